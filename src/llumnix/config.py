@@ -1,0 +1,99 @@
+"""Every knob of Llumnix, once. Frozen dataclasses that check themselves and say what is wrong in a sentence.
+
+The command line flags and `docs/configuration.md` are made from the fields: `help` is the sentence,
+the name with dashes is the flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llumnix.errors import UsageError
+
+
+def knob(default: Any, help: str) -> Any:
+    """A field with its one-sentence description (used for flags and the reference)."""
+    return field(default=default, metadata={"help": help})
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UsageError(sentence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyConfig:
+    """Scheduling policy: dispatch, pairing, priorities (paper sections 4.3 and 4.4). Freeness is in
+    blocks per request: 1 means that every running request can produce one more block of tokens."""
+
+    policy: str = knob("llumnix", "Scheduling policy: how requests are placed, and whether they are moved.")
+    migration: bool = knob(True, "Move running requests between instances when that helps.")
+    migrate_out_freeness: float = knob(10.0, "An instance whose freeness is below this gives requests away.")
+    migrate_in_freeness: float = knob(30.0, "An instance whose freeness is above this takes requests.")
+    pairing_interval_s: float = knob(0.1, "Seconds between two pairing rounds.")
+    request_cooldown_s: float = knob(1.0, "Seconds a request stays after a move before it may move again.")
+    max_migrations_per_instance: int = knob(1, "Migrations in flight per instance and direction that pairing starts.")
+    priority_target_tokens: int = knob(
+        1600, "With a high-priority request present, an instance counts as if it had room for only this many tokens."
+    )
+
+    def __post_init__(self) -> None:
+        _require(
+            self.migrate_in_freeness >= self.migrate_out_freeness,
+            f"--migrate-in-freeness ({self.migrate_in_freeness:g}) must not be below "
+            f"--migrate-out-freeness ({self.migrate_out_freeness:g}), or requests would bounce.",
+        )
+        _require(self.pairing_interval_s > 0, "--pairing-interval-s must be above 0.")
+        _require(self.request_cooldown_s >= 0, "--request-cooldown-s must not be negative.")
+        _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")
+        _require(self.priority_target_tokens >= 0, "--priority-target-tokens must not be negative.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationConfig:
+    """Live migration (paper section 4.2): when copying ends and how long anybody waits."""
+
+    max_stages: int = knob(8, "Copy rounds before the hand-over is forced.")
+    last_stage_max_blocks: int = knob(2, "Hand over when at most this many settled blocks are left to copy.")
+    prepare_timeout_s: float = knob(5.0, "Seconds the target has to answer a request for room.")
+    stage_timeout_s: float = knob(30.0, "Seconds one copy round may take.")
+    detach_timeout_s: float = knob(10.0, "Seconds the source's engine has to take a request out of its batch.")
+    commit_timeout_s: float = knob(2.0, "Seconds the target has to confirm a hand-over; then the front end decides.")
+    verdict_timeout_s: float = knob(1.0, "Seconds between two questions to the front end who owns a request.")
+    max_incoming: int = knob(4, "Migrations an instance takes at once; more are refused.")
+    max_outgoing: int = knob(4, "Migrations an instance makes at once; more wait or are refused.")
+
+    def __post_init__(self) -> None:
+        _require(self.max_stages >= 1, "--max-stages must be at least 1.")
+        _require(self.last_stage_max_blocks >= 0, "--last-stage-max-blocks must not be negative.")
+        for name in ("prepare", "stage", "detach", "commit", "verdict"):
+            _require(getattr(self, f"{name}_timeout_s") > 0, f"--{name}-timeout-s must be above 0.")
+        _require(self.max_incoming >= 1 and self.max_outgoing >= 1, "--max-incoming and --max-outgoing must be at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Instances, their health, and the processes around them."""
+
+    instances: int = knob(2, "Engine instances to start.")
+    launcher: str = knob("local", "How instances are started: local (processes on this machine).")
+    report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
+    heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance.")
+    instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.")
+    start_timeout_s: float = knob(600.0, "Seconds an instance may take to start.")
+    shutdown_timeout_s: float = knob(30.0, "Seconds that running requests get to finish after SIGTERM.")
+    max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
+    restart_instances: bool = knob(True, "Start a new instance in place of one that died.")
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
+        _require(self.launcher == "local", f"--launcher must be local, not {self.launcher}.")
+        for name in ("report_interval", "heartbeat_interval", "instance_timeout", "start_timeout"):
+            _require(getattr(self, f"{name}_s") > 0, f"--{name.replace('_', '-')}-s must be above 0.")
+        _require(
+            self.instance_timeout_s > 2 * self.heartbeat_interval_s,
+            "--instance-timeout-s must be more than twice --heartbeat-interval-s, or a single late heartbeat kills.",
+        )
+        _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
+        _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")

@@ -1,0 +1,27 @@
+"""Errors by fault.
+
+    LlumnixError
+    ├── UsageError        the user's: one sentence, exit code 2 (or a 4xx)
+    ├── IllegalEvent      ours: an event that the table of a machine has no edge for; raised loudly
+    └── EngineMismatch    the environment's: vLLM is not the version, or not shaped, as relied on
+
+A peer that is late is not an error: its message is counted and ignored. A peer that is gone is an event.
+"""
+
+from __future__ import annotations
+
+
+class LlumnixError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class UsageError(LlumnixError):
+    """Bad input from the user; `str(error)` is one sentence that says what to do."""
+
+
+class IllegalEvent(LlumnixError):
+    """A machine got an event that cannot happen in its state. Carries the story so far."""
+
+
+class EngineMismatch(LlumnixError):
+    """vLLM does not have a hook with the signature that the adapter relies on."""

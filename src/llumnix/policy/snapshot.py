@@ -1,0 +1,77 @@
+"""What a policy may know: frozen facts, in blocks and tokens. Nothing derived is stored here.
+
+An `InstanceSnapshot` is also the load report that an instance pushes: it is small and of constant
+size, so that freeness costs O(1) however many requests the instance holds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState
+
+
+class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as its instance sees it: what victim choice needs.
+
+    Blocks are engine blocks (`InstanceSnapshot.block_tokens` tokens each).
+    """
+
+    id: RequestId
+    state: RequestState
+    priority: Priority
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    held_blocks: float
+    """Blocks charged to it: a block shared by n requests counts 1/n for each."""
+    needed_blocks: int
+    """Blocks it needs to run its next step from nothing (its whole sequence so far)."""
+    movable: bool
+    preemptions: int = 0
+    moved_s: float | None = None
+    """When it last arrived here by migration (or an attempt to move it failed): for the cooldown."""
+
+
+class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The load of one instance at one moment. `free_blocks` counts evictable cached blocks as free."""
+
+    id: InstanceId
+    at: float
+    seq: int
+    """Grows with every report of this instance; an older report than the one known is ignored."""
+    state: InstanceState = InstanceState.RUNNING
+    total_blocks: int
+    watermark_blocks: int = 0
+    free_blocks: int
+    block_tokens: int = 16
+    max_running: int = 256
+    running: int = 0
+    waiting: int = 0
+    """Queued requests, preempted ones included."""
+    preempted: int = 0
+    """Preempted and not yet resumed."""
+    head_of_line_blocks: int = 0
+    """Blocks needed by the first request in the queue; 0 if none waits."""
+    queued_blocks: int = 0
+    """Blocks needed by all requests in the queue, the first included."""
+    high_running: int = 0
+    high_waiting: int = 0
+    incoming: int = 0
+    """Migrations on their way in; their reserved blocks are not free any more."""
+    outgoing: int = 0
+    preemptions: int = 0
+    """Preemptions since the instance started."""
+    migrations_in: int = 0
+    migrations_out: int = 0
+    smallest_running_blocks: int = 0
+    """Blocks of the shortest movable running request; 0 if there is none."""
+    dispatches_seen: tuple[int, ...] = ()
+    """Per front end: how many of its dispatches this report already counts."""
+
+
+class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster as the scheduler last heard of it; `instances` is sorted by id."""
+
+    at: float
+    instances: tuple[InstanceSnapshot, ...]
