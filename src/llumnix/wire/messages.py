@@ -1,0 +1,305 @@
+"""Control messages between our processes: msgspec structs, one tagged union, versioned by a leading byte.
+
+Tokens never travel here; they go from an instance straight to the front end on vLLM's own sockets. The
+migration protocol (control/messages.py) travels inside `Peer` and `Arbitration`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llumnix.control import messages as protocol
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, RequestId
+
+WIRE_VERSION = 1
+
+Protocol = (
+    protocol.Prepare
+    | protocol.Copy
+    | protocol.Commit
+    | protocol.Cancel
+    | protocol.Prepared
+    | protocol.Copied
+    | protocol.Committed
+    | protocol.Refused
+    | protocol.Doubt
+    | protocol.Verdict
+    | protocol.Adopted
+    | protocol.Moved
+    | protocol.Stayed
+    | protocol.Fenced
+)
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all wire messages."""
+
+
+class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach an instance. `index` is its identity on vLLM's sockets and never used twice."""
+
+    id: InstanceId
+    index: int
+    pid: int
+    node: str
+    control: str
+    """Address of its mailbox."""
+    data: str
+    """Address of its transport (KV blocks), opaque to all but the transport."""
+
+
+# an instance, to the scheduler and to every front end
+
+
+class Report(Wire, frozen=True, kw_only=True, tag=True):
+    """Load, heartbeat and introduction in one: whoever hears the first one knows the instance."""
+
+    info: InstanceInfo
+    snapshot: InstanceSnapshot
+
+
+class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One request on one instance, as `GET /llumnix/v1/requests` shows it (`request` is the engine's id)."""
+
+    request: RequestId
+    front_end: int
+    priority: int
+    prompt_tokens: int
+    output_tokens: int
+    state: str
+    migrations: int
+    why_pinned: str = ""
+
+
+class Requests(Wire, frozen=True, kw_only=True, tag=True):
+    """Answer to `ListRequests`."""
+
+    query: int
+    instance: InstanceId
+    rows: tuple[RequestRow, ...]
+
+
+# instance to instance, and instance to front end and back
+
+
+class Peer(Wire, frozen=True, kw_only=True, tag=True):
+    """A step of the migration protocol; `sender` is where answers go."""
+
+    sender: InstanceInfo
+    message: Protocol
+
+
+class Arbitration(Wire, frozen=True, kw_only=True, tag=True):
+    """A `Doubt` to the front end that owns the stream, or its `Verdict` to either side."""
+
+    message: Protocol
+
+
+# to an instance
+
+
+class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
+    """Give `count` requests (or the one named) to `target`. Answered with a `MoveAnswer` to `reply_to`."""
+
+    move_id: int
+    target: InstanceInfo
+    reason: str
+    reply_to: str
+    request: RequestId | None = None
+    count: int = 1
+
+
+class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
+    draining: bool
+    reason: str
+
+
+class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
+    query: int
+    reply_to: str
+
+
+class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):
+    """The front end died; its requests have no reader any more and are aborted."""
+
+    front_end: int
+
+
+# from an instance
+
+
+class MoveAnswer(Wire, frozen=True, kw_only=True, tag=True):
+    """How a move ended. One per move request; `moved` counts the requests that really went."""
+
+    move_id: int
+    source: InstanceId
+    target: InstanceId
+    ok: bool
+    reason: str
+    moved: int = 0
+    request: RequestId | None = None
+    stages: int = 0
+    bytes_copied: int = 0
+    blocks_skipped: int = 0
+    copy_s: float = 0.0
+    handover_s: float = 0.0
+
+
+# launcher, scheduler, front ends
+
+
+class InstanceStarting(Wire, frozen=True, kw_only=True, tag=True):
+    """The launcher started a process; its first report follows when it can serve."""
+
+    instance: InstanceId
+    index: int
+    pid: int
+    node: str
+
+
+class InstanceGone(Wire, frozen=True, kw_only=True, tag=True):
+    """The instance will never speak again: it exited, or is fenced. Sent to everybody."""
+
+    instance: InstanceId
+    index: int
+    why: str
+    expected: bool
+    """True after a drain or a stop; False if it died or stalled."""
+
+
+class StartInstances(Wire, frozen=True, kw_only=True, tag=True):
+    """To the launcher (from the scheduler)."""
+
+    count: int
+    reason: str
+
+
+class StopInstance(Wire, frozen=True, kw_only=True, tag=True):
+    """To the launcher: end this process (it is empty, or it is fenced and `kill` is set)."""
+
+    instance: InstanceId
+    reason: str
+    kill: bool = False
+
+
+class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
+    """To the scheduler: empty the instance by migration, then stop it (unless `keep`)."""
+
+    instance: InstanceId
+    keep: bool
+    query: int
+    reply_to: str
+
+
+class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
+    """To the scheduler: start `count` more."""
+
+    count: int
+    query: int
+    reply_to: str
+
+
+class Answer(Wire, frozen=True, kw_only=True, tag=True):
+    """To whoever asked with a `query` number."""
+
+    query: int
+    ok: bool
+    why: str = ""
+
+
+class SchedulerAlive(Wire, frozen=True, kw_only=True, tag=True):
+    """The scheduler's heartbeat to the front ends (for `llumnix status`)."""
+
+    pid: int
+
+
+class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt, as `GET /llumnix/v1/migrations` lists it. `request_id` is the client's id."""
+
+    at: float
+    """Seconds since the epoch (wall clock)."""
+    request_id: str
+    source: InstanceId
+    target: InstanceId
+    reason: str
+    outcome: str
+    stages: int = 0
+    bytes: int = 0
+    blocks_skipped: int = 0
+    copy_ms: float = 0.0
+    handover_ms: float = 0.0
+    downtime_ms: float | None = None
+
+
+class ListMigrations(Wire, frozen=True, kw_only=True, tag=True):
+    """Front end to front end: each keeps the records of its own streams."""
+
+    query: int
+    limit: int
+    reply_to: str
+
+
+class Migrations(Wire, frozen=True, kw_only=True, tag=True):
+    query: int
+    records: tuple[MigrationRecord, ...]
+
+
+class MigrateByHand(Wire, frozen=True, kw_only=True, tag=True):
+    """Front end to the front end that owns the stream: move this engine request."""
+
+    query: int
+    request: RequestId
+    target: InstanceId
+    reply_to: str
+
+
+class MigrateAnswer(Wire, frozen=True, kw_only=True, tag=True):
+    query: int
+    ok: bool
+    status: int
+    record: MigrationRecord | None = None
+    why: str = ""
+
+
+Any = (
+    Report
+    | Requests
+    | Peer
+    | Arbitration
+    | MoveOut
+    | SetDraining
+    | ListRequests
+    | FrontEndLost
+    | MoveAnswer
+    | InstanceStarting
+    | InstanceGone
+    | StartInstances
+    | StopInstance
+    | DrainInstance
+    | AddInstances
+    | Answer
+    | SchedulerAlive
+    | ListMigrations
+    | Migrations
+    | MigrateByHand
+    | MigrateAnswer
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Any)
+
+
+def encode(message: Wire) -> bytes:
+    return bytes((WIRE_VERSION,)) + _encoder.encode(message)
+
+
+def decode(frame: bytes) -> Wire:
+    """Raises ValueError on anything that is not a message of this version."""
+    if not frame or frame[0] != WIRE_VERSION:
+        raise ValueError(f"not a control message of version {WIRE_VERSION}")
+    try:
+        message: Wire = _decoder.decode(memoryview(frame)[1:])
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+    return message
