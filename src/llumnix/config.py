@@ -69,7 +69,9 @@ class MigrationConfig:
         _require(self.last_stage_max_blocks >= 0, "--last-stage-max-blocks must not be negative.")
         for name in ("prepare", "stage", "detach", "commit", "verdict"):
             _require(getattr(self, f"{name}_timeout_s") > 0, f"--{name}-timeout-s must be above 0.")
-        _require(self.max_incoming >= 1 and self.max_outgoing >= 1, "--max-incoming and --max-outgoing must be at least 1.")
+        _require(
+            self.max_incoming >= 1 and self.max_outgoing >= 1, "--max-incoming and --max-outgoing must be at least 1."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,9 @@ class ClusterConfig:
     shutdown_timeout_s: float = knob(30.0, "Seconds that running requests get to finish after SIGTERM.")
     max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
     restart_instances: bool = knob(True, "Start a new instance in place of one that died.")
+    admin_port: int = knob(0, "Port of the admin routes, if not the one of the others (0: the same).")
+    log_dir: str = knob("", "Folder for the log files of all processes (default: a private one that goes at the end).")
+    verbose: bool = knob(False, "Show the log of every process on the console instead of writing files.")
 
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
@@ -97,3 +102,4 @@ class ClusterConfig:
         )
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
+        _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")

@@ -1,0 +1,1 @@
+"""What turns requests into tokens: the seam to an engine, and the engines behind it."""

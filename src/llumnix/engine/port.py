@@ -1,0 +1,83 @@
+"""The seam between the processes of a server and the engine that runs in them.
+
+An engine is a module with the four functions of `Boot`. The nursery (cluster/nursery.py) imports it once,
+prepares it once, and forks every instance and every front end from there: a `Setup` is inherited by fork,
+never sent, so it may hold anything. No function of the module may start a thread before the fork.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import AddressBook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSpec:
+    """One incarnation of one instance.
+
+    The instance listens at `book.instance(id)`, connects to the sockets of all front ends, and sends its
+    first `Report` to the launcher as well as to the scheduler and the front ends: that is what "ready" means.
+    SIGTERM ends it: `run_instance` returns within a few seconds.
+    """
+
+    id: InstanceId
+    index: int
+    """Identity on vLLM's sockets; like the id never used twice."""
+    slot: int
+    """Place on this machine (GPUs, NUMA node): the smallest one that is free, so a restart gets it back."""
+    node: str
+    book: AddressBook
+    policy: PolicyConfig
+    migration: MigrationConfig
+    cluster: ClusterConfig
+    secret: bytes
+    """Shared by the processes of one server; whoever connects to a data socket shows that it knows it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontEndSpec:
+    """One front end of `book.front_ends`. A restarted one has the same index.
+
+    SIGTERM ends it: it stops accepting, lets the running requests finish for at most
+    `cluster.shutdown_timeout_s`, and `run_front_end` returns.
+    """
+
+    index: int
+    node: str
+    book: AddressBook
+    policy: PolicyConfig
+    migration: MigrationConfig
+    cluster: ClusterConfig
+    admin_socket: socket.socket | None = None
+    """Listens where the admin routes are served; None: beside the others, on the main socket."""
+
+
+class Setup(Protocol):
+    """What `prepare` makes of the flags; all but these two is the engine's own."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
+class Boot(Protocol):
+    """What an engine module offers. `Any` is the module's own `Setup`."""
+
+    def prepare(self, argv: list[str], model: str) -> Any:
+        """Parses the engine's flags and reads the model's configuration; UsageError in one sentence."""
+
+    def listen(self, setup: Any) -> socket.socket:
+        """Opens the HTTP socket, which all front ends share; UsageError when the port is taken."""
+
+    def run_instance(self, setup: Any, spec: InstanceSpec) -> None:
+        """Blocks until the instance ends; an exception ends the process with exit code 1."""
+
+    def run_front_end(self, setup: Any, spec: FrontEndSpec, sock: socket.socket) -> None:
+        """Blocks until the front end ends."""
