@@ -108,11 +108,14 @@ class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
     reply_to: str
     request: RequestId | None = None
     count: int = 1
+    room_blocks: int | None = None
+    """Give at most this many blocks away, all requests together; None: the target's refusal is enough."""
 
 
 class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
     draining: bool
     reason: str
+    keep: bool = False
 
 
 class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
@@ -124,6 +127,31 @@ class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):
     """The front end died; its requests have no reader any more and are aborted."""
 
     front_end: int
+
+
+# from a worker to its own instance
+
+
+class PullEnded(Wire, frozen=True, kw_only=True, tag=True):
+    """Worker `rank` finished, or gave up, pulling the blocks of one stage."""
+
+    request: RequestId
+    epoch: int
+    stage: int
+    rank: int
+    ok: bool
+    reason: str = ""
+    bytes_read: int = 0
+    quarantined: bool = False
+
+
+class BlocksReleased(Wire, frozen=True, kw_only=True, tag=True):
+    """No late byte of a quarantined pull can land any more."""
+
+    request: RequestId
+    epoch: int
+    stage: int
+    rank: int
 
 
 # from an instance
@@ -271,6 +299,8 @@ Any = (
     | SetDraining
     | ListRequests
     | FrontEndLost
+    | PullEnded
+    | BlocksReleased
     | MoveAnswer
     | InstanceStarting
     | InstanceGone

@@ -1,0 +1,202 @@
+"""vLLM's scheduler, able to lend a request to a migration: take it out of the batch, put it back, adopt one.
+
+Nothing of vLLM's scheduling is replaced. An adopted request resumes through vLLM's own path for requests
+that hold computed tokens while they wait (`Scheduler.kv_holding_waiting`), so the stock `schedule()` and
+both model runners treat it as one that was preempted here earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+if TYPE_CHECKING:
+    _Base = Scheduler
+else:
+    _Base = object
+
+
+class MigrationSupport(_Base):
+    """Mixed into both of vLLM's schedulers. Called on the engine's main thread, between steps only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.slots_kept = 0
+        """Batch slots kept free for requests that are on their way in."""
+        self.pinned_blocks = 0
+        self.preemptions = 0
+
+    # -- while a request decodes at the source
+
+    def settled_tokens(self, request: Request) -> int:
+        """Tokens whose KV is written and never changes again: steps in flight do not count.
+
+        Relies on `Request.num_in_flight_tokens` (0.32): `num_computed_tokens` runs ahead of the device
+        under async scheduling.
+        """
+        return max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+
+    def blocks_for(self, tokens: int) -> int:
+        return cdiv(tokens, self.block_size)
+
+    def is_queued(self, request: Request) -> bool:
+        return request.status != RequestStatus.RUNNING
+
+    def lend(self, request: Request) -> None:
+        """Takes the request out of the batch or the queue; it keeps its blocks and stays in `requests`.
+
+        A step in flight still delivers its token. Relies on `Scheduler.running` being a list and on
+        `update_from_output` looking requests up in `Scheduler.requests`.
+        """
+        if request.status == RequestStatus.RUNNING:
+            self.running.remove(request)
+        else:
+            self.waiting.remove_requests([request])
+            self.kv_holding_waiting.remove_requests([request])
+            self.deferred_waiting.discard(request)
+
+    def take_back(self, request: Request) -> None:
+        """Puts a lent request back where it was: into the batch, or to the front of the queue."""
+        if request.status == RequestStatus.RUNNING:
+            self.running.append(request)
+            return
+        if self._is_blocked_waiting_status(request.status):
+            self.deferred_waiting.add(request)
+        queue = self.kv_holding_waiting if self._holds_kv_blocks(request) else self.waiting
+        queue.prepend_request(request)
+
+    # -- block tables
+
+    def block_ids(self, request_id: str, first_block: int, blocks: int) -> list[int]:
+        """Ids of the blocks that hold tokens `[first_block, first_block + blocks) * block_size`.
+
+        All KV groups one after another; 0 (vLLM's null block) where a sliding window has left the
+        block behind. Groups may have block sizes of their own, all multiples or divisors of ours.
+        """
+        ids: list[int] = []
+        for table, size in zip(self.kv_cache_manager.get_block_ids(request_id), self._group_block_sizes(), strict=True):
+            first = first_block * self.block_size // size
+            last = cdiv((first_block + blocks) * self.block_size, size)
+            part = table[first:last]
+            ids.extend(part)
+            ids.extend([0] * (last - first - len(part)))
+        return ids
+
+    def pin(self, request_id: str, first_block: int, blocks: int) -> list[KVCacheBlock]:
+        """Keeps blocks from being reused until `unpin`, whatever becomes of the request."""
+        held: list[KVCacheBlock] = []
+        tables = self.kv_cache_manager.get_blocks(request_id).blocks
+        for table, size in zip(tables, self._group_block_sizes(), strict=True):
+            first = first_block * self.block_size // size
+            last = cdiv((first_block + blocks) * self.block_size, size)
+            held.extend(block for block in table[first:last] if not block.is_null)
+        self.kv_cache_manager.block_pool.touch(held)
+        self.pinned_blocks += len(held)
+        return held
+
+    def unpin(self, held: list[KVCacheBlock]) -> None:
+        self.kv_cache_manager.block_pool.free_blocks(reversed(held))
+        self.pinned_blocks -= len(held)
+
+    def held_blocks(self, request_id: str) -> Iterator[KVCacheBlock]:
+        for table in self.kv_cache_manager.get_blocks(request_id).blocks:
+            yield from (block for block in table if not block.is_null)
+
+    # -- at the target
+
+    def reserve(self, request: Request, settled_tokens: int) -> int | None:
+        """Allocates room for the settled tokens and a spare block; returns tokens already cached here.
+
+        None when there is no room. Takes the way of vLLM's own remote prefill (`num_external_computed_tokens`),
+        which knows sliding windows and never zeroes blocks that are about to be written from outside.
+        """
+        manager = self.kv_cache_manager
+        cached_blocks, cached_tokens, _ = manager.get_computed_blocks(request)
+        external = max(0, settled_tokens - cached_tokens)
+        groups = tuple(range(len(self.kv_cache_config.kv_cache_groups)))
+        if cached_tokens or external:
+            adopted = manager.allocate_slots(
+                request,
+                num_new_tokens=0,
+                num_new_computed_tokens=cached_tokens,
+                new_computed_blocks=cached_blocks if cached_tokens else None,
+                num_external_computed_tokens=external,
+                delay_cache_blocks=True,
+                reserved_blocks=self._inflight_prefill_reserved_blocks() + self.watermark_spare,
+                skip_zeroing_group_ids=groups,
+            )
+            if adopted is None:
+                return None
+        if not self.grow(request, max(settled_tokens, cached_tokens) + self.block_size):
+            manager.free(request)
+            return None
+        return cached_tokens
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Extends the reservation to `tokens` tokens; False when there is no room (nothing changed)."""
+        limit = min(tokens, self.max_model_len)
+        return self.kv_cache_manager.allocate_slots(request, limit, delay_cache_blocks=True) is not None
+
+    def release_reservation(self, request: Request) -> None:
+        self.kv_cache_manager.free(request)
+
+    def has_slot(self) -> bool:
+        """Whether one more request could run here right after it arrives."""
+        return len(self.running) + self.slots_kept < self.max_num_running_reqs
+
+    def adopt(self, request: Request, computed_tokens: int) -> None:
+        """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue).
+
+        Blocks that a sliding window has passed are given back first: they were not copied and must never
+        enter the prefix cache.
+        """
+        manager = self.kv_cache_manager
+        request.num_computed_tokens = computed_tokens
+        if computed_tokens:
+            manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
+            manager.cache_blocks(request, computed_tokens)
+        self.requests[request.request_id] = request
+        if request.num_output_tokens:
+            # Its first token and prefill statistics went out from the source.
+            request.status = RequestStatus.PREEMPTED
+            request.prefill_stats = None
+        self.take_back(request)
+
+    # -- overridden
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        # `max_num_active_reqs` bounds admission from the queue; `schedule` reads it once per request.
+        active = self.max_num_active_reqs
+        self.max_num_active_reqs = active - self.slots_kept
+        try:
+            return super().schedule(throttle_prefills)
+        finally:
+            self.max_num_active_reqs = active
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self.preemptions += 1
+
+    # -- helpers
+
+    @property
+    def watermark_spare(self) -> int:
+        """One block stays free beyond every reservation, so that the next step of the batch here fits."""
+        return 1
+
+    def _group_block_sizes(self) -> list[int]:
+        return [group.kv_cache_spec.block_size for group in self.kv_cache_config.kv_cache_groups]
+
+
+class LlumnixScheduler(MigrationSupport, Scheduler):
+    """For engines without async scheduling."""
+
+
+class LlumnixAsyncScheduler(MigrationSupport, AsyncScheduler):
+    """For engines with async scheduling. Must derive from AsyncScheduler: vLLM checks for it."""
