@@ -11,6 +11,12 @@ import msgspec
 
 from llumnix.types import Epoch, InstanceId, RequestId
 
+FRONT_END = InstanceId("front end")
+"""The sender of a `Verdict`."""
+
+NOBODY = InstanceId("")
+"""The owner in a `Verdict` on a request that has ended or goes on under another id: everybody frees it."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request: RequestId
@@ -80,17 +86,19 @@ class Refused(Message, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-# source -> front end, front end -> both
+# source or target -> front end, front end -> both
 
 
 class Doubt(Message, frozen=True, kw_only=True, tag=True):
-    """A commit was not acknowledged in time: the front end must say who owns the request."""
+    """The front end must say who owns the request: the source heard no acknowledgement of its commit in time, or the
+    target (`sender == target`) adopted it and was not told that this stands."""
 
     target: InstanceId
 
 
 class Verdict(Message, frozen=True, kw_only=True, tag=True):
-    """The front end's answer. The loser's copy is freed; what it still sends is dropped."""
+    """The front end's word on one attempt; it never changes. The loser's copy is freed; what it still sends is dropped.
+    A target also gets one, unasked, when its adoption stands."""
 
     owner: InstanceId
 
@@ -126,3 +134,10 @@ class Stayed(Message, frozen=True, kw_only=True, tag=True):
 
 class Fenced(Message, frozen=True, kw_only=True, tag=True):
     """The loser of a verdict freed its copy; nothing of this epoch follows on its stream."""
+
+
+AnyMessage = Prepare | Copy | Commit | Cancel | Prepared | Copied | Committed | Refused | Doubt | Verdict
+"""What travels on control channels: may be lost, doubled, late or out of order."""
+
+AnyNotice = Adopted | Moved | Stayed | Fenced
+"""What travels in token streams: complete and in order for as long as the instance lives."""
