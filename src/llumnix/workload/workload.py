@@ -1,0 +1,213 @@
+"""A workload: the requests of one run, made from one line of text.
+
+    poisson:rate=32,prompt=zipf128,output=zipf128,requests=10000,high=0.1,seed=3
+    S-S?rate=36&seed=1                  a trace of the paper by its name
+    azure-conv?rate=20&limit=5000       a trace that comes with the package
+    my-trace.csv?rate=4&scale=0.1       a file (Azure CSV, Mooncake JSON lines, or our own form)
+
+A name, then options after `:` or `?`, separated by `,` or `&`:
+
+| option | meaning | default |
+|---|---|---|
+| `rate` | mean requests per second; a trace is stretched or squeezed to it | 1; the paper's lowest; a trace as it is |
+| `requests` or `limit` | how many; of a trace, the first so many | 1000; the paper's 10,000; all |
+| `cv` | coefficient of variation of the gaps (`gamma`; makes a paper trace's arrivals gamma) | 1 |
+| `prompt`, `output` | lengths, see `lengths.py` | zipf128 |
+| `high` | share of requests that are of high priority | 0; as the trace has it |
+| `scale` | factor on all lengths, for small models | 1 |
+| `cap` | longest prompt and longest output in tokens | none |
+| `total` | longest prompt and output together; the output gives way first | none |
+| `seed` | of all random numbers | 0 |
+
+Same text, same requests, on every machine: each purpose (arrivals, prompt lengths, output lengths, priorities)
+draws from a generator of its own, spawned from the seed, so that adding a draw to one shifts no other. NumPy
+guarantees the bits of PCG64 and of SeedSequence.spawn for good; it lets a release change how `Generator` turns
+those bits into exponential and gamma numbers, and the last bit of a logarithm may differ between math libraries.
+The first would be caught by the digests in our tests, the second is rounded away.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from llumnix.errors import UsageError
+from llumnix.types import HIGH, NORMAL
+from llumnix.workload.arrivals import PROCESSES
+from llumnix.workload.lengths import parse_lengths
+from llumnix.workload.trace import WorkloadRequest, load_trace, request_id
+
+__all__ = ["PAPER_TRACES", "TRACES", "Workload", "WorkloadRequest", "load_workload"]
+
+PAPER_TRACES: dict[str, dict[str, str]] = {
+    "S-S": {"prompt": "zipf128", "output": "zipf128", "rate": "32"},
+    "M-M": {"prompt": "zipf256", "output": "zipf256", "rate": "7.4"},
+    "L-L": {"prompt": "zipf512", "output": "zipf512", "rate": "2.6"},
+    "S-L": {"prompt": "zipf128", "output": "zipf512", "rate": "4.1"},
+    "L-S": {"prompt": "zipf512", "output": "zipf128", "rate": "10"},
+    "ShareGPT": {"prompt": "ShareGPT", "output": "ShareGPT", "rate": "7", "total": "12800"},
+    "BurstGPT": {"prompt": "BurstGPT", "output": "BurstGPT", "rate": "7.5", "cap": "6144"},
+}
+"""The seven traces of the paper's figure 11 and the lowest rate of each; 10,000 requests, Poisson arrivals."""
+
+TRACES = {
+    "azure-code": "azure-code.csv.xz",
+    "azure-conv": "azure-conv.csv.xz",
+    "mooncake-conv": "mooncake-conv.jsonl.xz",
+}
+"""Public traces that come with the package (`data/README.md` has sources and licences)."""
+
+_LENGTH_OPTIONS = {"scale", "cap", "total"}
+_TRACE_OPTIONS = _LENGTH_OPTIONS | {"rate", "requests", "high", "seed"}
+_GENERATOR_OPTIONS = _TRACE_OPTIONS | {"cv", "prompt", "output"}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests by time of arrival, and the text that they were made from."""
+
+    name: str
+    requests: tuple[WorkloadRequest, ...]
+    seed: int = 0
+
+    @property
+    def duration_s(self) -> float:
+        """Time from the first to the last arrival."""
+        return self.requests[-1].arrival_s - self.requests[0].arrival_s if self.requests else 0.0
+
+
+def load_workload(
+    text: str, *, rate: float | None = None, requests: int | None = None, seed: int | None = None
+) -> Workload:
+    """The workload that `text` describes (see the module); the keywords override its options.
+
+    Raises UsageError, one sentence, for a name, option, number or file that makes no sense.
+    """
+    name, given = _split(text)
+    overrides = {"rate": rate, "requests": requests, "seed": seed}
+    given |= {key: str(value) for key, value in overrides.items() if value is not None}
+    if name in PROCESSES:
+        options = _Options(name, given, _GENERATOR_OPTIONS)
+        made: Sequence[WorkloadRequest] = _generate(name, options)
+    elif name in PAPER_TRACES:
+        options = _Options(name, {"requests": "10000"} | PAPER_TRACES[name] | given, _GENERATOR_OPTIONS)
+        made = _generate("gamma" if "cv" in given else "poisson", options)
+    else:
+        options = _Options(name, given, _TRACE_OPTIONS)
+        made = _from_trace(name, options)
+    made = _with_high(made, options)
+    return Workload(name=text, requests=tuple(_fit(request, options) for request in made), seed=options.seed)
+
+
+class _Options:
+    """The options of one workload, checked: unknown names and impossible numbers raise UsageError."""
+
+    def __init__(self, name: str, given: Mapping[str, str], allowed: set[str]) -> None:
+        self.name, self.given = name, given
+        unknown = sorted(set(given) - allowed)
+        if unknown:
+            raise UsageError(f"{name} has no option {unknown[0]}; it has {', '.join(sorted(allowed))}.")
+        self.seed = self.whole("seed", 0, least=0)
+
+    def number(self, key: str, default: float, *, above: float = 0.0, most: float = math.inf) -> float:
+        text = self.given.get(key)
+        try:
+            value = default if text is None else float(text)
+        except ValueError:
+            value = math.nan
+        if not above < value <= most or math.isinf(value):
+            limits = f"above {above:g}" + ("" if math.isinf(most) else f" and at most {most:g}")
+            raise UsageError(f"{self.name}: {key} must be a number {limits}, not {text}.")
+        return value
+
+    def whole(self, key: str, default: int, *, least: int = 1) -> int:
+        text = self.given.get(key)
+        if text is None:
+            return default
+        if not re.fullmatch(r"\d+", text) or int(text) < least:
+            raise UsageError(f"{self.name}: {key} must be a whole number of at least {least}, not {text}.")
+        return int(text)
+
+    def generators(self) -> tuple[np.random.Generator, ...]:
+        """Generators for arrivals, prompt lengths, output lengths, priorities. Append new purposes at the end."""
+        children = np.random.SeedSequence(self.seed).spawn(4)
+        return tuple(np.random.Generator(np.random.PCG64(child)) for child in children)
+
+
+def _split(text: str) -> tuple[str, dict[str, str]]:
+    """Name and options. A `:` starts options only after a generator's name, for a path may have one."""
+    name, _, tail = text.strip().partition("?")
+    head, colon, rest = name.partition(":")
+    if colon and (head in PROCESSES or head in PAPER_TRACES or head in TRACES):
+        name, tail = head, rest + ("&" + tail if tail else "")
+    options: dict[str, str] = {}
+    for item in filter(None, re.split("[,&]", tail)):
+        key, equals, value = item.partition("=")
+        key = {"limit": "requests"}.get(key.strip(), key.strip())
+        if not equals or not value.strip():
+            raise UsageError(f"{name}: {item!r} is not an option; options look like rate=4.")
+        if key in options:
+            raise UsageError(f"{name}: {key} is given twice.")
+        options[key] = value.strip()
+    return name, options
+
+
+def _generate(process: str, options: _Options) -> list[WorkloadRequest]:
+    count = options.whole("requests", 1000)
+    arrivals, prompts, outputs, _ = options.generators()
+    times = PROCESSES[process](arrivals, count, options.number("rate", 1.0), options.number("cv", 1.0))
+    prompt_tokens = parse_lengths(options.given.get("prompt", "zipf128"), "prompt")(prompts.random(count))
+    output_tokens = parse_lengths(options.given.get("output", "zipf128"), "output")(outputs.random(count))
+    columns = zip(times.tolist(), prompt_tokens.tolist(), output_tokens.tolist(), strict=True)
+    return [WorkloadRequest(request_id(i), *column) for i, column in enumerate(columns)]
+
+
+def _from_trace(name: str, options: _Options) -> Sequence[WorkloadRequest]:
+    if name in TRACES:
+        with resources.as_file(resources.files(__package__) / "data" / TRACES[name]) as path:
+            requests = load_trace(path)
+    elif ".csv" in Path(name).suffixes or ".jsonl" in Path(name).suffixes:
+        requests = load_trace(Path(name))
+    else:
+        known = ", ".join((*PROCESSES, *PAPER_TRACES, *TRACES))
+        raise UsageError(f"{name or 'An empty text'} is not a workload: use one of {known}, or a .csv or .jsonl file.")
+    requests = requests[: options.whole("requests", len(requests))]
+    if "rate" not in options.given:
+        return requests
+    span_s = requests[-1].arrival_s
+    wanted_s = (len(requests) - 1) / options.number("rate", 1.0)
+    factor = wanted_s / span_s if span_s else 0.0
+    # Whole nanoseconds, as everywhere in a workload.
+    return [msgspec.structs.replace(r, arrival_s=round(r.arrival_s * factor, 9)) for r in requests]
+
+
+def _with_high(requests: Sequence[WorkloadRequest], options: _Options) -> Sequence[WorkloadRequest]:
+    """Makes a random share `high` of the requests high and the others normal, if that option is given."""
+    if "high" not in options.given:
+        return requests
+    share = options.number("high", 0.0, above=-1e-300, most=1.0)
+    drawn = options.generators()[3].random(len(requests)) < share
+    return [
+        msgspec.structs.replace(request, priority=HIGH if high else NORMAL)
+        for request, high in zip(requests, drawn.tolist(), strict=True)
+    ]
+
+
+def _fit(request: WorkloadRequest, options: _Options) -> WorkloadRequest:
+    """Scales and cuts the lengths; content ids stay only where the prompt stays as it was."""
+    if not _LENGTH_OPTIONS & options.given.keys():
+        return request
+    scale = options.number("scale", 1.0)
+    cap, total = options.whole("cap", 2**31), options.whole("total", 2**31, least=2)
+    prompt = min(max(1, math.ceil(request.prompt_tokens * scale)), cap, total - 1)
+    output = min(max(1, math.ceil(request.output_tokens * scale)), cap, total - prompt)
+    # A shorter prompt keeps the front of its content; a scaled one is another prompt altogether.
+    hashes = request.block_hashes if scale == 1.0 else ()
+    return msgspec.structs.replace(request, prompt_tokens=prompt, output_tokens=output, block_hashes=hashes)
