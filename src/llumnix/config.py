@@ -29,8 +29,12 @@ class PolicyConfig:
 
     policy: str = knob("llumnix", "Scheduling policy: how requests are placed, and whether they are moved.")
     migration: bool = knob(True, "Move running requests between instances when that helps.")
-    migrate_out_freeness: float = knob(10.0, "An instance whose freeness is below this gives requests away.")
-    migrate_in_freeness: float = knob(30.0, "An instance whose freeness is above this takes requests.")
+    migrate_out_freeness: float | None = knob(
+        None, "An instance whose freeness is below this gives requests away (default: as the policy says, llumnix 10)."
+    )
+    migrate_in_freeness: float | None = knob(
+        None, "An instance whose freeness is above this takes requests (default: as the policy says, llumnix 30)."
+    )
     pairing_interval_s: float = knob(0.1, "Seconds between two pairing rounds.")
     request_cooldown_s: float = knob(1.0, "Seconds a request stays after a move before it may move again.")
     max_migrations_per_instance: int = knob(1, "Migrations in flight per instance and direction that pairing starts.")
@@ -39,11 +43,12 @@ class PolicyConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(
-            self.migrate_in_freeness >= self.migrate_out_freeness,
-            f"--migrate-in-freeness ({self.migrate_in_freeness:g}) must not be below "
-            f"--migrate-out-freeness ({self.migrate_out_freeness:g}), or requests would bounce.",
-        )
+        if self.migrate_in_freeness is not None and self.migrate_out_freeness is not None:
+            _require(
+                self.migrate_in_freeness >= self.migrate_out_freeness,
+                f"--migrate-in-freeness ({self.migrate_in_freeness:g}) must not be below "
+                f"--migrate-out-freeness ({self.migrate_out_freeness:g}), or requests would bounce.",
+            )
         _require(self.pairing_interval_s > 0, "--pairing-interval-s must be above 0.")
         _require(self.request_cooldown_s >= 0, "--request-cooldown-s must not be negative.")
         _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")

@@ -68,6 +68,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks of the shortest movable running request; 0 if there is none."""
     dispatches_seen: tuple[int, ...] = ()
     """Per front end: how many of its dispatches this report already counts."""
+    drain_keep: bool = False
+    """It is draining and is to be left running, empty; a restarted scheduler reads its intent here."""
 
 
 class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,94 @@
+"""The policies by name. A new policy is one more `Policy` value here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llumnix.config import PolicyConfig
+from llumnix.errors import UsageError
+from llumnix.policy.baselines import LEAST_REQUESTS, ROUND_ROBIN, VLLM_DP
+from llumnix.policy.dispatch import FREENESS, PAPER_FREENESS, DispatchRule
+from llumnix.policy.pairing import PairingRule, PairingTerms, pair_by_benefit, pair_by_rank
+from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimRule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How requests are placed, which instances exchange requests, and which requests those are."""
+
+    help: str
+    dispatch: DispatchRule
+    pairing: PairingRule | None = None
+    """None: the policy never moves a request, not even off a draining instance, which empties by itself."""
+    victim: VictimRule = CHEAPEST
+    priorities: bool = True
+    """High-priority requests get headroom; otherwise they are requests like any other."""
+    migrate_out_freeness: float = 10.0
+    migrate_in_freeness: float = 30.0
+
+    def priority_target_tokens(self, config: PolicyConfig) -> int | None:
+        """The target load of an instance with high-priority requests; None if there is no such thing."""
+        return config.priority_target_tokens if self.priorities else None
+
+    def pairing_terms(self, config: PolicyConfig) -> PairingTerms:
+        """The thresholds in force: what is configured, else the policy's own. The one for taking is never below
+        the one for giving."""
+        out_freeness = _first(config.migrate_out_freeness, self.migrate_out_freeness)
+        return PairingTerms(
+            migrate_out_freeness=out_freeness,
+            migrate_in_freeness=max(out_freeness, _first(config.migrate_in_freeness, self.migrate_in_freeness)),
+            max_migrations=config.max_migrations_per_instance,
+            priority_target_tokens=self.priority_target_tokens(config),
+        )
+
+
+DEFAULT = "llumnix"
+
+POLICIES: dict[str, Policy] = {
+    "llumnix": Policy(
+        help="freest instance, live migration with a test of benefit, priorities (default)",
+        dispatch=FREENESS,
+        pairing=pair_by_benefit,
+    ),
+    "llumnix-paper": Policy(
+        help="Llumnix as in the paper's experiments",
+        dispatch=PAPER_FREENESS,
+        pairing=pair_by_rank,
+        victim=LAST_COME,
+        migrate_out_freeness=3.0,
+        migrate_in_freeness=3.0,
+    ),
+    "llumnix-base": Policy(
+        help="llumnix-paper without priorities",
+        dispatch=PAPER_FREENESS,
+        pairing=pair_by_rank,
+        victim=LAST_COME_OF_ALL,
+        priorities=False,
+        migrate_out_freeness=3.0,
+        migrate_in_freeness=3.0,
+    ),
+    "infaas++": Policy(
+        help="freest instance by memory, the queue included; no migration, no priorities",
+        dispatch=PAPER_FREENESS,
+        priorities=False,
+    ),
+    "round-robin": Policy(help="one after the other; no migration", dispatch=ROUND_ROBIN, priorities=False),
+    "least-requests": Policy(help="fewest requests; no migration", dispatch=LEAST_REQUESTS, priorities=False),
+    "vllm-dp": Policy(
+        help="vLLM's data-parallel load balancing: lowest 4 · waiting + running; no migration",
+        dispatch=VLLM_DP,
+        priorities=False,
+    ),
+}
+
+
+def find_policy(name: str) -> Policy:
+    """Raises UsageError, which lists the names, for an unknown one."""
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise UsageError(f"--policy must be one of {', '.join(POLICIES)}, not {name}.") from None
+
+
+def _first(configured: float | None, default: float) -> float:
+    return default if configured is None else configured

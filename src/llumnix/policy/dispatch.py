@@ -1,0 +1,87 @@
+"""Which instance takes a new request: the freest one (paper section 4.3).
+
+A dispatch rule ranks one instance at a time, in O(1), so that whoever dispatches keeps the ranks sorted and a
+decision does not look at the whole cluster. A decision carries its reason; the sentence is made only when
+somebody reads it, because a front end decides thousands of times a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.virtual_usage import dispatch_freeness, paper_dispatch_freeness
+from llumnix.types import InstanceId, Priority, RequestId
+
+DispatchRank = tuple[float, int]
+"""Lowest first: the cost by the rule's measure, then the requests there. What is left of a tie, the id breaks."""
+
+RankInstance = Callable[[InstanceSnapshot, bool, int, int | None], DispatchRank]
+"""rank(instance, high, last_turn, priority_target_tokens): `instance` counts what was sent there since its report as
+waiting; `high` is the class of the new request; `last_turn` is the number of the last dispatch that went there (0:
+none yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchRule:
+    """One way to rank instances, and the words to explain it."""
+
+    measure: str
+    rank: RankInstance
+    more_is_better: bool = False
+    by_priority: bool = False
+    """High-priority requests may rank instances differently from normal ones."""
+
+    def number(self, rank: DispatchRank) -> float:
+        """The measure as people read it."""
+        return -rank[0] if self.more_is_better else rank[0]
+
+
+class DispatchRequest(msgspec.Struct, frozen=True):
+    """A request that looks for an instance. Tokens: its prompt, or all tokens so far when it is replayed."""
+
+    id: RequestId
+    prompt_tokens: int
+    priority: Priority
+
+
+class DispatchReason(msgspec.Struct, frozen=True):
+    """Why an instance was chosen: `str(reason)` is the sentence."""
+
+    rule: str
+    chosen: InstanceId
+    number: float
+    runner_up: InstanceId | None
+    runner_up_number: float | None
+    considered: int
+    """Serving instances, those to be avoided left out."""
+
+    def __str__(self) -> str:
+        chosen = f"{self.chosen} has the best {self.rule} of {self.considered}: {self.number:.4g}"
+        if self.runner_up is None or self.runner_up_number is None:
+            return f"{chosen} (the only one that can take it)"
+        return f"{chosen} (next {self.runner_up}: {self.runner_up_number:.4g})"
+
+
+def queued_demand_blocks(prompt_tokens: int, block_tokens: int) -> int:
+    """Blocks that a request will ask for when it leaves the queue."""
+    return max(1, -(-prompt_tokens // block_tokens))
+
+
+def _by_freeness(
+    instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
+) -> DispatchRank:
+    return -dispatch_freeness(instance, high, priority_target_tokens), instance.running + instance.waiting
+
+
+def _by_paper_freeness(
+    instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
+) -> DispatchRank:
+    return -paper_dispatch_freeness(instance, high, priority_target_tokens), instance.running + instance.waiting
+
+
+FREENESS = DispatchRule("freeness", _by_freeness, more_is_better=True, by_priority=True)
+PAPER_FREENESS = DispatchRule("freeness (paper)", _by_paper_freeness, more_is_better=True, by_priority=True)

@@ -1,0 +1,252 @@
+"""Which instances exchange a request: the least free with the freest (paper section 4.4.3).
+
+De-fragmentation, load balance and priorities are not cases here. They are charges (`policy/virtual_usage.py`) that make
+an instance look full; a round of pairing then takes load from instances that look full to instances that look free.
+
+Ours tests each pair: the move must raise the lower of the two freeness values, the target must have room, and must not
+become one that gives requests away itself. The paper's published experiments pair by rank and test nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from enum import StrEnum
+
+import msgspec
+from msgspec.structs import replace
+
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness, room_blocks
+from llumnix.types import InstanceId, InstanceState
+
+TRIES_PER_SOURCE = 4
+"""Targets that are tried for one source in one round: bounds a round's cost. What fails with the freest
+four is tried again in the next round, on newer numbers."""
+
+
+class PairingTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """The knobs of a round, and what must not be paired now."""
+
+    migrate_out_freeness: float
+    migrate_in_freeness: float
+    max_migrations: int = 1
+    """Migrations in flight per instance and direction."""
+    priority_target_tokens: int | None = None
+    backing_off: Container[tuple[InstanceId, InstanceId]] = frozenset()
+    """(source, target) pairs that were refused a moment ago."""
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """Source gives one request to target. `str(pair)` is the reason; the `_after` values are None when the rule
+    did not look ahead."""
+
+    source: InstanceId
+    target: InstanceId
+    room_blocks: int
+    source_freeness: float
+    target_freeness: float
+    preempted: int = 0
+    source_after: float | None = None
+    target_after: float | None = None
+
+    def __str__(self) -> str:
+        preempted = f", {self.preempted} preempted" if self.preempted else ""
+        text = f"freeness {self.source_freeness:.4g}{preempted} against {self.target_freeness:.4g}"
+        if self.source_after is None or self.target_after is None:
+            return text
+        return f"{text}; {self.source_after:.4g} and {self.target_after:.4g} after the move"
+
+
+class Why(StrEnum):
+    """Why a source, or a pair, was turned down."""
+
+    NO_TARGET = "no instance is free enough"
+    NOTHING_TO_GIVE = "it has no request that can move"
+    SOURCE_BUSY = "the source gives as many requests as it may"
+    TARGET_BUSY = "the target takes as many requests as it may"
+    BACKING_OFF = "this pair was refused a moment ago"
+    NO_ROOM = "the target has no room for the request"
+    NO_BENEFIT = "the lower freeness would not rise"
+    WOULD_BOUNCE = "the target would have to give requests away itself"
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A pair that was not made; `target` None: the source found none at all. `after` is the figure that decided."""
+
+    source: InstanceId
+    target: InstanceId | None
+    why: Why
+    before: float | None = None
+    after: float | None = None
+
+    def __str__(self) -> str:
+        pair = self.source if self.target is None else f"{self.source} to {self.target}"
+        numbers = "" if self.before is None or self.after is None else f" ({self.before:.4g}, then {self.after:.4g})"
+        return f"{pair}: {self.why}{numbers}"
+
+
+class PairingRound(msgspec.Struct, frozen=True):
+    pairs: tuple[Pair, ...]
+    rejected: tuple[Rejection, ...]
+
+
+PairingRule = Callable[[ClusterSnapshot, PairingTerms], PairingRound]
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A request that may change places: `queued` ones hold nothing at the source yet."""
+
+    blocks: int
+    queued: bool
+
+
+Ranked = tuple[float, InstanceSnapshot]
+
+
+def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
+    """Ours: the least free source first, with the freest target that the move does good with."""
+    ranked = [(migration_freeness(instance, terms.priority_target_tokens), instance) for instance in _serving(cluster)]
+    sources = [entry for entry in ranked if entry[1].preempted or entry[0] < terms.migrate_out_freeness]
+    if not sources:
+        return PairingRound((), ())
+    targets = [entry for entry in ranked if _may_take(entry[1], terms) and entry[0] > terms.migrate_in_freeness]
+    sources.sort(key=_least_free)
+    targets.sort(key=_freest)
+    pairs: list[Pair] = []
+    rejected: list[Rejection] = []
+    for source in sources:
+        pair = _first_good_pair(source, targets, terms, rejected)
+        if pair is not None:
+            pairs.append(pair)
+    return PairingRound(tuple(pairs), tuple(rejected))
+
+
+def _first_good_pair(
+    source: Ranked, targets: list[Ranked], terms: PairingTerms, rejected: list[Rejection]
+) -> Pair | None:
+    """Takes the target of the pair off the list; notes why others were turned down."""
+    giver = source[1]
+    if giver.outgoing >= terms.max_migrations:
+        rejected.append(Rejection(giver.id, None, Why.SOURCE_BUSY))
+    elif (loads := likely_victims(giver)) == ():
+        rejected.append(Rejection(giver.id, None, Why.NOTHING_TO_GIVE))
+    elif not targets:
+        rejected.append(Rejection(giver.id, None, Why.NO_TARGET))
+    else:
+        for place, target in enumerate(targets[:TRIES_PER_SOURCE]):
+            verdict = _judge(source, target, loads, terms)
+            if isinstance(verdict, Pair):
+                del targets[place]
+                return verdict
+            rejected.append(verdict)
+    return None
+
+
+def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: PairingTerms) -> Pair | Rejection:
+    source_freeness, giver = source
+    target_freeness, taker = target
+    if (giver.id, taker.id) in terms.backing_off:
+        return Rejection(giver.id, taker.id, Why.BACKING_OFF)
+    room = room_blocks(taker)
+    load = next((load for load in loads if load.blocks <= room), None)
+    if load is None:
+        return Rejection(giver.id, taker.id, Why.NO_ROOM, min(load.blocks for load in loads), room)
+    source_after = migration_freeness(without(giver, load), terms.priority_target_tokens)
+    target_after = migration_freeness(with_added(taker, load), terms.priority_target_tokens)
+    before, after = min(source_freeness, target_freeness), min(source_after, target_after)
+    if after <= before:
+        return Rejection(giver.id, taker.id, Why.NO_BENEFIT, before, after)
+    if target_after < terms.migrate_out_freeness:
+        return Rejection(giver.id, taker.id, Why.WOULD_BOUNCE, target_freeness, target_after)
+    return Pair(
+        source=giver.id,
+        target=taker.id,
+        room_blocks=room,
+        source_freeness=source_freeness,
+        target_freeness=target_freeness,
+        preempted=giver.preempted,
+        source_after=source_after,
+        target_after=target_after,
+    )
+
+
+def likely_victims(instance: InstanceSnapshot) -> tuple[Load, ...]:
+    """What the victim rule would give away, best first, as far as a report tells: a queued request of normal
+    priority, else the shortest running one."""
+    loads: tuple[Load, ...] = ()
+    if instance.waiting > instance.high_waiting:
+        # With a high-priority request at the head, the size of the first normal one is known only on average.
+        blocks = (
+            -(-instance.queued_blocks // instance.waiting) if instance.high_waiting else instance.head_of_line_blocks
+        )
+        loads = (Load(blocks, True),)
+    if instance.running > instance.high_running and instance.smallest_running_blocks:
+        loads += (Load(instance.smallest_running_blocks, False),)
+    return loads
+
+
+def without(instance: InstanceSnapshot, load: Load) -> InstanceSnapshot:
+    """What the instance would report with the request gone."""
+    if not load.queued:
+        free = min(instance.total_blocks, instance.free_blocks + load.blocks)
+        return replace(instance, free_blocks=free, running=instance.running - 1)
+    waiting, queued = instance.waiting - 1, max(0, instance.queued_blocks - load.blocks)
+    next_in_line = -(-queued // waiting) if waiting else 0
+    return replace(instance, waiting=waiting, queued_blocks=queued, head_of_line_blocks=next_in_line)
+
+
+def with_added(instance: InstanceSnapshot, load: Load) -> InstanceSnapshot:
+    """What the instance would report with the request running there."""
+    return replace(instance, free_blocks=instance.free_blocks - load.blocks, running=instance.running + 1)
+
+
+def pair_by_rank(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
+    """As in the paper's experiments: the i-th least free with the i-th freest, whoever is busy sits out."""
+    ranked = [
+        (paper_migration_freeness(instance, terms.priority_target_tokens), instance) for instance in _serving(cluster)
+    ]
+    sources = [entry for entry in ranked if entry[1].preempted or entry[0] < terms.migrate_out_freeness]
+    targets = [entry for entry in ranked if not entry[1].preempted and entry[0] > terms.migrate_in_freeness]
+    sources.sort(key=_least_free)
+    targets.sort(key=_freest)
+    rejected = [Rejection(source.id, None, Why.NO_TARGET) for _, source in sources[len(targets) :]]
+    pairs: list[Pair] = []
+    for (source_freeness, source), (target_freeness, target) in zip(sources, targets, strict=False):
+        why = _sits_out(source, target, terms)
+        if why is not None:
+            rejected.append(Rejection(source.id, target.id, why))
+            continue
+        pair = Pair(
+            source=source.id,
+            target=target.id,
+            room_blocks=target.total_blocks,
+            source_freeness=source_freeness,
+            target_freeness=target_freeness,
+            preempted=source.preempted,
+        )
+        pairs.append(pair)
+    return PairingRound(tuple(pairs), tuple(rejected))
+
+
+def _sits_out(source: InstanceSnapshot, target: InstanceSnapshot, terms: PairingTerms) -> Why | None:
+    if source.outgoing >= terms.max_migrations:
+        return Why.SOURCE_BUSY
+    if target.incoming >= terms.max_migrations:
+        return Why.TARGET_BUSY
+    return Why.BACKING_OFF if (source.id, target.id) in terms.backing_off else None
+
+
+def _serving(cluster: ClusterSnapshot) -> list[InstanceSnapshot]:
+    return [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
+
+
+def _may_take(instance: InstanceSnapshot, terms: PairingTerms) -> bool:
+    return not instance.preempted and instance.incoming < terms.max_migrations
+
+
+def _least_free(entry: Ranked) -> tuple[float, InstanceId]:
+    return entry[0], entry[1].id
+
+
+def _freest(entry: Ranked) -> tuple[float, InstanceId]:
+    return -entry[0], entry[1].id

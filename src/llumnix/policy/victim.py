@@ -1,0 +1,117 @@
+"""Which requests an instance gives away.
+
+The paper takes the last that came (LCFS). Ours takes a queued request before a running one (it has no KV cache to
+copy, and runs sooner elsewhere), the first of the queue before the others, and among running ones the shortest, whose
+copy is cheapest. A request of high priority stays where its headroom is. Every rule passes over what cannot move,
+what moved a moment ago, and what the target has no room for; a draining instance gives away everything that can move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from llumnix.policy.snapshot import RequestSnapshot
+from llumnix.types import RequestId, RequestState, is_high
+
+
+class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for: up to `count` requests that fit into `room_blocks` together."""
+
+    at: float
+    room_blocks: int
+    cooldown_s: float
+    count: int = 1
+    draining: bool = False
+
+
+class VictimChoice(msgspec.Struct, frozen=True):
+    """The requests to move, in order; `str(choice)` says why these, or why none."""
+
+    rule: str
+    victims: tuple[RequestId, ...]
+    passed_over: tuple[tuple[str, int], ...]
+    """(why, how many), in the order in which the reasons were met."""
+
+    def __str__(self) -> str:
+        passed = ", ".join(f"{count} {why}" for why, count in self.passed_over)
+        if self.victims:
+            return f"{self.rule}: {', '.join(self.victims)}" + (f" (passed over: {passed})" if passed else "")
+        return f"nothing to give: {passed or 'no requests'}"
+
+
+@dataclass(frozen=True, slots=True)
+class VictimRule:
+    """An order of preference (lowest first), and what is given away only when draining."""
+
+    name: str
+    order: Callable[[RequestSnapshot], tuple[float, ...]]
+    keeps: Callable[[RequestSnapshot], str | None]
+    """Why a request is not given away by this rule; None if it may be."""
+
+
+def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query: VictimQuery) -> VictimChoice:
+    """The first `query.count` requests by the rule's order that can and may move, and fit."""
+    passed: dict[str, int] = {}
+    may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
+    for request in requests:
+        why = _cannot_move(request) or (None if query.draining else rule.keeps(request) or _too_soon(request, query))
+        if why is None:
+            may_move.append((rule.order(request), request.id, request))
+        else:
+            passed[why] = passed.get(why, 0) + 1
+    may_move.sort(key=lambda entry: entry[:2])
+    victims: list[RequestId] = []
+    room = query.room_blocks
+    for _, _, request in may_move:
+        if len(victims) == query.count:
+            break
+        if request.needed_blocks > room:
+            passed["do not fit"] = passed.get("do not fit", 0) + 1
+            continue
+        room -= request.needed_blocks
+        victims.append(request.id)
+    return VictimChoice(rule.name, tuple(victims), tuple(passed.items()))
+
+
+def _cannot_move(request: RequestSnapshot) -> str | None:
+    if not request.movable:
+        return "pinned"
+    return "already moving" if request.state is RequestState.MIGRATING else None
+
+
+def _too_soon(request: RequestSnapshot, query: VictimQuery) -> str | None:
+    if request.moved_s is not None and query.at < request.moved_s + query.cooldown_s:
+        return "moved a moment ago"
+    return None
+
+
+def _cheapest(request: RequestSnapshot) -> tuple[float, ...]:
+    if request.state is RequestState.WAITING:
+        return 0, request.arrival_s
+    return 1, request.needed_blocks, request.arrival_s
+
+
+def _keeps_high(request: RequestSnapshot) -> str | None:
+    return "of high priority" if is_high(request.priority) else None
+
+
+def _last_come(request: RequestSnapshot) -> tuple[float, ...]:
+    return (-request.arrival_s,)
+
+
+def _keeps_undecoded(request: RequestSnapshot) -> str | None:
+    if request.state is not RequestState.RUNNING or request.output_tokens == 0:
+        return "not decoding"
+    return None
+
+
+def _keeps_high_and_undecoded(request: RequestSnapshot) -> str | None:
+    return _keeps_high(request) or _keeps_undecoded(request)
+
+
+CHEAPEST = VictimRule("cheapest to move", _cheapest, _keeps_high)
+LAST_COME = VictimRule("last come of normal priority", _last_come, _keeps_high_and_undecoded)
+LAST_COME_OF_ALL = VictimRule("last come", _last_come, _keeps_undecoded)
