@@ -1,0 +1,50 @@
+"""Log files of the processes: opened by each process for itself, bounded and read by the launcher."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+_LARGEST = 64 * 1024 * 1024  # bytes of one file; one older file of that size is kept beside it
+_TAIL = 16 * 1024  # bytes read to find the last words
+
+_PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\S+ \S+ \[[^\]]*\]\s*)?")
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Mismatch|IllegalEvent)\b(: .*)?$")
+
+
+def log_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.log"
+
+
+def write_to(path: Path) -> None:
+    """Sends stdout and stderr of this process to the end of `path`, whoever writes to them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def last_words(path: Path) -> str:
+    """Why the process that wrote `path` ended: its last exception, else its last line; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line for raw in text.splitlines() if (line := _PREFIX.sub("", raw).strip())]
+    exceptions = [line for line in lines if _EXCEPTION.match(line)]
+    return (exceptions or lines or [""])[-1]
+
+
+def rotate(folder: Path, largest: int = _LARGEST) -> None:
+    """Moves what a too large log holds to one older file. Writers append, so they go on at the new beginning."""
+    for path in folder.glob("*.log"):
+        if path.stat().st_size > largest:
+            shutil.copyfile(path, path.with_suffix(".log.1"))
+            os.truncate(path, 0)

@@ -1,0 +1,230 @@
+"""The nursery: one process that imports the engine once and forks every instance and front end from there.
+
+A fork takes milliseconds and shares the imported code's memory, where an import takes seconds and hundreds of
+megabytes. The price is one rule: a process with threads must not fork, so this one never starts any: no ZeroMQ,
+no asyncio, no tensor arithmetic. It knows nothing of what its children do; the launcher commands
+(nursery_messages.py), the nursery forks, and reports who ended and how.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from llumnix.cluster import linux, logs
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Failed,
+    Forked,
+    ForkFrontEnd,
+    ForkInstance,
+    Prepare,
+    Ready,
+    SignalChild,
+    StopListening,
+    front_end_name,
+    receive_from_launcher,
+    send,
+)
+from llumnix.engine.port import Boot, FrontEndSpec, InstanceSpec
+from llumnix.errors import LlumnixError, UsageError
+from llumnix.wire.addresses import AddressBook
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m llumnix.cluster.nursery DESCRIPTOR PARENT`: started by the launcher only."""
+    linux.die_with_parent(int(arguments[1]))
+    channel = socket.socket(fileno=int(arguments[0]))
+    first = receive_from_launcher(channel)
+    if not isinstance(first, Prepare):
+        return 1
+    try:
+        nursery = Nursery(channel, first)
+    except LlumnixError as error:
+        send(channel, Failed(why=str(error)))
+        return 2
+    except Exception as error:  # noqa: BLE001 outermost: whatever the engine raises becomes a sentence and a log
+        traceback.print_exc()
+        send(channel, Failed(why=f"The engine cannot start: {type(error).__name__}: {error}"))
+        return 2
+    nursery.run()
+    return 0
+
+
+class Nursery:
+    def __init__(self, channel: socket.socket, prepare: Prepare) -> None:
+        """Imports and prepares the engine and opens the sockets. Raises UsageError."""
+        self._channel = channel
+        self._common = prepare
+        self._pids: dict[int, str] = {}
+        self._book = AddressBook(Path(prepare.run_dir), prepare.front_ends)
+        self._engine = cast("Boot", importlib.import_module(prepare.engine))
+        self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
+        self._socket: socket.socket | None = self._engine.listen(self._setup)
+        self._admin_socket = _listen_for_admin(self._setup.host, prepare.cluster.admin_port)
+        _settle_memory()
+        send(channel, Ready(host=self._setup.host, port=self._setup.port))
+
+    def run(self) -> None:
+        """Obeys the launcher until it is gone."""
+        child_ended, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._inherited = (child_ended, wakeup)
+        signal.signal(signal.SIGCHLD, _do_nothing)  # without a handler nothing is written to the wake-up pipe
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(child_ended, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if child_ended in ready:
+                os.read(child_ended, 4096)
+                self._report_exits()
+            if self._channel.fileno() in ready:
+                message = receive_from_launcher(self._channel)
+                if message is None:
+                    return
+                self._obey(message)
+
+    def _obey(self, message: object) -> None:
+        match message:
+            case ForkInstance():
+                self._fork(message.id, lambda: self._run_instance(message))
+            case ForkFrontEnd():
+                self._fork(front_end_name(message.index), lambda: self._run_front_end(message.index))
+            case SignalChild():
+                for pid, child in self._pids.items():
+                    if child == message.child:
+                        os.kill(pid, message.signal)
+            case StopListening():
+                self._close_sockets()
+            case _:
+                raise AssertionError(f"unexpected message {message}")
+
+    def _report_exits(self) -> None:
+        while self._pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            child = self._pids.pop(pid)
+            send(self._channel, Exited(child=child, how=linux.describe_exit(status)))
+
+    # children
+
+    def _fork(self, child: str, run: Callable[[], None]) -> None:
+        _warn_about_threads()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(child, parent, run)
+        self._pids[pid] = child
+        send(self._channel, Forked(child=child, pid=pid))
+
+    def _become_child(self, child: str, parent: int, run: Callable[[], None]) -> NoReturn:
+        """Runs `run` in the forked process, which knows nothing of its siblings and ends with its parent."""
+        code = 1
+        try:
+            linux.die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._channel.close()
+            for descriptor in self._inherited:
+                os.close(descriptor)
+            if self._common.log_dir is not None:
+                logs.write_to(logs.log_file(Path(self._common.log_dir), child))
+            _name_process(f"llumnix {child}")
+            run()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:  # noqa: BLE001 outermost: the launcher reads the reason in the log
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # exit handlers that were registered before the fork are the nursery's
+
+    def _run_instance(self, fork: ForkInstance) -> None:
+        self._close_sockets()
+        common = self._common
+        spec = InstanceSpec(
+            id=fork.id,
+            index=fork.index,
+            slot=fork.slot,
+            node=common.node,
+            book=self._book,
+            policy=common.policy,
+            migration=common.migration,
+            cluster=common.cluster,
+            secret=common.secret,
+        )
+        self._engine.run_instance(self._setup, spec)
+
+    def _run_front_end(self, index: int) -> None:
+        assert self._socket is not None, "forked after the end of listening"
+        common = self._common
+        spec = FrontEndSpec(
+            index=index,
+            node=common.node,
+            book=self._book,
+            policy=common.policy,
+            migration=common.migration,
+            cluster=common.cluster,
+            admin_socket=self._admin_socket,
+        )
+        self._engine.run_front_end(self._setup, spec, self._socket)
+
+    def _close_sockets(self) -> None:
+        for sock in (self._socket, self._admin_socket):
+            if sock is not None:
+                sock.close()
+        self._socket = self._admin_socket = None
+
+
+def _listen_for_admin(host: str, port: int) -> socket.socket | None:
+    if port == 0:
+        return None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"The admin port {port} cannot be opened: {error.strerror}.") from error
+
+
+def _settle_memory() -> None:
+    """Moves all objects so far out of the collector's sight: a collection in a child would touch, and so copy, them."""
+    gc.collect()
+    gc.freeze()
+
+
+def _warn_about_threads() -> None:
+    threads = os.listdir("/proc/self/task")
+    if len(threads) > 1:
+        print(
+            f"warning: forking with {len(threads)} threads; a lock held by one of them hangs the child", file=sys.stderr
+        )
+
+
+def _name_process(name: str) -> None:
+    """For ps and top; the engine's package brings setproctitle along, a fake one need not."""
+    try:
+        setproctitle = importlib.import_module("setproctitle")
+    except ImportError:
+        return
+    setproctitle.setproctitle(name)
+
+
+def _do_nothing(_signal: int, _frame: object) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""What the launcher and the nursery say to each other, over a pair of sockets that only they have."""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.types import InstanceId
+
+_LARGEST = 1 << 20  # bytes of one message; a command line is at most a fraction of it
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    pass
+
+
+# to the nursery
+
+
+class Prepare(_Message, frozen=True, kw_only=True, tag=True):
+    """The first message: everything that all children have in common."""
+
+    engine: str
+    """Module with the functions of `engine.port.Boot`."""
+    engine_flags: tuple[str, ...]
+    model: str
+    node: str
+    run_dir: str
+    log_dir: str | None
+    """None: the children write to the nursery's own stdout and stderr."""
+    front_ends: int
+    secret: bytes
+    policy: PolicyConfig
+    migration: MigrationConfig
+    cluster: ClusterConfig
+
+
+class ForkInstance(_Message, frozen=True, kw_only=True, tag=True):
+    id: InstanceId
+    index: int
+    slot: int
+
+
+class ForkFrontEnd(_Message, frozen=True, kw_only=True, tag=True):
+    index: int
+
+
+class SignalChild(_Message, frozen=True, kw_only=True, tag=True):
+    """Nothing happens if the child is gone: the nursery reaps it and so cannot hit a stranger."""
+
+    child: str
+    signal: int
+
+
+class StopListening(_Message, frozen=True, kw_only=True, tag=True):
+    """From now on new connections are refused as soon as the front ends stopped accepting."""
+
+
+# from the nursery
+
+
+class Ready(_Message, frozen=True, kw_only=True, tag=True):
+    """The engine is imported, its flags are good, the HTTP socket listens."""
+
+    host: str
+    port: int
+
+
+class Failed(_Message, frozen=True, kw_only=True, tag=True):
+    """It will not work; `why` is one sentence. The nursery ends."""
+
+    why: str
+
+
+class Forked(_Message, frozen=True, kw_only=True, tag=True):
+    child: str
+    pid: int
+
+
+class Exited(_Message, frozen=True, kw_only=True, tag=True):
+    child: str
+    how: str
+    """The exit status in words."""
+
+
+def front_end_name(index: int) -> str:
+    """Name of a front end's process and log; an instance's is its id."""
+    return f"front-{index}"
+
+
+ToNursery = Prepare | ForkInstance | ForkFrontEnd | SignalChild | StopListening
+FromNursery = Ready | Failed | Forked | Exited
+
+_to_nursery = msgspec.json.Decoder(ToNursery)
+_from_nursery = msgspec.json.Decoder(FromNursery)
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends that keep messages whole and in order."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: ToNursery | FromNursery) -> None:
+    """Raises OSError when the other side is gone."""
+    sock.send(msgspec.json.encode(message))
+
+
+def receive_from_launcher(sock: socket.socket) -> ToNursery | None:
+    """The next message; None when the launcher is gone."""
+    frame = sock.recv(_LARGEST)
+    return _to_nursery.decode(frame) if frame else None
+
+
+def receive_from_nursery(sock: socket.socket) -> FromNursery | None:
+    """The next message; None when the nursery is gone."""
+    try:
+        frame = sock.recv(_LARGEST)
+    except ConnectionResetError:
+        return None
+    return _from_nursery.decode(frame) if frame else None

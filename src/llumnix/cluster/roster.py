@@ -1,0 +1,126 @@
+"""Who is there: the instances in their slots and the front ends, as the supervisor knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from llumnix.cluster.nursery_messages import front_end_name
+from llumnix.types import InstanceId
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_HEALTHY_S = 60.0  # who lived this long is forgiven its earlier failures
+
+
+@dataclass(slots=True)
+class Attempts:
+    """How often in a row something failed, and so how long to wait before the next attempt."""
+
+    failures: int = 0
+    not_before_s: float = 0.0
+
+    def failed(self, at: float, lived_s: float) -> None:
+        """The first failure of something that lived is no pattern yet: it is tried again at once."""
+        if lived_s >= _HEALTHY_S:
+            self.failures = 0
+        at_once = lived_s > 0 and self.failures == 0
+        pause_s = 0.0 if at_once else min(_FIRST_PAUSE_S * 2 ** min(self.failures, 10), _LONGEST_PAUSE_S)
+        self.not_before_s = at + pause_s
+        self.failures += 1
+
+
+@dataclass(slots=True)
+class Process:
+    """A process that runs, or is being forked (`pid` is None until the nursery says so)."""
+
+    name: str
+    forked_s: float
+    pid: int | None = None
+    kill_at_s: float | None = None
+    end: str = ""
+    """Why it is being ended; empty while it is meant to live."""
+
+
+@dataclass(slots=True)
+class FrontEnd(Process):
+    index: int = field(kw_only=True)
+
+
+@dataclass(slots=True)
+class Instance(Process):
+    index: int = field(kw_only=True)
+    slot: int = field(kw_only=True)
+    served_since_s: float | None = None
+    replace: bool = True
+    """Whether its slot is filled again after its end."""
+
+    @property
+    def id(self) -> InstanceId:
+        return InstanceId(self.name)
+
+    @property
+    def starting(self) -> bool:
+        return self.served_since_s is None
+
+    def served_s(self, at: float) -> float:
+        return 0.0 if self.served_since_s is None else at - self.served_since_s
+
+
+ProcessT = TypeVar("ProcessT", bound=Process)
+
+
+@dataclass(slots=True)
+class Place(Generic[ProcessT]):
+    """Room for one process; empty while it waits for its turn or for the end of a pause."""
+
+    attempts: Attempts = field(default_factory=Attempts)
+    process: ProcessT | None = None
+
+    def due(self, at: float) -> bool:
+        return self.process is None and self.attempts.not_before_s <= at
+
+
+class Roster:
+    def __init__(self, instances: int, front_ends: int) -> None:
+        self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
+        self.front_end_places: dict[int, Place[FrontEnd]] = {index: Place() for index in range(front_ends)}
+        self._next_index = 0
+
+    @property
+    def instances(self) -> list[Instance]:
+        return [place.process for _, place in sorted(self.slots.items()) if place.process is not None]
+
+    @property
+    def front_ends(self) -> list[FrontEnd]:
+        return [place.process for place in self.front_end_places.values() if place.process is not None]
+
+    @property
+    def processes(self) -> list[Process]:
+        return [*self.front_ends, *self.instances]
+
+    @property
+    def starting(self) -> int:
+        return sum(instance.starting for instance in self.instances)
+
+    def find(self, name: str) -> Process | None:
+        return next((process for process in self.processes if process.name == name), None)
+
+    def instance(self, instance: InstanceId) -> Instance | None:
+        return next((known for known in self.instances if known.id == instance), None)
+
+    def add_slots(self, count: int) -> None:
+        """The smallest free numbers, so that a slot's GPUs are used again."""
+        for _ in range(count):
+            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place()
+
+    def place_instance(self, slot: int, at: float, kill_at_s: float) -> Instance:
+        """A new incarnation: its index, and so its id, was never used before."""
+        index = self._next_index
+        self._next_index += 1
+        instance = Instance(name=f"i{index}", forked_s=at, kill_at_s=kill_at_s, index=index, slot=slot)
+        self.slots[slot].process = instance
+        return instance
+
+    def place_front_end(self, index: int, at: float) -> None:
+        self.front_end_places[index].process = FrontEnd(name=front_end_name(index), forked_s=at, index=index)

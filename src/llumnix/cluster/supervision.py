@@ -1,0 +1,152 @@
+"""What happens to the processes of a server (events) and what can be done about it (commands)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llumnix.types import InstanceId
+from llumnix.wire.messages import Wire
+
+# events
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went on; also the very first event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    child: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """An instance or a front end ended; `why` holds its exit status and its last words."""
+
+    child: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerExited:
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class NurseryEnded:
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceServes:
+    """Its first report came."""
+
+    instance: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEndServes:
+    """The server's address answers; `sentence` tells the user."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequested:
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """End an instance: an empty one for good, or (`kill`) a fenced one, which is replaced."""
+
+    instance: InstanceId
+    reason: str
+    kill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """The user wants it to end; the second time at once."""
+
+
+Event = (
+    Tick
+    | Forked
+    | Exited
+    | SchedulerExited
+    | NurseryEnded
+    | InstanceServes
+    | FrontEndServes
+    | StartRequested
+    | StopRequested
+    | Terminate
+)
+
+# commands
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnInstance:
+    id: InstanceId
+    index: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFrontEnd:
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnScheduler:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """SIGTERM, or SIGKILL, to an instance or a front end."""
+
+    child: str
+    kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StopScheduler:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StopListening:
+    """The nursery closes its copy of the HTTP socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """To the scheduler, every front end and every instance."""
+
+    message: Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """One line for the user."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Kill what is left and end with this exit code and, if it is not 0, this sentence."""
+
+    exit_code: int
+    sentence: str
+
+
+Command = (
+    SpawnInstance | SpawnFrontEnd | SpawnScheduler | Signal | StopScheduler | StopListening | Broadcast | Say | Finish
+)

@@ -1,0 +1,282 @@
+"""Who lives, who is replaced, and who ends when: the launcher's mind, without its hands.
+
+`handle(event, at)` returns commands; the launcher (launcher.py) carries them out and calls `handle` again with
+what happened. `next_wake_s` says when to send a `Tick` if nothing else happens. No I/O and no clock, so every
+rule below is a test that takes no time.
+
+Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
+keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends.
+"""
+
+from __future__ import annotations
+
+from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Roster
+from llumnix.cluster.supervision import (
+    Broadcast,
+    Command,
+    Event,
+    Exited,
+    Finish,
+    Forked,
+    FrontEndServes,
+    InstanceServes,
+    NurseryEnded,
+    Say,
+    SchedulerExited,
+    Signal,
+    SpawnFrontEnd,
+    SpawnInstance,
+    SpawnScheduler,
+    StartRequested,
+    StopListening,
+    StopRequested,
+    StopScheduler,
+    Terminate,
+    Tick,
+)
+from llumnix.config import ClusterConfig
+from llumnix.types import InstanceId
+from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceStarting
+
+_STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
+_FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
+_FIRST_FRONT_END_ATTEMPTS = 3
+
+
+class Supervisor:
+    """`parallel_starts` instances start at once; more would only take each other's cores."""
+
+    def __init__(self, config: ClusterConfig, node: str, front_ends: int, parallel_starts: int) -> None:
+        self._config = config
+        self._node = node
+        self._parallel_starts = parallel_starts
+        self._roster = Roster(config.instances, front_ends)
+        self._scheduler_attempts = Attempts()
+        self._scheduler_started_s: float | None = None
+        self._instance_ever_served = False
+        self._ever_served = False
+        self._stopping = False
+        self._end_at_s: float | None = None
+        self._finished = False
+
+    @property
+    def instances(self) -> tuple[InstanceId, ...]:
+        """All that have a process, for messages to everybody."""
+        return tuple(instance.id for instance in self._roster.instances)
+
+    @property
+    def next_wake_s(self) -> float | None:
+        """When the next deadline or pause ends; None if there is nothing to wait for."""
+        roster = self._roster
+        times = [process.kill_at_s for process in roster.processes] + [self._end_at_s]
+        if not self._stopping:
+            places = list(roster.front_end_places.values())
+            times += [place.attempts.not_before_s for place in places if place.process is None]
+            if roster.starting < self._parallel_starts:
+                slots = list(roster.slots.values())
+                times += [slot.attempts.not_before_s for slot in slots if slot.process is None]
+            if self._scheduler_started_s is None:
+                times.append(self._scheduler_attempts.not_before_s)
+        return min((time for time in times if time is not None), default=None)
+
+    def handle(self, event: Event, at: float) -> list[Command]:
+        if self._finished:
+            return []
+        return self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
+
+    def _react(self, event: Event, at: float) -> list[Command]:
+        match event:
+            case Tick():
+                return []
+            case Forked():
+                return self._on_forked(event)
+            case InstanceServes():
+                return self._on_instance_serves(event, at)
+            case FrontEndServes():
+                return self._on_front_end_serves(event)
+            case Exited():
+                return self._on_exited(event, at)
+            case SchedulerExited():
+                return self._on_scheduler_exited(event, at)
+            case StartRequested():
+                return self._on_start_requested(event)
+            case StopRequested():
+                return self._on_stop_requested(event, at)
+            case Terminate():
+                return self._on_terminate(at)
+            case NurseryEnded():
+                return self._finish(1, f"The parent of all engine processes ended ({event.how}), and so did they.")
+
+    # starting
+
+    def _start_what_is_due(self, at: float) -> list[Command]:
+        if self._stopping or self._finished:
+            return []
+        commands: list[Command] = []
+        if self._scheduler_started_s is None and self._scheduler_attempts.not_before_s <= at:
+            self._scheduler_started_s = at
+            commands += [SpawnScheduler(), *self._introduce_the_starting()]
+        for index, place in self._roster.front_end_places.items():
+            if place.due(at):
+                self._roster.place_front_end(index, at)
+                commands += [SpawnFrontEnd(index), *self._introduce_the_starting()]
+        for number, slot in sorted(self._roster.slots.items()):
+            if slot.due(at) and self._roster.starting < self._parallel_starts:
+                instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
+                commands.append(SpawnInstance(instance.id, instance.index, number))
+        return commands
+
+    def _on_forked(self, event: Forked) -> list[Command]:
+        process = self._roster.find(event.child)
+        if process is None:
+            return []
+        process.pid = event.pid
+        return [self._introduce(process)] if isinstance(process, Instance) else []
+
+    def _introduce(self, instance: Instance) -> Command:
+        assert instance.pid is not None
+        return Broadcast(
+            InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=self._node)
+        )
+
+    def _introduce_the_starting(self) -> list[Command]:
+        """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""
+        return [self._introduce(i) for i in self._roster.instances if i.starting and i.pid is not None]
+
+    # serving
+
+    def _on_instance_serves(self, event: InstanceServes, at: float) -> list[Command]:
+        instance = self._roster.instance(event.instance)
+        if instance is None or not instance.starting or instance.end:
+            return []
+        instance.served_since_s = at
+        instance.kill_at_s = None
+        self._instance_ever_served = True
+        return [Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")]
+
+    def _on_front_end_serves(self, event: FrontEndServes) -> list[Command]:
+        self._ever_served = True
+        return [Say(event.sentence)]
+
+    def _on_start_requested(self, event: StartRequested) -> list[Command]:
+        if self._stopping:
+            return []
+        self._roster.add_slots(event.count)
+        return [Say(f"starting {event.count} more: {event.reason}")]
+
+    # ending
+
+    def _on_stop_requested(self, event: StopRequested, at: float) -> list[Command]:
+        instance = self._roster.instance(event.instance)
+        if instance is None or instance.end:
+            return []
+        instance.end = event.reason
+        instance.replace = event.kill
+        if event.kill:
+            return [Say(f"{instance.id} is killed: {event.reason}", warning=True), Signal(instance.id, kill=True)]
+        instance.kill_at_s = at + _STOP_TIMEOUT_S
+        return [Signal(instance.id)]
+
+    def _on_exited(self, event: Exited, at: float) -> list[Command]:
+        commands: list[Command] = []
+        match self._roster.find(event.child):
+            case Instance() as instance:
+                commands = self._on_instance_exited(instance, event, at)
+            case FrontEnd() as front_end:
+                commands = self._on_front_end_exited(front_end, event, at)
+        return commands + (self._proceed_with_stopping(at) if self._stopping else [])
+
+    def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[Command]:
+        slot = self._roster.slots[instance.slot]
+        slot.process = None
+        expected = self._stopping or (bool(instance.end) and not instance.replace)
+        why = instance.end or event.why
+        gone = Broadcast(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected))
+        if self._stopping:
+            return [gone]
+        if expected:
+            del self._roster.slots[instance.slot]
+            return [gone, Say(f"{instance.id} stopped: {why}")]
+        slot.attempts.failed(at, instance.served_s(at))
+        slots = self._roster.slots.values()
+        if not self._instance_ever_served and all(slot.attempts.failures > 0 for slot in slots):
+            return [gone, *self._finish(2, f"No instance starts: {why}")]
+        return [gone, self._mourn(instance, slot.attempts.not_before_s - at, why)]
+
+    def _mourn(self, instance: Instance, pause_s: float, why: str) -> Command:
+        what = "did not start" if instance.starting else "died"
+        if not self._config.restart_instances:
+            del self._roster.slots[instance.slot]
+            return Say(f"{instance.id} {what}: {why}", warning=True)
+        then = "another takes its place" + (f" in {pause_s:g} s" if pause_s > 0 else "")
+        return Say(f"{instance.id} {what}: {why}; {then}", warning=True)
+
+    def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
+        place = self._roster.front_end_places[front_end.index]
+        place.process = None
+        if self._stopping:
+            return []
+        place.attempts.failed(at, at - front_end.forked_s)
+        if not self._ever_served and place.attempts.failures >= _FIRST_FRONT_END_ATTEMPTS:
+            return self._finish(2, f"The front end does not start: {event.why}")
+        return [
+            Broadcast(FrontEndLost(front_end=front_end.index)),
+            Say(f"{front_end.name} died: {event.why}; another takes its place", warning=True),
+        ]
+
+    def _on_scheduler_exited(self, event: SchedulerExited, at: float) -> list[Command]:
+        assert self._scheduler_started_s is not None, "an exit of a scheduler that does not run"
+        lived_s = at - self._scheduler_started_s
+        self._scheduler_started_s = None
+        if self._stopping:
+            return self._proceed_with_stopping(at)
+        self._scheduler_attempts.failed(at, lived_s)
+        return [Say(f"the scheduler died: {event.why}; it is restarted, serving goes on", warning=True)]
+
+    # the end of everything
+
+    def _on_terminate(self, at: float) -> list[Command]:
+        if self._stopping:
+            return self._finish(0, "")
+        self._stopping = True
+        limit_s = self._config.shutdown_timeout_s
+        commands: list[Command] = [
+            Say(f"stopping; running requests have up to {limit_s:g} s (once more stops at once)"),
+            StopListening(),
+        ]
+        for front_end in self._roster.front_ends:
+            front_end.kill_at_s = at + limit_s + _FRONT_END_GRACE_S
+            commands.append(Signal(front_end.name))
+        for instance in self._roster.instances:
+            if instance.starting:  # it has no request to finish
+                commands.append(Signal(instance.id, kill=True))
+        return commands + self._proceed_with_stopping(at)
+
+    def _proceed_with_stopping(self, at: float) -> list[Command]:
+        """Front ends first, for they have clients; then instances and scheduler; then the end."""
+        if self._roster.front_ends:
+            return []
+        if not self._roster.instances and self._scheduler_started_s is None:
+            return self._finish(0, "")
+        if self._end_at_s is not None:
+            return []
+        self._end_at_s = at + _STOP_TIMEOUT_S
+        commands: list[Command] = [Signal(instance.id) for instance in self._roster.instances]
+        return [*commands, StopScheduler()] if self._scheduler_started_s is not None else commands
+
+    def _finish(self, exit_code: int, sentence: str) -> list[Command]:
+        self._finished = True
+        return [Finish(exit_code, sentence)]
+
+    def _enforce_deadlines(self, at: float) -> list[Command]:
+        if self._finished:
+            return []
+        if self._end_at_s is not None and self._end_at_s <= at:
+            return self._finish(0, "")
+        commands: list[Command] = []
+        for process in self._roster.processes:
+            if process.kill_at_s is not None and process.kill_at_s <= at:
+                process.kill_at_s = None
+                process.end = process.end or f"it did not start within {self._config.start_timeout_s:g} s"
+                commands.append(Signal(process.name, kill=True))
+        return commands
