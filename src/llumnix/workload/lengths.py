@@ -107,9 +107,11 @@ def paper_zipf(mean: int) -> Lengths:
     cumulative /= cumulative[-1]
 
     def lengths(uniforms: Uniforms) -> Tokens:
+        if len(uniforms) == 0:
+            return np.zeros(0, dtype=np.int64)
         drawn = np.searchsorted(cumulative, uniforms, side="right") + 1
-        scaled = drawn * (mean / drawn.mean()) if len(drawn) else drawn
-        return np.minimum(np.ceil(scaled), PAPER_CAP_TOKENS).astype(np.int64)
+        scaled: Tokens = np.ceil(drawn * (mean / drawn.mean())).astype(np.int64)
+        return np.minimum(scaled, PAPER_CAP_TOKENS)
 
     return lengths
 

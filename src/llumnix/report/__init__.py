@@ -1,0 +1,1 @@
+"""What happened in a run: records, their summary, and pictures of them."""

@@ -1,0 +1,177 @@
+"""The records of a run, live or simulated: what every summary and every figure is made from.
+
+A directory with `requests.csv`, `migrations.csv`, `instances.csv` (and `summary.json`, see `summary.py`). The
+fields of the structs below are the columns, in order. Times are seconds from the start of the run. Numbers are
+written with at most 6 decimals, so the same records are the same bytes; an empty field is "not known" or
+"did not happen". Columns that a reader does not know are ignored, so that a later version may append some.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from llumnix.errors import UsageError
+from llumnix.types import NORMAL, InstanceState, Priority
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, as its client saw it. Times count from its arrival (`arrival_s`), queueing included."""
+
+    id: str
+    arrival_s: float
+    """When the workload wanted it sent, whether or not the client was late."""
+    prompt_tokens: int
+    output_tokens: int
+    """Tokens that came, also of a request that failed later."""
+    priority: Priority = NORMAL
+    ttft_s: float | None = None
+    """Arrival to first token."""
+    tpot_s: float | None = None
+    """(last token − first token) / (tokens − 1); none with fewer than two tokens."""
+    latency_s: float | None = None
+    """Arrival to end; none if the request failed."""
+    largest_gap_s: float | None = None
+    """Longest wait between two tokens: preemptions and hand-overs show here."""
+    preemptions: int | None = None
+    migrations: int | None = None
+    """Completed moves."""
+    instances: tuple[str, ...] = ()
+    """Where it ran, in order; empty if not known."""
+    error: str = ""
+    """Why it failed, in a few words that do not vary from request to request; empty if it did not."""
+
+
+class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt to move a request. `outcome` is `moved`, or why not."""
+
+    at_s: float
+    """When the attempt ended."""
+    request_id: str
+    source: str
+    target: str
+    reason: str = ""
+    """Why it was tried: balance, drain, …"""
+    outcome: str
+    stages: int = 0
+    bytes: int = 0
+    blocks_skipped: int = 0
+    """Blocks that the target had in its prefix cache already."""
+    copy_ms: float | None = None
+    """Prepare to hand-over: the request kept decoding."""
+    handover_ms: float | None = None
+    """Out of the source's batch to in the target's."""
+    downtime_ms: float | None = None
+    """What the client saw: the gap at the hand-over, minus one normal decode step."""
+
+
+MOVED = "moved"
+"""The outcome of a migration that completed."""
+
+
+class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The load of one instance at one moment; rows make a time series."""
+
+    at_s: float
+    instance: str
+    state: InstanceState
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+    freeness: float
+    """In blocks per running request; −inf while it drains."""
+    preemptions: int
+    """Since the instance started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """All records of a run."""
+
+    requests: Sequence[RequestRecord]
+    migrations: Sequence[MigrationRecord] = ()
+    instances: Sequence[InstanceRecord] = ()
+
+
+Record = TypeVar("Record", RequestRecord, MigrationRecord, InstanceRecord)
+
+REQUESTS_CSV, MIGRATIONS_CSV, INSTANCES_CSV = "requests.csv", "migrations.csv", "instances.csv"
+
+
+def write_records(directory: Path, records: Records) -> None:
+    """Writes the three files, also empty ones; makes the directory if need be."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_rows(directory / REQUESTS_CSV, RequestRecord, records.requests)
+    write_rows(directory / MIGRATIONS_CSV, MigrationRecord, records.migrations)
+    write_rows(directory / INSTANCES_CSV, InstanceRecord, records.instances)
+
+
+def read_records(directory: Path) -> Records:
+    """What `write_records` wrote there; a missing migrations.csv or instances.csv counts as empty.
+
+    Raises UsageError if requests.csv is missing or a row is broken.
+    """
+    migrations, instances = directory / MIGRATIONS_CSV, directory / INSTANCES_CSV
+    return Records(
+        requests=read_rows(directory / REQUESTS_CSV, RequestRecord),
+        migrations=read_rows(migrations, MigrationRecord) if migrations.exists() else [],
+        instances=read_rows(instances, InstanceRecord) if instances.exists() else [],
+    )
+
+
+def write_rows(path: Path, kind: type[Record], rows: Iterable[Record]) -> None:
+    """Writes `rows`, all of type `kind`, under a header. Lines end in LF on every machine."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(kind.__struct_fields__)
+        for row in rows:
+            writer.writerow([_text(value) for value in msgspec.structs.astuple(row)])
+
+
+def read_rows(path: Path, kind: type[Record]) -> list[Record]:
+    """The rows of `path`. Raises UsageError, with file and line, for one that cannot be a `kind`."""
+    rows: list[Record] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restkey=_TOO_MANY)
+            for line in reader:
+                rows.append(_row(path, reader.line_num, line, kind))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+    return rows
+
+
+_TOO_MANY = ""
+
+
+def _row(path: Path, line: int, texts: dict[str, str], kind: type[Record]) -> Record:
+    if _TOO_MANY in texts:
+        raise UsageError(f"{path}:{line}: not a row of {path.name}: it has more fields than the header.")
+    known = set(kind.__struct_fields__)
+    values: dict[str, str | list[str]] = {name: text for name, text in texts.items() if name in known and text}
+    if "instances" in known and "instances" in values:
+        values["instances"] = texts["instances"].split(";")
+    try:
+        # An empty field is left out and takes the default of its column.
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}:{line}: not a row of {path.name}: {error}.") from error
+
+
+def _text(value: object) -> str:
+    """One field. Floats lose what is below 1e-6: below a microsecond nothing is measured, only rounding noise."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        fixed = f"{value:.6f}"
+        short = fixed.rstrip("0").rstrip(".") if "." in fixed else fixed
+        return "0" if short == "-0" else short
+    if isinstance(value, tuple):
+        return ";".join(value)
+    return str(value)
