@@ -1,0 +1,468 @@
+"""One inference engine, by arithmetic: continuous batching over an exact count of KV blocks.
+
+Time passes in *segments*: either a run of decode steps in which nothing happens, skipped as one (see
+sim/batch.py), or one step that prefills. At the end of a segment the local scheduler (sim/vllm01.py,
+sim/vllm1.py) plans the next. What comes from outside (a new request, a request to leave the batch)
+cuts a run of steps at the end of the step in flight, which is where a real engine would notice it.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable
+from math import floor, inf, sqrt
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+from llumnix.sim.batch import DecodeBatch
+from llumnix.sim.blocks import BlockPool, PrefixCache
+from llumnix.sim.cost_model import Profile
+from llumnix.sim.kernel import Kernel, Timer
+from llumnix.sim.request import ABORTED, DECODING, DETACHED, FINISHED, PREFILLING, WAITING, SimRequest
+
+_ORDER = attrgetter("order")
+
+
+class Segment(NamedTuple):
+    """What the scheduler decided: `steps` decode steps of the batch, or one step that computes `chunks`."""
+
+    steps: int
+    """Decode steps; 0 if the batch stands still while the chunks are computed."""
+    chunks: tuple[tuple[SimRequest, int], ...] = ()
+    """Prompts, or parts of prompts, computed in this step: (request, tokens)."""
+
+
+class Scheduler(Protocol):
+    """The local scheduler: decides the next segment; admits, and preempts through `Engine.preempt`."""
+
+    def plan(self, engine: Engine) -> Segment | None:
+        """The next segment, None if there is nothing to run. Takes the blocks of admitted requests."""
+
+    def could_admit(self, engine: Engine, request: SimRequest) -> bool:
+        """False only if `request`, first in the queue, certainly cannot start at the next step."""
+
+
+class Listener(Protocol):
+    """Who is told what happens inside."""
+
+    def on_changed(self) -> None:
+        """The load changed: a request came, started, ended, was preempted, or memory was given back."""
+
+    def on_finished(self, request: SimRequest) -> None: ...
+
+    def on_settled(self, request: SimRequest) -> None:
+        """A request that somebody watches (`Engine.watched`) changed between computing, decoding, waiting."""
+
+
+class Engine:
+    """A local scheduler, its queue, batch and blocks, on a kernel. All methods act at `kernel.now`."""
+
+    def __init__(self, kernel: Kernel, profile: Profile, scheduler: Scheduler, listener: Listener,
+                 unit_tokens: int = 0) -> None:  # fmt: skip
+        """`unit_tokens`: size of the prefix cache's units; 0 for no prefix cache."""
+        self.kernel = kernel
+        self.profile = profile
+        block_tokens = profile.memory.block_tokens
+        cache = PrefixCache(unit_tokens, block_tokens) if unit_tokens else None
+        self.pool = BlockPool(profile.memory.total_blocks, profile.watermark_blocks, cache)
+        self.batch = DecodeBatch(block_tokens)
+        self.waiting: list[SimRequest] = []
+        """Sorted: most important first, then oldest first."""
+        self.prefilling: list[SimRequest] = []
+        self.watched: set[str] = set()
+        """Ids of requests whose changes the listener wants to hear of."""
+        self.queued_blocks = 0
+        self.preempted = 0
+        self.preemptions = 0
+        self.high_running = 0
+        self.high_waiting = 0
+        self.slowdown = 0.0
+        self.stalled_until_s = 0.0
+        self.stopped = False
+        self._scheduler = scheduler
+        self._listener = listener
+        self._at_boundary: list[Callable[[], None]] = []
+        self._batch_s = [
+            (profile.decode.batch_step_ms(size) + profile.host.step_overhead_ms) / 1e3 if size else 0.0
+            for size in range(profile.scheduler.max_num_seqs + 1)
+        ]
+        self._token_s = profile.decode.per_context_token_ms / 1e3
+        self._busy = False
+        self._timer: Timer | None = None
+        self._segment = Segment(0)
+        self._begin_s = 0.0
+        self._lead_s = 0.0
+        self._first_s = 0.0
+        self._growth_s = 0.0
+        self._end_s = 0.0
+
+    # ------------------------------------------------------------------ from outside
+
+    @property
+    def idle(self) -> bool:
+        return self._timer is None
+
+    def blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self.profile.memory.block_tokens)
+
+    def add(self, request: SimRequest) -> None:
+        """Puts a request into the queue (a new one, or one that moves without its KV)."""
+        self._enqueue(request)
+        if self._timer is None:
+            self._boundary()
+        elif self.waiting[0] is request and self._scheduler.could_admit(self, request):
+            self._cut()
+        self._listener.on_changed()
+
+    def abort(self, request: SimRequest) -> None:
+        """Ends a request at the next step boundary; a queued one at once."""
+        if request.state is WAITING:
+            self._dequeue(request)
+            request.state = ABORTED
+            self._listener.on_changed()
+        elif request.state in (DECODING, PREFILLING):
+            self.at_boundary(lambda: self._abort_running(request))
+
+    def at_boundary(self, action: Callable[[], None]) -> None:
+        """Runs `action` when no step is in flight: now, or at the end of the one that is."""
+        self._at_boundary.append(action)
+        if self._timer is None:
+            self._boundary()
+        else:
+            self._cut()
+
+    def detach(self, request: SimRequest) -> bool:
+        """At a boundary: takes a decoding request out of the batch; its blocks stay taken."""
+        if request.batch is not self.batch:
+            return False
+        self.batch.leave(request, DETACHED)
+        self._count_running(request, -1)
+        self._listener.on_changed()
+        return True
+
+    def attach(self, request: SimRequest) -> None:
+        """At a boundary: makes a detached or migrated request, whose blocks are taken, a running one."""
+        self.batch.join(request)
+        self._count_running(request, 1)
+        self._listener.on_changed()
+
+    def withdraw(self, request: SimRequest) -> bool:
+        """Takes a queued request out of the queue (it moves on without KV)."""
+        if request.state is not WAITING or request not in self.waiting:
+            return False
+        self._dequeue(request)
+        request.state = DETACHED
+        self._listener.on_changed()
+        return True
+
+    def release(self, request: SimRequest) -> None:
+        """Gives back the blocks of a request that is neither queued nor running."""
+        self._free_quietly(request)
+        self._listener.on_changed()
+        self._look_again()
+
+    def reserve(self, blocks: int) -> bool:
+        """Takes blocks for a request that is moving in; False if that leaves less than the batch needs now."""
+        spare = self.pool.free - self._taken_in_flight()
+        if blocks + self.pool.watermark > spare:
+            return False
+        self._cut()
+        self.pool.take(blocks)
+        self._listener.on_changed()
+        return True
+
+    def give_back(self, blocks: int) -> None:
+        """Undoes (a part of) a reservation."""
+        self.pool.give_back(blocks)
+        self._listener.on_changed()
+        self._look_again()
+
+    def set_slowdown(self, slowdown: float) -> None:
+        """From the next step on, steps take (1 + slowdown) times as long (a copy runs)."""
+        if slowdown != self.slowdown:
+            self.slowdown = slowdown
+            self._cut()
+
+    def stall(self, seconds: float) -> None:
+        """The engine does nothing for so long, from the end of the step in flight (a fault)."""
+        self.stalled_until_s = max(self.stalled_until_s, self.kernel.now + seconds)
+        self._cut()
+
+    def stop(self) -> None:
+        """The engine is gone: nothing that it did since the last boundary reaches anybody."""
+        self.stopped = True
+        if self._timer is not None:
+            self.kernel.cancel(self._timer)
+            self._timer = None
+
+    # ------------------------------------------------------------------ what a report needs
+
+    @property
+    def running(self) -> int:
+        return len(self.batch.members) + len(self.prefilling)
+
+    def steps_started(self) -> int:
+        """Decode steps of the current segment that have begun."""
+        return min(self._steps_done() + 1, self._segment.steps) if self._segment.steps else 0
+
+    def free_blocks(self) -> int:
+        """Free blocks now: what the step in flight took is gone."""
+        return self.pool.free - self._taken_in_flight()
+
+    def tokens_of(self, request: SimRequest) -> int:
+        """Length of a request's sequence now."""
+        return request.prompt_tokens + self.generated_of(request)
+
+    def generated_of(self, request: SimRequest) -> int:
+        if request.batch is self.batch:
+            return self.batch.generated(request, self._steps_done())
+        return request.generated
+
+    def held_blocks(self, request: SimRequest) -> int:
+        """Blocks that a request holds now."""
+        if request.batch is not self.batch:
+            return request.blocks
+        length = request.prompt_tokens + self.batch.generated(request, self.steps_started())
+        return self.blocks_of(length - 1)
+
+    def running_requests(self) -> list[SimRequest]:
+        """Every running request, first victim last."""
+        return sorted(self.batch.members + self.prefilling, key=_ORDER) if self.prefilling else self.batch.members
+
+    # ------------------------------------------------------------------ for the scheduler
+
+    def start(self, request: SimRequest, blocks: int) -> None:
+        """Takes the first request out of the queue and makes it a prefilling one that holds `blocks` blocks."""
+        self._dequeue(request)
+        request.state = PREFILLING
+        request.blocks = blocks
+        self.prefilling.append(request)
+        self._count_running(request, 1)
+
+    def preempt(self, request: SimRequest) -> None:
+        """Throws a running request's KV away and puts it back into the queue (recompute)."""
+        if request.state is DECODING:
+            self.batch.leave(request, WAITING)
+        else:
+            self.prefilling.remove(request)
+        self._count_running(request, -1)
+        self.preemptions += 1
+        request.preemptions += 1
+        if request.generated:
+            request.preempted_at_s = self.kernel.now
+        request.prefilled = 0
+        self._free_quietly(request)
+        self._enqueue(request)
+        self._tell(request)
+
+    # ------------------------------------------------------------------ inside
+
+    def _look_again(self) -> None:
+        """Memory came back from outside a step: perhaps the first in the queue fits now."""
+        if self.waiting and self._scheduler.could_admit(self, self.waiting[0]):
+            if self._timer is None:
+                self._boundary()
+            else:
+                self._cut()
+
+    def _enqueue(self, request: SimRequest) -> None:
+        request.state = WAITING
+        waiting = self.waiting
+        if waiting and waiting[-1].order > request.order:
+            insort(waiting, request, key=_ORDER)
+        else:
+            waiting.append(request)
+        self.queued_blocks += self.blocks_of(request.prompt_tokens + request.generated)
+        if request.preemptions:
+            self.preempted += 1
+        if request.priority < 0:
+            self.high_waiting += 1
+
+    def _dequeue(self, request: SimRequest) -> None:
+        self.waiting.remove(request)
+        self.queued_blocks -= self.blocks_of(request.prompt_tokens + request.generated)
+        if request.preemptions:
+            self.preempted -= 1
+        if request.priority < 0:
+            self.high_waiting -= 1
+
+    def _count_running(self, request: SimRequest, change: int) -> None:
+        if request.priority < 0:
+            self.high_running += change
+
+    def _abort_running(self, request: SimRequest) -> None:
+        if request.batch is self.batch:
+            self.batch.leave(request, ABORTED)
+        elif request in self.prefilling:
+            self.prefilling.remove(request)
+            request.state = ABORTED
+        else:
+            return
+        self._count_running(request, -1)
+        self._free_quietly(request)
+
+    def _free_quietly(self, request: SimRequest) -> None:
+        pool = self.pool
+        pool.free += request.blocks
+        if request.cached_units:
+            assert pool.cache is not None
+            shared = request.cached_units * pool.cache.unit_blocks
+            pool.free += pool.cache.release(request.hashes[: request.cached_units]) - shared
+            request.cached_units = 0
+        request.blocks = 0
+        if pool.free > pool.total:
+            raise AssertionError(f"{pool.free} blocks are free of {pool.total}")
+
+    def _tell(self, request: SimRequest) -> None:
+        if request.id in self.watched:
+            self._listener.on_settled(request)
+
+    def _steps_done(self) -> int:
+        """Decode steps of the current segment that are complete."""
+        steps = self._segment.steps
+        if steps <= 1:
+            return 0
+        elapsed = self.kernel.now - self._begin_s - self._lead_s
+        if elapsed < self._first_s:
+            return 0
+        growth, first = self._growth_s, self._first_s
+        if growth > 0:
+            slope = first - growth / 2
+            done = floor((sqrt(slope * slope + 2 * growth * elapsed) - slope) / growth)
+        else:
+            done = floor(elapsed / first)
+        while done > 0 and self._duration(done) > elapsed:
+            done -= 1
+        while self._duration(done + 1) <= elapsed:
+            done += 1
+        return min(done, steps)
+
+    def _duration(self, steps: int) -> float:
+        return steps * self._first_s + self._growth_s * (steps * (steps - 1) // 2)
+
+    def _taken_in_flight(self) -> int:
+        return self.batch.blocks_for(self.steps_started()) if self._segment.steps else 0
+
+    def _cut(self) -> None:
+        """Ends a run of decode steps with the one in flight."""
+        if self._segment.steps <= 1 or self._timer is None:
+            return
+        steps = self._steps_done() + 1
+        if steps < self._segment.steps:
+            self.kernel.cancel(self._timer)
+            self._segment = Segment(steps)
+            self._end_s = max(self._begin_s + self._lead_s + self._duration(steps), self.kernel.now)
+            self._timer = self.kernel.at(self._end_s, self._finish_segment)
+
+    def _finish_segment(self) -> None:
+        self._timer = None
+        self._busy = True
+        steps, chunks = self._segment
+        batch = self.batch
+        if steps:
+            self.pool.free -= batch.blocks_for(steps)
+            if self.pool.cache is not None:
+                self.pool.cache.shrink_to(self.pool.free)
+            first_end = self._begin_s + self._lead_s + self._first_s
+            last = self._first_s + self._growth_s * (steps - 1)
+            batch.advance(steps, first_end, last, self._end_s, self._end_s - self._begin_s)
+            while (request := batch.pop_ended()) is not None:
+                batch.leave(request, FINISHED)
+                self._end(request)
+        for request, tokens in chunks:
+            self._computed(request, tokens)
+        self._segment = _NO_SEGMENT
+        self._busy = False
+        self._boundary()
+        self._listener.on_changed()
+
+    def _computed(self, request: SimRequest, tokens: int) -> None:
+        """A part of a prompt was computed in the step that ends now."""
+        if request.state is not PREFILLING:
+            return
+        now = self.kernel.now
+        request.prefilled += tokens
+        request.exec_s += self._end_s - self._begin_s
+        if request.prefilled < request.prompt_tokens + request.generated:
+            return
+        self.prefilling.remove(request)
+        if self.pool.cache is not None and request.hashes:
+            self._publish(request)
+        request.generated += 1
+        if request.first_token_s == inf:
+            request.first_token_s = now
+        else:
+            request.largest_gap_s = max(request.largest_gap_s, now - request.last_token_s)
+        if request.preempted_at_s is not None:
+            step_s = self._batch_s[min(len(self.batch.members) + 1, len(self._batch_s) - 1)]
+            request.lost_s += now - request.preempted_at_s - step_s - self._token_s * self.batch.tokens
+            request.preempted_at_s = None
+        request.last_token_s = now
+        if request.generated >= request.output_tokens:
+            request.state = FINISHED
+            self._end(request)
+        else:
+            self.batch.join(request)
+            self._tell(request)
+
+    def _publish(self, request: SimRequest) -> None:
+        """Lends the blocks of the prompt's units to the prefix cache."""
+        cache = self.pool.cache
+        assert cache is not None
+        units = request.prompt_tokens // cache.unit_tokens
+        request.cached_units += cache.publish(request.hashes[request.cached_units : units])
+
+    def _end(self, request: SimRequest) -> None:
+        request.finish_s = self.kernel.now
+        self._count_running(request, -1)
+        self._free_quietly(request)
+        self._tell(request)
+        self._listener.on_finished(request)
+
+    def _boundary(self) -> None:
+        """No step is in flight: carries out what waited for that, and begins the next segment."""
+        if self._busy or self.stopped:
+            return
+        self._busy = True
+        segment = None
+        while segment is None:
+            while self._at_boundary:
+                actions, self._at_boundary = self._at_boundary, []
+                for action in actions:
+                    action()
+            segment = self._scheduler.plan(self)
+            if not self._at_boundary:
+                break
+        self._busy = False
+        if segment is not None and not self.stopped:
+            # A preemption may have made somebody ask for the next boundary.
+            self._begin(Segment(1) if self._at_boundary and segment.steps > 1 else segment)
+
+    def _begin(self, segment: Segment) -> None:
+        now = self.kernel.now
+        batch = self.batch
+        pace = 1.0 + self.slowdown
+        size = len(batch.members)
+        chunk_s = self._chunks_s(segment.chunks, alone=not segment.steps) if segment.chunks else 0.0
+        if segment.steps:
+            self._first_s = (self._batch_s[size] + self._token_s * batch.tokens + chunk_s) * pace
+            self._growth_s = self._token_s * size * pace
+            duration = self._duration(segment.steps)
+        else:
+            self._first_s = duration = chunk_s * pace
+            self._growth_s = 0.0
+        self._lead_s = max(0.0, self.stalled_until_s - now)
+        self._segment = segment
+        self._begin_s = now
+        self._end_s = now + self._lead_s + duration
+        self._timer = self.kernel.at(self._end_s, self._finish_segment)
+
+    def _chunks_s(self, chunks: tuple[tuple[SimRequest, int], ...], alone: bool) -> float:
+        prefill = self.profile.prefill
+        compute_ms = prefill.base_ms + self.profile.host.step_overhead_ms if alone else 0.0
+        for request, tokens in chunks:
+            compute_ms += prefill.compute_ms(tokens, request.prefilled)
+        return compute_ms / 1e3
+
+
+_NO_SEGMENT = Segment(0)
