@@ -34,6 +34,8 @@ class PairingTerms(msgspec.Struct, frozen=True, kw_only=True):
     priority_target_tokens: int | None = None
     backing_off: Container[tuple[InstanceId, InstanceId]] = frozenset()
     """(source, target) pairs that were refused a moment ago."""
+    empty_handed: Container[InstanceId] = frozenset()
+    """Instances that had nothing to give a moment ago."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,7 @@ class Why(StrEnum):
 
     NO_TARGET = "no instance is free enough"
     NOTHING_TO_GIVE = "it has no request that can move"
+    EMPTY_HANDED = "it had nothing to give a moment ago"
     SOURCE_BUSY = "the source gives as many requests as it may"
     TARGET_BUSY = "the target takes as many requests as it may"
     BACKING_OFF = "this pair was refused a moment ago"
@@ -128,6 +131,8 @@ def _first_good_pair(
     giver = source[1]
     if giver.outgoing >= terms.max_migrations:
         rejected.append(Rejection(giver.id, None, Why.SOURCE_BUSY))
+    elif giver.id in terms.empty_handed:
+        rejected.append(Rejection(giver.id, None, Why.EMPTY_HANDED))
     elif (loads := likely_victims(giver)) == ():
         rejected.append(Rejection(giver.id, None, Why.NOTHING_TO_GIVE))
     elif not targets:
@@ -233,6 +238,8 @@ def _sits_out(source: InstanceSnapshot, target: InstanceSnapshot, terms: Pairing
         return Why.SOURCE_BUSY
     if target.incoming >= terms.max_migrations:
         return Why.TARGET_BUSY
+    if source.id in terms.empty_handed:
+        return Why.EMPTY_HANDED
     return Why.BACKING_OFF if (source.id, target.id) in terms.backing_off else None
 
 

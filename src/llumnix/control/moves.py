@@ -1,0 +1,113 @@
+"""What the scheduler remembers of the moves that it asked for: those in flight, and those refused a moment ago."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llumnix.types import InstanceId
+
+MOVE_DEADLINE_S = 60.0
+"""After this long without an answer a move counts as ended. Nothing is lost if it is still going on: reports count it,
+and the llumlets have deadlines of their own."""
+
+FIRST_BACK_OFF_S = 0.5
+LONGEST_BACK_OFF_S = 8.0
+
+Ends = tuple[InstanceId, InstanceId]
+"""Source and target."""
+
+
+class _Asked(msgspec.Struct):
+    count: int
+    deadline_s: float
+
+
+class MovesInFlight:
+    """Moves asked for and not answered, per pair of instances."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Ends, _Asked] = {}
+        self._outgoing: dict[InstanceId, int] = {}
+        self._incoming: dict[InstanceId, int] = {}
+
+    def __len__(self) -> int:
+        return sum(asked.count for asked in self._asked.values())
+
+    def outgoing(self, source: InstanceId) -> int:
+        return self._outgoing.get(source, 0)
+
+    def incoming(self, target: InstanceId) -> int:
+        return self._incoming.get(target, 0)
+
+    def ask(self, at: float, ends: Ends, count: int) -> None:
+        asked = self._asked.setdefault(ends, _Asked(0, 0.0))
+        asked.deadline_s = at + MOVE_DEADLINE_S
+        self._change(ends, count)
+
+    def end(self, ends: Ends, whole: bool = False) -> bool:
+        """One move of the pair, or all of them, ended; False if none was asked for (any more)."""
+        asked = self._asked.get(ends)
+        if asked is None:
+            return False
+        self._change(ends, -asked.count if whole else -1)
+        return True
+
+    def expire(self, at: float) -> None:
+        for ends in [ends for ends, asked in self._asked.items() if asked.deadline_s <= at]:
+            self.end(ends, whole=True)
+
+    def forget(self, instance: InstanceId) -> None:
+        """The instance is gone, and with it every move from and to it."""
+        for ends in [ends for ends in self._asked if instance in ends]:
+            self.end(ends, whole=True)
+
+    def _change(self, ends: Ends, by: int) -> None:
+        asked = self._asked[ends]
+        asked.count += by
+        if not asked.count:
+            del self._asked[ends]
+        for counts, instance in ((self._outgoing, ends[0]), (self._incoming, ends[1])):
+            counts[instance] = counts.get(instance, 0) + by
+            if not counts[instance]:
+                del counts[instance]
+
+
+class _Refusals(msgspec.Struct):
+    count: int
+    until_s: float
+
+
+class BackOff:
+    """Who was refused lately, and until when not to ask again: each refusal in a row doubles the wait. `target`
+    None stands for a source that had nothing to give to anybody."""
+
+    def __init__(self) -> None:
+        self._refusals: dict[tuple[InstanceId, InstanceId | None], _Refusals] = {}
+
+    def __len__(self) -> int:
+        return len(self._refusals)
+
+    def refused(self, at: float, source: InstanceId, target: InstanceId | None) -> None:
+        refusals = self._refusals.setdefault((source, target), _Refusals(0, 0.0))
+        wait_s = min(LONGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** min(refusals.count, 16))
+        refusals.count += 1
+        refusals.until_s = at + wait_s
+
+    def succeeded(self, source: InstanceId, target: InstanceId) -> None:
+        self._refusals.pop((source, target), None)
+        self._refusals.pop((source, None), None)
+
+    def pairs(self, at: float) -> frozenset[Ends]:
+        return frozenset((s, t) for (s, t), known in self._refusals.items() if t is not None and at < known.until_s)
+
+    def empty_handed(self, at: float) -> frozenset[InstanceId]:
+        return frozenset(s for (s, t), known in self._refusals.items() if t is None and at < known.until_s)
+
+    def expire(self, at: float) -> None:
+        """Forgets refusals that ended long ago: what comes then is a first refusal again."""
+        for key in [key for key, known in self._refusals.items() if known.until_s + LONGEST_BACK_OFF_S <= at]:
+            del self._refusals[key]
+
+    def forget(self, instance: InstanceId) -> None:
+        for key in [key for key in self._refusals if instance in key]:
+            del self._refusals[key]

@@ -1,0 +1,70 @@
+"""Where the requests of a draining instance go: to the freest instances that have room, several at once.
+
+Unlike pairing this needs no thresholds and no benefit: a draining instance is charged infinitely much, so every
+move raises the lower of the two freeness values. What finds no room stays, goes on, and is tried again later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from heapq import heapify, heappop, heappush
+
+import msgspec
+from msgspec.structs import replace
+
+from llumnix.policy.pairing import Load, with_added
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.virtual_usage import held_blocks, migration_freeness, room_blocks
+from llumnix.types import InstanceId, InstanceState
+
+
+class DrainTerms(msgspec.Struct, frozen=True, kw_only=True):
+    moves: int
+    """How many requests may be sent off now."""
+    max_incoming: int
+    """Migrations that a target may have coming in."""
+    priority_target_tokens: int | None = None
+    backing_off: Container[tuple[InstanceId, InstanceId]] = frozenset()
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """`count` requests of at most `room_blocks` together may go to `target`; `str(placement)` is the reason."""
+
+    target: InstanceId
+    count: int
+    room_blocks: int
+    freeness: float
+
+    def __str__(self) -> str:
+        return f"freeness {self.freeness:.4g}, room for {self.room_blocks} blocks"
+
+
+def place_drained(source: InstanceSnapshot, cluster: ClusterSnapshot, terms: DrainTerms) -> tuple[Placement, ...]:
+    """Deals the requests out one by one, each to the instance that is freest with those dealt before."""
+    typical = Load(_typical_blocks(source), queued=False)
+    smallest = min(source.smallest_running_blocks or typical.blocks, typical.blocks)
+    freest = [
+        (-migration_freeness(target, terms.priority_target_tokens), target.id, target)
+        for target in cluster.instances
+        if target.state is InstanceState.RUNNING
+        and (source.id, target.id) not in terms.backing_off
+        and target.incoming < terms.max_incoming
+        and room_blocks(target) >= smallest
+    ]
+    heapify(freest)
+    first_look: dict[InstanceId, tuple[int, float]] = {}
+    dealt: dict[InstanceId, int] = {}
+    while freest and sum(dealt.values()) < terms.moves:
+        negated, _, target = heappop(freest)
+        first_look.setdefault(target.id, (room_blocks(target), -negated))
+        dealt[target.id] = dealt.get(target.id, 0) + 1
+        after = replace(with_added(target, typical), incoming=target.incoming + 1)
+        if after.incoming < terms.max_incoming and room_blocks(after) >= smallest:
+            heappush(freest, (-migration_freeness(after, terms.priority_target_tokens), after.id, after))
+    return tuple(Placement(target, count, *first_look[target]) for target, count in dealt.items())
+
+
+def _typical_blocks(source: InstanceSnapshot) -> int:
+    if source.running:
+        return max(1, -(-held_blocks(source) // source.running))
+    return max(1, -(-source.queued_blocks // max(1, source.waiting)))
