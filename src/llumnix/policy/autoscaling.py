@@ -1,0 +1,138 @@
+"""When to add an instance, and which one to take away (paper section 4.4.4).
+
+The measure is the freeness of the cluster as if it were one instance: what is left in all of them, per request of all
+batches. A mean of the instances' own numbers would let one idle instance outweigh ten full ones. Freeness is that of
+dispatch, without priorities: the whole queue is charged, and headroom is no reason to buy more.
+
+Instances that are starting count as empty ones. State goes in and comes out, time is in the snapshot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llumnix.config import knob
+from llumnix.errors import UsageError
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingConfig:
+    """Auto-scaling. Freeness is in blocks per request, over the whole cluster."""
+
+    scale_out_freeness: float = knob(10.0, "Start instances when the cluster's freeness stays below this.")
+    scale_in_freeness: float = knob(60.0, "Drain an instance when the cluster's freeness stays above this.")
+    scale_window_s: float = knob(10.0, "Seconds that the freeness must stay there.")
+    min_instances: int = knob(1, "Never fewer instances than this.")
+    max_instances: int = knob(1, "Never more instances than this.")
+
+    def __post_init__(self) -> None:
+        if self.scale_in_freeness <= self.scale_out_freeness:
+            raise UsageError(
+                f"--scale-in-freeness ({self.scale_in_freeness:g}) must be above "
+                f"--scale-out-freeness ({self.scale_out_freeness:g}), or instances would come and go."
+            )
+        if self.scale_window_s < 0:
+            raise UsageError("--scale-window-s must not be negative.")
+        if not 1 <= self.min_instances <= self.max_instances:
+            raise UsageError(
+                f"--min-instances ({self.min_instances}) must be at least 1 and not above "
+                f"--max-instances ({self.max_instances})."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingState:
+    """Since when the freeness has been out of bounds on either side; None: it is not."""
+
+    low_since_s: float | None = None
+    high_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOut:
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleIn:
+    instance: InstanceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    reason: str
+
+
+ScalingDecision = ScaleOut | ScaleIn | Stay
+
+
+def scale(
+    cluster: ClusterSnapshot, starting: int, state: ScalingState, config: ScalingConfig
+) -> tuple[ScalingDecision, ScalingState]:
+    """`starting`: instances that were ordered and do not report as running yet. After a decision the window starts
+    anew, so that its effect can be seen before the next one."""
+    serving = [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
+    capacity = len(serving) + starting
+    if capacity < config.min_instances:
+        missing = config.min_instances - capacity
+        return ScaleOut(missing, f"{capacity} of at least {config.min_instances} instances"), ScalingState()
+    if not serving:
+        return Stay(f"{starting} starting, none serves yet"), ScalingState()
+    freeness = cluster_freeness(serving, empty_ones=starting)
+    state = _watch(freeness, cluster.at, state, config)
+    if _long_enough(state.low_since_s, cluster.at, config) and capacity < config.max_instances:
+        return _scale_out(serving, starting, freeness, config), ScalingState()
+    if _long_enough(state.high_since_s, cluster.at, config) and not starting and capacity > config.min_instances:
+        decision = _scale_in(serving, freeness, config)
+        return decision, ScalingState() if isinstance(decision, ScaleIn) else state
+    return Stay(f"freeness {freeness:.4g}, {capacity} instances"), state
+
+
+def cluster_freeness(serving: list[InstanceSnapshot], empty_ones: int = 0) -> float:
+    """Of all instances as one, with `empty_ones` more of their mean size. Divided also below zero: the question is
+    how many instances would help, and that is linear."""
+    left = sum(one.free_blocks - one.watermark_blocks - one.queued_blocks for one in serving)
+    batch = sum(one.running + one.waiting for one in serving)
+    return (left + empty_ones * _mean_capacity_blocks(serving)) / max(1, batch)
+
+
+def _mean_capacity_blocks(serving: list[InstanceSnapshot]) -> float:
+    return sum(one.total_blocks - one.watermark_blocks for one in serving) / len(serving) if serving else 0.0
+
+
+def _watch(freeness: float, at: float, state: ScalingState, config: ScalingConfig) -> ScalingState:
+    low = high = None
+    if freeness < config.scale_out_freeness:
+        low = at if state.low_since_s is None else state.low_since_s
+    elif freeness > config.scale_in_freeness:
+        high = at if state.high_since_s is None else state.high_since_s
+    return ScalingState(low, high)
+
+
+def _long_enough(since_s: float | None, at: float, config: ScalingConfig) -> bool:
+    return since_s is not None and at >= since_s + config.scale_window_s
+
+
+def _scale_out(serving: list[InstanceSnapshot], starting: int, freeness: float, config: ScalingConfig) -> ScaleOut:
+    """As many as bring the freeness back, within the limit."""
+    most = config.max_instances - len(serving) - starting
+    count = 1
+    while count < most and cluster_freeness(serving, starting + count) < config.scale_out_freeness:
+        count += 1
+    low = f"freeness {freeness:.4g} below {config.scale_out_freeness:g} for {config.scale_window_s:g} s"
+    return ScaleOut(count, f"{low}; {cluster_freeness(serving, starting + count):.4g} with {count} more")
+
+
+def _scale_in(serving: list[InstanceSnapshot], freeness: float, config: ScalingConfig) -> ScaleIn | Stay:
+    """The one with the fewest running requests, unless the others could not carry its load."""
+    leaver = min(serving, key=lambda one: (one.running, one.waiting, one.id))
+    without = cluster_freeness(serving, empty_ones=-1)
+    if without < config.scale_out_freeness:
+        return Stay(f"freeness {freeness:.4g}, but {without:.4g} with one instance less")
+    high = f"freeness {freeness:.4g} above {config.scale_in_freeness:g} for {config.scale_window_s:g} s"
+    fewest = f"{leaver.id} has the fewest running requests ({leaver.running})"
+    return ScaleIn(leaver.id, f"{high}; {without:.4g} with one instance less; {fewest}")
