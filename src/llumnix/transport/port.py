@@ -17,7 +17,7 @@ it hears from the target; a transport does not know who holds a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -28,6 +28,10 @@ from llumnix.errors import LlumnixError
 
 IoVecs = NDArray[np.uint64]
 """Pieces of host memory, as the kernel's `struct iovec`: shape (n, 2), a row is (address, bytes)."""
+
+
+BlockIds = Sequence[int] | NDArray[np.integer]
+Batches = Generator[IoVecs, None, None]
 
 
 class TransportError(LlumnixError):
@@ -74,13 +78,16 @@ class Pool(Protocol):
     @property
     def shape(self) -> PoolShape: ...
 
-    def reading(self, blocks: Sequence[int]) -> Iterator[IoVecs]:
-        """Yields pieces to send. A batch stays valid until the next one is asked for."""
+    def reading(self, blocks: BlockIds, until: float) -> Batches:
+        """Yields pieces to send. A batch stays valid until the next one is asked for.
+
+        Raises TimeoutError when it has to wait beyond `until` (of `time.monotonic`)."""
         ...
 
-    def writing(self, blocks: Sequence[int]) -> Iterator[IoVecs]:
+    def writing(self, blocks: BlockIds, until: float) -> Batches:
         """Yields pieces to fill. Asking for the next batch says that this one is filled; when the
-        iterator ends, all bytes are in the blocks. Closing it early abandons the batch at hand."""
+        iterator ends, all bytes are in the blocks. Closing it early abandons the batch at hand:
+        nothing is written any more when the close returns. Raises as `reading`."""
         ...
 
 
@@ -119,8 +126,8 @@ class Transport(Protocol):
     def pull(
         self,
         source_address: str,
-        source_blocks: Sequence[int],
-        target_blocks: Sequence[int],
+        source_blocks: BlockIds,
+        target_blocks: BlockIds,
         deadline_s: float,
         *,
         on_done: Callable[[PullResult], None],

@@ -1,0 +1,104 @@
+"""Which way blocks go between two instances: pure, from the source's address and where the target is.
+
+| pair | way | why |
+|---|---|---|
+| both have NIXL, device memory | nixl | one-sided, no host copy |
+| one host | unix | half of memcpy speed; a dead peer is seen at once |
+| anything else, and when a way before it is not reachable | tcp | always there |
+
+See docs/adr/0002-transport.md for the measurements.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+
+import msgspec
+
+from llumnix.transport.port import TransportError
+
+PREFERENCE = ("nixl", "unix", "tcp")
+"""Best first. A source lists `nixl` only for device memory: on host memory the sockets are faster."""
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way to reach a source: `where` is a path (unix), host:port (tcp) or agent metadata (nixl)."""
+
+    scheme: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.where}"
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        host, _, port = self.where.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source exports, as `incarnation@host,scheme:where,scheme:where`.
+
+    The incarnation is unique to one transport object, so that a port or a path that was taken over by
+    another process is never mistaken for the one that was meant.
+    """
+
+    incarnation: str
+    host: str
+    ways: tuple[Way, ...]
+
+    def __str__(self) -> str:
+        return ",".join([f"{self.incarnation}@{self.host}", *map(str, self.ways)])
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises TransportError when `text` is not an address."""
+        head, *ways = text.split(",")
+        incarnation, at, host = head.partition("@")
+        pairs = [way.partition(":") for way in ways]
+        if not (incarnation and at and host) or not all(scheme and where for scheme, _, where in pairs):
+            raise TransportError(f"{text[:200]!r} is not the address of a transport")
+        return cls(incarnation=incarnation, host=host, ways=tuple(Way(scheme, where) for scheme, _, where in pairs))
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Ways to try, best first, and why each other one is not among them."""
+
+    ways: tuple[Way, ...]
+    passed_over: tuple[str, ...]
+
+
+def choose(source: Address, host: str, able: Collection[str]) -> Choice:
+    """The ways to pull from `source` for a target on `host` that can speak the schemes in `able`."""
+    ways: list[Way] = []
+    passed_over: list[str] = []
+    for way in source.ways:
+        obstacle = _obstacle(way, source.host == host, able)
+        if obstacle is None:
+            ways.append(way)
+        else:
+            passed_over.append(f"{way.scheme}: {obstacle}")
+    ways.sort(key=lambda way: PREFERENCE.index(way.scheme))
+    return Choice(tuple(ways), tuple(passed_over))
+
+
+def _obstacle(way: Way, same_host: bool, able: Collection[str]) -> str | None:
+    if way.scheme not in PREFERENCE or way.scheme not in able:
+        return "this end does not speak it"
+    if same_host or way.scheme == "nixl":
+        return None
+    if way.scheme == "unix":
+        return "the source is on another host"
+    if _is_loopback(way.host_and_port[0]):
+        return "the source listens on its loopback only, and is on another host"
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: whether it resolves is for the connection to find out
+        return False

@@ -1,0 +1,124 @@
+"""The source's end: answers pulls from threads of its own, one per connection, so that the engine never waits.
+
+Settled blocks do not change, and the blocks that a puller names are pinned by the migration protocol, so
+the threads read the pool without asking anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+from llumnix.transport.connection import Connection, Reply, Request, welcome_puller
+from llumnix.transport.pieces import block_ids
+from llumnix.transport.port import Pool
+
+log = logging.getLogger(__name__)
+
+MAX_SERVING_S = 600.0
+"""However long a puller says it will wait, the source gives up on it after this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    max_connections: int = 128
+    """Each has a thread. A puller beyond that is turned away before the handshake."""
+    handshake_s: float = 5.0
+    """Seconds a stranger may hold a connection without proving itself."""
+    idle_s: float = 10.0
+    """Seconds a connection stays open without a request. Making a new one takes less than a millisecond."""
+
+
+class Server:
+    """Serves the blocks of `pool` on `listeners` to whoever proves to know `secret`."""
+
+    def __init__(
+        self, pool: Pool, listeners: list[socket.socket], secret: bytes, incarnation: str, limits: ServerLimits
+    ) -> None:
+        self._pool = pool
+        self._listeners = listeners
+        self._secret = secret
+        self._incarnation = incarnation
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._connections: dict[Connection, threading.Thread] = {}
+        self._closing = threading.Event()
+        self._acceptors = [
+            threading.Thread(target=self._accept, args=(listener,), name="kv-accept", daemon=True)
+            for listener in listeners
+        ]
+        for acceptor in self._acceptors:
+            acceptor.start()
+
+    def close(self) -> None:
+        """Ends every connection and joins every thread."""
+        self._closing.set()
+        for listener in self._listeners:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes accept; Linux does so for unix and TCP sockets
+        for acceptor in self._acceptors:
+            acceptor.join()
+        for listener in self._listeners:
+            listener.close()
+        with self._lock:
+            open_now = list(self._connections.items())
+            for connection, _ in open_now:
+                connection.shut()
+        for _, thread in open_now:
+            thread.join()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._closing.is_set():
+            try:
+                sock, _ = listener.accept()
+            except OSError as error:
+                if not self._closing.is_set():
+                    log.warning("cannot take a connection now: %s", error)
+                    self._closing.wait(0.1)  # out of descriptors: waiting is all that helps
+                continue
+            connection = Connection(sock)
+            thread = threading.Thread(target=self._serve, args=(connection,), name="kv-serve", daemon=True)
+            with self._lock:
+                full = len(self._connections) >= self._limits.max_connections
+                if not full:
+                    self._connections[connection] = thread
+            if full:
+                log.warning("turned a puller away: %d connections are open", self._limits.max_connections)
+                connection.close()
+            else:
+                thread.start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            connection.until = time.monotonic() + self._limits.handshake_s
+            refused = welcome_puller(connection, self._secret, self._incarnation, self._pool.shape)
+            if refused is not None:
+                log.warning("refused a puller: %s", refused)
+                return
+            while not self._closing.is_set():
+                self._answer_one(connection)
+        except (OSError, EOFError) as end:
+            # The puller's deadline, death or idleness: it knows, and nothing here depends on it.
+            log.debug("a puller's connection ended: %s", end)
+        finally:
+            with self._lock:
+                del self._connections[connection]
+                connection.close()  # under the lock, so that `close` never shuts a descriptor that was reused
+
+    def _answer_one(self, connection: Connection) -> None:
+        shape = self._pool.shape
+        connection.until = time.monotonic() + self._limits.idle_s
+        request = connection.receive(Request, max_bytes=4 * shape.num_blocks + 64)
+        connection.until = until = time.monotonic() + min(request.time_left_s, MAX_SERVING_S)
+        try:
+            blocks = block_ids(request.block_ids, shape.num_blocks)
+        except ValueError as error:
+            connection.send(Reply(0, str(error)))
+            return
+        connection.send(Reply(len(blocks) * shape.block_bytes))
+        with closing(self._pool.reading(blocks, until)) as batches:
+            for batch in batches:
+                connection.send_pieces(batch)

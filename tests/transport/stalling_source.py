@@ -1,0 +1,47 @@
+"""A source process for the tests: serves blocks, but stops half-way through each.
+
+After the first half of a pull it says "half" and waits for a line before it goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from llumnix.transport.memory import MemoryPool
+from llumnix.transport.port import Batches, BlockIds
+from llumnix.transport.sockets import SocketOptions, SocketTransport
+
+FINGERPRINT = "stalling"
+CHUNK_BYTES = 64 * 1024
+BLOCKS = 256
+
+
+class StallingPool(MemoryPool):
+    go_on = threading.Event()
+
+    def reading(self, blocks: BlockIds, until: float) -> Batches:
+        half = len(blocks) // 2
+        yield from super().reading(blocks[:half], until)
+        print("half", flush=True)
+        self.go_on.wait()
+        yield from super().reading(blocks[half:], until)
+
+
+def main(secret_hex: str, folder: str) -> None:
+    memory = np.full((BLOCKS, CHUNK_BYTES), 7, dtype=np.uint8)
+    pool = StallingPool.of_arrays([memory], fingerprint=FINGERPRINT)
+    options = SocketOptions(folder=Path(folder)) if folder else SocketOptions()
+    transport = SocketTransport(pool, bytes.fromhex(secret_hex), options)
+    print(transport.address, flush=True)
+    sys.stdin.readline()
+    pool.go_on.set()
+    sys.stdin.readline()
+    transport.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
