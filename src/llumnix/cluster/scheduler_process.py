@@ -1,0 +1,232 @@
+"""The scheduler process: turns messages into events for the global scheduler and carries out what it asks for.
+
+It may die at any moment: dispatch happens in the front ends, instances finish their migrations by themselves, and the
+launcher starts it again; it then knows everything that the next reports tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+
+from llumnix.cluster import linux
+from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.control import scheduler_events as control
+from llumnix.control.scheduler import GlobalScheduler
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import AddressBook
+from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.messages import (
+    AddInstances,
+    Answer,
+    DrainInstance,
+    InstanceGone,
+    InstanceInfo,
+    InstanceStarting,
+    MoveAnswer,
+    MoveOut,
+    Report,
+    SchedulerAlive,
+    SetDraining,
+    StartInstances,
+    StopInstance,
+    Wire,
+)
+
+log = logging.getLogger(__name__)
+
+_ALIVE_INTERVAL_S = 0.5
+_LARGEST_START = 64  # instances by one request
+
+
+class SchedulerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the launcher writes to the process's stdin, as JSON."""
+
+    run_dir: str
+    front_ends: int
+    policy: PolicyConfig
+    cluster: ClusterConfig
+
+
+class SchedulerProcess:
+    def __init__(self, spec: SchedulerSpec) -> None:
+        self._book = AddressBook(Path(spec.run_dir), spec.front_ends)
+        self._scheduler = GlobalScheduler(spec.policy, spec.cluster.instance_timeout_s)
+        self._inbox: queue.SimpleQueue[Wire | None] = queue.SimpleQueue()
+        self._mailbox = Mailbox(self._book.scheduler, self._inbox.put)
+        self._instances: dict[InstanceId, InstanceInfo] = {}
+        self._starting: set[InstanceId] = set()
+        self._move_ids = (f"scheduler-{os.getpid()}-{number}" for number in count())
+        self._wake_at_s: float | None = None
+
+    def stop(self) -> None:
+        """Ends `run`; may be called from a signal handler."""
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        self._mailbox.start()
+        alive_at_s = time.monotonic()
+        try:
+            while True:
+                now = time.monotonic()
+                if now >= alive_at_s:
+                    self._tell_front_ends(SchedulerAlive(pid=os.getpid()))
+                    alive_at_s = now + _ALIVE_INTERVAL_S
+                if self._wake_at_s is not None and now >= self._wake_at_s:
+                    self._wake_at_s = None
+                    self._handle(control.TimerFired(at=now))
+                deadline_s = alive_at_s if self._wake_at_s is None else min(alive_at_s, self._wake_at_s)
+                try:
+                    message = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
+                except queue.Empty:
+                    continue
+                if message is None:
+                    return
+                self._on_message(message)
+        finally:
+            self._mailbox.close()
+
+    # messages to events
+
+    def _on_message(self, message: Wire) -> None:
+        at = time.monotonic()
+        match message:
+            case Report():
+                self._starting.discard(message.info.id)
+                self._instances[message.info.id] = message.info
+                self._handle(control.LoadReported(at=at, snapshot=message.snapshot))
+            case MoveAnswer():
+                ended = control.MigrationEnded(
+                    at=at,
+                    source=message.source,
+                    target=message.target,
+                    request=message.request,
+                    ok=message.ok,
+                    why=message.reason,
+                )
+                self._handle(ended)
+            case InstanceStarting():
+                if message.instance not in self._instances:
+                    self._starting.add(message.instance)
+            case InstanceGone():
+                self._forget(message.instance)
+                self._handle(control.InstanceLost(at=at, instance=message.instance, why=message.why))
+            case DrainInstance():
+                self._on_drain(message, at)
+            case AddInstances():
+                self._on_add(message, at)
+            case _:
+                log.warning("ignored a message that is not for the scheduler: %s", type(message).__name__)
+
+    def _on_drain(self, message: DrainInstance, at: float) -> None:
+        instance = message.instance
+        if instance in self._instances:
+            self._answer(message.reply_to, message.query)
+            self._handle(control.DrainRequested(at=at, instance=instance, keep=message.keep))
+        elif instance in self._starting:
+            self._answer(message.reply_to, message.query, f"{instance} is still starting")
+        else:
+            self._answer(message.reply_to, message.query, f"there is no instance {instance}")
+
+    def _on_add(self, message: AddInstances, at: float) -> None:
+        if not 1 <= message.count <= _LARGEST_START:
+            why = f"count must be between 1 and {_LARGEST_START}, not {message.count}"
+            self._answer(message.reply_to, message.query, why)
+            return
+        self._answer(message.reply_to, message.query)
+        self._handle(control.StartRequested(at=at, count=message.count))
+
+    def _answer(self, address: str, query: int, why: str = "") -> None:
+        self._mailbox.post(address, Answer(query=query, ok=not why, why=why))
+
+    # commands to messages
+
+    def _handle(self, event: control.Event) -> None:
+        for command in self._scheduler.handle(event):
+            self._carry_out(command)
+
+    def _carry_out(self, command: control.Command) -> None:
+        match command:
+            case control.WakeAt():
+                self._wake_at_s = command.at
+            case control.MoveRequest():
+                self._move(command)
+            case control.SetDraining():
+                order = SetDraining(draining=True, keep=command.keep, reason=command.reason)
+                self._post_to(command.instance, order)
+            case control.DrainFinished():
+                log.info("%s is empty and stays: %s", command.instance, command.reason)
+            case control.StopInstance():
+                self._mailbox.post(self._book.launcher, StopInstance(instance=command.instance, reason=command.reason))
+            case control.DeclareLost():
+                self._declare_lost(command)
+            case control.StartInstances():
+                self._mailbox.post(self._book.launcher, StartInstances(count=command.count, reason=command.reason))
+            case _:
+                assert_never(command)
+
+    def _move(self, command: control.MoveRequest) -> None:
+        target = self._instances.get(command.target)
+        if target is None:  # gone since its last report; the scheduler hears of it in this same batch of messages
+            return
+        order = MoveOut(
+            move_id=next(self._move_ids),
+            target=target,
+            reason=command.reason,
+            reply_to=self._book.scheduler,
+            request=command.request,
+            count=command.count,
+            room_blocks=command.room_blocks,
+        )
+        self._post_to(command.source, order)
+
+    def _declare_lost(self, command: control.DeclareLost) -> None:
+        """Everybody stops talking to it at once; the launcher makes sure that it does not come back."""
+        info = self._instances.get(command.instance)
+        kill = StopInstance(instance=command.instance, reason=command.why, kill=True)
+        self._mailbox.post(self._book.launcher, kill)
+        if info is None:
+            return
+        gone = InstanceGone(instance=info.id, index=info.index, why=command.why, expected=False)
+        self._forget(info.id)
+        self._tell_front_ends(gone)
+        for instance in self._instances:
+            self._post_to(instance, gone)
+
+    def _post_to(self, instance: InstanceId, message: Wire) -> None:
+        info = self._instances.get(instance)
+        if info is not None:
+            self._mailbox.post(info.control, message)
+
+    def _tell_front_ends(self, message: Wire) -> None:
+        for address in self._book.all_front_ends:
+            self._mailbox.post(address, message)
+
+    def _forget(self, instance: InstanceId) -> None:
+        self._starting.discard(instance)
+        info = self._instances.pop(instance, None)
+        if info is not None:
+            self._mailbox.forget(info.control)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m llumnix.cluster.scheduler_process PARENT`, with a `SchedulerSpec` on stdin."""
+    linux.die_with_parent(int(arguments[0]))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    process = SchedulerProcess(msgspec.json.decode(sys.stdin.buffer.read(), type=SchedulerSpec))
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: process.stop())
+    process.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
