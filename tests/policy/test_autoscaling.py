@@ -1,0 +1,126 @@
+"""When instances are added and taken away."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.errors import UsageError
+from llumnix.policy.autoscaling import (
+    ScaleIn,
+    ScaleOut,
+    ScalingConfig,
+    ScalingState,
+    Stay,
+    cluster_freeness,
+    scale,
+)
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+CONFIG = ScalingConfig(
+    scale_out_freeness=10.0, scale_in_freeness=60.0, scale_window_s=5.0, min_instances=1, max_instances=8
+)
+AT = 100.0
+LONG_LOW = ScalingState(low_since_s=AT - 5.0)
+LONG_HIGH = ScalingState(high_since_s=AT - 5.0)
+
+
+def load(id: str, free: int, running: int, **facts: object) -> InstanceSnapshot:
+    usual = {"at": AT, "seq": 1, "total_blocks": 1000}
+    return InstanceSnapshot(id=InstanceId(id), free_blocks=free, running=running, **{**usual, **facts})  # type: ignore[arg-type]
+
+
+def cluster(*instances: InstanceSnapshot) -> ClusterSnapshot:
+    return ClusterSnapshot(at=AT, instances=instances)
+
+
+FULL = cluster(load("a", 100, 20), load("b", 100, 20))
+IDLE = cluster(load("a", 900, 2), load("b", 950, 1), load("c", 900, 3))
+FINE = cluster(load("a", 600, 20), load("b", 600, 20))
+
+
+def test_one_idle_instance_does_not_outweigh_full_ones():
+    assert cluster_freeness([load("a", 1000, 0), *(load(f"b{i}", 0, 200) for i in range(9))]) < 1
+
+
+@pytest.mark.parametrize(
+    ("situation", "instances", "starting", "state", "then"),
+    [
+        ("low for the first time", FULL, 0, ScalingState(), ScalingState(low_since_s=AT)),
+        ("low, but not for long", FULL, 0, ScalingState(low_since_s=AT - 4.9), ScalingState(low_since_s=AT - 4.9)),
+        ("fine again", FINE, 0, LONG_LOW, ScalingState()),
+        ("high for the first time, after low", IDLE, 0, LONG_LOW, ScalingState(high_since_s=AT)),
+        ("those that start will do", FULL, 1, LONG_LOW, ScalingState()),
+        ("some still start: nobody leaves", IDLE, 1, LONG_HIGH, LONG_HIGH),
+        ("only starting ones", cluster(), 2, ScalingState(), ScalingState()),
+        ("one is the least", cluster(load("a", 1000, 0)), 0, LONG_HIGH, LONG_HIGH),
+    ],
+)
+def test_stays_when(situation: str, instances: ClusterSnapshot, starting: int, state: ScalingState, then: ScalingState):
+    decision, after = scale(instances, starting, state, CONFIG)
+    assert isinstance(decision, Stay), situation
+    assert after == then, situation
+
+
+def test_scales_out_when_low_for_the_window():
+    decision, state = scale(FULL, 0, LONG_LOW, CONFIG)
+    assert decision == ScaleOut(1, "freeness 5 below 10 for 5 s; 30 with 1 more")
+    assert state == ScalingState()
+
+
+def test_scales_out_by_as_many_as_it_takes():
+    queue = cluster(load("a", 0, 100, waiting=50, queued_blocks=1500, head_of_line_blocks=30))
+    decision, _ = scale(queue, 0, LONG_LOW, CONFIG)
+    assert isinstance(decision, ScaleOut)
+    assert decision.count == 3
+
+
+def test_scales_out_no_further_than_the_limit():
+    queue = cluster(load("a", 0, 100, waiting=500, queued_blocks=90000, head_of_line_blocks=30))
+    decision, _ = scale(queue, 2, LONG_LOW, CONFIG)
+    assert isinstance(decision, ScaleOut)
+    assert decision.count == 5
+    full_house = cluster(*(load(f"a{i}", 0, 100) for i in range(8)))
+    assert isinstance(scale(full_house, 0, LONG_LOW, CONFIG)[0], Stay)
+
+
+def test_missing_instances_are_replaced_at_once():
+    config = ScalingConfig(min_instances=3, max_instances=4)
+    decision, _ = scale(cluster(load("a", 1000, 0)), 1, ScalingState(), config)
+    assert decision == ScaleOut(1, "2 of at least 3 instances")
+
+
+def test_the_instance_with_the_fewest_running_requests_leaves():
+    decision, state = scale(IDLE, 0, LONG_HIGH, CONFIG)
+    assert isinstance(decision, ScaleIn)
+    assert decision.instance == "b"
+    assert "has the fewest running requests (1)" in decision.reason
+    assert state == ScalingState()
+
+
+def test_a_draining_instance_is_no_capacity_and_does_not_leave_twice():
+    leaving = load("b", 950, 0, state=InstanceState.DRAINING)
+    decision, _ = scale(cluster(load("a", 900, 2), leaving), 0, LONG_HIGH, CONFIG)
+    assert isinstance(decision, Stay)
+
+
+def test_nobody_leaves_if_the_others_could_not_carry_the_load():
+    config = ScalingConfig(scale_out_freeness=50.0, scale_in_freeness=60.0, scale_window_s=5.0, max_instances=8)
+    decision, state = scale(cluster(load("a", 620, 10), load("b", 620, 10)), 0, LONG_HIGH, config)
+    assert isinstance(decision, Stay)
+    assert "with one instance less" in decision.reason
+    assert state == LONG_HIGH
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"scale_out_freeness": 60.0, "scale_in_freeness": 60.0},
+        {"scale_window_s": -1.0},
+        {"min_instances": 0},
+        {"min_instances": 3, "max_instances": 2},
+    ],
+)
+def test_knobs_that_make_no_sense_are_refused(facts):
+    with pytest.raises(UsageError):
+        ScalingConfig(**facts)

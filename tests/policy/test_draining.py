@@ -1,0 +1,72 @@
+"""Where the requests of a draining instance go."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llumnix.policy.draining import DrainTerms, place_drained
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+
+def load(id: str, free: int, running: int, **facts: object) -> InstanceSnapshot:
+    usual = {"at": 0.0, "seq": 1, "total_blocks": 1000, "smallest_running_blocks": 20 if running else 0}
+    return InstanceSnapshot(id=InstanceId(id), free_blocks=free, running=running, **{**usual, **facts})  # type: ignore[arg-type]
+
+
+LEAVING = load("leaving", 800, 10, state=InstanceState.DRAINING)
+QUEUE_ONLY = load(
+    "leaving", 1000, 0, waiting=2, head_of_line_blocks=50, queued_blocks=100, state=InstanceState.DRAINING
+)
+
+
+def placed(source: InstanceSnapshot, *others: InstanceSnapshot, **facts: object) -> list[tuple[str, int]]:
+    terms = DrainTerms(**{"moves": 4, "max_incoming": 4, **facts})  # type: ignore[arg-type]
+    return [
+        (place.target, place.count)
+        for place in place_drained(source, ClusterSnapshot(at=0.0, instances=(source, *others)), terms)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("situation", "source", "others", "facts", "expected"),
+    [
+        ("all to the one that is by far the freest", LEAVING, [load("a", 900, 2), load("b", 100, 20)], {}, [("a", 4)]),
+        ("shared out between equals", LEAVING, [load("a", 900, 10), load("b", 900, 10)], {}, [("a", 2), ("b", 2)]),
+        ("a target takes no more than it may", LEAVING, [load("a", 900, 2), load("b", 100, 20)], {"max_incoming": 3},
+         [("a", 3), ("b", 1)]),
+        ("what comes in already counts", LEAVING, [load("a", 900, 2, incoming=3)], {}, [("a", 1)]),
+        ("as much as there is room for", LEAVING, [load("a", 50, 20)], {}, [("a", 2)]),
+        ("no room anywhere: the requests stay for now", LEAVING, [load("a", 19, 20)], {}, []),
+        ("a queue that waits there comes first", LEAVING,
+         [load("a", 50, 20, waiting=1, head_of_line_blocks=40, queued_blocks=40)], {}, []),
+        ("only running instances", LEAVING, [load("a", 900, 0, state=InstanceState.DRAINING),
+         load("b", 900, 0, state=InstanceState.STARTING)], {}, []),
+        ("not where it was refused", LEAVING, [load("a", 900, 0)], {"backing_off": {("leaving", "a")}}, []),
+        ("a full instance is better than none", LEAVING, [load("a", 45, 40, high_running=1)],
+         {"priority_target_tokens": 1600}, [("a", 2)]),
+        ("only a queue is left", QUEUE_ONLY, [load("a", 900, 10)], {"moves": 2}, [("a", 2)]),
+        ("alone", LEAVING, [], {}, []),
+        ("as few as asked", LEAVING, [load("a", 900, 2)], {"moves": 1}, [("a", 1)]),
+    ],
+)  # fmt: skip
+def test_places_when(situation: str, source, others, facts, expected):
+    assert placed(source, *others, **facts) == expected, situation
+
+
+def test_room_and_freeness_are_those_before_the_first_request_comes():
+    cluster = ClusterSnapshot(at=0.0, instances=(load("a", 900, 3),))
+    (place,) = place_drained(LEAVING, cluster, DrainTerms(moves=3, max_incoming=4))
+    assert str(place) == "freeness 300, room for 900 blocks"
+    assert place.count == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 30), st.integers(0, 5)), max_size=8), st.integers(1, 9))
+def test_never_more_than_asked_and_never_over_a_limit(others: list[tuple[int, int, int]], moves: int):
+    instances = [load(f"i{k}", free, running, incoming=coming) for k, (free, running, coming) in enumerate(others)]
+    incoming = {instance.id: instance.incoming for instance in instances}
+    places = placed(LEAVING, *instances, moves=moves)
+    assert sum(count for _, count in places) <= moves
+    assert all(incoming[target] + count <= 4 for target, count in places)

@@ -1,0 +1,87 @@
+"""How each policy ranks instances for a new request, and how a decision reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.policy.catalogue import POLICIES
+from llumnix.policy.dispatch import DispatchReason, queued_demand_blocks
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId
+
+
+def load(id: str, **facts: object) -> InstanceSnapshot:
+    usual = {"at": 0.0, "seq": 1, "total_blocks": 1000, "free_blocks": 1000}
+    return InstanceSnapshot(id=InstanceId(id), **{**usual, **facts})  # type: ignore[arg-type]
+
+
+ROOMY = load("roomy", free_blocks=900, running=9)
+FEW = load("few", free_blocks=300, running=4)
+QUEUE = load("queue", free_blocks=800, running=2, waiting=1, head_of_line_blocks=700, queued_blocks=700)
+HIGH = load("high", free_blocks=850, running=9, high_running=1)
+ALL = [ROOMY, FEW, QUEUE, HIGH]
+
+
+def best(
+    policy: str, instances: list[InstanceSnapshot], high: bool = False, turns: dict[str, int] | None = None
+) -> str:
+    rank = POLICIES[policy].dispatch.rank
+    target = 1600 if POLICIES[policy].priorities else None
+    return min(instances, key=lambda one: (*rank(one, high, (turns or {}).get(one.id, 0), target), one.id)).id
+
+
+@pytest.mark.parametrize(
+    ("policy", "high", "chosen"),
+    [
+        ("llumnix", False, "roomy"),
+        ("llumnix", True, "high"),
+        ("llumnix-paper", False, "roomy"),
+        ("llumnix-paper", True, "high"),
+        ("llumnix-base", False, "roomy"),
+        ("llumnix-base", True, "roomy"),
+        ("infaas++", True, "roomy"),
+        ("least-requests", False, "queue"),
+        ("vllm-dp", False, "few"),
+    ],
+)
+def test_policy_chooses(policy: str, high: bool, chosen: str):
+    assert best(policy, ALL, high) == chosen
+
+
+def test_high_request_without_any_headroom_goes_where_least_must_be_evicted():
+    assert best("llumnix", [ROOMY, FEW], high=True) == "roomy"
+
+
+def test_ours_takes_the_smallest_shortage_where_the_papers_takes_the_most_crowded():
+    a = load("a", free_blocks=0, running=5, waiting=5, head_of_line_blocks=20, queued_blocks=100)
+    b = load("b", free_blocks=0, running=50, waiting=50, head_of_line_blocks=10, queued_blocks=500)
+    assert best("llumnix", [a, b]) == "a"
+    assert best("llumnix-paper", [a, b]) == "b"
+
+
+def test_equal_freeness_goes_to_the_fewest_requests_then_by_id():
+    two, four = load("two", free_blocks=200, running=2), load("four", free_blocks=400, running=4)
+    assert best("llumnix", [four, two]) == "two"
+    assert best("llumnix", [load("b"), load("a")]) == "a"
+
+
+def test_round_robin_serves_whoever_waits_longest_and_does_not_flood_a_new_one():
+    turns = {"roomy": 7, "few": 5, "queue": 6}
+    assert best("round-robin", ALL, turns=turns) == "high"
+    assert best("round-robin", ALL, turns={**turns, "high": 8}) == "few"
+
+
+def test_demand_is_in_whole_blocks():
+    assert [queued_demand_blocks(tokens, 16) for tokens in (0, 1, 16, 17)] == [1, 1, 1, 2]
+
+
+def test_reason_is_a_sentence_with_the_numbers():
+    reason = DispatchReason("freeness", InstanceId("a"), 12.345, InstanceId("b"), 3.0, 16)
+    assert str(reason) == "a has the best freeness of 16: 12.35 (next b: 3)"
+    only = DispatchReason("turn", InstanceId("a"), 0.0, None, None, 1)
+    assert str(only) == "a has the best turn of 1: 0 (the only one that can take it)"
+
+
+def test_measure_reads_the_way_people_count():
+    assert POLICIES["llumnix"].dispatch.number((-5.0, 1)) == 5.0
+    assert POLICIES["vllm-dp"].dispatch.number((5, 0)) == 5

@@ -1,0 +1,83 @@
+"""Which requests are given away."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.policy.snapshot import RequestSnapshot
+from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimQuery, VictimRule, choose_victims
+from llumnix.types import HIGH, NORMAL, RequestId, RequestState
+
+
+def request(id: str, **facts: object) -> RequestSnapshot:
+    blocks = facts.pop("blocks", 10)
+    waiting = facts.get("state") is RequestState.WAITING
+    usual = {
+        "id": RequestId(id),
+        "state": RequestState.RUNNING,
+        "priority": NORMAL,
+        "arrival_s": 1.0,
+        "prompt_tokens": 100,
+        "output_tokens": 5,
+        "held_blocks": 0 if waiting else blocks,
+        "needed_blocks": blocks,
+        "movable": True,
+    }
+    return RequestSnapshot(**{**usual, **facts})  # type: ignore[arg-type]
+
+
+def query(**facts: object) -> VictimQuery:
+    return VictimQuery(**{"at": 10.0, "room_blocks": 100, "cooldown_s": 1.0, **facts})  # type: ignore[arg-type]
+
+
+LONG = request("long", blocks=40, arrival_s=4.0)
+SHORT = request("short", blocks=5, arrival_s=2.0)
+QUEUED = request("queued", blocks=30, arrival_s=3.0, state=RequestState.WAITING, output_tokens=0)
+QUEUED_LATER = request("queued-later", blocks=3, arrival_s=5.0, state=RequestState.WAITING, output_tokens=0)
+HIGH_ONE = request("high", blocks=1, arrival_s=9.0, priority=HIGH)
+PREFILLING = request("prefilling", blocks=2, arrival_s=8.0, output_tokens=0)
+PINNED = request("pinned", blocks=1, arrival_s=9.0, movable=False)
+MOVING = request("moving", blocks=1, arrival_s=9.0, state=RequestState.MIGRATING)
+JUST_MOVED = request("just-moved", blocks=1, arrival_s=9.0, moved_s=9.5)
+ALL = [LONG, SHORT, QUEUED, QUEUED_LATER, HIGH_ONE, PREFILLING, PINNED, MOVING, JUST_MOVED]
+
+
+@pytest.mark.parametrize(
+    ("situation", "rule", "requests", "asked", "victims"),
+    [
+        ("ours: a queued one has nothing to copy", CHEAPEST, [LONG, SHORT, QUEUED], query(), ["queued"]),
+        ("ours: the first of the queue", CHEAPEST, [QUEUED_LATER, QUEUED], query(), ["queued"]),
+        ("ours: the next of the queue if one is too long", CHEAPEST, ALL, query(room_blocks=9), ["queued-later"]),
+        ("ours: the shortest running one", CHEAPEST, [LONG, SHORT], query(), ["short"]),
+        ("ours: a high one keeps its headroom", CHEAPEST, [HIGH_ONE], query(), []),
+        ("paper: the last that came and decodes", LAST_COME, ALL, query(), ["long"]),
+        ("base: priorities do not count", LAST_COME_OF_ALL, ALL, query(), ["high"]),
+        ("a request that cannot move", CHEAPEST, [PINNED], query(), []),
+        ("a request on its way", CHEAPEST, [MOVING], query(), []),
+        ("a request that moved half a second ago", CHEAPEST, [JUST_MOVED], query(), []),
+        ("the cooldown is over", CHEAPEST, [JUST_MOVED], query(at=10.5), ["just-moved"]),
+        ("no room at the target", CHEAPEST, [SHORT, LONG], query(room_blocks=4), []),
+        ("no requests", CHEAPEST, [], query(), []),
+        ("several, as long as they fit together", CHEAPEST, [LONG, SHORT, QUEUED], query(count=3, room_blocks=60),
+         ["queued", "short"]),
+        ("draining: high ones and fresh ones leave, too", CHEAPEST, [HIGH_ONE, JUST_MOVED, PINNED, MOVING],
+         query(count=9, draining=True), ["high", "just-moved"]),
+        ("draining by the paper's rule: the prefilling ones leave, too", LAST_COME, [PREFILLING, QUEUED],
+         query(count=9, draining=True), ["prefilling", "queued"]),
+        ("equals: by id", CHEAPEST, [request("b"), request("a")], query(), ["a"]),
+    ],
+)  # fmt: skip
+def test_victims_when(
+    situation: str, rule: VictimRule, requests: list[RequestSnapshot], asked: VictimQuery, victims: list[str]
+):
+    assert list(choose_victims(rule, requests, asked).victims) == victims, situation
+    assert list(choose_victims(rule, requests[::-1], asked).victims) == victims, f"{situation}, in any order"
+
+
+def test_choice_says_why_others_stay():
+    choice = choose_victims(CHEAPEST, [PINNED, MOVING, JUST_MOVED, HIGH_ONE, LONG], query(room_blocks=4))
+    assert str(choice) == (
+        "nothing to give: 1 pinned, 1 already moving, 1 moved a moment ago, 1 of high priority, 1 do not fit"
+    )
+    assert str(choose_victims(CHEAPEST, [], query())) == "nothing to give: no requests"
+    assert str(choose_victims(CHEAPEST, [SHORT, PINNED], query())) == "cheapest to move: short (passed over: 1 pinned)"
