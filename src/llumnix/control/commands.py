@@ -133,8 +133,8 @@ class Install(Command, frozen=True, tag=True):
 
 
 class Drop(Command, frozen=True, tag=True):
-    """Give the reservation back; no answer of this attempt follows. Blocks under a running pull stay in quarantine
-    until the pull has ended, because a late write may still reach them."""
+    """Give the reservation back. An answer that is under way does no harm. Blocks under a running pull stay in
+    quarantine until the pull has ended, because a late write may still reach them."""
 
     request: RequestId
     epoch: Epoch

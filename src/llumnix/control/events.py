@@ -147,7 +147,7 @@ class PullFailed(Event, frozen=True, tag=True):
 
 
 class Installed(Event, frozen=True, tag=True):
-    """Answer to `Install`: the request is in this engine with `output_tokens` output tokens, and has made no new one."""
+    """Answer to `Install`: the request is in this engine with `output_tokens` output tokens, no new one yet."""
 
     request: RequestId
     epoch: Epoch

@@ -1,19 +1,40 @@
 """The llumlet: Llumnix's part inside an instance (paper section 4.1), as a machine without I/O.
 
-Holds the migrations of one instance, in and out, one machine each (control/migration_source.py,
-control/migration_target.py), and routes events to them.
+Routes what happens to the migrations that it concerns (control/migration.py), by request and epoch, so that what
+belongs to an attempt that is over changes nothing; starts new ones; refuses what it cannot take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from llumnix.config import MigrationConfig
-from llumnix.control.commands import AnyCommand
-from llumnix.control.events import AnyEvent
+from llumnix.control import events
+from llumnix.control.attempts import Attempts, Ended
+from llumnix.control.commands import AnswerMove, AnyCommand, Send, WakeAt
+from llumnix.control.events import AnyEvent, Detached, Gone, MoveOut, PeerLost, Received, TimerFired
+from llumnix.control.messages import (
+    AnyMessage,
+    Cancel,
+    Commit,
+    Committed,
+    Copied,
+    Copy,
+    Prepare,
+    Prepared,
+    Refused,
+    Verdict,
+)
+from llumnix.control.migration_source import MigrationSource
+from llumnix.control.migration_target import MigrationTarget, TargetState
+from llumnix.control.story import Story, request_of
+from llumnix.control.transitions import Expired
+from llumnix.errors import IllegalEvent
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import VictimChoice, VictimQuery
-from llumnix.types import InstanceId, RequestId
+from llumnix.types import Epoch, InstanceId, RequestId, RequestState
 
 ChooseVictims = Callable[[Iterable[RequestSnapshot], VictimQuery], VictimChoice]
 
@@ -21,28 +42,266 @@ ChooseVictims = Callable[[Iterable[RequestSnapshot], VictimQuery], VictimChoice]
 class Llumlet:
     """The only object that an instance's driver holds.
 
-    `choose_victims` is `policy.victim.choose_victims` with the policy's rule; `cooldown_s` is what it is asked with.
+    `choose_victims` is `policy.victim.choose_victims` with the policy's rule, `cooldown_s` what it is asked with.
+    `attempts` is what to go on from (for replay). With `validate` every event is followed by a check of the invariants
+    (for tests).
     """
 
     def __init__(
-        self, instance: InstanceId, config: MigrationConfig, choose_victims: ChooseVictims, cooldown_s: float
+        self,
+        instance: InstanceId,
+        config: MigrationConfig,
+        choose_victims: ChooseVictims,
+        cooldown_s: float,
+        *,
+        attempts: Attempts | None = None,
+        validate: bool = False,
     ) -> None:
-        raise NotImplementedError
+        self.instance = instance
+        self.config = config
+        self.attempts = Attempts() if attempts is None else attempts
+        self.story = Story(msgspec.json.encode(self.attempts))
+        self._choose_victims = choose_victims
+        self.cooldown_s = cooldown_s
+        self._validate = validate
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
-        """Raises IllegalEvent, with the story of the request, if the driver broke its contract; no state changed then."""
-        raise NotImplementedError
+        """Raises IllegalEvent, with the story of the request, if the driver broke its contract; nothing changed."""
+        if self.story.wants_state:
+            self.story.turn(msgspec.json.encode(self.attempts))
+        try:
+            commands = self._route(event)
+        except IllegalEvent as error:
+            request = request_of(event)
+            story = "" if request is None else "".join(str(entry) for entry in self.story.of(request))
+            raise IllegalEvent(f"{self.instance}: {error}\n{story}") from None
+        commands += self._alarm()
+        self.story.add(event, commands)
+        if self._validate:
+            self.attempts.validate()
+        return commands
 
     @property
     def incoming(self) -> int:
         """Migrations on their way in (for the load report)."""
-        raise NotImplementedError
+        return self.attempts.incoming
 
     @property
     def outgoing(self) -> int:
-        raise NotImplementedError
+        return len(self.attempts.sources)
+
+    @property
+    def late(self) -> int:
+        """Messages so far that came twice, too late, or for an attempt that is over."""
+        return self.attempts.late + sum(machine.late for machine in self.attempts.machines)
 
     def is_settled(self, request: RequestId) -> bool:
         """False while it is on its way in or out, or came so recently that the front end has not confirmed it: it can
         not be moved then."""
-        raise NotImplementedError
+        return request not in self.attempts.sources and request not in self.attempts.targets
+
+    # routing
+
+    def _route(self, event: AnyEvent) -> list[AnyCommand]:
+        match event:
+            case events.Progress() | events.Preempted() | Detached():
+                return self._of_the_engine(event)
+            case Received():
+                commands = self._received(event.at, event.message)
+                self.attempts.epoch = max(self.attempts.epoch, event.message.epoch)
+                return commands
+            case events.Draining():
+                self.attempts.draining = True
+                return []
+            case events.Accepting():
+                self.attempts.draining = False
+                return []
+            case TimerFired():
+                return self._timer_fired(event.at)
+            case MoveOut():
+                return self._move_out(event)
+            case PeerLost():
+                return self._peer_lost(event)
+            case Gone():
+                return self._gone(event)
+        target = self.attempts.targets.get(event.request)
+        if target is None or target.epoch != event.epoch:
+            self.attempts.late += 1
+            return []
+        return self.attempts.follow_target(target, event.at, event)
+
+    def _of_the_engine(self, event: events.Progress | events.Preempted | Detached) -> list[AnyCommand]:
+        source = self.attempts.sources.get(event.request)
+        if source is not None:
+            return self.attempts.follow_source(source, event.at, event)
+        if isinstance(event, Detached):
+            raise IllegalEvent(f"{event.request} was detached, but does not move")
+        return []
+
+    def _gone(self, event: Gone) -> list[AnyCommand]:
+        if (source := self.attempts.sources.get(event.request)) is not None:
+            return self.attempts.follow_source(source, event.at, event)
+        if (target := self.attempts.targets.get(event.request)) is not None:
+            return self.attempts.follow_target(target, event.at, event)
+        return []
+
+    def _peer_lost(self, event: PeerLost) -> list[AnyCommand]:
+        commands: list[AnyCommand] = []
+        for source in [source for source in self.attempts.sources.values() if source.target == event.instance]:
+            commands += self.attempts.follow_source(source, event.at, event)
+        for target in [target for target in self.attempts.targets.values() if target.source == event.instance]:
+            commands += self.attempts.follow_target(target, event.at, event)
+        return commands
+
+    def _timer_fired(self, at: float) -> list[AnyCommand]:
+        self.attempts.wake_at = None
+        commands: list[AnyCommand] = []
+        for source in list(self.attempts.sources.values()):
+            if source.deadline is not None and source.deadline <= at:
+                commands += self.attempts.follow_source(source, at, Expired())
+        for target in list(self.attempts.targets.values()):
+            if target.deadline is not None and target.deadline <= at:
+                commands += self.attempts.follow_target(target, at, Expired())
+        return commands
+
+    def _alarm(self) -> list[AnyCommand]:
+        # An alarm that is too early is cheap: it finds no deadline passed and is set again.
+        deadline, wake_at = self.attempts.next_deadline, self.attempts.wake_at
+        if deadline is None or (wake_at is not None and wake_at <= deadline):
+            return []
+        self.attempts.wake_at = deadline
+        return [WakeAt(deadline)]
+
+    # giving away
+
+    def _move_out(self, move: MoveOut) -> list[AnyCommand]:
+        if move.request is not None:
+            snapshot = next((each for each in move.candidates if each.id == move.request), None)
+            why = self._why_not(move, snapshot)
+            if snapshot is None or why:
+                return [AnswerMove(move.move_id, move.request, move.target, False, why)]
+            return self._start(move, snapshot)
+        free = {each.id: each for each in move.candidates if self.is_settled(each.id)}
+        count = min(move.count, self.config.max_outgoing - self.outgoing)
+        if count <= 0:
+            return [AnswerMove(move.move_id, None, move.target, False, f"{self.outgoing} migrations out already")]
+        query = VictimQuery(
+            at=move.at,
+            room_blocks=move.room_blocks,
+            cooldown_s=self.cooldown_s,
+            count=count,
+            draining=self.attempts.draining,
+        )
+        choice = self._choose_victims(free.values(), query)
+        commands = [command for victim in choice.victims for command in self._start(move, free[victim])]
+        if len(choice.victims) < move.count:
+            commands.append(AnswerMove(move.move_id, None, move.target, False, str(choice)))
+        return commands
+
+    def _why_not(self, move: MoveOut, snapshot: RequestSnapshot | None) -> str:
+        """Why the request that was named cannot be moved there; empty if it can."""
+        if snapshot is None:
+            return "no such request here"
+        if move.target == self.instance:
+            return "it is there already"
+        if not self.is_settled(snapshot.id) or snapshot.state is RequestState.MIGRATING:
+            return "it is on the move already, or its last move is not confirmed yet"
+        if not snapshot.movable:
+            return "it is pinned to its instance"
+        if self.outgoing >= self.config.max_outgoing:
+            return f"{self.outgoing} migrations out already"
+        return ""
+
+    def _start(self, move: MoveOut, snapshot: RequestSnapshot) -> list[AnyCommand]:
+        self.attempts.epoch = Epoch(self.attempts.epoch + 1)
+        queued = snapshot.state is RequestState.WAITING
+        source = MigrationSource(
+            me=self.instance,
+            target=move.target,
+            request=snapshot.id,
+            epoch=self.attempts.epoch,
+            move_id=move.move_id,
+            reason=move.reason,
+            config=self.config,
+            queued=queued,
+        )
+        self.attempts.sources[snapshot.id] = source
+        blocks = 0 if queued else snapshot.needed_blocks
+        return source.start(move.at, blocks, snapshot.prompt_tokens + snapshot.output_tokens)
+
+    # messages
+
+    def _received(self, at: float, message: AnyMessage) -> list[AnyCommand]:
+        source = self.attempts.sources.get(message.request)
+        if source is not None and source.epoch != message.epoch:
+            source = None
+        target = self.attempts.targets.get(message.request)
+        if target is not None and target.epoch != message.epoch:
+            target = None
+        match message:
+            case Prepare() | Copy() | Commit() | Cancel() if target is not None:
+                return self.attempts.follow_target(target, at, message)
+            case Prepared() | Copied() | Committed() | Refused() if source is not None:
+                return self.attempts.follow_source(source, at, message)
+            case Verdict() if source is not None:
+                return self.attempts.follow_source(source, at, message)
+            case Verdict() if target is not None:
+                return self.attempts.follow_target(target, at, message)
+            case Prepare():
+                return self._asked_to_take(at, message)
+        self.attempts.late += 1
+        return self._stale(at, message)
+
+    def _stale(self, at: float, message: AnyMessage) -> list[AnyCommand]:
+        """No machine has this attempt. It does no harm, but the other side may be told so at once."""
+        match message:
+            case Copy() | Commit() if not self.attempts.was_adopted(message.request, message.epoch):
+                return self._refuse(at, message, "this attempt is over")
+            case Cancel():
+                # It may have overtaken its Prepare, which must not reserve anything then.
+                self.attempts.remember(message.request, Ended(message.epoch, False, at))
+            case Prepared():
+                why = "this attempt is over"
+                cancel = Cancel(request=message.request, epoch=message.epoch, sender=self.instance, reason=why)
+                return [Send(message.sender, cancel)]
+        return []
+
+    def _asked_to_take(self, at: float, message: Prepare) -> list[AnyCommand]:
+        undo: list[AnyCommand] = []
+        older = self.attempts.targets.get(message.request)
+        if self.attempts.has_ended(message.request, message.epoch):
+            self.attempts.late += 1
+            over = not self.attempts.was_adopted(message.request, message.epoch)
+            return self._refuse(at, message, "this attempt is over") if over else []
+        if older is not None and older.state is not TargetState.ADOPTED and older.epoch < message.epoch:
+            # Only an owner starts an attempt: whoever started the older one has given up.
+            why = "a newer attempt began"
+            cancel = Cancel(request=message.request, epoch=older.epoch, sender=message.sender, reason=why)
+            undo = self.attempts.follow_target(older, at, cancel)
+        why_not = self._why_not_take(message)
+        if why_not:
+            return undo + self._refuse(at, message, why_not)
+        target = MigrationTarget(
+            me=self.instance,
+            source=message.sender,
+            request=message.request,
+            epoch=message.epoch,
+            config=self.config,
+        )
+        self.attempts.targets[message.request] = target
+        return undo + target.start(at, message)
+
+    def _why_not_take(self, message: Prepare) -> str:
+        if not self.is_settled(message.request):
+            return "an older copy of it is still here"
+        if self.attempts.draining:
+            return "draining"
+        if self.incoming >= self.config.max_incoming:
+            return f"{self.incoming} migrations in already"
+        return ""
+
+    def _refuse(self, at: float, message: Prepare | Copy | Commit, why: str) -> list[AnyCommand]:
+        """Promises never to adopt this attempt."""
+        self.attempts.remember(message.request, Ended(message.epoch, False, at))
+        refused = Refused(request=message.request, epoch=message.epoch, sender=self.instance, reason=why)
+        return [Send(message.sender, refused)]

@@ -1,0 +1,315 @@
+"""The giving side of a live migration. The request decodes on while its settled blocks are copied, round by round;
+then it leaves the batch, and the rest of its blocks and its state follow (see control/migration.py)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from llumnix.config import MigrationConfig
+from llumnix.control.commands import (
+    AnswerMove,
+    AnyCommand,
+    Detach,
+    MoveFigures,
+    Notify,
+    PinBlocks,
+    Reattach,
+    Release,
+    Send,
+    SendToFrontEnd,
+    UnpinBlocks,
+    Unwatch,
+    WatchProgress,
+)
+from llumnix.control.events import Detached, Gone, MoveId, PeerLost, Preempted, Progress
+from llumnix.control.messages import (
+    Cancel,
+    Commit,
+    Committed,
+    Copied,
+    Copy,
+    Doubt,
+    Moved,
+    Prepare,
+    Prepared,
+    Refused,
+    Stayed,
+    Verdict,
+)
+from llumnix.control.transitions import Expired, late
+from llumnix.errors import IllegalEvent
+from llumnix.types import Epoch, InstanceId, RequestId
+
+
+class SourceState(StrEnum):
+    PREPARING = "preparing"
+    """The target was asked for room."""
+    COPYING = "copying"
+    """Stage `stage` is out; its blocks are pinned."""
+    WAITING = "waiting"
+    """Prefill goes on, and too little is settled to be worth a stage."""
+    DETACHING = "detaching"
+    """Leaving the batch; steps in flight finish."""
+    COMMITTING = "committing"
+    """In no batch; the target was told to take it."""
+    DOUBT = "doubt"
+    """The target did not answer the commit; the front end was asked."""
+    MOVED = "moved"
+    """The target has it."""
+    STAYED = "stayed"
+    """It was not moved: it goes on here, or has ended."""
+
+
+_OVER = (SourceState.MOVED, SourceState.STAYED)
+_OUT_OF_BATCH = (SourceState.DETACHING, SourceState.COMMITTING, SourceState.DOUBT)
+
+
+class MigrationSource(msgspec.Struct, kw_only=True):
+    """One attempt to give one request away. Plain data: can be encoded, and decoded to go on."""
+
+    me: InstanceId
+    target: InstanceId
+    request: RequestId
+    epoch: Epoch
+    move_id: MoveId
+    reason: str
+    config: MigrationConfig
+    queued: bool
+    """It holds no blocks: there is nothing to copy."""
+
+    state: SourceState = SourceState.PREPARING
+    deadline: float | None = None
+    late: int = 0
+    stage: int = 0
+    """The last stage sent, the commit included."""
+    decoding_stages: int = 0
+    """Stages sent since the prefill was over: only these race against new tokens."""
+    there_blocks: int = 0
+    """Blocks `[0, there_blocks)` are at the target: cached there, or copied and acknowledged."""
+    pinned_blocks: int = 0
+    """Blocks `[there_blocks, there_blocks + pinned_blocks)` may be being read."""
+    settled_blocks: int = 0
+    decoding: bool = False
+
+    skipped_blocks: int = 0
+    bytes_copied: int = 0
+    copy_from: float | None = None
+    handover_from: float | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.state in _OVER
+
+    def start(self, at: float, blocks: int, tokens: int) -> list[AnyCommand]:
+        """Asks the target for room for `blocks` blocks."""
+        self.deadline = at + self.config.prepare_timeout_s
+        prepare = Prepare(request=self.request, epoch=self.epoch, sender=self.me, blocks=blocks, tokens=tokens)
+        return [WatchProgress(self.request), Send(self.target, prepare)]
+
+    def validate(self) -> None:
+        """Raises AssertionError, in words, if the machine contradicts itself."""
+        waits = not self.over
+        assert waits == (self.deadline is not None), f"{self.state} has deadline {self.deadline}"
+        may_pin = self.state in (SourceState.COPYING, SourceState.COMMITTING, SourceState.DOUBT)
+        assert may_pin or self.pinned_blocks == 0, f"{self.state} has {self.pinned_blocks} blocks pinned"
+        assert self.there_blocks >= self.skipped_blocks, "fewer blocks at the target than it had from the start"
+
+    # copying
+
+    def prepared(self, at: float, message: Prepared) -> list[AnyCommand]:
+        self.there_blocks = self.skipped_blocks = message.skip_blocks
+        return self._go_on(at)
+
+    def progressed(self, at: float, event: Progress) -> list[AnyCommand]:
+        self.settled_blocks = event.settled_blocks
+        self.decoding = event.decoding
+        self.queued = event.queued
+        return []
+
+    def progressed_while_waiting(self, at: float, event: Progress) -> list[AnyCommand]:
+        self.progressed(at, event)
+        return self._go_on(at)
+
+    def copied(self, at: float, message: Copied) -> list[AnyCommand]:
+        if message.stage < self.stage:
+            return late(self, at, message)
+        if message.stage > self.stage:
+            raise IllegalEvent(f"stage {message.stage} of {self.request} was acknowledged before it was sent")
+        self.there_blocks += self.pinned_blocks
+        self.bytes_copied += message.bytes_read
+        return [*self._unpin(), *self._go_on(at)]
+
+    def _go_on(self, at: float) -> list[AnyCommand]:
+        """Another stage, the hand-over, or wait for more: the rule of section 4.2, with two additions. A queued request
+        is handed over at once, and one that is still in its prefill is copied as far as it is but never handed over."""
+        left_blocks = self.settled_blocks - self.there_blocks
+        worth_a_stage = left_blocks > self.config.last_stage_max_blocks
+        out_of_stages = self.decoding_stages >= self.config.max_stages
+        if self.queued or (self.decoding and (out_of_stages or not worth_a_stage)):
+            return self._detach(at)
+        if worth_a_stage:
+            return self._copy(at, left_blocks)
+        if self.state is not SourceState.WAITING:
+            self.state = SourceState.WAITING
+            self.deadline = at + self.config.stage_timeout_s
+        return []
+
+    def _copy(self, at: float, blocks: int) -> list[AnyCommand]:
+        self.state = SourceState.COPYING
+        self.deadline = at + self.config.stage_timeout_s
+        self.stage += 1
+        self.decoding_stages += self.decoding
+        if self.copy_from is None:
+            self.copy_from = at
+        pin = self._pin(blocks)
+        copy = Copy(
+            request=self.request,
+            epoch=self.epoch,
+            sender=self.me,
+            stage=self.stage,
+            first_block=self.there_blocks,
+            blocks=blocks,
+        )
+        return [*pin, Send(self.target, copy)]
+
+    # hand-over
+
+    def _detach(self, at: float) -> list[AnyCommand]:
+        self.state = SourceState.DETACHING
+        self.deadline = at + self.config.detach_timeout_s
+        self.handover_from = at
+        return [Unwatch(self.request), Detach(self.request)]
+
+    def detached(self, at: float, event: Detached) -> list[AnyCommand]:
+        self.state = SourceState.COMMITTING
+        self.deadline = at + self.config.commit_timeout_s
+        self.stage += 1
+        blocks = max(0, event.total_blocks - self.there_blocks)
+        commit = Commit(
+            request=self.request,
+            epoch=self.epoch,
+            sender=self.me,
+            stage=self.stage,
+            first_block=self.there_blocks,
+            blocks=blocks,
+        )
+        return [*self._pin(blocks), Send(self.target, commit)]
+
+    def committed(self, at: float, message: Committed) -> list[AnyCommand]:
+        self.bytes_copied += message.bytes_read
+        return self._moved(at)
+
+    def _moved(self, at: float) -> list[AnyCommand]:
+        figures = self._figures(at)
+        self._end(SourceState.MOVED)
+        moved = Moved(
+            request=self.request,
+            epoch=self.epoch,
+            sender=self.me,
+            target=self.target,
+            reason=self.reason,
+            stages=figures.stages,
+            bytes_copied=figures.bytes_copied,
+            blocks_skipped=figures.blocks_skipped,
+            copy_s=figures.copy_s,
+            handover_s=figures.handover_s,
+        )
+        return [
+            *self._unpin(),
+            Notify(self.request, moved),
+            Release(self.request),
+            AnswerMove(self.move_id, self.request, self.target, True, self.reason, figures),
+        ]
+
+    # doubt: the front end decides
+
+    def ask(self, at: float, event: Expired | PeerLost) -> list[AnyCommand]:
+        self.state = SourceState.DOUBT
+        self.deadline = at + self.config.verdict_timeout_s
+        doubt = Doubt(request=self.request, epoch=self.epoch, sender=self.me, target=self.target)
+        return [SendToFrontEnd(self.request, doubt)]
+
+    def judged(self, at: float, verdict: Verdict) -> list[AnyCommand]:
+        if verdict.owner == self.me:
+            return self._stay(at, "the target did not confirm, and the front end let it stay")
+        if verdict.owner == self.target:
+            return self._moved(at)
+        figures = self._figures(at)
+        self._end(SourceState.STAYED)
+        why = "the request has ended or goes on elsewhere"
+        answer = AnswerMove(self.move_id, self.request, self.target, False, why, figures)
+        return [*self._unpin(), Release(self.request), answer]
+
+    # every way to stay
+
+    def refused(self, at: float, message: Refused) -> list[AnyCommand]:
+        return self._stay(at, f"refused: {message.reason}")
+
+    def preempted(self, at: float, event: Preempted) -> list[AnyCommand]:
+        return self._stay(at, "preempted", cancel=True)
+
+    def target_lost(self, at: float, event: PeerLost) -> list[AnyCommand]:
+        return self._stay(at, "the target was lost")
+
+    def expired(self, at: float, event: Expired) -> list[AnyCommand]:
+        return self._stay(at, f"no answer in time while {self.state}", cancel=True)
+
+    def _stay(self, at: float, why: str, *, cancel: bool = False) -> list[AnyCommand]:
+        undo = self._undo(why, cancel=cancel)
+        if self.state in _OUT_OF_BATCH:
+            undo.append(Reattach(self.request))
+        figures = self._figures(at)
+        self._end(SourceState.STAYED)
+        stayed = Stayed(
+            request=self.request,
+            epoch=self.epoch,
+            sender=self.me,
+            target=self.target,
+            reason=self.reason,
+            why=why,
+        )
+        answer = AnswerMove(self.move_id, self.request, self.target, False, why, figures)
+        return [*undo, Notify(self.request, stayed), answer]
+
+    def gone(self, at: float, event: Gone) -> list[AnyCommand]:
+        undo = self._undo(event.why, cancel=True)
+        figures = self._figures(at)
+        self._end(SourceState.STAYED)
+        return [*undo, AnswerMove(self.move_id, self.request, self.target, False, event.why, figures)]
+
+    def _undo(self, why: str, *, cancel: bool) -> list[AnyCommand]:
+        commands = self._unpin()
+        if self.state not in _OUT_OF_BATCH:
+            commands.append(Unwatch(self.request))
+        if cancel:
+            message = Cancel(request=self.request, epoch=self.epoch, sender=self.me, reason=why)
+            commands.append(Send(self.target, message))
+        return commands
+
+    # small parts
+
+    def _pin(self, blocks: int) -> list[AnyCommand]:
+        self.pinned_blocks = blocks
+        return [PinBlocks(self.request, self.epoch, self.there_blocks, blocks)] if blocks else []
+
+    def _unpin(self) -> list[AnyCommand]:
+        if not self.pinned_blocks:
+            return []
+        self.pinned_blocks = 0
+        return [UnpinBlocks(self.request, self.epoch)]
+
+    def _end(self, state: SourceState) -> None:
+        self.state = state
+        self.deadline = None
+
+    def _figures(self, at: float) -> MoveFigures:
+        copied_until = at if self.handover_from is None else self.handover_from
+        return MoveFigures(
+            stages=self.stage,
+            bytes_copied=self.bytes_copied,
+            blocks_skipped=self.skipped_blocks,
+            copy_s=0.0 if self.copy_from is None else copied_until - self.copy_from,
+            handover_s=0.0 if self.handover_from is None else at - self.handover_from,
+        )

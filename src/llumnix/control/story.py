@@ -1,0 +1,104 @@
+"""What happened to a llumlet: a bounded log of events and the commands they caused, which can be run again.
+
+The log begins with the machine's state at some event, so that a dump from a cluster, loaded in a test, replays
+exactly (`llumlet.replay`). Payloads and block ids, which no machine reads, are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llumnix.control.commands import AnyCommand, Install, Pull, Reserve, Send
+from llumnix.control.events import AnyEvent, Received
+from llumnix.control.messages import AnyMessage, Commit, Copy, Prepare
+from llumnix.types import RequestId
+
+
+class Entry(msgspec.Struct, frozen=True):
+    event: AnyEvent
+    commands: list[AnyCommand]
+
+    def concerns(self, request: RequestId) -> bool:
+        """True if the event or one of the commands names the request."""
+        return any(request_of(part) == request for part in (self.event, *self.commands))
+
+    def __str__(self) -> str:
+        return f"{self.event}\n" + "".join(f"    {command}\n" for command in self.commands)
+
+
+class Story:
+    """At most `2 * half` entries; when they are reached, the older half goes.
+
+    `begin` is the encoded state before the first entry; whoever logs hands in the present state when
+    `wants_state` says so.
+    """
+
+    def __init__(self, begin: bytes, half: int = 1000) -> None:
+        self._half = half
+        self._older: list[Entry] = []
+        self._newer: list[Entry] = []
+        self._begin = self._middle = begin
+
+    @property
+    def wants_state(self) -> bool:
+        """The next entry starts a new half."""
+        return len(self._newer) == self._half
+
+    def turn(self, state: bytes) -> None:
+        """Forgets the older half; `state` is the one after the last entry."""
+        self._older, self._newer = self._newer, []
+        self._begin, self._middle = self._middle, state
+
+    def add(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
+        self._newer.append(Entry(light(event), light_commands(commands)))
+
+    @property
+    def begin(self) -> bytes:
+        """The encoded state before the first of `entries`."""
+        return self._begin
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [*self._older, *self._newer]
+
+    def of(self, request: RequestId) -> list[Entry]:
+        """All that is remembered about one request."""
+        return [entry for entry in self.entries if entry.concerns(request)]
+
+
+def light(event: AnyEvent) -> AnyEvent:
+    """The event without what no machine reads."""
+    if isinstance(event, Received):
+        message = _light_message(event.message)
+        return event if message is event.message else Received(event.at, message)
+    return event
+
+
+def light_commands(commands: list[AnyCommand]) -> list[AnyCommand]:
+    """The commands without what no machine wrote or reads."""
+    return [_light_command(command) for command in commands]
+
+
+def _light_command(command: AnyCommand) -> AnyCommand:
+    if isinstance(command, Reserve | Pull | Install):
+        message: Any = _light_message(command.message)
+        return msgspec.structs.replace(command, message=message)
+    return command
+
+
+def _light_message(message: AnyMessage) -> AnyMessage:
+    if isinstance(message, Commit):
+        return msgspec.structs.replace(message, payload=b"", block_ids=())
+    if isinstance(message, Copy):
+        return msgspec.structs.replace(message, block_ids=())
+    if isinstance(message, Prepare):
+        return msgspec.structs.replace(message, payload=b"")
+    return message
+
+
+def request_of(part: AnyEvent | AnyCommand) -> RequestId | None:
+    """The request that an event or a command is about; None if it is about the whole llumlet."""
+    named = part.message if isinstance(part, Received | Send) else part
+    return getattr(named, "request", None)
