@@ -1,0 +1,126 @@
+"""The launcher's own children, nursery and scheduler, and the end of everything below it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import psutil
+
+from llumnix.cluster import linux
+from llumnix.cluster.nursery_messages import FromNursery, ToNursery, channel, receive_from_nursery, send
+from llumnix.cluster.scheduler_process import SchedulerSpec
+
+
+class NurseryProcess:
+    """In a session of its own, so that Ctrl-C reaches the launcher only."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path | None) -> None:
+        self.channel, theirs = channel()
+        command = [sys.executable, "-m", "llumnix.cluster.nursery", str(theirs.fileno()), str(os.getpid())]
+        with _output(log) as output, theirs:
+            self._process = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: ToNursery) -> None:
+        """Nothing happens when it is gone: that shows at the next `receive`."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self.channel, message)
+
+    def receive(self) -> FromNursery | None:
+        return receive_from_nursery(self.channel)
+
+    def end(self) -> str:
+        """Kills it, and the kernel with it all that it forked. How it ended, in words."""
+        self._process.kill()
+        self._process.wait()
+        self.channel.close()
+        return _how(self._process)
+
+
+class SchedulerChild:
+    def __init__(self, spec: SchedulerSpec, environment: Mapping[str, str], log: Path | None) -> None:
+        command = [sys.executable, "-m", "llumnix.cluster.scheduler_process", str(os.getpid())]
+        with _output(log) as output:
+            self._process = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(msgspec.json.encode(spec))
+        self.exit_descriptor = os.pidfd_open(self._process.pid)
+        """Readable once the process ended."""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def end(self) -> str:
+        """Kills it if it still runs. How it ended, in words."""
+        self._process.kill()
+        self._process.wait()
+        os.close(self.exit_descriptor)
+        return _how(self._process)
+
+
+def _how(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return linux.describe_exit(-code if code < 0 else code << 8)
+
+
+def _output(log: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+    """Where a child writes: a log file, or (None) our own stdout and stderr."""
+    return contextlib.nullcontext() if log is None else log.open("ab")
+
+
+def reap_orphans(known: set[int]) -> None:
+    """Takes the exit status of adopted descendants that ended; `known` children are left to their owners."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid in known:
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
+def end_all_descendants(timeout_s: float) -> None:
+    """Kills whatever still runs below this process and waits until the kernel is done with it."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        children = psutil.Process().children(recursive=True)
+        if not children:
+            return
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(signal.SIGKILL)
+        reap_orphans(known=set())
+        time.sleep(0.01)

