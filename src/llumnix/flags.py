@@ -13,7 +13,7 @@ from llumnix.policy.catalogue import find_policy
 
 Config = TypeVar("Config")
 
-DEFAULT_ENGINE = "llumnix.engine.vllm.boot"
+DEFAULT_ENGINE = "llumnix.server.boot"
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
     """One flag for each field of `config`, in a group that is headed by the first sentence of its docstring."""
     title, _, _ = (config.__doc__ or config.__name__).partition(":")
-    group = parser.add_argument_group(title.strip())
+    group = parser.add_argument_group(title.strip().rstrip("."))
     types = get_type_hints(config)
     for field in dataclasses.fields(config):
         options: dict[str, Any] = {"dest": field.name, "default": field.default}

@@ -1,0 +1,148 @@
+"""`llumnix doctor`: is this machine fit to serve, and if not, what is to be done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from llumnix.cluster import preflight
+from llumnix.cluster.environment import runs_on_cpu, vllm_version
+from llumnix.errors import UsageError
+
+_GIB = 1024**3
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class Mark(StrEnum):
+    GOOD = "ok"
+    NOTE = "note"
+    """Works, but the user may want to know."""
+    BAD = "BAD"
+    """Serving will fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    mark: Mark
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mark:>4}  {self.what}" + (f"\n      {self.advice}" if self.advice else "")
+
+
+def run(words: list[str]) -> int:
+    """Prints the findings; 0 if serving will work, else 1."""
+    from llumnix.flags import Parser
+
+    parser = Parser(prog="llumnix doctor", description="Checks this machine, and says what to do.")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="Model to be served; without it, the tiny one.")
+    parser.add_argument("--instances", type=int, default=2, help="Instances to be served. Default: 2.")
+    parser.add_argument("--port", type=int, default=preflight.DEFAULT_PORT, help="Port to be used. Default: 8000.")
+    values = parser.parse_args(words)
+    if values.instances < 1:
+        raise UsageError(f"--instances must be at least 1, not {values.instances}.")
+    findings = examine(values.model, values.instances, values.port)
+    for finding in findings:
+        print(finding)
+    bad = sum(finding.mark is Mark.BAD for finding in findings)
+    print(f"\n{bad} of these would keep `llumnix serve` from working." if bad else "\nThis machine can serve.")
+    return 1 if bad else 0
+
+
+def examine(model: str | None, instances: int, port: int) -> list[Finding]:
+    checks: list[Callable[[], Finding]] = [
+        _python,
+        _vllm,
+        _torch,
+        _ray,
+        lambda: _cores(instances),
+        lambda: _memory(model, instances),
+        _shared_memory,
+        lambda: _port(port),
+        lambda: _model(model),
+    ]
+    return [check() for check in checks]
+
+
+def _python() -> Finding:
+    return Finding(Mark.GOOD, "Python " + ".".join(map(str, sys.version_info[:3])))
+
+
+def _vllm() -> Finding:
+    try:
+        preflight.check_vllm()
+    except UsageError as error:
+        return Finding(Mark.BAD, f"vLLM {vllm_version() or 'is missing'}", str(error))
+    build = "CPU build" if runs_on_cpu() else "GPU build"
+    return Finding(Mark.GOOD, f"vLLM {vllm_version()} ({build})")
+
+
+def _torch() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding(Mark.BAD, "PyTorch is missing", "It comes with vLLM; run `make env` in a checkout.")
+    version = importlib.metadata.version("torch")
+    if runs_on_cpu() and Path("/dev/nvidia0").exists():
+        advice = f"This machine has a GPU; pip install 'vllm=={preflight.SUPPORTED_VLLM}.*' to use it."
+        return Finding(Mark.NOTE, f"PyTorch {version}, without the GPU", advice)
+    return Finding(Mark.GOOD, f"PyTorch {version}")
+
+
+def _ray() -> Finding:
+    if importlib.util.find_spec("ray") is None:
+        return Finding(Mark.NOTE, "Ray is not installed", "It is only needed for more than one machine.")
+    return Finding(Mark.GOOD, f"Ray {importlib.metadata.version('ray')}")
+
+
+def _cores(instances: int) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    if runs_on_cpu() and cores < instances:
+        return Finding(Mark.NOTE, f"{cores} cores for {instances} instances", "They will take turns; try fewer.")
+    return Finding(Mark.GOOD, f"{cores} cores")
+
+
+def _memory(model: str | None, instances: int) -> Finding:
+    available = psutil.virtual_memory().available
+    what = f"{available / _GIB:.1f} GiB of memory free"
+    needed = preflight.needed_bytes(instances, model)
+    if runs_on_cpu() and needed > available:
+        return Finding(Mark.BAD, what, f"{instances} instances need at least {needed / _GIB:.1f} GiB; use fewer.")
+    return Finding(Mark.GOOD, what)
+
+
+def _shared_memory() -> Finding:
+    if not os.access(_SHARED_MEMORY, os.W_OK):
+        return Finding(Mark.BAD, "/dev/shm cannot be written", "Mount a tmpfs there (Docker: --shm-size=1g).")
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if free < _GIB // 4:
+        advice = "Engines with several workers need more (Docker: --shm-size=1g)."
+        return Finding(Mark.NOTE, f"only {free / _GIB:.2f} GiB free in /dev/shm", advice)
+    return Finding(Mark.GOOD, f"{free / _GIB:.1f} GiB free in /dev/shm")
+
+
+def _port(port: int) -> Finding:
+    reason = preflight.why_taken("127.0.0.1", port)
+    if reason is not None:
+        return Finding(Mark.BAD, f"port {port}: {reason}", "Stop what listens there, or choose another with --port.")
+    return Finding(Mark.GOOD, f"port {port} is free")
+
+
+def _model(model: str | None) -> Finding:
+    if model is None:
+        return Finding(Mark.GOOD, "model: the tiny one, made on the spot")
+    try:
+        preflight.check_model(model)
+    except UsageError as error:
+        return Finding(Mark.BAD, f"model {model}", str(error))
+    if not Path(model).exists():
+        return Finding(Mark.NOTE, f"model {model} is not on this machine", "It will be fetched from the model hub.")
+    return Finding(Mark.GOOD, f"model {model}")

@@ -1,0 +1,122 @@
+"""A tiny random Llama, made on the spot from a seed: to try a server on a laptop, and for tests, without a download.
+
+It talks nonsense, but varied nonsense: hundreds of different bytes, so that one wrong token is seen. Its window is
+large enough for contexts of many thousand tokens. Torch is imported in a child process only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from llumnix.errors import UsageError
+
+_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ message['role'] }}: {{ message['content'] if message['content'] else '' }}\n"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}assistant:{%- endif -%}"
+)
+
+_ARCHITECTURE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "initializer_range": 0.1,  # large weights and sharp logits: greedy output wanders instead of repeating itself
+}
+_LOGIT_SCALE = 3.0
+_SEED = 1
+
+
+def ensure(cache: Path | None = None) -> Path:
+    """The model's folder, made if it is not there. Raises UsageError if that fails.
+
+    The folder's name is a hash of the recipe, so another recipe is another model; it appears whole or not at all.
+    """
+    target = (cache or _cache_dir()) / f"tiny-{_recipe_hash()}"
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix="tiny-unfinished-", dir=target.parent))
+    except OSError as error:
+        raise UsageError(f"The tiny model cannot be written to {target.parent}: {error.strerror}.") from error
+    try:
+        _make_in_child(unfinished)
+        _publish(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _make_in_child(folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "llumnix.tiny_model", str(folder)]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UsageError(f"The tiny model could not be made: {reason}")
+
+
+def _publish(unfinished: Path, target: Path) -> None:
+    try:
+        unfinished.rename(target)
+    except OSError:
+        if not target.is_dir():  # else somebody else made it in the meantime, and the same
+            raise
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "llumnix"
+
+
+def _recipe_hash() -> str:
+    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
+
+
+def make(folder: Path) -> None:
+    """Writes weights, configuration and tokenizer. Needs torch and transformers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **_ARCHITECTURE,
+    )
+    torch.manual_seed(_SEED)
+    model = LlamaForCausalLM(config).to(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(_LOGIT_SCALE)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _byte_tokenizer():  # type: ignore[no-untyped-def]  # transformers is not there where the types are checked
+    """One token per byte, and the two that begin and end a text: it can say everything and needs no training."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped.chat_template = _CHAT_TEMPLATE
+    return wrapped
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
