@@ -17,7 +17,7 @@ from llumnix.transport.sockets import SocketOptions, SocketTransport
 
 FINGERPRINT = "stalling"
 CHUNK_BYTES = 64 * 1024
-BLOCKS = 256
+BLOCKS = 32
 
 
 class StallingPool(MemoryPool):

@@ -57,7 +57,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         head, *ways = text.split(",")
         incarnation, at, host = head.partition("@")
         pairs = [way.partition(":") for way in ways]
-        if not (incarnation and at and host) or not all(scheme and where for scheme, _, where in pairs):
+        complete = all(scheme and where for scheme, _, where in pairs)
+        ported = all(where.rpartition(":")[2].isdecimal() for scheme, _, where in pairs if scheme == "tcp")
+        if not (incarnation and at and host and complete and ported):
             raise TransportError(f"{text[:200]!r} is not the address of a transport")
         return cls(incarnation=incarnation, host=host, ways=tuple(Way(scheme, where) for scheme, _, where in pairs))
 

@@ -160,10 +160,15 @@ class StagedPool:
     # The mode and the stream below belong to the thread, so they are never held across a `yield`.
 
     def _gather(self, ids: torch.Tensor, parts: Sequence[_Part], buffer: _Buffer) -> None:
+        import torch
+
         with self._side_stream():
             for part in parts:
-                chunks = self._tensors[part.region].index_select(0, ids[part.first : part.last])
-                self._staged(part, buffer).copy_(chunks, non_blocking=True)
+                tensor, some = self._tensors[part.region], ids[part.first : part.last]
+                if self._stream is None:
+                    torch.index_select(tensor, 0, some, out=self._staged(part, buffer))
+                else:
+                    self._staged(part, buffer).copy_(tensor.index_select(0, some), non_blocking=True)
             buffer.record()
 
     def _scatter(self, ids: torch.Tensor, parts: Sequence[_Part], buffer: _Buffer) -> None:

@@ -1,0 +1,143 @@
+"""Pools: which bytes a batch names, and when the kernel may have them as they lie."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from llumnix.transport.memory import PIECES_AT_ONCE, MemoryPool
+from llumnix.transport.port import TransportError
+from llumnix.transport.sockets import SocketOptions, SocketTransport
+from llumnix.transport.staging import MAX_STREAMS, StagedPool, pool_of
+
+FOREVER = float("inf")
+
+
+def sizes(pool: MemoryPool, blocks) -> list[int]:
+    return [int(length) for batch in pool.reading(blocks, FOREVER) for length in batch[:, 1]]
+
+
+def test_blocks_that_touch_become_one_piece():
+    pool = MemoryPool.of_arrays([np.zeros((8, 100), np.uint8)], fingerprint="")
+    assert sizes(pool, [0, 1, 2, 5, 7, 6]) == [300, 100, 100, 100]
+
+
+def test_blocks_with_gaps_between_them_stay_pieces():
+    every_other_layer = np.zeros((8, 2, 100), np.uint8)[:, 0]
+    pool = MemoryPool.of_arrays([every_other_layer], fingerprint="")
+    assert sizes(pool, [0, 1, 2]) == [100, 100, 100]
+
+
+def test_a_huge_request_comes_in_bounded_batches():
+    pool = MemoryPool.of_arrays([np.zeros((100, 8), np.uint8)] * 400, fingerprint="")
+    batches = list(pool.reading(range(0, 100, 2), FOREVER))
+    assert len(batches) == 2
+    assert max(map(len, batches)) <= PIECES_AT_ONCE
+    assert sum(int(batch[:, 1].sum()) for batch in batches) == 400 * 50 * 8
+
+
+@pytest.mark.parametrize("make", [np.zeros, torch.zeros], ids=["numpy", "torch"])
+def test_a_block_that_is_not_contiguous_is_refused(make):
+    scattered = make((4, 8, 16)).swapaxes(0, 1)
+    with pytest.raises(TransportError, match="not contiguous"):
+        MemoryPool.of_arrays([scattered], fingerprint="")
+
+
+def test_regions_of_different_length_are_refused():
+    with pytest.raises(TransportError, match=r"one number of blocks, not \[4, 5\]"):
+        MemoryPool.of_arrays([np.zeros((4, 1)), np.zeros((5, 1))], fingerprint="")
+    with pytest.raises(TransportError, match="one number of blocks"):
+        StagedPool([torch.zeros((4, 1)), torch.zeros((5, 1))], fingerprint="")
+
+
+def test_tensors_are_staged_only_where_they_must_be():
+    assert isinstance(pool_of([torch.zeros(8, 4, 2)], fingerprint=""), MemoryPool)
+    assert isinstance(pool_of([torch.zeros(4, 8, 2).transpose(0, 1)], fingerprint=""), StagedPool)
+
+
+def test_a_plain_and_a_staged_pool_exchange_blocks_of_different_layout():
+    plain = torch.arange(6 * 4 * 10, dtype=torch.int32).view(6, 4, 10)
+    scattered = torch.zeros(4, 6, 10, dtype=torch.int32).transpose(0, 1)
+    ends = [
+        SocketTransport(pool_of([region], fingerprint="x"), b"s" * 16, SocketOptions()) for region in (plain, scattered)
+    ]
+    results = []
+    pull = ends[1].pull(ends[0].address, [1, 3], [5, 0], 5.0, on_done=results.append, on_released=results.clear)
+    assert pull.wait(5.0).ok
+    assert torch.equal(scattered[[5, 0]], plain[[1, 3]])
+    pull = ends[0].pull(ends[1].address, [5], [2], 5.0, on_done=results.append, on_released=results.clear)
+    assert pull.wait(5.0).ok
+    assert torch.equal(plain[2], plain[1])
+    for end in ends:
+        end.close()
+    assert [result.reason for result in results] == ["", ""]
+
+
+def test_tensors_made_in_inference_mode_can_be_written_from_another_thread():
+    """vLLM makes its KV cache so; torch then refuses writes in place outside of that mode."""
+    with torch.inference_mode():
+        tensor = torch.zeros(2, 4, 8).transpose(0, 1)
+
+    def write() -> None:
+        for batch in StagedPool([tensor], fingerprint="").writing([3], FOREVER):
+            staged = int(batch[0, 0])
+            np.frombuffer((np.ctypeslib.ctypes.c_char * 64).from_address(staged), np.float32)[:] = 5
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert (tensor[3] == 5).all()
+    assert (tensor[:3] == 0).all()
+
+
+def test_whoever_finds_no_staging_buffer_gives_up_in_time():
+    pool = StagedPool([torch.zeros(4, 8)], fingerprint="")
+    held = [pool.writing([0], FOREVER) for _ in range(MAX_STREAMS)]
+    for stream in held:
+        next(stream)
+    with pytest.raises(TimeoutError, match="no staging buffer"):
+        next(pool.writing([1], time.monotonic() + 0.01))
+    assert len(next(pool.reading([1], time.monotonic() + 0.01))) == 1  # the other direction has its own
+    held.pop().close()
+    assert len(next(pool.writing([1], time.monotonic() + 0.01))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (SocketOptions(tcp_host=None), "needs a folder"),
+        (SocketOptions(tcp_host="0.0.0.0"), "needs an advertised host"),
+        (SocketOptions(tcp_host="203.0.113.1"), "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_a_transport_that_cannot_listen_says_why(options, complaint):
+    pool = MemoryPool.of_arrays([np.zeros((4, 8))], fingerprint="")
+    with pytest.raises(TransportError, match=complaint):
+        SocketTransport(pool, b"s" * 16, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("x" * 100, "longer than 107"), ("a,b", "comma"), ("none", "No such file")]
+)
+def test_a_folder_that_cannot_hold_the_socket_says_why(tmp_path, name, complaint):
+    folder = tmp_path / name
+    if name != "none":
+        folder.mkdir()
+    pool = MemoryPool.of_arrays([np.zeros((4, 8))], fingerprint="")
+    with pytest.raises(TransportError, match=complaint):
+        SocketTransport(pool, b"s" * 16, SocketOptions(folder=folder))
+
+
+def test_tcp_takes_over_when_the_unix_socket_cannot_be_reached(tmp_path):
+    memory = np.arange(32, dtype=np.uint8).reshape(4, 8)
+    pool = MemoryPool.of_arrays([memory], fingerprint="")
+    end = SocketTransport(pool, b"s" * 16, SocketOptions(folder=tmp_path))
+    next(tmp_path.iterdir()).unlink()
+    results = []
+    assert end.pull(end.address, [0], [3], 5.0, on_done=results.append, on_released=results.clear).wait(5.0).ok
+    assert (memory[3] == memory[0]).all()
+    end.close()
