@@ -4,7 +4,7 @@ priority are situations here, not code."""
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llumnix.policy.catalogue import POLICIES
@@ -194,31 +194,33 @@ def test_paper_round_says_why_pairs_fell_out():
 
 @st.composite
 def loads(draw: st.DrawFn, id: str) -> InstanceSnapshot:
-    free = draw(st.integers(0, 1000))
-    running, waiting = draw(st.integers(0, 60)), draw(st.integers(0, 6))
+    """Crowded, free, or anything: otherwise most clusters would hold no pair at all."""
+    least_free, most_free, least_running = draw(st.sampled_from([(0, 150, 20), (500, 1000, 0), (0, 1000, 0)]))
+    free, running = draw(st.integers(least_free, most_free)), draw(st.integers(least_running, least_running + 20))
+    waiting = draw(st.sampled_from([0, 0, 1, 4]))
     head = draw(st.integers(1, 300)) if waiting else 0
+    rarely_some = st.sampled_from([0, 0, 0, 0, 0, 1])
     return load(
         id,
         free,
         running,
         waiting=waiting,
-        preempted=draw(st.integers(0, waiting)),
+        preempted=min(waiting, draw(rarely_some)),
         head_of_line_blocks=head,
-        queued_blocks=head + (draw(st.integers(0, 500)) if waiting > 1 else 0),
-        high_running=draw(st.integers(0, min(1, running))),
-        high_waiting=draw(st.integers(0, min(1, waiting))),
-        smallest_running_blocks=draw(st.integers(0, max(0, (1000 - free) // max(1, running)))) if running else 0,
-        incoming=draw(st.integers(0, 2)),
-        outgoing=draw(st.integers(0, 2)),
-        state=draw(st.sampled_from([InstanceState.RUNNING] * 5 + [InstanceState.DRAINING, InstanceState.STARTING])),
+        queued_blocks=head + (draw(st.integers(waiting - 1, 500)) if waiting > 1 else 0),
+        high_running=min(running, draw(rarely_some)),
+        high_waiting=min(waiting, draw(rarely_some)),
+        smallest_running_blocks=draw(st.integers(0, (1000 - free) // running)) if running else 0,
+        incoming=draw(rarely_some),
+        outgoing=draw(rarely_some),
+        state=draw(st.sampled_from([InstanceState.RUNNING] * 8 + [InstanceState.DRAINING, InstanceState.STARTING])),
     )
 
 
-clusters = (
-    st.integers(0, 8).flatmap(lambda n: st.tuples(*(loads(f"i{k}") for k in range(n)))).map(lambda t: cluster(*t))
-)
+clusters = st.tuples(*(loads(f"i{k}") for k in range(5))).map(lambda instances: cluster(*instances))
 
 
+@settings(max_examples=60)
 @given(clusters)
 def test_a_pair_raises_the_lower_freeness_and_fits(snapshot: ClusterSnapshot):
     by_id = {instance.id: instance for instance in snapshot.instances}
@@ -234,6 +236,7 @@ def test_a_pair_raises_the_lower_freeness_and_fits(snapshot: ClusterSnapshot):
         assert with_added(target, victim).free_blocks >= target.watermark_blocks
 
 
+@settings(max_examples=60)
 @given(clusters, st.sampled_from(["llumnix", "llumnix-paper", "llumnix-base"]))
 def test_a_round_uses_each_instance_once_and_within_the_limit(snapshot: ClusterSnapshot, name: str):
     rule = POLICIES[name].pairing
@@ -250,6 +253,7 @@ def test_a_round_uses_each_instance_once_and_within_the_limit(snapshot: ClusterS
     assert not set(sources) & {no.source for no in paired.rejected if no.target is None}
 
 
+@settings(max_examples=60)
 @given(clusters)
 def test_every_source_is_paired_or_told_why_not(snapshot: ClusterSnapshot):
     paired = pair_by_benefit(snapshot, TERMS)

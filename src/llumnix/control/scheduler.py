@@ -44,12 +44,14 @@ REMEMBERED_LOSSES = 4096
 class _Known:
     """One instance: when it was last heard of, and what it said (None: nothing yet)."""
 
-    __slots__ = ("drain", "heard_s", "snapshot")
+    __slots__ = ("drain", "given", "heard_s", "snapshot")
 
     def __init__(self, heard_s: float) -> None:
         self.heard_s = heard_s
         self.snapshot: InstanceSnapshot | None = None
         self.drain: Drain | None = None
+        self.given = 0
+        """Requests that it gave away since that report."""
 
 
 class GlobalScheduler:
@@ -94,9 +96,11 @@ class GlobalScheduler:
         return self._arm(event.at)
 
     def snapshot(self, at: float) -> ClusterSnapshot:
-        """The cluster by the last reports, with the moves asked for counted in `incoming` and `outgoing`."""
-        known = (self._known[instance].snapshot for instance in sorted(self._known))
-        return ClusterSnapshot(at=at, instances=tuple(self._with_moves(one) for one in known if one is not None))
+        """The cluster by the last reports and the orders that went out since."""
+        known = (self._known[instance] for instance in sorted(self._known))
+        return ClusterSnapshot(
+            at=at, instances=tuple(self._as_ordered(one, one.snapshot) for one in known if one.snapshot is not None)
+        )
 
     # what is heard
 
@@ -117,6 +121,7 @@ class GlobalScheduler:
             self._ignore("report older than the known one")
             return
         known.snapshot = event.snapshot
+        known.given = 0
         if event.snapshot.state is InstanceState.DRAINING and known.drain is None:
             known.drain = self._new_drain(event.snapshot.id, event.snapshot.drain_keep)
 
@@ -124,6 +129,8 @@ class GlobalScheduler:
         if not self.moves.end((event.source, event.target), whole=event.request is None):
             self._ignore("answer to a move that is not in flight")
             return []
+        if event.ok and event.source in self._known:
+            self._known[event.source].given += 1
         if event.ok:
             self._back_off.succeeded(event.source, event.target)
         else:
@@ -211,7 +218,7 @@ class GlobalScheduler:
         commands = known.drain.orders(at, known.snapshot, in_flight)
         if known.snapshot is None or self._policy.pairing is None or instance in self._back_off.empty_handed(at):
             return commands
-        left = known.snapshot.running + known.snapshot.waiting - in_flight
+        left = known.snapshot.running + known.snapshot.waiting - known.given - in_flight
         terms = DrainTerms(
             moves=min(left, self._drain_moves - max(in_flight, known.snapshot.outgoing)),
             max_incoming=self._drain_moves,
@@ -238,8 +245,12 @@ class GlobalScheduler:
     def _new_drain(self, instance: InstanceId, keep: bool) -> Drain:
         return Drain(instance, keep, repeat_s=self._instance_timeout_s)
 
-    def _with_moves(self, snapshot: InstanceSnapshot) -> InstanceSnapshot:
-        incoming, outgoing = self.moves.incoming(snapshot.id), self.moves.outgoing(snapshot.id)
-        if incoming <= snapshot.incoming and outgoing <= snapshot.outgoing:
+    def _as_ordered(self, known: _Known, snapshot: InstanceSnapshot) -> InstanceSnapshot:
+        """The report with what was ordered since: a drain, and moves."""
+        drains = known.drain is not None and snapshot.state is InstanceState.RUNNING
+        incoming = max(snapshot.incoming, self.moves.incoming(snapshot.id))
+        outgoing = max(snapshot.outgoing, self.moves.outgoing(snapshot.id))
+        if not drains and incoming == snapshot.incoming and outgoing == snapshot.outgoing:
             return snapshot
-        return replace(snapshot, incoming=max(incoming, snapshot.incoming), outgoing=max(outgoing, snapshot.outgoing))
+        state = InstanceState.DRAINING if drains else snapshot.state
+        return replace(snapshot, state=state, incoming=incoming, outgoing=outgoing)

@@ -1,0 +1,104 @@
+"""What a decision costs: one dispatch and one report at the front end, one round of pairing at the scheduler.
+
+    python benchmarks/policy.py
+
+Every figure is the median of several repetitions on one core. A dispatch includes booking its cost; between two
+dispatches a report arrives and is timed apart. In the pairing round a third of the cluster is full and a third is free.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+
+from llumnix.config import PolicyConfig
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import HIGH, NORMAL, InstanceId, RequestId
+
+POLICIES = ("llumnix", "llumnix-paper", "infaas++", "round-robin", "least-requests", "vllm-dp")
+SIZES = (16, 64, 256, 1024)
+ROUND_SIZES = (64, 1024)
+DISPATCHES = 2000
+REPETITIONS = 5
+GOAL_DISPATCH_US = {64: 20, 1024: 100}
+GOAL_ROUND_MS = 5
+
+
+def report(rng: random.Random, number: int, seq: int, free_blocks: int, seen: int = 0) -> InstanceSnapshot:
+    running = rng.randint(5, 60)
+    return InstanceSnapshot(
+        id=InstanceId(f"instance-{number:04}"),
+        at=0.0,
+        seq=seq,
+        total_blocks=2000,
+        free_blocks=free_blocks,
+        running=running,
+        smallest_running_blocks=(2000 - free_blocks) // running // 2 + 1,
+        dispatches_seen=(seen,),
+    )
+
+
+def time_dispatch(policy: str, instances: int) -> tuple[float, float]:
+    """µs per dispatch and µs per report, one in ten requests of high priority."""
+    rng = random.Random(instances)
+    dispatcher = Dispatcher(PolicyConfig(policy=policy))
+    for number in range(instances):
+        dispatcher.on_report(report(rng, number, 1, rng.randint(0, 2000)))
+    sent = [0] * instances
+    dispatch_ns = report_ns = 0
+    for k in range(DISPATCHES):
+        request = DispatchRequest(RequestId(f"r{k}"), rng.randint(1, 4000), HIGH if k % 10 == 0 else NORMAL)
+        began = time.perf_counter_ns()
+        dispatch = dispatcher.dispatch(request)
+        dispatch_ns += time.perf_counter_ns() - began
+        assert dispatch is not None
+        sent[int(dispatch.instance[-4:])] += 1
+        number = rng.randrange(instances)
+        news = report(rng, number, k + 2, rng.randint(0, 2000), sent[number])
+        began = time.perf_counter_ns()
+        dispatcher.on_report(news)
+        report_ns += time.perf_counter_ns() - began
+    return dispatch_ns / DISPATCHES / 1e3, report_ns / DISPATCHES / 1e3
+
+
+def time_round(policy: str, instances: int) -> tuple[float, int]:
+    """ms per pairing round, and the pairs that it found."""
+    rng = random.Random(instances)
+    free_blocks = (lambda: rng.randint(0, 50), lambda: rng.randint(400, 900), lambda: rng.randint(1500, 2000))
+    cluster = ClusterSnapshot(
+        at=0.0, instances=tuple(report(rng, number, 1, free_blocks[number % 3]()) for number in range(instances))
+    )
+    found = find_policy(policy)
+    assert found.pairing is not None
+    terms = found.pairing_terms(PolicyConfig(policy=policy))
+    began = time.perf_counter_ns()
+    paired = found.pairing(cluster, terms)
+    return (time.perf_counter_ns() - began) / 1e6, len(paired.pairs)
+
+
+def main() -> None:
+    print(f"µs per dispatch / µs per report (goal: dispatch {GOAL_DISPATCH_US})")
+    print(f"{'instances':16}" + "".join(f"{size:>16}" for size in SIZES))
+    for policy in POLICIES:
+        cells = []
+        for size in SIZES:
+            costs = [time_dispatch(policy, size) for _ in range(REPETITIONS)]
+            dispatch_us, report_us = (statistics.median(cost) for cost in zip(*costs, strict=True))
+            cells.append(f"{dispatch_us:7.1f} /{report_us:7.1f}")
+        print(f"{policy:16}" + "".join(f"{cell:>16}" for cell in cells))
+    print(f"\nms per pairing round (goal: {GOAL_ROUND_MS} at 1024)")
+    print(f"{'instances':16}" + "".join(f"{size:>20}" for size in ROUND_SIZES))
+    for policy in ("llumnix", "llumnix-paper"):
+        cells = []
+        for size in ROUND_SIZES:
+            costs = [time_round(policy, size) for _ in range(3 * REPETITIONS)]
+            cells.append(f"{statistics.median(ms for ms, _ in costs):.2f} ({costs[0][1]} pairs)")
+        print(f"{policy:16}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The dispatcher: choice, ledger, late and early news."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.config import PolicyConfig
+from llumnix.control.dispatcher import REMEMBERED_REMOVALS, Dispatcher
+from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId
+
+
+def report(id: str, seq: int = 1, **facts: object) -> InstanceSnapshot:
+    usual = {"at": 0.0, "total_blocks": 1000, "free_blocks": 1000}
+    return InstanceSnapshot(id=InstanceId(id), seq=seq, **{**usual, **facts})  # type: ignore[arg-type]
+
+
+def request(id: str = "r", tokens: int = 160, priority: int = NORMAL) -> DispatchRequest:
+    return DispatchRequest(RequestId(id), tokens, priority)  # type: ignore[arg-type]
+
+
+def dispatcher(*reports: InstanceSnapshot, policy: str = "llumnix", front_end: int = 0) -> Dispatcher:
+    made = Dispatcher(PolicyConfig(policy=policy), front_end)
+    for one in reports:
+        made.on_report(one)
+    return made
+
+
+def placed(dispatcher: Dispatcher, count: int, **facts) -> list[str]:
+    chosen = [dispatcher.dispatch(request(f"r{k}", **facts)) for k in range(count)]
+    return [one.instance if one else "none" for one in chosen]
+
+
+def waiting(dispatcher: Dispatcher) -> dict[str, tuple[int, int]]:
+    return {one.id: (one.waiting, one.queued_blocks) for one in dispatcher.snapshot(0.0).instances}
+
+
+def test_nobody_to_take_it():
+    assert dispatcher().dispatch(request()) is None
+
+
+def test_burst_is_spread_though_no_report_comes():
+    d = dispatcher(report("a"), report("b"), report("c"))
+    assert placed(d, 6) == ["a", "b", "c", "a", "b", "c"]
+    assert waiting(d) == {"a": (2, 20), "b": (2, 20), "c": (2, 20)}
+
+
+def test_decision_says_why():
+    d = dispatcher(report("a", free_blocks=500, running=10), report("b", free_blocks=900, running=10))
+    dispatch = d.dispatch(request())
+    assert dispatch is not None
+    assert str(dispatch.reason) == "b has the best freeness of 2: 90 (next a: 50)"
+
+
+def test_report_closes_exactly_the_dispatches_that_it_counts():
+    d = dispatcher(report("a"))
+    placed(d, 3)
+    d.on_report(report("a", 2, waiting=1, queued_blocks=10, head_of_line_blocks=10, dispatches_seen=(1,)))
+    assert waiting(d) == {"a": (3, 30)}
+    d.on_report(report("a", 3, running=3, free_blocks=970, dispatches_seen=(3,)))
+    assert waiting(d) == {"a": (0, 0)}
+
+
+def test_each_front_end_has_its_own_count():
+    d = dispatcher(report("a", dispatches_seen=(9, 4)), front_end=1)
+    placed(d, 2)
+    d.on_report(report("a", 2, dispatches_seen=(20, 5)))
+    assert waiting(d)["a"] == (1, 10)
+
+
+def test_report_that_does_not_know_this_front_end_yet_counts_nothing():
+    d = dispatcher(report("a"), front_end=3)
+    placed(d, 2)
+    d.on_report(report("a", 2, dispatches_seen=(7,)))
+    assert waiting(d)["a"] == (2, 20)
+
+
+def test_restarted_front_end_starts_from_the_count_that_it_finds():
+    d = dispatcher(report("a", dispatches_seen=(50,)))
+    placed(d, 2)
+    d.on_report(report("a", 2, dispatches_seen=(51,)))
+    assert waiting(d)["a"] == (1, 10)
+
+
+def test_older_report_that_comes_late_changes_nothing():
+    d = dispatcher(report("a", 5, running=7))
+    d.on_report(report("a", 5, running=1))
+    d.on_report(report("a", 4, running=2))
+    assert d.snapshot(0.0).instances[0].running == 7
+
+
+def test_request_that_was_never_sent_is_forgotten_and_the_count_stays_exact():
+    d = dispatcher(report("a"))
+    first, second = d.dispatch(request("x", 160)), d.dispatch(request("y", 320))
+    assert first is not None
+    assert second is not None
+    d.forget(first)
+    d.forget(first)
+    assert waiting(d)["a"] == (1, 20)
+    d.on_report(report("a", 2, dispatches_seen=(1,)))
+    assert waiting(d)["a"] == (0, 0)
+
+
+@pytest.mark.parametrize("state", [state for state in InstanceState if state is not InstanceState.RUNNING])
+def test_only_running_instances_are_chosen(state: InstanceState):
+    d = dispatcher(report("a", state=state), report("b", running=200, free_blocks=0))
+    assert placed(d, 3) == ["b", "b", "b"]
+
+
+def test_instance_that_begins_to_drain_gets_no_more():
+    d = dispatcher(report("a"), report("b", running=200, free_blocks=0))
+    assert placed(d, 1) == ["a"]
+    d.on_report(report("a", 2, state=InstanceState.DRAINING))
+    assert placed(d, 1) == ["b"]
+    d.on_report(report("a", 3, dispatches_seen=(1,)))
+    assert placed(d, 1) == ["a"]
+
+
+def test_removed_instance_is_gone_for_good():
+    d = dispatcher(report("a"), report("b"))
+    placed(d, 2)
+    d.on_removed(InstanceId("a"))
+    d.on_removed(InstanceId("a"))
+    d.on_report(report("a", 9))
+    assert placed(d, 2) == ["b", "b"]
+    dispatch = d.dispatch(request())
+    assert dispatch is not None
+    d.on_removed(InstanceId("b"))
+    d.forget(dispatch)
+    assert d.dispatch(request()) is None
+
+
+def test_memory_of_removed_instances_is_bounded():
+    d = dispatcher()
+    for k in range(REMEMBERED_REMOVALS + 1):
+        d.on_removed(InstanceId(f"gone-{k}"))
+    d.on_report(report("gone-1"))
+    assert d.snapshot(0.0).instances == ()
+    d.on_report(report("gone-0"))
+    assert len(d.snapshot(0.0).instances) == 1
+
+
+def test_replay_avoids_the_instance_that_failed():
+    d = dispatcher(report("a"), report("b", running=100, free_blocks=10), report("c", running=100, free_blocks=5))
+    dispatch = d.dispatch(request(), avoid=frozenset({InstanceId("a"), InstanceId("unknown")}))
+    assert dispatch is not None
+    assert str(dispatch.reason) == "b has the best freeness of 2: 0.1 (next c: 0.05)"
+    assert d.dispatch(request(), avoid=frozenset({InstanceId("a"), InstanceId("b"), InstanceId("c")})) is None
+
+
+def test_request_goes_only_where_it_could_ever_run():
+    d = dispatcher(report("small", total_blocks=10, free_blocks=10, watermark_blocks=1), report("big", running=30))
+    assert placed(d, 1, tokens=145) == ["big"]
+    assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=161) == ["none"]
+    assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=160) == ["small"]
+
+
+def test_high_requests_share_an_instance_and_normals_keep_away():
+    d = dispatcher(*(report(name, free_blocks=500, running=5) for name in "abc"))
+    assert placed(d, 2, priority=HIGH) == ["a", "a"]
+    assert "a" not in placed(d, 4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "chosen"),
+    [
+        ("round-robin", ["a", "b", "c", "a", "b", "c"]),
+        ("least-requests", ["b", "b", "b", "c", "b", "c"]),
+        ("vllm-dp", ["b", "c", "b", "a", "c", "b"]),
+    ],
+)
+def test_baselines_place_a_burst(policy: str, chosen: list[str]):
+    d = dispatcher(report("a", running=7), report("b", running=1), report("c", running=3), policy=policy)
+    assert placed(d, 6) == chosen
+
+
+def test_round_robin_gives_a_new_instance_one_turn_not_a_flood():
+    d = dispatcher(report("a"), report("b"), policy="round-robin")
+    placed(d, 4)
+    d.on_report(report("c"))
+    assert placed(d, 4) == ["c", "a", "b", "c"]
+
+
+def test_display_is_sorted_by_id():
+    assert [one.id for one in dispatcher(report("b"), report("c"), report("a")).snapshot(4.0).instances] == list("abc")

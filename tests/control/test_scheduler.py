@@ -1,0 +1,323 @@
+"""The global scheduler: rounds, moves in flight, drains, silence, restart."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.config import PolicyConfig
+from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
+from llumnix.control.scheduler import REMEMBERED_LOSSES, GlobalScheduler
+from llumnix.control.scheduler_events import (
+    Command,
+    DeclareLost,
+    DrainRequested,
+    Event,
+    InstanceLost,
+    InstanceStarted,
+    LoadReported,
+    MigrationEnded,
+    MoveRequest,
+    StartInstances,
+    StartRequested,
+    TimerFired,
+    WakeAt,
+)
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, RequestId
+
+TIMEOUT_S = 1000.0
+FULL = {"free_blocks": 20, "running": 40, "smallest_running_blocks": 5}
+FREE = {"free_blocks": 900, "running": 5, "smallest_running_blocks": 20}
+
+
+class Body:
+    """Drives the scheduler: reports, and the timer when it asked for it."""
+
+    def __init__(self, timeout_s: float = TIMEOUT_S, **knobs: object) -> None:
+        self.scheduler = GlobalScheduler(PolicyConfig(**{"pairing_interval_s": 1.0, **knobs}), timeout_s)  # type: ignore[arg-type]
+        self.at = 0.0
+        self.wake_at: float | None = None
+        self.seq = 0
+
+    def tell(self, event: Event) -> list[Command]:
+        commands = self.scheduler.handle(event)
+        for command in commands:
+            if isinstance(command, WakeAt):
+                self.wake_at = command.at
+        return [command for command in commands if not isinstance(command, WakeAt)]
+
+    def report(self, id: str, **facts: object) -> list[Command]:
+        self.seq += 1
+        usual = {"id": InstanceId(id), "at": self.at, "seq": self.seq, "total_blocks": 1000, "free_blocks": 1000}
+        return self.tell(LoadReported(at=self.at, snapshot=InstanceSnapshot(**{**usual, **facts})))  # type: ignore[arg-type]
+
+    def wait(self, seconds: float) -> list[Command]:
+        """All that comes out while the time passes."""
+        end, commands = self.at + seconds, []
+        while self.wake_at is not None and self.wake_at <= end:
+            self.at, self.wake_at = self.wake_at, None
+            commands += self.tell(TimerFired(at=self.at))
+        self.at = end
+        return commands
+
+    def end(self, source: str, target: str, ok: bool = True, request: str | None = "r", why: str = "") -> list[Command]:
+        return self.tell(
+            MigrationEnded(
+                at=self.at,
+                source=InstanceId(source),
+                target=InstanceId(target),
+                request=None if request is None else RequestId(request),
+                ok=ok,
+                why=why,
+            )
+        )
+
+    def lose(self, id: str, why: str = "killed") -> list[Command]:
+        return self.tell(InstanceLost(at=self.at, instance=InstanceId(id), why=why))
+
+    def drain(self, id: str, keep: bool = False) -> list[Command]:
+        return self.tell(DrainRequested(at=self.at, instance=InstanceId(id), keep=keep))
+
+
+def body(**knobs: object) -> Body:
+    made = Body(**knobs)  # type: ignore[arg-type]
+    made.report("a", **FULL)
+    made.report("b", **FREE)
+    return made
+
+
+def moves(commands: list[Command]) -> list[tuple[str, str, int]]:
+    return [(one.source, one.target, one.count) for one in commands if isinstance(one, MoveRequest)]
+
+
+def kinds(commands: list[Command]) -> list[str]:
+    return [type(command).__name__ for command in commands]
+
+
+# rounds
+
+
+def test_round_moves_a_request_and_says_why():
+    b = body()
+    assert b.wait(1.0) == [
+        MoveRequest(
+            source=InstanceId("a"),
+            target=InstanceId("b"),
+            room_blocks=900,
+            reason="freeness 0.5 against 180; 0.641 and 149.2 after the move",
+        )
+    ]
+
+
+def test_nothing_happens_between_rounds():
+    b = body()
+    assert b.wait(0.99) == []
+    assert b.report("c", **FREE) == []
+
+
+def test_timer_runs_only_while_there_are_instances():
+    b = Body()
+    assert b.wake_at is None
+    b.report("a")
+    assert b.wake_at == 1.0
+    b.lose("a")
+    assert b.wait(5.0) == []
+    assert b.wake_at is None
+    b.report("b")
+    assert b.wake_at == 6.0
+
+
+def test_timer_that_fires_early_is_asked_for_again():
+    b = body()
+    assert b.scheduler.handle(TimerFired(at=0.5)) == [WakeAt(at=1.0)]
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+
+
+def test_timer_that_nobody_asked_for_is_ignored():
+    assert Body().tell(TimerFired(at=5.0)) == []
+
+
+@pytest.mark.parametrize("knobs", [{"migration": False}, {"policy": "round-robin"}, {"policy": "infaas++"}])
+def test_no_pairing_when(knobs):
+    assert body(**knobs).wait(3.0) == []
+
+
+def test_paper_policy_pairs_by_its_own_threshold():
+    b = Body(policy="llumnix-paper")
+    b.report("a", free_blocks=350, running=40)
+    b.report("b", free_blocks=900, running=5)
+    assert moves(b.wait(1.0)) == []
+    b.report("a", free_blocks=100, running=40)
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+
+
+def test_rejections_are_kept_for_display():
+    b = Body()
+    b.report("a", **FULL)
+    b.wait(1.0)
+    assert [str(no) for no in b.scheduler.last_round.rejected] == ["a: no instance is free enough"]
+
+
+# moves in flight
+
+
+def test_busy_instances_wait_for_the_answer():
+    b = body()
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    b.report("c", **FREE)
+    assert b.wait(3.0) == []
+    b.end("a", "b")
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+
+
+def test_limit_of_two_lets_an_instance_make_two():
+    b = body(max_migrations_per_instance=2)
+    assert moves(b.wait(3.0)) == [("a", "b", 1), ("a", "b", 1)]
+    b.end("a", "b")
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+
+
+def test_moves_that_reports_count_count_once():
+    b = body(max_migrations_per_instance=2)
+    b.wait(1.0)
+    b.report("a", **FULL, outgoing=1)
+    b.report("b", **FREE, incoming=1)
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    assert moves(b.wait(1.0)) == []
+
+
+def test_lost_answer_blocks_nobody_for_ever():
+    b = body()
+    b.wait(1.0)
+    assert b.wait(MOVE_DEADLINE_S - 0.5) == []
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    assert len(b.scheduler.moves) == 1
+
+
+def test_answer_that_comes_after_the_deadline_changes_nothing():
+    b = body(migration=False)
+    b.end("a", "b")
+    b.end("x", "y", ok=False)
+    assert b.scheduler.ignored == {"answer to a move that is not in flight": 2}
+
+
+def test_refused_pair_is_left_alone_twice_as_long_each_time():
+    b = body(pairing_interval_s=0.125)
+    b.wait(0.125)
+    for wait_s in (FIRST_BACK_OFF_S, 2 * FIRST_BACK_OFF_S, 4 * FIRST_BACK_OFF_S):
+        b.end("a", "b", ok=False, why="no room")
+        assert b.wait(wait_s - 0.125) == []
+        assert moves(b.wait(0.125)) == [("a", "b", 1)]
+    b.end("a", "b")
+    b.wait(0.125)
+    b.end("a", "b", ok=False)
+    assert moves(b.wait(FIRST_BACK_OFF_S)) == [("a", "b", 1)]
+
+
+def test_refusal_by_one_target_leaves_the_others():
+    b = body()
+    b.report("c", **FREE | {"free_blocks": 800})
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    for _ in range(3):
+        b.end("a", "b", ok=False, why="no room")
+        b.wait(1.0)
+        b.end("a", "c", ok=False, why="no room")
+        b.wait(1.0)
+    assert len(b.scheduler._back_off) == 2
+
+
+def test_source_with_nothing_to_give_is_left_alone_with_all_targets():
+    b = body(pairing_interval_s=0.125)
+    b.report("c", **FREE)
+    b.wait(0.125)
+    b.end("a", "b", ok=False, request=None, why="all moved a moment ago")
+    assert b.wait(FIRST_BACK_OFF_S - 0.125) == []
+    assert moves(b.wait(0.125)) == [("a", "b", 1)]
+
+
+def test_old_refusals_are_forgotten():
+    b = body(migration=False)
+    b.scheduler._back_off.refused(b.at, InstanceId("a"), InstanceId("b"))
+    b.wait(FIRST_BACK_OFF_S + LONGEST_BACK_OFF_S + 1.0)
+    assert len(b.scheduler._back_off) == 0
+
+
+# losses
+
+
+def test_silent_instance_is_declared_lost():
+    b = Body(timeout_s=10.0)
+    b.report("a")
+    b.report("b")
+    b.wait(6.0)
+    b.report("b")
+    (command,) = b.wait(5.0)
+    assert command == DeclareLost(instance=InstanceId("a"), why="no heartbeat for 11 s (limit 10 s)")
+    assert [one.id for one in b.scheduler.snapshot(b.at).instances] == ["b"]
+
+
+def test_started_instance_that_never_reports_is_declared_lost():
+    b = Body(timeout_s=10.0)
+    b.tell(InstanceStarted(at=0.0, instance=InstanceId("a")))
+    assert kinds(b.wait(11.0)) == ["DeclareLost"]
+
+
+def test_lost_instance_does_not_come_back_with_a_late_report():
+    b = body()
+    b.lose("b")
+    b.report("b", **FREE)
+    b.tell(InstanceStarted(at=b.at, instance=InstanceId("b")))
+    assert moves(b.wait(2.0)) == []
+    assert b.scheduler.ignored == {"word of a lost instance": 2}
+
+
+def test_loss_ends_the_moves_of_the_instance():
+    b = body()
+    b.wait(1.0)
+    b.report("c", **FREE)
+    b.lose("b")
+    assert len(b.scheduler.moves) == 0
+    assert moves(b.wait(1.0)) == [("a", "c", 1)]
+
+
+def test_own_pause_is_not_taken_for_everybodys_silence():
+    b = Body(timeout_s=10.0)
+    b.report("a")
+    b.report("b")
+    b.at, b.wake_at = 100.0, None
+    assert b.tell(TimerFired(at=100.0)) == []
+    b.wait(5.0)
+    b.report("a")
+    assert [command.instance for command in b.wait(6.0) if isinstance(command, DeclareLost)] == ["b"]
+
+
+def test_older_report_changes_nothing():
+    b = body()
+    stale = InstanceSnapshot(id=InstanceId("a"), at=0.0, seq=0, total_blocks=1000, free_blocks=1000)
+    b.tell(LoadReported(at=0.0, snapshot=stale))
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+
+
+def test_memory_of_lost_instances_is_bounded():
+    b = Body()
+    for k in range(REMEMBERED_LOSSES + 10):
+        b.lose(f"i{k}")
+    assert len(b.scheduler._lost) == REMEMBERED_LOSSES
+
+
+def test_start_is_passed_on():
+    assert Body().tell(StartRequested(at=0.0, count=2)) == [StartInstances(count=2, reason="2 more asked for")]
+
+
+def test_restarted_scheduler_needs_only_the_next_reports():
+    b = body()
+    b.wait(1.0)
+    b.report("a", **FULL, outgoing=1)
+    b.report("b", **FREE, incoming=1)
+    again = Body()
+    again.report("a", **FULL, outgoing=1)
+    again.report("b", **FREE, incoming=1)
+    assert again.wait(1.0) == b.wait(1.0) == []
+    again.report("a", **FULL)
+    again.report("b", **FREE)
+    assert moves(again.wait(1.0)) == [("a", "b", 1)]

@@ -1,0 +1,206 @@
+"""Draining an instance: orders, moves, the end, and what can go wrong."""
+
+from __future__ import annotations
+
+import pytest
+from test_scheduler import Body, kinds, moves
+
+from llumnix.control.scheduler_events import DrainFinished, InstanceStarted, MoveRequest, SetDraining, StopInstance
+from llumnix.types import InstanceId, InstanceState
+
+LEAVING = {"state": InstanceState.DRAINING}
+A = InstanceId("a")
+
+
+def body(running: int = 10, **knobs: object) -> Body:
+    made = Body(**knobs)  # type: ignore[arg-type]
+    made.report("a", free_blocks=1000 - 20 * running, running=running, smallest_running_blocks=20)
+    made.report("b", free_blocks=900, running=5)
+    made.report("c", free_blocks=800, running=5)
+    return made
+
+
+def test_drain_starts_at_once_with_several_moves():
+    order, *rest = body().drain("a")
+    assert order == SetDraining(
+        instance=A, keep=False, reason="drain asked for: 10 running, 0 waiting; it stops when empty"
+    )
+    assert moves(rest) == [("a", "b", 2), ("a", "c", 2)]
+    assert isinstance(rest[0], MoveRequest)
+    assert rest[0].reason == "a drains, 10 left; freeness 180, room for 900 blocks"
+
+
+def test_each_answer_is_followed_by_the_next_move():
+    b = body()
+    b.drain("a")
+    assert moves(b.end("a", "b")) == [("a", "b", 1)]
+
+
+def test_no_more_moves_than_requests():
+    b = body(running=1)
+    assert moves(b.drain("a")) == [("a", "b", 1)]
+    assert moves(b.wait(2.0)) == []
+    assert b.end("a", "b") == []
+    assert moves(b.wait(2.0)) == []
+
+
+def test_empty_instance_is_watched_and_then_stopped_once():
+    b = body(running=4)
+    b.drain("a")
+    for target in "bbcc":
+        b.end("a", target)
+    b.report("a", **LEAVING)
+    assert b.wait(1.0) == []
+    assert b.wait(1.0) == [
+        StopInstance(instance=A, reason="drained: 0 requests and 0 migrations for 0.25 s"),
+    ]
+    assert b.wait(9.0) == []
+
+
+def test_kept_instance_is_reported_empty_once_and_never_stopped():
+    b = body(running=0)
+    b.drain("a", keep=True)
+    b.report("a", **LEAVING, drain_keep=True)
+    assert [type(command) for command in b.wait(30.0)] == [DrainFinished]
+
+
+def test_instance_is_not_stopped_before_it_says_that_it_drains():
+    b = body(running=0)
+    b.drain("a")
+    assert b.wait(5.0) == []
+
+
+@pytest.mark.parametrize(
+    ("situation", "facts"),
+    [
+        ("a request came late", {"running": 1, "free_blocks": 980}),
+        ("a request waits", {"waiting": 1, "queued_blocks": 5, "head_of_line_blocks": 5}),
+        ("something moves in", {"incoming": 1}),
+        ("something still moves out", {"outgoing": 1}),
+    ],
+)
+def test_instance_is_not_stopped_while(situation: str, facts: dict[str, int]):
+    b = body(running=0)
+    b.drain("a")
+    b.report("a", **LEAVING)
+    b.wait(1.0)
+    b.report("a", **LEAVING, **facts)
+    assert "StopInstance" not in kinds(b.wait(5.0)), situation
+
+
+def test_request_that_comes_late_is_moved_away_and_the_watch_starts_anew():
+    b = body(running=0)
+    b.drain("a")
+    b.report("a", **LEAVING)
+    b.wait(1.0)
+    b.report("a", **LEAVING, running=1, free_blocks=990, smallest_running_blocks=10)
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    b.end("a", "b")
+    b.report("a", **LEAVING)
+    assert kinds(b.wait(2.0)) == ["StopInstance"]
+
+
+def test_orders_without_effect_are_repeated():
+    b = body(running=0, timeout_s=10.0)
+    b.drain("a")
+
+    def pass_time(seconds: int, **facts: object) -> list[str]:
+        seen = []
+        for _ in range(seconds):
+            for name in "bc":
+                b.report(name)
+            b.report("a", **facts)
+            seen += kinds(b.wait(1.0))
+        return seen
+
+    assert pass_time(9) == []
+    assert pass_time(2) == ["SetDraining"]
+    assert pass_time(3, **LEAVING) == ["StopInstance"]
+    assert pass_time(8, **LEAVING) == []
+    assert pass_time(2, **LEAVING) == ["StopInstance"]
+
+
+def test_drain_moves_though_migration_is_off():
+    assert moves(body(migration=False).drain("a")) != []
+
+
+def test_policy_that_never_migrates_lets_the_requests_finish():
+    b = body(policy="round-robin")
+    assert kinds(b.drain("a")) == ["SetDraining"]
+    b.report("a", **LEAVING)
+    assert kinds(b.wait(2.0)) == ["StopInstance"]
+
+
+def test_refused_move_goes_to_another_target():
+    b = body()
+    b.drain("a")
+    commands = b.end("a", "b", ok=False, why="no room")
+    assert moves(commands) == [("a", "c", 1)]
+
+
+def test_drain_pauses_when_nothing_can_move():
+    b = body()
+    b.drain("a")
+    b.end("a", "c", ok=False, request=None, why="nothing to give: 10 pinned")
+    assert b.end("a", "b", ok=False, request=None, why="nothing to give: 10 pinned") == []
+    b.wait(0.9)
+    assert moves(b.wait(1.0)) != []
+
+
+def test_no_room_anywhere_then_room():
+    b = body()
+    b.report("b", free_blocks=5, running=5)
+    b.report("c", free_blocks=5, running=5)
+    assert kinds(b.drain("a")) == ["SetDraining"]
+    b.report("c", free_blocks=500, running=5)
+    assert moves(b.wait(1.0)) == [("a", "c", 4)]
+
+
+def test_asking_twice_is_asking_once_and_keep_can_be_changed():
+    b = body(running=0)
+    assert kinds(b.drain("a")) == ["SetDraining"]
+    assert b.drain("a") == []
+    assert [command.keep for command in b.drain("a", keep=True) if isinstance(command, SetDraining)] == [True]
+
+
+def test_drain_of_an_unknown_instance_changes_nothing():
+    b = Body()
+    assert b.drain("nobody") == []
+    assert b.scheduler.ignored == {"drain of an unknown instance": 1}
+
+
+def test_drain_of_one_that_never_reported_waits_for_its_report():
+    b = body()
+    b.tell(InstanceStarted(at=b.at, instance=InstanceId("d")))
+    (order,) = b.drain("d")
+    assert order == SetDraining(instance=InstanceId("d"), keep=False, reason="drain asked for: it stops when empty")
+
+
+def test_restarted_scheduler_goes_on_with_a_drain_that_it_finds():
+    b = Body()
+    b.report("a", **LEAVING, running=1, free_blocks=980, smallest_running_blocks=20)
+    b.report("k", **LEAVING, drain_keep=True)
+    b.report("b", free_blocks=900, running=5)
+    first = b.wait(1.0)
+    assert moves(first) == [("a", "b", 1)]
+    assert "SetDraining" not in kinds(first)
+    b.end("a", "b")
+    b.report("a", **LEAVING)
+    assert sorted(kinds(b.wait(3.0))) == ["DrainFinished", "StopInstance"]
+
+
+def test_two_drains_share_the_targets_limits():
+    b = body()
+    b.report("d", free_blocks=800, running=10, smallest_running_blocks=20)
+    b.report("c", free_blocks=0, running=50)
+    first, second = b.drain("a"), b.drain("d")
+    assert moves(first) == [("a", "b", 4)]
+    assert moves(second) == []
+
+
+def test_lost_while_draining():
+    b = body()
+    b.drain("a")
+    b.lose("a")
+    assert b.wait(5.0) == []
+    assert len(b.scheduler.moves) == 0
