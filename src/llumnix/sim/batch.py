@@ -97,6 +97,8 @@ class DecodeBatch:
         if self.fresh:
             for request in self.fresh:
                 gap = first_end_s - request.last_token_s
+                if request.handover is not None and request.handover.gap_s is None:
+                    request.handover.gap_s = gap
                 if gap > request.largest_gap_s:
                     request.largest_gap_s = gap
                 request.gap_from = gaps.position

@@ -1,11 +1,11 @@
 """What a step, a copy, a start and a message cost. Everything here is data from a profile (sim/profiles/*.toml).
 
-Formulas, in milliseconds (the shape of the paper's artifact, section 8, plus the quadratic attention term that it lacks):
+Formulas, in milliseconds (as in the paper's own simulator, plus the quadratic attention term that it lacks):
 
     prefill(n after c)  = base + per_token·n + per_token_squared·((c+n)² − c²)
     decode(batch, ctx)  = batch_ms(batch) + per_context_token·ctx       ctx: sum of the sequence lengths
     mixed step          = decode(batch, ctx) + prefill without its base  (the weights are read once)
-    any step            = what it computes + overhead                    (the time between two steps)
+    any step            = what it computes + step_overhead + sequence_overhead·sequences   (the time between two steps)
     copy round of b     = stage + block_bytes·b / bandwidth
 """
 
@@ -124,6 +124,8 @@ class HostProfile:
 
     step_overhead_ms: float = 0.0
     """Between two steps of an instance."""
+    sequence_overhead_ms: float = 0.0
+    """Besides, per sequence of the batch: handling its token between two steps."""
     request_ms: float = 0.0
     """From the front end's door into the queue of an instance (tokenising, sending)."""
     message_ms: float = 0.2
@@ -131,8 +133,12 @@ class HostProfile:
     start_up_s: float = 5.0
     """From the decision to start an instance to its first request."""
 
+    def overhead_s(self, sequences: int) -> float:
+        """Between two steps, the first of which produced tokens for so many sequences."""
+        return (self.step_overhead_ms + self.sequence_overhead_ms * sequences) / 1e3
+
     def __post_init__(self) -> None:
-        for name in ("step_overhead_ms", "request_ms", "message_ms", "start_up_s"):
+        for name in ("step_overhead_ms", "sequence_overhead_ms", "request_ms", "message_ms", "start_up_s"):
             _require(getattr(self, name) >= 0, f"host.{name} must not be negative.")
 
 

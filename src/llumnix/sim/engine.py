@@ -18,7 +18,7 @@ from llumnix.sim.batch import DecodeBatch
 from llumnix.sim.blocks import BlockPool, PrefixCache
 from llumnix.sim.cost_model import Profile
 from llumnix.sim.kernel import Kernel, Timer
-from llumnix.sim.request import ABORTED, DECODING, DETACHED, FINISHED, PREFILLING, WAITING, SimRequest
+from llumnix.sim.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
 
 _ORDER = attrgetter("order")
 
@@ -45,8 +45,11 @@ class Scheduler(Protocol):
 class Listener(Protocol):
     """Who is told what happens inside."""
 
+    def on_queued(self) -> None:
+        """A request came and waits."""
+
     def on_changed(self) -> None:
-        """The load changed: a request came, started, ended, was preempted, or memory was given back."""
+        """The load changed otherwise: a request started, ended, was preempted, or memory was given back."""
 
     def on_finished(self, request: SimRequest) -> None: ...
 
@@ -82,10 +85,9 @@ class Engine:
         self._scheduler = scheduler
         self._listener = listener
         self._at_boundary: list[Callable[[], None]] = []
-        self._batch_s = [
-            (profile.decode.batch_step_ms(size) + profile.host.step_overhead_ms) / 1e3 if size else 0.0
-            for size in range(profile.scheduler.max_num_seqs + 1)
-        ]
+        sizes = range(1, profile.scheduler.max_num_seqs + 1)
+        self._overhead_s = [0.0, *(profile.host.overhead_s(size) for size in sizes)]
+        self._batch_s = [0.0, *(profile.decode.batch_step_ms(size) / 1e3 + self._overhead_s[size] for size in sizes)]
         self._token_s = profile.decode.per_context_token_ms / 1e3
         self._busy = False
         self._timer: Timer | None = None
@@ -112,7 +114,7 @@ class Engine:
             self._boundary()
         elif self.waiting[0] is request and self._scheduler.could_admit(self, request):
             self._cut()
-        self._listener.on_changed()
+        self._listener.on_queued()
 
     def abort(self, request: SimRequest) -> None:
         """Ends a request at the next step boundary; a queued one at once."""
@@ -155,9 +157,9 @@ class Engine:
         self._listener.on_changed()
         return True
 
-    def release(self, request: SimRequest) -> None:
-        """Gives back the blocks of a request that is neither queued nor running."""
-        self._free_quietly(request)
+    def release(self, blocks: int, cached_units: int, hashes: tuple[int, ...]) -> None:
+        """Gives back what a detached request held here: its blocks, the cached units of its prefix among them."""
+        self._give_blocks_back(blocks, cached_units, hashes)
         self._listener.on_changed()
         self._look_again()
 
@@ -188,18 +190,43 @@ class Engine:
         self.stalled_until_s = max(self.stalled_until_s, self.kernel.now + seconds)
         self._cut()
 
-    def stop(self) -> None:
-        """The engine is gone: nothing that it did since the last boundary reaches anybody."""
-        self.stopped = True
+    def crash(self) -> list[SimRequest]:
+        """The engine is gone. Returns its queued and running requests with the tokens that had gone out by now."""
         if self._timer is not None:
             self.kernel.cancel(self._timer)
             self._timer = None
+        done = self._steps_done()
+        if done:
+            first_end = self._begin_s + self._lead_s + self._first_s
+            last = self._first_s + self._growth_s * (done - 1)
+            end = self._begin_s + self._lead_s + self._duration(done)
+            self.batch.advance(done, first_end, last, end, end - self._begin_s)
+        self.stopped = True
+        lost = [*self.batch.members, *self.prefilling, *self.waiting]
+        for request in list(self.batch.members):
+            self.batch.leave(request, NEW)
+        for request in lost:
+            request.state = NEW
+            request.blocks = request.cached_units = request.prefilled = 0
+        return lost
 
     # ------------------------------------------------------------------ what a report needs
 
     @property
     def running(self) -> int:
         return len(self.batch.members) + len(self.prefilling)
+
+    def step_s(self) -> float:
+        """Duration of a decode step of the batch as it is, between two steps."""
+        return self._batch_s[len(self.batch.members)] + self._token_s * self.batch.tokens
+
+    def step_end_s(self) -> float:
+        """When the step in flight ends; now, if there is none."""
+        if self._timer is None:
+            return self.kernel.now
+        if self._segment.steps <= 1:
+            return self._end_s
+        return max(self._begin_s + self._lead_s + self._duration(self._steps_done() + 1), self.kernel.now)
 
     def steps_started(self) -> int:
         """Decode steps of the current segment that have begun."""
@@ -251,7 +278,7 @@ class Engine:
         if request.generated:
             request.preempted_at_s = self.kernel.now
         request.prefilled = 0
-        self._free_quietly(request)
+        self._free(request)
         self._enqueue(request)
         self._tell(request)
 
@@ -299,19 +326,18 @@ class Engine:
         else:
             return
         self._count_running(request, -1)
-        self._free_quietly(request)
+        self._free(request)
 
-    def _free_quietly(self, request: SimRequest) -> None:
+    def _free(self, request: SimRequest) -> None:
+        self._give_blocks_back(request.blocks, request.cached_units, request.hashes)
+        request.blocks = request.cached_units = 0
+
+    def _give_blocks_back(self, blocks: int, cached_units: int, hashes: tuple[int, ...]) -> None:
         pool = self.pool
-        pool.free += request.blocks
-        if request.cached_units:
+        if cached_units:
             assert pool.cache is not None
-            shared = request.cached_units * pool.cache.unit_blocks
-            pool.free += pool.cache.release(request.hashes[: request.cached_units]) - shared
-            request.cached_units = 0
-        request.blocks = 0
-        if pool.free > pool.total:
-            raise AssertionError(f"{pool.free} blocks are free of {pool.total}")
+            blocks += pool.cache.release(hashes[:cached_units]) - cached_units * pool.cache.unit_blocks
+        pool.give_back(blocks)
 
     def _tell(self, request: SimRequest) -> None:
         if request.id in self.watched:
@@ -365,7 +391,8 @@ class Engine:
                 self.pool.cache.shrink_to(self.pool.free)
             first_end = self._begin_s + self._lead_s + self._first_s
             last = self._first_s + self._growth_s * (steps - 1)
-            batch.advance(steps, first_end, last, self._end_s, self._end_s - self._begin_s)
+            between_s = steps * self._overhead_s[len(batch.members)]
+            batch.advance(steps, first_end, last, self._end_s, self._end_s - self._begin_s - between_s)
             while (request := batch.pop_ended()) is not None:
                 batch.leave(request, FINISHED)
                 self._end(request)
@@ -382,7 +409,7 @@ class Engine:
             return
         now = self.kernel.now
         request.prefilled += tokens
-        request.exec_s += self._end_s - self._begin_s
+        request.exec_s += self._end_s - self._begin_s - self._overhead_s[1]
         if request.prefilled < request.prompt_tokens + request.generated:
             return
         self.prefilling.remove(request)
@@ -415,7 +442,7 @@ class Engine:
     def _end(self, request: SimRequest) -> None:
         request.finish_s = self.kernel.now
         self._count_running(request, -1)
-        self._free_quietly(request)
+        self._free(request)
         self._tell(request)
         self._listener.on_finished(request)
 
@@ -459,10 +486,10 @@ class Engine:
 
     def _chunks_s(self, chunks: tuple[tuple[SimRequest, int], ...], alone: bool) -> float:
         prefill = self.profile.prefill
-        compute_ms = prefill.base_ms + self.profile.host.step_overhead_ms if alone else 0.0
+        compute_ms = prefill.base_ms if alone else 0.0
         for request, tokens in chunks:
             compute_ms += prefill.compute_ms(tokens, request.prefilled)
-        return compute_ms / 1e3
+        return compute_ms / 1e3 + (self._overhead_s[len(chunks)] if alone else 0.0)
 
 
 _NO_SEGMENT = Segment(0)

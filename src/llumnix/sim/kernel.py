@@ -20,7 +20,7 @@ _TIME, _RANK, _SEQ, _ACTION, _ARGS = range(5)
 class Kernel:
     """Runs actions in virtual time. `now` may be read by anybody and is written here only."""
 
-    __slots__ = ("_cancelled", "_heap", "_running", "_seq", "executed", "now")
+    __slots__ = ("_cancelled", "_heap", "_running", "_seq", "_stopping", "executed", "now")
 
     def __init__(self, start: float = 0.0) -> None:
         self.now = start
@@ -29,6 +29,7 @@ class Kernel:
         self._seq = 0
         self._cancelled = 0
         self._running = False
+        self._stopping = False
 
     def __len__(self) -> int:
         """How many events are pending."""
@@ -70,9 +71,10 @@ class Kernel:
         if not until >= self.now:
             raise ValueError(f"cannot run until {until!r}: it is {self.now!r} already")
         self._running = True
+        self._stopping = False
         heap = self._heap
         try:
-            while heap and heap[0][_TIME] <= until:
+            while heap and heap[0][_TIME] <= until and not self._stopping:
                 timer = heappop(heap)
                 action, args = timer[_ACTION], timer[_ARGS]
                 if action is None:
@@ -84,5 +86,9 @@ class Kernel:
                 action(*args)
         finally:
             self._running = False
-        if until < inf:
+        if until < inf and not self._stopping:
             self.now = until
+
+    def stop(self) -> None:
+        """Makes `run` return after the action that called this; what is pending stays pending."""
+        self._stopping = True

@@ -5,6 +5,22 @@ from __future__ import annotations
 from math import inf
 
 
+class Handover:
+    """What the client felt of one hand-over."""
+
+    __slots__ = ("gap_s", "step_s")
+
+    def __init__(self, step_s: float) -> None:
+        self.gap_s: float | None = None
+        """Last token before to first token after."""
+        self.step_s = step_s
+        """A normal decode step there."""
+
+    @property
+    def downtime_s(self) -> float | None:
+        return None if self.gap_s is None else max(0.0, self.gap_s - self.step_s)
+
+
 class SimRequest:
     """Everything that is known of one request. Written by the instance that holds it and by the driver.
 
@@ -14,10 +30,9 @@ class SimRequest:
 
     __slots__ = (
         "arrival_s", "base", "batch", "blocks", "cached_units", "decode_from_s", "epoch", "exec_s", "finish_s",
-        "finish_step", "first_token_s", "gap_from", "generated", "hashes", "id", "index", "instances",
+        "finish_step", "first_token_s", "gap_from", "generated", "handover", "hashes", "id", "index", "instances",
         "largest_gap_s", "last_token_s", "lost_s", "migrations", "moved_s", "order", "output_tokens",
-        "preempted_at_s", "preemptions", "prefilled", "priority", "prompt_tokens", "queue_s", "replays",
-        "slot", "state",
+        "preempted_at_s", "preemptions", "prefilled", "priority", "prompt_tokens", "replays", "slot", "state",
     )  # fmt: skip
 
     def __init__(
@@ -65,13 +80,15 @@ class SimRequest:
         self.finish_s = inf
         self.largest_gap_s = 0.0
         self.exec_s = 0.0
-        """Sum of the steps that it took part in (the paper's decode execution time)."""
+        """Sum of the steps that it took part in, without the time between them (the paper's decode execution time)."""
         self.preemptions = 0
         self.preempted_at_s: float | None = None
         self.lost_s = 0.0
         """Time lost to preemptions: waiting again plus computing again what was there before."""
         self.migrations = 0
         self.moved_s: float | None = None
+        self.handover: Handover | None = None
+        """Its last hand-over, if there was one."""
         self.replays = 0
         self.instances: list[str] = []
 

@@ -1,0 +1,381 @@
+"""The simulated body: front end, scheduler process, launcher and network around the objects that serve live.
+
+`simulate(requests, setup)` runs a workload to its end in virtual time. The `Dispatcher`, `GlobalScheduler` and
+`Llumlet` in here are the live ones; what this module adds is what the live processes add: it carries messages
+with their travel time, starts and stops instances, and places the requests of a dead one anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.control import commands as do
+from llumnix.control import scheduler_events as sched
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import FRONT_END, NOBODY, AnyMessage, AnyNotice, Doubt, Moved, Verdict
+from llumnix.control.scheduler import GlobalScheduler
+from llumnix.errors import UsageError
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.victim import choose_victims
+from llumnix.policy.virtual_usage import migration_freeness
+from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord, Records
+from llumnix.sim.cost_model import Profile
+from llumnix.sim.engine import Scheduler
+from llumnix.sim.faults import Fault, FaultKind, draw_victims
+from llumnix.sim.instance import SimInstance
+from llumnix.sim.kernel import Kernel, Timer
+from llumnix.sim.network import CopyEnded, Network
+from llumnix.sim.outcome import InstanceLife, Outcome
+from llumnix.sim.request import FINISHED, NEW, Handover, SimRequest
+from llumnix.sim.vllm01 import PrefillFirst
+from llumnix.sim.vllm1 import TokenBudget
+from llumnix.types import Epoch, InstanceId, InstanceState, Priority, RequestId
+
+LOCAL_SCHEDULERS: dict[str, type[Scheduler]] = {"vllm-0.1": PrefillFirst, "vllm-1": TokenBudget}
+
+DEATH_NOTICED_S = 0.1
+"""From the death of a process until everybody knows (its socket and its process handle tell)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Everything that a run depends on, beside its requests."""
+
+    instances: int
+    profile: Profile
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    migration: MigrationConfig = field(default_factory=MigrationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
+    """Of the faults' victims; arrivals and lengths are the workload's."""
+    sample_interval_s: float = 0.0
+    """Seconds between two rows of the instances' time series; 0 for none."""
+    unit_tokens: int = 0
+    """Tokens behind one hash of a request's prefix; 0 for no prefix cache."""
+    restart_instances: bool = True
+    paper_reports: bool = False
+    """Load reports and dispatch as in the paper's artifact: a report is one step old when it comes, and a request
+    that was sent is not charged until a report counts it. Otherwise as live: reports are pushed on change, and
+    dispatch books what it sends."""
+
+
+Progress = Callable[[int, float], None]
+"""Called now and then with the number of finished requests and the virtual time."""
+
+
+def simulate(requests: Sequence[SimRequest], setup: Setup, progress: Progress | None = None) -> Outcome:
+    """Runs all requests to their end. Raises UsageError for one that no instance could ever hold."""
+    most = setup.profile.max_sequence_tokens
+    for request in requests:
+        if request.prompt_tokens + request.output_tokens > most:
+            raise UsageError(
+                f"Request {request.id} has {request.prompt_tokens} + {request.output_tokens} tokens, but an instance of "
+                f"{setup.profile.name} holds at most {most}; cut the workload with `total={most}`."
+            )
+    return _Run(requests, setup, progress).run()
+
+
+class _Run:
+    """One run: the state of the world, as the instances see it (`World`)."""
+
+    def __init__(self, requests: Sequence[SimRequest], setup: Setup, progress: Progress | None) -> None:
+        self.kernel = Kernel()
+        self.profile = setup.profile
+        self.cluster = setup.cluster
+        self.reports_per_step = setup.paper_reports
+        self._setup = setup
+        self._progress = progress
+        self._policy = find_policy(setup.policy.policy)
+        self._dispatcher = Dispatcher(setup.policy)
+        self._scheduler = GlobalScheduler(setup.policy, setup.cluster.instance_timeout_s)
+        self._network = Network(self.kernel, setup.profile)
+        self._local_scheduler = LOCAL_SCHEDULERS[setup.profile.scheduler.kind]()
+        self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.index))
+        self._by_id = {request.id: request for request in self._requests}
+        self._instances: dict[InstanceId, SimInstance] = {}
+        self._unplaced: list[SimRequest] = []
+        self._fenced: set[tuple[RequestId, Epoch]] = set()
+        self._wake: Timer | None = None
+        self._next_arrival = 0
+        self._unfinished = len(self._requests)
+        self._outcome = Outcome(requests=self._requests)
+        self._lives: dict[InstanceId, InstanceLife] = {}
+        self._handovers: list[Handover | None] = []
+        """One per row of the migrations: what the client felt is known only later."""
+
+    def run(self) -> Outcome:
+        for _ in range(self._setup.instances):
+            self._start_instance(self._new_life())
+        if self._requests:
+            self.kernel.at(self._requests[0].arrival_s, self._arrive)
+            for fault in draw_victims(self._setup.faults, self._setup.instances, self._setup.seed):
+                self.kernel.at(fault.at_s, self._strike, fault)
+            if self._setup.sample_interval_s:
+                self.kernel.at(0.0, self._sample, rank=2)
+            self.kernel.run()
+        outcome = self._outcome
+        outcome.migrations = [
+            msgspec.structs.replace(row, downtime_ms=handover.downtime_s * 1e3)
+            if handover is not None and handover.downtime_s is not None
+            else row
+            for row, handover in zip(outcome.migrations, self._handovers, strict=True)
+        ]
+        outcome.end_s = self.kernel.now
+        outcome.events = self.kernel.executed
+        outcome.lives = list(self._lives.values())
+        outcome.bytes_copied = self._network.bytes_copied
+        outcome.copy_s = self._network.copy_s
+        return outcome
+
+    # ------------------------------------------------------------------ the front end
+
+    def _arrive(self) -> None:
+        request = self._requests[self._next_arrival]
+        self._next_arrival += 1
+        if self._next_arrival < len(self._requests):
+            self.kernel.at(self._requests[self._next_arrival].arrival_s, self._arrive)
+        self._dispatch(request)
+
+    def _dispatch(self, request: SimRequest) -> None:
+        decision = self._dispatcher.dispatch(
+            DispatchRequest(RequestId(request.id), request.tokens, Priority(request.priority))
+        )
+        if decision is None:
+            self._unplaced.append(request)
+            return
+        if self._setup.paper_reports:
+            self._dispatcher.forget(decision)
+        delay = self.profile.host.request_ms / 1e3 + self._network.message_s
+        self.kernel.after(delay, self._hand_in, request, decision.instance)
+
+    def _hand_in(self, request: SimRequest, instance: InstanceId) -> None:
+        target = self._instances.get(instance)
+        if target is None:
+            # It died while the request was under way.
+            self._dispatch(request)
+        else:
+            target.add(request)
+
+    def finished(self, instance: SimInstance, request: SimRequest) -> None:
+        self._unfinished -= 1
+        if self._progress is not None and self._unfinished % 256 == 0:
+            self._progress(len(self._requests) - self._unfinished, self.kernel.now)
+        if not self._unfinished:
+            self.kernel.stop()
+
+    def ask_front_end(self, doubt: Doubt) -> None:
+        self._network.deliver(self._judge, doubt)
+
+    def _judge(self, doubt: Doubt) -> None:
+        """The front end's verdict. It knows who has the request; a source that still holds it keeps it."""
+        request = self._by_id[doubt.request]
+        holder = InstanceId(request.instances[-1])
+        key = (doubt.request, doubt.epoch)
+        if request.state is FINISHED or (holder != doubt.sender and holder != doubt.target):
+            owner = NOBODY
+        else:
+            owner = holder
+        if owner == doubt.sender != doubt.target:
+            self._fenced.add(key)
+        verdict = Verdict(request=doubt.request, epoch=doubt.epoch, sender=FRONT_END, owner=owner)
+        for end in {doubt.sender: None, doubt.target: None}:
+            self._post(end, verdict)
+
+    def noticed(self, notice: AnyNotice) -> None:
+        if isinstance(notice, Moved):
+            verdict = Verdict(
+                request=notice.request, epoch=notice.epoch, sender=FRONT_END, owner=notice.target
+            )
+            self._network.deliver(self._post, notice.target, verdict)
+
+    def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
+        return (request, epoch) in self._fenced
+
+    # ------------------------------------------------------------------ between instances
+
+    def request(self, request: RequestId) -> SimRequest:
+        return self._by_id[request]
+
+    def new_llumlet(self, instance: InstanceId) -> Llumlet:
+        rule = self._policy.victim
+        cooldown_s = self._setup.policy.request_cooldown_s
+        return Llumlet(instance, self._setup.migration, partial(choose_victims, rule), cooldown_s)
+
+    def send(self, sender: SimInstance, to: InstanceId, message: AnyMessage) -> None:
+        self._post(to, message)
+
+    def _post(self, to: InstanceId, message: AnyMessage) -> None:
+        receiver = self._instances.get(to)
+        if receiver is not None:
+            self._network.deliver(receiver.receive, message)
+
+    def copy(self, source: InstanceId, target: SimInstance, blocks: int, done: CopyEnded) -> bool:
+        giver = self._instances.get(source)
+        if giver is None:
+            return False
+        self._network.copy(giver, target, blocks, done)
+        return True
+
+    # ------------------------------------------------------------------ the scheduler process
+
+    def reported(self, snapshot: InstanceSnapshot, late_s: float) -> None:
+        self.kernel.after(late_s + self._network.message_s, self._take_report, snapshot)
+
+    def _take_report(self, snapshot: InstanceSnapshot) -> None:
+        if snapshot.id not in self._instances:
+            return
+        self._dispatcher.on_report(snapshot)
+        self._schedule(sched.LoadReported(at=self.kernel.now, snapshot=snapshot))
+        if self._unplaced:
+            waiting, self._unplaced = self._unplaced, []
+            for request in waiting:
+                self._dispatch(request)
+
+    def move_answered(self, source: SimInstance, answer: do.AnswerMove) -> None:
+        if answer.request is not None:
+            request, figures = self._by_id[answer.request], answer.figures
+            handover = request.handover if answer.ok else None
+            self._handovers.append(handover)
+            self._outcome.migrations.append(
+                MigrationRecord(
+                    at_s=self.kernel.now,
+                    request_id=request.id,
+                    source=source.id,
+                    target=answer.target,
+                    reason=answer.reason if answer.ok else "",
+                    outcome=MOVED if answer.ok else answer.reason,
+                    stages=figures.stages,
+                    bytes=figures.bytes_copied,
+                    blocks_skipped=figures.blocks_skipped,
+                    copy_ms=figures.copy_s * 1e3,
+                    handover_ms=figures.handover_s * 1e3,
+                )
+            )
+        ended = sched.MigrationEnded(
+            at=self.kernel.now + self._network.message_s,
+            source=source.id,
+            target=answer.target,
+            request=answer.request,
+            ok=answer.ok,
+            why=answer.reason,
+        )
+        self._network.deliver(self._schedule, ended)
+
+    def _schedule(self, event: sched.Event) -> None:
+        for command in self._scheduler.handle(event):
+            self._obey(command)
+
+    def _obey(self, command: sched.Command) -> None:
+        match command:
+            case sched.WakeAt():
+                if self._wake is not None:
+                    self.kernel.cancel(self._wake)
+                self._wake = self.kernel.at(max(command.at, self.kernel.now), self._wake_scheduler, rank=2)
+            case sched.MoveRequest():
+                source = self._instances.get(command.source)
+                if source is not None:
+                    what = (command.target, command.request, command.reason, command.room_blocks, command.count)
+                    self._network.deliver(source.move_out, *what)
+            case sched.SetDraining():
+                leaver = self._instances.get(command.instance)
+                if leaver is not None:
+                    self._network.deliver(leaver.drain, command.keep)
+            case sched.StopInstance():
+                self._remove(command.instance, "stopped")
+            case sched.DeclareLost():
+                self._kill(command.instance)
+            case sched.StartInstances():
+                for _ in range(command.count):
+                    self.kernel.after(self.profile.host.start_up_s, self._start_instance, self._new_life())
+            case sched.DrainFinished():
+                pass
+
+    def _wake_scheduler(self) -> None:
+        self._wake = None
+        self._schedule(sched.TimerFired(at=self.kernel.now))
+
+    # ------------------------------------------------------------------ the launcher, and what goes wrong
+
+    def _new_life(self) -> InstanceLife:
+        """An instance is ordered, and paid for from now on."""
+        name = InstanceId(f"i{len(self._lives):04d}")
+        life = self._lives[name] = InstanceLife(name, self.kernel.now)
+        return life
+
+    def _start_instance(self, life: InstanceLife) -> None:
+        name = InstanceId(life.instance)
+        instance = SimInstance(name, self, self._local_scheduler, self._setup.unit_tokens)
+        self._instances[name] = instance
+        self._schedule(sched.InstanceStarted(at=self.kernel.now, instance=name))
+
+    def _remove(self, name: InstanceId, why: str) -> None:
+        instance = self._instances.pop(name, None)
+        if instance is None:
+            return
+        lost = instance.die()
+        self._lives[name].ended_s = self.kernel.now
+        self._network.lose(name)
+        self.kernel.after(DEATH_NOTICED_S, self._mourn, name, lost, why)
+
+    def _mourn(self, name: InstanceId, lost: list[SimRequest], why: str) -> None:
+        """Everybody hears that an instance is gone; its requests are placed anew with their tokens so far."""
+        self._dispatcher.on_removed(name)
+        for instance in list(self._instances.values()):
+            instance.lose_peer(name)
+        self._schedule(sched.InstanceLost(at=self.kernel.now, instance=name, why=why))
+        for request in sorted(lost, key=lambda one: one.order):
+            if request.state is NEW:
+                request.replays += 1
+                self._dispatch(request)
+
+    def _kill(self, name: InstanceId) -> None:
+        if name in self._instances:
+            self._remove(name, "lost")
+            if self._setup.restart_instances:
+                self.kernel.after(self.profile.host.start_up_s, self._start_instance, self._new_life())
+
+    def _strike(self, fault: Fault) -> None:
+        if fault.kind is FaultKind.SLOW_LINK:
+            self._network.slowness = fault.factor
+            self.kernel.after(fault.duration_s, self._mend_links)
+            return
+        assert fault.instance is not None
+        victim = InstanceId(f"i{fault.instance:04d}")
+        if fault.kind is FaultKind.CRASH:
+            self._kill(victim)
+        elif victim in self._instances:
+            self._instances[victim].engine.stall(fault.duration_s)
+
+    def _mend_links(self) -> None:
+        self._network.slowness = 1.0
+
+    # ------------------------------------------------------------------ the time series
+
+    def _sample(self) -> None:
+        now = self.kernel.now
+        target_tokens = self._policy.priority_target_tokens(self._setup.policy)
+        for name in sorted(self._instances):
+            seen = self._instances[name].look()
+            self._outcome.samples.append(
+                InstanceRecord(
+                    at_s=now,
+                    instance=name,
+                    state=seen.state,
+                    running=seen.running,
+                    waiting=seen.waiting,
+                    free_blocks=seen.free_blocks,
+                    total_blocks=seen.total_blocks,
+                    freeness=migration_freeness(seen, target_tokens),
+                    preemptions=seen.preemptions,
+                )
+            )
+        self.kernel.after(self._setup.sample_interval_s, self._sample, rank=2)
