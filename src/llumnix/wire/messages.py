@@ -8,28 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-from llumnix.control import messages as protocol
+from llumnix.control.messages import AnyMessage
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
 WIRE_VERSION = 1
-
-Protocol = (
-    protocol.Prepare
-    | protocol.Copy
-    | protocol.Commit
-    | protocol.Cancel
-    | protocol.Prepared
-    | protocol.Copied
-    | protocol.Committed
-    | protocol.Refused
-    | protocol.Doubt
-    | protocol.Verdict
-    | protocol.Adopted
-    | protocol.Moved
-    | protocol.Stayed
-    | protocol.Fenced
-)
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -63,6 +46,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     """One request on one instance, as `GET /llumnix/v1/requests` shows it (`request` is the engine's id)."""
 
     request: RequestId
+    client_id: str
+    """The id that vLLM's server gave the sequence; `client_visible_id` makes the client's of it."""
     front_end: int
     priority: int
     prompt_tokens: int
@@ -87,13 +72,13 @@ class Peer(Wire, frozen=True, kw_only=True, tag=True):
     """A step of the migration protocol; `sender` is where answers go."""
 
     sender: InstanceInfo
-    message: Protocol
+    message: AnyMessage
 
 
 class Arbitration(Wire, frozen=True, kw_only=True, tag=True):
     """A `Doubt` to the front end that owns the stream, or its `Verdict` to either side."""
 
-    message: Protocol
+    message: AnyMessage
 
 
 # to an instance
@@ -102,7 +87,7 @@ class Arbitration(Wire, frozen=True, kw_only=True, tag=True):
 class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
     """Give `count` requests (or the one named) to `target`. Answered with a `MoveAnswer` to `reply_to`."""
 
-    move_id: int
+    move_id: str
     target: InstanceInfo
     reason: str
     reply_to: str
@@ -160,7 +145,7 @@ class BlocksReleased(Wire, frozen=True, kw_only=True, tag=True):
 class MoveAnswer(Wire, frozen=True, kw_only=True, tag=True):
     """How a move ended. One per move request; `moved` counts the requests that really went."""
 
-    move_id: int
+    move_id: str
     source: InstanceId
     target: InstanceId
     ok: bool
@@ -283,9 +268,11 @@ class MigrateByHand(Wire, frozen=True, kw_only=True, tag=True):
 
 
 class MigrateAnswer(Wire, frozen=True, kw_only=True, tag=True):
+    """`record` says what became of it; None when there was no attempt, and then `why` says why not."""
+
     query: int
-    ok: bool
     status: int
+    """As HTTP: 200, 404, 409 or 504."""
     record: MigrationRecord | None = None
     why: str = ""
 

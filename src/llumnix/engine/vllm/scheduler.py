@@ -16,6 +16,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from llumnix.types import RequestId
+
 if TYPE_CHECKING:
     _Base = Scheduler
 else:
@@ -31,6 +33,8 @@ class MigrationSupport(_Base):
         """Batch slots kept free for requests that are on their way in."""
         self.pinned_blocks = 0
         self.preemptions = 0
+        self.ended: list[tuple[RequestId, str]] = []
+        """Requests that ended here since the driver looked last, and why."""
 
     # -- while a request decodes at the source
 
@@ -168,6 +172,11 @@ class MigrationSupport(_Base):
             request.prefill_stats = None
         self.take_back(request)
 
+    def release(self, request_id: RequestId) -> None:
+        """Frees a request that another instance owns now: no output, no word in `ended`."""
+        self.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self.ended = [(ended, why) for ended, why in self.ended if ended != request_id]
+
     # -- overridden
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
@@ -178,6 +187,11 @@ class MigrationSupport(_Base):
             return super().schedule(throttle_prefills)
         finally:
             self.max_num_active_reqs = active
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        transfer_params = super()._free_request(request, delay_free_blocks)
+        self.ended.append((RequestId(request.request_id), str(request.status).removeprefix("FINISHED_").lower()))
+        return transfer_params
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         super()._preempt_request(request, timestamp, drop_stale_output)

@@ -1,0 +1,51 @@
+"""The sockets and fields of `MPClient`, without starting or waiting for engines.
+
+`MPClient.__init__` (vllm/v1/engine/core_client.py, 0.32) starts its engines or, when they are external, waits
+for a READY of exactly the ranks 0..n-1: neither fits engines that come and go, or a front end that is
+restarted while its engines run on. So this sets the same fields itself; `hooks.py` compares the list with
+what vLLM's constructors set, so that a new field fails a test and not a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from vllm.utils.network_utils import make_zmq_socket
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine.core_client import BackgroundResources
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from llumnix.engine.port import FrontEndSpec
+
+
+def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
+    """Binds the request and token sockets of this front end."""
+    context = zmq.Context(io_threads=2)
+    client.vllm_config = vllm_config
+    client._renderer = None
+    client._effective_attention_block_sizes = set()
+    client._kv_event_sources = {}
+    client.ctx = zmq.asyncio.Context(context)
+    client.resources = BackgroundResources(ctx=context)
+    client._finalizer = weakref.finalize(client, client.resources)
+    client.engines_running = False
+    client.stats_update_address = None
+    client.input_socket = client.resources.input_socket = make_zmq_socket(
+        client.ctx, spec.book.engine_input(spec.index), zmq.ROUTER, bind=True
+    )
+    client.resources.output_socket = make_zmq_socket(client.ctx, spec.book.engine_output(spec.index), zmq.PULL)
+    client.encoder = MsgpackEncoder()
+    client.decoder = MsgpackDecoder(EngineCoreOutputs)
+    client.engine_ranks_managed = list(range(spec.cluster.instances))
+    client.core_engines = []
+    client.core_engine = b""
+    client.utility_results = {}
+    # AsyncMPClient
+    client.client_count = spec.book.front_ends
+    client.client_index = spec.index
+    client.outputs_queue = asyncio.Queue()
+    client._engine_status = {}

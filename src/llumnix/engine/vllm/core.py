@@ -1,0 +1,348 @@
+"""vLLM's engine core with a llumlet in it.
+
+A subclass of `EngineCoreProc` (vllm/v1/engine/core.py): no handshake, our control messages in its input
+queue, the llumlet's driver between its steps. Scheduling, execution and the sockets to the front ends are
+vLLM's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.utils import EngineZmqAddresses
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.request import Request
+
+from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import Prepare
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.driver import Engine, LlumletDriver
+from llumnix.engine.vllm.heart import Heart
+from llumnix.engine.vllm.movable import why_engine_pins
+from llumnix.engine.vllm.resume import Resume, take_up
+from llumnix.engine.vllm.scheduler import MigrationSupport
+from llumnix.engine.vllm.snapshot import Fixed, instance_snapshot, request_rows
+from llumnix.engine.vllm.state import Codec, decode_identity, stamp
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.victim import choose_victims
+from llumnix.types import InstanceState
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+CONTROL = "llumnix"
+"""Kind of our messages in `EngineCoreProc.input_queue`, beside vLLM's (which are bytes)."""
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """The heart rang."""
+
+
+class PreparedPeer(msgspec.Struct, frozen=True):
+    """A `Prepare`, with the request that it describes."""
+
+    peer: wire.Peer
+    request: Any
+
+
+class LlumnixEngineCore(EngineCoreProc):
+    """Call `open_for_business` once it is built, then `run_busy_loop`, then `close`."""
+
+    scheduler: MigrationSupport  # type: ignore[assignment]
+
+    def __init__(self, spec: InstanceSpec, vllm_config: VllmConfig, *, log_stats: bool) -> None:
+        self._spec = spec
+        self._added = [0] * spec.book.front_ends
+        self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
+        self._driver: LlumletDriver | None = None
+        self._report_owed = False
+        super().__init__(
+            vllm_config,
+            local_client=True,
+            handshake_address="",
+            executor_class=Executor.get_class(vllm_config),
+            log_stats=log_stats,
+            engine_index=spec.index,
+        )
+
+    @contextmanager
+    def _perform_handshakes(self, *args: Any, **kwargs: Any) -> Generator[EngineZmqAddresses, None, None]:
+        """All addresses are known from the run directory: there is nobody to shake hands with.
+
+        vLLM's `EngineCoreActorMixin` overrides the same method for the same reason.
+        """
+        book = self._spec.book
+        fronts = range(book.front_ends)
+        yield EngineZmqAddresses(
+            inputs=[book.engine_input(front) for front in fronts],
+            outputs=[book.engine_output(front) for front in fronts],
+        )
+
+    def open_for_business(self, pid: int) -> None:
+        """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
+        spec = self._spec
+        self._warm_up()
+        control = spec.book.instance(spec.id)
+        addresses = self.rpc("llumnix_open", args=(str(spec.book.run_dir), control, spec.secret))
+        self._info = wire.InstanceInfo(
+            id=spec.id,
+            index=spec.index,
+            pid=pid,
+            node=spec.node,
+            control=control,
+            data=msgspec.json.encode(addresses).decode(),
+        )
+        self._audience = (spec.book.scheduler, spec.book.launcher, *spec.book.all_front_ends)
+        self._state = InstanceState.RUNNING
+        self._drain_keep = False
+        self._report_seq = 0
+        self._next_report = 0.0
+        self._peer_codec = Codec()  # used by the mailbox's thread alone
+        self._mailbox = Mailbox(control, self._on_mail)
+        self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
+        self._driver = self._make_driver()
+        self._report()
+        self._mailbox.start()
+        self._heart.start()
+
+    def close(self) -> None:
+        if self._driver is not None:
+            self._heart.stop()
+            self._mailbox.close()
+            self.rpc("llumnix_close")
+        self.shutdown()
+
+    # -- overridden: what comes in
+
+    def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Request, int]:
+        made, wave = super().preprocess_add_request(request)
+        stamp(made, request)
+        return made, wave
+
+    def _handle_request_preproc_error(self, request: EngineCoreRequest) -> None:
+        self._refused[request.client_index] += 1
+        super()._handle_request_preproc_error(request)
+
+    def _handle_client_request(self, request_type: Any, request: Any) -> None:
+        if request_type == CONTROL:
+            self._on_control(request)
+        else:
+            if request_type == EngineCoreRequestType.ADD:
+                self._count(request[0])
+            super()._handle_client_request(request_type, request)
+        self._report_owed = True
+        if self._driver is not None:
+            self._driver.after_step()
+
+    def _notify_idle_state_callbacks(self) -> None:
+        """vLLM calls this each time before the engine falls asleep on its queue."""
+        if self._report_owed:
+            self._report()
+        super()._notify_idle_state_callbacks()
+
+    def _process_engine_step(self) -> bool:
+        executed = super()._process_engine_step()
+        assert self._driver is not None
+        self._driver.after_step()
+        self._report_owed = True
+        if monotonic() >= self._next_report:
+            self._report()
+        return executed
+
+    def _count(self, request: Request) -> None:
+        """For the front end's ledger: a further chunk of a streaming session is no dispatch."""
+        if request.request_id not in self.scheduler.requests:
+            self._added[request.client_index] += 1
+
+    # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
+
+    def llumnix_hello(self) -> bytes:
+        """First contact: proves both sockets, and tells what the engine found out (vLLM's ready response)."""
+        return msgspec.msgpack.encode(self._make_ready_response())
+
+    def llumnix_resume(self, payload: bytes) -> Future[None]:
+        """Token replay: takes up a request where its dead owner left it. The payload is a `Resume`."""
+        resume = msgspec.msgpack.decode(payload, type=Resume)
+        request, _ = self.preprocess_add_request(Codec().decode_request(resume.request))
+        self._count(request)
+        done: Future[None] = Future()
+        self._when_grammar_ready(request, lambda: self._to_main(partial(self._resume_now, request, resume, done)))
+        return done
+
+    def _resume_now(self, request: Request, resume: Resume, done: Future[None]) -> None:
+        try:
+            take_up(request, resume, self.scheduler, self.structured_output_manager, self.rpc)
+        except ValueError as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    # -- control
+
+    def _on_mail(self, message: wire.Wire) -> None:
+        """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
+        if isinstance(message, wire.Peer) and isinstance(message.message, Prepare):
+            identity = decode_identity(message.message.payload)
+            request, _ = self.preprocess_add_request(self._peer_codec.decode_request(identity.request))
+            request.append_output_token_ids(identity.output_token_ids)
+            prepared = PreparedPeer(message, request)
+            self._when_grammar_ready(request, lambda: self._to_main(prepared))
+        else:
+            self._to_main(message)
+
+    def _to_main(self, message: Any) -> None:
+        """From any thread: wakes the engine's main thread if it sleeps."""
+        self.input_queue.put_nowait((CONTROL, message))  # type: ignore[arg-type]
+
+    def _when_grammar_ready(self, request: Request, proceed: Any) -> None:
+        """Calls `proceed` once the grammar is compiled (or has failed to); at once if there is none.
+
+        Relies on `StructuredOutputRequest._grammar` being a Future while vLLM's pool compiles it.
+        """
+        structured = request.structured_output_request
+        grammar = None if structured is None else structured._grammar
+        if isinstance(grammar, Future):
+            grammar.add_done_callback(lambda _: proceed())
+        else:
+            proceed()
+
+    def _on_control(self, message: Any) -> None:
+        driver = self._driver
+        assert driver is not None
+        match message:
+            case Tick():
+                driver.tick()
+            case PreparedPeer():
+                driver.peer_said(message.peer, message.request)
+            case wire.Peer():
+                driver.peer_said(message, None)
+            case wire.Arbitration():
+                driver.verdict(message)
+            case wire.MoveOut():
+                driver.move_out(message)
+            case wire.PullEnded():
+                driver.pull_ended(message)
+            case wire.BlocksReleased():
+                driver.incoming.blocks_released(message)
+            case partial():
+                message()
+            case _:
+                self._on_news(message)
+
+    def _on_news(self, message: wire.Wire) -> None:
+        """What has nothing to do with a single migration."""
+        driver = self._driver
+        assert driver is not None
+        match message:
+            case wire.SetDraining():
+                self._state = InstanceState.DRAINING if message.draining else InstanceState.RUNNING
+                self._drain_keep = message.keep
+                driver.set_draining(message.draining)
+            case wire.InstanceGone():
+                driver.peer_lost(message.instance)
+            case wire.ListRequests():
+                rows = request_rows(self.scheduler, driver.engine_pins)
+                answer = wire.Requests(query=message.query, instance=self._info.id, rows=rows)
+                self._mailbox.post(message.reply_to, answer)
+            case wire.FrontEndLost():
+                self._abort_orphans(message.front_end)
+            case wire.InstanceStarting():
+                pass  # it introduces itself to those who need it
+            case _:
+                raise TypeError(f"an instance does not understand {type(message).__name__}")
+
+    def _abort_orphans(self, front_end: int) -> None:
+        requests = self.scheduler.requests.values()
+        self.abort_requests([request.request_id for request in requests if request.client_index == front_end])
+        self._added[front_end] = self._refused[front_end] = 0
+
+    # -- reports
+
+    def _report(self) -> None:
+        assert self._driver is not None
+        self._report_seq += 1
+        self._report_owed = False
+        now = monotonic()
+        self._next_report = now + self._spec.cluster.report_interval_s
+        seen = tuple(a + b for a, b in zip(self._added, self._refused, strict=True))
+        fixed = Fixed(
+            id=self._info.id,
+            at=now,
+            seq=self._report_seq,
+            state=self._state,
+            drain_keep=self._drain_keep,
+            dispatches_seen=seen,
+            **self._driver.counters,  # type: ignore[typeddict-item]
+        )
+        snapshot = instance_snapshot(self.scheduler, fixed)
+        self._last_report = wire.Report(info=self._info, snapshot=snapshot)
+        self._beat()
+
+    def _beat(self) -> None:
+        report = self._last_report
+        for address in self._audience:
+            self._mailbox.post(address, report)
+
+    def _ring(self) -> None:
+        self._to_main(Tick())
+
+    # -- making
+
+    def _make_driver(self) -> LlumletDriver:
+        spec = self._spec
+        config = self.vllm_config
+        llumlet = Llumlet(
+            spec.id,
+            spec.migration,
+            partial(choose_victims, find_policy(spec.policy.policy).victim),
+            spec.policy.request_cooldown_s,
+        )
+        engine = Engine(
+            info=self._info,
+            scheduler=self.scheduler,
+            structured_output=self.structured_output_manager,
+            rpc=self.rpc,
+            ranks=config.parallel_config.world_size,
+            pins=why_engine_pins(config, self.scheduler.kv_cache_config),
+            post=self._mailbox.post,
+            put_output=self.output_queue.put_nowait,
+            wake_at=self._heart.wake_at,
+            clock=monotonic,
+        )
+        return LlumletDriver(engine, llumlet, spec.migration, spec.book)
+
+    def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        """Calls a method of `WorkerExtension` on every worker."""
+        answers: list[Any] = self.model_executor.collective_rpc(method, args=args)
+        return answers
+
+    def _warm_up(self) -> None:
+        """One short request, start to end: the first step of an engine is slow (lazy kernels, allocations)."""
+        from vllm.sampling_params import SamplingParams
+
+        if self.vllm_config.model_config.runner_type != "generate":
+            return
+        original = EngineCoreRequest(
+            request_id="llumnix-warm-up",
+            prompt_token_ids=[1, 2, 3, 4],
+            mm_features=None,
+            sampling_params=SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        request, wave = self.preprocess_add_request(original)
+        self.add_request(request, wave)
+        while self.scheduler.has_requests() or self.batch_queue:
+            self.step_fn()
+        self.scheduler.ended.clear()

@@ -1,0 +1,42 @@
+"""An instance's process: builds the engine core, runs its loop, ends cleanly on SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core import EngineShutdownState
+from vllm.v1.engine.utils import SignalCallback
+
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.core import LlumnixEngineCore
+
+
+def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> None:
+    """Blocks until SIGTERM. Requests that still run then are aborted: to save them, drain first."""
+    signal.signal(signal.SIGTERM, _exit_now)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
+    core = LlumnixEngineCore(spec, vllm_config, log_stats=log_stats)
+    # A signal handler must not touch the queue, whose lock the main thread may hold: vLLM's callback thread does.
+    wake = SignalCallback(lambda: core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None)))
+
+    def stop(*_: Any) -> None:
+        core.shutdown_state = EngineShutdownState.REQUESTED
+        wake.trigger()
+
+    try:
+        core.open_for_business(os.getpid())
+        signal.signal(signal.SIGTERM, stop)
+        core.run_busy_loop()
+    except SystemExit:
+        pass
+    finally:
+        wake.stop()
+        core.close()
+
+
+def _exit_now(*_: Any) -> None:
+    """While the model loads there is nothing to save."""
+    os._exit(0)

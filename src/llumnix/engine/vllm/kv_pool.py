@@ -1,0 +1,52 @@
+"""vLLM's KV cache as a pool of blocks that a transport can serve.
+
+0.32 has one logical layout: the first dimension of every layer's view is (kernel) blocks, whatever the
+physical order (`vllm/v1/kv_cache_layout.py`). Layers of different KV groups may share memory, block ids are
+unique over all groups, so each distinct tensor is one region and a scheduler block id indexes all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llumnix.transport.port import Transport
+from llumnix.transport.sockets import SocketOptions, SocketTransport
+from llumnix.transport.staging import pool_of
+
+
+def kv_views(model_runner: Any) -> list[torch.Tensor]:
+    """One view per distinct KV tensor, indexed by scheduler block id in dimension 0.
+
+    Relies on `model_runner.kv_caches` and `kv_cache_config.num_blocks` (both runners, 0.32). A backend may cut
+    a scheduler block into several kernel blocks: these follow each other in dimension 0.
+    """
+    num_blocks = model_runner.kv_cache_config.num_blocks
+    seen: set[int] = set()
+    views: list[torch.Tensor] = []
+    for layer in model_runner.kv_caches:
+        if layer.data_ptr() in seen:
+            continue
+        seen.add(layer.data_ptr())
+        views.append(layer.unflatten(0, (num_blocks, layer.shape[0] // num_blocks)))
+    return views
+
+
+def open_transport(worker: Any, run_dir: str, secret: bytes) -> Transport:
+    """Starts to serve the worker's blocks below `run_dir` (and, for other hosts, over TCP on loopback)."""
+    views = kv_views(worker.model_runner)
+    pool = pool_of(views, fingerprint=_fingerprint(worker, views))
+    return SocketTransport(pool, secret, SocketOptions(folder=Path(run_dir)))
+
+
+def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
+    """Equal if blocks of the two workers mean the same: model, cache type, block shape and place in the TP group."""
+    config = worker.vllm_config
+    shapes = {f"{tuple(view.shape[1:])}/{view.dtype}" for view in views}
+    model = config.model_config
+    return (
+        f"{model.model}@{model.revision}/{model.dtype}/{config.cache_config.cache_dtype}"
+        f"/tp{worker.rank}of{config.parallel_config.tensor_parallel_size}/{'+'.join(sorted(shapes))}"
+    )

@@ -1,0 +1,77 @@
+"""vLLM's `AsyncLLM` over our engine client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+from unittest import mock
+
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.metrics.loggers import StatLoggerManager
+
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.client import LlumnixClient
+from llumnix.wire.messages import Wire
+
+
+class LlumnixLLM(AsyncLLM):
+    """To be made on the running event loop. It can be used once `engine_core.joined` is set."""
+
+    engine_core: LlumnixClient
+
+    def __init__(
+        self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Wire], None], *, log_requests: bool
+    ) -> None:
+        def make_client(**given: Any) -> LlumnixClient:
+            return LlumnixClient(given["vllm_config"], spec, post)
+
+        # `AsyncLLM.__init__` calls this static factory and has no other way to be given a client. It is
+        # replaced while the constructor runs, and nowhere else.
+        with mock.patch.object(EngineCoreClient, "make_async_mp_client", staticmethod(make_client)):
+            super().__init__(
+                vllm_config,
+                Executor.get_class(vllm_config),
+                log_stats=True,
+                log_requests=log_requests,
+                client_count=spec.book.front_ends,
+                client_index=spec.index,
+            )
+        self._spec = spec
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
+        super().check_admission(n, request_id)
+        if not self.engine_core.serving:
+            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+        limit = self._spec.cluster.max_queued_requests
+        if limit and self.engine_core.queued_requests + n > limit:
+            raise GracefulHTTPError(
+                f"{self.engine_core.queued_requests} requests wait already (limit {limit}); try again later.",
+                HTTPStatus.SERVICE_UNAVAILABLE,
+            )
+
+    async def check_health(self) -> None:
+        await super().check_health()
+        if not self.engine_core.serving:
+            raise EngineDeadError
+
+    def grow_metrics(self, slots: int) -> None:
+        """More instances than vLLM's metrics have labels for: makes them anew, as vLLM's own elastic scaling does.
+
+        vLLM's counters start again from zero, as after a restart, which Prometheus knows how to read.
+        """
+        if self.logger_manager is None:
+            return
+        self.logger_manager = StatLoggerManager(
+            vllm_config=self.vllm_config,
+            engine_idxs=list(range(slots)),
+            enable_default_loggers=True,
+            client_count=self._spec.book.front_ends,
+        )
+        if hasattr(self, "_logger_ref"):  # set when the output handler started
+            self._logger_ref[0] = self.logger_manager

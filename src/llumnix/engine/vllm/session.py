@@ -1,0 +1,74 @@
+"""What a front end knows of one sequence it streams: enough to measure its moves and to replay it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.v1.engine import EngineCoreRequest
+
+from llumnix.control.messages import Moved
+from llumnix.control.ownership import Stream
+
+_SMOOTHING = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    request: EngineCoreRequest
+    """As vLLM's front end made it; its `request_id` is what vLLM's output processor knows."""
+    engine_id: str
+    """The id inside the engines: a new one after each token replay."""
+    stream: Stream
+    tokens: list[int] = field(default_factory=list)
+    """Output tokens that reached the client."""
+    replays: int = 0
+    last_token_s: float | None = None
+    step_s: float = 0.0
+    """Time between two tokens, smoothed."""
+    move: Moved | None = None
+    """A move of which the first token from the new owner is still to come."""
+    before_move_s: float | None = None
+    """When the last token from the old owner reached the client."""
+
+    @property
+    def id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def client_id(self) -> str:
+        """The id that the client was given (vLLM appends a random suffix, and prefixes children of n > 1)."""
+        return self.request.external_req_id or self.request.request_id
+
+    def tokens_delivered(self, token_ids: list[int], now: float) -> float | None:
+        """Takes note of tokens; returns the downtime in seconds if they are the first after a move."""
+        self.tokens += token_ids
+        last, self.last_token_s = self.last_token_s, now
+        if self.move is not None and self.before_move_s is not None:
+            downtime_s = max(0.0, now - self.before_move_s - self.step_s)
+            self.before_move_s = None
+            return downtime_s
+        if last is not None:
+            gap = now - last
+            self.step_s = gap if self.step_s == 0.0 else self.step_s + _SMOOTHING * (gap - self.step_s)
+        return None
+
+    def moved(self, notice: Moved) -> None:
+        self.move = notice
+        self.before_move_s = self.last_token_s
+
+    def why_not_replayable(self) -> str:
+        """Why the stream cannot be continued exactly by computing its tokens anew, or an empty string."""
+        if not self.tokens:
+            return ""
+        sampling = self.request.sampling_params
+        if self.request.mm_features or self.request.prompt_embeds is not None:
+            return "its prompt is not made of tokens alone"
+        if self.request.resumable:
+            return "it is a streaming input session"
+        if sampling is None:
+            return "it is not a generation"
+        if sampling.seed is not None and sampling.temperature > 0:
+            return "the state of its seeded random generator is lost"
+        if sampling.structured_outputs is not None and self.request.reasoning_parser_kwargs is not None:
+            return "where its reasoning ended is lost"
+        return ""

@@ -1,0 +1,106 @@
+"""vLLM's scheduler state as snapshots: the sole reader of its queues for load reports and victim choice."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TypedDict
+
+from vllm.v1.request import Request, RequestStatus
+
+from llumnix.engine.vllm.movable import why_request_pinned
+from llumnix.engine.vllm.scheduler import MigrationSupport
+from llumnix.engine.vllm.state import passport_of
+from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, is_high
+from llumnix.wire.messages import RequestRow
+
+
+class Fixed(TypedDict):
+    """What a report says that is not read off the scheduler."""
+
+    id: InstanceId
+    at: float
+    seq: int
+    state: InstanceState
+    drain_keep: bool
+    dispatches_seen: tuple[int, ...]
+    incoming: int
+    outgoing: int
+    migrations_in: int
+    migrations_out: int
+
+
+def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed) -> InstanceSnapshot:
+    """The load report."""
+    pool = scheduler.kv_cache_manager.block_pool
+    queued = [request for request in _queued(scheduler) if request.num_computed_tokens == 0]
+    needs = [scheduler.blocks_for(request.num_tokens) for request in queued]
+    waiting = len(scheduler.waiting) + len(scheduler.kv_holding_waiting)
+    return InstanceSnapshot(
+        total_blocks=pool.num_gpu_blocks - 1,  # without the null block
+        watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
+        free_blocks=pool.get_num_free_blocks(),
+        block_tokens=scheduler.block_size,
+        max_running=scheduler.max_num_running_reqs,
+        running=len(scheduler.running) + scheduler.slots_kept,
+        waiting=waiting,
+        preempted=sum(request.status == RequestStatus.PREEMPTED for request in queued),
+        head_of_line_blocks=needs[0] if needs else 0,
+        queued_blocks=sum(needs),
+        high_running=sum(is_high(request.priority) for request in scheduler.running),
+        high_waiting=sum(is_high(request.priority) for request in queued),
+        preemptions=scheduler.preemptions,
+        smallest_running_blocks=min(
+            (scheduler.blocks_for(request.num_tokens) for request in scheduler.running), default=0
+        ),
+        **fixed,
+    )
+
+
+def request_snapshots(scheduler: MigrationSupport, engine_pins: bool) -> tuple[RequestSnapshot, ...]:
+    """Every unfinished request that could be asked to leave, running ones first."""
+    return tuple(
+        RequestSnapshot(
+            id=RequestId(request.request_id),
+            state=RequestState.WAITING if scheduler.is_queued(request) else RequestState.RUNNING,
+            priority=Priority(request.priority),
+            arrival_s=request.arrival_time,
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=request.num_output_tokens,
+            held_blocks=sum(1 / block.ref_cnt for block in scheduler.held_blocks(request.request_id)),
+            needed_blocks=scheduler.blocks_for(request.num_tokens),
+            movable=not engine_pins and not why_request_pinned(request),
+            preemptions=request.num_preemptions,
+            moved_s=passport_of(request).moved_s,
+        )
+        for request in chain(scheduler.running, _queued(scheduler))
+    )
+
+
+def request_rows(scheduler: MigrationSupport, engine_pins: str) -> tuple[RequestRow, ...]:
+    """As `GET /llumnix/v1/requests` shows them; a lent request (in hand-over) is listed, too."""
+    running = {request.request_id for request in scheduler.running}
+    return tuple(
+        RequestRow(
+            request=RequestId(request.request_id),
+            client_id=passport_of(request).original.external_req_id or request.request_id,
+            front_end=request.client_index,
+            priority=request.priority,
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=request.num_output_tokens,
+            state=_state(scheduler, request, running),
+            migrations=passport_of(request).migrations,
+            why_pinned=engine_pins or why_request_pinned(request),
+        )
+        for request in scheduler.requests.values()
+    )
+
+
+def _state(scheduler: MigrationSupport, request: Request, running: set[str]) -> RequestState:
+    if scheduler.is_queued(request):
+        return RequestState.WAITING
+    return RequestState.RUNNING if request.request_id in running else RequestState.MIGRATING
+
+
+def _queued(scheduler: MigrationSupport) -> chain[Request]:
+    return chain(scheduler.kv_holding_waiting, scheduler.waiting)

@@ -1,0 +1,175 @@
+"""vLLM as an engine of ours: what the nursery calls before and after it forks (engine/port.py)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from llumnix.engine.port import FrontEndSpec, InstanceSpec
+from llumnix.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    args: argparse.Namespace
+    """All flags of `vllm serve`."""
+    config: Any
+    """The VllmConfig that every instance and front end inherits by fork."""
+
+    @property
+    def host(self) -> str:
+        return self.args.host or "0.0.0.0"
+
+    @property
+    def port(self) -> int:
+        port: int = self.args.port
+        return port
+
+
+def prepare(argv: list[str], model: str) -> Setup:
+    """Raises UsageError with one sentence when vLLM is missing or does not like its flags or the model."""
+    _require_vllm()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
+    parser.error = _refuse  # type: ignore[method-assign]
+    args = parser.parse_args([model, *argv])
+    args.model = model
+    if args.data_parallel_size != 1:
+        raise UsageError("--data-parallel-size is not for Llumnix: say --instances instead.")
+    try:
+        validate_parsed_serve_args(args)
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        engine_args.worker_extension_cls = "llumnix.engine.vllm.worker.WorkerExtension"
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise UsageError(_first_sentence(error)) from error
+    _adjust(config, args)
+    _import_ahead(config)
+    return Setup(args, config)
+
+
+def listen(setup: Setup) -> socket.socket:
+    """Binds the HTTP socket, as vLLM does; it starts to listen when a front end serves."""
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    try:
+        _, sock = setup_server(setup.args, reuse_port=False)
+    except OSError as error:
+        raise UsageError(f"Port {setup.port} on {setup.host} cannot be used: {error.strerror or error}.") from error
+    return sock
+
+
+def run_instance(setup: Setup, spec: InstanceSpec) -> None:
+    """Blocks until SIGTERM, or until the engine fails (the exception ends the process)."""
+    import torch
+
+    from llumnix.engine.vllm.instance import serve_instance
+
+    _give_devices(setup.config, spec.slot)
+    if setup.config.device_config.device_type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    serve_instance(setup.config, spec, log_stats=not setup.args.disable_log_stats)
+
+
+def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None:
+    import uvloop
+
+    from llumnix.server.front_end import serve_front_end
+
+    uvloop.run(serve_front_end(setup.args, setup.config, spec, sock))
+
+
+def _require_vllm() -> None:
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"vLLM cannot be imported ({error}): run `make env` for CPUs, or `pip install 'llumnix[gpu]'` for GPUs."
+        ) from error
+    from llumnix.engine.vllm.hooks import problems
+
+    if found := problems():
+        raise UsageError(f"This vLLM is not one that Llumnix fits: {'; '.join(found)}.")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _first_sentence(error: Exception) -> str:
+    """The gist of what vLLM (often through pydantic) has to say, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
+    text = telling[1] if len(telling) > 1 and len(telling[0].split()) == 1 else (telling or [type(error).__name__])[0]
+    text = text.removeprefix("Value error, ").split(" [type=")[0]
+    return text if text.endswith(".") else f"{text}."
+
+
+def _adjust(config: Any, args: argparse.Namespace) -> None:
+    """What differs from a plain `vllm serve`: the scheduler class, and caches that assume a single engine."""
+    scheduling = config.scheduler_config
+    if args.async_scheduling:
+        # The CPU platform switches it off in the config; it works there, too.
+        scheduling.async_scheduling = True
+    kind = "LlumnixAsyncScheduler" if scheduling.async_scheduling else "LlumnixScheduler"
+    scheduling.scheduler_cls = f"llumnix.engine.vllm.scheduler.{kind}"
+    if "scheduling_policy" not in _given(args):
+        # Orders the queue by priority, then arrival; first come first served while nobody sets a priority.
+        scheduling.policy = "priority"
+    multimodal = config.model_config.multimodal_config
+    if multimodal is not None:
+        # The sender's side of this cache assumes one receiver; ours are many.
+        multimodal.mm_processor_cache_gb = 0
+
+
+def _given(args: argparse.Namespace) -> set[str]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    default = AsyncEngineArgs.scheduling_policy
+    return {"scheduling_policy"} if args.scheduling_policy != default else set()
+
+
+def _import_ahead(config: Any) -> None:
+    """Imports what every child needs, so that it is shared by fork. No thread may start here."""
+    import vllm.entrypoints.launchers.api_server.app_state
+    import vllm.entrypoints.launchers.app
+    import vllm.v1.executor.uniproc_executor
+
+    import llumnix.engine.vllm.instance
+    import llumnix.server.front_end  # noqa: F401
+
+    if config.device_config.device_type == "cpu":
+        import vllm.v1.worker.cpu_worker  # noqa: F401
+        from vllm.model_executor.models import ModelRegistry
+
+        with contextlib.suppress(ValueError):  # an unknown architecture is reported by the instance
+            ModelRegistry.resolve_model_cls(config.model_config.architectures, config.model_config)
+
+
+def _give_devices(config: Any, slot: int) -> None:
+    """Each instance gets its own GPUs of those that are visible; on CPU all share the cores."""
+    if config.device_config.device_type != "cuda":
+        return
+    each = config.parallel_config.world_size
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(_count_gpus())]
+    mine = devices[slot * each : (slot + 1) * each]
+    if len(mine) < each:
+        raise UsageError(f"Instance slot {slot} needs {each} GPUs, but only {len(devices)} are visible.")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+
+
+def _count_gpus() -> int:
+    """Without making a CUDA context, which a process that forks must not have."""
+    from vllm.platforms import current_platform
+
+    count: int = current_platform.device_count()
+    return count

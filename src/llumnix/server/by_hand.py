@@ -1,0 +1,168 @@
+"""Moves asked for by hand, and the record of every move of this front end's streams."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import time
+
+from llumnix.control.messages import Moved, Stayed
+from llumnix.engine.vllm.client import LlumnixClient, Observer
+from llumnix.engine.vllm.session import Session
+from llumnix.server.client_ids import client_visible_id
+from llumnix.server.metrics import Metrics
+from llumnix.server.migration_log import MigrationLog
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+
+BY_HAND = "by hand"
+_ANSWER_TIMEOUT_S = 60.0
+_FIRST_TOKEN_TIMEOUT_S = 10.0
+"""How long an answer waits for the first token from the new owner, which ends the downtime."""
+
+
+@dataclass(slots=True)
+class _Order:
+    """One move that this front end asked for."""
+
+    answered: asyncio.Future[wire.MoveAnswer] = field(default_factory=asyncio.Future)
+
+
+class ByHand(Observer):
+    """Also the observer of the client: whatever moves, for whatever reason, is recorded and counted here."""
+
+    def __init__(
+        self, client: LlumnixClient, log: MigrationLog, post: Callable[[str, wire.Wire], None], address: str
+    ) -> None:
+        self._client = client
+        self._log = log
+        self._post = post
+        self._address = address
+        self._numbers = itertools.count(1)
+        self._orders: dict[str, _Order] = {}
+        self._recorded: dict[str, asyncio.Future[wire.MigrationRecord]] = {}  # by engine id
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics = Metrics()
+        self.on_slots_grew: Callable[[int], None] = lambda slots: None
+
+    # -- an order
+
+    def start(self, order: wire.MigrateByHand) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(order))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def move_answered(self, answer: wire.MoveAnswer) -> None:
+        order = self._orders.get(answer.move_id)
+        if order is not None and not order.answered.done():
+            order.answered.set_result(answer)
+
+    async def _answer(self, order: wire.MigrateByHand) -> None:
+        status, record, why = await self._carry_out(order)
+        answer = wire.MigrateAnswer(query=order.query, status=status, record=record, why=why)
+        self._post(order.reply_to, answer)
+
+    async def _carry_out(self, order: wire.MigrateByHand) -> tuple[int, wire.MigrationRecord | None, str]:
+        """(status, record, why): see `MigrateAnswer`."""
+        session = self._client.sessions.get(order.request)
+        target = self._client.members.get(order.target)
+        if session is None:
+            return 404, None, "the request has ended"
+        if target is None:
+            return 409, None, f"instance {order.target} is not running"
+        if session.stream.owner == order.target:
+            return 409, None, f"the request is on {order.target} already"
+        source = self._client.members.get(session.stream.owner)
+        if source is None or session.move is not None:
+            return 409, None, "the request is moving already"
+        recorded = self._recorded[session.engine_id] = asyncio.get_running_loop().create_future()
+        move_id = f"{self._address}/{next(self._numbers)}"
+        pending = self._orders[move_id] = _Order()
+        move = wire.MoveOut(
+            move_id=move_id, target=target.info, reason=BY_HAND, reply_to=self._address, request=order.request
+        )
+        self._post(source.info.control, move)
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                answer = await pending.answered
+            if not answer.ok:
+                return 409, None, answer.reason
+            async with asyncio.timeout(_FIRST_TOKEN_TIMEOUT_S):
+                return 200, await recorded, ""
+        except TimeoutError:
+            if pending.answered.done():
+                return 200, _record_of(session, source.info.id, pending.answered.result()), ""
+            return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
+        finally:
+            del self._orders[move_id]
+            if self._recorded.get(order.request) is recorded:
+                del self._recorded[order.request]
+
+    # -- the observer
+
+    def dispatched(self, instance: InstanceId) -> None:
+        self.metrics.dispatches.labels(instance=instance).inc()
+
+    def replayed(self, request_id: str, why: str) -> None:
+        self.metrics.replays.inc()
+
+    def slots_grew(self, slots: int) -> None:
+        self.on_slots_grew(slots)
+
+    def stayed(self, session: Session, notice: Stayed) -> None:
+        self._keep(
+            session,
+            wire.MigrationRecord(
+                at=time(),
+                request_id=client_visible_id(session.client_id),
+                source=notice.sender,
+                target=notice.target,
+                reason=notice.reason,
+                outcome=f"stayed: {notice.why}",
+            ),
+        )
+
+    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
+        self._keep(
+            session,
+            wire.MigrationRecord(
+                at=time(),
+                request_id=client_visible_id(session.client_id),
+                source=notice.sender,
+                target=notice.target,
+                reason=notice.reason,
+                outcome="moved",
+                stages=notice.stages,
+                bytes=notice.bytes_copied,
+                blocks_skipped=notice.blocks_skipped,
+                copy_ms=1e3 * notice.copy_s,
+                handover_ms=1e3 * notice.handover_s,
+                downtime_ms=None if downtime_s is None else 1e3 * downtime_s,
+            ),
+        )
+
+    def _keep(self, session: Session, record: wire.MigrationRecord) -> None:
+        self._log.add(record)
+        self.metrics.migration(record)
+        waiting = self._recorded.get(session.engine_id)
+        if record.outcome == "moved" and waiting is not None and not waiting.done():
+            waiting.set_result(record)
+
+
+def _record_of(session: Session, source: InstanceId, answer: wire.MoveAnswer) -> wire.MigrationRecord:
+    """When the stream made no token since (it waits in the target's queue): all but the downtime is known."""
+    return wire.MigrationRecord(
+        at=time(),
+        request_id=client_visible_id(session.client_id),
+        source=source,
+        target=answer.target,
+        reason=answer.reason,
+        outcome="moved",
+        stages=answer.stages,
+        bytes=answer.bytes_copied,
+        blocks_skipped=answer.blocks_skipped,
+        copy_ms=1e3 * answer.copy_s,
+        handover_ms=1e3 * answer.handover_s,
+    )

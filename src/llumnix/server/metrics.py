@@ -1,0 +1,35 @@
+"""`llumnix_*` in `GET /metrics`, beside vLLM's own."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from llumnix.wire.messages import MigrationRecord
+
+_DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+
+class Metrics:
+    """One per front-end process (the registry is global)."""
+
+    def __init__(self) -> None:
+        self.dispatches = Counter("llumnix_dispatches", "Requests sent to an instance.", ["instance"])
+        self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.")
+        self.migrations = Counter("llumnix_migrations", "Attempts to move a request.", ["outcome"])
+        self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.")
+        self.downtime = Histogram(
+            "llumnix_migration_downtime_seconds",
+            "Gap in a token stream at a hand-over, less one normal decode step.",
+            buckets=_DOWNTIME_BUCKETS_S,
+        )
+        per_instance = {"labelnames": ["instance"], "multiprocess_mode": "mostrecent"}
+        self.freeness = Gauge("llumnix_freeness", "Free blocks per request.", **per_instance)  # type: ignore[arg-type]
+        self.waiting = Gauge("llumnix_waiting", "Requests queued on the instance.", **per_instance)  # type: ignore[arg-type]
+        self.running = Gauge("llumnix_running", "Requests running on the instance.", **per_instance)  # type: ignore[arg-type]
+        self.preemptions = Gauge("llumnix_preemptions", "Preemptions since the instance started.", **per_instance)  # type: ignore[arg-type]
+
+    def migration(self, record: MigrationRecord) -> None:
+        self.migrations.labels(outcome=record.outcome.partition(":")[0]).inc()
+        self.bytes_copied.inc(record.bytes)
+        if record.downtime_ms is not None:
+            self.downtime.observe(record.downtime_ms / 1e3)

@@ -1,0 +1,22 @@
+"""The moves of one front end's streams: a bounded list, newest last."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from llumnix.wire.messages import MigrationRecord
+
+_REMEMBERED = 100_000
+
+
+class MigrationLog:
+    def __init__(self) -> None:
+        self._records: deque[MigrationRecord] = deque(maxlen=_REMEMBERED)
+
+    def add(self, record: MigrationRecord) -> None:
+        self._records.append(record)
+
+    def newest(self, limit: int) -> list[MigrationRecord]:
+        """At most `limit` records, newest first."""
+        count = min(limit, len(self._records))
+        return [self._records[-1 - index] for index in range(count)]

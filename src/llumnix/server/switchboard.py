@@ -1,0 +1,181 @@
+"""A front end's side of the control plane: hears the instances and the scheduler, and asks them things.
+
+Questions carry a number and have a deadline; whoever does not answer in time is left out of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from llumnix.control.messages import Doubt
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.client import LlumnixClient
+from llumnix.server.by_hand import ByHand
+from llumnix.server.migration_log import MigrationLog
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+_GONE_REMEMBERED = 100
+_SCHEDULER_SILENT_S = 2.0
+
+
+@dataclass(slots=True)
+class Roster:
+    """Instances that are not (or no longer) members: those that start, and the last ones that ended."""
+
+    starting: dict[InstanceId, wire.InstanceStarting]
+    gone: deque[tuple[wire.InstanceGone, InstanceState]]
+
+
+class Switchboard:
+    """Made and used on the event loop; only the mailbox's thread is elsewhere."""
+
+    def __init__(self, spec: FrontEndSpec) -> None:
+        self.spec = spec
+        self.log = MigrationLog()
+        self.roster = Roster({}, deque(maxlen=_GONE_REMEMBERED))
+        self.scheduler_pid: int | None = None
+        self._scheduler_seen_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._questions: dict[int, asyncio.Queue[Any]] = {}
+        self._client: LlumnixClient | None = None
+        self._by_hand: ByHand | None = None
+        self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail)
+        self.post: Callable[[str, wire.Wire], None] = self._mailbox.post
+
+    def connect(self, client: LlumnixClient) -> None:
+        """From here on messages are taken."""
+        self._client = client
+        self._by_hand = ByHand(client, self.log, self.post, self.address)
+        client.observer = self._by_hand
+        self.metrics = self._by_hand.metrics
+        self._mailbox.start()
+
+    def on_slots_grew(self, grow: Callable[[int], None]) -> None:
+        assert self._by_hand is not None
+        self._by_hand.on_slots_grew = grow
+
+    def close(self) -> None:
+        self._mailbox.close()
+
+    @property
+    def address(self) -> str:
+        return self._mailbox.address
+
+    @property
+    def client(self) -> LlumnixClient:
+        assert self._client is not None
+        return self._client
+
+    @property
+    def scheduler_state(self) -> str:
+        if self.scheduler_pid is None:
+            return "starting"
+        return "running" if monotonic() - self._scheduler_seen_s < _SCHEDULER_SILENT_S else "lost"
+
+    # -- questions
+
+    async def ask_one(self, address: str, make: Callable[[int], wire.Wire], timeout_s: float) -> Any | None:
+        """The answer of one mailbox, or None when none came in time."""
+        answers = await self._ask([address], make, timeout_s)
+        return answers[0] if answers else None
+
+    async def list_requests(self, timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
+        """Every request of every instance. If both sides of a hand-over tell of it, the source's row is dropped."""
+        members = self.client.members.values()
+        answers = await self._ask(
+            [member.info.control for member in members],
+            lambda query: wire.ListRequests(query=query, reply_to=self.address),
+            timeout_s,
+        )
+        found: dict[str, tuple[InstanceId, wire.RequestRow]] = {}
+        for answer in sorted(answers, key=lambda answer: answer.instance):
+            for row in answer.rows:
+                known = found.get(row.request)
+                if known is None or known[1].migrations < row.migrations:
+                    found[row.request] = (answer.instance, row)
+        return list(found.values())
+
+    async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[wire.MigrationRecord]:
+        """Of all front ends, newest first."""
+        others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
+        answers = await self._ask(
+            others, lambda query: wire.ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
+        )
+        records = [*self.log.newest(limit), *(record for answer in answers for record in answer.records)]
+        records.sort(key=lambda record: record.at, reverse=True)
+        return records[:limit]
+
+    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+        """Moves one sequence, by way of the front end that owns its stream."""
+        answer = await self.ask_one(
+            self.spec.book.front_end(row.front_end),
+            lambda query: wire.MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),
+            timeout_s,
+        )
+        return answer or wire.MigrateAnswer(query=0, status=504, why=f"no answer within {timeout_s:g} s")
+
+    async def _ask(self, addresses: Iterable[str], make: Callable[[int], wire.Wire], timeout_s: float) -> list[Any]:
+        asked = list(addresses)
+        query = next(self._numbers)
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._questions[query] = inbox
+        answers: list[Any] = []
+        try:
+            question = make(query)
+            for address in asked:
+                self.post(address, question)
+            async with asyncio.timeout(timeout_s):
+                while len(answers) < len(asked):
+                    answers.append(await inbox.get())
+        except TimeoutError:
+            pass
+        finally:
+            del self._questions[query]
+        return answers
+
+    # -- what comes in
+
+    def _on_mail(self, message: wire.Wire) -> None:
+        self._loop.call_soon_threadsafe(self._take, message)
+
+    def _take(self, message: wire.Wire) -> None:
+        assert self._by_hand is not None
+        match message:
+            case wire.Report():
+                self.roster.starting.pop(message.info.id, None)
+                self.client.on_report(message)
+            case wire.InstanceStarting():
+                if message.instance not in self.client.members:
+                    self.roster.starting[message.instance] = message
+            case wire.InstanceGone():
+                self.roster.starting.pop(message.instance, None)
+                state = InstanceState.STOPPED if message.expected else InstanceState.LOST
+                self.roster.gone.append((message, state))
+                self.client.on_gone(message.instance)
+            case wire.Arbitration(message=Doubt() as doubt):
+                self.client.on_doubt(doubt)
+            case wire.SchedulerAlive():
+                self.scheduler_pid = message.pid
+                self._scheduler_seen_s = monotonic()
+            case wire.MoveAnswer():
+                self._by_hand.move_answered(message)
+            case wire.MigrateByHand():
+                self._by_hand.start(message)
+            case wire.ListMigrations():
+                answer = wire.Migrations(query=message.query, records=tuple(self.log.newest(message.limit)))
+                self.post(message.reply_to, answer)
+            case wire.Requests() | wire.Migrations() | wire.Answer() | wire.MigrateAnswer():
+                inbox = self._questions.get(message.query)
+                if inbox is not None:  # else it came too late
+                    inbox.put_nowait(message)
+            case _:
+                raise TypeError(f"a front end does not understand {type(message).__name__}")
