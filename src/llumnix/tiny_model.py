@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from llumnix.errors import UsageError
 
@@ -86,34 +88,34 @@ def _recipe_hash() -> str:
 
 def make(folder: Path) -> None:
     """Writes weights, configuration and tokenizer. Needs torch and transformers."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _byte_tokenizer()
-    config = LlamaConfig(
+    # By name, because their own types differ from version to version and nothing here depends on them.
+    torch: Any = import_module("torch")
+    transformers: Any = import_module("transformers")
+    tokenizer = _byte_tokenizer(transformers)
+    config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         **_ARCHITECTURE,
     )
     torch.manual_seed(_SEED)
-    model = LlamaForCausalLM(config).to(torch.float32)
+    model = transformers.LlamaForCausalLM(config).to(torch.float32)
     with torch.no_grad():
         model.lm_head.weight.mul_(_LOGIT_SCALE)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _byte_tokenizer():  # type: ignore[no-untyped-def]  # transformers is not there where the types are checked
+def _byte_tokenizer(transformers: Any) -> Any:
     """One token per byte, and the two that begin and end a text: it can say everything and needs no training."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<s>", "</s>"]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    tokenizers: Any = import_module("tokenizers")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    words = [*sorted(byte_level.alphabet()), "<s>", "</s>"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = _CHAT_TEMPLATE
     return wrapped
 

@@ -1,0 +1,126 @@
+"""An engine module (engine/port.py) without an engine: real processes that report, answer HTTP and die on demand.
+
+Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-s X`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from llumnix.engine.port import FrontEndSpec, InstanceSpec
+from llumnix.errors import UsageError
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.messages import InstanceGone, InstanceInfo, Report, SetDraining, Wire
+
+
+@dataclass(frozen=True)
+class Setup:
+    host: str
+    port: int
+    fail_start: bool
+    fail_first: int
+    slow_s: float
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message}.")
+
+
+def prepare(argv: list[str], model: str) -> Setup:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--fail-start", action="store_true")
+    parser.add_argument("--fail-first", type=int, default=0)
+    parser.add_argument("--slow-s", type=float, default=0.0)
+    return Setup(**vars(parser.parse_args(argv)))
+
+
+def listen(setup: Setup) -> socket.socket:
+    try:
+        return socket.create_server((setup.host, setup.port))
+    except OSError as error:
+        raise UsageError(f"Port {setup.port} cannot be opened: {error.strerror}.") from error
+
+
+def run_instance(setup: Setup, spec: InstanceSpec) -> None:
+    if setup.fail_start or spec.index < setup.fail_first:
+        raise ValueError("no room for the KV cache")
+    ended = threading.Event()
+    draining = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+
+    def on_message(message: Wire) -> None:
+        if isinstance(message, SetDraining):
+            draining.set()
+
+    mailbox = Mailbox(spec.book.instance(spec.id), on_message)
+    mailbox.start()
+    info = InstanceInfo(
+        id=spec.id, index=spec.index, pid=os.getpid(), node=spec.node, control=mailbox.address, data="none"
+    )
+    mailbox.post(spec.book.launcher, _report(info, 0, draining.is_set()))
+    seq = 0
+    while not ended.wait(spec.cluster.heartbeat_interval_s):
+        seq += 1
+        for address in (spec.book.scheduler, *spec.book.all_front_ends):
+            mailbox.post(address, _report(info, seq, draining.is_set()))
+    mailbox.close()
+
+
+def _report(info: InstanceInfo, seq: int, draining: bool) -> Report:
+    snapshot = InstanceSnapshot(
+        id=info.id,
+        at=time.monotonic(),
+        seq=seq,
+        total_blocks=100,
+        free_blocks=100,
+        state="draining" if draining else "running",  # type: ignore[arg-type]
+    )
+    return Report(info=info, snapshot=snapshot)
+
+
+def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None:
+    """`/health`, `/instances` (pids by id), `/slow` (an answer that takes `--slow-s`), `/pid`."""
+    serving: dict[str, int] = {}
+
+    def on_message(message: Wire) -> None:
+        if isinstance(message, Report):
+            serving[message.info.id] = message.info.pid
+        elif isinstance(message, InstanceGone):
+            serving.pop(message.instance, None)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/slow":
+                time.sleep(setup.slow_s)
+            status = 200 if serving or self.path != "/health" else 503
+            body = str(os.getpid() if self.path == "/pid" else serving).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    mailbox = Mailbox(spec.book.front_end(spec.index), on_message)
+    mailbox.start()
+    server = http.server.ThreadingHTTPServer((setup.host, setup.port), Handler, bind_and_activate=False)
+    server.daemon_threads = False  # closing waits for the requests that run
+    server.socket.close()
+    server.socket = sock
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever(poll_interval=0.05)
+    server.server_close()
+    mailbox.close()

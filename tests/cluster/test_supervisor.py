@@ -1,0 +1,316 @@
+"""Every rule of supervision as a situation; time is an argument, so nothing here takes any."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pytest
+
+from llumnix.cluster.supervision import (
+    Broadcast,
+    Command,
+    Event,
+    Exited,
+    Finish,
+    Forked,
+    FrontEndServes,
+    InstanceServes,
+    NurseryEnded,
+    Say,
+    SchedulerExited,
+    Signal,
+    SpawnFrontEnd,
+    SpawnInstance,
+    SpawnScheduler,
+    StartRequested,
+    StopListening,
+    StopRequested,
+    StopScheduler,
+    Terminate,
+    Tick,
+)
+from llumnix.cluster.supervisor import Supervisor
+from llumnix.config import ClusterConfig
+from llumnix.types import InstanceId
+from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceStarting
+
+Kind = TypeVar("Kind")
+
+
+def only(kind: type[Kind], commands: list[Command]) -> list[Kind]:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+def broadcast(kind: type[Kind], commands: list[Command]) -> list[Kind]:
+    return [command.message for command in only(Broadcast, commands) if isinstance(command.message, kind)]
+
+
+class Server:
+    """A supervisor whose orders are carried out at once."""
+
+    def __init__(self, instances: int = 2, front_ends: int = 1, parallel_starts: int = 8, **config: Any) -> None:
+        cluster = ClusterConfig(instances=instances, **config)
+        self.supervisor = Supervisor(cluster, "here", front_ends, parallel_starts)
+        self.running: list[str] = []
+        self.next_pid = 100
+
+    def handle(self, event: Event, at: float = 0.0) -> list[Command]:
+        """All commands, those that follow from carrying them out included."""
+        commands = self.supervisor.handle(event, at)
+        for command in list(commands):
+            match command:
+                case SpawnInstance():
+                    commands += self._fork(command.id, at)
+                case SpawnFrontEnd():
+                    commands += self._fork(f"front-{command.index}", at)
+        return commands
+
+    def _fork(self, child: str, at: float) -> list[Command]:
+        self.running.append(child)
+        self.next_pid += 1
+        return self.handle(Forked(child, self.next_pid), at)
+
+    def exit(self, child: str, at: float = 0.0, why: str = "it broke") -> list[Command]:
+        self.running.remove(child)
+        return self.handle(Exited(child, why), at)
+
+    def serve(self, at: float = 1.0) -> None:
+        """Starts everything."""
+        self.handle(Tick())
+        for instance in self.supervisor.instances:
+            self.handle(InstanceServes(instance), at)
+        self.handle(FrontEndServes("serving"), at)
+
+
+def test_first_tick_starts_everything() -> None:
+    commands = Server(instances=2, front_ends=2).handle(Tick())
+    assert only(SpawnInstance, commands) == [
+        SpawnInstance(InstanceId("i0"), 0, 0),
+        SpawnInstance(InstanceId("i1"), 1, 1),
+    ]
+    assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(0), SpawnFrontEnd(1)]
+    assert only(SpawnScheduler, commands) == [SpawnScheduler()]
+    assert [message.instance for message in broadcast(InstanceStarting, commands)] == ["i0", "i1"]
+
+
+def test_only_so_many_instances_start_at_once() -> None:
+    server = Server(instances=3, parallel_starts=1)
+    server.handle(Tick())
+    assert server.supervisor.instances == ("i0",)
+    commands = server.handle(InstanceServes(InstanceId("i0")), 2.0)
+    assert commands[0] == Say("i0 ready in 2.0 s")
+    assert server.supervisor.instances == ("i0", "i1")
+
+
+def test_further_reports_of_an_instance_say_nothing() -> None:
+    server = Server()
+    server.serve()
+    assert server.handle(InstanceServes(InstanceId("i0")), 2.0) == []
+
+
+def test_dead_instance_is_replaced_at_once_under_a_new_id_in_its_slot() -> None:
+    server = Server()
+    server.serve()
+    commands = server.exit("i0", at=10.0, why="killed by SIGKILL")
+    (gone,) = broadcast(InstanceGone, commands)
+    assert (gone.instance, gone.index, gone.expected, gone.why) == ("i0", 0, False, "killed by SIGKILL")
+    assert only(SpawnInstance, commands) == [SpawnInstance(InstanceId("i2"), 2, 0)]
+    assert only(Say, commands) == [Say("i0 died: killed by SIGKILL; another takes its place", warning=True)]
+
+
+def test_pauses_grow_while_an_instance_keeps_dying() -> None:
+    server = Server(instances=2)
+    server.serve()
+    at = 10.0
+    server.exit("i0", at)
+    pauses = []
+    for index in range(2, 11):
+        server.exit(f"i{index}", at)
+        wake_s = server.supervisor.next_wake_s
+        assert wake_s is not None
+        pauses.append(wake_s - at)
+        at = wake_s
+        server.handle(Tick(), at)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0]
+
+
+def test_a_long_life_forgives_earlier_failures() -> None:
+    server = Server()
+    server.serve()
+    server.exit("i0", at=10.0)
+    server.handle(InstanceServes(InstanceId("i2")), 11.0)
+    assert only(SpawnInstance, server.exit("i2", at=100.0))
+
+
+def test_no_replacement_if_restarts_are_off() -> None:
+    server = Server(restart_instances=False)
+    server.serve()
+    commands = server.exit("i0", at=10.0)
+    assert only(Say, commands) == [Say("i0 died: it broke", warning=True)]
+    server.handle(Tick(), 1000.0)
+    assert server.supervisor.instances == ("i1",)
+
+
+def test_server_gives_up_when_every_first_instance_fails() -> None:
+    server = Server(instances=2)
+    server.handle(Tick())
+    assert not only(Finish, server.exit("i0", why="ValueError: no room"))
+    commands = server.exit("i1", why="ValueError: no room")
+    assert only(Finish, commands) == [Finish(2, "No instance starts: ValueError: no room")]
+
+
+def test_server_does_not_give_up_once_an_instance_served() -> None:
+    server = Server(instances=2)
+    server.handle(Tick())
+    server.handle(InstanceServes(InstanceId("i0")), 1.0)
+    assert not only(Finish, server.exit("i1", at=2.0))
+    assert not only(Finish, server.exit("i0", at=3.0))
+
+
+def test_instance_that_does_not_start_in_time_is_killed() -> None:
+    server = Server(instances=2, start_timeout_s=60)
+    server.handle(Tick())
+    server.handle(InstanceServes(InstanceId("i0")), 1.0)
+    assert server.supervisor.next_wake_s == 60.0
+    assert server.handle(Tick(), 60.0) == [Signal("i1", kill=True)]
+    commands = server.exit("i1", at=60.1)
+    assert "did not start within 60 s" in only(Say, commands)[0].text
+
+
+def test_drained_instance_stops_for_good() -> None:
+    server = Server()
+    server.serve()
+    assert server.handle(StopRequested(InstanceId("i0"), "it is empty", kill=False), 5.0) == [Signal("i0")]
+    commands = server.exit("i0", at=5.5, why="exit code 0")
+    (gone,) = broadcast(InstanceGone, commands)
+    assert gone.expected
+    assert server.handle(Tick(), 100.0) == []
+    assert server.supervisor.instances == ("i1",)
+
+
+def test_instance_that_ignores_the_request_to_stop_is_killed() -> None:
+    server = Server()
+    server.serve()
+    server.handle(StopRequested(InstanceId("i0"), "it is empty", kill=False), 5.0)
+    assert server.handle(Tick(), 14.9) == []
+    assert server.handle(Tick(), 15.0) == [Signal("i0", kill=True)]
+
+
+def test_fenced_instance_is_killed_and_replaced() -> None:
+    server = Server()
+    server.serve()
+    commands = server.handle(StopRequested(InstanceId("i0"), "no heartbeat", kill=True), 5.0)
+    assert only(Signal, commands) == [Signal("i0", kill=True)]
+    commands = server.exit("i0", at=5.1, why="killed by SIGKILL")
+    (gone,) = broadcast(InstanceGone, commands)
+    assert (gone.expected, gone.why) == (False, "no heartbeat")
+    assert only(SpawnInstance, commands) == [SpawnInstance(InstanceId("i2"), 2, 0)]
+
+
+def test_more_instances_take_the_smallest_free_slots() -> None:
+    server = Server(instances=3)
+    server.serve()
+    server.handle(StopRequested(InstanceId("i1"), "it is empty", kill=False), 5.0)
+    server.exit("i1", at=5.1)
+    commands = server.handle(StartRequested(2, "asked for"), 6.0)
+    assert [(spawn.id, spawn.slot) for spawn in only(SpawnInstance, commands)] == [("i3", 1), ("i4", 3)]
+
+
+def test_scheduler_that_died_is_restarted_and_told_who_is_starting() -> None:
+    server = Server()
+    server.serve()
+    server.handle(StartRequested(1, "asked for"), 2.0)
+    commands = server.handle(SchedulerExited("killed by SIGKILL"), 3.0)
+    assert only(SpawnScheduler, commands)
+    assert [message.instance for message in broadcast(InstanceStarting, commands)] == ["i2"]
+
+
+def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:
+    server = Server(front_ends=2)
+    server.serve()
+    commands = server.exit("front-1", at=5.0)
+    assert [message.front_end for message in broadcast(FrontEndLost, commands)] == [1]
+    assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(1)]
+
+
+def test_server_gives_up_when_the_front_end_never_starts() -> None:
+    server = Server()
+    server.handle(Tick())
+    finishes: list[Finish] = []
+    for at in (1.0, 10.0, 20.0):
+        finishes += only(Finish, server.exit("front-0", at, why="ImportError: no app"))
+        server.handle(Tick(), at + 9.0)
+    assert finishes == [Finish(2, "The front end does not start: ImportError: no app")]
+
+
+def test_server_ends_when_the_nursery_ends() -> None:
+    server = Server()
+    server.serve()
+    (finish,) = only(Finish, server.handle(NurseryEnded("killed by SIGKILL"), 5.0))
+    assert finish.exit_code == 1
+    assert "killed by SIGKILL" in finish.sentence
+
+
+def test_shutdown_lets_requests_finish_first_and_stops_the_engines_then() -> None:
+    server = Server(shutdown_timeout_s=30)
+    server.serve()
+    commands = server.handle(Terminate(), 10.0)
+    assert only(StopListening, commands)
+    assert only(Signal, commands) == [Signal("front-0")]
+    commands = server.exit("front-0", at=12.0, why="exit code 0")
+    assert only(Signal, commands) == [Signal("i0"), Signal("i1")]
+    assert only(StopScheduler, commands)
+    server.handle(SchedulerExited("exit code 0"), 12.1)
+    assert not only(Finish, server.exit("i0", at=12.2))
+    assert only(Finish, server.exit("i1", at=12.3)) == [Finish(0, "")]
+
+
+def test_front_end_that_takes_too_long_to_finish_is_killed() -> None:
+    server = Server(shutdown_timeout_s=30)
+    server.serve()
+    server.handle(Terminate(), 10.0)
+    assert only(Signal, server.handle(Tick(), 45.0)) == [Signal("front-0", kill=True)]
+
+
+def test_engines_that_do_not_stop_cannot_hold_up_the_end() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Terminate(), 10.0)
+    server.exit("front-0", at=11.0)
+    assert not only(Finish, server.handle(Tick(), 20.9))
+    assert only(Finish, server.handle(Tick(), 21.0)) == [Finish(0, "")]
+
+
+def test_nothing_is_restarted_while_stopping() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Terminate(), 10.0)
+    commands = server.exit("i0", at=10.5) + server.handle(SchedulerExited("killed"), 10.6)
+    commands += server.handle(StartRequested(1, "asked for"), 10.7)
+    assert not only(SpawnInstance, commands)
+    assert not only(SpawnScheduler, commands)
+
+
+def test_instances_that_are_still_starting_do_not_delay_the_end() -> None:
+    server = Server(instances=1)
+    server.handle(Tick())
+    commands = server.handle(Terminate(), 1.0)
+    assert Signal("i0", kill=True) in commands
+
+
+def test_second_request_to_stop_ends_at_once() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Terminate(), 10.0)
+    assert only(Finish, server.handle(Terminate(), 10.1)) == [Finish(0, "")]
+
+
+def test_request_to_stop_before_anything_started_ends_at_once() -> None:
+    assert only(Finish, Server().handle(Terminate())) == [Finish(0, "")]
+
+
+@pytest.mark.parametrize("event", [Exited("i99", "gone"), StopRequested(InstanceId("i99"), "gone", kill=True)])
+def test_word_of_an_unknown_instance_changes_nothing(event: Event) -> None:
+    server = Server()
+    server.serve()
+    assert server.handle(event, 5.0) == []
