@@ -1,0 +1,199 @@
+"""One streamed completion, and when its tokens came.
+
+Speaks the OpenAI `/v1/completions` protocol. Tokens are counted exactly where the server reports
+`usage.completion_tokens` with each chunk, as vLLM does with `continuous_usage_stats`; a chunk may carry several
+tokens, which then came at one time. Elsewhere each chunk with text counts as one token until the usage at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import msgspec
+import numpy as np
+
+from llumnix.types import NORMAL
+from llumnix.workload.trace import MOONCAKE_BLOCK_TOKENS
+from llumnix.workload.workload import WorkloadRequest
+
+MAX_LINE_BYTES = 1 << 20
+"""A line of an answer that is longer than this is malformed."""
+
+MAX_DETAIL_CHARS = 300
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    id: str = ""
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class BadAnswer(Exception):
+    """The server answered, but not with a whole completion; `str(error)` is the kind of failure.
+
+    `detail` is what the server said, of the first so many characters.
+    """
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind)
+        self.detail = detail[:MAX_DETAIL_CHARS]
+
+
+@dataclass(slots=True)
+class TokenTimes:
+    """When the tokens of one stream came, in seconds after `zero_s` on the loop's clock."""
+
+    zero_s: float = 0.0
+    server_id: str = ""
+    tokens: int = 0
+    first_s: float | None = None
+    last_s: float = 0.0
+    largest_gap_s: float = 0.0
+    ended: bool = False
+
+    def on_line(self, line: bytes, now_s: float) -> None:
+        """Takes one line of the stream, which came at `now_s` of the loop's clock.
+
+        Raises BadAnswer if it tells of a failure, or is no event.
+        """
+        if not line.startswith(b"data:"):
+            if line and not line.startswith((b":", b"event:", b"id:", b"retry:")):
+                raise BadAnswer("malformed answer")
+            return
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self.ended = True
+            return
+        try:
+            chunk = _decode_chunk(data)
+        except msgspec.DecodeError as error:
+            raise BadAnswer("malformed answer") from error
+        if chunk.error is not None:
+            raise BadAnswer("error in the stream", str(chunk.error))
+        self._on_chunk(chunk, now_s - self.zero_s)
+
+    def _on_chunk(self, chunk: _Chunk, at_s: float) -> None:
+        self.server_id = self.server_id or chunk.id
+        for choice in chunk.choices:
+            if choice.finish_reason not in (None, "length", "stop"):
+                raise BadAnswer(f"finished with {choice.finish_reason}")
+        if chunk.usage is not None:
+            total = chunk.usage.completion_tokens
+        else:
+            total = self.tokens + sum(1 for choice in chunk.choices if choice.text)
+        # The usage at the end of a stream may know of more tokens than its chunks showed; they came with the last.
+        if total <= self.tokens:
+            return
+        self.tokens = total
+        if chunk.choices:
+            if self.first_s is None:
+                self.first_s = self.last_s = at_s
+            self.largest_gap_s = max(self.largest_gap_s, at_s - self.last_s)
+            self.last_s = at_s
+
+
+class LineSplitter:
+    """Lines from reads that may end anywhere."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The lines that `data` completes, without their ends. Raises BadAnswer for one without an end in sight."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise BadAnswer("malformed answer")
+        for line in lines:
+            yield line.rstrip(b"\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of exact length as token ids, the same for the same seed: content is random below `vocab`."""
+
+    seed: int
+    vocab: int
+
+    def token_ids(self, request: WorkloadRequest, index: int) -> list[int]:
+        """Ids for the request at `index` of the workload.
+
+        Requests whose `block_hashes` agree get the same ids there, so that prefix caching has what to find.
+        """
+        if not request.block_hashes:
+            return self._random(index, 0, request.prompt_tokens)
+        ids: list[int] = []
+        for block in request.block_hashes:
+            ids += self._random(block, 1, MOONCAKE_BLOCK_TOKENS)
+        # A trace may list fewer blocks than its prompt has; what is beyond them is the request's own.
+        ids += self._random(index, 0, max(0, request.prompt_tokens - len(ids)))
+        return ids[: request.prompt_tokens]
+
+    def _random(self, number: int, purpose: int, count: int) -> list[int]:
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, purpose, number))))
+        ids: list[int] = generator.integers(0, self.vocab, count).tolist()
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where completions go, and how."""
+
+    url: str
+    model: str
+    prompts: Prompts
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def body(self, request: WorkloadRequest, index: int) -> bytes:
+        """The JSON of a request: greedy, exactly `output_tokens` long, streamed."""
+        fields = {
+            "model": self.model,
+            "prompt": self.prompts.token_ids(request, index),
+            "max_tokens": request.output_tokens,
+            "min_tokens": request.output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        if request.priority != NORMAL:
+            fields["priority"] = request.priority
+        return msgspec.json.encode(fields)
+
+
+async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, id: str, times: TokenTimes) -> None:
+    """Sends one completion under the request id `id` and notes in `times` when its tokens come.
+
+    Returns when the stream has ended well. Raises BadAnswer, aiohttp.ClientError or OSError otherwise; `times` has
+    then what came until the failure.
+    """
+    headers = target.headers | {"Content-Type": "application/json", "X-Request-Id": id}
+    clock = asyncio.get_running_loop().time
+    async with session.post(f"{target.url}/v1/completions", data=body, headers=headers) as response:
+        if response.status != 200:
+            raise BadAnswer(f"HTTP {response.status}", await response.text(errors="replace"))
+        splitter = LineSplitter()
+        async for data in response.content.iter_any():
+            now_s = clock()
+            for line in splitter.feed(data):
+                times.on_line(line, now_s)
+        if not times.ended:
+            raise BadAnswer("stream ended early")

@@ -1,0 +1,139 @@
+"""What a load run asks of the server beside completions: its model, its instances, its migrations.
+
+The `/llumnix/v1/` routes are ours; where a server does not have them, there is nothing to record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from llumnix.errors import UsageError
+from llumnix.report.records import InstanceRecord, MigrationRecord
+from llumnix.types import InstanceState
+
+MOST_MIGRATIONS = 1_000_000
+QUERY_TIMEOUT_S = 10.0
+
+Answer = TypeVar("Answer")
+
+
+class _Model(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Instance(msgspec.Struct):
+    id: str
+    state: InstanceState
+    total_blocks: int = 0
+    free_blocks: int = 0
+    running: int = 0
+    waiting: int = 0
+    preemptions: int = 0
+    freeness: float | None = None
+
+
+class _Instances(msgspec.Struct):
+    instances: list[_Instance]
+
+
+class _Migration(msgspec.Struct):
+    at: float
+    request_id: str
+    source: str
+    target: str
+    reason: str = ""
+    outcome: str = ""
+    stages: int = 0
+    bytes: int = 0
+    blocks_skipped: int = 0
+    copy_ms: float | None = None
+    handover_ms: float | None = None
+    downtime_ms: float | None = None
+
+
+class _Migrations(msgspec.Struct):
+    migrations: list[_Migration]
+
+
+class Server:
+    """The queries of one run, all to one server, with the same headers."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> None:
+        self._session, self._url, self._headers = session, url, dict(headers)
+
+    async def model(self, name: str | None) -> tuple[str, int | None]:
+        """The model to ask for (`name`, or the first one served) and its longest sequence if the server says.
+
+        Raises UsageError if nothing answers there, or not as an OpenAI server does, or the model is not served.
+        """
+        try:
+            answer = await self._get("/v1/models")
+            models = msgspec.json.decode(answer, type=_Models).data
+        except aiohttp.ClientResponseError as error:
+            hint = "; give its --api-key" if error.status in (401, 403) else ""
+            raise UsageError(f"{self._url}/v1/models answers with HTTP {error.status}{hint}.") from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            reason = str(error) or "no answer in time"
+            raise UsageError(f"No server answers at {self._url}: {reason}.") from error
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{self._url} is not an OpenAI-compatible server.") from error
+        served = {model.id: model.max_model_len for model in models}
+        if not served:
+            raise UsageError(f"{self._url} serves no model.")
+        name = name or next(iter(served))
+        if name not in served:
+            raise UsageError(f"{self._url} does not serve {name}; it serves {', '.join(served)}.")
+        return name, served[name]
+
+    async def instances(self, at_s: float) -> list[InstanceRecord] | None:
+        """The load of every instance, stamped `at_s`; None if the server did not say (this time or at all)."""
+        rows = await self._ask("/llumnix/v1/instances", _Instances)
+        if rows is None:
+            return None
+        return [
+            InstanceRecord(
+                at_s=at_s,
+                instance=row.id,
+                state=row.state,
+                running=row.running,
+                waiting=row.waiting,
+                free_blocks=row.free_blocks,
+                total_blocks=row.total_blocks,
+                # JSON has no infinity: null stands for it.
+                freeness=-math.inf if row.freeness is None else row.freeness,
+                preemptions=row.preemptions,
+            )
+            for row in rows.instances
+        ]
+
+    async def migrations(self, since_unix_s: float) -> list[MigrationRecord]:
+        """Attempts that ended after `since_unix_s`, oldest first, times relative to it."""
+        answer = await self._ask(f"/llumnix/v1/migrations?limit={MOST_MIGRATIONS}", _Migrations)
+        recent = [row for row in answer.migrations if row.at >= since_unix_s] if answer else []
+        return [
+            MigrationRecord(at_s=fields.pop("at") - since_unix_s, **fields)
+            for row in sorted(recent, key=lambda row: row.at)
+            for fields in [msgspec.structs.asdict(row)]
+        ]
+
+    async def _ask(self, path: str, kind: type[Answer]) -> Answer | None:
+        try:
+            return msgspec.json.decode(await self._get(path), type=kind)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+            return None
+
+    async def _get(self, path: str) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=QUERY_TIMEOUT_S)
+        async with self._session.get(self._url + path, headers=self._headers, timeout=timeout) as response:
+            response.raise_for_status()
+            return await response.read()

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import OpenAIServer, serving
+from rich.console import Console
+
+from llumnix.bench.cli import add_arguments, run
+from llumnix.bench.client import BenchConfig, BenchResult, bench
+from llumnix.errors import UsageError
+from llumnix.report.records import RequestRecord, read_records
+from llumnix.report.summary import read_summary
+from llumnix.types import InstanceState
+from llumnix.workload.workload import load_workload
+
+WORKLOAD = "uniform:rate=100,prompt=20,output=6,requests=12,seed=1"
+
+
+async def go(server: OpenAIServer, workload: str = WORKLOAD, **options: Any) -> BenchResult:
+    config = BenchConfig(url=server.url, **options)
+    return await asyncio.wait_for(bench(load_workload(workload), config, Console(file=io.StringIO())), 30)
+
+
+def row(result: BenchResult, id: str) -> RequestRecord:
+    return next(row for row in result.records.requests if row.id == id)
+
+
+async def test_every_request_arrives_as_the_workload_says(server: OpenAIServer) -> None:
+    result = await go(server, "uniform:rate=100,prompt=uniform5-30,output=6,requests=12,high=0.5,seed=1")
+    rows = result.records.requests
+    assert [r.id for r in rows] == [f"r{i:06d}" for i in range(12)]
+    assert [r.error for r in rows] == [""] * 12
+    assert [len(server.bodies[r.id]["prompt"]) for r in rows] == [r.prompt_tokens for r in rows]
+    assert {server.bodies[r.id]["model"] for r in rows} == {"tiny"}
+    assert [r.priority for r in rows] == [server.bodies[r.id].get("priority", 0) for r in rows]
+    assert {r.output_tokens for r in rows} == {6}
+    assert [r.arrival_s for r in rows] == pytest.approx([i / 100 for i in range(12)])
+
+
+async def test_times_are_those_of_the_stream() -> None:
+    async with serving(OpenAIServer(step_s=0.05, faults={"r000001": "pause"})) as server:
+        result = await go(server, "uniform:rate=5,prompt=4,output=6,requests=2")
+    even, paused = result.records.requests
+    assert even.ttft_s == pytest.approx(0.05, abs=0.04)
+    assert even.tpot_s == pytest.approx(0.05, rel=0.5)
+    assert even.latency_s == pytest.approx(0.30, rel=0.5)
+    assert paused.largest_gap_s == pytest.approx(0.4, abs=0.15)
+    assert paused.largest_gap_s >= 0.4
+
+
+async def test_chunks_of_several_tokens_are_counted_exactly() -> None:
+    async with serving(OpenAIServer(tokens_per_chunk=4)) as server:
+        assert {r.output_tokens for r in (await go(server)).records.requests} == {6}
+
+
+async def test_server_without_usage_per_chunk_is_fine() -> None:
+    async with serving(OpenAIServer(continuous_usage=False)) as server:
+        rows = (await go(server)).records.requests
+    assert {(r.output_tokens, r.error) for r in rows} == {(6, "")}
+    assert all(r.largest_gap_s for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "tokens"),
+    [
+        ("refuse", "HTTP 503", 0),
+        ("close at once", "connection lost", 0),
+        ("close in the middle", "connection lost", 2),
+        ("end in the middle", "stream ended early", 2),
+        ("error", "error in the stream", 2),
+        ("garbage", "malformed answer", 2),
+        ("abort", "finished with abort", 2),
+        ("hang", "timeout", 2),
+        ("one token less", "wrong number of tokens", 5),
+        ("in pieces", "", 6),
+    ],
+)
+async def test_failed_request_is_a_row_and_the_others_go_on(
+    server: OpenAIServer, fault: str, error: str, tokens: int
+) -> None:
+    server.faults["r000003"] = fault
+    result = await go(server, timeout_s=2.0)
+    failed = row(result, "r000003")
+    assert (failed.error, failed.output_tokens) == (error, tokens)
+    assert (failed.latency_s is None) == bool(error)
+    assert [r.error for r in result.records.requests if r.id != "r000003"] == [""] * 11
+
+
+async def test_one_slow_answer_delays_no_arrival(server: OpenAIServer) -> None:
+    server.faults = {"r000000": "hang"}
+    started = time.monotonic()
+    result = await go(server, timeout_s=1.0)
+    assert time.monotonic() - started < 5
+    assert row(result, "r000011").error == ""
+    assert result.facts["client_late_s"] < 0.5
+
+
+async def test_burst_goes_out_at_once() -> None:
+    async with serving(OpenAIServer(step_s=0.05)) as server:
+        started = time.monotonic()
+        result = await go(server, "burst:prompt=4,output=4,requests=300")
+        assert time.monotonic() - started < 10
+    assert {r.error for r in result.records.requests} == {""}
+
+
+async def test_time_scale_stretches_arrivals(server: OpenAIServer) -> None:
+    result = await go(server, time_scale=3.0)
+    assert result.records.requests[-1].arrival_s == pytest.approx(0.33)
+
+
+async def test_migrations_of_the_run_are_recorded_and_counted(server: OpenAIServer) -> None:
+    def migrations() -> dict[str, Any]:
+        sent = next(h["x-request-id"] for h in server.headers if h.get("x-request-id", "").endswith("r000002"))
+        move = {"request_id": f"cmpl-{sent}", "reason": "balance", "stages": 2, "bytes": 4096, "downtime_ms": 1.5}
+        return {
+            "migrations": [
+                {**move, "at": time.time(), "source": "b", "target": "c", "outcome": "moved"},
+                {**move, "at": time.time() - 1e-3, "source": "a", "target": "b", "outcome": "moved"},
+                {**move, "at": time.time() - 2e-3, "source": "a", "target": "c", "outcome": "no room", "bytes": 0},
+                {**move, "at": time.time() - 1e4, "source": "z", "target": "a", "outcome": "moved"},
+            ]
+        }
+
+    server.routes["/llumnix/v1/migrations"] = migrations
+    result = await go(server)
+    assert [(m.source, m.target, m.outcome, m.bytes) for m in result.records.migrations] == [
+        ("a", "c", "no room", 0),
+        ("a", "b", "moved", 4096),
+        ("b", "c", "moved", 4096),
+    ]
+    assert (row(result, "r000002").migrations, row(result, "r000002").instances) == (2, ("a", "b", "c"))
+    assert (row(result, "r000003").migrations, row(result, "r000003").instances) == (0, ())
+
+
+async def test_instances_are_sampled_and_one_that_vanishes_counts_as_stopped(server: OpenAIServer) -> None:
+    instance = {"state": "running", "total_blocks": 100, "free_blocks": 60, "running": 2, "freeness": 30.0}
+    answers = [
+        {"instances": [{"id": "a", **instance}, {"id": "b", **instance, "state": "draining", "freeness": None}]},
+        {"instances": [{"id": "a", **instance}]},
+    ]
+    server.routes["/llumnix/v1/instances"] = lambda: answers.pop(0) if len(answers) > 1 else answers[0]
+    rows = (await go(server, "uniform:rate=5,prompt=4,output=4,requests=8")).records.instances
+    first, second = ([r for r in rows if r.instance == name] for name in ("a", "b"))
+    assert [r.at_s for r in first] == pytest.approx([0.0, 1.0], abs=0.4)
+    assert first[0].free_blocks == 60
+    assert [(r.state, r.freeness) for r in second] == [
+        (InstanceState.DRAINING, -math.inf),
+        (InstanceState.STOPPED, -math.inf),
+    ]
+
+
+async def test_server_without_our_routes_has_no_such_records(server: OpenAIServer) -> None:
+    result = await go(server, "uniform:rate=10,prompt=4,output=4,requests=16")
+    assert result.records.instances == []
+    assert result.records.migrations == []
+    assert result.records.requests[0].migrations is None
+    assert sum("instances" in path for path in server.gets) == 1
+
+
+async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:
+    await go(server, api_key="secret")
+    assert {h.get("authorization") for h in server.headers} == {"Bearer secret"}
+
+
+async def test_url_may_end_in_v1(server: OpenAIServer) -> None:
+    server.url += "/v1/"
+    assert {r.error for r in (await go(server)).records.requests} == {""}
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        (401, "HTTP 401; give its --api-key"),
+        (500, "HTTP 500"),
+        ({"data": []}, "serves no model"),
+        ({"hello": 1}, "is not an OpenAI-compatible server"),
+        ({"data": [{"id": "big"}]}, "does not serve tiny; it serves big"),
+    ],
+)
+async def test_server_that_cannot_be_used_is_refused_with_one_sentence(
+    server: OpenAIServer, models: Any, says: str
+) -> None:
+    server.models = models
+    with pytest.raises(UsageError, match=says):
+        await go(server, model="tiny")
+
+
+async def test_nothing_listening_is_refused_with_one_sentence() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(UsageError, match="No server answers at"):
+            await go(OpenAIServer(url=f"http://127.0.0.1:{unused.getsockname()[1]}"))
+
+
+async def test_too_long_requests_are_warned_of(server: OpenAIServer) -> None:
+    out = io.StringIO()
+    config = BenchConfig(url=server.url)
+    await bench(load_workload("burst:prompt=4095,output=2,requests=3"), config, Console(file=out, width=200))
+    assert "3 of 3 requests are longer than the model's 4,096 tokens" in out.getvalue()
+
+
+async def test_ctrl_c_ends_the_run_with_what_there_is(server: OpenAIServer) -> None:
+    server.faults = {f"r{i:06d}": "hang" for i in range(1, 50)}
+    asyncio.get_running_loop().call_later(0.5, os.kill, os.getpid(), signal.SIGINT)
+    result = await go(server, "uniform:rate=10,prompt=4,output=4,requests=1000")
+    assert result.interrupted
+    assert result.records.requests[0].error == ""
+    assert {r.error for r in result.records.requests[1:]} == {"interrupted"}
+    assert len(result.records.requests) < 20
+
+
+# The command
+
+
+def command(server: OpenAIServer, out: Path, *more: str) -> int:
+    """Runs `llumnix bench` in this thread and `server` in another."""
+    ready, done = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with serving(server):
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    ready.wait(10)
+    try:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return run(parser.parse_args(["--url", server.url, "--workload", WORKLOAD, "--out", str(out), *more]))
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def test_command_writes_records_summary_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(OpenAIServer(), tmp_path / "run", "--requests", "5") == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "instances.csv", "latency.png", "migrations.csv", "requests.csv", "summary.json",
+    ]  # fmt: skip
+    assert len(read_records(tmp_path / "run").requests) == 5
+    summary = read_summary(tmp_path / "run" / "summary.json")
+    assert (summary.requests.requests, summary.run["model"], summary.run["seed"]) == (5, "tiny", 1)
+    assert "5 of 5 requests finished" in capsys.readouterr().out
+
+
+def test_failed_requests_are_told_and_fail_the_command_only_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = {"r000001": "refuse"}
+    assert command(OpenAIServer(faults=faults), tmp_path, "--no-figures") == 0
+    printed = capsys.readouterr()
+    assert "1 requests failed: 1 × HTTP 503" in printed.out
+    assert 'HTTP 503, for example: {"why": "busy"}' in printed.err
+    assert command(OpenAIServer(faults=faults), tmp_path, "--no-figures", "--fail-on-error") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--url", "localhost:8000"], "--url must look like"),
+        (["--time-scale", "0"], "--time-scale must be above 0"),
+        (["--timeout-s", "-1"], "--timeout-s must be above 0"),
+        (["--vocab", "0"], "--vocab must be at least 1"),
+        (["--workload", "nonsense"], "nonsense is not a workload"),
+        (["--out", "/proc/none"], "Cannot write to --out"),
+    ],
+)
+def test_bad_flags_are_refused_with_one_sentence(tmp_path: Path, flags: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        command(OpenAIServer(), tmp_path, *flags)

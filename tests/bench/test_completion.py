@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llumnix.bench.completion import MAX_LINE_BYTES, BadAnswer, LineSplitter, Prompts, Target, TokenTimes
+from llumnix.types import HIGH
+from llumnix.workload.workload import WorkloadRequest
+
+
+def event(text: str = "", *, total: int | None = None, finish: str | None = None, choices: bool = True) -> bytes:
+    fields: dict[str, object] = {
+        "id": "cmpl-1",
+        "choices": [{"text": text, "finish_reason": finish}] if choices else [],
+    }
+    if total is not None:
+        fields["usage"] = {"completion_tokens": total}
+    return b"data: " + json.dumps(fields).encode()
+
+
+def test_tokens_are_counted_by_usage_and_timed_by_arrival() -> None:
+    times = TokenTimes(zero_s=100.0)
+    times.on_line(event("", total=1), 101.0)
+    times.on_line(event("ab", total=3), 101.5)
+    times.on_line(event("", total=3, finish="length"), 109.0)
+    times.on_line(event(total=3, choices=False), 110.0)
+    times.on_line(b"data: [DONE]", 110.0)
+    assert (times.tokens, times.first_s, times.last_s, times.largest_gap_s) == (3, 1.0, 1.5, 0.5)
+    assert times.server_id == "cmpl-1"
+    assert times.ended
+
+
+def test_chunks_with_text_count_as_one_token_where_there_is_no_usage() -> None:
+    times = TokenTimes()
+    for second, text in enumerate(["a", "", "bcd"], start=1):
+        times.on_line(event(text), float(second))
+    assert (times.tokens, times.first_s, times.last_s, times.largest_gap_s) == (2, 1.0, 3.0, 2.0)
+    times.on_line(event(total=5, choices=False), 4.0)
+    assert (times.tokens, times.last_s) == (5, 3.0)
+
+
+def test_first_token_at_time_zero_is_a_first_token() -> None:
+    times = TokenTimes()
+    times.on_line(event(total=1), 0.0)
+    times.on_line(event(total=2), 1.0)
+    assert (times.first_s, times.largest_gap_s) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("line", [b"", b": ping", b"event: token", b"id: 7", b"retry: 10", b"data:[DONE]"])
+def test_lines_without_tokens_are_fine(line: bytes) -> None:
+    times = TokenTimes()
+    times.on_line(line, 1.0)
+    assert times.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"data: {", "malformed answer"),
+        (b"data: []", "malformed answer"),
+        (b'data: {"choices": 3}', "malformed answer"),
+        (b"<html>", "malformed answer"),
+        (b'data: {"error": {"message": "engine died"}}', "error in the stream"),
+        (event(finish="abort"), "finished with abort"),
+    ],
+)
+def test_bad_lines_are_told_apart(line: bytes, kind: str) -> None:
+    with pytest.raises(BadAnswer, match=kind):
+        TokenTimes().on_line(line, 1.0)
+
+
+def test_lines_are_whole_however_the_bytes_come() -> None:
+    text = b"data: one\r\n\r\ndata: two\n\nrest"
+    for size in range(1, len(text) + 1):
+        splitter, lines = LineSplitter(), []
+        for start in range(0, len(text), size):
+            lines += splitter.feed(text[start : start + size])
+        assert lines == [b"data: one", b"", b"data: two", b""]
+
+
+def test_line_without_an_end_is_malformed() -> None:
+    splitter = LineSplitter()
+    with pytest.raises(BadAnswer):
+        list(splitter.feed(b"x" * (MAX_LINE_BYTES + 1)))
+
+
+PROMPTS = Prompts(seed=3, vocab=100)
+
+
+def request(tokens: int, hashes: tuple[int, ...] = ()) -> WorkloadRequest:
+    return WorkloadRequest("r", 0.0, tokens, 5, block_hashes=hashes)
+
+
+def test_prompts_are_exactly_as_long_as_wanted_and_the_same_each_time() -> None:
+    ids = PROMPTS.token_ids(request(1000), 7)
+    assert len(ids) == 1000
+    assert set(ids) <= set(range(100))
+    assert ids == Prompts(seed=3, vocab=100).token_ids(request(1000), 7)
+    assert ids != PROMPTS.token_ids(request(1000), 8)
+    assert ids != Prompts(seed=4, vocab=100).token_ids(request(1000), 7)
+
+
+def test_prompts_share_what_their_blocks_share() -> None:
+    first = PROMPTS.token_ids(request(1100, (4, 5, 6)), 0)
+    second = PROMPTS.token_ids(request(1200, (4, 5, 7)), 1)
+    assert (len(first), len(second)) == (1100, 1200)
+    assert first[:1024] == second[:1024]
+    assert first[1024:] != second[1024:1100]
+
+
+def test_prompt_longer_than_its_blocks_ends_with_content_of_its_own() -> None:
+    first, second = (PROMPTS.token_ids(request(600, (4,)), index) for index in (0, 1))
+    assert len(first) == len(second) == 600
+    assert first[:512] == second[:512]
+    assert first[512:] != second[512:]
+
+
+def test_body_forces_the_length_and_names_a_priority_only_if_it_is_not_normal() -> None:
+    target = Target("http://x", "tiny", PROMPTS)
+    body = json.loads(target.body(request(3), 0))
+    assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"], body["temperature"]) == (5, 5, True, 0)
+    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert "priority" not in body
+    high = WorkloadRequest("r", 0.0, 1, 1, priority=HIGH)
+    assert json.loads(target.body(high, 0))["priority"] == -1
