@@ -124,6 +124,8 @@ def _adjust(config: Any, args: argparse.Namespace) -> None:
     if "scheduling_policy" not in _given(args):
         # Orders the queue by priority, then arrival; first come first served while nobody sets a priority.
         scheduling.policy = "priority"
+    # vLLM's own flag for ASGI middleware: the app cannot be given one once it is built.
+    args.middleware = [*args.middleware, "llumnix.server.retry_after.RetryAfter"]
     multimodal = config.model_config.multimodal_config
     if multimodal is not None:
         # The sender's side of this cache assumes one receiver; ours are many.

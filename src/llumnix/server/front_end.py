@@ -12,7 +12,6 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.llm import LlumnixLLM
 from llumnix.server import admin
 from llumnix.server.priority import honour_service_tier
-from llumnix.server.retry_after import RetryAfter
 from llumnix.server.switchboard import Switchboard
 
 _METRICS_INTERVAL_S = 1.0
@@ -47,7 +46,6 @@ async def _serve_http(args: argparse.Namespace, llm: LlumnixLLM, board: Switchbo
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     admin.add_routes(app, board, args)
-    app.add_middleware(RetryAfter)
     await init_app_state(llm, app.state, args, tasks)
     honour_service_tier(app.state)
     uvicorn: dict[str, Any] = {}
