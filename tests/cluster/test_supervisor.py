@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pytest
 
 from llumnix.cluster.supervision import (
-    Broadcast,
+    Audience,
     Command,
     Event,
     Exited,
@@ -26,13 +26,14 @@ from llumnix.cluster.supervision import (
     StopListening,
     StopRequested,
     StopScheduler,
+    Tell,
     Terminate,
     Tick,
 )
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.config import ClusterConfig
 from llumnix.types import InstanceId
-from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceStarting
+from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
 
 Kind = TypeVar("Kind")
 
@@ -41,8 +42,8 @@ def only(kind: type[Kind], commands: list[Command]) -> list[Kind]:
     return [command for command in commands if isinstance(command, kind)]
 
 
-def broadcast(kind: type[Kind], commands: list[Command]) -> list[Kind]:
-    return [command.message for command in only(Broadcast, commands) if isinstance(command.message, kind)]
+def told(kind: type[Kind], commands: list[Command], to: Audience = Audience.EVERYBODY) -> list[Kind]:
+    return [tell.message for tell in only(Tell, commands) if tell.to is to and isinstance(tell.message, kind)]
 
 
 class Server:
@@ -90,7 +91,7 @@ def test_first_tick_starts_everything() -> None:
     ]
     assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(0), SpawnFrontEnd(1)]
     assert only(SpawnScheduler, commands) == [SpawnScheduler()]
-    assert [message.instance for message in broadcast(InstanceStarting, commands)] == ["i0", "i1"]
+    assert [message.instance for message in told(InstanceStarting, commands)] == ["i0", "i1"]
 
 
 def test_only_so_many_instances_start_at_once() -> None:
@@ -112,7 +113,7 @@ def test_dead_instance_is_replaced_at_once_under_a_new_id_in_its_slot() -> None:
     server = Server()
     server.serve()
     commands = server.exit("i0", at=10.0, why="killed by SIGKILL")
-    (gone,) = broadcast(InstanceGone, commands)
+    (gone,) = told(InstanceGone, commands)
     assert (gone.instance, gone.index, gone.expected, gone.why) == ("i0", 0, False, "killed by SIGKILL")
     assert only(SpawnInstance, commands) == [SpawnInstance(InstanceId("i2"), 2, 0)]
     assert only(Say, commands) == [Say("i0 died: killed by SIGKILL; another takes its place", warning=True)]
@@ -182,7 +183,7 @@ def test_drained_instance_stops_for_good() -> None:
     server.serve()
     assert server.handle(StopRequested(InstanceId("i0"), "it is empty", kill=False), 5.0) == [Signal("i0")]
     commands = server.exit("i0", at=5.5, why="exit code 0")
-    (gone,) = broadcast(InstanceGone, commands)
+    (gone,) = told(InstanceGone, commands)
     assert gone.expected
     assert server.handle(Tick(), 100.0) == []
     assert server.supervisor.instances == ("i1",)
@@ -202,7 +203,7 @@ def test_fenced_instance_is_killed_and_replaced() -> None:
     commands = server.handle(StopRequested(InstanceId("i0"), "no heartbeat", kill=True), 5.0)
     assert only(Signal, commands) == [Signal("i0", kill=True)]
     commands = server.exit("i0", at=5.1, why="killed by SIGKILL")
-    (gone,) = broadcast(InstanceGone, commands)
+    (gone,) = told(InstanceGone, commands)
     assert (gone.expected, gone.why) == (False, "no heartbeat")
     assert only(SpawnInstance, commands) == [SpawnInstance(InstanceId("i2"), 2, 0)]
 
@@ -216,20 +217,21 @@ def test_more_instances_take_the_smallest_free_slots() -> None:
     assert [(spawn.id, spawn.slot) for spawn in only(SpawnInstance, commands)] == [("i3", 1), ("i4", 3)]
 
 
-def test_scheduler_that_died_is_restarted_and_told_who_is_starting() -> None:
+def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:
     server = Server()
     server.serve()
     server.handle(StartRequested(1, "asked for"), 2.0)
     commands = server.handle(SchedulerExited("killed by SIGKILL"), 3.0)
     assert only(SpawnScheduler, commands)
-    assert [message.instance for message in broadcast(InstanceStarting, commands)] == ["i2"]
+    assert [message.instance for message in told(InstanceStarting, commands)] == ["i2"]
+    assert [message.instance for message in told(InstanceServing, commands, Audience.SCHEDULER)] == ["i0", "i1"]
 
 
 def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:
     server = Server(front_ends=2)
     server.serve()
     commands = server.exit("front-1", at=5.0)
-    assert [message.front_end for message in broadcast(FrontEndLost, commands)] == [1]
+    assert [message.front_end for message in told(FrontEndLost, commands, Audience.INSTANCES)] == [1]
     assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(1)]
 
 

@@ -35,7 +35,7 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.scheduler_process import SchedulerSpec
-from llumnix.cluster.supervision import Finish
+from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, has_flag
@@ -207,8 +207,8 @@ class Launcher:
                 self._nursery.send(SignalChild(child=command.child, signal=number))
             case supervision.StopListening():
                 self._nursery.send(StopListening())
-            case supervision.Broadcast():
-                self._broadcast(command.message)
+            case supervision.Tell():
+                self._tell(command.message, command.to)
             case supervision.Say():
                 say(command.text, command.warning)
             case Finish():
@@ -216,9 +216,15 @@ class Launcher:
             case _:
                 assert_never(command)
 
-    def _broadcast(self, message: Wire) -> None:
-        instances = [self._book.instance(instance) for instance in self._supervisor.instances]
-        for address in (self._book.scheduler, *self._book.all_front_ends, *instances):
+    def _tell(self, message: Wire, audience: Audience) -> None:
+        addresses: list[str] = []
+        if audience is not Audience.INSTANCES:
+            addresses.append(self._book.scheduler)
+        if audience is not Audience.SCHEDULER:
+            addresses += [self._book.instance(instance) for instance in self._supervisor.instances]
+        if audience is Audience.EVERYBODY:
+            addresses += self._book.all_front_ends
+        for address in addresses:
             self._mailbox.post(address, message)
         if isinstance(message, InstanceGone):
             self._mailbox.forget(self._book.instance(message.instance))

@@ -31,6 +31,7 @@ from llumnix.wire.messages import (
     DrainInstance,
     InstanceGone,
     InstanceInfo,
+    InstanceServing,
     InstanceStarting,
     MoveAnswer,
     MoveOut,
@@ -117,6 +118,8 @@ class SchedulerProcess:
             case InstanceStarting():
                 if message.instance not in self._instances:
                     self._starting.add(message.instance)
+            case InstanceServing():
+                self._handle(control.InstanceStarted(at=at, instance=message.instance))
             case InstanceGone():
                 self._forget(message.instance)
                 self._handle(control.InstanceLost(at=at, instance=message.instance, why=message.why))

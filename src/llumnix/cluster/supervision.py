@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from llumnix.types import InstanceId
 from llumnix.wire.messages import Wire
@@ -124,11 +125,16 @@ class StopListening:
     """The nursery closes its copy of the HTTP socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Broadcast:
-    """To the scheduler, every front end and every instance."""
+class Audience(Enum):
+    EVERYBODY = "the scheduler, every front end and every instance"
+    INSTANCES = "every instance"
+    SCHEDULER = "the scheduler"
 
+
+@dataclass(frozen=True, slots=True)
+class Tell:
     message: Wire
+    to: Audience = Audience.EVERYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,4 @@ class Finish:
     sentence: str
 
 
-Command = (
-    SpawnInstance | SpawnFrontEnd | SpawnScheduler | Signal | StopScheduler | StopListening | Broadcast | Say | Finish
-)
+Command = SpawnInstance | SpawnFrontEnd | SpawnScheduler | Signal | StopScheduler | StopListening | Tell | Say | Finish

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Roster
 from llumnix.cluster.supervision import (
-    Broadcast,
+    Audience,
     Command,
     Event,
     Exited,
@@ -31,12 +31,13 @@ from llumnix.cluster.supervision import (
     StopListening,
     StopRequested,
     StopScheduler,
+    Tell,
     Terminate,
     Tick,
 )
 from llumnix.config import ClusterConfig
 from llumnix.types import InstanceId
-from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceStarting
+from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
@@ -116,6 +117,8 @@ class Supervisor:
         if self._scheduler_started_s is None and self._scheduler_attempts.not_before_s <= at:
             self._scheduler_started_s = at
             commands += [SpawnScheduler(), *self._introduce_the_starting()]
+            serving = [instance.id for instance in self._roster.instances if not instance.starting]
+            commands += [Tell(InstanceServing(instance=instance), Audience.SCHEDULER) for instance in serving]
         for index, place in self._roster.front_end_places.items():
             if place.due(at):
                 self._roster.place_front_end(index, at)
@@ -135,9 +138,7 @@ class Supervisor:
 
     def _introduce(self, instance: Instance) -> Command:
         assert instance.pid is not None
-        return Broadcast(
-            InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=self._node)
-        )
+        return Tell(InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=self._node))
 
     def _introduce_the_starting(self) -> list[Command]:
         """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""
@@ -152,7 +153,8 @@ class Supervisor:
         instance.served_since_s = at
         instance.kill_at_s = None
         self._instance_ever_served = True
-        return [Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")]
+        ready = Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")
+        return [ready, Tell(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
 
     def _on_front_end_serves(self, event: FrontEndServes) -> list[Command]:
         self._ever_served = True
@@ -191,7 +193,7 @@ class Supervisor:
         slot.process = None
         expected = self._stopping or (bool(instance.end) and not instance.replace)
         why = instance.end or event.why
-        gone = Broadcast(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected))
+        gone = Tell(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected))
         if self._stopping:
             return [gone]
         if expected:
@@ -220,7 +222,7 @@ class Supervisor:
         if not self._ever_served and place.attempts.failures >= _FIRST_FRONT_END_ATTEMPTS:
             return self._finish(2, f"The front end does not start: {event.why}")
         return [
-            Broadcast(FrontEndLost(front_end=front_end.index)),
+            Tell(FrontEndLost(front_end=front_end.index), Audience.INSTANCES),
             Say(f"{front_end.name} died: {event.why}; another takes its place", warning=True),
         ]
 

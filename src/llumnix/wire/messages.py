@@ -171,6 +171,12 @@ class InstanceStarting(Wire, frozen=True, kw_only=True, tag=True):
     node: str
 
 
+class InstanceServing(Wire, frozen=True, kw_only=True, tag=True):
+    """To the scheduler: it serves, so its heartbeats are due, even if the scheduler has not heard one yet."""
+
+    instance: InstanceId
+
+
 class InstanceGone(Wire, frozen=True, kw_only=True, tag=True):
     """The instance will never speak again: it exited, or is fenced. Sent to everybody."""
 
@@ -290,6 +296,7 @@ Any = (
     | BlocksReleased
     | MoveAnswer
     | InstanceStarting
+    | InstanceServing
     | InstanceGone
     | StartInstances
     | StopInstance

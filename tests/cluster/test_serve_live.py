@@ -1,0 +1,272 @@
+"""`llumnix serve` with real processes and an engine that is none (fake_boot.py): starting, dying, ending."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+pytestmark = pytest.mark.live
+
+WAIT_S = 15.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Serve:
+    """A running `llumnix serve` with its console in `lines`."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.port = free_port()
+        self.folder = folder
+        model = folder / "model"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        environment = os.environ | {
+            "PYTHONPATH": str(Path(__file__).parent),
+            "TMPDIR": str(folder),
+            "PYTHONUNBUFFERED": "1",
+        }
+        environment.pop("XDG_RUNTIME_DIR", None)
+        command = [sys.executable, "-m", "llumnix", "serve", str(model), "--engine-module", "fake_boot"]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), *flags],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+
+    def wait_for_line(self, pattern: str) -> str:
+        return wait_for(lambda: next((line for line in self.lines if re.search(pattern, line)), None), pattern)
+
+    def wait_until_serving(self) -> None:
+        self.wait_for_line("^serving")
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", **options)
+
+    def instances(self) -> dict[str, int]:
+        """Pids by id, as the front end heard of them."""
+        pids: dict[str, int] = ast.literal_eval(self.get("/instances").text)
+        return pids
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def descendant(self, command: str) -> psutil.Process:
+        return next(child for child in self.descendants() if command in " ".join(child.cmdline()))
+
+    def end(self) -> int:
+        code = self.process.wait(WAIT_S)
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline_s = time.monotonic() + WAIT_S
+    while not (result := condition()):
+        assert time.monotonic() < deadline_s, f"waited in vain for: {what}"
+        time.sleep(0.02)
+    return result
+
+
+@pytest.fixture
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Serve]]:
+    started: list[Serve] = []
+
+    def start(*flags: str) -> Serve:
+        started.append(Serve(tmp_path_factory.mktemp("s"), *flags))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.end()
+
+
+def assert_nothing_is_left(server: Serve, children: list[psutil.Process]) -> None:
+    assert [path.name for path in server.folder.iterdir()] == ["model"]
+    assert [child for child in children if child.is_running()] == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", server.port)) != 0
+
+
+def test_starts_says_so_and_leaves_nothing_on_sigterm(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "3", "--api-server-count", "2")
+    server.wait_until_serving()
+    wait_for(lambda: set(server.instances()) == {"i0", "i1", "i2"}, "three instances")
+    ready = [line for line in server.lines if re.fullmatch(r"i\d ready in \d+\.\d s", line)]
+    assert len(ready) == 3
+    assert f"at http://127.0.0.1:{server.port}" in server.lines[-1]
+    children = server.descendants()
+    assert len(children) == 7  # nursery, scheduler, two front ends, three instances
+    server.process.terminate()
+    assert server.end() == 0
+    assert_nothing_is_left(server, children)
+
+
+def test_killed_instance_is_replaced_under_a_new_id(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2")
+    server.wait_until_serving()
+    wait_for(lambda: len(server.instances()) == 2, "two instances")
+    os.kill(server.instances()["i0"], signal.SIGKILL)
+    server.wait_for_line("i0 died: killed by SIGKILL; another takes its place")
+    wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
+
+
+def test_killed_scheduler_and_front_end_come_back(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "1")
+    server.wait_until_serving()
+    before = server.descendant("scheduler_process").pid
+    os.kill(before, signal.SIGKILL)
+    server.wait_for_line("the scheduler died: killed by SIGKILL; it is restarted")
+    wait_for(lambda: server.descendant("scheduler_process").pid != before, "another scheduler")
+    os.kill(int(server.get("/pid").text), signal.SIGKILL)
+    server.wait_for_line("front-0 died: killed by SIGKILL")
+    wait_for(lambda: server.get("/health", timeout=WAIT_S).status_code == 200, "another front end")
+
+
+def test_silent_instance_is_declared_lost_killed_and_replaced(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2", "--heartbeat-interval-s", "0.1", "--instance-timeout-s", "1")
+    server.wait_until_serving()
+    wait_for(lambda: len(server.instances()) == 2, "two instances")
+    os.kill(server.instances()["i1"], signal.SIGSTOP)
+    server.wait_for_line("i1 is killed: no heartbeat")
+    wait_for(lambda: set(server.instances()) == {"i0", "i2"}, "i2 in place of i1")
+
+
+def test_instance_that_fails_at_first_is_tried_again(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2", "--fail-first", "1")
+    server.wait_for_line("i0 did not start: ValueError: no room for the KV cache; another takes its place in 0.5 s")
+    wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
+
+
+def test_gives_up_with_the_reason_when_no_instance_starts(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2", "--fail-start")
+    assert server.end() == 2
+    assert server.lines[-1].startswith("llumnix: No instance starts: ValueError: no room for the KV cache")
+    assert_nothing_is_left(server, [])
+
+
+def test_everything_ends_with_the_nursery(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2")
+    server.wait_until_serving()
+    children = server.descendants()
+    server.descendant("cluster.nursery").kill()
+    assert server.end() == 1
+    assert "The parent of all engine processes ended (killed by SIGKILL)" in server.lines[-1]
+    assert_nothing_is_left(server, children)
+
+
+def test_killed_launcher_leaves_no_process(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2")
+    server.wait_until_serving()
+    children = server.descendants()
+    server.process.kill()
+    server.end()
+    wait_for(lambda: not any(is_alive(child) for child in children), "the end of all children")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """A zombie is not: whoever adopted it may be slow to take its exit status."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_running_request_may_finish_while_new_ones_are_refused(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "1", "--slow-s", "2")
+    server.wait_until_serving()
+    answers: list[int] = []
+    client = threading.Thread(target=lambda: answers.append(server.get("/slow", timeout=WAIT_S).status_code))
+    client.start()
+    time.sleep(0.3)  # the request is on its way; nothing tells when it has arrived
+    server.process.terminate()
+    server.wait_for_line("stopping")
+    wait_for(lambda: refuses(server), "refused connections")
+    assert server.process.poll() is None
+    client.join()
+    assert answers == [200]
+    assert server.end() == 0
+
+
+def refuses(server: Serve) -> bool:
+    try:
+        server.get("/pid", timeout=0.2)
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:
+        return False
+    return False
+
+
+def test_second_signal_ends_at_once(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "1", "--slow-s", "60")
+    server.wait_until_serving()
+    children = server.descendants()
+
+    def ask() -> None:
+        with pytest.raises(httpx.TransportError):
+            server.get("/slow", timeout=60)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    time.sleep(0.3)  # the request is on its way; nothing tells when it has arrived
+    server.process.send_signal(signal.SIGINT)
+    server.wait_for_line("stopping")
+    server.process.send_signal(signal.SIGINT)
+    assert server.end() == 0
+    client.join()
+    assert_nothing_is_left(server, children)
+
+
+def test_wrong_flag_of_the_engine_ends_with_exit_code_2(serve: Callable[..., Serve]) -> None:
+    server = serve("--no-such-flag")
+    assert server.end() == 2
+    assert "--no-such-flag" in server.lines[-1]
+    assert_nothing_is_left(server, [])
+
+
+def test_taken_port_ends_with_exit_code_2(serve: Callable[..., Serve]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = serve("--port", str(taken.getsockname()[1]))
+        assert server.end() == 2
+    assert "address already in use" in server.lines[-1]
+    assert_nothing_is_left(server, [])
+
+
+def test_logs_stay_where_they_were_asked_for(serve: Callable[..., Serve], tmp_path: Path) -> None:
+    server = serve("--instances", "1", "--fail-start", "--log-dir", str(tmp_path / "logs"))
+    assert server.end() == 2
+    assert "ValueError: no room" in (tmp_path / "logs" / "i0.log").read_text()

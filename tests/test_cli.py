@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llumnix.cli import COMMANDS, main
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text("{}")
+    return str(tmp_path)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {command} " in out for command in COMMANDS)
+
+
+def test_help_imports_no_engine_and_no_numbers() -> None:
+    probe = "import sys; from llumnix.cli import main; main(['--help']); print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    for module in ("vllm", "torch", "numpy", "zmq", "httpx", "rich"):
+        assert f"'{module}'" not in run.stdout
+
+
+def test_launcher_imports_no_engine() -> None:
+    probe = "import sys; import llumnix.cluster.launcher, llumnix.tiny_model, llumnix.flags; print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    for module in ("vllm", "torch", "transformers"):
+        assert f"'{module}'" not in run.stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "status", "migrate", "drain", "restart", "doctor"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"llumnix {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["dance"], "There is no command 'dance'; `llumnix --help` lists them."),
+        (["serve", "--instances", "0"], "--instances must be between 1 and 4096, not 0."),
+        (["serve", "--instances", "4096"], "instances need at least"),
+        (["serve", "/no/such/model"], "There is no model at /no/such/model."),
+        (["serve", "--port", "http"], "--port must be a number below 65536, not http."),
+        (["migrate", "r1"], "The following arguments are required: TARGET (see llumnix migrate --help)."),
+        (["restart"], "Say `llumnix restart --rolling`"),
+        (["status", "--url", "nowhere"], "it must begin with http:// or https://."),
+        (["doctor", "--instances", "0"], "--instances must be at least 1, not 0."),
+    ],
+)
+def test_bad_use_is_one_sentence_and_exit_code_2(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("llumnix: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path)]) == 2
+    assert "it has no config.json" in capsys.readouterr().err
+
+
+def test_missing_engine_is_told_with_what_to_do(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llumnix.cluster.preflight.vllm_version", lambda: None)
+    assert main(["serve", model]) == 2
+    assert "run `make env`" in capsys.readouterr().err
+
+
+def test_other_version_of_the_engine_is_refused(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llumnix.cluster.preflight.vllm_version", lambda: "0.31.1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert main(["serve", model]) == 2
+    assert "vLLM 0.31.1 is installed, but 0.32 is needed" in capsys.readouterr().err
+
+
+def test_server_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "http://127.0.0.1:9"]) == 1
+    assert "No server answers at http://127.0.0.1:9" in capsys.readouterr().err

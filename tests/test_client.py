@@ -1,0 +1,155 @@
+"""The admin client and its commands against a server that answers from a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from llumnix.cli import main
+from llumnix.client import AdminClient, ServerRefused, restart_rolling
+from llumnix.errors import UsageError
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture
+def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
+    """Makes every client talk to a function."""
+
+    def install(answer: Answer) -> None:
+        real = httpx.Client
+        monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+
+    return install
+
+
+def row(instance: str, state: str = "running", **facts: Any) -> dict[str, Any]:
+    return {"id": instance, "state": state, **facts}
+
+
+def test_status_is_a_table(
+    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    facts = {"pid": 17, "total_blocks": 100, "free_blocks": 60, "running": 2, "waiting": 1, "freeness": 20.04}
+    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [row("i0", **facts), row("i1", "starting")]}
+    answer_with(lambda request: httpx.Response(200, json=status))
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].split()[:8] == ["i0", "running", "17", "2", "1", "60", "/", "100"]
+    assert "20.0" in out[1]
+    assert out[2].split()[:3] == ["i1", "starting", "–"]
+    assert out[3] == "scheduler: running (pid 5)"
+
+
+def test_status_as_json_is_the_answer(
+    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": []}
+    answer_with(lambda request: httpx.Response(200, json=status))
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == status
+
+
+def test_key_is_sent(answer_with: Callable[[Answer], None]) -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["Authorization"])
+        return httpx.Response(200, json={"instances": []})
+
+    answer_with(answer)
+    assert main(["status", "--json", "--api-key", "sesame"]) == 0
+    assert seen == ["Bearer sesame"]
+
+
+def test_migrate_tells_how_it_went(answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content) == {"request_id": "cmpl-1", "target": "i1"}
+        moved = {"ok": True, "source": "i0", "target": "i1", "stages": 2, "bytes": 4096, "handover_ms": 3.21}
+        return httpx.Response(200, json=moved)
+
+    answer_with(answer)
+    assert main(["migrate", "cmpl-1", "i1"]) == 0
+    assert capsys.readouterr().out == "moved cmpl-1 from i0 to i1: 2 stages, 4096 bytes, hand-over 3.2 ms\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "sentence"),
+    [
+        (404, {"error": {"message": "There is no request cmpl-1."}}, 2, "There is no request cmpl-1."),
+        (409, {"ok": False, "reason": "i1 is draining"}, 1, "i1 is draining"),
+        (401, {"error": "Unauthorized"}, 2, "The server wants its API key; give it with --api-key."),
+        (500, "oops", 1, "HTTP status 500"),
+        (404, {"detail": "Not Found"}, 1, "is not Llumnix"),
+    ],
+)
+def test_refusals_are_told_in_the_servers_words(
+    answer_with: Callable[[Answer], None],
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    body: Any,
+    code: int,
+    sentence: str,
+) -> None:
+    answer_with(lambda request: httpx.Response(status, json=body))
+    assert main(["migrate", "cmpl-1", "i1"]) == code
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "query"), [([], ""), (["--keep"], "keep=true")])
+def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: list[str], query: str) -> None:
+    asked: list[httpx.URL] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url)
+        return httpx.Response(202, json={"ok": True})
+
+    answer_with(answer)
+    assert main(["drain", "i1", *flags]) == 0
+    assert [(url.path, url.query.decode()) for url in asked] == [("/llumnix/v1/instances/i1/drain", query)]
+
+
+class Cluster:
+    """Starts and drains at once."""
+
+    def __init__(self) -> None:
+        self.states = {"i0": "running", "i1": "running"}
+        self.story: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"instances": [row(name, state) for name, state in self.states.items()]})
+        if request.url.path.endswith("/drain"):
+            instance = request.url.path.split("/")[-2]
+            self.states[instance] = "stopped"
+            self.story.append(f"-{instance}")
+        else:
+            instance = f"i{len(self.states)}"
+            self.states[instance] = "running"
+            self.story.append(f"+{instance}")
+        return httpx.Response(202, json={"ok": True})
+
+
+def test_rolling_restart_never_has_fewer_instances(answer_with: Callable[[Answer], None]) -> None:
+    cluster = Cluster()
+    answer_with(cluster)
+    lines: list[str] = []
+    restart_rolling(AdminClient("http://server"), lines.append, timeout_s=5)
+    assert cluster.story == ["+i2", "-i0", "+i3", "-i1"]
+    assert lines == ["i2 runs; emptying i0", "i0 stopped", "i3 runs; emptying i1", "i1 stopped"]
+
+
+def test_rolling_restart_stops_when_no_instance_comes(answer_with: Callable[[Answer], None]) -> None:
+    answer_with(lambda request: httpx.Response(200, json={"instances": [row("i0")]}))
+    with pytest.raises(ServerRefused, match="A new instance did not start within 0 s"):
+        restart_rolling(AdminClient("http://server"), lambda line: None, timeout_s=0)
+
+
+def test_address_without_a_scheme_is_bad_use() -> None:
+    with pytest.raises(UsageError, match="must begin with http"):
+        AdminClient("localhost:8000").status()
