@@ -67,6 +67,9 @@ class Nursery:
         self._common = prepare
         self._pids: dict[int, str] = {}
         self._book = AddressBook(Path(prepare.run_dir), prepare.front_ends)
+        if prepare.front_ends > 1:
+            # Read by prometheus_client when it is imported: several processes then count into one set of files.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = prepare.run_dir
         self._engine = cast("Boot", importlib.import_module(prepare.engine))
         self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
         self._socket: socket.socket | None = self._engine.listen(self._setup)

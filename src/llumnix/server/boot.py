@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import mmap
 import os
 import socket
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any, NoReturn
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.errors import UsageError
 
+_MAX_FRONT_ENDS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -19,6 +22,8 @@ class Setup:
     """All flags of `vllm serve`."""
     config: Any
     """The VllmConfig that every instance and front end inherits by fork."""
+    connections: memoryview
+    """Open connections per front end, in memory that forks share: vLLM's server lets the least loaded one accept."""
 
     @property
     def host(self) -> str:
@@ -53,7 +58,7 @@ def prepare(argv: list[str], model: str) -> Setup:
         raise UsageError(_first_sentence(error)) from error
     _adjust(config, args)
     _import_ahead(config)
-    return Setup(args, config)
+    return Setup(args, config, memoryview(mmap.mmap(-1, 8 * _MAX_FRONT_ENDS)).cast("q"))
 
 
 def listen(setup: Setup) -> socket.socket:
@@ -84,7 +89,11 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
 
     from llumnix.server.front_end import serve_front_end
 
-    uvloop.run(serve_front_end(setup.args, setup.config, spec, sock))
+    count = spec.book.front_ends
+    connections = setup.connections[:count] if count > 1 else None
+    if connections is not None:
+        connections[spec.index] = 0  # what a front end that died here before has left
+    uvloop.run(serve_front_end(setup.args, setup.config, spec, sock, connections))
 
 
 def _require_vllm() -> None:

@@ -8,6 +8,9 @@ import contextlib
 import socket
 from typing import Any
 
+import uvicorn
+from fastapi import FastAPI
+
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.llm import LlumnixLLM
 from llumnix.server import admin
@@ -17,8 +20,13 @@ from llumnix.server.switchboard import Switchboard
 _METRICS_INTERVAL_S = 1.0
 
 
-async def serve_front_end(args: argparse.Namespace, config: Any, spec: FrontEndSpec, sock: socket.socket) -> None:
-    """Serves from the moment when a first instance is ready until SIGTERM."""
+async def serve_front_end(
+    args: argparse.Namespace, config: Any, spec: FrontEndSpec, sock: socket.socket, connections: memoryview | None
+) -> None:
+    """Serves from the moment when a first instance is ready until SIGTERM.
+
+    `connections`: open ones per front end, shared by all of them; None if there is one front end only.
+    """
     board = Switchboard(spec)
     llm = LlumnixLLM(config, spec, board.post, log_requests=args.enable_log_requests)
     board.connect(llm.engine_core)
@@ -27,16 +35,25 @@ async def serve_front_end(args: argparse.Namespace, config: Any, spec: FrontEndS
         await llm.engine_core.joined.wait()
         await llm.reset_mm_cache()
         async with asyncio.TaskGroup() as group:
-            gauges = group.create_task(_keep_gauges(board))
-            await _serve_http(args, llm, board, sock)
-            gauges.cancel()
+            beside = [group.create_task(_keep_gauges(board))]
+            if spec.admin_socket is not None:
+                beside.append(group.create_task(_serve_admin(args, board, spec.admin_socket)))
+            await _serve_http(args, llm, board, sock, None if connections is None else (connections, spec.index))
+            for task in beside:
+                task.cancel()
     finally:
         llm.shutdown()
         board.close()
         sock.close()
 
 
-async def _serve_http(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboard, sock: socket.socket) -> None:
+async def _serve_http(
+    args: argparse.Namespace,
+    llm: LlumnixLLM,
+    board: Switchboard,
+    sock: socket.socket,
+    peer_loads: tuple[memoryview, int] | None,
+) -> None:
     """As vLLM's `build_and_serve` (entrypoints/launchers/api_server/entry.py), with our routes added."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -45,16 +62,18 @@ async def _serve_http(args: argparse.Namespace, llm: LlumnixLLM, board: Switchbo
 
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
-    admin.add_routes(app, board, args)
+    if board.spec.admin_socket is None:
+        admin.add_routes(app, board, args)
     await init_app_state(llm, app.state, args, tasks)
     honour_service_tier(app.state)
-    uvicorn: dict[str, Any] = {}
+    logging: dict[str, Any] = {}
     if (log_config := get_uvicorn_log_config(args)) is not None:
-        uvicorn["log_config"] = log_config
+        logging["log_config"] = log_config
     shutdown = await serve_http(
         app,
         sock=sock,
         enable_ssl_refresh=args.enable_ssl_refresh,
+        peer_loads=peer_loads,
         host=args.host,
         port=args.port,
         log_level=args.uvicorn_log_level,
@@ -67,10 +86,24 @@ async def _serve_http(args: argparse.Namespace, llm: LlumnixLLM, board: Switchbo
         ssl_ciphers=args.ssl_ciphers,
         h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
         h11_max_header_count=args.h11_max_header_count,
-        **uvicorn,
+        **logging,
     )
     with contextlib.suppress(asyncio.CancelledError):
         await shutdown
+
+
+async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socket.socket) -> None:
+    """The admin routes alone, on a port of their own; ends with the front end."""
+    from vllm.entrypoints.launchers.launcher import NoSignalServer
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    admin.add_routes(app, board, args)
+    server = NoSignalServer(uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False))
+    try:
+        await server.serve(sockets=[sock])
+    except asyncio.CancelledError:
+        await server.shutdown(sockets=[sock])
+        raise
 
 
 def _keep_alive_s() -> int:

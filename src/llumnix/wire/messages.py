@@ -24,6 +24,8 @@ class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     id: InstanceId
     index: int
+    slot: int
+    """Its place among the instances; the successor of a dead one gets the same. vLLM's metrics are labelled by it."""
     pid: int
     node: str
     control: str

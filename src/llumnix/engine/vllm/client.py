@@ -51,8 +51,6 @@ class Member:
 
     info: wire.InstanceInfo
     snapshot: InstanceSnapshot
-    slot: int
-    """Its `engine` label in vLLM's metrics; the slot of a dead instance is given to its successor."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -141,12 +139,10 @@ class LlumnixClient(AsyncMPClient):
             self._admit(report)
 
     def _admit(self, report: wire.Report) -> None:
-        taken = {member.slot for member in self.members.values()}
-        slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-        if slot >= len(self.engine_ranks_managed):
-            self.engine_ranks_managed = list(range(slot + 1))
-            self.observer.slots_grew(slot + 1)
-        member = Member(report.info, report.snapshot, slot)
+        if report.info.slot >= len(self.engine_ranks_managed):
+            self.engine_ranks_managed = list(range(report.info.slot + 1))
+            self.observer.slots_grew(report.info.slot + 1)
+        member = Member(report.info, report.snapshot)
         self._courting.discard(report.info.id)
         self.members[report.info.id] = self._by_index[report.info.index] = member
         self.core_engines.append(member.identity)
@@ -199,7 +195,7 @@ class LlumnixClient(AsyncMPClient):
         self, request: EngineCoreRequest, tokens: int, avoid: frozenset[InstanceId] = frozenset()
     ) -> InstanceId | None:
         if request.data_parallel_rank is not None:  # the client names an engine (X-data-parallel-rank)
-            avoid |= {m.info.id for m in self.members.values() if m.slot != request.data_parallel_rank}
+            avoid |= {m.info.id for m in self.members.values() if m.info.slot != request.data_parallel_rank}
         asked = DispatchRequest(
             id=RequestId(request.request_id), prompt_tokens=tokens, priority=Priority(request.priority)
         )
@@ -232,7 +228,7 @@ class LlumnixClient(AsyncMPClient):
             outputs.outputs = []
             outputs.scheduler_stats = None
             return
-        outputs.engine_index = member.slot
+        outputs.engine_index = member.info.slot
         instance = member.info.id
         now = monotonic()
         kept: list[EngineCoreOutput] = []

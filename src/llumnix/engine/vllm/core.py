@@ -95,6 +95,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self._info = wire.InstanceInfo(
             id=spec.id,
             index=spec.index,
+            slot=spec.slot,
             pid=pid,
             node=spec.node,
             control=control,

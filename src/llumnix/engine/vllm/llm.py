@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
+from time import monotonic, sleep
 from typing import Any
 from unittest import mock
 
 from vllm.exceptions import GracefulHTTPError
+from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -18,6 +20,8 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.wire.messages import Wire
 
+_DRAIN_POLL_S = 0.05
+
 
 class LlumnixLLM(AsyncLLM):
     """To be made on the running event loop. It can be used once `engine_core.joined` is set."""
@@ -27,6 +31,9 @@ class LlumnixLLM(AsyncLLM):
     def __init__(
         self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Wire], None], *, log_requests: bool
     ) -> None:
+        self._spec = spec
+        self._closing = False
+
         def make_client(**given: Any) -> LlumnixClient:
             return LlumnixClient(given["vllm_config"], spec, post)
 
@@ -41,11 +48,12 @@ class LlumnixLLM(AsyncLLM):
                 client_count=spec.book.front_ends,
                 client_index=spec.index,
             )
-        self._spec = spec
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
         super().check_admission(n, request_id)
+        if self._closing:
+            raise GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)
         if not self.engine_core.serving:
             raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
         limit = self._spec.cluster.max_queued_requests
@@ -59,6 +67,20 @@ class LlumnixLLM(AsyncLLM):
         await super().check_health()
         if not self.engine_core.serving:
             raise EngineDeadError
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Takes no new requests, lets the running ones finish (up to `shutdown_timeout_s`), then closes.
+
+        vLLM calls it on SIGTERM, in a thread beside the event loop, with a timeout that is meant for engines.
+        """
+        if not self._closing:
+            self._closing = True
+            deadline = monotonic() + self._spec.cluster.shutdown_timeout_s
+            while timeout is not None and self.get_num_unfinished_requests() and monotonic() < deadline:
+                sleep(_DRAIN_POLL_S)
+            if self.output_handler is not None:
+                cancel_task_threadsafe(self.output_handler)  # before its queue ends, which it would call a failure
+        super().shutdown(timeout)
 
     def grow_metrics(self, slots: int) -> None:
         """More instances than vLLM's metrics have labels for: makes them anew, as vLLM's own elastic scaling does.
