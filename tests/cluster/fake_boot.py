@@ -67,7 +67,13 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     mailbox = Mailbox(spec.book.instance(spec.id), on_message)
     mailbox.start()
     info = InstanceInfo(
-        id=spec.id, index=spec.index, pid=os.getpid(), node=spec.node, control=mailbox.address, data="none"
+        id=spec.id,
+        index=spec.index,
+        slot=spec.slot,
+        pid=os.getpid(),
+        node=spec.node,
+        control=mailbox.address,
+        data="none",
     )
     mailbox.post(spec.book.launcher, _report(info, 0, draining.is_set()))
     seq = 0
