@@ -19,7 +19,7 @@ _TINY_FLAGS = {
     "--served-model-name": "tiny",
     "--dtype": "float32",
     "--max-model-len": "8192",
-    "--block-size": "16",
+    "--block-size": "32",  # the smallest that vLLM has kernels for on a CPU
     "--kv-cache-memory-bytes": str(64 * 1024 * 1024),
     "--enforce-eager": None,
 }

@@ -1,0 +1,37 @@
+# Everything starts from here, on a bare machine with Python 3.11+, pip and venv. `make` lists the targets.
+#
+#   make serve ARGS="--instances 4 --port 9000"
+#   make env TORCH_INDEX=https://…            another source of PyTorch's CPU build
+#   make env PYTHON=python3.12                another Python
+
+PYTHON ?= python3
+BIN := .venv/bin
+export TORCH_INDEX
+
+.PHONY: help env serve test check hello clean
+.DEFAULT_GOAL := help
+
+help:           ## this list
+	@sed -n 's/^\([a-z]*\): .*## */  make \1\t/p; s/^\([a-z]*\):  *## */  make \1\t/p' $(MAKEFILE_LIST)
+
+env:            ## the environment .venv, made or repaired
+	@$(PYTHON) requirements/make_env.py
+
+serve: env      ## serve a tiny model, or what ARGS says
+	@$(BIN)/llumnix serve $(ARGS)
+
+test: env       ## all tests, in at most 20 minutes; pytest's own words in ARGS
+	@timeout -k 10 1200 $(BIN)/python -m pytest $(ARGS)
+
+check: env      ## format, lint, types, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+hello: env      ## 2,000 requests to a tiny model on two instances, and how it went
+	@$(BIN)/python benchmarks/hello.py --out out/hello $(ARGS)
+
+clean:          ## removes the environment and all that was made
+	rm -rf .venv out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
