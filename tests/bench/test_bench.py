@@ -143,6 +143,11 @@ async def test_migrations_of_the_run_are_recorded_and_counted(server: OpenAIServ
     assert (row(result, "r000003").migrations, row(result, "r000003").instances) == (0, ())
 
 
+async def test_server_that_moved_nothing_has_moved_every_request_zero_times(server: OpenAIServer) -> None:
+    server.routes["/llumnix/v1/migrations"] = {"migrations": []}
+    assert {r.migrations for r in (await go(server)).records.requests} == {0}
+
+
 async def test_instances_are_sampled_and_one_that_vanishes_counts_as_stopped(server: OpenAIServer) -> None:
     instance = {"state": "running", "total_blocks": 100, "free_blocks": 60, "running": 2, "freeness": 30.0}
     answers = [

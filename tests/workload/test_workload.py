@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llumnix.errors import UsageError
 from llumnix.types import HIGH, NORMAL
@@ -61,6 +64,18 @@ def test_another_seed_makes_other_requests() -> None:
 def test_keywords_override_the_text() -> None:
     by_text = load_workload("S-S?rate=36&requests=30&seed=5").requests
     assert load_workload("S-S?rate=1&seed=9", rate=36, requests=30, seed=5).requests == by_text
+
+
+words = st.sampled_from(
+    ["poisson", "gamma", "S-S", "ShareGPT", "rate", "prompt", "high", "cv", "zipf128", "exp9", "x.csv"]
+)
+marks = st.sampled_from([":", "?", "=", ",", "&", "-", ".", "1", "0", "-5", "1e9", "\0", "é", " "])
+
+
+@given(st.lists(words | marks, max_size=12).map("".join))
+def test_any_text_is_a_workload_or_is_refused(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        assert load_workload(text, requests=3).requests
 
 
 @pytest.mark.parametrize("name", sorted(PAPER_TRACES))
@@ -120,11 +135,19 @@ def test_scaled_prompts_lose_their_content_ids_and_cut_ones_keep_them() -> None:
         "nonsense",
         "nonsense:rate=1",
         "no-such-file.csv",
+        "nul\0.csv",
         "poisson:rate=0",
         "poisson:rate=-1",
         "poisson:rate=nan",
         "poisson:rate=inf",
         "poisson:rate=fast",
+        "poisson:rate=1e-300",
+        "poisson:requests=99999999999",
+        "poisson:prompt=99999999999",
+        "gamma:cv=1e-200",
+        "poisson:seed=" + "9" * 5000,
+        "azure-conv?scale=1e300",
+        "poisson:requests=٣",
         "poisson:rate",
         "poisson:rate=",
         "poisson:rate=1,rate=2",

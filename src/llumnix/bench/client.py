@@ -105,7 +105,7 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         "client_cores": round(run.cpu_s / run.wall_s, 3),
         "client_late_s": round(run.late_s, 6),
     }
-    records = Records(_with_moves(run.rows, run.server_ids, migrations), migrations, run.instances)
+    records = Records(_with_moves(run.rows, run.server_ids, migrations), migrations or [], run.instances)
     return BenchResult(records, facts, {kind: said for kind, said in run.details.items() if said}, run.interrupted)
 
 
@@ -236,15 +236,15 @@ def _record(request: WorkloadRequest, arrival_s: float, times: TokenTimes, ended
 
 
 def _with_moves(
-    rows: Sequence[RequestRecord], ids: Mapping[str, str], migrations: Sequence[MigrationRecord]
+    rows: Sequence[RequestRecord], ids: Mapping[str, str], migrations: Sequence[MigrationRecord] | None
 ) -> list[RequestRecord]:
-    """The rows with the completed moves of each request, where the server tells of migrations at all."""
+    """The rows with the completed moves of each request; as they are if the server does not tell of migrations."""
+    if migrations is None:
+        return list(rows)
     ways: dict[str, list[str]] = {}
     for move in migrations:
         if move.outcome == MOVED and move.request_id in ids:
             ways.setdefault(ids[move.request_id], [move.source]).append(move.target)
-    if not migrations:
-        return list(rows)
     return [
         msgspec.structs.replace(row, migrations=max(0, len(way) - 1), instances=tuple(way))
         for row in rows

@@ -48,6 +48,7 @@ class _Instances(msgspec.Struct):
 
 class _Migration(msgspec.Struct):
     at: float
+    """Unix time."""
     request_id: str
     source: str
     target: str
@@ -116,10 +117,12 @@ class Server:
             for row in rows.instances
         ]
 
-    async def migrations(self, since_unix_s: float) -> list[MigrationRecord]:
-        """Attempts that ended after `since_unix_s`, oldest first, times relative to it."""
+    async def migrations(self, since_unix_s: float) -> list[MigrationRecord] | None:
+        """Attempts that ended after `since_unix_s`, oldest first, times relative to it; None if it did not say."""
         answer = await self._ask(f"/llumnix/v1/migrations?limit={MOST_MIGRATIONS}", _Migrations)
-        recent = [row for row in answer.migrations if row.at >= since_unix_s] if answer else []
+        if answer is None:
+            return None
+        recent = [row for row in answer.migrations if row.at >= since_unix_s]
         return [
             MigrationRecord(at_s=fields.pop("at") - since_unix_s, **fields)
             for row in sorted(recent, key=lambda row: row.at)

@@ -161,7 +161,9 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Prints the summary as a table of latencies and a few lines of counts."""
     console = console or Console()
     title = " · ".join(f"{key} {value}" for key, value in summary.run.items() if value not in (None, ""))
-    table = Table(title=escape(title), box=SIMPLE_HEAD, title_justify="left")
+    if title:
+        console.print(escape(title), style="bold", highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD)
     for column in ("", "requests", "mean", "P50", "P99", "max"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, group in {"": summary.requests, **summary.by_priority}.items():

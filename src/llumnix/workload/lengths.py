@@ -116,7 +116,7 @@ def paper_zipf(mean: int) -> Lengths:
     return lengths
 
 
-_FORM = re.compile(r"(?P<name>[a-z]*)(?P<first>\d*)(?:-(?P<second>\d+))?")
+_FORM = re.compile(r"(?P<name>[a-z]*)(?P<first>[0-9]{0,8})(?:-(?P<second>[0-9]{1,8}))?")
 
 
 def parse_lengths(text: str, side: Side) -> Lengths:

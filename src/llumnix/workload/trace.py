@@ -30,6 +30,9 @@ from llumnix.types import NORMAL, Priority
 MOONCAKE_BLOCK_TOKENS = 512
 """Prompt tokens behind one entry of `block_hashes` in a Mooncake trace."""
 
+MOST_TOKENS = 2**31
+"""A longer prompt or output is a broken row."""
+
 
 class WorkloadRequest(msgspec.Struct, frozen=True):
     """One request of a workload. Times are seconds from the start of the run."""
@@ -161,10 +164,12 @@ def _request(path: Path, line: int, row: Row, index: int) -> tuple[int, Workload
     return at_ns, WorkloadRequest(
         id=str(row.get("id") or request_id(index)),
         arrival_s=at_ns / _NS_PER_S,
-        prompt_tokens=field(form.prompt, _positive, "a whole number of at least 1"),
-        output_tokens=field(form.output, _positive, "a whole number of at least 1"),
+        prompt_tokens=field(form.prompt, _positive, "a number of tokens"),
+        output_tokens=field(form.output, _positive, "a number of tokens"),
         priority=field("priority", lambda v: Priority(int(v)), "a whole number") if row.get("priority") else NORMAL,
-        block_hashes=field(form.hashes, _hashes, "a list of whole numbers") if row.get(form.hashes) else (),
+        block_hashes=field(form.hashes, _hashes, "a list of whole numbers of at least 0")
+        if row.get(form.hashes)
+        else (),
     )
 
 
@@ -175,10 +180,13 @@ def request_id(index: int) -> str:
 
 def _positive(value: Any) -> int:
     number = int(value)
-    if number < 1 or number != float(value):
+    if not 1 <= number <= MOST_TOKENS or number != float(value):
         raise ValueError
     return number
 
 
 def _hashes(value: Any) -> tuple[int, ...]:
-    return tuple(int(item) for item in (value.split() if isinstance(value, str) else value))
+    hashes = tuple(int(item) for item in (value.split() if isinstance(value, str) else value))
+    if any(item < 0 for item in hashes):
+        raise ValueError
+    return hashes

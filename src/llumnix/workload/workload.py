@@ -64,6 +64,9 @@ TRACES = {
 }
 """Public traces that come with the package (`data/README.md` has sources and licences)."""
 
+MOST_REQUESTS = 10_000_000
+"""Of a generated workload: what still fits the memory of a laptop."""
+
 _LENGTH_OPTIONS = {"scale", "cap", "total"}
 _TRACE_OPTIONS = _LENGTH_OPTIONS | {"rate", "requests", "high", "seed"}
 _GENERATOR_OPTIONS = _TRACE_OPTIONS | {"cv", "prompt", "output"}
@@ -114,26 +117,28 @@ class _Options:
         unknown = sorted(set(given) - allowed)
         if unknown:
             raise UsageError(f"{name} has no option {unknown[0]}; it has {', '.join(sorted(allowed))}.")
-        self.seed = self.whole("seed", 0, least=0)
+        self.seed = self.whole("seed", 0, least=0, most=10**12)
 
-    def number(self, key: str, default: float, *, above: float = 0.0, most: float = math.inf) -> float:
+    def number(self, key: str, default: float, *, least: float, most: float) -> float:
         text = self.given.get(key)
         try:
             value = default if text is None else float(text)
         except ValueError:
             value = math.nan
-        if not above < value <= most or math.isinf(value):
-            limits = f"above {above:g}" + ("" if math.isinf(most) else f" and at most {most:g}")
-            raise UsageError(f"{self.name}: {key} must be a number {limits}, not {text}.")
+        if not least <= value <= most:
+            raise UsageError(f"{self.name}: {key} must be a number from {least:g} to {most:g}, not {text}.")
         return value
 
-    def whole(self, key: str, default: int, *, least: int = 1) -> int:
+    def whole(self, key: str, default: int, *, least: int = 1, most: int = 2**31) -> int:
         text = self.given.get(key)
         if text is None:
             return default
-        if not re.fullmatch(r"\d+", text) or int(text) < least:
-            raise UsageError(f"{self.name}: {key} must be a whole number of at least {least}, not {text}.")
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise UsageError(f"{self.name}: {key} must be a whole number from {least} to {most}, not {text}.")
         return int(text)
+
+    def rate(self) -> float:
+        return self.number("rate", 1.0, least=1e-4, most=1e6)
 
     def generators(self) -> tuple[np.random.Generator, ...]:
         """Generators for arrivals, prompt lengths, output lengths, priorities. Append new purposes at the end."""
@@ -160,9 +165,9 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _generate(process: str, options: _Options) -> list[WorkloadRequest]:
-    count = options.whole("requests", 1000)
+    count = options.whole("requests", 1000, most=MOST_REQUESTS)
     arrivals, prompts, outputs, _ = options.generators()
-    times = PROCESSES[process](arrivals, count, options.number("rate", 1.0), options.number("cv", 1.0))
+    times = PROCESSES[process](arrivals, count, options.rate(), options.number("cv", 1.0, least=0.01, most=100))
     prompt_tokens = parse_lengths(options.given.get("prompt", "zipf128"), "prompt")(prompts.random(count))
     output_tokens = parse_lengths(options.given.get("output", "zipf128"), "output")(outputs.random(count))
     columns = zip(times.tolist(), prompt_tokens.tolist(), output_tokens.tolist(), strict=True)
@@ -173,7 +178,7 @@ def _from_trace(name: str, options: _Options) -> Sequence[WorkloadRequest]:
     if name in TRACES:
         with resources.as_file(resources.files(__package__) / "data" / TRACES[name]) as path:
             requests = load_trace(path)
-    elif ".csv" in Path(name).suffixes or ".jsonl" in Path(name).suffixes:
+    elif {".csv", ".jsonl"} & set(Path(name).suffixes) and "\0" not in name:
         requests = load_trace(Path(name))
     else:
         known = ", ".join((*PROCESSES, *PAPER_TRACES, *TRACES))
@@ -182,7 +187,7 @@ def _from_trace(name: str, options: _Options) -> Sequence[WorkloadRequest]:
     if "rate" not in options.given:
         return requests
     span_s = requests[-1].arrival_s
-    wanted_s = (len(requests) - 1) / options.number("rate", 1.0)
+    wanted_s = (len(requests) - 1) / options.rate()
     factor = wanted_s / span_s if span_s else 0.0
     # Whole nanoseconds, as everywhere in a workload.
     return [msgspec.structs.replace(r, arrival_s=round(r.arrival_s * factor, 9)) for r in requests]
@@ -192,7 +197,7 @@ def _with_high(requests: Sequence[WorkloadRequest], options: _Options) -> Sequen
     """Makes a random share `high` of the requests high and the others normal, if that option is given."""
     if "high" not in options.given:
         return requests
-    share = options.number("high", 0.0, above=-1e-300, most=1.0)
+    share = options.number("high", 0.0, least=0, most=1)
     drawn = options.generators()[3].random(len(requests)) < share
     return [
         msgspec.structs.replace(request, priority=HIGH if high else NORMAL)
@@ -204,7 +209,7 @@ def _fit(request: WorkloadRequest, options: _Options) -> WorkloadRequest:
     """Scales and cuts the lengths; content ids stay only where the prompt stays as it was."""
     if not _LENGTH_OPTIONS & options.given.keys():
         return request
-    scale = options.number("scale", 1.0)
+    scale = options.number("scale", 1.0, least=1e-6, most=1e6)
     cap, total = options.whole("cap", 2**31), options.whole("total", 2**31, least=2)
     prompt = min(max(1, math.ceil(request.prompt_tokens * scale)), cap, total - 1)
     output = min(max(1, math.ceil(request.output_tokens * scale)), cap, total - prompt)
