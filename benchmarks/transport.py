@@ -8,14 +8,18 @@ ever slows a run down.
 
 Second table: a Python thread (stand-in for the decode loop: pure Python, the worst case for the GIL) counts
 steps of about a millisecond while its process serves pulls without a pause. The control is the same while
-another process serves: what it loses there is processor and memory time, the rest is the GIL.
+another process serves: what it loses there is processor and memory time, the rest is the GIL. On a busy machine
+the more telling figure is the user time of the serving thread per GiB: the kernel's copy is system time, so for
+plain pools this is the Python that holds the GIL (for staged pools also torch's copies, which do not).
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from llumnix.transport.memory import MemoryPool
-from llumnix.transport.port import Pool
+from llumnix.transport.port import Batches, BlockIds, Pool
 from llumnix.transport.sockets import SocketOptions, SocketTransport
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -45,17 +49,34 @@ def make_pool(way: str, memory: np.ndarray) -> Pool:
     return MemoryPool.of_arrays([memory], fingerprint="benchmark")
 
 
-def make_transport(way: str, memory: np.ndarray, folder: str) -> SocketTransport:
+class MeteredPool:
+    """Serves as `pool` does and meters the threads that read."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.shape = pool.shape
+        self.writing = pool.writing
+        self.user_s: dict[int, float] = {}
+
+    def reading(self, blocks: BlockIds, until: float) -> Batches:
+        yield from self._pool.reading(blocks, until)
+        self.user_s[threading.get_ident()] = resource.getrusage(resource.RUSAGE_THREAD).ru_utime
+
+
+def make_transport(way: str, pool: Pool, folder: str) -> SocketTransport:
     options = SocketOptions() if way == "tcp" else SocketOptions(folder=Path(folder), tcp_host=None)
-    return SocketTransport(make_pool(way, memory), SECRET, options)
+    return SocketTransport(pool, SECRET, options)
 
 
 def serve(pipe: Connection, way: str, shape: tuple[int, int], folder: str) -> None:
     """The source process: serves, and counts steps of the stand-in for a decode loop on request."""
-    transport = make_transport(way, np.ones(shape, np.uint8), folder)
+    pool = MeteredPool(make_pool(way, np.ones(shape, np.uint8)))
+    transport = make_transport(way, pool, folder)
     pipe.send(transport.address)
     while (seconds := pipe.recv()) is not None:
-        pipe.send(decode_steps(seconds))
+        before = sum(pool.user_s.values())
+        steps = decode_steps(seconds)
+        pipe.send((steps, sum(pool.user_s.values()) - before))
     transport.close()
 
 
@@ -102,7 +123,7 @@ def bandwidth(total: int, block: int, folder: str, runs: int) -> list[float]:
     for way in WAYS:
         memory[:] = 0
         with source(way, memory.shape, folder) as (address, _):
-            target = make_transport(way, memory, folder)
+            target = make_transport(way, make_pool(way, memory), folder)
             pull_once(target, address, sources, targets)  # opens the connection, touches the memory
             seconds = [pull_once(target, address, sources, targets) for _ in range(runs)]
             target.close()
@@ -125,7 +146,7 @@ def slow_down(way: str, block: int, folder: str, seconds: float) -> list[str]:
     draw = np.random.default_rng(0)
     sources, targets = draw.permutation(shape[0]), draw.permutation(shape[0])
     with source(way, shape, folder) as (busy, pipe), source(way, shape, folder) as (other, _):
-        target = make_transport(way, np.zeros(shape, np.uint8), folder)
+        target = make_transport(way, make_pool(way, np.zeros(shape, np.uint8)), folder)
         figures = []
         for address in (None, other, busy):
             pipe.send(seconds)
@@ -133,10 +154,11 @@ def slow_down(way: str, block: int, folder: str, seconds: float) -> list[str]:
             while not pipe.poll(0 if address else None):
                 pull_once(target, address or other, sources, targets)
                 pulled += 1
-            steps = pipe.recv()
+            steps, user_s = pipe.recv()
             worst = 1e3 * float(np.quantile(steps, 0.99))
             figures.append((len(steps) / seconds, worst, pulled * 64 * MIB / seconds / 1e9))
         target.close()
+    user_ms_per_gib = 1e3 * user_s / (pulled * 64 / 1024)  # of the last round, in which the busy process served
     alone, control, own = figures
     return [
         f"{alone[0]:.0f}",
@@ -144,6 +166,7 @@ def slow_down(way: str, block: int, folder: str, seconds: float) -> list[str]:
         f"{own[0] / alone[0]:.2f}",
         f"{alone[1]:.1f} / {control[1]:.1f} / {own[1]:.1f}",
         f"{control[2]:.1f} / {own[2]:.1f}",
+        f"{user_ms_per_gib:.0f}",
     ]
 
 
@@ -171,8 +194,9 @@ def main() -> None:
             "ratio, serves itself",
             "p99 step ms",
             "GB/s served",
+            "user ms per GiB",
         )
-        print_row(*["---"] * 7)
+        print_row(*["---"] * 8)
         for way in WAYS:
             for block in (16, 256):
                 print_row(way, f"{block} KiB", *slow_down(way, block * KIB, folder, 1.0 if quick else 3.0))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from transport_ends import SECRET, End, Kind, memory_of
+from stalling_source import BLOCKS, CHUNK_BYTES, FINGERPRINT, StallingPool
+from transport_ends import PLENTY_S, SECRET, End, Kind, memory_of
 
+from llumnix.transport.port import Pull
 from llumnix.transport.sockets import SocketTransport
 
 
@@ -41,3 +44,17 @@ def make_end(kind: Kind, tmp_path: Path) -> Iterator[Callable[..., End]]:
     yield make
     for end in ends:
         end.transport.close()
+
+
+@pytest.fixture
+def half_pulled(kind: Kind, make_end: Callable[..., End], tmp_path: Path) -> Iterator[tuple[str, End, Pull]]:
+    """A source's address, a target, and the one pull that it can have in flight: only half of it arrives."""
+    half = threading.Event()
+    pool = StallingPool.filled(on_half=half.set)
+    source = SocketTransport(pool, SECRET, kind.options(tmp_path))
+    target = make_end(memory=[np.zeros((BLOCKS, CHUNK_BYTES), np.uint8)], fingerprint=FINGERPRINT, max_pulls=1)
+    pull = target.pull(source.address, range(BLOCKS), range(BLOCKS))
+    assert half.wait(PLENTY_S)
+    yield source.address, target, pull
+    pool.go_on.set()
+    source.close()

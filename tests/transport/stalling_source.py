@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,28 @@ BLOCKS = 32
 
 
 class StallingPool(MemoryPool):
-    go_on = threading.Event()
+    """Calls `on_half` after the first half of a pull and then waits for `go_on`."""
+
+    on_half: Callable[[], None]
+    go_on: threading.Event
+
+    @classmethod
+    def filled(cls, on_half: Callable[[], None]) -> StallingPool:
+        pool = cls.of_arrays([np.full((BLOCKS, CHUNK_BYTES), 7, dtype=np.uint8)], fingerprint=FINGERPRINT)
+        pool.on_half = on_half
+        pool.go_on = threading.Event()
+        return pool
 
     def reading(self, blocks: BlockIds, until: float) -> Batches:
         half = len(blocks) // 2
         yield from super().reading(blocks[:half], until)
-        print("half", flush=True)
+        self.on_half()
         self.go_on.wait()
         yield from super().reading(blocks[half:], until)
 
 
 def main(secret_hex: str, folder: str) -> None:
-    memory = np.full((BLOCKS, CHUNK_BYTES), 7, dtype=np.uint8)
-    pool = StallingPool.of_arrays([memory], fingerprint=FINGERPRINT)
+    pool = StallingPool.filled(on_half=lambda: print("half", flush=True))
     options = SocketOptions(folder=Path(folder)) if folder else SocketOptions()
     transport = SocketTransport(pool, bytes.fromhex(secret_hex), options)
     print(transport.address, flush=True)

@@ -2,11 +2,10 @@
 
 | pair | way | why |
 |---|---|---|
-| both have NIXL, device memory | nixl | one-sided, no host copy |
-| one host | unix | half of memcpy speed; a dead peer is seen at once |
-| anything else, and when a way before it is not reachable | tcp | always there |
+| one host | unix | faster than TCP; a dead peer is seen at once |
+| two hosts, and one host when the unix socket cannot be reached | tcp | works everywhere |
 
-See docs/adr/0002-transport.md for the measurements.
+See docs/adr/0002-transport.md for the measurements, and for why there is no RDMA way yet.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ import msgspec
 
 from llumnix.transport.port import TransportError
 
-PREFERENCE = ("nixl", "unix", "tcp")
-"""Best first. A source lists `nixl` only for device memory: on host memory the sockets are faster."""
+PREFERENCE = ("unix", "tcp")
+"""Best first."""
 
 
 class Way(msgspec.Struct, frozen=True):
-    """One way to reach a source: `where` is a path (unix), host:port (tcp) or agent metadata (nixl)."""
+    """One way to reach a source: `where` is a path (unix) or host:port (tcp)."""
 
     scheme: str
     where: str
@@ -88,7 +87,7 @@ def choose(source: Address, host: str, able: Collection[str]) -> Choice:
 def _obstacle(way: Way, same_host: bool, able: Collection[str]) -> str | None:
     if way.scheme not in PREFERENCE or way.scheme not in able:
         return "this end does not speak it"
-    if same_host or way.scheme == "nixl":
+    if same_host:
         return None
     if way.scheme == "unix":
         return "the source is on another host"

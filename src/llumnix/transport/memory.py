@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class MemoryPool:
         self._lengths = np.array(self.shape.chunk_bytes, dtype=np.uint64)
 
     @classmethod
-    def of_arrays(cls, arrays: Sequence[Any], *, fingerprint: str) -> MemoryPool:
+    def of_arrays(cls, arrays: Sequence[Any], *, fingerprint: str) -> Self:
         """The pool of numpy arrays or CPU tensors, one per region, with the block as dimension 0.
 
         Raises TransportError when they differ in the number of blocks, or a block is not contiguous.

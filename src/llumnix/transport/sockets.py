@@ -34,7 +34,8 @@ class SocketOptions:
     tcp_port: int = 0
     """0: any free port."""
     advertised_host: str | None = None
-    """The name that peers connect to, where it is not `tcp_host` (which may be 0.0.0.0)."""
+    """What peers connect to, where it is not `tcp_host` (which may be 0.0.0.0). Better a number than a name: the
+    time that resolving a name takes is the resolver's, not the pull's deadline."""
     max_pulls: int = 16
     """Pulls in flight at once; one more fails at once. Each has a thread, made when it is first needed."""
     server: ServerLimits = field(default_factory=ServerLimits)
