@@ -1,4 +1,4 @@
-"""The answer of `GET /llumnix/v1/instances` as a table for people."""
+"""The answer of `GET /llumnix/v1/instances` as a table for people. `in` and `out` count migrations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = ("instance", "state", "pid", "running", "waiting", "blocks free", "freeness", "preempted", "moved in", "out")
+_COLUMNS = ("instance", "state", "pid", "running", "waiting", "free/blocks", "freeness", "preempted", "in", "out")
 _STYLES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
 
 
@@ -15,7 +15,7 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
     """Facts that the server does not know yet (of an instance that starts) are shown as a dash."""
     table = Table(box=None, pad_edge=False)
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("instance", "state") else "right")
+        table.add_column(name, justify="left" if name in ("instance", "state") else "right", no_wrap=True)
     for row in status["instances"]:
         table.add_row(*_cells(row))
     console = console or Console()
@@ -29,7 +29,7 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
 def _cells(row: dict[str, Any]) -> list[str]:
     state = row["state"]
     style = _STYLES.get(state, "")
-    blocks = "–" if row.get("total_blocks") is None else f"{row['free_blocks']} / {row['total_blocks']}"
+    blocks = "–" if not row.get("total_blocks") else f"{row['free_blocks']}/{row['total_blocks']}"
     freeness = row.get("freeness")
     return [
         row["id"],

@@ -164,7 +164,7 @@ class Supervisor:
         if self._stopping:
             return []
         self._roster.add_slots(event.count)
-        return [Say(f"starting {event.count} more: {event.reason}")]
+        return [Say(f"starting more instances: {event.reason}")]
 
     # ending
 
