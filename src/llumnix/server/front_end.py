@@ -52,7 +52,7 @@ async def _serve_http(
     llm: LlumnixLLM,
     board: Switchboard,
     sock: socket.socket,
-    peer_loads: tuple[memoryview, int] | None,
+    peer_loads: tuple[Any, int] | None,
 ) -> None:
     """As vLLM's `build_and_serve` (entrypoints/launchers/api_server/entry.py), with our routes added."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state

@@ -259,7 +259,7 @@ class LlumnixClient(AsyncMPClient):
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
         notice = (output.kv_transfer_params or {}).get(NOTICE)
         if notice is not None:
-            return self._take_notice(msgspec.msgpack.decode(notice, type=AnyNotice))  # type: ignore[arg-type]
+            return self._take_notice(msgspec.msgpack.decode(notice, type=AnyNotice))
         request = RequestId(output.request_id)
         session = self.sessions.get(request)
         if session is not None and session.stream.live == instance:  # vLLM's own use of the field

@@ -56,7 +56,7 @@ class PreparedPeer(msgspec.Struct, frozen=True):
 class LlumnixEngineCore(EngineCoreProc):
     """Call `open_for_business` once it is built, then `run_busy_loop`, then `close`."""
 
-    scheduler: MigrationSupport  # type: ignore[assignment]
+    scheduler: MigrationSupport
 
     def __init__(self, spec: InstanceSpec, vllm_config: VllmConfig, *, log_stats: bool) -> None:
         self._spec = spec

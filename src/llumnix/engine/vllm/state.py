@@ -66,7 +66,7 @@ class Codec:
     def encode_request(self, request: EngineCoreRequest) -> bytes:
         # Only tensors leave the first frame, and requests with tensors do not move (movable.py).
         (frame,) = self._encoder.encode(request)
-        return bytes(frame)
+        return bytes(frame)  # type: ignore[arg-type]
 
     def decode_request(self, frame: bytes) -> EngineCoreRequest:
         request: EngineCoreRequest = self._decoder.decode(frame)
