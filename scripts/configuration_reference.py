@@ -1,0 +1,52 @@
+"""Writes docs/configuration.md from the configuration dataclasses. `--check` only compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+
+TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
+
+HEAD = """# Configuration reference
+
+Made from the dataclasses in `src/llumnix/config.py` by `scripts/configuration_reference.py`. Each is a flag of
+`llumnix serve`; switches have a `--no-` form. Flags that are not here go to vLLM.
+"""
+
+
+def reference() -> str:
+    return "\n".join([HEAD, *(_section(config) for config in (ClusterConfig, PolicyConfig, MigrationConfig))])
+
+
+def _section(config: type[Any]) -> str:
+    title = " ".join((config.__doc__ or "").split())
+    rows = [_row(field, get_type_hints(config)[field.name]) for field in dataclasses.fields(config)]
+    return "\n".join(
+        [f"## {title.partition(':')[0].rstrip('.')}", "", "| flag | default | meaning |", "|---|---|---|", *rows, ""]
+    )
+
+
+def _row(field: dataclasses.Field[Any], kind: Any) -> str:
+    flag = "--" + field.name.replace("_", "-")
+    default = {True: "on", False: "off"}.get(field.default) if kind is bool else field.default
+    shown = "" if default in (None, "") else f"`{default}`"
+    return f"| `{flag}` | {shown} | {field.metadata['help']} |"
+
+
+def main() -> int:
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        if TARGET.read_text() == text:
+            return 0
+        print("docs/configuration.md is not what the dataclasses say: run scripts/configuration_reference.py")
+        return 1
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

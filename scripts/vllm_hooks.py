@@ -1,0 +1,51 @@
+"""Writes docs/vllm-hooks.md from `llumnix.engine.vllm.hooks`. `--check` only compares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from llumnix.engine.vllm.hooks import HOOKS, SUPPORTED
+
+TARGET = Path(__file__).parent.parent / "docs" / "vllm-hooks.md"
+
+HEAD = f"""# vLLM hooks
+
+Llumnix runs on unmodified vLLM {SUPPORTED}: no fork, no patch. This is every place that it relies on, made from
+`src/llumnix/engine/vllm/hooks.py` by `scripts/vllm_hooks.py`. The list is compared with the vLLM that is installed at
+every start; another version fails with the lines that do not fit.
+
+## What is replaced, and why
+
+| what | when | why |
+|---|---|---|
+| `EngineCoreClient.make_async_mp_client` | while `AsyncLLM.__init__` runs | `AsyncLLM` calls this static factory itself and cannot be given a client |
+| `_get_priority` of the serving objects | on the objects of our app, not on the class | `service_tier` of a request becomes its priority; there is no hook for it |
+| fields of `MPClient` | set by `client_setup.py` instead of `MPClient.__init__` | that constructor starts engines itself, or waits for a fixed set of them |
+
+Everything else is subclassing, and flags that exist for it (`scheduler_cls`, `worker_extension_cls`, `--middleware`).
+
+## What is relied on
+
+| hook | used for |
+|---|---|
+"""
+
+
+def reference() -> str:
+    return HEAD + "".join(f"| `{hook.where}` | {hook.used_for} |\n" for hook in HOOKS)
+
+
+def main() -> int:
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        if TARGET.read_text() == text:
+            return 0
+        print("docs/vllm-hooks.md is not what hooks.py says: run scripts/vllm_hooks.py")
+        return 1
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
