@@ -21,12 +21,14 @@ from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import FRONT_END, NOBODY, AnyMessage, AnyNotice, Doubt, Moved, Verdict
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.errors import UsageError
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import choose_victims
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord, Records
+from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
+from llumnix.sim.autoscaler import Autoscaler
 from llumnix.sim.cost_model import Profile
 from llumnix.sim.engine import Scheduler
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
@@ -37,12 +39,23 @@ from llumnix.sim.outcome import InstanceLife, Outcome
 from llumnix.sim.request import FINISHED, NEW, Handover, SimRequest
 from llumnix.sim.vllm01 import PrefillFirst
 from llumnix.sim.vllm1 import TokenBudget
-from llumnix.types import Epoch, InstanceId, InstanceState, Priority, RequestId
+from llumnix.types import Epoch, InstanceId, Priority, RequestId
+from llumnix.workload.workload import Workload
 
 LOCAL_SCHEDULERS: dict[str, type[Scheduler]] = {"vllm-0.1": PrefillFirst, "vllm-1": TokenBudget}
 
 DEATH_NOTICED_S = 0.1
 """From the death of a process until everybody knows (its socket and its process handle tell)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove:
+    """A migration that is asked for by hand, as with `llumnix migrate`; instances by number."""
+
+    at_s: float
+    request: str
+    source: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +75,31 @@ class Setup:
     unit_tokens: int = 0
     """Tokens behind one hash of a request's prefix; 0 for no prefix cache."""
     restart_instances: bool = True
-    paper_reports: bool = False
-    """Load reports and dispatch as in the paper's artifact: a report is one step old when it comes, and a request
-    that was sent is not charged until a report counts it. Otherwise as live: reports are pushed on change, and
-    dispatch books what it sends."""
+    scaling: ScalingConfig | None = None
+    place_on: int | None = None
+    """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
+    moves: tuple[PlannedMove, ...] = ()
+    paper_body: bool = False
+    """Everything around the policy as in the paper's artifact: a report is one step old when it comes, a request that
+    was sent is not charged until a report counts it, and scaling follows its rule. Otherwise as live: reports are
+    pushed on change, dispatch books what it sends, and scaling is `policy.autoscaling`."""
+
+
+def instance_name(number: int) -> InstanceId:
+    """Id of the instance that was ordered as `number`-th, from 0."""
+    return InstanceId(f"i{number:04d}")
 
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of finished requests and the virtual time."""
+
+
+def sim_requests(workload: Workload) -> list[SimRequest]:
+    """The requests of a workload, fresh for one run."""
+    return [
+        SimRequest(index, one.arrival_s, one.prompt_tokens, one.output_tokens, one.priority, one.block_hashes, one.id)
+        for index, one in enumerate(workload.requests)
+    ]
 
 
 def simulate(requests: Sequence[SimRequest], setup: Setup, progress: Progress | None = None) -> Outcome:
@@ -78,8 +108,8 @@ def simulate(requests: Sequence[SimRequest], setup: Setup, progress: Progress | 
     for request in requests:
         if request.prompt_tokens + request.output_tokens > most:
             raise UsageError(
-                f"Request {request.id} has {request.prompt_tokens} + {request.output_tokens} tokens, but an instance of "
-                f"{setup.profile.name} holds at most {most}; cut the workload with `total={most}`."
+                f"Request {request.id} has {request.prompt_tokens} + {request.output_tokens} tokens, but an instance "
+                f"of {setup.profile.name} holds at most {most}; cut the workload with `total={most}`."
             )
     return _Run(requests, setup, progress).run()
 
@@ -91,15 +121,19 @@ class _Run:
         self.kernel = Kernel()
         self.profile = setup.profile
         self.cluster = setup.cluster
-        self.reports_per_step = setup.paper_reports
+        self.reports_per_step = setup.paper_body
         self._setup = setup
         self._progress = progress
         self._policy = find_policy(setup.policy.policy)
         self._dispatcher = Dispatcher(setup.policy)
         self._scheduler = GlobalScheduler(setup.policy, setup.cluster.instance_timeout_s)
         self._network = Network(self.kernel, setup.profile)
+        self._autoscaler = Autoscaler(setup.scaling, setup.paper_body) if setup.scaling is not None else None
         self._local_scheduler = LOCAL_SCHEDULERS[setup.profile.scheduler.kind]()
         self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.index))
+        if self._policy.priorities and setup.profile.scheduler.priorities:
+            for request in self._requests:
+                request.order = (request.priority, request.arrival_s, request.index)
         self._by_id = {request.id: request for request in self._requests}
         self._instances: dict[InstanceId, SimInstance] = {}
         self._unplaced: list[SimRequest] = []
@@ -119,6 +153,10 @@ class _Run:
             self.kernel.at(self._requests[0].arrival_s, self._arrive)
             for fault in draw_victims(self._setup.faults, self._setup.instances, self._setup.seed):
                 self.kernel.at(fault.at_s, self._strike, fault)
+            for move in self._setup.moves:
+                self.kernel.at(move.at_s, self._move_by_hand, move)
+            if self._autoscaler is not None:
+                self.kernel.after(self._autoscaler.interval_s, self._scale, rank=2)
             if self._setup.sample_interval_s:
                 self.kernel.at(0.0, self._sample, rank=2)
             self.kernel.run()
@@ -146,15 +184,18 @@ class _Run:
         self._dispatch(request)
 
     def _dispatch(self, request: SimRequest) -> None:
+        delay = self.profile.host.request_ms / 1e3 + self._network.message_s
+        if self._setup.place_on is not None:
+            self.kernel.after(delay, self._hand_in, request, instance_name(self._setup.place_on))
+            return
         decision = self._dispatcher.dispatch(
             DispatchRequest(RequestId(request.id), request.tokens, Priority(request.priority))
         )
         if decision is None:
             self._unplaced.append(request)
             return
-        if self._setup.paper_reports:
+        if self._setup.paper_body:
             self._dispatcher.forget(decision)
-        delay = self.profile.host.request_ms / 1e3 + self._network.message_s
         self.kernel.after(delay, self._hand_in, request, decision.instance)
 
     def _hand_in(self, request: SimRequest, instance: InstanceId) -> None:
@@ -180,10 +221,8 @@ class _Run:
         request = self._by_id[doubt.request]
         holder = InstanceId(request.instances[-1])
         key = (doubt.request, doubt.epoch)
-        if request.state is FINISHED or (holder != doubt.sender and holder != doubt.target):
-            owner = NOBODY
-        else:
-            owner = holder
+        over = request.state is FINISHED or holder not in (doubt.sender, doubt.target)
+        owner = NOBODY if over else holder
         if owner == doubt.sender != doubt.target:
             self._fenced.add(key)
         verdict = Verdict(request=doubt.request, epoch=doubt.epoch, sender=FRONT_END, owner=owner)
@@ -192,9 +231,7 @@ class _Run:
 
     def noticed(self, notice: AnyNotice) -> None:
         if isinstance(notice, Moved):
-            verdict = Verdict(
-                request=notice.request, epoch=notice.epoch, sender=FRONT_END, owner=notice.target
-            )
+            verdict = Verdict(request=notice.request, epoch=notice.epoch, sender=FRONT_END, owner=notice.target)
             self._network.deliver(self._post, notice.target, verdict)
 
     def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
@@ -257,7 +294,7 @@ class _Run:
                     bytes=figures.bytes_copied,
                     blocks_skipped=figures.blocks_skipped,
                     copy_ms=figures.copy_s * 1e3,
-                    handover_ms=figures.handover_s * 1e3,
+                    handover_ms=None if handover is None else handover.out_s * 1e3,
                 )
             )
         ended = sched.MigrationEnded(
@@ -299,15 +336,31 @@ class _Run:
             case sched.DrainFinished():
                 pass
 
+    def _move_by_hand(self, move: PlannedMove) -> None:
+        source, target = instance_name(move.source), instance_name(move.target)
+        self._instances[source].move_out(
+            target, RequestId(move.request), "asked for", self.profile.memory.total_blocks, 1
+        )
+
     def _wake_scheduler(self) -> None:
         self._wake = None
         self._schedule(sched.TimerFired(at=self.kernel.now))
 
     # ------------------------------------------------------------------ the launcher, and what goes wrong
 
+    def _scale(self) -> None:
+        assert self._autoscaler is not None
+        starting = sum(1 for life in self._lives.values() if life.ended_s is None) - len(self._instances)
+        decision = self._autoscaler.decide(self._scheduler.snapshot(self.kernel.now), starting)
+        if isinstance(decision, ScaleOut):
+            self._schedule(sched.StartRequested(at=self.kernel.now, count=decision.count))
+        elif isinstance(decision, ScaleIn):
+            self._schedule(sched.DrainRequested(at=self.kernel.now, instance=decision.instance))
+        self.kernel.after(self._autoscaler.interval_s, self._scale, rank=2)
+
     def _new_life(self) -> InstanceLife:
         """An instance is ordered, and paid for from now on."""
-        name = InstanceId(f"i{len(self._lives):04d}")
+        name = instance_name(len(self._lives))
         life = self._lives[name] = InstanceLife(name, self.kernel.now)
         return life
 
@@ -349,7 +402,7 @@ class _Run:
             self.kernel.after(fault.duration_s, self._mend_links)
             return
         assert fault.instance is not None
-        victim = InstanceId(f"i{fault.instance:04d}")
+        victim = instance_name(fault.instance)
         if fault.kind is FaultKind.CRASH:
             self._kill(victim)
         elif victim in self._instances:
@@ -363,8 +416,12 @@ class _Run:
     def _sample(self) -> None:
         now = self.kernel.now
         target_tokens = self._policy.priority_target_tokens(self._setup.policy)
+        free = short = 0
         for name in sorted(self._instances):
             seen = self._instances[name].look()
+            free += seen.free_blocks
+            if seen.head_of_line_blocks + seen.watermark_blocks > seen.free_blocks:
+                short += seen.head_of_line_blocks
             self._outcome.samples.append(
                 InstanceRecord(
                     at_s=now,
@@ -378,4 +435,6 @@ class _Run:
                     preemptions=seen.preemptions,
                 )
             )
+        total = len(self._instances) * self.profile.memory.total_blocks
+        self._outcome.fragmentation.append((now, min(free, short) / total if total else 0.0))
         self.kernel.after(self._setup.sample_interval_s, self._sample, rank=2)

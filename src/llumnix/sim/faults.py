@@ -54,7 +54,9 @@ def parse_fault(text: str) -> Fault:
         raise UsageError(problem)
     if kind is FaultKind.SLOW_LINK:
         if extra is None or extra < 1:
-            raise UsageError(f"{text!r}: a slow link needs how many times slower, at least 1, as in slow-link@60+30:10.")
+            raise UsageError(
+                f"{text!r}: a slow link needs how many times slower, at least 1, as in slow-link@60+30:10."
+            )
         return Fault(kind, at_s, duration_s, factor=extra)
     if extra is not None and extra != int(extra):
         raise UsageError(problem)

@@ -9,6 +9,7 @@ the machine does not look at it, and telling it would cost a step each.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,8 +28,12 @@ from llumnix.types import Epoch, InstanceId, InstanceState, Priority, RequestId,
 QUEUE_SHOWN = 64
 """Queued requests that a llumlet is shown when it picks a victim; it takes from the front of the queue."""
 
-IDLE_HEARTBEATS = 5
-"""An idle instance reports this many times less often than a busy one: nothing of it changes."""
+DRIFT_REPORT_S = 0.4
+"""A busy instance reports at least this often. Live it is at every step, but between two events only the blocks of
+the batch grow: in this time by half a block per request, which is noise against any threshold."""
+
+IDLE_REPORT_S = 2.0
+"""An idle instance reports at least this often: a sign of life."""
 
 
 class World(Protocol):
@@ -95,7 +100,7 @@ class SimInstance:
         self._pins: dict[tuple[RequestId, Epoch], int] = {}
         self._limbo: dict[tuple[RequestId, Epoch], int] = {}
         self._incoming: dict[RequestId, _Incoming] = {}
-        self._carry_out = {
+        self._carry_out: dict[type, Callable[[Any], None]] = {
             do.Send: self._send,
             do.SendToFrontEnd: self._send_to_front_end,
             do.Notify: self._notify,
@@ -169,8 +174,8 @@ class SimInstance:
             if timer is not None:
                 self._kernel.cancel(timer)
         lost = self.engine.crash()
-        for id in self._kept:
-            request = self._world.request(id)
+        for kept in self._kept:
+            request = self._world.request(kept)
             if request.state is DETACHED:
                 request.state = NEW
                 lost.append(request)
@@ -238,9 +243,8 @@ class SimInstance:
 
     def _describe(self, request: SimRequest) -> RequestSnapshot:
         tokens = self.engine.tokens_of(request)
-        id = RequestId(request.id)
         return RequestSnapshot(
-            id=id,
+            id=RequestId(request.id),
             state=RequestState.WAITING if request.state is WAITING else RequestState.RUNNING,
             priority=Priority(request.priority),
             arrival_s=request.arrival_s,
@@ -248,7 +252,7 @@ class SimInstance:
             output_tokens=tokens - request.prompt_tokens,
             held_blocks=self.engine.held_blocks(request),
             needed_blocks=self.engine.blocks_of(tokens),
-            movable=self.llumlet.is_settled(id),
+            movable=self.llumlet.is_settled(RequestId(request.id)),
             preemptions=request.preemptions,
             moved_s=request.moved_s,
         )
@@ -273,9 +277,8 @@ class SimInstance:
         if stalled <= now:
             late_s = self.engine.step_end_s() - now if self._world.reports_per_step else 0.0
             self._world.reported(self.snapshot(), late_s)
-        interval = self._world.cluster.heartbeat_interval_s
         if self._report_timer is None:
-            self._report_at(max(stalled, now + (interval * IDLE_HEARTBEATS if self.engine.idle else interval)))
+            self._report_at(max(stalled, now + (IDLE_REPORT_S if self.engine.idle else DRIFT_REPORT_S)))
 
     # ------------------------------------------------------------------ the engine's listener
 
@@ -298,12 +301,12 @@ class SimInstance:
         self._world.finished(self, request)
 
     def on_settled(self, request: SimRequest) -> None:
-        id = RequestId(request.id)
+        name = RequestId(request.id)
         if request.state is WAITING:
             self._put_in_limbo(request)
-            self.hear(told.Preempted(self._kernel.now, id))
+            self.hear(told.Preempted(self._kernel.now, name))
         elif request.state is DECODING:
-            if id in self._leaving:
+            if name in self._leaving:
                 self.engine.at_boundary(partial(self._try_detach, request))
             else:
                 self._tell_progress(request)
@@ -389,22 +392,23 @@ class SimInstance:
             self.engine.at_boundary(partial(self._try_detach, request))
 
     def _try_detach(self, request: SimRequest) -> None:
-        id = RequestId(request.id)
-        if id not in self._leaving:
+        name = RequestId(request.id)
+        if name not in self._leaving:
             return
         if self.engine.detach(request):
-            self._kept[id] = (request.blocks, request.cached_units)
+            self._kept[name] = (request.blocks, request.cached_units)
             request.blocks = request.cached_units = 0
         elif self.engine.withdraw(request):
-            self._kept[id] = (0, 0)
+            self._kept[name] = (0, 0)
         else:
             # It ended (`Gone` went out), or it is being computed: then its first token will bring us here again.
             if request.state is FINISHED:
-                self._leaving.discard(id)
+                self._leaving.discard(name)
             return
-        self._leaving.discard(id)
-        self.engine.watched.discard(id)
-        self.hear(told.Detached(self._kernel.now, id, self._kept[id][0], request.generated))
+        request.left_s = self._kernel.now
+        self._leaving.discard(name)
+        self.engine.watched.discard(name)
+        self.hear(told.Detached(self._kernel.now, name, self._kept[name][0], request.generated))
 
     def _reattach(self, command: do.Reattach) -> None:
         self._leaving.discard(command.request)
@@ -428,17 +432,17 @@ class SimInstance:
             self.engine.abort(request)
 
     def _reserve(self, command: do.Reserve) -> None:
-        id, epoch, now = command.request, command.epoch, self._kernel.now
+        name, epoch, now = command.request, command.epoch, self._kernel.now
         limits = self.engine.profile.scheduler
-        if id in self._incoming or id in self._kept:
-            self.hear(told.ReserveFailed(now, id, epoch, "it has this request already"))
+        if name in self._incoming or name in self._kept:
+            self.hear(told.ReserveFailed(now, name, epoch, "it has this request already"))
         elif self.engine.running + len(self._incoming) >= limits.max_num_seqs:
-            self.hear(told.ReserveFailed(now, id, epoch, "its batch is full"))
+            self.hear(told.ReserveFailed(now, name, epoch, "its batch is full"))
         elif command.blocks and not self.engine.reserve(command.blocks):
-            self.hear(told.ReserveFailed(now, id, epoch, "not enough free blocks"))
+            self.hear(told.ReserveFailed(now, name, epoch, "not enough free blocks"))
         else:
-            self._incoming[id] = _Incoming(epoch, command.blocks)
-            self.hear(told.Reserved(now, id, epoch, 0))
+            self._incoming[name] = _Incoming(epoch, command.blocks)
+            self.hear(told.Reserved(now, name, epoch, 0))
 
     def _pull(self, command: do.Pull) -> None:
         incoming = self._incoming[command.request]
@@ -464,28 +468,28 @@ class SimInstance:
         if not self.alive:
             return
         incoming.pulling = False
-        now, id = self._kernel.now, command.request
+        now, name = self._kernel.now, command.request
         if incoming.dropped:
             self.engine.give_back(incoming.blocks)
         elif why_not is not None:
-            self.hear(told.PullFailed(now, id, command.epoch, command.stage, why_not))
+            self.hear(told.PullFailed(now, name, command.epoch, command.stage, why_not))
         else:
             read = command.message.blocks * self.engine.profile.memory.block_bytes
-            self.hear(told.Pulled(now, id, command.epoch, command.stage, read))
+            self.hear(told.Pulled(now, name, command.epoch, command.stage, read))
 
     def _install(self, command: do.Install) -> None:
         self.engine.at_boundary(partial(self._install_now, command))
 
     def _install_now(self, command: do.Install) -> None:
-        id, epoch, now = command.request, command.epoch, self._kernel.now
-        incoming = self._incoming.get(id)
+        name, epoch, now = command.request, command.epoch, self._kernel.now
+        incoming = self._incoming.get(name)
         if incoming is None or incoming.epoch != epoch:
             return
-        request = self._world.request(id)
-        if request.state is not DETACHED or self._world.is_fenced(id, epoch):
-            self.hear(told.InstallFailed(now, id, epoch, "the request is not to be had any more"))
+        request = self._world.request(name)
+        if request.state is not DETACHED or self._world.is_fenced(name, epoch):
+            self.hear(told.InstallFailed(now, name, epoch, "the request is not to be had any more"))
             return
-        del self._incoming[id]
+        del self._incoming[name]
         self.migrations_in += 1
         request.migrations += 1
         request.moved_s = now
@@ -493,13 +497,13 @@ class SimInstance:
         if incoming.blocks:
             request.blocks = incoming.blocks
             self.engine.attach(request)
-            request.handover = Handover(self.engine.step_s())
+            request.handover = Handover(now - request.left_s, self.engine.step_s())
             surplus = incoming.blocks - self.engine.held_blocks(request)
             if surplus > 0:
                 self.engine.give_back(surplus)
         else:
             self.engine.add(request)
-        self.hear(told.Installed(now, id, epoch, request.generated))
+        self.hear(told.Installed(now, name, epoch, request.generated))
 
     def _drop(self, command: do.Drop) -> None:
         incoming = self._incoming.get(command.request)

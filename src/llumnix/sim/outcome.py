@@ -27,6 +27,9 @@ class Outcome:
     migrations: list[MigrationRecord] = field(default_factory=list)
     samples: list[InstanceRecord] = field(default_factory=list)
     lives: list[InstanceLife] = field(default_factory=list)
+    fragmentation: list[tuple[float, float]] = field(default_factory=list)
+    """(time, share of all memory): free in sum, while a request at the head of a queue finds too little in one
+    piece. At most what those requests ask for."""
     end_s: float = 0.0
     events: int = 0
     """Events that the kernel ran: the measure of the work that was done."""

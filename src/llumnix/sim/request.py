@@ -8,9 +8,11 @@ from math import inf
 class Handover:
     """What the client felt of one hand-over."""
 
-    __slots__ = ("gap_s", "step_s")
+    __slots__ = ("gap_s", "out_s", "step_s")
 
-    def __init__(self, step_s: float) -> None:
+    def __init__(self, out_s: float, step_s: float) -> None:
+        self.out_s = out_s
+        """Out of the source's batch to in the target's."""
         self.gap_s: float | None = None
         """Last token before to first token after."""
         self.step_s = step_s
@@ -31,11 +33,11 @@ class SimRequest:
     __slots__ = (
         "arrival_s", "base", "batch", "blocks", "cached_units", "decode_from_s", "epoch", "exec_s", "finish_s",
         "finish_step", "first_token_s", "gap_from", "generated", "handover", "hashes", "id", "index", "instances",
-        "largest_gap_s", "last_token_s", "lost_s", "migrations", "moved_s", "order", "output_tokens",
+        "largest_gap_s", "last_token_s", "left_s", "lost_s", "migrations", "moved_s", "order", "output_tokens",
         "preempted_at_s", "preemptions", "prefilled", "priority", "prompt_tokens", "replays", "slot", "state",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a row of a workload has this many columns)
         self,
         index: int,
         arrival_s: float,
@@ -43,9 +45,10 @@ class SimRequest:
         output_tokens: int,
         priority: int = 0,
         hashes: tuple[int, ...] = (),
+        id: str | None = None,
     ) -> None:
         self.index = index
-        self.id = f"r{index}"
+        self.id = f"r{index}" if id is None else id
         self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
@@ -87,6 +90,8 @@ class SimRequest:
         """Time lost to preemptions: waiting again plus computing again what was there before."""
         self.migrations = 0
         self.moved_s: float | None = None
+        self.left_s = 0.0
+        """When it last left a batch or a queue to move."""
         self.handover: Handover | None = None
         """Its last hand-over, if there was one."""
         self.replays = 0

@@ -42,7 +42,7 @@ class PrefillFirst:
         while engine.waiting and engine.running < limits.max_num_seqs:
             request = engine.waiting[0]
             blocks = engine.blocks_of(request.tokens)
-            if tokens and tokens + request.tokens > limits.max_num_batched_tokens or not pool.can_admit(blocks):
+            if (tokens and tokens + request.tokens > limits.max_num_batched_tokens) or not pool.can_admit(blocks):
                 break
             pool.take(blocks)
             engine.start(request, blocks)

@@ -1,0 +1,142 @@
+"""`llumnix simulate`: a workload on a simulated cluster, with the records of a live run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.errors import UsageError
+from llumnix.flags import add_flags, build
+from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
+from llumnix.report.summary import SUMMARY_JSON, Fact, print_summary, summarize, write_summary
+from llumnix.sim.compare import compare, print_comparison, write_comparison
+from llumnix.sim.driver import Setup, sim_requests, simulate
+from llumnix.sim.faults import parse_fault
+from llumnix.sim.outcome import Outcome
+from llumnix.sim.profile_file import load_profile, profile_names
+from llumnix.workload.trace import MOONCAKE_BLOCK_TOKENS
+from llumnix.workload.workload import Workload, load_workload
+
+MOST_INSTANCES = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `llumnix simulate`."""
+    parser.description = "Run a workload on a simulated cluster: the live policy and control code in virtual time."
+    parser.add_argument("--workload", help="a generator with parameters, a trace by name, or a file: S-S?rate=32")
+    parser.add_argument("--instances", type=int, required=True, help="instances at the start")
+    parser.add_argument("--out", type=Path, required=True, help="directory for records, summary and pictures")
+    parser.add_argument(
+        "--profile", default="a10-llama-7b", help=f"a TOML file, or one of {', '.join(profile_names())}"
+    )
+    parser.add_argument("--rate", type=float, help="requests per second, instead of the workload's own")
+    parser.add_argument("--requests", type=int, help="how many requests, instead of the workload's own")
+    parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
+    parser.add_argument("--fault", action="append", default=[], help="crash@60:3, stall@60+5:3, slow-link@60+30:10 …")
+    parser.add_argument(
+        "--sample-s", type=float, default=1.0, help="seconds between rows of instances.csv (1; 0: none)"
+    )
+    parser.add_argument("--plot", action="store_true", help="draw pictures of the run, too")
+    parser.add_argument(
+        "--compare", type=Path, help="records of a live run: replay them, show predicted beside measured"
+    )
+    parser.add_argument("--scale", action="store_true", help="start and drain instances by load (see the flags below)")
+    add_flags(parser, PolicyConfig)
+    add_flags(parser, MigrationConfig)
+    add_flags(parser, ScalingConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries out `llumnix simulate`. Returns 0; raises UsageError for bad input."""
+    workload = _workload(args)
+    setup = _setup(args, workload)
+    measured = read_records(args.compare) if args.compare is not None else None
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
+    outcome = _simulate(workload, setup)
+    records = outcome.records()
+    _write(args, workload, setup, records)
+    if measured is not None:
+        comparison = compare(measured, records)
+        write_comparison(args.out / "compare.md", comparison)
+        print_comparison(comparison)
+    return 0
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    text = args.workload
+    if text is None:
+        if args.compare is None:
+            raise UsageError("Say which --workload to run, such as S-S?rate=32.")
+        text = str(args.compare / REQUESTS_CSV)
+    return load_workload(text, rate=args.rate, requests=args.requests, seed=args.seed)
+
+
+def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
+    if not 1 <= args.instances <= MOST_INSTANCES:
+        raise UsageError(f"--instances must be between 1 and {MOST_INSTANCES}, not {args.instances}.")
+    if args.sample_s < 0:
+        raise UsageError("--sample-s must not be negative.")
+    scaling = None
+    if args.scale:
+        if args.max_instances < args.instances:
+            args.max_instances = args.instances
+        scaling = build(ScalingConfig, args)
+    prefixes = any(request.block_hashes for request in workload.requests)
+    profile = load_profile(args.profile)
+    return Setup(
+        instances=args.instances,
+        profile=profile,
+        policy=build(PolicyConfig, args),
+        migration=build(MigrationConfig, args),
+        faults=tuple(parse_fault(text) for text in args.fault),
+        seed=workload.seed,
+        sample_interval_s=args.sample_s,
+        unit_tokens=MOONCAKE_BLOCK_TOKENS if prefixes and profile.scheduler.kind == "vllm-1" else 0,
+        scaling=scaling,
+    )
+
+
+def _simulate(workload: Workload, setup: Setup) -> Outcome:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[virtual]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("simulating", total=len(workload.requests), virtual="")
+
+        def show(finished: int, now_s: float) -> None:
+            bar.update(task, completed=finished, virtual=f"{now_s:,.0f} s of virtual time")
+
+        return simulate(sim_requests(workload), setup, show)
+
+
+def _write(args: argparse.Namespace, workload: Workload, setup: Setup, records: Records) -> None:
+    facts: Mapping[str, Fact] = {
+        "workload": workload.name,
+        "policy": setup.policy.policy,
+        "instances": setup.instances,
+        "profile": setup.profile.name,
+        "seed": workload.seed,
+        "simulated": True,
+    }
+    summary = summarize(records, facts)
+    write_records(args.out, records)
+    write_summary(args.out / SUMMARY_JSON, summary)
+    if args.plot:
+        from llumnix.report.figures import draw  # matplotlib takes a second to load
+
+        draw(records, args.out, title=f"{workload.name} on {setup.instances} × {setup.profile.name}, simulated")
+    print_summary(summary)

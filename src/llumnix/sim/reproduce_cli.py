@@ -1,0 +1,96 @@
+"""`llumnix reproduce`: a figure of the paper, simulated, beside the published one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from llumnix.errors import UsageError
+from llumnix.report.claims import claims, write_claims
+from llumnix.report.points import Point, published_points, write_points
+from llumnix.sim.experiments import FIGURES, Run
+from llumnix.sim.measure import Measures
+from llumnix.sim.reproduce import find_result, points_of, run_all
+
+NOTES = """Maxima are over points, as the paper states them; geometric means are over all points. `–`: the points \
+are not published, or the comparison does not exist. Parameters, definitions and known differences: \
+`docs/reproduce.md`."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `llumnix reproduce`."""
+    parser.description = "Simulate the experiments behind a figure of the paper and draw ours beside the published."
+    parser.add_argument("figure", help=f"number of the figure: {', '.join(map(str, FIGURES))}")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the CSV, the picture and the claims")
+    parser.add_argument("--trace", action="append", help="only this trace (can be repeated)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each point, each with a seed of its own (1)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="simulations at a time (all cores)")
+    parser.add_argument("--records", type=Path, help="draw the runs of an earlier --out without running anything")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries out `llumnix reproduce`. Returns 0; raises UsageError for bad input."""
+    figure = _figure(args.figure)
+    if args.seeds < 1:
+        raise UsageError("--seeds must be at least 1.")
+    if args.jobs < 1:
+        raise UsageError("--jobs must be at least 1.")
+    runs = [one for seed in range(args.seeds) for one in FIGURES[figure](seed)]
+    paper = published_points(figure)
+    if args.trace:
+        runs = _only(runs, args.trace)
+        wanted = {"Normal", "High Priority"} if figure == 13 else {one.trace for one in runs}
+        paper = [point for point in paper if point.trace in wanted]
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
+    results = _results(runs, args)
+    write_reproduction(figure, points_of(runs, results), paper, args.out)
+    return 0
+
+
+def _figure(text: str) -> int:
+    name = text.lower().removeprefix("figure").removeprefix("fig").strip()
+    if not name.isdigit() or int(name) not in FIGURES:
+        raise UsageError(f"There is no figure {text!r} to reproduce: choose one of {', '.join(map(str, FIGURES))}.")
+    return int(name)
+
+
+def _only(runs: Sequence[Run], traces: Sequence[str]) -> list[Run]:
+    known = list(dict.fromkeys(run.trace for run in runs))
+    for trace in traces:
+        if trace not in known:
+            raise UsageError(f"The figure has no trace {trace!r}: it has {', '.join(known)}.")
+    return [run for run in runs if run.trace in traces]
+
+
+def _results(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Measures]:
+    if args.records is not None:
+        found = {run.key: find_result(args.records / "runs", run) for run in runs}
+        results = {key: measures for key, measures in found.items() if measures is not None}
+        if not results:
+            raise UsageError(f"{args.records} has no runs of this figure with these parameters.")
+        return results
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"figure {args.figure}", total=len(runs))
+        return run_all(runs, args.out / "runs", args.jobs, lambda _: bar.advance(task))
+
+
+def write_reproduction(figure: int, points: Sequence[Point], paper: Sequence[Point], directory: Path) -> None:
+    """Writes `figureNN.csv`, `figureNN.png` and `figureNN.md`, and prints the claims."""
+    from llumnix.report.reproduce import TITLES, draw_figure  # matplotlib takes a second to load
+
+    stem = directory / f"figure{figure}"
+    write_points(stem.with_suffix(".csv"), points)
+    draw_figure(figure, points, paper, stem.with_suffix(".png"))
+    text = write_claims(claims(figure, points, paper), TITLES[figure], NOTES)
+    stem.with_suffix(".md").write_text(text)
+    Console().print(Markdown(text))
