@@ -29,7 +29,7 @@ Everything else is subclassing, and flags that exist for it (`scheduler_cls`, `w
 
 | hook | used for |
 |---|---|
-"""
+"""  # noqa: E501 a row of a table is one line
 
 
 def reference() -> str:
