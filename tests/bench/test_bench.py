@@ -22,7 +22,8 @@ from llumnix.errors import UsageError
 from llumnix.report.records import RequestRecord, read_records
 from llumnix.report.summary import read_summary
 from llumnix.types import InstanceState
-from llumnix.workload.workload import load_workload
+from llumnix.workload.trace import save_trace
+from llumnix.workload.workload import WorkloadRequest, load_workload
 
 WORKLOAD = "uniform:rate=100,prompt=20,output=6,requests=12,seed=1"
 
@@ -176,6 +177,14 @@ async def test_server_without_our_routes_has_no_such_records(server: OpenAIServe
 async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:
     await go(server, api_key="secret")
     assert {h.get("authorization") for h in server.headers} == {"Bearer secret"}
+
+
+async def test_ids_of_a_trace_may_be_anything(server: OpenAIServer, tmp_path: Path) -> None:
+    requests = [WorkloadRequest(id, 0.0, 3, 2) for id in ("a\r\nx: y", "é ü", "same", "same", "n" * 100_000)]
+    save_trace(tmp_path / "odd.jsonl", requests)
+    rows = (await go(server, str(tmp_path / "odd.jsonl"))).records.requests
+    assert sorted(r.id for r in rows) == sorted(r.id for r in requests)
+    assert {r.error for r in rows} == {""}
 
 
 async def test_url_may_end_in_v1(server: OpenAIServer) -> None:

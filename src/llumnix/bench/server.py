@@ -5,8 +5,9 @@ The `/llumnix/v1/` routes are ours; where a server does not have them, there is 
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import aiohttp
@@ -14,10 +15,12 @@ import msgspec
 
 from llumnix.errors import UsageError
 from llumnix.report.records import InstanceRecord, MigrationRecord
+from llumnix.report.summary import exists
 from llumnix.types import InstanceState
 
 MOST_MIGRATIONS = 1_000_000
 QUERY_TIMEOUT_S = 10.0
+SAMPLE_INTERVAL_S = 1.0
 
 Answer = TypeVar("Answer")
 
@@ -140,3 +143,27 @@ class Server:
         async with self._session.get(self._url + path, headers=self._headers, timeout=timeout) as response:
             response.raise_for_status()
             return await response.read()
+
+
+async def sample_instances(server: Server, now_s: Callable[[], float], rows: list[InstanceRecord]) -> None:
+    """Adds the load of all instances to `rows` once per second until it is cancelled.
+
+    Returns at once if the server does not know of instances. One that is no longer named gets a last row: stopped.
+    """
+    known: dict[str, InstanceRecord] = {}
+    first = True
+    while True:
+        at_s = now_s()
+        current = await server.instances(at_s)
+        if current is None and first:
+            return
+        first = False
+        if current is not None:
+            named = {row.instance for row in current}
+            gone = [row for name, row in known.items() if name not in named and exists(row.state)]
+            current += [msgspec.structs.replace(row, at_s=at_s, state=InstanceState.STOPPED) for row in gone]
+            known |= {row.instance: row for row in current}
+            rows += current
+        # On whole intervals; 0.01 because a timer may fire a hair early, and none is to be sampled twice.
+        due_s = (math.floor(now_s() / SAMPLE_INTERVAL_S + 0.01) + 1) * SAMPLE_INTERVAL_S
+        await asyncio.sleep(due_s - now_s())
