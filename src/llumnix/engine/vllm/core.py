@@ -101,7 +101,7 @@ class LlumnixEngineCore(EngineCoreProc):
             control=control,
             data=msgspec.json.encode(addresses).decode(),
         )
-        self._audience = (spec.book.scheduler, spec.book.launcher, *spec.book.all_front_ends)
+        self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
         self._state = InstanceState.RUNNING
         self._drain_keep = False
         self._report_seq = 0
@@ -285,11 +285,13 @@ class LlumnixEngineCore(EngineCoreProc):
         )
         snapshot = instance_snapshot(self.scheduler, fixed)
         self._last_report = wire.Report(info=self._info, snapshot=snapshot)
-        self._beat()
+        for address in self._audience:
+            self._mailbox.post(address, self._last_report)
 
     def _beat(self) -> None:
+        """On the heart's thread. The launcher needs no load, only to know when an instance serves."""
         report = self._last_report
-        for address in self._audience:
+        for address in (self._spec.book.launcher, *self._audience):
             self._mailbox.post(address, report)
 
     def _ring(self) -> None:
