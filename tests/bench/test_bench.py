@@ -180,7 +180,7 @@ async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:
 
 
 async def test_ids_of_a_trace_may_be_anything(server: OpenAIServer, tmp_path: Path) -> None:
-    requests = [WorkloadRequest(id, 0.0, 3, 2) for id in ("a\r\nx: y", "é ü", "same", "same", "n" * 100_000)]
+    requests = [WorkloadRequest(name, 0.0, 3, 2) for name in ("a\r\nx: y", "é ü", "same", "same", "n" * 100_000)]
     save_trace(tmp_path / "odd.jsonl", requests)
     rows = (await go(server, str(tmp_path / "odd.jsonl"))).records.requests
     assert sorted(r.id for r in rows) == sorted(r.id for r in requests)

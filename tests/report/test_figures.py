@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llumnix.report.figures import MOST_MOMENTS, draw, draw_latency, draw_migrations, draw_timeline
+from llumnix.report.figures import draw, draw_latency, draw_migrations
 from llumnix.report.records import InstanceRecord, MigrationRecord, Records, RequestRecord
+from llumnix.report.timeline import MOST_MOMENTS, draw_timeline
 from llumnix.types import HIGH, NORMAL, InstanceState
 
 

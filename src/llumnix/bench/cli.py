@@ -10,7 +10,6 @@ from rich.console import Console
 
 from llumnix.bench.client import BenchConfig, bench
 from llumnix.errors import UsageError
-from llumnix.report.figures import draw
 from llumnix.report.records import write_records
 from llumnix.report.summary import SUMMARY_JSON, print_summary, summarize, write_summary
 from llumnix.workload.workload import load_workload
@@ -64,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     write_records(args.out, result.records)
     write_summary(args.out / SUMMARY_JSON, summary)
     if not args.no_figures:
+        from llumnix.report.figures import draw  # matplotlib takes a second to load
+
         draw(result.records, args.out, title=f"{workload.name} on {config.base_url}")
     print_summary(summary)
     for kind, said in result.details.items():
