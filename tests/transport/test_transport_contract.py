@@ -86,8 +86,7 @@ def test_pulls_reuse_their_connection(make_end):
     source, target = make_end(1), make_end(2)
     for block in range(10):
         assert target.pulled(source.transport.address, [block], [block]).ok
-    serving = [thread for thread in threading.enumerate() if thread.name == "kv-serve"]
-    assert len(serving) == 1
+    assert len(_serving_threads()) == 1
 
 
 def test_an_instance_may_pull_from_itself(make_end):
@@ -134,7 +133,9 @@ def test_a_short_secret_is_refused(make_end):
 def test_a_block_that_the_source_does_not_have_is_refused_and_the_connection_stays(make_end, block):
     source, target = make_end(1), make_end(2)
     assert f"block {block} is not one of the 64" in target.pulled(source.transport.address, [block], [1]).reason
+    before = _serving_threads()
     assert target.pulled(source.transport.address, [63], [1]).ok
+    assert _serving_threads() == before
 
 
 @pytest.mark.parametrize(
@@ -308,6 +309,16 @@ def test_a_cancelled_pull_ends_at_once(half_pulled):
     assert pull.wait(PLENTY_S).reason == "the pull was cancelled"
 
 
+def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(half_pulled):
+    address, target, pull = half_pulled
+    pull.cancel()
+    target.results.get(timeout=SOON_S)
+    assert "not one of" in target.pulled(address, [STALLING_BLOCKS], [1]).reason  # leaves a connection behind
+    again = target.pull(address, [1, 2], [1, 2])
+    again.cancel()
+    assert target.results.get(timeout=SOON_S).reason == "the pull was cancelled"
+
+
 def test_closing_the_target_ends_its_pulls_and_tells_so(half_pulled):
     _, target, _ = half_pulled
     started = time.monotonic()
@@ -348,7 +359,7 @@ def test_a_successor_on_the_same_port_is_not_mistaken_for_its_predecessor(make_e
 def test_an_idle_connection_that_the_source_closed_is_replaced(make_end):
     source, target = make_end(1, server=ServerLimits(idle_s=0.05)), make_end(2)
     assert target.pulled(source.transport.address, [1], [1]).ok
-    _wait_until(lambda: not any(thread.name == "kv-serve" for thread in threading.enumerate()))
+    _wait_until(lambda: not _serving_threads())
     assert target.pulled(source.transport.address, [2], [2]).ok
 
 
@@ -364,6 +375,10 @@ def test_nothing_is_left_behind(make_end, tmp_path):
     assert set(threading.enumerate()) <= threads
     assert _open_files() == files
     assert list(tmp_path.iterdir()) == []
+
+
+def _serving_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "kv-serve"}
 
 
 def _open_files() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import time
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from llumnix.transport.memory import PIECES_AT_ONCE, MemoryPool
+from llumnix.transport.pieces import receive_pieces, send_pieces
 from llumnix.transport.port import TransportError
 from llumnix.transport.sockets import SocketOptions, SocketTransport
 from llumnix.transport.staging import MAX_STREAMS, StagedPool, pool_of
@@ -136,8 +139,38 @@ def test_tcp_takes_over_when_the_unix_socket_cannot_be_reached(tmp_path):
     memory = np.arange(32, dtype=np.uint8).reshape(4, 8)
     pool = MemoryPool.of_arrays([memory], fingerprint="")
     end = SocketTransport(pool, b"s" * 16, SocketOptions(folder=tmp_path))
-    next(tmp_path.iterdir()).unlink()
+    path = next(tmp_path.iterdir())
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
     results = []
     assert end.pull(end.address, [0], [3], 5.0, on_done=results.append, on_released=results.clear).wait(5.0).ok
     assert (memory[3] == memory[0]).all()
     end.close()
+
+
+def test_pieces_that_the_kernel_took_only_in_part_are_sent_on():
+    """A send time limit that passes half-way is how a call comes back early; the next one goes on in mid-piece."""
+    sent = np.random.default_rng(0).integers(0, 256, (40, 100_003), dtype=np.uint8)
+    received = np.zeros_like(sent)
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 20_000))
+    batches = [
+        next(MemoryPool.of_arrays([array], fingerprint="").reading(range(0, 40, 2), FOREVER))
+        for array in (sent, received)
+    ]
+    reader = threading.Thread(target=receive_pieces, args=(theirs, batches[1], lambda: None))
+    calls = []
+
+    def before_call() -> None:
+        calls.append(len(calls))
+        if len(calls) == 2:  # the first has filled the socket's buffer and come back
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
+            reader.start()
+
+    send_pieces(ours, batches[0], before_call)
+    reader.join()
+    assert len(calls) > 1
+    np.testing.assert_array_equal(received[::2], sent[::2])
+    assert not received[1::2].any()
+    ours.close()
+    theirs.close()
