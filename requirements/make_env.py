@@ -89,7 +89,7 @@ def make(torch: str) -> None:
         name = str(lock.relative_to(ROOT))
         say(f"installing {name}")
         install(["--no-deps", "-r", str(lock)], f"{name} cannot be installed")
-    install(["--no-deps", "-e", str(ROOT)], "Llumnix cannot be installed")
+    install(["--no-deps", "--no-build-isolation", "-e", str(ROOT)], "Llumnix cannot be installed")
     say("trying it")
     run([str(PYTHON), "-c", _WORKS], "the environment is complete but does not work")
 
