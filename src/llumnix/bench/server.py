@@ -86,6 +86,8 @@ class Server:
         except aiohttp.ClientResponseError as error:
             hint = "; give its --api-key" if error.status in (401, 403) else ""
             raise UsageError(f"{self._url}/v1/models answers with HTTP {error.status}{hint}.") from error
+        except aiohttp.ClientConnectorError as error:
+            raise UsageError(f"No server answers at {self._url}; is it running?") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             reason = str(error) or "no answer in time"
             raise UsageError(f"No server answers at {self._url}: {reason}.") from error
