@@ -1,0 +1,512 @@
+"""Llumlets with tiny engines and a front end, joined by a link that loses, doubles, delays and reorders.
+
+Every step of the world is one method, chosen by whoever drives it (a test, a random walk, hypothesis). Control messages
+wait in `link`, in no order; an instance's token stream and its inbox are reliable and in order until it is killed. Each
+client checks that its tokens come once, in order, and made from a right KV cache.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+from tiny_engine import Sequence, Spec, State, TinyEngine, Token
+
+from llumnix.config import MigrationConfig
+from llumnix.control import commands as do
+from llumnix.control import events as ev
+from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Message, Prepare
+from llumnix.control.ownership import Abort, Deliver, Order, Ownership, Replay, Tell
+from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, choose_victims
+from llumnix.types import Epoch, InstanceId, RequestId
+
+CONFIG = MigrationConfig(max_stages=3, last_stage_max_blocks=1, max_incoming=2, max_outgoing=2)
+HOUR = 3600.0
+
+
+def cheapest(requests: object, query: VictimQuery) -> VictimChoice:
+    return choose_victims(CHEAPEST, requests, query)  # type: ignore[arg-type]
+
+
+@dataclass
+class Reservation:
+    blocks: list[int]
+    spec: Spec
+
+
+@dataclass
+class PullTask:
+    command: do.Pull
+    blocks: list[int]
+    dropped: bool = False
+
+
+class Instance:
+    """One llumlet and its engine: the driver, as small as it can be."""
+
+    def __init__(self, world: World, id: InstanceId, total_blocks: int) -> None:
+        self.world = world
+        self.id = id
+        self.llumlet = Llumlet(id, CONFIG, cheapest, 0.0, validate=True)
+        self.engine = TinyEngine(total_blocks)
+        self.stream: deque[tuple[RequestId, list[Token], bool] | AnyNotice] = deque()
+        self.inbox: deque[Spec | RequestId] = deque()
+        self.watched: dict[RequestId, None] = {}
+        self.pins: dict[tuple[RequestId, Epoch], list[int]] = {}
+        self.reservations: dict[tuple[RequestId, Epoch], Reservation] = {}
+        self.pulls: list[PullTask] = []
+        self.wake_at: float | None = None
+        self.alive = True
+        self.next_fails = False
+        self.answers: list[do.AnswerMove] = []
+        self.moves_asked = 0
+        self._waiting: deque[ev.AnyEvent] = deque()
+
+    # events in, commands out
+
+    def handle(self, event: ev.AnyEvent) -> None:
+        self._waiting.append(event)
+        while self._waiting:
+            for command in self.llumlet.handle(self._waiting.popleft()):
+                self.carry_out(command)
+
+    def carry_out(self, command: do.AnyCommand) -> None:  # noqa: C901 (one line per command)
+        match command:
+            case do.Send():
+                self.world.link.append((command.to, self.filled(command.message)))
+            case do.SendToFrontEnd():
+                self.world.link.append((None, command.message))
+            case do.Notify():
+                assert command.request in self.engine.sequences, "nobody knows whose request this was"
+                self.stream.append(command.message)
+            case do.WatchProgress():
+                self.watched[command.request] = None
+            case do.Unwatch():
+                del self.watched[command.request]
+            case do.PinBlocks():
+                blocks = self.engine.sequences[command.request].blocks
+                pinned = blocks[command.first_block : command.first_block + command.blocks]
+                assert len(pinned) == command.blocks, "pins blocks that the request does not have"
+                self.engine.hold(pinned)
+                assert (command.request, command.epoch) not in self.pins, "pinned twice"
+                self.pins[command.request, command.epoch] = pinned
+            case do.UnpinBlocks():
+                self.engine.let_go(self.pins.pop((command.request, command.epoch)))
+            case do.Detach():
+                sequence = self.engine.sequences[command.request]
+                sequence.state = "detaching" if sequence.state == "running" else "detached"
+                if sequence.state == "detached":
+                    self._waiting.append(self._detached(sequence))
+            case do.Reattach():
+                sequence = self.engine.sequences[command.request]
+                sequence.state = "running" if sequence.blocks else "waiting"
+            case do.Release():
+                self.engine.remove(command.request)
+            case do.AnswerMove():
+                self.answers.append(command)
+            case do.WakeAt():
+                self.wake_at = command.at
+            case do.Reserve():
+                self._waiting.append(self._reserve(command))
+            case do.Pull():
+                self._pull(command)
+            case do.Install():
+                self._waiting.append(self._install(command))
+            case do.Drop():
+                self._drop(command)
+
+    def filled(self, message: AnyMessage) -> AnyMessage:
+        """What the driver adds to a header."""
+        if isinstance(message, Prepare):
+            spec = self.engine.sequences[message.request].spec
+            return msgspec.structs.replace(message, payload=msgspec.json.encode(spec))
+        if isinstance(message, Copy | Commit):
+            sequence = self.engine.sequences[message.request]
+            ids = tuple(sequence.blocks[message.first_block : message.first_block + message.blocks])
+            assert len(ids) == message.blocks, "names blocks that the request does not have"
+            if isinstance(message, Copy):
+                return msgspec.structs.replace(message, block_ids=ids)
+            state = State(sequence.spec, sequence.output_tokens, sequence.computed_tokens, sequence.good)
+            return msgspec.structs.replace(message, block_ids=ids, payload=msgspec.json.encode(state))
+        return message
+
+    # taking
+
+    def _fails(self) -> bool:
+        fails, self.next_fails = self.next_fails, False
+        return fails
+
+    def _reserve(self, command: do.Reserve) -> ev.AnyEvent:
+        at, key = self.world.now, (command.request, command.epoch)
+        spec = msgspec.json.decode(command.message.payload, type=Spec)
+        blocks = None if command.request in self.engine.sequences else self.engine.allocate(command.blocks)
+        if blocks is None or self._fails():
+            self.engine.let_go(blocks or [])
+            return ev.ReserveFailed(at, *key, "no room")
+        skip = min(spec.cached_blocks, command.blocks)
+        for index, block in enumerate(blocks[:skip]):
+            self.engine.contents[block] = (spec.id, index, 2)
+        self.reservations[key] = Reservation(blocks, spec)
+        return ev.Reserved(at, *key, skip)
+
+    def _pull(self, command: do.Pull) -> None:
+        first, count = command.message.first_block, command.message.blocks
+        reservation = self.reservations[command.request, command.epoch]
+        more = self.engine.allocate(max(0, first + count - len(reservation.blocks)))
+        if more is None:
+            failed = ev.PullFailed(self.world.now, command.request, command.epoch, command.stage, "no room")
+            self._waiting.append(failed)
+            return
+        reservation.blocks += more
+        self.pulls.append(PullTask(command, reservation.blocks[first : first + count]))
+
+    def pull_ends(self, task: PullTask) -> None:
+        """The bytes are what is in the source's blocks now, whoever they belong to now."""
+        self.pulls.remove(task)
+        message = task.command.message
+        source = self.world.instances[message.sender]
+        key = (task.command.request, task.command.epoch, task.command.stage)
+        if source.alive:
+            for here, there in zip(task.blocks, message.block_ids, strict=True):
+                self.engine.contents[here] = source.engine.contents[there]
+        if task.dropped:
+            self.engine.let_go(task.blocks)
+        elif not source.alive or self._fails():
+            self.handle(ev.PullFailed(self.world.now, *key, "the source is gone"))
+        else:
+            self.handle(ev.Pulled(self.world.now, *key, len(task.blocks)))
+
+    def _install(self, command: do.Install) -> ev.AnyEvent:
+        at, key = self.world.now, (command.request, command.epoch)
+        if self._fails():
+            return ev.InstallFailed(at, *key, "the engine would not")
+        state = msgspec.json.decode(command.message.payload, type=State)
+        blocks = self.reservations.pop(key).blocks
+        used = command.message.first_block + command.message.blocks
+        self.engine.let_go(blocks[used:])
+        self.engine.install(state, blocks[:used])
+        return ev.Installed(at, *key, state.output_tokens)
+
+    def _drop(self, command: do.Drop) -> None:
+        reservation = self.reservations.pop((command.request, command.epoch), None)
+        blocks = [] if reservation is None else reservation.blocks
+        for task in self.pulls:
+            if (task.command.request, task.command.epoch) == (command.request, command.epoch):
+                task.dropped = True
+                blocks = [block for block in blocks if block not in task.blocks]
+        self.engine.let_go(blocks)
+
+    # running
+
+    def step(self) -> None:
+        """One engine step: a token for everything that decodes, the front of the prefill for the others."""
+        for request in list(self.engine.sequences):
+            sequence = self.engine.sequences.get(request)
+            if sequence is None or sequence.state == "detached":
+                continue
+            self._advance(request, sequence)
+        for request in list(self.watched):
+            sequence = self.engine.sequences.get(request)
+            if request in self.watched and sequence is not None:
+                self.handle(
+                    ev.Progress(
+                        self.world.now,
+                        request,
+                        sequence.settled_blocks,
+                        len(sequence.blocks),
+                        sequence.output_tokens,
+                        sequence.decoding,
+                        sequence.state == "waiting",
+                    )
+                )
+
+    def _advance(self, request: RequestId, sequence: Sequence) -> None:
+        token = self.engine.advance(request)
+        for preempted in self.engine.preempted:
+            self.preempted(preempted)
+        if token is not None:
+            self.stream.append((request, [token], sequence.finished))
+            if sequence.finished:
+                self.end(request, "finished")
+                return
+        if sequence.state == "detaching":
+            sequence.state = "detached"
+            self.handle(self._detached(sequence))
+
+    def _detached(self, sequence: Sequence) -> ev.Detached:
+        return ev.Detached(self.world.now, sequence.spec.id, len(sequence.blocks), sequence.output_tokens)
+
+    def preempted(self, request: RequestId) -> None:
+        if request in self.watched:
+            self.handle(ev.Preempted(self.world.now, request))
+
+    def preempt(self, request: RequestId) -> None:
+        self.engine.preempt(request)
+        self.preempted(request)
+
+    def end(self, request: RequestId, why: str) -> None:
+        self.engine.remove(request)
+        self.handle(ev.Gone(self.world.now, request, why))
+
+    def read_inbox(self) -> None:
+        item = self.inbox.popleft()
+        if isinstance(item, Spec):
+            self.engine.add(item)
+        elif item in self.engine.sequences:
+            self.end(item, "aborted")
+
+    def fire_timer(self) -> None:
+        if self.wake_at is not None and self.wake_at <= self.world.now:
+            self.wake_at = None
+            self.handle(ev.TimerFired(self.world.now))
+
+    def check_blocks(self) -> None:
+        """Every block is held exactly as often as somebody has it."""
+        expected = [0] * len(self.engine.holders)
+        held = [sequence.blocks for sequence in self.engine.sequences.values()]
+        held += self.pins.values()
+        held += [reservation.blocks for reservation in self.reservations.values()]
+        held += [task.blocks for task in self.pulls if task.dropped]
+        for blocks in held:
+            for block in blocks:
+                expected[block] += 1
+        assert expected == self.engine.holders, f"{self.id} leaks or shares blocks: {expected} {self.engine.holders}"
+
+
+@dataclass
+class Client:
+    spec: Spec
+    """Of the first id; a replay goes on under another."""
+    request: RequestId
+    first_index: int = 0
+    """Of the first token that the present id makes."""
+    tokens: list[Token] = field(default_factory=list)
+    done: bool = False
+    aborted: bool = False
+    replays: list[str] = field(default_factory=list)
+
+
+class World:
+    def __init__(self, instances: int = 3, total_blocks: int = 40) -> None:
+        self.now = 0.0
+        self.link: list[tuple[InstanceId | None, Message]] = []
+        self.total_blocks = total_blocks
+        self.instances: dict[InstanceId, Instance] = {}
+        for _ in range(instances):
+            self.start()
+        self.ownership = Ownership()
+        self.clients: list[Client] = []
+        self.by_request: dict[RequestId, Client] = {}
+        self.news: list[tuple[InstanceId | None, InstanceId]] = []
+        """Losses that somebody (None: the front end) has not heard of yet."""
+        self.killed = 0
+
+    # what a driver of the world may do
+
+    def start(self) -> None:
+        """One more instance: a, b, c, …, z, za, zb, …"""
+        count = len(self.instances)
+        name = InstanceId("z" * (count // 26) + "abcdefghijklmnopqrstuvwxyz"[count % 26])
+        self.instances[name] = Instance(self, name, self.total_blocks)
+
+    def open(self, instance: InstanceId, prompt_tokens: int, max_tokens: int, cached_blocks: int = 0) -> Client:
+        name = RequestId(f"r{len(self.clients)}")
+        spec = Spec(name, prompt_tokens, 0, max_tokens, min(cached_blocks, (prompt_tokens - 1) // 2))
+        client = Client(spec, name)
+        self.clients.append(client)
+        self._submit(client, spec, instance)
+        return client
+
+    def move(self, source: InstanceId, target: InstanceId, request: RequestId | None = None, count: int = 1) -> None:
+        instance = self.instances[source]
+        candidates = tuple(sequence.snapshot() for sequence in instance.engine.sequences.values())
+        instance.moves_asked += count if request is None else 1
+        move_id = ev.MoveId(instance.moves_asked)
+        instance.handle(ev.MoveOut(self.now, move_id, target, request, "balance", candidates, 1000, count))
+
+    def deliver(self, place: int, *, keep: bool = False) -> None:
+        """Hands over one message of the link; with `keep` it will come a second time."""
+        to, message = self.link[place] if keep else self.link.pop(place)
+        self.now += 0.001
+        if to is None:
+            assert isinstance(message, Doubt)
+            self.carry_out(self.ownership.doubted(message))
+        elif self.instances[to].alive:
+            self.instances[to].handle(ev.Received(self.now, message))  # type: ignore[arg-type]
+
+    def read_stream(self, instance: InstanceId) -> None:
+        item = self.instances[instance].stream.popleft()
+        if isinstance(item, Message):
+            self.carry_out(self.ownership.notice_arrived(item))  # type: ignore[arg-type]
+            return
+        request, tokens, finished = item
+        outputs = [(token, finished and token is tokens[-1]) for token in tokens]
+        stream = self.ownership.streams.get(request)
+        if stream is not None and stream.live == instance:
+            stream.delivered_tokens += len(tokens)
+            self.carry_out([Deliver(request, tuple(outputs))])
+        else:
+            self.carry_out(self.ownership.outputs_arrived(request, instance, outputs, len(tokens)))
+
+    def abort(self, client: Client) -> None:
+        client.aborted = True
+        self.carry_out(self.ownership.aborted(client.request))
+
+    def kill(self, instance: InstanceId, unread: int = 0) -> None:
+        """Of its stream only the next `unread` items still arrive."""
+        dead = self.instances[instance]
+        dead.alive = False
+        while len(dead.stream) > unread:
+            dead.stream.pop()
+        self.killed += 1
+        if not any(lost == instance for _, lost in self.news) and instance not in self.ownership.lost:
+            self.declare_lost(instance)
+
+    def declare_lost(self, instance: InstanceId) -> None:
+        """Everybody will hear that it is gone, whether it is or not."""
+        self.news += [(other, instance) for other in (None, *self.instances) if other != instance]
+
+    def hear(self, place: int) -> None:
+        who, lost = self.news.pop(place)
+        if who is None:
+            self.carry_out(self.ownership.instance_gone(lost))
+        elif self.instances[who].alive:
+            self.instances[who].handle(ev.PeerLost(self.now, lost))
+
+    def sleep(self, seconds: float | None = None) -> None:
+        """Until the next alarm, or for so long."""
+        alarms = [each.wake_at for each in self.living if each.wake_at is not None]
+        self.now = max(self.now, min(alarms, default=self.now)) if seconds is None else self.now + seconds
+        for instance in self.living:
+            instance.fire_timer()
+
+    @property
+    def living(self) -> list[Instance]:
+        return [instance for instance in self.instances.values() if instance.alive]
+
+    @property
+    def trusted(self) -> list[InstanceId]:
+        """Alive, and nobody was told otherwise."""
+        doubted = {lost for _, lost in self.news} | self.ownership.lost
+        return [instance.id for instance in self.living if instance.id not in doubted]
+
+    # the front end
+
+    def _submit(self, client: Client, spec: Spec, instance: InstanceId) -> None:
+        client.request, client.first_index = spec.id, spec.first_index
+        self.by_request[spec.id] = client
+        self.ownership.opened(spec.id, instance)
+        self.instances[instance].inbox.append(spec)
+
+    def carry_out(self, orders: list[Order]) -> None:
+        for order in orders:
+            match order:
+                case Deliver():
+                    self._deliver_tokens(self.by_request[order.request], order)
+                case Tell():
+                    self.link.append((order.to, order.verdict))
+                case Abort():
+                    self.instances[order.to].inbox.append(order.request)
+                case Replay():
+                    self._replay(self.by_request[order.request], order)
+
+    def _deliver_tokens(self, client: Client, order: Deliver) -> None:
+        assert order.request == client.request, f"tokens of {order.request}, which was replayed as {client.request}"
+        assert not client.done, "tokens after the end"
+        for token, last in order.outputs:  # type: ignore[attr-defined]
+            assert token.index == len(client.tokens), f"{order.request}: token {token.index} after {len(client.tokens)}"
+            assert token.good, f"{order.request}: token {token.index} comes from a broken KV cache"
+            client.tokens.append(token)
+            client.done = client.done or last
+        if client.done:
+            self.carry_out(self.ownership.finished(order.request))
+
+    def _replay(self, client: Client, order: Replay) -> None:
+        assert order.delivered_tokens == len(client.tokens) - client.first_index, "miscounted"
+        assert self.ownership.lost, f"replayed although nobody died: {order.why}"
+        client.replays.append(order.why)
+        done, old = len(client.tokens), client.spec
+        name = RequestId(f"{old.id}.{len(client.replays)}")
+        spec = Spec(name, old.prompt_tokens + done, done, old.max_tokens - done, 0)
+        places = [each for each in self.instances if each not in self.ownership.lost]
+        self._submit(client, spec, places[0])
+
+    # what must hold
+
+    def check(self) -> None:
+        """After every step."""
+        for instance in self.living:
+            instance.check_blocks()
+        for client in self.clients:
+            if client.request in self.ownership.streams:
+                owners = self.confirmed_owners(client.request)
+                assert len(owners) <= 1, f"{client.request} has owners {owners}"
+
+    def confirmed_owners(self, request: RequestId) -> list[InstanceId]:
+        """Instances that would make tokens of it and do not wait for anybody's word."""
+        return [
+            instance.id
+            for instance in self.living
+            if instance.id in self.trusted
+            and (sequence := instance.engine.sequences.get(request)) is not None
+            and sequence.state != "detached"
+            and request not in instance.llumlet.attempts.targets
+        ]
+
+    def settle(self, limit: int = 3000) -> None:
+        """No more faults: everything must come to its end, within deadlines that add up to much less than an hour."""
+        started = self.now
+        for _ in range(limit):
+            if not self.settle_once():
+                break
+        else:
+            raise AssertionError("never comes to rest")
+        assert self.now - started < HOUR, f"took {self.now - started:.0f} s to come to rest"
+        self.check_rest()
+
+    def settle_once(self) -> bool:
+        busy = False
+        while self.news:
+            self.hear(0)
+            busy = True
+        while self.link:
+            self.deliver(0)
+            busy = True
+        for instance in self.instances.values():
+            while instance.stream:
+                self.read_stream(instance.id)
+                busy = True
+        for instance in self.living:
+            while instance.inbox:
+                instance.read_inbox()
+                busy = True
+            for task in list(instance.pulls):
+                instance.pull_ends(task)
+                busy = True
+            if any(sequence.state != "detached" for sequence in instance.engine.sequences.values()):
+                instance.step()
+                busy = True
+        if not busy and any(instance.wake_at is not None for instance in self.living):
+            self.sleep()
+            return True
+        self.sleep(0.02)
+        self.check()
+        return busy
+
+    def check_rest(self) -> None:
+        for client in self.clients:
+            if not client.aborted:
+                assert client.done, f"{client.request} never ended: {len(client.tokens)} tokens"
+                assert len(client.tokens) == client.spec.max_tokens, "ended too early or too late"
+        assert not self.ownership.streams, f"streams {sorted(self.ownership.streams)} are left"
+        for instance in self.living:
+            attempts = instance.llumlet.attempts
+            assert not attempts.sources, f"{instance.id} still gives away {sorted(attempts.sources)}"
+            assert not attempts.targets, f"{instance.id} still takes {sorted(attempts.targets)}"
+            assert not instance.engine.sequences, f"{instance.id} still has {sorted(instance.engine.sequences)}"
+            assert not instance.pins, f"{instance.id} still pins {sorted(instance.pins)}"
+            assert not instance.reservations, f"{instance.id} still reserves {sorted(instance.reservations)}"
+            assert not instance.watched, f"{instance.id} still watches {sorted(instance.watched)}"
+            assert instance.engine.free_blocks == len(instance.engine.holders), f"{instance.id} lost blocks"
