@@ -317,9 +317,10 @@ def a_long_story(half: int = 1000) -> Llumlet:
 
 @pytest.mark.parametrize("half", [1000, 20])
 def test_dump_replays_to_equal_commands(half: int) -> None:
-    plain = json.loads(json.dumps(dump(a_long_story(half))))
-    steps = replay(plain, cheapest)
-    assert len(steps) == (6 * 39 if half == 1000 else 34)
+    original = a_long_story(half)
+    steps = replay(json.loads(json.dumps(dump(original))), cheapest)
+    assert len(steps) == len(original.story.entries)
+    assert (len(steps) > 150) == (half == 1000)
     assert any(step.then for step in steps)
     for step in steps:
         assert step.now == step.then

@@ -14,7 +14,17 @@ from llumnix.config import MigrationConfig
 from llumnix.control import events
 from llumnix.control.attempts import Attempts, Ended
 from llumnix.control.commands import AnswerMove, AnyCommand, Send, WakeAt
-from llumnix.control.events import AnyEvent, Detached, Gone, MoveOut, PeerLost, Received, TimerFired
+from llumnix.control.events import (
+    AnyEvent,
+    Detached,
+    Gone,
+    MoveOut,
+    PeerLost,
+    Preempted,
+    Progress,
+    Received,
+    TimerFired,
+)
 from llumnix.control.messages import (
     AnyMessage,
     Cancel,
@@ -67,6 +77,8 @@ class Llumlet:
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         """Raises IllegalEvent, with the story of the request, if the driver broke its contract; nothing changed."""
+        if isinstance(event, Gone | Progress | Preempted) and self.is_settled(event.request):
+            return []  # of the many requests that never move; not worth a line in the story
         if self.story.wants_state:
             self.story.turn(msgspec.json.encode(self.attempts))
         try:
@@ -104,7 +116,7 @@ class Llumlet:
 
     def _route(self, event: AnyEvent) -> list[AnyCommand]:
         match event:
-            case events.Progress() | events.Preempted() | Detached():
+            case Progress() | Preempted() | Detached() | Gone():
                 return self._of_the_engine(event)
             case Received():
                 commands = self._received(event.at, event.message)
@@ -122,27 +134,21 @@ class Llumlet:
                 return self._move_out(event)
             case PeerLost():
                 return self._peer_lost(event)
-            case Gone():
-                return self._gone(event)
         target = self.attempts.targets.get(event.request)
         if target is None or target.epoch != event.epoch:
             self.attempts.late += 1
             return []
         return self.attempts.follow_target(target, event.at, event)
 
-    def _of_the_engine(self, event: events.Progress | events.Preempted | Detached) -> list[AnyCommand]:
+    def _of_the_engine(self, event: Progress | Preempted | Detached | Gone) -> list[AnyCommand]:
         source = self.attempts.sources.get(event.request)
         if source is not None:
             return self.attempts.follow_source(source, event.at, event)
+        target = self.attempts.targets.get(event.request)
+        if target is not None and isinstance(event, Gone):
+            return self.attempts.follow_target(target, event.at, event)
         if isinstance(event, Detached):
             raise IllegalEvent(f"{event.request} was detached, but does not move")
-        return []
-
-    def _gone(self, event: Gone) -> list[AnyCommand]:
-        if (source := self.attempts.sources.get(event.request)) is not None:
-            return self.attempts.follow_source(source, event.at, event)
-        if (target := self.attempts.targets.get(event.request)) is not None:
-            return self.attempts.follow_target(target, event.at, event)
         return []
 
     def _peer_lost(self, event: PeerLost) -> list[AnyCommand]:
