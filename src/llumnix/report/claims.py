@@ -271,11 +271,8 @@ def _figure_10(ours: Sequence[Point], paper: Sequence[Point]) -> list[Claim]:
         for base in ("Blocking copy", "Recompute"):
             found = [ratio(points, "Downtime", base, "Migration", (trace,)) for points in (paper, ours)]
             stated = "up to 111× (not at one length and model)" if base == "Blocking copy" else "not stated"
-            table.append(
-                Claim(
-                    f"{trace}, downtime, {base} / migration, same length", stated, *map(_most, found), _most(found[1])
-                )
-            )
+            what = f"{trace}, downtime, {base} / migration, same length"
+            table.append(Claim(what, stated, _most(found[0]), _most(found[1]), _most(found[1])))
         found = [ratio(points, "Decode Latency", "Migration", "Normal", (trace,)) for points in (paper, ours)]
         published, simulated = ("–" if one is None else f"up to {one.most - 1:.1%}" for one in found)
         what = f"{trace}, decode slow-down while migrating"

@@ -369,6 +369,8 @@ class _Run:
         instance = SimInstance(name, self, self._local_scheduler, self._setup.unit_tokens)
         self._instances[name] = instance
         self._schedule(sched.InstanceStarted(at=self.kernel.now, instance=name))
+        # An instance counts as started when its first report is there.
+        self._take_report(instance.snapshot())
 
     def _remove(self, name: InstanceId, why: str) -> None:
         instance = self._instances.pop(name, None)

@@ -1,0 +1,51 @@
+"""The runs whose results are pinned. `python tests/golden/golden_runs.py` writes `digests.json` anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from llumnix.config import PolicyConfig
+from llumnix.policy.catalogue import POLICIES
+from llumnix.report.records import write_records
+from llumnix.sim.driver import Setup, sim_requests, simulate
+from llumnix.sim.faults import parse_fault
+from llumnix.sim.profile_file import load_profile
+from llumnix.workload.workload import load_workload
+
+DIGESTS = Path(__file__).with_name("digests.json")
+WORKLOAD = "S-S?rate=9&cv=3&high=0.1&requests=1200&seed=4"
+
+RUNS: dict[str, Setup] = {
+    policy: Setup(instances=4, profile=load_profile("a10-llama-7b"), policy=PolicyConfig(policy=policy))
+    for policy in POLICIES
+}
+RUNS["vllm-1"] = Setup(instances=4, profile=load_profile("a10-llama-7b").with_scheduler(kind="vllm-1"))
+RUNS["faults"] = Setup(
+    instances=4,
+    profile=load_profile("a10-llama-7b"),
+    faults=tuple(map(parse_fault, ("crash@30", "stall@50+4", "slow-link@70+20:8"))),
+    seed=4,
+    sample_interval_s=5.0,
+)
+RUNS["the paper's reports"] = Setup(
+    instances=4,
+    profile=load_profile("a10-llama-7b"),
+    policy=PolicyConfig(policy="llumnix-paper", pairing_interval_s=0.2),
+    paper_body=True,
+)
+
+
+def digest(setup: Setup) -> str:
+    """Of the files that the run writes, byte for byte."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        write_records(directory, simulate(sim_requests(load_workload(WORKLOAD)), setup).records())
+        content = b"".join(path.read_bytes() for path in sorted(directory.iterdir()))
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    DIGESTS.write_text(json.dumps({name: digest(setup) for name, setup in RUNS.items()}, indent=2) + "\n")

@@ -1,0 +1,72 @@
+"""Helpers for tests of the simulated engine: small profiles, and engines with and without skipping of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from llumnix.sim.cost_model import Profile
+from llumnix.sim.engine import Engine, Scheduler, Segment
+from llumnix.sim.kernel import Kernel
+from llumnix.sim.profile_file import load_profile
+from llumnix.sim.request import SimRequest
+from llumnix.sim.vllm01 import PrefillFirst
+from llumnix.sim.vllm1 import TokenBudget
+
+SCHEDULERS: dict[str, type[Scheduler]] = {"vllm-0.1": PrefillFirst, "vllm-1": TokenBudget}
+
+
+def small_profile(kind: str, blocks: int, **scheduler: object) -> Profile:
+    """LLaMA-7B on a device with few blocks, so that memory runs out quickly."""
+    profile = load_profile("a10-llama-7b").with_scheduler(kind=kind, **scheduler)
+    return replace(profile, memory=replace(profile.memory, total_blocks=blocks))
+
+
+class StepByStep:
+    """A local scheduler that never lets the engine skip: every decode step is a segment of its own."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def plan(self, engine: Engine) -> Segment | None:
+        segment = self._scheduler.plan(engine)
+        return segment if segment is None else Segment(min(segment.steps, 1), segment.chunks)
+
+    def could_admit(self, engine: Engine, request: SimRequest) -> bool:
+        return self._scheduler.could_admit(engine, request)
+
+
+@dataclass
+class Watcher:
+    """A listener that counts."""
+
+    finished: list[SimRequest] = field(default_factory=list)
+    settled: list[tuple[str, str]] = field(default_factory=list)
+
+    def on_queued(self) -> None: ...
+
+    def on_changed(self) -> None: ...
+
+    def on_finished(self, request: SimRequest) -> None:
+        self.finished.append(request)
+
+    def on_settled(self, request: SimRequest) -> None:
+        self.settled.append((request.id, request.state))
+
+
+def new_engine(profile: Profile, *, skip: bool = True, unit_tokens: int = 0) -> tuple[Kernel, Engine, Watcher]:
+    kernel, watcher = Kernel(), Watcher()
+    scheduler = SCHEDULERS[profile.scheduler.kind]()
+    return kernel, Engine(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens), watcher
+
+
+def run_engine(profile: Profile, rows: list[tuple[float, int, int]], *, skip: bool = True) -> list[SimRequest]:
+    """Runs (arrival_s, prompt_tokens, output_tokens) rows to the end and checks that every block came back."""
+    kernel, engine, watcher = new_engine(profile, skip=skip)
+    requests = [SimRequest(index, *row) for index, row in enumerate(rows)]
+    for request in requests:
+        kernel.at(request.arrival_s, engine.add, request)
+    kernel.run()
+    assert len(watcher.finished) == len(requests)
+    assert engine.pool.free == engine.pool.total
+    assert (engine.queued_blocks, engine.preempted, engine.running) == (0, 0, 0)
+    return requests

@@ -1,0 +1,231 @@
+"""Whole runs: the live scheduler, dispatcher and llumlets on simulated instances, with and without faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.errors import UsageError
+from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.policy.catalogue import POLICIES
+from llumnix.report.records import MOVED
+from llumnix.sim import driver
+from llumnix.sim.driver import PlannedMove, Setup, sim_requests, simulate
+from llumnix.sim.faults import Fault, FaultKind, draw_victims, parse_fault
+from llumnix.sim.outcome import Outcome
+from llumnix.sim.profile_file import load_profile
+from llumnix.sim.request import SimRequest
+from llumnix.workload.workload import load_workload
+
+A10 = load_profile("a10-llama-7b")
+CROWDED = "L-L?rate=0.8&requests=300&seed=1"
+
+
+def run(workload: str = CROWDED, **setup: object) -> Outcome:
+    options = {"instances": 4, "profile": A10, "policy": PolicyConfig(policy="llumnix")} | setup
+    return simulate(sim_requests(load_workload(workload)), Setup(**options))
+
+
+@pytest.fixture
+def instances(monkeypatch: pytest.MonkeyPatch) -> list[driver.SimInstance]:
+    """Every instance that a run makes."""
+    made: list[driver.SimInstance] = []
+
+    class Kept(driver.SimInstance):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(driver, "SimInstance", Kept)
+    return made
+
+
+def assert_all_served(outcome: Outcome) -> None:
+    for request in outcome.requests:
+        assert request.generated == request.output_tokens, request
+        assert request.arrival_s < request.first_token_s <= request.last_token_s <= request.finish_s
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
+def test_every_request_gets_every_token_and_every_block_comes_back(
+    policy: str, kind: str, instances: list[driver.SimInstance]
+) -> None:
+    outcome = run(profile=A10.with_scheduler(kind=kind), policy=PolicyConfig(policy=policy))
+    assert_all_served(outcome)
+    moved = sum(row.outcome == MOVED for row in outcome.migrations)
+    assert sum(request.migrations for request in outcome.requests) == moved
+    assert (moved > 0) == (POLICIES[policy].pairing is not None)
+    for instance in instances:
+        held = sum(request.blocks for request in instance.engine.waiting)
+        assert (instance.engine.running, held) == (0, 0)
+        assert instance.engine.pool.total - instance.engine.pool.free == sum(
+            incoming.blocks for incoming in instance._incoming.values()
+        )
+
+
+def test_migration_helps_where_it_should() -> None:
+    with_it, without = run(), run(policy=PolicyConfig(migration=False))
+    assert sum(r.preemptions for r in with_it.requests) < sum(r.preemptions for r in without.requests)
+    assert not without.migrations
+
+
+def test_two_runs_are_equal() -> None:
+    first, second = run(), run()
+    assert first.records() == second.records()
+    assert first.events == second.events
+
+
+def test_a_move_by_hand_goes_where_it_was_told_and_decoding_goes_on_meanwhile() -> None:
+    request = SimRequest(0, 0.0, 4000, 200)
+    outcome = simulate(
+        [request],
+        Setup(instances=2, profile=A10, place_on=0, moves=(PlannedMove(3.0, "r0", 0, 1),)),
+    )
+    (move,) = outcome.migrations
+    assert move.outcome == MOVED
+    assert request.instances == ["i0000", "i0001"]
+    assert move.stages >= 2
+    assert move.bytes >= 4000 // 16 * A10.memory.block_bytes
+    copying_s = A10.copy_s(250)
+    assert move.copy_ms is not None
+    assert move.copy_ms / 1e3 > copying_s
+    assert request.largest_gap_s < 0.3 < copying_s
+    assert move.downtime_ms is not None
+    assert 0 < move.downtime_ms < 100
+
+
+def test_a_copy_slows_both_sides_down() -> None:
+    def finish(moves: tuple[PlannedMove, ...]) -> list[float]:
+        requests = [SimRequest(0, 0.0, 4000, 400), SimRequest(1, 0.5, 64, 400)]
+        slow = replace(A10, migration=replace(A10.migration, slowdown=0.5))
+        simulate(requests, Setup(instances=2, profile=slow, place_on=0, moves=moves))
+        return [request.finish_s for request in requests]
+
+    still, moved = finish(()), finish((PlannedMove(3.0, "r0", 0, 1),))
+    # The one that stays has the instance for itself afterwards, but pays for the copy before.
+    assert moved[0] > still[0] - 10
+    assert moved != still
+
+
+def test_a_move_to_a_full_instance_is_refused_and_the_request_stays() -> None:
+    big = [SimRequest(0, 0.0, 7000, 300), SimRequest(1, 0.0, 7000, 300)]
+    setup = Setup(
+        instances=2,
+        profile=A10,
+        policy=PolicyConfig(policy="round-robin"),
+        moves=(PlannedMove(8.0, "r0", 0, 1),),
+    )
+    outcome = simulate(big, setup)
+    assert outcome.migrations[0].outcome == "refused: not enough free blocks"
+    assert [request.instances for request in big] == [["i0000"], ["i0001"]]
+    assert_all_served(outcome)
+
+
+def test_a_crash_costs_time_and_no_token() -> None:
+    fault = Fault(FaultKind.CRASH, 120.0, instance=1)
+    outcome = run(faults=(fault,))
+    assert_all_served(outcome)
+    replayed = [request for request in outcome.requests if request.replays]
+    assert replayed
+    assert all(len(request.instances) > 1 for request in replayed)
+    assert len(outcome.lives) == 5, "a new instance took the dead one's place"
+
+
+@pytest.mark.parametrize("at_s", [60.0, 90.0, 120.0, 150.0, 180.0, 210.0, 240.0])
+def test_a_crash_at_any_moment_of_a_busy_run_loses_nothing(at_s: float) -> None:
+    faults = tuple(Fault(FaultKind.CRASH, at_s + 0.37 * number, instance=number) for number in range(3))
+    assert_all_served(run("S-S?rate=10&requests=2500&seed=2", faults=faults))
+
+
+def test_a_short_stall_is_waited_out_and_a_long_one_is_a_loss() -> None:
+    short = run(faults=(Fault(FaultKind.STALL, 100.0, 3.0, instance=0),))
+    long = run(faults=(Fault(FaultKind.STALL, 100.0, 60.0, instance=0),))
+    assert_all_served(short)
+    assert_all_served(long)
+    assert not any(request.replays for request in short.requests)
+    assert any(request.replays for request in long.requests)
+
+
+def test_a_link_so_slow_that_commits_are_doubted_doubles_no_request() -> None:
+    outcome = run(faults=(Fault(FaultKind.SLOW_LINK, 20.0, 2000.0, factor=150.0),))
+    assert_all_served(outcome)
+    assert any(row.outcome != MOVED for row in outcome.migrations)
+
+
+def test_scaling_follows_the_load_and_empties_what_it_stops() -> None:
+    scaling = ScalingConfig(scale_out_freeness=10, scale_in_freeness=60, min_instances=1, max_instances=8)
+    outcome = run("L-L?rate=0.8&requests=400&seed=3", instances=2, scaling=scaling)
+    assert_all_served(outcome)
+    assert len(outcome.lives) > 2
+    assert any(life.ended_s is not None for life in outcome.lives)
+    assert 1 < outcome.mean_instances < 8
+    assert not any(request.replays for request in outcome.requests)
+
+
+def test_high_priority_is_faster_under_the_policy_that_knows_it() -> None:
+    def ttft(policy: str) -> float:
+        outcome = run("S-S?rate=7&cv=4&high=0.1&requests=2000&seed=1", policy=PolicyConfig(policy=policy))
+        high = [r.first_token_s - r.arrival_s for r in outcome.requests if r.priority < 0]
+        return sum(high) / len(high)
+
+    assert ttft("llumnix") < 0.8 * ttft("llumnix-base")
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    def ttft(unit_tokens: int) -> float:
+        rows = [SimRequest(i, 2.0 * i, 4096, 20, hashes=tuple(range(8))) for i in range(20)]
+        profile = A10.with_scheduler(kind="vllm-1", max_num_batched_tokens=8192)
+        simulate(rows, Setup(instances=1, profile=profile, unit_tokens=unit_tokens))
+        return rows[-1].first_token_s - rows[-1].arrival_s
+
+    assert ttft(512) < 0.3 * ttft(0)
+
+
+def test_a_request_that_no_instance_can_hold_is_named() -> None:
+    with pytest.raises(UsageError, match=r"Request r7 has 13000 \+ 5 tokens"):
+        simulate([SimRequest(7, 0.0, 13000, 5)], Setup(instances=1, profile=A10))
+
+
+def test_nothing_to_do_is_done_at_once() -> None:
+    assert simulate([], Setup(instances=3, profile=A10)).end_s == 0
+
+
+def test_instances_are_averaged_over_time() -> None:
+    outcome = Outcome(requests=[], end_s=100.0)
+    outcome.lives = [driver.InstanceLife("a", 0.0), driver.InstanceLife("b", 50.0, 75.0)]
+    assert outcome.mean_instances == 1.25
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("crash@60", Fault(FaultKind.CRASH, 60.0)),
+        ("crash@6.5:3", Fault(FaultKind.CRASH, 6.5, instance=3)),
+        ("stall@60+5:3", Fault(FaultKind.STALL, 60.0, 5.0, 3)),
+        ("slow-link@60+30:10", Fault(FaultKind.SLOW_LINK, 60.0, 30.0, factor=10.0)),
+    ],
+)
+def test_faults_are_read_as_written(text: str, fault: Fault) -> None:
+    assert parse_fault(text) == fault
+
+
+@pytest.mark.parametrize("text", ["crash", "crash@", "crash@1+2", "stall@3", "slow-link@1+2", "melt@1", "crash@1:1.5"])
+def test_a_fault_that_makes_no_sense_gets_one_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match=r"crash@60|slow-link"):
+        parse_fault(text)
+
+
+def test_victims_are_drawn_from_the_seed_and_named_ones_must_exist() -> None:
+    faults = (Fault(FaultKind.CRASH, 2.0), Fault(FaultKind.CRASH, 1.0))
+    assert draw_victims(faults, 8, seed=5) == draw_victims(faults, 8, seed=5)
+    assert [fault.at_s for fault in draw_victims(faults, 8, seed=5)] == [1.0, 2.0]
+    with pytest.raises(UsageError, match="no instance 9"):
+        draw_victims((Fault(FaultKind.CRASH, 1.0, instance=9),), 8, seed=0)
+
+
+def test_an_unbalanced_llumlet_config_still_ends() -> None:
+    outcome = run(migration=MigrationConfig(max_stages=1, last_stage_max_blocks=0))
+    assert_all_served(outcome)

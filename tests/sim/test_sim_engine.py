@@ -1,0 +1,181 @@
+"""The engine by arithmetic: skipping steps changes nothing, blocks are exact, the paper's scheduler is the paper's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sim_engines import new_engine, run_engine, small_profile
+from sim_reference import reference_run
+
+from llumnix.sim.request import DETACHED, FINISHED, WAITING, SimRequest
+
+ROWS = st.lists(
+    st.tuples(st.floats(0, 20, allow_nan=False).map(lambda x: round(x, 3)), st.integers(1, 150), st.integers(1, 150)),
+    min_size=1,
+    max_size=25,
+    unique_by=lambda row: row[0],
+).map(sorted)
+
+
+def facts(request: SimRequest) -> tuple[float, ...]:
+    return (
+        request.first_token_s,
+        request.finish_s,
+        request.largest_gap_s,
+        request.last_token_s,
+        request.exec_s,
+        request.lost_s,
+        request.preemptions,
+        request.generated,
+    )
+
+
+@pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
+@given(rows=ROWS)
+@settings(max_examples=60, deadline=None)
+def test_skipping_steps_changes_nothing(kind: str, rows: list[tuple[float, int, int]]) -> None:
+    profile = small_profile(kind, blocks=30, watermark=0.01 if kind == "vllm-0.1" else 0.0, max_num_batched_tokens=64)
+    skipped, stepped = run_engine(profile, rows), run_engine(profile, rows, skip=False)
+    for fast, slow in zip(skipped, stepped, strict=True):
+        assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
+
+
+@given(rows=ROWS)
+@settings(max_examples=60, deadline=None)
+def test_the_papers_scheduler_agrees_with_a_naive_one_that_lists_every_block(
+    rows: list[tuple[float, int, int]],
+) -> None:
+    profile = small_profile("vllm-0.1", blocks=30, max_num_batched_tokens=200, max_num_seqs=8)
+    for fast, slow in zip(run_engine(profile, rows), reference_run(profile, rows), strict=True):
+        assert fast.preemptions == slow.preemptions
+        assert fast.first_token_s == pytest.approx(slow.token_times[0], abs=1e-9)
+        assert fast.finish_s == pytest.approx(slow.token_times[-1], abs=1e-9)
+        gaps = [b - a for a, b in zip(slow.token_times, slow.token_times[1:], strict=False)]
+        assert fast.largest_gap_s == pytest.approx(max(gaps, default=0.0), abs=1e-9)
+
+
+def test_a_prompt_makes_the_running_ones_stand_still_under_the_papers_scheduler() -> None:
+    profile = small_profile("vllm-0.1", blocks=792)
+    first, second = run_engine(profile, [(0.0, 16, 100), (1.0, 4000, 2)])
+    prefill_s = (profile.prefill.step_ms(4000) + profile.host.step_overhead_ms) / 1e3
+    assert first.largest_gap_s > prefill_s
+    assert second.first_token_s - second.arrival_s < prefill_s + 0.1
+
+
+def test_chunks_let_the_running_ones_go_on() -> None:
+    whole = small_profile("vllm-1", blocks=792, max_num_batched_tokens=8192)
+    chunked = small_profile("vllm-1", blocks=792, max_num_batched_tokens=256)
+    rows = [(0.0, 16, 100), (1.0, 4000, 2)]
+    assert run_engine(chunked, rows)[0].largest_gap_s < 0.2 * run_engine(whole, rows)[0].largest_gap_s
+
+
+@pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
+def test_the_newest_is_preempted_and_loses_time_and_no_token(kind: str) -> None:
+    profile = small_profile(kind, blocks=20, max_num_batched_tokens=4096)
+    old, new = run_engine(profile, [(0.0, 100, 200), (0.1, 100, 100)])
+    assert old.preemptions == 0
+    assert new.preemptions >= 1
+    assert new.generated == 100
+    assert new.largest_gap_s > 1.0
+    assert 1.0 < new.lost_s < new.finish_s - new.arrival_s
+
+
+@pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
+def test_an_important_request_overtakes_the_queue(kind: str) -> None:
+    kernel, engine, _ = new_engine(small_profile(kind, blocks=18))
+    rows = [SimRequest(0, 0.0, 200, 100), SimRequest(1, 0.1, 100, 5), SimRequest(2, 0.2, 100, 5, priority=-1)]
+    for request in rows:
+        request.order = (request.priority, request.arrival_s, request.index)
+        kernel.at(request.arrival_s, engine.add, request)
+    kernel.run()
+    assert rows[2].first_token_s < rows[1].first_token_s
+
+
+def test_free_blocks_in_the_middle_of_a_run_of_steps_are_exact() -> None:
+    profile = small_profile("vllm-0.1", blocks=100)
+    kernel, engine, _ = new_engine(profile)
+    stepped_kernel, stepped, _ = new_engine(profile, skip=False)
+    for one_kernel, one_engine in ((kernel, engine), (stepped_kernel, stepped)):
+        one_kernel.at(0.0, one_engine.add, SimRequest(0, 0.0, 33, 400))
+        one_kernel.at(0.5, one_engine.add, SimRequest(1, 0.5, 47, 300))
+    for tenths in range(1, 150):
+        kernel.run(until=tenths / 10)
+        stepped_kernel.run(until=tenths / 10)
+        assert engine.free_blocks() == stepped.free_blocks()
+        assert engine.batch.shortest_tokens(engine.steps_started()) == stepped.batch.shortest_tokens(
+            stepped.steps_started()
+        )
+
+
+def test_a_detached_request_keeps_its_blocks_until_they_are_released() -> None:
+    kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100))
+    stays, leaves = SimRequest(0, 0.0, 32, 50), SimRequest(1, 0.0, 64, 50)
+    for request in (stays, leaves):
+        kernel.at(0.0, engine.add, request)
+    kernel.at(1.0, engine.at_boundary, lambda: engine.detach(leaves))
+    kernel.run()
+    assert (stays.state, leaves.state) == (FINISHED, DETACHED)
+    assert engine.pool.total - engine.pool.free == leaves.blocks >= 4
+    engine.release(leaves.blocks, 0, ())
+    assert engine.pool.free == engine.pool.total
+
+
+def test_a_detached_request_that_comes_back_goes_on_where_it_was() -> None:
+    kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100))
+    request = SimRequest(0, 0.0, 32, 50)
+    kernel.at(0.0, engine.add, request)
+    kernel.at(1.0, engine.at_boundary, lambda: engine.detach(request))
+    kernel.at(3.0, engine.at_boundary, lambda: engine.attach(request))
+    kernel.run()
+    assert request.generated == 50
+    assert request.largest_gap_s == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_stalled_engine_loses_the_time_and_nothing_else() -> None:
+    profile = small_profile("vllm-0.1", blocks=100)
+    (plain,) = run_engine(profile, [(0.0, 32, 50)])
+    kernel, engine, _ = new_engine(profile)
+    request = SimRequest(0, 0.0, 32, 50)
+    kernel.at(0.0, engine.add, request)
+    kernel.at(1.0, engine.stall, 5.0)
+    kernel.run()
+    assert request.finish_s - plain.finish_s == pytest.approx(5.0, abs=0.1)
+
+
+def test_a_crash_keeps_the_tokens_that_had_gone_out() -> None:
+    kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100))
+    running, queued = SimRequest(0, 0.0, 32, 500), SimRequest(1, 0.5, 1590, 5)
+    for request in (running, queued):
+        kernel.at(request.arrival_s, engine.add, request)
+    kernel.run(until=3.0)
+    before = engine.generated_of(running)
+    assert engine.crash() == [running, queued]
+    assert running.generated == before > 20
+    kernel.run()
+    assert running.generated == before
+
+
+def test_a_reservation_is_refused_when_it_would_touch_the_watermark() -> None:
+    kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100, watermark=0.05))
+    kernel.at(0.0, engine.add, SimRequest(0, 0.0, 32, 50))
+    kernel.run(until=0.5)
+    free = engine.free_blocks()
+    assert not engine.reserve(free - 4)
+    assert engine.reserve(free - 5)
+    engine.give_back(free - 5)
+    kernel.run()
+    assert engine.pool.free == 100
+
+
+def test_memory_that_comes_back_lets_the_queue_in() -> None:
+    kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100))
+    assert engine.reserve(95)
+    request = SimRequest(0, 0.0, 160, 2)
+    kernel.at(0.0, engine.add, request)
+    kernel.run()
+    assert request.state is WAITING
+    kernel.at(5.0, engine.give_back, 95)
+    kernel.run()
+    assert request.state is FINISHED
+    assert request.first_token_s > 5.0
