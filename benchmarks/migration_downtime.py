@@ -1,0 +1,424 @@
+"""What a live migration costs the client that streams, and its neighbours (the paper's Figure 10), on any engine.
+
+    python benchmarks/migration_downtime.py --out DIR [--lengths 256,512,…] [--rounds N] [--model MODEL -- vLLM flags]
+
+One run measures, length by length and round after round, so that a change of the machine's mood meets all alike:
+
+- *migration*: a stream is moved back and forth by `POST /llumnix/v1/migrations`. Downtime is the gap at the
+  hand-over less a normal step, both seen by the client. The hand-over is taken to be the largest of the last gaps
+  before the server confirms the move; the same choice among gaps where nothing moved is printed beside it (*noise*),
+  because a largest gap is more than a normal one also on a machine that is only busy.
+- *blocking copy*: the same on a second server that copies nothing before the hand-over and everything in it.
+- *recompute*: time to the first token of a new request whose prompt is that long.
+- *neighbours*: steps of other requests in the source's batch while a sequence of that length is being copied out of
+  it (until the hand-over begins), beside as long a time just before, with the same batch.
+
+Prefix caching is off, and prompts differ: every move copies every block, which is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from _server import Server, llumnix_server, tiny_engine_flags
+from _stream import Stream, completion_body, open_session, served_model
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+ROOM_TOKENS = 2048
+"""The window is this much longer than the longest sequence measured."""
+QUIET_PIECES = 20
+"""Pieces between two moves: gaps of nothing but decoding."""
+LAST_GAPS = 4
+"""The hand-over is among this many gaps before the move is confirmed."""
+PLAIN_TEXT = range(64)
+"""Token ids to make prompts of: ASCII in the tiny model. Bytes that are no text make detokenisers slow."""
+HOME, AWAY = "i0", "i1"
+NEIGHBOURS = 4
+NEIGHBOUR_PROMPT = 64
+FLAT, STEPS, SLOW_DOWN = 1.5, 1.5, 1.03
+"""Goals: largest over smallest downtime; downtime in normal steps; neighbours' step, migration on over off."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """Of one length. Seconds."""
+
+    migration: list[float] = field(default_factory=list)
+    told: list[float] = field(default_factory=list)
+    """Downtime of the same moves as the server measured it."""
+    noise: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+    """Normal step of the moved stream, one median per move."""
+    blocking: list[float] = field(default_factory=list)
+    recompute: list[float] = field(default_factory=list)
+    neighbours_off: list[float] = field(default_factory=list)
+    neighbours_on: list[float] = field(default_factory=list)
+    mib: list[float] = field(default_factory=list)
+    stages: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    posted_s: float
+    confirmed_s: float
+    downtime_s: float
+    told_s: float
+    step_s: float
+    noise_s: float
+    handover_from_s: float
+    """When the last piece before the hand-over came."""
+    bytes: int
+    stages: int
+
+
+class Client:
+    """Talks to one server."""
+
+    def __init__(self, session: aiohttp.ClientSession, server: Server, model: str, rng: random.Random) -> None:
+        self.session, self.url, self.model, self._rng = session, server.url, model, rng
+        self._ids = 0
+
+    def stream(self, prompt_tokens: int, output_tokens: int) -> Stream:
+        """A request with a random prompt of its own."""
+        self._ids += 1
+        prompt = self._rng.choices(PLAIN_TEXT, k=prompt_tokens)
+        headers = {"X-Request-Id": f"downtime-{self._ids}"}
+        return Stream(completion_body(self.model, prompt, output_tokens), headers)
+
+    @asynccontextmanager
+    async def running(self, stream: Stream) -> AsyncIterator[Stream]:
+        """The stream while it streams, on instance i0 at first; the request is aborted at the end."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(stream.run(self.session, self.url))
+            await stream.pieces(1)
+            if await self._where(stream) != HOME:
+                await self._post_move(stream, HOME)
+            yield stream
+            task.cancel()
+
+    async def _where(self, stream: Stream) -> str:
+        async with self.session.get(f"{self.url}/llumnix/v1/requests") as answer:
+            rows = (await answer.json())["requests"]
+        instance: str = next(row["instance"] for row in rows if row["id"] == _id_of(stream))
+        return instance
+
+    async def _post_move(self, stream: Stream, target: str) -> dict[str, Any]:
+        """What the server tells of the move. Raises SystemExit if it was refused."""
+        order = {"request_id": _id_of(stream), "target": target}
+        async with self.session.post(f"{self.url}/llumnix/v1/migrations", json=order) as answer:
+            told: dict[str, Any] = await answer.json()
+            if answer.status != 200:
+                raise SystemExit(f"a move was refused: {told}")
+        return told
+
+    async def move(self, stream: Stream, target: str) -> Move:
+        """Moves the stream while it decodes, and takes the time around. Raises SystemExit if it cannot be moved."""
+        clock = asyncio.get_running_loop().time
+        await stream.pieces(len(stream.times_s) + QUIET_PIECES)
+        posted_s = clock()
+        told = await self._post_move(stream, target)
+        confirmed_s = clock()
+        await stream.pieces(len(stream.times_s) + 2)
+        quiet = _last(stream, posted_s, QUIET_PIECES)
+        step_s = statistics.median(later - earlier for earlier, later in quiet)
+        handover = max(_last(stream, confirmed_s, LAST_GAPS), key=_length)
+        return Move(
+            posted_s=posted_s,
+            confirmed_s=confirmed_s,
+            downtime_s=_length(handover) - step_s,
+            told_s=(told["downtime_ms"] or 0.0) / 1e3,
+            step_s=step_s,
+            noise_s=max(map(_length, quiet[-LAST_GAPS:])) - step_s,
+            handover_from_s=handover[0],
+            bytes=told["bytes"],
+            stages=told["stages"],
+        )
+
+
+def _id_of(stream: Stream) -> str:
+    return f"cmpl-{stream.headers['X-Request-Id']}"
+
+
+def _length(gap: tuple[float, float]) -> float:
+    return gap[1] - gap[0]
+
+
+def _last(stream: Stream, until_s: float, count: int) -> list[tuple[float, float]]:
+    """The last `count` gaps that ended by then."""
+    return [gap for gap in pairwise(stream.times_s) if gap[1] <= until_s][-count:]
+
+
+async def migrate_to_and_fro(client: Client, length: int, moves: int) -> list[Move]:
+    """Moves of one stream that is about `length` tokens long half way through."""
+    tokens = moves * 2 * QUIET_PIECES + 64
+    prompt = max(32, length - tokens // 2)
+    async with client.running(client.stream(prompt, length + ROOM_TOKENS - prompt)) as stream:
+        return [await client.move(stream, AWAY if number % 2 == 0 else HOME) for number in range(moves)]
+
+
+async def recompute(client: Client, length: int) -> float:
+    stream = client.stream(length, 1)
+    await stream.run(client.session, client.url)
+    return stream.ttft_s
+
+
+async def watch_neighbours(client: Client, length: int, moves: int) -> tuple[list[float], list[float]]:
+    """Steps of the other requests on the source: off, on."""
+    off: list[float] = []
+    on: list[float] = []
+    async with AsyncExitStack() as stack:
+        others = [
+            await stack.enter_async_context(
+                client.running(client.stream(NEIGHBOUR_PROMPT, length + ROOM_TOKENS - NEIGHBOUR_PROMPT))
+            )
+            for _ in range(NEIGHBOURS)
+        ]
+        prompt = max(32, length - 64)
+        stream = client.stream(prompt, length + ROOM_TOKENS - prompt)
+        await stack.enter_async_context(client.running(stream))
+        for _ in range(moves):
+            move = await client.move(stream, AWAY)
+            lasted_s = move.handover_from_s - move.posted_s
+            on += [mean_step(other, move.posted_s, move.handover_from_s) for other in others]
+            off += [mean_step(other, move.posted_s - lasted_s, move.posted_s) for other in others]
+            await client.move(stream, HOME)
+    return off, on
+
+
+def mean_step(stream: Stream, after_s: float, until_s: float) -> float:
+    """Time per piece. A mean, because a client that shares a busy machine sees pieces come two at a time."""
+    times = [time for time in stream.times_s if after_s < time <= until_s]
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 2 else math.nan
+
+
+async def measure(live: Server, blocking: Server, options: argparse.Namespace) -> dict[int, Figures]:
+    rng = random.Random(options.seed)
+    figures: dict[int, Figures] = defaultdict(Figures)
+    async with open_session() as session:
+        model = await served_model(session, live.url)
+        for server in (live, blocking):
+            await both_running(session, server)
+        client, blocker = Client(session, live, model, rng), Client(session, blocking, model, rng)
+        for round_ in range(options.rounds + 1):
+            for length in options.lengths:
+                mine = Figures() if round_ == 0 else figures[length]  # the first round warms up
+                await measure_length(client, blocker, length, mine, options.moves)
+                print(f"round {round_} of {options.rounds}, length {length}", end="\r", flush=True)
+    return dict(figures)
+
+
+async def measure_length(client: Client, blocker: Client, length: int, mine: Figures, moves: int) -> None:
+    for move in await migrate_to_and_fro(client, length, moves):
+        mine.migration.append(move.downtime_s)
+        mine.told.append(move.told_s)
+        mine.noise.append(move.noise_s)
+        mine.step.append(move.step_s)
+        mine.mib.append(move.bytes / 2**20)
+        mine.stages.append(move.stages)
+    mine.blocking += [move.downtime_s for move in await migrate_to_and_fro(blocker, length, moves)]
+    mine.recompute += [await recompute(client, length) for _ in range(2)]
+    off, on = await watch_neighbours(client, length, max(2, moves // 2))
+    both = [pair for pair in zip(off, on, strict=True) if not any(map(math.isnan, pair))]
+    mine.neighbours_off += [pair[0] for pair in both]
+    mine.neighbours_on += [pair[1] for pair in both]
+
+
+async def both_running(session: aiohttp.ClientSession, server: Server) -> None:
+    """A server answers as soon as its first instance runs."""
+    async with asyncio.timeout(120):
+        while True:
+            async with session.get(f"{server.url}/llumnix/v1/instances") as answer:
+                rows = (await answer.json())["instances"]
+            if [row["state"] for row in rows] == ["running", "running"]:
+                return
+            await asyncio.sleep(0.1)
+
+
+def p50_ms(values: Sequence[float]) -> float:
+    return 1e3 * statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """P50 [P25-P75], ms."""
+    low, middle, high = (1e3 * float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+    digits = 0 if middle >= 100 else 1
+    return f"{middle:.{digits}f} [{low:.{digits}f}-{high:.{digits}f}]"
+
+
+def ratio(figures: Figures) -> float:
+    return statistics.median(figures.neighbours_on) / statistics.median(figures.neighbours_off)
+
+
+def print_table(figures: dict[int, Figures]) -> None:
+    print("P50 [P25-P75] in ms; downtime is what the client waited beyond a normal step.\n")
+    head = ("tokens", "downtime", "server's figure", "noise", "normal step", "blocking copy", "recompute")
+    rows = [(*head, "neighbours off", "on", "on/off", "MiB", "stages", "moves")]
+    for length, mine in figures.items():
+        columns = (mine.migration, mine.told, mine.noise, mine.step, mine.blocking, mine.recompute)
+        rows.append(
+            (
+                *(str(length), *map(spread, columns)),
+                *(f"{p50_ms(mine.neighbours_off):.2f}", f"{p50_ms(mine.neighbours_on):.2f}", f"{ratio(mine):.3f}"),
+                *(f"{statistics.median(mine.mib):.1f}", f"{statistics.median(mine.stages):g}"),
+                str(len(mine.migration)),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def print_goals(figures: dict[int, Figures]) -> bool:
+    downtimes = [statistics.median(mine.migration) for mine in figures.values()]
+    flat = max(downtimes) / max(min(downtimes), 1e-6)
+    steps = max(statistics.median(mine.migration) / statistics.median(mine.step) for mine in figures.values())
+    off = [gap for mine in figures.values() for gap in normed(mine.neighbours_off, mine)]
+    on = [gap for mine in figures.values() for gap in normed(mine.neighbours_on, mine)]
+    slow_down = statistics.median(on) / statistics.median(off)
+    goals = (
+        ("downtime, largest over smallest length", flat, FLAT),
+        ("downtime in normal steps, worst length", steps, STEPS),
+        (f"neighbours' median step, on/off, {len(on)} and {len(off)} steps of all lengths", slow_down, SLOW_DOWN),
+    )
+    print()
+    for name, value, goal in goals:
+        print(f"{'reached' if value <= goal else 'MISSED '}  {name}: {value:.3f} (goal: at most {goal})")
+    return all(value <= goal for _, value, goal in goals)
+
+
+def normed(gaps: list[float], mine: Figures) -> list[float]:
+    """In units of the normal step at that length, so that lengths can be put together."""
+    normal = statistics.median(mine.neighbours_off)
+    return [gap / normal for gap in gaps]
+
+
+def check_copied(figures: dict[int, Figures]) -> None:
+    """Raises SystemExit if moves skipped blocks: bytes must grow as lengths do."""
+    per_token = [statistics.median(mine.mib) / length for length, mine in figures.items()]
+    if min(per_token) < 0.8 * max(per_token):
+        raise SystemExit(f"moves did not copy everything: MiB per token by length {per_token}")
+
+
+def draw(figures: dict[int, Figures], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lengths = list(figures)
+    lines = (
+        ("recompute", [mine.recompute for mine in figures.values()], "#d98e04", "s"),
+        ("blocking copy", [mine.blocking for mine in figures.values()], "#d1373f", "^"),
+        ("live migration", [mine.migration for mine in figures.values()], "#2f6fde", "o"),
+        ("one normal step", [mine.step for mine in figures.values()], "#8b949e", "."),
+    )
+    for name, samples, color, marker in lines:
+        low, middle, high = (
+            [max(1e3 * float(np.quantile(values, q)), 0.05) for values in samples] for q in (0.25, 0.5, 0.75)
+        )
+        left.plot(lengths, middle, marker=marker, color=color, label=name)
+        left.fill_between(lengths, low, high, color=color, alpha=0.15, linewidth=0)
+    left.set(
+        xscale="log", yscale="log", xlabel="sequence length (tokens)", ylabel="ms", title="Downtime (P50, quartiles)"
+    )
+    places = np.arange(len(lengths))
+    right.bar(
+        places - 0.2, [p50_ms(mine.neighbours_off) for mine in figures.values()], 0.38, label="normal", color="#8b949e"
+    )
+    right.bar(
+        places + 0.2, [p50_ms(mine.neighbours_on) for mine in figures.values()], 0.38,
+        label="while one is copied out", color="#2f6fde",
+    )  # fmt: skip
+    right.set(
+        xlabel="length of the sequence that moves (tokens)", ylabel="ms", title="Step of the others in its batch (P50)"
+    )
+    right.set_xticks(places, [str(length) for length in lengths])
+    right.set_ylim(top=1.2 * right.get_ylim()[1])
+    left.set_xticks(lengths, [str(length) for length in lengths], minor=False)
+    left.minorticks_off()
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e8eb")
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Downtime of live migration, blocking copy and recompute by length.")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens, with commas between")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all lengths are gone through (3)")
+    parser.add_argument("--moves", type=int, default=6, help="moves of each stream (6)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder for figure10_live.png and figure10_live.csv")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
+    parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
+    parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.lengths = [int(word) for word in options.lengths.split(",")]
+    return options
+
+
+def main() -> None:
+    options = parse()
+    window = max(options.lengths) + ROOM_TOKENS + 64
+    engine = (
+        [options.model, "--max-model-len", str(window), *options.engine_flags]
+        if options.model
+        else [*tiny_engine_flags(window, kv_mib=128), *options.engine_flags]
+    )
+    common = ("--instances", "2", "--no-migration", "--no-enable-prefix-caching")
+    with ExitStack() as stack:
+        live = stack.enter_context(llumnix_server(engine, *common))
+        all_at_once = ("--max-stages", "1", "--last-stage-max-blocks", "1000000")
+        blocking = stack.enter_context(llumnix_server(engine, *common, *all_at_once))
+        figures = asyncio.run(measure(live, blocking, options))
+    print_table(figures)
+    check_copied(figures)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        draw(
+            figures,
+            options.out / "figure10_live.png",
+            f"Live migration between two engines: {engine[0].split('/')[-1]}",
+        )
+        write_csv(figures, options.out / "figure10_live.csv")
+    reached = print_goals(figures)
+    if options.check and not reached:
+        raise SystemExit(1)
+
+
+def write_csv(figures: dict[int, Figures], path: Path) -> None:
+    """Columns as in the paper's Figure 10 of `llumnix reproduce`; ms."""
+    rows = ["figure,trace,metric,policy,x,y,y_low,y_high"]
+    for length, mine in figures.items():
+        series = (
+            ("Downtime", "Migration", mine.migration),
+            ("Downtime", "Blocking copy", mine.blocking),
+            ("Downtime", "Recompute", mine.recompute),
+            ("Decode latency", "Migration", mine.neighbours_on),
+            ("Decode latency", "Normal", mine.neighbours_off),
+        )
+        for metric, policy, values in series:
+            low, middle, high = (1e3 * float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+            rows.append(f"10,live,{metric},{policy},{length},{middle:.3f},{low:.3f},{high:.3f}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
