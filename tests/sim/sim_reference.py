@@ -1,6 +1,7 @@
 """A second engine of the paper's kind, as plain as can be: one step at a time, every token's time kept.
 
-Written from the description of vLLM 0.1's scheduler, not from `llumnix.sim`: the two must agree.
+Written from the description of vLLM 0.1's scheduler, not from `llumnix.sim`: the two must agree. In one piece on
+purpose: it is to be read from top to bottom.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Sequence:
         return self.prompt + len(self.token_times)
 
 
-def reference_run(profile: Profile, rows: list[tuple[float, int, int]]) -> list[Sequence]:
+def reference_run(profile: Profile, rows: list[tuple[float, int, int]]) -> list[Sequence]:  # noqa: C901
     limits, size = profile.scheduler, profile.memory.block_tokens
     everyone = [Sequence(*row) for row in rows]
     coming, waiting, running = list(everyone), [], []
@@ -48,8 +49,6 @@ def reference_run(profile: Profile, rows: list[tuple[float, int, int]]) -> list[
             one.blocks, free = need, free - need
             tokens += one.length
             admitted.append(waiting.pop(0))
-            if not coming or coming[0].arrival_s > now:
-                continue
         if admitted:
             compute = profile.prefill.base_ms + sum(profile.prefill.compute_ms(one.length) for one in admitted)
             now += compute / 1e3 + overhead_s(len(admitted))
@@ -81,7 +80,7 @@ def reference_run(profile: Profile, rows: list[tuple[float, int, int]]) -> list[
             if len(one.token_times) == one.target:
                 running.remove(one)
                 free += one.blocks
-        running.sort(key=lambda one: everyone.index(one))
-        waiting.sort(key=lambda one: everyone.index(one))
+        running.sort(key=everyone.index)
+        waiting.sort(key=everyone.index)
     assert free == profile.memory.total_blocks
     return everyone

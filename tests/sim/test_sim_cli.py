@@ -99,12 +99,13 @@ def small(runs: list[Run]) -> list[Run]:
     ]
 
 
-@pytest.mark.parametrize("figure", [11, 13, 14, 15])
+@pytest.mark.parametrize(("figure", "trace"), [(11, "ShareGPT"), (13, "S-S"), (14, "Gamma"), (15, "Threshold")])
 def test_a_figure_has_csv_picture_and_claims_in_the_form_of_the_contract(
-    figure: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    figure: int, trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(FIGURES, figure, lambda seed, make=FIGURES[figure]: small(make(seed)))
-    assert main(["reproduce", str(figure), "--out", str(tmp_path), "--jobs", "1", "--seeds", "2"]) == 0
+    words = ["reproduce", str(figure), "--out", str(tmp_path), "--jobs", "1", "--seeds", "2", "--trace", trace]
+    assert main(words) == 0
     header = (tmp_path / f"figure{figure}.csv").read_text().splitlines()[0]
     assert header == "figure,trace,metric,policy,x,y,y_low,y_high"
     points = read_points(tmp_path / f"figure{figure}.csv")

@@ -202,9 +202,9 @@ def figure_16(seed: int) -> list[Run]:
             x=rate,
             seed=seed,
             instances=64,
-            workload=f"poisson:rate={rate:g},prompt=64,output=64,requests={int(rate * 30)},seed={seed}",
+            options={"tokens": 64},
         )
-        for rate in (100.0, 150.0, 200.0, 250.0, 300.0, 350.0, 400.0)
+        for rate in (100.0, 200.0, 300.0, 400.0, 500.0, 600.0)
         for policy in ("Centralized", LLUMNIX)
     ]
 

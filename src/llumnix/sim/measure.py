@@ -12,14 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from llumnix.config import PolicyConfig
+from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.policy.autoscaling import ScalingConfig
-from llumnix.report.points import OURS
+from llumnix.report.points import LLUMNIX, OURS
 from llumnix.sim.driver import PlannedMove, Setup, sim_requests, simulate
 from llumnix.sim.experiments import PAPER_PAIRING_INTERVAL_S, POLICY_OF, Run
 from llumnix.sim.outcome import mean_gap_s
 from llumnix.sim.profile_file import load_profile
 from llumnix.sim.request import SimRequest
+from llumnix.sim.stall import batch_size, central_stall_s, report_stall_s
 from llumnix.workload.workload import load_workload
 
 Measures = list[tuple[str, str, float, float]]
@@ -152,8 +153,22 @@ def _fragmentation(run: Run) -> Measures:
     return [(run.trace, "Fragmentation", at_s, y) for at_s, y in outcome.fragmentation if at_s <= arriving_s]
 
 
+# ---------------------------------------------------------------------- figure 16
+
+
+def _stall(run: Run) -> Measures:
+    profile, tokens = load_profile("a10-llama-7b"), run.options["tokens"]
+    if run.policy == LLUMNIX:
+        _, step_s = batch_size(profile, run.x, run.instances, tokens, 0.0)
+        stall_s = report_stall_s(step_s, ClusterConfig().report_interval_s)
+    else:
+        stall_s = central_stall_s(profile, run.x, run.instances, tokens)
+    return [(run.trace, "Scheduling Stall", run.x, stall_s * 1e3)]
+
+
 _KINDS: dict[str, Callable[[Run], Measures]] = {
     "serving": _serving,
     "migration": _migration,
     "fragmentation": _fragmentation,
+    "stall": _stall,
 }

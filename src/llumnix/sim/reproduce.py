@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,8 +21,23 @@ from llumnix.report.points import Point
 from llumnix.sim.experiments import Run
 from llumnix.sim.measure import Measures, measure
 
-RESULTS_VERSION = 1
-"""Part of every result's fingerprint: to be raised when the simulator's answers change."""
+SOURCES = ("config.py", "control", "policy", "sim", "workload")
+"""Parts of the package that a result depends on."""
+
+
+@cache
+def code_digest() -> str:
+    """Of the sources behind a result: an answer of other code is not taken for one of this."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        root = package / name
+        files = (
+            [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.suffix in (".py", ".toml"))
+        )
+        for path in files:
+            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 class _Result(msgspec.Struct, frozen=True):
@@ -30,8 +46,8 @@ class _Result(msgspec.Struct, frozen=True):
 
 
 def fingerprint(run: Run) -> str:
-    """Of everything that decides the result."""
-    return hashlib.sha256(msgspec.json.encode([RESULTS_VERSION, asdict(run)], order="sorted")).hexdigest()[:16]
+    """Of everything that decides the result: the run's parameters and our code."""
+    return hashlib.sha256(msgspec.json.encode([code_digest(), asdict(run)], order="sorted")).hexdigest()[:16]
 
 
 def find_result(directory: Path, run: Run) -> Measures | None:

@@ -1,0 +1,93 @@
+"""`llumnix profile`: measures a running server and writes a cost profile for the simulator."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from datetime import date
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from llumnix.errors import UsageError
+from llumnix.sim.profile_file import write_profile
+from llumnix.sim.profile_live import Plan, Unseen, fit, measure_server, worst_error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `llumnix profile`."""
+    parser.description = "Measure an otherwise idle OpenAI server of one instance and fit a cost profile to it."
+    plan = Plan()
+    parser.add_argument("--url", required=True, help="the server, such as http://127.0.0.1:8000")
+    parser.add_argument("--out", required=True, type=Path, help="TOML file to write")
+    parser.add_argument("--name", help="name of the profile (default: that of the file)")
+    parser.add_argument("--api-key", help="key for a server that wants one")
+    parser.add_argument("--prompts", type=_numbers, default=plan.prompt_tokens, help="prompt lengths: 16,64,256,…")
+    parser.add_argument("--batches", type=_numbers, default=plan.batches, help="batch sizes: 1,2,4,8")
+    parser.add_argument("--contexts", type=_numbers, default=plan.contexts, help="prompt lengths in batches: 32,512")
+    parser.add_argument("--output-tokens", type=int, default=plan.output_tokens, help="tokens a stream makes")
+    parser.add_argument("--repeats", type=int, default=plan.repeats, help="prompts of each length; the quickest counts")
+    parser.add_argument("--blocks", type=int, help="KV blocks of an instance (default: ask the server)")
+    parser.add_argument("--block-bytes", type=int, default=1 << 20, help="bytes of a KV block")
+    parser.add_argument("--gigabytes-per-s", type=float, default=1.0, help="bandwidth between two instances")
+    parser.add_argument("--max-num-seqs", type=int, default=256, help="as the server was started")
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048, help="as the server was started")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries out `llumnix profile`. Returns 0; raises UsageError for bad input or a server that does not answer."""
+    plan = Plan(
+        prompt_tokens=args.prompts,
+        batches=args.batches,
+        contexts=args.contexts,
+        output_tokens=args.output_tokens,
+        repeats=args.repeats,
+    )
+    if plan.repeats < 1 or plan.output_tokens < 8:
+        raise UsageError("--repeats must be at least 1 and --output-tokens at least 8.")
+    blocks = args.blocks if args.blocks is not None else asyncio.run(_ask_for_blocks(args.url, args.api_key))
+    console = Console(stderr=True)
+    console.print(f"Measuring {args.url} …")
+    prefill, decode = asyncio.run(measure_server(args.url, plan, args.api_key))
+    unseen = Unseen(
+        total_blocks=blocks,
+        block_bytes=args.block_bytes,
+        gigabytes_per_s=args.gigabytes_per_s,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+    )
+    origin = (
+        f"Measured by `llumnix profile` on {date.today().isoformat()} over HTTP: prefill and decode from "
+        f"{len(prefill)} prompt lengths and {len(decode)} batches; bandwidth, copy rounds, start-up were not measured."
+    )
+    profile = fit(prefill, decode, unseen, args.name or args.out.stem, origin)
+    try:
+        write_profile(profile, args.out)
+    except OSError as error:
+        raise UsageError(f"Cannot write {args.out}: {error.strerror}.") from error
+    first, step = worst_error(profile, prefill, decode)
+    console.print(f"Wrote {args.out}; worst error of the fit: first tokens {first:.0%}, decode steps {step:.0%}.")
+    return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`1,2,4` as whole numbers above 0, ascending."""
+    try:
+        numbers = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 1,2,4") from None
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError("every number must be at least 1")
+    return numbers
+
+
+async def _ask_for_blocks(url: str, api_key: str | None) -> int:
+    """KV blocks of the first instance, from our own server's list of instances."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
+            answer = (await client.get("/llumnix/v1/instances")).raise_for_status().json()
+            return int(answer["instances"][0]["total_blocks"])
+    except (httpx.HTTPError, KeyError, IndexError, ValueError, TypeError):
+        raise UsageError(f"{url} does not say how many KV blocks it has: give --blocks.") from None

@@ -1,0 +1,232 @@
+"""Measures a running OpenAI server and fits a cost profile to it.
+
+Three experiments, all over `/v1/completions` with streamed token ids as prompts, so that lengths are exact:
+
+    prefill   prompts of growing length, alone; the time to the first token
+    decode    batches of growing size, short and long contexts; the time between two tokens of each step
+    request   the shortest prompt's time to first token, less its prefill: what a request costs beside the steps
+
+`fit` is pure and needs no server. What a client cannot see (blocks, bandwidth between instances, start-up)
+comes from the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import httpx
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from llumnix.errors import UsageError
+from llumnix.sim.cost_model import (
+    DecodeProfile,
+    HostProfile,
+    MemoryProfile,
+    MigrationProfile,
+    PrefillProfile,
+    Profile,
+    SchedulerProfile,
+)
+
+Numbers: TypeAlias = NDArray[np.float64]
+
+SETTLE_TOKENS = 4
+"""First tokens of a stream that are not timed: the batch is still filling."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSample:
+    tokens: int
+    first_token_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSample:
+    batch: int
+    context_tokens: float
+    """Sum of the lengths of all sequences, on average over the steps timed."""
+    step_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is sent. Small enough for a CPU by default; a GPU wants longer prompts and larger batches."""
+
+    prompt_tokens: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    contexts: tuple[int, ...] = (32, 512)
+    """Prompt lengths of the decode experiment."""
+    output_tokens: int = 48
+    repeats: int = 3
+    vocab: int = 256
+    """Prompts are made of token ids below this."""
+    timeout_s: float = 120.0
+
+
+async def measure_server(
+    url: str, plan: Plan, api_key: str | None = None
+) -> tuple[list[PrefillSample], list[DecodeSample]]:
+    """Runs the experiments one after the other on an otherwise idle server. Raises UsageError if it does not answer."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s) as client:
+        try:
+            model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+            measuring = _Measuring(client, model, plan)
+            await measuring.stream(32, 8)  # the first step of an engine is slow
+            prefill = [await measuring.prefill(tokens) for tokens in plan.prompt_tokens]
+            decode = [await measuring.decode(batch, context) for context in plan.contexts for batch in plan.batches]
+        except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+            raise UsageError(f"{url} cannot be measured: {error or type(error).__name__}.") from error
+    return prefill, decode
+
+
+class _Measuring:
+    """The experiments, on one connection."""
+
+    def __init__(self, client: httpx.AsyncClient, model: str, plan: Plan) -> None:
+        self._client = client
+        self._model = model
+        self._plan = plan
+        self._random = random.Random("profile")
+
+    async def stream(self, prompt_tokens: int, output_tokens: int) -> list[float]:
+        """When the request was sent, and when each token came. Prompts differ, so no prefix cache helps."""
+        prompt = [self._random.randrange(3, self._plan.vocab) for _ in range(prompt_tokens)]
+        body = {
+            "model": self._model,
+            "prompt": prompt,
+            "max_tokens": output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+        }
+        times = [time.perf_counter()]
+        async with self._client.stream("POST", "/v1/completions", json=body) as response:
+            if response.is_error:
+                said = (await response.aread()).decode(errors="replace")[:200]
+                raise ValueError(f"HTTP {response.status_code}: {said}")
+            async for line in response.aiter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    if msgspec.json.decode(line[6:]).get("error"):
+                        raise ValueError(line[6:200])
+                    times.append(time.perf_counter())
+        return times
+
+    async def prefill(self, tokens: int) -> PrefillSample:
+        """The quickest of the repeats: everything that disturbs only adds."""
+        firsts = []
+        for _ in range(self._plan.repeats):
+            times = await self.stream(tokens, 2)
+            firsts.append(times[1] - times[0])
+        return PrefillSample(tokens, min(firsts) * 1e3)
+
+    async def decode(self, batch: int, context: int) -> DecodeSample:
+        """The median gap between tokens while all of the batch decode."""
+        output = self._plan.output_tokens
+        async with asyncio.TaskGroup() as group:
+            streams = [group.create_task(self.stream(context, output)) for _ in range(batch)]
+        gaps: list[float] = []
+        begun = max(stream.result()[1] for stream in streams)
+        over = min(stream.result()[-1] for stream in streams)
+        for stream in streams:
+            times = [at for at in stream.result()[1 + SETTLE_TOKENS :] if begun <= at <= over]
+            gaps += [late - early for early, late in pairwise(times)]
+        if not gaps:
+            raise ValueError(f"the {batch} streams of a batch did not overlap; give a larger --output-tokens")
+        return DecodeSample(batch, batch * (context + output / 2), statistics.median(gaps) * 1e3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseen:
+    """What a client cannot measure."""
+
+    total_blocks: int
+    block_tokens: int = 16
+    block_bytes: int = 1 << 20
+    gigabytes_per_s: float = 1.0
+    stage_ms: float = 5.0
+    slowdown: float = 0.05
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    start_up_s: float = 10.0
+
+
+def fit(
+    prefill: Sequence[PrefillSample], decode: Sequence[DecodeSample], unseen: Unseen, name: str, origin: str
+) -> Profile:
+    """Least squares, coefficients not below 0. Raises UsageError with too few samples to fit anything."""
+    if len({sample.tokens for sample in prefill}) < 2:
+        raise UsageError("A profile needs prompts of two lengths or more.")
+    if len({sample.batch for sample in decode}) < 2:
+        raise UsageError("A profile needs batches of two sizes or more.")
+    tokens = np.array([sample.tokens for sample in prefill], dtype=float)
+    first_ms = np.array([sample.first_token_ms for sample in prefill])
+    base, slope, square = _least_squares(np.stack([np.ones_like(tokens), tokens, tokens**2], axis=1), first_ms)
+    sizes = sorted({sample.batch for sample in decode})
+    columns = [[float(sample.batch == size) for size in sizes] + [sample.context_tokens] for sample in decode]
+    *sizes_ms, context_ms = _least_squares(np.array(columns), np.array([sample.step_ms for sample in decode]))
+    # A prefill step costs at least the smallest decode step; the rest of the time to first token is the front end's.
+    base_ms = min(base, sizes_ms[0])
+    return Profile(
+        name=name,
+        origin=origin,
+        memory=MemoryProfile(
+            total_blocks=unseen.total_blocks, block_tokens=unseen.block_tokens, block_bytes=unseen.block_bytes
+        ),
+        prefill=PrefillProfile(base_ms=base_ms, per_token_ms=max(slope, 1e-6), per_token_squared_ms=square),
+        decode=DecodeProfile(
+            batch=tuple(sizes),
+            batch_ms=tuple(max(one, 1e-3) for one in sizes_ms),
+            per_context_token_ms=context_ms,
+        ),
+        migration=MigrationProfile(
+            gigabytes_per_s=unseen.gigabytes_per_s, stage_ms=unseen.stage_ms, slowdown=unseen.slowdown
+        ),
+        scheduler=SchedulerProfile(
+            kind="vllm-1", max_num_seqs=unseen.max_num_seqs, max_num_batched_tokens=unseen.max_num_batched_tokens
+        ),
+        host=HostProfile(request_ms=max(0.0, base - base_ms), start_up_s=unseen.start_up_s),
+    )
+
+
+def worst_error(
+    profile: Profile, prefill: Sequence[PrefillSample], decode: Sequence[DecodeSample]
+) -> tuple[float, float]:
+    """Largest relative error of the fit on its own samples: of first tokens, of decode steps."""
+
+    def error(fitted_ms: float, measured_ms: float) -> float:
+        return abs(fitted_ms / measured_ms - 1)
+
+    request_ms, per_token_ms = profile.host.request_ms, profile.decode.per_context_token_ms
+    return (
+        max(error(profile.prefill.step_ms(one.tokens) + request_ms, one.first_token_ms) for one in prefill),
+        max(
+            error(profile.decode.batch_step_ms(one.batch) + per_token_ms * one.context_tokens, one.step_ms)
+            for one in decode
+        ),
+    )
+
+
+def _least_squares(columns: Numbers, values: Numbers) -> list[float]:
+    """Weighted to relative errors; what comes out negative is set to 0 and the rest fitted again."""
+    weights = 1.0 / values
+    active = list(range(columns.shape[1]))
+    while True:
+        solution = np.linalg.lstsq(columns[:, active] * weights[:, None], values * weights, rcond=None)[0]
+        negative = [index for index, value in zip(active, solution, strict=True) if value < 0]
+        if not negative:
+            break
+        active = [index for index in active if index not in negative]
+        if not active:
+            break
+    found = dict(zip(active, solution, strict=True))
+    return [float(found.get(index, 0.0)) for index in range(columns.shape[1])]

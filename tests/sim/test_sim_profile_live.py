@@ -1,0 +1,111 @@
+"""`llumnix profile`: the fit, and a server of known cost that is measured over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from llumnix.cli import main
+from llumnix.errors import UsageError
+from llumnix.sim.profile_file import load_profile
+from llumnix.sim.profile_live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
+
+UNSEEN = Unseen(total_blocks=500)
+
+
+def samples(noise: float = 0.0) -> tuple[list[PrefillSample], list[DecodeSample]]:
+    """Of a server with 12 ms a request, a prefill of 8 ms + 0.1 ms/token, and a decode of 10 ms + 1 ms/sequence."""
+    wave = [1 + noise * (-1) ** index for index in range(20)]
+    prefill = [
+        PrefillSample(n, (20 + 0.1 * n + 1e-5 * n * n) * wave[i]) for i, n in enumerate((16, 64, 256, 512, 1024))
+    ]
+    decode = [
+        DecodeSample(b, b * c, (7 + b + 0.002 * b * c) * wave[i])
+        for i, (b, c) in enumerate((b, c) for b in (1, 2, 4, 8) for c in (32, 512))
+    ]
+    return prefill, decode
+
+
+def test_exact_samples_give_the_coefficients_back() -> None:
+    profile = fit(*samples(), UNSEEN, "test", "made up")
+    assert profile.prefill.per_token_ms == pytest.approx(0.1)
+    assert profile.prefill.per_token_squared_ms == pytest.approx(1e-5)
+    assert profile.decode.batch_ms == pytest.approx((8, 9, 11, 15))
+    assert profile.decode.per_context_token_ms == pytest.approx(0.002)
+    assert profile.prefill.base_ms + profile.host.request_ms == pytest.approx(20)
+    assert max(worst_error(profile, *samples())) < 1e-6
+
+
+def test_noise_of_3_percent_stays_an_error_of_about_that() -> None:
+    profile = fit(*samples(0.03), UNSEEN, "test", "made up")
+    assert max(worst_error(profile, *samples(0.03))) < 0.08
+
+
+def test_no_coefficient_comes_out_negative() -> None:
+    falling = [PrefillSample(n, 30.0 - n / 100) for n in (16, 256, 1024)]
+    profile = fit(falling, samples()[1], UNSEEN, "test", "made up")
+    assert profile.prefill.per_token_ms > 0
+    assert profile.prefill.per_token_squared_ms >= 0
+
+
+def test_one_length_is_not_enough() -> None:
+    with pytest.raises(UsageError, match="two lengths"):
+        fit(samples()[0][:1], samples()[1], UNSEEN, "test", "made up")
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection of a server that makes a token every 5 ms, the first after 10 ms."""
+    try:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            if head.startswith("GET"):
+                body = json.dumps({"data": [{"id": "tiny"}]}).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                continue
+            length = int(
+                next(line for line in head.lower().split("\r\n") if line.startswith("content-length")).split(":")[1]
+            )
+            asked = json.loads(await reader.readexactly(length))
+            assert asked["ignore_eos"]
+            assert all(isinstance(token, int) for token in asked["prompt"])
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            await asyncio.sleep(0.01)
+            for _ in range(asked["max_tokens"]):
+                await asyncio.sleep(0.005)
+                line = b'data: {"choices": [{"text": "x"}]}\n\n'
+                writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+            writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+
+
+async def test_a_server_is_measured_by_its_stream() -> None:
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    plan = Plan(prompt_tokens=(8, 16), batches=(1, 2), contexts=(8,), output_tokens=12, repeats=1)
+    async with server:
+        prefill, decode = await measure_server(f"http://127.0.0.1:{port}", plan)
+    assert [one.tokens for one in prefill] == [8, 16]
+    assert [one.batch for one in decode] == [1, 2]
+    assert all(one.first_token_ms >= 14 for one in prefill)
+    assert all(one.step_ms >= 4.5 for one in decode)
+
+
+@pytest.mark.parametrize("words", [["--blocks", "100"], []])
+def test_a_server_that_is_not_there_is_one_sentence(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "p.toml"), *words]) == 2
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_profile_that_was_fitted_can_be_simulated(tmp_path: Path) -> None:
+    from llumnix.sim.profile_file import write_profile
+
+    write_profile(fit(*samples(), UNSEEN, "mine", "made up"), tmp_path / "mine.toml")
+    assert load_profile(str(tmp_path / "mine.toml")).name == "mine"
+    words = ["simulate", "--workload", "S-S?rate=1&requests=20&scale=0.1", "--instances", "1"]
+    assert main([*words, "--profile", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out")]) == 0
