@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
+from vllm import envs
 
 from llumnix.engine.vllm.client import Member
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -23,7 +24,7 @@ from llumnix.wire import messages as wire
 _SCHEDULER_TIMEOUT_S = 5.0
 _MIGRATE_TIMEOUT_S = 90.0
 _MAX_LIMIT = 100_000
-_MAX_MORE_INSTANCES = 1024
+_MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def freeness_of(load: InstanceSnapshot) -> float | None:
 
 
 def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> None:
-    keys = [key for key in (args.api_key or []) if key]
+    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
     app.include_router(_router(board, keys))
 
 
@@ -123,7 +124,7 @@ async def _body(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with exactly these fields, of these types."""
     try:
         body = json.loads(await request.body())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _Bad(400, f"The body is not JSON: {error}.") from error
     if not isinstance(body, dict):
         raise _Bad(400, "The body must be a JSON object.")
@@ -204,22 +205,28 @@ async def _migrations(board: Switchboard, limit: str) -> JSONResponse:
 
 
 async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> JSONResponse:
-    """Moves every sequence of the request (one, unless n > 1 or several prompts) to the target."""
-    rows = [row for _, row in await board.list_requests() if client_visible_id(row.client_id) == request_id]
-    if not rows:
-        raise _Bad(404, f"There is no request {request_id!r} that is running or queued.", "not_found_error")
+    """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet."""
+    found = [each for each in await board.list_requests() if client_visible_id(each[1].client_id) == request_id]
+    if not found:
+        raise _unknown_request(request_id)
     member = board.client.members.get(target)
     if member is None:
         raise _unknown_or_gone(board, target)
     if member.snapshot.state is not InstanceState.RUNNING:
         raise _Bad(409, f"Instance {target} is {member.snapshot.state} and takes no requests.", "conflict_error")
+    elsewhere = [row for instance, row in found if instance != target]
+    if not elsewhere:
+        raise _Bad(409, f"The request is on {target} already.", "conflict_error")
     moved: list[wire.MigrationRecord] = []
-    for row in sorted(rows, key=lambda row: row.request):
+    for row in sorted(elsewhere, key=lambda row: row.request):
         answer = await board.migrate(row, target, _MIGRATE_TIMEOUT_S)
-        if answer.record is None:
-            kind = "not_found_error" if answer.status == 404 else "conflict_error"
-            raise _Bad(answer.status, f"{answer.why[:1].upper()}{answer.why[1:]}.", kind)
-        moved.append(answer.record)
+        if answer.record is not None:
+            moved.append(answer.record)
+        elif answer.status != 404:  # else this sequence ended meanwhile
+            before = f"{len(moved)} of {len(elsewhere)} sequences moved, then: " if moved else ""
+            raise _Bad(answer.status, _sentence(before + answer.why), "conflict_error")
+    if not moved:
+        raise _unknown_request(request_id)
     downtimes = [record.downtime_ms for record in moved if record.downtime_ms is not None]
     return JSONResponse(
         {
@@ -234,6 +241,14 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
             "downtime_ms": max(downtimes, default=None),
         }
     )
+
+
+def _unknown_request(request_id: str) -> _Bad:
+    return _Bad(404, f"There is no request {request_id!r} that is running or queued.", "not_found_error")
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _unknown_or_gone(board: Switchboard, instance: InstanceId) -> _Bad:
@@ -262,4 +277,4 @@ async def _ask_scheduler(board: Switchboard, make: Any) -> None:
     if answer is None:
         raise _Bad(503, "The scheduler does not answer; it is being restarted.", "service_unavailable_error")
     if not answer.ok:
-        raise _Bad(409, f"{answer.why[:1].upper()}{answer.why[1:]}.", "conflict_error")
+        raise _Bad(409, _sentence(answer.why), "conflict_error")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from time import time
 
 from llumnix.control.messages import Moved, Stayed
-from llumnix.engine.vllm.client import LlumnixClient, Observer
+from llumnix.engine.vllm.client import LlumnixClient, Member, Observer
 from llumnix.engine.vllm.session import Session
 from llumnix.server.client_ids import client_visible_id
+from llumnix.server.failures import Failures
 from llumnix.server.metrics import Metrics
 from llumnix.server.migration_log import MigrationLog
 from llumnix.types import InstanceId
@@ -45,6 +46,7 @@ class ByHand(Observer):
         self._recorded: dict[str, asyncio.Future[wire.MigrationRecord]] = {}  # by engine id
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics = Metrics()
+        self.failures = Failures()
         self.on_slots_grew: Callable[[int], None] = lambda slots: None
 
     # -- an order
@@ -85,16 +87,15 @@ class ByHand(Observer):
         )
         self._post(source.info.control, move)
         try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                answer = await pending.answered
+            answer = await _answer_or_loss(pending, source)
+            if answer is None and source.gone.is_set():
+                return 409, None, f"{source.info.id} was lost meanwhile"
+            if answer is None:
+                return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
             if not answer.ok:
                 return 409, None, answer.reason
-            async with asyncio.timeout(_FIRST_TOKEN_TIMEOUT_S):
-                return 200, await recorded, ""
-        except TimeoutError:
-            if pending.answered.done():
-                return 200, _record_of(session, source.info.id, pending.answered.result()), ""
-            return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
+            await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
+            return 200, recorded.result() if recorded.done() else _record_of(session, source.info.id, answer), ""
         finally:
             del self._orders[move_id]
             if self._recorded.get(order.request) is recorded:
@@ -107,6 +108,9 @@ class ByHand(Observer):
 
     def replayed(self, request_id: str, why: str) -> None:
         self.metrics.replays.inc()
+
+    def failed(self, session: Session, why: str) -> None:
+        self.failures.remember(client_visible_id(session.client_id), why)
 
     def slots_grew(self, slots: int) -> None:
         self.on_slots_grew(slots)
@@ -149,6 +153,16 @@ class ByHand(Observer):
         waiting = self._recorded.get(session.engine_id)
         if record.outcome == "moved" and waiting is not None and not waiting.done():
             waiting.set_result(record)
+
+
+async def _answer_or_loss(order: _Order, source: Member) -> wire.MoveAnswer | None:
+    """None when the source was lost, or did not answer in time."""
+    gone = asyncio.ensure_future(source.gone.wait())
+    try:
+        await asyncio.wait((order.answered, gone), timeout=_ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    return order.answered.result() if order.answered.done() else None
 
 
 def _record_of(session: Session, source: InstanceId, answer: wire.MoveAnswer) -> wire.MigrationRecord:

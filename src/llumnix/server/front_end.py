@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.llm import LlumnixLLM
 from llumnix.server import admin
+from llumnix.server.failures import tell_why
 from llumnix.server.priority import honour_service_tier
 from llumnix.server.switchboard import Switchboard
 
@@ -66,6 +67,7 @@ async def _serve_http(
         admin.add_routes(app, board, args)
     await init_app_state(llm, app.state, args, tasks)
     honour_service_tier(app.state)
+    tell_why(app.state, board.failures)
     logging: dict[str, Any] = {}
     if (log_config := get_uvicorn_log_config(args)) is not None:
         logging["log_config"] = log_config

@@ -6,7 +6,8 @@ from typing import Any
 
 from llumnix.types import HIGH
 
-_SERVINGS = ("openai_serving_chat", "openai_serving_completion", "openai_serving_responses")
+SERVINGS = ("openai_serving_chat", "openai_serving_completion", "openai_serving_responses")
+"""Attributes of the app's state: the objects that answer generations."""
 
 
 def honour_service_tier(state: Any) -> None:
@@ -15,7 +16,7 @@ def honour_service_tier(state: Any) -> None:
     Wraps `_get_priority` (entrypoints/generate/base/serving.py) on the serving objects of this app, through
     which every one of their requests gets its priority.
     """
-    for name in _SERVINGS:
+    for name in SERVINGS:
         serving = getattr(state, name, None)
         if serving is not None:
             serving._get_priority = _tiered(serving._get_priority)

@@ -57,6 +57,7 @@ class Switchboard:
         self._by_hand = ByHand(client, self.log, self.post, self.address)
         client.observer = self._by_hand
         self.metrics = self._by_hand.metrics
+        self.failures = self._by_hand.failures
         self._mailbox.start()
 
     def on_slots_grew(self, grow: Callable[[int], None]) -> None:

@@ -41,7 +41,8 @@ from llumnix.wire import messages as wire
 
 log = logging.getLogger(__name__)
 
-_HELLO_INTERVAL_S = 0.1
+_FIRST_HELLO_INTERVAL_S = 0.05
+_LONGEST_HELLO_INTERVAL_S = 2.0
 _GONE = "the instance is gone"
 
 
@@ -68,6 +69,7 @@ class Observer:
 
     def dispatched(self, instance: InstanceId) -> None: ...
     def replayed(self, request_id: str, why: str) -> None: ...
+    def failed(self, session: Session, why: str) -> None: ...
     def stayed(self, session: Session, notice: Stayed) -> None: ...
     def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None: ...
     def slots_grew(self, slots: int) -> None: ...
@@ -119,19 +121,26 @@ class LlumnixClient(AsyncMPClient):
     async def _court(self, report: wire.Report) -> None:
         """Calls the instance on vLLM's sockets until it answers: only then does it take requests.
 
-        A ROUTER socket drops what is sent to a peer that has not connected yet, hence the repetition.
+        A ROUTER socket drops what is sent to a peer that has not connected yet, hence the repetition; and a busy
+        machine answers late, hence no call is given up before one is answered.
         """
         instance = report.info.id
         identity = identity_of(report.info.index)
-        while instance not in self._gone:
-            try:
-                async with asyncio.timeout(_HELLO_INTERVAL_S):
-                    ready = await super()._call_utility_async("llumnix_hello", engine=identity)
+        calls: set[asyncio.Task[Any]] = set()
+        interval_s = _FIRST_HELLO_INTERVAL_S
+        answered: set[asyncio.Task[Any]] = set()
+        while not answered:
+            if instance in self._gone:
                 break
-            except TimeoutError:
-                continue
-        else:
+            hello = super()._call_utility_async("llumnix_hello", engine=identity)
+            calls.add(asyncio.get_running_loop().create_task(hello))
+            answered, calls = await asyncio.wait(calls, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+            interval_s = min(2 * interval_s, _LONGEST_HELLO_INTERVAL_S)
+        for call in calls:
+            call.cancel()
+        if not answered:
             return
+        ready = answered.pop().result()
         self._apply_ready_response(ready)
         for lora in self._loras.values():
             await super()._call_utility_async("add_lora", lora, engine=identity)
@@ -275,6 +284,8 @@ class LlumnixClient(AsyncMPClient):
         if session is not None and isinstance(notice, Moved):
             self._record_move(session, None)  # an earlier one whose first token never came
             session.moved(notice)
+            if session.before_move_s is None:  # it has said nothing yet: no gap to wait for
+                self._record_move(session, None)
         elif session is not None and isinstance(notice, Stayed):
             self.observer.stayed(session, notice)
         elif session is None and isinstance(notice, Adopted):
@@ -335,6 +346,7 @@ class LlumnixClient(AsyncMPClient):
             self._parked.append((session, why))
             return
         session.replays += 1
+        session.fruitless_replays += 1
         session.engine_id = f"{session.id}~{session.replays}"
         session.stream = self._ownership.opened(RequestId(session.engine_id), instance)
         session.stream.delivered_tokens = len(session.tokens)
@@ -366,6 +378,7 @@ class LlumnixClient(AsyncMPClient):
 
     def _fail(self, session: Session, why: str) -> None:
         log.error("request %s ends: %s", session.client_id, why)
+        self.observer.failed(session, why)
         self._engine_ids.pop(session.id, None)
         output = EngineCoreOutput(
             request_id=session.id, new_token_ids=[], finish_reason=FinishReason.ERROR, stop_reason=why

@@ -114,6 +114,13 @@ class LlumnixEngineCore(EngineCoreProc):
         self._mailbox.start()
         self._heart.start()
 
+    def inject_fault(self, fault: str) -> None:
+        """Makes migrations fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
+        assert self._driver is not None
+        if fault not in ("", "zero-arrivals"):
+            raise ValueError(f"unknown fault {fault!r}")
+        self._driver.incoming.zero_arrivals = fault == "zero-arrivals"
+
     def close(self) -> None:
         if self._driver is not None:
             self._heart.stop()

@@ -97,6 +97,11 @@ HOOKS = (
         " output_token_ids",
         "requests that arrive at the V1 runner",
     ),
+    Hook(
+        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
+        "self grammar_output",
+        "overridden: seeded requests in chunks",
+    ),
     Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.add_request_async", "self request", "overridden: dispatch"),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async", "self request_ids", "overridden: owner"),
@@ -112,6 +117,16 @@ HOOKS = (
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_health", "self", "overridden: 503"),
     Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
+    Hook(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",
+        "request raw_request",
+        "wrapped: service_tier",
+    ),
+    Hook(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._raise_if_error",
+        "self finish_reason request_id",
+        "wrapped: reasons of failures",
+    ),
     Hook("vllm.entrypoints.launchers.app:build_app", "args supported_tasks model_config", "the server"),
     Hook(
         "vllm.entrypoints.launchers.api_server.app_state:init_app_state",

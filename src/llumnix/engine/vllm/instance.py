@@ -13,6 +13,10 @@ from vllm.v1.engine.utils import SignalCallback
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.core import LlumnixEngineCore
 
+FAULT = "LLUMNIX_FAULT"
+"""For tests only, an environment variable. `zero-arrivals`: KV that a migration copied is overwritten with zeros, so
+that streams that move must go wrong; without it, a test of their equality proves nothing."""
+
 
 def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> None:
     """Blocks until SIGTERM. Requests that still run then are aborted: to save them, drain first."""
@@ -28,6 +32,7 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
 
     try:
         core.open_for_business(os.getpid())
+        core.inject_fault(os.environ.get(FAULT, ""))
         signal.signal(signal.SIGTERM, stop)
         core.run_busy_loop()
     except SystemExit:

@@ -10,6 +10,7 @@ from llumnix.control.messages import Moved
 from llumnix.control.ownership import Stream
 
 _SMOOTHING = 0.1
+_MAX_FRUITLESS_REPLAYS = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +23,8 @@ class Session:
     tokens: list[int] = field(default_factory=list)
     """Output tokens that reached the client."""
     replays: int = 0
+    fruitless_replays: int = 0
+    """Replays since the last token reached the client."""
     last_token_s: float | None = None
     step_s: float = 0.0
     """Time between two tokens, smoothed."""
@@ -42,6 +45,7 @@ class Session:
     def tokens_delivered(self, token_ids: list[int], now: float) -> float | None:
         """Takes note of tokens; returns the downtime in seconds if they are the first after a move."""
         self.tokens += token_ids
+        self.fruitless_replays = 0
         last, self.last_token_s = self.last_token_s, now
         if self.move is not None and self.before_move_s is not None:
             downtime_s = max(0.0, now - self.before_move_s - self.step_s)
@@ -58,6 +62,8 @@ class Session:
 
     def why_not_replayable(self) -> str:
         """Why the stream cannot be continued exactly by computing its tokens anew, or an empty string."""
+        if self.fruitless_replays >= _MAX_FRUITLESS_REPLAYS:
+            return f"it was lost {self.fruitless_replays} times in a row, perhaps because it is what ends instances"
         if not self.tokens:
             return ""
         sampling = self.request.sampling_params

@@ -40,6 +40,10 @@ class WorkerExtension:
         self._llumnix_outbox = Outbox()
         self._llumnix_control = control
         self._llumnix_pulls = {}
+        if self.device.type == "cpu":
+            from llumnix.engine.vllm.seeded_prefill import make_patient
+
+            make_patient(self.model_runner)
         return self._llumnix_transport.address
 
     def llumnix_pull(

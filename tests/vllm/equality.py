@@ -1,0 +1,212 @@
+"""Token equality: the same requests moved around while they stream, and left alone, must say the same.
+
+Used by the tests and by `benchmarks/equality.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import aiohttp
+from vllm_kinds import KINDS, SHARED, Kind, make
+from vllm_streams import Admin, Output, Sequence, id_of, stream
+
+Result = TypeVar("Result")
+
+LOGPROB_TOLERANCE = 2e-3
+_RETRY_S = 0.02
+
+
+@dataclass(slots=True)
+class Moves:
+    """How the moves of one request went."""
+
+    made: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Row:
+    """What came of all requests of one kind."""
+
+    kind: str
+    requests: int = 0
+    moves: int = 0
+    fewest_moves: int = 10**9
+    tokens: int = 0
+    differing_tokens: int = 0
+    """Tokens that are not the same at the same place, missing and surplus ones included."""
+    problems: list[str] = field(default_factory=list)
+    """Everything else: errors, another text, another end, usage that does not add up, other logprobs."""
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+async def compare(
+    session: aiohttp.ClientSession, requests: int, *, seed: int, concurrency: int = 10, kinds: Iterable[str] = KINDS
+) -> list[Row]:
+    """Runs `requests` requests twice, moved one to eight times and undisturbed, and compares token by token."""
+    rng = random.Random(seed)
+    names = list(kinds)
+    made = [make(names[number % len(names)], random.Random(rng.random())) for number in range(requests)]
+    limit = asyncio.Semaphore(concurrency)
+    made = await _all(limit, [_with_stop(session, kind, number) for number, kind in enumerate(made)])
+    instances = await Admin(session).running()
+    plans = [Plan(instances, random.Random(rng.random())) for _ in made]
+    moved = await _all(limit, [moving(session, kind, f"moved-{seed}-{n}", plans[n]) for n, kind in enumerate(made)])
+    still = await _all(limit, [undisturbed(session, kind, f"still-{seed}-{n}") for n, kind in enumerate(made)])
+    rows = {name: Row(name) for name in names}
+    for kind, (output, moves), reference in zip(made, moved, still, strict=True):
+        _judge(rows[kind.name], output, moves, reference)
+    return [row for row in rows.values() if row.requests]
+
+
+async def _all(limit: asyncio.Semaphore, work: list[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results, in order; at most as many at once as the limit allows."""
+
+    async def one(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        async with limit:
+            return await coroutine
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(coroutine)) for coroutine in work]
+    return [task.result() for task in tasks]
+
+
+async def _with_stop(session: aiohttp.ClientSession, kind: Kind, number: int) -> Kind:
+    if not kind.stop_after:
+        return kind
+    said = (await undisturbed(session, kind, f"probe-{number}-{id(kind)}")).sequences[0].text
+    return replace(kind, body=kind.body | {"stop": [_stop_string(said, kind.stop_after)]})
+
+
+def _stop_string(said: str, after: int) -> str:
+    """Something that the text says for the first time at about character `after`."""
+    for length in (2, 3, 4):
+        for start in range(after, len(said) - length):
+            piece = said[start : start + length]
+            if piece.isascii() and piece.isprintable() and said.find(piece) == start:
+                return piece
+    return said[-2:]
+
+
+def _salted(kind: Kind, name: str) -> dict[str, object]:
+    # Else the second run would find the blocks of the first in the prefix cache, and nothing would be copied.
+    return kind.body if kind.name == SHARED else kind.body | {"cache_salt": name}
+
+
+async def undisturbed(session: aiohttp.ClientSession, kind: Kind, name: str) -> Output:
+    return await stream(session, kind.path, _salted(kind, name), name=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a request is to be moved around."""
+
+    instances: list[str]
+    rng: random.Random
+    most_moves: int = 8
+
+    def moments(self) -> list[int]:
+        """Move when the first sequence has this many tokens; 0 is before its first one, queue and prefill included."""
+        return sorted(
+            self.rng.choice((0, self.rng.randint(1, 120))) for _ in range(self.rng.randint(1, self.most_moves))
+        )
+
+
+async def moving(session: aiohttp.ClientSession, kind: Kind, name: str, plan: Plan) -> tuple[Output, Moves]:
+    """Streams the request and moves it between random instances at random moments."""
+    mover = _Mover(Admin(session), id_of(kind.path, name), plan)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(mover.run())
+        output = await stream(session, kind.path, _salted(kind, name), name=name, on_piece=mover.saw)
+        mover.ended()
+        await task
+    return output, mover.moves
+
+
+@dataclass(slots=True)
+class _Mover:
+    admin: Admin
+    request: str
+    plan: Plan
+    moves: Moves = field(default_factory=Moves)
+    tokens: int = 0
+    over: bool = False
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def saw(self, output: Output) -> None:
+        self.tokens = max((len(sequence.tokens) for sequence in output.sequences.values()), default=0)
+        self.progress.set()
+
+    def ended(self) -> None:
+        self.over = True
+        self.progress.set()
+
+    async def run(self) -> None:
+        source = None
+        for moment in self.plan.moments():
+            while self.tokens < moment and not self.over:
+                self.progress.clear()
+                await self.progress.wait()
+            while source is None and not self.over:
+                source = await self.admin.where(self.request)
+            target = self.plan.rng.choice([instance for instance in self.plan.instances if instance != source])
+            await self._move(target)
+            source = target
+
+    async def _move(self, target: str) -> None:
+        """Asks until it is there, or has ended."""
+        while not self.over:
+            status, answer = await self.admin.migrate(self.request, target)
+            if status == 200:
+                self.moves.made += 1
+                return
+            self.moves.refused[_gist(answer["reason"])] += 1
+            if answer["reason"] == f"The request is on {target} already.":
+                return
+            await asyncio.sleep(_RETRY_S)
+
+
+def _gist(reason: str) -> str:
+    """The reason without names and numbers, to count by."""
+    return re.sub(r"\d+(\.\d+)?", "#", re.sub(r"\bi\d+\b", "INSTANCE", re.sub(r"'[^']*'", "ID", reason)))
+
+
+def _judge(row: Row, output: Output, moves: Moves, reference: Output) -> None:
+    row.requests += 1
+    row.moves += moves.made
+    row.fewest_moves = min(row.fewest_moves, moves.made)
+    row.refused += moves.refused
+    row.tokens += reference.tokens
+    for which, one in (("moved", output), ("undisturbed", reference)):
+        if not one.complete:
+            row.problems.append(f"{which} {one.id} did not end well: {one.error or 'no finish reason'}")
+        if one.usage_tokens is not None and one.usage_tokens != one.tokens:
+            row.problems.append(f"{which} {one.id} streamed {one.tokens} tokens and counts {one.usage_tokens}")
+    for index in sorted({*output.sequences, *reference.sequences}):
+        differing, problems = _differences(
+            output.sequences.get(index, Sequence()), reference.sequences.get(index, Sequence())
+        )
+        row.differing_tokens += differing
+        row.problems += [f"{output.id} [{index}]: {problem}" for problem in problems]
+
+
+def _differences(one: Sequence, other: Sequence) -> tuple[int, list[str]]:
+    differing = [at for at, (a, b) in enumerate(zip_longest(one.tokens, other.tokens)) if a != b]
+    problems = [f"tokens differ first at {differing[0]} of {len(other.tokens)}"] if differing else []
+    if one.text != other.text:
+        problems.append("the text differs")
+    if (one.finish_reason, one.stop_reason) != (other.finish_reason, other.stop_reason):
+        problems.append(f"ends by {one.finish_reason}, {one.stop_reason}, not {other.finish_reason}")
+    pairs = zip_longest(one.logprobs, other.logprobs, fillvalue=float("nan"))
+    worst = max((abs((a or 0.0) - (b or 0.0)) for a, b in pairs), default=0.0)
+    if not worst <= LOGPROB_TOLERANCE:
+        problems.append(f"log probabilities differ by {worst:.2g}")
+    return len(differing), problems
