@@ -1,7 +1,7 @@
 """Hello, cluster: serves a tiny model on two instances, sends it 2,000 requests, and prints how it went (`make hello`).
 
-The requests are the paper's short-short mix (mean 128 tokens in and out, with a long tail), one in ten of high
-priority. They come fast enough that the engines' memory runs short, so that requests move between the instances.
+The requests are the paper's short-short mix at half its length (mean 64 tokens in and out, with a long tail), one in
+ten of high priority. The engines have little memory, so that requests move between them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-WORKLOAD = "S-S?requests=2000&rate=14&cap=2048&high=0.1&seed=1"
+WORKLOAD = "S-S?requests=2000&rate=12&scale=0.5&cap=1024&high=0.1&seed=1"
+
+SMALL_MEMORY = ["--kv-cache-memory-bytes", str(16 * 1024 * 1024), "--max-model-len", "2048"]
+"""127 blocks: a few long requests fill an instance."""
+
+THRESHOLDS = ["--migrate-out-freeness", "5", "--migrate-in-freeness", "10"]
+"""The defaults are for instances with more memory; with this little, freeness is never high for long."""
 
 
 def main() -> int:
@@ -25,6 +31,7 @@ def main() -> int:
     llumnix = [sys.executable, "-m", "llumnix"]
     port = str(free_port())
     serve = [*llumnix, "serve", "--instances", values.instances, "--port", port]
+    serve += [*SMALL_MEMORY, *THRESHOLDS]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
         try:
             if not wait_until_serving(server):

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_COLUMNS = ("instance", "state", "pid", "running", "waiting", "free/blocks", "freeness", "preempted", "in", "out")
+_COLUMNS = ("id", "state", "pid", "run", "wait", "free/blocks", "freeness", "preempt", "in", "out")
 _STYLES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
 
 
@@ -15,7 +15,7 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
     """Facts that the server does not know yet (of an instance that starts) are shown as a dash."""
     table = Table(box=None, pad_edge=False)
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("instance", "state") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("id", "state") else "right", no_wrap=True)
     for row in status["instances"]:
         table.add_row(*_cells(row))
     console = console or Console()

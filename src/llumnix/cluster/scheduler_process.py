@@ -106,6 +106,10 @@ class SchedulerProcess:
                 self._instances[message.info.id] = message.info
                 self._handle(control.LoadReported(at=at, snapshot=message.snapshot))
             case MoveAnswer():
+                outcome = "moved" if message.ok else "did not move"
+                log.info(
+                    "%s %s from %s to %s: %s", message.request, outcome, message.source, message.target, message.reason
+                )
                 ended = control.MigrationEnded(
                     at=at,
                     source=message.source,
@@ -190,6 +194,7 @@ class SchedulerProcess:
             count=command.count,
             room_blocks=command.room_blocks,
         )
+        log.info("%s is to give %d to %s: %s", command.source, command.count, command.target, command.reason)
         self._post_to(command.source, order)
 
     def _declare_lost(self, command: control.DeclareLost) -> None:

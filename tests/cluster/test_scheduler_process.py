@@ -1,0 +1,191 @@
+"""The scheduler process, alone with a test that plays launcher, front end and two instances."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+
+from llumnix.cluster.scheduler_process import SchedulerSpec
+from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import AddressBook
+from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.messages import (
+    AddInstances,
+    Answer,
+    DrainInstance,
+    InstanceGone,
+    InstanceInfo,
+    InstanceServing,
+    InstanceStarting,
+    MoveOut,
+    Report,
+    SchedulerAlive,
+    SetDraining,
+    StartInstances,
+    StopInstance,
+    Wire,
+)
+
+pytestmark = pytest.mark.live
+
+WAIT_S = 10.0
+I0, I1 = InstanceId("i0"), InstanceId("i1")
+
+Message = TypeVar("Message", bound=Wire)
+
+
+class World:
+    """Everybody but the scheduler."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.book = AddressBook(run_dir)
+        self.launcher = self._listen(self.book.launcher)
+        self.front_end = self._listen(self.book.front_end(0))
+        self.instances = {instance: self._listen(self.book.instance(instance)) for instance in (I0, I1)}
+        policy = PolicyConfig(pairing_interval_s=0.05)
+        cluster = ClusterConfig(heartbeat_interval_s=0.1, instance_timeout_s=0.5)
+        self.spec = SchedulerSpec(run_dir=str(run_dir), front_ends=1, policy=policy, cluster=cluster)
+        self.process = self._start()
+        self._seq = 0
+
+    def _listen(self, address: str) -> tuple[Mailbox, queue.SimpleQueue[Wire]]:
+        inbox: queue.SimpleQueue[Wire] = queue.SimpleQueue()
+        mailbox = Mailbox(address, inbox.put)
+        mailbox.start()
+        return mailbox, inbox
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "llumnix.cluster.scheduler_process", str(os.getpid())]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdin is not None
+        with process.stdin as stdin:
+            stdin.write(msgspec.json.encode(self.spec))
+        return process
+
+    def tell(self, message: Wire) -> None:
+        self.launcher[0].post(self.book.scheduler, message)
+
+    def report(self, instance: InstanceId, **load: Any) -> None:
+        self._seq += 1
+        info = InstanceInfo(
+            id=instance, index=0, slot=0, pid=1, node="here", control=self.book.instance(instance), data="none"
+        )
+        facts = {"total_blocks": 100, "free_blocks": 100} | load
+        snapshot = InstanceSnapshot(id=instance, at=time.monotonic(), seq=self._seq, **facts)
+        self.tell(Report(info=info, snapshot=snapshot))
+
+    def wait_for(self, inbox: queue.SimpleQueue[Wire], kind: type[Message], meanwhile: Callable[[], None]) -> Message:
+        """The next message of a kind; `meanwhile` keeps those alive who should be."""
+        deadline_s = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline_s:
+            meanwhile()
+            try:
+                message = inbox.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(message, kind):
+                return message
+        raise AssertionError(f"no {kind.__name__} in {WAIT_S:g} s")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for mailbox, _ in (self.launcher, self.front_end, *self.instances.values()):
+            mailbox.close()
+
+
+@pytest.fixture
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("w"))
+    yield world
+    world.close()
+
+
+def nothing() -> None:
+    pass
+
+
+def test_front_ends_hear_that_it_lives(world: World) -> None:
+    alive = world.wait_for(world.front_end[1], SchedulerAlive, nothing)
+    assert alive.pid == world.process.pid
+
+
+def test_loaded_instance_is_told_to_give_to_the_free_one(world: World) -> None:
+    def load() -> None:
+        world.report(I0, free_blocks=5, running=20, smallest_running_blocks=2, preempted=1)
+        world.report(I1, free_blocks=95, running=1, smallest_running_blocks=5)
+
+    order = world.wait_for(world.instances[I0][1], MoveOut, load)
+    assert order.target.id == "i1"
+    assert order.reply_to == world.book.scheduler
+    assert order.reason
+
+
+def test_silent_instance_is_fenced_and_killed(world: World) -> None:
+    world.report(I1)
+    kill = world.wait_for(world.launcher[1], StopInstance, lambda: world.report(I0))
+    assert (kill.instance, kill.kill) == ("i1", True)
+    assert "no heartbeat" in kill.reason
+    gone = world.wait_for(world.front_end[1], InstanceGone, lambda: world.report(I0))
+    assert (gone.instance, gone.expected) == ("i1", False)
+
+
+def test_instance_that_was_never_heard_of_is_missed_too(world: World) -> None:
+    world.tell(InstanceServing(instance=I1))
+    kill = world.wait_for(world.launcher[1], StopInstance, nothing)
+    assert (kill.instance, kill.kill) == ("i1", True)
+
+
+def test_drain_is_passed_on_and_ends_with_a_stop(world: World) -> None:
+    def idle() -> None:
+        world.report(I0, state="draining" if draining else "running")
+        world.report(I1)
+
+    draining = False
+    idle()
+    world.tell(DrainInstance(instance=I0, keep=False, query=7, reply_to=world.book.front_end(0)))
+    answer = world.wait_for(world.front_end[1], Answer, idle)
+    assert (answer.query, answer.ok) == (7, True)
+    order = world.wait_for(world.instances[I0][1], SetDraining, idle)
+    assert (order.draining, order.keep) == (True, False)
+    draining = True
+    stop = world.wait_for(world.launcher[1], StopInstance, idle)
+    assert (stop.instance, stop.kill) == ("i0", False)
+
+
+def test_drain_of_an_instance_that_is_not_there_is_refused_with_the_reason(world: World) -> None:
+    world.tell(InstanceStarting(instance=I1, index=1, pid=1, node="here"))
+    for instance, why in ((I0, "there is no instance i0"), (I1, "i1 is still starting")):
+        world.tell(DrainInstance(instance=instance, keep=False, query=8, reply_to=world.book.front_end(0)))
+        answer = world.wait_for(world.front_end[1], Answer, nothing)
+        assert (answer.ok, answer.why) == (False, why)
+
+
+def test_more_instances_are_asked_of_the_launcher(world: World) -> None:
+    world.tell(AddInstances(count=2, query=9, reply_to=world.book.front_end(0)))
+    assert world.wait_for(world.launcher[1], StartInstances, nothing).count == 2
+    assert world.wait_for(world.front_end[1], Answer, nothing).ok
+
+
+def test_impossible_count_is_refused(world: World) -> None:
+    world.tell(AddInstances(count=0, query=9, reply_to=world.book.front_end(0)))
+    answer = world.wait_for(world.front_end[1], Answer, nothing)
+    assert (answer.ok, answer.why) == (False, "count must be between 1 and 64, not 0")
+
+
+def test_sigterm_ends_it_cleanly(world: World) -> None:
+    world.wait_for(world.front_end[1], SchedulerAlive, nothing)
+    world.process.send_signal(signal.SIGTERM)
+    assert world.process.wait(WAIT_S) == 0
