@@ -161,6 +161,18 @@ def test_doubt_overtakes_the_notices_that_made_its_sender_owner(front: Ownership
     assert front.doubted(doubt("b", "c", epoch=2)) == [tell("b", "b", 2), tell("c", "b", 2)]
 
 
+def test_target_asks_that_still_counts_as_owner_of_an_older_tenure(front: Ownership) -> None:
+    """a → b → a: the verdict for b let the request move on before a's `Moved` was read."""
+    front.notice_arrived(adopted("b", 2, epoch=1))
+    front.doubted(doubt("a", "b", epoch=1))
+    assert front.doubted(doubt("a", "a", epoch=2)) == []
+    assert front.doubted(doubt("a", "c", epoch=3)) == []
+    front.notice_arrived(moved("a", "b", epoch=1))
+    front.notice_arrived(adopted("a", 2, epoch=2))
+    assert front.notice_arrived(moved("b", "a", epoch=2)) == [tell("a", "a", 2)]
+    assert front.streams["r"].live == "a"
+
+
 def test_doubt_about_a_request_that_is_over(front: Ownership) -> None:
     front.finished("r")
     assert front.doubted(doubt("a", "b")) == [tell("a", NOBODY)]

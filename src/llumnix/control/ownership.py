@@ -164,7 +164,9 @@ class Ownership:
             return [_tell(doubt.sender, doubt.request, doubt.epoch, stream.owner)]
         if stream.promised is not None and stream.promised[0] == doubt.epoch:
             return [_tell(doubt.sender, doubt.request, doubt.epoch, stream.promised[1])]
-        if doubt.sender != stream.owner:
+        if doubt.sender == doubt.target or doubt.sender != stream.owner or stream.promised is not None:
+            # A target waits for its source's notice. It may be the owner, too: of an older tenure, from which the
+            # request has moved on and come back while the notices of that are still on their way.
             return []
         both = (doubt.sender, doubt.target)
         if doubt.epoch in stream.contenders:
