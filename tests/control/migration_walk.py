@@ -143,6 +143,8 @@ CALM = {action: weight for action, weight in WEIGHTS.items() if action not in (k
 """Nobody dies."""
 CONFUSED = {**CALM, move: 6, lose: 1.5, double: 6, sleep: 2.5, read_stream: 4, step: 7, abort: 0.05}
 """Control messages come twice or never, alarms fire, and the front end reads late."""
+STORM = {**CONFUSED, kill: 0.1, declare_lost: 0.1, start: 0.3, hear: 0.3}
+"""All of that, and instances die, stall and start."""
 
 
 def walk(seed: int, steps: int = 250, weights: dict[Action, float] = WEIGHTS) -> World:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from migration_pair import World
-from migration_walk import CALM, CONFUSED, WEIGHTS, walk
+from migration_walk import CALM, CONFUSED, STORM, WEIGHTS, walk
 
 PLACE = st.integers(min_value=0, max_value=10)
 
@@ -141,6 +141,12 @@ def test_nothing_is_replayed_while_all_instances_live(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_long_walk_with_a_confused_link(seed: int) -> None:
     walk(seed, steps=2000, weights=CONFUSED)
+
+
+@pytest.mark.parametrize("seed", [*range(5), 410_532])
+def test_walk_through_a_storm(seed: int) -> None:
+    """The last seed once found a target that was taken for the owner of its own older tenure."""
+    walk(seed, steps=600, weights=STORM)
 
 
 def test_walks_reach_what_they_are_meant_to_reach() -> None:
