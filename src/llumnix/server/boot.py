@@ -86,9 +86,11 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
 
 def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None:
     import uvloop
+    from vllm.envs import enable_envs_cache
 
     from llumnix.server.front_end import serve_front_end
 
+    enable_envs_cache()  # vLLM's statistics ask for environment variables per request and step
     count = spec.book.front_ends
     connections = setup.connections[:count] if count > 1 else None
     if connections is not None:
