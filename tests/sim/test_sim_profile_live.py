@@ -14,6 +14,8 @@ from llumnix.sim.profile_file import load_profile
 from llumnix.sim.profile_live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
 
 UNSEEN = Unseen(total_blocks=500)
+CLOSED = asyncio.Semaphore(0)
+"""Released by every connection of the fake server at its end."""
 
 
 def samples(noise: float = 0.0) -> tuple[list[PrefillSample], list[DecodeSample]]:
@@ -79,7 +81,11 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 writer.write(b"%x\r\n%s\r\n" % (len(line), line))
             writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
         writer.close()
+        await writer.wait_closed()
+        CLOSED.release()
 
 
 async def test_a_server_is_measured_by_its_stream() -> None:
@@ -88,6 +94,9 @@ async def test_a_server_is_measured_by_its_stream() -> None:
     plan = Plan(prompt_tokens=(8, 16), batches=(1, 2), contexts=(8,), output_tokens=12, repeats=1)
     async with server:
         prefill, decode = await measure_server(f"http://127.0.0.1:{port}", plan)
+        async with asyncio.timeout(10):
+            await CLOSED.acquire()
+            await CLOSED.acquire()
     assert [one.tokens for one in prefill] == [8, 16]
     assert [one.batch for one in decode] == [1, 2]
     assert all(one.first_token_ms >= 14 for one in prefill)

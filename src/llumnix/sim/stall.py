@@ -7,6 +7,8 @@ now and then. Both costs are measured (`benchmarks/message_cost.py`), not guesse
 
 from __future__ import annotations
 
+import random
+
 from llumnix.sim.cost_model import Profile
 from llumnix.sim.kernel import Kernel
 
@@ -22,6 +24,9 @@ REPORT_S = 1.1e-6
 STEPS = 400
 """Decode steps of every instance that are simulated."""
 
+STEP_SPREAD = 0.2
+"""Steps take up to this much more or less than the mean: batches differ. In lockstep nobody would ever wait."""
+
 
 class _Central:
     """One server and a queue: instances compute, then wait for their turn."""
@@ -33,8 +38,8 @@ class _Central:
         self._free_at_s = 0.0
         self._step_s = step_s
         self._service_s = service_s
+        self._random = random.Random("steps")
         for number in range(instances):
-            # Spread over one step: in step they would all wait for each other from the start.
             self._kernel.at(step_s * number / instances, self._computed, STEPS)
 
     def run(self) -> float:
@@ -48,7 +53,8 @@ class _Central:
         self.waited_s += self._free_at_s - now
         self.steps += 1
         if left > 1:
-            self._kernel.at(self._free_at_s + self._step_s, self._computed, left - 1)
+            step_s = self._step_s * self._random.uniform(1 - STEP_SPREAD, 1 + STEP_SPREAD)
+            self._kernel.at(self._free_at_s + step_s, self._computed, left - 1)
 
 
 def batch_size(profile: Profile, rate: float, instances: int, tokens: int, stall_s: float) -> tuple[int, float]:

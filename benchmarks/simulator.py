@@ -1,0 +1,73 @@
+"""How fast the simulator is, and how that grows.
+
+    python benchmarks/simulator.py            the usual workload, growth with instances and with requests
+    python benchmarks/simulator.py --large    besides, 1,000 instances and 100,000 requests
+
+The usual workload is the one that other simulators of LLM clusters are timed with: Azure conversation lengths, Poisson
+arrivals at 32 requests/s, 16 replicas, 4,096 requests, no metrics written. Requests per second of CPU time
+of one core; reading the workload is not counted, building the requests is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import numpy as np
+
+from llumnix.config import PolicyConfig
+from llumnix.sim.driver import Setup, sim_requests, simulate
+from llumnix.sim.profile_file import load_profile
+from llumnix.workload.arrivals import poisson
+from llumnix.workload.workload import Workload, load_workload
+
+
+def azure(requests: int, rate: float) -> Workload:
+    """Azure conversation lengths, repeated as often as need be, with Poisson arrivals."""
+    trace = load_workload("azure-conv?total=16000").requests
+    times = poisson(np.random.default_rng(0), requests, rate)
+    rows = (trace[index % len(trace)] for index in range(requests))
+    made = tuple(
+        type(row)(f"r{index:06d}", float(at), row.prompt_tokens, row.output_tokens)
+        for index, (row, at) in enumerate(zip(rows, times, strict=True))
+    )
+    return Workload(name=f"azure lengths, {rate:g}/s", requests=made)
+
+
+def timed(workload: Workload, instances: int, policy: str) -> str:
+    """Runs once and says how fast that was."""
+    setup = Setup(instances=instances, profile=load_profile("a100-llama-7b"), policy=PolicyConfig(policy=policy))
+    start, cpu = time.perf_counter(), time.process_time()
+    outcome = simulate(sim_requests(workload), setup)
+    wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    count = len(workload.requests)
+    memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (
+        f"{policy:15} {instances:5} instances {count:7} requests: {count / cpu_s:8,.0f} requests/s of CPU "
+        f"({cpu_s:6.2f} s, wall {wall_s:6.2f} s), {outcome.events / count:5.1f} events each, "
+        f"peak {memory_mib:,.0f} MiB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time the simulator.")
+    parser.add_argument("--large", action="store_true", help="also 1,000 instances and 100,000 requests")
+    args = parser.parse_args()
+    print("the usual workload:")
+    usual = azure(4096, 32.0)
+    for policy in ("round-robin", "least-requests", "llumnix"):
+        print(" ", timed(usual, 16, policy), flush=True)
+    print("with requests:")
+    for count in (1_000, 4_000, 16_000):
+        print(" ", timed(azure(count, 32.0), 16, "llumnix"), flush=True)
+    print("with instances (2 requests/s each):")
+    for instances in (4, 16, 64, 256):
+        print(" ", timed(azure(max(2_000, 20 * instances), 2.0 * instances), instances, "llumnix"), flush=True)
+    if args.large:
+        print("large:")
+        print(" ", timed(azure(100_000, 2_000.0), 1000, "llumnix"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

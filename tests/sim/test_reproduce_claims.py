@@ -1,0 +1,132 @@
+"""Claims and points: the same arithmetic on the published numbers gives what is known of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llumnix.errors import UsageError
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig, Stay
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.report.claims import claims, equal_latency_saving, ratio, write_claims
+from llumnix.report.points import INFAAS, LLUMNIX, Point, curve, published_points, read_points, write_points
+from llumnix.sim.autoscaler import paper_scale
+from llumnix.sim.cost_model import Profile
+from llumnix.sim.experiments import FIGURES, PAPER_RATES
+from llumnix.sim.profile_file import load_profile
+from llumnix.sim.reproduce import interval, points_of
+from llumnix.sim.stall import batch_size, central_stall_s, report_stall_s
+from llumnix.types import InstanceId
+
+
+def test_the_papers_like_for_like_saving_is_about_21_percent() -> None:
+    assert equal_latency_saving(published_points(15), LLUMNIX) == pytest.approx(0.208, abs=0.02)
+
+
+def test_a_curve_that_is_the_same_saves_nothing_and_one_that_is_half_saves_half() -> None:
+    base = [
+        Point(figure=15, trace="T", metric="Prefill P99", policy=INFAAS, x=x, y=1000 / x) for x in (8.0, 12.0, 16.0)
+    ]
+    same = [Point(figure=15, trace="T", metric="Prefill P99", policy=LLUMNIX, x=p.x, y=p.y) for p in base]
+    half = [Point(figure=15, trace="T", metric="Prefill P99", policy=LLUMNIX, x=p.x / 2, y=p.y) for p in base]
+    assert equal_latency_saving([*base, *same], LLUMNIX) == pytest.approx(0.0)
+    assert equal_latency_saving([*base, *half], LLUMNIX) == pytest.approx(0.5)
+    assert equal_latency_saving(base, LLUMNIX) is None
+
+
+def test_the_stated_maxima_follow_from_the_published_points() -> None:
+    found = ratio(published_points(11), "Prefill P99", INFAAS, LLUMNIX, ["L-L"])
+    assert found is not None
+    assert found.most == pytest.approx(14.8, abs=0.05)
+    assert found.improved == 1.0
+    assert found.typical < found.most
+
+
+@pytest.mark.parametrize("figure", [10, 11, 13, 14, 15])
+def test_claims_can_be_made_from_the_papers_points_alone(figure: int) -> None:
+    table = claims(figure, published_points(figure), published_points(figure))
+    assert table
+    for claim in table:
+        assert claim.paper == claim.same_policy
+    text = write_claims(table, "Title")
+    assert text.count("\n|") == len(table) + 2
+
+
+def test_points_survive_writing_and_reading(tmp_path: Path) -> None:
+    points = [*published_points(13), Point(figure=13, trace="T", metric="M", policy="P", x=1, y=2, y_low=1, y_high=3)]
+    write_points(tmp_path / "p.csv", points)
+    assert read_points(tmp_path / "p.csv") == points
+
+
+def test_a_broken_points_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("figure,trace,metric,policy,x,y\n11,L-L,M,P,one,2\n")
+    with pytest.raises(UsageError, match=r"p\.csv:2: not a point"):
+        read_points(tmp_path / "p.csv")
+
+
+def test_every_published_point_of_figure_11_is_among_our_runs() -> None:
+    runs = {(run.trace, run.policy, run.x) for run in FIGURES[11](0)}
+    assert {(p.trace, p.policy, p.x) for p in published_points(11)} <= runs
+    assert {run.trace for run in FIGURES[11](0)} == set(PAPER_RATES)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_runs_of_a_figure_have_names_of_their_own(figure: int) -> None:
+    keys = [run.key for seed in range(3) for run in FIGURES[figure](seed)]
+    assert len(keys) == len(set(keys))
+    assert all(key.replace("_", "").replace(".", "").replace("-", "").isalnum() for key in keys)
+
+
+def test_seeds_are_averaged_with_the_interval_of_the_mean() -> None:
+    runs = [run for seed in range(3) for run in FIGURES[13](seed) if run.x == 2.0 and run.policy == LLUMNIX]
+    results = {run.key: [("Normal", "Prefill P99", 2.0, 1.0 + run.seed)] for run in runs}
+    (point,) = points_of(runs, results)
+    assert point.y == 2.0
+    assert (point.y_low, point.y_high) == (pytest.approx(2 - 4.303 / 3**0.5), pytest.approx(2 + 4.303 / 3**0.5))
+    assert interval([5.0]) == (None, None)
+
+
+def test_the_published_points_of_a_trace_are_a_sorted_curve() -> None:
+    line = curve(published_points(14), "Poisson", "Resource Cost", INFAAS)
+    assert list(line) == [2, 2.2, 2.4, 2.6, 2.8, 3]
+
+
+SCALING = ScalingConfig(scale_out_freeness=10, scale_in_freeness=60, min_instances=1, max_instances=4)
+
+
+def cluster(*free: int, running: int) -> ClusterSnapshot:
+    rows = [
+        InstanceSnapshot(id=InstanceId(f"i{n}"), at=0, seq=1, total_blocks=792, free_blocks=blocks, running=running)
+        for n, blocks in enumerate(free)
+    ]
+    return ClusterSnapshot(at=0, instances=tuple(rows))
+
+
+def test_the_papers_scaling_rule_starts_as_many_as_bring_the_freeness_back() -> None:
+    decision = paper_scale(cluster(20, 20, running=40), 0, SCALING)
+    assert isinstance(decision, ScaleOut)
+    assert decision.count == 1
+    assert isinstance(paper_scale(cluster(20, 20, 20, 20, running=40), 0, SCALING), Stay), "the limit is reached"
+
+
+def test_the_papers_scaling_rule_takes_the_last_one_away_and_one_at_a_time() -> None:
+    idle = cluster(790, 790, running=1)
+    assert paper_scale(idle, 0, SCALING) == ScaleIn(InstanceId("i1"), "freeness 394 without the last instance")
+    assert isinstance(paper_scale(idle, 1, SCALING), Stay)
+
+
+@pytest.fixture
+def profile() -> Profile:
+    return load_profile("a10-llama-7b")
+
+
+def test_a_central_scheduler_stalls_more_the_more_it_has_to_do(profile: Profile) -> None:
+    stalls = [central_stall_s(profile, rate, 64, 64) for rate in (100.0, 400.0)]
+    assert 0 < stalls[0] < stalls[1]
+    assert central_stall_s(profile, 3200.0, 2048, 64) > stalls[0], "as many requests each, more instances"
+
+
+def test_reports_stall_less_than_a_central_scheduler(profile: Profile) -> None:
+    _, step_s = batch_size(profile, 400.0, 64, 64, 0.0)
+    assert report_stall_s(step_s, 0.02) < central_stall_s(profile, 400.0, 64, 64)
