@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_server import Server
+from vllm_server import USUAL_FLAGS, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Wish:
     def of(cls, module: Any) -> Wish:
         environment = getattr(module, "ENVIRONMENT", {})
         return cls(
-            flags=getattr(module, "FLAGS", ()),
+            flags=getattr(module, "FLAGS", USUAL_FLAGS),
             instances=getattr(module, "INSTANCES", 2),
             environment=tuple(sorted(environment.items())),
             api_key=getattr(module, "API_KEY", None),

@@ -20,8 +20,16 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 45.0
 WAIT_S = 30.0
 
+USUAL_FLAGS = (
+    *("--no-migration", "--max-num-batched-tokens", "512"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+)
+"""Requests move only when told to, long prompts are cut into chunks, tools can be called."""
+
 Result = TypeVar("Result")
 
+_TAIL_LINES = 40
+_LINE_CHARACTERS = 200
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|AssertionError|CRITICAL")
 
 
@@ -134,8 +142,10 @@ class Server:
 
     def logs(self) -> str:
         """The end of every log, for the report of a failed test."""
-        tails = [f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in self._log_files()]
-        return "\n".join(tails)
+        lines: list[str] = []
+        for path in self._log_files():
+            lines += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]]
+        return "\n".join(line[:_LINE_CHARACTERS] for line in lines)
 
     def trouble(self) -> list[str]:
         """Lines of the logs that no healthy server writes."""

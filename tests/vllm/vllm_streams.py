@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import aiohttp
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 STREAM_TIMEOUT_S = 110.0
+WAIT_S = 60.0
 
 
 def open_session(url: str, api_key: str | None = None) -> aiohttp.ClientSession:
@@ -94,11 +95,15 @@ async def stream(
     body: dict[str, Any],
     *,
     name: str | None = None,
+    engine: int | None = None,
     on_piece: Callable[[Output], None] = lambda output: None,
 ) -> Output:
-    """Streams one request to its end. `name` becomes part of its id, so that it is known before the first token."""
+    """Streams one request to its end. `name` becomes part of its id, so that it is known before the first token;
+    `engine` is the place to send it to, for those who do not want it dispatched."""
     output = Output()
     headers = {} if name is None else {"X-Request-Id": name}
+    if engine is not None:
+        headers["X-data-parallel-rank"] = str(engine)
     async with session.post(path, json=streaming(body), headers=headers) as response:
         if response.status != 200:
             output.error = f"{response.status}: {(await response.text())[:500]}"
@@ -120,6 +125,41 @@ def id_of(path: str, name: str) -> str:
     return f"{'chatcmpl' if path == CHAT else 'cmpl'}-{name}"
 
 
+class Streaming:
+    """A stream that runs beside the test; awaiting it gives its output."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        body: dict[str, Any],
+        *,
+        name: str,
+        path: str = COMPLETIONS,
+        engine: int | None = None,
+    ) -> None:
+        self.id = id_of(path, name)
+        self.output = Output()
+        self._piece = asyncio.Event()
+        self.task = asyncio.create_task(stream(session, path, body, name=name, engine=engine, on_piece=self._keep))
+
+    def __await__(self) -> Generator[Any, None, Output]:
+        return self.task.__await__()
+
+    def _keep(self, output: Output) -> None:
+        self.output = output
+        self._piece.set()
+
+    async def reaches(self, tokens: int) -> None:
+        """Fails if the stream ends before, or takes too long."""
+        async with asyncio.timeout(WAIT_S):
+            while self.output.tokens < tokens:
+                assert not self.task.done(), f"ended with {self.output.tokens} tokens: {self.output.error}"
+                self._piece.clear()
+                await asyncio.wait(
+                    (self.task, asyncio.ensure_future(self._piece.wait())), return_when="FIRST_COMPLETED"
+                )
+
+
 class Admin:
     """The admin API, for moves in the middle of streams."""
 
@@ -138,15 +178,14 @@ class Admin:
         """The instance that has the request; None if nobody has."""
         return next((row["instance"] for row in await self.get("requests") if row["id"] == request), None)
 
+    async def until_state(self, request: str, state: str) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                if any(row["id"] == request and row["state"] == state for row in await self.get("requests")):
+                    return
+                await asyncio.sleep(0.02)
+
     async def migrate(self, request: str, target: str) -> tuple[int, dict[str, Any]]:
         body = {"request_id": request, "target": target}
         async with self._session.post("/llumnix/v1/migrations", json=body) as response:
             return response.status, await response.json()
-
-
-async def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> None:
-    """Waits for a plain condition on this event loop."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited in vain for: {what}"
-        await asyncio.sleep(0.005)

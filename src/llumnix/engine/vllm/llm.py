@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from http import HTTPStatus
 from time import monotonic, sleep
 from typing import Any
@@ -21,6 +22,7 @@ from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.wire.messages import Wire
 
 _DRAIN_POLL_S = 0.05
+_MOST_PLACES = 1 << 16  # an engine's identity on vLLM's sockets has two bytes
 
 
 class LlumnixLLM(AsyncLLM):
@@ -48,6 +50,8 @@ class LlumnixLLM(AsyncLLM):
                 client_count=spec.book.front_ends,
                 client_index=spec.index,
             )
+
+        self.input_processor.vllm_config = _with_any_rank(vllm_config)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
@@ -97,3 +101,15 @@ class LlumnixLLM(AsyncLLM):
         )
         if hasattr(self, "_logger_ref"):  # set when the output handler started
             self._logger_ref[0] = self.logger_manager
+
+
+def _with_any_rank(vllm_config: Any) -> Any:
+    """The config, for the check of `X-data-parallel-rank` alone.
+
+    vLLM compares that header with the number of its own engines. Here it names a place among the instances, which
+    come and go: whether somebody is there is seen when the request is sent.
+    """
+    config = copy(vllm_config)
+    config.parallel_config = copy(config.parallel_config)
+    config.parallel_config.data_parallel_size = _MOST_PLACES
+    return config

@@ -1,0 +1,40 @@
+"""Nobody asks for a move: the scheduler sees the imbalance and moves requests by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from vllm_kinds import prompt
+from vllm_server import Server
+from vllm_streams import COMPLETIONS, open_session, stream
+
+pytestmark = pytest.mark.timeout(240)
+
+FLAGS = (
+    *("--num-gpu-blocks-override", "201", "--max-model-len", "2048"),
+    *("--request-cooldown-s", "0.2", "--migrate-out-freeness", "20", "--migrate-in-freeness", "40"),
+)
+
+
+async def test_load_on_one_side_is_balanced_and_listed_with_its_reason(server: Server) -> None:
+    """Everything is sent to one instance, against the dispatcher's will."""
+    bodies = [
+        {"prompt": prompt(random.Random(n), 60), "max_tokens": 500, "temperature": 0, "ignore_eos": True}
+        for n in range(14)
+    ]
+    async with open_session(server.url) as session:
+        work = [
+            asyncio.create_task(stream(session, COMPLETIONS, body, name=f"pushed-{n}", engine=0))
+            for n, body in enumerate(bodies)
+        ]
+        outputs = await asyncio.gather(*work)
+        calm = await asyncio.gather(*(stream(session, COMPLETIONS, body) for body in bodies[:6]))
+    assert all(output.complete and output.tokens == 500 for output in outputs)
+    moved = [row for row in server.migrations() if row["outcome"] == "moved"]
+    assert moved, "an imbalanced load led to no move"
+    assert {(row["source"], row["target"]) for row in moved} >= {("i0", "i1")}
+    assert all(row["reason"] and row["reason"] != "by hand" for row in moved), moved
+    assert [o.sequences[0].tokens for o in outputs[:6]] == [o.sequences[0].tokens for o in calm]
+    assert f'llumnix_migrations_total{{outcome="moved"}} {float(len(moved))}' in server.metrics()

@@ -1,0 +1,50 @@
+"""Two front ends share the port and the instances; one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+
+import pytest
+from equality import Plan, moving, undisturbed
+from vllm_kinds import make
+from vllm_server import Server, wait_for
+from vllm_streams import Output, Streaming, open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+FLAGS = ("--no-migration", "--api-server-count", "2")
+
+
+async def test_streams_through_both_are_moved_through_either(server: Server) -> None:
+    kinds = [make("greedy", random.Random(number)) for number in range(12)]
+    async with open_session(server.url) as session:
+        plans = [Plan(["i0", "i1"], random.Random(number), most_moves=4) for number in range(12)]
+        moved = await asyncio.gather(*(moving(session, kind, f"both-{n}", plans[n]) for n, kind in enumerate(kinds)))
+        still = await asyncio.gather(*(undisturbed(session, kind, f"calm-{n}") for n, kind in enumerate(kinds)))
+        assert [output.sequences[0].tokens for output, _ in moved] == [o.sequences[0].tokens for o in still]
+        assert min(moves.made for _, moves in moved) >= 1
+    made = sum(moves.made for _, moves in moved)
+    assert sum(row["outcome"] == "moved" for row in server.migrations()) == made, "not all are listed by either"
+    assert f'llumnix_migrations_total{{outcome="moved"}} {float(made)}' in server.metrics(), "not all are counted"
+    server.wait_until_quiet()
+
+
+async def test_orphans_of_a_killed_front_end_are_aborted_and_the_other_goes_on(server: Server) -> None:
+    kinds = [make("greedy", random.Random(50 + number)) for number in range(16)]
+    for kind in kinds:
+        kind.body["max_tokens"] = 2500
+    async with open_session(server.url) as session:
+        streams = [Streaming(session, kind.body, name=f"orphan-{n}") for n, kind in enumerate(kinds)]
+        for each in streams:
+            await each.reaches(3)
+        os.kill(server.descendant("front-1").pid, signal.SIGKILL)
+        results = await asyncio.gather(*(each.task for each in streams), return_exceptions=True)
+    served = [result for result in results if isinstance(result, Output) and result.complete]
+    assert 0 < len(served) < 16, "all streams went through one front end"
+    assert all(output.tokens == 2500 for output in served)
+    assert all(output.error == "" for output in served)
+    server.wait_until_quiet(timeout_s=10)
+    wait_for(lambda: server.descendant("front-1").is_running(), "another front end")

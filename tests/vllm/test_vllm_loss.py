@@ -1,0 +1,168 @@
+"""Instances die or fall silent while streams run on them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+
+import aiohttp
+import pytest
+from vllm_kinds import Kind, make, prompt
+from vllm_server import Server, wait_for
+from vllm_streams import COMPLETIONS, Admin, Output, Streaming, open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+INSTANCES = 3
+FLAGS = ("--instance-timeout-s", "3")
+
+
+def greedy(seed: int, max_tokens: int = 250) -> Kind:
+    text = prompt(random.Random(seed), 40)
+    body = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    return Kind("greedy", COMPLETIONS, body)
+
+
+def seeded(seed: int) -> Kind:
+    return Kind("seeded", COMPLETIONS, greedy(seed).body | {"temperature": 1.0, "seed": seed})
+
+
+def running_ids(server: Server) -> set[str]:
+    return {row["id"] for row in server.instances()}
+
+
+class Crowd:
+    """Streams that run side by side."""
+
+    def __init__(self, session: aiohttp.ClientSession, kinds: list[Kind], name: str) -> None:
+        self.streams = [
+            Streaming(session, kind.body, path=kind.path, name=f"{name}-{n}") for n, kind in enumerate(kinds)
+        ]
+
+    async def speaks(self) -> None:
+        """Every one of them has said a few tokens."""
+        for each in self.streams:
+            await each.reaches(5)
+
+    async def done(self) -> list[Output]:
+        return [await each for each in self.streams]
+
+
+def tokens_of(outputs: list[Output]) -> list[list[int]]:
+    return [output.sequences[0].tokens for output in outputs]
+
+
+async def test_killed_instance_under_fifty_streams(server: Server) -> None:
+    """All complete, greedy ones equal; the dead one is replaced under a new id."""
+    bodies = [greedy(number) for number in range(50)]
+    before = running_ids(server)
+    async with open_session(server.url) as session:
+        crowd = Crowd(session, bodies, "killed")
+        await crowd.speaks()
+        victim = max(server.instances(), key=lambda row: row["running"])
+        assert victim["running"] > 0
+        server.signal_instance(victim["id"], signal.SIGKILL)
+        outputs = await crowd.done()
+        undisturbed = await Crowd(session, bodies, "spared").done()
+    assert [output.error for output in outputs] == [""] * 50
+    assert tokens_of(outputs) == tokens_of(undisturbed)
+    assert [o.sequences[0].text for o in outputs] == [o.sequences[0].text for o in undisturbed]
+    assert all(output.usage_tokens == 250 for output in outputs)
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances again")
+    assert victim["id"] not in running_ids(server)
+    assert len(running_ids(server) - before) == 1
+    assert server.instance(victim["id"])["state"] == "lost"
+    server.wait_until_quiet()
+
+
+async def test_every_kind_is_continued_or_says_why_not(server: Server) -> None:
+    """Structured output, penalties, stop conditions and logprobs come through; what depends on a seed cannot."""
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances")
+    names = ["greedy", "penalties", "logprobs", "min_tokens logit_bias", "regex", "json schema", "grammar", "chat"]
+    kinds = [make(name, random.Random(seed)) for seed, name in enumerate(names * 2)]
+    async with open_session(server.url) as session:
+        seeded_ones = Crowd(session, [seeded(number) for number in range(6)], "seeded")
+        crowd = Crowd(session, kinds, "kind")
+        await crowd.speaks()
+        await seeded_ones.speaks()
+        places = {row["id"]: row["instance"] for row in server.requests()}
+        victim = places[seeded_ones.streams[0].id]
+        server.signal_instance(victim, signal.SIGKILL)
+        continued = await crowd.done()
+        sampled = await seeded_ones.done()
+        undisturbed = await Crowd(session, kinds, "spared-kind").done()
+    assert [o.error for o in continued] == [""] * len(kinds)
+    assert tokens_of(continued) == tokens_of(undisturbed)
+    assert [o.sequences[0].finish_reason for o in continued] == [o.sequences[0].finish_reason for o in undisturbed]
+    for each, output in zip(seeded_ones.streams, sampled, strict=True):
+        lost = places[each.id] == victim
+        assert ("seeded random generator is lost" in output.error) == lost, output.error
+    server.wait_until_quiet()
+
+
+async def test_stopped_instance_is_given_up_and_does_no_harm_when_it_wakes(server: Server) -> None:
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances")
+    bodies = [greedy(100 + number) for number in range(12)]
+    async with open_session(server.url) as session:
+        crowd = Crowd(session, bodies, "stopped")
+        await crowd.speaks()
+        victim = max(server.instances(), key=lambda row: row["running"])
+        server.signal_instance(victim["id"], signal.SIGSTOP)
+        outputs = await crowd.done()
+        undisturbed = await Crowd(session, bodies, "going").done()
+    assert tokens_of(outputs) == tokens_of(undisturbed)
+    gone = server.instance(victim["id"])
+    assert gone["state"] == "lost"
+    assert "no heartbeat" in gone["why"]
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances again")
+    server.wait_until_quiet()
+
+
+async def test_source_dies_while_requests_move_away_from_it(server: Server) -> None:
+    """And the target of others dies with it: every stream goes on somewhere."""
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances")
+    bodies = [greedy(200 + number, 400) for number in range(12)]
+    async with open_session(server.url) as session:
+        admin = Admin(session)
+        crowd = Crowd(session, bodies, "torn")
+        await crowd.speaks()
+        ids = sorted(running_ids(server))
+        places = {row["id"]: row["instance"] for row in server.requests()}
+        victim = ids[0]
+        moves = [
+            asyncio.create_task(admin.migrate(request, ids[1] if place == victim else victim))
+            for request, place in sorted(places.items())
+        ]
+        await asyncio.sleep(0.02)
+        server.signal_instance(victim, signal.SIGKILL)
+        answers = await asyncio.gather(*moves)
+        outputs = await crowd.done()
+        undisturbed = await Crowd(session, bodies, "whole").done()
+    assert all(status in (200, 404, 409) for status, _ in answers), answers
+    assert [output.error for output in outputs] == [""] * 12
+    assert tokens_of(outputs) == tokens_of(undisturbed)
+    server.wait_until_quiet()
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances again")
+
+
+async def test_without_any_instance_health_is_503_and_requests_wait_for_the_next(server: Server) -> None:
+    """Streams in the middle outlive even that: they go on when the replacement is there."""
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances")
+    bodies = [greedy(300 + number) for number in range(6)]
+    async with open_session(server.url) as session:
+        crowd = Crowd(session, bodies, "alone")
+        await crowd.speaks()
+        for instance in sorted(running_ids(server)):
+            server.signal_instance(instance, signal.SIGKILL)
+        wait_for(lambda: server.get("/health").status_code == 503, "an unhealthy server")
+        refused = server.post(COMPLETIONS, json={"model": "tiny", **greedy(1).body})
+        wait_for(lambda: server.get("/health").status_code == 200, "a healthy server")
+        outputs = await crowd.done()
+        undisturbed = await Crowd(session, bodies, "together").done()
+    if refused.status_code != 200:  # else an instance was back already
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert "No instance" in refused.json()["error"]["message"]
+    assert tokens_of(outputs) == tokens_of(undisturbed)
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances again")

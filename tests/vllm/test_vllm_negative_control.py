@@ -1,0 +1,25 @@
+"""Were the copied KV wrong, the equality tests would see it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from equality import Plan, moving, undisturbed
+from vllm_kinds import make
+from vllm_server import Server
+from vllm_streams import open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+FLAGS = ("--no-migration",)
+ENVIRONMENT = {"LLUMNIX_FAULT": "zero-arrivals"}
+
+
+async def test_zeroed_kv_changes_what_a_moved_stream_says(server: Server) -> None:
+    kind = make("greedy", random.Random(5))
+    async with open_session(server.url) as session:
+        moved, moves = await moving(session, kind, "moved", Plan(["i0", "i1"], random.Random(6), most_moves=1))
+        left_alone = await undisturbed(session, kind, "still")
+    assert moves.made == 1
+    assert moved.sequences[0].tokens != left_alone.sequences[0].tokens
