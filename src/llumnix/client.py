@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -80,10 +81,10 @@ def restart_rolling(client: AdminClient, say: Callable[[str], None], timeout_s: 
     for instance in old:
         before = {row["id"] for row in _instances(client)}
         client.start(1)
-        new = _wait(lambda known=before: _new_running(client, known), "a new instance did not start", timeout_s)
+        new = _wait(partial(_new_running, client, before), "a new instance did not start", timeout_s)
         say(f"{new} runs; emptying {instance}")
         client.drain(instance, keep=False)
-        _wait(lambda name=instance: _is_gone(client, name), f"{instance} did not become empty", timeout_s)
+        _wait(partial(_is_gone, client, instance), f"{instance} did not become empty", timeout_s)
         say(f"{instance} stopped")
 
 

@@ -1,6 +1,6 @@
 """An engine module (engine/port.py) without an engine: real processes that report, answer HTTP and die on demand.
 
-Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-s X`.
+Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
@@ -28,7 +29,7 @@ class Setup:
     port: int
     fail_start: bool
     fail_first: int
-    slow_s: float
+    slow_until: Path | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +43,7 @@ def prepare(argv: list[str], model: str) -> Setup:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--fail-start", action="store_true")
     parser.add_argument("--fail-first", type=int, default=0)
-    parser.add_argument("--slow-s", type=float, default=0.0)
+    parser.add_argument("--slow-until", type=Path)
     return Setup(**vars(parser.parse_args(argv)))
 
 
@@ -97,8 +98,9 @@ def _report(info: InstanceInfo, seq: int, draining: bool) -> Report:
 
 
 def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None:
-    """`/health`, `/instances` (pids by id), `/slow` (an answer that takes `--slow-s`), `/pid`."""
+    """`/health`, `/instances` (pids by id), `/slow` (an answer that waits for a file), `/slow-ones`, `/pid`."""
     serving: dict[str, int] = {}
+    slow_ones: list[str] = []
 
     def on_message(message: Wire) -> None:
         if isinstance(message, Report):
@@ -109,9 +111,12 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/slow":
-                time.sleep(setup.slow_s)
+                slow_ones.append(self.path)
+                while setup.slow_until is not None and not setup.slow_until.exists():
+                    time.sleep(0.02)
             status = 200 if serving or self.path != "/health" else 503
-            body = str(os.getpid() if self.path == "/pid" else serving).encode()
+            answers: dict[str, object] = {"/pid": os.getpid(), "/slow-ones": len(slow_ones)}
+            body = str(answers.get(self.path, serving)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

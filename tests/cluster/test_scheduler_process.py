@@ -40,7 +40,7 @@ from llumnix.wire.messages import (
 
 pytestmark = pytest.mark.live
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 
 Message = TypeVar("Message", bound=Wire)
