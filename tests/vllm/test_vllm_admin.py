@@ -34,7 +34,7 @@ def greedy(seed: int, max_tokens: int) -> dict[str, Any]:
 async def running(server: Server, name: str) -> AsyncIterator[tuple[Streaming, Admin]]:
     """A stream for as long as the block lasts; its client leaves then."""
     async with open_session(server.url, API_KEY) as session:
-        stream = Streaming(session, greedy(1, 6000), name=name)
+        stream = Streaming(session, greedy(1, 6000) | {"cache_salt": name}, name=name)
         await stream.reaches(5)
         yield stream, Admin(session)
         stream.task.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from equality import compare
-from vllm_kinds import KINDS
 from vllm_server import Server
 from vllm_streams import open_session
 

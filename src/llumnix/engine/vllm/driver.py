@@ -223,7 +223,8 @@ class LlumletDriver:
     def _report_detached(self) -> None:
         for request_id in sorted(self._leaving):
             request = self._scheduler.requests.get(request_id)
-            if request is not None and request.num_in_flight_tokens == 0:
+            # Handling one event looks for further ones, so a later one of this list may be reported already.
+            if request_id in self._leaving and request is not None and request.num_in_flight_tokens == 0:
                 self._leaving.discard(request_id)
                 self.handle(
                     events.Detached(
