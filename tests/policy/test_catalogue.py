@@ -24,8 +24,8 @@ def test_unknown_policy_is_one_sentence_with_the_names():
 @pytest.mark.parametrize(
     ("policy", "configured", "thresholds"),
     [
-        ("llumnix", {}, (10, 30)),
-        ("llumnix", {"migrate_out_freeness": 5.0}, (5, 30)),
+        ("llumnix", {}, (3, 3)),
+        ("llumnix", {"migrate_out_freeness": 5.0}, (5, 5)),
         ("llumnix", {"migrate_out_freeness": 50.0}, (50, 50)),
         ("llumnix-paper", {}, (3, 3)),
         ("llumnix-paper", {"migrate_out_freeness": 10.0}, (10, 10)),

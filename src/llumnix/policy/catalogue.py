@@ -23,8 +23,8 @@ class Policy:
     victim: VictimRule = CHEAPEST
     priorities: bool = True
     """High-priority requests get headroom; otherwise they are requests like any other."""
-    migrate_out_freeness: float = 10.0
-    migrate_in_freeness: float = 30.0
+    migrate_out_freeness: float = 3.0
+    migrate_in_freeness: float = 3.0
 
     def priority_target_tokens(self, config: PolicyConfig) -> int | None:
         """The target load of an instance with high-priority requests; None if there is no such thing."""
@@ -55,8 +55,6 @@ POLICIES: dict[str, Policy] = {
         dispatch=PAPER_FREENESS,
         pairing=pair_by_rank,
         victim=LAST_COME,
-        migrate_out_freeness=3.0,
-        migrate_in_freeness=3.0,
     ),
     "llumnix-base": Policy(
         help="llumnix-paper without priorities",
@@ -64,8 +62,6 @@ POLICIES: dict[str, Policy] = {
         pairing=pair_by_rank,
         victim=LAST_COME_OF_ALL,
         priorities=False,
-        migrate_out_freeness=3.0,
-        migrate_in_freeness=3.0,
     ),
     "infaas++": Policy(
         help="freest instance by memory, the queue included; no migration, no priorities",

@@ -1,9 +1,11 @@
 """Which requests an instance gives away.
 
-The paper takes the last that came (LCFS). Ours takes a queued request before a running one (it has no KV cache to
-copy, and runs sooner elsewhere), the first of the queue before the others, and among running ones the shortest, whose
-copy is cheapest. A request of high priority stays where its headroom is. Every rule passes over what cannot move,
-what moved a moment ago, and what the target has no room for; a draining instance gives away everything that can move.
+The paper takes the last that came (LCFS), and one of high priority only while somebody waits and no other can go: an
+instance that is full of such requests overloads the very ones that it protects. Ours takes a queued request before a
+running one (it has no KV cache to copy, and runs sooner elsewhere), the first of the queue before the others, and among
+running ones the shortest, whose copy is cheapest. A request of high priority stays where its headroom is. Every rule
+passes over what cannot move, what moved a moment ago, and what the target has no room for; a draining instance gives
+away everything that can move.
 """
 
 from __future__ import annotations
@@ -50,14 +52,19 @@ class VictimRule:
     order: Callable[[RequestSnapshot], tuple[float, ...]]
     keeps: Callable[[RequestSnapshot], str | None]
     """Why a request is not given away by this rule; None if it may be."""
+    keeps_when_queued: Callable[[RequestSnapshot], str | None] | None = None
+    """The same while somebody waits here, if that differs: then memory itself is short, not only headroom."""
 
 
 def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query: VictimQuery) -> VictimChoice:
     """The first `query.count` requests by the rule's order that can and may move, and fit."""
+    requests = tuple(requests)
+    queued = any(request.state is RequestState.WAITING for request in requests)
+    keeps = rule.keeps_when_queued if queued and rule.keeps_when_queued else rule.keeps
     passed: dict[str, int] = {}
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
     for request in requests:
-        why = _cannot_move(request) or (None if query.draining else rule.keeps(request) or _too_soon(request, query))
+        why = _cannot_move(request) or (None if query.draining else keeps(request) or _too_soon(request, query))
         if why is None:
             may_move.append((rule.order(request), request.id, request))
         else:
@@ -102,6 +109,10 @@ def _last_come(request: RequestSnapshot) -> tuple[float, ...]:
     return (-request.arrival_s,)
 
 
+def _last_come_normal_first(request: RequestSnapshot) -> tuple[float, ...]:
+    return is_high(request.priority), -request.arrival_s
+
+
 def _keeps_undecoded(request: RequestSnapshot) -> str | None:
     if request.state is not RequestState.RUNNING or request.output_tokens == 0:
         return "not decoding"
@@ -113,5 +124,7 @@ def _keeps_high_and_undecoded(request: RequestSnapshot) -> str | None:
 
 
 CHEAPEST = VictimRule("cheapest to move", _cheapest, _keeps_high)
-LAST_COME = VictimRule("last come of normal priority", _last_come, _keeps_high_and_undecoded)
+LAST_COME = VictimRule(
+    "last come, normal priority first", _last_come_normal_first, _keeps_high_and_undecoded, _keeps_undecoded
+)
 LAST_COME_OF_ALL = VictimRule("last come", _last_come, _keeps_undecoded)
