@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import assert_never
 
-from llumnix.cluster import linux, logs, preflight, supervision
+from llumnix.cluster import linux, logs, supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import say
 from llumnix.cluster.environment import child_environment, engine_flags, parallel_starts
@@ -48,8 +48,7 @@ _TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(arguments: ServeArguments, model: str) -> int:
-    """Serves `model` until a signal; returns the exit code. Raises UsageError before anything is started."""
-    preflight.check(arguments)
+    """Serves `model` until a signal; returns the exit code. Call `preflight.check` first."""
     with private_run_dir() as run_dir:
         return Launcher(arguments, model, run_dir).run()
 

@@ -39,7 +39,7 @@ def last_words(path: Path) -> str:
         return ""
     lines = [line for raw in text.splitlines() if (line := _PREFIX.sub("", raw).strip())]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
-    return (exceptions or lines or [""])[-1]
+    return (exceptions or lines or [""])[-1].rstrip(".")
 
 
 def rotate(folder: Path, largest: int = _LARGEST) -> None:
