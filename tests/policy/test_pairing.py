@@ -146,8 +146,9 @@ def test_reason_names_the_numbers():
 def test_likely_victim_follows_the_victim_rule():
     queue = {"waiting": 4, "head_of_line_blocks": 60, "queued_blocks": 90}
     assert likely_victims(load("a", 0, 4, **queue)) == (Load(60, True), Load(20, False))
-    assert likely_victims(load("a", 0, 4, **queue, high_waiting=1)) == (Load(23, True), Load(20, False))
-    assert likely_victims(load("a", 0, 4, **queue, high_waiting=4, high_running=4)) == ()
+    assert likely_victims(load("a", 0, 4, **queue, high_waiting=1)) == (Load(60, True), Load(20, False))
+    assert likely_victims(load("a", 0, 4, **queue, high_waiting=4, high_running=4)) == (Load(60, True),)
+    assert likely_victims(load("a", 0, 4, high_running=4)) == ()
 
 
 def test_looking_ahead_keeps_the_books():

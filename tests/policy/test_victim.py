@@ -35,6 +35,9 @@ SHORT = request("short", blocks=5, arrival_s=2.0)
 QUEUED = request("queued", blocks=30, arrival_s=3.0, state=RequestState.WAITING, output_tokens=0)
 QUEUED_LATER = request("queued-later", blocks=3, arrival_s=5.0, state=RequestState.WAITING, output_tokens=0)
 HIGH_ONE = request("high", blocks=1, arrival_s=9.0, priority=HIGH)
+HIGH_QUEUED = request(
+    "high-queued", blocks=9, arrival_s=9.0, priority=HIGH, state=RequestState.WAITING, output_tokens=0
+)
 PREFILLING = request("prefilling", blocks=2, arrival_s=8.0, output_tokens=0)
 PINNED = request("pinned", blocks=1, arrival_s=9.0, movable=False)
 MOVING = request("moving", blocks=1, arrival_s=9.0, state=RequestState.MIGRATING)
@@ -50,6 +53,9 @@ ALL = [LONG, SHORT, QUEUED, QUEUED_LATER, HIGH_ONE, PREFILLING, PINNED, MOVING, 
         ("ours: the next of the queue if one is too long", CHEAPEST, ALL, query(room_blocks=9), ["queued-later"]),
         ("ours: the shortest running one", CHEAPEST, [LONG, SHORT], query(), ["short"]),
         ("ours: a high one keeps its headroom", CHEAPEST, [HIGH_ONE], query(), []),
+        ("ours: a high one in the queue has no headroom to lose", CHEAPEST, [HIGH_QUEUED, SHORT], query(), ["high-queued"]),
+        ("paper: a high one stays while nobody waits", LAST_COME, [HIGH_ONE], query(), []),
+        ("paper: a high one goes if somebody waits and no other can", LAST_COME, [HIGH_ONE, QUEUED], query(), ["high"]),
         ("paper: the last that came and decodes", LAST_COME, ALL, query(), ["long"]),
         ("base: priorities do not count", LAST_COME_OF_ALL, ALL, query(), ["high"]),
         ("a request that cannot move", CHEAPEST, [PINNED], query(), []),

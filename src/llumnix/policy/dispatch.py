@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.policy.virtual_usage import dispatch_freeness, high_room_blocks, paper_dispatch_freeness
+from llumnix.policy.virtual_usage import dispatch_freeness, paper_dispatch_freeness
 from llumnix.types import InstanceId, Priority, RequestId
 
 DispatchRank = tuple[float, int]
@@ -74,10 +74,7 @@ def queued_demand_blocks(prompt_tokens: int, block_tokens: int) -> int:
 def _by_freeness(
     instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
 ) -> DispatchRank:
-    requests = instance.running + instance.waiting
-    if high and priority_target_tokens is not None:
-        return -high_room_blocks(instance, priority_target_tokens), requests
-    return -dispatch_freeness(instance, high, priority_target_tokens), requests
+    return -dispatch_freeness(instance, high, priority_target_tokens), instance.running + instance.waiting
 
 
 def _by_paper_freeness(

@@ -176,15 +176,11 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
 
 
 def likely_victims(instance: InstanceSnapshot) -> tuple[Load, ...]:
-    """What the victim rule would give away, best first, as far as a report tells: a queued request of normal
+    """What the victim rule would give away, best first, as far as a report tells: the first of the queue, whatever its
     priority, else the shortest running one."""
     loads: tuple[Load, ...] = ()
-    if instance.waiting > instance.high_waiting:
-        # With a high-priority request at the head, the size of the first normal one is known only on average.
-        blocks = (
-            -(-instance.queued_blocks // instance.waiting) if instance.high_waiting else instance.head_of_line_blocks
-        )
-        loads = (Load(blocks, True),)
+    if instance.waiting:
+        loads = (Load(instance.head_of_line_blocks, True),)
     if instance.running > instance.high_running and instance.smallest_running_blocks:
         loads += (Load(instance.smallest_running_blocks, False),)
     return loads

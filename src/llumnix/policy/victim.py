@@ -1,11 +1,14 @@
 """Which requests an instance gives away.
 
 The paper takes the last that came (LCFS), and one of high priority only while somebody waits and no other can go: an
-instance that is full of such requests overloads the very ones that it protects. Ours takes a queued request before a
-running one (it has no KV cache to copy, and runs sooner elsewhere), the first of the queue before the others, and among
-running ones the shortest, whose copy is cheapest. A request of high priority stays where its headroom is. Every rule
-passes over what cannot move, what moved a moment ago, and what the target has no room for; a draining instance gives
-away everything that can move.
+instance that is full of such requests overloads the very ones that it protects.
+
+Ours takes a queued request before a running one (it has no KV cache to copy, and runs sooner elsewhere), the first of
+the queue before the others, and among running ones the shortest, whose copy is cheapest. A running request of high
+priority stays where its headroom is.
+
+Every rule passes over what cannot move, what moved a moment ago, and what the target has no room for; a draining
+instance gives away everything that can move.
 """
 
 from __future__ import annotations
@@ -123,7 +126,11 @@ def _keeps_high_and_undecoded(request: RequestSnapshot) -> str | None:
     return _keeps_high(request) or _keeps_undecoded(request)
 
 
-CHEAPEST = VictimRule("cheapest to move", _cheapest, _keeps_high)
+def _keeps_running_high(request: RequestSnapshot) -> str | None:
+    return None if request.state is RequestState.WAITING else _keeps_high(request)
+
+
+CHEAPEST = VictimRule("cheapest to move", _cheapest, _keeps_running_high)
 LAST_COME = VictimRule(
     "last come, normal priority first", _last_come_normal_first, _keeps_high_and_undecoded, _keeps_undecoded
 )

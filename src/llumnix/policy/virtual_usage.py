@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from math import inf
 
-from llumnix.policy.priority import headroom_blocks, holds_high, missing_headroom_blocks
+from llumnix.policy.priority import headroom_blocks, missing_headroom_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceState
 
@@ -65,27 +65,6 @@ def dispatch_freeness(instance: InstanceSnapshot, high: bool, priority_target_to
     batch = instance.running + instance.waiting
     left = _left(instance, dispatch_usage(instance, high, priority_target_tokens))
     return min(left, 0.0) if batch >= instance.max_running else _per_request(left, batch)
-
-
-OPENING_SHARE = 0.4
-"""Share of an instance's blocks that a high-priority request must have more room on an instance that holds no such
-request yet, to be the first there: every instance that holds one sends its normal requests away."""
-
-
-def high_room_blocks(instance: InstanceSnapshot, priority_target_tokens: int) -> float:
-    """What a high-priority request looks for, in blocks: first an instance that holds such requests and is below its
-    target load, then the emptiest. Counting headroom here, as for normal requests, would herd all of them
-    onto the first instance until that is full."""
-    used = held_blocks(instance) + instance.queued_blocks
-    left = float(instance.total_blocks - instance.watermark_blocks - used)
-    if instance.state is not InstanceState.RUNNING:
-        return -inf
-    if instance.running + instance.waiting >= instance.max_running:
-        return min(left, 0.0) - instance.total_blocks
-    if not holds_high(instance):
-        return left - OPENING_SHARE * instance.total_blocks
-    below_target = priority_target_tokens // instance.block_tokens - used
-    return instance.total_blocks + below_target if below_target > 0 else left
 
 
 def paper_migration_freeness(instance: InstanceSnapshot, priority_target_tokens: int | None) -> float:
