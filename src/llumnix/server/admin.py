@@ -23,7 +23,7 @@ from llumnix.wire import messages as wire
 
 _SCHEDULER_TIMEOUT_S = 5.0
 _MIGRATE_TIMEOUT_S = 90.0
-_MAX_LIMIT = 100_000
+_MAX_LIMIT = 1_000_000
 _MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 
 

@@ -14,6 +14,7 @@ from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.errors import UsageError
 
 _MAX_FRONT_ENDS = 64
+_SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ def prepare(argv: list[str], model: str) -> Setup:
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
     parser.error = _refuse  # type: ignore[method-assign]
-    args = parser.parse_args([model, *argv])
-    args.model = model
+    args = parser.parse_args([model, *argv] if model else argv)  # without: a `--config` file names it
+    args.model = args.model_tag or args.model
     if args.data_parallel_size != 1:
         raise UsageError("--data-parallel-size is not for Llumnix: say --instances instead.")
     try:
@@ -121,6 +122,8 @@ def _first_sentence(error: Exception) -> str:
     telling = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
     text = telling[1] if len(telling) > 1 and len(telling[0].split()) == 1 else (telling or [type(error).__name__])[0]
     text = text.removeprefix("Value error, ").split(" [type=")[0]
+    end = text.find(". ", _SHORTEST_SENTENCE)
+    text = text if end < 0 else text[: end + 1]
     return text if text.endswith(".") else f"{text}."
 
 
