@@ -21,7 +21,7 @@ CENTRAL_REQUEST_S = 0.28e-6
 REPORT_S = 1.1e-6
 """CPU time of an instance to make and encode a load report; measured."""
 
-STEPS = 400
+STEPS = 100
 """Decode steps of every instance that are simulated."""
 
 STEP_SPREAD = 0.2
