@@ -5,9 +5,8 @@
 One run measures, length by length and round after round, so that a change of the machine's mood meets all alike:
 
 - *migration*: a stream is moved back and forth by `POST /llumnix/v1/migrations`. Downtime is the gap at the
-  hand-over less a normal step, both seen by the client. The hand-over is taken to be the largest of the last gaps
-  before the server confirms the move; the same choice among gaps where nothing moved is printed beside it (*noise*),
-  because a largest gap is more than a normal one also on a machine that is only busy.
+  hand-over less a normal step, both seen by the client: the gap before the first piece that came after the
+  server noted the new owner's first token (`at` in its record of the move; both read the same machine's clock).
 - *blocking copy*: the same on a second server that copies nothing before the hand-over and everything in it.
 - *recompute*: time to the first token of a new request whose prompt is that long.
 - *neighbours*: steps of other requests in the source's batch while a sequence of that length is being copied out of
@@ -23,6 +22,7 @@ import asyncio
 import math
 import random
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -41,11 +41,11 @@ ROOM_TOKENS = 2048
 """The window is this much longer than the longest sequence measured."""
 QUIET_PIECES = 20
 """Pieces between two moves: gaps of nothing but decoding."""
-LAST_GAPS = 4
-"""The hand-over is among this many gaps before the move is confirmed."""
 PLAIN_TEXT = range(64)
 """Token ids to make prompts of: ASCII in the tiny model. Bytes that are no text make detokenisers slow."""
 HOME, AWAY = "i0", "i1"
+TRIES = 3
+"""A refusal is cheap and no error, but too many are."""
 NEIGHBOURS = 4
 NEIGHBOUR_PROMPT = 64
 FLAT, STEPS, SLOW_DOWN = 1.5, 1.5, 1.03
@@ -59,7 +59,6 @@ class Figures:
     migration: list[float] = field(default_factory=list)
     told: list[float] = field(default_factory=list)
     """Downtime of the same moves as the server measured it."""
-    noise: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
     """Normal step of the moved stream, one median per move."""
     blocking: list[float] = field(default_factory=list)
@@ -73,11 +72,9 @@ class Figures:
 @dataclass(frozen=True, slots=True)
 class Move:
     posted_s: float
-    confirmed_s: float
     downtime_s: float
     told_s: float
     step_s: float
-    noise_s: float
     handover_from_s: float
     """When the last piece before the hand-over came."""
     bytes: int
@@ -90,6 +87,7 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, server: Server, model: str, rng: random.Random) -> None:
         self.session, self.url, self.model, self._rng = session, server.url, model, rng
         self._ids = 0
+        self.refused: list[str] = []
 
     def stream(self, prompt_tokens: int, output_tokens: int) -> Stream:
         """A request with a random prompt of its own."""
@@ -115,33 +113,42 @@ class Client:
         instance: str = next(row["instance"] for row in rows if row["id"] == _id_of(stream))
         return instance
 
-    async def _post_move(self, stream: Stream, target: str) -> dict[str, Any]:
-        """What the server tells of the move. Raises SystemExit if it was refused."""
+    async def _noted_at(self, stream: Stream) -> float:
+        """When the server saw the first token after the stream's last move; seconds since the epoch."""
+        async with self.session.get(f"{self.url}/llumnix/v1/migrations?limit=8") as answer:
+            rows = (await answer.json())["migrations"]
+        at: float = next(row["at"] for row in rows if row["request_id"] == _id_of(stream))
+        return at
+
+    async def _post_move(self, stream: Stream, target: str) -> tuple[float, dict[str, Any]]:
+        """When the move was asked for, and what the server tells of it. A refusal is kept, and the move tried again."""
         order = {"request_id": _id_of(stream), "target": target}
-        async with self.session.post(f"{self.url}/llumnix/v1/migrations", json=order) as answer:
-            told: dict[str, Any] = await answer.json()
-            if answer.status != 200:
-                raise SystemExit(f"a move was refused: {told}")
-        return told
+        for _ in range(TRIES):
+            posted_s = asyncio.get_running_loop().time()
+            async with self.session.post(f"{self.url}/llumnix/v1/migrations", json=order) as answer:
+                told: dict[str, Any] = await answer.json()
+            if answer.status == 200:
+                return posted_s, told
+            self.refused.append(str(told))
+            await asyncio.sleep(0.2)
+        raise SystemExit(f"a move was refused {TRIES} times: {told}")
 
     async def move(self, stream: Stream, target: str) -> Move:
         """Moves the stream while it decodes, and takes the time around. Raises SystemExit if it cannot be moved."""
         clock = asyncio.get_running_loop().time
         await stream.pieces(len(stream.times_s) + QUIET_PIECES)
-        posted_s = clock()
-        told = await self._post_move(stream, target)
-        confirmed_s = clock()
+        posted_s, told = await self._post_move(stream, target)
+        came_s = await self._noted_at(stream) - time.time() + clock()
         await stream.pieces(len(stream.times_s) + 2)
-        quiet = _last(stream, posted_s, QUIET_PIECES)
-        step_s = statistics.median(later - earlier for earlier, later in quiet)
-        handover = max(_last(stream, confirmed_s, LAST_GAPS), key=_length)
+        gaps = list(pairwise(stream.times_s))
+        quiet = [gap for gap in gaps if gap[1] <= posted_s][-QUIET_PIECES:]
+        step_s = statistics.median(map(_length, quiet))
+        handover = next(gap for gap in gaps if gap[1] >= came_s)
         return Move(
             posted_s=posted_s,
-            confirmed_s=confirmed_s,
             downtime_s=_length(handover) - step_s,
             told_s=(told["downtime_ms"] or 0.0) / 1e3,
             step_s=step_s,
-            noise_s=max(map(_length, quiet[-LAST_GAPS:])) - step_s,
             handover_from_s=handover[0],
             bytes=told["bytes"],
             stages=told["stages"],
@@ -154,11 +161,6 @@ def _id_of(stream: Stream) -> str:
 
 def _length(gap: tuple[float, float]) -> float:
     return gap[1] - gap[0]
-
-
-def _last(stream: Stream, until_s: float, count: int) -> list[tuple[float, float]]:
-    """The last `count` gaps that ended by then."""
-    return [gap for gap in pairwise(stream.times_s) if gap[1] <= until_s][-count:]
 
 
 async def migrate_to_and_fro(client: Client, length: int, moves: int) -> list[Move]:
@@ -200,7 +202,7 @@ async def watch_neighbours(client: Client, length: int, moves: int) -> tuple[lis
 
 def mean_step(stream: Stream, after_s: float, until_s: float) -> float:
     """Time per piece. A mean, because a client that shares a busy machine sees pieces come two at a time."""
-    times = [time for time in stream.times_s if after_s < time <= until_s]
+    times = [at_s for at_s in stream.times_s if after_s < at_s <= until_s]
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 2 else math.nan
 
 
@@ -216,7 +218,9 @@ async def measure(live: Server, blocking: Server, options: argparse.Namespace) -
             for length in options.lengths:
                 mine = Figures() if round_ == 0 else figures[length]  # the first round warms up
                 await measure_length(client, blocker, length, mine, options.moves)
-                print(f"round {round_} of {options.rounds}, length {length}", end="\r", flush=True)
+                print(f"round {round_} of {options.rounds}, length {length:<8}", end="\r", flush=True)
+        for why in client.refused + blocker.refused:
+            print(f"refused, and tried again: {why}")
     return dict(figures)
 
 
@@ -224,13 +228,12 @@ async def measure_length(client: Client, blocker: Client, length: int, mine: Fig
     for move in await migrate_to_and_fro(client, length, moves):
         mine.migration.append(move.downtime_s)
         mine.told.append(move.told_s)
-        mine.noise.append(move.noise_s)
         mine.step.append(move.step_s)
         mine.mib.append(move.bytes / 2**20)
         mine.stages.append(move.stages)
     mine.blocking += [move.downtime_s for move in await migrate_to_and_fro(blocker, length, moves)]
     mine.recompute += [await recompute(client, length) for _ in range(2)]
-    off, on = await watch_neighbours(client, length, max(2, moves // 2))
+    off, on = await watch_neighbours(client, length, moves)
     both = [pair for pair in zip(off, on, strict=True) if not any(map(math.isnan, pair))]
     mine.neighbours_off += [pair[0] for pair in both]
     mine.neighbours_on += [pair[1] for pair in both]
@@ -264,10 +267,10 @@ def ratio(figures: Figures) -> float:
 
 def print_table(figures: dict[int, Figures]) -> None:
     print("P50 [P25-P75] in ms; downtime is what the client waited beyond a normal step.\n")
-    head = ("tokens", "downtime", "server's figure", "noise", "normal step", "blocking copy", "recompute")
+    head = ("tokens", "downtime", "server's figure", "normal step", "blocking copy", "recompute")
     rows = [(*head, "neighbours off", "on", "on/off", "MiB", "stages", "moves")]
     for length, mine in figures.items():
-        columns = (mine.migration, mine.told, mine.noise, mine.step, mine.blocking, mine.recompute)
+        columns = (mine.migration, mine.told, mine.step, mine.blocking, mine.recompute)
         rows.append(
             (
                 *(str(length), *map(spread, columns)),
