@@ -25,7 +25,7 @@ def greedy(seed: int, max_tokens: int = 250) -> Kind:
 
 
 def seeded(seed: int) -> Kind:
-    return Kind("seeded", COMPLETIONS, greedy(seed).body | {"temperature": 1.0, "seed": seed})
+    return Kind("seeded", COMPLETIONS, greedy(seed, 600).body | {"temperature": 1.0, "seed": seed})
 
 
 def running_ids(server: Server) -> set[str]:
@@ -96,7 +96,7 @@ async def test_every_kind_is_continued_or_says_why_not(server: Server) -> None:
     assert tokens_of(continued) == tokens_of(undisturbed)
     assert [o.sequences[0].finish_reason for o in continued] == [o.sequences[0].finish_reason for o in undisturbed]
     for each, output in zip(seeded_ones.streams, sampled, strict=True):
-        lost = places[each.id] == victim
+        lost = places.get(each.id) == victim  # it may have ended before
         assert ("seeded random generator is lost" in output.error) == lost, output.error
     server.wait_until_quiet()
 

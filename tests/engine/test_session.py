@@ -1,0 +1,150 @@
+"""What a front end knows of a stream: the downtime of its moves, and whether it can be continued elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.v1.engine import EngineCoreRequest
+
+from llumnix.control.messages import Moved
+from llumnix.control.ownership import Stream
+from llumnix.engine.vllm.session import Session
+from llumnix.types import Epoch, InstanceId, RequestId
+
+A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
+
+
+def session(**fields: Any) -> Session:
+    plain: dict[str, Any] = {
+        "request_id": R,
+        "prompt_token_ids": [1, 2, 3],
+        "mm_features": None,
+        "sampling_params": SamplingParams(temperature=0.0),
+        "pooling_params": None,
+        "arrival_time": 0.0,
+        "lora_request": None,
+        "cache_salt": None,
+        "data_parallel_rank": None,
+    }
+    return Session(EngineCoreRequest(**plain | fields), R, Stream(R, A, live=A))
+
+
+def moved() -> Moved:
+    return Moved(
+        request=R,
+        epoch=Epoch(1),
+        sender=A,
+        target=B,
+        reason="by hand",
+        stages=1,
+        bytes_copied=1,
+        blocks_skipped=0,
+        copy_s=0.0,
+        handover_s=0.0,
+    )
+
+
+def speak(one: Session, *times: float) -> list[float | None]:
+    return [one.tokens_delivered([7], at) for at in times]
+
+
+def test_downtime_is_the_gap_less_one_normal_step() -> None:
+    one = session()
+    assert speak(one, 0.00, 0.01, 0.02) == [None, None, None]
+    one.moved(moved())
+    (downtime_s,) = speak(one, 0.05)
+    assert downtime_s == pytest.approx(0.02)
+
+
+def test_gap_of_a_move_does_not_count_as_a_normal_step() -> None:
+    one = session()
+    speak(one, 0.00, 0.01)
+    one.moved(moved())
+    speak(one, 0.51)
+    one.move = None
+    speak(one, 0.52)
+    one.moved(moved())
+    (downtime_s,) = speak(one, 0.54)
+    assert downtime_s == pytest.approx(0.01)
+
+
+def test_quicker_than_a_normal_step_is_no_negative_downtime() -> None:
+    one = session()
+    speak(one, 0.00, 0.01)
+    one.moved(moved())
+    assert speak(one, 0.011) == [0.0]
+
+
+def test_move_before_the_first_token_has_no_downtime() -> None:
+    one = session()
+    one.moved(moved())
+    assert one.before_move_s is None
+    assert speak(one, 1.0) == [None]
+
+
+def test_normal_step_is_smoothed() -> None:
+    one = session()
+    speak(one, 0.0, 1.0, 3.0)
+    assert one.step_s == pytest.approx(1.0 + 0.1 * (2.0 - 1.0))
+
+
+def test_empty_output_is_no_token() -> None:
+    one = session()
+    speak(one, 0.0)
+    assert one.tokens == [7]
+
+
+def test_stream_that_said_nothing_can_always_start_again() -> None:
+    assert session(sampling_params=SamplingParams(temperature=1.0, seed=1)).why_not_replayable() == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""),
+        ({"sampling_params": SamplingParams(temperature=1.0)}, ""),
+        ({"sampling_params": SamplingParams(temperature=0.0, seed=1)}, ""),
+        ({"sampling_params": SamplingParams(temperature=1.0, seed=1)}, "seeded random generator"),
+        ({"sampling_params": None}, "not a generation"),
+        ({"resumable": True}, "streaming input session"),
+        (
+            {
+                "sampling_params": SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+")),
+                "reasoning_parser_kwargs": {"chat_template_kwargs": {}},
+            },
+            "reasoning",
+        ),
+        ({"sampling_params": SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))}, ""),
+    ],
+)
+def test_stream_in_the_middle_is_continued_only_if_that_is_exact(fields: dict[str, Any], words: str) -> None:
+    one = session(**fields)
+    speak(one, 0.0)
+    why = one.why_not_replayable()
+    assert bool(why) == bool(words)
+    assert words in why
+
+
+def test_request_that_ends_one_instance_after_the_other_is_given_up() -> None:
+    one = session()
+    one.fruitless_replays = 2
+    assert one.why_not_replayable() == ""
+    one.fruitless_replays = 3
+    assert "lost 3 times in a row" in one.why_not_replayable()
+
+
+def test_token_shows_that_the_instance_bears_the_request() -> None:
+    one = session()
+    one.fruitless_replays = 3
+    speak(one, 0.0)
+    assert one.why_not_replayable() == ""
+
+
+def test_client_knows_the_external_id() -> None:
+    assert session().client_id == R
+    assert session(external_req_id="cmpl-1-0").client_id == "cmpl-1-0"

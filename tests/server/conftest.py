@@ -1,0 +1,11 @@
+"""Imports vLLM once, before pytest makes errors of the warnings that it and PyTorch give at import."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+with warnings.catch_warnings(), contextlib.suppress(ImportError):  # without vLLM its tests are skipped
+    warnings.simplefilter("ignore")
+    import llumnix.engine.vllm.core
+    import llumnix.server.front_end  # noqa: F401

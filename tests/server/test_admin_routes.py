@@ -1,0 +1,194 @@
+"""The admin routes without a server behind them: what they refuse, and how they put it."""
+
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("vllm")
+
+from fastapi import FastAPI
+
+from llumnix.server.admin import add_routes
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+
+
+def row(request: str, client_id: str) -> wire.RequestRow:
+    return wire.RequestRow(
+        request=request,  # type: ignore[arg-type]
+        client_id=client_id,
+        front_end=0,
+        priority=0,
+        prompt_tokens=1,
+        output_tokens=1,
+        state="running",
+        migrations=0,
+    )
+
+
+def record(request: str) -> wire.MigrationRecord:
+    return wire.MigrationRecord(
+        at=1.0,
+        request_id=request,
+        source=InstanceId("i0"),
+        target=InstanceId("i1"),
+        reason="by hand",
+        outcome="moved",
+        stages=2,
+        bytes=10,
+        copy_ms=1.0,
+        handover_ms=3.0,
+        downtime_ms=5.0,
+    )
+
+
+class Board:
+    """As much of a switchboard as the routes need."""
+
+    address = "inproc://board"
+    scheduler_pid = 1
+    scheduler_state = "running"
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[InstanceId, wire.RequestRow]] = []
+        self.answers: dict[str, wire.MigrateAnswer] = {}
+        self.asked: list[wire.Wire] = []
+        self.scheduler_answer: wire.Answer | None = wire.Answer(query=1, ok=True)
+        self.spec = SimpleNamespace(book=SimpleNamespace(scheduler="inproc://scheduler"))
+        states = {"i0": InstanceState.RUNNING, "i1": InstanceState.RUNNING, "i2": InstanceState.DRAINING}
+        self.client = SimpleNamespace(
+            members={name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
+        )
+        gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
+        self.roster = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
+
+    async def list_requests(self) -> list[tuple[InstanceId, wire.RequestRow]]:
+        return self.rows
+
+    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+        return self.answers[row.request]
+
+    async def ask_one(self, address: str, make: Any, timeout_s: float) -> wire.Answer | None:
+        self.asked.append(make(1))
+        return self.scheduler_answer
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board()
+
+
+async def ask(board: Board, method: str, path: str, *, keys: list[str] | None = None, **options: Any) -> httpx.Response:
+    app = FastAPI()
+    add_routes(app, board, argparse.Namespace(api_key=keys))  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin/llumnix/v1") as client:
+        return await client.request(method, path, **options)
+
+
+def order(target: str = "i1") -> dict[str, Any]:
+    return {"json": {"request_id": "cmpl-1", "target": target}}
+
+
+async def test_all_sequences_of_a_request_move(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {
+        request: wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")) for request in ("r0", "r1")
+    }
+    answer = await ask(board, "POST", "/migrations", **order())
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["ok"], body["source"], body["target"]) == (True, "i0", "i1")
+    assert (body["bytes"], body["stages"], body["downtime_ms"]) == (20, 2, 5.0)
+
+
+async def test_sequence_that_is_there_already_is_not_asked_again(board: Board) -> None:
+    board.rows = [(InstanceId("i1"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {"r1": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1"))}
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
+
+
+async def test_sequence_that_ended_meanwhile_does_not_matter(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {
+        "r0": wire.MigrateAnswer(query=1, status=404, why="the request has ended"),
+        "r1": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
+    }
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
+    board.answers["r1"] = board.answers["r0"]
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 404
+
+
+async def test_refusal_says_how_far_it_came(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {
+        "r0": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
+        "r1": wire.MigrateAnswer(query=1, status=409, why="refused: no room"),
+    }
+    answer = await ask(board, "POST", "/migrations", **order())
+    assert answer.status_code == 409
+    assert answer.json()["reason"] == "1 of 2 sequences moved, then: refused: no room."
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "words"),
+    [
+        ("i0", 409, "on i0 already"),
+        ("i2", 409, "draining"),
+        ("i8", 409, "still starting"),
+        ("i9", 409, "lost: killed by SIGKILL"),
+        ("i7", 404, "no instance 'i7'"),
+    ],
+)
+async def test_targets_that_take_nothing(board: Board, target: str, status: int, words: str) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
+    answer = await ask(board, "POST", "/migrations", **order(target))
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+async def test_target_may_be_given_as_a_number(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
+    answer = await ask(board, "POST", "/migrations", json={"request_id": "cmpl-1", "target": 7})
+    assert answer.json()["reason"] == "There is no instance '7'."
+
+
+async def test_scheduler_that_does_not_answer_is_503(board: Board) -> None:
+    board.scheduler_answer = None
+    answer = await ask(board, "POST", "/instances", json={"count": 1})
+    assert answer.status_code == 503
+    assert "restarted" in answer.json()["reason"]
+
+
+async def test_refusal_of_the_scheduler_is_409(board: Board) -> None:
+    board.scheduler_answer = wire.Answer(query=1, ok=False, why="i0 is still starting")
+    answer = await ask(board, "POST", "/instances/i0/drain")
+    assert (answer.status_code, answer.json()["reason"]) == (409, "I0 is still starting.")
+
+
+async def test_drain_passes_on_whether_to_keep(board: Board) -> None:
+    for keep in ("true", "false"):
+        assert (await ask(board, "POST", "/instances/i0/drain", params={"keep": keep})).status_code == 202
+    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    assert [message.keep for message in asked] == [True, False]
+
+
+async def test_key_of_the_environment_counts(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-outside")
+    assert (await ask(board, "GET", "/requests")).status_code == 401
+    right = {"Authorization": "Bearer from-outside"}
+    assert (await ask(board, "GET", "/requests", headers=right)).status_code == 200
+
+
+async def test_key_of_the_command_line_counts_before_that_of_the_environment(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-outside")
+    for key, status in (("from-outside", 401), ("flag", 200)):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert (await ask(board, "GET", "/requests", keys=["flag"], headers=headers)).status_code == status

@@ -1,0 +1,24 @@
+"""From the ids inside the engines to the id that the client was given."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.server.client_ids import client_visible_id
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside"),
+    [
+        ("chatcmpl-8f3a", "chatcmpl-8f3a"),
+        ("cmpl-8f3a-0", "cmpl-8f3a"),
+        ("cmpl-8f3a-12", "cmpl-8f3a"),
+        ("1_cmpl-8f3a-0", "cmpl-8f3a"),
+        ("10_chatcmpl-8f3a", "chatcmpl-8f3a"),
+        ("cmpl-my-own-name-3", "cmpl-my-own-name"),
+        ("chatcmpl-run-7", "chatcmpl-run-7"),
+        ("resp_12", "resp_12"),
+    ],
+)
+def test_sequences_of_a_request_have_its_id(inside: str, outside: str) -> None:
+    assert client_visible_id(inside) == outside

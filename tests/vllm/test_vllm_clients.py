@@ -1,0 +1,135 @@
+"""A real client: the `openai` package, as a user would use it, while the requests move."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from vllm_server import Server
+from vllm_streams import Admin, open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+ASK: list[Any] = [{"role": "user", "content": "How deep is the lake?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"depth": {"type": "integer", "minimum": 0, "maximum": 99}, "place": {"enum": ["lake", "sea"]}},
+    "required": ["depth", "place"],
+    "additionalProperties": False,
+}
+TOOL: Any = {"type": "function", "function": {"name": "measure", "description": "Measures.", "parameters": SCHEMA}}
+
+
+@asynccontextmanager
+async def client_of(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@asynccontextmanager
+async def everything_moves(server: Server) -> AsyncIterator[list[str]]:
+    """Whatever runs is moved back and forth for as long as the block lasts; gives the ids of what was moved."""
+    moved: list[str] = []
+
+    async def shuffle() -> None:
+        async with open_session(server.url) as session:
+            admin = Admin(session)
+            while True:
+                for row in await admin.get("requests"):
+                    status, _ = await admin.migrate(row["id"], "i1" if row["instance"] == "i0" else "i0")
+                    if status == 200:
+                        moved.append(row["id"])
+                await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(shuffle())
+    try:
+        yield moved
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_streamed_chat_is_the_same_as_the_whole_answer(server: Server) -> None:
+    async with client_of(server) as client:
+        fixed: dict[str, Any] = {"model": "tiny", "messages": ASK, "temperature": 0, "max_tokens": 300}
+        whole = await client.chat.completions.create(**fixed)
+        async with everything_moves(server) as moved:
+            stream = await client.chat.completions.create(**fixed, stream=True, stream_options={"include_usage": True})
+            chunks = [chunk async for chunk in stream]
+    said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert said == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert chunks[0].id in moved
+
+
+async def test_completion_that_is_not_streamed_moves_too(server: Server) -> None:
+    async with client_of(server) as client:
+        fixed: dict[str, Any] = {"model": "tiny", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 300}
+        still = await client.completions.create(**fixed)
+        async with everything_moves(server) as moved:
+            answer = await client.completions.create(**fixed, logprobs=2)
+    assert answer.choices[0].text == still.choices[0].text
+    assert answer.choices[0].logprobs is not None
+    assert answer.id in moved
+
+
+async def test_structured_output_parses(server: Server) -> None:
+    async with client_of(server) as client, everything_moves(server):
+        for number in range(5):
+            answer = await client.chat.completions.create(
+                model="tiny",
+                messages=ASK,
+                seed=number,
+                temperature=1,
+                max_tokens=200,
+                response_format={"type": "json_schema", "json_schema": {"name": "depth", "schema": SCHEMA}},
+            )
+            said = json.loads(answer.choices[0].message.content or "")
+            assert said["place"] in ("lake", "sea")
+            assert 0 <= said["depth"] <= 99
+
+
+async def test_tool_is_called(server: Server) -> None:
+    async with client_of(server) as client, everything_moves(server):
+        answer = await client.chat.completions.create(
+            model="tiny", messages=ASK, tools=[TOOL], tool_choice="required", temperature=0, max_tokens=300
+        )
+    message = answer.choices[0].message
+    assert message.tool_calls or message.content, answer
+
+
+async def test_responses_and_models(server: Server) -> None:
+    async with client_of(server) as client:
+        models = await client.models.list()
+        assert [model.id for model in models.data] == ["tiny"]
+        answer = await client.responses.create(model="tiny", input="Hello", max_output_tokens=40, temperature=0)
+    assert answer.output_text
+
+
+async def test_service_tier_makes_a_request_important(server: Server) -> None:
+    async with client_of(server) as client:
+        stream = await client.chat.completions.create(
+            model="tiny", messages=ASK, max_tokens=3000, stream=True, service_tier="priority"
+        )
+        await stream.__anext__()
+        rows = await asyncio.to_thread(server.requests)
+        assert [row["priority"] for row in rows] == ["high"]
+        await stream.close()
+
+
+async def test_bad_requests_are_refused_in_openais_words(server: Server) -> None:
+    async with client_of(server) as client:
+        with pytest.raises(openai.NotFoundError):
+            await client.completions.create(model="huge", prompt="x")
+        with pytest.raises(openai.BadRequestError, match="context length"):
+            await client.completions.create(model="tiny", prompt="x" * 9000, max_tokens=10)
+        with pytest.raises(openai.BadRequestError):
+            await client.completions.create(model="tiny", prompt="x", temperature=-1)
+        answer = await client.completions.create(model="tiny", prompt="x", max_tokens=3)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 3

@@ -1,0 +1,94 @@
+"""LoRA adapters: a request that uses one moves, and says the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equality import Plan, moving, undisturbed
+from safetensors.torch import save_file
+from vllm_kinds import Kind, prompt
+from vllm_server import Server, wait_for
+from vllm_streams import COMPLETIONS, open_session
+
+from llumnix import tiny_model
+
+pytestmark = pytest.mark.timeout(240)
+
+RANK = 8
+
+
+def make_adapter(folder: Path, seed: int) -> Path:
+    """In the format of the `peft` package, strong enough that the output changes."""
+    model = json.loads((tiny_model.ensure() / "config.json").read_text())
+    hidden = model["hidden_size"]
+    head = hidden // model["num_attention_heads"]
+    rows = {"q_proj": hidden, "v_proj": head * model["num_key_value_heads"]}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for layer in range(model["num_hidden_layers"]):
+        for name, size in rows.items():
+            where = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            weights[f"{where}.lora_A.weight"] = torch.randn(RANK, hidden, generator=generator) * 0.1
+            weights[f"{where}.lora_B.weight"] = torch.randn(size, RANK, generator=generator) * 0.1
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": sorted(rows), "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("lora")
+    flags = ("--no-migration", "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2")
+    adapter = make_adapter(folder / "north", seed=1)
+    running = Server(
+        folder, *flags, "--lora-modules", f"north={adapter}", environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    )
+    yield running
+    running.wait_until_quiet()
+    running.stop()
+    assert running.trouble() == []
+
+
+def kind(seed: int, model: str) -> Kind:
+    body: dict[str, Any] = {"model": model, "prompt": prompt(random.Random(seed), 30), "max_tokens": 200}
+    return Kind("lora", COMPLETIONS, body | {"temperature": 0, "ignore_eos": True})
+
+
+async def _same_when_moved(server: Server, model: str, instances: list[str]) -> None:
+    async with open_session(server.url) as session:
+        plans = [Plan(instances, random.Random(number), most_moves=4) for number in range(4)]
+        moved = await asyncio.gather(
+            *(moving(session, kind(n, model), f"{model}-{n}", plan) for n, plan in enumerate(plans))
+        )
+        still = await asyncio.gather(*(undisturbed(session, kind(n, model), f"{model}-still-{n}") for n in range(4)))
+        plain = await asyncio.gather(*(undisturbed(session, kind(n, "tiny"), f"{model}-plain-{n}") for n in range(4)))
+    assert [output.error for output, _ in moved] == [""] * 4
+    assert [output.sequences[0].tokens for output, _ in moved] == [output.sequences[0].tokens for output in still]
+    assert all(a.sequences[0].tokens != b.sequences[0].tokens for a, b in zip(still, plain, strict=True))
+    assert sum(moves.made for _, moves in moved) >= 4
+
+
+async def test_request_with_an_adapter_moves(server: Server) -> None:
+    await _same_when_moved(server, "north", ["i0", "i1"])
+
+
+async def test_adapter_loaded_while_serving_is_on_all_instances(server: Server, tmp_path: Path) -> None:
+    """Those that join later included."""
+    adapter = make_adapter(tmp_path / "south", seed=2)
+    answer = server.post("/v1/load_lora_adapter", json={"lora_name": "south", "lora_path": str(adapter)})
+    assert answer.status_code == 200, answer.text
+    await _same_when_moved(server, "south", ["i0", "i1"])
+    assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
+    wait_for(lambda: len(server.instances()) == 3, "a third instance")
+    assert server.post("/llumnix/v1/instances/i0/drain").status_code == 202
+    wait_for(lambda: server.instance("i0")["state"] == "stopped", "the end of the first instance")
+    await _same_when_moved(server, "south", ["i1", "i2"])
