@@ -363,6 +363,16 @@ def test_an_idle_connection_that_the_source_closed_is_replaced(make_end):
     assert target.pulled(source.transport.address, [2], [2]).ok
 
 
+def test_an_idle_connection_that_the_source_closes_at_this_very_moment_is_replaced(make_end, monkeypatch):
+    source, target = make_end(1, server=ServerLimits(idle_s=0.05)), make_end(2)
+    assert target.pulled(source.transport.address, [1], [1]).ok
+    _wait_until(lambda: not _serving_threads())
+    monkeypatch.setattr(Connection, "is_quiet", lambda connection: True)  # as it was a moment before
+    before = snapshot(target)
+    assert target.pulled(source.transport.address, [2], [2]).ok
+    assert_copied(source, target, before, [2], [2])
+
+
 def test_nothing_is_left_behind(make_end, tmp_path):
     files, threads = _open_files(), set(threading.enumerate())
     source, target = make_end(1), make_end(2)

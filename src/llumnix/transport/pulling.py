@@ -140,25 +140,45 @@ class Puller:
 
     def _attempt(self, address: str, pull: SocketPull) -> str:
         """Carries the pull out; returns why it failed, or nothing."""
-        connection: Connection | None = None
-        healthy = False
         try:
-            connection = self._take_idle(address) or self._connect(Address.parse(address), pull)
-            pull.use(connection)
-            self._fetch(connection, pull)
-            healthy = True
+            if not self._fetch_over_idle(address, pull):
+                self._fetch_over(self._connect(Address.parse(address), pull), address, pull)
         except Refused as refused:
-            healthy = connection is not None
             return f"the source refused: {refused}"
         except TimeoutError:
             return pull.called_off or f"not complete within {pull.deadline_s:g} s"
         except (OSError, EOFError, TransportError) as error:
             return pull.called_off or str(error)
+        return ""
+
+    def _fetch_over_idle(self, address: str, pull: SocketPull) -> bool:
+        """False if there is no connection to reuse. Also if the source closed it at this very moment, for it rested
+        too long: that shows only when the request is sent, and a fresh connection puts it right."""
+        connection = self._take_idle(address)
+        if connection is None:
+            return False
+        try:
+            self._fetch_over(connection, address, pull)
+        except TimeoutError:
+            raise
+        except (OSError, EOFError):
+            if pull.bytes_read or pull.called_off:
+                raise
+            return False
+        return True
+
+    def _fetch_over(self, connection: Connection, address: str, pull: SocketPull) -> None:
+        healthy = False
+        try:
+            pull.use(connection)
+            self._fetch(connection, pull)
+            healthy = True
+        except Refused:
+            healthy = True
+            raise
         finally:
             pull.let_go()
-            if connection is not None:
-                self._put_away(address, connection, healthy)
-        return ""
+            self._put_away(address, connection, healthy)
 
     def _fetch(self, connection: Connection, pull: SocketPull) -> None:
         with closing(self._pool.writing(pull.target_blocks, pull.until)) as batches:
