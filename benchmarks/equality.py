@@ -1,0 +1,96 @@
+"""Token equality, measured: streams that are moved about must say what undisturbed ones say.
+
+    python benchmarks/equality.py --requests 200
+
+Starts two instances of the tiny model (or uses the server at --url, whose model must be called `tiny`), streams
+requests of every kind that can move, each moved one to eight times at random moments while others run, then the
+same ones undisturbed, and compares token by token. Exit code 1 if anything differs or anything is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# The same machinery as in the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
+
+from equality import Row, compare
+from rich.console import Console
+from rich.table import Table
+from vllm_server import USUAL_FLAGS, Server
+from vllm_streams import open_session
+
+
+def main() -> int:
+    arguments = _parse()
+    began_s = time.monotonic()
+    with _server(arguments) as url:
+        rows = asyncio.run(_run(url, arguments))
+    _print(rows, time.monotonic() - began_s)
+    return int(any(row.differing_tokens or row.problems for row in rows))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--concurrency", type=int, default=10, help="Streams at once. Default: 10.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--instances", type=int, default=2)
+    parser.add_argument("--url", help="A server that runs; it must not move requests by itself.")
+    return parser.parse_args()
+
+
+@contextmanager
+def _server(arguments: argparse.Namespace) -> Iterator[str]:
+    if arguments.url:
+        yield arguments.url
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(Path(folder), *USUAL_FLAGS, instances=arguments.instances)
+        try:
+            yield server.url
+            server.wait_until_quiet()
+            if trouble := server.trouble():
+                raise AssertionError("\n".join(trouble))
+        finally:
+            server.stop()
+
+
+async def _run(url: str, arguments: argparse.Namespace) -> list[Row]:
+    async with open_session(url) as session:
+        return await compare(session, arguments.requests, seed=arguments.seed, concurrency=arguments.concurrency)
+
+
+def _print(rows: list[Row], wall_s: float) -> None:
+    table = Table("kind", *("requests", "moves", "fewest", "tokens", "differing", "other problems"))
+    for row in rows:
+        table.add_row(row.kind, *map(str, _figures(row)))
+    table.add_section()
+    sums = [sum(column) for column in zip(*(_figures(row) for row in rows), strict=True)]
+    sums[2] = min(row.fewest_moves for row in rows)
+    table.add_row("all", *map(str, sums))
+    console = Console()
+    console.print(table)
+    refused = sum((row.refused for row in rows), Counter())
+    for reason, count in refused.most_common():
+        console.print(f"refused {count} times: {reason}", markup=False)
+    for row in rows:
+        for problem in row.problems:
+            console.print(f"{row.kind}: {problem}", markup=False)
+    console.print(f"{wall_s:.0f} s")
+
+
+def _figures(row: Row) -> tuple[int, int, int, int, int, int]:
+    return row.requests, row.moves, row.fewest_moves, row.tokens, row.differing_tokens, len(row.problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
