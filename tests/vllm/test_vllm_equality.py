@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from equality import compare
+from vllm_kinds import KINDS
 from vllm_server import Server
 from vllm_streams import open_session
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.timeout(300)
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:
     async with open_session(server.url) as session:
-        rows = await compare(session, 60, seed=1)
+        rows = await compare(session, 2 * len(KINDS), seed=1)
     assert [problem for row in rows for problem in row.problems] == []
     assert sum(row.differing_tokens for row in rows) == 0
     assert min(row.fewest_moves for row in rows) >= 1, "some request never moved, so it proves nothing"

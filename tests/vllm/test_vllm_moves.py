@@ -99,3 +99,13 @@ async def test_the_same_request_cannot_be_moved_twice_at_once(server: Server) ->
     assert set(statuses[1:]) == {409}
     assert output.complete
     assert output.tokens == 600
+
+
+async def test_nothing_moves_by_itself_when_migration_is_switched_off(server: Server) -> None:
+    """All streams are sent to one instance, and stay there."""
+    async with open_session(server.url) as session:
+        streams = [Streaming(session, greedy(n, 150), name=f"heavy-{n}", engine=0) for n in range(8)]
+        outputs = [await each for each in streams]
+    assert all(output.complete for output in outputs)
+    assert {row["reason"] for row in server.migrations()} <= {"by hand"}
+    assert not {row["request_id"] for row in server.migrations()} & {each.id for each in streams}

@@ -50,6 +50,8 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
         defaults |= dict.fromkeys(_ONE_THREAD, "1")
         if _workers_per_instance(arguments) == 1:
             defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker inside the engine's process
+        else:
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each worker wants a NUMA node of its own
     if arguments.model is None or Path(arguments.model).exists():
         defaults["HF_HUB_OFFLINE"] = "1"
     return defaults | dict(inherited)
