@@ -80,7 +80,7 @@ def test_impossible_count_of_instances(server: Server, count: bytes) -> None:
     assert_error(server.post(INSTANCES_URL, content=b'{"count": ' + count + b"}"), 400, "count")
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "many", "1e3", "100001", ""])
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1e3", "9" * 30, ""])
 def test_impossible_limit_of_the_list(server: Server, limit: str) -> None:
     assert_error(server.get(MIGRATIONS_URL, params={"limit": limit}), 400, "limit")
 

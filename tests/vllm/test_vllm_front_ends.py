@@ -33,9 +33,9 @@ async def test_streams_through_both_are_moved_through_either(server: Server) -> 
 
 
 async def test_orphans_of_a_killed_front_end_are_aborted_and_the_other_goes_on(server: Server) -> None:
-    kinds = [make("greedy", random.Random(50 + number)) for number in range(16)]
+    kinds = [make("greedy", random.Random(50 + number)) for number in range(12)]
     for kind in kinds:
-        kind.body["max_tokens"] = 2500
+        kind.body["max_tokens"] = 1000
     async with open_session(server.url) as session:
         streams = [Streaming(session, kind.body, name=f"orphan-{n}") for n, kind in enumerate(kinds)]
         for each in streams:
@@ -43,8 +43,8 @@ async def test_orphans_of_a_killed_front_end_are_aborted_and_the_other_goes_on(s
         os.kill(server.descendant("front-1").pid, signal.SIGKILL)
         results = await asyncio.gather(*(each.task for each in streams), return_exceptions=True)
     served = [result for result in results if isinstance(result, Output) and result.complete]
-    assert 0 < len(served) < 16, "all streams went through one front end"
-    assert all(output.tokens == 2500 for output in served)
+    assert 0 < len(served) < 12, "all streams went through one front end"
+    assert all(output.tokens == 1000 for output in served)
     assert all(output.error == "" for output in served)
     server.wait_until_quiet(timeout_s=10)
     wait_for(lambda: server.descendant("front-1").is_running(), "another front end")

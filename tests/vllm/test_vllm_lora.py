@@ -59,22 +59,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def kind(seed: int, model: str) -> Kind:
-    body: dict[str, Any] = {"model": model, "prompt": prompt(random.Random(seed), 30), "max_tokens": 200}
+    body: dict[str, Any] = {"model": model, "prompt": prompt(random.Random(seed), 30), "max_tokens": 150}
     return Kind("lora", COMPLETIONS, body | {"temperature": 0, "ignore_eos": True})
 
 
 async def _same_when_moved(server: Server, model: str, instances: list[str]) -> None:
     async with open_session(server.url) as session:
-        plans = [Plan(instances, random.Random(number), most_moves=4) for number in range(4)]
+        plans = [Plan(instances, random.Random(number), most_moves=4) for number in range(3)]
         moved = await asyncio.gather(
             *(moving(session, kind(n, model), f"{model}-{n}", plan) for n, plan in enumerate(plans))
         )
-        still = await asyncio.gather(*(undisturbed(session, kind(n, model), f"{model}-still-{n}") for n in range(4)))
-        plain = await asyncio.gather(*(undisturbed(session, kind(n, "tiny"), f"{model}-plain-{n}") for n in range(4)))
-    assert [output.error for output, _ in moved] == [""] * 4
+        still = await asyncio.gather(*(undisturbed(session, kind(n, model), f"{model}-still-{n}") for n in range(3)))
+        plain = await asyncio.gather(*(undisturbed(session, kind(n, "tiny"), f"{model}-plain-{n}") for n in range(3)))
+    assert [output.error for output, _ in moved] == [""] * 3
     assert [output.sequences[0].tokens for output, _ in moved] == [output.sequences[0].tokens for output in still]
     assert all(a.sequences[0].tokens != b.sequences[0].tokens for a, b in zip(still, plain, strict=True))
-    assert sum(moves.made for _, moves in moved) >= 4
+    assert sum(moves.made for _, moves in moved) >= 3
 
 
 async def test_request_with_an_adapter_moves(server: Server) -> None:

@@ -91,7 +91,7 @@ class LlumnixClient(AsyncMPClient):
         self._post = post
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
         self._by_index: dict[int, Member] = {}
-        self._courting: set[InstanceId] = set()
+        self._courting: dict[InstanceId, asyncio.Event] = {}  # set when the instance is gone
         self._gone: set[InstanceId] = set()
         self._parked: list[tuple[Session, str]] = []
         self._dispatcher = Dispatcher(spec.policy, spec.index)
@@ -110,7 +110,7 @@ class LlumnixClient(AsyncMPClient):
         member = self.members.get(instance)
         if member is None:
             if instance not in self._courting:
-                self._courting.add(instance)
+                self._courting[instance] = asyncio.Event()
                 self._spawn(self._court(report))
             return
         member.snapshot = report.snapshot
@@ -126,33 +126,38 @@ class LlumnixClient(AsyncMPClient):
         """
         instance = report.info.id
         identity = identity_of(report.info.index)
+        gone = self._courting[instance]
+        try:
+            self._apply_ready_response(await self._hello(identity, gone))
+            for lora in list(self._loras.values()):
+                await _unless_gone(super()._call_utility_async("add_lora", lora, engine=identity), gone)
+        except ConnectionError:
+            return
+        self._admit(report)
+
+    async def _hello(self, identity: bytes, gone: asyncio.Event) -> Any:
+        """The answer to the first call that gets one. Raises ConnectionError if the instance goes before."""
         calls: set[asyncio.Task[Any]] = set()
         interval_s = _FIRST_HELLO_INTERVAL_S
-        answered: set[asyncio.Task[Any]] = set()
-        while not answered:
-            if instance in self._gone:
-                break
-            hello = super()._call_utility_async("llumnix_hello", engine=identity)
-            calls.add(asyncio.get_running_loop().create_task(hello))
-            answered, calls = await asyncio.wait(calls, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
-            interval_s = min(2 * interval_s, _LONGEST_HELLO_INTERVAL_S)
-        for call in calls:
-            call.cancel()
-        if not answered:
-            return
-        ready = answered.pop().result()
-        self._apply_ready_response(ready)
-        for lora in self._loras.values():
-            await super()._call_utility_async("add_lora", lora, engine=identity)
-        if instance not in self._gone:
-            self._admit(report)
+        try:
+            while not gone.is_set():
+                call = super()._call_utility_async("llumnix_hello", engine=identity)
+                calls.add(asyncio.get_running_loop().create_task(call))
+                answered, _ = await asyncio.wait(calls, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+                if answered:
+                    return answered.pop().result()
+                interval_s = min(2 * interval_s, _LONGEST_HELLO_INTERVAL_S)
+            raise ConnectionError(_GONE)
+        finally:
+            for unanswered in calls:
+                unanswered.cancel()
 
     def _admit(self, report: wire.Report) -> None:
         if report.info.slot >= len(self.engine_ranks_managed):
             self.engine_ranks_managed = list(range(report.info.slot + 1))
             self.observer.slots_grew(report.info.slot + 1)
         member = Member(report.info, report.snapshot)
-        self._courting.discard(report.info.id)
+        del self._courting[report.info.id]
         self.members[report.info.id] = self._by_index[report.info.index] = member
         self.core_engines.append(member.identity)
         self.core_engine = self.core_engines[0]
@@ -163,7 +168,8 @@ class LlumnixClient(AsyncMPClient):
     def on_gone(self, instance: InstanceId) -> None:
         """The instance will never speak again: what it owned goes on elsewhere."""
         self._gone.add(instance)
-        self._courting.discard(instance)
+        if (courting := self._courting.pop(instance, None)) is not None:
+            courting.set()
         member = self.members.pop(instance, None)
         if member is None:
             return
@@ -219,6 +225,7 @@ class LlumnixClient(AsyncMPClient):
         for request_id in request_ids:
             session = self.sessions.get(self._engine_ids.get(request_id, request_id))
             if session is None:
+                self._engine_ids.pop(request_id, None)
                 self._parked = [(waiting, why) for waiting, why in self._parked if waiting.id != request_id]
             else:
                 self._forget(session)
@@ -355,15 +362,14 @@ class LlumnixClient(AsyncMPClient):
         renamed = msgspec.structs.replace(request, request_id=session.engine_id)
         self.observer.replayed(session.client_id, why)
         if session.tokens:
-            self._spawn(self._resume(session, renamed, instance))
+            self._spawn(self._resume(session, renamed, self.members[instance].identity))
         else:
             self._send_soon(instance, EngineCoreRequestType.ADD, renamed)
 
-    async def _resume(self, session: Session, renamed: EngineCoreRequest, instance: InstanceId) -> None:
+    async def _resume(self, session: Session, renamed: EngineCoreRequest, engine: bytes) -> None:
         resume = Resume(request=self._codec.encode_request(renamed), output_token_ids=list(session.tokens))
-        identity = self.members[instance].identity
         try:
-            await self._call_utility_async("llumnix_resume", msgspec.msgpack.encode(resume), engine=identity)
+            await self._call_utility_async("llumnix_resume", msgspec.msgpack.encode(resume), engine=engine)
         except ConnectionError:
             return  # that one died, too: `on_gone` replays the stream once more
         except Exception as error:  # noqa: BLE001 vLLM turns whatever the engine raised into a bare Exception
@@ -400,16 +406,7 @@ class LlumnixClient(AsyncMPClient):
         member = self._by_index.get(int.from_bytes(engine, "little"))
         if member is None:
             raise ConnectionError(_GONE)
-        call = asyncio.ensure_future(super()._call_utility_async(method, *args, engine=engine))
-        gone = asyncio.ensure_future(member.gone.wait())
-        try:
-            await asyncio.wait((call, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not call.done():
-                raise ConnectionError(_GONE)
-            return call.result()
-        finally:
-            gone.cancel()
-            call.cancel()
+        return await _unless_gone(super()._call_utility_async(method, *args, engine=engine), member.gone)
 
     async def call_utility_async(self, method: str, *args: Any) -> Any:
         """Engine-wide calls (reset_prefix_cache, add_lora, sleep…) go to all; the first answer is returned."""
@@ -431,6 +428,20 @@ class LlumnixClient(AsyncMPClient):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_raise_loudly)
+
+
+async def _unless_gone(call: Coroutine[Any, Any, Any], gone: asyncio.Event) -> Any:
+    """The answer to a call. Raises ConnectionError when its instance goes before it answers."""
+    answer = asyncio.ensure_future(call)
+    loss = asyncio.ensure_future(gone.wait())
+    try:
+        await asyncio.wait((answer, loss), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ConnectionError(_GONE)
+        return answer.result()
+    finally:
+        loss.cancel()
+        answer.cancel()
 
 
 def _raise_loudly(task: asyncio.Task[None]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from typing import Any
 
 from vllm.v1.engine import EngineCoreRequestType
@@ -22,6 +24,7 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
     """Blocks until SIGTERM. Requests that still run then are aborted: to save them, drain first."""
     signal.signal(signal.SIGTERM, _exit_now)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the launcher decides
+    threading.excepthook = _die_with_the_thread
     core = LlumnixEngineCore(spec, vllm_config, log_stats=log_stats)
     # A signal handler must not touch the queue, whose lock the main thread may hold: vLLM's callback thread does.
     wake = SignalCallback(lambda: core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None)))
@@ -38,8 +41,17 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
     except SystemExit:
         pass
     finally:
+        threading.excepthook = threading.__excepthook__
         wake.stop()
         core.close()
+
+
+def _die_with_the_thread(death: threading.ExceptHookArgs) -> None:
+    """An instance that lives on without its mailbox or its transport helps nobody: it would be deaf, not dead."""
+    threading.__excepthook__(death)
+    if death.exc_type is not SystemExit:
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _exit_now(*_: Any) -> None:
