@@ -66,6 +66,9 @@ class MigrationConfig:
     detach_timeout_s: float = knob(10.0, "Seconds the source's engine has to take a request out of its batch.")
     commit_timeout_s: float = knob(2.0, "Seconds the target has to confirm a hand-over; then the front end decides.")
     verdict_timeout_s: float = knob(1.0, "Seconds between two questions to the front end who owns a request.")
+    last_blocks_grace_s: float = knob(
+        0.005, "Seconds a target holds its next step for the last blocks of a request that is just arriving."
+    )
     max_incoming: int = knob(4, "Migrations an instance takes at once; more are refused.")
     max_outgoing: int = knob(4, "Migrations an instance makes at once; more wait or are refused.")
 
@@ -74,6 +77,7 @@ class MigrationConfig:
         _require(self.last_stage_max_blocks >= 0, "--last-stage-max-blocks must not be negative.")
         for name in ("prepare", "stage", "detach", "commit", "verdict"):
             _require(getattr(self, f"{name}_timeout_s") > 0, f"--{name}-timeout-s must be above 0.")
+        _require(0 <= self.last_blocks_grace_s <= 1, "--last-blocks-grace-s must be between 0 and 1.")
         _require(
             self.max_incoming >= 1 and self.max_outgoing >= 1, "--max-incoming and --max-outgoing must be at least 1."
         )

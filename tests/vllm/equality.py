@@ -191,6 +191,12 @@ def _gist(reason: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "#", re.sub(r"\bi\d+\b", "INSTANCE", re.sub(r"'[^']*'", "ID", reason)))
 
 
+def assert_moved(rows: list[Row]) -> None:
+    """Streams that never moved prove nothing. On a busy machine one may end before its order arrives; not many."""
+    still = [row.kind for row in rows if row.fewest_moves == 0]
+    assert len(still) <= len(rows) // 5, f"these never moved: {still}"
+
+
 def _judge(row: Row, output: Output, moves: Moves, reference: Output) -> None:
     row.requests += 1
     row.moves += moves.made

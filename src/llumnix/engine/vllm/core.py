@@ -7,6 +7,7 @@ vLLM's own.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -155,6 +156,28 @@ class LlumnixEngineCore(EngineCoreProc):
         if self._report_owed:
             self._report()
         super()._notify_idle_state_callbacks()
+
+    def _process_input_queue(self) -> None:
+        super()._process_input_queue()
+        self._await_last_blocks()
+
+    def _await_last_blocks(self) -> None:
+        """Holds the next step for a moment while the last blocks of a request are on their way here.
+
+        They are few. The moment costs the batch here less than a whole step more would cost the request, which
+        stands still until they have come.
+        """
+        assert self._driver is not None
+        incoming = self._driver.incoming
+        if not incoming or not incoming.awaits_last_blocks:
+            return
+        until = monotonic() + self._spec.migration.last_blocks_grace_s
+        while incoming.awaits_last_blocks and (left_s := until - monotonic()) > 0:
+            try:
+                kind, message = self.input_queue.get(timeout=left_s)
+            except queue.Empty:
+                return
+            self._handle_client_request(kind, message)
 
     def _process_engine_step(self) -> bool:
         executed = super()._process_engine_step()

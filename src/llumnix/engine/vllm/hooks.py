@@ -44,6 +44,7 @@ HOOKS = (
         "self request_type request",
         "overridden: control messages",
     ),
+    Hook("vllm.v1.engine.core:EngineCoreProc._process_input_queue", "self", "overridden: last blocks of arrivals"),
     Hook("vllm.v1.engine.core:EngineCoreProc._process_engine_step", "self", "overridden: work between steps"),
     Hook("vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks", "self", "overridden: last report"),
     Hook("vllm.v1.engine.core:EngineCoreProc._handle_request_preproc_error", "self request", "overridden: ledger"),

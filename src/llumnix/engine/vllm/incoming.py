@@ -30,6 +30,8 @@ class Reservation:
     keeps_slot: bool
     pulling: set[Pull] = field(default_factory=set)
     failed: str = ""
+    last: bool = False
+    """What is being pulled are its last blocks: it stands still until they are here."""
     bytes_read: int = 0
     """Of the stage that is being pulled, over all ranks."""
     quarantined: set[Pull] = field(default_factory=set)
@@ -55,6 +57,11 @@ class IncomingRequests:
 
     def __len__(self) -> int:
         return len(self._reservations)
+
+    @property
+    def awaits_last_blocks(self) -> bool:
+        """Whether some request is between its two instances, and only bytes on their way keep it from running here."""
+        return any(each.last and each.pulling and not each.dropped for each in self._reservations.values())
 
     def reserve(self, key: Key, request: Request, blocks: int) -> int:
         """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
@@ -96,6 +103,7 @@ class IncomingRequests:
             raise Refusal(f"the source has {len(addresses)} workers, there are {self._ranks} here")
         reservation.pulling = {(message.stage, rank) for rank in range(self._ranks)}
         reservation.bytes_read, reservation.failed = 0, ""
+        reservation.last = isinstance(message, Commit)
         source, target = [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
         self._rpc("llumnix_pull", args=((*key, message.stage), addresses, source, target, deadline_s))
         return True
