@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 LOGPROB_TOLERANCE = 2e-3
 _RETRY_S = 0.05
-_ATTEMPTS = 4
+_ATTEMPTS = 10
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ def greedy(seed: int, max_tokens: int = 160) -> Kind:
 
 
 def seeded(seed: int) -> Kind:
-    return Kind("seeded", COMPLETIONS, greedy(seed, 600).body | {"temperature": 1.0, "seed": seed})
+    return Kind("seeded", COMPLETIONS, greedy(seed, 1200).body | {"temperature": 1.0, "seed": seed})
 
 
 def running_ids(server: Server) -> set[str]:
@@ -82,9 +82,9 @@ async def test_every_kind_is_continued_or_says_why_not(server: Server) -> None:
     names = ["greedy", "penalties", "logprobs", "min_tokens logit_bias", "regex", "json schema", "grammar", "chat"]
     kinds = [make(name, random.Random(seed)) for seed, name in enumerate(names)]
     async with open_session(server.url) as session:
-        seeded_ones = Crowd(session, [seeded(number) for number in range(4)], "seeded")
         crowd = Crowd(session, kinds, "kind")
         await crowd.speaks()
+        seeded_ones = Crowd(session, [seeded(number) for number in range(4)], "seeded")
         await seeded_ones.speaks()
         places = {row["id"]: row["instance"] for row in server.requests()}
         victim = places[seeded_ones.streams[0].id]
