@@ -82,7 +82,7 @@ class IncomingRequests:
                 free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
                 raise Refusal(f"no room: {blocks} blocks and a spare one are needed, {free} are free")
             skip_blocks = cached_tokens // scheduler.block_size
-            scheduler.slots_kept += 1
+            scheduler.slots_for_arrivals += 1
         self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
         return skip_blocks
 
@@ -175,7 +175,7 @@ class IncomingRequests:
     def _give_slot_back(self, reservation: Reservation) -> None:
         if reservation.keeps_slot:
             reservation.keeps_slot = False
-            self._scheduler.slots_kept -= 1
+            self._scheduler.slots_for_arrivals -= 1
 
     def _replay_grammar(self, request: Request, reasoning_ended: bool | None) -> None:
         """Walks the grammar to where the output stands. It was compiled before the reservation was made."""

@@ -29,8 +29,9 @@ class MigrationSupport(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.slots_kept = 0
+        self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
+        self._lent: set[str] = set()  # taken out of the batch, and may come back into it
         self.pinned_blocks = 0
         self.preemptions = 0
         self.ended: list[tuple[RequestId, str]] = []
@@ -60,6 +61,7 @@ class MigrationSupport(_Base):
         """
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
+            self._lent.add(request.request_id)
         else:
             self.waiting.remove_requests([request])
             self.kv_holding_waiting.remove_requests([request])
@@ -67,6 +69,7 @@ class MigrationSupport(_Base):
 
     def take_back(self, request: Request) -> None:
         """Puts a lent request back where it was: into the batch, or to the front of the queue."""
+        self._lent.discard(request.request_id)
         if request.status == RequestStatus.RUNNING:
             self.running.append(request)
             return
@@ -150,6 +153,12 @@ class MigrationSupport(_Base):
     def release_reservation(self, request: Request) -> None:
         self.kv_cache_manager.free(request)
 
+    @property
+    def slots_kept(self) -> int:
+        """Batch slots that nobody from the queue may have: for requests that arrive, and for lent ones, which come
+        back when their move fails."""
+        return self.slots_for_arrivals + len(self._lent)
+
     def has_slot(self) -> bool:
         """Whether one more request could run here right after it arrives."""
         return len(self.running) + self.slots_kept < self.max_num_running_reqs
@@ -190,6 +199,7 @@ class MigrationSupport(_Base):
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         transfer_params = super()._free_request(request, delay_free_blocks)
+        self._lent.discard(request.request_id)
         self.ended.append((RequestId(request.request_id), str(request.status).removeprefix("FINISHED_").lower()))
         return transfer_params
 
