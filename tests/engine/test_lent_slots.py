@@ -1,0 +1,71 @@
+"""A request that leaves the batch to be handed over keeps its place there until it is known not to come back."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.request import RequestStatus
+
+from llumnix.engine.vllm.scheduler import MigrationSupport
+
+
+class StandIn:
+    """As much of vLLM's scheduler as the batch slots need."""
+
+    def __init__(self) -> None:
+        self.running: list[Any] = [running("a"), running("b"), running("c")]
+        self.max_num_running_reqs = self.max_num_active_reqs = 3
+        self.admitted_up_to = 0
+
+    def schedule(self, throttle_prefills: bool) -> None:
+        self.admitted_up_to = self.max_num_active_reqs
+
+    def _free_request(self, request: Any, delay_free_blocks: bool) -> None:
+        pass
+
+
+class Batch(MigrationSupport, StandIn):  # type: ignore[misc]
+    @property
+    def admits(self) -> int:
+        """Requests of the queue that the next step may take in."""
+        self.schedule()
+        return self.admitted_up_to - len(self.running)
+
+
+def running(name: str) -> Any:
+    return SimpleNamespace(request_id=name, status=RequestStatus.RUNNING)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch()
+
+
+def test_nobody_takes_the_place_of_a_lent_request(batch: Batch) -> None:
+    lent = batch.running[1]
+    batch.lend(lent)
+    assert (batch.admits, batch.has_slot()) == (0, False)
+    batch.take_back(lent)
+    assert len(batch.running) == 3
+    assert batch.slots_kept == 0
+
+
+def test_place_is_free_once_the_request_has_gone(batch: Batch) -> None:
+    lent = batch.running[1]
+    batch.lend(lent)
+    batch._free_request(lent)
+    assert (batch.admits, batch.has_slot()) == (1, True)
+
+
+def test_places_of_arrivals_and_lent_requests_add_up(batch: Batch) -> None:
+    batch.running.pop()
+    batch.slots_for_arrivals = 1
+    assert (batch.admits, batch.has_slot()) == (0, False)
+    batch.lend(batch.running[0])
+    assert (batch.admits, batch.slots_kept) == (0, 2)
+    assert batch.max_num_active_reqs == 3, "the limit is vLLM's own again after the step"
