@@ -27,12 +27,12 @@ async def test_crossing_moves_both_ways_at_once(server: Server) -> None:
     count = 6
     async with open_session(server.url) as session:
         admin = Admin(session)
-        streams = [Streaming(session, greedy(n, 300), name=f"cross-{n}", engine=n % 2) for n in range(count)]
+        streams = [Streaming(session, greedy(n, 1200), name=f"cross-{n}", engine=n % 2) for n in range(count)]
         for each in streams:
             await each.reaches(1)
         moved = await asyncio.gather(*(_swap(admin, each.id) for each in streams))
         crossed = [await each for each in streams]
-        still = await asyncio.gather(*(stream(session, COMPLETIONS, greedy(n, 300)) for n in range(count)))
+        still = await asyncio.gather(*(stream(session, COMPLETIONS, greedy(n, 1200)) for n in range(count)))
     assert {source for source, reason in moved if not reason} == {"i0", "i1"}, moved
     assert tokens_of(crossed) == tokens_of(still)
 
