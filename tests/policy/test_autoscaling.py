@@ -90,12 +90,45 @@ def test_missing_instances_are_replaced_at_once():
     assert decision == ScaleOut(1, "2 of at least 3 instances")
 
 
-def test_the_instance_with_the_fewest_running_requests_leaves():
+def test_the_instance_that_is_cheapest_to_empty_leaves():
     decision, state = scale(IDLE, 0, LONG_HIGH, CONFIG)
     assert isinstance(decision, ScaleIn)
     assert decision.instance == "b"
-    assert "has the fewest running requests (1)" in decision.reason
+    assert "b is cheapest to empty: 1 running, 50 blocks to copy" in decision.reason
     assert state == ScalingState()
+
+
+@pytest.mark.parametrize(
+    ("situation", "one", "other"),
+    [
+        ("fewer blocks, though more requests", {"free": 980, "running": 4}, {"free": 900, "running": 1}),
+        ("as many blocks, fewer requests", {"free": 900, "running": 1}, {"free": 900, "running": 2}),
+        ("nobody of high priority there", {"free": 800, "running": 9}, {"free": 990, "running": 1, "high_running": 1}),
+        ("all the same: the id", {"free": 900, "running": 2}, {"free": 900, "running": 2}),
+    ],
+)
+def test_cheapest_to_empty_is(situation: str, one: dict[str, int], other: dict[str, int]):
+    decision, _ = scale(cluster(load("a", **one), load("b", **other)), 0, LONG_HIGH, CONFIG)
+    assert isinstance(decision, ScaleIn), situation
+    assert decision.instance == "a", situation
+
+
+def test_what_drains_or_fails_to_start_holds_a_place_but_is_no_capacity():
+    leaving = load("c", 950, 1, state=InstanceState.DRAINING)
+    config = ScalingConfig(scale_window_s=5.0, min_instances=1, max_instances=5)
+    queue = cluster(
+        *(load(name, 0, 100, waiting=500, queued_blocks=90000, head_of_line_blocks=30) for name in "ab"), leaving
+    )
+    decision, _ = scale(queue, 0, LONG_LOW, config, failing=1)
+    assert isinstance(decision, ScaleOut)
+    assert decision.count == 1
+    assert isinstance(scale(queue, 0, LONG_LOW, config, failing=2)[0], Stay)
+
+
+def test_no_more_than_the_places_even_to_reach_the_least():
+    config = ScalingConfig(min_instances=2, max_instances=2)
+    leaving = load("c", 950, 1, state=InstanceState.DRAINING)
+    assert isinstance(scale(cluster(load("a", 900, 1), leaving), 0, ScalingState(), config)[0], Stay)
 
 
 def test_a_draining_instance_is_no_capacity_and_does_not_leave_twice():

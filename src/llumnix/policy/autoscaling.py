@@ -4,7 +4,8 @@ The measure is the freeness of the cluster as if it were one instance: what is l
 batches. A mean of the instances' own numbers would let one idle instance outweigh ten full ones. Freeness is that of
 dispatch, without priorities: the whole queue is charged, and headroom is no reason to buy more.
 
-Instances that are starting count as empty ones. State goes in and comes out, time is in the snapshot.
+Instances that are starting count as empty ones; those that drain, or fail to start again and again, are no capacity,
+but hold a place. State goes in and comes out, time is in the snapshot.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from llumnix.config import knob
 from llumnix.errors import UsageError
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.virtual_usage import held_blocks
 from llumnix.types import InstanceId, InstanceState
 
 
@@ -71,21 +73,23 @@ ScalingDecision = ScaleOut | ScaleIn | Stay
 
 
 def scale(
-    cluster: ClusterSnapshot, starting: int, state: ScalingState, config: ScalingConfig
+    cluster: ClusterSnapshot, starting: int, state: ScalingState, config: ScalingConfig, failing: int = 0
 ) -> tuple[ScalingDecision, ScalingState]:
-    """`starting`: instances that were ordered and do not report as running yet. After a decision the window starts
-    anew, so that its effect can be seen before the next one."""
+    """`starting`: instances that were ordered and do not report as running yet; `failing`: those that are tried again
+    and again and may never run. After a decision the window starts anew, so that its effect can be seen before the
+    next one."""
     serving = [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
     capacity = len(serving) + starting
-    if capacity < config.min_instances:
-        missing = config.min_instances - capacity
+    places_left = config.max_instances - len(cluster.instances) - starting - failing
+    if capacity < config.min_instances and places_left > 0:
+        missing = min(config.min_instances - capacity, places_left)
         return ScaleOut(missing, f"{capacity} of at least {config.min_instances} instances"), ScalingState()
     if not serving:
         return Stay(f"{starting} starting, none serves yet"), ScalingState()
     freeness = cluster_freeness(serving, empty_ones=starting)
     state = _watch(freeness, cluster.at, state, config)
-    if _long_enough(state.low_since_s, cluster.at, config) and capacity < config.max_instances:
-        return _scale_out(serving, starting, freeness, config), ScalingState()
+    if _long_enough(state.low_since_s, cluster.at, config) and places_left > 0:
+        return _scale_out(serving, starting, places_left, config), ScalingState()
     if _long_enough(state.high_since_s, cluster.at, config) and not starting and capacity > config.min_instances:
         decision = _scale_in(serving, freeness, config)
         return decision, ScalingState() if isinstance(decision, ScaleIn) else state
@@ -117,9 +121,9 @@ def _long_enough(since_s: float | None, at: float, config: ScalingConfig) -> boo
     return since_s is not None and at >= since_s + config.scale_window_s
 
 
-def _scale_out(serving: list[InstanceSnapshot], starting: int, freeness: float, config: ScalingConfig) -> ScaleOut:
-    """As many as bring the freeness back, within the limit."""
-    most = config.max_instances - len(serving) - starting
+def _scale_out(serving: list[InstanceSnapshot], starting: int, most: int, config: ScalingConfig) -> ScaleOut:
+    """As many as bring the freeness back, at most `most`."""
+    freeness = cluster_freeness(serving, starting)
     count = 1
     while count < most and cluster_freeness(serving, starting + count) < config.scale_out_freeness:
         count += 1
@@ -128,11 +132,17 @@ def _scale_out(serving: list[InstanceSnapshot], starting: int, freeness: float, 
 
 
 def _scale_in(serving: list[InstanceSnapshot], freeness: float, config: ScalingConfig) -> ScaleIn | Stay:
-    """The one with the fewest running requests, unless the others could not carry its load."""
-    leaver = min(serving, key=lambda one: (one.running, one.waiting, one.id))
+    """The one that is cheapest to empty, unless the others could not carry its load."""
+    leaver = min(serving, key=_cost_to_empty)
     without = cluster_freeness(serving, empty_ones=-1)
     if without < config.scale_out_freeness:
         return Stay(f"freeness {freeness:.4g}, but {without:.4g} with one instance less")
     high = f"freeness {freeness:.4g} above {config.scale_in_freeness:g} for {config.scale_window_s:g} s"
-    fewest = f"{leaver.id} has the fewest running requests ({leaver.running})"
-    return ScaleIn(leaver.id, f"{high}; {without:.4g} with one instance less; {fewest}")
+    cheapest = f"{leaver.id} is cheapest to empty: {leaver.running} running, {held_blocks(leaver)} blocks to copy"
+    return ScaleIn(leaver.id, f"{high}; {without:.4g} with one instance less; {cheapest}")
+
+
+def _cost_to_empty(instance: InstanceSnapshot) -> tuple[int, int, int, InstanceId]:
+    """High-priority requests are best left where they are; then the blocks to copy decide; who waits moves for free."""
+    high = instance.high_running + instance.high_waiting
+    return high, held_blocks(instance), instance.running + instance.waiting, instance.id
