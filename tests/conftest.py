@@ -1,13 +1,40 @@
-"""Rings from fast to slow: a mistake in the pure core shows before any process is started."""
+"""Rings from fast to slow: a mistake in the pure core shows before any process is started.
+
+Tests that start processes say so themselves (`live`, `vllm`); the ring of all others follows from their folder.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-_RINGS = ("live", "vllm")
+_RINGS = ("pure", "simulation", "io", "adapter", "live", "vllm")
+_RING_OF_FOLDER = {
+    "sim": "simulation",
+    "golden": "simulation",
+    "report": "simulation",
+    "bench": "io",
+    "transport": "io",
+    "engine": "adapter",
+    "server": "adapter",
+    "vllm": "vllm",
+}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spares the pure ring the import of the engine, which takes longer than its tests."""
+    only_pure = config.getoption("markexpr") == "pure"
+    return True if only_pure and collection_path.name in _RING_OF_FOLDER else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(
-        key=lambda item: max((_RINGS.index(m.name) + 1 for m in item.iter_markers() if m.name in _RINGS), default=0)
-    )
+    for item in items:
+        if _ring(item) is None:
+            item.add_marker(_RING_OF_FOLDER.get(item.path.parent.name, "pure"))
+    items.sort(key=lambda item: _RINGS.index(_ring(item) or ""))
+
+
+def _ring(item: pytest.Item) -> str | None:
+    """The slowest that the test is marked with."""
+    return next((ring for ring in reversed(_RINGS) if item.get_closest_marker(ring)), None)
