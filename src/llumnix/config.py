@@ -38,6 +38,11 @@ class PolicyConfig:
     pairing_interval_s: float = knob(0.1, "Seconds between two pairing rounds.")
     request_cooldown_s: float = knob(1.0, "Seconds a request stays after a move before it may move again.")
     max_migrations_per_instance: int = knob(1, "Migrations in flight per instance and direction that pairing starts.")
+    relief_steps: int = knob(
+        16,
+        "An instance whose batch would run out of blocks within this many steps has a request moved away at once, "
+        "before one is preempted (0: off).",
+    )
     priority_target_tokens: int = knob(
         1600, "With a high-priority request present, an instance counts as if it had room for only this many tokens."
     )
@@ -52,6 +57,7 @@ class PolicyConfig:
         _require(self.pairing_interval_s > 0, "--pairing-interval-s must be above 0.")
         _require(self.request_cooldown_s >= 0, "--request-cooldown-s must not be negative.")
         _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")
+        _require(self.relief_steps >= 0, "--relief-steps must not be negative.")
         _require(self.priority_target_tokens >= 0, "--priority-target-tokens must not be negative.")
 
 
@@ -69,8 +75,8 @@ class MigrationConfig:
     last_blocks_grace_s: float = knob(
         0.005, "Seconds a target holds its next step for the last blocks of a request that is just arriving."
     )
-    max_incoming: int = knob(4, "Migrations an instance takes at once; more are refused.")
-    max_outgoing: int = knob(4, "Migrations an instance makes at once; more wait or are refused.")
+    max_incoming: int = knob(16, "Migrations an instance takes at once; more are refused.")
+    max_outgoing: int = knob(16, "Migrations an instance makes at once, such as when it drains; more are refused.")
 
     def __post_init__(self) -> None:
         _require(self.max_stages >= 1, "--max-stages must be at least 1.")
@@ -94,6 +100,12 @@ class ClusterConfig:
     instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.")
     start_timeout_s: float = knob(600.0, "Seconds an instance may take to start.")
     shutdown_timeout_s: float = knob(30.0, "Seconds that running requests get to finish after SIGTERM.")
+    scaling: str = knob(
+        "off", "Auto-scaling: off, advise (only say what it would do, and why) or on (start and drain instances)."
+    )
+    drain_timeout_s: float = knob(
+        30.0, "Seconds after which the requests that are left on a draining instance are replayed elsewhere."
+    )
     max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
     restart_instances: bool = knob(True, "Start a new instance in place of one that died.")
     admin_port: int = knob(0, "Port of the admin routes, if not the one of the others (0: the same).")
@@ -109,6 +121,8 @@ class ClusterConfig:
             self.instance_timeout_s > 2 * self.heartbeat_interval_s,
             "--instance-timeout-s must be more than twice --heartbeat-interval-s, or a single late heartbeat kills.",
         )
+        _require(self.scaling in ("off", "advise", "on"), f"--scaling must be off, advise or on, not {self.scaling}.")
+        _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
         _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")

@@ -432,7 +432,7 @@ def test_figures_of_a_move() -> None:
     follow(SOURCE, source, 5.0, COPIED_1)
     follow(SOURCE, source, 5.5, DETACHED)
     commands = follow(SOURCE, source, 6.0, COMMITTED)
-    figures = do.MoveFigures(stages=2, bytes_copied=130, blocks_skipped=3, copy_s=3.0, handover_s=1.0)
+    figures = do.MoveFigures(stages=2, bytes_copied=130, blocks_skipped=3, held_blocks=12, copy_s=3.0, handover_s=1.0)
     assert commands[-1] == do.AnswerMove(1, "r", "b", True, "balance", figures)
     moved = commands[1].message
     assert (moved.stages, moved.bytes_copied, moved.blocks_skipped, moved.copy_s, moved.handover_s) == (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llumnix.config import PolicyConfig
+from llumnix.control.drain import DrainLimits
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
+from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import REMEMBERED_LOSSES, GlobalScheduler
 from llumnix.control.scheduler_events import (
     Command,
@@ -33,8 +35,15 @@ FREE = {"free_blocks": 900, "running": 5, "smallest_running_blocks": 20}
 class Body:
     """Drives the scheduler: reports, and the timer when it asked for it."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S, **knobs: object) -> None:
-        self.scheduler = GlobalScheduler(PolicyConfig(**{"pairing_interval_s": 1.0, **knobs}), timeout_s)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        timeout_s: float = TIMEOUT_S,
+        limits: DrainLimits | None = None,
+        autoscaler: Autoscaler | None = None,
+        **knobs: object,
+    ) -> None:
+        config = PolicyConfig(**{"pairing_interval_s": 1.0, **knobs})  # type: ignore[arg-type]
+        self.scheduler = GlobalScheduler(config, timeout_s, limits, autoscaler)
         self.at = 0.0
         self.wake_at: float | None = None
         self.seq = 0
@@ -75,8 +84,8 @@ class Body:
     def lose(self, id: str, why: str = "killed") -> list[Command]:
         return self.tell(InstanceLost(at=self.at, instance=InstanceId(id), why=why))
 
-    def drain(self, id: str, keep: bool = False) -> list[Command]:
-        return self.tell(DrainRequested(at=self.at, instance=InstanceId(id), keep=keep))
+    def drain(self, id: str, keep: bool = False, timeout_s: float | None = None) -> list[Command]:
+        return self.tell(DrainRequested(at=self.at, instance=InstanceId(id), keep=keep, timeout_s=timeout_s))
 
 
 def body(**knobs: object) -> Body:
@@ -306,7 +315,7 @@ def test_memory_of_lost_instances_is_bounded():
 
 
 def test_start_is_passed_on():
-    assert Body().tell(StartRequested(at=0.0, count=2)) == [StartInstances(count=2, reason="2 more asked for")]
+    assert Body().tell(StartRequested(at=0.0, count=2)) == [StartInstances(count=2, reason="2 more asked for", order=1)]
 
 
 def test_restarted_scheduler_needs_only_the_next_reports():
@@ -321,3 +330,21 @@ def test_restarted_scheduler_needs_only_the_next_reports():
     again.report("a", **FULL)
     again.report("b", **FREE)
     assert moves(again.wait(1.0)) == [("a", "b", 1)]
+
+
+def test_instance_that_is_about_to_run_out_of_blocks_does_not_wait_for_the_round():
+    b = Body()
+    b.report("b", **FREE)
+    (move,) = b.report("a", **FULL, short_blocks=7)
+    assert isinstance(move, MoveRequest)
+    assert (move.source, move.target, move.urgent) == ("a", "b", True)
+    assert move.reason.startswith("7 blocks short within 16 steps; freeness 0.5 against 180")
+    assert moves(b.report("a", **FULL, short_blocks=7)) == [("a", "b", 1)]
+    assert b.report("a", **FULL, short_blocks=7) == [], "two at once are enough"
+
+
+@pytest.mark.parametrize("knobs", [{"migration": False}, {"policy": "infaas++"}])
+def test_nobody_is_relieved_where_nothing_moves(knobs: dict[str, object]):
+    b = Body(**knobs)  # type: ignore[arg-type]
+    b.report("b", **FREE)
+    assert b.report("a", **FULL, short_blocks=7) == []

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from test_scheduler import Body, kinds, moves
 
-from llumnix.control.scheduler_events import DrainFinished, InstanceStarted, MoveRequest, SetDraining, StopInstance
+from llumnix.control.drain import DrainLimits
+from llumnix.control.scheduler_events import (
+    DrainFinished,
+    DrainOutcome,
+    InstanceStarted,
+    MoveRequest,
+    RequestsReplayed,
+    SetDraining,
+    StopInstance,
+)
 from llumnix.types import InstanceId, InstanceState
 
 LEAVING = {"state": InstanceState.DRAINING}
@@ -51,9 +60,11 @@ def test_empty_instance_is_watched_and_then_stopped_once():
         b.end("a", target)
     b.report("a", **LEAVING)
     assert b.wait(1.0) == []
-    assert b.wait(1.0) == [
-        StopInstance(instance=A, reason="drained: 0 requests and 0 migrations for 0.25 s"),
-    ]
+    why = "drained: 0 requests and 0 migrations for 0.25 s"
+    finished, stop = b.wait(1.0)
+    assert isinstance(finished, DrainFinished)
+    assert (finished.report.outcome, finished.reason) == (DrainOutcome.EMPTY, why)
+    assert stop == StopInstance(instance=A, reason=why)
     assert b.wait(9.0) == []
 
 
@@ -97,7 +108,7 @@ def test_request_that_comes_late_is_moved_away_and_the_watch_starts_anew():
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
     b.end("a", "b")
     b.report("a", **LEAVING)
-    assert kinds(b.wait(2.0)) == ["StopInstance"]
+    assert kinds(b.wait(2.0)) == ["DrainFinished", "StopInstance"]
 
 
 def test_orders_without_effect_are_repeated():
@@ -115,7 +126,7 @@ def test_orders_without_effect_are_repeated():
 
     assert pass_time(9) == []
     assert pass_time(2) == ["SetDraining"]
-    assert pass_time(3, **LEAVING) == ["StopInstance"]
+    assert pass_time(3, **LEAVING) == ["DrainFinished", "StopInstance"]
     assert pass_time(8, **LEAVING) == []
     assert pass_time(2, **LEAVING) == ["StopInstance"]
 
@@ -128,7 +139,7 @@ def test_policy_that_never_migrates_lets_the_requests_finish():
     b = body(policy="round-robin")
     assert kinds(b.drain("a")) == ["SetDraining"]
     b.report("a", **LEAVING)
-    assert kinds(b.wait(2.0)) == ["StopInstance"]
+    assert kinds(b.wait(2.0)) == ["DrainFinished", "StopInstance"]
 
 
 def test_refused_move_goes_to_another_target():
@@ -183,10 +194,10 @@ def test_restarted_scheduler_goes_on_with_a_drain_that_it_finds():
     b.report("b", free_blocks=900, running=5)
     first = b.wait(1.0)
     assert moves(first) == [("a", "b", 1)]
-    assert "SetDraining" not in kinds(first)
+    assert sorted(kinds(first)) == ["DrainFinished", "MoveRequest"]
     b.end("a", "b")
     b.report("a", **LEAVING)
-    assert sorted(kinds(b.wait(3.0))) == ["DrainFinished", "StopInstance"]
+    assert kinds(b.wait(3.0)) == ["DrainFinished", "StopInstance"]
 
 
 def test_two_drains_share_the_targets_limits():
@@ -198,9 +209,100 @@ def test_two_drains_share_the_targets_limits():
     assert moves(second) == []
 
 
-def test_lost_while_draining():
+def test_lost_while_draining_is_in_the_report():
     b = body()
     b.drain("a")
-    b.lose("a")
+    b.wait(2.0)
+    (finished,) = b.lose("a")
+    assert isinstance(finished, DrainFinished)
+    assert (finished.report.outcome, finished.report.left, finished.report.seconds) == (DrainOutcome.LOST, 10, 2.0)
     assert b.wait(5.0) == []
+    assert b.scheduler.drains(b.at) == [finished.report]
+
+
+def test_end_of_a_stopped_instance_is_no_loss():
+    b = body(running=0)
+    b.drain("a")
+    b.report("a", **LEAVING)
+    b.wait(2.0)
+    assert b.lose("a") == []
+    assert [report.outcome for report in b.scheduler.drains(b.at)] == [DrainOutcome.EMPTY]
+
+
+def test_report_counts_what_moved_what_was_replayed_and_what_ended_there():
+    b = body(limits=DrainLimits(timeout_s=5.0, moves=4))
+    b.drain("a")
+    b.report("a", **LEAVING, running=4, free_blocks=920, migrations_out=5, ended=1)
+    assert "ReplayRest" in kinds(b.wait(5.0))
+    for target in "bc":
+        b.end("a", target, ok=False, request=None)
+    b.tell(RequestsReplayed(at=b.at, instance=A, count=3))
+    b.report("a", **LEAVING, running=0, migrations_out=5, ended=5)
+    (finished,) = (command for command in b.wait(2.0) if isinstance(command, DrainFinished))
+    report = finished.report
+    assert (report.requests, report.moved, report.replayed, report.finished, report.left) == (10, 5, 3, 2, 0)
+    assert (report.why, report.keep, report.seconds) == ("asked for", False, 6.0)
+
+
+def test_past_the_deadline_what_is_left_is_replayed_and_nothing_moves_any_more():
+    b = body(limits=DrainLimits(timeout_s=5.0, grace_s=5.0))
+    b.drain("a")
+    b.end("a", "b", ok=False, request=None, why="nothing to give: 10 pinned")
+    b.end("a", "c", ok=False, request=None, why="nothing to give: 10 pinned")
+    b.report("a", **LEAVING, running=10, free_blocks=800)
+    assert "ReplayRest" not in kinds(b.wait(4.0))
+    assert kinds(b.wait(1.0)) == ["ReplayRest"]
+    assert kinds(b.wait(2.0)) == ["ReplayRest", "ReplayRest"], "in case that something was on its way"
+
+
+def test_what_can_neither_move_nor_be_replayed_is_cut_off_in_the_end():
+    b = body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
+    b.drain("a")
+    b.report("a", **LEAVING, running=2, free_blocks=960)
+    commands = b.wait(4.0)
+    assert kinds(commands) == ["ReplayRest", "ReplayRest", "ReplayRest", "DrainFinished", "StopInstance"]
+    stop = commands[-1]
+    assert isinstance(stop, StopInstance)
+    assert stop.kill
+    assert stop.reason == "drained for 4 s: 2 requests can be neither moved nor replayed"
+    assert b.wait(20.0) == []
+    assert b.lose("a") == []
+    assert [(report.outcome, report.left) for report in b.scheduler.drains(b.at)] == [(DrainOutcome.CUT_OFF, 2)]
+
+
+def test_kept_instance_is_never_cut_off():
+    b = body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
+    b.drain("a", keep=True)
+    b.report("a", **LEAVING, drain_keep=True, running=2, free_blocks=960)
+    assert set(kinds(b.wait(20.0))) == {"ReplayRest"}
+
+
+def test_nobody_is_driven_out_of_the_last_instance():
+    b = Body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
+    b.report("a", running=2, free_blocks=960)
+    b.drain("a")
+    b.report("a", **LEAVING, running=2, free_blocks=960)
+    assert b.wait(20.0) == []
+    b.report("b")
+    assert kinds(b.wait(1.0)) == ["DrainFinished", "StopInstance"]
+
+
+def test_deadline_of_one_order_is_its_own():
+    b = body()
+    b.drain("a", timeout_s=0.0)
+    b.report("a", **LEAVING, running=10, free_blocks=800)
+    assert "ReplayRest" in kinds(b.wait(1.0))
+
+
+def test_instance_that_drains_by_its_own_will_is_emptied_at_once():
+    b = body()
+    commands = b.report("a", **LEAVING, running=10, free_blocks=800, smallest_running_blocks=20)
+    assert moves(commands) == [("a", "b", 2), ("a", "c", 2)]
+
+
+def test_replay_of_what_drains_no_more_changes_nothing():
+    b = body()
+    assert b.tell(RequestsReplayed(at=b.at, instance=A, count=3)) == []
+    assert b.scheduler.ignored == {"replay of what drains no more": 1}
+
     assert len(b.scheduler.moves) == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llumnix.config import PolicyConfig
+from llumnix.control.drain import DrainLimits
 from llumnix.control.moves import MOVE_DEADLINE_S
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
@@ -37,7 +38,7 @@ class SchedulerModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         config = PolicyConfig(max_migrations_per_instance=LIMIT)
-        self.scheduler = GlobalScheduler(config, TIMEOUT_S, DRAIN_MOVES)
+        self.scheduler = GlobalScheduler(config, TIMEOUT_S, DrainLimits(moves=DRAIN_MOVES))
         self.at = 0.0
         self.wake_at: float | None = None
         self.seq = 0
@@ -84,8 +85,9 @@ class SchedulerModel(RuleBasedStateMachine):
         each=st.integers(1, 30),
         preempted=st.integers(0, 2),
         outgoing=st.integers(0, 2),
+        short=st.sampled_from([0, 0, 3]),
     )
-    def report(self, id: InstanceId, running: int, each: int, preempted: int, outgoing: int) -> None:
+    def report(self, id: InstanceId, running: int, each: int, preempted: int, outgoing: int, short: int) -> None:
         self.seq += 1
         held = min(1000, running * each)
         snapshot = InstanceSnapshot(
@@ -102,6 +104,7 @@ class SchedulerModel(RuleBasedStateMachine):
             queued_blocks=each * preempted,
             smallest_running_blocks=held // running // 2 if running else 0,
             outgoing=outgoing,
+            short_blocks=short,
         )
         self.seen.add(id)
         self.tell(LoadReported(at=self.at, snapshot=snapshot))

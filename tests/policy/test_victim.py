@@ -34,6 +34,7 @@ LONG = request("long", blocks=40, arrival_s=4.0)
 SHORT = request("short", blocks=5, arrival_s=2.0)
 QUEUED = request("queued", blocks=30, arrival_s=3.0, state=RequestState.WAITING, output_tokens=0)
 QUEUED_LATER = request("queued-later", blocks=3, arrival_s=5.0, state=RequestState.WAITING, output_tokens=0)
+LOW_ONE = request("low", blocks=30, arrival_s=2.0, priority=2)
 HIGH_ONE = request("high", blocks=1, arrival_s=9.0, priority=HIGH)
 HIGH_QUEUED = request(
     "high-queued", blocks=9, arrival_s=9.0, priority=HIGH, state=RequestState.WAITING, output_tokens=0
@@ -69,7 +70,13 @@ ALL = [LONG, SHORT, QUEUED, QUEUED_LATER, HIGH_ONE, PREFILLING, PINNED, MOVING, 
         ("draining: high ones and fresh ones leave, too", CHEAPEST, [HIGH_ONE, JUST_MOVED, PINNED, MOVING],
          query(count=9, draining=True), ["high", "just-moved"]),
         ("draining by the paper's rule: the prefilling ones leave, too", LAST_COME, [PREFILLING, QUEUED],
-         query(count=9, draining=True), ["prefilling", "queued"]),
+         query(count=9, draining=True), ["queued", "prefilling"]),
+        ("draining: the important first, then the queued, then who stays longest", CHEAPEST,
+         [HIGH_ONE, LOW_ONE, QUEUED, request("soon", remaining_tokens=3), request("late", remaining_tokens=99)],
+         query(count=9, draining=True), ["high", "queued", "late", "soon", "low"]),
+        ("blocks run out: a queued one holds none", CHEAPEST, [LONG, SHORT, QUEUED], query(urgent=True), ["short"]),
+        ("blocks run out: only queued ones", CHEAPEST, [QUEUED], query(urgent=True), []),
+        ("several classes: the least important first", CHEAPEST, [SHORT, LONG, LOW_ONE], query(), ["low"]),
         ("equals: by id", CHEAPEST, [request("b"), request("a")], query(), ["a"]),
     ],
 )  # fmt: skip

@@ -150,6 +150,8 @@ class MoveFigures(msgspec.Struct, frozen=True, kw_only=True):
     bytes_copied: int = 0
     blocks_skipped: int = 0
     """Blocks that the target's prefix cache had already."""
+    held_blocks: int = 0
+    """What the source has back now."""
     copy_s: float = 0.0
     """From the first block sent to the order to leave the batch; the request kept decoding."""
     handover_s: float = 0.0

@@ -1,12 +1,26 @@
-"""The orders that one draining instance gets: drain; and once it is empty for good, stop, or stay as it is.
+"""How one instance is emptied: the orders that it gets, the deadline, and the report at the end.
 
 The moves that empty it are the scheduler's (`policy/draining.py` says where to). This holds only what was ordered and
 when. An order that shows no effect is repeated, since the message may have been lost.
+
+What cannot move by the deadline is replayed: the front ends start it anew elsewhere with the tokens so far. What cannot
+be replayed exactly either may finish for `grace_s`; then the instance is ended under it. As long as no other instance
+serves, nobody is driven out: the requests would have nowhere to go.
 """
 
 from __future__ import annotations
 
-from llumnix.control.scheduler_events import Command, DrainFinished, SetDraining, StopInstance
+import msgspec
+
+from llumnix.control.scheduler_events import (
+    Command,
+    DrainFinished,
+    DrainOutcome,
+    DrainReport,
+    ReplayRest,
+    SetDraining,
+    StopInstance,
+)
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -14,47 +28,146 @@ SETTLE_S = 0.25
 """An empty instance is watched this long before it is stopped: a request that a front end sent before it heard of the
 drain may still be on its way."""
 
+REPLAY_AGAIN_S = 1.0
+"""Past the deadline the front ends are asked this often to replay what is left: something may have been on the move."""
+
+ASKED_FOR = "asked for"
+
+
+class DrainLimits(msgspec.Struct, frozen=True, kw_only=True):
+    timeout_s: float = 30.0
+    """From the order to drain until what is left is replayed."""
+    grace_s: float = 30.0
+    """After that, for what can be neither moved nor replayed."""
+    moves: int = 4
+    """Requests that are on their way out at once, and that one target takes at once."""
+
+
+class DrainOrder(msgspec.Struct, frozen=True, kw_only=True):
+    at: float
+    instance: InstanceId
+    keep: bool
+    why: str = ASKED_FOR
+    timeout_s: float | None = None
+    """None: as `DrainLimits` says."""
+
 
 class Drain:
     """`repeat_s`: how long an order may show no effect before it is given again."""
 
-    __slots__ = ("_empty_since_s", "_finished", "_instance", "_ordered_s", "_repeat_s", "keep")
-
-    def __init__(self, instance: InstanceId, keep: bool, repeat_s: float) -> None:
-        self.keep = keep
-        self._instance = instance
+    def __init__(self, order: DrainOrder, limits: DrainLimits, repeat_s: float) -> None:
+        self.order = order
+        timeout_s = limits.timeout_s if order.timeout_s is None else order.timeout_s
+        self.deadline_s = order.at + timeout_s
+        self._cut_off_s = self.deadline_s + limits.grace_s
         self._repeat_s = repeat_s
         self._ordered_s: float | None = None
+        self._replay_ordered_s: float | None = None
         self._empty_since_s: float | None = None
-        self._finished = False
+        self._finished_s: float | None = None
+        self._outcome = DrainOutcome.DRAINING
+        self._first: InstanceSnapshot | None = None
+        self._last: InstanceSnapshot | None = None
+        self._replayed = 0
 
-    def orders(self, at: float, snapshot: InstanceSnapshot | None, moves_in_flight: int) -> list[Command]:
-        """What to tell the instance and its launcher now, by the last report (None: it never reported)."""
-        if snapshot is None or snapshot.state is not InstanceState.DRAINING or snapshot.drain_keep != self.keep:
+    def past_deadline(self, at: float) -> bool:
+        """From here on nothing is moved any more."""
+        return at >= self.deadline_s
+
+    def replayed(self, count: int) -> None:
+        """A front end started so many of its requests anew elsewhere."""
+        self._replayed += count
+
+    def orders(
+        self, at: float, snapshot: InstanceSnapshot | None, moves_in_flight: int, others_serve: bool
+    ) -> list[Command]:
+        """What to tell the instance, its launcher and the front ends now, by the last report (None: it never reported).
+        `others_serve`: there is an instance that could take what it has."""
+        if snapshot is not None:
+            self._first = self._first or snapshot
+            self._last = snapshot
+        if self._outcome is DrainOutcome.CUT_OFF:
+            return []
+        if snapshot is None or snapshot.state is not InstanceState.DRAINING or snapshot.drain_keep != self.order.keep:
             return self._order_to_drain(at, snapshot)
         left = snapshot.running + snapshot.waiting + snapshot.incoming + max(snapshot.outgoing, moves_in_flight)
         if left:
-            self._empty_since_s = None
-            self._finished = False
-            return []
+            self._empty_since_s = self._finished_s = None
+            self._outcome = DrainOutcome.DRAINING
+            return (
+                self._drive_out(at, snapshot.running + snapshot.waiting)
+                if others_serve and self.past_deadline(at)
+                else []
+            )
         if self._empty_since_s is None:
             self._empty_since_s = at
         return self._order_to_end(at) if at >= self._empty_since_s + SETTLE_S else []
+
+    def lost(self, at: float) -> list[Command]:
+        """The instance is gone: nothing if it was empty."""
+        if self._finished_s is not None:
+            return []
+        self._empty_since_s = at
+        self._outcome = DrainOutcome.LOST
+        return [DrainFinished(report=self.report(at), reason="the instance ended before it was empty")]
+
+    def report(self, at: float) -> DrainReport:
+        """How it stands."""
+        first, last = self._first, self._last
+        until_s = at if self._empty_since_s is None else self._empty_since_s
+        if first is None or last is None:
+            return self._report(until_s, 0, 0, 0, 0)
+        moved = last.migrations_out - first.migrations_out
+        finished = max(0, last.ended - first.ended - self._replayed)
+        return self._report(until_s, first.running + first.waiting, moved, finished, last.running + last.waiting)
+
+    def _report(self, until_s: float, requests: int, moved: int, finished: int, left: int) -> DrainReport:
+        return DrainReport(
+            instance=self.order.instance,
+            keep=self.order.keep,
+            why=self.order.why,
+            outcome=self._outcome,
+            requests=requests,
+            moved=moved,
+            replayed=self._replayed,
+            finished=finished,
+            left=left,
+            seconds=until_s - self.order.at,
+        )
 
     def _order_to_drain(self, at: float, snapshot: InstanceSnapshot | None) -> list[Command]:
         if self._ordered_s is not None and at < self._ordered_s + self._repeat_s:
             return []
         self._ordered_s = at
-        then = "stays, empty" if self.keep else "stops when empty"
+        then = "stays, empty" if self.order.keep else "stops when empty"
         holds = f"{snapshot.running} running, {snapshot.waiting} waiting; " if snapshot is not None else ""
-        return [SetDraining(instance=self._instance, keep=self.keep, reason=f"drain asked for: {holds}it {then}")]
+        reason = f"drain {self.order.why}: {holds}it {then}"
+        return [SetDraining(instance=self.order.instance, keep=self.order.keep, reason=reason)]
+
+    def _drive_out(self, at: float, left: int) -> list[Command]:
+        if at >= self._cut_off_s and not self.order.keep:
+            self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.CUT_OFF, at, at
+            reason = f"drained for {at - self.order.at:.3g} s: {left} requests can be neither moved nor replayed"
+            report = self.report(at)
+            stop = StopInstance(instance=self.order.instance, reason=reason, kill=True)
+            return [DrainFinished(report=report, reason=reason), stop]
+        if self._replay_ordered_s is not None and at < self._replay_ordered_s + REPLAY_AGAIN_S:
+            return []
+        self._replay_ordered_s = at
+        reason = f"{self.order.instance} drains for {at - self.order.at:.3g} s, {left} left"
+        return [ReplayRest(instance=self.order.instance, reason=reason)]
 
     def _order_to_end(self, at: float) -> list[Command]:
-        if self._finished and (self.keep or (self._ordered_s is not None and at < self._ordered_s + self._repeat_s)):
+        again = self._ordered_s is not None and at >= self._ordered_s + self._repeat_s
+        if self._finished_s is not None and (self.order.keep or not again):
             return []
-        self._finished = True
-        self._ordered_s = at
         reason = f"drained: 0 requests and 0 migrations for {SETTLE_S:g} s"
-        if self.keep:
-            return [DrainFinished(instance=self._instance, reason=reason)]
-        return [StopInstance(instance=self._instance, reason=reason)]
+        commands: list[Command] = []
+        if self._finished_s is None:
+            self._finished_s = at
+            self._outcome = DrainOutcome.EMPTY
+            commands.append(DrainFinished(report=self.report(at), reason=reason))
+        self._ordered_s = at
+        if not self.order.keep:
+            commands.append(StopInstance(instance=self.order.instance, reason=reason))
+        return commands

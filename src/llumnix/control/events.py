@@ -41,6 +41,8 @@ class MoveOut(Event, frozen=True, tag=True):
     room_blocks: int = 0
     """What the picked ones may need together at the target; not looked at when a request is named."""
     count: int = 1
+    urgent: bool = False
+    """This instance is about to run out of blocks: only a request that holds some helps."""
 
 
 class Received(Event, frozen=True, tag=True):

@@ -197,6 +197,7 @@ class Llumlet:
             cooldown_s=self.cooldown_s,
             count=count,
             draining=self.attempts.draining,
+            urgent=move.urgent,
         )
         choice = self._choose_victims(free.values(), query)
         commands = [command for victim in choice.victims for command in self._start(move, free[victim])]

@@ -94,6 +94,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     decoding: bool = False
 
     skipped_blocks: int = 0
+    held_blocks: int = 0
+    """When it left the batch."""
     bytes_copied: int = 0
     copy_from: float | None = None
     handover_from: float | None = None
@@ -186,6 +188,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         self.state = SourceState.COMMITTING
         self.deadline = at + self.config.commit_timeout_s
         self.stage += 1
+        self.held_blocks = event.total_blocks
         blocks = max(0, event.total_blocks - self.there_blocks)
         commit = Commit(
             request=self.request,
@@ -310,6 +313,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
             stages=self.stage,
             bytes_copied=self.bytes_copied,
             blocks_skipped=self.skipped_blocks,
+            held_blocks=self.held_blocks,
             copy_s=0.0 if self.copy_from is None else copied_until - self.copy_from,
             handover_s=0.0 if self.handover_from is None else at - self.handover_from,
         )

@@ -52,6 +52,8 @@ class Replay(msgspec.Struct, frozen=True):
     request: RequestId
     delivered_tokens: int
     why: str
+    asked_for: bool = False
+    """Nothing broke: its instance is to be empty."""
 
 
 Order = Deliver | Tell | Abort | Replay
@@ -187,6 +189,10 @@ class Ownership:
                 orders += self._succeed(stream)
         return orders
 
+    def driven_out(self, request: RequestId, why: str) -> list[Order]:
+        """Its owner is to be empty now: the request is freed everywhere and goes on elsewhere."""
+        return self._replay(self.streams[request], why, asked_for=True)
+
     def finished(self, request: RequestId) -> list[Order]:
         """The owner's last output was delivered."""
         stream = self.streams.pop(request)
@@ -265,11 +271,11 @@ class Ownership:
             return self._replay(stream, why)
         return self._pass_on(stream, tenure.instance, epoch)
 
-    def _replay(self, stream: Stream, why: str) -> list[Order]:
+    def _replay(self, stream: Stream, why: str, asked_for: bool = False) -> list[Order]:
         del self.streams[stream.request]
         holders = [holder for holder in (stream.owner, *_others(stream)) if holder not in self.lost]
         aborts: list[Order] = [Abort(holder, stream.request) for holder in holders]
-        return [*aborts, Replay(stream.request, stream.delivered_tokens, why)]
+        return [*aborts, Replay(stream.request, stream.delivered_tokens, why, asked_for)]
 
 
 def _contender(stream: Stream, instance: InstanceId) -> Tenure | None:

@@ -3,8 +3,12 @@ reason as a sentence with numbers."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
+from llumnix.control.fleet import Fleet
+from llumnix.control.scaling import ScalingStep
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -50,17 +54,69 @@ class DrainRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
 
     instance: InstanceId
     keep: bool = False
+    timeout_s: float | None = None
+    """After this long what is left is replayed elsewhere; None: as the scheduler was made."""
+
+
+class RequestsReplayed(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+    """A front end's answer to `ReplayRest`."""
+
+    instance: InstanceId
+    count: int
 
 
 class StartRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
     count: int
 
 
+class FleetReported(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+    """What the launcher has and starts: at each change."""
+
+    fleet: Fleet
+
+
 class TimerFired(SchedulerEvent, frozen=True, kw_only=True, tag=True):
     """Answer to `WakeAt`. One that comes early is ignored."""
 
 
-Event = InstanceStarted | LoadReported | InstanceLost | MigrationEnded | DrainRequested | StartRequested | TimerFired
+Event = (
+    InstanceStarted
+    | LoadReported
+    | InstanceLost
+    | MigrationEnded
+    | DrainRequested
+    | RequestsReplayed
+    | StartRequested
+    | FleetReported
+    | TimerFired
+)
+
+
+class DrainOutcome(StrEnum):
+    DRAINING = "draining"
+    EMPTY = "empty"
+    CUT_OFF = "cut off"
+    """It was ended with requests that could be neither moved nor replayed: they failed."""
+    LOST = "lost"
+    """It died before it was empty; its requests went on elsewhere as after any death."""
+
+
+class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the drain of one instance went, or goes. Counts are of requests."""
+
+    instance: InstanceId
+    keep: bool
+    why: str
+    outcome: DrainOutcome
+    requests: int
+    """Running or waiting there when the drain began. A few more may have come before every front end knew."""
+    moved: int
+    replayed: int
+    finished: int
+    """Ended there, or were given up by their clients."""
+    left: int
+    seconds: float
+    """From the order until it was empty, or until now."""
 
 
 class SchedulerCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -69,7 +125,7 @@ class SchedulerCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     """To the source's llumlet: give `count` requests away, at most `room_blocks` blocks together. It picks them, unless
-    `request` names one, and answers each with `MigrationEnded`."""
+    `request` names one, and answers each with `MigrationEnded`. `urgent`: the source is about to run out of blocks."""
 
     source: InstanceId
     target: InstanceId
@@ -77,6 +133,7 @@ class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     room_blocks: int
     count: int = 1
     request: RequestId | None = None
+    urgent: bool = False
 
 
 class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):
@@ -87,18 +144,26 @@ class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-class DrainFinished(SchedulerCommand, frozen=True, kw_only=True, tag=True):
-    """The instance is empty and is left running so."""
+class ReplayRest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+    """To every front end: start the requests that you have on this instance anew elsewhere, if that is exact."""
 
     instance: InstanceId
+    reason: str
+
+
+class DrainFinished(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+    """For the record: the drain has ended. `StopInstance` follows unless the instance is kept."""
+
+    report: DrainReport
     reason: str
 
 
 class StopInstance(SchedulerCommand, frozen=True, kw_only=True, tag=True):
-    """The instance is empty: stop it. `InstanceLost` confirms."""
+    """Stop the instance for good; it is empty, unless `kill`. `InstanceLost` confirms."""
 
     instance: InstanceId
     reason: str
+    kill: bool = False
 
 
 class DeclareLost(SchedulerCommand, frozen=True, kw_only=True, tag=True):
@@ -111,6 +176,14 @@ class DeclareLost(SchedulerCommand, frozen=True, kw_only=True, tag=True):
 class StartInstances(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     count: int
     reason: str
+    order: int
+    """Number of this order; the launcher repeats it in its counts (`Fleet.last_order`)."""
+
+
+class ScalingDecided(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+    """For the record: auto-scaling did this, or would do it (`step.carried_out`)."""
+
+    step: ScalingStep
 
 
 class WakeAt(SchedulerCommand, frozen=True, kw_only=True, tag=True):
@@ -119,4 +192,14 @@ class WakeAt(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     at: float
 
 
-Command = MoveRequest | SetDraining | DrainFinished | StopInstance | DeclareLost | StartInstances | WakeAt
+Command = (
+    MoveRequest
+    | SetDraining
+    | ReplayRest
+    | DrainFinished
+    | StopInstance
+    | DeclareLost
+    | StartInstances
+    | ScalingDecided
+    | WakeAt
+)

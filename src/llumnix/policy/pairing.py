@@ -36,6 +36,8 @@ class PairingTerms(msgspec.Struct, frozen=True, kw_only=True):
     """(source, target) pairs that were refused a moment ago."""
     empty_handed: Container[InstanceId] = frozenset()
     """Instances that had nothing to give a moment ago."""
+    newcomers: Container[InstanceId] = frozenset()
+    """Instances that were added because the others are full."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +161,9 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
     source_after = migration_freeness(without(giver, load), terms.priority_target_tokens)
     target_after = migration_freeness(with_added(taker, load), terms.priority_target_tokens)
     before, after = min(source_freeness, target_freeness), min(source_after, target_after)
+    if load.queued and taker.id in terms.newcomers:
+        # The source looks no better while others wait behind it, but this one runs at once.
+        after = target_after
     if after <= before:
         return Rejection(giver.id, taker.id, Why.NO_BENEFIT, before, after)
     if target_after < terms.migrate_out_freeness:

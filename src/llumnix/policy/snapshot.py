@@ -29,6 +29,8 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks it needs to run its next step from nothing (its whole sequence so far)."""
     movable: bool
     preemptions: int = 0
+    remaining_tokens: int | None = None
+    """It makes at most so many more tokens; None: not known."""
     moved_s: float | None = None
     """When it last arrived here by migration (or an attempt to move it failed): for the cooldown."""
 
@@ -55,6 +57,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks needed by the first request in the queue; 0 if none waits."""
     queued_blocks: int = 0
     """Blocks needed by all requests in the queue, the first included."""
+    smallest_queued_blocks: int = 0
+    """Blocks needed by the smallest request in the queue; 0 if none waits."""
     high_running: int = 0
     high_waiting: int = 0
     incoming: int = 0
@@ -64,6 +68,15 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Preemptions since the instance started."""
     migrations_in: int = 0
     migrations_out: int = 0
+    ended: int = 0
+    """Requests that ended here, finished or aborted, since the instance started."""
+    short_blocks: int = 0
+    """Blocks that the batch will need within the next `relief_steps` steps and that are not free: unless a request
+    leaves, one will be preempted soon."""
+    preemptions_avoided: int = 0
+    """Requests that left in time, so that none had to be preempted."""
+    recompute_tokens_saved: int = 0
+    """Tokens of those: what would have been computed twice."""
     smallest_running_blocks: int = 0
     """Blocks of the shortest movable running request; 0 if there is none."""
     dispatches_seen: tuple[int, ...] = ()

@@ -7,14 +7,18 @@ Ours takes a queued request before a running one (it has no KV cache to copy, an
 the queue before the others, and among running ones the shortest, whose copy is cheapest. A running request of high
 priority stays where its headroom is.
 
-Every rule passes over what cannot move, what moved a moment ago, and what the target has no room for; a draining
-instance gives away everything that can move.
+Every rule passes over what cannot move, what moved a moment ago, and what the target has no room for.
+
+A draining instance gives away everything that can move, whatever the rule: the important ones first, so that they need
+not be replayed when time runs out; of these the queued, which move for nothing, and then those that would stay longest.
+One that is about to run out of blocks gives away a running request, since a queued one holds none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 
 import msgspec
 
@@ -30,6 +34,8 @@ class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
     cooldown_s: float
     count: int = 1
     draining: bool = False
+    urgent: bool = False
+    """The source is about to run out of blocks."""
 
 
 class VictimChoice(msgspec.Struct, frozen=True):
@@ -66,10 +72,11 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
     keeps = rule.keeps_when_queued if queued and rule.keeps_when_queued else rule.keeps
     passed: dict[str, int] = {}
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
+    order = _leaving if query.draining else rule.order
     for request in requests:
-        why = _cannot_move(request) or (None if query.draining else keeps(request) or _too_soon(request, query))
+        why = _cannot_move(request) or _stays(request, query, keeps)
         if why is None:
-            may_move.append((rule.order(request), request.id, request))
+            may_move.append((order(request), request.id, request))
         else:
             passed[why] = passed.get(why, 0) + 1
     may_move.sort(key=lambda entry: entry[:2])
@@ -83,13 +90,21 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
             continue
         room -= request.needed_blocks
         victims.append(request.id)
-    return VictimChoice(rule.name, tuple(victims), tuple(passed.items()))
+    return VictimChoice("draining" if query.draining else rule.name, tuple(victims), tuple(passed.items()))
 
 
 def _cannot_move(request: RequestSnapshot) -> str | None:
     if not request.movable:
         return "pinned"
     return "already moving" if request.state is RequestState.MIGRATING else None
+
+
+def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[RequestSnapshot], str | None]) -> str | None:
+    if query.draining:
+        return None
+    if query.urgent and request.state is RequestState.WAITING:
+        return "waiting, hold no blocks"
+    return keeps(request) or _too_soon(request, query)
 
 
 def _too_soon(request: RequestSnapshot, query: VictimQuery) -> str | None:
@@ -101,7 +116,13 @@ def _too_soon(request: RequestSnapshot, query: VictimQuery) -> str | None:
 def _cheapest(request: RequestSnapshot) -> tuple[float, ...]:
     if request.state is RequestState.WAITING:
         return 0, request.arrival_s
-    return 1, request.needed_blocks, request.arrival_s
+    return 1, -request.priority, request.needed_blocks, request.arrival_s
+
+
+def _leaving(request: RequestSnapshot) -> tuple[float, ...]:
+    remaining = request.remaining_tokens
+    stays_tokens = inf if remaining is None else remaining
+    return request.priority, request.state is not RequestState.WAITING, -stays_tokens, request.arrival_s
 
 
 def _keeps_high(request: RequestSnapshot) -> str | None:

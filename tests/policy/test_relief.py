@@ -1,0 +1,66 @@
+"""Who takes a request of an instance that is about to run out of blocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.policy.pairing import PairingTerms
+from llumnix.policy.relief import find_relief, short_blocks
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0)
+SHORT = {"free_blocks": 4, "running": 20, "smallest_running_blocks": 20, "short_blocks": 6}
+
+
+def load(id: str, **facts: object) -> InstanceSnapshot:
+    usual = {"id": InstanceId(id), "at": 0.0, "seq": 1, "total_blocks": 1000, "free_blocks": 1000}
+    return InstanceSnapshot(**{**usual, **facts})  # type: ignore[arg-type]
+
+
+def relief(giver: dict[str, object], *takers: InstanceSnapshot, terms: PairingTerms = TERMS) -> str | None:
+    instance = load("short", **giver)
+    pair = find_relief(instance, ClusterSnapshot(at=0.0, instances=(instance, *takers)), terms)
+    return None if pair is None else pair.target
+
+
+def test_the_freest_takes_it():
+    assert relief(SHORT, load("b", free_blocks=300, running=10), load("c", free_blocks=300, running=5)) == "c"
+
+
+def test_a_target_below_the_threshold_of_pairing_will_do():
+    assert relief(SHORT, load("b", free_blocks=50, running=20)) == "b"
+
+
+@pytest.mark.parametrize(
+    ("situation", "giver", "taker"),
+    [
+        ("no room", {}, {"free_blocks": 19, "running": 0}),
+        ("no block to spare for its own", {}, {"free_blocks": 30, "running": 15}),
+        ("short itself", {}, {"free_blocks": 500, "running": 10, "short_blocks": 1}),
+        ("it has preempted", {}, {"free_blocks": 500, "running": 10, "preempted": 1, "waiting": 1}),
+        ("it drains", {}, {"state": InstanceState.DRAINING}),
+        ("it takes two already", {}, {"incoming": 2}),
+        ("the source gives two already", {"outgoing": 2}, {}),
+        ("the source drains", {"state": InstanceState.DRAINING}, {}),
+        ("only high ones run there", {"high_running": 20}, {}),
+        ("nothing there can move", {"smallest_running_blocks": 0}, {}),
+    ],
+)
+def test_nobody_takes_it_when(situation: str, giver: dict[str, object], taker: dict[str, object]):
+    assert relief({**SHORT, **giver}, load("b", **taker)) is None, situation
+
+
+def test_a_pair_that_was_refused_a_moment_ago_is_left_alone():
+    terms = PairingTerms(
+        migrate_out_freeness=3.0,
+        migrate_in_freeness=3.0,
+        backing_off=frozenset({(InstanceId("short"), InstanceId("b"))}),
+    )
+    assert relief(SHORT, load("b"), terms=terms) is None
+    assert relief(SHORT, load("b"), load("c", free_blocks=500, running=5), terms=terms) == "c"
+
+
+@pytest.mark.parametrize(("growth", "free", "short"), [(0, 0, 0), (5, 9, 0), (9, 5, 4), (1, -20, 21)])
+def test_what_will_be_missing(growth: int, free: int, short: int):
+    assert short_blocks(growth, free) == short
