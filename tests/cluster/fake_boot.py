@@ -65,7 +65,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         if isinstance(message, SetDraining):
             draining.set()
 
-    mailbox = Mailbox(spec.book.instance(spec.id), on_message)
+    mailbox = Mailbox(spec.book.instance(spec.id), on_message, spec.book.keys)
     mailbox.start()
     info = InstanceInfo(
         id=spec.id,
@@ -125,7 +125,7 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
         def log_message(self, *_: Any) -> None:
             pass
 
-    mailbox = Mailbox(spec.book.front_end(spec.index), on_message)
+    mailbox = Mailbox(spec.book.front_end(spec.index), on_message, spec.book.keys)
     mailbox.start()
     server = http.server.ThreadingHTTPServer((setup.host, setup.port), Handler, bind_and_activate=False)
     server.daemon_threads = False  # closing waits for the requests that run

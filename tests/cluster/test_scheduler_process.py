@@ -19,7 +19,7 @@ from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
-from llumnix.wire.addresses import AddressBook
+from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import (
     AddInstances,
@@ -50,13 +50,13 @@ class World:
     """Everybody but the scheduler."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.book = AddressBook(run_dir)
+        self.book = on_one_machine(run_dir)
         self.launcher = self._listen(self.book.launcher)
         self.front_end = self._listen(self.book.front_end(0))
         self.instances = {instance: self._listen(self.book.instance(instance)) for instance in (I0, I1)}
         policy = PolicyConfig(pairing_interval_s=0.05)
         cluster = ClusterConfig(heartbeat_interval_s=0.1, instance_timeout_s=0.5)
-        self.spec = SchedulerSpec(run_dir=str(run_dir), front_ends=1, policy=policy, cluster=cluster)
+        self.spec = SchedulerSpec(book=self.book, policy=policy, cluster=cluster)
         self.process = self._start()
         self._seq = 0
 

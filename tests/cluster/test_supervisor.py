@@ -29,6 +29,7 @@ from llumnix.cluster.supervision import (
     Tell,
     Terminate,
     Tick,
+    Waits,
 )
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.config import ClusterConfig
@@ -176,6 +177,28 @@ def test_instance_that_does_not_start_in_time_is_killed() -> None:
     assert server.handle(Tick(), 60.0) == [Signal("i1", kill=True)]
     commands = server.exit("i1", at=60.1)
     assert "did not start within 60 s" in only(Say, commands)[0].text
+
+
+def test_time_to_start_begins_when_there_is_room() -> None:
+    server = Server(instances=1, start_timeout_s=60)
+    supervisor = server.supervisor
+    supervisor.handle(Tick(), 0.0)
+    (wait,) = supervisor.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0)
+    assert wait == Say("i0 waits for room: it needs a GPU", warning=True)
+    assert supervisor.handle(Tick(), 1000.0) == []
+    (starting,) = told(InstanceStarting, supervisor.handle(Forked("i0", 7, "node-2"), 2000.0))
+    assert (starting.pid, starting.node) == (7, "node-2")
+    assert supervisor.next_wake_s == 2060.0
+    assert supervisor.handle(Tick(), 2060.0) == [Signal("i0", kill=True)]
+
+
+def test_instance_that_waits_for_room_can_be_stopped() -> None:
+    server = Server(instances=1)
+    server.handle(Tick())
+    server.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0)
+    assert server.handle(StopRequested(InstanceId("i0"), "too many", kill=False), 5.0) == [Signal("i0")]
+    assert server.handle(Waits(InstanceId("i0"), "it needs a GPU"), 6.0) == []
+    assert only(Signal, server.handle(Tick(), 15.0)) == [Signal("i0", kill=True)]
 
 
 def test_drained_instance_stops_for_good() -> None:

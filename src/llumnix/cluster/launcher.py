@@ -32,6 +32,7 @@ from llumnix.cluster.nursery_messages import (
     Ready,
     SignalChild,
     StopListening,
+    Waiting,
 )
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.scheduler_process import SchedulerSpec
@@ -39,7 +40,8 @@ from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, has_flag
-from llumnix.wire.addresses import AddressBook
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import InstanceGone, Report, StartInstances, StopInstance, Wire
 
@@ -58,13 +60,14 @@ class Launcher:
         self._arguments = arguments
         self._model = model
         self._environment = child_environment(arguments, os.environ)
-        self._book = AddressBook(run_dir, arguments.front_ends)
+        self._book = on_one_machine(run_dir, arguments.front_ends)
         self._log_dir = _open_log_dir(arguments, run_dir)
         self._node = socket.gethostname()
         self._supervisor = Supervisor(arguments.cluster, self._node, arguments.front_ends, parallel_starts())
         self._events: queue.SimpleQueue[supervision.Event] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._mailbox = Mailbox(self._book.launcher, self._on_message)
+        self._mailbox = Mailbox(self._book.launcher, self._on_message, self._book.keys)
+        self._controls: dict[InstanceId, str] = {}  # mailboxes of those that ever served
         self._scheduler: SchedulerChild | None = None
         self._health: HealthWatch | None = None
         self._loaded = False
@@ -143,6 +146,7 @@ class Launcher:
         """On the mailbox's thread."""
         match message:
             case Report():
+                self._controls[message.info.id] = message.info.control
                 self._post(supervision.InstanceServes(message.info.id))
             case StartInstances():
                 self._post(supervision.StartRequested(message.count, message.reason))
@@ -157,8 +161,10 @@ class Launcher:
                 self._on_loaded(ready)
             case Failed() as failed:
                 self._finish = Finish(2, failed.why)
+            case Waiting() as waiting:
+                self._tell_supervisor(supervision.Waits(waiting.child, waiting.why))
             case Forked() as forked:
-                self._tell_supervisor(supervision.Forked(forked.child, forked.pid))
+                self._tell_supervisor(supervision.Forked(forked.child, forked.pid, forked.node))
             case Exited() as exited:
                 why = self._why(exited.child, exited.how)
                 self._tell_supervisor(supervision.Exited(exited.child, why))
@@ -220,13 +226,14 @@ class Launcher:
         if audience is not Audience.INSTANCES:
             addresses.append(self._book.scheduler)
         if audience is not Audience.SCHEDULER:
-            addresses += [self._book.instance(instance) for instance in self._supervisor.instances]
+            serving = [instance for instance in self._supervisor.instances if instance in self._controls]
+            addresses += [self._controls[instance] for instance in serving]
         if audience is Audience.EVERYBODY:
             addresses += self._book.all_front_ends
         for address in addresses:
             self._mailbox.post(address, message)
-        if isinstance(message, InstanceGone):
-            self._mailbox.forget(self._book.instance(message.instance))
+        if isinstance(message, InstanceGone) and (control := self._controls.pop(message.instance, None)) is not None:
+            self._mailbox.forget(control)
 
     def _keep_house(self) -> None:
         if self._log_dir is not None:
@@ -254,9 +261,8 @@ class Launcher:
             engine_flags=engine_flags(arguments),
             model=self._model,
             node=self._node,
-            run_dir=str(self._book.run_dir),
+            book=self._book,
             log_dir=None if self._log_dir is None else str(self._log_dir),
-            front_ends=arguments.front_ends,
             secret=secrets.token_bytes(32),
             policy=arguments.policy,
             migration=arguments.migration,
@@ -265,8 +271,7 @@ class Launcher:
 
     def _scheduler_spec(self) -> SchedulerSpec:
         return SchedulerSpec(
-            run_dir=str(self._book.run_dir),
-            front_ends=self._arguments.front_ends,
+            book=self._book,
             policy=self._arguments.policy,
             cluster=self._arguments.cluster,
         )
@@ -277,10 +282,7 @@ class Launcher:
         return None if self._log_dir is None else logs.log_file(self._log_dir, name)
 
     def _why(self, child: str, how: str) -> str:
-        """How it ended, and what it said last if it ended by itself."""
-        log = self._log(child)
-        words = logs.last_words(log) if log is not None and how.startswith("exit code") else ""
-        return words if words and how != "exit code 0" else how
+        return logs.why_it_ended(self._log(child), how)
 
     def _where_to_look(self) -> str:
         if self._arguments.cluster.verbose:

@@ -42,6 +42,12 @@ def last_words(path: Path) -> str:
     return (exceptions or lines or [""])[-1].rstrip(".")
 
 
+def why_it_ended(path: Path | None, how: str) -> str:
+    """How a process ended, and what it said last in `path` if it ended by itself."""
+    words = last_words(path) if path is not None and how.startswith("exit code") else ""
+    return words if words and how != "exit code 0" else how
+
+
 def rotate(folder: Path, largest: int = _LARGEST) -> None:
     """Moves what a too large log holds to one older file. Writers append, so they go on at the new beginning."""
     for path in folder.glob("*.log"):

@@ -37,7 +37,6 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.engine.port import Boot, FrontEndSpec, InstanceSpec
 from llumnix.errors import LlumnixError, UsageError
-from llumnix.wire.addresses import AddressBook
 
 
 def main(arguments: list[str]) -> int:
@@ -66,14 +65,17 @@ class Nursery:
         self._channel = channel
         self._common = prepare
         self._pids: dict[int, str] = {}
-        self._book = AddressBook(Path(prepare.run_dir), prepare.front_ends)
-        if prepare.front_ends > 1:
+        self._book = prepare.book
+        if self._book.front_ends > 1:
             # Read by prometheus_client when it is imported: several processes then count into one set of files.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = prepare.run_dir
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._book.run_dir
         self._engine = cast("Boot", importlib.import_module(prepare.engine))
         self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
-        self._socket: socket.socket | None = self._engine.listen(self._setup)
-        self._admin_socket = _listen_for_admin(self._setup.host, prepare.cluster.admin_port)
+        self._socket: socket.socket | None = None
+        self._admin_socket: socket.socket | None = None
+        if not prepare.alone:
+            self._socket = self._engine.listen(self._setup)
+            self._admin_socket = _listen_for_admin(self._setup.host, prepare.cluster.admin_port)
         _settle_memory()
         send(channel, Ready(host=self._setup.host, port=self._setup.port))
 
@@ -162,6 +164,7 @@ class Nursery:
             id=fork.id,
             index=fork.index,
             slot=fork.slot,
+            device_slot=0 if common.alone else fork.slot,
             node=common.node,
             book=self._book,
             policy=common.policy,

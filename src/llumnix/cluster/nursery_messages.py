@@ -8,6 +8,7 @@ import msgspec
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.types import InstanceId
+from llumnix.wire.addresses import AddressBook
 
 _LARGEST = 1 << 20  # bytes of one message; a command line is at most a fraction of it
 
@@ -27,14 +28,16 @@ class Prepare(_Message, frozen=True, kw_only=True, tag=True):
     engine_flags: tuple[str, ...]
     model: str
     node: str
-    run_dir: str
+    book: AddressBook
     log_dir: str | None
     """None: the children write to the nursery's own stdout and stderr."""
-    front_ends: int
     secret: bytes
     policy: PolicyConfig
     migration: MigrationConfig
     cluster: ClusterConfig
+    alone: bool = False
+    """This nursery makes one instance and nothing else: it opens no HTTP socket, and all devices that it sees are
+    that instance's."""
 
 
 class ForkInstance(_Message, frozen=True, kw_only=True, tag=True):
@@ -74,9 +77,18 @@ class Failed(_Message, frozen=True, kw_only=True, tag=True):
     why: str
 
 
+class Waiting(_Message, frozen=True, kw_only=True, tag=True):
+    """There is no room for this instance on any machine now; it starts when there is."""
+
+    child: str
+    why: str
+
+
 class Forked(_Message, frozen=True, kw_only=True, tag=True):
     child: str
     pid: int
+    node: str = ""
+    """Where, if not on the launcher's own machine."""
 
 
 class Exited(_Message, frozen=True, kw_only=True, tag=True):
@@ -91,7 +103,7 @@ def front_end_name(index: int) -> str:
 
 
 ToNursery = Prepare | ForkInstance | ForkFrontEnd | SignalChild | StopListening
-FromNursery = Ready | Failed | Forked | Exited
+FromNursery = Ready | Failed | Waiting | Forked | Exited
 
 _to_nursery = msgspec.json.Decoder(ToNursery)
 _from_nursery = msgspec.json.Decoder(FromNursery)

@@ -51,6 +51,8 @@ class FrontEnd(Process):
 class Instance(Process):
     index: int = field(kw_only=True)
     slot: int = field(kw_only=True)
+    node: str = ""
+    """The machine it is on, known once it is forked."""
     served_since_s: float | None = None
     replace: bool = True
     """Whether its slot is filled again after its end."""

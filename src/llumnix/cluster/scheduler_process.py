@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from itertools import count
-from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -52,18 +51,17 @@ _LARGEST_START = 64  # instances by one request
 class SchedulerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher writes to the process's stdin, as JSON."""
 
-    run_dir: str
-    front_ends: int
+    book: AddressBook
     policy: PolicyConfig
     cluster: ClusterConfig
 
 
 class SchedulerProcess:
     def __init__(self, spec: SchedulerSpec) -> None:
-        self._book = AddressBook(Path(spec.run_dir), spec.front_ends)
+        self._book = spec.book
         self._scheduler = GlobalScheduler(spec.policy, spec.cluster.instance_timeout_s)
         self._inbox: queue.SimpleQueue[Wire | None] = queue.SimpleQueue()
-        self._mailbox = Mailbox(self._book.scheduler, self._inbox.put)
+        self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
         self._move_ids = (f"scheduler-{os.getpid()}-{number}" for number in count())

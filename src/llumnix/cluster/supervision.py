@@ -20,6 +20,16 @@ class Tick:
 class Forked:
     child: str
     pid: int
+    node: str = ""
+    """Where, if not on the launcher's own machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """An instance cannot start yet: there is no room for it on any machine."""
+
+    child: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,7 @@ class Terminate:
 Event = (
     Tick
     | Forked
+    | Waits
     | Exited
     | SchedulerExited
     | NurseryEnded

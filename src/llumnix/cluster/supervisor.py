@@ -34,6 +34,7 @@ from llumnix.cluster.supervision import (
     Tell,
     Terminate,
     Tick,
+    Waits,
 )
 from llumnix.config import ClusterConfig
 from llumnix.types import InstanceId
@@ -90,7 +91,9 @@ class Supervisor:
             case Tick():
                 return []
             case Forked():
-                return self._on_forked(event)
+                return self._on_forked(event, at)
+            case Waits():
+                return self._on_waits(event)
             case InstanceServes():
                 return self._on_instance_serves(event, at)
             case FrontEndServes():
@@ -129,16 +132,29 @@ class Supervisor:
                 commands.append(SpawnInstance(instance.id, instance.index, number))
         return commands
 
-    def _on_forked(self, event: Forked) -> list[Command]:
+    def _on_waits(self, event: Waits) -> list[Command]:
+        process = self._roster.find(event.child)
+        if process is None or process.end:
+            return []
+        process.kill_at_s = None  # its time to start begins when it has a place
+        return [Say(f"{event.child} waits for room: {event.why}", warning=True)]
+
+    def _on_forked(self, event: Forked, at: float) -> list[Command]:
         process = self._roster.find(event.child)
         if process is None:
             return []
         process.pid = event.pid
-        return [self._introduce(process)] if isinstance(process, Instance) else []
+        if not isinstance(process, Instance):
+            return []
+        process.node = event.node or self._node
+        if process.kill_at_s is None and not process.end:  # it waited for room until now
+            process.forked_s = at
+            process.kill_at_s = at + self._config.start_timeout_s
+        return [self._introduce(process)]
 
     def _introduce(self, instance: Instance) -> Command:
         assert instance.pid is not None
-        return Tell(InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=self._node))
+        return Tell(InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node))
 
     def _introduce_the_starting(self) -> list[Command]:
         """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""

@@ -8,7 +8,7 @@ never sent, so it may hold anything. No function of the module may start a threa
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
@@ -29,13 +29,15 @@ class InstanceSpec:
     index: int
     """Identity on vLLM's sockets; like the id never used twice."""
     slot: int
-    """Place on this machine (GPUs, NUMA node): the smallest one that is free, so a restart gets it back."""
+    """Place among the instances of the server: the smallest one that is free, so a restart gets it back."""
+    device_slot: int
+    """Which of the visible devices are its own: the n-th group of as many as it has workers."""
     node: str
     book: AddressBook
     policy: PolicyConfig
     migration: MigrationConfig
     cluster: ClusterConfig
-    secret: bytes
+    secret: bytes = field(repr=False)
     """Shared by the processes of one server; whoever connects to a data socket shows that it knows it."""
 
 

@@ -79,7 +79,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
 
     from llumnix.engine.vllm.instance import serve_instance
 
-    _give_devices(setup.config, spec.slot)
+    _give_devices(setup.config, spec.device_slot)
     if setup.config.device_config.device_type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     serve_instance(setup.config, spec, log_stats=not setup.args.disable_log_stats)

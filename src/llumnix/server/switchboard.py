@@ -48,7 +48,7 @@ class Switchboard:
         self._questions: dict[int, asyncio.Queue[Any]] = {}
         self._client: LlumnixClient | None = None
         self._by_hand: ByHand | None = None
-        self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail)
+        self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
         self.post: Callable[[str, wire.Wire], None] = self._mailbox.post
 
     def connect(self, client: LlumnixClient) -> None:

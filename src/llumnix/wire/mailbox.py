@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import zmq
 
+from llumnix.wire.curve import CurveKeys, Doorkeeper, bound_address
 from llumnix.wire.messages import Wire, decode
-from llumnix.wire.outbox import Outbox
+from llumnix.wire.outbox import Outbox, allow_ipv6
 
 log = logging.getLogger(__name__)
 
@@ -19,22 +20,37 @@ _POLL_MS = 200
 class Mailbox:
     """Receives on `address` in a thread of its own, which calls `on_message` for each message.
 
+    `address` may leave the port open (`tcp://HOST:*`); afterwards `self.address` is the real one. With `keys` only
+    holders of the same keys are heard.
+
     `on_message` must be quick and must not raise; an exception in it is our bug and ends the thread loudly.
     `post` may be called from any thread.
     """
 
-    def __init__(self, address: str, on_message: Callable[[Wire], None]) -> None:
-        self.address = address
+    def __init__(self, address: str, on_message: Callable[[Wire], None], keys: CurveKeys | None = None) -> None:
         self.malformed = 0
-        self.outbox = Outbox()
+        self.outbox = Outbox(keys)
         self.post = self.outbox.post
         self._on_message = on_message
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
+        allow_ipv6(self._inbox, address)
+        self._doorkeeper: Doorkeeper | None = None
+        if keys is not None:
+            self._doorkeeper = Doorkeeper(self._context, keys)
+            keys.accepting(self._inbox)
         self._inbox.bind(address)
+        self.address = bound_address(self._inbox)
+        if self._doorkeeper is not None:
+            self._doorkeeper.watch(self._inbox)
         self._closing = False
-        self._thread = threading.Thread(target=self._receive, name=f"mailbox {address}", daemon=True)
+        self._thread = threading.Thread(target=self._receive, name=f"mailbox {self.address}", daemon=True)
+
+    @property
+    def refused(self) -> int:
+        """Attempts of strangers to connect."""
+        return 0 if self._doorkeeper is None else self._doorkeeper.refused
 
     def start(self) -> None:
         self._thread.start()
@@ -50,6 +66,8 @@ class Mailbox:
             self._thread.join(timeout=5)
         self.outbox.close()
         self._inbox.close(linger=0)
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
         self._context.term()
 
     def _receive(self) -> None:

@@ -6,6 +6,7 @@ import threading
 
 import zmq
 
+from llumnix.wire.curve import CurveKeys
 from llumnix.wire.messages import Wire, encode
 
 _MAX_UNREAD = 10_000  # messages kept for a peer that does not read
@@ -20,8 +21,10 @@ class Outbox:
     sets a deadline of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: CurveKeys | None = None) -> None:
+        """`keys` prove who we are to mailboxes on other machines."""
         self.dropped = 0
+        self._keys = keys
         self._context = zmq.Context()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._lock = threading.Lock()
@@ -37,6 +40,9 @@ class Outbox:
                 socket = self._sockets[address] = self._context.socket(zmq.PUSH)
                 socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD)
                 socket.setsockopt(zmq.LINGER, _LINGER_MS)
+                allow_ipv6(socket, address)
+                if self._keys is not None:
+                    self._keys.connecting(socket)
                 socket.connect(address)
             try:
                 socket.send(frame, zmq.NOBLOCK)
@@ -60,3 +66,8 @@ class Outbox:
                 socket.close()
             self._sockets.clear()
         self._context.term()
+
+
+def allow_ipv6(socket: zmq.Socket[bytes], address: str) -> None:
+    if address.startswith("tcp://["):
+        socket.setsockopt(zmq.IPV6, 1)

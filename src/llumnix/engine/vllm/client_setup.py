@@ -20,6 +20,8 @@ from vllm.v1.engine.core_client import BackgroundResources
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.curve_sockets import require_curve
+from llumnix.wire.curve import CurveKeys, Doorkeeper
 
 
 def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
@@ -34,10 +36,16 @@ def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
     client._finalizer = weakref.finalize(client, client.resources)
     client.engines_running = False
     client.stats_update_address = None
+    mine = spec.book.fronts[spec.index]
+    doorkeeper = _guard(client.ctx, context, spec.book.keys)
     client.input_socket = client.resources.input_socket = make_zmq_socket(
-        client.ctx, spec.book.engine_input(spec.index), zmq.ROUTER, bind=True
+        client.ctx, mine.requests, zmq.ROUTER, bind=True
     )
-    client.resources.output_socket = make_zmq_socket(client.ctx, spec.book.engine_output(spec.index), zmq.PULL)
+    client.resources.output_socket = make_zmq_socket(client.ctx, mine.tokens, zmq.PULL)
+    if doorkeeper is not None:
+        for socket in (client.input_socket, client.resources.output_socket):
+            require_curve(socket)
+            doorkeeper.watch(socket)
     client.encoder = MsgpackEncoder()
     client.decoder = MsgpackDecoder(EngineCoreOutputs)
     client.engine_ranks_managed = list(range(spec.cluster.instances))
@@ -49,3 +57,12 @@ def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
     client.client_index = spec.index
     client.outputs_queue = asyncio.Queue()
     client._engine_status = {}
+
+
+def _guard(context: zmq.asyncio.Context, underlying: zmq.Context[Any], keys: CurveKeys | None) -> Doorkeeper | None:
+    """Between machines, engines must hold the keys. The doorkeeper ends with the process, as the sockets do."""
+    if keys is None:
+        return None
+    doorkeeper = Doorkeeper(underlying, keys)
+    keys.accepting(context)
+    return doorkeeper

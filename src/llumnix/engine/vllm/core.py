@@ -26,6 +26,7 @@ from vllm.v1.request import Request
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Prepare
 from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.driver import Engine, LlumletDriver
 from llumnix.engine.vllm.heart import Heart
 from llumnix.engine.vllm.movable import why_engine_pins
@@ -65,6 +66,8 @@ class LlumnixEngineCore(EngineCoreProc):
         self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
         self._driver: LlumletDriver | None = None
         self._report_owed = False
+        if spec.book.keys is not None:
+            guard_engine_sockets(spec.book.keys)
         super().__init__(
             vllm_config,
             local_client=True,
@@ -76,30 +79,28 @@ class LlumnixEngineCore(EngineCoreProc):
 
     @contextmanager
     def _perform_handshakes(self, *args: Any, **kwargs: Any) -> Generator[EngineZmqAddresses, None, None]:
-        """All addresses are known from the run directory: there is nobody to shake hands with.
+        """All addresses are in the address book: there is nobody to shake hands with.
 
         vLLM's `EngineCoreActorMixin` overrides the same method for the same reason.
         """
-        book = self._spec.book
-        fronts = range(book.front_ends)
+        fronts = self._spec.book.fronts
         yield EngineZmqAddresses(
-            inputs=[book.engine_input(front) for front in fronts],
-            outputs=[book.engine_output(front) for front in fronts],
+            inputs=[front.requests for front in fronts], outputs=[front.tokens for front in fronts]
         )
 
     def open_for_business(self, pid: int) -> None:
         """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
         spec = self._spec
         self._warm_up()
-        control = spec.book.instance(spec.id)
-        addresses = self.rpc("llumnix_open", args=(str(spec.book.run_dir), control, spec.secret))
+        self._mailbox = Mailbox(spec.book.instance(spec.id), self._on_mail, spec.book.keys)
+        addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret))
         self._info = wire.InstanceInfo(
             id=spec.id,
             index=spec.index,
             slot=spec.slot,
             pid=pid,
             node=spec.node,
-            control=control,
+            control=self._mailbox.address,
             data=msgspec.json.encode(addresses).decode(),
         )
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
@@ -108,7 +109,6 @@ class LlumnixEngineCore(EngineCoreProc):
         self._report_seq = 0
         self._next_report = 0.0
         self._peer_codec = Codec()  # used by the mailbox's thread alone
-        self._mailbox = Mailbox(control, self._on_mail)
         self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
         self._driver = self._make_driver()
         self._report()

@@ -117,6 +117,11 @@ HOOKS = (
     Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_health", "self", "overridden: 503"),
+    Hook(
+        "vllm.v1.engine.core:make_zmq_socket",
+        "ctx path socket_type bind identity linger",
+        "replaced in instances on other machines: keys",
+    ),
     Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
     Hook(
         "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",

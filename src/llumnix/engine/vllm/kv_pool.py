@@ -15,6 +15,7 @@ import torch
 from llumnix.transport.port import Transport
 from llumnix.transport.sockets import SocketOptions, SocketTransport
 from llumnix.transport.staging import pool_of
+from llumnix.wire.addresses import AddressBook
 
 
 def kv_views(model_runner: Any) -> list[torch.Tensor]:
@@ -34,11 +35,11 @@ def kv_views(model_runner: Any) -> list[torch.Tensor]:
     return views
 
 
-def open_transport(worker: Any, run_dir: str, secret: bytes) -> Transport:
-    """Starts to serve the worker's blocks below `run_dir` (and, for other hosts, over TCP on loopback)."""
+def open_transport(worker: Any, book: AddressBook, secret: bytes) -> Transport:
+    """Starts to serve the worker's blocks below `book.run_dir`, and for other machines over TCP."""
     views = kv_views(worker.model_runner)
     pool = pool_of(views, fingerprint=_fingerprint(worker, views))
-    return SocketTransport(pool, secret, SocketOptions(folder=Path(run_dir)))
+    return SocketTransport(pool, secret, SocketOptions(folder=Path(book.run_dir), tcp_host=book.host or "127.0.0.1"))
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:

@@ -15,6 +15,7 @@ import torch
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire import messages as wire
+from llumnix.wire.addresses import AddressBook
 from llumnix.wire.outbox import Outbox
 
 
@@ -32,12 +33,12 @@ class WorkerExtension:
     rank: int
     vllm_config: Any
 
-    def llumnix_open(self, run_dir: str, control: str, secret: bytes) -> str:
+    def llumnix_open(self, book: AddressBook, control: str, secret: bytes) -> str:
         """Starts to serve this worker's KV blocks; returns the transport's address."""
         from llumnix.engine.vllm.kv_pool import open_transport
 
-        self._llumnix_transport = open_transport(self, run_dir, secret)
-        self._llumnix_outbox = Outbox()
+        self._llumnix_transport = open_transport(self, book, secret)
+        self._llumnix_outbox = Outbox(book.keys)
         self._llumnix_control = control
         self._llumnix_pulls = {}
         if self.device.type == "cpu":
