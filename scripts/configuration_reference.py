@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.policy.autoscaling import ScalingConfig
 
 TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
 
 HEAD = """# Configuration reference
 
-Made from the dataclasses in `src/llumnix/config.py` by `scripts/configuration_reference.py`. Each is a flag of
-`llumnix serve`; switches have a `--no-` form. Flags that are not here go to vLLM.
+Made from the dataclasses in `src/llumnix/config.py` and `policy/autoscaling.py` by
+`scripts/configuration_reference.py`. Each is a flag of `llumnix serve`; switches have a `--no-` form. Flags that are
+not here go to vLLM.
 """
 
 
 def reference() -> str:
-    return "\n".join([HEAD, *(_section(config) for config in (ClusterConfig, PolicyConfig, MigrationConfig))])
+    configs = (ClusterConfig, ScalingConfig, PolicyConfig, MigrationConfig)
+    return "\n".join([HEAD, *map(_section, configs)])
 
 
 def _section(config: type[Any]) -> str:

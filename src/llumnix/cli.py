@@ -17,6 +17,8 @@ from llumnix.errors import LlumnixError, UsageError
 
 Run = Callable[[list[str]], int]
 
+_LONGEST_DRAIN_S = 3600.0
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -128,9 +130,11 @@ def _status(client: Any, values: argparse.Namespace) -> None:
     if values.json:
         print(json.dumps(status, indent=2))
     else:
-        from llumnix.status_table import print_status
+        from llumnix.status_table import print_scaling, print_status
 
         print_status(status)
+        if status.get("scaling") is not None:
+            print_scaling(status["scaling"])
 
 
 def _migrate_flags(parser: argparse.ArgumentParser) -> None:
@@ -149,11 +153,20 @@ def _migrate(client: Any, values: argparse.Namespace) -> None:
 def _drain_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instance", metavar="INSTANCE")
     parser.add_argument("--keep", action="store_true", help="Leave it running, empty, instead of stopping it.")
+    parser.add_argument("--wait", action="store_true", help="Wait until it is empty, and report.")
+    parser.add_argument(
+        "--timeout-s", type=float, help="Seconds after which what is left is replayed elsewhere. Default: the server's."
+    )
 
 
 def _drain(client: Any, values: argparse.Namespace) -> None:
-    client.drain(values.instance, values.keep)
-    print(f"{values.instance} is being emptied" + ("" if values.keep else " and then stops"))
+    client.drain(values.instance, values.keep, values.timeout_s)
+    if not values.wait:
+        print(f"{values.instance} is being emptied" + ("" if values.keep else " and then stops"))
+        return
+    from llumnix.client import drain_sentence, wait_for_drain
+
+    print(drain_sentence(wait_for_drain(client, values.instance, _LONGEST_DRAIN_S)))
 
 
 def _restart_flags(parser: argparse.ArgumentParser) -> None:

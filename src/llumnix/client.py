@@ -43,10 +43,21 @@ class AdminClient:
         """Moves one request; returns how it went, after the move."""
         return self._ask("POST", "/llumnix/v1/migrations", json={"request_id": request, "target": target})
 
-    def drain(self, instance: str, keep: bool) -> dict[str, Any]:
-        """Begins to empty an instance by migration; it then stops, unless `keep`."""
+    def drain(self, instance: str, keep: bool, timeout_s: float | None = None) -> dict[str, Any]:
+        """Begins to empty an instance by migration; it then stops, unless `keep`. What is left after `timeout_s` is
+        replayed elsewhere."""
         path = f"/llumnix/v1/instances/{instance}/drain"
-        return self._ask("POST", path, params={"keep": "true"} if keep else None)
+        params = ({"keep": "true"} if keep else {}) | ({} if timeout_s is None else {"timeout_s": str(timeout_s)})
+        return self._ask("POST", path, params=params)
+
+    def drains(self) -> list[dict[str, Any]]:
+        """A report of every drain, whether it has ended or not."""
+        reports: list[dict[str, Any]] = self._ask("GET", "/llumnix/v1/drains")["drains"]
+        return reports
+
+    def scaling(self) -> dict[str, Any]:
+        """Size of the cluster, and what auto-scaling makes of it."""
+        return self._ask("GET", "/llumnix/v1/scaling")
 
     def start(self, count: int) -> dict[str, Any]:
         """Begins to start `count` more instances."""
@@ -86,6 +97,36 @@ def restart_rolling(client: AdminClient, say: Callable[[str], None], timeout_s: 
         client.drain(instance, keep=False)
         _wait(partial(_is_gone, client, instance), f"{instance} did not become empty", timeout_s)
         say(f"{instance} stopped")
+
+
+def wait_for_drain(client: AdminClient, instance: str, timeout_s: float) -> dict[str, Any]:
+    """The report, once the instance is empty. Raises ServerRefused when that takes longer than `timeout_s`, or when the
+    scheduler, which keeps the reports, was restarted meanwhile and has none."""
+
+    def ended() -> dict[str, Any] | None:
+        reports = {report["instance"]: report for report in client.drains()}
+        report = reports.get(instance)
+        if report is not None:
+            return None if report["outcome"] == "draining" else report
+        if _is_gone(client, instance):
+            raise ServerRefused(f"{instance} is gone; the scheduler was restarted and has no report of its drain.")
+        return None
+
+    report: dict[str, Any] = _wait(ended, f"{instance} did not become empty", timeout_s)
+    return report
+
+
+def drain_sentence(report: dict[str, Any]) -> str:
+    """A drain's report for people."""
+    counts = {name: report[name] for name in ("moved", "replayed", "finished")}
+    if report["outcome"] == "cut off":
+        counts["failed"] = report["left"]
+    if report["outcome"] == "lost":
+        counts["left to replay"] = report["left"]
+    what = {"empty": "is empty", "cut off": "was cut off", "lost": "was lost"}.get(report["outcome"], report["outcome"])
+    then = " (it stays, empty)" if report["keep"] and report["outcome"] == "empty" else ""
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{report['instance']} {what} after {report['seconds']:.2f} s{then}: {said}"
 
 
 def _instances(client: AdminClient) -> list[dict[str, Any]]:

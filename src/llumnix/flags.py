@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
+from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import find_policy
 
 Config = TypeVar("Config")
@@ -64,6 +65,7 @@ class ServeArguments:
     policy: PolicyConfig
     migration: MigrationConfig
     cluster: ClusterConfig
+    scaling: ScalingConfig = dataclasses.field(default_factory=ScalingConfig)
     engine: str = DEFAULT_ENGINE
 
     def engine_flag(self, *names: str) -> str | None:
@@ -87,7 +89,7 @@ def serve_parser() -> Parser:
         help="Front end processes that share the address. Default: 1.",
     )  # fmt: skip
     parser.add_argument("--engine-module", dest="engine", default=DEFAULT_ENGINE, help=argparse.SUPPRESS)
-    for config in (ClusterConfig, PolicyConfig, MigrationConfig):
+    for config in (ClusterConfig, PolicyConfig, MigrationConfig, ScalingConfig):
         add_flags(parser, config)
     return parser
 
@@ -99,13 +101,21 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     if not 1 <= values.front_ends <= 64:
         raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
     find_policy(values.policy)
+    cluster = build(ClusterConfig, values)
+    scaling = build(ScalingConfig, values) if cluster.scaling != "off" else ScalingConfig()
+    if cluster.scaling != "off" and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
+        raise UsageError(
+            f"--instances ({cluster.instances}) must lie between --min-instances ({scaling.min_instances}) and "
+            f"--max-instances ({scaling.max_instances})."
+        )
     return ServeArguments(
         model=model,
         engine_flags=tuple(engine_flags),
         front_ends=values.front_ends,
         policy=build(PolicyConfig, values),
         migration=build(MigrationConfig, values),
-        cluster=build(ClusterConfig, values),
+        cluster=cluster,
+        scaling=scaling,
         engine=values.engine,
     )
 

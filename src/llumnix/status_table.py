@@ -26,6 +26,20 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
         console.print(f"scheduler: {scheduler['state']}" + (f" (pid {pid})" if pid else ""), highlight=False)
 
 
+def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> None:
+    """One line, and nothing if auto-scaling is off."""
+    if scaling["mode"] == "off":
+        return
+    last = scaling["last"]
+    last_step = ""
+    if last is not None:
+        what = f"start {last['start']}" if last["start"] else f"drain {last['drain']}"
+        last_step = f"; last: {what} ({last['reason']})"
+    console = console or Console()
+    limits = f"{scaling['min_instances']} to {scaling['max_instances']} instances"
+    console.print(f"scaling: {scaling['mode']}, {limits}; {scaling['now']}{last_step}", highlight=False, soft_wrap=True)
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     state = row["state"]
     style = _STYLES.get(state, "")

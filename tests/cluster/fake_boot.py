@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llumnix.engine.port import FrontEndSpec, InstanceSpec
+from llumnix.engine.port import END_NOW, FrontEndSpec, InstanceSpec
 from llumnix.errors import UsageError
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.wire.mailbox import Mailbox
@@ -59,7 +59,8 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         raise ValueError("no room for the KV cache")
     ended = threading.Event()
     draining = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(END_NOW, lambda *_: ended.set())
+    signal.signal(signal.SIGTERM, lambda *_: draining.set())
 
     def on_message(message: Wire) -> None:
         if isinstance(message, SetDraining):

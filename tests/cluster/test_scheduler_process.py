@@ -16,7 +16,9 @@ import msgspec
 import pytest
 
 from llumnix.cluster.scheduler_process import SchedulerSpec
-from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.control.fleet import Fleet
+from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine
@@ -25,11 +27,16 @@ from llumnix.wire.messages import (
     AddInstances,
     Answer,
     DrainInstance,
+    Drains,
+    FleetChanged,
     InstanceGone,
     InstanceInfo,
     InstanceServing,
     InstanceStarting,
+    ListDrains,
     MoveOut,
+    ReplayedElsewhere,
+    ReplayElsewhere,
     Report,
     SchedulerAlive,
     SetDraining,
@@ -49,14 +56,24 @@ Message = TypeVar("Message", bound=Wire)
 class World:
     """Everybody but the scheduler."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, scaling: str = "off") -> None:
         self.book = on_one_machine(run_dir)
         self.launcher = self._listen(self.book.launcher)
         self.front_end = self._listen(self.book.front_end(0))
         self.instances = {instance: self._listen(self.book.instance(instance)) for instance in (I0, I1)}
-        policy = PolicyConfig(pairing_interval_s=0.05)
-        cluster = ClusterConfig(heartbeat_interval_s=0.1, instance_timeout_s=0.5)
-        self.spec = SchedulerSpec(book=self.book, policy=policy, cluster=cluster)
+        self.spec = SchedulerSpec(
+            book=self.book,
+            policy=PolicyConfig(pairing_interval_s=0.05),
+            migration=MigrationConfig(),
+            cluster=ClusterConfig(
+                heartbeat_interval_s=0.1,
+                instance_timeout_s=0.5,
+                scaling=scaling,
+                drain_timeout_s=0.2,
+                shutdown_timeout_s=0.5,
+            ),
+            scaling=ScalingConfig(min_instances=1, max_instances=4, scale_window_s=0.3),
+        )
         self.process = self._start()
         self._seq = 0
 
@@ -107,8 +124,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(tmp_path_factory.mktemp("w"))
+def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[World]:
+    """`indirect` parameter: the mode of auto-scaling."""
+    world = World(tmp_path_factory.mktemp("w"), getattr(request, "param", "off"))
     yield world
     world.close()
 
@@ -155,6 +173,7 @@ def test_drain_is_passed_on_and_ends_with_a_stop(world: World) -> None:
 
     draining = False
     idle()
+    world.tell(FleetChanged(fleet=Fleet(serving=2, starting=0)))
     world.tell(DrainInstance(instance=I0, keep=False, query=7, reply_to=world.book.front_end(0)))
     answer = world.wait_for(world.front_end[1], Answer, idle)
     assert (answer.query, answer.ok) == (7, True)
@@ -163,6 +182,69 @@ def test_drain_is_passed_on_and_ends_with_a_stop(world: World) -> None:
     draining = True
     stop = world.wait_for(world.launcher[1], StopInstance, idle)
     assert (stop.instance, stop.kill) == ("i0", False)
+    world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
+    (report,) = world.wait_for(world.front_end[1], Drains, idle).reports
+    assert (report.instance, report.outcome, report.requests) == ("i0", "empty", 0)
+
+
+def test_what_is_left_after_the_deadline_is_replayed_and_what_then_is_left_is_cut_off(world: World) -> None:
+    def busy() -> None:
+        world.report(I0, state="draining", running=3, free_blocks=70)
+        world.report(I1, free_blocks=1, running=9)  # no room there
+
+    busy()
+    replay = world.wait_for(world.front_end[1], ReplayElsewhere, busy)
+    assert (replay.instance, replay.reply_to) == ("i0", world.book.scheduler)
+    world.tell(ReplayedElsewhere(instance=I0, count=2))
+    stop = world.wait_for(world.launcher[1], StopInstance, busy)
+    assert (stop.instance, stop.kill, stop.replace) == ("i0", True, False)
+    world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
+    (report,) = world.wait_for(world.front_end[1], Drains, busy).reports
+    assert (report.outcome, report.replayed, report.left) == ("cut off", 2, 3)
+
+
+@pytest.mark.parametrize("world", ["on"], indirect=True)
+def test_auto_scaling_starts_one_when_all_are_full(world: World) -> None:
+    def full() -> None:
+        world.report(I0, free_blocks=5, running=20, smallest_running_blocks=4)
+
+    world.tell(FleetChanged(fleet=Fleet(serving=1, starting=0)))
+    start = world.wait_for(world.launcher[1], StartInstances, full)
+    assert (start.count, start.order) == (2, 1)
+    assert start.reason.startswith("auto-scaling: freeness 0.25 below 10 for 0.3 s")
+    world.tell(FleetChanged(fleet=Fleet(serving=1, starting=2, last_order=1)))
+    alive = world.wait_for(world.front_end[1], SchedulerAlive, full)
+    while alive.scaling is None or not alive.scaling.starts:
+        alive = world.wait_for(world.front_end[1], SchedulerAlive, full)
+    status = alive.scaling
+    assert (status.mode, status.serving, status.starting, status.max_instances) == ("on", 1, 2, 4)
+    assert status.last is not None
+    assert (status.last.start, status.last.carried_out) == (2, True)
+
+
+@pytest.mark.parametrize("world", ["on"], indirect=True)
+def test_auto_scaling_drains_one_when_all_are_idle(world: World) -> None:
+    def idle() -> None:
+        world.report(I0, free_blocks=90, running=1)
+        world.report(I1)
+
+    world.tell(FleetChanged(fleet=Fleet(serving=2, starting=0)))
+    order = world.wait_for(world.instances[I1][1], SetDraining, idle)
+    assert order.draining
+    assert "drain by auto-scaling: freeness" in order.reason
+
+
+@pytest.mark.parametrize("world", ["advise"], indirect=True)
+def test_advice_is_told_to_the_front_ends_and_not_carried_out(world: World) -> None:
+    def full() -> None:
+        world.report(I0, free_blocks=5, running=20, smallest_running_blocks=4)
+
+    world.tell(FleetChanged(fleet=Fleet(serving=1, starting=0)))
+    alive = world.wait_for(world.front_end[1], SchedulerAlive, full)
+    while alive.scaling is None or alive.scaling.last is None:
+        alive = world.wait_for(world.front_end[1], SchedulerAlive, full)
+    assert (alive.scaling.mode, alive.scaling.last.start, alive.scaling.last.carried_out) == ("advise", 2, False)
+    assert world.launcher[1].empty()
 
 
 def test_drain_of_an_instance_that_is_not_there_is_refused_with_the_reason(world: World) -> None:

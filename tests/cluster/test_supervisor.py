@@ -33,8 +33,9 @@ from llumnix.cluster.supervision import (
 )
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.config import ClusterConfig
+from llumnix.control.fleet import Fleet
 from llumnix.types import InstanceId
-from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
+from llumnix.wire.messages import FleetChanged, FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
 
 Kind = TypeVar("Kind")
 
@@ -183,7 +184,7 @@ def test_time_to_start_begins_when_there_is_room() -> None:
     server = Server(instances=1, start_timeout_s=60)
     supervisor = server.supervisor
     supervisor.handle(Tick(), 0.0)
-    (wait,) = supervisor.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0)
+    (wait,) = only(Say, supervisor.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0))
     assert wait == Say("i0 waits for room: it needs a GPU", warning=True)
     assert supervisor.handle(Tick(), 1000.0) == []
     (starting,) = told(InstanceStarting, supervisor.handle(Forked("i0", 7, "node-2"), 2000.0))
@@ -196,7 +197,9 @@ def test_instance_that_waits_for_room_can_be_stopped() -> None:
     server = Server(instances=1)
     server.handle(Tick())
     server.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0)
-    assert server.handle(StopRequested(InstanceId("i0"), "too many", kill=False), 5.0) == [Signal("i0")]
+    commands = server.handle(StopRequested(InstanceId("i0"), "too many", kill=False), 5.0)
+    assert only(Signal, commands) == [Signal("i0")]
+    assert fleets(commands) == [Fleet(serving=0, starting=0)]
     assert server.handle(Waits(InstanceId("i0"), "it needs a GPU"), 6.0) == []
     assert only(Signal, server.handle(Tick(), 15.0)) == [Signal("i0", kill=True)]
 
@@ -223,7 +226,7 @@ def test_instance_that_ignores_the_request_to_stop_is_killed() -> None:
 def test_fenced_instance_is_killed_and_replaced() -> None:
     server = Server()
     server.serve()
-    commands = server.handle(StopRequested(InstanceId("i0"), "no heartbeat", kill=True), 5.0)
+    commands = server.handle(StopRequested(InstanceId("i0"), "no heartbeat", kill=True, replace=True), 5.0)
     assert only(Signal, commands) == [Signal("i0", kill=True)]
     commands = server.exit("i0", at=5.1, why="killed by SIGKILL")
     (gone,) = told(InstanceGone, commands)
@@ -238,6 +241,78 @@ def test_more_instances_take_the_smallest_free_slots() -> None:
     server.exit("i1", at=5.1)
     commands = server.handle(StartRequested(2, "asked for"), 6.0)
     assert [(spawn.id, spawn.slot) for spawn in only(SpawnInstance, commands)] == [("i3", 1), ("i4", 3)]
+
+
+def fleets(commands: list[Command]) -> list[Fleet]:
+    return [message.fleet for message in told(FleetChanged, commands, Audience.SCHEDULER)]
+
+
+def test_scheduler_hears_of_every_change_in_the_number_of_instances() -> None:
+    server = Server(instances=2, parallel_starts=1)
+    assert fleets(server.handle(Tick()))[-1] == Fleet(serving=0, starting=2)
+    assert fleets(server.handle(InstanceServes(InstanceId("i0")), 1.0))[-1] == Fleet(serving=1, starting=1)
+    server.handle(InstanceServes(InstanceId("i1")), 2.0)
+    assert fleets(server.handle(Tick(), 3.0)) == []
+    commands = server.handle(StartRequested(2, "auto-scaling", order=7), 4.0)
+    assert fleets(commands)[-1] == Fleet(serving=2, starting=2, last_order=7)
+    assert fleets(server.exit("i0", at=5.0))[-1] == Fleet(serving=1, starting=3, last_order=7)
+    server.handle(StopRequested(InstanceId("i1"), "it is empty", kill=False), 6.0)
+    assert fleets(server.exit("i1", at=6.1))[-1] == Fleet(serving=0, starting=3, last_order=7)
+
+
+def test_one_that_keeps_failing_or_finds_no_room_is_counted_apart() -> None:
+    server = Server(instances=2, front_ends=0)
+    server.handle(Tick())
+    server.handle(InstanceServes(InstanceId("i0")), 1.0)
+    assert fleets(server.exit("i1", at=2.0)) == []
+    server.handle(Tick(), 3.0)
+    assert fleets(server.exit("i2", at=4.0))[-1] == Fleet(serving=1, starting=0, failing=1)
+    server.handle(Tick(), 10.0)
+    assert fleets(server.handle(InstanceServes(InstanceId("i3")), 11.0))[-1] == Fleet(serving=2, starting=0)
+    server.handle(StartRequested(1, "asked for", order=1), 12.0)
+    commands = server.handle(Waits(InstanceId("i4"), "it needs a GPU"), 13.0)
+    assert fleets(commands)[-1] == Fleet(serving=2, starting=0, failing=1, last_order=1)
+
+
+def test_new_scheduler_numbers_its_orders_anew_and_is_told_all() -> None:
+    server = Server(instances=1)
+    server.serve()
+    server.handle(StartRequested(1, "auto-scaling", order=9), 2.0)
+    commands = server.handle(SchedulerExited("killed by SIGKILL"), 3.0)
+    assert fleets(commands)[-1] == Fleet(serving=1, starting=1, last_order=0)
+
+
+def test_instance_that_was_asked_for_later_is_given_up_after_a_few_attempts() -> None:
+    server = Server(instances=1)
+    server.serve()
+    server.handle(StartRequested(1, "asked for"), 2.0)
+    said: list[Say] = []
+    for index, at in ((1, 3.0), (2, 10.0), (3, 20.0)):
+        said += only(Say, server.exit(f"i{index}", at, why="ValueError: no room"))
+        server.handle(Tick(), at + 6.0)
+    assert said[-1] == Say("i3 did not start: ValueError: no room; given up after 3 attempts", warning=True)
+    assert server.supervisor.instances == ("i0",)
+
+
+def test_one_that_served_once_is_never_given_up() -> None:
+    server = Server(instances=1)
+    server.serve()
+    server.handle(StartRequested(1, "asked for"), 2.0)
+    server.handle(InstanceServes(InstanceId("i1")), 3.0)
+    for index, at in ((1, 4.0), (2, 10.0), (3, 20.0), (4, 40.0)):
+        server.exit(f"i{index}", at)
+        server.handle(Tick(), at + 9.0)
+    assert server.supervisor.instances == ("i0", "i5")
+
+
+def test_instance_that_drains_but_cannot_be_emptied_is_killed_and_not_replaced() -> None:
+    server = Server()
+    server.serve()
+    commands = server.handle(StopRequested(InstanceId("i0"), "drained for 60 s", kill=True), 5.0)
+    assert only(Signal, commands) == [Signal("i0", kill=True)]
+    (gone,) = told(InstanceGone, server.exit("i0", at=5.1, why="killed by SIGKILL"))
+    assert gone.expected
+    assert server.supervisor.instances == ("i1",)
 
 
 def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:

@@ -53,6 +53,7 @@ class Board:
     address = "inproc://board"
     scheduler_pid = 1
     scheduler_state = "running"
+    scaling: wire.ScalingStatus | None = None
 
     def __init__(self) -> None:
         self.rows: list[tuple[InstanceId, wire.RequestRow]] = []

@@ -156,7 +156,7 @@ async def test_answers_match_the_contract(server: Server) -> None:
         frozenset(
             {
                 *("id", "state", "pid", "node", "total_blocks", "free_blocks", "running", "waiting", "preemptions"),
-                *("freeness", "migrations_in", "migrations_out"),
+                *("freeness", "migrations_in", "migrations_out", "preemptions_avoided", "recompute_tokens_saved"),
             }
         )
     }
@@ -245,6 +245,11 @@ def test_metrics_tell_of_instances_that_came_and_went(server: Server) -> None:
         "llumnix_migration_downtime_seconds_bucket",
         "llumnix_dispatches_total",
         "llumnix_replays_total",
+        "llumnix_preemptions_avoided",
+        "llumnix_recompute_tokens_saved",
+        'llumnix_instances{state="serving"}',
+        "llumnix_instance_seconds",
+        'llumnix_scaling_decisions{action="start"}',
     ):
         assert name in text, name
     live = {row["id"] for row in server.instances("running", "draining")}

@@ -33,11 +33,13 @@ from llumnix.cluster.nursery_messages import (
     SignalChild,
     StopListening,
     Waiting,
+    is_front_end,
 )
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
+from llumnix.engine.port import END_NOW
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, has_flag
 from llumnix.types import InstanceId
@@ -149,9 +151,10 @@ class Launcher:
                 self._controls[message.info.id] = message.info.control
                 self._post(supervision.InstanceServes(message.info.id))
             case StartInstances():
-                self._post(supervision.StartRequested(message.count, message.reason))
+                self._post(supervision.StartRequested(message.count, message.reason, message.order))
             case StopInstance():
-                self._post(supervision.StopRequested(message.instance, message.reason, message.kill))
+                order = supervision.StopRequested(message.instance, message.reason, message.kill, message.replace)
+                self._post(order)
             case _:
                 say(f"ignored a message that is not for the launcher: {type(message).__name__}", warning=True)
 
@@ -208,8 +211,8 @@ class Launcher:
                 if self._scheduler is not None:
                     self._scheduler.stop()
             case supervision.Signal():
-                number = signal.SIGKILL if command.kill else signal.SIGTERM
-                self._nursery.send(SignalChild(child=command.child, signal=number))
+                polite = signal.SIGTERM if is_front_end(command.child) else END_NOW
+                self._nursery.send(SignalChild(child=command.child, signal=signal.SIGKILL if command.kill else polite))
             case supervision.StopListening():
                 self._nursery.send(StopListening())
             case supervision.Tell():
@@ -273,7 +276,9 @@ class Launcher:
         return SchedulerSpec(
             book=self._book,
             policy=self._arguments.policy,
+            migration=self._arguments.migration,
             cluster=self._arguments.cluster,
+            scaling=self._arguments.scaling,
         )
 
     # logs

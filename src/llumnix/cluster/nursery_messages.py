@@ -97,9 +97,16 @@ class Exited(_Message, frozen=True, kw_only=True, tag=True):
     """The exit status in words."""
 
 
+_FRONT_END = "front-"
+
+
 def front_end_name(index: int) -> str:
     """Name of a front end's process and log; an instance's is its id."""
-    return f"front-{index}"
+    return f"{_FRONT_END}{index}"
+
+
+def is_front_end(name: str) -> bool:
+    return name.startswith(_FRONT_END)
 
 
 ToNursery = Prepare | ForkInstance | ForkFrontEnd | SignalChild | StopListening

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from llumnix.cluster.nursery_messages import front_end_name
+from llumnix.control.fleet import Fleet
 from llumnix.types import InstanceId
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _HEALTHY_S = 60.0  # who lived this long is forgiven its earlier failures
+_FAILING = 2  # failures in a row after which nobody should count on it
 
 
 @dataclass(slots=True)
@@ -65,6 +67,11 @@ class Instance(Process):
     def starting(self) -> bool:
         return self.served_since_s is None
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Its time to start has not begun: there is no place for it anywhere."""
+        return self.starting and self.kill_at_s is None and not self.end
+
     def served_s(self, at: float) -> float:
         return 0.0 if self.served_since_s is None else at - self.served_since_s
 
@@ -78,6 +85,8 @@ class Place(Generic[ProcessT]):
 
     attempts: Attempts = field(default_factory=Attempts)
     process: ProcessT | None = None
+    extra: bool = False
+    """Asked for while others serve, and never filled yet: not worth trying for ever."""
 
     def due(self, at: float) -> bool:
         return self.process is None and self.attempts.not_before_s <= at
@@ -105,6 +114,21 @@ class Roster:
     def starting(self) -> int:
         return sum(instance.starting for instance in self.instances)
 
+    def fleet(self, last_order: int) -> Fleet:
+        """The instances, counted. One that waits for its turn or for the end of a pause is starting, too; one that has
+        failed more than once, or for which there is no room, may never start."""
+        serving = starting = failing = 0
+        for place in self.slots.values():
+            if place.process is not None and not place.process.starting:
+                serving += 1
+            elif place.process is not None and place.process.end and not place.process.replace:
+                continue
+            elif place.attempts.failures >= _FAILING or (place.process is not None and place.process.waits_for_room):
+                failing += 1
+            else:
+                starting += 1
+        return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order)
+
     def find(self, name: str) -> Process | None:
         return next((process for process in self.processes if process.name == name), None)
 
@@ -114,7 +138,7 @@ class Roster:
     def add_slots(self, count: int) -> None:
         """The smallest free numbers, so that a slot's GPUs are used again."""
         for _ in range(count):
-            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place()
+            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=True)
 
     def place_instance(self, slot: int, at: float, kill_at_s: float) -> Instance:
         """A new incarnation: its index, and so its id, was never used before."""

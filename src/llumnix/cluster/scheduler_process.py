@@ -18,23 +18,32 @@ from typing import assert_never
 import msgspec
 
 from llumnix.cluster import linux
-from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
+from llumnix.control.drain import DrainLimits
+from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
-from llumnix.types import InstanceId
+from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import (
     AddInstances,
     Answer,
     DrainInstance,
+    Drains,
+    FleetChanged,
     InstanceGone,
     InstanceInfo,
     InstanceServing,
     InstanceStarting,
+    ListDrains,
     MoveAnswer,
     MoveOut,
+    ReplayedElsewhere,
+    ReplayElsewhere,
     Report,
+    ScalingStatus,
     SchedulerAlive,
     SetDraining,
     StartInstances,
@@ -53,13 +62,23 @@ class SchedulerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     book: AddressBook
     policy: PolicyConfig
+    migration: MigrationConfig
     cluster: ClusterConfig
+    scaling: ScalingConfig
 
 
 class SchedulerProcess:
     def __init__(self, spec: SchedulerSpec) -> None:
         self._book = spec.book
-        self._scheduler = GlobalScheduler(spec.policy, spec.cluster.instance_timeout_s)
+        cluster = spec.cluster
+        limits = DrainLimits(
+            timeout_s=cluster.drain_timeout_s,
+            grace_s=cluster.shutdown_timeout_s,
+            moves=min(spec.migration.max_outgoing, spec.migration.max_incoming),
+        )
+        self._autoscaler = Autoscaler(spec.scaling, ScalingMode(cluster.scaling))
+        self._scheduler = GlobalScheduler(spec.policy, cluster.instance_timeout_s, limits, self._autoscaler)
+        self._began_s = time.monotonic()
         self._inbox: queue.SimpleQueue[Wire | None] = queue.SimpleQueue()
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
@@ -78,7 +97,7 @@ class SchedulerProcess:
             while True:
                 now = time.monotonic()
                 if now >= alive_at_s:
-                    self._tell_front_ends(SchedulerAlive(pid=os.getpid()))
+                    self._tell_front_ends(SchedulerAlive(pid=os.getpid(), scaling=self._scaling_status(now)))
                     alive_at_s = now + _ALIVE_INTERVAL_S
                 if self._wake_at_s is not None and now >= self._wake_at_s:
                     self._wake_at_s = None
@@ -129,6 +148,13 @@ class SchedulerProcess:
                 self._on_drain(message, at)
             case AddInstances():
                 self._on_add(message, at)
+            case FleetChanged():
+                self._handle(control.FleetReported(at=at, fleet=message.fleet))
+            case ReplayedElsewhere():
+                self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
+            case ListDrains():
+                drains = Drains(query=message.query, reports=tuple(self._scheduler.drains(at)))
+                self._mailbox.post(message.reply_to, drains)
             case _:
                 log.warning("ignored a message that is not for the scheduler: %s", type(message).__name__)
 
@@ -136,7 +162,8 @@ class SchedulerProcess:
         instance = message.instance
         if instance in self._instances:
             self._answer(message.reply_to, message.query)
-            self._handle(control.DrainRequested(at=at, instance=instance, keep=message.keep))
+            drain = control.DrainRequested(at=at, instance=instance, keep=message.keep, timeout_s=message.timeout_s)
+            self._handle(drain)
         elif instance in self._starting:
             self._answer(message.reply_to, message.query, f"{instance} is still starting")
         else:
@@ -168,14 +195,23 @@ class SchedulerProcess:
             case control.SetDraining():
                 order = SetDraining(draining=True, keep=command.keep, reason=command.reason)
                 self._post_to(command.instance, order)
+            case control.ReplayRest():
+                log.info("what is left on %s is to be replayed: %s", command.instance, command.reason)
+                self._tell_front_ends(
+                    ReplayElsewhere(instance=command.instance, reason=command.reason, reply_to=self._book.scheduler)
+                )
             case control.DrainFinished():
-                log.info("%s is empty and stays: %s", command.instance, command.reason)
+                log.info("%s: %s", command.reason, msgspec.json.encode(command.report).decode())
             case control.StopInstance():
-                self._mailbox.post(self._book.launcher, StopInstance(instance=command.instance, reason=command.reason))
+                stop = StopInstance(instance=command.instance, reason=command.reason, kill=command.kill)
+                self._mailbox.post(self._book.launcher, stop)
             case control.DeclareLost():
                 self._declare_lost(command)
             case control.StartInstances():
-                self._mailbox.post(self._book.launcher, StartInstances(count=command.count, reason=command.reason))
+                start = StartInstances(count=command.count, reason=command.reason, order=command.order)
+                self._mailbox.post(self._book.launcher, start)
+            case control.ScalingDecided():
+                log.info("auto-scaling %s %s", "does" if command.step.carried_out else "would", command.step)
             case _:
                 assert_never(command)
 
@@ -191,6 +227,7 @@ class SchedulerProcess:
             request=command.request,
             count=command.count,
             room_blocks=command.room_blocks,
+            urgent=command.urgent,
         )
         log.info("%s is to give %d to %s: %s", command.source, command.count, command.target, command.reason)
         self._post_to(command.source, order)
@@ -198,7 +235,7 @@ class SchedulerProcess:
     def _declare_lost(self, command: control.DeclareLost) -> None:
         """Everybody stops talking to it at once; the launcher makes sure that it does not come back."""
         info = self._instances.get(command.instance)
-        kill = StopInstance(instance=command.instance, reason=command.why, kill=True)
+        kill = StopInstance(instance=command.instance, reason=command.why, kill=True, replace=True)
         self._mailbox.post(self._book.launcher, kill)
         if info is None:
             return
@@ -207,6 +244,26 @@ class SchedulerProcess:
         self._tell_front_ends(gone)
         for instance in self._instances:
             self._post_to(instance, gone)
+
+    def _scaling_status(self, at: float) -> ScalingStatus:
+        scaler, fleet = self._autoscaler, self._scheduler.fleet
+        instances = self._scheduler.snapshot(at).instances
+        serving = sum(instance.state is InstanceState.RUNNING for instance in instances)
+        return ScalingStatus(
+            mode=scaler.mode,
+            min_instances=scaler.config.min_instances,
+            max_instances=scaler.config.max_instances,
+            serving=serving,
+            draining=len(instances) - serving,
+            starting=fleet.starting(heard=len(instances)),
+            failing=fleet.failing,
+            now=scaler.now,
+            last=scaler.last,
+            starts=scaler.starts,
+            drains=scaler.drains,
+            instance_seconds=fleet.instance_seconds(at),
+            watched_s=at - self._began_s,
+        )
 
     def _post_to(self, instance: InstanceId, message: Wire) -> None:
         info = self._instances.get(instance)

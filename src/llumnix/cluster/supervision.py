@@ -68,15 +68,18 @@ class FrontEndServes:
 class StartRequested:
     count: int
     reason: str
+    order: int = 0
+    """The scheduler's number of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """End an instance: an empty one for good, or (`kill`) a fenced one, which is replaced."""
+    """End an instance for good, or (`replace`) to have another one in its place; with `kill` without a word."""
 
     instance: InstanceId
     reason: str
     kill: bool
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,8 @@ class SpawnScheduler:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """SIGTERM, or SIGKILL, to an instance or a front end."""
+    """Tells an instance or a front end to end: a front end lets its requests finish, an instance has none worth
+    waiting for. With `kill` it is not asked."""
 
     child: str
     kill: bool = False

@@ -5,7 +5,9 @@ what happened. `next_wake_s` says when to send a `Tick` if nothing else happens.
 rule below is a test that takes no time.
 
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
-keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends.
+keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends. One
+that was asked for later and does not start is given up after a few attempts. The scheduler is told of every change in
+the number of instances.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from llumnix.cluster.supervision import (
     Waits,
 )
 from llumnix.config import ClusterConfig
+from llumnix.control.fleet import Fleet
 from llumnix.types import InstanceId
-from llumnix.wire.messages import FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
+from llumnix.wire.messages import FleetChanged, FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
 _FIRST_FRONT_END_ATTEMPTS = 3
+_EXTRA_INSTANCE_ATTEMPTS = 3
 
 
 class Supervisor:
@@ -55,6 +59,8 @@ class Supervisor:
         self._roster = Roster(config.instances, front_ends)
         self._scheduler_attempts = Attempts()
         self._scheduler_started_s: float | None = None
+        self._last_order = 0
+        self._told_fleet: Fleet | None = None
         self._instance_ever_served = False
         self._ever_served = False
         self._stopping = False
@@ -84,7 +90,8 @@ class Supervisor:
     def handle(self, event: Event, at: float) -> list[Command]:
         if self._finished:
             return []
-        return self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
+        commands = self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
+        return commands + self._tell_fleet()
 
     def _react(self, event: Event, at: float) -> list[Command]:
         match event:
@@ -119,6 +126,7 @@ class Supervisor:
         commands: list[Command] = []
         if self._scheduler_started_s is None and self._scheduler_attempts.not_before_s <= at:
             self._scheduler_started_s = at
+            self._last_order, self._told_fleet = 0, None  # it numbers its orders anew
             commands += [SpawnScheduler(), *self._introduce_the_starting()]
             serving = [instance.id for instance in self._roster.instances if not instance.starting]
             commands += [Tell(InstanceServing(instance=instance), Audience.SCHEDULER) for instance in serving]
@@ -160,6 +168,13 @@ class Supervisor:
         """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""
         return [self._introduce(i) for i in self._roster.instances if i.starting and i.pid is not None]
 
+    def _tell_fleet(self) -> list[Command]:
+        fleet = self._roster.fleet(self._last_order)
+        if self._stopping or self._scheduler_started_s is None or fleet == self._told_fleet:
+            return []
+        self._told_fleet = fleet
+        return [Tell(FleetChanged(fleet=fleet), Audience.SCHEDULER)]
+
     # serving
 
     def _on_instance_serves(self, event: InstanceServes, at: float) -> list[Command]:
@@ -168,6 +183,7 @@ class Supervisor:
             return []
         instance.served_since_s = at
         instance.kill_at_s = None
+        self._roster.slots[instance.slot].extra = False
         self._instance_ever_served = True
         ready = Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")
         return [ready, Tell(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
@@ -180,6 +196,7 @@ class Supervisor:
         if self._stopping:
             return []
         self._roster.add_slots(event.count)
+        self._last_order = max(self._last_order, event.order)
         return [Say(f"starting more instances: {event.reason}")]
 
     # ending
@@ -189,7 +206,7 @@ class Supervisor:
         if instance is None or instance.end:
             return []
         instance.end = event.reason
-        instance.replace = event.kill
+        instance.replace = event.replace
         if event.kill:
             return [Say(f"{instance.id} is killed: {event.reason}", warning=True), Signal(instance.id, kill=True)]
         instance.kill_at_s = at + _STOP_TIMEOUT_S
@@ -219,6 +236,10 @@ class Supervisor:
         slots = self._roster.slots.values()
         if not self._instance_ever_served and all(slot.attempts.failures > 0 for slot in slots):
             return [gone, *self._finish(2, f"No instance starts: {why}")]
+        if slot.extra and slot.attempts.failures >= _EXTRA_INSTANCE_ATTEMPTS:
+            del self._roster.slots[instance.slot]
+            tries = slot.attempts.failures
+            return [gone, Say(f"{instance.id} did not start: {why}; given up after {tries} attempts", warning=True)]
         return [gone, self._mourn(instance, slot.attempts.not_before_s - at, why)]
 
     def _mourn(self, instance: Instance, pause_s: float, why: str) -> Command:

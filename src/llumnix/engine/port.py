@@ -7,6 +7,7 @@ never sent, so it may hold anything. No function of the module may start a threa
 
 from __future__ import annotations
 
+import signal
 import socket
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +16,9 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook
 
+END_NOW = signal.SIGINT
+"""The launcher's word to an instance that is empty, or whose front ends are gone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSpec:
@@ -22,7 +26,8 @@ class InstanceSpec:
 
     The instance listens at `book.instance(id)`, connects to the sockets of all front ends, and sends its
     first `Report` to the launcher as well as to the scheduler and the front ends: that is what "ready" means.
-    SIGTERM ends it: `run_instance` returns within a few seconds.
+    `END_NOW` ends it: `run_instance` returns within a few seconds. SIGTERM, which the launcher never sends, asks it to
+    drain: it reports `DRAINING` from then on, and serves until the scheduler has emptied it.
     """
 
     id: InstanceId

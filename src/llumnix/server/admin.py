@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -24,6 +25,10 @@ from llumnix.wire import messages as wire
 _SCHEDULER_TIMEOUT_S = 5.0
 _MIGRATE_TIMEOUT_S = 90.0
 _MAX_LIMIT = 1_000_000
+_COUNTS = (
+    *("total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
+    *("recompute_tokens_saved", "migrations_in", "migrations_out"),
+)
 _MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 
 
@@ -84,11 +89,17 @@ def _router(board: Switchboard, keys: list[str]) -> APIRouter:
 
         return await guard.answer(request, act)
 
+    @router.get("/scaling")
+    async def scaling(request: Request) -> JSONResponse:
+        return await guard.answer(request, lambda: _scaling(board))
+
+    @router.get("/drains")
+    async def drains(request: Request) -> JSONResponse:
+        return await guard.answer(request, lambda: _drains(board))
+
     @router.post("/instances/{instance}/drain")
     async def drain(request: Request, instance: str) -> JSONResponse:
-        return await guard.answer(
-            request, lambda: _drain(board, InstanceId(instance), request.query_params.get("keep", "false"))
-        )
+        return await guard.answer(request, lambda: _drain(board, InstanceId(instance), request.query_params))
 
     return router
 
@@ -149,7 +160,8 @@ async def _instances(board: Switchboard) -> JSONResponse:
     ]
     rows += [_empty_row(message.instance, state, None, None, message.why) for message, state in board.roster.gone]
     scheduler = {"pid": board.scheduler_pid, "state": board.scheduler_state}
-    return JSONResponse({"instances": rows, "scheduler": scheduler})
+    scaling = _scaling_row(board.scaling) if board.scheduler_state == "running" else None
+    return JSONResponse({"instances": rows, "scheduler": scheduler, "scaling": scaling})
 
 
 def _member_row(member: Member) -> dict[str, Any]:
@@ -164,6 +176,8 @@ def _member_row(member: Member) -> dict[str, Any]:
         "running": load.running,
         "waiting": load.waiting,
         "preemptions": load.preemptions,
+        "preemptions_avoided": load.preemptions_avoided,
+        "recompute_tokens_saved": load.recompute_tokens_saved,
         "freeness": freeness_of(load),
         "migrations_in": load.migrations_in,
         "migrations_out": load.migrations_out,
@@ -173,9 +187,7 @@ def _member_row(member: Member) -> dict[str, Any]:
 def _empty_row(
     instance: InstanceId, state: InstanceState, pid: int | None, node: str | None, why: str = ""
 ) -> dict[str, Any]:
-    counts = dict.fromkeys(
-        ("total_blocks", "free_blocks", "running", "waiting", "preemptions", "migrations_in", "migrations_out"), 0
-    )
+    counts = dict.fromkeys(_COUNTS, 0)
     return {"id": instance, "state": state, "pid": pid, "node": node, **counts, "freeness": None, "why": why}
 
 
@@ -260,21 +272,68 @@ def _unknown_or_gone(board: Switchboard, instance: InstanceId) -> _Bad:
     return _Bad(404, f"There is no instance {instance!r}.", "not_found_error")
 
 
-async def _drain(board: Switchboard, instance: InstanceId, keep: str) -> JSONResponse:
+async def _scaling(board: Switchboard) -> JSONResponse:
+    """Size of the cluster and what auto-scaling makes of it, as of half a second ago at most."""
+    row = _scaling_row(board.scaling) if board.scheduler_state == "running" else None
+    if row is None:
+        raise _scheduler_silent()
+    return JSONResponse(row)
+
+
+def _scaling_row(status: wire.ScalingStatus | None) -> dict[str, Any] | None:
+    if status is None:
+        return None
+    row: dict[str, Any] = msgspec.to_builtins(status)
+    row["mean_instances"] = status.instance_seconds / status.watched_s if status.watched_s else None
+    return row
+
+
+async def _drains(board: Switchboard) -> JSONResponse:
+    """Drains under way, and reports of those that ended."""
+    answer = await board.ask_one(
+        board.spec.book.scheduler,
+        lambda query: wire.ListDrains(query=query, reply_to=board.address),
+        _SCHEDULER_TIMEOUT_S,
+    )
+    if answer is None:
+        raise _scheduler_silent()
+    return JSONResponse({"drains": msgspec.to_builtins(answer.reports)})
+
+
+async def _drain(board: Switchboard, instance: InstanceId, params: Mapping[str, str]) -> JSONResponse:
+    keep, timeout = params.get("keep", "false"), params.get("timeout_s")
     if keep not in ("true", "false"):
         raise _Bad(400, f"keep must be true or false, not {keep!r}.")
     if instance not in board.client.members:
         raise _unknown_or_gone(board, instance)
-    await _ask_scheduler(
-        board,
-        lambda query: wire.DrainInstance(instance=instance, keep=keep == "true", query=query, reply_to=board.address),
+    order = wire.DrainInstance(
+        instance=instance,
+        keep=keep == "true",
+        query=0,
+        reply_to=board.address,
+        timeout_s=None if timeout is None else _seconds("timeout_s", timeout),
     )
+    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
     return JSONResponse({"ok": True, "id": instance, "state": InstanceState.DRAINING}, 202)
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not isfinite(seconds) or seconds < 0:
+        raise _Bad(400, f"{name} must be a number of seconds, not {text!r}.")
+    return seconds
 
 
 async def _ask_scheduler(board: Switchboard, make: Any) -> None:
     answer = await board.ask_one(board.spec.book.scheduler, make, _SCHEDULER_TIMEOUT_S)
     if answer is None:
-        raise _Bad(503, "The scheduler does not answer; it is being restarted.", "service_unavailable_error")
+        raise _scheduler_silent()
     if not answer.ok:
         raise _Bad(409, _sentence(answer.why), "conflict_error")
+
+
+def _scheduler_silent() -> _Bad:
+    return _Bad(503, "The scheduler does not answer; it is being restarted.", "service_unavailable_error")

@@ -120,7 +120,12 @@ async def _keep_gauges(board: Switchboard) -> None:
     shown: set[str] = set()
     while True:
         metrics = board.metrics
-        gauges = (metrics.freeness, metrics.waiting, metrics.running, metrics.preemptions)
+        gauges = (
+            *(metrics.freeness, metrics.waiting, metrics.running, metrics.preemptions),
+            *(metrics.preemptions_avoided, metrics.recompute_tokens_saved),
+        )
+        if board.scaling is not None:
+            metrics.scaling(board.scaling)
         members = dict(board.client.members)
         for instance in shown - set(members):
             for gauge in gauges:
@@ -133,4 +138,6 @@ async def _keep_gauges(board: Switchboard) -> None:
             metrics.waiting.labels(instance=instance).set(load.waiting)
             metrics.running.labels(instance=instance).set(load.running)
             metrics.preemptions.labels(instance=instance).set(load.preemptions)
+            metrics.preemptions_avoided.labels(instance=instance).set(load.preemptions_avoided)
+            metrics.recompute_tokens_saved.labels(instance=instance).set(load.recompute_tokens_saved)
         await asyncio.sleep(_METRICS_INTERVAL_S)

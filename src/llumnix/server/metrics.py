@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from llumnix.wire.messages import MigrationRecord
+from llumnix.wire.messages import MigrationRecord, ScalingStatus
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
@@ -27,6 +27,43 @@ class Metrics:
         self.waiting = Gauge("llumnix_waiting", "Requests queued on the instance.", **per_instance)  # type: ignore[arg-type]
         self.running = Gauge("llumnix_running", "Requests running on the instance.", **per_instance)  # type: ignore[arg-type]
         self.preemptions = Gauge("llumnix_preemptions", "Preemptions since the instance started.", **per_instance)  # type: ignore[arg-type]
+
+        shared = {"multiprocess_mode": "mostrecent"}
+        self.preemptions_avoided = Gauge(
+            "llumnix_preemptions_avoided",
+            "Requests that left an instance in time, so that none had to be preempted.",
+            **per_instance,  # type: ignore[arg-type]
+        )
+        self.recompute_tokens_saved = Gauge(
+            "llumnix_recompute_tokens_saved",
+            "Tokens of those requests, which would have been computed twice.",
+            **per_instance,  # type: ignore[arg-type]
+        )
+        self.instances = Gauge("llumnix_instances", "Instances by state.", ["state"], **shared)  # type: ignore[arg-type]
+        self.instance_seconds = Gauge(
+            "llumnix_instance_seconds",
+            "Sum of the times that instances existed since the scheduler began: the machines' time.",
+            **shared,  # type: ignore[arg-type]
+        )
+        self.scaling_decisions = Gauge(
+            "llumnix_scaling_decisions",
+            "Instances that auto-scaling started or drained (in advise mode: would have) since the scheduler began.",
+            ["action"],
+            **shared,  # type: ignore[arg-type]
+        )
+
+    def scaling(self, status: ScalingStatus) -> None:
+        counts = {
+            "serving": status.serving,
+            "draining": status.draining,
+            "starting": status.starting,
+            "failing": status.failing,
+        }
+        for state, count in counts.items():
+            self.instances.labels(state=state).set(count)
+        self.instance_seconds.set(status.instance_seconds)
+        self.scaling_decisions.labels(action="start").set(status.starts)
+        self.scaling_decisions.labels(action="drain").set(status.drains)
 
     def migration(self, record: MigrationRecord) -> None:
         self.migrations.labels(outcome=record.outcome.partition(":")[0]).inc()

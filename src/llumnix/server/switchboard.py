@@ -42,6 +42,7 @@ class Switchboard:
         self.log = MigrationLog()
         self.roster = Roster({}, deque(maxlen=_GONE_REMEMBERED))
         self.scheduler_pid: int | None = None
+        self.scaling: wire.ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
@@ -165,8 +166,17 @@ class Switchboard:
             case wire.Arbitration(message=Doubt() as doubt):
                 self.client.on_doubt(doubt)
             case wire.SchedulerAlive():
-                self.scheduler_pid = message.pid
+                self.scheduler_pid, self.scaling = message.pid, message.scaling
                 self._scheduler_seen_s = monotonic()
+            case _:
+                self._take_question_or_answer(message)
+
+    def _take_question_or_answer(self, message: wire.Wire) -> None:
+        assert self._by_hand is not None
+        match message:
+            case wire.ReplayElsewhere():
+                count = self.client.drive_out(message.instance, message.reason)
+                self.post(message.reply_to, wire.ReplayedElsewhere(instance=message.instance, count=count))
             case wire.MoveAnswer():
                 self._by_hand.move_answered(message)
             case wire.MigrateByHand():
@@ -174,7 +184,7 @@ class Switchboard:
             case wire.ListMigrations():
                 answer = wire.Migrations(query=message.query, records=tuple(self.log.newest(message.limit)))
                 self.post(message.reply_to, answer)
-            case wire.Requests() | wire.Migrations() | wire.Answer() | wire.MigrateAnswer():
+            case wire.Requests() | wire.Migrations() | wire.Drains() | wire.Answer() | wire.MigrateAnswer():
                 inbox = self._questions.get(message.query)
                 if inbox is not None:  # else it came too late
                     inbox.put_nowait(message)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from llumnix.control.fleet import Fleet
 from llumnix.control.messages import AnyMessage
+from llumnix.control.scaling import ScalingMode, ScalingStep
+from llumnix.control.scheduler_events import DrainReport
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -97,6 +100,8 @@ class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
     count: int = 1
     room_blocks: int | None = None
     """Give at most this many blocks away, all requests together; None: the target's refusal is enough."""
+    urgent: bool = False
+    """The instance is about to run out of blocks: only a request that holds some helps."""
 
 
 class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
@@ -194,14 +199,24 @@ class StartInstances(Wire, frozen=True, kw_only=True, tag=True):
 
     count: int
     reason: str
+    order: int
+    """Number of this order, from 1, for `FleetChanged`."""
+
+
+class FleetChanged(Wire, frozen=True, kw_only=True, tag=True):
+    """To the scheduler, from the launcher: what there is and what starts, at each change."""
+
+    fleet: Fleet
 
 
 class StopInstance(Wire, frozen=True, kw_only=True, tag=True):
-    """To the launcher: end this process (it is empty, or it is fenced and `kill` is set)."""
+    """To the launcher: end this process. With `kill` at once: it is fenced, or what it has is to go on elsewhere."""
 
     instance: InstanceId
     reason: str
     kill: bool = False
+    replace: bool = False
+    """Start another one in its place."""
 
 
 class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
@@ -211,6 +226,36 @@ class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     keep: bool
     query: int
     reply_to: str
+    timeout_s: float | None = None
+    """After this long what is left is replayed elsewhere; None: as configured."""
+
+
+class ReplayElsewhere(Wire, frozen=True, kw_only=True, tag=True):
+    """To every front end: start what you have on this instance anew elsewhere, where that is exact. Each answers with
+    `ReplayedElsewhere`."""
+
+    instance: InstanceId
+    reason: str
+    reply_to: str
+
+
+class ReplayedElsewhere(Wire, frozen=True, kw_only=True, tag=True):
+    instance: InstanceId
+    count: int
+
+
+class ListDrains(Wire, frozen=True, kw_only=True, tag=True):
+    """To the scheduler."""
+
+    query: int
+    reply_to: str
+
+
+class Drains(Wire, frozen=True, kw_only=True, tag=True):
+    """Those under way, and the last ones that ended."""
+
+    query: int
+    reports: tuple[DrainReport, ...]
 
 
 class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
@@ -229,10 +274,34 @@ class Answer(Wire, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
+class ScalingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Size of the cluster, and what auto-scaling makes of it."""
+
+    mode: ScalingMode
+    min_instances: int
+    max_instances: int
+    serving: int
+    draining: int
+    starting: int
+    failing: int
+    """Instances that failed to start more than once in a row, and are tried again."""
+    now: str
+    """What the last look found, in words."""
+    last: ScalingStep | None
+    starts: int
+    """Instances that auto-scaling started so far; in advise mode, would have."""
+    drains: int
+    instance_seconds: float
+    """Σ of the times that instances existed, since this scheduler began."""
+    watched_s: float
+    """For how long it has watched; `instance_seconds / watched_s` is the time-weighted number of instances."""
+
+
 class SchedulerAlive(Wire, frozen=True, kw_only=True, tag=True):
     """The scheduler's heartbeat to the front ends (for `llumnix status`)."""
 
     pid: int
+    scaling: ScalingStatus | None = None
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,7 +371,12 @@ Any = (
     | InstanceGone
     | StartInstances
     | StopInstance
+    | FleetChanged
     | DrainInstance
+    | ReplayElsewhere
+    | ReplayedElsewhere
+    | ListDrains
+    | Drains
     | AddInstances
     | Answer
     | SchedulerAlive

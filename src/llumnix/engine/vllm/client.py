@@ -183,6 +183,16 @@ class LlumnixClient(AsyncMPClient):
         member.gone.set()
         self._emit(self._obey(self._ownership.instance_gone(instance)))
 
+    def drive_out(self, instance: InstanceId, why: str) -> int:
+        """Starts what this front end has on a draining instance anew elsewhere, with the tokens so far; returns how
+        many. What cannot be continued exactly, and everything if there is no place for it, stays and goes on."""
+        if not any(m.snapshot.state is InstanceState.RUNNING for m in self.members.values() if m.info.id != instance):
+            return 0
+        there = [s for s in self.sessions.values() if s.stream.owner == instance and not s.why_not_replayable()]
+        for session in there:
+            self._emit(self._obey(self._ownership.driven_out(RequestId(session.engine_id), why)))
+        return len(there)
+
     @property
     def serving(self) -> bool:
         return any(member.snapshot.state is InstanceState.RUNNING for member in self.members.values())
@@ -329,7 +339,7 @@ class LlumnixClient(AsyncMPClient):
                 case own.Replay():
                     session = self.sessions.pop(order.request, None)
                     if session is not None:
-                        self._replay(session, order.why)
+                        self._replay(session, order.why, fruitless=not order.asked_for)
                 case _:
                     raise TypeError(f"unknown order {order}")
         return outputs
@@ -341,8 +351,9 @@ class LlumnixClient(AsyncMPClient):
 
     # -- token replay
 
-    def _replay(self, session: Session, why: str) -> None:
-        """Starts the request anew elsewhere, where it left off; parks it while there is no room anywhere."""
+    def _replay(self, session: Session, why: str, fruitless: bool = True) -> None:
+        """Starts the request anew elsewhere, where it left off; parks it while there is no room anywhere. `fruitless`
+        until its next token: it may be what ends instances."""
         problem = session.why_not_replayable()
         if problem:
             self._fail(session, f"{why}; the stream cannot be continued exactly: {problem}")
@@ -353,7 +364,7 @@ class LlumnixClient(AsyncMPClient):
             self._parked.append((session, why))
             return
         session.replays += 1
-        session.fruitless_replays += 1
+        session.fruitless_replays += fruitless
         session.engine_id = f"{session.id}~{session.replays}"
         session.stream = self._ownership.opened(RequestId(session.engine_id), instance)
         session.stream.delivered_tokens = len(session.tokens)

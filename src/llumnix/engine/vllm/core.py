@@ -115,6 +115,10 @@ class LlumnixEngineCore(EngineCoreProc):
         self._mailbox.start()
         self._heart.start()
 
+    def ask_to_drain(self) -> None:
+        """From a thread, once it is open: it takes no more requests and says so, and the scheduler empties it."""
+        self._to_main(wire.SetDraining(draining=True, reason="it was asked to end"))
+
     def inject_fault(self, fault: str) -> None:
         """Makes migrations fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
         assert self._driver is not None
@@ -313,7 +317,7 @@ class LlumnixEngineCore(EngineCoreProc):
             dispatches_seen=seen,
             **self._driver.counters,  # type: ignore[typeddict-item]
         )
-        snapshot = instance_snapshot(self.scheduler, fixed)
+        snapshot = instance_snapshot(self.scheduler, fixed, self._spec.policy.relief_steps)
         self._last_report = wire.Report(info=self._info, snapshot=snapshot)
         for address in self._audience:
             self._mailbox.post(address, self._last_report)
@@ -350,7 +354,7 @@ class LlumnixEngineCore(EngineCoreProc):
             wake_at=self._heart.wake_at,
             clock=monotonic,
         )
-        return LlumletDriver(engine, llumlet, spec.migration, spec.book)
+        return LlumletDriver(engine, llumlet, spec.migration, spec.book, spec.policy.relief_steps)
 
     def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """Calls a method of `WorkerExtension` on every worker."""

@@ -22,8 +22,9 @@ from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Commit, Copy, Prepare
 from llumnix.engine.vllm.incoming import CollectiveRpc, IncomingRequests, Refusal
 from llumnix.engine.vllm.scheduler import MigrationSupport
-from llumnix.engine.vllm.snapshot import request_snapshots
+from llumnix.engine.vllm.snapshot import growth_blocks, request_snapshots
 from llumnix.engine.vllm.state import Codec, decode_hand, hand_of
+from llumnix.policy.relief import short_blocks
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook
@@ -57,13 +58,19 @@ class Engine:
 class LlumletDriver:
     """One llumlet on one engine."""
 
-    def __init__(self, engine: Engine, llumlet: Llumlet, config: MigrationConfig, book: AddressBook) -> None:
+    def __init__(
+        self, engine: Engine, llumlet: Llumlet, config: MigrationConfig, book: AddressBook, relief_steps: int = 0
+    ) -> None:
         scheduler = engine.scheduler
         self.info = engine.info
         self.engine_pins = engine.pins
         self.incoming = IncomingRequests(scheduler, engine.structured_output, engine.rpc, engine.ranks)
         self.moved_in = 0
         self.moved_out = 0
+        self.ended = 0
+        self.preemptions_avoided = 0
+        self.recompute_tokens_saved = 0
+        self._relief_steps = relief_steps
         self._book = book
         self._config = config
         self._llumlet = llumlet
@@ -120,6 +127,7 @@ class LlumletDriver:
                 candidates=request_snapshots(self._scheduler, bool(self.engine_pins)),
                 room_blocks=room if order.room_blocks is None else order.room_blocks,
                 count=order.count,
+                urgent=order.urgent,
             )
         )
 
@@ -186,12 +194,16 @@ class LlumletDriver:
             "outgoing": self._llumlet.outgoing,
             "migrations_in": self.moved_in,
             "migrations_out": self.moved_out,
+            "ended": self.ended,
+            "preemptions_avoided": self.preemptions_avoided,
+            "recompute_tokens_saved": self.recompute_tokens_saved,
         }
 
     # -- progress of requests that are to leave
 
     def _report_ends(self) -> None:
         ended, self._scheduler.ended = self._scheduler.ended, []
+        self.ended += len(ended)
         for request_id, why in ended:
             self._watched.pop(request_id, None)
             self._leaving.discard(request_id)
@@ -280,6 +292,8 @@ class LlumletDriver:
         order = self._orders.get(command.move_id)
         if order is None:
             return
+        if command.ok and order.urgent:
+            self._count_relief(figures.held_blocks)
         self._post(
             order.reply_to,
             wire.MoveAnswer(
@@ -296,6 +310,14 @@ class LlumletDriver:
                 handover_s=figures.handover_s,
             ),
         )
+
+    def _count_relief(self, blocks: int) -> None:
+        """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""
+        scheduler = self._scheduler
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        if short_blocks(growth_blocks(scheduler, self._relief_steps), free - blocks):
+            self.preemptions_avoided += 1
+            self.recompute_tokens_saved += blocks * scheduler.block_size
 
     # -- the source's engine
 

@@ -10,6 +10,7 @@ from vllm.v1.request import Request, RequestStatus
 from llumnix.engine.vllm.movable import why_request_pinned
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.state import passport_of
+from llumnix.policy.relief import short_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, is_high
 from llumnix.wire.messages import RequestRow
@@ -28,18 +29,22 @@ class Fixed(TypedDict):
     outgoing: int
     migrations_in: int
     migrations_out: int
+    ended: int
+    preemptions_avoided: int
+    recompute_tokens_saved: int
 
 
-def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed) -> InstanceSnapshot:
-    """The load report."""
+def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: int) -> InstanceSnapshot:
+    """The load report. `relief_steps`: how far to look ahead for a shortage of blocks; 0 for not at all."""
     pool = scheduler.kv_cache_manager.block_pool
+    free_blocks = pool.get_num_free_blocks()
     queued = [request for request in _queued(scheduler) if request.num_computed_tokens == 0]
     needs = [scheduler.blocks_for(request.num_tokens) for request in queued]
     waiting = len(scheduler.waiting) + len(scheduler.kv_holding_waiting)
     return InstanceSnapshot(
         total_blocks=pool.num_gpu_blocks - 1,  # without the null block
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
-        free_blocks=pool.get_num_free_blocks(),
+        free_blocks=free_blocks,
         block_tokens=scheduler.block_size,
         max_running=scheduler.max_num_running_reqs,
         running=len(scheduler.running) + scheduler.slots_kept,
@@ -47,14 +52,30 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed) -> InstanceSnap
         preempted=sum(request.status == RequestStatus.PREEMPTED for request in queued),
         head_of_line_blocks=needs[0] if needs else 0,
         queued_blocks=sum(needs),
+        smallest_queued_blocks=min(needs, default=0),
         high_running=sum(is_high(request.priority) for request in scheduler.running),
         high_waiting=sum(is_high(request.priority) for request in queued),
         preemptions=scheduler.preemptions,
+        short_blocks=short_blocks(growth_blocks(scheduler, relief_steps), free_blocks) if relief_steps else 0,
         smallest_running_blocks=min(
             (scheduler.blocks_for(request.num_tokens) for request in scheduler.running), default=0
         ),
         **fixed,
     )
+
+
+def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:
+    """Blocks that the batch will take within so many steps: for prompts that are not computed yet, and for one token
+    per request and step, as far as each may still go."""
+    return sum(
+        scheduler.blocks_for(request.num_tokens + min(steps, _remaining_tokens(request)))
+        - scheduler.blocks_for(request.num_computed_tokens)
+        for request in scheduler.running
+    )
+
+
+def _remaining_tokens(request: Request) -> int:
+    return request.max_tokens - request.num_output_tokens
 
 
 def request_snapshots(scheduler: MigrationSupport, engine_pins: bool) -> tuple[RequestSnapshot, ...]:
@@ -71,6 +92,7 @@ def request_snapshots(scheduler: MigrationSupport, engine_pins: bool) -> tuple[R
             needed_blocks=scheduler.blocks_for(request.num_tokens),
             movable=not engine_pins and not why_request_pinned(request),
             preemptions=request.num_preemptions,
+            remaining_tokens=_remaining_tokens(request),
             moved_s=passport_of(request).moved_s,
         )
         for request in chain(scheduler.running, _queued(scheduler))
