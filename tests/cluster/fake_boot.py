@@ -1,6 +1,7 @@
 """An engine module (engine/port.py) without an engine: real processes that report, answer HTTP and die on demand.
 
-Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`.
+Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`, and
+`--busy-while FILE`: as long as the file is there, every instance reports that it is full.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Setup:
     fail_start: bool
     fail_first: int
     slow_until: Path | None
+    busy_while: Path | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +46,7 @@ def prepare(argv: list[str], model: str) -> Setup:
     parser.add_argument("--fail-start", action="store_true")
     parser.add_argument("--fail-first", type=int, default=0)
     parser.add_argument("--slow-until", type=Path)
+    parser.add_argument("--busy-while", type=Path)
     return Setup(**vars(parser.parse_args(argv)))
 
 
@@ -77,22 +80,24 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         control=mailbox.address,
         data="none",
     )
-    mailbox.post(spec.book.launcher, _report(info, 0, draining.is_set()))
+    mailbox.post(spec.book.launcher, _report(info, 0))
     seq = 0
     while not ended.wait(spec.cluster.heartbeat_interval_s):
         seq += 1
         for address in (spec.book.scheduler, *spec.book.all_front_ends):
-            mailbox.post(address, _report(info, seq, draining.is_set()))
+            busy = setup.busy_while is not None and setup.busy_while.exists()
+            mailbox.post(address, _report(info, seq, draining.is_set(), busy))
     mailbox.close()
 
 
-def _report(info: InstanceInfo, seq: int, draining: bool) -> Report:
+def _report(info: InstanceInfo, seq: int, draining: bool = False, busy: bool = False) -> Report:
+    """No request is there, but a busy one says that something holds its memory."""
     snapshot = InstanceSnapshot(
         id=info.id,
         at=time.monotonic(),
         seq=seq,
         total_blocks=100,
-        free_blocks=100,
+        free_blocks=3 if busy else 100,
         state="draining" if draining else "running",  # type: ignore[arg-type]
     )
     return Report(info=info, snapshot=snapshot)
