@@ -216,11 +216,11 @@ class LlumnixClient(AsyncMPClient):
         self.sessions[request.request_id] = Session(request, request.request_id, stream)
         await self._send_to(instance, EngineCoreRequestType.ADD, request)
 
-    def _choose(
-        self, request: EngineCoreRequest, tokens: int, avoid: frozenset[InstanceId] = frozenset()
-    ) -> InstanceId | None:
-        if request.data_parallel_rank is not None:  # the client names an engine (X-data-parallel-rank)
-            avoid |= {m.info.id for m in self.members.values() if m.info.slot != request.data_parallel_rank}
+    def _choose(self, request: EngineCoreRequest, tokens: int, anywhere: bool = False) -> InstanceId | None:
+        """`anywhere`: also elsewhere than where the client wanted it, which may be gone for good."""
+        avoid: frozenset[InstanceId] = frozenset()
+        if request.data_parallel_rank is not None and not anywhere:  # the client names one (X-data-parallel-rank)
+            avoid = frozenset(m.info.id for m in self.members.values() if m.info.slot != request.data_parallel_rank)
         asked = DispatchRequest(
             id=RequestId(request.request_id), prompt_tokens=tokens, priority=Priority(request.priority)
         )
@@ -359,7 +359,8 @@ class LlumnixClient(AsyncMPClient):
             self._fail(session, f"{why}; the stream cannot be continued exactly: {problem}")
             return
         request = session.request
-        instance = self._choose(request, len(request.prompt_token_ids or ()) + len(session.tokens))
+        tokens = len(request.prompt_token_ids or ()) + len(session.tokens)
+        instance = self._choose(request, tokens, anywhere=True)
         if instance is None:
             self._parked.append((session, why))
             return

@@ -1,0 +1,207 @@
+"""How fast an instance with many running generations can be taken away, and what its clients notice.
+
+    python benchmarks/drain.py --streams 50
+
+Puts so many long generations on one of two instances of the tiny model, drains it, and lets every stream go on for a
+while after that. Then the same streams undisturbed, for the same number of tokens: every token must be the same. Beside
+it the same drain without migration (policy `infaas++`), which waits for the longest generation. Exit code 1 if a
+stream failed, a token differs, or the instance took longer than the goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _server import Server, llumnix_server, tiny_engine_flags
+from rich.console import Console
+from rich.table import Table
+
+# The client of the tests: it keeps every token.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
+
+from vllm_streams import Streaming, open_session
+
+GOAL_S = 5.0
+MODEL_LEN = 8192
+KV_MIB = 1800  # 50 sequences of 8192 tokens, 4 KiB each
+TOKENS_BEFORE = 20
+TOKENS_AFTER = 60
+
+
+@dataclass(slots=True)
+class Drained:
+    """One drain as its clients and the server saw it."""
+
+    report: dict[str, Any]
+    wall_s: float
+    """From the order until the report was there, seen from outside."""
+    tokens: list[list[int]]
+    errors: list[str]
+    gaps_s: list[float]
+    """Between two pieces of a stream, from the order until the end of the drain."""
+    left_tokens: list[int]
+    """What the streams still had to say when the drain began."""
+
+
+def main() -> int:
+    arguments = _parse()
+    bodies = [_body(random.Random(f"{arguments.seed}-{n}")) for n in range(arguments.streams)]
+    with _serving() as server:
+        drained = asyncio.run(_drain(server.url, bodies, TOKENS_AFTER, GOAL_S * 12))
+        lengths = [len(tokens) for tokens in drained.tokens]
+        undisturbed = asyncio.run(_undisturbed(server.url, bodies, lengths))
+    waited: Drained | None = None
+    if arguments.longest_wait_s:
+        with _serving("--policy", "infaas++", "--drain-timeout-s", str(arguments.longest_wait_s)) as server:
+            waited = asyncio.run(_drain(server.url, bodies, 0, arguments.longest_wait_s))
+    return _tell(drained, undisturbed, waited)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--streams", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--longest-wait-s", type=float, default=240.0, help="Limit of the drain without migration; 0: leave it out."
+    )
+    return parser.parse_args()
+
+
+@contextmanager
+def _serving(*flags: str) -> Iterator[Server]:
+    with llumnix_server(tiny_engine_flags(MODEL_LEN, KV_MIB), "--instances", "2", *flags) as server:
+        _wait_for_instances(server.url, 2)
+        yield server
+
+
+def _wait_for_instances(url: str, count: int) -> None:
+    import httpx
+
+    while len(_running(httpx.get(f"{url}/llumnix/v1/instances", timeout=10).json())) < count:
+        time.sleep(0.1)
+
+
+def _running(answer: dict[str, Any]) -> list[str]:
+    return sorted(row["id"] for row in answer["instances"] if row["state"] == "running")
+
+
+def _body(rng: random.Random) -> dict[str, Any]:
+    """Greedy, up to the end of the window: thousands of tokens."""
+    prompt = [rng.randrange(256) for _ in range(rng.randint(30, 1500))]
+    most = rng.randint(3000, MODEL_LEN - len(prompt))
+    return {"prompt": prompt, "max_tokens": most, "temperature": 0, "ignore_eos": True}
+
+
+async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limit_s: float) -> Drained:
+    """All streams on the first instance; it is drained when each has begun."""
+    async with open_session(url) as session:
+        streams = [Streaming(session, body, name=f"s{n}", engine=0) for n, body in enumerate(bodies)]
+        for stream in streams:
+            await stream.reaches(TOKENS_BEFORE)
+        left = [body["max_tokens"] - stream.output.tokens for body, stream in zip(bodies, streams, strict=True)]
+        async with session.get("/llumnix/v1/requests") as answer:
+            rows = (await answer.json())["requests"]
+        (instance,) = {row["instance"] for row in rows}
+        began_s = time.monotonic()
+        async with session.post(f"/llumnix/v1/instances/{instance}/drain?timeout_s={limit_s}") as answer:
+            answer.raise_for_status()
+        report = await _report(session, instance, began_s + limit_s)
+        ended_s = time.monotonic()
+        if tokens_after:
+            for stream in streams:
+                with contextlib.suppress(AssertionError):  # it failed, and says so itself
+                    await stream.reaches(stream.output.tokens + tokens_after)
+        for stream in streams:
+            stream.task.cancel()
+        await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
+        outputs = [stream.output for stream in streams]
+    return Drained(
+        report=report,
+        wall_s=ended_s - began_s,
+        tokens=[output.sequences[0].tokens for output in outputs],
+        errors=[output.error for output in outputs if output.error],
+        gaps_s=[gap for output in outputs for gap in _gaps(output.times, began_s, ended_s)],
+        left_tokens=left,
+    )
+
+
+async def _report(session: Any, instance: str, until_s: float) -> dict[str, Any]:
+    """As soon as the drain has ended, or as it stands at the limit."""
+    while True:
+        async with session.get("/llumnix/v1/drains") as answer:
+            reports = (await answer.json())["drains"]
+        report: dict[str, Any] = next(report for report in reports if report["instance"] == instance)
+        if report["outcome"] != "draining" or time.monotonic() >= until_s:
+            return report
+        await asyncio.sleep(0.05)
+
+
+def _gaps(times: list[float], after_s: float, until_s: float) -> list[float]:
+    return [b - a for a, b in pairwise(times) if after_s < b and a < until_s]
+
+
+async def _undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int]) -> list[list[int]]:
+    async with open_session(url) as session:
+        streams = [
+            Streaming(session, {**body, "max_tokens": length, "cache_salt": "undisturbed"}, name=f"u{n}")
+            for n, (body, length) in enumerate(zip(bodies, lengths, strict=True))
+        ]
+        outputs = [await stream for stream in streams]
+    return [output.sequences[0].tokens for output in outputs]
+
+
+def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None) -> int:
+    differing = sum(
+        mine != theirs
+        for one, other in zip(drained.tokens, undisturbed, strict=True)
+        for mine, theirs in zip(one, other, strict=True)
+    )
+    table = Table("", "with migration", "without")
+    rows: list[tuple[str, Any, Any]] = [
+        ("running when it began", drained.report["requests"], waited and waited.report["requests"]),
+        ("tokens still to come, longest", max(drained.left_tokens), waited and max(waited.left_tokens)),
+        ("empty after s", f"{drained.report['seconds']:.2f}", waited and _seconds(waited.report)),
+        ("moved", drained.report["moved"], waited and waited.report["moved"]),
+        ("replayed", drained.report["replayed"], waited and waited.report["replayed"]),
+        ("finished there", drained.report["finished"], waited and waited.report["finished"]),
+        ("failed streams", len(drained.errors), ""),
+        ("tokens compared", sum(map(len, undisturbed)), ""),
+        ("differing tokens", differing, ""),
+        ("gap P50 / P99 / max, ms", _gap_figures(drained.gaps_s), ""),
+    ]
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    console = Console()
+    console.print(table)
+    for error in sorted(set(drained.errors)):
+        console.print(error, markup=False)
+    good = drained.report["outcome"] == "empty" and drained.report["seconds"] <= GOAL_S
+    console.print(f"goal: empty in {GOAL_S:g} s, no failed stream, no differing token")
+    return int(bool(drained.errors) or bool(differing) or not good)
+
+
+def _seconds(report: dict[str, Any]) -> str:
+    return f"{report['seconds']:.1f}" if report["outcome"] == "empty" else f"more than {report['seconds']:.0f}"
+
+
+def _gap_figures(gaps_s: list[float]) -> str:
+    if not gaps_s:
+        return ""
+    p50, p99 = np.percentile(gaps_s, [50, 99])
+    return f"{p50 * 1e3:.0f} / {p99 * 1e3:.0f} / {max(gaps_s) * 1e3:.0f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
