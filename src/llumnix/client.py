@@ -85,8 +85,9 @@ class AdminClient:
 
 def restart_rolling(client: AdminClient, say: Callable[[str], None], timeout_s: float) -> None:
     """Replaces every instance, one after the other: a new one starts before an old one is emptied and stopped, so
-    capacity never falls. Raises ServerRefused when a step takes longer than `timeout_s`."""
-    old = [row["id"] for row in _instances(client) if row["state"] == "running"]
+    capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused when a step takes longer than
+    `timeout_s`."""
+    old = _running(client)
     if not old:
         raise ServerRefused("No instance is running, so there is nothing to restart.")
     for instance in old:
@@ -97,6 +98,10 @@ def restart_rolling(client: AdminClient, say: Callable[[str], None], timeout_s: 
         client.drain(instance, keep=False)
         _wait(partial(_is_gone, client, instance), f"{instance} did not become empty", timeout_s)
         say(f"{instance} stopped")
+    scaling = client.status().get("scaling")
+    if scaling is None or scaling["mode"] != "on":  # else their number is not ours to say
+        missing = f"fewer than the {len(old)} instances from before run"
+        _wait(lambda: len(_running(client)) >= len(old), missing, timeout_s)
 
 
 def wait_for_drain(client: AdminClient, instance: str, timeout_s: float) -> dict[str, Any]:
@@ -132,6 +137,10 @@ def drain_sentence(report: dict[str, Any]) -> str:
 def _instances(client: AdminClient) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = client.status()["instances"]
     return rows
+
+
+def _running(client: AdminClient) -> list[str]:
+    return [row["id"] for row in _instances(client) if row["state"] == "running"]
 
 
 def _new_running(client: AdminClient, known: set[str]) -> str | None:

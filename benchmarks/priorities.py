@@ -1,0 +1,167 @@
+"""What high priority is worth when memory is short, and what the others pay.
+
+    python benchmarks/priorities.py --rounds 2
+
+One load that makes instances preempt; one request in ten is important. A round sends it twice to the same server: with
+the priorities, and with every request the same. Compared are the same requests in both. Exit code 1 if a request
+failed or a goal is missed: P99 of the time to the first token of the important ones at most a third, mean latency of
+the others at most 5 % longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+from _server import llumnix_server, tiny_engine_flags
+from rich.console import Console
+from rich.table import Table
+
+from llumnix.bench.client import BenchConfig, bench
+from llumnix.report.records import Records, RequestRecord
+from llumnix.report.summary import summarize
+from llumnix.types import NORMAL, is_high
+from llumnix.workload.workload import Workload, load_workload
+
+WORKLOAD = "poisson:rate=7,prompt=zipf128,output=zipf256,cap=600,requests=250,high=0.1"
+KV_MIB = 12  # 96 blocks of 32 tokens
+TARGET_TOKENS = 1600
+"""Headroom: half of the memory of an instance."""
+
+Value = Callable[[RequestRecord], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run, split by the class that a request has when priorities count."""
+
+    high: list[RequestRecord]
+    normal: list[RequestRecord]
+    preemptions: int
+    moved: int
+
+    @property
+    def failed(self) -> int:
+        return sum(bool(row.error) for row in [*self.high, *self.normal])
+
+
+def main() -> int:
+    arguments = _parse()
+    pairs: list[tuple[Outcome, Outcome]] = []
+    flags = ("--instances", "2", "--priority-target-tokens", str(TARGET_TOKENS), "--max-num-seqs", "64")
+    with llumnix_server(tiny_engine_flags(max_model_len=2048, kv_mib=KV_MIB), *flags) as server:
+        _run(server.url, load_workload("poisson:rate=8,requests=16,output=50"), set())
+        for number in range(arguments.rounds):
+            workload = load_workload(arguments.workload, seed=arguments.seed + number)
+            important = {request.id for request in workload.requests if is_high(request.priority)}
+            equal = replace(workload, requests=tuple(_made_normal(one) for one in workload.requests))
+            order = (workload, equal) if number % 2 == 0 else (equal, workload)
+            outcomes = {id(one): _run(server.url, one, important) for one in order}
+            pairs.append((outcomes[id(workload)], outcomes[id(equal)]))
+    return _compare(pairs)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
+    parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def _made_normal(request: msgspec.Struct) -> object:
+    return msgspec.structs.replace(request, priority=NORMAL)
+
+
+def _run(url: str, workload: Workload, important: set[str]) -> Outcome:
+    records = asyncio.run(bench(workload, BenchConfig(url=url), Console(stderr=True))).records
+    high = [row for row in records.requests if row.id in important]
+    normal = [row for row in records.requests if row.id not in important]
+    return Outcome(high, normal, _preemptions(records), summarize(records).migrations.get("moved", 0))
+
+
+def _preemptions(records: Records) -> int:
+    """During this run: the server counts on."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for row in records.instances:
+        first.setdefault(row.instance, row.preemptions)
+        last[row.instance] = row.preemptions
+    return sum(last[instance] - first[instance] for instance in last)
+
+
+def _compare(pairs: Sequence[tuple[Outcome, Outcome]]) -> int:
+    table = Table("", "with priorities", "without", "with / without, median [lowest-highest]")
+    ratios: dict[str, float] = {}
+    for name, rows, value, measure in (
+        ("high: TTFT P99, s", _high, _ttft, _p99),
+        ("high: TTFT mean, s", _high, _ttft, statistics.fmean),
+        ("high: latency mean, s", _high, _latency, statistics.fmean),
+        ("normal: TTFT P99, s", _normal, _ttft, _p99),
+        ("normal: latency mean, s", _normal, _latency, statistics.fmean),
+    ):
+        columns = [
+            [measure(_values(rows(outcome), value)) for outcome in column] for column in zip(*pairs, strict=True)
+        ]
+        each = [a / b for a, b in zip(*columns, strict=True)]
+        ratios[name] = statistics.median(each)
+        cells = (" ".join(f"{figure:.3g}" for figure in column) for column in columns)
+        table.add_row(name, *cells, f"{ratios[name]:.2f} [{min(each):.2f}-{max(each):.2f}]")
+    for name, count in (("preemptions", _preempted), ("moves", _moved), ("failed", _failed)):
+        table.add_row(
+            name, *(" ".join(str(count(outcome)) for outcome in column) for column in zip(*pairs, strict=True))
+        )
+    console = Console()
+    console.print(table)
+    gain, price = 1 / ratios["high: TTFT P99, s"], ratios["normal: latency mean, s"]
+    reached = gain >= 3 and price <= 1.05
+    console.print(
+        f"goal {'reached' if reached else 'missed'}: {gain:.1f} times for the high ones, {price:.3f} for the rest"
+    )
+    return int(not reached or any(outcome.failed for pair in pairs for outcome in pair))
+
+
+def _high(outcome: Outcome) -> list[RequestRecord]:
+    return outcome.high
+
+
+def _normal(outcome: Outcome) -> list[RequestRecord]:
+    return outcome.normal
+
+
+def _preempted(outcome: Outcome) -> int:
+    return outcome.preemptions
+
+
+def _moved(outcome: Outcome) -> int:
+    return outcome.moved
+
+
+def _failed(outcome: Outcome) -> int:
+    return outcome.failed
+
+
+def _ttft(row: RequestRecord) -> float | None:
+    return row.ttft_s
+
+
+def _latency(row: RequestRecord) -> float | None:
+    return row.latency_s
+
+
+def _values(rows: Sequence[RequestRecord], value: Value) -> list[float]:
+    return [number for row in rows if (number := value(row)) is not None]
+
+
+def _p99(values: Sequence[float]) -> float:
+    return float(np.percentile(values, 99))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

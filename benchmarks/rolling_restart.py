@@ -1,0 +1,162 @@
+"""Replaces every instance, one after the other, while clients stream: what they notice.
+
+    python benchmarks/rolling_restart.py --clients 12
+
+Three instances of the tiny model; each client streams one completion after another. First for a while undisturbed, then
+during `llumnix restart --rolling`, until that is through. Exit code 1 if a request failed, if the P99 of the gaps
+between tokens exceeded one second, or if not as many instances serve afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import httpx
+import numpy as np
+from _server import Server, llumnix_server, tiny_engine_flags
+from _stream import Stream, StreamFailed, completion_body, open_session
+from rich.console import Console
+from rich.table import Table
+
+from llumnix.client import AdminClient, restart_rolling
+
+GOAL_GAP_S = 1.0
+STEP_TIMEOUT_S = 120.0
+
+
+@dataclass(slots=True)
+class Period:
+    """What the clients saw in one stretch of time."""
+
+    name: str
+    seconds: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+    ttfts_s: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Clients:
+    """Streams of all clients; each client has one at a time."""
+
+    url: str
+    streams: list[Stream] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    stopping: bool = False
+
+    async def run(self, session: aiohttp.ClientSession, number: int) -> None:
+        rng = random.Random(number)
+        while not self.stopping:
+            prompt = [rng.randrange(256) for _ in range(rng.randint(20, 300))]
+            stream = Stream(completion_body("tiny", prompt, rng.randint(100, 500)))
+            self.streams.append(stream)
+            try:
+                await stream.run(session, self.url)
+            except (StreamFailed, aiohttp.ClientError) as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+
+    def period(self, name: str, after_s: float, until_s: float) -> Period:
+        gaps = [gap for stream in self.streams for gap in stream.gaps_s(after_s, until_s)]
+        ttfts = [s.ttft_s for s in self.streams if after_s <= s.sent_s and s.times_s and s.times_s[0] <= until_s]
+        return Period(name, until_s - after_s, gaps, ttfts)
+
+
+def main() -> int:
+    arguments = _parse()
+    with llumnix_server(tiny_engine_flags(kv_mib=96), "--instances", str(arguments.instances)) as server:
+        _wait_for_instances(server, arguments.instances)
+        before = _running(server)
+        periods, clients = asyncio.run(_measure(server, arguments))
+        after = _running(server)
+        drains = httpx.get(f"{server.url}/llumnix/v1/drains", timeout=10).json()["drains"]
+    return _tell(periods, clients, drains, (before, after))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
+    parser.add_argument(
+        "--quiet-s", type=float, default=15.0, help="Seconds without a restart, before it. Default: 15."
+    )
+    return parser.parse_args()
+
+
+def _running(server: Server) -> set[str]:
+    rows = httpx.get(f"{server.url}/llumnix/v1/instances", timeout=10).json()["instances"]
+    return {row["id"] for row in rows if row["state"] == "running"}
+
+
+def _wait_for_instances(server: Server, count: int) -> None:
+    while len(_running(server)) < count:
+        asyncio.run(asyncio.sleep(0.1))
+
+
+async def _measure(server: Server, arguments: argparse.Namespace) -> tuple[list[Period], Clients]:
+    clock = asyncio.get_running_loop().time
+    clients = Clients(server.url)
+    async with open_session() as session, asyncio.TaskGroup() as group:
+        for number in range(arguments.clients):
+            group.create_task(clients.run(session, number))
+        await asyncio.sleep(2.0)
+        began_s = clock()
+        await asyncio.sleep(arguments.quiet_s)
+        restarted_s = clock()
+        await asyncio.to_thread(_restart, server.url)
+        ended_s = clock()
+        clients.stopping = True
+    periods = [
+        clients.period("undisturbed", began_s, restarted_s),
+        clients.period("rolling restart", restarted_s, ended_s),
+    ]
+    return periods, clients
+
+
+def _restart(url: str) -> None:
+    client = AdminClient(url)
+    try:
+        restart_rolling(client, lambda line: print(line, flush=True), STEP_TIMEOUT_S)
+    finally:
+        client.close()
+
+
+def _tell(
+    periods: list[Period], clients: Clients, drains: list[dict[str, Any]], instances: tuple[set[str], set[str]]
+) -> int:
+    table = Table("", *(period.name for period in periods))
+    table.add_row("seconds", *(f"{period.seconds:.1f}" for period in periods))
+    table.add_row("gaps between tokens", *(str(len(period.gaps_s)) for period in periods))
+    table.add_row("gap P50 / P99 / max, ms", *(_ms(period.gaps_s) for period in periods))
+    table.add_row("TTFT P50 / P99 / max, ms", *(_ms(period.ttfts_s) for period in periods))
+    console = Console()
+    console.print(table)
+    for report in drains:
+        console.print(
+            f"{report['instance']}: {report['requests']} requests, {report['moved']} moved, {report['replayed']} "
+            f"replayed, {report['finished']} finished, empty after {report['seconds']:.2f} s"
+        )
+    before, after = instances
+    console.print(f"instances before {sorted(before)}, after {sorted(after)}", markup=False)
+    console.print(f"{len(clients.streams)} requests, {len(clients.failures)} failed")
+    for failure in sorted(set(clients.failures)):
+        console.print(failure, markup=False)
+    p99 = float(np.percentile(periods[1].gaps_s, 99))
+    console.print(f"goal: no failed request, gap P99 at most {GOAL_GAP_S:g} s, as many instances as before, all new")
+    whole = len(after) == len(before) and not after & before
+    return int(bool(clients.failures) or p99 > GOAL_GAP_S or not whole)
+
+
+def _ms(values: list[float]) -> str:
+    if not values:
+        return ""
+    p50, p99 = np.percentile(values, [50, 99])
+    return f"{p50 * 1e3:.0f} / {p99 * 1e3:.0f} / {max(values) * 1e3:.0f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Auto-scaling under bursts: with live migration, and the same scaler without.
+
+    python benchmarks/scaling.py --rounds 2
+
+Gamma arrivals (CV 4) on 1 to 4 instances of the tiny model with little memory. Both servers have the same scaler and
+the same flags; one moves requests (policy `llumnix`), one never does (`infaas++`, as in the paper's comparison). A
+round serves the same requests to both. Compared are the P99 of the time to the first token and the time-weighted number
+of instances. Exit code 1 if a request failed or the goal is missed: P99 TTFT at least halved, or 20 % fewer instances,
+at no loss of the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from _server import llumnix_server, tiny_engine_flags
+from rich.console import Console
+from rich.table import Table
+
+from llumnix.bench.client import BenchConfig, bench
+from llumnix.report.summary import Summary, summarize
+from llumnix.workload.workload import load_workload
+
+WORKLOAD = "gamma:rate=2.5,cv=4,prompt=exp100,output=300,cap=600,requests=150"
+KV_MIB = 12  # 96 blocks of 32 tokens: about eight requests
+SCALING = (
+    *("--scaling", "on", "--instances", "1", "--min-instances", "1", "--max-instances", "4"),
+    *("--scale-out-freeness", "4", "--scale-in-freeness", "20", "--scale-window-s", "1"),
+)
+POLICIES = ("llumnix", "infaas++")
+NO_LOSS = 1.02
+"""What counts as no loss: within two per cent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    ttft_p99_s: float
+    ttft_mean_s: float
+    latency_mean_s: float
+    instances: float
+    moved: int
+    preemptions: int
+    failed: int
+
+
+def main() -> int:
+    arguments = _parse()
+    rounds: dict[str, list[Figures]] = {policy: [] for policy in POLICIES}
+    for number in range(arguments.rounds):
+        order = POLICIES if number % 2 == 0 else POLICIES[::-1]
+        for policy in order:
+            rounds[policy].append(_run(policy, arguments.workload, arguments.seed + number))
+            _tell(policy, number, rounds[policy][-1])
+    return _compare(rounds["llumnix"], rounds["infaas++"])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
+    parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def _run(policy: str, text: str, seed: int) -> Figures:
+    workload = load_workload(text, seed=seed)
+    flags = ("--policy", policy, *SCALING, "--max-num-seqs", "64")
+    with llumnix_server(tiny_engine_flags(max_model_len=2048, kv_mib=KV_MIB), *flags) as server:
+        result = asyncio.run(bench(workload, BenchConfig(url=server.url), Console(stderr=True)))
+    return _figures(summarize(result.records, result.facts))
+
+
+def _figures(summary: Summary) -> Figures:
+    requests = summary.requests
+    assert requests.ttft_s is not None
+    assert requests.latency_s is not None
+    assert summary.mean_instances is not None
+    return Figures(
+        ttft_p99_s=requests.ttft_s.p99,
+        ttft_mean_s=requests.ttft_s.mean,
+        latency_mean_s=requests.latency_s.mean,
+        instances=summary.mean_instances,
+        moved=summary.migrations.get("moved", 0),
+        preemptions=summary.preemptions or 0,
+        failed=requests.failed,
+    )
+
+
+def _tell(policy: str, number: int, figures: Figures) -> None:
+    print(f"round {number}, {policy}: {figures}", flush=True)
+
+
+def _compare(ours: Sequence[Figures], theirs: Sequence[Figures]) -> int:
+    table = Table("", "with migration", "without", "with / without, median [lowest-highest]")
+    for name, value in (
+        ("TTFT P99, s", lambda figures: figures.ttft_p99_s),
+        ("TTFT mean, s", lambda figures: figures.ttft_mean_s),
+        ("latency mean, s", lambda figures: figures.latency_mean_s),
+        ("instances, time-weighted", lambda figures: figures.instances),
+        ("moves", lambda figures: figures.moved),
+        ("preemptions", lambda figures: figures.preemptions),
+        ("failed", lambda figures: figures.failed),
+    ):
+        mine, others = [value(one) for one in ours], [value(one) for one in theirs]
+        table.add_row(name, _cell(mine), _cell(others), _ratio_cell(mine, others))
+    console = Console()
+    console.print(table)
+    ttft = _ratio([one.ttft_p99_s for one in ours], [one.ttft_p99_s for one in theirs])
+    machines = _ratio([one.instances for one in ours], [one.instances for one in theirs])
+    reached = (ttft <= 0.5 and machines <= NO_LOSS) or (machines <= 0.8 and ttft <= NO_LOSS)
+    console.print(
+        f"goal {'reached' if reached else 'missed'}: TTFT P99 {ttft:.2f} times, instances {machines:.2f} times"
+    )
+    return int(not reached or any(one.failed for one in [*ours, *theirs]))
+
+
+def _ratio(mine: Sequence[float], others: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(mine, others, strict=True))
+
+
+def _cell(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
+
+
+def _ratio_cell(mine: Sequence[float], others: Sequence[float]) -> str:
+    if not all(others):
+        return ""
+    ratios = [a / b for a, b in zip(mine, others, strict=True)]
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

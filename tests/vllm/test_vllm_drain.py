@@ -1,0 +1,144 @@
+"""Instances are taken away under streams: by order, by SIGTERM, and when there is no time to move anything."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from vllm_kinds import make, prompt
+from vllm_server import Server, wait_for
+from vllm_streams import Output, Streaming, open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+INSTANCES = 2
+FLAGS = ("--no-migration", "--drain-timeout-s", "20")
+
+STREAMS = 12
+
+Act = Callable[[str], Awaitable[None]]
+
+
+def body(seed: int) -> dict[str, Any]:
+    text = prompt(random.Random(seed), 40)
+    return {"prompt": text, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+
+
+def ids(server: Server) -> list[str]:
+    return [row["id"] for row in server.instances()]
+
+
+def two_instances(server: Server) -> None:
+    """Those that an earlier test took away are made up for."""
+    if len(ids(server)) < 2:
+        assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
+        wait_for(lambda: len(ids(server)) == 2, "two instances")
+
+
+def report_of(server: Server, instance: str) -> dict[str, Any]:
+    reports = server.get("/llumnix/v1/drains").json()["drains"]
+    report: dict[str, Any] = next(report for report in reports if report["instance"] == instance)
+    return report
+
+
+async def ended_report(server: Server, instance: str) -> dict[str, Any]:
+    await asyncio.to_thread(
+        wait_for, lambda: server.instance(instance)["state"] == "stopped", "the end of the drained instance"
+    )
+    return await asyncio.to_thread(report_of, server, instance)
+
+
+async def streams_while(server: Server, name: str, act: Act, extra: dict[str, Any] | None = None) -> list[Output]:
+    """Streams on the first instance, which is acted upon when all of them speak; then the same undisturbed."""
+    first = server.instances()[0]
+    bodies = [body(n) for n in range(STREAMS)] + ([extra] if extra else [])
+    async with open_session(server.url) as session:
+        places = {row["instance"] for row in server.requests()}
+        assert not places
+        streams = [Streaming(session, each, name=f"{name}-{n}") for n, each in enumerate(bodies)]
+        for stream in streams:
+            await stream.reaches(5)
+        await act(first["id"])
+        outputs = [await stream for stream in streams]
+        undisturbed = [
+            await stream for stream in [Streaming(session, each, name=f"{name}-u{n}") for n, each in enumerate(bodies)]
+        ]
+    assert [output.error for output in outputs] == [""] * len(bodies)
+    assert [o.sequences[0].tokens for o in outputs] == [o.sequences[0].tokens for o in undisturbed]
+    await asyncio.to_thread(server.wait_until_quiet)
+    return outputs
+
+
+async def test_drain_moves_what_runs_there_and_reports(server: Server) -> None:
+    two_instances(server)
+    reports: list[dict[str, Any]] = []
+
+    async def drain(instance: str) -> None:
+        held = server.instance(instance)["running"]
+        assert held > 0
+        assert server.post(f"/llumnix/v1/instances/{instance}/drain").status_code == 202
+        report = await ended_report(server, instance)
+        assert report["requests"] == held
+        reports.append(report)
+
+    await streams_while(server, "drained", drain)
+    (report,) = reports
+    assert (report["outcome"], report["replayed"], report["left"], report["why"]) == ("empty", 0, 0, "asked for")
+    assert report["moved"] > 0
+    assert report["moved"] + report["finished"] == report["requests"]
+    assert report["seconds"] < 10
+
+
+async def test_what_has_no_time_to_move_is_replayed_and_says_the_same(server: Server) -> None:
+    two_instances(server)
+
+    async def drain_at_once(instance: str) -> None:
+        assert server.post(f"/llumnix/v1/instances/{instance}/drain?timeout_s=0").status_code == 202
+        report = await ended_report(server, instance)
+        assert report["outcome"] == "empty"
+        assert report["replayed"] > 0
+        assert report["replayed"] + report["moved"] + report["finished"] == report["requests"]
+
+    await streams_while(server, "hurried", drain_at_once)
+
+
+async def test_what_cannot_be_replayed_may_finish(server: Server) -> None:
+    """A seeded one lives on the instance until it ends: its random generator is nowhere else."""
+    two_instances(server)
+    seeded = make("seeded top_p", random.Random(3)).body
+
+    async def drain_at_once(instance: str) -> None:
+        await asyncio.to_thread(server.post, f"/llumnix/v1/instances/{instance}/drain?timeout_s=0")
+        report = await ended_report(server, instance)
+        assert report["outcome"] == "empty"
+        assert report["left"] == 0
+
+    await streams_while(server, "seeded", drain_at_once, seeded)
+
+
+async def test_sigterm_drains_an_instance(server: Server) -> None:
+    two_instances(server)
+
+    async def terminate(instance: str) -> None:
+        server.signal_instance(instance, signal.SIGTERM)
+        report = await ended_report(server, instance)
+        assert (report["outcome"], report["replayed"]) == ("empty", 0)
+        assert report["moved"] > 0
+
+    await streams_while(server, "terminated", terminate)
+    assert len(ids(server)) == 1
+
+
+def test_refused_orders(server: Server) -> None:
+    two_instances(server)
+    instance = ids(server)[0]
+    for query in ("timeout_s=soon", "timeout_s=-1", "timeout_s=inf", "keep=perhaps"):
+        answer = server.post(f"/llumnix/v1/instances/{instance}/drain?{query}")
+        assert answer.status_code == 400, query
+    scaling = server.get("/llumnix/v1/scaling").json()
+    assert (scaling["mode"], scaling["serving"]) == ("off", 2)
+    assert scaling["mean_instances"] > 0
