@@ -85,8 +85,8 @@ class AdminClient:
 
 def restart_rolling(client: AdminClient, say: Callable[[str], None], timeout_s: float) -> None:
     """Replaces every instance, one after the other: a new one starts before an old one is emptied and stopped, so
-    capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused when a step takes longer than
-    `timeout_s`."""
+    capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused when a step
+    takes longer than `timeout_s`."""
     old = _running(client)
     if not old:
         raise ServerRefused("No instance is running, so there is nothing to restart.")
