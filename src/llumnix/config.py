@@ -7,6 +7,7 @@ the name with dashes is the flag.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Any
 
 from llumnix.errors import UsageError
@@ -54,7 +55,12 @@ class PolicyConfig:
                 f"--migrate-in-freeness ({self.migrate_in_freeness:g}) must not be below "
                 f"--migrate-out-freeness ({self.migrate_out_freeness:g}), or requests would bounce.",
             )
-        _require(self.pairing_interval_s > 0, "--pairing-interval-s must be above 0.")
+        for name in ("migrate_out_freeness", "migrate_in_freeness"):
+            value = getattr(self, name)
+            _require(value is None or isfinite(value), f"--{name.replace('_', '-')} must be a finite number.")
+        _require(
+            0.001 <= self.pairing_interval_s < inf, "--pairing-interval-s must be at least 0.001: one round costs ms."
+        )
         _require(self.request_cooldown_s >= 0, "--request-cooldown-s must not be negative.")
         _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")
         _require(self.relief_steps >= 0, "--relief-steps must not be negative.")

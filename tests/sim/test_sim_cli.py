@@ -62,6 +62,15 @@ def test_a_run_compared_with_itself_has_no_error(tmp_path: Path, capsys: pytest.
         (["--migrate-out-freeness", "9", "--migrate-in-freeness", "3"], "must not be below"),
         (["--compare", "no-such"], "Cannot read"),
         (["--sample-s", "-1"], "--sample-s"),
+        (["--sample-s", "nan"], "--sample-s"),
+        (["--sample-s", "1e-9"], "--sample-s"),
+        (["--pairing-interval-s", "1e-9"], "--pairing-interval-s"),
+        (["--migrate-out-freeness", "nan"], "must be a finite number"),
+        (["--scale", "--scale-out-freeness", "nan"], "--scale-in-freeness"),
+        (["--scale", "--scale-window-s", "nan"], "--scale-window-s"),
+        (["--instances", "-2"], "--instances must be between"),
+        (["--rate", "0"], "rate must be a number"),
+        (["--seed", "-1"], "seed must be a whole number"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(

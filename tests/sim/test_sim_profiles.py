@@ -72,13 +72,15 @@ def text(profile: Profile, tmp_path: Path) -> str:
     [
         ("per_token_ms = 0.2028\n", "", "lacks the field 'per_token_ms'"),
         ("origin =", "origins =", "lacks the field 'origin'"),
-        ("total_blocks = 792", "total_blocks = 'many'", "must be of type int"),
+        ("total_blocks = 792", "total_blocks = 'many'", "must be a whole number"),
         ("total_blocks = 792", "total_blocks = 0", "total_blocks must be at least 1"),
         ("[host]", "[hosts]", "unknown field 'hosts'"),
         ("stage_ms", "phase_ms", "unknown field 'phase_ms'"),
         ('kind = "vllm-0.1"', 'kind = "orca"', "must be vllm-0.1 or vllm-1"),
         ("batch = [1, 2,", "batch = [2, 1,", "decode.batch must grow"),
         ("[memory]", "[memory", "not valid TOML"),
+        ("base_ms = 5.6", "base_ms = inf", "must be a finite number"),
+        ("message_ms = 1.0", "message_ms = nan", "must be a finite number"),
     ],
 )
 def test_a_broken_profile_gets_one_sentence(old: str, new: str, sentence: str, tmp_path: Path) -> None:
@@ -92,3 +94,9 @@ def test_a_broken_profile_gets_one_sentence(old: str, new: str, sentence: str, t
 def test_an_unknown_profile_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="a10-llama-7b"):
         load_profile("h9000")
+
+
+def test_a_profile_that_is_no_text_gets_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="is not a text file"):
+        load_profile(str(tmp_path / "mine.toml"))

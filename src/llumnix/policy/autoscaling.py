@@ -30,12 +30,12 @@ class ScalingConfig:
     max_instances: int = knob(1, "Never more instances than this.")
 
     def __post_init__(self) -> None:
-        if self.scale_in_freeness <= self.scale_out_freeness:
+        if not self.scale_in_freeness > self.scale_out_freeness:
             raise UsageError(
                 f"--scale-in-freeness ({self.scale_in_freeness:g}) must be above "
                 f"--scale-out-freeness ({self.scale_out_freeness:g}), or instances would come and go."
             )
-        if self.scale_window_s < 0:
+        if not self.scale_window_s >= 0:
             raise UsageError("--scale-window-s must not be negative.")
         if not 1 <= self.min_instances <= self.max_instances:
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +25,9 @@ from llumnix.workload.trace import MOONCAKE_BLOCK_TOKENS
 from llumnix.workload.workload import Workload, load_workload
 
 MOST_INSTANCES = 4096
+
+SHORTEST_SAMPLE_S = 0.001
+"""Between two rows of the time series; below, the rows outnumber everything else."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +87,8 @@ def _workload(args: argparse.Namespace) -> Workload:
 def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
     if not 1 <= args.instances <= MOST_INSTANCES:
         raise UsageError(f"--instances must be between 1 and {MOST_INSTANCES}, not {args.instances}.")
-    if args.sample_s < 0:
-        raise UsageError("--sample-s must not be negative.")
+    if args.sample_s != 0 and not SHORTEST_SAMPLE_S <= args.sample_s < inf:
+        raise UsageError(f"--sample-s must be 0 or at least {SHORTEST_SAMPLE_S:g}, not {args.sample_s:g}.")
     scaling = None
     if args.scale:
         if args.max_instances < args.instances:

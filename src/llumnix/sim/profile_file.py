@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import MISSING, asdict, fields
 from importlib import resources
@@ -42,6 +43,8 @@ def load_profile(name: str) -> Profile:
     else:
         try:
             text = Path(name).read_text()
+        except UnicodeDecodeError:
+            raise UsageError(f"Profile {name} is not a text file.") from None
         except OSError:
             known = ", ".join(profile_names())
             raise UsageError(f"There is no profile {name!r}: give a TOML file, or one of {known}.") from None
@@ -87,7 +90,7 @@ def _section(kind: type[Any], table: object, where: str) -> Any:
 
 def _value(value: object, kind: str, where: str) -> object:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "float" and number:
+    if kind == "float" and number and math.isfinite(value):  # type: ignore[arg-type]
         return float(value)  # type: ignore[arg-type]
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -98,7 +101,8 @@ def _value(value: object, kind: str, where: str) -> object:
     if kind.startswith("tuple") and isinstance(value, list):
         inner = kind.removeprefix("tuple[").split(",")[0]
         return tuple(_value(entry, inner, where) for entry in value)
-    raise UsageError(f"Profile {where} must be of type {kind}, not {value!r}.")
+    expected = {"float": "a finite number", "int": "a whole number", "str": "a text", "bool": "true or false"}
+    raise UsageError(f"Profile {where} must be {expected.get(kind, 'a list of numbers')}, not {value!r}.")
 
 
 def write_profile(profile: Profile, path: Path) -> None:
