@@ -24,13 +24,14 @@ class Mailbox:
     holders of the same keys are heard.
 
     `on_message` must be quick and must not raise; an exception in it is our bug and ends the thread loudly.
-    `post` may be called from any thread.
+    `post` and `post_soon` may be called from any thread.
     """
 
     def __init__(self, address: str, on_message: Callable[[Wire], None], keys: CurveKeys | None = None) -> None:
         self.malformed = 0
         self.outbox = Outbox(keys)
         self.post = self.outbox.post
+        self.post_soon = self.outbox.post_soon
         self._on_message = on_message
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)

@@ -286,7 +286,7 @@ class LlumnixEngineCore(EngineCoreProc):
             case wire.ListRequests():
                 rows = request_rows(self.scheduler, driver.engine_pins)
                 answer = wire.Requests(query=message.query, instance=self._info.id, rows=rows)
-                self._mailbox.post(message.reply_to, answer)
+                self._mailbox.post_soon((message.reply_to,), answer)
             case wire.FrontEndLost():
                 self._abort_orphans(message.front_end)
             case wire.InstanceStarting():
@@ -319,8 +319,7 @@ class LlumnixEngineCore(EngineCoreProc):
         )
         snapshot = instance_snapshot(self.scheduler, fixed, self._spec.policy.relief_steps)
         self._last_report = wire.Report(info=self._info, snapshot=snapshot)
-        for address in self._audience:
-            self._mailbox.post(address, self._last_report)
+        self._mailbox.post_soon(self._audience, self._last_report)
 
     def _beat(self) -> None:
         """On the heart's thread. The launcher needs no load, only to know when an instance serves."""
@@ -350,6 +349,7 @@ class LlumnixEngineCore(EngineCoreProc):
             ranks=config.parallel_config.world_size,
             pins=why_engine_pins(config, self.scheduler.kv_cache_config),
             post=self._mailbox.post,
+            post_soon=self._mailbox.post_soon,
             put_output=self.output_queue.put_nowait,
             wake_at=self._heart.wake_at,
             clock=monotonic,

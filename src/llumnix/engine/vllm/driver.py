@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from vllm.v1.request import Request
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
 from llumnix.control.llumlet import Llumlet
-from llumnix.control.messages import Commit, Copy, Prepare
+from llumnix.control.messages import Commit, Committed, Copy, Prepare
 from llumnix.engine.vllm.incoming import CollectiveRpc, IncomingRequests, Refusal
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.snapshot import growth_blocks, request_snapshots
@@ -48,6 +48,8 @@ class Engine:
     pins: str
     """Why no request of this engine can move; empty if they can."""
     post: Callable[[str, wire.Wire], None]
+    post_soon: Callable[[Sequence[str], wire.Wire], None]
+    """For messages that nobody stands still for."""
     put_output: Callable[[tuple[int, EngineCoreOutputs]], None]
     """vLLM's output queue: what is put there leaves after all earlier tokens and before all later ones."""
     wake_at: Callable[[float], None]
@@ -77,6 +79,7 @@ class LlumletDriver:
         self._scheduler = scheduler
         self._rpc = engine.rpc
         self._post = engine.post
+        self._post_soon = engine.post_soon
         self._put_output = engine.put_output
         self._clock = engine.clock
         self._codec = Codec()
@@ -124,7 +127,7 @@ class LlumletDriver:
                 target=order.target.id,
                 request=order.request,
                 reason=order.reason,
-                candidates=request_snapshots(self._scheduler, bool(self.engine_pins)),
+                candidates=request_snapshots(self._scheduler, bool(self.engine_pins), order.request),
                 room_blocks=room if order.room_blocks is None else order.room_blocks,
                 count=order.count,
                 urgent=order.urgent,
@@ -265,7 +268,11 @@ class LlumletDriver:
             if isinstance(message, Commit):
                 state = self._rpc("llumnix_sampler_state", args=(message.request,))[0]
                 message = msgspec.structs.replace(message, payload=hand_of(request, state))
-        self._post(peer.control, wire.Peer(sender=self.info, message=message))
+        letter = wire.Peer(sender=self.info, message=message)
+        if isinstance(message, Commit | Committed):  # the stream stands still until they arrive
+            self._post(peer.control, letter)
+        else:
+            self._post_soon((peer.control,), letter)
 
     def _send_to_front_end(self, command: commands.SendToFrontEnd) -> None:
         request = self._scheduler.requests[command.request]
@@ -294,8 +301,8 @@ class LlumletDriver:
             return
         if command.ok and order.urgent:
             self._count_relief(figures.held_blocks)
-        self._post(
-            order.reply_to,
+        self._post_soon(
+            (order.reply_to,),
             wire.MoveAnswer(
                 move_id=order.move_id,
                 source=self.info.id,

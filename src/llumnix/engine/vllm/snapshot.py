@@ -78,8 +78,10 @@ def _remaining_tokens(request: Request) -> int:
     return request.max_tokens - request.num_output_tokens
 
 
-def request_snapshots(scheduler: MigrationSupport, engine_pins: bool) -> tuple[RequestSnapshot, ...]:
-    """Every unfinished request that could be asked to leave, running ones first."""
+def request_snapshots(
+    scheduler: MigrationSupport, engine_pins: bool, only: RequestId | None = None
+) -> tuple[RequestSnapshot, ...]:
+    """Every unfinished request that could be asked to leave, running ones first; or only that one."""
     return tuple(
         RequestSnapshot(
             id=RequestId(request.request_id),
@@ -96,6 +98,7 @@ def request_snapshots(scheduler: MigrationSupport, engine_pins: bool) -> tuple[R
             moved_s=passport_of(request).moved_s,
         )
         for request in chain(scheduler.running, _queued(scheduler))
+        if only is None or request.request_id == only
     )
 
 
