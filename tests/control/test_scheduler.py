@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from llumnix.config import PolicyConfig
+from llumnix.control.cluster_view import REMEMBERED_LOSSES
 from llumnix.control.drain import DrainLimits
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
 from llumnix.control.scaling import Autoscaler
-from llumnix.control.scheduler import REMEMBERED_LOSSES, GlobalScheduler
+from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
     Command,
     DeclareLost,
@@ -311,7 +312,7 @@ def test_memory_of_lost_instances_is_bounded():
     b = Body()
     for k in range(REMEMBERED_LOSSES + 10):
         b.lose(f"i{k}")
-    assert len(b.scheduler._lost) == REMEMBERED_LOSSES
+    assert len(b.scheduler._view._lost) == REMEMBERED_LOSSES
 
 
 def test_start_is_passed_on():

@@ -217,7 +217,7 @@ def test_lost_while_draining_is_in_the_report():
     assert isinstance(finished, DrainFinished)
     assert (finished.report.outcome, finished.report.left, finished.report.seconds) == (DrainOutcome.LOST, 10, 2.0)
     assert b.wait(5.0) == []
-    assert b.scheduler.drains(b.at) == [finished.report]
+    assert b.scheduler.drains.reports(b.at) == [finished.report]
 
 
 def test_end_of_a_stopped_instance_is_no_loss():
@@ -226,7 +226,7 @@ def test_end_of_a_stopped_instance_is_no_loss():
     b.report("a", **LEAVING)
     b.wait(2.0)
     assert b.lose("a") == []
-    assert [report.outcome for report in b.scheduler.drains(b.at)] == [DrainOutcome.EMPTY]
+    assert [report.outcome for report in b.scheduler.drains.reports(b.at)] == [DrainOutcome.EMPTY]
 
 
 def test_report_counts_what_moved_what_was_replayed_and_what_ended_there():
@@ -267,7 +267,7 @@ def test_what_can_neither_move_nor_be_replayed_is_cut_off_in_the_end():
     assert stop.reason == "drained for 4 s: 2 requests can be neither moved nor replayed"
     assert b.wait(20.0) == []
     assert b.lose("a") == []
-    assert [(report.outcome, report.left) for report in b.scheduler.drains(b.at)] == [(DrainOutcome.CUT_OFF, 2)]
+    assert [(report.outcome, report.left) for report in b.scheduler.drains.reports(b.at)] == [(DrainOutcome.CUT_OFF, 2)]
 
 
 def test_kept_instance_is_never_cut_off():
@@ -292,6 +292,13 @@ def test_deadline_of_one_order_is_its_own():
     b.drain("a", timeout_s=0.0)
     b.report("a", **LEAVING, running=10, free_blocks=800)
     assert "ReplayRest" in kinds(b.wait(1.0))
+
+
+def test_asking_again_with_a_deadline_hurries_it():
+    b = body()
+    b.drain("a")
+    b.report("a", **LEAVING, running=10, free_blocks=800)
+    assert "ReplayRest" in kinds(b.drain("a", timeout_s=0.0))
 
 
 def test_instance_that_drains_by_its_own_will_is_emptied_at_once():

@@ -80,7 +80,7 @@ def test_drains_the_cheapest_when_it_is_idle_for_the_window():
     (order,) = (command for command in commands if isinstance(command, SetDraining))
     assert order.reason.startswith("drain by auto-scaling: freeness")
     assert moves(commands) == [("b", "a", 1)]
-    assert b.scheduler.drains(b.at)[0].why.startswith("by auto-scaling")
+    assert b.scheduler.drains.reports(b.at)[0].why.startswith("by auto-scaling")
 
 
 def test_never_below_the_least_and_a_drain_by_hand_is_made_up_for():

@@ -153,7 +153,7 @@ class SchedulerProcess:
             case ReplayedElsewhere():
                 self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
             case ListDrains():
-                drains = Drains(query=message.query, reports=tuple(self._scheduler.drains(at)))
+                drains = Drains(query=message.query, reports=tuple(self._scheduler.drains.reports(at)))
                 self._mailbox.post(message.reply_to, drains)
             case _:
                 log.warning("ignored a message that is not for the scheduler: %s", type(message).__name__)

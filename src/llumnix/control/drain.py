@@ -41,6 +41,8 @@ class DrainLimits(msgspec.Struct, frozen=True, kw_only=True):
     """After that, for what can be neither moved nor replayed."""
     moves: int = 4
     """Requests that are on their way out at once, and that one target takes at once."""
+    repeat_s: float = 10.0
+    """How long an order may show no effect before it is given again."""
 
 
 class DrainOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +55,13 @@ class DrainOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drain:
-    """`repeat_s`: how long an order may show no effect before it is given again."""
+    """From the order to empty it until the instance is gone."""
 
-    def __init__(self, order: DrainOrder, limits: DrainLimits, repeat_s: float) -> None:
+    def __init__(self, order: DrainOrder, limits: DrainLimits) -> None:
         self.order = order
-        timeout_s = limits.timeout_s if order.timeout_s is None else order.timeout_s
-        self.deadline_s = order.at + timeout_s
-        self._cut_off_s = self.deadline_s + limits.grace_s
-        self._repeat_s = repeat_s
+        self._grace_s = limits.grace_s
+        self.set_deadline(order.at, limits.timeout_s if order.timeout_s is None else order.timeout_s)
+        self._repeat_s = limits.repeat_s
         self._ordered_s: float | None = None
         self._replay_ordered_s: float | None = None
         self._empty_since_s: float | None = None
@@ -70,9 +71,13 @@ class Drain:
         self._last: InstanceSnapshot | None = None
         self._replayed = 0
 
+    def set_deadline(self, at: float, timeout_s: float) -> None:
+        self._deadline_s = at + timeout_s
+        self._cut_off_s = self._deadline_s + self._grace_s
+
     def past_deadline(self, at: float) -> bool:
         """From here on nothing is moved any more."""
-        return at >= self.deadline_s
+        return at >= self._deadline_s
 
     def replayed(self, count: int) -> None:
         """A front end started so many of its requests anew elsewhere."""

@@ -21,6 +21,8 @@ class Policy:
     pairing: PairingRule | None = None
     """None: the policy never moves a request, not even off a draining instance, which empties by itself."""
     victim: VictimRule = CHEAPEST
+    relief: bool = False
+    """An instance that is about to run out of blocks gives a request away at once (`policy/relief.py`)."""
     priorities: bool = True
     """High-priority requests get headroom; otherwise they are requests like any other."""
     migrate_out_freeness: float = 3.0
@@ -49,6 +51,7 @@ POLICIES: dict[str, Policy] = {
         help="freest instance, live migration with a test of benefit, priorities (default)",
         dispatch=FREENESS,
         pairing=pair_by_benefit,
+        relief=True,
     ),
     "llumnix-paper": Policy(
         help="Llumnix as in the paper's experiments",

@@ -1,0 +1,121 @@
+"""Who is there, by what was heard: the last report of each instance, put together with what was ordered since."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from llumnix.control.drain import Drain
+from llumnix.control.moves import MovesInFlight
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+REMEMBERED_LOSSES = 4096
+"""Ids of lost instances that are kept, so that a late report does not bring one back."""
+
+NEWCOMER_S = 10.0
+"""An instance counts as new for this long: requests are moved to it more eagerly and several at once."""
+
+
+class Known:
+    """One instance: when it was last heard of, and what it said (None: nothing yet)."""
+
+    __slots__ = ("drain", "given", "heard_s", "new_until_s", "snapshot")
+
+    def __init__(self, heard_s: float) -> None:
+        self.heard_s = heard_s
+        self.new_until_s = heard_s + NEWCOMER_S
+        self.snapshot: InstanceSnapshot | None = None
+        self.drain: Drain | None = None
+        self.given = 0
+        """Requests that it gave away since that report."""
+
+    @property
+    def serves(self) -> bool:
+        """It takes requests, as far as anybody knows."""
+        return self.snapshot is not None and self.drain is None and self.snapshot.state is InstanceState.RUNNING
+
+
+class ClusterView:
+    """`ignored` counts what came too late to matter, by kind."""
+
+    def __init__(self, moves: MovesInFlight, ignored: dict[str, int]) -> None:
+        self._moves = moves
+        self._ignored = ignored
+        self._known: dict[InstanceId, Known] = {}
+        self._lost: dict[InstanceId, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __getitem__(self, instance: InstanceId) -> Known:
+        return self._known[instance]
+
+    def get(self, instance: InstanceId) -> Known | None:
+        return self._known.get(instance)
+
+    @property
+    def ids(self) -> list[InstanceId]:
+        """In order."""
+        return sorted(self._known)
+
+    def hear(self, at: float, instance: InstanceId) -> Known | None:
+        """A sign of life; None if the instance is lost already, and what it says does not count."""
+        if instance in self._lost:
+            self.ignore("word of a lost instance")
+            return None
+        known = self._known.setdefault(instance, Known(at))
+        known.heard_s = at
+        return known
+
+    def read(self, at: float, report: InstanceSnapshot) -> Known | None:
+        """Takes a report; None if it says nothing new."""
+        known = self.hear(at, report.id)
+        if known is None:
+            return None
+        if known.snapshot is not None and report.seq <= known.snapshot.seq:
+            self.ignore("report older than the known one")
+            return None
+        known.snapshot, known.given = report, 0
+        return known
+
+    def forget(self, instance: InstanceId) -> Known | None:
+        """It is gone, and its id never comes back."""
+        self._lost[instance] = None
+        if len(self._lost) > REMEMBERED_LOSSES:
+            del self._lost[next(iter(self._lost))]
+        return self._known.pop(instance, None)
+
+    def silent_s(self, at: float) -> dict[InstanceId, float]:
+        """For how long each has said nothing, in order of their ids."""
+        return {instance: at - self._known[instance].heard_s for instance in self.ids}
+
+    def excuse_silence(self, at: float) -> None:
+        """We were deaf ourselves: their reports wait in our queue."""
+        for known in self._known.values():
+            known.heard_s = at
+
+    def others_serve(self, instance: InstanceId) -> bool:
+        return any(known.serves for other, known in self._known.items() if other != instance)
+
+    def newcomers(self, at: float) -> frozenset[InstanceId]:
+        return frozenset(instance for instance, known in self._known.items() if at < known.new_until_s)
+
+    def snapshot(self, at: float) -> ClusterSnapshot:
+        """The cluster by the last reports and the orders that went out since."""
+        known = (self._known[instance] for instance in self.ids)
+        return ClusterSnapshot(
+            at=at, instances=tuple(self._as_ordered(one, one.snapshot) for one in known if one.snapshot is not None)
+        )
+
+    def _as_ordered(self, known: Known, snapshot: InstanceSnapshot) -> InstanceSnapshot:
+        """The report with what was ordered since: a drain, and moves."""
+        drains = known.drain is not None and snapshot.state is InstanceState.RUNNING
+        incoming = max(snapshot.incoming, self._moves.incoming(snapshot.id))
+        outgoing = max(snapshot.outgoing, self._moves.outgoing(snapshot.id))
+        if not drains and incoming == snapshot.incoming and outgoing == snapshot.outgoing:
+            return snapshot
+        state = InstanceState.DRAINING if drains else snapshot.state
+        return replace(snapshot, state=state, incoming=incoming, outgoing=outgoing)
+
+    def ignore(self, what: str) -> None:
+        self._ignored[what] = self._ignored.get(what, 0) + 1

@@ -1,0 +1,108 @@
+"""All drains of a scheduler: which are under way, what each does next, and how the last ones went."""
+
+from __future__ import annotations
+
+from llumnix.control.cluster_view import ClusterView, Known
+from llumnix.control.drain import Drain, DrainLimits, DrainOrder
+from llumnix.control.moves import BackOff, MovesInFlight
+from llumnix.control.scheduler_events import Command, DrainFinished, DrainReport, MoveRequest, RequestsReplayed
+from llumnix.policy.draining import DrainTerms, place_drained
+from llumnix.types import InstanceId
+
+REMEMBERED_DRAINS = 256
+"""Reports of drains that have ended."""
+
+
+class Drains:
+    """`moves_requests`: the policy moves requests; otherwise a draining instance empties by itself."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        moves: MovesInFlight,
+        back_off: BackOff,
+        limits: DrainLimits,
+        *,
+        moves_requests: bool,
+        priority_target_tokens: int | None,
+    ) -> None:
+        self._view = view
+        self._moves = moves
+        self._back_off = back_off
+        self._limits = limits
+        self._moves_requests = moves_requests
+        self._priority_target_tokens = priority_target_tokens
+        self._ended: dict[InstanceId, DrainReport] = {}
+
+    def begin(self, order: DrainOrder) -> list[Command]:
+        """Empties the instance. One that drains already goes on; a new deadline counts."""
+        known = self._view[order.instance]
+        if known.drain is None or known.drain.order.keep != order.keep:
+            known.drain = Drain(order, self._limits)
+        elif order.timeout_s is not None:
+            known.drain.set_deadline(order.at, order.timeout_s)
+        return self.go_on(order.at, order.instance)
+
+    def go_on(self, at: float, instance: InstanceId) -> list[Command]:
+        """The next orders and moves; none for an instance that is not draining."""
+        known = self._view.get(instance)
+        if known is None or known.drain is None:
+            return []
+        in_flight = self._moves.outgoing(instance)
+        others_serve = self._view.others_serve(instance)
+        commands = self._remember(known.drain.orders(at, known.snapshot, in_flight, others_serve))
+        may_move = self._moves_requests and not known.drain.past_deadline(at)
+        if known.snapshot is None or not may_move or instance in self._back_off.empty_handed(at):
+            return commands
+        return [*commands, *self._move_out(at, known, in_flight)]
+
+    def replayed(self, event: RequestsReplayed) -> None:
+        known = self._view.get(event.instance)
+        if known is None or known.drain is None:
+            self._view.ignore("replay of what drains no more")
+        else:
+            known.drain.replayed(event.count)
+
+    def lost(self, at: float, known: Known) -> list[Command]:
+        """The instance is gone, on purpose or not."""
+        return [] if known.drain is None else self._remember(known.drain.lost(at))
+
+    def reports(self, at: float) -> list[DrainReport]:
+        """How every drain goes that is under way, and how the last ones went, by instance."""
+        known = {instance: self._view[instance].drain for instance in self._view.ids}
+        reports = self._ended | {i: drain.report(at) for i, drain in known.items() if drain is not None}
+        return [reports[instance] for instance in sorted(reports)]
+
+    def _move_out(self, at: float, known: Known, in_flight: int) -> list[Command]:
+        snapshot = known.snapshot
+        assert snapshot is not None
+        left = snapshot.running + snapshot.waiting - known.given - in_flight
+        terms = DrainTerms(
+            moves=min(left, self._limits.moves - max(in_flight, snapshot.outgoing)),
+            max_incoming=self._limits.moves,
+            priority_target_tokens=self._priority_target_tokens,
+            backing_off=self._back_off.pairs(at),
+        )
+        places = place_drained(snapshot, self._view.snapshot(at), terms) if terms.moves > 0 else ()
+        commands: list[Command] = []
+        for place in places:
+            self._moves.ask(at, (snapshot.id, place.target), place.count)
+            commands.append(
+                MoveRequest(
+                    source=snapshot.id,
+                    target=place.target,
+                    count=place.count,
+                    room_blocks=place.room_blocks,
+                    reason=f"{snapshot.id} drains, {left} left; {place}",
+                )
+            )
+        return commands
+
+    def _remember(self, commands: list[Command]) -> list[Command]:
+        for command in commands:
+            if isinstance(command, DrainFinished):
+                self._ended.pop(command.report.instance, None)
+                self._ended[command.report.instance] = command.report
+                if len(self._ended) > REMEMBERED_DRAINS:
+                    del self._ended[next(iter(self._ended))]
+        return commands
