@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 from _server import Server, llumnix_server, tiny_engine_flags
 from rich.console import Console
@@ -31,7 +32,7 @@ from rich.table import Table
 # The client of the tests: it keeps every token.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
 
-from vllm_streams import Streaming, open_session
+from vllm_streams import Streaming
 
 GOAL_S = 5.0
 MODEL_LEN = 8192
@@ -60,6 +61,7 @@ def main() -> int:
     bodies = [_body(random.Random(f"{arguments.seed}-{n}")) for n in range(arguments.streams)]
     with _serving() as server:
         drained = asyncio.run(_drain(server.url, bodies, TOKENS_AFTER, GOAL_S * 12))
+        print(f"drained: {drained.report}", flush=True)
         lengths = [len(tokens) for tokens in drained.tokens]
         undisturbed = asyncio.run(_undisturbed(server.url, bodies, lengths))
     waited: Drained | None = None
@@ -104,9 +106,15 @@ def _body(rng: random.Random) -> dict[str, Any]:
     return {"prompt": prompt, "max_tokens": most, "temperature": 0, "ignore_eos": True}
 
 
+def _session(url: str) -> aiohttp.ClientSession:
+    """Without a limit on the time of a stream: minutes are the point."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+
+
 async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limit_s: float) -> Drained:
     """All streams on the first instance; it is drained when each has begun."""
-    async with open_session(url) as session:
+    async with _session(url) as session:
         streams = [Streaming(session, body, name=f"s{n}", engine=0) for n, body in enumerate(bodies)]
         for stream in streams:
             await stream.reaches(TOKENS_BEFORE)
@@ -153,7 +161,7 @@ def _gaps(times: list[float], after_s: float, until_s: float) -> list[float]:
 
 
 async def _undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int]) -> list[list[int]]:
-    async with open_session(url) as session:
+    async with _session(url) as session:
         streams = [
             Streaming(session, {**body, "max_tokens": length, "cache_salt": "undisturbed"}, name=f"u{n}")
             for n, (body, length) in enumerate(zip(bodies, lengths, strict=True))

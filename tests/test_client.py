@@ -100,7 +100,9 @@ def test_refusals_are_told_in_the_servers_words(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "query"), [([], ""), (["--keep"], "keep=true")])
+@pytest.mark.parametrize(
+    ("flags", "query"), [([], ""), (["--keep"], "keep=true"), (["--timeout-s", "2"], "timeout_s=2.0")]
+)
 def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: list[str], query: str) -> None:
     asked: list[httpx.URL] = []
 
@@ -111,6 +113,63 @@ def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: 
     answer_with(answer)
     assert main(["drain", "i1", *flags]) == 0
     assert [(url.path, url.query.decode()) for url in asked] == [("/llumnix/v1/instances/i1/drain", query)]
+
+
+def report(outcome: str, **facts: Any) -> dict[str, Any]:
+    usual = {"instance": "i1", "keep": False, "moved": 3, "replayed": 1, "finished": 2, "left": 0, "seconds": 1.256}
+    return {**usual, "outcome": outcome, **facts}
+
+
+@pytest.mark.parametrize(
+    ("ended", "sentence"),
+    [
+        (report("empty"), "i1 is empty after 1.26 s: 3 moved, 1 replayed, 2 finished"),
+        (report("empty", keep=True), "i1 is empty after 1.26 s (it stays, empty): 3 moved, 1 replayed, 2 finished"),
+        (report("cut off", left=4), "i1 was cut off after 1.26 s: 3 moved, 1 replayed, 2 finished, 4 failed"),
+        (report("lost", left=4), "i1 was lost after 1.26 s: 3 moved, 1 replayed, 2 finished, 4 left to replay"),
+    ],
+)
+def test_drain_that_waits_prints_the_report(
+    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], ended: dict[str, Any], sentence: str
+) -> None:
+    reports = iter([[], [report("draining")], [ended, report("draining", instance="i2")]])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/llumnix/v1/drains":
+            return httpx.Response(200, json={"drains": next(reports)})
+        return httpx.Response(202, json={"ok": True, "instances": [row("i1", "draining")]})
+
+    answer_with(answer)
+    assert main(["drain", "i1", "--wait"]) == 0
+    assert capsys.readouterr().out == sentence + "\n"
+
+
+def test_drain_of_which_nobody_has_a_report_does_not_wait_for_ever(
+    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer_with(lambda request: httpx.Response(200, json={"drains": [], "instances": [row("i1", "stopped")]}))
+    assert main(["drain", "i1", "--wait"]) == 1
+    assert "has no report of its drain" in capsys.readouterr().err
+
+
+def test_status_tells_what_auto_scaling_makes_of_it(
+    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    scaling = {
+        "mode": "advise",
+        "min_instances": 1,
+        "max_instances": 4,
+        "now": "freeness 9, 2 instances",
+        "last": {"start": 1, "drain": None, "reason": "freeness 4 below 10"},
+    }
+    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [], "scaling": scaling}
+    answer_with(lambda request: httpx.Response(200, json=status))
+    assert main(["status"]) == 0
+    last = "; last: start 1 (freeness 4 below 10)"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"scaling: advise, 1 to 4 instances; freeness 9, 2 instances{last}"
+    )
 
 
 class Cluster:

@@ -7,6 +7,7 @@ import pytest
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.flags import flag_value, has_flag, parse_serve
+from llumnix.policy.autoscaling import ScalingConfig
 
 
 def test_no_words_give_the_defaults() -> None:
@@ -58,6 +59,12 @@ def test_abbreviations_are_not_ours() -> None:
         ("--instances", "expected one argument"),
         ("--api-server-count 0", "--api-server-count must be between 1 and 64, not 0."),
         ("--policy best", "--policy must be one of llumnix"),
+        ("--scaling perhaps", "--scaling must be off, advise or on, not perhaps"),
+        ("--scaling on", r"--instances \(2\) must lie between --min-instances \(1\) and --max-instances \(1\)"),
+        ("--scaling on --max-instances 4 --min-instances 3", "must lie between"),
+        ("--scaling on --scale-in-freeness 1", "--scale-in-freeness"),
+        ("--drain-timeout-s -1", "--drain-timeout-s must not be negative"),
+        ("--relief-steps -1", "--relief-steps must not be negative"),
         ("--admin-port 70000", "--admin-port must be below 65536"),
         ("--migrate-out-freeness 5 --migrate-in-freeness 1", "requests would bounce"),
     ],
@@ -67,13 +74,19 @@ def test_bad_words_are_told_in_a_sentence(line: str, part: str) -> None:
         parse_serve(line.split())
 
 
-@pytest.mark.parametrize("config", [ClusterConfig, MigrationConfig, PolicyConfig])
+@pytest.mark.parametrize("config", [ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig])
 def test_every_knob_has_a_flag(config: type) -> None:
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
         words = [flag] if isinstance(field.default, bool) else [flag, str(field.default)]
         if field.default not in (None, ""):
             assert parse_serve(words).engine_flags == ()
+
+
+def test_limits_of_scaling_do_not_matter_while_it_is_off() -> None:
+    assert parse_serve(["--max-instances", "1"]).cluster.instances == 2
+    arguments = parse_serve(["--scaling", "advise", "--max-instances", "8", "--min-instances", "2"])
+    assert (arguments.scaling.min_instances, arguments.scaling.max_instances) == (2, 8)
 
 
 @pytest.mark.parametrize(

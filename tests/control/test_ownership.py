@@ -55,6 +55,20 @@ def test_tokens_of_the_target_wait_for_the_last_token_of_the_source(front: Owner
     assert (stream.owner, stream.live, stream.delivered_tokens) == ("b", "b", 4)
 
 
+def test_request_that_is_driven_out_is_freed_and_replayed(front: Ownership) -> None:
+    orders = front.driven_out("r", "a drains")
+    assert orders == [Abort("a", "r"), Replay("r", 2, "a drains", asked_for=True)]
+    assert "r" not in front.streams
+    assert token(front, "a", 3) == []
+    assert front.dropped == 1
+
+
+def test_request_that_is_driven_out_on_its_way_is_freed_at_both_ends(front: Ownership) -> None:
+    front.notice_arrived(adopted("b", 2))
+    orders = front.driven_out("r", "a drains")
+    assert orders == [Abort("a", "r"), Abort("b", "r"), Replay("r", 2, "a drains", asked_for=True)]
+
+
 def test_target_is_live_only_when_its_tenure_begins(front: Ownership) -> None:
     front.notice_arrived(moved("a", "b"))
     assert front.streams["r"].live is None

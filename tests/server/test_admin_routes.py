@@ -13,6 +13,8 @@ pytest.importorskip("vllm")
 
 from fastapi import FastAPI
 
+from llumnix.control.scaling import ScalingMode, ScalingStep
+from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.server.admin import add_routes
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
@@ -177,6 +179,62 @@ async def test_drain_passes_on_whether_to_keep(board: Board) -> None:
         assert (await ask(board, "POST", "/instances/i0/drain", params={"keep": keep})).status_code == 202
     asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
     assert [message.keep for message in asked] == [True, False]
+
+
+async def test_drain_passes_its_deadline_on(board: Board) -> None:
+    for params in ({}, {"timeout_s": "2.5"}):
+        assert (await ask(board, "POST", "/instances/i0/drain", params=params)).status_code == 202
+    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    assert [message.timeout_s for message in asked] == [None, 2.5]
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", ""])
+async def test_deadline_that_is_none_is_refused(board: Board, text: str) -> None:
+    answer = await ask(board, "POST", "/instances/i0/drain", params={"timeout_s": text})
+    assert (answer.status_code, board.asked) == (400, [])
+    assert "must be a number of seconds" in answer.json()["reason"]
+
+
+async def test_drains_are_the_schedulers_to_tell(board: Board) -> None:
+    report = DrainReport(
+        instance=InstanceId("i0"),
+        keep=False,
+        why="asked for",
+        outcome=DrainOutcome.EMPTY,
+        requests=5,
+        moved=3,
+        replayed=1,
+        finished=1,
+        left=0,
+        seconds=1.5,
+    )
+    board.scheduler_answer = wire.Drains(query=1, reports=(report,))  # type: ignore[assignment]
+    answer = await ask(board, "GET", "/drains")
+    (row,) = answer.json()["drains"]
+    assert (row["instance"], row["outcome"], row["moved"], row["seconds"]) == ("i0", "empty", 3, 1.5)
+    board.scheduler_answer = None
+    assert (await ask(board, "GET", "/drains")).status_code == 503
+
+
+async def test_scaling_tells_the_time_weighted_number_of_instances(board: Board) -> None:
+    assert (await ask(board, "GET", "/scaling")).status_code == 503
+    board.scaling = wire.ScalingStatus(
+        mode=ScalingMode.ADVISE,
+        min_instances=1,
+        max_instances=4,
+        serving=2,
+        draining=0,
+        starting=1,
+        failing=0,
+        now="freeness 5, 3 instances",
+        last=ScalingStep(at=9.0, reason="freeness 3 below 10 for 5 s", start=1, carried_out=False),
+        starts=1,
+        drains=0,
+        instance_seconds=50.0,
+        watched_s=20.0,
+    )
+    status = (await ask(board, "GET", "/scaling")).json()
+    assert (status["mode"], status["mean_instances"], status["last"]["start"]) == ("advise", 2.5, 1)
 
 
 async def test_key_of_the_environment_counts(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
