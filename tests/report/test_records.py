@@ -67,7 +67,8 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
         "preemptions,migrations,instances,error\n",
         "migrations.csv": "at_s,request_id,source,target,reason,outcome,stages,bytes,blocks_skipped,copy_ms,"
         "handover_ms,downtime_ms\n",
-        "instances.csv": "at_s,instance,state,running,waiting,free_blocks,total_blocks,freeness,preemptions\n",
+        "instances.csv": "at_s,instance,state,running,waiting,free_blocks,total_blocks,freeness,preemptions,"
+        "preemptions_avoided,recompute_tokens_saved\n",
     }
 
 

@@ -37,11 +37,16 @@ def request(
 
 
 def load(
-    at_s: float, instance: str, state: InstanceState = InstanceState.RUNNING, preemptions: int = 0
+    at_s: float,
+    instance: str,
+    state: InstanceState = InstanceState.RUNNING,
+    preemptions: int = 0,
+    avoided: int = 0,
 ) -> InstanceRecord:
     return InstanceRecord(
         at_s=at_s, instance=instance, state=state, running=1, waiting=0,
         free_blocks=5, total_blocks=10, freeness=5.0, preemptions=preemptions,
+        preemptions_avoided=avoided, recompute_tokens_saved=100 * avoided,
     )  # fmt: skip
 
 
@@ -89,6 +94,17 @@ def test_preemptions_come_from_requests_or_else_from_what_the_instances_counters
     rows = [load(0, "a", preemptions=5), load(0, "b", preemptions=0), load(9, "a", preemptions=7), load(9, "b")]
     assert summarize(Records([request("r")], instances=rows)).preemptions == 2
     assert summarize(Records([request("r")])).preemptions is None
+
+
+def test_counters_of_instances_that_come_and_go() -> None:
+    rows = [
+        *(load(0, "a", preemptions=5, avoided=1), load(9, "a", preemptions=7, avoided=1)),
+        *(load(3, "new", preemptions=2, avoided=2), load(6, "new", preemptions=4, avoided=3)),
+        load(9, "new", InstanceState.STOPPED),  # the server has forgotten its counters
+    ]
+    summary = summarize(Records([request("r")], instances=rows))
+    assert (summary.preemptions, summary.preemptions_avoided, summary.recompute_tokens_saved) == (6, 3, 300)
+    assert summarize(Records([request("r")])).preemptions_avoided is None
 
 
 def test_mean_instances_weighs_by_time_and_counts_every_state_that_holds_a_machine() -> None:

@@ -42,6 +42,8 @@ class _Instance(msgspec.Struct):
     running: int = 0
     waiting: int = 0
     preemptions: int = 0
+    preemptions_avoided: int = 0
+    recompute_tokens_saved: int = 0
     freeness: float | None = None
 
 
@@ -118,6 +120,8 @@ class Server:
                 # JSON has no infinity: null stands for it.
                 freeness=-math.inf if row.freeness is None else row.freeness,
                 preemptions=row.preemptions,
+                preemptions_avoided=row.preemptions_avoided,
+                recompute_tokens_saved=row.recompute_tokens_saved,
             )
             for row in rows.instances
         ]

@@ -74,6 +74,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens_per_s: float
     """Prompt and output tokens of the finished requests."""
     preemptions: int | None
+    preemptions_avoided: int | None = None
+    """By requests that left in time; None where no instance tells."""
+    recompute_tokens_saved: int | None = None
+    """Their tokens."""
     migrations: dict[str, int]
     """Attempts by outcome."""
     downtime_ms: Distribution | None
@@ -105,7 +109,9 @@ def summarize(records: Records, run: Mapping[str, Fact] | None = None) -> Summar
         requests_per_s=_rounded(len(done) / span_s),
         output_tokens_per_s=_rounded(output_tokens / span_s),
         total_tokens_per_s=_rounded((output_tokens + sum(r.prompt_tokens for r in done)) / span_s),
-        preemptions=_preemptions(records.instances, whole.preemptions),
+        preemptions=whole.preemptions if whole.preemptions is not None else _grown(records.instances, "preemptions"),
+        preemptions_avoided=_grown(records.instances, "preemptions_avoided"),
+        recompute_tokens_saved=_grown(records.instances, "recompute_tokens_saved"),
         migrations=_count(m.outcome for m in records.migrations),
         downtime_ms=Distribution.of(m.downtime_ms for m in records.migrations if m.outcome == MOVED),
         mean_instances=mean_instances(records.instances),
@@ -189,7 +195,8 @@ def _counts(summary: Summary) -> str:
     if summary.migrations:
         lines.append("migrations: " + ", ".join(f"{n:,} {escape(how)}" for how, n in summary.migrations.items()))
     if summary.preemptions is not None:
-        lines.append(f"preemptions: {summary.preemptions:,}")
+        avoided = f", {summary.preemptions_avoided:,} avoided" if summary.preemptions_avoided else ""
+        lines.append(f"preemptions: {summary.preemptions:,}{avoided}")
     if summary.mean_instances is not None:
         lines.append(f"instances: {summary.mean_instances:.2f} on average")
     if requests.failed:
@@ -226,11 +233,17 @@ def _summarize_requests(rows: Sequence[RequestRecord]) -> RequestSummary:
     )
 
 
-def _preemptions(rows: Sequence[InstanceRecord], of_requests: int | None) -> int | None:
-    """As the requests know it; else what the instances' counters grew by."""
-    if of_requests is not None or not rows:
-        return of_requests
-    return sum(series[-1].preemptions - series[0].preemptions for series in by_instance(rows).values())
+def _grown(rows: Sequence[InstanceRecord], counter: str) -> int | None:
+    """What a counter of the instances grew by, all together. One that ended has no counters any more in its last row;
+    one that was not there in the beginning began at 0."""
+    if not rows:
+        return None
+    start_s = min(row.at_s for row in rows)
+    grown = 0
+    for series in by_instance(rows).values():
+        values = [getattr(row, counter) for row in series]
+        grown += max(values) - (values[0] if series[0].at_s == start_s else 0)
+    return grown
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:

@@ -1,0 +1,132 @@
+"""vLLM's scheduler, with our part in it, on a handful of blocks: who waits, who is preempted, who is in need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+from llumnix import tiny_model
+from llumnix.engine.vllm.scheduler import LlumnixScheduler
+from llumnix.engine.vllm.snapshot import growth_blocks
+from llumnix.engine.vllm.state import Passport
+from llumnix.policy.relief import short_blocks
+
+BLOCK_TOKENS = 16
+BLOCKS = 13  # one of them is vLLM's null block
+
+
+class Engine:
+    """Schedules, and pretends that every request got a token."""
+
+    def __init__(self) -> None:
+        arguments = EngineArgs(
+            model=str(tiny_model.ensure()),
+            enforce_eager=True,
+            max_model_len=2048,
+            block_size=BLOCK_TOKENS,
+            scheduling_policy="priority",
+            enable_prefix_caching=False,
+            async_scheduling=False,
+        )
+        config = arguments.create_engine_config()
+        config.cache_config.num_gpu_blocks = BLOCKS
+        kinds = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=64, dtype=torch.float32)
+        self._context = set_current_vllm_config(config)
+        self._context.__enter__()
+        self.scheduler = LlumnixScheduler(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer"], kinds)]),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK_TOKENS,
+            log_stats=False,
+        )
+        self._arrivals = 0.0
+        self.preempted: list[str] = []
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)
+
+    def add(self, name: str, priority: int, prompt_tokens: int, output_tokens: int = 500) -> None:
+        self._arrivals += 1.0
+        sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
+        request = Request(name, [1] * prompt_tokens, sampling, None, arrival_time=self._arrivals, priority=priority)
+        request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
+        self.scheduler.add_request(request)
+
+    def step(self) -> None:
+        before = {r.request_id: r.num_preemptions for r in self.scheduler.requests.values()}
+        output = self.scheduler.schedule()
+        names = list(output.num_scheduled_tokens)
+        self.scheduler.update_from_output(
+            output,
+            ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, [[7]] * len(names)),
+        )
+        self.preempted += [name for name, r in self.scheduler.requests.items() if r.num_preemptions > before[name]]
+
+    @property
+    def running(self) -> list[str]:
+        return [request.request_id for request in self.scheduler.running]
+
+    @property
+    def free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = Engine()
+    yield made
+    made.close()
+
+
+def test_least_important_one_is_preempted_first_whatever_came_when(engine: Engine) -> None:
+    for name, priority in (("batch", 5), ("high", -1), ("normal", 0), ("top", -7)):
+        engine.add(name, priority, prompt_tokens=3 * BLOCK_TOKENS - 2)
+    engine.step()
+    assert sorted(engine.running) == ["batch", "high", "normal", "top"]
+    while len(engine.preempted) < 2:
+        engine.step()
+    assert engine.preempted[:2] == ["batch", "normal"]
+    assert {"high", "top"} <= set(engine.running)
+
+
+def test_queue_is_in_the_order_of_the_classes_and_then_of_arrival(engine: Engine) -> None:
+    engine.add("long", 0, prompt_tokens=10 * BLOCK_TOKENS, output_tokens=2)
+    engine.step()
+    for name, priority in (("late", 3), ("normal-1", 0), ("high", -1), ("normal-2", 0), ("top", -2)):
+        engine.add(name, priority, prompt_tokens=10 * BLOCK_TOKENS, output_tokens=1)
+    for _ in range(20):
+        engine.step()
+    ended = [name for name, _ in engine.scheduler.ended]
+    assert ended == ["long", "top", "high", "normal-1", "normal-2", "late"]
+
+
+def test_shortage_is_seen_before_anybody_is_preempted(engine: Engine) -> None:
+    for name in ("a", "b", "c"):
+        engine.add(name, 0, prompt_tokens=3 * BLOCK_TOKENS)
+    seen_short = 0
+    while not engine.preempted:
+        growth = growth_blocks(engine.scheduler, 16)
+        seen_short += bool(short_blocks(growth, engine.free_blocks))
+        engine.step()
+    assert seen_short >= 16
+
+
+def test_batch_that_will_end_in_time_is_not_short(engine: Engine) -> None:
+    for name in ("a", "b", "c"):
+        engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4, output_tokens=4)
+    engine.step()
+    assert engine.free_blocks == 0
+    assert growth_blocks(engine.scheduler, 16) == 0
