@@ -10,9 +10,10 @@ from pathlib import Path
 from llumnix.config import PolicyConfig
 from llumnix.policy.catalogue import POLICIES
 from llumnix.report.records import write_records
-from llumnix.sim.driver import Setup, sim_requests, simulate
+from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.profile_file import load_profile
+from llumnix.sim.setup import Setup
 from llumnix.workload.workload import load_workload
 
 DIGESTS = Path(__file__).with_name("digests.json")

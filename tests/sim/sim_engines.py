@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from llumnix.sim.cost_model import Profile
-from llumnix.sim.engine import Engine, Scheduler, Segment
+from llumnix.sim.engine import Engine, Scheduler
+from llumnix.sim.flight import Segment
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.profile_file import load_profile
 from llumnix.sim.request import SimRequest
@@ -68,5 +69,5 @@ def run_engine(profile: Profile, rows: list[tuple[float, int, int]], *, skip: bo
     kernel.run()
     assert len(watcher.finished) == len(requests)
     assert engine.pool.free == engine.pool.total
-    assert (engine.queued_blocks, engine.preempted, engine.running) == (0, 0, 0)
+    assert (engine.queue.blocks, engine.queue.preempted, engine.running) == (0, 0, 0)
     return requests

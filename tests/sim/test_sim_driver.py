@@ -12,11 +12,12 @@ from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import POLICIES
 from llumnix.report.records import MOVED
 from llumnix.sim import driver
-from llumnix.sim.driver import PlannedMove, Setup, sim_requests, simulate
+from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import Fault, FaultKind, draw_victims, parse_fault
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profile_file import load_profile
 from llumnix.sim.request import SimRequest
+from llumnix.sim.setup import PlannedMove, Setup
 from llumnix.workload.workload import load_workload
 
 A10 = load_profile("a10-llama-7b")
@@ -61,9 +62,7 @@ def test_every_request_gets_every_token_and_every_block_comes_back(
     for instance in instances:
         held = sum(request.blocks for request in instance.engine.waiting)
         assert (instance.engine.running, held) == (0, 0)
-        assert instance.engine.pool.total - instance.engine.pool.free == sum(
-            incoming.blocks for incoming in instance._incoming.values()
-        )
+        assert instance.engine.pool.total - instance.engine.pool.free == instance.body.reserved_blocks
 
 
 def test_migration_helps_where_it_should() -> None:

@@ -17,10 +17,11 @@ from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
 from llumnix.report.summary import SUMMARY_JSON, Fact, print_summary, summarize, write_summary
 from llumnix.sim.compare import compare, print_comparison, write_comparison
-from llumnix.sim.driver import Setup, sim_requests, simulate
+from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profile_file import load_profile, profile_names
+from llumnix.sim.setup import Setup
 from llumnix.workload.trace import MOONCAKE_BLOCK_TOKENS
 from llumnix.workload.workload import Workload, load_workload
 

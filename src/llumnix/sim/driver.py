@@ -8,86 +8,41 @@ with their travel time, starts and stops instances, and places the requests of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
-from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.llumlet import Llumlet
-from llumnix.control.messages import FRONT_END, NOBODY, AnyMessage, AnyNotice, Doubt, Moved, Verdict
+from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut
 from llumnix.policy.catalogue import find_policy
-from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import choose_victims
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
 from llumnix.sim.autoscaler import Autoscaler
-from llumnix.sim.cost_model import Profile
 from llumnix.sim.engine import Scheduler
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
+from llumnix.sim.front_end import FrontEnd
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.network import CopyEnded, Network
 from llumnix.sim.outcome import InstanceLife, Outcome
-from llumnix.sim.request import FINISHED, NEW, Handover, SimRequest
+from llumnix.sim.request import NEW, Handover, SimRequest
+from llumnix.sim.setup import PlannedMove, Setup, instance_name
 from llumnix.sim.vllm01 import PrefillFirst
 from llumnix.sim.vllm1 import TokenBudget
-from llumnix.types import Epoch, InstanceId, Priority, RequestId
+from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.workload.workload import Workload
 
 LOCAL_SCHEDULERS: dict[str, type[Scheduler]] = {"vllm-0.1": PrefillFirst, "vllm-1": TokenBudget}
 
 DEATH_NOTICED_S = 0.1
 """From the death of a process until everybody knows (its socket and its process handle tell)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedMove:
-    """A migration that is asked for by hand, as with `llumnix migrate`; instances by number."""
-
-    at_s: float
-    request: str
-    source: int
-    target: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """Everything that a run depends on, beside its requests."""
-
-    instances: int
-    profile: Profile
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    migration: MigrationConfig = field(default_factory=MigrationConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    faults: tuple[Fault, ...] = ()
-    seed: int = 0
-    """Of the faults' victims; arrivals and lengths are the workload's."""
-    sample_interval_s: float = 0.0
-    """Seconds between two rows of the instances' time series; 0 for none."""
-    unit_tokens: int = 0
-    """Tokens behind one hash of a request's prefix; 0 for no prefix cache."""
-    restart_instances: bool = True
-    scaling: ScalingConfig | None = None
-    place_on: int | None = None
-    """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
-    moves: tuple[PlannedMove, ...] = ()
-    paper_body: bool = False
-    """Everything around the policy as in the paper's artifact: a report is one step old when it comes, a request that
-    was sent is not charged until a report counts it, and scaling follows its rule. Otherwise as live: reports are
-    pushed on change, dispatch books what it sends, and scaling is `policy.autoscaling`."""
-
-
-def instance_name(number: int) -> InstanceId:
-    """Id of the instance that was ordered as `number`-th, from 0."""
-    return InstanceId(f"i{number:04d}")
 
 
 Progress = Callable[[int, float], None]
@@ -125,7 +80,7 @@ class _Run:
         self._setup = setup
         self._progress = progress
         self._policy = find_policy(setup.policy.policy)
-        self._dispatcher = Dispatcher(setup.policy)
+        self.relief_steps = setup.policy.relief_steps if self._policy.relief else 0
         self._scheduler = GlobalScheduler(setup.policy, setup.cluster.instance_timeout_s)
         self._network = Network(self.kernel, setup.profile)
         self._autoscaler = Autoscaler(setup.scaling, setup.paper_body) if setup.scaling is not None else None
@@ -134,12 +89,9 @@ class _Run:
         if self._policy.priorities and setup.profile.scheduler.priorities:
             for request in self._requests:
                 request.order = (request.priority, request.arrival_s, request.index)
-        self._by_id = {request.id: request for request in self._requests}
         self._instances: dict[InstanceId, SimInstance] = {}
-        self._unplaced: list[SimRequest] = []
-        self._fenced: set[tuple[RequestId, Epoch]] = set()
+        self._front_end = FrontEnd(self._requests, setup, self.kernel, self._network, self._instances)
         self._wake: Timer | None = None
-        self._next_arrival = 0
         self._unfinished = len(self._requests)
         self._outcome = Outcome(requests=self._requests)
         self._lives: dict[InstanceId, InstanceLife] = {}
@@ -150,7 +102,7 @@ class _Run:
         for _ in range(self._setup.instances):
             self._start_instance(self._new_life())
         if self._requests:
-            self.kernel.at(self._requests[0].arrival_s, self._arrive)
+            self._front_end.start()
             for fault in draw_victims(self._setup.faults, self._setup.instances, self._setup.seed):
                 self.kernel.at(fault.at_s, self._strike, fault)
             for move in self._setup.moves:
@@ -174,37 +126,7 @@ class _Run:
         outcome.copy_s = self._network.copy_s
         return outcome
 
-    # ------------------------------------------------------------------ the front end
-
-    def _arrive(self) -> None:
-        request = self._requests[self._next_arrival]
-        self._next_arrival += 1
-        if self._next_arrival < len(self._requests):
-            self.kernel.at(self._requests[self._next_arrival].arrival_s, self._arrive)
-        self._dispatch(request)
-
-    def _dispatch(self, request: SimRequest) -> None:
-        delay = self.profile.host.request_ms / 1e3 + self._network.message_s
-        if self._setup.place_on is not None:
-            self.kernel.after(delay, self._hand_in, request, instance_name(self._setup.place_on))
-            return
-        decision = self._dispatcher.dispatch(
-            DispatchRequest(RequestId(request.id), request.tokens, Priority(request.priority))
-        )
-        if decision is None:
-            self._unplaced.append(request)
-            return
-        if self._setup.paper_body:
-            self._dispatcher.forget(decision)
-        self.kernel.after(delay, self._hand_in, request, decision.instance)
-
-    def _hand_in(self, request: SimRequest, instance: InstanceId) -> None:
-        target = self._instances.get(instance)
-        if target is None:
-            # It died while the request was under way.
-            self._dispatch(request)
-        else:
-            target.add(request)
+    # ------------------------------------------------------------------ requests
 
     def finished(self, instance: SimInstance, request: SimRequest) -> None:
         self._unfinished -= 1
@@ -214,33 +136,18 @@ class _Run:
             self.kernel.stop()
 
     def ask_front_end(self, doubt: Doubt) -> None:
-        self._network.deliver(self._judge, doubt)
-
-    def _judge(self, doubt: Doubt) -> None:
-        """The front end's verdict. It knows who has the request; a source that still holds it keeps it."""
-        request = self._by_id[doubt.request]
-        holder = InstanceId(request.instances[-1])
-        key = (doubt.request, doubt.epoch)
-        over = request.state is FINISHED or holder not in (doubt.sender, doubt.target)
-        owner = NOBODY if over else holder
-        if owner == doubt.sender != doubt.target:
-            self._fenced.add(key)
-        verdict = Verdict(request=doubt.request, epoch=doubt.epoch, sender=FRONT_END, owner=owner)
-        for end in {doubt.sender: None, doubt.target: None}:
-            self._post(end, verdict)
+        self._front_end.ask(doubt)
 
     def noticed(self, notice: AnyNotice) -> None:
-        if isinstance(notice, Moved):
-            verdict = Verdict(request=notice.request, epoch=notice.epoch, sender=FRONT_END, owner=notice.target)
-            self._network.deliver(self._post, notice.target, verdict)
+        self._front_end.noticed(notice)
 
     def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
-        return (request, epoch) in self._fenced
+        return self._front_end.is_fenced(request, epoch)
 
     # ------------------------------------------------------------------ between instances
 
     def request(self, request: RequestId) -> SimRequest:
-        return self._by_id[request]
+        return self._front_end.by_id[request]
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet:
         rule = self._policy.victim
@@ -270,16 +177,12 @@ class _Run:
     def _take_report(self, snapshot: InstanceSnapshot) -> None:
         if snapshot.id not in self._instances:
             return
-        self._dispatcher.on_report(snapshot)
+        self._front_end.on_report(snapshot)
         self._schedule(sched.LoadReported(at=self.kernel.now, snapshot=snapshot))
-        if self._unplaced:
-            waiting, self._unplaced = self._unplaced, []
-            for request in waiting:
-                self._dispatch(request)
 
     def move_answered(self, source: SimInstance, answer: do.AnswerMove) -> None:
         if answer.request is not None:
-            request, figures = self._by_id[answer.request], answer.figures
+            request, figures = self._front_end.by_id[answer.request], answer.figures
             handover = request.handover if answer.ok else None
             self._handovers.append(handover)
             self._outcome.migrations.append(
@@ -320,8 +223,7 @@ class _Run:
             case sched.MoveRequest():
                 source = self._instances.get(command.source)
                 if source is not None:
-                    what = (command.target, command.request, command.reason, command.room_blocks, command.count)
-                    self._network.deliver(source.move_out, *what)
+                    self._network.deliver(source.move_out, command)
             case sched.SetDraining():
                 leaver = self._instances.get(command.instance)
                 if leaver is not None:
@@ -338,9 +240,11 @@ class _Run:
 
     def _move_by_hand(self, move: PlannedMove) -> None:
         source, target = instance_name(move.source), instance_name(move.target)
-        self._instances[source].move_out(
-            target, RequestId(move.request), "asked for", self.profile.memory.total_blocks, 1
+        room = self.profile.memory.total_blocks
+        order = sched.MoveRequest(
+            source=source, target=target, request=RequestId(move.request), room_blocks=room, reason="asked for"
         )
+        self._instances[source].move_out(order)
 
     def _wake_scheduler(self) -> None:
         self._wake = None
@@ -370,7 +274,7 @@ class _Run:
         self._instances[name] = instance
         self._schedule(sched.InstanceStarted(at=self.kernel.now, instance=name))
         # An instance counts as started when its first report is there.
-        self._take_report(instance.snapshot())
+        self._take_report(instance.reports.snapshot())
 
     def _remove(self, name: InstanceId, why: str) -> None:
         instance = self._instances.pop(name, None)
@@ -383,14 +287,14 @@ class _Run:
 
     def _mourn(self, name: InstanceId, lost: list[SimRequest], why: str) -> None:
         """Everybody hears that an instance is gone; its requests are placed anew with their tokens so far."""
-        self._dispatcher.on_removed(name)
+        self._front_end.on_removed(name)
         for instance in list(self._instances.values()):
             instance.lose_peer(name)
         self._schedule(sched.InstanceLost(at=self.kernel.now, instance=name, why=why))
         for request in sorted(lost, key=lambda one: one.order):
             if request.state is NEW:
                 request.replays += 1
-                self._dispatch(request)
+                self._front_end.dispatch(request)
 
     def _kill(self, name: InstanceId) -> None:
         if name in self._instances:
@@ -420,7 +324,7 @@ class _Run:
         target_tokens = self._policy.priority_target_tokens(self._setup.policy)
         free = short = 0
         for name in sorted(self._instances):
-            seen = self._instances[name].look()
+            seen = self._instances[name].reports.look()
             free += seen.free_blocks
             if seen.head_of_line_blocks + seen.watermark_blocks > seen.free_blocks:
                 short += seen.head_of_line_blocks

@@ -8,28 +8,21 @@ cuts a run of steps at the end of the step in flight, which is where a real engi
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Callable
-from math import floor, inf, sqrt
+from math import inf
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from llumnix.policy.relief import short_blocks
 from llumnix.sim.batch import DecodeBatch
 from llumnix.sim.blocks import BlockPool, PrefixCache
 from llumnix.sim.cost_model import Profile
+from llumnix.sim.flight import Flight, Segment
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.waiting import WaitingQueue
 
 _ORDER = attrgetter("order")
-
-
-class Segment(NamedTuple):
-    """What the scheduler decided: `steps` decode steps of the batch, or one step that computes `chunks`."""
-
-    steps: int
-    """Decode steps; 0 if the batch stands still while the chunks are computed."""
-    chunks: tuple[tuple[SimRequest, int], ...] = ()
-    """Prompts, or parts of prompts, computed in this step: (request, tokens)."""
 
 
 class Scheduler(Protocol):
@@ -69,16 +62,14 @@ class Engine:
         cache = PrefixCache(unit_tokens, block_tokens) if unit_tokens else None
         self.pool = BlockPool(profile.memory.total_blocks, profile.watermark_blocks, cache)
         self.batch = DecodeBatch(block_tokens)
-        self.waiting: list[SimRequest] = []
+        self.queue = WaitingQueue(block_tokens)
+        self.waiting = self.queue.requests
         """Sorted: most important first, then oldest first."""
         self.prefilling: list[SimRequest] = []
         self.watched: set[str] = set()
         """Ids of requests whose changes the listener wants to hear of."""
-        self.queued_blocks = 0
-        self.preempted = 0
         self.preemptions = 0
         self.high_running = 0
-        self.high_waiting = 0
         self.slowdown = 0.0
         self.stalled_until_s = 0.0
         self.stopped = False
@@ -91,12 +82,7 @@ class Engine:
         self._token_s = profile.decode.per_context_token_ms / 1e3
         self._busy = False
         self._timer: Timer | None = None
-        self._segment = Segment(0)
-        self._begin_s = 0.0
-        self._lead_s = 0.0
-        self._first_s = 0.0
-        self._growth_s = 0.0
-        self._end_s = 0.0
+        self._flight = Flight()
 
     # ------------------------------------------------------------------ from outside
 
@@ -109,7 +95,7 @@ class Engine:
 
     def add(self, request: SimRequest) -> None:
         """Puts a request into the queue (a new one, or one that moves without its KV)."""
-        self._enqueue(request)
+        self.queue.add(request)
         if self._timer is None:
             self._boundary()
         elif self.waiting[0] is request and self._scheduler.could_admit(self, request):
@@ -119,7 +105,7 @@ class Engine:
     def abort(self, request: SimRequest) -> None:
         """Ends a request at the next step boundary; a queued one at once."""
         if request.state is WAITING:
-            self._dequeue(request)
+            self.queue.remove(request)
             request.state = ABORTED
             self._listener.on_changed()
         elif request.state in (DECODING, PREFILLING):
@@ -152,7 +138,7 @@ class Engine:
         """Takes a queued request out of the queue (it moves on without KV)."""
         if request.state is not WAITING or request not in self.waiting:
             return False
-        self._dequeue(request)
+        self.queue.remove(request)
         request.state = DETACHED
         self._listener.on_changed()
         return True
@@ -195,12 +181,11 @@ class Engine:
         if self._timer is not None:
             self.kernel.cancel(self._timer)
             self._timer = None
-        done = self._steps_done()
+        flight = self._flight
+        done = flight.steps_done(self.kernel.now)
         if done:
-            first_end = self._begin_s + self._lead_s + self._first_s
-            last = self._first_s + self._growth_s * (done - 1)
-            end = self._begin_s + self._lead_s + self._duration(done)
-            self.batch.advance(done, first_end, last, end, end - self._begin_s)
+            end = flight.end_of_s(done)
+            self.batch.advance(done, flight.first_end_s(), flight.step_s(done), end, end - flight.begin_s)
         self.stopped = True
         lost = [*self.batch.members, *self.prefilling, *self.waiting]
         for request in list(self.batch.members):
@@ -224,17 +209,25 @@ class Engine:
         """When the step in flight ends; now, if there is none."""
         if self._timer is None:
             return self.kernel.now
-        if self._segment.steps <= 1:
-            return self._end_s
-        return max(self._begin_s + self._lead_s + self._duration(self._steps_done() + 1), self.kernel.now)
+        flight, now = self._flight, self.kernel.now
+        return flight.end_s if flight.steps <= 1 else max(flight.end_of_s(flight.steps_done(now) + 1), now)
 
     def steps_started(self) -> int:
         """Decode steps of the current segment that have begun."""
-        return min(self._steps_done() + 1, self._segment.steps) if self._segment.steps else 0
+        return self._flight.steps_started(self.kernel.now)
 
     def free_blocks(self) -> int:
         """Free blocks now: what the step in flight took is gone."""
         return self.pool.free - self._taken_in_flight()
+
+    def short_blocks(self, steps: int) -> int:
+        """Blocks that the batch will take within `steps` more decode steps and that are not free now, as if nobody
+        ended until then; 0 for no look ahead."""
+        batch, free = self.batch, self.free_blocks()
+        if not steps or free >= len(batch.members) * (1 + steps // batch.block_tokens):
+            return 0
+        started = self.steps_started()
+        return short_blocks(batch.blocks_for(started + steps) - batch.blocks_for(started), free)
 
     def tokens_of(self, request: SimRequest) -> int:
         """Length of a request's sequence now."""
@@ -242,7 +235,7 @@ class Engine:
 
     def generated_of(self, request: SimRequest) -> int:
         if request.batch is self.batch:
-            return self.batch.generated(request, self._steps_done())
+            return self.batch.generated(request, self._flight.steps_done(self.kernel.now))
         return request.generated
 
     def held_blocks(self, request: SimRequest) -> int:
@@ -260,7 +253,7 @@ class Engine:
 
     def start(self, request: SimRequest, blocks: int) -> None:
         """Takes the first request out of the queue and makes it a prefilling one that holds `blocks` blocks."""
-        self._dequeue(request)
+        self.queue.remove(request)
         request.state = PREFILLING
         request.blocks = blocks
         self.prefilling.append(request)
@@ -279,7 +272,7 @@ class Engine:
             request.preempted_at_s = self.kernel.now
         request.prefilled = 0
         self._free(request)
-        self._enqueue(request)
+        self.queue.add(request)
         self._tell(request)
 
     # ------------------------------------------------------------------ inside
@@ -291,27 +284,6 @@ class Engine:
                 self._boundary()
             else:
                 self._cut()
-
-    def _enqueue(self, request: SimRequest) -> None:
-        request.state = WAITING
-        waiting = self.waiting
-        if waiting and waiting[-1].order > request.order:
-            insort(waiting, request, key=_ORDER)
-        else:
-            waiting.append(request)
-        self.queued_blocks += self.blocks_of(request.prompt_tokens + request.generated)
-        if request.preemptions:
-            self.preempted += 1
-        if request.priority < 0:
-            self.high_waiting += 1
-
-    def _dequeue(self, request: SimRequest) -> None:
-        self.waiting.remove(request)
-        self.queued_blocks -= self.blocks_of(request.prompt_tokens + request.generated)
-        if request.preemptions:
-            self.preempted -= 1
-        if request.priority < 0:
-            self.high_waiting -= 1
 
     def _count_running(self, request: SimRequest, change: int) -> None:
         if request.priority < 0:
@@ -343,62 +315,32 @@ class Engine:
         if request.id in self.watched:
             self._listener.on_settled(request)
 
-    def _steps_done(self) -> int:
-        """Decode steps of the current segment that are complete."""
-        steps = self._segment.steps
-        if steps <= 1:
-            return 0
-        elapsed = self.kernel.now - self._begin_s - self._lead_s
-        if elapsed < self._first_s:
-            return 0
-        growth, first = self._growth_s, self._first_s
-        if growth > 0:
-            slope = first - growth / 2
-            done = floor((sqrt(slope * slope + 2 * growth * elapsed) - slope) / growth)
-        else:
-            done = floor(elapsed / first)
-        while done > 0 and self._duration(done) > elapsed:
-            done -= 1
-        while self._duration(done + 1) <= elapsed:
-            done += 1
-        return min(done, steps)
-
-    def _duration(self, steps: int) -> float:
-        return steps * self._first_s + self._growth_s * (steps * (steps - 1) // 2)
-
     def _taken_in_flight(self) -> int:
-        return self.batch.blocks_for(self.steps_started()) if self._segment.steps else 0
+        return self.batch.blocks_for(self.steps_started()) if self._flight.steps else 0
 
     def _cut(self) -> None:
         """Ends a run of decode steps with the one in flight."""
-        if self._segment.steps <= 1 or self._timer is None:
-            return
-        steps = self._steps_done() + 1
-        if steps < self._segment.steps:
+        if self._timer is not None and self._flight.cut(self.kernel.now):
             self.kernel.cancel(self._timer)
-            self._segment = Segment(steps)
-            self._end_s = max(self._begin_s + self._lead_s + self._duration(steps), self.kernel.now)
-            self._timer = self.kernel.at(self._end_s, self._finish_segment)
+            self._timer = self.kernel.at(self._flight.end_s, self._finish_segment)
 
     def _finish_segment(self) -> None:
         self._timer = None
         self._busy = True
-        steps, chunks = self._segment
-        batch = self.batch
+        flight, batch = self._flight, self.batch
+        steps, chunks = flight.steps, flight.chunks
         if steps:
             self.pool.free -= batch.blocks_for(steps)
             if self.pool.cache is not None:
                 self.pool.cache.shrink_to(self.pool.free)
-            first_end = self._begin_s + self._lead_s + self._first_s
-            last = self._first_s + self._growth_s * (steps - 1)
-            between_s = steps * self._overhead_s[len(batch.members)]
-            batch.advance(steps, first_end, last, self._end_s, self._end_s - self._begin_s - between_s)
+            computing_s = flight.end_s - flight.begin_s - steps * self._overhead_s[len(batch.members)]
+            batch.advance(steps, flight.first_end_s(), flight.step_s(steps), flight.end_s, computing_s)
             while (request := batch.pop_ended()) is not None:
                 batch.leave(request, FINISHED)
                 self._end(request)
         for request, tokens in chunks:
             self._computed(request, tokens)
-        self._segment = _NO_SEGMENT
+        flight.land()
         self._busy = False
         self._boundary()
         self._listener.on_changed()
@@ -409,7 +351,7 @@ class Engine:
             return
         now = self.kernel.now
         request.prefilled += tokens
-        request.exec_s += self._end_s - self._begin_s - self._overhead_s[1]
+        request.exec_s += self._flight.end_s - self._flight.begin_s - self._overhead_s[1]
         if request.prefilled < request.prompt_tokens + request.generated:
             return
         self.prefilling.remove(request)
@@ -471,18 +413,12 @@ class Engine:
         pace = 1.0 + self.slowdown
         size = len(batch.members)
         chunk_s = self._chunks_s(segment.chunks, alone=not segment.steps) if segment.chunks else 0.0
+        first_s, growth_s = chunk_s * pace, 0.0
         if segment.steps:
-            self._first_s = (self._batch_s[size] + self._token_s * batch.tokens + chunk_s) * pace
-            self._growth_s = self._token_s * size * pace
-            duration = self._duration(segment.steps)
-        else:
-            self._first_s = duration = chunk_s * pace
-            self._growth_s = 0.0
-        self._lead_s = max(0.0, self.stalled_until_s - now)
-        self._segment = segment
-        self._begin_s = now
-        self._end_s = now + self._lead_s + duration
-        self._timer = self.kernel.at(self._end_s, self._finish_segment)
+            first_s = (self._batch_s[size] + self._token_s * batch.tokens + chunk_s) * pace
+            growth_s = self._token_s * size * pace
+        self._flight.begin(segment, now, max(0.0, self.stalled_until_s - now), first_s, growth_s)
+        self._timer = self.kernel.at(self._flight.end_s, self._finish_segment)
 
     def _chunks_s(self, chunks: tuple[tuple[SimRequest, int], ...], alone: bool) -> float:
         prefill = self.profile.prefill
@@ -490,6 +426,3 @@ class Engine:
         for request, tokens in chunks:
             compute_ms += prefill.compute_ms(tokens, request.prefilled)
         return compute_ms / 1e3 + (self._overhead_s[len(chunks)] if alone else 0.0)
-
-
-_NO_SEGMENT = Segment(0)

@@ -7,7 +7,8 @@ newest running one is preempted and computed again later.
 
 from __future__ import annotations
 
-from llumnix.sim.engine import Engine, Segment
+from llumnix.sim.engine import Engine
+from llumnix.sim.flight import Segment
 from llumnix.sim.request import SimRequest
 
 

@@ -8,7 +8,8 @@ Prefix-cached units are not computed again.
 
 from __future__ import annotations
 
-from llumnix.sim.engine import Engine, Segment
+from llumnix.sim.engine import Engine
+from llumnix.sim.flight import Segment
 from llumnix.sim.request import SimRequest
 
 

@@ -1,0 +1,140 @@
+"""The load report of a simulated instance: what it says, and when it goes out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.sim.kernel import Timer
+from llumnix.sim.request import WAITING, SimRequest
+from llumnix.sim.world import World
+from llumnix.types import Priority, RequestId, RequestState
+
+if TYPE_CHECKING:
+    from llumnix.sim.instance import SimInstance
+
+QUEUE_SHOWN = 64
+"""Queued requests that a llumlet is shown when it picks a victim; it takes from the front of the queue."""
+
+DRIFT_REPORT_S = 0.4
+"""A busy instance reports at least this often. Live it is at every step, but between two events only the blocks of
+the batch grow: in this time by half a block per request, which is noise against any threshold."""
+
+IDLE_REPORT_S = 2.0
+"""An idle instance reports at least this often: a sign of life."""
+
+
+class Reporter:
+    """Reports of one instance: when its load changes, at most one per `report_interval_s`."""
+
+    def __init__(self, instance: SimInstance, world: World) -> None:
+        self._instance = instance
+        self._world = world
+        self._kernel = world.kernel
+        self._seq = 0
+        self._timer: Timer | None = None
+        self._due_s = 0.0
+        self._reported_s = -1.0
+
+    def soon(self) -> None:
+        """A report goes out now, or when the shortest interval since the last one is over."""
+        self.not_after(max(self._kernel.now, self._reported_s + self._world.cluster.report_interval_s))
+
+    def not_after(self, due_s: float) -> None:
+        """A report goes out at `due_s` at the latest."""
+        if self._timer is None or due_s < self._due_s:
+            self._set(due_s)
+
+    def stop(self) -> None:
+        """No report any more."""
+        if self._timer is not None:
+            self._kernel.cancel(self._timer)
+
+    def look(self) -> InstanceSnapshot:
+        """The load now, for display: not a report, so not numbered as one."""
+        return self._describe()
+
+    def snapshot(self) -> InstanceSnapshot:
+        """The load now, as a numbered report."""
+        self._seq += 1
+        return self._describe()
+
+    def _describe(self) -> InstanceSnapshot:
+        instance = self._instance
+        engine = instance.engine
+        queue = engine.queue
+        block_tokens = engine.batch.block_tokens
+        started = engine.steps_started()
+        moving = instance.started_llumlet
+        shortest = engine.batch.shortest_tokens(started)
+        return InstanceSnapshot(
+            id=instance.id,
+            at=self._kernel.now,
+            seq=self._seq,
+            state=instance.state,
+            total_blocks=engine.pool.total,
+            watermark_blocks=engine.pool.watermark,
+            free_blocks=engine.pool.free - (engine.batch.blocks_for(started) if started else 0),
+            block_tokens=block_tokens,
+            max_running=engine.profile.scheduler.max_num_seqs,
+            running=engine.running,
+            waiting=len(queue.requests),
+            preempted=queue.preempted,
+            head_of_line_blocks=queue.head_blocks(),
+            queued_blocks=queue.blocks,
+            smallest_queued_blocks=queue.smallest_blocks(),
+            high_running=engine.high_running,
+            high_waiting=queue.high,
+            incoming=moving.incoming if moving is not None else 0,
+            outgoing=moving.outgoing if moving is not None else 0,
+            short_blocks=engine.short_blocks(self._world.relief_steps),
+            preemptions=engine.preemptions,
+            migrations_in=instance.migrations_in,
+            migrations_out=instance.migrations_out,
+            smallest_running_blocks=-(-(shortest - 1) // block_tokens) if shortest else 0,
+            dispatches_seen=(instance.dispatches_seen,),
+            drain_keep=instance.drain_keep,
+        )
+
+    def _set(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._kernel.cancel(self._timer)
+        self._due_s = due_s
+        self._timer = self._kernel.at(due_s, self._report, rank=1)
+
+    def _report(self) -> None:
+        now, engine = self._kernel.now, self._instance.engine
+        self._timer = None
+        self._reported_s = now
+        stalled = engine.stalled_until_s
+        if stalled <= now:
+            late_s = engine.step_end_s() - now if self._world.reports_per_step else 0.0
+            self._world.reported(self.snapshot(), late_s)
+        if self._timer is None:
+            self._set(max(stalled, now + (IDLE_REPORT_S if engine.idle else DRIFT_REPORT_S)))
+
+
+def candidates(instance: SimInstance) -> tuple[RequestSnapshot, ...]:
+    """Running requests, and the front of the queue, for the choice of a victim."""
+    engine = instance.engine
+    return tuple(
+        _describe(request, instance) for request in [*engine.running_requests(), *engine.waiting[:QUEUE_SHOWN]]
+    )
+
+
+def _describe(request: SimRequest, instance: SimInstance) -> RequestSnapshot:
+    engine = instance.engine
+    tokens = engine.tokens_of(request)
+    return RequestSnapshot(
+        id=RequestId(request.id),
+        state=RequestState.WAITING if request.state is WAITING else RequestState.RUNNING,
+        priority=Priority(request.priority),
+        arrival_s=request.arrival_s,
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=tokens - request.prompt_tokens,
+        held_blocks=engine.held_blocks(request),
+        needed_blocks=engine.blocks_of(tokens),
+        movable=instance.llumlet.is_settled(RequestId(request.id)),
+        preemptions=request.preemptions,
+        moved_s=request.moved_s,
+    )

@@ -1,0 +1,53 @@
+"""Everything that a simulated run depends on, beside its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.sim.cost_model import Profile
+from llumnix.sim.faults import Fault
+from llumnix.types import InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMove:
+    """A migration that is asked for by hand, as with `llumnix migrate`; instances by number."""
+
+    at_s: float
+    request: str
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Everything that a run depends on, beside its requests."""
+
+    instances: int
+    profile: Profile
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    migration: MigrationConfig = field(default_factory=MigrationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
+    """Of the faults' victims; arrivals and lengths are the workload's."""
+    sample_interval_s: float = 0.0
+    """Seconds between two rows of the instances' time series; 0 for none."""
+    unit_tokens: int = 0
+    """Tokens behind one hash of a request's prefix; 0 for no prefix cache."""
+    restart_instances: bool = True
+    scaling: ScalingConfig | None = None
+    place_on: int | None = None
+    """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
+    moves: tuple[PlannedMove, ...] = ()
+    paper_body: bool = False
+    """Everything around the policy as in the paper's artifact: a report is one step old when it comes, a request that
+    was sent is not charged until a report counts it, and scaling follows its rule. Otherwise as live: reports are
+    pushed on change, dispatch books what it sends, and scaling is `policy.autoscaling`."""
+
+
+def instance_name(number: int) -> InstanceId:
+    """Id of the instance that was ordered as `number`-th, from 0."""
+    return InstanceId(f"i{number:04d}")

@@ -1,0 +1,56 @@
+"""The queue of one engine: who waits, and how much memory they need."""
+
+from __future__ import annotations
+
+from bisect import insort
+from operator import attrgetter
+
+from llumnix.sim.request import WAITING, SimRequest
+
+_ORDER = attrgetter("order")
+_TOKENS = attrgetter("tokens")
+
+
+class WaitingQueue:
+    """`requests` is sorted: most important first, then oldest first. The sums are what a load report says."""
+
+    __slots__ = ("_block_tokens", "blocks", "high", "preempted", "requests")
+
+    def __init__(self, block_tokens: int) -> None:
+        self.requests: list[SimRequest] = []
+        self.blocks = 0
+        """Needed by all of them."""
+        self.preempted = 0
+        self.high = 0
+        self._block_tokens = block_tokens
+
+    def add(self, request: SimRequest) -> None:
+        request.state = WAITING
+        requests = self.requests
+        if requests and requests[-1].order > request.order:
+            insort(requests, request, key=_ORDER)
+        else:
+            requests.append(request)
+        self._count(request, 1)
+
+    def remove(self, request: SimRequest) -> None:
+        self.requests.remove(request)
+        self._count(request, -1)
+
+    def head_blocks(self) -> int:
+        """Needed by the first; 0 if nobody waits."""
+        return self._blocks_of(self.requests[0].tokens) if self.requests else 0
+
+    def smallest_blocks(self) -> int:
+        """Needed by the smallest; 0 if nobody waits."""
+        return self._blocks_of(min(map(_TOKENS, self.requests))) if self.requests else 0
+
+    def _count(self, request: SimRequest, sign: int) -> None:
+        self.blocks += sign * self._blocks_of(request.tokens)
+        if request.preemptions:
+            self.preempted += sign
+        if request.priority < 0:
+            self.high += sign
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)

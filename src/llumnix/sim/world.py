@@ -1,0 +1,42 @@
+"""What a simulated instance needs from the cluster around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from llumnix.config import ClusterConfig
+from llumnix.control import commands as do
+from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.sim.cost_model import Profile
+from llumnix.sim.kernel import Kernel
+from llumnix.sim.network import CopyEnded
+from llumnix.sim.request import SimRequest
+from llumnix.types import Epoch, InstanceId, RequestId
+
+if TYPE_CHECKING:
+    from llumnix.sim.instance import SimInstance
+
+
+class World(Protocol):
+    """The cluster as an instance sees it."""
+
+    kernel: Kernel
+    profile: Profile
+    cluster: ClusterConfig
+    reports_per_step: bool
+    """Reports describe the start of a step and go out with its tokens, as in the paper's artifact."""
+    relief_steps: int
+    """How many decode steps ahead an instance looks for a shortage of blocks; 0: not at all."""
+
+    def new_llumlet(self, instance: InstanceId) -> Llumlet: ...
+    def request(self, request: RequestId) -> SimRequest: ...
+    def send(self, sender: SimInstance, to: InstanceId, message: AnyMessage) -> None: ...
+    def ask_front_end(self, doubt: Doubt) -> None: ...
+    def noticed(self, notice: AnyNotice) -> None: ...
+    def is_fenced(self, request: RequestId, epoch: Epoch) -> bool: ...
+    def move_answered(self, source: SimInstance, answer: do.AnswerMove) -> None: ...
+    def copy(self, source: InstanceId, target: SimInstance, blocks: int, done: CopyEnded) -> bool: ...
+    def reported(self, snapshot: InstanceSnapshot, late_s: float) -> None: ...
+    def finished(self, instance: SimInstance, request: SimRequest) -> None: ...
