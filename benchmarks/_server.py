@@ -93,6 +93,7 @@ def _environment() -> dict[str, str]:
 def _running(command: Sequence[str]) -> Iterator[Server]:
     port = _free_port()
     command = [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
     with tempfile.TemporaryFile("w+") as log:
         began = time.monotonic()
         process = subprocess.Popen(

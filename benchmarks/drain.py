@@ -101,7 +101,7 @@ def _running(answer: dict[str, Any]) -> list[str]:
 
 def _body(rng: random.Random) -> dict[str, Any]:
     """Greedy, up to the end of the window: thousands of tokens."""
-    prompt = [rng.randrange(256) for _ in range(rng.randint(30, 1500))]
+    prompt = [rng.randrange(256) for _ in range(rng.randint(30, 600))]
     most = rng.randint(3000, MODEL_LEN - len(prompt))
     return {"prompt": prompt, "max_tokens": most, "temperature": 0, "ignore_eos": True}
 
