@@ -139,6 +139,10 @@ def test_refused_orders(server: Server) -> None:
     for query in ("timeout_s=soon", "timeout_s=-1", "timeout_s=inf", "keep=perhaps"):
         answer = server.post(f"/llumnix/v1/instances/{instance}/drain?{query}")
         assert answer.status_code == 400, query
-    scaling = server.get("/llumnix/v1/scaling").json()
-    assert (scaling["mode"], scaling["serving"]) == ("off", 2)
-    assert scaling["mean_instances"] > 0
+
+
+def test_size_is_told_though_auto_scaling_is_off(server: Server) -> None:
+    two_instances(server)
+    told = wait_for(lambda: (s := server.get("/llumnix/v1/scaling").json())["serving"] == 2 and s, "a fresh count")
+    assert told["mode"] == "off"
+    assert told["mean_instances"] > 0
