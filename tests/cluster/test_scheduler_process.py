@@ -20,6 +20,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.fleet import Fleet
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.report.recording import RECORD, differences
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.mailbox import Mailbox
@@ -57,6 +58,7 @@ class World:
     """Everybody but the scheduler."""
 
     def __init__(self, run_dir: Path, scaling: str = "off") -> None:
+        self.recordings = run_dir / "recordings"
         self.book = on_one_machine(run_dir)
         self.launcher = self._listen(self.book.launcher)
         self.front_end = self._listen(self.book.front_end(0))
@@ -85,7 +87,8 @@ class World:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "llumnix.cluster.scheduler_process", str(os.getpid())]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        variables = {**os.environ, RECORD: str(self.recordings)}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables)
         assert process.stdin is not None
         with process.stdin as stdin:
             stdin.write(msgspec.json.encode(self.spec))
@@ -125,10 +128,12 @@ class World:
 
 @pytest.fixture
 def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[World]:
-    """`indirect` parameter: the mode of auto-scaling."""
+    """`indirect` parameter: the mode of auto-scaling. Whatever happened, it comes out the same when it is replayed."""
     world = World(tmp_path_factory.mktemp("w"), getattr(request, "param", "off"))
     yield world
     world.close()
+    (recording,) = world.recordings.iterdir()
+    assert differences(recording) == []
 
 
 def nothing() -> None:

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from llumnix.report.recording import RECORD, differences
+
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 45.0
 WAIT_S = 30.0
@@ -63,15 +65,18 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = folder
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir()
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self.url, timeout=60.0, headers=headers)
         command = [sys.executable, "-m", "llumnix", "serve", "--port", str(self.port), "--log-dir", str(folder)]
         words = [*command, "--instances", str(instances), "--disable-uvicorn-access-log", *flags]
         words += ["--api-key", api_key] if api_key else []
+        self._recordings = folder / "recordings"
+        own = {"TMPDIR": str(self._temporary), RECORD: str(self._recordings)}
+        variables = {**os.environ, **own, **(environment or {})}
         with (folder / "console.txt").open("wb") as console:
-            self.process = subprocess.Popen(
-                words, stdout=console, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
-            )
+            self.process = subprocess.Popen(words, stdout=console, stderr=subprocess.STDOUT, env=variables)
         try:
             self._wait_until_ready(instances)
         except BaseException:
@@ -170,7 +175,8 @@ class Server:
         os.kill(self.instance(instance)["pid"], number)
 
     def stop(self) -> None:
-        """SIGTERM; everything must be gone after it, with exit code 0."""
+        """SIGTERM; everything must be gone after it, with exit code 0, and what the scheduler and the llumlets did must
+        come out the same when they hear it again."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         try:
@@ -183,6 +189,12 @@ class Server:
         assert code == 0, f"exit code {code}: {self.console()}"
         alive = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         assert not alive, f"left running: {alive}"
+        left = [path.name for path in self._temporary.iterdir()]
+        assert not left, f"left in the temporary folder: {left}"
+        recordings = sorted(self._recordings.iterdir())
+        assert any(path.name.startswith("scheduler") for path in recordings)
+        for path in recordings:
+            assert not (found := differences(path)), f"{path.name}: {found[:3]}"
 
     def kill(self) -> None:
         """For a server that is no longer of use: its children end with it."""

@@ -21,9 +21,10 @@ from llumnix.cluster import linux
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import DrainLimits
-from llumnix.control.scaling import Autoscaler, ScalingMode
-from llumnix.control.scheduler import GlobalScheduler
+from llumnix.control.replay import SchedulerBegin
+from llumnix.control.scaling import ScalingMode
 from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.report.recording import recorder
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
@@ -76,8 +77,17 @@ class SchedulerProcess:
             grace_s=cluster.shutdown_timeout_s,
             moves=min(spec.migration.max_outgoing, spec.migration.max_incoming),
         )
-        self._autoscaler = Autoscaler(spec.scaling, ScalingMode(cluster.scaling))
-        self._scheduler = GlobalScheduler(spec.policy, cluster.instance_timeout_s, limits, self._autoscaler)
+        begin = SchedulerBegin(
+            policy=spec.policy,
+            instance_timeout_s=cluster.instance_timeout_s,
+            limits=limits,
+            scaling=spec.scaling,
+            mode=ScalingMode(cluster.scaling),
+        )
+        self._scheduler = begin.make()
+        assert self._scheduler.autoscaler is not None
+        self._autoscaler = self._scheduler.autoscaler
+        self._record = recorder(f"scheduler-{os.getpid()}", begin)
         self._began_s = time.monotonic()
         self._inbox: queue.SimpleQueue[Wire | None] = queue.SimpleQueue()
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
@@ -183,7 +193,10 @@ class SchedulerProcess:
     # commands to messages
 
     def _handle(self, event: control.Event) -> None:
-        for command in self._scheduler.handle(event):
+        commands = self._scheduler.handle(event)
+        if self._record is not None:
+            self._record(event, commands)
+        for command in commands:
             self._carry_out(command)
 
     def _carry_out(self, command: control.Command) -> None:

@@ -71,6 +71,8 @@ class Llumlet:
         self.config = config
         self.attempts = Attempts() if attempts is None else attempts
         self.story = Story(msgspec.json.encode(self.attempts))
+        self.record: Callable[[AnyEvent, list[AnyCommand]], None] | None = None
+        """Told what the story is told."""
         self._choose_victims = choose_victims
         self.cooldown_s = cooldown_s
         self._validate = validate
@@ -89,6 +91,8 @@ class Llumlet:
             raise IllegalEvent(f"{self.instance}: {error}\n{story}") from None
         commands += self._alarm()
         self.story.add(event, commands)
+        if self.record is not None:
+            self.record(event, commands)
         if self._validate:
             self.attempts.validate()
         return commands

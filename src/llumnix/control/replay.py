@@ -1,17 +1,30 @@
-"""Run a llumlet's story again: a dump from a cluster becomes a test."""
+"""Run what happened again: a llumlet's dump, or a whole recording from a cluster, becomes a test.
+
+The machines are pure, so the same events must give the same commands, whoever carried them out the first time.
+A recording (`report/recording.py` writes and reads the files) begins with how its machine was made.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from llumnix.config import MigrationConfig
+from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.control.attempts import Attempts
 from llumnix.control.commands import AnyCommand
+from llumnix.control.drain import DrainLimits
 from llumnix.control.events import AnyEvent
 from llumnix.control.llumlet import ChooseVictims, Llumlet
+from llumnix.control.scaling import Autoscaler, ScalingMode
+from llumnix.control.scheduler import GlobalScheduler
+from llumnix.control.scheduler_events import Command, Event
 from llumnix.control.story import Entry, light_commands
+from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.victim import choose_victims
 from llumnix.types import InstanceId
 
 
@@ -52,3 +65,62 @@ def replay(plain: dict[str, Any], choose_victims: ChooseVictims) -> list[Replaye
     return [
         Replayed(entry.event, entry.commands, light_commands(llumlet.handle(entry.event))) for entry in then.entries
     ]
+
+
+class LlumletBegin(msgspec.Struct, frozen=True, kw_only=True, tag="llumlet"):
+    """How the llumlet of a recording was made."""
+
+    instance: InstanceId
+    policy: str
+    config: MigrationConfig
+    cooldown_s: float
+
+    def make(self, record: Callable[[AnyEvent, list[AnyCommand]], None] | None = None) -> Llumlet:
+        rule = find_policy(self.policy).victim
+        llumlet = Llumlet(self.instance, self.config, partial(choose_victims, rule), self.cooldown_s)
+        llumlet.record = record
+        return llumlet
+
+
+class SchedulerBegin(msgspec.Struct, frozen=True, kw_only=True, tag="scheduler"):
+    """How the global scheduler of a recording was made."""
+
+    policy: PolicyConfig
+    instance_timeout_s: float
+    limits: DrainLimits
+    scaling: ScalingConfig | None = None
+    """None: it was made without an autoscaler."""
+    mode: ScalingMode = ScalingMode.OFF
+
+    def make(self) -> GlobalScheduler:
+        autoscaler = None if self.scaling is None else Autoscaler(self.scaling, self.mode)
+        return GlobalScheduler(self.policy, self.instance_timeout_s, self.limits, autoscaler)
+
+
+Begin = LlumletBegin | SchedulerBegin
+
+
+class SchedulerEntry(msgspec.Struct, frozen=True):
+    event: Event
+    commands: list[Command]
+
+
+class Differs(msgspec.Struct, frozen=True):
+    """An event, the `number`-th from 1, that is answered otherwise now than then."""
+
+    number: int
+    event: AnyEvent | Event
+    then: list[Any]
+    now: list[Any]
+
+
+def replay_recording(begin: Begin, entries: Iterable[Entry | SchedulerEntry]) -> list[Differs]:
+    """Every event whose commands are not the recorded ones; empty if it all comes out the same."""
+    machine: Any = begin.make()
+    found: list[Differs] = []
+    for number, entry in enumerate(entries, start=1):
+        commands: list[Any] = machine.handle(entry.event)
+        now = light_commands(commands) if isinstance(begin, LlumletBegin) else commands
+        if now != entry.commands:
+            found.append(Differs(number, entry.event, [*entry.commands], now))
+    return found

@@ -8,21 +8,21 @@ with their travel time, starts and stops instances, and places the requests of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import msgspec
 
 from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
+from llumnix.control.drain import DrainLimits
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
-from llumnix.control.scheduler import GlobalScheduler
+from llumnix.control.replay import LlumletBegin, SchedulerBegin
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScaleIn, ScaleOut
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.policy.victim import choose_victims
 from llumnix.policy.virtual_usage import migration_freeness
+from llumnix.report.recording import recorder
 from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
 from llumnix.sim.autoscaler import Autoscaler
 from llumnix.sim.engine import Scheduler
@@ -81,7 +81,11 @@ class _Run:
         self._progress = progress
         self._policy = find_policy(setup.policy.policy)
         self.relief_steps = setup.policy.relief_steps if self._policy.relief else 0
-        self._scheduler = GlobalScheduler(setup.policy, setup.cluster.instance_timeout_s)
+        begin = SchedulerBegin(
+            policy=setup.policy, instance_timeout_s=setup.cluster.instance_timeout_s, limits=DrainLimits()
+        )
+        self._scheduler = begin.make()
+        self._record = recorder("scheduler", begin)
         self._network = Network(self.kernel, setup.profile)
         self._autoscaler = Autoscaler(setup.scaling, setup.paper_body) if setup.scaling is not None else None
         self._local_scheduler = LOCAL_SCHEDULERS[setup.profile.scheduler.kind]()
@@ -150,9 +154,14 @@ class _Run:
         return self._front_end.by_id[request]
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet:
-        rule = self._policy.victim
-        cooldown_s = self._setup.policy.request_cooldown_s
-        return Llumlet(instance, self._setup.migration, partial(choose_victims, rule), cooldown_s)
+        policy = self._setup.policy
+        begin = LlumletBegin(
+            instance=instance,
+            policy=policy.policy,
+            config=self._setup.migration,
+            cooldown_s=policy.request_cooldown_s,
+        )
+        return begin.make(recorder(instance, begin))
 
     def send(self, sender: SimInstance, to: InstanceId, message: AnyMessage) -> None:
         self._post(to, message)
@@ -211,7 +220,10 @@ class _Run:
         self._network.deliver(self._schedule, ended)
 
     def _schedule(self, event: sched.Event) -> None:
-        for command in self._scheduler.handle(event):
+        commands = self._scheduler.handle(event)
+        if self._record is not None:
+            self._record(event, commands)
+        for command in commands:
             self._obey(command)
 
     def _obey(self, command: sched.Command) -> None:

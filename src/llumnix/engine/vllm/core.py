@@ -23,8 +23,8 @@ from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.request import Request
 
-from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Prepare
+from llumnix.control.replay import LlumletBegin
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.driver import Engine, LlumletDriver
@@ -34,8 +34,7 @@ from llumnix.engine.vllm.resume import Resume, take_up
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.snapshot import Fixed, instance_snapshot, request_rows
 from llumnix.engine.vllm.state import Codec, decode_identity, stamp
-from llumnix.policy.catalogue import find_policy
-from llumnix.policy.victim import choose_victims
+from llumnix.report.recording import recorder
 from llumnix.types import InstanceState
 from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
@@ -335,12 +334,13 @@ class LlumnixEngineCore(EngineCoreProc):
     def _make_driver(self) -> LlumletDriver:
         spec = self._spec
         config = self.vllm_config
-        llumlet = Llumlet(
-            spec.id,
-            spec.migration,
-            partial(choose_victims, find_policy(spec.policy.policy).victim),
-            spec.policy.request_cooldown_s,
+        begin = LlumletBegin(
+            instance=spec.id,
+            policy=spec.policy.policy,
+            config=spec.migration,
+            cooldown_s=spec.policy.request_cooldown_s,
         )
+        llumlet = begin.make(recorder(spec.id, begin))
         engine = Engine(
             info=self._info,
             scheduler=self.scheduler,

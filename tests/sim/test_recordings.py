@@ -1,0 +1,66 @@
+"""What a cluster recorded gives the same commands when the machines hear it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llumnix.errors import UsageError
+from llumnix.report.recording import RECORD, differences
+from llumnix.sim.driver import sim_requests, simulate
+from llumnix.sim.faults import parse_fault
+from llumnix.sim.profile_file import load_profile
+from llumnix.sim.setup import Setup
+from llumnix.workload.workload import load_workload
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of a crowded run in which instances die, stall and talk slowly."""
+    folder = tmp_path_factory.mktemp("recordings")
+    faults = tuple(map(parse_fault, ("crash@40", "stall@60+4", "slow-link@80+30:200")))
+    setup = Setup(instances=4, profile=load_profile("a10-llama-7b"), faults=faults, seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RECORD, str(folder))
+        simulate(sim_requests(load_workload("L-L?rate=0.8&requests=150&seed=1")), setup)
+    return sorted(folder.iterdir())
+
+
+def test_every_recorded_machine_answers_as_it_did(recordings: list[Path]) -> None:
+    names = {path.stem for path in recordings}
+    assert "scheduler" in names
+    assert len(names) >= 3
+    assert sum(path.read_bytes().count(b"\n") for path in recordings) > 500
+    for path in recordings:
+        assert differences(path) == [], path.name
+
+
+@pytest.mark.parametrize("of_scheduler", [True, False])
+def test_a_command_that_was_not_given_is_found(of_scheduler: bool, recordings: list[Path], tmp_path: Path) -> None:
+    kinds = [path for path in recordings if (path.stem == "scheduler") == of_scheduler]
+    lines = max((path.read_bytes() for path in kinds), key=len).splitlines()
+    forged = msgspec.json.decode(lines[7])
+    forged[1 if isinstance(forged, list) else "commands"].append({"type": "WakeAt", "at": 0.5})
+    (tmp_path / "forged.jsonl").write_bytes(b"\n".join([*lines[:7], msgspec.json.encode(forged), *lines[8:], b""]))
+    (found,) = differences(tmp_path / "forged.jsonl")
+    assert found.number == 7
+    assert len(found.then) == len(found.now) + 1
+
+
+def test_an_entry_that_was_cut_off_does_not_count(recordings: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.jsonl").write_bytes(recordings[0].read_bytes()[:-9])
+    assert differences(tmp_path / "cut.jsonl") == []
+
+
+def test_a_broken_recording_is_named_by_its_line(recordings: list[Path], tmp_path: Path) -> None:
+    lines = recordings[0].read_bytes().splitlines()
+    (tmp_path / "broken.jsonl").write_bytes(b"\n".join([*lines[:3], b"{", b""]))
+    with pytest.raises(UsageError, match=r"broken.jsonl:4: not an entry"):
+        differences(tmp_path / "broken.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UsageError, match="not the beginning"):
+        differences(tmp_path / "empty.jsonl")
+    with pytest.raises(UsageError, match="Cannot read"):
+        differences(tmp_path / "none.jsonl")
