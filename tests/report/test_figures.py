@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llumnix.report.figures import draw, draw_latency, draw_migrations
@@ -104,6 +105,17 @@ def test_long_run_of_many_instances_is_thinned_out() -> None:
 def test_migrations_between_instances_without_a_series_are_drawn() -> None:
     figure = draw_migrations(Records([], [move(1.0, "refused")]))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_migrations_are_told_apart_by_the_kind_of_their_reason_not_by_its_numbers() -> None:
+    reasons = [
+        *(f"freeness {n}.5 against {n + 9}; 6.7 and 28.5 after the move" for n in range(40)),
+        *(f"i{n} drains, {n} left; freeness 3, room for 7 blocks" for n in range(3)),
+        "by hand",
+    ]
+    moves = [msgspec.structs.replace(move(float(n), "moved"), reason=reason) for n, reason in enumerate(reasons)]
+    labels = [text.get_text() for text in draw_migrations(Records([], moves)).axes[0].get_legend().get_texts()]
+    assert labels == ["by hand (1)", "drains (3)", "freeness (40)"]
 
 
 @pytest.mark.parametrize("state", list(InstanceState))

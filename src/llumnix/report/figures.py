@@ -11,6 +11,7 @@ A picture whose records are missing is not drawn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -110,14 +111,14 @@ def _arrows(axes: Axes, migrations: Sequence[MigrationRecord], rows: dict[str, i
     moved = [m for m in migrations if m.outcome == MOVED]
     others = [m for m in migrations if m.outcome != MOVED]
     axes.set_title(f"Migrations: {len(moved):,} completed, {len(others):,} not (dot: target)")
-    reasons = sorted({m.reason for m in moved})
-    for index, reason in enumerate(reasons):
+    kinds = sorted({_kind(m.reason) for m in moved})
+    for index, kind in enumerate(kinds):
         color = REASON_COLORS[index % len(REASON_COLORS)]
-        same = [m for m in moved if m.reason == reason]
+        same = [m for m in moved if _kind(m.reason) == kind]
         lines = [[(m.at_s, rows[m.source]), (m.at_s, rows[m.target])] for m in same]
         axes.add_collection(LineCollection(lines, colors=color, linewidths=1.0, alpha=0.55))
         x, y = [m.at_s for m in same], [rows[m.target] for m in same]
-        axes.scatter(x, y, s=16, color=color, zorder=3, label=f"{reason or 'moved'} ({len(same):,})")
+        axes.scatter(x, y, s=16, color=color, zorder=3, label=f"{kind} ({len(same):,})")
     if others:
         x, y = [m.at_s for m in others], [rows[m.source] for m in others]
         axes.scatter(x, y, s=22, marker="x", lw=1.1, color=FAINT, zorder=2, label=f"stayed ({len(others):,})")
@@ -126,6 +127,12 @@ def _arrows(axes: Axes, migrations: Sequence[MigrationRecord], rows: dict[str, i
     axes.set_xlabel("seconds")
     axes.xaxis.grid(False)
     legend(axes)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers and names: what a legend has room for."""
+    words = re.sub(r"\bi?\d\S*", "", re.split(r"[;:,]| against ", reason)[0])
+    return " ".join(words.split()) or "moved"
 
 
 def _downtimes(axes: Axes, downtimes_ms: NDArray[np.float64]) -> None:
