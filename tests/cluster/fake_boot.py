@@ -11,6 +11,7 @@ import http.server
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def listen(setup: Setup) -> socket.socket:
 def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     if setup.fail_start or spec.index < setup.fail_first:
         raise ValueError("no room for the KV cache")
+    Path(tempfile.gettempdir(), "rendezvous").touch()  # as engines do, and never remove
     ended = threading.Event()
     draining = threading.Event()
     signal.signal(END_NOW, lambda *_: ended.set())

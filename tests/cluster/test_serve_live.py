@@ -77,11 +77,13 @@ class Serve:
         pids: dict[str, int] = ast.literal_eval(self.get("/instances").text)
         return pids
 
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+    def descendants(self, command: str = "") -> list[psutil.Process]:
+        """Those with these words in their command lines."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if command in " ".join(child.cmdline())]
 
     def descendant(self, command: str) -> psutil.Process:
-        return next(child for child in self.descendants() if command in " ".join(child.cmdline()))
+        return self.descendants(command)[0]
 
     def end(self) -> int:
         code = self.process.wait(WAIT_S)
@@ -143,13 +145,27 @@ def test_killed_instance_is_replaced_under_a_new_id(serve: Callable[..., Serve])
     wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
 
 
+def test_nothing_is_left_in_the_private_folder_of_an_instance_that_was_killed(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2")
+    server.wait_until_serving()
+    wait_for(lambda: len(server.instances()) == 2, "two instances")
+    (private,) = server.folder.glob("llumnix-*")
+    assert (private / "i0").is_socket()
+    assert (private / "i0.tmp" / "rendezvous").exists()
+    os.kill(server.instances()["i0"], signal.SIGKILL)
+    wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
+    assert {path.name for path in private.iterdir() if path.name.startswith("i")} >= {"i1", "i2", "i1.tmp", "i2.tmp"}
+    assert not [path for path in private.iterdir() if path.name.startswith("i0")]
+    assert [path.name for path in server.folder.iterdir() if path != private] == ["model"]
+
+
 def test_killed_scheduler_and_front_end_come_back(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "1")
     server.wait_until_serving()
     before = server.descendant("scheduler_process").pid
     os.kill(before, signal.SIGKILL)
     server.wait_for_line("the scheduler died: killed by SIGKILL; it is restarted")
-    wait_for(lambda: server.descendant("scheduler_process").pid != before, "another scheduler")
+    wait_for(lambda: {child.pid for child in server.descendants("scheduler_process")} - {before}, "another scheduler")
     os.kill(int(server.get("/pid").text), signal.SIGKILL)
     server.wait_for_line("front-0 died: killed by SIGKILL")
     wait_for(lambda: server.get("/health").status_code == 200, "another front end")

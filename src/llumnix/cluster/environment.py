@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def runs_on_cpu() -> bool:
 
 def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of the nursery and so of all its children; what the user set stays."""
-    defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Else compiled code would be in the temporary folder of an instance, which goes with it.
+        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}",
+    }
     if runs_on_cpu():
         defaults |= dict.fromkeys(_ONE_THREAD, "1")
         if _workers_per_instance(arguments) == 1:

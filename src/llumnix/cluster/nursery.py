@@ -12,9 +12,11 @@ import gc
 import importlib
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,7 @@ from llumnix.cluster.nursery_messages import (
     SignalChild,
     StopListening,
     front_end_name,
+    is_front_end,
     receive_from_launcher,
     send,
 )
@@ -120,7 +123,17 @@ class Nursery:
             if pid == 0:
                 return
             child = self._pids.pop(pid)
+            self._remove_traces(child)
             send(self._channel, Exited(child=child, how=linux.describe_exit(status)))
+
+    def _temporary(self, child: str) -> Path:
+        return Path(self._book.run_dir) / f"{child}.tmp"
+
+    def _remove_traces(self, child: str) -> None:
+        """What a killed child could not remove itself; front ends keep their names, and so their sockets."""
+        shutil.rmtree(self._temporary(child), ignore_errors=True)
+        if not is_front_end(child):
+            (Path(self._book.run_dir) / child).unlink(missing_ok=True)
 
     # children
 
@@ -159,6 +172,7 @@ class Nursery:
 
     def _run_instance(self, fork: ForkInstance) -> None:
         self._close_sockets()
+        _keep_temporary_files_in(self._temporary(fork.id))
         common = self._common
         spec = InstanceSpec(
             id=fork.id,
@@ -193,6 +207,13 @@ class Nursery:
             if sock is not None:
                 sock.close()
         self._socket = self._admin_socket = None
+
+
+def _keep_temporary_files_in(folder: Path) -> None:
+    """Of this process and its children. Engines leave sockets and rendezvous files behind when they are killed."""
+    folder.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # asks the environment anew
 
 
 def _listen_for_admin(host: str, port: int) -> socket.socket | None:

@@ -17,7 +17,7 @@ from llumnix.errors import UsageError
 
 _PREFIX = "llumnix-"
 _LOCK = "lock"
-_LONGEST_BASE = 60  # bytes; a socket's whole path may have 107
+_LONGEST_BASE = 40  # bytes; a socket's whole path may have 107, and engines make some with long names
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class InstanceSpec:
     first `Report` to the launcher as well as to the scheduler and the front ends: that is what "ready" means.
     `END_NOW` ends it: `run_instance` returns within a few seconds. SIGTERM, which the launcher never sends, asks it to
     drain: it reports `DRAINING` from then on, and serves until the scheduler has emptied it.
+
+    Its process has a temporary folder of its own (`tempfile.gettempdir()`), which goes when it ends, however it does.
     """
 
     id: InstanceId

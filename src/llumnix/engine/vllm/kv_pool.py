@@ -7,6 +7,7 @@ unique over all groups, so each distinct tensor is one region and a scheduler bl
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,14 @@ def kv_views(model_runner: Any) -> list[torch.Tensor]:
 
 
 def open_transport(worker: Any, book: AddressBook, secret: bytes) -> Transport:
-    """Starts to serve the worker's blocks below `book.run_dir`, and for other machines over TCP."""
+    """Starts to serve the worker's blocks on a unix socket and, for other machines, over TCP.
+
+    The socket is in the temporary folder, which is the instance's own (cluster/nursery.py) and goes with it.
+    """
     views = kv_views(worker.model_runner)
     pool = pool_of(views, fingerprint=_fingerprint(worker, views))
-    return SocketTransport(pool, secret, SocketOptions(folder=Path(book.run_dir), tcp_host=book.host or "127.0.0.1"))
+    options = SocketOptions(folder=Path(tempfile.gettempdir()), tcp_host=book.host or "127.0.0.1")
+    return SocketTransport(pool, secret, options)
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
