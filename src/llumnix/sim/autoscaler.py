@@ -1,4 +1,4 @@
-"""When the simulated cluster looks at its size, and by which rule."""
+"""The auto-scaling rule of the paper's published experiments. Ours is `control/scaling.py`, as live."""
 
 from __future__ import annotations
 
@@ -7,33 +7,13 @@ from llumnix.policy.autoscaling import (
     ScaleOut,
     ScalingConfig,
     ScalingDecision,
-    ScalingState,
     Stay,
     cluster_freeness,
-    scale,
 )
 from llumnix.policy.snapshot import ClusterSnapshot
 from llumnix.types import InstanceState
 
-CHECK_INTERVAL_S = 1.0
 PAPER_CHECK_INTERVAL_S = 10.0
-
-
-class Autoscaler:
-    """Decides every `interval_s`, by `policy.autoscaling` or as the paper's artifact does."""
-
-    def __init__(self, config: ScalingConfig, paper_rule: bool) -> None:
-        self.interval_s = PAPER_CHECK_INTERVAL_S if paper_rule else CHECK_INTERVAL_S
-        self._config = config
-        self._paper_rule = paper_rule
-        self._state = ScalingState()
-
-    def decide(self, cluster: ClusterSnapshot, starting: int) -> ScalingDecision:
-        """`starting`: instances that were ordered and do not serve yet."""
-        if self._paper_rule:
-            return paper_scale(cluster, starting, self._config)
-        decision, self._state = scale(cluster, starting, self._state, self._config)
-        return decision
 
 
 def paper_scale(cluster: ClusterSnapshot, starting: int, config: ScalingConfig) -> ScalingDecision:

@@ -14,17 +14,19 @@ import msgspec
 from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits
+from llumnix.control.fleet import Fleet
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.replay import LlumletBegin, SchedulerBegin
+from llumnix.control.scaling import ScalingMode
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.report.recording import recorder
 from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
-from llumnix.sim.autoscaler import Autoscaler
+from llumnix.sim.autoscaler import PAPER_CHECK_INTERVAL_S, paper_scale
 from llumnix.sim.engine import Scheduler
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
 from llumnix.sim.front_end import FrontEnd
@@ -82,12 +84,15 @@ class _Run:
         self._policy = find_policy(setup.policy.policy)
         self.relief_steps = setup.policy.relief_steps if self._policy.relief else 0
         begin = SchedulerBegin(
-            policy=setup.policy, instance_timeout_s=setup.cluster.instance_timeout_s, limits=DrainLimits()
+            policy=setup.policy,
+            instance_timeout_s=setup.cluster.instance_timeout_s,
+            limits=DrainLimits(),
+            scaling=None if setup.paper_body else setup.scaling,
+            mode=ScalingMode.ON,
         )
         self._scheduler = begin.make()
         self._record = recorder("scheduler", begin)
         self._network = Network(self.kernel, setup.profile)
-        self._autoscaler = Autoscaler(setup.scaling, setup.paper_body) if setup.scaling is not None else None
         self._local_scheduler = LOCAL_SCHEDULERS[setup.profile.scheduler.kind]()
         self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.index))
         if self._policy.priorities and setup.profile.scheduler.priorities:
@@ -99,6 +104,7 @@ class _Run:
         self._unfinished = len(self._requests)
         self._outcome = Outcome(requests=self._requests)
         self._lives: dict[InstanceId, InstanceLife] = {}
+        self._last_order = 0
         self._handovers: list[Handover | None] = []
         """One per row of the migrations: what the client felt is known only later."""
 
@@ -111,8 +117,8 @@ class _Run:
                 self.kernel.at(fault.at_s, self._strike, fault)
             for move in self._setup.moves:
                 self.kernel.at(move.at_s, self._move_by_hand, move)
-            if self._autoscaler is not None:
-                self.kernel.after(self._autoscaler.interval_s, self._scale, rank=2)
+            if self._setup.scaling is not None and self._setup.paper_body:
+                self.kernel.after(PAPER_CHECK_INTERVAL_S, self._scale_as_the_paper, self._setup.scaling, rank=2)
             if self._setup.sample_interval_s:
                 self.kernel.at(0.0, self._sample, rank=2)
             self.kernel.run()
@@ -247,6 +253,8 @@ class _Run:
             case sched.StartInstances():
                 for _ in range(command.count):
                     self.kernel.after(self.profile.host.start_up_s, self._start_instance, self._new_life())
+                self._last_order = command.order
+                self._tell_fleet()
             case sched.DrainFinished():
                 pass
 
@@ -264,15 +272,24 @@ class _Run:
 
     # ------------------------------------------------------------------ the launcher, and what goes wrong
 
-    def _scale(self) -> None:
-        assert self._autoscaler is not None
-        starting = sum(1 for life in self._lives.values() if life.ended_s is None) - len(self._instances)
-        decision = self._autoscaler.decide(self._scheduler.snapshot(self.kernel.now), starting)
+    def _scale_as_the_paper(self, config: ScalingConfig) -> None:
+        decision = paper_scale(self._scheduler.snapshot(self.kernel.now), self._starting, config)
         if isinstance(decision, ScaleOut):
             self._schedule(sched.StartRequested(at=self.kernel.now, count=decision.count))
         elif isinstance(decision, ScaleIn):
             self._schedule(sched.DrainRequested(at=self.kernel.now, instance=decision.instance))
-        self.kernel.after(self._autoscaler.interval_s, self._scale, rank=2)
+        self.kernel.after(PAPER_CHECK_INTERVAL_S, self._scale_as_the_paper, config, rank=2)
+
+    @property
+    def _starting(self) -> int:
+        """Instances that were ordered and do not serve yet."""
+        return sum(1 for life in self._lives.values() if life.ended_s is None) - len(self._instances)
+
+    def _tell_fleet(self) -> None:
+        """The launcher's count, for auto-scaling."""
+        if self._setup.scaling is not None and not self._setup.paper_body:
+            fleet = Fleet(serving=len(self._instances), starting=self._starting, last_order=self._last_order)
+            self._schedule(sched.FleetReported(at=self.kernel.now, fleet=fleet))
 
     def _new_life(self) -> InstanceLife:
         """An instance is ordered, and paid for from now on."""
@@ -287,6 +304,7 @@ class _Run:
         self._schedule(sched.InstanceStarted(at=self.kernel.now, instance=name))
         # An instance counts as started when its first report is there.
         self._take_report(instance.reports.snapshot())
+        self._tell_fleet()
 
     def _remove(self, name: InstanceId, why: str) -> None:
         instance = self._instances.pop(name, None)
@@ -303,6 +321,7 @@ class _Run:
         for instance in list(self._instances.values()):
             instance.lose_peer(name)
         self._schedule(sched.InstanceLost(at=self.kernel.now, instance=name, why=why))
+        self._tell_fleet()
         for request in sorted(lost, key=lambda one: one.order):
             if request.state is NEW:
                 request.replays += 1
@@ -313,6 +332,7 @@ class _Run:
             self._remove(name, "lost")
             if self._setup.restart_instances:
                 self.kernel.after(self.profile.host.start_up_s, self._start_instance, self._new_life())
+                self._tell_fleet()
 
     def _strike(self, fault: Fault) -> None:
         if fault.kind is FaultKind.SLOW_LINK:
