@@ -241,6 +241,7 @@ class SchedulerProcess:
             count=command.count,
             room_blocks=command.room_blocks,
             urgent=command.urgent,
+            at_least_blocks=command.at_least_blocks,
         )
         log.info("%s is to give %d to %s: %s", command.source, command.count, command.target, command.reason)
         self._post_to(command.source, order)

@@ -43,6 +43,8 @@ class MoveOut(Event, frozen=True, tag=True):
     count: int = 1
     urgent: bool = False
     """This instance is about to run out of blocks: only a request that holds some helps."""
+    at_least_blocks: int = 0
+    """Only a running request that holds so many helps: the first of the queue starts in its place."""
 
 
 class Received(Event, frozen=True, tag=True):

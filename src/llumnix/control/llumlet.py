@@ -202,6 +202,7 @@ class Llumlet:
             count=count,
             draining=self.attempts.draining,
             urgent=move.urgent,
+            at_least_blocks=move.at_least_blocks,
         )
         choice = self._choose_victims(free.values(), query)
         commands = [command for victim in choice.victims for command in self._start(move, free[victim])]

@@ -237,11 +237,16 @@ class GlobalScheduler:
     def _ask_pair(self, at: float, pair: Pair, newcomer: bool) -> MoveRequest:
         giver = self._view[pair.source].snapshot
         queued = 0 if giver is None else giver.waiting
-        count = max(1, min(queued, NEWCOMER_MOVES)) if newcomer else 1
+        count = max(1, min(queued, NEWCOMER_MOVES)) if newcomer and not pair.at_least_blocks else 1
         return self._ask(
             at,
             MoveRequest(
-                source=pair.source, target=pair.target, room_blocks=pair.room_blocks, count=count, reason=str(pair)
+                source=pair.source,
+                target=pair.target,
+                room_blocks=pair.room_blocks,
+                at_least_blocks=pair.at_least_blocks,
+                count=count,
+                reason=str(pair),
             ),
         )
 

@@ -125,7 +125,8 @@ class SchedulerCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     """To the source's llumlet: give `count` requests away, at most `room_blocks` blocks together. It picks them, unless
-    `request` names one, and answers each with `MigrationEnded`. `urgent`: the source is about to run out of blocks."""
+    `request` names one, and answers each with `MigrationEnded`. `urgent`: the source is about to run out of blocks.
+    `at_least_blocks`: only a running request that holds so many helps."""
 
     source: InstanceId
     target: InstanceId
@@ -134,6 +135,7 @@ class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     count: int = 1
     request: RequestId | None = None
     urgent: bool = False
+    at_least_blocks: int = 0
 
 
 class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from llumnix.config import PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.policy.baselines import LEAST_REQUESTS, ROUND_ROBIN, VLLM_DP
+from llumnix.policy.defragmentation import pair_and_make_room
 from llumnix.policy.dispatch import FREENESS, PAPER_FREENESS, DispatchRule
-from llumnix.policy.pairing import PairingRule, PairingTerms, pair_by_benefit, pair_by_rank
+from llumnix.policy.pairing import PairingRule, PairingTerms, pair_by_rank
 from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimRule
 
 
@@ -50,7 +51,7 @@ POLICIES: dict[str, Policy] = {
     "llumnix": Policy(
         help="freest instance, live migration with a test of benefit, priorities (default)",
         dispatch=FREENESS,
-        pairing=pair_by_benefit,
+        pairing=pair_and_make_room,
         relief=True,
     ),
     "llumnix-paper": Policy(

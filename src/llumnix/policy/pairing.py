@@ -52,10 +52,16 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     preempted: int = 0
     source_after: float | None = None
     target_after: float | None = None
+    at_least_blocks: int = 0
+    """Only a running request that holds so many will do: the first of the source's queue starts in its place."""
 
     def __str__(self) -> str:
         preempted = f", {self.preempted} preempted" if self.preempted else ""
         text = f"freeness {self.source_freeness:.4g}{preempted} against {self.target_freeness:.4g}"
+        if self.at_least_blocks:
+            text += (
+                f"; the first in the queue lacks {self.at_least_blocks} blocks, {self.room_blocks} are to spare there"
+            )
         if self.source_after is None or self.target_after is None:
             return text
         return f"{text}; {self.source_after:.4g} and {self.target_after:.4g} after the move"

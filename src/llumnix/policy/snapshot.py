@@ -57,8 +57,6 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks needed by the first request in the queue; 0 if none waits."""
     queued_blocks: int = 0
     """Blocks needed by all requests in the queue, the first included."""
-    smallest_queued_blocks: int = 0
-    """Blocks needed by the smallest request in the queue; 0 if none waits."""
     high_running: int = 0
     high_waiting: int = 0
     incoming: int = 0

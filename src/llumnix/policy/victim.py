@@ -36,6 +36,8 @@ class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     urgent: bool = False
     """The source is about to run out of blocks."""
+    at_least_blocks: int = 0
+    """Room for the first of the queue: only a running request that frees so many helps, and the smallest is best."""
 
 
 class VictimChoice(msgspec.Struct, frozen=True):
@@ -72,7 +74,7 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
     keeps = rule.keeps_when_queued if queued and rule.keeps_when_queued else rule.keeps
     passed: dict[str, int] = {}
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
-    order = _leaving if query.draining else rule.order
+    order = _leaving if query.draining else _smallest if query.at_least_blocks else rule.order
     for request in requests:
         why = _cannot_move(request) or _stays(request, query, keeps)
         if why is None:
@@ -102,8 +104,10 @@ def _cannot_move(request: RequestSnapshot) -> str | None:
 def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[RequestSnapshot], str | None]) -> str | None:
     if query.draining:
         return None
-    if query.urgent and request.state is RequestState.WAITING:
+    if (query.urgent or query.at_least_blocks) and request.state is RequestState.WAITING:
         return "waiting, hold no blocks"
+    if request.held_blocks < query.at_least_blocks:
+        return "too small to make room"
     return keeps(request) or _too_soon(request, query)
 
 
@@ -123,6 +127,10 @@ def _leaving(request: RequestSnapshot) -> tuple[float, ...]:
     remaining = request.remaining_tokens
     stays_tokens = inf if remaining is None else remaining
     return request.priority, request.state is not RequestState.WAITING, -stays_tokens, request.arrival_s
+
+
+def _smallest(request: RequestSnapshot) -> tuple[float, ...]:
+    return request.needed_blocks, request.arrival_s
 
 
 def _keeps_high(request: RequestSnapshot) -> str | None:

@@ -92,8 +92,20 @@ class SimInstance:
             return
         self._move_ids += 1
         move_id = told.MoveId(self._move_ids)
-        what = (order.target, order.request, order.reason, candidates(self), order.room_blocks, order.count)
-        self.hear(told.MoveOut(self._kernel.now, move_id, *what, urgent=order.urgent))
+        self.hear(
+            told.MoveOut(
+                self._kernel.now,
+                move_id,
+                target=order.target,
+                request=order.request,
+                reason=order.reason,
+                candidates=candidates(self),
+                room_blocks=order.room_blocks,
+                count=order.count,
+                urgent=order.urgent,
+                at_least_blocks=order.at_least_blocks,
+            )
+        )
 
     def drain(self, keep: bool) -> None:
         if self.alive and self.state is InstanceState.RUNNING:

@@ -82,7 +82,6 @@ class Reporter:
             preempted=queue.preempted,
             head_of_line_blocks=queue.head_blocks(),
             queued_blocks=queue.blocks,
-            smallest_queued_blocks=queue.smallest_blocks(),
             high_running=engine.high_running,
             high_waiting=queue.high,
             incoming=moving.incoming if moving is not None else 0,

@@ -8,7 +8,6 @@ from operator import attrgetter
 from llumnix.sim.request import WAITING, SimRequest
 
 _ORDER = attrgetter("order")
-_TOKENS = attrgetter("tokens")
 
 
 class WaitingQueue:
@@ -40,10 +39,6 @@ class WaitingQueue:
     def head_blocks(self) -> int:
         """Needed by the first; 0 if nobody waits."""
         return self._blocks_of(self.requests[0].tokens) if self.requests else 0
-
-    def smallest_blocks(self) -> int:
-        """Needed by the smallest; 0 if nobody waits."""
-        return self._blocks_of(min(map(_TOKENS, self.requests))) if self.requests else 0
 
     def _count(self, request: SimRequest, sign: int) -> None:
         self.blocks += sign * self._blocks_of(request.tokens)

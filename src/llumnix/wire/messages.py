@@ -102,6 +102,8 @@ class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
     """Give at most this many blocks away, all requests together; None: the target's refusal is enough."""
     urgent: bool = False
     """The instance is about to run out of blocks: only a request that holds some helps."""
+    at_least_blocks: int = 0
+    """Only a running request that holds so many helps: the first of the queue starts in its place."""
 
 
 class SetDraining(Wire, frozen=True, kw_only=True, tag=True):

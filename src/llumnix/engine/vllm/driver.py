@@ -131,6 +131,7 @@ class LlumletDriver:
                 room_blocks=room if order.room_blocks is None else order.room_blocks,
                 count=order.count,
                 urgent=order.urgent,
+                at_least_blocks=order.at_least_blocks,
             )
         )
 

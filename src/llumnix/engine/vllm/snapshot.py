@@ -52,7 +52,6 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         preempted=sum(request.status == RequestStatus.PREEMPTED for request in queued),
         head_of_line_blocks=needs[0] if needs else 0,
         queued_blocks=sum(needs),
-        smallest_queued_blocks=min(needs, default=0),
         high_running=sum(is_high(request.priority) for request in scheduler.running),
         high_waiting=sum(is_high(request.priority) for request in queued),
         preemptions=scheduler.preemptions,

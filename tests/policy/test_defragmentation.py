@@ -1,0 +1,92 @@
+"""Room for the first of a queue: who gives a running request to whom, and when nobody does."""
+
+from __future__ import annotations
+
+import pytest
+
+from llumnix.policy.defragmentation import missing_blocks, pair_and_make_room, spare_blocks
+from llumnix.policy.pairing import Pair, PairingTerms
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0)
+BLOCKED = {"free_blocks": 60, "running": 20, "waiting": 2, "head_of_line_blocks": 90, "queued_blocks": 100}
+"""The first of its queue lacks 40 blocks."""
+
+
+def load(id: str, **facts: object) -> InstanceSnapshot:
+    usual = {"id": InstanceId(id), "at": 0.0, "seq": 1, "total_blocks": 1000, "watermark_blocks": 10}
+    return InstanceSnapshot(**{**usual, "smallest_running_blocks": 300, **facts})  # type: ignore[arg-type]
+
+
+def pairs(*instances: InstanceSnapshot, terms: PairingTerms = TERMS) -> list[tuple[str, str, int, int]]:
+    found = pair_and_make_room(ClusterSnapshot(at=0.0, instances=instances), terms).pairs
+    return [(pair.source, pair.target, pair.at_least_blocks, pair.room_blocks) for pair in found]
+
+
+def test_a_piece_moves_to_where_it_is_idle_though_both_look_full():
+    assert pairs(load("a", **BLOCKED), load("b", free_blocks=80, running=25)) == [("a", "b", 40, 45)]
+
+
+def test_an_instance_that_waits_itself_gives_its_piece_to_one_that_needs_less():
+    wants_more = {"free_blocks": 90, "running": 25, "waiting": 1, "head_of_line_blocks": 300, "queued_blocks": 300}
+    assert pairs(load("a", **BLOCKED), load("b", **wants_more)) == [("a", "b", 40, 55)]
+    wants_less = wants_more | {"head_of_line_blocks": 110, "queued_blocks": 110}
+    assert missing_blocks(load("b", **wants_less)) == 30
+    assert pairs(load("a", **BLOCKED), load("b", **wants_less)) == [("b", "a", 30, 30)]
+    assert pairs(load("a", **(BLOCKED | {"running": 40})), load("b", **wants_less)) == []
+
+
+def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts():
+    instances = [
+        load("a", **BLOCKED),
+        load("b", **(BLOCKED | {"free_blocks": 90})),
+        load("c", free_blocks=75, running=20),
+        load("d", free_blocks=95, running=20),
+    ]
+    assert pairs(*instances) == [("b", "d", 10, 65), ("a", "c", 40, 45)]
+
+
+@pytest.mark.parametrize(
+    ("situation", "giver", "taker"),
+    [
+        ("the piece is too small", {}, {"free_blocks": 74}),
+        ("it has no slot", {}, {"running": 25, "max_running": 25}),
+        ("it takes one already", {}, {"incoming": 1}),
+        ("it drains", {}, {"state": InstanceState.DRAINING}),
+        ("its own queue will use it", {}, {"waiting": 1, "head_of_line_blocks": 20, "queued_blocks": 20}),
+        ("the giver drains", {"state": InstanceState.DRAINING}, {}),
+        ("the giver gives one already", {"outgoing": 1}, {}),
+        ("nothing there can move", {"smallest_running_blocks": 0}, {}),
+        ("only high ones run there", {"high_running": 20}, {}),
+        ("the head can start now", {"free_blocks": 100}, {}),
+        ("nobody waits", {"waiting": 0, "head_of_line_blocks": 0, "queued_blocks": 0}, {}),
+    ],
+)
+def test_nothing_moves_when(situation: str, giver: dict[str, object], taker: dict[str, object]):
+    instances = load("a", **(BLOCKED | giver)), load("b", **({"free_blocks": 80, "running": 25} | taker))
+    assert [pair for pair in pairs(*instances) if pair[2]] == [], situation
+
+
+def test_whoever_refused_or_had_nothing_a_moment_ago_is_left_alone():
+    a, b = load("a", **BLOCKED), load("b", free_blocks=80, running=25)
+    refused = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, backing_off=frozenset({(a.id, b.id)}))
+    empty = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, empty_handed=frozenset({a.id}))
+    assert pairs(a, b, terms=refused) == pairs(a, b, terms=empty) == []
+
+
+def test_pairing_by_benefit_comes_first():
+    roomy = load("c", free_blocks=800, running=5)
+    assert [pair[:3] for pair in pairs(load("a", **BLOCKED), roomy)] == [("a", "c", 0)]
+
+
+def test_the_reason_says_what_is_missing():
+    instances = load("a", **BLOCKED), load("b", free_blocks=80, running=25)
+    (pair,) = pair_and_make_room(ClusterSnapshot(at=0.0, instances=instances), TERMS).pairs
+    assert isinstance(pair, Pair)
+    assert str(pair) == ("freeness -40 against 2.8; the first in the queue lacks 40 blocks, 45 are to spare there")
+
+
+def test_an_empty_queue_wants_nothing_and_a_full_batch_spares_nothing():
+    assert missing_blocks(load("a", free_blocks=0, running=9)) == 0
+    assert spare_blocks(load("a", free_blocks=500, running=9, max_running=9)) == 0
