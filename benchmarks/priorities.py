@@ -29,7 +29,7 @@ from llumnix.report.summary import summarize
 from llumnix.types import NORMAL, is_high
 from llumnix.workload.workload import Workload, load_workload
 
-WORKLOAD = "poisson:rate=7,prompt=zipf128,output=zipf256,cap=600,requests=250,high=0.1"
+WORKLOAD = "gamma:rate=6,cv=3,prompt=zipf128,output=zipf256,cap=600,requests=250,high=0.1"
 KV_MIB = 12  # 96 blocks of 32 tokens
 TARGET_TOKENS = 1600
 """Headroom: half of the memory of an instance."""

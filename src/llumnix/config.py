@@ -44,6 +44,9 @@ class PolicyConfig:
         "An instance whose batch would run out of blocks within this many steps has a request moved away at once, "
         "before one is preempted (0: off).",
     )
+    displace: bool = knob(
+        True, "Preempt normal requests for a high-priority one that would have to wait for memory on its instance."
+    )
     priority_target_tokens: int = knob(
         1600, "With a high-priority request present, an instance counts as if it had room for only this many tokens."
     )

@@ -14,7 +14,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from llumnix import tiny_model
@@ -111,6 +111,46 @@ def test_queue_is_in_the_order_of_the_classes_and_then_of_arrival(engine: Engine
         engine.step()
     ended = [name for name, _ in engine.scheduler.ended]
     assert ended == ["long", "top", "high", "normal-1", "normal-2", "late"]
+
+
+def test_high_one_that_waits_takes_the_place_of_normal_ones(engine: Engine) -> None:
+    engine.scheduler.makes_way = True
+    for name, priority in (("old", 0), ("new", 0), ("batch", 3), ("high", -1)):
+        engine.add(name, priority, prompt_tokens=3 * BLOCK_TOKENS - 4)
+    engine.step()
+    assert engine.free_blocks == 0
+    engine.add("top", -2, prompt_tokens=5 * BLOCK_TOKENS)
+    engine.step()
+    assert sorted(engine.running) == ["high", "old", "top"]
+    assert engine.preempted == ["new", "batch"]
+    engine.add("another", -1, prompt_tokens=9 * BLOCK_TOKENS)
+    engine.step()
+    assert sorted(engine.running) == ["high", "old", "top"], "all normal ones together would not be enough for it"
+
+
+def test_high_one_takes_a_slot_of_a_full_batch(engine: Engine) -> None:
+    engine.scheduler.makes_way = True
+    engine.scheduler.max_num_running_reqs = engine.scheduler.max_num_active_reqs = 2
+    for name in ("a", "b"):
+        engine.add(name, 0, prompt_tokens=4)
+    engine.step()
+    engine.add("high", -1, prompt_tokens=4)
+    engine.step()
+    assert sorted(engine.running) == ["a", "high"]
+
+
+def test_nobody_makes_way_for_a_normal_one_or_when_it_is_off(engine: Engine) -> None:
+    for name in ("a", "b"):
+        engine.add(name, 1, prompt_tokens=6 * BLOCK_TOKENS - 4)
+    engine.step()
+    engine.add("high", -1, prompt_tokens=2 * BLOCK_TOKENS)
+    engine.step()
+    assert engine.running == ["a", "b"]
+    engine.scheduler.makes_way = True
+    engine.scheduler.finish_requests("high", RequestStatus.FINISHED_ABORTED)
+    engine.add("normal", 0, prompt_tokens=2 * BLOCK_TOKENS)
+    engine.step()
+    assert engine.running == ["a", "b"]
 
 
 def test_shortage_is_seen_before_anybody_is_preempted(engine: Engine) -> None:

@@ -34,6 +34,7 @@ from llumnix.engine.vllm.resume import Resume, take_up
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.snapshot import Fixed, instance_snapshot, request_rows
 from llumnix.engine.vllm.state import Codec, decode_identity, stamp
+from llumnix.policy.catalogue import find_policy
 from llumnix.report.recording import recorder
 from llumnix.types import InstanceState
 from llumnix.wire import messages as wire
@@ -91,6 +92,7 @@ class LlumnixEngineCore(EngineCoreProc):
         """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
         spec = self._spec
         self._warm_up()
+        self.scheduler.makes_way = spec.policy.displace and find_policy(spec.policy.policy).priorities
         self._mailbox = Mailbox(spec.book.instance(spec.id), self._on_mail, spec.book.keys)
         addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret))
         self._info = wire.InstanceInfo(

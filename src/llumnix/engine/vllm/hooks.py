@@ -57,8 +57,10 @@ HOOKS = (
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
         "self request timestamp drop_stale_output",
-        "overridden: counted",
+        "overridden: counted; called: who makes way for a high-priority request",
     ),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler._request_blocks_can_be_freed", "self request", "who can make way"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.peek_request", "self", "who is first in the queue"),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._free_request",
         "self request delay_free_blocks",

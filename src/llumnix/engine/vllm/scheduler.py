@@ -1,13 +1,17 @@
 """vLLM's scheduler, able to lend a request to a migration: take it out of the batch, put it back, adopt one.
 
-Nothing of vLLM's scheduling is replaced. An adopted request resumes through vLLM's own path for requests
-that hold computed tokens while they wait (`Scheduler.kv_holding_waiting`), so the stock `schedule()` and
-both model runners treat it as one that was preempted here earlier.
+Nothing of vLLM's scheduling is replaced. Before each step, though, high-priority requests may take the place of normal
+ones (`policy/displacing.py`), by the way in which vLLM itself preempts.
+
+An adopted request resumes through vLLM's own path for requests that hold computed tokens while they wait
+(`Scheduler.kv_holding_waiting`), so the stock `schedule()` and both model runners treat it as one that was preempted
+here earlier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from vllm.utils.math_utils import cdiv
@@ -16,7 +20,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from llumnix.types import RequestId
+from llumnix.policy.displacing import Occupant, displaced
+from llumnix.types import RequestId, is_high
 
 if TYPE_CHECKING:
     _Base = Scheduler
@@ -32,6 +37,8 @@ class MigrationSupport(_Base):
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
+        self.makes_way = False
+        """Running requests of normal priority make way for one of high priority that waits."""
         self.pinned_blocks = 0
         self.preemptions = 0
         self.ended: list[tuple[RequestId, str]] = []
@@ -189,6 +196,8 @@ class MigrationSupport(_Base):
     # -- overridden
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
+        if self.makes_way and self.waiting:
+            self._make_way(self.waiting.peek_request())
         # `max_num_active_reqs` bounds admission from the queue; `schedule` reads it once per request.
         active = self.max_num_active_reqs
         self.max_num_active_reqs = active - self.slots_kept
@@ -208,6 +217,31 @@ class MigrationSupport(_Base):
         self.preemptions += 1
 
     # -- helpers
+
+    def _make_way(self, head: Request) -> None:
+        """Preempts so that the first of the queue can start in this step, if it is important and that is enough.
+
+        Relies on `Scheduler._preempt_request` naming the request in the next `SchedulerOutput.preempted_req_ids`, as
+        it does when vLLM preempts all to reset its prefix cache.
+        """
+        if not is_high(head.priority) or self._is_blocked_waiting_status(head.status) or head.num_stale_output_tokens:
+            return
+        manager = self.kv_cache_manager
+        needed = self.blocks_for(head.num_tokens) + manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
+        missing = needed - manager.block_pool.get_num_free_blocks()
+        if len(self.running) + self.slots_kept >= self.max_num_running_reqs:
+            missing = max(missing, 1)
+        if missing <= 0:
+            return
+        normal = [
+            each for each in self.running if not is_high(each.priority) and self._request_blocks_can_be_freed(each)
+        ]
+        occupants = [
+            Occupant(each.priority, each.arrival_time, self.blocks_for(each.num_computed_tokens)) for each in normal
+        ]
+        for position in displaced(occupants, missing):
+            self.running.remove(normal[position])
+            self._preempt_request(normal[position], monotonic())
 
     @property
     def watermark_spare(self) -> int:
