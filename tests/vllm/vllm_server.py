@@ -30,6 +30,7 @@ USUAL_FLAGS = (
 
 Result = TypeVar("Result")
 
+_CACHES = "torchinductor_"  # meant to stay
 _TAIL_LINES = 40
 _LINE_CHARACTERS = 200
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|AssertionError|CRITICAL")
@@ -61,6 +62,7 @@ class Server:
         instances: int = 2,
         environment: dict[str, str] | None = None,
         api_key: str | None = None,
+        recorded: bool = True,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -72,8 +74,10 @@ class Server:
         command = [sys.executable, "-m", "llumnix", "serve", "--port", str(self.port), "--log-dir", str(folder)]
         words = [*command, "--instances", str(instances), "--disable-uvicorn-access-log", *flags]
         words += ["--api-key", api_key] if api_key else []
+        self._recorded = recorded
         self._recordings = folder / "recordings"
-        own = {"TMPDIR": str(self._temporary), RECORD: str(self._recordings)}
+        self._recordings.mkdir()
+        own = {"TMPDIR": str(self._temporary)} | ({RECORD: str(self._recordings)} if recorded else {})
         variables = {**os.environ, **own, **(environment or {})}
         with (folder / "console.txt").open("wb") as console:
             self.process = subprocess.Popen(words, stdout=console, stderr=subprocess.STDOUT, env=variables)
@@ -189,10 +193,10 @@ class Server:
         assert code == 0, f"exit code {code}: {self.console()}"
         alive = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
         assert not alive, f"left running: {alive}"
-        left = {path.name for path in self._temporary.iterdir()} - {f"torchinductor_{os.getuid()}"}  # a cache, to keep
+        left = [path.name for path in self._temporary.iterdir() if not path.name.startswith(_CACHES)]
         assert not left, f"left in the temporary folder: {left}"
         recordings = sorted(self._recordings.iterdir())
-        assert any(path.name.startswith("scheduler") for path in recordings)
+        assert any(path.name.startswith("scheduler") for path in recordings) == self._recorded
         for path in recordings:
             assert not (found := differences(path)), f"{path.name}: {found[:3]}"
 
