@@ -5,8 +5,9 @@
 Gamma arrivals (CV 4) on 1 to 4 instances of the tiny model with little memory. Both servers have the same scaler and
 the same flags; one moves requests (policy `llumnix`), one never does (`infaas++`, as in the paper's comparison). A
 round serves the same requests to both. Compared are the P99 of the time to the first token and the time-weighted number
-of instances. Exit code 1 if a request failed or the goal is missed: P99 TTFT at least halved, or 20 % fewer instances,
-at no loss of the other.
+of instances, over the same stretch of time: who is through earlier counts with one instance until the other is. Exit
+code 1 if a request failed or the goal is missed: P99 TTFT at least halved, or 20 % fewer instances, at no loss of the
+other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Figures:
     ttft_p99_s: float
     ttft_mean_s: float
     latency_mean_s: float
-    instances: float
+    duration_s: float
+    instance_s: float
+    """Σ of the times that instances existed."""
     moved: int
     preemptions: int
     failed: int
@@ -84,11 +87,17 @@ def _figures(summary: Summary) -> Figures:
         ttft_p99_s=requests.ttft_s.p99,
         ttft_mean_s=requests.ttft_s.mean,
         latency_mean_s=requests.latency_s.mean,
-        instances=summary.mean_instances,
+        duration_s=summary.duration_s,
+        instance_s=summary.mean_instances * summary.duration_s,
         moved=summary.migrations.get("moved", 0),
         preemptions=summary.preemptions or 0,
         failed=requests.failed,
     )
+
+
+def _instances(figures: Figures, until_s: float) -> float:
+    """Time-weighted until then; after its own end it has the least number, one."""
+    return (figures.instance_s + until_s - figures.duration_s) / until_s
 
 
 def _tell(policy: str, number: int, figures: Figures) -> None:
@@ -97,11 +106,16 @@ def _tell(policy: str, number: int, figures: Figures) -> None:
 
 def _compare(ours: Sequence[Figures], theirs: Sequence[Figures]) -> int:
     table = Table("", "with migration", "without", "with / without, median [lowest-highest]")
+    spans = [max(a.duration_s, b.duration_s) for a, b in zip(ours, theirs, strict=True)]
+    machines_of = [
+        [_instances(one, span) for one, span in zip(column, spans, strict=True)] for column in (ours, theirs)
+    ]
+    table.add_row("instances, time-weighted", *map(_cell, machines_of), _ratio_cell(*machines_of))
     for name, value in (
         ("TTFT P99, s", lambda figures: figures.ttft_p99_s),
         ("TTFT mean, s", lambda figures: figures.ttft_mean_s),
         ("latency mean, s", lambda figures: figures.latency_mean_s),
-        ("instances, time-weighted", lambda figures: figures.instances),
+        ("until the last answer, s", lambda figures: figures.duration_s),
         ("moves", lambda figures: figures.moved),
         ("preemptions", lambda figures: figures.preemptions),
         ("failed", lambda figures: figures.failed),
@@ -111,7 +125,7 @@ def _compare(ours: Sequence[Figures], theirs: Sequence[Figures]) -> int:
     console = Console()
     console.print(table)
     ttft = _ratio([one.ttft_p99_s for one in ours], [one.ttft_p99_s for one in theirs])
-    machines = _ratio([one.instances for one in ours], [one.instances for one in theirs])
+    machines = _ratio(*machines_of)
     reached = (ttft <= 0.5 and machines <= NO_LOSS) or (machines <= 0.8 and ttft <= NO_LOSS)
     console.print(
         f"goal {'reached' if reached else 'missed'}: TTFT P99 {ttft:.2f} times, instances {machines:.2f} times"
