@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llumnix.bench.client import BenchConfig, bench
-from llumnix.report.records import Records, RequestRecord
+from llumnix.report.records import RequestRecord
 from llumnix.report.summary import summarize
 from llumnix.types import NORMAL, is_high
 from llumnix.workload.workload import Workload, load_workload
@@ -44,6 +44,7 @@ class Outcome:
     high: list[RequestRecord]
     normal: list[RequestRecord]
     preemptions: int
+    avoided: int
     moved: int
 
     @property
@@ -83,17 +84,9 @@ def _run(url: str, workload: Workload, important: set[str]) -> Outcome:
     records = asyncio.run(bench(workload, BenchConfig(url=url), Console(stderr=True))).records
     high = [row for row in records.requests if row.id in important]
     normal = [row for row in records.requests if row.id not in important]
-    return Outcome(high, normal, _preemptions(records), summarize(records).migrations.get("moved", 0))
-
-
-def _preemptions(records: Records) -> int:
-    """During this run: the server counts on."""
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for row in records.instances:
-        first.setdefault(row.instance, row.preemptions)
-        last[row.instance] = row.preemptions
-    return sum(last[instance] - first[instance] for instance in last)
+    summary = summarize(records)
+    counts = (summary.preemptions, summary.preemptions_avoided, summary.migrations.get("moved"))
+    return Outcome(high, normal, *(count or 0 for count in counts))
 
 
 def _compare(pairs: Sequence[tuple[Outcome, Outcome]]) -> int:
@@ -113,7 +106,8 @@ def _compare(pairs: Sequence[tuple[Outcome, Outcome]]) -> int:
         ratios[name] = statistics.median(each)
         cells = (" ".join(f"{figure:.3g}" for figure in column) for column in columns)
         table.add_row(name, *cells, f"{ratios[name]:.2f} [{min(each):.2f}-{max(each):.2f}]")
-    for name, count in (("preemptions", _preempted), ("moves", _moved), ("failed", _failed)):
+    counts = (("preemptions", _preempted), ("preemptions avoided", _avoided), ("moves", _moved), ("failed", _failed))
+    for name, count in counts:
         table.add_row(
             name, *(" ".join(str(count(outcome)) for outcome in column) for column in zip(*pairs, strict=True))
         )
@@ -137,6 +131,10 @@ def _normal(outcome: Outcome) -> list[RequestRecord]:
 
 def _preempted(outcome: Outcome) -> int:
     return outcome.preemptions
+
+
+def _avoided(outcome: Outcome) -> int:
+    return outcome.avoided
 
 
 def _moved(outcome: Outcome) -> int:
