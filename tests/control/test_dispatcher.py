@@ -184,3 +184,20 @@ def test_round_robin_gives_a_new_instance_one_turn_not_a_flood():
 
 def test_display_is_sorted_by_id():
     assert [one.id for one in dispatcher(report("b"), report("c"), report("a")).snapshot(4.0).instances] == list("abc")
+
+
+def test_a_long_prompt_goes_where_it_fits_though_a_small_batch_is_freer_per_request() -> None:
+    chooser = dispatcher(report("few", free_blocks=50, running=1), report("many", free_blocks=400, running=20))
+    sent = chooser.dispatch(request("long", tokens=1600))
+    assert sent is not None
+    assert str(sent.reason) == "many has the best freeness of 2: 20 (but for 1 without room for it now)"
+    sent = chooser.dispatch(request("short", tokens=16))
+    assert sent is not None
+    assert (sent.instance, sent.reason.passed_over) == ("few", 0)
+
+
+def test_a_prompt_that_fits_nowhere_now_goes_to_the_freest() -> None:
+    chooser = dispatcher(report("a", free_blocks=50, running=10), report("b", free_blocks=60, running=10))
+    sent = chooser.dispatch(request("long", tokens=3200))
+    assert sent is not None
+    assert (sent.instance, sent.reason.passed_over) == ("b", 0)

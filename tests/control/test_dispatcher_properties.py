@@ -10,7 +10,9 @@ from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatch, Dispatcher
 from llumnix.policy.catalogue import POLICIES
 from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
+from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId
 
 IDS = [InstanceId(name) for name in "abcde"]
@@ -67,7 +69,7 @@ class DispatcherModel(RuleBasedStateMachine):
     def dispatch(self, tokens: int, high: bool, avoid: frozenset[InstanceId]) -> None:
         self.number += 1
         request = DispatchRequest(RequestId(f"r{self.number}"), tokens, Priority(-1 if high else 0))
-        expected = self.best(high, avoid)
+        expected = self.best(queued_demand_blocks(tokens, 16), high, avoid)
         dispatch = self.dispatcher.dispatch(request, avoid)
         assert (dispatch.instance if dispatch else None) == expected
         if dispatch is not None:
@@ -101,10 +103,12 @@ class DispatcherModel(RuleBasedStateMachine):
             views[known] = InstanceSnapshot(**facts)
         return views
 
-    def best(self, high: bool, avoid: frozenset[InstanceId]) -> InstanceId | None:
-        rank = POLICIES[self.policy].dispatch.rank
+    def best(self, blocks: int, high: bool, avoid: frozenset[InstanceId]) -> InstanceId | None:
+        rule = POLICIES[self.policy].dispatch
         able = [view for view in self.views().values() if view.id not in avoid and view.state is InstanceState.RUNNING]
-        return min(able, key=lambda view: (*rank(view, high, 0, 1600), view.id)).id if able else None
+        room = {view.id: room_blocks(view) - headroom_blocks(view, 1600) for view in able}
+        roomy = [view for view in able if room[view.id] >= blocks] if rule.room_first and not high else []
+        return min(roomy or able, key=lambda view: (*rule.rank(view, high, 0, 1600), view.id)).id if able else None
 
     @invariant()
     def ledger_equals_the_naive_one(self) -> None:

@@ -9,7 +9,7 @@ from llumnix.policy.pairing import Pair, PairingTerms
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
-TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0)
+TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, priority_target_tokens=1600)
 BLOCKED = {"free_blocks": 60, "running": 20, "waiting": 2, "head_of_line_blocks": 90, "queued_blocks": 100}
 """The first of its queue lacks 40 blocks."""
 
@@ -54,6 +54,7 @@ def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts():
         ("it has no slot", {}, {"running": 25, "max_running": 25}),
         ("it takes one already", {}, {"incoming": 1}),
         ("it drains", {}, {"state": InstanceState.DRAINING}),
+        ("it is headroom", {}, {"high_running": 1}),
         ("its own queue will use it", {}, {"waiting": 1, "head_of_line_blocks": 20, "queued_blocks": 20}),
         ("the giver drains", {"state": InstanceState.DRAINING}, {}),
         ("the giver gives one already", {"outgoing": 1}, {}),
@@ -89,4 +90,4 @@ def test_the_reason_says_what_is_missing():
 
 def test_an_empty_queue_wants_nothing_and_a_full_batch_spares_nothing():
     assert missing_blocks(load("a", free_blocks=0, running=9)) == 0
-    assert spare_blocks(load("a", free_blocks=500, running=9, max_running=9)) == 0
+    assert spare_blocks(load("a", free_blocks=500, running=9, max_running=9), None) == 0

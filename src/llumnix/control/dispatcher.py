@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from itertools import chain, islice
 
 import msgspec
 from msgspec.structs import replace
@@ -20,11 +21,16 @@ from msgspec.structs import replace
 from llumnix.config import PolicyConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import DispatchReason, DispatchRequest, queued_demand_blocks
+from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, RequestId, is_high
 
 REMEMBERED_REMOVALS = 4096
 """Ids of removed instances that are kept, so that a late report does not bring one back."""
+
+ROOM_TRIES = 32
+"""Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
 
@@ -136,6 +142,12 @@ class Dispatcher:
         chosen, runner_up = next(able, None), next(able, None)
         if chosen is None:
             return None
+        passed_over = 0
+        if self._rule.room_first and not high and runner_up is not None and not self._has_room(chosen, request):
+            for place, key in enumerate(islice(chain((runner_up,), able), ROOM_TRIES), start=1):
+                if self._has_room(key, request):
+                    chosen, passed_over = key, place
+                    break
         reason = DispatchReason(
             self._rule.measure,
             chosen[2],
@@ -143,6 +155,7 @@ class Dispatcher:
             runner_up[2] if runner_up else None,
             self._rule.number(runner_up[:2]) if runner_up else None,
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
+            passed_over,
         )
         self._book(self._entries[chosen[2]], request, high)
         return Dispatch(request.id, chosen[2], reason)
@@ -170,6 +183,13 @@ class Dispatcher:
         reported = self._entries[instance].reported
         room_tokens = (reported.total_blocks - reported.watermark_blocks) * reported.block_tokens
         return request.prompt_tokens <= room_tokens
+
+    def _has_room(self, key: _Key, request: DispatchRequest) -> bool:
+        """A normal request can start there at once, behind whoever waits and whatever is on its way, and takes nothing
+        of the headroom."""
+        view = self._entries[key[2]].view
+        room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
+        return queued_demand_blocks(request.prompt_tokens, view.block_tokens) <= room
 
     def _book(self, entry: _Entry, request: DispatchRequest, high: bool) -> None:
         blocks = queued_demand_blocks(request.prompt_tokens, entry.reported.block_tokens)

@@ -13,6 +13,7 @@ is not set back. The smallest shortage is mended first, with the largest piece.
 from __future__ import annotations
 
 from llumnix.policy.pairing import Pair, PairingRound, PairingTerms, pair_by_benefit
+from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState
@@ -25,13 +26,15 @@ def missing_blocks(instance: InstanceSnapshot) -> int:
     return max(0, instance.head_of_line_blocks + instance.watermark_blocks - instance.free_blocks)
 
 
-def spare_blocks(instance: InstanceSnapshot) -> int:
+def spare_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None) -> int:
     """A piece that the instance can do without: a block stays for each of its running requests, and what its queue can
-    start with stays, too. If its head cannot start anyway, what is free is of no use to it now."""
+    start with stays, too, and so does headroom. If its head cannot start anyway, what is free is of no use to it
+    now."""
     if instance.running + instance.incoming >= instance.max_running:
         return 0
     wanted = 0 if missing_blocks(instance) else instance.queued_blocks
-    return max(0, instance.free_blocks - instance.watermark_blocks - instance.running - wanted)
+    kept = instance.watermark_blocks + instance.running + headroom_blocks(instance, priority_target_tokens)
+    return max(0, instance.free_blocks - kept - wanted)
 
 
 def pair_and_make_room(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
@@ -48,9 +51,10 @@ def _make_room(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[Instance
     givers = [one for one in free if missing_blocks(one) and _may_give(one, terms)]
     if not givers:
         return []
-    takers = [one for one in free if one.incoming < terms.max_migrations and spare_blocks(one)]
+    target = terms.priority_target_tokens
+    takers = [one for one in free if one.incoming < terms.max_migrations and spare_blocks(one, target)]
     givers.sort(key=lambda one: (missing_blocks(one), one.id))
-    takers.sort(key=lambda one: (-spare_blocks(one), one.id))
+    takers.sort(key=lambda one: (-spare_blocks(one, target), one.id))
     pairs: list[Pair] = []
     for giver in givers:
         taker = None if giver.id in busy else _taker_for(giver, takers, terms, busy)
@@ -74,7 +78,7 @@ def _taker_for(
 ) -> InstanceSnapshot | None:
     missing = missing_blocks(giver)
     for taker in takers:
-        if spare_blocks(taker) < missing:
+        if spare_blocks(taker, terms.priority_target_tokens) < missing:
             return None
         nearer = 0 < missing_blocks(taker) < missing
         if (
@@ -91,7 +95,7 @@ def _pair(giver: InstanceSnapshot, taker: InstanceSnapshot, terms: PairingTerms)
     return Pair(
         source=giver.id,
         target=taker.id,
-        room_blocks=spare_blocks(taker),
+        room_blocks=spare_blocks(taker, terms.priority_target_tokens),
         at_least_blocks=missing_blocks(giver),
         source_freeness=migration_freeness(giver, terms.priority_target_tokens),
         target_freeness=migration_freeness(taker, terms.priority_target_tokens),

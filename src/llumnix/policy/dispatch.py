@@ -34,6 +34,9 @@ class DispatchRule:
     more_is_better: bool = False
     by_priority: bool = False
     """High-priority requests may rank instances differently from normal ones."""
+    room_first: bool = False
+    """A normal request goes to the best instance on which it can start at once, if there is one; only then to the best
+    of all. The measure is per request of a batch, so a long prompt may not fit where short ones have plenty left."""
 
     def number(self, rank: DispatchRank) -> float:
         """The measure as people read it."""
@@ -58,9 +61,13 @@ class DispatchReason(msgspec.Struct, frozen=True):
     runner_up_number: float | None
     considered: int
     """Serving instances, those to be avoided left out."""
+    passed_over: int = 0
+    """Better ones that have no room for the request now."""
 
     def __str__(self) -> str:
         chosen = f"{self.chosen} has the best {self.rule} of {self.considered}: {self.number:.4g}"
+        if self.passed_over:
+            return f"{chosen} (but for {self.passed_over} without room for it now)"
         if self.runner_up is None or self.runner_up_number is None:
             return f"{chosen} (the only one that can take it)"
         return f"{chosen} (next {self.runner_up}: {self.runner_up_number:.4g})"
@@ -83,5 +90,5 @@ def _by_paper_freeness(
     return -paper_dispatch_freeness(instance, high, priority_target_tokens), instance.running + instance.waiting
 
 
-FREENESS = DispatchRule("freeness", _by_freeness, more_is_better=True, by_priority=True)
+FREENESS = DispatchRule("freeness", _by_freeness, more_is_better=True, by_priority=True, room_first=True)
 PAPER_FREENESS = DispatchRule("freeness (paper)", _by_paper_freeness, more_is_better=True, by_priority=True)
