@@ -1,0 +1,201 @@
+"""Instances that only count: many in one process, each with a mailbox of its own, reporting as real ones do.
+
+    python benchmarks/_paper_instances.py PARENT < spec.json     (started by control_plane.py)
+
+A request holds blocks and makes a token per step; steps of all instances take the same time. There is no engine, so
+that a machine with few cores can carry the messages of a large cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import NoReturn
+
+import msgspec
+import zmq
+
+from llumnix.cluster import linux
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, RequestId
+from llumnix.wire.addresses import AddressBook
+from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.messages import InstanceInfo, MoveAnswer, MoveOut, Report, Wire
+
+BLOCK_TOKENS = 16
+
+
+class Spec(msgspec.Struct, frozen=True):
+    book: AddressBook
+    instances: tuple[InstanceId, ...]
+    requests: dict[InstanceId, str]
+    """Where each instance of the cluster takes requests: the socket of its process."""
+    total_blocks: int
+    step_s: float
+    report_interval_s: float
+    heartbeat_interval_s: float
+
+
+class Request(msgspec.Struct):
+    instance: InstanceId
+    """Whom it is for."""
+    id: RequestId
+    tokens: int
+    left: int
+    dispatched: bool
+    """By the front end; else it was moved here."""
+
+
+@dataclass(slots=True)
+class Running:
+    request: Request
+
+    @property
+    def blocks(self) -> int:
+        return self.request.tokens // BLOCK_TOKENS + 1
+
+
+class PaperInstance:
+    def __init__(self, spec: Spec, instance: InstanceId, index: int) -> None:
+        self._spec = spec
+        self.id = instance
+        self.running: list[Running] = []
+        self.waiting: deque[Running] = deque()
+        self.dispatched = self.seq = self.migrations_in = self.migrations_out = self.ended = 0
+        self.moves: deque[MoveOut] = deque()
+        self.mailbox = Mailbox(spec.book.instance(instance), self._on_mail)
+        self.mailbox.start()
+        self.info = InstanceInfo(
+            id=instance, index=index, slot=index, pid=os.getpid(), node="", control=self.mailbox.address, data="none"
+        )
+        self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
+        self._reported_s = 0.0
+        self._changed = True
+
+    def _on_mail(self, message: Wire) -> None:
+        if isinstance(message, MoveOut):
+            self.moves.append(message)
+
+    @property
+    def free_blocks(self) -> int:
+        return self._spec.total_blocks - sum(each.blocks for each in self.running)
+
+    def take(self, request: Request) -> None:
+        self.dispatched += request.dispatched
+        self.migrations_in += not request.dispatched
+        self.waiting.append(Running(request))
+        self._changed = True
+
+    def step(self) -> None:
+        while self.waiting and self.waiting[0].blocks <= self.free_blocks:
+            self.running.append(self.waiting.popleft())
+        for each in self.running:
+            each.request.tokens += 1
+            each.request.left -= 1
+        self.ended += sum(not each.request.left for each in self.running)
+        self._changed |= bool(self.running)
+        self.running = [each for each in self.running if each.request.left]
+
+    def give_away(self) -> list[tuple[InstanceId, Request]]:
+        """What the scheduler asked for since, shortest first, as victims are chosen."""
+        given: list[tuple[InstanceId, Request]] = []
+        while self.moves:
+            order = self.moves.popleft()
+            self.running.sort(key=lambda each: each.blocks)
+            leaving, self.running = self.running[: order.count], self.running[order.count :]
+            given += [(order.target.id, msgspec.structs.replace(e.request, dispatched=False)) for e in leaving]
+            self.migrations_out += len(leaving)
+            answer = MoveAnswer(
+                move_id=order.move_id,
+                source=self.id,
+                target=order.target.id,
+                ok=bool(leaving),
+                reason="" if leaving else "nothing runs here",
+                moved=len(leaving),
+            )
+            self.mailbox.post(order.reply_to, answer)
+        return given
+
+    def report(self, now: float) -> None:
+        """At most one per interval, and a heartbeat when nothing changes."""
+        quiet_s = now - self._reported_s
+        if quiet_s < (self._spec.report_interval_s if self._changed else self._spec.heartbeat_interval_s):
+            return
+        self._reported_s, self._changed = now, False
+        self.seq += 1
+        head = self.waiting[0].blocks if self.waiting else 0
+        snapshot = InstanceSnapshot(
+            id=self.id,
+            at=time.monotonic(),
+            seq=self.seq,
+            total_blocks=self._spec.total_blocks,
+            free_blocks=self.free_blocks,
+            block_tokens=BLOCK_TOKENS,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            head_of_line_blocks=head,
+            queued_blocks=sum(each.blocks for each in self.waiting),
+            smallest_running_blocks=min((each.blocks for each in self.running), default=0),
+            migrations_in=self.migrations_in,
+            migrations_out=self.migrations_out,
+            ended=self.ended,
+            dispatches_seen=(self.dispatched,),
+        )
+        self.mailbox.post_soon(self._audience, Report(info=self.info, snapshot=snapshot))
+
+
+class Host:
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        everyone = sorted(spec.requests)
+        self._instances = {each: PaperInstance(spec, each, everyone.index(each)) for each in spec.instances}
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._inbox.bind(spec.requests[spec.instances[0]])
+        self._decoder = msgspec.msgpack.Decoder(Request)
+        self._others: dict[str, zmq.Socket[bytes]] = {}
+
+    def run(self) -> NoReturn:
+        """Each instance steps at moments of its own, as engines do."""
+        rng = random.Random(self._spec.instances[0])
+        due = {each: time.monotonic() + rng.random() * self._spec.step_s for each in self._instances}
+        while True:
+            first = min(due, key=due.__getitem__)
+            self._take_requests(until_s=due[first])
+            now = time.monotonic()
+            instance = self._instances[first]
+            instance.step()
+            for target, request in instance.give_away():
+                self._send(target, msgspec.structs.replace(request, instance=target))
+            instance.report(now)
+            due[first] = max(now, due[first] + self._spec.step_s)
+
+    def _take_requests(self, until_s: float) -> None:
+        while True:
+            wait_ms = max(0, int((until_s - time.monotonic()) * 1000))
+            if not self._inbox.poll(wait_ms):
+                return
+            request = self._decoder.decode(self._inbox.recv())
+            self._instances[request.instance].take(request)
+
+    def _send(self, target: InstanceId, request: Request) -> None:
+        address = self._spec.requests[target]
+        socket = self._others.get(address)
+        if socket is None:
+            socket = self._others[address] = self._context.socket(zmq.PUSH)
+            socket.connect(address)
+        socket.send(msgspec.msgpack.encode(request))
+
+
+def main() -> int:
+    linux.die_with_parent(int(sys.argv[1]))
+    Host(msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

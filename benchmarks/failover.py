@@ -1,0 +1,272 @@
+"""What clients notice when an instance is killed, and when the scheduler is.
+
+    python benchmarks/failover.py --rounds 4
+
+Three instances of the tiny model under streams. (a) One is killed with SIGKILL: its streams must go on elsewhere after
+one detection and one prefill of prompt and tokens so far. The same prefill is measured beside it, on the survivors
+under the same load, as the time to the first token of new requests of the same length. (b) The scheduler is killed
+again and again for a while: requests must be served as before. Times before and during the outage are taken in turn.
+
+Exit code 1 if a request failed or a goal was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+from _server import Server, llumnix_server, tiny_engine_flags
+from _stream import Stream, StreamFailed, completion_body, open_session
+from rich.console import Console
+
+GOAL_REPREFILL, GOAL_DETECTION_S, GOAL_TTFT = 1.5, 0.5, 1.2
+_INSTANCES = 3
+_POLL_S = 0.005
+_OUTPUT_TOKENS = 800
+_KILL_AT_TOKENS = 60
+_PROBES = 3
+
+
+@dataclass(slots=True)
+class Kill:
+    """One killed instance."""
+
+    detection_s: float
+    """From the signal until the front end knew."""
+    gaps_s: list[float]
+    """Between the last token before and the first after it, of the streams that ran there."""
+    prefills_s: list[float]
+    neighbours_s: list[float]
+    """The largest gap of each stream that ran elsewhere."""
+
+
+@dataclass(slots=True)
+class Results:
+    kills: list[Kill] = field(default_factory=list)
+    ttfts_s: dict[str, list[float]] = field(default_factory=lambda: {"before": [], "during": []})
+    without_scheduler_s: float = 0.0
+    scheduler_kills: int = 0
+    requests: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+class Clients:
+    def __init__(self, session: aiohttp.ClientSession, url: str, results: Results) -> None:
+        self._session = session
+        self._url = url
+        self._results = results
+        self._rng = random.Random(1)
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.places: list[str] = []
+        """Ids of the instances, in the order in which `X-data-parallel-rank` counts them."""
+
+    async def __aenter__(self) -> Clients:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._group.__aexit__(*error)
+
+    def start(self, prompt_tokens: int, output_tokens: int, slot: int | None = None) -> Stream:
+        """Streams a request of new random tokens, at a place of its own if `slot` says so."""
+        prompt = [self._rng.randrange(256) for _ in range(prompt_tokens)]
+        headers = {} if slot is None else {"X-data-parallel-rank": str(slot)}
+        stream = Stream(completion_body("tiny", prompt, output_tokens), headers)
+        self._tasks.append(self._group.create_task(self._run(stream)))
+        return stream
+
+    async def _run(self, stream: Stream) -> None:
+        self._results.requests += 1
+        try:
+            await stream.run(self._session, self._url)
+        except (StreamFailed, aiohttp.ClientError) as error:
+            self._results.failures.append(f"{type(error).__name__}: {error}")
+
+    async def first_token_s(self, prompt_tokens: int, slot: int) -> float:
+        stream = self.start(prompt_tokens, 2, slot)
+        await stream.pieces(1)
+        return stream.ttft_s
+
+    async def running(self) -> dict[str, int]:
+        """Pids by id."""
+        return _running(await self._status())
+
+    async def all_serve(self) -> None:
+        """Waits for all instances and the scheduler. A new instance has the place of the one that was killed."""
+        async with asyncio.timeout(120):
+            await self.until(lambda status: len(_running(status)) == _INSTANCES and _schedules(status))
+        now = await self.running()
+        new = sorted(set(now) - set(self.places), key=lambda name: int(name[1:]))
+        self.places = [name if name in now else new.pop(0) for name in self.places] or new
+
+    async def until(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+        while True:
+            if condition(await self._status()):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def all_ended(self) -> None:
+        """Every stream so far."""
+        await asyncio.gather(*self._tasks)
+        self._tasks.clear()
+
+    async def _status(self) -> dict[str, Any]:
+        async with self._session.get(f"{self._url}/llumnix/v1/instances") as answer:
+            status: dict[str, Any] = await answer.json()
+            return status
+
+
+def _running(status: dict[str, Any]) -> dict[str, int]:
+    return {row["id"]: row["pid"] for row in status["instances"] if row["state"] == "running"}
+
+
+def _schedules(status: dict[str, Any]) -> bool:
+    return bool(status["scheduler"]["state"] == "running")
+
+
+def main() -> int:
+    arguments = _parse()
+    flags = tiny_engine_flags(max_model_len=4096, kv_mib=96)
+    with llumnix_server(flags, "--instances", str(_INSTANCES)) as server:
+        results = asyncio.run(_measure(server, arguments))
+    return _tell(results)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=4, help="Of either part. Default: 4.")
+    parser.add_argument("--streams", type=int, default=2, help="Streams per instance when it is killed. Default: 2.")
+    parser.add_argument("--prompt-tokens", type=int, default=1500)
+    parser.add_argument("--rate", type=float, default=6.0, help="Requests/s beside the dying scheduler. Default: 6.")
+    parser.add_argument("--seconds", type=float, default=10.0, help="Before and during, each round. Default: 10.")
+    return parser.parse_args()
+
+
+async def _measure(server: Server, arguments: argparse.Namespace) -> Results:
+    results = Results()
+    async with open_session() as session, Clients(session, server.url, results) as clients:
+        for number in range(arguments.rounds):
+            results.kills.append(await _kill_one(clients, number % _INSTANCES, arguments))
+        for _ in range(arguments.rounds):
+            await clients.all_serve()
+            results.ttfts_s["before"] += await _offer(clients, arguments)
+            killer = asyncio.create_task(_keep_killing(server, results))
+            results.ttfts_s["during"] += await _offer(clients, arguments)
+            killer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await killer
+    return results
+
+
+async def _kill_one(clients: Clients, victim: int, arguments: argparse.Namespace) -> Kill:
+    await clients.all_serve()
+    streams = [
+        [clients.start(arguments.prompt_tokens, _OUTPUT_TOKENS, slot) for _ in range(arguments.streams)]
+        for slot in range(_INSTANCES)
+    ]
+    for stream in (stream for there in streams for stream in there):
+        await stream.pieces(_KILL_AT_TOKENS)
+    survivors = [slot for slot in range(_INSTANCES) if slot != victim]
+    length = arguments.prompt_tokens + len(streams[victim][0].times_s)
+    prefills_s = [await clients.first_token_s(length, slot) for slot in survivors for _ in range(_PROBES)]
+    name = clients.places[victim]
+    os.kill((await clients.running())[name], signal.SIGKILL)
+    killed_s = asyncio.get_running_loop().time()
+    await clients.until(lambda status: name not in _running(status))
+    detection_s = asyncio.get_running_loop().time() - killed_s
+    await clients.all_ended()
+    return Kill(
+        detection_s,
+        [_gap_across(stream, killed_s) for stream in streams[victim] if stream.times_s[-1] > killed_s],
+        prefills_s,
+        [max(stream.gaps_s(killed_s, killed_s + 10.0)) for slot in survivors for stream in streams[slot]],
+    )
+
+
+def _gap_across(stream: Stream, at_s: float) -> float:
+    before = max(when for when in stream.times_s if when <= at_s)
+    return min(when for when in stream.times_s if when > at_s) - before
+
+
+async def _offer(clients: Clients, arguments: argparse.Namespace) -> list[float]:
+    """Poisson arrivals of short requests; the times to their first tokens."""
+    rng = random.Random(7)
+    streams: list[Stream] = []
+    ends_s = time.monotonic() + arguments.seconds
+    while time.monotonic() < ends_s:
+        await asyncio.sleep(rng.expovariate(arguments.rate))
+        streams.append(clients.start(rng.randint(20, 300), rng.randint(20, 60)))
+    await clients.all_ended()
+    return [stream.ttft_s for stream in streams]
+
+
+async def _keep_killing(server: Server, results: Results) -> None:
+    """Kills the scheduler whenever there is one."""
+    began_s = time.monotonic()
+    try:
+        while True:
+            for child in psutil.Process(server.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    if "llumnix.cluster.scheduler_process" in child.cmdline():
+                        child.kill()
+                        results.scheduler_kills += 1
+            await asyncio.sleep(0.1)
+    finally:
+        results.without_scheduler_s += time.monotonic() - began_s
+
+
+def _tell(results: Results) -> int:
+    console = Console(width=140)
+    gaps = [gap for kill in results.kills for gap in kill.gaps_s]
+    prefill_s = float(np.median([each for kill in results.kills for each in kill.prefills_s]))
+    detection_s = float(np.median([kill.detection_s for kill in results.kills]))
+    gap_s = float(np.median(gaps))
+    console.print(f"{len(results.kills)} instances killed under {len(gaps)} streams of theirs")
+    for kill in results.kills:
+        console.print(
+            f"  detected after {kill.detection_s * 1e3:.0f} ms; streams stood still for {_all_ms(kill.gaps_s)}; "
+            f"one prefill beside it {_all_ms(kill.prefills_s)}; largest gaps elsewhere {_all_ms(kill.neighbours_s)} ms"
+        )
+    ratio = (gap_s - detection_s) / prefill_s
+    console.print(
+        f"resume gap P50 {gap_s * 1e3:.0f} ms = detection {detection_s * 1e3:.0f} ms (goal ≤ "
+        f"{GOAL_DETECTION_S * 1e3:g}) + {ratio:.2f} prefills of {prefill_s * 1e3:.0f} ms (goal ≤ {GOAL_REPREFILL})"
+    )
+    before, during = (results.ttfts_s[when] for when in ("before", "during"))
+    p99_before, p99_during = float(np.percentile(before, 99)), float(np.percentile(during, 99))
+    console.print(
+        f"scheduler killed {results.scheduler_kills} times in {results.without_scheduler_s:.0f} s; TTFT P50 / P99, ms: "
+        f"before {_p(before)} ({len(before)} requests), during {_p(during)} ({len(during)} requests)"
+    )
+    console.print(f"TTFT P99 during / before: {p99_during / p99_before:.2f} (goal ≤ {GOAL_TTFT})")
+    console.print(f"{results.requests} requests, {len(results.failures)} failed")
+    for failure in sorted(set(results.failures)):
+        console.print(failure, markup=False)
+    missed = ratio > GOAL_REPREFILL or detection_s > GOAL_DETECTION_S or p99_during > GOAL_TTFT * p99_before
+    return int(missed or bool(results.failures))
+
+
+def _all_ms(values_s: list[float]) -> str:
+    return " ".join(f"{value * 1e3:.0f}" for value in sorted(values_s))
+
+
+def _p(values_s: list[float]) -> str:
+    p50, p99 = np.percentile(values_s, [50, 99])
+    return f"{p50 * 1e3:.0f} / {p99 * 1e3:.0f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
