@@ -85,7 +85,9 @@ def test_the_reason_says_what_is_missing():
     instances = load("a", **BLOCKED), load("b", free_blocks=80, running=25)
     (pair,) = pair_and_make_room(ClusterSnapshot(at=0.0, instances=instances), TERMS).pairs
     assert isinstance(pair, Pair)
-    assert str(pair) == ("freeness -40 against 2.8; the first in the queue lacks 40 blocks, 45 are to spare there")
+    assert str(pair) == (
+        "room for the first in the queue: it lacks 40 blocks, the target spares 45; freeness -40 against 2.8"
+    )
 
 
 def test_an_empty_queue_wants_nothing_and_a_full_batch_spares_nothing():

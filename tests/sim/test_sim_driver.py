@@ -229,3 +229,17 @@ def test_victims_are_drawn_from_the_seed_and_named_ones_must_exist() -> None:
 def test_an_unbalanced_llumlet_config_still_ends() -> None:
     outcome = run(migration=MigrationConfig(max_stages=1, last_stage_max_blocks=0))
     assert_all_served(outcome)
+
+
+def test_an_instance_that_runs_out_of_blocks_gives_a_request_away_in_time(
+    instances: list[driver.SimInstance],
+) -> None:
+    ours = run()
+    assert any("blocks short within" in row.reason for row in ours.migrations if row.outcome == MOVED)
+    assert sum(instance.preemptions_avoided for instance in instances) > 0
+    assert sum(instance.recompute_tokens_saved for instance in instances) > 0
+
+
+def test_a_piece_of_memory_is_traded_for_the_first_of_a_queue() -> None:
+    moved = [row for row in run().migrations if row.outcome == MOVED]
+    assert any(row.reason.startswith("room for the first in the queue") for row in moved)

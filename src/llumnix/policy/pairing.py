@@ -59,9 +59,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
         preempted = f", {self.preempted} preempted" if self.preempted else ""
         text = f"freeness {self.source_freeness:.4g}{preempted} against {self.target_freeness:.4g}"
         if self.at_least_blocks:
-            text += (
-                f"; the first in the queue lacks {self.at_least_blocks} blocks, {self.room_blocks} are to spare there"
-            )
+            missing = f"it lacks {self.at_least_blocks} blocks, the target spares {self.room_blocks}"
+            return f"room for the first in the queue: {missing}; {text}"
         if self.source_after is None or self.target_after is None:
             return text
         return f"{text}; {self.source_after:.4g} and {self.target_after:.4g} after the move"

@@ -371,6 +371,8 @@ class _Run:
                     total_blocks=seen.total_blocks,
                     freeness=migration_freeness(seen, target_tokens),
                     preemptions=seen.preemptions,
+                    preemptions_avoided=seen.preemptions_avoided,
+                    recompute_tokens_saved=seen.recompute_tokens_saved,
                 )
             )
         total = len(self._instances) * self.profile.memory.total_blocks

@@ -35,6 +35,8 @@ class SimInstance:
         self.drain_keep = False
         self.migrations_in = 0
         self.migrations_out = 0
+        self.preemptions_avoided = 0
+        self.recompute_tokens_saved = 0
         self.dispatches_seen = 0
         self.alive = True
         self.copies = 0
@@ -49,6 +51,8 @@ class SimInstance:
         self._events: deque[Any] = deque()
         self._hearing = False
         self._move_ids = 0
+        self._urgent: set[told.MoveId] = set()
+        """Orders to make room before somebody has to be preempted."""
         self._wake: Timer | None = None
         self._carry_out: dict[type, Callable[[Any], None]] = {
             do.Send: self._send,
@@ -92,6 +96,8 @@ class SimInstance:
             return
         self._move_ids += 1
         move_id = told.MoveId(self._move_ids)
+        if order.urgent:
+            self._urgent.add(move_id)
         self.hear(
             told.MoveOut(
                 self._kernel.now,
@@ -181,6 +187,10 @@ class SimInstance:
     def _answer(self, command: do.AnswerMove) -> None:
         if command.ok:
             self.migrations_out += 1
+            held = command.figures.held_blocks
+            if command.move_id in self._urgent and self.engine.short_blocks(self._world.relief_steps, held):
+                self.preemptions_avoided += 1
+                self.recompute_tokens_saved += held * self.engine.batch.block_tokens
         elif command.request is not None:
             self._world.request(command.request).moved_s = self._kernel.now
         self._world.move_answered(self, command)

@@ -88,6 +88,8 @@ class Reporter:
             outgoing=moving.outgoing if moving is not None else 0,
             short_blocks=engine.short_blocks(self._world.relief_steps),
             preemptions=engine.preemptions,
+            preemptions_avoided=instance.preemptions_avoided,
+            recompute_tokens_saved=instance.recompute_tokens_saved,
             migrations_in=instance.migrations_in,
             migrations_out=instance.migrations_out,
             smallest_running_blocks=-(-(shortest - 1) // block_tokens) if shortest else 0,
