@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def free_port() -> int:
 class Serve:
     """A running `llumnix serve` with its console in `lines`."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, console: Path | None = None) -> None:
         self.port = free_port()
         self.folder = folder
         model = folder / "model"
@@ -47,20 +48,20 @@ class Serve:
         }
         environment.pop("XDG_RUNTIME_DIR", None)
         command = [sys.executable, "-m", "llumnix", "serve", str(model), "--engine-module", "fake_boot"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *flags],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with nullcontext(subprocess.PIPE) if console is None else console.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port), *flags],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             self.lines.append(line.rstrip())
 
     def wait_for_line(self, pattern: str) -> str:
@@ -88,8 +89,8 @@ class Serve:
     def end(self) -> int:
         code = self.process.wait(WAIT_S)
         self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return code
 
 
@@ -105,8 +106,8 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Serve]]:
     started: list[Serve] = []
 
-    def start(*flags: str) -> Serve:
-        started.append(Serve(tmp_path_factory.mktemp("s"), *flags))
+    def start(*flags: str, console: Path | None = None) -> Serve:
+        started.append(Serve(tmp_path_factory.mktemp("s"), *flags, console=console))
         return started[-1]
 
     yield start
@@ -286,3 +287,18 @@ def test_logs_stay_where_they_were_asked_for(serve: Callable[..., Serve], tmp_pa
     server = serve("--instances", "1", "--fail-start", "--log-dir", str(tmp_path / "logs"))
     assert server.end() == 2
     assert "ValueError: no room" in (tmp_path / "logs" / "i0.log").read_text()
+
+
+def test_console_on_a_full_disk_ends_nothing(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "1", console=Path("/dev/full"))
+    wait_for(lambda: serves(server), "an instance")
+    server.process.terminate()
+    assert server.end() == 0
+    assert_nothing_is_left(server, [])
+
+
+def serves(server: Serve) -> bool:
+    try:
+        return server.get("/health", timeout=1).status_code == 200
+    except httpx.TransportError:
+        return False

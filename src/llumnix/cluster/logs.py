@@ -34,7 +34,7 @@ def last_words(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            text = file.read().decode(errors="replace")
+            text = file.read(_TAIL).decode(errors="replace")
     except OSError:
         return ""
     lines = [line for raw in text.splitlines() if (line := _PREFIX.sub("", raw).strip())]

@@ -8,6 +8,7 @@ no asyncio, no tensor arithmetic. It knows nothing of what its children do; the 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -166,8 +167,9 @@ class Nursery:
         except BaseException:  # noqa: BLE001 outermost: the launcher reads the reason in the log
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # a full disk must not bring the child to where the nursery goes on
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(code)  # exit handlers that were registered before the fork are the nursery's
 
     def _run_instance(self, fork: ForkInstance) -> None:
