@@ -78,6 +78,20 @@ async def test_queued_request_that_moved_can_be_moved_again(server: Server) -> N
     assert moved.sequences[0].tokens == still.sequences[0].tokens
 
 
+async def test_high_priority_request_takes_the_place_of_a_normal_one_and_all_say_the_same(server: Server) -> None:
+    bodies = [body(20 + n, max_tokens=600) for n in range(3)]
+    high = body(30, max_tokens=40) | {"priority": -1}
+    async with open_session(server.url) as session:
+        full = [await _running(session, f"normal-{n}", 0, each) for n, each in enumerate(bodies)]
+        first = await stream(session, COMPLETIONS, high, engine=0)
+        assert not any(each.task.done() for each in full), "it waited for its turn"
+        outputs = [await each for each in full]
+        undisturbed = [await stream(session, COMPLETIONS, each) for each in (*bodies, high)]
+    tokens = [output.sequences[0].tokens for output in (*outputs, first)]
+    assert tokens == [output.sequences[0].tokens for output in undisturbed]
+    server.wait_until_quiet()
+
+
 async def test_full_batch_refuses_and_the_stream_goes_on(server: Server) -> None:
     async with open_session(server.url) as session:
         full = [await _running(session, f"there-{n}", 1, body(n, max_tokens=700)) for n in range(3)]
