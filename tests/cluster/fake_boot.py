@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import mmap
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llumnix.engine.port import END_NOW, FrontEndSpec, InstanceSpec
+from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.errors import UsageError
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.wire.mailbox import Mailbox
@@ -62,6 +64,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     if setup.fail_start or spec.index < setup.fail_first:
         raise ValueError("no room for the KV cache")
     Path(tempfile.gettempdir(), "rendezvous").touch()  # as engines do, and never remove
+    hold_shared_memory(f"llumnix-test-{os.getpid()}")
     ended = threading.Event()
     draining = threading.Event()
     signal.signal(END_NOW, lambda *_: ended.set())
@@ -90,6 +93,17 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
             busy = setup.busy_while is not None and setup.busy_while.exists()
             mailbox.post(address, _report(info, seq, draining.is_set(), busy))
     mailbox.close()
+
+
+def hold_shared_memory(name: str) -> None:
+    """As workers of one instance do to talk to each other."""
+    with Path("/dev/shm", name).open("w+b") as file:
+        file.truncate(mmap.PAGESIZE)
+        _held.append(mmap.mmap(file.fileno(), mmap.PAGESIZE))
+    note_shared_memory()
+
+
+_held: list[mmap.mmap] = []
 
 
 def _report(info: InstanceInfo, seq: int, draining: bool = False, busy: bool = False) -> Report:

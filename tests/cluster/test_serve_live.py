@@ -20,6 +20,8 @@ import httpx
 import psutil
 import pytest
 
+from llumnix.cluster.run_dir import private_run_dir
+
 pytestmark = pytest.mark.live
 
 WAIT_S = 60.0  # on a machine that is busy with other things; usually it is a fraction of a second
@@ -120,6 +122,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 def assert_nothing_is_left(server: Serve, children: list[psutil.Process]) -> None:
     assert [path.name for path in server.folder.iterdir()] == ["model"]
     assert [child for child in children if child.is_running()] == []
+    assert [child for child in children if shared_memory_of(child.pid).exists()] == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", server.port)) != 0
 
@@ -146,18 +149,25 @@ def test_killed_instance_is_replaced_under_a_new_id(serve: Callable[..., Serve])
     wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
 
 
-def test_nothing_is_left_in_the_private_folder_of_an_instance_that_was_killed(serve: Callable[..., Serve]) -> None:
+def test_nothing_is_left_of_an_instance_that_was_killed(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "2")
     server.wait_until_serving()
     wait_for(lambda: len(server.instances()) == 2, "two instances")
     (private,) = server.folder.glob("llumnix-*")
     assert (private / "i0").is_socket()
     assert (private / "i0.tmp" / "rendezvous").exists()
-    os.kill(server.instances()["i0"], signal.SIGKILL)
+    pid = server.instances()["i0"]
+    assert shared_memory_of(pid).exists()
+    os.kill(pid, signal.SIGKILL)
     wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
+    assert not shared_memory_of(pid).exists()
     assert {path.name for path in private.iterdir() if path.name.startswith("i")} >= {"i1", "i2", "i1.tmp", "i2.tmp"}
     assert not [path for path in private.iterdir() if path.name.startswith("i0")]
     assert [path.name for path in server.folder.iterdir() if path != private] == ["model"]
+
+
+def shared_memory_of(pid: int) -> Path:
+    return Path(f"/dev/shm/llumnix-test-{pid}")
 
 
 def test_killed_scheduler_and_front_end_come_back(serve: Callable[..., Serve]) -> None:
@@ -204,13 +214,16 @@ def test_everything_ends_with_the_nursery(serve: Callable[..., Serve]) -> None:
     assert_nothing_is_left(server, children)
 
 
-def test_killed_launcher_leaves_no_process(serve: Callable[..., Serve]) -> None:
+def test_killed_launcher_leaves_no_process(serve: Callable[..., Serve], monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve("--instances", "2")
     server.wait_until_serving()
     children = server.descendants()
     server.process.kill()
     server.end()
     wait_for(lambda: not any(is_alive(child) for child in children), "the end of all children")
+    monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda: server.folder)
+    with private_run_dir():  # the next start sweeps what is left
+        assert not [child for child in children if shared_memory_of(child.pid).exists()]
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -66,7 +66,7 @@ class Server:
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
+        self.folder = folder
         self._temporary = folder / "tmp"
         self._temporary.mkdir()
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -147,7 +147,7 @@ class Server:
     # -- the processes
 
     def console(self) -> str:
-        return (self._folder / "console.txt").read_text(errors="replace")
+        return (self.folder / "console.txt").read_text(errors="replace")
 
     def logs(self) -> str:
         """The end of every log, for the report of a failed test."""
@@ -166,7 +166,7 @@ class Server:
         ]
 
     def _log_files(self) -> list[Path]:
-        return sorted([*self._folder.glob("*.txt"), *self._folder.glob("*.log")])
+        return sorted([*self.folder.glob("*.txt"), *self.folder.glob("*.log")])
 
     def descendant(self, name: str) -> psutil.Process:
         """The process that calls itself `llumnix NAME`."""
@@ -182,6 +182,7 @@ class Server:
         """SIGTERM; everything must be gone after it, with exit code 0, and what the scheduler and the llumlets did must
         come out the same when they hear it again."""
         children = psutil.Process(self.process.pid).children(recursive=True)
+        shared = {path for child in children for path in _shared_memory(child.pid)}
         self.process.terminate()
         try:
             code = self.process.wait(STOP_TIMEOUT_S)
@@ -195,6 +196,7 @@ class Server:
         assert not alive, f"left running: {alive}"
         left = [path.name for path in self._temporary.iterdir() if not path.name.startswith(_CACHES)]
         assert not left, f"left in the temporary folder: {left}"
+        assert not (files := [path for path in shared if path.exists()]), f"shared memory that is left: {files}"
         recordings = sorted(self._recordings.iterdir())
         assert any(path.name.startswith("scheduler") for path in recordings) == self._recorded
         for path in recordings:
@@ -205,3 +207,12 @@ class Server:
         self.process.kill()
         self.process.wait()
         self._http.close()
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """Files of it that a process has mapped."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:  # it ended meanwhile
+        return set()
+    return {Path(name) for name in re.findall(r"/dev/shm/\S+$", maps, re.MULTILINE)}

@@ -13,7 +13,6 @@ import gc
 import importlib
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from llumnix.cluster import linux, logs
+from llumnix.cluster import linux, logs, run_dir
 from llumnix.cluster.nursery_messages import (
     Exited,
     Failed,
@@ -132,7 +131,7 @@ class Nursery:
 
     def _remove_traces(self, child: str) -> None:
         """What a killed child could not remove itself; front ends keep their names, and so their sockets."""
-        shutil.rmtree(self._temporary(child), ignore_errors=True)
+        run_dir.remove(self._temporary(child))
         if not is_front_end(child):
             (Path(self._book.run_dir) / child).unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llumnix.engine.shared_memory import remove_shared_memory
 from llumnix.errors import UsageError
 
 _PREFIX = "llumnix-"
@@ -29,8 +30,14 @@ def private_run_dir() -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
         os.close(lock)
+
+
+def remove(folder: Path) -> None:
+    """The folder, and the shared memory of the instances whose it was."""
+    remove_shared_memory(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _base() -> Path:
@@ -77,5 +84,5 @@ def _sweep(base: Path) -> None:
         except OSError:
             continue  # somebody else swept it at the same moment
         if lock is not None:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
             os.close(lock)

@@ -29,7 +29,8 @@ class InstanceSpec:
     `END_NOW` ends it: `run_instance` returns within a few seconds. SIGTERM, which the launcher never sends, asks it to
     drain: it reports `DRAINING` from then on, and serves until the scheduler has emptied it.
 
-    Its process has a temporary folder of its own (`tempfile.gettempdir()`), which goes when it ends, however it does.
+    Its process has a temporary folder of its own (`tempfile.gettempdir()`), which goes when it ends, however it does,
+    and with it the shared memory that is noted there (engine/shared_memory.py).
     """
 
     id: InstanceId

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire import messages as wire
@@ -45,6 +46,7 @@ class WorkerExtension:
             from llumnix.engine.vllm.seeded_prefill import make_patient
 
             make_patient(self.model_runner)
+        note_shared_memory()
         return self._llumnix_transport.address
 
     def llumnix_pull(

@@ -1,0 +1,157 @@
+"""What breaks around streams: either end of their moves, the scheduler, the disk; and more streams than may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import signal
+import time
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from vllm_kinds import prompt
+from vllm_server import Server, wait_for
+from vllm_streams import COMPLETIONS, Admin, Output, Streaming, open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+INSTANCES = 3
+FLAGS = (
+    *("--no-migration", "--instance-timeout-s", "2"),
+    *("--max-num-seqs", "8", "--max-queued-requests", "20"),
+)
+
+PHASES_MS = 120
+"""A move of a short request takes less; orders are spread over so long before an end dies."""
+
+
+def greedy(seed: int, max_tokens: int) -> dict[str, Any]:
+    text = prompt(random.Random(seed), 40)
+    return {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+
+
+def start(session: aiohttp.ClientSession, bodies: list[dict[str, Any]], name: str) -> list[Streaming]:
+    return [Streaming(session, body, name=f"{name}-{n}") for n, body in enumerate(bodies)]
+
+
+def said(outputs: list[Output]) -> list[list[int]]:
+    assert [output.error for output in outputs] == [""] * len(outputs)
+    return [output.sequences[0].tokens for output in outputs]
+
+
+def all_there(server: Server) -> list[str]:
+    wait_for(lambda: len(server.instances()) == INSTANCES, "all instances")
+    return [row["id"] for row in server.instances()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_either_end_dies_in_whatever_phase_its_moves_are(server: Server, number: signal.Signals) -> None:
+    """Moves to and from the victim begin one after the other until it dies: each is somewhere else in its course."""
+    rng = random.Random(int(number))
+    victim, *others = all_there(server)
+    bodies = [greedy(1000 * number + n, 250) for n in range(15)]
+    async with open_session(server.url) as session:
+        admin = Admin(session)
+        streams = start(session, bodies, f"torn-{number.name}")
+        for each in streams:
+            await each.reaches(3)
+        places = {row["id"]: row["instance"] for row in server.requests()}
+
+        async def move(request: str, place: str) -> int:
+            await asyncio.sleep(rng.uniform(0, PHASES_MS) / 1e3)
+            status, _ = await admin.migrate(request, rng.choice(others) if place == victim else victim)
+            return status
+
+        moves = [asyncio.create_task(move(request, place)) for request, place in sorted(places.items())]
+        await asyncio.sleep(PHASES_MS / 1e3)
+        server.signal_instance(victim, number)
+        statuses = await asyncio.gather(*moves)
+        torn = [await each for each in streams]
+        whole = [await each for each in start(session, bodies, f"whole-{number.name}")]
+    assert set(statuses) <= {200, 404, 409}
+    assert said(torn) == said(whole)
+    all_there(server)
+    server.wait_until_quiet()
+
+
+async def test_killed_scheduler_costs_no_request_and_its_successor_knows_the_instances(server: Server) -> None:
+    ids = all_there(server)
+    bodies = [greedy(2000 + n, 150) for n in range(12)]
+    async with open_session(server.url) as session:
+        before = start(session, bodies[:6], "before")
+        for each in before:
+            await each.reaches(3)
+        first = server.get("/llumnix/v1/instances").json()["scheduler"]["pid"]
+        psutil.Process(first).kill()
+        killed_s = time.monotonic()
+        during = start(session, bodies[6:], "during")
+        wait_for(lambda: scheduler(server) not in (None, first), "another scheduler")
+        wait_for(lambda: server.get("/llumnix/v1/scaling").json()["serving"] == len(ids), "a scheduler that knows all")
+        assert time.monotonic() - killed_s < 10
+        said([await each for each in (*before, *during)])
+    assert all_there(server) == ids
+
+
+def scheduler(server: Server) -> int | None:
+    """Pid of the one that speaks."""
+    told = server.get("/llumnix/v1/instances").json()["scheduler"]
+    return int(told["pid"]) if told["state"] == "running" else None
+
+
+async def test_above_the_limit_of_queued_requests_new_ones_are_sent_away(server: Server) -> None:
+    all_there(server)
+    async with open_session(server.url) as session:
+        streams = start(session, [greedy(3000 + n, 200) for n in range(8 * INSTANCES + 20)], "queued")
+        wait_for(lambda: sum(row["waiting"] for row in server.instances()) >= 15, "a queue")
+        crowd = [
+            asyncio.create_task(session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})) for _ in range(30)
+        ]
+        answers = [await each for each in crowd]
+        refused = [answer for answer in answers if answer.status == 503]
+        assert refused, "nobody was sent away"
+        assert {answer.status for answer in answers} <= {200, 503}
+        assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+        assert "requests wait already (limit 20)" in (await refused[0].json())["error"]["message"]
+        assert server.get("/health").status_code == 200
+        said([await each for each in streams])
+    server.wait_until_quiet()
+
+
+async def test_full_disk_for_logs_stops_nobody(server: Server) -> None:
+    """No process may write to a file any more; an instance is drained, which all of them have a word to say about."""
+    drained = all_there(server)[0]
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    bodies = [greedy(4000 + n, 150) for n in range(9)]
+    async with open_session(server.url) as session:
+        for process in family:
+            limit_files(process.pid, 0)
+        try:
+            size = size_of_log(server)
+            streams = start(session, bodies, "full")
+            for each in streams:
+                await each.reaches(3)
+            assert server.post(f"/llumnix/v1/instances/{drained}/drain").status_code == 202
+            wait_for(lambda: server.instance(drained)["state"] == "stopped", "the end of the drain")
+            told = said([await each for each in streams])
+            assert size_of_log(server) == size, "the disk was not full"
+        finally:
+            for process in family:
+                if process.is_running():
+                    limit_files(process.pid, resource.RLIM_INFINITY)
+        assert told == said([await each for each in start(session, bodies, "roomy")])
+    assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
+    all_there(server)
+    server.wait_until_quiet()
+
+
+def size_of_log(server: Server) -> int:
+    return (server.folder / "scheduler.log").stat().st_size
+
+
+def limit_files(pid: int, size: int) -> None:
+    """Writing beyond this size of a file fails, as on a full disk."""
+    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
