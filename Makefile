@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TORCH_INDEX
 
-.PHONY: help env serve test check hello clean
+.PHONY: help env serve test check hello soak clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -31,6 +31,9 @@ check: env      ## format, lint, types, and who may import whom
 
 hello: env      ## 2,000 requests to a tiny model on two instances, and how it went
 	@$(BIN)/python benchmarks/hello.py --out out/hello $(ARGS)
+
+soak: env       ## minutes of mixed traffic while things break (ARGS="--minutes 30 --seed 1 --instances 3")
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:          ## removes the environment and all that was made
 	rm -rf .venv out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -57,7 +57,7 @@ async def compare(
     names = list(kinds)
     made = [make(names[number % len(names)], random.Random(rng.random())) for number in range(requests)]
     limit = asyncio.Semaphore(concurrency)
-    made = await _all(limit, [_with_stop(session, kind, number) for number, kind in enumerate(made)])
+    made = await _all(limit, [with_stop(session, kind, number) for number, kind in enumerate(made)])
     instances = await Admin(session).running()
     plans = [Plan(instances, random.Random(rng.random())) for _ in made]
     moved = await _all(
@@ -82,7 +82,7 @@ async def _all(limit: asyncio.Semaphore, work: list[Coroutine[Any, Any, Result]]
     return [task.result() for task in tasks]
 
 
-async def _with_stop(session: aiohttp.ClientSession, kind: Kind, number: int) -> Kind:
+async def with_stop(session: aiohttp.ClientSession, kind: Kind, number: int) -> Kind:
     if not kind.stop_after:
         return kind
     said = (await undisturbed(session, kind, f"probe-{number}-{id(kind)}")).sequences[0].text
@@ -181,12 +181,12 @@ class _Mover:
                 break
             if answer["reason"] == f"The request is on {target} already.":
                 return await self._move_from(target)
-            self.moves.refused[_gist(answer["reason"])] += 1
+            self.moves.refused[gist(answer["reason"])] += 1
             await asyncio.sleep(_RETRY_S)
         return target
 
 
-def _gist(reason: str) -> str:
+def gist(reason: str) -> str:
     """The reason without names and numbers, to count by."""
     return re.sub(r"\d+(\.\d+)?", "#", re.sub(r"\bi\d+\b", "INSTANCE", re.sub(r"'[^']*'", "ID", reason)))
 
@@ -209,14 +209,14 @@ def _judge(row: Row, output: Output, moves: Moves, reference: Output) -> None:
         if one.usage_tokens is not None and one.usage_tokens != one.tokens:
             row.problems.append(f"{which} {one.id} streamed {one.tokens} tokens and counts {one.usage_tokens}")
     for index in sorted({*output.sequences, *reference.sequences}):
-        differing, problems = _differences(
+        differing, problems = differences(
             output.sequences.get(index, Sequence()), reference.sequences.get(index, Sequence())
         )
         row.differing_tokens += differing
         row.problems += [f"{output.id} [{index}]: {problem}" for problem in problems]
 
 
-def _differences(one: Sequence, other: Sequence) -> tuple[int, list[str]]:
+def differences(one: Sequence, other: Sequence) -> tuple[int, list[str]]:
     differing = [at for at, (a, b) in enumerate(zip_longest(one.tokens, other.tokens)) if a != b]
     problems = [f"tokens differ first at {differing[0]} of {len(other.tokens)}"] if differing else []
     if one.text != other.text:

@@ -189,3 +189,11 @@ class Admin:
         body = {"request_id": request, "target": target}
         async with self._session.post("/llumnix/v1/migrations", json=body) as response:
             return response.status, await response.json()
+
+    async def start(self, count: int) -> int:
+        async with self._session.post("/llumnix/v1/instances", json={"count": count}) as response:
+            return response.status
+
+    async def drain(self, instance: str) -> int:
+        async with self._session.post(f"/llumnix/v1/instances/{instance}/drain") as response:
+            return response.status

@@ -1,0 +1,312 @@
+"""Mixed traffic for minutes or hours while things break; every stream must say what it says undisturbed.
+
+    python benchmarks/soak.py --minutes 30 --seed 1
+
+Starts a server with the tiny model and streams requests of every kind (tests/vllm/vllm_kinds.py), some of which leave
+in the middle, while instances are killed, stopped and drained, others start, the scheduler and front ends are killed,
+and running requests are moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
+
+Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
+promise (docs/failures.md), a block, process, socket, file or shared memory is left, or memory or descriptors grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+# The same machinery as in the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
+
+from _faults import Faults, plan
+from _vitals import Vitals
+from equality import differences, gist, undisturbed, with_stop
+from rich.console import Console
+from rich.table import Table
+from vllm_kinds import KINDS, SHARED, Kind, make
+from vllm_server import Server
+from vllm_streams import Admin, Output, Sequence, open_session, stream
+
+STREAM_DEADLINE_S = 90.0
+CALM_DOWN_S = 60.0
+"""After the last fault: until as many instances serve as in the beginning, and nothing is left on them."""
+_LEAVING = 0.1
+_MOVE_INTERVAL_S = 0.3
+_SAMPLE_INTERVAL_S = 3.0
+_MOST_GROWTH = 1.05
+_MORE_DESCRIPTORS = 16
+_FLAGS = (
+    *("--max-num-batched-tokens", "512", "--max-model-len", "4096"),
+    *("--instance-timeout-s", "3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+)
+_ROLES = ("launcher", "nursery", "scheduler", "front ends", "instances")
+
+
+class Left(Exception):
+    """The client cuts its stream off here, on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One of the requests that the traffic is made of, and what it says undisturbed."""
+
+    kind: Kind
+    reference: Output
+
+
+@dataclass(slots=True)
+class Tally:
+    requests: int = 0
+    whole: int = 0
+    left: int = 0
+    documented: int = 0
+    """Ended with the error that a request that cannot be replayed exactly is to end with."""
+    refused: int = 0
+    """503: there was no instance just then."""
+    cut: int = 0
+    """The front end that it went through was killed."""
+    tokens: int = 0
+    differing_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Soak:
+    pieces: list[Piece]
+    faults: Faults
+    ends_s: float
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    moves: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    async def client(self, session: aiohttp.ClientSession, rng: random.Random, name: str) -> None:
+        number = 0
+        while time.monotonic() < self.ends_s:
+            piece = rng.choice(self.pieces)
+            leaves_at = rng.randint(1, 150) if rng.random() < _LEAVING else None
+            await self._one(session, piece, f"{name}-{number}", leaves_at)
+            number += 1
+
+    async def _one(self, session: aiohttp.ClientSession, piece: Piece, name: str, leaves_at: int | None) -> None:
+        tally = self.tallies.setdefault(piece.kind.name, Tally())
+        tally.requests += 1
+        began_s = time.monotonic()
+        seen = Output()
+
+        def on_piece(output: Output) -> None:
+            nonlocal seen
+            seen = output
+            if leaves_at is not None and output.tokens >= leaves_at:
+                raise Left
+
+        body = piece.kind.body if piece.kind.name == SHARED else piece.kind.body | {"cache_salt": name}
+        try:
+            async with asyncio.timeout(STREAM_DEADLINE_S):
+                seen = await stream(session, piece.kind.path, body, name=name, on_piece=on_piece)
+        except Left:
+            tally.left += 1
+        except TimeoutError:
+            self.violations.append(f"{name} ({piece.kind.name}) hangs: {seen.tokens} tokens in {STREAM_DEADLINE_S:g} s")
+        except aiohttp.ClientError as error:
+            if any(death_s >= began_s - 1.0 for death_s in self.faults.front_end_deaths_s):
+                tally.cut += 1
+            else:
+                self.violations.append(f"{name} ({piece.kind.name}): {type(error).__name__}: {error}")
+        else:
+            await self._ended(tally, piece, seen, name)
+        self._compare_tokens(tally, piece, seen, name)
+
+    async def _ended(self, tally: Tally, piece: Piece, output: Output, name: str) -> None:
+        if "cannot be continued exactly" in output.error and "seed" in piece.kind.body:
+            tally.documented += 1
+        elif output.error.startswith("503: ") and "o instance " in output.error:
+            tally.refused += 1
+            await asyncio.sleep(1.0)  # what Retry-After says
+        elif not output.complete:
+            self.violations.append(f"{name} ({piece.kind.name}) did not end well: {output.error or 'no finish reason'}")
+        else:
+            tally.whole += 1
+            for index, whole in piece.reference.sequences.items():
+                _, problems = differences(output.sequences.get(index, Sequence()), whole)
+                self.violations += [f"{name} ({piece.kind.name}) [{index}]: {problem}" for problem in problems]
+
+    def _compare_tokens(self, tally: Tally, piece: Piece, output: Output, name: str) -> None:
+        """As far as they came, whatever became of the stream."""
+        for index, sequence in output.sequences.items():
+            whole = piece.reference.sequences[index].tokens
+            said = sequence.tokens
+            differing = sum(a != b for a, b in zip(said, whole, strict=False)) + max(0, len(said) - len(whole))
+            tally.tokens += len(said)
+            tally.differing_tokens += differing
+            if differing:
+                self.violations.append(f"{name} ({piece.kind.name}) [{index}]: {differing} tokens differ")
+
+    async def mover(self, admin: Admin, rng: random.Random) -> None:
+        """Moves whatever runs to wherever it is not."""
+        while time.monotonic() < self.ends_s:
+            await asyncio.sleep(_MOVE_INTERVAL_S)
+            try:
+                async with asyncio.timeout(STREAM_DEADLINE_S):
+                    await self._move_one(admin, rng)
+            except aiohttp.ClientError:
+                self.moves["the front end that was asked died"] += 1
+            except TimeoutError:
+                self.violations.append("a move by hand was not answered")
+
+    async def _move_one(self, admin: Admin, rng: random.Random) -> None:
+        rows = sorted((row["id"], row["instance"]) for row in await admin.get("requests"))
+        instances = sorted(await admin.running())
+        if not rows or len(instances) < 2:
+            return
+        request, place = rng.choice(rows)
+        status, answer = await admin.migrate(request, rng.choice([each for each in instances if each != place]))
+        outcome = "moved" if status == 200 else f"{status}: {gist(str(answer.get('reason', answer)))}"
+        self.moves[outcome] += 1
+        if status >= 500 and status != 504:
+            self.violations.append(f"a move by hand was answered with {status}: {answer}")
+
+
+def main() -> int:
+    arguments = _parse()
+    before = time.monotonic()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        flags = (*_FLAGS, "--api-server-count", str(arguments.front_ends))
+        server = Server(Path(folder), *flags, instances=arguments.instances, recorded=False)
+        vitals = Vitals(server.process.pid)
+        try:
+            soak = asyncio.run(_run(server, vitals, arguments))
+            soak.violations += _what_is_left(server, vitals, arguments)
+            try:
+                server.stop()
+            except AssertionError as error:
+                soak.violations.append(str(error))
+        except BaseException:
+            print(server.logs())
+            server.kill()
+            raise
+    soak.violations += [f"shared memory is left: {name}" for name in vitals.left_behind()]
+    _tell(soak, vitals, arguments)
+    print(f"{time.monotonic() - before:.0f} s, {len(soak.violations)} violations")
+    return int(bool(soak.violations))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=30.0, help="Of traffic with faults. Default: 30.")
+    parser.add_argument("--warm-minutes", type=float, help="Memory counts after these. Default: a fifth of --minutes.")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--front-ends", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
+    parser.add_argument("--variants", type=int, default=2, help="Different requests of each kind. Default: 2.")
+    arguments = parser.parse_args()
+    if arguments.warm_minutes is None:
+        arguments.warm_minutes = arguments.minutes / 5
+    return arguments
+
+
+async def _run(server: Server, vitals: Vitals, arguments: argparse.Namespace) -> Soak:
+    rng = random.Random(arguments.seed)
+    kinds = [make(name, random.Random(rng.random())) for name in KINDS for _ in range(arguments.variants)]
+    duration_s = arguments.minutes * 60
+    faults = plan(random.Random(rng.random()), duration_s, arguments.front_ends)
+    async with open_session(server.url) as session:
+        admin = Admin(session)
+        pieces = await _references(session, kinds)
+        began_s = time.monotonic()
+        soak = Soak(pieces, Faults(server, admin, arguments.front_ends), began_s + duration_s)
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(_watch(vitals, began_s))
+            group.create_task(soak.faults.run(faults))
+            group.create_task(soak.mover(admin, random.Random(rng.random())))
+            clients = [
+                group.create_task(soak.client(session, random.Random(rng.random()), f"client-{number}"))
+                for number in range(arguments.clients)
+            ]
+            await asyncio.gather(*clients)
+            watch.cancel()
+    return soak
+
+
+async def _references(session: aiohttp.ClientSession, kinds: list[Kind]) -> list[Piece]:
+    limit = asyncio.Semaphore(8)
+
+    async def one(kind: Kind, number: int) -> Piece:
+        async with limit:
+            kind = await with_stop(session, kind, number)
+            output = await undisturbed(session, kind, f"undisturbed-{number}")
+        assert output.complete, f"{kind.name} fails undisturbed: {output.error}"
+        return Piece(kind, output)
+
+    return list(await asyncio.gather(*(one(kind, number) for number, kind in enumerate(kinds))))
+
+
+async def _watch(vitals: Vitals, began_s: float) -> None:
+    while True:
+        await asyncio.to_thread(vitals.sample, time.monotonic() - began_s)
+        await asyncio.sleep(_SAMPLE_INTERVAL_S)
+
+
+def _what_is_left(server: Server, vitals: Vitals, arguments: argparse.Namespace) -> list[str]:
+    """After the last stream has ended; what `Server.stop` finds afterwards is raised there."""
+    violations: list[str] = []
+    deadline_s = time.monotonic() + CALM_DOWN_S
+    while len(server.instances("running", "starting", "draining")) != arguments.instances:
+        if time.monotonic() > deadline_s:
+            rows = [(row["id"], row["state"]) for row in server.instances("running", "starting", "draining")]
+            violations.append(f"{arguments.instances} instances should serve, but there are {rows}")
+            break
+        time.sleep(0.2)
+    try:
+        server.wait_until_quiet(CALM_DOWN_S)
+    except AssertionError as error:
+        violations.append(str(error))
+    vitals.sample(arguments.minutes * 60 + CALM_DOWN_S)
+    violations += [f"in a log: {line}" for line in server.trouble()]
+    first, last = vitals.growth(None, arguments.warm_minutes * 60, arguments.instances)
+    if last > _MOST_GROWTH * first:
+        violations.append(f"memory grew from {first:.0f} to {last:.0f} MiB")
+    for pid, (then, now) in vitals.more_descriptors(arguments.warm_minutes * 60).items():
+        if now > then + _MORE_DESCRIPTORS:
+            violations.append(f"process {pid} had {then} descriptors and has {now}")
+    return violations
+
+
+def _tell(soak: Soak, vitals: Vitals, arguments: argparse.Namespace) -> None:
+    console = Console()
+    columns = ("requests", "whole", "left", "documented error", "refused", "cut", "tokens", "differing")
+    table = Table("kind", *columns)
+    rows = [(name, _figures(tally)) for name, tally in sorted(soak.tallies.items())]
+    for name, figures in rows:
+        table.add_row(name, *map(str, figures))
+    table.add_section()
+    table.add_row("all", *(str(sum(column)) for column in zip(*(figures for _, figures in rows), strict=True)))
+    console.print(table)
+    for what, count in sorted(soak.faults.done.items()):
+        console.print(f"{count} times: {what}")
+    for outcome, count in soak.moves.most_common():
+        console.print(f"{count} moves by hand: {outcome}", markup=False)
+    warm_s = arguments.warm_minutes * 60
+    for role in (*_ROLES, None):
+        first, last = vitals.growth(role, warm_s, arguments.instances)
+        console.print(f"PSS of {role or 'all'}: {first:.0f} MiB after {warm_s:.0f} s, {last:.0f} MiB at the end")
+    for violation in soak.violations:
+        console.print(f"VIOLATION {violation}", markup=False)
+
+
+def _figures(tally: Tally) -> tuple[Any, ...]:
+    ends = (tally.requests, tally.whole, tally.left, tally.documented, tally.refused, tally.cut)
+    return (*ends, tally.tokens, tally.differing_tokens)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
