@@ -10,6 +10,7 @@ import pytest
 
 from llumnix.cli import main
 from llumnix.errors import UsageError
+from llumnix.sim.profile_cli import ask_for_cache
 from llumnix.sim.profile_file import load_profile
 from llumnix.sim.profile_live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
 
@@ -103,12 +104,41 @@ async def test_a_server_is_measured_by_its_stream() -> None:
     assert all(one.step_ms >= 4.5 for one in decode)
 
 
-@pytest.mark.parametrize("words", [["--blocks", "100"], []])
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"total_blocks": 0, "block_tokens": 0}, {"total_blocks": 64, "block_tokens": 32}], (64, 32)),
+        ([], None),
+        ([{"total_blocks": 64}], None),
+    ],
+)
+async def test_the_server_is_asked_for_its_cache(rows: list[dict[str, int]], told: tuple[int, int] | None) -> None:
+    body = json.dumps({"instances": rows}).encode()
+
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(tell, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        if told is None:
+            with pytest.raises(UsageError, match="give --blocks and --block-tokens"):
+                await ask_for_cache(url, None)
+        else:
+            assert await ask_for_cache(url, None) == told
+
+
+@pytest.mark.parametrize("words", [["--blocks", "100", "--block-tokens", "16"], []])
 def test_a_server_that_is_not_there_is_one_sentence(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["profile", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "p.toml"), *words]) == 2
-    assert "127.0.0.1:9" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "127.0.0.1:9" in said
+    assert "does not tell" not in said
 
 
 def test_a_profile_that_was_fitted_can_be_simulated(tmp_path: Path) -> None:

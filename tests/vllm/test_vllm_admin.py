@@ -156,7 +156,14 @@ async def test_answers_match_the_contract(server: Server) -> None:
         frozenset(
             {
                 *("id", "state", "pid", "node", "total_blocks", "free_blocks", "running", "waiting", "preemptions"),
-                *("freeness", "migrations_in", "migrations_out", "preemptions_avoided", "recompute_tokens_saved"),
+                *(
+                    "block_tokens",
+                    "freeness",
+                    "migrations_in",
+                    "migrations_out",
+                    "preemptions_avoided",
+                    "recompute_tokens_saved",
+                ),
             }
         )
     }

@@ -24,7 +24,7 @@ from llumnix.wire import messages as wire
 _MIGRATE_TIMEOUT_S = 90.0
 _MAX_LIMIT = 1_000_000
 _COUNTS = (
-    *("total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
+    *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
     *("recompute_tokens_saved", "migrations_in", "migrations_out"),
 )
 
@@ -104,6 +104,7 @@ def _member_row(member: Member) -> dict[str, Any]:
         "state": load.state,
         "pid": member.info.pid,
         "node": member.info.node,
+        "block_tokens": load.block_tokens,
         "total_blocks": load.total_blocks,
         "free_blocks": load.free_blocks,
         "running": load.running,

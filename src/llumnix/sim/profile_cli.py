@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-tokens", type=int, default=plan.output_tokens, help="tokens a stream makes")
     parser.add_argument("--repeats", type=int, default=plan.repeats, help="prompts of each length; the quickest counts")
     parser.add_argument("--blocks", type=int, help="KV blocks of an instance (default: ask the server)")
+    parser.add_argument("--block-tokens", type=int, help="tokens of a KV block (default: ask the server)")
     parser.add_argument("--block-bytes", type=int, default=1 << 20, help="bytes of a KV block")
     parser.add_argument("--gigabytes-per-s", type=float, default=1.0, help="bandwidth between two instances")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="as the server was started")
@@ -46,12 +47,17 @@ def run(args: argparse.Namespace) -> int:
     )
     if plan.repeats < 1 or plan.output_tokens < 8:
         raise UsageError("--repeats must be at least 1 and --output-tokens at least 8.")
-    blocks = args.blocks if args.blocks is not None else asyncio.run(_ask_for_blocks(args.url, args.api_key))
+    blocks, block_tokens = args.blocks, args.block_tokens
+    if blocks is None or block_tokens is None:
+        told = asyncio.run(ask_for_cache(args.url, args.api_key))
+        blocks = told[0] if blocks is None else blocks
+        block_tokens = told[1] if block_tokens is None else block_tokens
     console = Console(stderr=True)
     console.print(f"Measuring {args.url} …")
     prefill, decode = asyncio.run(measure_server(args.url, plan, args.api_key))
     unseen = Unseen(
         total_blocks=blocks,
+        block_tokens=block_tokens,
         block_bytes=args.block_bytes,
         gigabytes_per_s=args.gigabytes_per_s,
         max_num_seqs=args.max_num_seqs,
@@ -82,12 +88,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-async def _ask_for_blocks(url: str, api_key: str | None) -> int:
-    """KV blocks of the first instance, from our own server's list of instances."""
+async def ask_for_cache(url: str, api_key: str | None) -> tuple[int, int]:
+    """KV blocks of the first instance that has some, and tokens of each, from our own server's list of instances."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
             answer = (await client.get("/llumnix/v1/instances")).raise_for_status().json()
-            return int(answer["instances"][0]["total_blocks"])
-    except (httpx.HTTPError, KeyError, IndexError, ValueError, TypeError):
-        raise UsageError(f"{url} does not say how many KV blocks it has: give --blocks.") from None
+        row = next(row for row in answer["instances"] if row["total_blocks"])
+        return int(row["total_blocks"]), int(row["block_tokens"])
+    except httpx.TransportError as error:
+        raise UsageError(f"No server answers at {url}: {error or type(error).__name__}.") from None
+    except (httpx.HTTPError, KeyError, StopIteration, ValueError, TypeError):
+        raise UsageError(f"{url} does not tell of its KV cache: give --blocks and --block-tokens.") from None
