@@ -42,8 +42,8 @@ STILL = ("infaas++", "least-requests", "vllm-dp", "round-robin")
 RATES: dict[str, tuple[float, float]] = {
     "ShareGPT": (7.0, 8.0),
     "BurstGPT": (7.5, 9.0),
-    "S-S": (32.0, 52.0),
-    "M-M": (7.4, 8.2),
+    "S-S": (32.0, 40.0),
+    "M-M": (7.4, 8.4),
     "L-L": (2.6, 3.0),
     "S-L": (3.9, 4.2),
     "L-S": (14.0, 21.0),
@@ -118,7 +118,8 @@ class Table:
 
     def __init__(self, results: Sequence[Result]) -> None:
         self._by_run = {result.run: result for result in results}
-        self.points = list(dict.fromkeys((r.run.trace, r.run.rate) for r in results))
+        present = {(r.run.trace, r.run.rate) for r in results}
+        self.points = [(trace, rate) for trace, rates in RATES.items() for rate in rates if (trace, rate) in present]
         self.policies = list(dict.fromkeys(r.run.policy for r in results))
         self.seeds = sorted({r.run.seed for r in results})
 
@@ -148,7 +149,7 @@ class Table:
                 p99 = np.mean([r.latencies["Prefill P99"] for r in found])
                 moves, lost = (np.mean([getattr(r, name) for r in found]) for name in ("moves", "preemptions"))
                 cells.append(f"{p99:8.2f} ({moves:5.0f}, {lost:5.0f})")
-            floor = np.mean([r.floor_s for r in self.results(point, self.policies[0]).values()])
+            floor = np.mean([result.floor_s for result in self.results(point, self.policies[0]).values()])
             print(f"{point[0]:11}{point[1]:6g} {floor:6.2f} " + "".join(f"{cell:>24}" for cell in cells))
         print("\nratios to llumnix, [95 % over seeds]:")
         others = [name for name in (PAPER,) if name in self.policies]
@@ -159,8 +160,11 @@ class Table:
             for point in self.points:
                 texts = [geometric(self.ratios([point], other, metric))[1] for metric in METRICS]
                 print(f"  {point[0]:11}{point[1]:6g} " + "".join(f"{text:>20}" for text in texts))
-            below, near = self.points[0::2], self.points[1::2]
+            below = [(trace, rate) for trace, rate in self.points if rate == RATES[trace][0]]
+            near = [point for point in self.points if point not in below]
             for name, points in (("below saturation", below), ("near saturation", near), ("all", self.points)):
+                if not points:
+                    continue
                 texts = [geometric(self.ratios(points, other, metric))[1] for metric in METRICS]
                 print(f"  {name:18}" + "".join(f"{text:>20}" for text in texts))
 
@@ -179,10 +183,10 @@ def main() -> None:
         done = msgspec.json.decode(args.records.read_bytes(), type=list[Result])
     known = {result.run for result in done}
     runs = [
-        Run(trace, rate, seed, policy)
+        Run(trace, RATES[trace][near], seed, policy)
+        for near in (1, 0)
         for seed in range(args.seeds)
         for trace in args.traces
-        for rate in RATES[trace]
         for policy in args.policies
     ]
     missing = [run for run in runs if run not in known]

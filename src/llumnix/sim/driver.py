@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits
@@ -23,9 +21,7 @@ from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.report.recording import recorder
-from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
 from llumnix.sim.autoscaler import PAPER_CHECK_INTERVAL_S, paper_scale
 from llumnix.sim.engine import Scheduler
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
@@ -33,8 +29,9 @@ from llumnix.sim.front_end import FrontEnd
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.network import CopyEnded, Network
+from llumnix.sim.observer import Observer
 from llumnix.sim.outcome import InstanceLife, Outcome
-from llumnix.sim.request import NEW, Handover, SimRequest
+from llumnix.sim.request import NEW, SimRequest
 from llumnix.sim.setup import PlannedMove, Setup, instance_name
 from llumnix.sim.vllm01 import PrefillFirst
 from llumnix.sim.vllm1 import TokenBudget
@@ -105,8 +102,7 @@ class _Run:
         self._outcome = Outcome(requests=self._requests)
         self._lives: dict[InstanceId, InstanceLife] = {}
         self._last_order = 0
-        self._handovers: list[Handover | None] = []
-        """One per row of the migrations: what the client felt is known only later."""
+        self._observer = Observer(self._outcome, self._policy.priority_target_tokens(setup.policy))
 
     def run(self) -> Outcome:
         for _ in range(self._setup.instances):
@@ -123,12 +119,7 @@ class _Run:
                 self.kernel.at(0.0, self._sample, rank=2)
             self.kernel.run()
         outcome = self._outcome
-        outcome.migrations = [
-            msgspec.structs.replace(row, downtime_ms=handover.downtime_s * 1e3)
-            if handover is not None and handover.downtime_s is not None
-            else row
-            for row, handover in zip(outcome.migrations, self._handovers, strict=True)
-        ]
+        self._observer.finish()
         outcome.end_s = self.kernel.now
         outcome.events = self.kernel.executed
         outcome.lives = list(self._lives.values())
@@ -197,24 +188,8 @@ class _Run:
 
     def move_answered(self, source: SimInstance, answer: do.AnswerMove) -> None:
         if answer.request is not None:
-            request, figures = self._front_end.by_id[answer.request], answer.figures
-            handover = request.handover if answer.ok else None
-            self._handovers.append(handover)
-            self._outcome.migrations.append(
-                MigrationRecord(
-                    at_s=self.kernel.now,
-                    request_id=request.id,
-                    source=source.id,
-                    target=answer.target,
-                    reason=answer.reason if answer.ok else "",
-                    outcome=MOVED if answer.ok else answer.reason,
-                    stages=figures.stages,
-                    bytes=figures.bytes_copied,
-                    blocks_skipped=figures.blocks_skipped,
-                    copy_ms=figures.copy_s * 1e3,
-                    handover_ms=None if handover is None else handover.out_s * 1e3,
-                )
-            )
+            request = self._front_end.by_id[answer.request]
+            self._observer.migration_ended(self.kernel.now, source.id, request, answer)
         ended = sched.MigrationEnded(
             at=self.kernel.now + self._network.message_s,
             source=source.id,
@@ -352,29 +327,5 @@ class _Run:
     # ------------------------------------------------------------------ the time series
 
     def _sample(self) -> None:
-        now = self.kernel.now
-        target_tokens = self._policy.priority_target_tokens(self._setup.policy)
-        free = short = 0
-        for name in sorted(self._instances):
-            seen = self._instances[name].reports.look()
-            free += seen.free_blocks
-            if seen.head_of_line_blocks + seen.watermark_blocks > seen.free_blocks:
-                short += seen.head_of_line_blocks
-            self._outcome.samples.append(
-                InstanceRecord(
-                    at_s=now,
-                    instance=name,
-                    state=seen.state,
-                    running=seen.running,
-                    waiting=seen.waiting,
-                    free_blocks=seen.free_blocks,
-                    total_blocks=seen.total_blocks,
-                    freeness=migration_freeness(seen, target_tokens),
-                    preemptions=seen.preemptions,
-                    preemptions_avoided=seen.preemptions_avoided,
-                    recompute_tokens_saved=seen.recompute_tokens_saved,
-                )
-            )
-        total = len(self._instances) * self.profile.memory.total_blocks
-        self._outcome.fragmentation.append((now, min(free, short) / total if total else 0.0))
+        self._observer.sample(self.kernel.now, self._instances)
         self.kernel.after(self._setup.sample_interval_s, self._sample, rank=2)

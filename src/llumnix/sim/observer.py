@@ -1,0 +1,80 @@
+"""What is written down of a simulated run while it goes on: migrations, and the instances' load over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from llumnix.control.commands import AnswerMove
+from llumnix.policy.virtual_usage import migration_freeness
+from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
+from llumnix.sim.instance import SimInstance
+from llumnix.sim.outcome import Outcome
+from llumnix.sim.request import Handover, SimRequest
+from llumnix.types import InstanceId
+
+
+class Observer:
+    """Fills the lists of `outcome`."""
+
+    def __init__(self, outcome: Outcome, priority_target_tokens: int | None) -> None:
+        self._outcome = outcome
+        self._target_tokens = priority_target_tokens
+        self._handovers: list[Handover | None] = []
+        """One per row of the migrations: what the client felt is known only later."""
+
+    def migration_ended(self, at_s: float, source: InstanceId, request: SimRequest, answer: AnswerMove) -> None:
+        figures = answer.figures
+        handover = request.handover if answer.ok else None
+        self._handovers.append(handover)
+        self._outcome.migrations.append(
+            MigrationRecord(
+                at_s=at_s,
+                request_id=request.id,
+                source=source,
+                target=answer.target,
+                reason=answer.reason if answer.ok else "",
+                outcome=MOVED if answer.ok else answer.reason,
+                stages=figures.stages,
+                bytes=figures.bytes_copied,
+                blocks_skipped=figures.blocks_skipped,
+                copy_ms=figures.copy_s * 1e3,
+                handover_ms=None if handover is None else handover.out_s * 1e3,
+            )
+        )
+
+    def sample(self, at_s: float, instances: Mapping[InstanceId, SimInstance]) -> None:
+        """A row for each instance, and how fragmented their memory is."""
+        free = short = total = 0
+        for name in sorted(instances):
+            seen = instances[name].reports.look()
+            free += seen.free_blocks
+            total += seen.total_blocks
+            if seen.head_of_line_blocks + seen.watermark_blocks > seen.free_blocks:
+                short += seen.head_of_line_blocks
+            self._outcome.samples.append(
+                InstanceRecord(
+                    at_s=at_s,
+                    instance=name,
+                    state=seen.state,
+                    running=seen.running,
+                    waiting=seen.waiting,
+                    free_blocks=seen.free_blocks,
+                    total_blocks=seen.total_blocks,
+                    freeness=migration_freeness(seen, self._target_tokens),
+                    preemptions=seen.preemptions,
+                    preemptions_avoided=seen.preemptions_avoided,
+                    recompute_tokens_saved=seen.recompute_tokens_saved,
+                )
+            )
+        self._outcome.fragmentation.append((at_s, min(free, short) / total if total else 0.0))
+
+    def finish(self) -> None:
+        """The run is over: every downtime is known."""
+        self._outcome.migrations = [
+            replace(row, downtime_ms=handover.downtime_s * 1e3)
+            if handover is not None and handover.downtime_s is not None
+            else row
+            for row, handover in zip(self._outcome.migrations, self._handovers, strict=True)
+        ]
