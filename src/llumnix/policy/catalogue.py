@@ -49,7 +49,7 @@ DEFAULT = "llumnix"
 
 POLICIES: dict[str, Policy] = {
     "llumnix": Policy(
-        help="freest instance, live migration with a test of benefit, priorities (default)",
+        help="freest instance with room, live migration with a test of benefit, de-fragmentation, priorities (default)",
         dispatch=FREENESS,
         pairing=pair_and_make_room,
         relief=True,
