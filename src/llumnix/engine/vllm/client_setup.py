@@ -24,6 +24,22 @@ from llumnix.engine.vllm.curve_sockets import require_curve
 from llumnix.wire.curve import CurveKeys, Doorkeeper
 
 
+class Calls(dict[int, Any]):
+    """vLLM's calls to engines that wait for their answers, by number.
+
+    A front end has the addresses of the one that died before it, and engines may still answer that one's calls. vLLM
+    knows no such thing: an answer to an unknown call would end its output task, and every stream with it.
+    """
+
+    def pop(self, number: int) -> Any:  # type: ignore[override]
+        """Relied on by vLLM's `_process_utility_output`, which leaves a cancelled future alone."""
+        if number in self:
+            return super().pop(number)
+        nobody = asyncio.get_running_loop().create_future()
+        nobody.cancel()
+        return nobody
+
+
 def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
     """Binds the request and token sockets of this front end."""
     context = zmq.Context(io_threads=2)
@@ -51,7 +67,7 @@ def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
     client.engine_ranks_managed = list(range(spec.cluster.instances))
     client.core_engines = []
     client.core_engine = b""
-    client.utility_results = {}
+    client.utility_results = Calls()
     # AsyncMPClient
     client.client_count = spec.book.front_ends
     client.client_index = spec.index

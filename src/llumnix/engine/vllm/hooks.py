@@ -115,6 +115,11 @@ HOOKS = (
         "calls to one engine",
         ("args", "engine"),
     ),
+    Hook(
+        "vllm.v1.engine.core_client:_process_utility_output",
+        "output utility_results",
+        "answers to the calls of an earlier front end (client_setup.py)",
+    ),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.call_utility_async", "self method", "overridden: all engines"),
     Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
