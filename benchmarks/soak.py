@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -193,9 +194,13 @@ def main() -> int:
             print(server.logs())
             server.kill()
             raise
+        if soak.violations:
+            shutil.copytree(folder, arguments.logs, dirs_exist_ok=True, ignore=shutil.ignore_patterns("tmp"))
     soak.violations += [f"shared memory is left: {name}" for name in vitals.left_behind()]
     _tell(soak, vitals, arguments)
     print(f"{time.monotonic() - before:.0f} s, {len(soak.violations)} violations")
+    if soak.violations:
+        print(f"logs: {arguments.logs}")
     return int(bool(soak.violations))
 
 
@@ -208,6 +213,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--front-ends", type=int, default=2)
     parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
     parser.add_argument("--variants", type=int, default=2, help="Different requests of each kind. Default: 2.")
+    parser.add_argument("--logs", type=Path, default=Path("out/soak"), help="For what went wrong. Default: out/soak.")
     arguments = parser.parse_args()
     if arguments.warm_minutes is None:
         arguments.warm_minutes = arguments.minutes / 5
@@ -282,7 +288,7 @@ def _what_is_left(server: Server, vitals: Vitals, arguments: argparse.Namespace)
 
 
 def _tell(soak: Soak, vitals: Vitals, arguments: argparse.Namespace) -> None:
-    console = Console()
+    console = Console(width=160)
     columns = ("requests", "whole", "left", "documented error", "refused", "cut", "tokens", "differing")
     table = Table("kind", *columns)
     rows = [(name, _figures(tally)) for name, tally in sorted(soak.tallies.items())]
