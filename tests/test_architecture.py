@@ -65,12 +65,22 @@ def test_nothing_but_the_adapter_imports_the_engine() -> None:
     assert knows <= {"engine/vllm", "server"}
 
 
+def test_only_the_ray_launcher_and_its_actors_import_ray_and_nobody_imports_them() -> None:
+    """They run in processes of their own, so that nothing else needs Ray or waits for its import."""
+    theirs = {"launch_ray", "ray_tenant", "ray_room"}
+    assert {path.stem for path in SOURCES if "ray" in imported(path)} == theirs
+    importers = {
+        path.stem for path in SOURCES if imported_modules(path) & {f"llumnix.cluster.{name}" for name in theirs}
+    }
+    assert importers <= theirs
+
+
 def test_dependencies_of_the_base_package_are_all_named() -> None:
     """What is imported at the top of a module must be installed with the package, unless an extra brings it along."""
     pyproject = (ROOT / "pyproject.toml").read_text()
     named = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)', pyproject, re.MULTILINE)}
     distributions = {"zmq": "pyzmq"}
-    with_the_engine = ("engine/vllm", "server")
+    with_the_engine = ("engine/vllm", "server", "cluster/launch_ray", "cluster/ray_")
     for path in SOURCES:
         where = str(path.relative_to(ROOT / "src" / "llumnix"))
         if where.startswith(with_the_engine):
@@ -93,6 +103,10 @@ def imported(path: Path) -> set[str]:
 
 def imported_at_the_top(path: Path) -> set[str]:
     return packages(parsed(path).body)
+
+
+def imported_modules(path: Path) -> set[str]:
+    return {node.module for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom) and node.module}
 
 
 def packages(nodes: Iterable[ast.AST]) -> set[str]:

@@ -103,7 +103,19 @@ class ClusterConfig:
     """Instances, their health, and the processes around them."""
 
     instances: int = knob(2, "Engine instances to start.")
-    launcher: str = knob("local", "How instances are started: local (processes on this machine).")
+    launcher: str = knob(
+        "local", "How instances are started: local (processes on this machine) or ray (actors on a Ray cluster)."
+    )
+    ray_address: str = knob(
+        "", "Head of the Ray cluster, HOST:PORT or auto (default: RAY_ADDRESS, else a cluster is made on the spot)."
+    )
+    placement: str = knob("spread", "With Ray, instances go to different machines (spread) or to as few as can (pack).")
+    instance_cpus: float | None = knob(
+        None, "CPUs that Ray sets aside for an instance (default: one for each of its workers)."
+    )
+    cluster_address: str = knob(
+        "", "With Ray, address of this machine that the others reach it at (default: the one on the way to the head)."
+    )
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
     heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance.")
     instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.")
@@ -123,7 +135,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
-        _require(self.launcher == "local", f"--launcher must be local, not {self.launcher}.")
+        self._check_launcher()
         for name in ("report_interval", "heartbeat_interval", "instance_timeout", "start_timeout"):
             _require(getattr(self, f"{name}_s") > 0, f"--{name.replace('_', '-')}-s must be above 0.")
         _require(
@@ -135,3 +147,16 @@ class ClusterConfig:
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
         _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")
+
+    def _check_launcher(self) -> None:
+        _require(self.launcher in ("local", "ray"), f"--launcher must be local or ray, not {self.launcher}.")
+        for flag, value in (("--ray-address", self.ray_address), ("--cluster-address", self.cluster_address)):
+            _require(self.launcher == "ray" or not value, f"{flag} is for --launcher ray.")
+        _require(self.launcher == "ray" or self.instance_cpus is None, "--instance-cpus is for --launcher ray.")
+        _require(self.launcher == "ray" or self.placement == "spread", "--placement is for --launcher ray.")
+        _require(self.placement in ("spread", "pack"), f"--placement must be spread or pack, not {self.placement}.")
+        _require(self.instance_cpus is None or self.instance_cpus > 0, "--instance-cpus must be above 0.")
+        _require(
+            not self.ray_address.startswith("ray://"),
+            "--ray-address must be HOST:PORT of the head, not ray://: serve on a machine of the cluster.",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -101,6 +102,8 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     if not 1 <= values.front_ends <= 64:
         raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
     find_policy(values.policy)
+    if values.launcher == "ray":
+        values.ray_address = values.ray_address or os.environ.get("RAY_ADDRESS", "")  # as Ray itself does
     cluster = build(ClusterConfig, values)
     scaling = build(ScalingConfig, values) if cluster.scaling != "off" else ScalingConfig()
     if cluster.scaling != "off" and not scaling.min_instances <= cluster.instances <= scaling.max_instances:

@@ -93,6 +93,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
             busy = setup.busy_while is not None and setup.busy_while.exists()
             mailbox.post(address, _report(info, seq, draining.is_set(), busy))
     mailbox.close()
+    print("ended when it was told to")
 
 
 def hold_shared_memory(name: str) -> None:
@@ -120,15 +121,21 @@ def _report(info: InstanceInfo, seq: int, draining: bool = False, busy: bool = F
 
 
 def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None:
-    """`/health`, `/instances` (pids by id), `/slow` (an answer that waits for a file), `/slow-ones`, `/pid`."""
+    """`/health`, `/instances` (pids), `/nodes`, `/slow` (an answer that waits for a file), `/slow-ones`, `/pid`."""
     serving: dict[str, int] = {}
+    nodes: dict[str, str] = {}
     slow_ones: list[str] = []
 
+    gone: set[str] = set()
+
     def on_message(message: Wire) -> None:
-        if isinstance(message, Report):
+        if isinstance(message, Report) and message.info.id not in gone:
             serving[message.info.id] = message.info.pid
+            nodes[message.info.id] = message.info.node
         elif isinstance(message, InstanceGone):
+            gone.add(message.instance)
             serving.pop(message.instance, None)
+            nodes.pop(message.instance, None)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -137,7 +144,7 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
                 while setup.slow_until is not None and not setup.slow_until.exists():
                     time.sleep(0.02)
             status = 200 if serving or self.path != "/health" else 503
-            answers: dict[str, object] = {"/pid": os.getpid(), "/slow-ones": len(slow_ones)}
+            answers: dict[str, object] = {"/pid": os.getpid(), "/nodes": nodes, "/slow-ones": len(slow_ones)}
             body = str(answers.get(self.path, serving)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))

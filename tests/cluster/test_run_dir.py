@@ -11,7 +11,7 @@ from llumnix.cluster.run_dir import private_run_dir
 @pytest.fixture(autouse=True)
 def short_base(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = tmp_path_factory.mktemp("r")
-    monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda: base)
+    monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda longest: base)
     return base
 
 

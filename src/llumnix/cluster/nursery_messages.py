@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from signal import SIGKILL
 
 import msgspec
 
@@ -27,6 +28,8 @@ class Prepare(_Message, frozen=True, kw_only=True, tag=True):
     """Module with the functions of `engine.port.Boot`."""
     engine_flags: tuple[str, ...]
     model: str
+    tiny_model: bool
+    """`model` is the one that is made on the spot: on another machine it is made there."""
     node: str
     book: AddressBook
     log_dir: str | None
@@ -35,6 +38,8 @@ class Prepare(_Message, frozen=True, kw_only=True, tag=True):
     policy: PolicyConfig
     migration: MigrationConfig
     cluster: ClusterConfig
+    workers: int
+    """Of one instance; each has a GPU of its own where there are GPUs."""
     alone: bool = False
     """This nursery makes one instance and nothing else: it opens no HTTP socket, and all devices that it sees are
     that instance's."""
@@ -55,6 +60,10 @@ class SignalChild(_Message, frozen=True, kw_only=True, tag=True):
 
     child: str
     signal: int
+
+    @property
+    def kills(self) -> bool:
+        return self.signal == SIGKILL
 
 
 class StopListening(_Message, frozen=True, kw_only=True, tag=True):
@@ -121,15 +130,29 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+def encode(message: ToNursery | FromNursery) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def decode_order(frame: bytes) -> ToNursery:
+    order: ToNursery = _to_nursery.decode(frame)
+    return order
+
+
+def decode_news(frame: bytes) -> FromNursery:
+    news: FromNursery = _from_nursery.decode(frame)
+    return news
+
+
 def send(sock: socket.socket, message: ToNursery | FromNursery) -> None:
     """Raises OSError when the other side is gone."""
-    sock.send(msgspec.json.encode(message))
+    sock.send(encode(message))
 
 
 def receive_from_launcher(sock: socket.socket) -> ToNursery | None:
     """The next message; None when the launcher is gone."""
     frame = sock.recv(_LARGEST)
-    return _to_nursery.decode(frame) if frame else None
+    return decode_order(frame) if frame else None
 
 
 def receive_from_nursery(sock: socket.socket) -> FromNursery | None:
@@ -138,4 +161,4 @@ def receive_from_nursery(sock: socket.socket) -> FromNursery | None:
         frame = sock.recv(_LARGEST)
     except ConnectionResetError:
         return None
-    return _from_nursery.decode(frame) if frame else None
+    return decode_news(frame) if frame else None

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from llumnix.cluster.environment import runs_on_cpu, vllm_version
+from llumnix.cluster.ports import split_address
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 
@@ -21,6 +22,7 @@ DEFAULT_PORT = 8000
 _GIB = 1024**3
 _PARENT_BYTES = _GIB  # vLLM's code and the front end, once
 _INSTANCE_BYTES = 200 * 1024**2  # private memory of an instance with the smallest model
+_RAY_ANSWERS_S = 5.0
 _CONFIG_FILES = ("config.json", "params.json")
 
 
@@ -28,10 +30,13 @@ def check(arguments: ServeArguments) -> None:
     """Raises UsageError."""
     if arguments.engine == DEFAULT_ENGINE:
         check_vllm()
-        check_memory(arguments)
+        if arguments.cluster.launcher == "local":
+            check_memory(arguments)
     if arguments.model is not None:
         check_model(arguments.model)
     check_port(arguments)
+    if arguments.cluster.launcher == "ray":
+        check_ray(arguments.cluster.ray_address)
 
 
 def check_vllm() -> None:
@@ -55,6 +60,22 @@ def check_model(model: str) -> None:
             raise UsageError(f"{model} is not a model: it has no config.json.")
     elif not path.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
         raise UsageError(f"There is no model at {model}.")
+
+
+def check_ray(address: str) -> None:
+    """Ray itself would try for a minute what a connection shows at once."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("Ray is not installed: pip install 'llumnix[ray]', or leave out --launcher ray.")
+    host, port = split_address(address)
+    if port == 0:
+        if address not in ("", "auto"):
+            raise UsageError(f"--ray-address must be HOST:PORT or auto, not {address}.")
+        return
+    try:
+        socket.create_connection((host, port), timeout=_RAY_ANSWERS_S).close()
+    except OSError as error:
+        reason = "it does not answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        raise UsageError(f"The Ray cluster at {address} cannot be reached: {reason}.") from error
 
 
 def check_port(arguments: ServeArguments) -> None:

@@ -22,9 +22,9 @@ _LONGEST_BASE = 40  # bytes; a socket's whole path may have 107, and engines mak
 
 
 @contextmanager
-def private_run_dir() -> Iterator[Path]:
+def private_run_dir(longest_base: int = _LONGEST_BASE) -> Iterator[Path]:
     """A fresh folder with mode 0700 and a short path; it and all that is in it goes at the end."""
-    base = _base()
+    base = _base(longest_base)
     _sweep(base)
     path, lock = _create_locked(base)
     try:
@@ -40,9 +40,9 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _base() -> Path:
+def _base(longest: int) -> Path:
     for candidate in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
-        if candidate and len(candidate.encode()) <= _LONGEST_BASE and os.access(candidate, os.W_OK | os.X_OK):
+        if candidate and len(candidate.encode()) <= longest and os.access(candidate, os.W_OK | os.X_OK):
             return Path(candidate)
     raise UsageError("No folder for sockets can be written to; set TMPDIR to one with a short path.")
 

@@ -253,13 +253,14 @@ class Supervisor:
     def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
         place = self._roster.front_end_places[front_end.index]
         place.process = None
+        lost = Tell(FrontEndLost(front_end=front_end.index), Audience.INSTANCES)
         if self._stopping:
-            return []
+            return [lost]
         place.attempts.failed(at, at - front_end.forked_s)
         if not self._ever_served and place.attempts.failures >= _FIRST_FRONT_END_ATTEMPTS:
             return self._finish(2, f"The front end does not start: {event.why}")
         return [
-            Tell(FrontEndLost(front_end=front_end.index), Audience.INSTANCES),
+            lost,
             Say(f"{front_end.name} died: {event.why}; another takes its place", warning=True),
         ]
 

@@ -126,6 +126,7 @@ async def _keep_gauges(board: Switchboard) -> None:
         )
         if board.scaling is not None:
             metrics.scaling(board.scaling)
+        metrics.refused.set(board.refused)
         members = dict(board.client.members)
         for instance in shown - set(members):
             for gauge in gauges:

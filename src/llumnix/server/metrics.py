@@ -52,6 +52,12 @@ class Metrics:
             **shared,  # type: ignore[arg-type]
         )
 
+        self.refused = Gauge(
+            "llumnix_refused_connections",
+            "Attempts to connect from elsewhere without the keys of this server, since the front end began.",
+            multiprocess_mode="livesum",
+        )
+
     def scaling(self, status: ScalingStatus) -> None:
         counts = {
             "serving": status.serving,

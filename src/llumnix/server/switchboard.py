@@ -69,6 +69,12 @@ class Switchboard:
         self._mailbox.close()
 
     @property
+    def refused(self) -> int:
+        """Strangers that tried to connect, here or to vLLM's sockets; always 0 on one machine."""
+        doorkeeper = self.client.doorkeeper
+        return self._mailbox.refused + (0 if doorkeeper is None else doorkeeper.refused)
+
+    @property
     def address(self) -> str:
         return self._mailbox.address
 

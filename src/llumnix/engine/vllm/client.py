@@ -38,6 +38,7 @@ from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId
 from llumnix.wire import messages as wire
+from llumnix.wire.curve import Doorkeeper
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class LlumnixClient(AsyncMPClient):
 
     def __init__(self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, wire.Wire], None]) -> None:
         # vLLM's own constructor starts engines or waits for a fixed set of them; see client_setup.py.
+        self.doorkeeper: Doorkeeper | None = None
         set_up_sockets(self, vllm_config, spec)
         self.spec = spec
         self.members: dict[InstanceId, Member] = {}

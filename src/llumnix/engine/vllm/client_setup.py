@@ -53,7 +53,7 @@ def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
     client.engines_running = False
     client.stats_update_address = None
     mine = spec.book.fronts[spec.index]
-    doorkeeper = _guard(client.ctx, context, spec.book.keys)
+    client.doorkeeper = doorkeeper = _guard(client.ctx, context, spec.book.keys)
     client.input_socket = client.resources.input_socket = make_zmq_socket(
         client.ctx, mine.requests, zmq.ROUTER, bind=True
     )

@@ -66,8 +66,8 @@ class LlumnixEngineCore(EngineCoreProc):
         self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
         self._driver: LlumletDriver | None = None
         self._report_owed = False
-        if spec.book.keys is not None:
-            guard_engine_sockets(spec.book.keys)
+        keys = spec.book.keys
+        self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
         super().__init__(
             vllm_config,
             local_client=True,
@@ -225,6 +225,8 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def _on_mail(self, message: wire.Wire) -> None:
         """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
+        if isinstance(message, wire.FrontEndLost) and self._lines is not None:
+            self._lines.excuse(message.front_end)
         if isinstance(message, wire.Peer) and isinstance(message.message, Prepare):
             identity = decode_identity(message.message.payload)
             request, _ = self.preprocess_add_request(self._peer_codec.decode_request(identity.request))

@@ -1,21 +1,96 @@
-"""vLLM's request and token sockets under the keys of the server, where they cross machines.
+"""vLLM's request and token sockets where they cross machines: under the keys of the server, and watched.
 
 A front end makes its sockets itself (client_setup.py). An engine's are made deep in vLLM's threads, which offer no
 way to set an option before a socket connects: so the one function that makes them is replaced in that process.
+
+Requests and tokens are sent once and never numbered. ZeroMQ connects again when a connection breaks, and says nothing
+of what was lost in it: a hole in a stream. So an instance whose connection to a living front end broke ends itself, and
+its streams go on elsewhere from what their clients have.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import zmq
 from vllm.v1.engine import core
+from zmq.utils.monitor import parse_monitor_message
 
+from llumnix.wire.addresses import AddressBook
 from llumnix.wire.curve import CurveKeys
 
+_GRACE_S = 3.0  # in which the launcher tells of a front end that died, if that is why a connection broke
+_POLL_S = 0.1
 
-def guard_engine_sockets(keys: CurveKeys) -> None:
-    """From now on every socket of vLLM's engine core in this process proves to hold the keys, and asks for the same."""
+
+class Lines:
+    """Connections to front ends. `excuse` may be called from any thread."""
+
+    def __init__(self, on_broken: Callable[[int], None], grace_s: float = _GRACE_S) -> None:
+        self._on_broken = on_broken
+        self._grace_s = grace_s
+        self._events: dict[zmq.Socket[bytes], int] = {}
+        self._broken_s: dict[int, float] = {}
+        self._excused_s: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def watch(self, context: Any, socket: Any, front_end: int) -> None:
+        """From now on until the end of `context`, in which `socket` is."""
+        endpoint = f"inproc://line-{id(socket)}"
+        socket.monitor(endpoint, zmq.EVENT_DISCONNECTED)
+        events = context.socket(zmq.PAIR)
+        events.connect(endpoint)
+        with self._lock:
+            self._events[events] = front_end
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="lines", daemon=True).start()
+
+    def excuse(self, front_end: int) -> None:
+        """This front end died: that its connections break is no loss, for nobody reads them."""
+        self._excused_s[front_end] = monotonic()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                watched = dict(self._events)
+            for events, front_end in watched.items():
+                self._read(events, front_end)
+            now = monotonic()
+            for front_end, since_s in list(self._broken_s.items()):
+                if self._excused_s.get(front_end, -math.inf) >= since_s - self._grace_s:
+                    del self._broken_s[front_end]
+                elif now - since_s >= self._grace_s:
+                    del self._broken_s[front_end]
+                    self._on_broken(front_end)
+            time.sleep(_POLL_S)
+
+    def _read(self, events: zmq.Socket[bytes], front_end: int) -> None:
+        try:
+            while True:
+                event = parse_monitor_message(events.recv_multipart(zmq.NOBLOCK))["event"]
+                if event == zmq.EVENT_DISCONNECTED:
+                    self._broken_s.setdefault(front_end, monotonic())
+        except zmq.Again:
+            return
+        except zmq.ContextTerminated:  # and it waits for its last socket, this one
+            with self._lock:
+                del self._events[events]
+            events.close(linger=0)
+
+
+def guard_engine_sockets(book: AddressBook, keys: CurveKeys) -> Lines:
+    """From now on every socket of vLLM's engine core in this process proves to hold the keys, asks for the same, and
+    ends the process when its connection is lost."""
+    lines = Lines(_end)
+    front_ends = {address: n for n, front in enumerate(book.fronts) for address in (front.requests, front.tokens)}
     engine: Any = core  # its own import of the function is what is replaced
     make_zmq_socket = engine.make_zmq_socket
 
@@ -23,12 +98,20 @@ def guard_engine_sockets(keys: CurveKeys) -> None:
         keys.connecting(context)
         socket = make_zmq_socket(context, path, socket_type, **options)
         require_curve(socket)
+        lines.watch(context, socket, front_ends[path])
         return socket
 
     engine.make_zmq_socket = make_guarded_socket
+    lines.start()
+    return lines
 
 
 def require_curve(socket: Any) -> None:
     """Raises RuntimeError for a socket that took no keys: pyzmq passes over options that a socket refuses."""
     if socket.getsockopt(zmq.MECHANISM) != zmq.CURVE:
         raise RuntimeError("a socket between machines would not be guarded")
+
+
+def _end(front_end: int) -> None:
+    print(f"The connection to front end {front_end} broke, and tokens may be lost in it", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,176 @@
+"""One instance on a Ray cluster, from the wish for room to the last trace of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from llumnix.cluster.environment import environment_abroad, instance_needs
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Failed,
+    Forked,
+    ForkInstance,
+    FromNursery,
+    Prepare,
+    Ready,
+    SignalChild,
+    Waiting,
+    decode_news,
+    encode,
+)
+from llumnix.cluster.placement import Node, choose_node, in_words
+from llumnix.cluster.ray_room import Room
+
+_PATIENCE_S = 3.0  # in which a node that has room gives it; after that we look whether we wait for one
+_CLOSE_S = 5.0  # in which an actor ends what it started; a node that is gone does not answer
+_KILL_S = 3.0  # in which a node confirms that an instance was killed; one that is cut off does not
+_UNAVAILABLE_PAUSE_S = 0.5
+
+
+class Tenant:
+    """`live` once; it returns how the instance ended, when nothing of it is left on the cluster."""
+
+    def __init__(
+        self,
+        fork: ForkInstance,
+        prepare: Prepare,
+        tell: Callable[[FromNursery], None],
+        nodes: Callable[[], list[Node]],
+    ) -> None:
+        self.node_id: str | None = None
+        """Where it is, or is meant to be."""
+        self._fork = fork
+        self._prepare = prepare
+        self._needs = instance_needs(prepare.cluster, prepare.workers)
+        self._tell = tell
+        self._nodes = nodes
+        self._node = ""
+        self._room: Any = None
+        self._forked = False
+        self._silent = False
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def signal(self, order: SignalChild) -> None:
+        """Passes a signal on. One that is not forked yet has nothing to finish and just goes."""
+        if not self._forked:
+            self.evict("it was still starting")
+            return
+        self._room.send.remote(encode(order))
+        if order.kills:
+            asyncio.get_running_loop().call_later(_KILL_S, self._give_up)
+
+    def evict(self, why: str) -> None:
+        """Ends it, whatever its instance does."""
+        if not self._ended.done():
+            self._ended.set_result(why)
+
+    def _give_up(self) -> None:
+        self._silent = True
+        self.evict("killed; its node does not answer")
+
+    async def live(self) -> str:
+        group = self._ask_for_room()
+        life = asyncio.create_task(self._life(group))
+        try:
+            await asyncio.wait({life, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            return self._ended.result() if self._ended.done() else await life
+        except RayError as error:
+            return self._what_happened(error)
+        finally:
+            life.cancel()
+            await asyncio.wait({life})
+            await self._leave(group)
+
+    def _ask_for_room(self) -> PlacementGroup:
+        """A group of one bundle. Ray puts it on the node that we choose, or on any other once there is room."""
+        self.node_id = choose_node(self._nodes(), self._needs, self._prepare.cluster.placement == "spread")
+        group = placement_group([dict(self._needs)], strategy="STRICT_PACK", _soft_target_node_id=self.node_id)
+        room = ray.remote(Room).options(
+            num_cpus=self._needs.get("CPU", 0.0),
+            num_gpus=self._needs.get("GPU", 0.0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+        )
+        self._room = room.remote()
+        return group
+
+    async def _life(self, group: PlacementGroup) -> str:
+        """How it ended. Raises RayError when its node is lost."""
+        abroad = environment_abroad(os.environ)
+        opened = asyncio.ensure_future(self._room.open.remote(encode(self._prepare), abroad, self._fork.id))
+        opened_in_time, _ = await asyncio.wait({opened}, timeout=_PATIENCE_S)
+        if not opened_in_time and _node_of(group) is None:
+            names = sorted(self._needs)
+            self._tell(
+                Waiting(child=self._fork.id, why=f"it needs {in_words(self._needs, names)}, and no node has that free")
+            )
+        self._node = await opened
+        self.node_id = _node_of(group)
+        seen = 0
+        while True:
+            frames = await self._hear(seen)
+            seen += len(frames)
+            for frame in frames:
+                match decode_news(frame):
+                    case Ready():
+                        await self._room.send.remote(encode(self._fork))
+                    case Forked() as forked:
+                        self._forked = True
+                        self._tell(Forked(child=forked.child, pid=forked.pid, node=self._node))
+                    case Exited(how=how) | Failed(why=how):
+                        return how
+
+    async def _hear(self, seen: int) -> list[bytes]:
+        """Over and over while the way to the node is disturbed; Ray says when it gives the node up."""
+        while True:
+            try:
+                frames: list[bytes] = await self._room.receive.remote(seen)
+                return frames
+            except ActorUnavailableError:
+                await asyncio.sleep(_UNAVAILABLE_PAUSE_S)
+
+    def _what_happened(self, error: RayError) -> str:
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self.node_id is not None and self.node_id not in alive:
+            return f"its node {self._node} was lost"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        last = (lines or [type(error).__name__])[-1].rstrip(".")
+        return last.removeprefix("llumnix.errors.UsageError: ") if isinstance(error, RayTaskError) else last
+
+    async def _leave(self, group: PlacementGroup) -> None:
+        if not self._silent and _node_of(group) is not None:
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._room.close.remote()
+        ray.kill(self._room)
+        remove_placement_group(group)
+
+
+def _node_of(group: PlacementGroup) -> str | None:
+    """The id of the node that gave the room; None while nobody has."""
+    table = placement_group_table(group)
+    if table.get("state") != "CREATED":
+        return None
+    node: str = table["bundles_to_node_id"][0]
+    return node
+
+
+def nodes_with(instances: Mapping[str, str]) -> list[Node]:
+    """The living nodes; `instances` maps instances of ours to nodes."""
+    free = available_resources_per_node()
+    here = Counter(instances.values())
+    return [
+        Node(record["NodeID"], record["Resources"], free.get(record["NodeID"], {}), here[record["NodeID"]])
+        for record in ray.nodes()
+        if record["Alive"]
+    ]

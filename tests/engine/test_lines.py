@@ -1,0 +1,87 @@
+"""Connections that break: the instance must not go on as if nothing were lost, unless nobody reads any more."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+pytest.importorskip("vllm")
+
+from llumnix.engine.vllm.curve_sockets import Lines, require_curve
+from llumnix.wire.curve import CurveKeys, bound_address
+
+GRACE_S = 0.3
+
+
+class FrontEnd:
+    """A token socket on one side, an instance's on the other, and what was said about the line between them."""
+
+    def __init__(self) -> None:
+        self.broken: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.lines = Lines(self.broken.put, GRACE_S)
+        self._context, self._reading_context = zmq.Context(), zmq.Context()
+        self._reader = self._reading_context.socket(zmq.PULL)
+        self._reader.bind("tcp://127.0.0.1:*")
+        self._writer = self._context.socket(zmq.PUSH)
+        self._writer.connect(bound_address(self._reader))
+        self.lines.watch(self._context, self._writer, 3)
+        self.lines.start()
+        self._writer.send(b"token")
+        assert self._reader.poll(5000)
+
+    def breaks(self) -> None:
+        self._reader.close(linger=0)
+        self._reading_context.term()
+
+    def close(self) -> None:
+        self._writer.close(linger=0)
+        self._context.term()  # would hang if the watch did not end with what it watches
+        self._reader.close(linger=0)
+        self._reading_context.term()
+
+
+@pytest.fixture
+def front_end() -> Iterator[FrontEnd]:
+    front_end = FrontEnd()
+    yield front_end
+    front_end.close()
+
+
+def test_broken_line_to_a_front_end_that_lives_is_told(front_end: FrontEnd) -> None:
+    front_end.breaks()
+    assert front_end.broken.get(timeout=10) == 3
+
+
+def test_line_that_holds_is_no_news(front_end: FrontEnd) -> None:
+    with pytest.raises(queue.Empty):
+        front_end.broken.get(timeout=3 * GRACE_S)
+
+
+@pytest.mark.parametrize("first", ["breaks", "excuse"])
+def test_line_of_a_front_end_that_died_may_break(front_end: FrontEnd, first: str) -> None:
+    """Whichever is heard of first."""
+    if first == "excuse":
+        front_end.lines.excuse(3)
+    front_end.breaks()
+    front_end.lines.excuse(3)
+    with pytest.raises(queue.Empty):
+        front_end.broken.get(timeout=3 * GRACE_S)
+
+
+def test_death_of_another_front_end_excuses_nothing(front_end: FrontEnd) -> None:
+    front_end.lines.excuse(2)
+    front_end.breaks()
+    assert front_end.broken.get(timeout=10) == 3
+
+
+def test_socket_without_keys_is_not_taken_for_a_guarded_one() -> None:
+    keys = CurveKeys.make()
+    with zmq.Context() as context:
+        with context.socket(zmq.PUSH) as bare, pytest.raises(RuntimeError, match="not be guarded"):
+            require_curve(bare)
+        keys.connecting(context)
+        with context.socket(zmq.PUSH) as guarded:
+            require_curve(guarded)

@@ -1,0 +1,69 @@
+"""Real engines on two machines of a Ray cluster (network namespaces): requests move between them, and outlive one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from vllm_kinds import prompt
+from vllm_server import USUAL_FLAGS, Server, wait_for
+from vllm_streams import Admin, Streaming, open_session
+
+from two_machines import TOKEN, TwoMachines, why_not_possible
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+STREAMS = 8
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
+    if (why_not := why_not_possible()) is not None:
+        pytest.skip(why_not)
+    machines = TwoMachines(tmp_path_factory.mktemp("m"))
+    yield machines
+    machines.close()
+
+
+@pytest.fixture(scope="module")
+def server(machines: TwoMachines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ("--launcher", "ray", "--ray-address", machines.address, "--instance-timeout-s", "3")
+    server = Server(tmp_path_factory.mktemp("server"), *flags, *USUAL_FLAGS, instances=2, environment=TOKEN)
+    yield server
+    server.stop()
+
+
+def greedy(seed: int) -> dict[str, object]:
+    text = prompt(random.Random(seed), 200)
+    return {"prompt": text, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+
+
+async def test_requests_move_between_machines_and_outlive_one(server: Server, machines: TwoMachines) -> None:
+    """The same tokens as undisturbed, in spite of moves both ways and of the loss of a whole machine."""
+    by_node = {row["node"]: row for row in server.instances()}
+    assert sorted(by_node) == ["here", "there"]
+    instances = {row["id"] for row in by_node.values()}
+    async with open_session(server.url) as session:
+        calm = [Streaming(session, greedy(number), name=f"calm-{number}") for number in range(STREAMS)]
+        undisturbed = [(await each).sequences[0].tokens for each in calm]
+        admin = Admin(session)
+        streams = [Streaming(session, greedy(number), name=f"moved-{number}") for number in range(STREAMS)]
+        for each in streams:
+            await each.reaches(20)
+        moves = []
+        for row in await admin.get("requests"):
+            (target,) = instances - {row["instance"]}
+            moves.append(await admin.migrate(row["id"], target))
+        assert [answer["bytes"] > 0 for status, answer in moves if status == 200] == [True] * STREAMS, moves
+        assert {row["instance"] for row in await admin.get("requests")} == instances
+        machines.power_off()
+        outputs = [await each for each in streams]
+    assert [output.error for output in outputs] == [""] * STREAMS
+    assert [output.sequences[0].tokens for output in outputs] == undisturbed
+    lost = by_node["there"]["id"]
+    wait_for(lambda: server.instance(lost)["state"] == "lost", "the loss to be known")
+    machines.start_the_other()
+    wait_for(lambda: {row["node"] for row in server.instances()} == {"here", "there"}, "another instance", 120)
+    server.wait_until_quiet()
+    assert "llumnix_refused_connections 0.0" in server.metrics()
