@@ -63,7 +63,5 @@ async def test_requests_move_between_machines_and_outlive_one(server: Server, ma
     assert [output.sequences[0].tokens for output in outputs] == undisturbed
     lost = by_node["there"]["id"]
     wait_for(lambda: server.instance(lost)["state"] == "lost", "the loss to be known")
-    machines.start_the_other()
-    wait_for(lambda: {row["node"] for row in server.instances()} == {"here", "there"}, "another instance", 120)
     server.wait_until_quiet()
     assert "llumnix_refused_connections 0.0" in server.metrics()
