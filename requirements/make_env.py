@@ -30,7 +30,8 @@ _LOCK_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-
 _TORCH_INDEX = os.environ.get("TORCH_INDEX") or "https://download.pytorch.org/whl/cpu"
 
 _IS_COMPLETE = (
-    "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ['torch', 'vllm', 'ray', 'llumnix', 'pytest'])))"
+    "import importlib.util as u, sys; "
+    "sys.exit(not all(map(u.find_spec, ['torch', 'vllm', 'ray', 'llumnix', 'pytest'])))"
 )
 _WORKS = "import torch, vllm, pytest, llumnix.cli"
 
