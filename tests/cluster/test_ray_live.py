@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -48,7 +49,11 @@ class Nodes:
                 stderr=log,
                 text=True,
             )
-        self.address = self.ask("address")
+        try:
+            self.address = self.ask("address")
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, order: str) -> str:
         assert self._process.stdin is not None
@@ -63,7 +68,8 @@ class Nodes:
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(WAIT_S)
         finally:
