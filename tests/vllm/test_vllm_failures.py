@@ -7,6 +7,9 @@ import random
 import resource
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -42,6 +45,11 @@ def said(outputs: list[Output]) -> list[list[int]]:
     return [output.sequences[0].tokens for output in outputs]
 
 
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """While the streams go on."""
+    await asyncio.to_thread(wait_for, condition, what)
+
+
 def all_there(server: Server) -> list[str]:
     wait_for(lambda: len(server.instances()) == INSTANCES, "all instances")
     return [row["id"] for row in server.instances()]
@@ -52,7 +60,7 @@ async def test_either_end_dies_in_whatever_phase_its_moves_are(server: Server, n
     """Moves to and from the victim begin one after the other until it dies: each is somewhere else in its course."""
     rng = random.Random(int(number))
     victim, *others = all_there(server)
-    bodies = [greedy(1000 * number + n, 250) for n in range(15)]
+    bodies = [greedy(1000 * number + n, 200) for n in range(15)]
     async with open_session(server.url) as session:
         admin = Admin(session)
         streams = start(session, bodies, f"torn-{number.name}")
@@ -88,8 +96,10 @@ async def test_killed_scheduler_costs_no_request_and_its_successor_knows_the_ins
         psutil.Process(first).kill()
         killed_s = time.monotonic()
         during = start(session, bodies[6:], "during")
-        wait_for(lambda: scheduler(server) not in (None, first), "another scheduler")
-        wait_for(lambda: server.get("/llumnix/v1/scaling").json()["serving"] == len(ids), "a scheduler that knows all")
+        await until(lambda: scheduler(server) not in (None, first), "another scheduler")
+        await until(
+            lambda: server.get("/llumnix/v1/scaling").json()["serving"] == len(ids), "a scheduler that knows all"
+        )
         assert time.monotonic() - killed_s < 10
         said([await each for each in (*before, *during)])
     assert all_there(server) == ids
@@ -104,8 +114,12 @@ def scheduler(server: Server) -> int | None:
 async def test_above_the_limit_of_queued_requests_new_ones_are_sent_away(server: Server) -> None:
     all_there(server)
     async with open_session(server.url) as session:
-        streams = start(session, [greedy(3000 + n, 200) for n in range(8 * INSTANCES + 20)], "queued")
-        wait_for(lambda: sum(row["waiting"] for row in server.instances()) >= 15, "a queue")
+        streams: list[Streaming] = []
+        for count in (12, 12, 18):  # the last ones have to wait, and are not too many
+            bodies = [greedy(3000 + len(streams) + n, 300) for n in range(count)]
+            streams += start(session, bodies, f"queued-{len(streams)}")
+            await arrived(server, len(streams))
+        await until(lambda: sum(row["waiting"] for row in server.instances()) >= 15, "a queue")
         crowd = [
             asyncio.create_task(session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})) for _ in range(30)
         ]
@@ -120,31 +134,53 @@ async def test_above_the_limit_of_queued_requests_new_ones_are_sent_away(server:
     server.wait_until_quiet()
 
 
-async def test_full_disk_for_logs_stops_nobody(server: Server) -> None:
-    """No process may write to a file any more; an instance is drained, which all of them have a word to say about."""
-    drained = all_there(server)[0]
-    family = psutil.Process(server.process.pid).children(recursive=True)
-    bodies = [greedy(4000 + n, 150) for n in range(9)]
+async def arrived(server: Server, count: int) -> None:
+    await until(lambda: sum(row["running"] + row["waiting"] for row in server.instances()) == count, "their arrival")
+
+
+async def test_full_disk_for_logs_stops_nobody_and_then_the_server_ends_with_its_streams(tmp_path: Path) -> None:
+    """First no process may write to a file any more, and an instance is drained, which all have a word to say about.
+    Then the server is asked to end: it lets running streams finish, takes no new ones, and leaves nothing."""
+    server = Server(tmp_path, "--no-migration", instances=2, recorded=False)
+    bodies = [greedy(4000 + n, 150) for n in range(6)]
     async with open_session(server.url) as session:
-        for process in family:
-            limit_files(process.pid, 0)
-        try:
+        with full_disk(server):
             size = size_of_log(server)
             streams = start(session, bodies, "full")
             for each in streams:
                 await each.reaches(3)
-            assert server.post(f"/llumnix/v1/instances/{drained}/drain").status_code == 202
-            wait_for(lambda: server.instance(drained)["state"] == "stopped", "the end of the drain")
+            assert server.post("/llumnix/v1/instances/i0/drain").status_code == 202
+            await until(lambda: server.instance("i0")["state"] == "stopped", "the end of the drain")
             told = said([await each for each in streams])
             assert size_of_log(server) == size, "the disk was not full"
-        finally:
-            for process in family:
-                if process.is_running():
-                    limit_files(process.pid, resource.RLIM_INFINITY)
-        assert told == said([await each for each in start(session, bodies, "roomy")])
-    assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
-    all_there(server)
-    server.wait_until_quiet()
+        last = start(session, [body | {"max_tokens": 400} for body in bodies], "last")
+        for each in last:
+            await each.reaches(3)
+        stopped = asyncio.create_task(asyncio.to_thread(server.stop))
+        await asyncio.sleep(0.5)
+        assert not any(each.task.done() for each in last), "they ended before they were asked to"
+        assert await status_of_a_new_one(session) in (None, 503)
+        assert [tokens[:150] for tokens in said([await each for each in last])] == told
+        await stopped
+
+
+async def status_of_a_new_one(session: aiohttp.ClientSession) -> int | None:
+    try:
+        return (await session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})).status
+    except aiohttp.ClientError:
+        return None  # nobody listens any more
+
+
+@contextmanager
+def full_disk(server: Server) -> Iterator[None]:
+    """For all processes but the launcher, whose logs are its console."""
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    for process in family:
+        limit_files(process.pid, 0)
+    yield
+    for process in family:
+        if process.is_running():
+            limit_files(process.pid, resource.RLIM_INFINITY)
 
 
 def size_of_log(server: Server) -> int:
