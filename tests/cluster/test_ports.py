@@ -7,7 +7,7 @@ import socket
 import pytest
 import zmq
 
-from llumnix.cluster.ports import own_address, reserve_ports, split_address
+from llumnix.cluster.ports import numeric, own_address, reserve_ports, split_address
 from llumnix.errors import UsageError
 
 
@@ -39,6 +39,13 @@ def test_reserved_ports_are_given_to_nobody_else() -> None:
 def test_address_of_another_machine_is_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match=r"192\.0\.2\.77 is not an address of this machine"):
         reserve_ports("192.0.2.77", 5)
+
+
+def test_name_of_a_machine_becomes_its_number() -> None:
+    assert numeric("127.0.0.1") == "127.0.0.1"
+    assert numeric("localhost") in ("127.0.0.1", "::1")
+    with pytest.raises(UsageError, match=r"--cluster-address no\.such\.name\.invalid is not known"):
+        numeric("no.such.name.invalid")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from llumnix.cluster.nursery_messages import (
     Waiting,
     is_front_end,
 )
-from llumnix.cluster.ports import own_address, reserve_ports
+from llumnix.cluster.ports import numeric, own_address, reserve_ports
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.cluster.supervision import Audience, Finish
@@ -73,7 +73,7 @@ def _address_book(arguments: ServeArguments, run_dir: Path, stack: ExitStack) ->
     cluster = arguments.cluster
     if cluster.launcher == "local":
         return on_one_machine(run_dir, arguments.front_ends)
-    host = cluster.cluster_address or own_address(cluster.ray_address)
+    host = numeric(cluster.cluster_address) if cluster.cluster_address else own_address(cluster.ray_address)
     held = [stack.enter_context(sock) for sock in reserve_ports(host, ports_needed(arguments.front_ends))]
     return between_machines(run_dir, host, [sock.getsockname()[1] for sock in held], CurveKeys.make())
 

@@ -44,6 +44,15 @@ def own_address(ray_address: str) -> str:
     return _LOOPBACK
 
 
+def numeric(host: str) -> str:
+    """The number of a name, for ZeroMQ binds to no name. Raises UsageError when nobody knows the name."""
+    try:
+        found: str = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[assignment]
+    except OSError as error:
+        raise UsageError(f"--cluster-address {host} is not known: {error.strerror or error}.") from error
+    return found
+
+
 def split_address(ray_address: str) -> tuple[str, int]:
     """Host and port; port 0 if the address names none (`auto`)."""
     host, _, port = ray_address.rpartition(":")
