@@ -45,7 +45,8 @@ from llumnix.wire.messages import FleetChanged, Report, Wire
 GOAL_CORES, GOAL_DECISION_S, GOAL_AGE_S = 1.0, 0.001, 0.050
 _HOSTS = 4
 _STEP_S = 0.01
-_TOTAL_BLOCKS = 1000
+_TOTAL_BLOCKS = 180
+"""So few that instances run full now and then, and there is something to move."""
 _FOLDER = Path(__file__).resolve().parent
 
 
@@ -107,7 +108,7 @@ class FrontEnd:
             if (pause_s := due_s - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
             number += 1
-            tokens, output = int(min(4000, rng.lognormvariate(5.3, 0.8))) + 1, rng.randint(20, 180)
+            tokens, output = int(min(2000, rng.lognormvariate(5.3, 0.8))) + 1, rng.randint(20, 180)
             self._dispatch(number, tokens, output, due_s if due_s >= began_s + measured_from_s else None)
             if not number % 16:
                 await asyncio.sleep(0)  # a late loop must still hear reports
