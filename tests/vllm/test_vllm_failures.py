@@ -16,7 +16,7 @@ import aiohttp
 import psutil
 import pytest
 from vllm_kinds import prompt
-from vllm_server import Server, wait_for
+from vllm_server import WAIT_S, Server, wait_for
 from vllm_streams import COMPLETIONS, Admin, Output, Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
@@ -143,32 +143,49 @@ async def test_full_disk_for_logs_stops_nobody_and_then_the_server_ends_with_its
     Then the server is asked to end: it lets running streams finish, takes no new ones, and leaves nothing."""
     server = Server(tmp_path, "--no-migration", instances=2, recorded=False)
     bodies = [greedy(4000 + n, 150) for n in range(6)]
-    async with open_session(server.url) as session:
-        with full_disk(server):
-            size = size_of_log(server)
-            streams = start(session, bodies, "full")
-            for each in streams:
-                await each.reaches(3)
-            assert server.post("/llumnix/v1/instances/i0/drain").status_code == 202
-            await until(lambda: server.instance("i0")["state"] == "stopped", "the end of the drain")
-            told = said([await each for each in streams])
-            assert size_of_log(server) == size, "the disk was not full"
-        last = start(session, [body | {"max_tokens": 400} for body in bodies], "last")
-        for each in last:
-            await each.reaches(3)
-        stopped = asyncio.create_task(asyncio.to_thread(server.stop))
-        await asyncio.sleep(0.5)
-        assert not any(each.task.done() for each in last), "they ended before they were asked to"
-        assert await status_of_a_new_one(session) in (None, 503)
-        assert [tokens[:150] for tokens in said([await each for each in last])] == told
-        await stopped
-
-
-async def status_of_a_new_one(session: aiohttp.ClientSession) -> int | None:
     try:
-        return (await session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})).status
-    except aiohttp.ClientError:
-        return None  # nobody listens any more
+        async with open_session(server.url) as session:
+            with full_disk(server):
+                told = await drained_under_streams(server, session, bodies)
+            last = start(session, [body | {"max_tokens": 400} for body in bodies], "last")
+            for each in last:
+                await each.reaches(3)
+            stopped = asyncio.create_task(asyncio.to_thread(server.stop))
+            await refuses(session)
+            assert not any(each.task.done() for each in last), "they ended before anything was refused"
+            assert [tokens[:150] for tokens in said([await each for each in last])] == told
+            await stopped
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+async def drained_under_streams(
+    server: Server, session: aiohttp.ClientSession, bodies: list[dict[str, Any]]
+) -> list[list[int]]:
+    """What the streams said."""
+    size = size_of_log(server)
+    streams = start(session, bodies, "full")
+    for each in streams:
+        await each.reaches(3)
+    assert server.post("/llumnix/v1/instances/i0/drain").status_code == 202
+    await until(lambda: server.instance("i0")["state"] == "stopped", "the end of the drain")
+    told = said([await each for each in streams])
+    assert size_of_log(server) == size, "the disk was not full"
+    return told
+
+
+async def refuses(session: aiohttp.ClientSession) -> None:
+    """Waits until a new request is turned away, or nobody listens any more."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                async with session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)}) as answer:
+                    if answer.status == 503:
+                        return
+                    assert answer.status == 200
+            except aiohttp.ClientError:
+                return
 
 
 @contextmanager
