@@ -136,7 +136,7 @@ def test_killed_launcher_leaves_no_process(serve: Callable[..., Serve], monkeypa
     server.process.kill()
     server.end()
     wait_for(lambda: not any(is_alive(child) for child in children), "the end of all children")
-    monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda: server.folder)
+    monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda longest: server.folder)
     with private_run_dir():  # the next start sweeps what is left
         assert not [child for child in children if shared_memory_of(child.pid).exists()]
 
