@@ -116,13 +116,14 @@ async def test_above_the_limit_of_queued_requests_new_ones_are_sent_away(server:
     async with open_session(server.url) as session:
         streams: list[Streaming] = []
         for count in (12, 12, 18):  # the last ones have to wait, and are not too many
-            bodies = [greedy(3000 + len(streams) + n, 300) for n in range(count)]
+            bodies = [greedy(3000 + len(streams) + n, 500) for n in range(count)]
             streams += start(session, bodies, f"queued-{len(streams)}")
             await arrived(server, len(streams))
         await until(lambda: sum(row["waiting"] for row in server.instances()) >= 15, "a queue")
-        crowd = [
-            asyncio.create_task(session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})) for _ in range(30)
-        ]
+        crowd = []
+        for _ in range(30):
+            crowd.append(asyncio.create_task(session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})))
+            await asyncio.sleep(0.03)  # front ends go by the last reports, which come every 20 ms
         answers = [await each for each in crowd]
         refused = [answer for answer in answers if answer.status == 503]
         assert refused, "nobody was sent away"
