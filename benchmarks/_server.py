@@ -97,7 +97,7 @@ def _running(command: Sequence[str]) -> Iterator[Server]:
     with tempfile.TemporaryFile("w+") as log:
         began = time.monotonic()
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), process_group=0
         )
         try:
             url = f"http://127.0.0.1:{port}"

@@ -117,7 +117,7 @@ class TwoMachines:
         log = self.folder / f"ray-{name}-{len(self._nodes)}.log"
         with log.open("wb") as output:
             node = subprocess.Popen(
-                [*prefix, *command, *flags], env=environment, stdout=output, stderr=output, start_new_session=True
+                [*prefix, *command, *flags], env=environment, stdout=output, stderr=output, process_group=0
             )
         self._nodes.append(node)
         deadline_s = time.monotonic() + _START_S

@@ -115,11 +115,11 @@ async def test_above_the_limit_of_queued_requests_new_ones_are_sent_away(server:
     all_there(server)
     async with open_session(server.url) as session:
         streams: list[Streaming] = []
-        for count in (12, 12, 18):  # the last ones have to wait, and are not too many
-            bodies = [greedy(3000 + len(streams) + n, 500) for n in range(count)]
-            streams += start(session, bodies, f"queued-{len(streams)}")
-            await arrived(server, len(streams))
-        await until(lambda: sum(row["waiting"] for row in server.instances()) >= 15, "a queue")
+        for n in range(20):  # one after the other: each runs before the next one comes
+            streams += start(session, [greedy(3000 + n, 600)], f"runs-{n}")
+            await streams[-1].reaches(1)
+        streams += start(session, [greedy(3100 + n, 300) for n in range(18)], "queued")
+        await until(lambda: sum(row["waiting"] for row in server.instances()) >= 12, "a queue")
         crowd = []
         for _ in range(30):
             crowd.append(asyncio.create_task(session.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 5)})))
@@ -133,10 +133,6 @@ async def test_above_the_limit_of_queued_requests_new_ones_are_sent_away(server:
         assert server.get("/health").status_code == 200
         said([await each for each in streams])
     server.wait_until_quiet()
-
-
-async def arrived(server: Server, count: int) -> None:
-    await until(lambda: sum(row["running"] + row["waiting"] for row in server.instances()) == count, "their arrival")
 
 
 async def test_full_disk_for_logs_stops_nobody_and_then_the_server_ends_with_its_streams(tmp_path: Path) -> None:

@@ -1,4 +1,9 @@
-"""The launcher's own children, nursery and scheduler, and the end of everything below it."""
+"""The launcher's own children, nursery and scheduler, and the end of everything below it.
+
+Children get a process group of their own, so that Ctrl-C reaches the launcher only. They stay in the launcher's session:
+Linux shares the cores among sessions first (`sched_autogroup_enabled`), and on a full machine it was seen to let
+processes of one session wait seconds for those of another (docs/lab-log.md, 2026-11-23).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +26,6 @@ from llumnix.cluster.scheduler_process import SchedulerSpec
 
 
 class NurseryProcess:
-    """In a session of its own, so that Ctrl-C reaches the launcher only."""
-
     def __init__(
         self,
         environment: Mapping[str, str],
@@ -42,7 +45,7 @@ class NurseryProcess:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,
+                process_group=0,
             )
 
     @property
@@ -77,7 +80,7 @@ class SchedulerChild:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
+                process_group=0,
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
