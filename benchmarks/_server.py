@@ -96,9 +96,7 @@ def _running(command: Sequence[str]) -> Iterator[Server]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
     with tempfile.TemporaryFile("w+") as log:
         began = time.monotonic()
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), process_group=0
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), process_group=0)
         try:
             url = f"http://127.0.0.1:{port}"
             if not _wait_ready(process, url):
