@@ -144,6 +144,27 @@ def test_instances_come_go_and_come_back_with_the_nodes(nodes: Nodes, serve: Cal
     assert [path.name for path in server.folder.iterdir()] == ["model"]
 
 
+def test_instances_move_out_of_a_node_that_is_taken_back_and_others_start_before(
+    nodes: Nodes, serve: Callable[..., Serve]
+) -> None:
+    nodes.ask("add d 2")
+    server = serve("--ray-address", nodes.address, "--instances", "2", "--placement", "pack")
+    server.wait_until_serving()
+    where = wait_for_instances(server, 2)
+    (node,) = set(where.values())
+    assert nodes.ask(f"drain {node} 60") == "True"
+    for instance in where:
+        server.wait_for_line(f"{instance} moves out: {node} is being drained; another starts for it")
+        server.wait_for_line(f"{instance} stopped: {node} is being drained")
+    after = wait_for_instances(server, 2)
+    assert not after.keys() & where.keys()
+    assert node not in after.values()
+    nodes.ask(f"kill {node}")
+    server.process.terminate()
+    assert server.end() == 0
+    assert not any("died" in line for line in server.lines), server.lines
+
+
 def test_packed_and_nothing_is_left_of_a_killed_launcher(nodes: Nodes, serve: Callable[..., Serve]) -> None:
     server = serve("--ray-address", nodes.address, "--instances", "2", "--placement", "pack")
     server.wait_until_serving()

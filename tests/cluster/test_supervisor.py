@@ -15,6 +15,7 @@ from llumnix.cluster.supervision import (
     Forked,
     FrontEndServes,
     InstanceServes,
+    Leaves,
     NurseryEnded,
     Say,
     SchedulerExited,
@@ -35,7 +36,14 @@ from llumnix.cluster.supervisor import Supervisor
 from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
 from llumnix.types import InstanceId
-from llumnix.wire.messages import FleetChanged, FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
+from llumnix.wire.messages import (
+    DrainInstance,
+    FleetChanged,
+    FrontEndLost,
+    InstanceGone,
+    InstanceServing,
+    InstanceStarting,
+)
 
 Kind = TypeVar("Kind")
 
@@ -414,3 +422,59 @@ def test_word_of_an_unknown_instance_changes_nothing(event: Event) -> None:
     server = Server()
     server.serve()
     assert server.handle(event, 5.0) == []
+
+
+def drains(commands: list[Command]) -> list[DrainInstance]:
+    return told(DrainInstance, commands, Audience.SCHEDULER)
+
+
+def test_instance_whose_machine_is_taken_away_drains_while_another_starts_for_it() -> None:
+    server = Server()
+    server.serve()
+    commands = server.handle(Leaves("i0", "its node is being drained"), 10.0)
+    assert drains(commands) == [
+        DrainInstance(instance=InstanceId("i0"), timeout_s=30.0, why="its node is being drained")
+    ]
+    assert [command.id for command in only(SpawnInstance, commands)] == ["i2"]
+    assert server.handle(Leaves("i0", "its node is being drained"), 11.0) == [], "told once more"
+    server.handle(InstanceServes(InstanceId("i2")), 12.0)
+    server.handle(StopRequested(InstanceId("i0"), "its node is being drained", kill=False), 13.0)
+    commands = server.exit("i0", at=13.5)
+    assert only(Say, commands) == [Say("i0 stopped: its node is being drained")]
+    assert only(SpawnInstance, commands) == []
+    assert server.supervisor.instances == ("i1", "i2")
+
+
+@pytest.mark.parametrize(("left_s", "timeout_s"), [(120.0, 30.0), (20.0, 15.0), (3.0, 0.0), (-1.0, 0.0)])
+def test_drain_of_a_leaving_machine_keeps_some_of_its_time_for_replays(left_s: float, timeout_s: float) -> None:
+    server = Server()
+    server.serve()
+    (drain,) = drains(server.handle(Leaves("i0", "it goes", left_s), 10.0))
+    assert drain.timeout_s == timeout_s
+
+
+def test_leaving_machine_that_is_gone_before_its_instance_was_empty() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Leaves("i0", "it goes"), 10.0)
+    commands = server.exit("i0", at=11.0, why="its node was lost")
+    (gone,) = told(InstanceGone, commands)
+    assert not gone.expected
+    assert only(Say, commands) == [Say("i0 died: its node was lost", warning=True)]
+    assert only(SpawnInstance, commands) == [], "another one was started before"
+
+
+def test_instance_that_starts_on_a_leaving_machine_starts_elsewhere() -> None:
+    server = Server()
+    server.handle(Tick())
+    commands = server.handle(Leaves("i0", "it goes"), 1.0)
+    assert only(Signal, commands) == [Signal("i0", kill=True)]
+    assert drains(commands) == []
+    assert only(SpawnInstance, server.exit("i0", at=1.1) + server.handle(Tick(), 2.0)) != []
+
+
+def test_machine_that_leaves_while_the_server_ends() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Terminate(), 5.0)
+    assert server.handle(Leaves("i0", "it goes"), 6.0) == []

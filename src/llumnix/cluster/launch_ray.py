@@ -35,12 +35,13 @@ from llumnix.cluster.nursery_messages import (
     send,
 )
 from llumnix.cluster.placement import Node, Resources, why_impossible
-from llumnix.cluster.ray_tenant import Tenant, nodes_with
+from llumnix.cluster.ray_tenant import Tenant, draining_nodes, nodes_with
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.config import ClusterConfig
 from llumnix.errors import UsageError
 
 _LONGEST_BASE = 16  # bytes; Ray's sockets are up to 72 bytes below the folder, and a path may have 107
+_DRAINING_POLL_S = 1.0
 _STORE_BYTES = 100 * 1024**2  # Ray's object store, in which nothing of ours is
 
 
@@ -114,7 +115,9 @@ class House:
         async with asyncio.TaskGroup() as group:
             loop.add_reader(self._channel, self._hear_launcher, group)
             loop.add_reader(self._home.channel, self._hear_home)
+            watch = group.create_task(self._watch_nodes())
             await self._over.wait()
+            watch.cancel()
             loop.remove_reader(self._channel)
             loop.remove_reader(self._home.channel)
             for tenant in self._tenants.values():
@@ -138,6 +141,16 @@ class House:
         how = await tenant.live()
         del self._tenants[instance]
         self._tell(Exited(child=instance, how=how))
+
+    async def _watch_nodes(self) -> None:
+        """Instances on nodes that Ray drains are told of. While Ray's head does not answer nobody knows."""
+        while True:
+            await asyncio.sleep(_DRAINING_POLL_S)
+            with contextlib.suppress(RayError, RuntimeError, ConnectionError):
+                leaving = await asyncio.to_thread(draining_nodes)
+                for tenant in self._tenants.values():
+                    if tenant.node_id in leaving:
+                        tenant.node_drains(leaving[tenant.node_id])
 
     def _hear_home(self) -> None:
         news = self._home.receive()

@@ -35,6 +35,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkFrontEnd,
     ForkInstance,
+    Leaving,
     Prepare,
     Ready,
     SignalChild,
@@ -194,6 +195,8 @@ class Launcher:
                 self._tell_supervisor(supervision.Waits(waiting.child, waiting.why))
             case Forked() as forked:
                 self._tell_supervisor(supervision.Forked(forked.child, forked.pid, forked.node))
+            case Leaving() as leaving:
+                self._tell_supervisor(supervision.Leaves(leaving.child, leaving.why, leaving.left_s))
             case Exited() as exited:
                 why = self._why(exited.child, exited.how)
                 self._tell_supervisor(supervision.Exited(exited.child, why))

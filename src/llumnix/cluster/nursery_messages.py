@@ -100,6 +100,15 @@ class Forked(_Message, frozen=True, kw_only=True, tag=True):
     """Where, if not on the launcher's own machine."""
 
 
+class Leaving(_Message, frozen=True, kw_only=True, tag=True):
+    """The node of this instance is being taken away."""
+
+    child: str
+    why: str
+    left_s: float | None
+    """Until the node is gone; None: whenever nothing runs there any more."""
+
+
 class Exited(_Message, frozen=True, kw_only=True, tag=True):
     child: str
     how: str
@@ -119,7 +128,7 @@ def is_front_end(name: str) -> bool:
 
 
 ToNursery = Prepare | ForkInstance | ForkFrontEnd | SignalChild | StopListening
-FromNursery = Ready | Failed | Waiting | Forked | Exited
+FromNursery = Ready | Failed | Waiting | Forked | Leaving | Exited
 
 _to_nursery = msgspec.json.Decoder(ToNursery)
 _from_nursery = msgspec.json.Decoder(FromNursery)

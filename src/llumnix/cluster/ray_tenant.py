@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.state import state as global_state
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -22,6 +24,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkInstance,
     FromNursery,
+    Leaving,
     Prepare,
     Ready,
     SignalChild,
@@ -59,6 +62,7 @@ class Tenant:
         self._room: Any = None
         self._forked = False
         self._silent = False
+        self._leaving = False
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def signal(self, order: SignalChild) -> None:
@@ -69,6 +73,13 @@ class Tenant:
         self._room.send.remote(encode(order))
         if order.kills:
             asyncio.get_running_loop().call_later(_KILL_S, self._give_up)
+
+    def node_drains(self, left_s: float | None) -> None:
+        """Its node goes. Told once."""
+        if not self._leaving:
+            self._leaving = True
+            node = self._node or "its node"
+            self._tell(Leaving(child=self._fork.id, why=f"{node} is being drained", left_s=left_s))
 
     def evict(self, why: str) -> None:
         """Ends it, whatever its instance does."""
@@ -165,12 +176,22 @@ def _node_of(group: PlacementGroup) -> str | None:
     return node
 
 
+def draining_nodes() -> dict[str, float | None]:
+    """Nodes that Ray was told to give back (`ray drain-node`, its autoscaler, a spot machine's notice), and in how many
+    seconds they go, where that is known. Relies on `GlobalState.get_draining_nodes`, which Ray's own libraries use: hex
+    ids, and Unix times in ms or 0."""
+    deadlines_ms: dict[str, int] = global_state.get_draining_nodes()
+    now_ms = time.time() * 1e3
+    return {node: (until_ms - now_ms) / 1e3 if until_ms else None for node, until_ms in deadlines_ms.items()}
+
+
 def nodes_with(instances: Mapping[str, str]) -> list[Node]:
-    """The living nodes; `instances` maps instances of ours to nodes."""
+    """The living nodes that stay; `instances` maps instances of ours to nodes."""
     free = available_resources_per_node()
+    leaving = draining_nodes()
     here = Counter(instances.values())
     return [
         Node(record["NodeID"], record["Resources"], free.get(record["NodeID"], {}), here[record["NodeID"]])
         for record in ray.nodes()
-        if record["Alive"]
+        if record["Alive"] and record["NodeID"] not in leaving
     ]

@@ -58,6 +58,8 @@ class Instance(Process):
     served_since_s: float | None = None
     replace: bool = True
     """Whether its slot is filled again after its end."""
+    replaced: bool = False
+    """Another one was started for it already: its slot goes with it, however it ends."""
 
     @property
     def id(self) -> InstanceId:
@@ -135,10 +137,10 @@ class Roster:
     def instance(self, instance: InstanceId) -> Instance | None:
         return next((known for known in self.instances if known.id == instance), None)
 
-    def add_slots(self, count: int) -> None:
+    def add_slots(self, count: int, extra: bool = True) -> None:
         """The smallest free numbers, so that a slot's GPUs are used again."""
         for _ in range(count):
-            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=True)
+            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=extra)
 
     def place_instance(self, slot: int, at: float, kill_at_s: float) -> Instance:
         """A new incarnation: its index, and so its id, was never used before."""

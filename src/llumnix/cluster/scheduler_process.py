@@ -172,8 +172,11 @@ class SchedulerProcess:
         instance = message.instance
         if instance in self._instances:
             self._answer(message.reply_to, message.query)
-            drain = control.DrainRequested(at=at, instance=instance, keep=message.keep, timeout_s=message.timeout_s)
-            self._handle(drain)
+            self._handle(
+                control.DrainRequested(
+                    at=at, instance=instance, keep=message.keep, timeout_s=message.timeout_s, why=message.why
+                )
+            )
         elif instance in self._starting:
             self._answer(message.reply_to, message.query, f"{instance} is still starting")
         else:
@@ -188,7 +191,8 @@ class SchedulerProcess:
         self._handle(control.StartRequested(at=at, count=message.count))
 
     def _answer(self, address: str, query: int, why: str = "") -> None:
-        self._mailbox.post(address, Answer(query=query, ok=not why, why=why))
+        if address:
+            self._mailbox.post(address, Answer(query=query, ok=not why, why=why))
 
     # commands to messages
 

@@ -33,6 +33,15 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaves:
+    """The node of an instance is being taken away, in `left_s` seconds if that is known."""
+
+    child: str
+    why: str
+    left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """An instance or a front end ended; `why` holds its exit status and its last words."""
 
@@ -91,6 +100,7 @@ Event = (
     Tick
     | Forked
     | Waits
+    | Leaves
     | Exited
     | SchedulerExited
     | NurseryEnded

@@ -6,8 +6,8 @@ rule below is a test that takes no time.
 
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
 keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends. One
-that was asked for later and does not start is given up after a few attempts. The scheduler is told of every change in
-the number of instances.
+that was asked for later and does not start is given up after a few attempts. One whose machine is being taken away is
+drained while another one starts for it. The scheduler is told of every change in the number of instances.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from llumnix.cluster.supervision import (
     Forked,
     FrontEndServes,
     InstanceServes,
+    Leaves,
     NurseryEnded,
     Say,
     SchedulerExited,
@@ -41,9 +42,17 @@ from llumnix.cluster.supervision import (
 from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
 from llumnix.types import InstanceId
-from llumnix.wire.messages import FleetChanged, FrontEndLost, InstanceGone, InstanceServing, InstanceStarting
+from llumnix.wire.messages import (
+    DrainInstance,
+    FleetChanged,
+    FrontEndLost,
+    InstanceGone,
+    InstanceServing,
+    InstanceStarting,
+)
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
+_REPLAY_S = 5.0  # of the time that a leaving machine has left: for what did not move in the rest of it
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
 _FIRST_FRONT_END_ATTEMPTS = 3
 _EXTRA_INSTANCE_ATTEMPTS = 3
@@ -97,16 +106,12 @@ class Supervisor:
         match event:
             case Tick():
                 return []
-            case Forked():
-                return self._on_forked(event, at)
-            case Waits():
-                return self._on_waits(event)
+            case Forked() | Waits() | Leaves() | Exited():
+                return self._on_news_of_child(event, at)
             case InstanceServes():
                 return self._on_instance_serves(event, at)
             case FrontEndServes():
                 return self._on_front_end_serves(event)
-            case Exited():
-                return self._on_exited(event, at)
             case SchedulerExited():
                 return self._on_scheduler_exited(event, at)
             case StartRequested():
@@ -117,6 +122,17 @@ class Supervisor:
                 return self._on_terminate(at)
             case NurseryEnded():
                 return self._finish(1, f"The parent of all engine processes ended ({event.how}), and so did they.")
+
+    def _on_news_of_child(self, event: Forked | Waits | Leaves | Exited, at: float) -> list[Command]:
+        match event:
+            case Forked():
+                return self._on_forked(event, at)
+            case Waits():
+                return self._on_waits(event)
+            case Leaves():
+                return self._on_leaves(event)
+            case Exited():
+                return self._on_exited(event, at)
 
     # starting
 
@@ -201,6 +217,23 @@ class Supervisor:
 
     # ending
 
+    def _on_leaves(self, event: Leaves) -> list[Command]:
+        """One that serves is drained in the time that is left, and another one starts for it; one that does not serve
+        yet starts elsewhere."""
+        instance = self._roster.instance(InstanceId(event.child))
+        if instance is None or self._stopping or instance.end or instance.replaced:
+            return []
+        if instance.starting:
+            instance.end = event.why
+            return [Signal(instance.id, kill=True)]
+        instance.replaced = True
+        self._roster.add_slots(1, extra=False)
+        timeout_s = self._config.drain_timeout_s
+        if event.left_s is not None:
+            timeout_s = min(timeout_s, max(0.0, event.left_s - _REPLAY_S))
+        drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=event.why)
+        return [Say(f"{instance.id} moves out: {event.why}; another starts for it"), Tell(drain, Audience.SCHEDULER)]
+
     def _on_stop_requested(self, event: StopRequested, at: float) -> list[Command]:
         instance = self._roster.instance(event.instance)
         if instance is None or instance.end:
@@ -229,9 +262,9 @@ class Supervisor:
         gone = Tell(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected))
         if self._stopping:
             return [gone]
-        if expected:
+        if expected or instance.replaced:
             del self._roster.slots[instance.slot]
-            return [gone, Say(f"{instance.id} stopped: {why}")]
+            return [gone, Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)]
         slot.attempts.failed(at, instance.served_s(at))
         slots = self._roster.slots.values()
         if not self._instance_ever_served and all(slot.attempts.failures > 0 for slot in slots):

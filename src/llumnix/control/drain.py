@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from llumnix.control.scheduler_events import (
+    ASKED_FOR,
     Command,
     DrainFinished,
     DrainOutcome,
@@ -30,8 +31,6 @@ drain may still be on its way."""
 
 REPLAY_AGAIN_S = 1.0
 """Past the deadline the front ends are asked this often to replay what is left: something may have been on the move."""
-
-ASKED_FOR = "asked for"
 
 
 class DrainLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -142,7 +142,9 @@ class GlobalScheduler:
         if self._view.get(event.instance) is None:
             self._view.ignore("drain of an unknown instance")
             return []
-        order = DrainOrder(at=event.at, instance=event.instance, keep=event.keep, timeout_s=event.timeout_s)
+        order = DrainOrder(
+            at=event.at, instance=event.instance, keep=event.keep, why=event.why, timeout_s=event.timeout_s
+        )
         return self.drains.begin(order) + self._arm(event.at)
 
     def _start(self, at: float, count: int, reason: str) -> StartInstances:

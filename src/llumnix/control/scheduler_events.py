@@ -12,6 +12,9 @@ from llumnix.control.scaling import ScalingStep
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
+ASKED_FOR = "asked for"
+"""Why an instance drains, if whoever asked gave no other reason."""
+
 
 class SchedulerEvent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     at: float
@@ -56,6 +59,7 @@ class DrainRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
     keep: bool = False
     timeout_s: float | None = None
     """After this long what is left is replayed elsewhere; None: as the scheduler was made."""
+    why: str = ASKED_FOR
 
 
 class RequestsReplayed(SchedulerEvent, frozen=True, kw_only=True, tag=True):

@@ -11,7 +11,7 @@ import msgspec
 from llumnix.control.fleet import Fleet
 from llumnix.control.messages import AnyMessage
 from llumnix.control.scaling import ScalingMode, ScalingStep
-from llumnix.control.scheduler_events import DrainReport
+from llumnix.control.scheduler_events import ASKED_FOR, DrainReport
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -225,11 +225,13 @@ class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     """To the scheduler: empty the instance by migration, then stop it (unless `keep`)."""
 
     instance: InstanceId
-    keep: bool
-    query: int
-    reply_to: str
+    keep: bool = False
+    query: int = 0
+    reply_to: str = ""
+    """Empty: nobody waits for an answer."""
     timeout_s: float | None = None
     """After this long what is left is replayed elsewhere; None: as configured."""
+    why: str = ASKED_FOR
 
 
 class ReplayElsewhere(Wire, frozen=True, kw_only=True, tag=True):
