@@ -20,6 +20,7 @@ from llumnix.errors import UsageError
 
 _GIB = 1024**3
 _SHARED_MEMORY = Path("/dev/shm")
+_AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 class Mark(StrEnum):
@@ -66,6 +67,7 @@ def examine(model: str | None, instances: int, port: int) -> list[Finding]:
         _torch,
         _ray,
         lambda: _cores(instances),
+        lambda: _sessions(_AUTOGROUP),
         lambda: _memory(model, instances),
         _shared_memory,
         lambda: _port(port),
@@ -108,6 +110,16 @@ def _cores(instances: int) -> Finding:
     if runs_on_cpu() and cores < instances:
         return Finding(Mark.NOTE, f"{cores} cores for {instances} instances", "They will take turns; try fewer.")
     return Finding(Mark.GOOD, f"{cores} cores")
+
+
+def _sessions(autogroup: Path) -> Finding:
+    """Linux may share the cores among sessions (terminals, services) before it shares them among processes. On two full
+    cores a client in one session was seen to wait four seconds for a server in another."""
+    fair = not autogroup.exists() or autogroup.read_text().strip() == "0"
+    if fair or not runs_on_cpu():
+        return Finding(Mark.GOOD, "cores are shared among processes")
+    advice = "Start clients on this machine from the server's shell, or set kernel.sched_autogroup_enabled=0."
+    return Finding(Mark.NOTE, "cores are shared among sessions first", advice)
 
 
 def _memory(model: str | None, instances: int) -> Finding:

@@ -1,0 +1,54 @@
+"""What `llumnix doctor` finds on machines of all kinds."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from llumnix import doctor
+from llumnix.doctor import Finding, Mark
+
+
+def found(what: str, findings: list[Finding]) -> Finding:
+    (finding,) = [finding for finding in findings if what in finding.what]
+    return finding
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(doctor, "runs_on_cpu", lambda: request.param == "cpu")
+    kind: str = request.param
+    return kind
+
+
+@pytest.mark.parametrize("setting", ["1\n", "0\n", None])
+def test_kernel_that_shares_cores_among_sessions(build: str, setting: str | None, tmp_path: Path) -> None:
+    autogroup = tmp_path / "sched_autogroup_enabled"
+    if setting is not None:
+        autogroup.write_text(setting)
+    finding = doctor._sessions(autogroup)
+    assert finding.mark is (Mark.NOTE if (setting, build) == ("1\n", "cpu") else Mark.GOOD)
+
+
+def test_fewer_cores_than_instances(build: str) -> None:
+    finding = doctor._cores(100_000)
+    assert finding.mark is (Mark.NOTE if build == "cpu" else Mark.GOOD)
+
+
+def test_more_instances_than_there_is_memory_for(build: str) -> None:
+    finding = doctor._memory(None, 100_000)
+    assert finding.mark is (Mark.BAD if build == "cpu" else Mark.GOOD)
+
+
+def test_taken_port_and_missing_model_keep_it_from_working(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        findings = doctor.examine(str(tmp_path), 1, port)
+        assert found(f"port {port}", findings).mark is Mark.BAD
+        assert found(f"model {tmp_path}", findings).mark is Mark.BAD
+        assert doctor.run([str(tmp_path), "--instances", "1", "--port", str(port)]) == 1
+    out = capsys.readouterr().out
+    assert " BAD  port" in out
+    assert out.rstrip().endswith("of these would keep `llumnix serve` from working.")
