@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llumnix.sim.cost_model import Profile
 from llumnix.sim.engine import Engine, Scheduler
@@ -12,8 +14,6 @@ from llumnix.sim.profile_file import load_profile
 from llumnix.sim.request import SimRequest
 from llumnix.sim.vllm01 import PrefillFirst
 from llumnix.sim.vllm1 import TokenBudget
-
-SCHEDULERS: dict[str, type[Scheduler]] = {"vllm-0.1": PrefillFirst, "vllm-1": TokenBudget}
 
 
 def small_profile(kind: str, blocks: int, **scheduler: object) -> Profile:
@@ -54,17 +54,22 @@ class Watcher:
         self.settled.append((request.id, request.state))
 
 
-def new_engine(profile: Profile, *, skip: bool = True, unit_tokens: int = 0) -> tuple[Kernel, Engine, Watcher]:
+def new_engine(
+    profile: Profile, *, skip: bool = True, unit_tokens: int = 0, displaces: bool = False
+) -> tuple[Kernel, Engine, Watcher]:
     kernel, watcher = Kernel(), Watcher()
-    scheduler = SCHEDULERS[profile.scheduler.kind]()
+    scheduler: Scheduler = PrefillFirst() if profile.scheduler.kind == "vllm-0.1" else TokenBudget(displaces)
     return kernel, Engine(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens), watcher
 
 
-def run_engine(profile: Profile, rows: list[tuple[float, int, int]], *, skip: bool = True) -> list[SimRequest]:
-    """Runs (arrival_s, prompt_tokens, output_tokens) rows to the end and checks that every block came back."""
-    kernel, engine, watcher = new_engine(profile, skip=skip)
+def run_engine(
+    profile: Profile, rows: Sequence[tuple[Any, ...]], *, skip: bool = True, displaces: bool = False
+) -> list[SimRequest]:
+    """Runs (arrival_s, prompt_tokens, output_tokens[, priority]) rows to the end; checks that every block came back."""
+    kernel, engine, watcher = new_engine(profile, skip=skip, displaces=displaces)
     requests = [SimRequest(index, *row) for index, row in enumerate(rows)]
     for request in requests:
+        request.order = (request.priority, request.arrival_s, request.index)
         kernel.at(request.arrival_s, engine.add, request)
     kernel.run()
     assert len(watcher.finished) == len(requests)

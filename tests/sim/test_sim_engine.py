@@ -41,6 +41,19 @@ def test_skipping_steps_changes_nothing(kind: str, rows: list[tuple[float, int, 
         assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
 
 
+@given(rows=ROWS, high=st.sets(st.integers(0, 24)))
+@settings(max_examples=60, deadline=None)
+def test_skipping_steps_changes_nothing_where_normal_requests_make_way(
+    rows: list[tuple[float, int, int]], high: set[int]
+) -> None:
+    profile = small_profile("vllm-1", blocks=30, max_num_batched_tokens=64, max_num_seqs=4)
+    mixed = [(*row, -1 if n in high else 0) for n, row in enumerate(rows)]
+    skipped = run_engine(profile, mixed, displaces=True)
+    stepped = run_engine(profile, mixed, skip=False, displaces=True)
+    for fast, slow in zip(skipped, stepped, strict=True):
+        assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
+
+
 @given(rows=ROWS)
 @settings(max_examples=60, deadline=None)
 def test_the_papers_scheduler_agrees_with_a_naive_one_that_lists_every_block(
@@ -90,6 +103,23 @@ def test_an_important_request_overtakes_the_queue(kind: str) -> None:
         kernel.at(request.arrival_s, engine.add, request)
     kernel.run()
     assert rows[2].first_token_s < rows[1].first_token_s
+
+
+def test_normal_requests_make_way_for_an_important_one() -> None:
+    profile = small_profile("vllm-1", blocks=30)
+    rows = [(0.0, 150, 150), (0.1, 150, 150), (1.0, 150, 20, -1)]
+    waits, makes_way = run_engine(profile, rows), run_engine(profile, rows, displaces=True)
+    assert [request.preemptions > 0 for request in makes_way] == [False, True, False], "the last that came"
+    assert makes_way[2].first_token_s - 1.0 < 0.3 < waits[2].first_token_s - 1.0
+    assert [request.generated for request in makes_way] == [150, 150, 20]
+
+
+def test_nobody_makes_way_for_an_equal_or_where_it_would_not_be_enough() -> None:
+    profile = small_profile("vllm-1", blocks=30)
+    equals = run_engine(profile, [(0.0, 150, 150, -1), (0.1, 150, 150, -1), (1.0, 150, 20, -1)], displaces=True)
+    assert equals[1].first_token_s < 1.0 < equals[0].finish_s < equals[2].first_token_s
+    rows = [(0.0, 300, 100, -1), (0.1, 100, 30), (1.0, 300, 20, -1)]
+    assert run_engine(profile, rows, displaces=True)[1].preemptions == 0
 
 
 def test_free_blocks_in_the_middle_of_a_run_of_steps_are_exact() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llumnix.config import PolicyConfig
 from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits
@@ -38,14 +39,20 @@ from llumnix.sim.vllm1 import TokenBudget
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.workload.workload import Workload
 
-LOCAL_SCHEDULERS: dict[str, type[Scheduler]] = {"vllm-0.1": PrefillFirst, "vllm-1": TokenBudget}
-
 DEATH_NOTICED_S = 0.1
 """From the death of a process until everybody knows (its socket and its process handle tell)."""
 
 
 Progress = Callable[[int, float], None]
 """Called now and then with the number of finished requests and the virtual time."""
+
+
+def local_scheduler(kind: str, policy: PolicyConfig) -> Scheduler:
+    """Of every instance, by the profile's name for it."""
+    if kind == "vllm-0.1":
+        return PrefillFirst()
+    assert kind == "vllm-1", kind
+    return TokenBudget(displaces=policy.displace and find_policy(policy.policy).priorities)
 
 
 def sim_requests(workload: Workload) -> list[SimRequest]:
@@ -90,7 +97,7 @@ class _Run:
         self._scheduler = begin.make()
         self._record = recorder("scheduler", begin)
         self._network = Network(self.kernel, setup.profile)
-        self._local_scheduler = LOCAL_SCHEDULERS[setup.profile.scheduler.kind]()
+        self._local_scheduler = local_scheduler(setup.profile.scheduler.kind, setup.policy)
         self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.index))
         if self._policy.priorities and setup.profile.scheduler.priorities:
             for request in self._requests:

@@ -3,29 +3,37 @@
 Running requests come first (one token each, then the unfinished prompts), then the queue as long as
 budget, blocks and sequences last. A request is admitted only if its whole sequence fits. When blocks run
 out, the least important, newest running request is preempted, and nobody is admitted in that step.
-Prefix-cached units are not computed again.
+Prefix-cached units are not computed again. Where the instances of ours displace, normal requests make way for an
+important one at the head of the queue (`policy/displacing.py`), as live.
 """
 
 from __future__ import annotations
 
+from llumnix.policy.displacing import Occupant, displaced
 from llumnix.sim.engine import Engine
 from llumnix.sim.flight import Segment
 from llumnix.sim.request import SimRequest
+from llumnix.types import is_high
 
 
 class TokenBudget:
-    """Local scheduler `vllm-1`. Stateless: all state is the engine's."""
+    """Local scheduler `vllm-1`. Stateless: all state is the engine's. `displaces`: normal requests make way."""
+
+    def __init__(self, displaces: bool = False) -> None:
+        self._displaces = displaces
 
     def could_admit(self, engine: Engine, request: SimRequest) -> bool:
-        if engine.running >= engine.profile.scheduler.max_num_seqs:
-            return False
-        units, idle = _hits(engine, request)
-        return engine.pool.can_admit(engine.blocks_of(request.tokens) - units + idle)
+        if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(_needs(engine, request)):
+            return True
+        return bool(self._who_makes_way(engine, request))
 
     def plan(self, engine: Engine) -> Segment | None:
         batch = engine.batch
+        if engine.waiting:
+            for request in self._who_makes_way(engine, engine.waiting[0]):
+                engine.preempt(request)
         quiet = not engine.prefilling and batch.members
-        if quiet and not (engine.waiting and self.could_admit(engine, engine.waiting[0])):
+        if quiet and not (engine.waiting and self._may_start_soon(engine, engine.waiting[0])):
             steps = batch.steps_within(engine.pool.free, batch.steps_to_next_end())
             if steps:
                 return Segment(steps)
@@ -36,6 +44,24 @@ class TokenBudget:
         if not chunks and not batch.members:
             return None
         return Segment(1 if batch.members else 0, tuple(chunks))
+
+    def _may_start_soon(self, engine: Engine, head: SimRequest) -> bool:
+        """Whether the first of the queue may get in before any running request ends."""
+        return (self._displaces and is_high(head.priority)) or self.could_admit(engine, head)
+
+    def _who_makes_way(self, engine: Engine, head: SimRequest) -> list[SimRequest]:
+        """Whom to preempt so that the first of the queue can start in the next step."""
+        if not self._displaces or not is_high(head.priority):
+            return []
+        pool = engine.pool
+        missing = _needs(engine, head) + _next_step(engine) + pool.watermark - pool.free
+        if engine.running >= engine.profile.scheduler.max_num_seqs:
+            missing = max(missing, 1)
+        if missing <= 0:
+            return []
+        normal = [request for request in engine.running_requests() if not is_high(request.priority)]
+        occupants = [Occupant(each.priority, each.arrival_s, engine.held_blocks(each)) for each in normal]
+        return [normal[position] for position in displaced(occupants, missing)]
 
     def _continue_prompts(self, engine: Engine) -> tuple[list[tuple[SimRequest, int]], bool]:
         """Chunks of the prompts begun earlier, after making room for what the batch takes."""
@@ -67,12 +93,12 @@ class TokenBudget:
     def _admit(self, engine: Engine, budget: int) -> list[tuple[SimRequest, int]]:
         limits, pool = engine.profile.scheduler, engine.pool
         chunks: list[tuple[SimRequest, int]] = []
-        reserve = engine.batch.blocks_for(1) if engine.batch.members else 0
+        reserve = _next_step(engine)
         while engine.waiting and budget > 0 and engine.running < limits.max_num_seqs:
             request = engine.waiting[0]
-            units, idle = _hits(engine, request)
-            if not pool.can_admit(engine.blocks_of(request.tokens) - units + idle + reserve):
+            if not pool.can_admit(_needs(engine, request) + reserve):
                 break
+            units, _ = _hits(engine, request)
             cached_tokens = 0
             if units:
                 cache = pool.cache
@@ -88,6 +114,17 @@ class TokenBudget:
             chunks.append((request, tokens))
             budget -= tokens
         return chunks
+
+
+def _next_step(engine: Engine) -> int:
+    """Blocks that the decoding batch takes in its next step."""
+    return engine.batch.blocks_for(1) if engine.batch.members else 0
+
+
+def _needs(engine: Engine, request: SimRequest) -> int:
+    """Free blocks that a request from the queue would use up."""
+    units, idle = _hits(engine, request)
+    return engine.blocks_of(request.tokens) - units + idle
 
 
 def _hits(engine: Engine, request: SimRequest) -> tuple[int, int]:
