@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from llumnix.cli import main
 from llumnix.errors import UsageError
-from llumnix.sim.profile_cli import ask_for_cache
+from llumnix.sim.profile_cli import Told, ask_server
 from llumnix.sim.profile_file import load_profile
 from llumnix.sim.profile_live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
 
 UNSEEN = Unseen(total_blocks=500)
-CLOSED = asyncio.Semaphore(0)
-"""Released by every connection of the fake server at its end."""
 
 
 def samples(noise: float = 0.0) -> tuple[list[PrefillSample], list[DecodeSample]]:
@@ -59,47 +58,63 @@ def test_one_length_is_not_enough() -> None:
         fit(samples()[0][:1], samples()[1], UNSEEN, "test", "made up")
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection of a server that makes a token every 5 ms, the first after 10 ms."""
-    try:
-        while True:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            if head.startswith("GET"):
-                body = json.dumps({"data": [{"id": "tiny"}]}).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-                continue
-            length = int(
-                next(line for line in head.lower().split("\r\n") if line.startswith("content-length")).split(":")[1]
-            )
-            asked = json.loads(await reader.readexactly(length))
-            assert asked["ignore_eos"]
-            assert all(isinstance(token, int) for token in asked["prompt"])
-            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            await asyncio.sleep(0.01)
-            for _ in range(asked["max_tokens"]):
-                await asyncio.sleep(0.005)
-                line = b'data: {"choices": [{"text": "x"}]}\n\n'
-                writer.write(b"%x\r\n%s\r\n" % (len(line), line))
-            writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
-        await writer.wait_closed()
-        CLOSED.release()
+class FakeServer:
+    """Makes a token every 5 ms, the first after 10 ms."""
+
+    def __init__(self) -> None:
+        self.places: Counter[str] = Counter()
+        """Requests by the instance that they asked for."""
+        self.connections = 0
+        self.closed = asyncio.Semaphore(0)
+        """Released by every connection at its end."""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                if head.startswith("get"):
+                    body = json.dumps({"data": [{"id": "tiny"}]}).encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    continue
+                length = int(
+                    next(line for line in head.split("\r\n") if line.startswith("content-length")).split(":")[1]
+                )
+                asked = json.loads(await reader.readexactly(length))
+                assert asked["ignore_eos"]
+                self.places.update(
+                    line.rpartition(" ")[2] for line in head.split("\r\n") if "data-parallel-rank" in line
+                )
+                assert all(isinstance(token, int) for token in asked["prompt"])
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                await asyncio.sleep(0.01)
+                for _ in range(asked["max_tokens"]):
+                    await asyncio.sleep(0.005)
+                    line = b'data: {"choices": [{"text": "x"}]}\n\n'
+                    writer.write(b"%x\r\n%s\r\n" % (len(line), line))
+                writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            await writer.wait_closed()
+            self.closed.release()
 
 
-async def test_a_server_is_measured_by_its_stream() -> None:
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+@pytest.mark.parametrize("instances", [1, 3])
+async def test_a_server_is_measured_by_its_streams(instances: int) -> None:
+    fake = FakeServer()
+    server = await asyncio.start_server(fake.answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    plan = Plan(prompt_tokens=(8, 16), batches=(1, 2), contexts=(8,), output_tokens=12, repeats=1)
+    plan = Plan(prompt_tokens=(8, 16), batches=(1, 2), contexts=(8,), output_tokens=12, repeats=1, instances=instances)
     async with server:
         prefill, decode = await measure_server(f"http://127.0.0.1:{port}", plan)
         async with asyncio.timeout(10):
-            await CLOSED.acquire()
-            await CLOSED.acquire()
+            for _ in range(fake.connections):
+                await fake.closed.acquire()
     assert [one.tokens for one in prefill] == [8, 16]
     assert [one.batch for one in decode] == [1, 2]
+    assert sorted(fake.places.items()) == ([] if instances == 1 else [("0", 6), ("1", 6), ("2", 6)])
     assert all(one.first_token_ms >= 14 for one in prefill)
     assert all(one.step_ms >= 4.5 for one in decode)
 
@@ -107,12 +122,12 @@ async def test_a_server_is_measured_by_its_stream() -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"total_blocks": 0, "block_tokens": 0}, {"total_blocks": 64, "block_tokens": 32}], (64, 32)),
+        ([{"total_blocks": 0, "block_tokens": 0}, *[{"total_blocks": 64, "block_tokens": 32}] * 3], Told(64, 32, 3)),
         ([], None),
         ([{"total_blocks": 64}], None),
     ],
 )
-async def test_the_server_is_asked_for_its_cache(rows: list[dict[str, int]], told: tuple[int, int] | None) -> None:
+async def test_the_server_is_asked_for_its_cache(rows: list[dict[str, int]], told: Told | None) -> None:
     body = json.dumps({"instances": rows}).encode()
 
     async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,9 +141,9 @@ async def test_the_server_is_asked_for_its_cache(rows: list[dict[str, int]], tol
     async with server:
         if told is None:
             with pytest.raises(UsageError, match="give --blocks and --block-tokens"):
-                await ask_for_cache(url, None)
+                await ask_server(url, None)
         else:
-            assert await ask_for_cache(url, None) == told
+            assert await ask_server(url, None) == told
 
 
 @pytest.mark.parametrize("words", [["--blocks", "100", "--block-tokens", "16"], []])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from llumnix.sim.profile_live import Plan, Unseen, fit, measure_server, worst_er
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix profile`."""
-    parser.description = "Measure an otherwise idle OpenAI server of one instance and fit a cost profile to it."
+    parser.description = (
+        "Measure an idle OpenAI server and fit a cost profile to its instances, as they run side by side."
+    )
     plan = Plan()
     parser.add_argument("--url", required=True, help="the server, such as http://127.0.0.1:8000")
     parser.add_argument("--out", required=True, type=Path, help="TOML file to write")
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=plan.repeats, help="prompts of each length; the quickest counts")
     parser.add_argument("--blocks", type=int, help="KV blocks of an instance (default: ask the server)")
     parser.add_argument("--block-tokens", type=int, help="tokens of a KV block (default: ask the server)")
+    parser.add_argument("--instances", type=int, help="of the server, measured together (default: ask the server)")
     parser.add_argument("--block-bytes", type=int, default=1 << 20, help="bytes of a KV block")
     parser.add_argument("--gigabytes-per-s", type=float, default=1.0, help="bandwidth between two instances")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="as the server was started")
@@ -44,14 +48,16 @@ def run(args: argparse.Namespace) -> int:
         contexts=args.contexts,
         output_tokens=args.output_tokens,
         repeats=args.repeats,
+        instances=1 if args.instances is None else args.instances,
     )
-    if plan.repeats < 1 or plan.output_tokens < 8:
-        raise UsageError("--repeats must be at least 1 and --output-tokens at least 8.")
+    if plan.repeats < 1 or plan.output_tokens < 8 or plan.instances < 1:
+        raise UsageError("--repeats and --instances must be at least 1 and --output-tokens at least 8.")
     blocks, block_tokens = args.blocks, args.block_tokens
     if blocks is None or block_tokens is None:
-        told = asyncio.run(ask_for_cache(args.url, args.api_key))
-        blocks = told[0] if blocks is None else blocks
-        block_tokens = told[1] if block_tokens is None else block_tokens
+        told = asyncio.run(ask_server(args.url, args.api_key))
+        blocks = told.total_blocks if blocks is None else blocks
+        block_tokens = told.block_tokens if block_tokens is None else block_tokens
+        plan = replace(plan, instances=told.instances if args.instances is None else args.instances)
     console = Console(stderr=True)
     console.print(f"Measuring {args.url} …")
     prefill, decode = asyncio.run(measure_server(args.url, plan, args.api_key))
@@ -65,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     )
     origin = (
         f"Measured by `llumnix profile` on {date.today().isoformat()} over HTTP: prefill and decode from "
-        f"{len(prefill)} prompt lengths and {len(decode)} batches; bandwidth, copy rounds, start-up were not measured."
+        f"{len(prefill)} prompt lengths and {len(decode)} batches, on {plan.instances} at once; bandwidth, copy "
+        "rounds, start-up were not measured."
     )
     profile = fit(prefill, decode, unseen, args.name or args.out.stem, origin)
     try:
@@ -88,15 +95,24 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-async def ask_for_cache(url: str, api_key: str | None) -> tuple[int, int]:
-    """KV blocks of the first instance that has some, and tokens of each, from our own server's list of instances."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one of our own servers says of itself."""
+
+    total_blocks: int
+    block_tokens: int
+    instances: int
+
+
+async def ask_server(url: str, api_key: str | None) -> Told:
+    """From the list of instances; blocks are those of the first that has some."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
             answer = (await client.get("/llumnix/v1/instances")).raise_for_status().json()
-        row = next(row for row in answer["instances"] if row["total_blocks"])
-        return int(row["total_blocks"]), int(row["block_tokens"])
+        rows = [row for row in answer["instances"] if row["total_blocks"]]
+        return Told(int(rows[0]["total_blocks"]), int(rows[0]["block_tokens"]), len(rows))
     except httpx.TransportError as error:
         raise UsageError(f"No server answers at {url}: {error or type(error).__name__}.") from None
-    except (httpx.HTTPError, KeyError, StopIteration, ValueError, TypeError):
+    except (httpx.HTTPError, KeyError, IndexError, ValueError, TypeError):
         raise UsageError(f"{url} does not tell of its KV cache: give --blocks and --block-tokens.") from None

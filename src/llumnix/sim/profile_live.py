@@ -8,6 +8,9 @@ Three experiments, all over `/v1/completions` with streamed token ids as prompts
 
 `fit` is pure and needs no server. What a client cannot see (blocks, bandwidth between instances, start-up)
 comes from the caller.
+
+Where a server has several instances all of them are measured at once, each with the same load: what they share (the
+memory of a machine, the front end) is then as busy as in use. A request names its instance by `X-data-parallel-rank`.
 """
 
 from __future__ import annotations
@@ -67,6 +70,8 @@ class Plan:
     """Prompt lengths of the decode experiment."""
     output_tokens: int = 48
     repeats: int = 3
+    instances: int = 1
+    """Each gets all that is sent, at once."""
     vocab: int = 256
     """Prompts are made of token ids below this."""
     timeout_s: float = 120.0
@@ -81,7 +86,7 @@ async def measure_server(
         try:
             model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
             measuring = _Measuring(client, model, plan)
-            await measuring.stream(32, 8)  # the first step of an engine is slow
+            await measuring.warm_up()  # the first step of an engine is slow
             prefill = [await measuring.prefill(tokens) for tokens in plan.prompt_tokens]
             decode = [await measuring.decode(batch, context) for context in plan.contexts for batch in plan.batches]
         except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
@@ -98,8 +103,9 @@ class _Measuring:
         self._plan = plan
         self._random = random.Random("profile")
 
-    async def stream(self, prompt_tokens: int, output_tokens: int) -> list[float]:
+    async def stream(self, prompt_tokens: int, output_tokens: int, instance: int = 0) -> list[float]:
         """When the request was sent, and when each token came. Prompts differ, so no prefix cache helps."""
+        headers = {"X-data-parallel-rank": str(instance)} if self._plan.instances > 1 else {}
         prompt = [self._random.randrange(3, self._plan.vocab) for _ in range(prompt_tokens)]
         body = {
             "model": self._model,
@@ -110,7 +116,7 @@ class _Measuring:
             "stream": True,
         }
         times = [time.perf_counter()]
-        async with self._client.stream("POST", "/v1/completions", json=body) as response:
+        async with self._client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
             if response.is_error:
                 said = (await response.aread()).decode(errors="replace")[:200]
                 raise ValueError(f"HTTP {response.status_code}: {said}")
@@ -121,24 +127,36 @@ class _Measuring:
                     times.append(time.perf_counter())
         return times
 
+    async def warm_up(self) -> None:
+        await self._on_each(1, 32, 8)
+
+    async def _on_each(self, count: int, prompt_tokens: int, output_tokens: int) -> list[list[float]]:
+        """So many streams at once on every instance."""
+        async with asyncio.TaskGroup() as group:
+            streams = [
+                group.create_task(self.stream(prompt_tokens, output_tokens, instance))
+                for instance in range(self._plan.instances)
+                for _ in range(count)
+            ]
+        return [stream.result() for stream in streams]
+
     async def prefill(self, tokens: int) -> PrefillSample:
         """The quickest of the repeats: everything that disturbs only adds."""
         firsts = []
         for _ in range(self._plan.repeats):
-            times = await self.stream(tokens, 2)
-            firsts.append(times[1] - times[0])
+            together = await self._on_each(1, tokens, 2)
+            firsts.append(statistics.mean(times[1] - times[0] for times in together))
         return PrefillSample(tokens, min(firsts) * 1e3)
 
     async def decode(self, batch: int, context: int) -> DecodeSample:
         """The median gap between tokens while all of the batch decode."""
         output = self._plan.output_tokens
-        async with asyncio.TaskGroup() as group:
-            streams = [group.create_task(self.stream(context, output)) for _ in range(batch)]
+        streams = await self._on_each(batch, context, output)
         gaps: list[float] = []
-        begun = max(stream.result()[1] for stream in streams)
-        over = min(stream.result()[-1] for stream in streams)
+        begun = max(stream[1] for stream in streams)
+        over = min(stream[-1] for stream in streams)
         for stream in streams:
-            times = [at for at in stream.result()[1 + SETTLE_TOKENS :] if begun <= at <= over]
+            times = [at for at in stream[1 + SETTLE_TOKENS :] if begun <= at <= over]
             gaps += [late - early for early, late in pairwise(times)]
         if not gaps:
             raise ValueError(f"the {batch} streams of a batch did not overlap; give a larger --output-tokens")
