@@ -11,7 +11,8 @@ pytest.importorskip("vllm")
 
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
-from llumnix.engine.vllm.driver import Engine, LlumletDriver
+from llumnix.engine.vllm.driver import LlumletDriver
+from llumnix.engine.vllm.parts import Engine
 from llumnix.types import RequestId
 
 

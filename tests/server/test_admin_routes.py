@@ -64,9 +64,8 @@ class Board:
         self.scheduler_answer: wire.Answer | None = wire.Answer(query=1, ok=True)
         self.spec = SimpleNamespace(book=SimpleNamespace(scheduler="inproc://scheduler"))
         states = {"i0": InstanceState.RUNNING, "i1": InstanceState.RUNNING, "i2": InstanceState.DRAINING}
-        self.client = SimpleNamespace(
-            members={name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
-        )
+        by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
+        self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id))
         gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
         self.roster = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
 

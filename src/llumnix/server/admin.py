@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from vllm import envs
 
-from llumnix.engine.vllm.client import Member
+from llumnix.engine.vllm.members import Member
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.server import sizing
@@ -87,7 +87,7 @@ def _router(board: Switchboard, keys: list[str]) -> APIRouter:
 
 
 async def _instances(board: Switchboard) -> JSONResponse:
-    rows = [_member_row(member) for _, member in sorted(board.client.members.items())]
+    rows = [_member_row(member) for _, member in sorted(board.client.members.by_id.items())]
     rows += [
         _empty_row(message.instance, InstanceState.STARTING, message.pid, message.node)
         for _, message in sorted(board.roster.starting.items())
@@ -155,7 +155,7 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
     found = [each for each in await board.list_requests() if client_visible_id(each[1].client_id) == request_id]
     if not found:
         raise _unknown_request(request_id)
-    member = board.client.members.get(target)
+    member = board.client.members.by_id.get(target)
     if member is None:
         raise sizing.unknown_or_gone(board, target)
     if member.snapshot.state is not InstanceState.RUNNING:

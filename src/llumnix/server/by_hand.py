@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from time import time
 
 from llumnix.control.messages import Moved, Stayed
-from llumnix.engine.vllm.client import LlumnixClient, Member, Observer
+from llumnix.engine.vllm.client import LlumnixClient
+from llumnix.engine.vllm.members import Member
 from llumnix.engine.vllm.session import Session
+from llumnix.engine.vllm.streams import Observer
 from llumnix.server.client_ids import client_visible_id
 from llumnix.server.failures import Failures
 from llumnix.server.metrics import Metrics
@@ -32,7 +34,7 @@ class _Order:
 
 
 class ByHand(Observer):
-    """Also the observer of the client: whatever moves, for whatever reason, is recorded and counted here."""
+    """Also the observer of the streams: whatever moves, for whatever reason, is recorded and counted here."""
 
     def __init__(
         self, client: LlumnixClient, log: MigrationLog, post: Callable[[str, wire.Wire], None], address: str
@@ -47,7 +49,6 @@ class ByHand(Observer):
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics = Metrics()
         self.failures = Failures()
-        self.on_slots_grew: Callable[[int], None] = lambda slots: None
 
     # -- an order
 
@@ -68,15 +69,15 @@ class ByHand(Observer):
 
     async def _carry_out(self, order: wire.MigrateByHand) -> tuple[int, wire.MigrationRecord | None, str]:
         """(status, record, why): see `MigrateAnswer`."""
-        session = self._client.sessions.get(order.request)
-        target = self._client.members.get(order.target)
+        session = self._client.streams.sessions.get(order.request)
+        target = self._client.members.by_id.get(order.target)
         if session is None:
             return 404, None, "the request has ended"
         if target is None:
             return 409, None, f"instance {order.target} is not running"
         if session.stream.owner == order.target:
             return 409, None, f"the request is on {order.target} already"
-        source = self._client.members.get(session.stream.owner)
+        source = self._client.members.by_id.get(session.stream.owner)
         if source is None or session.move is not None:
             return 409, None, "the request is moving already"
         recorded = self._recorded[session.engine_id] = asyncio.get_running_loop().create_future()
@@ -111,9 +112,6 @@ class ByHand(Observer):
 
     def failed(self, session: Session, why: str) -> None:
         self.failures.remember(client_visible_id(session.client_id), why)
-
-    def slots_grew(self, slots: int) -> None:
-        self.on_slots_grew(slots)
 
     def stayed(self, session: Session, notice: Stayed) -> None:
         self._keep(

@@ -31,9 +31,9 @@ async def serve_front_end(
     board = Switchboard(spec)
     llm = LlumnixLLM(config, spec, board.post, log_requests=args.enable_log_requests)
     board.connect(llm.engine_core)
-    board.on_slots_grew(llm.grow_metrics)
+    llm.engine_core.on_more_slots = llm.grow_metrics
     try:
-        await llm.engine_core.joined.wait()
+        await llm.engine_core.members.joined.wait()
         await llm.reset_mm_cache()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(_keep_gauges(board))]
@@ -127,7 +127,7 @@ async def _keep_gauges(board: Switchboard) -> None:
         if board.scaling is not None:
             metrics.scaling(board.scaling)
         metrics.refused.set(board.refused)
-        members = dict(board.client.members)
+        members = dict(board.client.members.by_id)
         for instance in shown - set(members):
             for gauge in gauges:
                 with contextlib.suppress(KeyError):

@@ -29,7 +29,7 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
     keep, timeout = params.get("keep", "false"), params.get("timeout_s")
     if keep not in ("true", "false"):
         raise Bad(400, f"keep must be true or false, not {keep!r}.")
-    if instance not in board.client.members:
+    if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
     order = wire.DrainInstance(
         instance=instance,

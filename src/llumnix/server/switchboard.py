@@ -56,14 +56,10 @@ class Switchboard:
         """From here on messages are taken."""
         self._client = client
         self._by_hand = ByHand(client, self.log, self.post, self.address)
-        client.observer = self._by_hand
+        client.streams.observer = self._by_hand
         self.metrics = self._by_hand.metrics
         self.failures = self._by_hand.failures
         self._mailbox.start()
-
-    def on_slots_grew(self, grow: Callable[[int], None]) -> None:
-        assert self._by_hand is not None
-        self._by_hand.on_slots_grew = grow
 
     def close(self) -> None:
         self._mailbox.close()
@@ -98,7 +94,7 @@ class Switchboard:
 
     async def list_requests(self, timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
         """Every request of every instance. If both sides of a hand-over tell of it, the source's row is dropped."""
-        members = self.client.members.values()
+        members = self.client.members.by_id.values()
         answers = await self._ask(
             [member.info.control for member in members],
             lambda query: wire.ListRequests(query=query, reply_to=self.address),
@@ -162,7 +158,7 @@ class Switchboard:
                 self.roster.starting.pop(message.info.id, None)
                 self.client.on_report(message)
             case wire.InstanceStarting():
-                if message.instance not in self.client.members:
+                if message.instance not in self.client.members.by_id:
                     self.roster.starting[message.instance] = message
             case wire.InstanceGone():
                 self.roster.starting.pop(message.instance, None)
@@ -170,7 +166,7 @@ class Switchboard:
                 self.roster.gone.append((message, state))
                 self.client.on_gone(message.instance)
             case wire.Arbitration(message=Doubt() as doubt):
-                self.client.on_doubt(doubt)
+                self.client.streams.doubted(doubt)
             case wire.SchedulerAlive():
                 self.scheduler_pid, self.scaling = message.pid, message.scaling
                 self._scheduler_seen_s = monotonic()
@@ -181,7 +177,7 @@ class Switchboard:
         assert self._by_hand is not None
         match message:
             case wire.ReplayElsewhere():
-                count = self.client.drive_out(message.instance, message.reason)
+                count = self.client.streams.drive_out(message.instance, message.reason)
                 self.post(message.reply_to, wire.ReplayedElsewhere(instance=message.instance, count=count))
             case wire.MoveAnswer():
                 self._by_hand.move_answered(message)

@@ -27,12 +27,14 @@ from llumnix.control.messages import Prepare
 from llumnix.control.replay import LlumletBegin
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
-from llumnix.engine.vllm.driver import Engine, LlumletDriver
+from llumnix.engine.vllm.driver import LlumletDriver
 from llumnix.engine.vllm.heart import Heart
 from llumnix.engine.vllm.movable import why_engine_pins
+from llumnix.engine.vllm.parts import Engine
+from llumnix.engine.vllm.reports import Reports
 from llumnix.engine.vllm.resume import Resume, take_up
 from llumnix.engine.vllm.scheduler import MigrationSupport
-from llumnix.engine.vllm.snapshot import Fixed, instance_snapshot, request_rows
+from llumnix.engine.vllm.snapshot import request_rows
 from llumnix.engine.vllm.state import Codec, decode_identity, stamp
 from llumnix.policy.catalogue import find_policy
 from llumnix.report.recording import recorder
@@ -65,7 +67,6 @@ class LlumnixEngineCore(EngineCoreProc):
         self._added = [0] * spec.book.front_ends
         self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
         self._driver: LlumletDriver | None = None
-        self._report_owed = False
         keys = spec.book.keys
         self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
         super().__init__(
@@ -104,15 +105,11 @@ class LlumnixEngineCore(EngineCoreProc):
             control=self._mailbox.address,
             data=msgspec.json.encode(addresses).decode(),
         )
-        self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
-        self._state = InstanceState.RUNNING
-        self._drain_keep = False
-        self._report_seq = 0
-        self._next_report = 0.0
         self._peer_codec = Codec()  # used by the mailbox's thread alone
         self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
         self._driver = self._make_driver()
-        self._report()
+        self._reports = Reports(spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen)
+        self._reports.send()
         self._mailbox.start()
         self._heart.start()
 
@@ -152,14 +149,13 @@ class LlumnixEngineCore(EngineCoreProc):
             if request_type == EngineCoreRequestType.ADD:
                 self._count(request[0])
             super()._handle_client_request(request_type, request)
-        self._report_owed = True
         if self._driver is not None:
             self._driver.after_step()
+            self._reports.owed = True
 
     def _notify_idle_state_callbacks(self) -> None:
         """vLLM calls this each time before the engine falls asleep on its queue."""
-        if self._report_owed:
-            self._report()
+        self._reports.before_sleep()
         super()._notify_idle_state_callbacks()
 
     def _process_input_queue(self) -> None:
@@ -188,15 +184,16 @@ class LlumnixEngineCore(EngineCoreProc):
         executed = super()._process_engine_step()
         assert self._driver is not None
         self._driver.after_step()
-        self._report_owed = True
-        if monotonic() >= self._next_report:
-            self._report()
+        self._reports.after_step()
         return executed
 
     def _count(self, request: Request) -> None:
         """For the front end's ledger: a further chunk of a streaming session is no dispatch."""
         if request.request_id not in self.scheduler.requests:
             self._added[request.client_index] += 1
+
+    def _dispatches_seen(self) -> tuple[int, ...]:
+        return tuple(added + refused for added, refused in zip(self._added, self._refused, strict=True))
 
     # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
 
@@ -281,8 +278,8 @@ class LlumnixEngineCore(EngineCoreProc):
         assert driver is not None
         match message:
             case wire.SetDraining():
-                self._state = InstanceState.DRAINING if message.draining else InstanceState.RUNNING
-                self._drain_keep = message.keep
+                self._reports.state = InstanceState.DRAINING if message.draining else InstanceState.RUNNING
+                self._reports.drain_keep = message.keep
                 driver.set_draining(message.draining)
             case wire.InstanceGone():
                 driver.peer_lost(message.instance)
@@ -302,33 +299,10 @@ class LlumnixEngineCore(EngineCoreProc):
         self.abort_requests([request.request_id for request in requests if request.client_index == front_end])
         self._added[front_end] = self._refused[front_end] = 0
 
-    # -- reports
-
-    def _report(self) -> None:
-        assert self._driver is not None
-        self._report_seq += 1
-        self._report_owed = False
-        now = monotonic()
-        self._next_report = now + self._spec.cluster.report_interval_s
-        seen = tuple(a + b for a, b in zip(self._added, self._refused, strict=True))
-        fixed = Fixed(
-            id=self._info.id,
-            at=now,
-            seq=self._report_seq,
-            state=self._state,
-            drain_keep=self._drain_keep,
-            dispatches_seen=seen,
-            **self._driver.counters,  # type: ignore[typeddict-item]
-        )
-        snapshot = instance_snapshot(self.scheduler, fixed, self._spec.policy.relief_steps)
-        self._last_report = wire.Report(info=self._info, snapshot=snapshot)
-        self._mailbox.post_soon(self._audience, self._last_report)
+    # -- the heart's thread
 
     def _beat(self) -> None:
-        """On the heart's thread. The launcher needs no load, only to know when an instance serves."""
-        report = self._last_report
-        for address in (self._spec.book.launcher, *self._audience):
-            self._mailbox.post(address, report)
+        self._reports.beat()
 
     def _ring(self) -> None:
         self._to_main(Tick())

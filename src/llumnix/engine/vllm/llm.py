@@ -26,7 +26,7 @@ _MOST_PLACES = 1 << 16  # an engine's identity on vLLM's sockets has two bytes
 
 
 class LlumnixLLM(AsyncLLM):
-    """To be made on the running event loop. It can be used once `engine_core.joined` is set."""
+    """To be made on the running event loop. It can be used once `engine_core.members.joined` is set."""
 
     engine_core: LlumnixClient
 
@@ -58,7 +58,7 @@ class LlumnixLLM(AsyncLLM):
         super().check_admission(n, request_id)
         if self._closing:
             raise GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)
-        if not self.engine_core.serving:
+        if not self.engine_core.members.running():
             raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
         limit = self._spec.cluster.max_queued_requests
         if limit and self.engine_core.queued_requests + n > limit:
@@ -69,7 +69,7 @@ class LlumnixLLM(AsyncLLM):
 
     async def check_health(self) -> None:
         await super().check_health()
-        if not self.engine_core.serving:
+        if not self.engine_core.members.running():
             raise EngineDeadError
 
     def shutdown(self, timeout: float | None = None) -> None:

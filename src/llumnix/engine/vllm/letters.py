@@ -1,0 +1,74 @@
+"""What a llumlet says to others, with what only its engine knows put in: block ids, requests, sampler states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
+from llumnix.control import commands
+from llumnix.control.messages import Commit, Committed, Copy, Prepare
+from llumnix.engine.vllm.parts import Engine
+from llumnix.engine.vllm.state import Codec, hand_of
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+from llumnix.wire.addresses import AddressBook
+
+NOTICE = "llumnix"
+"""Key of a notice in `EngineCoreOutput.kv_transfer_params`: a free-form field that vLLM passes through."""
+
+
+class Letters:
+    """Called on the engine's main thread only."""
+
+    def __init__(self, engine: Engine, book: AddressBook) -> None:
+        self.peers: dict[InstanceId, wire.InstanceInfo] = {}
+        self._engine = engine
+        self._book = book
+        self._codec = Codec()
+
+    def send(self, command: commands.Send) -> None:
+        """To the other end of a migration."""
+        peer = self.peers.get(command.to)
+        if peer is None:
+            return  # lost meanwhile; the machine has been, or will be, told by PeerLost
+        letter = wire.Peer(sender=self._engine.info, message=self._filled_in(command.message))
+        if isinstance(command.message, Commit | Committed):  # the stream stands still until they arrive
+            self._engine.post(peer.control, letter)
+        else:
+            self._engine.post_soon((peer.control,), letter)
+
+    def _filled_in(self, message: Any) -> Any:
+        scheduler = self._engine.scheduler
+        match message:
+            case Prepare():
+                payload = self._codec.identity(scheduler.requests[message.request])
+                return msgspec.structs.replace(message, payload=payload)
+            case Copy():
+                return msgspec.structs.replace(message, block_ids=self._block_ids(message))
+            case Commit():
+                state = self._engine.rpc("llumnix_sampler_state", args=(message.request,))[0]
+                payload = hand_of(scheduler.requests[message.request], state)
+                return msgspec.structs.replace(message, block_ids=self._block_ids(message), payload=payload)
+            case _:
+                return message
+
+    def _block_ids(self, message: Copy | Commit) -> tuple[int, ...]:
+        return tuple(self._engine.scheduler.block_ids(message.request, message.first_block, message.blocks))
+
+    def send_to_front_end(self, command: commands.SendToFrontEnd) -> None:
+        request = self._engine.scheduler.requests[command.request]
+        self._engine.post(self._book.front_end(request.client_index), wire.Arbitration(message=command.message))
+
+    def notify(self, command: commands.Notify) -> None:
+        """In the token stream: after all earlier tokens of the request here, and before all later ones."""
+        request = self._engine.scheduler.requests.get(command.request)
+        if request is None:
+            return  # it ended: its last output said so to the front end, and nobody waits for the notice
+        output = EngineCoreOutput(
+            request_id=command.request,
+            new_token_ids=[],
+            kv_transfer_params={NOTICE: msgspec.msgpack.encode(command.message)},
+        )
+        self._engine.put_output((request.client_index, EngineCoreOutputs(outputs=[output])))

@@ -1,0 +1,74 @@
+"""Load reports of an instance: what they say, who hears them, and when the next one is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.driver import LlumletDriver
+from llumnix.engine.vllm.scheduler import MigrationSupport
+from llumnix.engine.vllm.snapshot import Fixed, instance_snapshot
+from llumnix.types import InstanceState
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+
+class Reports:
+    """Called on the engine's main thread, except `beat`."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        scheduler: MigrationSupport,
+        driver: LlumletDriver,
+        mailbox: Mailbox,
+        dispatches_seen: Callable[[], tuple[int, ...]],
+    ) -> None:
+        self.state = InstanceState.RUNNING
+        self.drain_keep = False
+        self.owed = False
+        """Something changed since the last one."""
+        self._spec = spec
+        self._scheduler = scheduler
+        self._driver = driver
+        self._mailbox = mailbox
+        self._dispatches_seen = dispatches_seen
+        self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
+        self._number = 0
+        self._due_s = 0.0
+
+    def after_step(self) -> None:
+        self.owed = True
+        if monotonic() >= self._due_s:
+            self.send()
+
+    def before_sleep(self) -> None:
+        """Whoever listens is to know the end of the story, however soon it came after the last report."""
+        if self.owed:
+            self.send()
+
+    def send(self) -> None:
+        now = monotonic()
+        self._number += 1
+        self.owed = False
+        self._due_s = now + self._spec.cluster.report_interval_s
+        fixed = Fixed(
+            id=self._driver.info.id,
+            at=now,
+            seq=self._number,
+            state=self.state,
+            drain_keep=self.drain_keep,
+            dispatches_seen=self._dispatches_seen(),
+            **self._driver.counters,  # type: ignore[typeddict-item]
+        )
+        snapshot = instance_snapshot(self._scheduler, fixed, self._spec.policy.relief_steps)
+        self._last = wire.Report(info=self._driver.info, snapshot=snapshot)
+        self._mailbox.post_soon(self._audience, self._last)
+
+    def beat(self) -> None:
+        """On the heart's thread, once a first one was sent. The launcher needs no load, only to know when an instance
+        serves."""
+        last = self._last
+        for address in (self._spec.book.launcher, *self._audience):
+            self._mailbox.post(address, last)

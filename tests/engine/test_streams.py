@@ -1,0 +1,265 @@
+"""The streams of a front end when instances come, go and lie: told without engines or sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
+
+from llumnix.config import PolicyConfig
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.engine.vllm.members import Members, first_answer, unless_gone
+from llumnix.engine.vllm.resume import Resume
+from llumnix.engine.vllm.session import Session
+from llumnix.engine.vllm.streams import Observer, Streams, Ways
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire.messages import InstanceInfo, Report, Wire
+
+A, B = InstanceId("a"), InstanceId("b")
+
+
+class FrontEnd(Observer):
+    """Streams, and everything they ask for."""
+
+    def __init__(self, *instances: InstanceId) -> None:
+        self.members = Members()
+        self.dispatcher = Dispatcher(PolicyConfig(), 0)
+        self.sent: list[tuple[InstanceId, EngineCoreRequestType, Any]] = []
+        self.emitted: list[EngineCoreOutput] = []
+        self.resumed: list[tuple[InstanceId, Resume]] = []
+        self.answer_to_resume: Exception | None = None
+        self.why_failed: list[str] = []
+        ways = Ways(
+            send=lambda *letter: self.sent.append(letter),
+            resume=self._resume,
+            post=self._post,
+            emit=self.emitted.extend,
+            spawn=_run,
+        )
+        self.streams = Streams(self.members, self.dispatcher, ways)
+        self.streams.observer = self
+        for instance in instances:
+            self.join(instance)
+
+    def join(self, instance: InstanceId) -> None:
+        index = len(self.members.by_index)
+        info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control="", data="")
+        self.members.call(instance)
+        self.members.admit(Report(info=info, snapshot=self.report(instance)))
+        self.streams.place_parked()
+
+    def report(self, instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
+        snapshot = InstanceSnapshot(id=instance, seq=seq, at=0.0, total_blocks=100, free_blocks=100, **fields)
+        self.dispatcher.on_report(snapshot)
+        return snapshot
+
+    def lose(self, instance: InstanceId) -> None:
+        self.members.remove(instance)
+        self.dispatcher.on_removed(instance)
+        self.streams.instance_gone(instance)
+
+    def open(self, request_id: str = "r", **fields: Any) -> InstanceId:
+        instance = self.streams.open(_request(request_id, **fields))
+        assert instance is not None
+        return instance
+
+    def failed(self, session: Session, why: str) -> None:
+        self.why_failed.append(why)
+
+    async def _resume(self, instance: InstanceId, payload: bytes) -> None:
+        self.resumed.append((instance, msgspec.msgpack.decode(payload, type=Resume)))
+        if self.answer_to_resume is not None:
+            raise self.answer_to_resume
+
+    def _post(self, address: str, message: Wire) -> None:
+        raise AssertionError("nobody is asked to arbitrate here")
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """What is spawned here never waits for anything."""
+    with pytest.raises(StopIteration):
+        work.send(None)
+
+
+def _request(request_id: str, **fields: Any) -> EngineCoreRequest:
+    plain: dict[str, Any] = {
+        "request_id": request_id,
+        "prompt_token_ids": [1, 2, 3],
+        "mm_features": None,
+        "sampling_params": SamplingParams(temperature=0.0),
+        "pooling_params": None,
+        "arrival_time": 0.0,
+        "lora_request": None,
+        "cache_salt": None,
+        "data_parallel_rank": None,
+    }
+    return EngineCoreRequest(**plain | fields)
+
+
+def _token(request_id: str, token: int, **fields: Any) -> EngineCoreOutput:
+    return EngineCoreOutput(request_id=request_id, new_token_ids=[token], **fields)
+
+
+def _other(instance: InstanceId) -> InstanceId:
+    return B if instance == A else A
+
+
+def test_stream_goes_on_elsewhere_under_a_new_id_that_its_client_does_not_see() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.streams.sort_out(first, [_token("r", 7), _token("r", 8)])
+    front.lose(first)
+    ((second, resume),) = front.resumed
+    assert second == _other(first)
+    assert resume.output_token_ids == [7, 8]
+    (delivered,) = front.streams.sort_out(second, [_token("r~1", 9)])
+    assert (delivered.request_id, delivered.new_token_ids) == ("r", [9])
+
+
+def test_request_that_said_nothing_yet_is_simply_sent_again() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.lose(first)
+    ((to, kind, renamed),) = front.sent
+    assert (to, kind, renamed.request_id) == (_other(first), EngineCoreRequestType.ADD, "r~1")
+    assert not front.resumed
+
+
+def test_what_a_lost_owner_still_says_is_not_delivered() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.lose(first)
+    assert front.streams.sort_out(first, [_token("r", 7)]) == []
+
+
+def test_stream_without_a_place_waits_for_an_instance() -> None:
+    front = FrontEnd(A)
+    front.open()
+    front.streams.sort_out(A, [_token("r", 7)])
+    front.lose(A)
+    assert (front.streams.parked, front.resumed) == (1, [])
+    front.join(B)
+    assert front.streams.parked == 0
+    assert [(to, resume.output_token_ids) for to, resume in front.resumed] == [(B, [7])]
+
+
+def test_client_that_leaves_while_its_stream_waits_for_a_place_is_forgotten() -> None:
+    front = FrontEnd(A)
+    front.open()
+    front.lose(A)
+    front.streams.abort("r")
+    front.join(B)
+    assert (front.sent, front.resumed, front.streams.sessions) == ([], [], {})
+
+
+def test_client_that_leaves_after_a_replay_ends_the_request_where_it_runs_now() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.lose(first)
+    front.sent.clear()
+    front.streams.abort("r")
+    assert front.sent == [(_other(first), EngineCoreRequestType.ABORT, ["r~1"])]
+    assert front.streams.sessions == {}
+
+
+def test_engine_that_cannot_take_up_a_stream_ends_it_with_an_error() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.streams.sort_out(first, [_token("r", 7)])
+    front.answer_to_resume = RuntimeError("its grammar does not fit")
+    front.lose(first)
+    (output,) = front.emitted
+    assert (output.request_id, output.finish_reason) == ("r", FinishReason.ERROR)
+    assert front.why_failed == ["token replay failed: its grammar does not fit"]
+    assert front.streams.sessions == {}
+
+
+def test_stream_that_cannot_be_continued_exactly_ends_with_the_reason() -> None:
+    front = FrontEnd(A, B)
+    first = front.open(sampling_params=SamplingParams(temperature=1.0, seed=1))
+    front.streams.sort_out(first, [_token("r", 7)])
+    front.lose(first)
+    assert "seeded random generator" in front.why_failed[0]
+    assert front.emitted[0].finish_reason is FinishReason.ERROR
+
+
+def test_finished_request_is_forgotten() -> None:
+    front = FrontEnd(A, B)
+    owner = front.open()
+    front.streams.sort_out(owner, [_token("r", 7, finish_reason=FinishReason.STOP)])
+    assert front.streams.session_of("r") is None
+    front.lose(owner)
+    assert (front.sent, front.emitted) == ([], [])
+
+
+def test_driven_out_streams_go_on_elsewhere_and_the_rest_stays() -> None:
+    front = FrontEnd(A, B)
+    homes = {name: front.open(name) for name in ("r", "s")}
+    assert set(homes.values()) == {A, B}
+    front.streams.sort_out(A, [_token(next(name for name, home in homes.items() if home == A), 7)])
+    front.report(A, seq=2, state=InstanceState.DRAINING)
+    assert front.streams.drive_out(A, "it drains") == 1
+    assert [to for to, _ in front.resumed] == [B]
+
+
+def test_nobody_is_driven_out_without_a_place_to_go() -> None:
+    front = FrontEnd(A)
+    front.open()
+    assert front.streams.drive_out(A, "it drains") == 0
+    assert front.streams.session_of("r") is not None
+
+
+def test_client_may_name_the_slot() -> None:
+    front = FrontEnd(A, B)
+    assert [front.open(f"r{n}", data_parallel_rank=1) for n in range(4)] == [B] * 4
+
+
+async def test_instance_that_does_not_hear_the_first_calls_is_called_again() -> None:
+    calls = 0
+
+    async def call() -> str:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            await asyncio.Event().wait()  # lost on the way
+        return "here"
+
+    assert await first_answer(call, asyncio.Event()) == "here"
+    assert calls == 3
+
+
+async def test_instance_that_goes_before_it_answers_is_not_called_for_ever() -> None:
+    gone = asyncio.Event()
+
+    async def call() -> None:
+        gone.set()
+        await asyncio.Event().wait()
+
+    with pytest.raises(ConnectionError, match="the instance is gone"):
+        await first_answer(call, gone)
+    with pytest.raises(ConnectionError, match="the instance is gone"):
+        await unless_gone(asyncio.Event().wait(), gone)
+
+
+def test_gone_instance_does_not_come_back_by_a_late_report() -> None:
+    members = Members()
+    members.call(A)
+    members.remove(A)
+    assert not members.is_unknown(A)
+    assert members.is_unknown(B)
+
+
+def test_joined_while_there_is_an_instance() -> None:
+    front = FrontEnd(A)
+    assert front.members.joined.is_set()
+    front.lose(A)
+    assert not front.members.joined.is_set()
