@@ -11,6 +11,7 @@ from rich.table import Table
 
 from llumnix.errors import UsageError
 from llumnix.report.records import MOVED, Records, RequestRecord
+from llumnix.report.summary import summarize
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,9 @@ def compare(measured: Records, predicted: Records) -> list[Row]:
                 for side in (0, 1)
             ]
             rows.append(Row(f"{title} P{percentile}", unit, *values))
-    for title, count in (("preemptions", _preemptions), ("migrations", _migrations)):
-        rows.append(Row(title, "", count(measured), count(predicted)))
+    rows.append(Row("preemptions", "", summarize(measured).preemptions, summarize(predicted).preemptions))
+    rows.append(Row("migrations", "", _migrations(measured), _migrations(predicted)))
     return rows
-
-
-def _preemptions(records: Records) -> float | None:
-    known = [record.preemptions for record in records.requests if record.preemptions is not None]
-    if known:
-        return float(sum(known))
-    last = {row.instance: row.preemptions for row in records.instances}
-    return float(sum(last.values())) if last else None
 
 
 def _migrations(records: Records) -> float | None:
