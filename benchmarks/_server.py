@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from llumnix import tiny_model
 READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.05
+_PACED = Path(__file__).with_name("_paced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,19 @@ def tiny_engine_flags(max_model_len: int = 8192, kv_mib: int = 64) -> list[str]:
 
 
 @contextmanager
+def paced_engine_flags(step_ms: float, token_ms: float, max_model_len: int, kv_mib: int) -> Iterator[list[str]]:
+    """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device (_paced/)."""
+    model, *flags = tiny_engine_flags(max_model_len, kv_mib)
+    with tempfile.TemporaryDirectory(prefix="paced-") as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text())
+        config |= {"architectures": ["PacedForCausalLM"], "paced_step_ms": step_ms, "paced_token_ms": token_ms}
+        path.write_text(json.dumps(config))
+        yield [folder, *flags]
+
+
+@contextmanager
 def llumnix_server(engine_flags: Sequence[str], *flags: str) -> Iterator[Server]:
     """`llumnix serve` with these flags; stopped at the end. Raises SystemExit with its last words if it fails."""
     with _running(["-m", "llumnix", "serve", *engine_flags, "--verbose", *flags]) as server:
@@ -86,6 +102,8 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         **os.environ,
+        # vLLM finds the plugin with the paced model there; it does nothing unless that model is served.
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(_PACED), os.environ.get("PYTHONPATH")))),
     }
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from _server import Server, llumnix_server, tiny_engine_flags
+from _server import Server, llumnix_server, paced_engine_flags, tiny_engine_flags
 from _stream import Stream, completion_body, open_session, served_model
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -393,6 +393,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for figure10_live.png and figure10_live.csv")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        default=0.0,
+        help="each step lasts that long, as on a device of its own (0: as it comes)",
+    )
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.lengths = [int(word) for word in options.lengths.split(",")]
@@ -401,14 +407,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    window = max(options.lengths) + ROOM_TOKENS + 64
-    engine = (
-        [options.model, "--max-model-len", str(window), *options.engine_flags]
-        if options.model
-        else [*tiny_engine_flags(window, kv_mib=128), *options.engine_flags]
-    )
     common = ("--instances", "2", "--no-migration", "--no-enable-prefix-caching")
     with ExitStack() as stack:
+        engine = [*_engine_flags(options, stack), *options.engine_flags]
         live = stack.enter_context(llumnix_server(engine, *common))
         all_at_once = ("--max-stages", "1", "--last-stage-max-blocks", "1000000")
         blocking = stack.enter_context(llumnix_server(engine, *common, *all_at_once))
@@ -426,6 +427,15 @@ def main() -> None:
     reached = print_goals(figures)
     if options.check and not reached:
         raise SystemExit(1)
+
+
+def _engine_flags(options: argparse.Namespace, stack: ExitStack) -> list[str]:
+    window = max(options.lengths) + ROOM_TOKENS + 64
+    if options.model:
+        return [options.model, "--max-model-len", str(window)]
+    if options.step_ms:
+        return stack.enter_context(paced_engine_flags(options.step_ms, 0.0, window, kv_mib=128))
+    return tiny_engine_flags(window, kv_mib=128)
 
 
 def write_csv(figures: dict[int, Figures], path: Path) -> None:

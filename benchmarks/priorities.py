@@ -6,6 +6,8 @@ One load that makes instances preempt; one request in ten is important. A round 
 the priorities, and with every request the same. Compared are the same requests in both. Exit code 1 if a request
 failed or a goal is missed: P99 of the time to the first token of the important ones at most a third, mean latency of
 the others at most 5 % longer.
+
+Each step lasts as if every instance had a device of its own (--step-ms, --token-ms; with zeros they share the cores).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
-from _server import llumnix_server, tiny_engine_flags
+from _server import llumnix_server, paced_engine_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +31,7 @@ from llumnix.report.summary import summarize
 from llumnix.types import NORMAL, is_high
 from llumnix.workload.workload import Workload, load_workload
 
-WORKLOAD = "gamma:rate=12,cv=3,prompt=zipf128,output=zipf256,cap=600,requests=500,high=0.1"
+WORKLOAD = "gamma:rate=3,cv=3,prompt=zipf128,output=zipf256,cap=600,requests=250,high=0.1"
 KV_MIB = 12  # 96 blocks of 32 tokens
 TARGET_TOKENS = 2560
 """Headroom: a sixth of the memory of an instance. Displacing makes room for the first token; this is for the others."""
@@ -56,7 +58,8 @@ def main() -> int:
     arguments = _parse()
     pairs: list[tuple[Outcome, Outcome]] = []
     flags = ("--instances", "2", "--priority-target-tokens", str(TARGET_TOKENS), "--max-num-seqs", "64")
-    with llumnix_server(tiny_engine_flags(max_model_len=2048, kv_mib=KV_MIB), *flags) as server:
+    pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
+    with pace as engine_flags, llumnix_server(engine_flags, *flags) as server:
         _run(server.url, load_workload("poisson:rate=8,requests=16,output=50"), set())
         for number in range(arguments.rounds):
             workload = load_workload(arguments.workload, seed=arguments.seed + number)
@@ -73,6 +76,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
     parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
+    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
     return parser.parse_args()
 
 

@@ -8,6 +8,9 @@ round serves the same requests to both. Compared are the P99 of the time to the 
 of instances, over the same stretch of time: who is through earlier counts with one instance until the other is. Exit
 code 1 if a request failed or the goal is missed: P99 TTFT at least halved, or 20 % fewer instances, at no loss of the
 other.
+
+Each step lasts as if every instance had a device of its own (--step-ms, --token-ms). With zeros the instances share
+the cores as they come: the more of them are at work, the slower is each.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from _server import llumnix_server, tiny_engine_flags
+from _server import llumnix_server, paced_engine_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +60,7 @@ def main() -> int:
     for number in range(arguments.rounds):
         order = POLICIES if number % 2 == 0 else POLICIES[::-1]
         for policy in order:
-            rounds[policy].append(_run(policy, arguments.workload, arguments.seed + number))
+            rounds[policy].append(_run(policy, arguments, arguments.seed + number))
             _tell(policy, number, rounds[policy][-1])
     return _compare(rounds["llumnix"], rounds["infaas++"])
 
@@ -67,13 +70,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
     parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
+    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
     return parser.parse_args()
 
 
-def _run(policy: str, text: str, seed: int) -> Figures:
-    workload = load_workload(text, seed=seed)
+def _run(policy: str, arguments: argparse.Namespace, seed: int) -> Figures:
+    workload = load_workload(arguments.workload, seed=seed)
     flags = ("--policy", policy, *SCALING, "--max-num-seqs", "64")
-    with llumnix_server(tiny_engine_flags(max_model_len=2048, kv_mib=KV_MIB), *flags) as server:
+    pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
+    with pace as engine_flags, llumnix_server(engine_flags, *flags) as server:
         result = asyncio.run(bench(workload, BenchConfig(url=server.url), Console(stderr=True)))
     return _figures(summarize(result.records, result.facts))
 

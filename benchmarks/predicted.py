@@ -1,0 +1,121 @@
+"""Predicted beside measured: a live server, and the simulator with the profile that was measured of that server.
+
+    python benchmarks/predicted.py --rates 2,3,4 --out DIR
+
+Starts two instances of the tiny model with little memory, measures their profile (`llumnix profile`), sends them one
+load per rate (`llumnix bench`), and simulates the very same requests (`llumnix simulate --compare`). Prints one column
+of errors per rate, relative to what was measured. With --again the server gets each load twice, and more columns tell
+how much two runs of the same requests differ: nobody can predict better than that. Exit code 1 if a goal is missed:
+TTFT and TPOT within 10 % at P50 and 25 % at P99, preemptions within 20 %.
+
+Each step lasts as if every instance had a device of its own (--step-ms, --token-ms; with zeros they share the cores).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from _server import llumnix_server, paced_engine_flags
+from rich.console import Console
+from rich.table import Table
+
+from llumnix.cli import main as llumnix
+from llumnix.report.records import read_records
+from llumnix.sim.compare import Row, compare
+
+WORKLOAD = "gamma:rate={rate},cv=3,prompt=zipf128,output=zipf256,cap=600,requests=250,seed={seed}"
+NAMES = ("live", "again")
+INSTANCES = 2
+KV_MIB, BLOCK_BYTES = 12, 128 << 10  # 96 blocks of 32 tokens, 4 KiB each
+SEQUENCES, BATCHED_TOKENS = 64, 512
+PROFILED = (
+    *("--prompts", "16,64,128,256,512", "--batches", "1,2,4,8,12", "--contexts", "32,100", "--output-tokens", "64"),
+    *("--block-bytes", str(BLOCK_BYTES), "--max-num-seqs", str(SEQUENCES)),
+    *("--max-num-batched-tokens", str(BATCHED_TOKENS)),
+)
+GOALS = {"TTFT P50": 0.1, "TPOT P50": 0.1, "TTFT P99": 0.25, "TPOT P99": 0.25, "preemptions": 0.2}
+
+
+def main() -> int:
+    arguments = _parse()
+    rates = [float(word) for word in arguments.rates.split(",")]
+    flags = (
+        *("--instances", str(INSTANCES), "--no-enable-prefix-caching"),
+        *("--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", str(BATCHED_TOKENS)),
+    )
+    profile = arguments.out / "profile.toml"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
+    with pace as engine_flags, llumnix_server(engine_flags, *flags) as server:
+        _command("profile", "--url", server.url, "--out", str(profile), *PROFILED)
+        for rate in rates:
+            workload = arguments.workload.format(rate=rate, seed=arguments.seed)
+            for name in NAMES[: 1 + arguments.again]:
+                out = _records(arguments.out, name, rate)
+                _command("bench", "--url", server.url, "--workload", workload, "--out", str(out))
+    predicted = [(f"{rate:g}/s: predicted", _predict(arguments.out, rate, profile)) for rate in rates]
+    again = [(f"{rate:g}/s: again", _compare_again(arguments.out, rate)) for rate in rates if arguments.again]
+    _print(again)
+    return _print(predicted)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rates", default="2,3,4", help="Requests/s, with commas between. Default: 2,3,4.")
+    parser.add_argument("--workload", default=WORKLOAD, help=f"With {{rate}} and {{seed}}. Default: {WORKLOAD}")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
+    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
+    parser.add_argument("--again", action="store_true", help="Each load twice: how much do two live runs differ?")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for profile, records and predictions.")
+    return parser.parse_args()
+
+
+def _command(*words: str) -> None:
+    """A command of `llumnix`, as a user would call it."""
+    if code := llumnix(list(words)):
+        raise SystemExit(code)
+
+
+def _records(out: Path, name: str, rate: float) -> Path:
+    return out / f"{name}-{rate:g}"
+
+
+def _compare_again(out: Path, rate: float) -> list[Row]:
+    first, second = (read_records(_records(out, name, rate)) for name in NAMES)
+    return compare(first, second)
+
+
+def _predict(out: Path, rate: float, profile: Path) -> list[Row]:
+    live, simulated = _records(out, "live", rate), _records(out, "simulated", rate)
+    count = ("--instances", str(INSTANCES))
+    _command("simulate", "--compare", str(live), "--profile", str(profile), "--out", str(simulated), *count)
+    return compare(read_records(live), read_records(simulated))
+
+
+def _print(columns: list[tuple[str, list[Row]]]) -> int:
+    """Returns 1 if a goal is missed."""
+    if not columns:
+        return 0
+    table = Table("", *(f"{title} / measured" for title, _ in columns), "goal")
+    missed = 0
+    for rows in zip(*(rows for _, rows in columns), strict=True):
+        goal = GOALS.get(rows[0].name)
+        missed += sum(goal is not None and row.error is not None and abs(row.error) > goal for row in rows)
+        table.add_row(rows[0].name, *map(_cell, rows), "" if goal is None else f"{goal:.0%}")
+    Console().print(table)
+    print(f"{missed} figures beyond their goals")
+    return int(missed > 0)
+
+
+def _cell(row: Row) -> str:
+    if row.predicted is None or row.measured is None:
+        return "–"
+    error = "" if row.error is None else f" ({row.error:+.1%})"
+    return f"{row.predicted:.4g} / {row.measured:.4g} {row.unit}{error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
