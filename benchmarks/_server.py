@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -63,14 +64,18 @@ def tiny_engine_flags(max_model_len: int = 8192, kv_mib: int = 64) -> list[str]:
 
 @contextmanager
 def paced_engine_flags(step_ms: float, token_ms: float, max_model_len: int, kv_mib: int) -> Iterator[list[str]]:
-    """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device (_paced/)."""
+    """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device (_paced/).
+
+    Servers that are started meanwhile know that model: vLLM finds the plugin through PYTHONPATH.
+    """
     model, *flags = tiny_engine_flags(max_model_len, kv_mib)
-    with tempfile.TemporaryDirectory(prefix="paced-") as folder:
+    path = os.pathsep.join(filter(None, (str(_PACED), os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryDirectory(prefix="paced-") as folder, mock.patch.dict(os.environ, PYTHONPATH=path):
         shutil.copytree(model, folder, dirs_exist_ok=True)
-        path = Path(folder) / "config.json"
-        config = json.loads(path.read_text())
+        config_json = Path(folder) / "config.json"
+        config = json.loads(config_json.read_text())
         config |= {"architectures": ["PacedForCausalLM"], "paced_step_ms": step_ms, "paced_token_ms": token_ms}
-        path.write_text(json.dumps(config))
+        config_json.write_text(json.dumps(config))
         yield [folder, *flags]
 
 
@@ -102,8 +107,6 @@ def _environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         **os.environ,
-        # vLLM finds the plugin with the paced model there; it does nothing unless that model is served.
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_PACED), os.environ.get("PYTHONPATH")))),
     }
 
 
