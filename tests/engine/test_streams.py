@@ -16,10 +16,11 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.messages import Moved, Stayed
 from llumnix.engine.vllm.members import Members, first_answer, unless_gone
 from llumnix.engine.vllm.resume import Resume
 from llumnix.engine.vllm.session import Session
-from llumnix.engine.vllm.streams import Observer, Streams, Ways
+from llumnix.engine.vllm.streams import Streams, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.messages import InstanceInfo, Report, Wire
@@ -27,7 +28,7 @@ from llumnix.wire.messages import InstanceInfo, Report, Wire
 A, B = InstanceId("a"), InstanceId("b")
 
 
-class FrontEnd(Observer):
+class FrontEnd:
     """Streams, and everything they ask for."""
 
     def __init__(self, *instances: InstanceId) -> None:
@@ -71,6 +72,11 @@ class FrontEnd(Observer):
         instance = self.streams.open(_request(request_id, **fields))
         assert instance is not None
         return instance
+
+    def dispatched(self, instance: InstanceId) -> None: ...
+    def replayed(self, request_id: str, why: str) -> None: ...
+    def stayed(self, session: Session, notice: Stayed) -> None: ...
+    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None: ...
 
     def failed(self, session: Session, why: str) -> None:
         self.why_failed.append(why)

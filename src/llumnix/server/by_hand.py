@@ -12,7 +12,6 @@ from llumnix.control.messages import Moved, Stayed
 from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.engine.vllm.members import Member
 from llumnix.engine.vllm.session import Session
-from llumnix.engine.vllm.streams import Observer
 from llumnix.server.client_ids import client_visible_id
 from llumnix.server.failures import Failures
 from llumnix.server.metrics import Metrics
@@ -33,7 +32,7 @@ class _Order:
     answered: asyncio.Future[wire.MoveAnswer] = field(default_factory=asyncio.Future)
 
 
-class ByHand(Observer):
+class ByHand:
     """Also the observer of the streams: whatever moves, for whatever reason, is recorded and counted here."""
 
     def __init__(

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
@@ -29,7 +29,7 @@ from llumnix.wire import messages as wire
 log = logging.getLogger(__name__)
 
 
-class Observer:
+class Observer(Protocol):
     """What a front end wants to know of its streams; all calls come on the event loop and must be quick."""
 
     def dispatched(self, instance: InstanceId) -> None: ...
@@ -56,8 +56,10 @@ class Ways:
 class Streams:
     """All methods run on the front end's event loop."""
 
+    observer: Observer
+    """To be set before the first instance is admitted."""
+
     def __init__(self, members: Members, dispatcher: Dispatcher, ways: Ways) -> None:
-        self.observer = Observer()
         self.sessions: dict[str, Session] = {}
         """By engine id."""
         self._members = members
