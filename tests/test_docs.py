@@ -33,3 +33,16 @@ def test_a_generated_page_is_what_its_source_says(name: str) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     missing = [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_every_metric_of_ours_is_explained() -> None:
+    names = set(re.findall(r'"(llumnix_[a-z_]+)"', (ROOT / "src/llumnix/server/metrics.py").read_text()))
+    explained = set(re.findall(r"`(llumnix_[a-z_]+)`", (ROOT / "docs/observing.md").read_text()))
+    assert names <= explained
+
+
+def test_every_admin_route_is_listed() -> None:
+    routes = re.findall(r'@router\.get\("(/[a-z]+)"\)', (ROOT / "src/llumnix/server/admin.py").read_text())
+    page = (ROOT / "docs/observing.md").read_text()
+    assert routes
+    assert [route for route in routes if f"GET /llumnix/v1{route}" not in page] == []
