@@ -93,15 +93,19 @@ class Faults:
         victim = await self._victim(lot)
         if victim is None:
             return False
+        if await self.admin.drain(str(victim["id"])) != 202:  # the scheduler has just been killed, perhaps
+            return False
         await self.admin.start(1)
-        return await self.admin.drain(str(victim["id"])) == 202
+        return True
 
     async def _terminate(self, lot: float) -> bool:
         victim = await self._victim(lot)
         if victim is None:
             return False
+        if not _signal(int(str(victim["pid"])), signal.SIGTERM):
+            return False
         await self.admin.start(1)
-        return _signal(int(str(victim["pid"])), signal.SIGTERM)
+        return True
 
     async def _kill_scheduler(self, _lot: float) -> bool:
         return any(

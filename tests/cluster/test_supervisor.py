@@ -337,7 +337,7 @@ def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:
     server = Server(front_ends=2)
     server.serve()
     commands = server.exit("front-1", at=5.0)
-    assert [message.front_end for message in told(FrontEndLost, commands, Audience.INSTANCES)] == [1]
+    assert [message.front_end for message in told(FrontEndLost, commands, Audience.SERVING)] == [1]
     assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(1)]
 
 

@@ -255,12 +255,11 @@ class Launcher:
 
     def _tell(self, message: Wire, audience: Audience) -> None:
         addresses: list[str] = []
-        if audience is not Audience.INSTANCES:
+        if audience is not Audience.SERVING:
             addresses.append(self._book.scheduler)
         if audience is not Audience.SCHEDULER:
             serving = [instance for instance in self._supervisor.instances if instance in self._controls]
             addresses += [self._controls[instance] for instance in serving]
-        if audience is Audience.EVERYBODY:
             addresses += self._book.all_front_ends
         for address in addresses:
             self._mailbox.post(address, message)

@@ -152,7 +152,7 @@ class StopListening:
 
 class Audience(Enum):
     EVERYBODY = "the scheduler, every front end and every instance"
-    INSTANCES = "every instance"
+    SERVING = "every front end and every instance"
     SCHEDULER = "the scheduler"
 
 

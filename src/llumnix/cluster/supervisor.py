@@ -286,7 +286,7 @@ class Supervisor:
     def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
         place = self._roster.front_end_places[front_end.index]
         place.process = None
-        lost = Tell(FrontEndLost(front_end=front_end.index), Audience.INSTANCES)
+        lost = Tell(FrontEndLost(front_end=front_end.index), Audience.SERVING)
         if self._stopping:
             return [lost]
         place.attempts.failed(at, at - front_end.forked_s)

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -34,6 +34,16 @@ class Roster:
     gone: deque[tuple[wire.InstanceGone, InstanceState]]
 
 
+@dataclass(slots=True)
+class _Question:
+    """One that is being asked."""
+
+    only_to: str | None
+    """The mailbox that is to answer, if it is only one."""
+    inbox: asyncio.Queue[Any | None] = field(default_factory=asyncio.Queue)
+    """None: nobody will answer any more."""
+
+
 class Switchboard:
     """Made and used on the event loop; only the mailbox's thread is elsewhere."""
 
@@ -46,7 +56,7 @@ class Switchboard:
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
-        self._questions: dict[int, asyncio.Queue[Any]] = {}
+        self._questions: dict[int, _Question] = {}
         self._client: LlumnixClient | None = None
         self._by_hand: ByHand | None = None
         self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
@@ -88,7 +98,7 @@ class Switchboard:
     # -- questions
 
     async def ask_one(self, address: str, make: Callable[[int], wire.Wire], timeout_s: float) -> Any | None:
-        """The answer of one mailbox, or None when none came in time."""
+        """The answer of one mailbox, or None when none came in time or its owner, a front end, died."""
         answers = await self._ask([address], make, timeout_s)
         return answers[0] if answers else None
 
@@ -125,21 +135,21 @@ class Switchboard:
             lambda query: wire.MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),
             timeout_s,
         )
-        return answer or wire.MigrateAnswer(query=0, status=504, why=f"no answer within {timeout_s:g} s")
+        why = f"the front end that streams it died, or did not answer within {timeout_s:g} s"
+        return answer or wire.MigrateAnswer(query=0, status=504, why=why)
 
     async def _ask(self, addresses: Iterable[str], make: Callable[[int], wire.Wire], timeout_s: float) -> list[Any]:
         asked = list(addresses)
         query = next(self._numbers)
-        inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._questions[query] = inbox
+        question = self._questions[query] = _Question(asked[0] if len(asked) == 1 else None)
         answers: list[Any] = []
         try:
-            question = make(query)
+            message = make(query)
             for address in asked:
-                self.post(address, question)
+                self.post(address, message)
             async with asyncio.timeout(timeout_s):
-                while len(answers) < len(asked):
-                    answers.append(await inbox.get())
+                while len(answers) < len(asked) and (answer := await question.inbox.get()) is not None:
+                    answers.append(answer)
         except TimeoutError:
             pass
         finally:
@@ -187,8 +197,13 @@ class Switchboard:
                 answer = wire.Migrations(query=message.query, records=tuple(self.log.newest(message.limit)))
                 self.post(message.reply_to, answer)
             case wire.Requests() | wire.Migrations() | wire.Drains() | wire.Answer() | wire.MigrateAnswer():
-                inbox = self._questions.get(message.query)
-                if inbox is not None:  # else it came too late
-                    inbox.put_nowait(message)
+                question = self._questions.get(message.query)
+                if question is not None:  # else it came too late
+                    question.inbox.put_nowait(message)
+            case wire.FrontEndLost():
+                lost = self.spec.book.front_end(message.front_end)
+                for question in self._questions.values():
+                    if question.only_to == lost:
+                        question.inbox.put_nowait(None)
             case _:
                 raise TypeError(f"a front end does not understand {type(message).__name__}")

@@ -118,7 +118,7 @@ class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
 
 
 class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):
-    """The front end died; its requests have no reader any more and are aborted."""
+    """The front end died; its requests have no reader any more and are aborted, and it answers no question."""
 
     front_end: int
 

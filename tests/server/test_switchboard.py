@@ -1,0 +1,74 @@
+"""Questions of a front end to others, which may die before they answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.server import by_hand
+from llumnix.server.switchboard import Switchboard
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+ROW = wire.RequestRow(
+    request="r",  # type: ignore[arg-type]
+    client_id="c",
+    front_end=1,
+    priority=0,
+    prompt_tokens=1,
+    output_tokens=1,
+    state="running",
+    migrations=0,
+)
+
+
+@pytest.fixture
+async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Switchboard]:  # type: ignore[misc]
+    monkeypatch.setattr(by_hand, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
+    book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}", keys=None)
+    board = Switchboard(SimpleNamespace(index=0, book=book))  # type: ignore[arg-type]
+    board.connect(SimpleNamespace(streams=SimpleNamespace()))  # type: ignore[arg-type]
+    yield board
+    board.close()
+
+
+def tell(board: Switchboard, tmp_path: Path, message: wire.Wire) -> None:
+    """From another process's mailbox."""
+    sender = Mailbox(f"ipc://{tmp_path}/somebody", lambda _: None)
+    sender.start()
+    sender.post(board.address, message)
+    sender.close()
+
+
+async def test_move_is_not_waited_for_when_the_front_end_that_streams_it_dies(
+    board: Switchboard, tmp_path: Path
+) -> None:
+    asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
+    await asyncio.sleep(0)
+    tell(board, tmp_path, wire.FrontEndLost(front_end=1))
+    async with asyncio.timeout(10):
+        answer = await asked
+    assert (answer.status, answer.record) == (504, None)
+    assert answer.why.startswith("the front end that streams it died")
+
+
+async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tmp_path: Path) -> None:
+    asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
+    await asyncio.sleep(0)
+    tell(board, tmp_path, wire.FrontEndLost(front_end=2))
+    tell(board, tmp_path, wire.MigrateAnswer(query=1, status=409, why="it has ended"))
+    async with asyncio.timeout(10):
+        answer = await asked
+    assert (answer.status, answer.why) == (409, "it has ended")
+
+
+async def test_question_without_an_answer_ends_in_time(board: Switchboard) -> None:
+    answer = await board.migrate(ROW, InstanceId("i1"), timeout_s=0.05)
+    assert answer.status == 504
