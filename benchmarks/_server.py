@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -60,6 +61,12 @@ def tiny_engine_flags(max_model_len: int = 8192, kv_mib: int = 64) -> list[str]:
         *("--served-model-name", "tiny", "--dtype", "float32", "--block-size", "32", "--enforce-eager"),
         *("--max-model-len", str(max_model_len), "--kv-cache-memory-bytes", str(kv_mib << 20)),
     ]
+
+
+def add_pace_flags(parser: argparse.ArgumentParser) -> None:
+    """For what `paced_engine_flags` is to be told."""
+    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
+    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _server import llumnix_server, paced_engine_flags
+from _server import add_pace_flags, llumnix_server, paced_engine_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -66,8 +66,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rates", default="2,3,4", help="Requests/s, with commas between. Default: 2,3,4.")
     parser.add_argument("--workload", default=WORKLOAD, help=f"With {{rate}} and {{seed}}. Default: {WORKLOAD}")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
-    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
+    add_pace_flags(parser)
     parser.add_argument("--again", action="store_true", help="Each load twice: how much do two live runs differ?")
     parser.add_argument("--out", type=Path, required=True, help="Folder for profile, records and predictions.")
     return parser.parse_args()

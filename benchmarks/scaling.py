@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from _server import llumnix_server, paced_engine_flags
+from _server import add_pace_flags, llumnix_server, paced_engine_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -70,8 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
     parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
-    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
+    add_pace_flags(parser)
     return parser.parse_args()
 
 

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from engine_requests import engine_request
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
-from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.messages import Moved
 from llumnix.control.ownership import Stream
@@ -20,18 +20,7 @@ A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
 
 
 def session(**fields: Any) -> Session:
-    plain: dict[str, Any] = {
-        "request_id": R,
-        "prompt_token_ids": [1, 2, 3],
-        "mm_features": None,
-        "sampling_params": SamplingParams(temperature=0.0),
-        "pooling_params": None,
-        "arrival_time": 0.0,
-        "lora_request": None,
-        "cache_salt": None,
-        "data_parallel_rank": None,
-    }
-    return Session(EngineCoreRequest(**plain | fields), R, Stream(R, A, live=A))
+    return Session(engine_request(R, **fields), R, Stream(R, A, live=A))
 
 
 def moved() -> Moved:

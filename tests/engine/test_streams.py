@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from engine_requests import engine_request
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
@@ -69,7 +70,7 @@ class FrontEnd:
         self.streams.instance_gone(instance)
 
     def open(self, request_id: str = "r", **fields: Any) -> InstanceId:
-        instance = self.streams.open(_request(request_id, **fields))
+        instance = self.streams.open(engine_request(request_id, **fields))
         assert instance is not None
         return instance
 
@@ -94,21 +95,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     """What is spawned here never waits for anything."""
     with pytest.raises(StopIteration):
         work.send(None)
-
-
-def _request(request_id: str, **fields: Any) -> EngineCoreRequest:
-    plain: dict[str, Any] = {
-        "request_id": request_id,
-        "prompt_token_ids": [1, 2, 3],
-        "mm_features": None,
-        "sampling_params": SamplingParams(temperature=0.0),
-        "pooling_params": None,
-        "arrival_time": 0.0,
-        "lora_request": None,
-        "cache_salt": None,
-        "data_parallel_rank": None,
-    }
-    return EngineCoreRequest(**plain | fields)
 
 
 def _token(request_id: str, token: int, **fields: Any) -> EngineCoreOutput:

@@ -12,25 +12,13 @@ import pytest
 pytest.importorskip("vllm")
 
 from fastapi import FastAPI
+from request_rows import row
 
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.server.admin import add_routes
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
-
-
-def row(request: str, client_id: str) -> wire.RequestRow:
-    return wire.RequestRow(
-        request=request,  # type: ignore[arg-type]
-        client_id=client_id,
-        front_end=0,
-        priority=0,
-        prompt_tokens=1,
-        output_tokens=1,
-        state="running",
-        migrations=0,
-    )
 
 
 def record(request: str) -> wire.MigrationRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,26 +11,19 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from request_rows import row
+
 from llumnix.server import by_hand
 from llumnix.server.switchboard import Switchboard
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
 
-ROW = wire.RequestRow(
-    request="r",  # type: ignore[arg-type]
-    client_id="c",
-    front_end=1,
-    priority=0,
-    prompt_tokens=1,
-    output_tokens=1,
-    state="running",
-    migrations=0,
-)
+ROW = row("r", "c", front_end=1)
 
 
 @pytest.fixture
-async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Switchboard]:  # type: ignore[misc]
+async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switchboard]:
     monkeypatch.setattr(by_hand, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
     book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}", keys=None)
     board = Switchboard(SimpleNamespace(index=0, book=book))  # type: ignore[arg-type]

@@ -146,11 +146,12 @@ class House:
         """Instances on nodes that Ray drains are told of. While Ray's head does not answer nobody knows."""
         while True:
             await asyncio.sleep(_DRAINING_POLL_S)
+            leaving: dict[str, float | None] = {}
             with contextlib.suppress(RayError, RuntimeError, ConnectionError):
                 leaving = await asyncio.to_thread(draining_nodes)
-                for tenant in self._tenants.values():
-                    if tenant.node_id in leaving:
-                        tenant.node_drains(leaving[tenant.node_id])
+            for tenant in self._tenants.values():
+                if tenant.node_id in leaving:
+                    tenant.node_drains(leaving[tenant.node_id])
 
     def _hear_home(self) -> None:
         news = self._home.receive()

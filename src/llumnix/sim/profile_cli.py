@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=plan.repeats, help="prompts of each length; the quickest counts")
     parser.add_argument("--blocks", type=int, help="KV blocks of an instance (default: ask the server)")
     parser.add_argument("--block-tokens", type=int, help="tokens of a KV block (default: ask the server)")
-    parser.add_argument("--instances", type=int, help="of the server, measured together (default: ask the server)")
+    parser.add_argument(
+        "--instances",
+        type=int,
+        help="of the server, measured together (default: ask the server; 1 if --blocks and --block-tokens are given)",
+    )
     parser.add_argument("--block-bytes", type=int, default=1 << 20, help="bytes of a KV block")
     parser.add_argument("--gigabytes-per-s", type=float, default=1.0, help="bandwidth between two instances")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="as the server was started")

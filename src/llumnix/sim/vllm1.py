@@ -23,7 +23,7 @@ class TokenBudget:
         self._displaces = displaces
 
     def could_admit(self, engine: Engine, request: SimRequest) -> bool:
-        if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(_needs(engine, request)):
+        if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(_needs(engine, request)[0]):
             return True
         return bool(self._who_makes_way(engine, request))
 
@@ -54,7 +54,7 @@ class TokenBudget:
         if not self._displaces or not is_high(head.priority):
             return []
         pool = engine.pool
-        missing = _needs(engine, head) + _next_step(engine) + pool.watermark - pool.free
+        missing = _needs(engine, head)[0] + _next_step(engine) + pool.watermark - pool.free
         if engine.running >= engine.profile.scheduler.max_num_seqs:
             missing = max(missing, 1)
         if missing <= 0:
@@ -96,9 +96,9 @@ class TokenBudget:
         reserve = _next_step(engine)
         while engine.waiting and budget > 0 and engine.running < limits.max_num_seqs:
             request = engine.waiting[0]
-            if not pool.can_admit(_needs(engine, request) + reserve):
+            needs, units = _needs(engine, request)
+            if not pool.can_admit(needs + reserve):
                 break
-            units, _ = _hits(engine, request)
             cached_tokens = 0
             if units:
                 cache = pool.cache
@@ -121,10 +121,10 @@ def _next_step(engine: Engine) -> int:
     return engine.batch.blocks_for(1) if engine.batch.members else 0
 
 
-def _needs(engine: Engine, request: SimRequest) -> int:
-    """Free blocks that a request from the queue would use up."""
+def _needs(engine: Engine, request: SimRequest) -> tuple[int, int]:
+    """Free blocks that a request from the queue would use up, and how many more of its prefix are cached."""
     units, idle = _hits(engine, request)
-    return engine.blocks_of(request.tokens) - units + idle
+    return engine.blocks_of(request.tokens) - units + idle, units
 
 
 def _hits(engine: Engine, request: SimRequest) -> tuple[int, int]:

@@ -1,0 +1,24 @@
+"""Requests as vLLM's front end makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+
+
+def engine_request(request_id: str, **fields: Any) -> EngineCoreRequest:
+    """A short greedy one, but for `fields`."""
+    plain: dict[str, Any] = {
+        "request_id": request_id,
+        "prompt_token_ids": [1, 2, 3],
+        "mm_features": None,
+        "sampling_params": SamplingParams(temperature=0.0),
+        "pooling_params": None,
+        "arrival_time": 0.0,
+        "lora_request": None,
+        "cache_salt": None,
+        "data_parallel_rank": None,
+    }
+    return EngineCoreRequest(**plain | fields)
