@@ -6,12 +6,14 @@ from typing import Any, TypeVar
 
 import pytest
 
+from llumnix.cluster.roster import Roster
 from llumnix.cluster.supervision import (
     Audience,
     Command,
     Event,
     Exited,
     Finish,
+    Forget,
     Forked,
     FrontEndServes,
     InstanceServes,
@@ -89,7 +91,7 @@ class Server:
         """Starts everything."""
         self.handle(Tick())
         for instance in self.supervisor.instances:
-            self.handle(InstanceServes(instance), at)
+            self.handle(InstanceServes(instance, f"ipc://{instance}"), at)
         self.handle(FrontEndServes("serving"), at)
 
 
@@ -101,14 +103,14 @@ def test_first_tick_starts_everything() -> None:
     ]
     assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(0), SpawnFrontEnd(1)]
     assert only(SpawnScheduler, commands) == [SpawnScheduler()]
-    assert [message.instance for message in told(InstanceStarting, commands)] == ["i0", "i1"]
+    assert [message.instance for message in told(InstanceStarting, commands, Audience.DECIDING)] == ["i0", "i1"]
 
 
 def test_only_so_many_instances_start_at_once() -> None:
     server = Server(instances=3, parallel_starts=1)
     server.handle(Tick())
     assert server.supervisor.instances == ("i0",)
-    commands = server.handle(InstanceServes(InstanceId("i0")), 2.0)
+    commands = server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 2.0)
     assert commands[0] == Say("i0 ready in 2.0 s")
     assert server.supervisor.instances == ("i0", "i1")
 
@@ -116,7 +118,39 @@ def test_only_so_many_instances_start_at_once() -> None:
 def test_further_reports_of_an_instance_say_nothing() -> None:
     server = Server()
     server.serve()
-    assert server.handle(InstanceServes(InstanceId("i0")), 2.0) == []
+    assert server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 2.0) == []
+
+
+def test_heartbeat_in_a_large_cluster_is_not_looked_at_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(instances=1024, parallel_starts=1024)
+    server.serve()
+    for scan in ("instances", "processes", "starting"):
+        monkeypatch.setattr(Roster, scan, property(lambda _: pytest.fail("the whole roster was read")))
+    assert server.supervisor.serves(InstanceId("i700"))
+    assert server.supervisor.handle(InstanceServes(InstanceId("i700"), "ipc://i700"), 2.0) == []
+
+
+def test_start_of_many_reads_the_roster_once_for_all_that_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def starting(roster: Roster) -> int:
+        nonlocal looks
+        looks += 1
+        return sum(instance.starting for instance in roster.instances)
+
+    monkeypatch.setattr(Roster, "starting", property(starting))
+    server = Server(instances=1024, parallel_starts=2)
+    assert len(only(SpawnInstance, server.supervisor.handle(Tick(), 0.0))) == 2
+    assert looks == 1
+
+
+def test_news_reaches_the_mailboxes_of_those_that_serve() -> None:
+    server = Server(instances=3)
+    server.serve()
+    assert server.supervisor.mailboxes == ("ipc://i0", "ipc://i1", "ipc://i2")
+    commands = server.exit("i1", at=10.0)
+    assert Forget("ipc://i1") in commands
+    assert server.supervisor.mailboxes == ("ipc://i0", "ipc://i2"), "i3 in its place does not serve yet"
 
 
 def test_dead_instance_is_replaced_at_once_under_a_new_id_in_its_slot() -> None:
@@ -149,7 +183,7 @@ def test_a_long_life_forgives_earlier_failures() -> None:
     server = Server()
     server.serve()
     server.exit("i0", at=10.0)
-    server.handle(InstanceServes(InstanceId("i2")), 11.0)
+    server.handle(InstanceServes(InstanceId("i2"), "ipc://i2"), 11.0)
     assert only(SpawnInstance, server.exit("i2", at=100.0))
 
 
@@ -173,7 +207,7 @@ def test_server_gives_up_when_every_first_instance_fails() -> None:
 def test_server_does_not_give_up_once_an_instance_served() -> None:
     server = Server(instances=2)
     server.handle(Tick())
-    server.handle(InstanceServes(InstanceId("i0")), 1.0)
+    server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     assert not only(Finish, server.exit("i1", at=2.0))
     assert not only(Finish, server.exit("i0", at=3.0))
 
@@ -181,7 +215,7 @@ def test_server_does_not_give_up_once_an_instance_served() -> None:
 def test_instance_that_does_not_start_in_time_is_killed() -> None:
     server = Server(instances=2, start_timeout_s=60)
     server.handle(Tick())
-    server.handle(InstanceServes(InstanceId("i0")), 1.0)
+    server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     assert server.supervisor.next_wake_s == 60.0
     assert server.handle(Tick(), 60.0) == [Signal("i1", kill=True)]
     commands = server.exit("i1", at=60.1)
@@ -195,7 +229,7 @@ def test_time_to_start_begins_when_there_is_room() -> None:
     (wait,) = only(Say, supervisor.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0))
     assert wait == Say("i0 waits for room: it needs a GPU", warning=True)
     assert supervisor.handle(Tick(), 1000.0) == []
-    (starting,) = told(InstanceStarting, supervisor.handle(Forked("i0", 7, "node-2"), 2000.0))
+    (starting,) = told(InstanceStarting, supervisor.handle(Forked("i0", 7, "node-2"), 2000.0), Audience.DECIDING)
     assert (starting.pid, starting.node) == (7, "node-2")
     assert supervisor.next_wake_s == 2060.0
     assert supervisor.handle(Tick(), 2060.0) == [Signal("i0", kill=True)]
@@ -258,8 +292,8 @@ def fleets(commands: list[Command]) -> list[Fleet]:
 def test_scheduler_hears_of_every_change_in_the_number_of_instances() -> None:
     server = Server(instances=2, parallel_starts=1)
     assert fleets(server.handle(Tick()))[-1] == Fleet(serving=0, starting=2)
-    assert fleets(server.handle(InstanceServes(InstanceId("i0")), 1.0))[-1] == Fleet(serving=1, starting=1)
-    server.handle(InstanceServes(InstanceId("i1")), 2.0)
+    assert fleets(server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0))[-1] == Fleet(serving=1, starting=1)
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 2.0)
     assert fleets(server.handle(Tick(), 3.0)) == []
     commands = server.handle(StartRequested(2, "auto-scaling", order=7), 4.0)
     assert fleets(commands)[-1] == Fleet(serving=2, starting=2, last_order=7)
@@ -271,12 +305,12 @@ def test_scheduler_hears_of_every_change_in_the_number_of_instances() -> None:
 def test_one_that_keeps_failing_or_finds_no_room_is_counted_apart() -> None:
     server = Server(instances=2, front_ends=0)
     server.handle(Tick())
-    server.handle(InstanceServes(InstanceId("i0")), 1.0)
+    server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     assert fleets(server.exit("i1", at=2.0)) == []
     server.handle(Tick(), 3.0)
     assert fleets(server.exit("i2", at=4.0))[-1] == Fleet(serving=1, starting=0, failing=1)
     server.handle(Tick(), 10.0)
-    assert fleets(server.handle(InstanceServes(InstanceId("i3")), 11.0))[-1] == Fleet(serving=2, starting=0)
+    assert fleets(server.handle(InstanceServes(InstanceId("i3"), "ipc://i3"), 11.0))[-1] == Fleet(serving=2, starting=0)
     server.handle(StartRequested(1, "asked for", order=1), 12.0)
     commands = server.handle(Waits(InstanceId("i4"), "it needs a GPU"), 13.0)
     assert fleets(commands)[-1] == Fleet(serving=2, starting=0, failing=1, last_order=1)
@@ -306,7 +340,7 @@ def test_one_that_served_once_is_never_given_up() -> None:
     server = Server(instances=1)
     server.serve()
     server.handle(StartRequested(1, "asked for"), 2.0)
-    server.handle(InstanceServes(InstanceId("i1")), 3.0)
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 3.0)
     for index, at in ((1, 4.0), (2, 10.0), (3, 20.0), (4, 40.0)):
         server.exit(f"i{index}", at)
         server.handle(Tick(), at + 9.0)
@@ -329,7 +363,7 @@ def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:
     server.handle(StartRequested(1, "asked for"), 2.0)
     commands = server.handle(SchedulerExited("killed by SIGKILL"), 3.0)
     assert only(SpawnScheduler, commands)
-    assert [message.instance for message in told(InstanceStarting, commands)] == ["i2"]
+    assert [message.instance for message in told(InstanceStarting, commands, Audience.DECIDING)] == ["i2"]
     assert [message.instance for message in told(InstanceServing, commands, Audience.SCHEDULER)] == ["i0", "i1"]
 
 
@@ -406,6 +440,15 @@ def test_instances_that_are_still_starting_do_not_delay_the_end() -> None:
     assert Signal("i0", kill=True) in commands
 
 
+def test_nobody_is_told_of_ends_once_all_are_to_end() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Terminate(), 10.0)
+    assert told(InstanceGone, server.exit("i0", at=10.1)), "the front end still serves"
+    server.exit("front-0", at=11.0)
+    assert told(InstanceGone, server.exit("i1", at=11.1)) == []
+
+
 def test_second_request_to_stop_ends_at_once() -> None:
     server = Server()
     server.serve()
@@ -437,7 +480,7 @@ def test_instance_whose_machine_is_taken_away_drains_while_another_starts_for_it
     ]
     assert [command.id for command in only(SpawnInstance, commands)] == ["i2"]
     assert server.handle(Leaves("i0", "its node is being drained"), 11.0) == [], "told once more"
-    server.handle(InstanceServes(InstanceId("i2")), 12.0)
+    server.handle(InstanceServes(InstanceId("i2"), "ipc://i2"), 12.0)
     server.handle(StopRequested(InstanceId("i0"), "its node is being drained", kill=False), 13.0)
     commands = server.exit("i0", at=13.5)
     assert only(Say, commands) == [Say("i0 stopped: its node is being drained")]
@@ -451,6 +494,16 @@ def test_drain_of_a_leaving_machine_keeps_some_of_its_time_for_replays(left_s: f
     server.serve()
     (drain,) = drains(server.handle(Leaves("i0", "it goes", left_s), 10.0))
     assert drain.timeout_s == timeout_s
+
+
+def test_scheduler_that_starts_anew_is_told_of_leaving_machines_and_of_the_time_they_have_left() -> None:
+    server = Server()
+    server.serve()
+    server.handle(Leaves("i0", "it goes", left_s=25.0), 10.0)
+    (drain,) = drains(server.handle(SchedulerExited("killed by SIGKILL"), 14.0))
+    assert drain == DrainInstance(instance=InstanceId("i0"), timeout_s=16.0, why="it goes")
+    server.exit("i0", at=15.0)
+    assert drains(server.handle(SchedulerExited("killed by SIGKILL"), 20.0) + server.handle(Tick(), 60.0)) == []
 
 
 def test_leaving_machine_that_is_gone_before_its_instance_was_empty() -> None:

@@ -50,11 +50,10 @@ from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments, has_flag
-from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook, between_machines, on_one_machine, ports_needed
 from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import InstanceGone, Report, StartInstances, StopInstance, Wire
+from llumnix.wire.messages import Report, StartInstances, StopInstance, Wire
 
 _HOUSEKEEPING_INTERVAL_S = 30.0
 _NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.launch_ray", 10.0)}
@@ -93,7 +92,6 @@ class Launcher:
         self._events: queue.SimpleQueue[supervision.Event] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._mailbox = Mailbox(self._book.launcher, self._on_message, self._book.keys)
-        self._controls: dict[InstanceId, str] = {}  # mailboxes of those that ever served
         self._scheduler: SchedulerChild | None = None
         self._health: HealthWatch | None = None
         self._loaded = False
@@ -155,13 +153,17 @@ class Launcher:
         ready = {descriptor for descriptor, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000 + 1)}
         if self._wakeup in ready:
             os.eventfd_read(self._wakeup)
-            while not self._events.empty():
-                self._tell_supervisor(self._events.get())
+            self._take_events()
         if self._nursery.channel.fileno() in ready:
             self._on_nursery()
         if self._scheduler is not None and self._scheduler.exit_descriptor in ready:
             how, self._scheduler = self._scheduler.end(), None
             self._tell_supervisor(supervision.SchedulerExited(self._why("scheduler", how)))
+
+    def _take_events(self) -> None:
+        """Those that are there now: what comes meanwhile has its turn after signals, exits and deadlines."""
+        for _ in range(self._events.qsize()):
+            self._tell_supervisor(self._events.get())
 
     def _post(self, event: supervision.Event) -> None:
         """From other threads and from signal handlers."""
@@ -175,8 +177,8 @@ class Launcher:
         """On the mailbox's thread."""
         match message:
             case Report():
-                self._controls[message.info.id] = message.info.control
-                self._post(supervision.InstanceServes(message.info.id))
+                if not self._supervisor.serves(message.info.id):  # else a heartbeat like thousands before it
+                    self._post(supervision.InstanceServes(message.info.id, message.info.control))
             case StartInstances():
                 self._post(supervision.StartRequested(message.count, message.reason, message.order))
             case StopInstance():
@@ -246,6 +248,8 @@ class Launcher:
                 self._nursery.send(StopListening())
             case supervision.Tell():
                 self._tell(command.message, command.to)
+            case supervision.Forget():
+                self._mailbox.forget(command.address)
             case supervision.Say():
                 say(command.text, command.warning)
             case Finish():
@@ -258,13 +262,11 @@ class Launcher:
         if audience is not Audience.SERVING:
             addresses.append(self._book.scheduler)
         if audience is not Audience.SCHEDULER:
-            serving = [instance for instance in self._supervisor.instances if instance in self._controls]
-            addresses += [self._controls[instance] for instance in serving]
             addresses += self._book.all_front_ends
+        if audience in (Audience.SERVING, Audience.EVERYBODY):
+            addresses += self._supervisor.mailboxes
         for address in addresses:
             self._mailbox.post(address, message)
-        if isinstance(message, InstanceGone) and (control := self._controls.pop(message.instance, None)) is not None:
-            self._mailbox.forget(control)
 
     def _keep_house(self) -> None:
         if self._log_dir is not None:

@@ -49,16 +49,26 @@ class FrontEnd(Process):
     index: int = field(kw_only=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """An instance has to be empty by then (on the supervisor's clock), for its machine goes."""
+
+    why: str
+    by_s: float
+
+
 @dataclass(slots=True)
 class Instance(Process):
     index: int = field(kw_only=True)
     slot: int = field(kw_only=True)
     node: str = ""
     """The machine it is on, known once it is forked."""
+    control: str = ""
+    """Address of its mailbox, known once it serves."""
     served_since_s: float | None = None
     replace: bool = True
     """Whether its slot is filled again after its end."""
-    replaced: bool = False
+    leaves: Leave | None = None
     """Another one was started for it already: its slot goes with it, however it ends."""
 
     @property
@@ -98,6 +108,7 @@ class Roster:
     def __init__(self, instances: int, front_ends: int) -> None:
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
         self.front_end_places: dict[int, Place[FrontEnd]] = {index: Place() for index in range(front_ends)}
+        self._by_name: dict[str, Process] = {}
         self._next_index = 0
 
     @property
@@ -110,11 +121,11 @@ class Roster:
 
     @property
     def processes(self) -> list[Process]:
-        return [*self.front_ends, *self.instances]
+        return list(self._by_name.values())
 
     @property
     def starting(self) -> int:
-        return sum(instance.starting for instance in self.instances)
+        return sum(place.process is not None and place.process.starting for place in self.slots.values())
 
     def fleet(self, last_order: int) -> Fleet:
         """The instances, counted. One that waits for its turn or for the end of a pause is starting, too; one that has
@@ -132,10 +143,17 @@ class Roster:
         return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order)
 
     def find(self, name: str) -> Process | None:
-        return next((process for process in self.processes if process.name == name), None)
+        return self._by_name.get(name)
 
     def instance(self, instance: InstanceId) -> Instance | None:
-        return next((known for known in self.instances if known.id == instance), None)
+        process = self._by_name.get(instance)
+        return process if isinstance(process, Instance) else None
+
+    def gone(self, process: Instance | FrontEnd) -> None:
+        """Its process ended; its place is empty."""
+        place = self.slots[process.slot] if isinstance(process, Instance) else self.front_end_places[process.index]
+        place.process = None
+        del self._by_name[process.name]
 
     def add_slots(self, count: int, extra: bool = True) -> None:
         """The smallest free numbers, so that a slot's GPUs are used again."""
@@ -147,8 +165,9 @@ class Roster:
         index = self._next_index
         self._next_index += 1
         instance = Instance(name=f"i{index}", forked_s=at, kill_at_s=kill_at_s, index=index, slot=slot)
-        self.slots[slot].process = instance
+        self.slots[slot].process = self._by_name[instance.name] = instance
         return instance
 
     def place_front_end(self, index: int, at: float) -> None:
-        self.front_end_places[index].process = FrontEnd(name=front_end_name(index), forked_s=at, index=index)
+        front_end = FrontEnd(name=front_end_name(index), forked_s=at, index=index)
+        self.front_end_places[index].process = self._by_name[front_end.name] = front_end

@@ -61,9 +61,11 @@ class NurseryEnded:
 
 @dataclass(frozen=True, slots=True)
 class InstanceServes:
-    """Its first report came."""
+    """A report came; only the first one is news."""
 
     instance: InstanceId
+    control: str
+    """Address of its mailbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ class StopListening:
 class Audience(Enum):
     EVERYBODY = "the scheduler, every front end and every instance"
     SERVING = "every front end and every instance"
+    DECIDING = "the scheduler and every front end"
     SCHEDULER = "the scheduler"
 
 
@@ -160,6 +163,13 @@ class Audience(Enum):
 class Tell:
     message: Wire
     to: Audience = Audience.EVERYBODY
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Nobody listens at this address any more."""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +188,15 @@ class Finish:
     sentence: str
 
 
-Command = SpawnInstance | SpawnFrontEnd | SpawnScheduler | Signal | StopScheduler | StopListening | Tell | Say | Finish
+Command = (
+    SpawnInstance
+    | SpawnFrontEnd
+    | SpawnScheduler
+    | Signal
+    | StopScheduler
+    | StopListening
+    | Tell
+    | Forget
+    | Say
+    | Finish
+)

@@ -12,13 +12,14 @@ drained while another one starts for it. The scheduler is told of every change i
 
 from __future__ import annotations
 
-from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Roster
+from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Leave, Roster
 from llumnix.cluster.supervision import (
     Audience,
     Command,
     Event,
     Exited,
     Finish,
+    Forget,
     Forked,
     FrontEndServes,
     InstanceServes,
@@ -82,6 +83,16 @@ class Supervisor:
         return tuple(instance.id for instance in self._roster.instances)
 
     @property
+    def mailboxes(self) -> tuple[str, ...]:
+        """Of all instances that serve."""
+        return tuple(instance.control for instance in self._roster.instances if instance.control)
+
+    def serves(self, instance: InstanceId) -> bool:
+        """Whether it is known to serve, so that further reports of it are no news. Any thread may ask."""
+        known = self._roster.instance(instance)
+        return known is not None and not known.starting
+
+    @property
     def next_wake_s(self) -> float | None:
         """When the next deadline or pause ends; None if there is nothing to wait for."""
         roster = self._roster
@@ -97,7 +108,7 @@ class Supervisor:
         return min((time for time in times if time is not None), default=None)
 
     def handle(self, event: Event, at: float) -> list[Command]:
-        if self._finished:
+        if self._finished or (isinstance(event, InstanceServes) and self.serves(event.instance)):
             return []
         commands = self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
         return commands + self._tell_fleet()
@@ -130,7 +141,7 @@ class Supervisor:
             case Waits():
                 return self._on_waits(event)
             case Leaves():
-                return self._on_leaves(event)
+                return self._on_leaves(event, at)
             case Exited():
                 return self._on_exited(event, at)
 
@@ -146,14 +157,22 @@ class Supervisor:
             commands += [SpawnScheduler(), *self._introduce_the_starting()]
             serving = [instance.id for instance in self._roster.instances if not instance.starting]
             commands += [Tell(InstanceServing(instance=instance), Audience.SCHEDULER) for instance in serving]
+            commands += [self._order_drain(i, at) for i in self._roster.instances if i.leaves is not None]
         for index, place in self._roster.front_end_places.items():
             if place.due(at):
                 self._roster.place_front_end(index, at)
                 commands += [SpawnFrontEnd(index), *self._introduce_the_starting()]
-        for number, slot in sorted(self._roster.slots.items()):
-            if slot.due(at) and self._roster.starting < self._parallel_starts:
-                instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
-                commands.append(SpawnInstance(instance.id, instance.index, number))
+        return commands + self._start_instances(at)
+
+    def _start_instances(self, at: float) -> list[Command]:
+        may_start = self._parallel_starts - self._roster.starting
+        if may_start <= 0:
+            return []
+        due = sorted(number for number, slot in self._roster.slots.items() if slot.due(at))
+        commands: list[Command] = []
+        for number in due[:may_start]:
+            instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
+            commands.append(SpawnInstance(instance.id, instance.index, number))
         return commands
 
     def _on_waits(self, event: Waits) -> list[Command]:
@@ -178,7 +197,10 @@ class Supervisor:
 
     def _introduce(self, instance: Instance) -> Command:
         assert instance.pid is not None
-        return Tell(InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node))
+        starting = InstanceStarting(
+            instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node
+        )
+        return Tell(starting, Audience.DECIDING)
 
     def _introduce_the_starting(self) -> list[Command]:
         """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""
@@ -198,6 +220,7 @@ class Supervisor:
         if instance is None or not instance.starting or instance.end:
             return []
         instance.served_since_s = at
+        instance.control = event.control
         instance.kill_at_s = None
         self._roster.slots[instance.slot].extra = False
         self._instance_ever_served = True
@@ -217,22 +240,28 @@ class Supervisor:
 
     # ending
 
-    def _on_leaves(self, event: Leaves) -> list[Command]:
+    def _on_leaves(self, event: Leaves, at: float) -> list[Command]:
         """One that serves is drained in the time that is left, and another one starts for it; one that does not serve
         yet starts elsewhere."""
         instance = self._roster.instance(InstanceId(event.child))
-        if instance is None or self._stopping or instance.end or instance.replaced:
+        if instance is None or self._stopping or instance.end or instance.leaves is not None:
             return []
         if instance.starting:
             instance.end = event.why
             return [Signal(instance.id, kill=True)]
-        instance.replaced = True
         self._roster.add_slots(1, extra=False)
         timeout_s = self._config.drain_timeout_s
         if event.left_s is not None:
             timeout_s = min(timeout_s, max(0.0, event.left_s - _REPLAY_S))
-        drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=event.why)
-        return [Say(f"{instance.id} moves out: {event.why}; another starts for it"), Tell(drain, Audience.SCHEDULER)]
+        instance.leaves = Leave(event.why, by_s=at + timeout_s)
+        return [Say(f"{instance.id} moves out: {event.why}; another starts for it"), self._order_drain(instance, at)]
+
+    def _order_drain(self, instance: Instance, at: float) -> Command:
+        """Once to each scheduler: one that dies may take the order with it."""
+        assert instance.leaves is not None
+        timeout_s = max(0.0, instance.leaves.by_s - at)
+        drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=instance.leaves.why)
+        return Tell(drain, Audience.SCHEDULER)
 
     def _on_stop_requested(self, event: StopRequested, at: float) -> list[Command]:
         instance = self._roster.instance(event.instance)
@@ -256,24 +285,27 @@ class Supervisor:
 
     def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[Command]:
         slot = self._roster.slots[instance.slot]
-        slot.process = None
+        self._roster.gone(instance)
         expected = self._stopping or (bool(instance.end) and not instance.replace)
         why = instance.end or event.why
-        gone = Tell(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected))
+        gone: list[Command] = [
+            Tell(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected)),
+            Forget(instance.control),
+        ]
         if self._stopping:
-            return [gone]
-        if expected or instance.replaced:
+            return [] if self._end_at_s is not None else gone  # then all have been told to end
+        if expected or instance.leaves is not None:
             del self._roster.slots[instance.slot]
-            return [gone, Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)]
+            return [*gone, Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)]
         slot.attempts.failed(at, instance.served_s(at))
         slots = self._roster.slots.values()
         if not self._instance_ever_served and all(slot.attempts.failures > 0 for slot in slots):
-            return [gone, *self._finish(2, f"No instance starts: {why}")]
+            return [*gone, *self._finish(2, f"No instance starts: {why}")]
         if slot.extra and slot.attempts.failures >= _EXTRA_INSTANCE_ATTEMPTS:
             del self._roster.slots[instance.slot]
             tries = slot.attempts.failures
-            return [gone, Say(f"{instance.id} did not start: {why}; given up after {tries} attempts", warning=True)]
-        return [gone, self._mourn(instance, slot.attempts.not_before_s - at, why)]
+            return [*gone, Say(f"{instance.id} did not start: {why}; given up after {tries} attempts", warning=True)]
+        return [*gone, self._mourn(instance, slot.attempts.not_before_s - at, why)]
 
     def _mourn(self, instance: Instance, pause_s: float, why: str) -> Command:
         what = "did not start" if instance.starting else "died"
@@ -285,7 +317,7 @@ class Supervisor:
 
     def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
         place = self._roster.front_end_places[front_end.index]
-        place.process = None
+        self._roster.gone(front_end)
         lost = Tell(FrontEndLost(front_end=front_end.index), Audience.SERVING)
         if self._stopping:
             return [lost]

@@ -289,8 +289,6 @@ class LlumnixEngineCore(EngineCoreProc):
                 self._mailbox.post_soon((message.reply_to,), answer)
             case wire.FrontEndLost():
                 self._abort_orphans(message.front_end)
-            case wire.InstanceStarting():
-                pass  # it introduces itself to those who need it
             case _:
                 raise TypeError(f"an instance does not understand {type(message).__name__}")
 

@@ -1,0 +1,44 @@
+"""The launcher's loop, without any process below it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llumnix.cluster import nursery_messages, supervision
+from llumnix.cluster.launcher import Launcher
+from llumnix.flags import parse_serve
+from llumnix.wire.addresses import on_one_machine
+
+pytestmark = pytest.mark.io
+
+_STORM = 1000
+
+
+def test_exits_are_seen_while_events_come_faster_than_they_are_handled(tmp_path: Path) -> None:
+    launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
+    ours, nursery = nursery_messages.channel()
+    launcher._nursery = SimpleNamespace(channel=ours, receive=lambda: nursery_messages.receive_from_nursery(ours))
+    seen: list[supervision.Event] = []
+
+    def handle(event: supervision.Event, _at: float) -> list[supervision.Command]:
+        seen.append(event)
+        assert len(seen) < _STORM, "the loop never comes to the exit"
+        launcher._post(supervision.StartRequested(1, "each one brings another one"))
+        return []
+
+    launcher._supervisor.handle = handle
+    launcher._post(supervision.StartRequested(1, "the first one"))
+    nursery_messages.send(nursery, nursery_messages.Exited(child="i0", how="killed"))
+    launcher._wait_until(time.monotonic())
+    launcher._wait_until(time.monotonic())
+    assert [type(event) for event in seen] == [
+        supervision.StartRequested, supervision.Exited, supervision.StartRequested, supervision.StartRequested
+    ]  # fmt: skip
+    launcher._mailbox.close()
+    ours.close()
+    nursery.close()
