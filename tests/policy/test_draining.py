@@ -7,13 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llumnix.policy.draining import DrainTerms, place_drained
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState
 
 
 def load(id: str, free: int, running: int, **facts: object) -> InstanceSnapshot:
     usual = {"at": 0.0, "seq": 1, "total_blocks": 1000, "smallest_running_blocks": 20 if running else 0}
     return InstanceSnapshot(id=InstanceId(id), free_blocks=free, running=running, **{**usual, **facts})  # type: ignore[arg-type]
+
+
+def freeness(one: InstanceSnapshot) -> float:
+    return migration_freeness(one, None)
 
 
 LEAVING = load("leaving", 800, 10, state=InstanceState.DRAINING)
@@ -26,7 +31,7 @@ def placed(source: InstanceSnapshot, *others: InstanceSnapshot, **facts: object)
     terms = DrainTerms(**{"moves": 4, "max_incoming": 4, **facts})  # type: ignore[arg-type]
     return [
         (place.target, place.count)
-        for place in place_drained(source, ClusterSnapshot(at=0.0, instances=(source, *others)), terms)
+        for place in place_drained(source, sorted((source, *others), key=freeness, reverse=True), terms)
     ]
 
 
@@ -57,8 +62,7 @@ def test_places_when(situation: str, source, others, facts, expected):
 
 
 def test_room_and_freeness_are_those_before_the_first_request_comes():
-    cluster = ClusterSnapshot(at=0.0, instances=(load("a", 900, 3),))
-    (place,) = place_drained(LEAVING, cluster, DrainTerms(moves=3, max_incoming=4))
+    (place,) = place_drained(LEAVING, (load("a", 900, 3),), DrainTerms(moves=3, max_incoming=4))
     assert str(place) == "freeness 300, room for 900 blocks"
     assert place.count == 3
 

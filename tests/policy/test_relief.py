@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llumnix.policy.pairing import PairingTerms
+from llumnix.policy.pairing import Load, PairingTerms, with_added
 from llumnix.policy.relief import find_relief, short_blocks
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.virtual_usage import migration_freeness, room_blocks
 from llumnix.types import InstanceId, InstanceState
 
 TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0)
@@ -20,7 +23,8 @@ def load(id: str, **facts: object) -> InstanceSnapshot:
 
 def relief(giver: dict[str, object], *takers: InstanceSnapshot, terms: PairingTerms = TERMS) -> str | None:
     instance = load("short", **giver)
-    pair = find_relief(instance, ClusterSnapshot(at=0.0, instances=(instance, *takers)), terms)
+    freest_first = sorted((instance, *takers), key=lambda one: -migration_freeness(one, None))
+    pair = find_relief(instance, freest_first, terms)
     return None if pair is None else pair.target
 
 
@@ -64,3 +68,37 @@ def test_a_pair_that_was_refused_a_moment_ago_is_left_alone():
 @pytest.mark.parametrize(("growth", "free", "short"), [(0, 0, 0), (5, 9, 0), (9, 5, 4), (1, -20, 21)])
 def test_what_will_be_missing(growth: int, free: int, short: int):
     assert short_blocks(growth, free) == short
+
+
+def test_the_freest_one_that_is_to_drain_and_has_not_said_so_yet_hides_nobody():
+    giver, leaver, taker = load("short", **SHORT), load("a", state=InstanceState.DRAINING), load("b")
+    pair = find_relief(giver, (leaver, taker), TERMS)
+    assert pair is not None
+    assert pair.target == "b"
+
+
+instances = st.builds(
+    load,
+    id=st.sampled_from("abcdefgh"),
+    free_blocks=st.integers(0, 400),
+    running=st.integers(0, 30),
+    queued_blocks=st.integers(0, 30),
+    short_blocks=st.sampled_from((0, 0, 0, 3)),
+    incoming=st.sampled_from((0, 0, 1, 2)),
+)
+
+
+@given(st.lists(instances, unique_by=lambda one: one.id), st.integers(0, 40), st.integers(1, 60))
+def test_who_is_read_in_order_is_who_would_be_found_among_all(
+    others: list[InstanceSnapshot], free: int, smallest: int
+) -> None:
+    giver = load("short", **{**SHORT, "free_blocks": free, "smallest_running_blocks": smallest})
+    grown = {one.id: with_added(one, Load(smallest, queued=False)) for one in others}
+    able = [
+        one
+        for one in others
+        if not one.short_blocks and one.incoming < 2 and room_blocks(one) - one.running >= smallest
+    ]
+    better = [one.id for one in able if migration_freeness(grown[one.id], None) > migration_freeness(giver, None)]
+    best = min(better, key=lambda name: (-migration_freeness(grown[name], None), name), default=None)
+    assert relief({"free_blocks": free, "running": 20, "smallest_running_blocks": smallest}, *others) == best

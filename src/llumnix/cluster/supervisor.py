@@ -197,9 +197,7 @@ class Supervisor:
 
     def _introduce(self, instance: Instance) -> Command:
         assert instance.pid is not None
-        starting = InstanceStarting(
-            instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node
-        )
+        starting = InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node)
         return Tell(starting, Audience.DECIDING)
 
     def _introduce_the_starting(self) -> list[Command]:

@@ -100,6 +100,11 @@ class ClusterView:
     def newcomers(self, at: float) -> frozenset[InstanceId]:
         return frozenset(instance for instance, known in self._known.items() if at < known.new_until_s)
 
+    def look(self, instance: InstanceId) -> InstanceSnapshot | None:
+        """One instance by its last report and the orders that went out since; None if there is no report."""
+        known = self._known.get(instance)
+        return None if known is None or known.snapshot is None else self._as_ordered(known, known.snapshot)
+
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster by the last reports and the orders that went out since."""
         known = (self._known[instance] for instance in self.ids)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits, DrainOrder
+from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.scheduler_events import Command, DrainFinished, DrainReport, MoveRequest, RequestsReplayed
 from llumnix.policy.draining import DrainTerms, place_drained
 from llumnix.types import InstanceId
+
+TARGETS_TRIED = 256
+"""Instances, freest first, that are looked at for what leaves a draining one: bounds the cost in a large cluster."""
 
 REMEMBERED_DRAINS = 256
 """Reports of drains that have ended."""
@@ -21,17 +25,17 @@ class Drains:
         view: ClusterView,
         moves: MovesInFlight,
         back_off: BackOff,
+        freest: Freest,
         limits: DrainLimits,
         *,
         moves_requests: bool,
-        priority_target_tokens: int | None,
     ) -> None:
         self._view = view
         self._moves = moves
         self._back_off = back_off
+        self._freest = freest
         self._limits = limits
         self._moves_requests = moves_requests
-        self._priority_target_tokens = priority_target_tokens
         self._ended: dict[InstanceId, DrainReport] = {}
 
     def begin(self, order: DrainOrder) -> list[Command]:
@@ -49,7 +53,7 @@ class Drains:
         if known is None or known.drain is None:
             return []
         in_flight = self._moves.outgoing(instance)
-        others_serve = self._view.others_serve(instance)
+        others_serve = known.drain.past_deadline(at) and self._view.others_serve(instance)
         commands = self._remember(known.drain.orders(at, known.snapshot, in_flight, others_serve))
         may_move = self._moves_requests and not known.drain.past_deadline(at)
         if known.snapshot is None or not may_move or instance in self._back_off.empty_handed(at):
@@ -80,10 +84,10 @@ class Drains:
         terms = DrainTerms(
             moves=min(left, self._limits.moves - max(in_flight, snapshot.outgoing)),
             max_incoming=self._limits.moves,
-            priority_target_tokens=self._priority_target_tokens,
+            priority_target_tokens=self._freest.priority_target_tokens,
             backing_off=self._back_off.pairs(at),
         )
-        places = place_drained(snapshot, self._view.snapshot(at), terms) if terms.moves > 0 else ()
+        places = place_drained(snapshot, self._freest.first(TARGETS_TRIED), terms) if terms.moves > 0 else ()
         commands: list[Command] = []
         for place in places:
             self._moves.ask(at, (snapshot.id, place.target), place.count)

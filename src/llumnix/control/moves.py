@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
+from typing import Any
+
 import msgspec
 
 from llumnix.types import InstanceId
@@ -77,6 +80,19 @@ class _Refusals(msgspec.Struct):
     until_s: float
 
 
+class _BackingOff:
+    """All that `holds` at a moment, without a look at more than what is asked for: refusals may be many."""
+
+    __slots__ = ("_at", "_holds")
+
+    def __init__(self, holds: Callable[[Any, float], bool], at: float) -> None:
+        self._holds = holds
+        self._at = at
+
+    def __contains__(self, key: object) -> bool:
+        return self._holds(key, self._at)
+
+
 class BackOff:
     """Who was refused lately, and until when not to ask again: each refusal in a row doubles the wait. `target`
     None stands for a source that had nothing to give to anybody."""
@@ -97,11 +113,17 @@ class BackOff:
         self._refusals.pop((source, target), None)
         self._refusals.pop((source, None), None)
 
-    def pairs(self, at: float) -> frozenset[Ends]:
-        return frozenset((s, t) for (s, t), known in self._refusals.items() if t is not None and at < known.until_s)
+    def pairs(self, at: float) -> Container[Ends]:
+        """Those that are not to be asked now. Valid until the next event."""
+        return _BackingOff(self._holds, at)
 
-    def empty_handed(self, at: float) -> frozenset[InstanceId]:
-        return frozenset(s for (s, t), known in self._refusals.items() if t is None and at < known.until_s)
+    def empty_handed(self, at: float) -> Container[InstanceId]:
+        """Sources that had nothing to give a moment ago. Valid until the next event."""
+        return _BackingOff(lambda source, at: self._holds((source, None), at), at)
+
+    def _holds(self, key: tuple[InstanceId, InstanceId | None], at: float) -> bool:
+        known = self._refusals.get(key)
+        return known is not None and at < known.until_s
 
     def expire(self, at: float) -> None:
         """Forgets refusals that ended long ago: what comes then is a first refusal again."""

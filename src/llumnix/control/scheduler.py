@@ -19,6 +19,7 @@ from llumnix.control.cluster_view import ClusterView
 from llumnix.control.drain import DrainLimits, DrainOrder
 from llumnix.control.drains import Drains
 from llumnix.control.fleet import FleetView
+from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
@@ -44,6 +45,9 @@ from llumnix.policy.pairing import Pair, PairingRound, PairingTerms
 from llumnix.policy.relief import find_relief
 from llumnix.policy.snapshot import ClusterSnapshot
 from llumnix.types import InstanceId, InstanceState
+
+RELIEF_TRIES = 32
+"""Instances, freest first, that are looked at for one that takes a request at once: bounds what a report costs."""
 
 NEWCOMER_MOVES = 4
 """Requests that a new instance takes at once, and that one instance gives it at once."""
@@ -71,13 +75,14 @@ class GlobalScheduler:
         self.ignored: dict[str, int] = {}
         """Events that came too late to matter, by kind."""
         self._view = ClusterView(self.moves, self.ignored)
+        self._freest = Freest(self._view, self._terms.priority_target_tokens)
         self.drains = Drains(
             self._view,
             self.moves,
             self._back_off,
+            self._freest,
             replace(drain_limits or DrainLimits(), repeat_s=instance_timeout_s),
             moves_requests=self._policy.pairing is not None,
-            priority_target_tokens=self._terms.priority_target_tokens,
         )
         self.last_round = PairingRound((), ())
         """What the last round of pairing decided and why, for display."""
@@ -118,6 +123,7 @@ class GlobalScheduler:
         known = self._view.read(event.at, report)
         if known is None:
             return []
+        self._freest.read(report)
         if report.state is InstanceState.DRAINING:
             if known.drain is not None:
                 return []
@@ -152,6 +158,7 @@ class GlobalScheduler:
 
     def _forget(self, at: float, instance: InstanceId) -> list[Command]:
         known = self._view.forget(instance)
+        self._freest.forget(instance)
         self.moves.forget(instance)
         self._back_off.forget(instance)
         return [] if known is None else self.drains.lost(at, known)
@@ -256,9 +263,9 @@ class GlobalScheduler:
         """A request leaves before one has to be preempted."""
         if not self._policy.relief or not self._config.migration:
             return []
-        cluster = self.snapshot(at)
-        giver = next(one for one in cluster.instances if one.id == instance)
-        pair = find_relief(giver, cluster, self._terms_at(at))
+        giver = self._view.look(instance)
+        assert giver is not None, "it has just reported"
+        pair = find_relief(giver, self._freest.first(RELIEF_TRIES), self._terms_at(at))
         if pair is None:
             return []
         move = MoveRequest(

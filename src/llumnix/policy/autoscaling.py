@@ -10,6 +10,7 @@ but hold a place. State goes in and comes out, time is in the snapshot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llumnix.config import knob
@@ -99,9 +100,15 @@ def scale(
 def cluster_freeness(serving: list[InstanceSnapshot], empty_ones: int = 0) -> float:
     """Of all instances as one, with `empty_ones` more of their mean size. Divided also below zero: the question is
     how many instances would help, and that is linear."""
+    return _freeness_by_size(serving)(empty_ones)
+
+
+def _freeness_by_size(serving: list[InstanceSnapshot]) -> Callable[[int], float]:
+    """`cluster_freeness` as a function of the empty ones."""
     left = sum(one.free_blocks - one.watermark_blocks - one.queued_blocks for one in serving)
-    batch = sum(one.running + one.waiting for one in serving)
-    return (left + empty_ones * _mean_capacity_blocks(serving)) / max(1, batch)
+    batch = max(1, sum(one.running + one.waiting for one in serving))
+    capacity = _mean_capacity_blocks(serving)
+    return lambda empty_ones: (left + empty_ones * capacity) / batch
 
 
 def _mean_capacity_blocks(serving: list[InstanceSnapshot]) -> float:
@@ -123,12 +130,12 @@ def _long_enough(since_s: float | None, at: float, config: ScalingConfig) -> boo
 
 def _scale_out(serving: list[InstanceSnapshot], starting: int, most: int, config: ScalingConfig) -> ScaleOut:
     """As many as bring the freeness back, at most `most`."""
-    freeness = cluster_freeness(serving, starting)
+    freeness = _freeness_by_size(serving)
     count = 1
-    while count < most and cluster_freeness(serving, starting + count) < config.scale_out_freeness:
+    while count < most and freeness(starting + count) < config.scale_out_freeness:
         count += 1
-    low = f"freeness {freeness:.4g} below {config.scale_out_freeness:g} for {config.scale_window_s:g} s"
-    return ScaleOut(count, f"{low}; {cluster_freeness(serving, starting + count):.4g} with {count} more")
+    low = f"freeness {freeness(starting):.4g} below {config.scale_out_freeness:g} for {config.scale_window_s:g} s"
+    return ScaleOut(count, f"{low}; {freeness(starting + count):.4g} with {count} more")
 
 
 def _scale_in(serving: list[InstanceSnapshot], freeness: float, config: ScalingConfig) -> ScaleIn | Stay:

@@ -18,6 +18,9 @@ from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState
 
+TRIES_PER_GIVER = 32
+"""Instances that are tried for one that makes room in one round, the largest piece first: bounds a round's cost."""
+
 
 def missing_blocks(instance: InstanceSnapshot) -> int:
     """What the first of the queue lacks to start now; 0 if nothing, or if nobody waits."""
@@ -52,9 +55,9 @@ def _make_room(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[Instance
     if not givers:
         return []
     target = terms.priority_target_tokens
-    takers = [one for one in free if one.incoming < terms.max_migrations and spare_blocks(one, target)]
+    spare = ((spare_blocks(one, target), one) for one in free if one.incoming < terms.max_migrations)
+    takers = sorted((entry for entry in spare if entry[0]), key=lambda entry: (-entry[0], entry[1].id))
     givers.sort(key=lambda one: (missing_blocks(one), one.id))
-    takers.sort(key=lambda one: (-spare_blocks(one, target), one.id))
     pairs: list[Pair] = []
     for giver in givers:
         taker = None if giver.id in busy else _taker_for(giver, takers, terms, busy)
@@ -74,19 +77,20 @@ def _may_give(giver: InstanceSnapshot, terms: PairingTerms) -> bool:
 
 
 def _taker_for(
-    giver: InstanceSnapshot, takers: list[InstanceSnapshot], terms: PairingTerms, busy: set[InstanceId]
+    giver: InstanceSnapshot, takers: list[tuple[int, InstanceSnapshot]], terms: PairingTerms, busy: set[InstanceId]
 ) -> InstanceSnapshot | None:
+    """Takes it off the list, which holds spare blocks and instances, the largest piece first."""
     missing = missing_blocks(giver)
-    for taker in takers:
-        if spare_blocks(taker, terms.priority_target_tokens) < missing:
+    tries = 0
+    for place, (spare, taker) in enumerate(takers):
+        if spare < missing or tries == TRIES_PER_GIVER:
             return None
+        if taker.id in busy or taker.id == giver.id:
+            continue
+        tries += 1
         nearer = 0 < missing_blocks(taker) < missing
-        if (
-            taker.id != giver.id
-            and taker.id not in busy
-            and not nearer
-            and (giver.id, taker.id) not in terms.backing_off
-        ):
+        if not nearer and (giver.id, taker.id) not in terms.backing_off:
+            del takers[place]
             return taker
     return None
 

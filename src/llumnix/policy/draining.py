@@ -6,14 +6,15 @@ move raises the lower of the two freeness values. What finds no room stays, goes
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from heapq import heapify, heappop, heappush
+from itertools import islice
 
 import msgspec
 from msgspec.structs import replace
 
 from llumnix.policy.pairing import Load, with_added
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks, migration_freeness, room_blocks
 from llumnix.types import InstanceId, InstanceState
 
@@ -39,18 +40,22 @@ class Placement(msgspec.Struct, frozen=True):
         return f"freeness {self.freeness:.4g}, room for {self.room_blocks} blocks"
 
 
-def place_drained(source: InstanceSnapshot, cluster: ClusterSnapshot, terms: DrainTerms) -> tuple[Placement, ...]:
-    """Deals the requests out one by one, each to the instance that is freest with those dealt before."""
+def place_drained(
+    source: InstanceSnapshot, targets: Iterable[InstanceSnapshot], terms: DrainTerms
+) -> tuple[Placement, ...]:
+    """Deals the requests out one by one, each to the instance that is freest with those dealt before. `targets` come
+    with the freest first; no more of them are read than there are moves to make."""
     typical = Load(_typical_blocks(source), queued=False)
     smallest = min(source.smallest_running_blocks or typical.blocks, typical.blocks)
-    freest = [
+    able = (
         (-migration_freeness(target, terms.priority_target_tokens), target.id, target)
-        for target in cluster.instances
+        for target in targets
         if target.state is InstanceState.RUNNING
         and (source.id, target.id) not in terms.backing_off
         and target.incoming < terms.max_incoming
         and room_blocks(target) >= smallest
-    ]
+    )
+    freest = list(islice(able, terms.moves))
     heapify(freest)
     first_look: dict[InstanceId, tuple[int, float]] = {}
     dealt: dict[InstanceId, int] = {}

@@ -8,10 +8,10 @@ the target has room, does not run short itself by it, and is freer afterwards th
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from collections.abc import Iterable
 
 from llumnix.policy.pairing import Load, Pair, PairingTerms, with_added, without
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness, room_blocks
 from llumnix.types import InstanceState
 
@@ -25,35 +25,42 @@ def short_blocks(growth_blocks: int, free_blocks: int) -> int:
     return max(0, growth_blocks - free_blocks)
 
 
-def find_relief(giver: InstanceSnapshot, cluster: ClusterSnapshot, terms: PairingTerms) -> Pair | None:
-    """Who takes a running request of `giver`: the freest instance that can, if any."""
+def find_relief(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], terms: PairingTerms) -> Pair | None:
+    """Who takes a running request of `giver`: of `takers` the one that is freest with it, if any can. They come with
+    the freest first, and no more of them are read than it takes."""
     if giver.state is not InstanceState.RUNNING or giver.outgoing >= RELIEF_MOVES or giver.id in terms.empty_handed:
         return None
     if giver.running <= giver.high_running or not giver.smallest_running_blocks:
         return None
     load = Load(giver.smallest_running_blocks, queued=False)
-    freeness = migration_freeness(giver, terms.priority_target_tokens)
-    best: Pair | None = None
-    for taker in cluster.instances:
+    target_tokens = terms.priority_target_tokens
+    freeness = migration_freeness(giver, target_tokens)
+    best, best_after = None, freeness
+    for taker in takers:
+        if taker.state is not InstanceState.RUNNING:
+            continue
+        if migration_freeness(taker, target_tokens) <= best_after:
+            break  # nobody is freer with one request more than without it
         if taker.id == giver.id or (giver.id, taker.id) in terms.backing_off or not _can_take(taker, load):
             continue
-        after = migration_freeness(with_added(taker, load), terms.priority_target_tokens)
-        if after > freeness and (best is None or best.target_after is None or after > best.target_after):
-            best = Pair(
-                source=giver.id,
-                target=taker.id,
-                room_blocks=room_blocks(taker),
-                source_freeness=freeness,
-                target_freeness=migration_freeness(taker, terms.priority_target_tokens),
-                source_after=migration_freeness(without(giver, load), terms.priority_target_tokens),
-                target_after=after,
-            )
-    return best
+        after = migration_freeness(with_added(taker, load), target_tokens)
+        if after > best_after or (best is not None and after == best_after and taker.id < best.id):
+            best, best_after = taker, after
+    if best is None:
+        return None
+    return Pair(
+        source=giver.id,
+        target=best.id,
+        room_blocks=room_blocks(best),
+        source_freeness=freeness,
+        target_freeness=migration_freeness(best, target_tokens),
+        source_after=migration_freeness(without(giver, load), target_tokens),
+        target_after=best_after,
+    )
 
 
 def _can_take(taker: InstanceSnapshot, load: Load) -> bool:
     """With a block to spare for each request of its own, so that the shortage does not only change places."""
-    if taker.state is not InstanceState.RUNNING or taker.preempted or taker.short_blocks:
+    if taker.preempted or taker.short_blocks:
         return False
-    grown = replace(taker, free_blocks=max(0, taker.free_blocks - taker.running))
-    return taker.incoming < RELIEF_MOVES and room_blocks(grown) >= load.blocks
+    return taker.incoming < RELIEF_MOVES and room_blocks(taker) - taker.running >= load.blocks
