@@ -119,6 +119,10 @@ class ClusterConfig:
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
     heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance.")
     instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.")
+    step_timeout_s: float = knob(
+        120.0,
+        "Seconds that a step or a call of an engine may take while it has work; after that it counts as hung.",
+    )
     start_timeout_s: float = knob(600.0, "Seconds an instance may take to start.")
     shutdown_timeout_s: float = knob(30.0, "Seconds that running requests get to finish after SIGTERM.")
     scaling: str = knob(
@@ -136,12 +140,14 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
         self._check_launcher()
-        for name in ("report_interval", "heartbeat_interval", "instance_timeout", "start_timeout"):
+        for name in ("report_interval", "heartbeat_interval", "instance_timeout", "step_timeout", "start_timeout"):
             _require(getattr(self, f"{name}_s") > 0, f"--{name.replace('_', '-')}-s must be above 0.")
-        _require(
-            self.instance_timeout_s > 2 * self.heartbeat_interval_s,
-            "--instance-timeout-s must be more than twice --heartbeat-interval-s, or a single late heartbeat kills.",
-        )
+        for name in ("instance_timeout", "step_timeout"):
+            _require(
+                getattr(self, f"{name}_s") > 2 * self.heartbeat_interval_s,
+                f"--{name.replace('_', '-')}-s must be more than twice --heartbeat-interval-s, "
+                "or a single late heartbeat kills.",
+            )
         _require(self.scaling in ("off", "advise", "on"), f"--scaling must be off, advise or on, not {self.scaling}.")
         _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")

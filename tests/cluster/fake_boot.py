@@ -1,7 +1,8 @@
 """An engine module (engine/port.py) without an engine: real processes that report, answer HTTP and die on demand.
 
 Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`, and
-`--busy-while FILE`: as long as the file is there, every instance reports that it is full.
+`--busy-while FILE`: as long as the file is there, every instance reports that it is full. At SIGUSR2 an instance goes
+on as one whose engine hangs with a request: it repeats its last report.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from llumnix.engine.port import END_NOW, FrontEndSpec, InstanceSpec
 from llumnix.engine.shared_memory import note_shared_memory
@@ -67,8 +70,10 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     hold_shared_memory(f"llumnix-test-{os.getpid()}")
     ended = threading.Event()
     draining = threading.Event()
+    hangs = threading.Event()
     signal.signal(END_NOW, lambda *_: ended.set())
     signal.signal(signal.SIGTERM, lambda *_: draining.set())
+    signal.signal(signal.SIGUSR2, lambda *_: hangs.set())
 
     def on_message(message: Wire) -> None:
         if isinstance(message, SetDraining):
@@ -85,13 +90,18 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         control=mailbox.address,
         data="none",
     )
-    mailbox.post(spec.book.launcher, _report(info, 0))
+    report = _report(info, 0)
+    mailbox.post(spec.book.launcher, report)
     seq = 0
     while not ended.wait(spec.cluster.heartbeat_interval_s):
         seq += 1
+        busy = setup.busy_while is not None and setup.busy_while.exists()
+        if hangs.is_set():
+            report = replace(report, snapshot=replace(report.snapshot, running=1))
+        else:
+            report = _report(info, seq, draining.is_set(), busy)
         for address in (spec.book.scheduler, *spec.book.all_front_ends):
-            busy = setup.busy_while is not None and setup.busy_while.exists()
-            mailbox.post(address, _report(info, seq, draining.is_set(), busy))
+            mailbox.post(address, report)
     mailbox.close()
     print("ended when it was told to")
 

@@ -106,6 +106,17 @@ def test_silent_instance_is_declared_lost_killed_and_replaced(serve: Callable[..
     wait_for(lambda: set(server.instances()) == {"i0", "i2"}, "i2 in place of i1")
 
 
+def test_instance_that_beats_while_its_engine_hangs_is_killed_and_replaced(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2", "--heartbeat-interval-s", "0.1", "--step-timeout-s", "0.5")
+    server.wait_until_serving()
+    wait_for(lambda: len(server.instances()) == 2, "two instances")
+    pid = server.instances()["i1"]
+    os.kill(pid, signal.SIGUSR2)
+    server.wait_for_line(r"i1 is killed: it lives, but its engine did nothing for .* with 1 running")
+    wait_for(lambda: set(server.instances()) == {"i0", "i2"}, "i2 in place of i1")
+    assert not psutil.pid_exists(pid)
+
+
 def test_instance_that_fails_at_first_is_tried_again(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "2", "--fail-first", "1")
     server.wait_for_line("i0 did not start: ValueError: no room for the KV cache; another takes its place in 0.5 s")

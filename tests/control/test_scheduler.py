@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.cluster_view import REMEMBERED_LOSSES
@@ -41,10 +42,11 @@ class Body:
         timeout_s: float = TIMEOUT_S,
         limits: DrainLimits | None = None,
         autoscaler: Autoscaler | None = None,
+        step_timeout_s: float = TIMEOUT_S,
         **knobs: object,
     ) -> None:
         config = PolicyConfig(**{"pairing_interval_s": 1.0, **knobs})  # type: ignore[arg-type]
-        self.scheduler = GlobalScheduler(config, timeout_s, limits, autoscaler)
+        self.scheduler = GlobalScheduler(config, timeout_s, limits, autoscaler, step_timeout_s)
         self.at = 0.0
         self.wake_at: float | None = None
         self.seq = 0
@@ -264,6 +266,56 @@ def test_silent_instance_is_declared_lost():
     (command,) = b.wait(5.0)
     assert command == DeclareLost(instance=InstanceId("a"), why="no heartbeat for 11 s (limit 10 s)")
     assert [one.id for one in b.scheduler.snapshot(b.at).instances] == ["b"]
+
+
+class Beats:
+    """A heartbeat each second of one instance, whose engine made its last report at 0."""
+
+    def __init__(self, step_timeout_s: float, **load: int) -> None:
+        self.body = Body(timeout_s=3.0, step_timeout_s=step_timeout_s)
+        self.body.report("a", **load)
+        self.last = InstanceSnapshot(
+            id=InstanceId("a"), at=0.0, seq=self.body.seq, total_blocks=1000, free_blocks=1000, **load
+        )
+
+    def go_on(self, seconds: int, progress: bool, unread: int = 0) -> list[Command]:
+        """What the scheduler says; with progress, each beat names the present as the time of it."""
+        said: list[Command] = []
+        for _ in range(seconds):
+            said += self.body.wait(1.0)
+            self.last = replace(self.last, at=self.body.at if progress else self.last.at, unread=unread)
+            said += self.body.tell(LoadReported(at=self.body.at, snapshot=self.last))
+        return said
+
+
+def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost():
+    beats = Beats(20.0, running=3, waiting=1)
+    assert beats.go_on(20, progress=False) == []
+    (command,) = beats.go_on(2, progress=False)
+    why = "it lives, but its engine did nothing for 21 s, with 3 running, 1 waiting, 0 unread (limit 20 s)"
+    assert command == DeclareLost(instance=InstanceId("a"), why=why)
+
+
+def test_instance_without_work_beats_on():
+    assert Beats(20.0).go_on(3600, progress=False) == []
+
+
+def test_instance_with_work_that_rests_beats_on():
+    """Such as one that is paused, or whose only session waits for more input."""
+    assert Beats(20.0, waiting=1).go_on(3600, progress=True) == []
+
+
+def test_idle_instance_that_reads_nothing_any_more_is_declared_lost():
+    beats = Beats(20.0)
+    assert beats.go_on(100, progress=False) == []
+    assert kinds(beats.go_on(22, progress=False, unread=1)) == ["DeclareLost"]
+
+
+def test_long_step_is_no_hang():
+    beats = Beats(20.0, running=3)
+    for _ in range(10):
+        assert beats.go_on(15, progress=False) == []
+        assert beats.go_on(1, progress=True) == []
 
 
 def test_started_instance_that_never_reports_is_declared_lost():

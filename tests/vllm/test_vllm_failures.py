@@ -1,4 +1,5 @@
-"""What breaks around streams: either end of their moves, the scheduler, the disk; and more streams than may wait."""
+"""What breaks around streams: either end of their moves, an engine's main thread, the scheduler, the disk; and
+more streams than may wait."""
 
 from __future__ import annotations
 
@@ -23,9 +24,10 @@ pytestmark = pytest.mark.timeout(240)
 
 INSTANCES = 3
 FLAGS = (
-    *("--no-migration", "--instance-timeout-s", "2"),
+    *("--no-migration", "--instance-timeout-s", "2", "--step-timeout-s", "4"),
     *("--max-num-seqs", "8", "--max-queued-requests", "20"),
 )
+ENVIRONMENT = {"LLUMNIX_FAULT": "hang"}
 
 PHASES_MS = 120
 """A move of a short request takes less; orders are spread over so long before an end dies."""
@@ -82,6 +84,25 @@ async def test_either_end_dies_in_whatever_phase_its_moves_are(server: Server, n
     assert set(statuses) <= {200, 404, 409}
     assert said(torn) == said(whole)
     all_there(server)
+    server.wait_until_quiet()
+
+
+async def test_hung_engine_in_a_process_that_lives_is_replaced_and_its_streams_go_on(server: Server) -> None:
+    """One hangs while it generates; another one while it is idle, and requests come to it."""
+    victim, *_ = all_there(server)
+    bodies = [greedy(1500 + n, 200) for n in range(9)]
+    async with open_session(server.url) as session:
+        torn = start(session, bodies, "hung-busy")
+        for each in torn:
+            await each.reaches(3)
+        server.signal_instance(victim, signal.SIGUSR2)
+        said_then = said([await each for each in torn])
+        assert server.instance(victim)["state"] == "lost"
+        all_there(server)
+        server.wait_until_quiet()
+        server.signal_instance(all_there(server)[0], signal.SIGUSR2)
+        assert said([await each for each in start(session, bodies, "hung-idle")]) == said_then
+    assert victim not in all_there(server)
     server.wait_until_quiet()
 
 

@@ -83,6 +83,7 @@ class SchedulerProcess:
             limits=limits,
             scaling=spec.scaling,
             mode=ScalingMode(cluster.scaling),
+            step_timeout_s=cluster.step_timeout_s,
         )
         self._scheduler = begin.make()
         assert self._scheduler.autoscaler is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from msgspec.structs import replace
 
 from llumnix.control.drain import Drain
@@ -19,15 +21,28 @@ NEWCOMER_S = 10.0
 class Known:
     """One instance: when it was last heard of, and what it said (None: nothing yet)."""
 
-    __slots__ = ("drain", "given", "heard_s", "new_until_s", "snapshot")
+    __slots__ = ("dated_s", "drain", "given", "heard_s", "new_until_s", "progress_s", "snapshot", "unread")
 
     def __init__(self, heard_s: float) -> None:
         self.heard_s = heard_s
+        self.progress_s = heard_s
+        """When we last saw that its engine does something, or has nothing to do."""
+        self.dated_s = -inf
+        """By its own clock, the latest time that a report of its engine's progress names."""
+        self.unread = 0
         self.new_until_s = heard_s + NEWCOMER_S
         self.snapshot: InstanceSnapshot | None = None
         self.drain: Drain | None = None
         self.given = 0
         """Requests that it gave away since that report."""
+
+    def look_at(self, at: float, report: InstanceSnapshot) -> None:
+        """Any report says that the process lives; whether its engine does, too, is seen by what changes."""
+        self.unread = report.unread
+        newer = self.snapshot is None or report.seq > self.snapshot.seq or report.at > self.dated_s
+        if newer or not (report.running or report.waiting or report.unread):
+            self.progress_s = at
+            self.dated_s = max(self.dated_s, report.at)
 
     @property
     def serves(self) -> bool:
@@ -72,6 +87,7 @@ class ClusterView:
         known = self.hear(at, report.id)
         if known is None:
             return None
+        known.look_at(at, report)
         if known.snapshot is not None and report.seq <= known.snapshot.seq:
             self.ignore("report older than the known one")
             return None
@@ -85,14 +101,15 @@ class ClusterView:
             del self._lost[next(iter(self._lost))]
         return self._known.pop(instance, None)
 
-    def silent_s(self, at: float) -> dict[InstanceId, float]:
-        """For how long each has said nothing, in order of their ids."""
-        return {instance: at - self._known[instance].heard_s for instance in self.ids}
+    def lost(self, at: float, timeout_s: float, step_timeout_s: float) -> dict[InstanceId, str]:
+        """Who was silent for too long, or has work and does nothing about it, and why, in order of their ids."""
+        why = {instance: _why_lost(at, self._known[instance], timeout_s, step_timeout_s) for instance in self.ids}
+        return {instance: sentence for instance, sentence in why.items() if sentence}
 
     def excuse_silence(self, at: float) -> None:
         """We were deaf ourselves: their reports wait in our queue."""
         for known in self._known.values():
-            known.heard_s = at
+            known.heard_s = known.progress_s = at
 
     def others_serve(self, instance: InstanceId) -> bool:
         return any(known.serves for other, known in self._known.items() if other != instance)
@@ -124,3 +141,14 @@ class ClusterView:
 
     def ignore(self, what: str) -> None:
         self._ignored[what] = self._ignored.get(what, 0) + 1
+
+
+def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) -> str:
+    silent_s, stuck_s = at - known.heard_s, at - known.progress_s
+    if silent_s > timeout_s:
+        return f"no heartbeat for {silent_s:.3g} s (limit {timeout_s:g} s)"
+    load = known.snapshot
+    if load is None or stuck_s <= step_timeout_s:
+        return ""
+    work = f"{load.running} running, {load.waiting} waiting, {known.unread} unread"
+    return f"it lives, but its engine did nothing for {stuck_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"

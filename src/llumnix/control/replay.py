@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.attempts import Attempts
 from llumnix.control.commands import AnyCommand
 from llumnix.control.drain import DrainLimits
@@ -91,10 +91,11 @@ class SchedulerBegin(msgspec.Struct, frozen=True, kw_only=True, tag="scheduler")
     scaling: ScalingConfig | None = None
     """None: it was made without an autoscaler."""
     mode: ScalingMode = ScalingMode.OFF
+    step_timeout_s: float = ClusterConfig().step_timeout_s
 
     def make(self) -> GlobalScheduler:
         autoscaler = None if self.scaling is None else Autoscaler(self.scaling, self.mode)
-        return GlobalScheduler(self.policy, self.instance_timeout_s, self.limits, autoscaler)
+        return GlobalScheduler(self.policy, self.instance_timeout_s, self.limits, autoscaler, self.step_timeout_s)
 
 
 Begin = LlumletBegin | SchedulerBegin

@@ -14,7 +14,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from llumnix.config import PolicyConfig
+from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.control.cluster_view import ClusterView
 from llumnix.control.drain import DrainLimits, DrainOrder
 from llumnix.control.drains import Drains
@@ -62,11 +62,13 @@ class GlobalScheduler:
         instance_timeout_s: float,
         drain_limits: DrainLimits | None = None,
         autoscaler: Autoscaler | None = None,
+        step_timeout_s: float = ClusterConfig().step_timeout_s,
     ) -> None:
         self._config = policy
         self._policy = find_policy(policy.policy)
         self._terms = self._policy.pairing_terms(policy)
         self._instance_timeout_s = instance_timeout_s
+        self._step_timeout_s = step_timeout_s
         self._back_off = BackOff()
         self._wake_at_s: float | None = None
         self.autoscaler = autoscaler
@@ -190,16 +192,14 @@ class GlobalScheduler:
         return commands + self._arm(at)
 
     def _declare_lost(self, at: float, late_s: float) -> list[Command]:
-        """Whoever was silent for too long. After a pause of our own (a stopped process, a long swap) nobody is: their
-        reports wait in our queue behind the timer."""
+        """Whoever was silent, or got nothing done, for too long. After a pause of our own (a stopped process, a long
+        swap) nobody is: their reports wait in our queue behind the timer."""
         if late_s > self._instance_timeout_s / 2:
             self._view.excuse_silence(at)
         commands: list[Command] = []
-        for instance, silent_s in self._view.silent_s(at).items():
-            if silent_s > self._instance_timeout_s:
-                commands += self._forget(at, instance)
-                why = f"no heartbeat for {silent_s:.3g} s (limit {self._instance_timeout_s:g} s)"
-                commands.append(DeclareLost(instance=instance, why=why))
+        for instance, why in self._view.lost(at, self._instance_timeout_s, self._step_timeout_s).items():
+            commands += self._forget(at, instance)
+            commands.append(DeclareLost(instance=instance, why=why))
         return commands
 
     def _scale(self, at: float) -> list[Command]:

@@ -40,6 +40,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     id: InstanceId
     at: float
+    """By the instance's clock, when its engine last did something or had nothing to do. A heartbeat is the last report
+    with `at` and `unread` renewed: if `at` stays, although there is work, the engine hangs."""
     seq: int
     """Grows with every report of this instance; an older report than the one known is ignored."""
     state: InstanceState = InstanceState.RUNNING
@@ -79,6 +81,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks of the shortest movable running request; 0 if there is none."""
     dispatches_seen: tuple[int, ...] = ()
     """Per front end: how many of its dispatches this report already counts."""
+    unread: int = 0
+    """In heartbeats: messages that its engine has not taken up."""
     drain_keep: bool = False
     """It is draining and is to be left running, empty; a restarted scheduler reads its intent here."""
 

@@ -8,6 +8,8 @@ vLLM's own.
 from __future__ import annotations
 
 import queue
+import signal
+import time
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -44,6 +46,15 @@ from llumnix.wire.mailbox import Mailbox
 
 CONTROL = "llumnix"
 """Kind of our messages in `EngineCoreProc.input_queue`, beside vLLM's (which are bytes)."""
+
+
+HANG = signal.SIGUSR2
+"""With the fault `hang`, at this signal the main thread stands still for ever, while all others go on."""
+
+
+def _hang(*_: object) -> None:
+    while True:
+        time.sleep(3600)
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -108,7 +119,9 @@ class LlumnixEngineCore(EngineCoreProc):
         self._peer_codec = Codec()  # used by the mailbox's thread alone
         self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
         self._driver = self._make_driver()
-        self._reports = Reports(spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen)
+        self._reports = Reports(
+            spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen, self.input_queue.qsize
+        )
         self._reports.send()
         self._mailbox.start()
         self._heart.start()
@@ -118,11 +131,13 @@ class LlumnixEngineCore(EngineCoreProc):
         self._to_main(wire.SetDraining(draining=True, reason="it was asked to end"))
 
     def inject_fault(self, fault: str) -> None:
-        """Makes migrations fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
+        """Lets something fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
         assert self._driver is not None
-        if fault not in ("", "zero-arrivals"):
+        if fault not in ("", "zero-arrivals", "hang"):
             raise ValueError(f"unknown fault {fault!r}")
         self._driver.incoming.zero_arrivals = fault == "zero-arrivals"
+        if fault == "hang":
+            signal.signal(HANG, _hang)
 
     def close(self) -> None:
         if self._driver is not None:
@@ -151,7 +166,7 @@ class LlumnixEngineCore(EngineCoreProc):
             super()._handle_client_request(request_type, request)
         if self._driver is not None:
             self._driver.after_step()
-            self._reports.owed = True
+            self._reports.made_progress()
 
     def _notify_idle_state_callbacks(self) -> None:
         """vLLM calls this each time before the engine falls asleep on its queue."""

@@ -1,7 +1,7 @@
 """The heart of an instance: repeats the last load report as a heartbeat, and rings when a deadline comes.
 
 A thread of its own, because the engine's main thread may sleep on its queue (idle) or sit in a long step.
-It tells that the process lives, not that the engine makes progress; a stopped process (SIGSTOP) falls silent.
+That it beats tells that the process lives; since when the engine makes no progress is said in the beat (reports.py).
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from llumnix.engine.vllm.core import LlumnixEngineCore
 
 FAULT = "LLUMNIX_FAULT"
 """For tests only, an environment variable. `zero-arrivals`: KV that a migration copied is overwritten with zeros, so
-that streams that move must go wrong; without it, a test of their equality proves nothing."""
+that streams that move must go wrong; without it, a test of their equality proves nothing. `hang`: the engine's main
+thread hangs at SIGUSR2 (core.HANG)."""
 
 
 def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+from msgspec.structs import replace
+
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.driver import LlumletDriver
 from llumnix.engine.vllm.scheduler import MigrationSupport
@@ -24,7 +26,9 @@ class Reports:
         driver: LlumletDriver,
         mailbox: Mailbox,
         dispatches_seen: Callable[[], tuple[int, ...]],
+        unread: Callable[[], int],
     ) -> None:
+        """`unread`: how many messages wait for the main thread; from any thread."""
         self.state = InstanceState.RUNNING
         self.drain_keep = False
         self.owed = False
@@ -34,19 +38,29 @@ class Reports:
         self._driver = driver
         self._mailbox = mailbox
         self._dispatches_seen = dispatches_seen
+        self._unread = unread
+        self._rests = False
+        self._progress_s = monotonic()
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
         self._number = 0
         self._due_s = 0.0
 
     def after_step(self) -> None:
-        self.owed = True
-        if monotonic() >= self._due_s:
+        self.made_progress()
+        if self._progress_s >= self._due_s:
             self.send()
+
+    def made_progress(self) -> None:
+        """The main thread has done something, and goes on with something else."""
+        self.owed = True
+        self._rests = False
+        self._progress_s = monotonic()
 
     def before_sleep(self) -> None:
         """Whoever listens is to know the end of the story, however soon it came after the last report."""
         if self.owed:
             self.send()
+        self._rests = True
 
     def send(self) -> None:
         now = monotonic()
@@ -68,7 +82,11 @@ class Reports:
 
     def beat(self) -> None:
         """On the heart's thread, once a first one was sent. The launcher needs no load, only to know when an instance
-        serves."""
-        last = self._last
+        serves. Who sleeps although something waits for it does not rest, but hangs."""
+        unread = self._unread()
+        if self._rests and not unread:
+            self._progress_s = monotonic()
+        snapshot = replace(self._last.snapshot, at=self._progress_s, unread=unread)
+        last = wire.Report(info=self._last.info, snapshot=snapshot)
         for address in (self._spec.book.launcher, *self._audience):
             self._mailbox.post(address, last)

@@ -1,0 +1,88 @@
+"""When an instance's engine did something last, as its heartbeats tell it while the main thread is elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm import reports
+from llumnix.engine.vllm.reports import Reports
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+from llumnix.wire.addresses import on_one_machine
+
+I0 = InstanceId("i0")
+
+
+class Instance:
+    """Reports without an engine, on a clock that stands still until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
+        self.now = 100.0
+        self.unread = 0
+        self.heard: list[wire.Report] = []
+        info = wire.InstanceInfo(id=I0, index=0, slot=0, pid=1, node="here", control="", data="")
+        spec = InstanceSpec(
+            id=I0,
+            index=0,
+            slot=0,
+            device_slot=0,
+            node="here",
+            book=on_one_machine(run_dir),
+            policy=PolicyConfig(),
+            migration=MigrationConfig(),
+            cluster=ClusterConfig(),
+            secret=b"",
+        )
+        monkeypatch.setattr(reports, "monotonic", lambda: self.now)
+        monkeypatch.setattr(reports, "instance_snapshot", self._snapshot)
+        mailbox: Any = SimpleNamespace(post=self._post, post_soon=lambda addresses, report: self.heard.append(report))
+        driver: Any = SimpleNamespace(info=info, counters={})
+        self.reports = Reports(spec, None, driver, mailbox, lambda: (0,), lambda: self.unread)  # type: ignore[arg-type]
+        self.reports.send()
+
+    def _snapshot(self, _scheduler: object, fixed: dict[str, Any], _steps: int) -> InstanceSnapshot:
+        return InstanceSnapshot(id=I0, at=fixed["at"], seq=fixed["seq"], total_blocks=10, free_blocks=10)
+
+    def _post(self, _address: str, report: wire.Report) -> None:
+        self.heard.append(report)
+
+    def beat(self) -> InstanceSnapshot:
+        self.reports.beat()
+        return self.heard[-1].snapshot
+
+
+@pytest.fixture
+def instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Instance:
+    return Instance(monkeypatch, tmp_path)
+
+
+def test_heartbeat_repeats_the_last_report_and_dates_it_by_the_last_progress(instance: Instance) -> None:
+    instance.reports.after_step()
+    seq = instance.beat().seq
+    instance.now = 103.0
+    assert (instance.beat().seq, instance.beat().at) == (seq, 100.0), "it sits in a step"
+    instance.reports.made_progress()
+    assert instance.beat().at == 103.0
+
+
+def test_engine_that_rests_has_nothing_to_get_done(instance: Instance) -> None:
+    instance.reports.before_sleep()
+    instance.now = 500.0
+    assert instance.beat().at == 500.0
+
+
+def test_engine_that_sleeps_although_something_waits_for_it_hangs(instance: Instance) -> None:
+    instance.reports.before_sleep()
+    instance.now = 110.0
+    instance.beat()
+    instance.now, instance.unread = 500.0, 2
+    assert (instance.beat().at, instance.beat().unread) == (110.0, 2)
