@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sim_cluster import assert_all_served
 
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
@@ -27,26 +28,6 @@ CROWDED = "L-L?rate=0.8&requests=300&seed=1"
 def run(workload: str = CROWDED, **setup: object) -> Outcome:
     options = {"instances": 4, "profile": A10, "policy": PolicyConfig(policy="llumnix")} | setup
     return simulate(sim_requests(load_workload(workload)), Setup(**options))
-
-
-@pytest.fixture
-def instances(monkeypatch: pytest.MonkeyPatch) -> list[driver.SimInstance]:
-    """Every instance that a run makes."""
-    made: list[driver.SimInstance] = []
-
-    class Kept(driver.SimInstance):
-        def __init__(self, *args: object) -> None:
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(driver, "SimInstance", Kept)
-    return made
-
-
-def assert_all_served(outcome: Outcome) -> None:
-    for request in outcome.requests:
-        assert request.generated == request.output_tokens, request
-        assert request.arrival_s < request.first_token_s <= request.last_token_s <= request.finish_s
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -20,7 +20,7 @@ import msgspec
 from llumnix.cluster import linux
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
-from llumnix.control.drain import DrainLimits
+from llumnix.control.drain import drain_limits
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.policy.autoscaling import ScalingConfig
@@ -72,15 +72,10 @@ class SchedulerProcess:
     def __init__(self, spec: SchedulerSpec) -> None:
         self._book = spec.book
         cluster = spec.cluster
-        limits = DrainLimits(
-            timeout_s=cluster.drain_timeout_s,
-            grace_s=cluster.shutdown_timeout_s,
-            moves=min(spec.migration.max_outgoing, spec.migration.max_incoming),
-        )
         begin = SchedulerBegin(
             policy=spec.policy,
             instance_timeout_s=cluster.instance_timeout_s,
-            limits=limits,
+            limits=drain_limits(cluster, spec.migration),
             scaling=spec.scaling,
             mode=ScalingMode(cluster.scaling),
             step_timeout_s=cluster.step_timeout_s,

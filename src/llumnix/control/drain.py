@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from llumnix.config import ClusterConfig, MigrationConfig
 from llumnix.control.scheduler_events import (
     ASKED_FOR,
     Command,
@@ -42,6 +43,15 @@ class DrainLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that are on their way out at once, and that one target takes at once."""
     repeat_s: float = 10.0
     """How long an order may show no effect before it is given again."""
+
+
+def drain_limits(cluster: ClusterConfig, migration: MigrationConfig) -> DrainLimits:
+    """As configured."""
+    return DrainLimits(
+        timeout_s=cluster.drain_timeout_s,
+        grace_s=cluster.shutdown_timeout_s,
+        moves=min(migration.max_outgoing, migration.max_incoming),
+    )
 
 
 class DrainOrder(msgspec.Struct, frozen=True, kw_only=True):

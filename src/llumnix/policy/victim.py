@@ -25,6 +25,9 @@ import msgspec
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.types import RequestId, RequestState, is_high
 
+QUEUE_SHOWN = 64
+"""Queued requests, from the front, among which a llumlet picks; all of a long queue would take milliseconds."""
+
 
 class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for: up to `count` requests that fit into `room_blocks` together."""

@@ -8,11 +8,12 @@ with their travel time, starts and stops instances, and places the requests of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 from llumnix.config import PolicyConfig
 from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
-from llumnix.control.drain import DrainLimits
+from llumnix.control.drain import DrainLimits, drain_limits
 from llumnix.control.fleet import Fleet
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
@@ -41,6 +42,11 @@ from llumnix.workload.workload import Workload
 
 DEATH_NOTICED_S = 0.1
 """From the death of a process until everybody knows (its socket and its process handle tell)."""
+
+
+PATIENT = DrainLimits(timeout_s=1e9, grace_s=1e9)
+"""Of the paper's artifact, where a drain has no deadline: what cannot move ends where it is. (Not infinite: recordings
+are JSON, which has no such number.)"""
 
 
 Progress = Callable[[int, float], None]
@@ -82,7 +88,7 @@ class _Run:
         self.kernel = Kernel()
         self.profile = setup.profile
         self.cluster = setup.cluster
-        self.reports_per_step = setup.paper_body
+        self.paper_body = setup.paper_body
         self._setup = setup
         self._progress = progress
         self._policy = find_policy(setup.policy.policy)
@@ -90,7 +96,7 @@ class _Run:
         begin = SchedulerBegin(
             policy=setup.policy,
             instance_timeout_s=setup.cluster.instance_timeout_s,
-            limits=DrainLimits(),
+            limits=PATIENT if self.paper_body else drain_limits(setup.cluster, setup.migration),
             scaling=None if setup.paper_body else setup.scaling,
             mode=ScalingMode.ON,
         )
@@ -120,6 +126,9 @@ class _Run:
                 self.kernel.at(fault.at_s, self._strike, fault)
             for move in self._setup.moves:
                 self.kernel.at(move.at_s, self._move_by_hand, move)
+            for drain in self._setup.drains:
+                order = sched.DrainRequested(at=drain.at_s, instance=instance_name(drain.instance))
+                self.kernel.at(drain.at_s, self._schedule, order)
             if self._setup.scaling is not None and self._setup.paper_body:
                 self.kernel.after(PAPER_CHECK_INTERVAL_S, self._scale_as_the_paper, self._setup.scaling, rank=2)
             if self._setup.sample_interval_s:
@@ -130,6 +139,7 @@ class _Run:
         outcome.end_s = self.kernel.now
         outcome.events = self.kernel.executed
         outcome.lives = list(self._lives.values())
+        outcome.drains = self._scheduler.drains.reports(self.kernel.now)
         outcome.bytes_copied = self._network.bytes_copied
         outcome.copy_s = self._network.copy_s
         return outcome
@@ -217,9 +227,7 @@ class _Run:
     def _obey(self, command: sched.Command) -> None:
         match command:
             case sched.WakeAt():
-                if self._wake is not None:
-                    self.kernel.cancel(self._wake)
-                self._wake = self.kernel.at(max(command.at, self.kernel.now), self._wake_scheduler, rank=2)
+                self._wake_at(command.at)
             case sched.MoveRequest():
                 source = self._instances.get(command.source)
                 if source is not None:
@@ -228,6 +236,8 @@ class _Run:
                 leaver = self._instances.get(command.instance)
                 if leaver is not None:
                     self._network.deliver(leaver.drain, command.keep)
+            case sched.ReplayRest():
+                self._network.deliver(self._drive_out, command.instance)
             case sched.StopInstance():
                 self._remove(command.instance, "stopped")
             case sched.DeclareLost():
@@ -237,8 +247,20 @@ class _Run:
                     self.kernel.after(self.profile.host.start_up_s, self._start_instance, self._new_life())
                 self._last_order = command.order
                 self._tell_fleet()
-            case sched.DrainFinished():
+            case sched.DrainFinished() | sched.ScalingDecided():
                 pass
+            case _:
+                assert_never(command)
+
+    def _wake_at(self, at: float) -> None:
+        if self._wake is not None:
+            self.kernel.cancel(self._wake)
+        self._wake = self.kernel.at(max(at, self.kernel.now), self._wake_scheduler, rank=2)
+
+    def _drive_out(self, instance: InstanceId) -> None:
+        count = self._front_end.drive_out(instance)
+        answer = sched.RequestsReplayed(at=self.kernel.now + self._network.message_s, instance=instance, count=count)
+        self._network.deliver(self._schedule, answer)
 
     def _move_by_hand(self, move: PlannedMove) -> None:
         source, target = instance_name(move.source), instance_name(move.target)
@@ -286,6 +308,11 @@ class _Run:
         self._schedule(sched.InstanceStarted(at=self.kernel.now, instance=name))
         # An instance counts as started when its first report is there.
         self._take_report(instance.reports.snapshot())
+        if self.paper_body or self.kernel.now == 0:
+            self._front_end.admit(name)
+        else:
+            # The scheduler may have requests moved there by now; the front end greets it first.
+            self.kernel.after(2 * self._network.message_s, self._front_end.admit, name)
         self._tell_fleet()
 
     def _remove(self, name: InstanceId, why: str) -> None:
@@ -306,8 +333,7 @@ class _Run:
         self._tell_fleet()
         for request in sorted(lost, key=lambda one: one.order):
             if request.state is NEW:
-                request.replays += 1
-                self._front_end.dispatch(request)
+                self._front_end.replay(request)
 
     def _kill(self, name: InstanceId) -> None:
         if name in self._instances:

@@ -75,7 +75,7 @@ class Engine:
         self.stopped = False
         self._scheduler = scheduler
         self._listener = listener
-        self._at_boundary: list[Callable[[], None]] = []
+        self._at_boundary: list[Callable[[], object]] = []
         sizes = range(1, profile.scheduler.max_num_seqs + 1)
         self._overhead_s = [0.0, *(profile.host.overhead_s(size) for size in sizes)]
         self._batch_s = [0.0, *(profile.decode.batch_step_ms(size) / 1e3 + self._overhead_s[size] for size in sizes)]
@@ -105,13 +105,26 @@ class Engine:
     def abort(self, request: SimRequest) -> None:
         """Ends a request at the next step boundary; a queued one at once."""
         if request.state is WAITING:
-            self.queue.remove(request)
-            request.state = ABORTED
-            self._listener.on_changed()
+            self.abort_now(request)
         elif request.state in (DECODING, PREFILLING):
-            self.at_boundary(lambda: self._abort_running(request))
+            self.at_boundary(lambda: self.abort_now(request))
 
-    def at_boundary(self, action: Callable[[], None]) -> None:
+    def abort_now(self, request: SimRequest) -> bool:
+        """The same when no step is in flight; False if it is not here (any more)."""
+        if request.state is WAITING and request in self.waiting:
+            self.queue.remove(request)
+        elif request.batch is self.batch or request in self.prefilling:
+            self._take_out(request)
+            self._count_running(request, -1)
+            self._free(request)
+        else:
+            return False
+        request.state = ABORTED
+        request.prefilled = 0
+        self._listener.on_changed()
+        return True
+
+    def at_boundary(self, action: Callable[[], object]) -> None:
         """Runs `action` when no step is in flight: now, or at the end of the one that is."""
         self._at_boundary.append(action)
         if self._timer is None:
@@ -289,16 +302,11 @@ class Engine:
         if request.priority < 0:
             self.high_running += change
 
-    def _abort_running(self, request: SimRequest) -> None:
+    def _take_out(self, request: SimRequest) -> None:
         if request.batch is self.batch:
             self.batch.leave(request, ABORTED)
-        elif request in self.prefilling:
-            self.prefilling.remove(request)
-            request.state = ABORTED
         else:
-            return
-        self._count_running(request, -1)
-        self._free(request)
+            self.prefilling.remove(request)
 
     def _free(self, request: SimRequest) -> None:
         self._give_blocks_back(request.blocks, request.cached_units, request.hashes)

@@ -16,7 +16,7 @@ from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import Network
 from llumnix.sim.request import FINISHED, SimRequest
 from llumnix.sim.setup import Setup, instance_name
-from llumnix.types import Epoch, InstanceId, Priority, RequestId
+from llumnix.types import Epoch, InstanceId, InstanceState, Priority, RequestId
 
 
 class FrontEnd:
@@ -39,6 +39,9 @@ class FrontEnd:
         self._dispatcher = Dispatcher(setup.policy)
         self._next_arrival = 0
         self._unplaced: list[SimRequest] = []
+        self._admitted: set[InstanceId] = set()
+        self._strangers: dict[InstanceId, InstanceSnapshot] = {}
+        """Last report of those that are not admitted yet."""
         self._fenced: set[tuple[RequestId, Epoch]] = set()
 
     # ------------------------------------------------------------------ placing requests
@@ -70,6 +73,18 @@ class FrontEnd:
             self._dispatcher.forget(decision)
         self._kernel.after(delay, self._hand_in, request, decision.instance)
 
+    def replay(self, request: SimRequest) -> None:
+        """Starts a request anew elsewhere, with the tokens so far."""
+        request.replays += 1
+        self.dispatch(request)
+
+    def drive_out(self, instance: InstanceId) -> int:
+        """Starts what is on a draining instance anew elsewhere; returns how many. What is being handed over stays, and
+        everything if there is no other place."""
+        there = self._instances.get(instance)
+        others = (one for one in self._instances.values() if one is not there and one.state is InstanceState.RUNNING)
+        return 0 if there is None or next(others, None) is None else there.abort_all(self.replay)
+
     def _hand_in(self, request: SimRequest, instance: InstanceId) -> None:
         target = self._instances.get(instance)
         if target is None:
@@ -78,7 +93,17 @@ class FrontEnd:
         else:
             target.add(request)
 
+    def admit(self, instance: InstanceId) -> None:
+        """It answered the front end's greeting: from now on requests are sent there."""
+        self._admitted.add(instance)
+        snapshot = self._strangers.pop(instance, None)
+        if snapshot is not None:
+            self.on_report(snapshot)
+
     def on_report(self, snapshot: InstanceSnapshot) -> None:
+        if snapshot.id not in self._admitted:
+            self._strangers[snapshot.id] = snapshot
+            return
         self._dispatcher.on_report(snapshot)
         if self._unplaced:
             waiting, self._unplaced = self._unplaced, []
@@ -86,6 +111,7 @@ class FrontEnd:
                 self.dispatch(request)
 
     def on_removed(self, instance: InstanceId) -> None:
+        self._strangers.pop(instance, None)
         self._dispatcher.on_removed(instance)
 
     # ------------------------------------------------------------------ whose request it is

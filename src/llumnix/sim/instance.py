@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llumnix.control import commands as do
@@ -21,7 +22,7 @@ from llumnix.sim.engine import Engine, Scheduler
 from llumnix.sim.kernel import Timer
 from llumnix.sim.migration_body import MigrationBody
 from llumnix.sim.reporting import Reporter, candidates
-from llumnix.sim.request import DECODING, PREFILLING, WAITING, SimRequest
+from llumnix.sim.request import DECODING, NEW, PREFILLING, WAITING, SimRequest
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId
 
@@ -105,7 +106,7 @@ class SimInstance:
                 target=order.target,
                 request=order.request,
                 reason=order.reason,
-                candidates=candidates(self),
+                candidates=candidates(self, tells_rest=not self._world.paper_body),
                 room_blocks=order.room_blocks,
                 count=order.count,
                 urgent=order.urgent,
@@ -119,6 +120,22 @@ class SimInstance:
             self.drain_keep = keep
             self.hear(told.Draining(self._kernel.now))
             self.reports.soon()
+
+    def abort_all(self, aborted: Callable[[SimRequest], None]) -> int:
+        """The front end takes all requests back, but those that are being handed over; returns how many. `aborted` is
+        told of each when the step in flight has ended."""
+        there = [*self.engine.running_requests(), *self.engine.waiting]
+        if there:
+            self.engine.at_boundary(partial(self._abort, there, aborted))
+        return len(there)
+
+    def _abort(self, requests: list[SimRequest], aborted: Callable[[SimRequest], None]) -> None:
+        for request in filter(self.engine.abort_now, requests):
+            self.body.ended(request)
+            request.state = NEW
+            if self.started_llumlet is not None:
+                self.hear(told.Gone(self._kernel.now, RequestId(request.id), "aborted"))
+            aborted(request)
 
     def lose_peer(self, instance: InstanceId) -> None:
         if self.alive and self.started_llumlet is not None:
@@ -150,14 +167,14 @@ class SimInstance:
         self.reports.soon()
 
     def on_queued(self) -> None:
-        if self._world.reports_per_step:
+        if self._world.paper_body:
             # Seen at the start of the next step at the earliest.
             self.reports.not_after(self.engine.step_end_s())
         else:
             self.reports.soon()
 
     def on_finished(self, request: SimRequest) -> None:
-        self.body.put_in_limbo(request)
+        self.body.ended(request)
         if self.started_llumlet is not None:
             self.hear(told.Gone(self._kernel.now, RequestId(request.id), "finished"))
         self._world.finished(self, request)

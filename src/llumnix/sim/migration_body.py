@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llumnix.control import commands as do
 from llumnix.control import events as told
 from llumnix.sim.engine import Engine
-from llumnix.sim.request import DETACHED, FINISHED, NEW, WAITING, Handover, SimRequest
+from llumnix.sim.request import DETACHED, NEW, WAITING, Handover, SimRequest
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
 
@@ -93,6 +93,11 @@ class MigrationBody:
         if blocks:
             self._engine.give_back(blocks)
 
+    def ended(self, request: SimRequest) -> None:
+        """It finished or was aborted here."""
+        self._leaving.discard(RequestId(request.id))
+        self.put_in_limbo(request)
+
     def put_in_limbo(self, request: SimRequest) -> None:
         """The request's blocks were freed; those that are being read stay taken until they are unpinned."""
         for key, blocks in self._pins.items():
@@ -119,10 +124,7 @@ class MigrationBody:
         elif self._engine.withdraw(request):
             self._kept[name] = (0, 0)
         else:
-            # It ended (`Gone` went out), or it is being computed: then its first token will bring us here again.
-            if request.state is FINISHED:
-                self._leaving.discard(name)
-            return
+            return  # it is being computed: its first token will bring us here again
         request.left_s = self._kernel.now
         self._leaving.discard(name)
         self._engine.watched.discard(name)

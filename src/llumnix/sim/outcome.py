@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
+from llumnix.control.scheduler_events import DrainReport
 from llumnix.report.records import InstanceRecord, MigrationRecord, Records, RequestRecord
 from llumnix.sim.request import SimRequest
 from llumnix.types import Priority
@@ -27,6 +28,8 @@ class Outcome:
     migrations: list[MigrationRecord] = field(default_factory=list)
     samples: list[InstanceRecord] = field(default_factory=list)
     lives: list[InstanceLife] = field(default_factory=list)
+    drains: list[DrainReport] = field(default_factory=list)
+    """How each went, by instance."""
     fragmentation: list[tuple[float, float]] = field(default_factory=list)
     """(time, share of all memory): free in sum, while a request at the head of a queue finds too little in one
     piece. At most what those requests ask for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.kernel import Timer
 from llumnix.sim.request import WAITING, SimRequest
 from llumnix.sim.world import World
@@ -12,9 +13,6 @@ from llumnix.types import Priority, RequestId, RequestState
 
 if TYPE_CHECKING:
     from llumnix.sim.instance import SimInstance
-
-QUEUE_SHOWN = 64
-"""Queued requests that a llumlet is shown when it picks a victim; it takes from the front of the queue."""
 
 DRIFT_REPORT_S = 0.4
 """A busy instance reports at least this often. Live it is at every step, but between two events only the blocks of
@@ -109,21 +107,23 @@ class Reporter:
         self._reported_s = now
         stalled = engine.stalled_until_s
         if stalled <= now:
-            late_s = engine.step_end_s() - now if self._world.reports_per_step else 0.0
+            late_s = engine.step_end_s() - now if self._world.paper_body else 0.0
             self._world.reported(self.snapshot(), late_s)
         if self._timer is None:
             self._set(max(stalled, now + (IDLE_REPORT_S if engine.idle else DRIFT_REPORT_S)))
 
 
-def candidates(instance: SimInstance) -> tuple[RequestSnapshot, ...]:
-    """Running requests, and the front of the queue, for the choice of a victim."""
+def candidates(instance: SimInstance, tells_rest: bool) -> tuple[RequestSnapshot, ...]:
+    """Running requests, and the front of the queue, for the choice of a victim. `tells_rest`: with what each has still
+    to make, as live, where it follows from `max_tokens` (in a simulated workload all ask for exactly what they get)."""
     engine = instance.engine
     return tuple(
-        _describe(request, instance) for request in [*engine.running_requests(), *engine.waiting[:QUEUE_SHOWN]]
+        _describe(request, instance, tells_rest)
+        for request in [*engine.running_requests(), *engine.waiting[:QUEUE_SHOWN]]
     )
 
 
-def _describe(request: SimRequest, instance: SimInstance) -> RequestSnapshot:
+def _describe(request: SimRequest, instance: SimInstance, tells_rest: bool) -> RequestSnapshot:
     engine = instance.engine
     tokens = engine.tokens_of(request)
     return RequestSnapshot(
@@ -137,5 +137,6 @@ def _describe(request: SimRequest, instance: SimInstance) -> RequestSnapshot:
         needed_blocks=engine.blocks_of(tokens),
         movable=instance.llumlet.is_settled(RequestId(request.id)),
         preemptions=request.preemptions,
+        remaining_tokens=request.prompt_tokens + request.output_tokens - tokens if tells_rest else None,
         moved_s=request.moved_s,
     )

@@ -21,6 +21,14 @@ class PlannedMove:
     target: int
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedDrain:
+    """An instance, by number, that is to be emptied and stopped, as with `llumnix drain`."""
+
+    at_s: float
+    instance: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """Everything that a run depends on, beside its requests."""
@@ -42,6 +50,7 @@ class Setup:
     place_on: int | None = None
     """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
     moves: tuple[PlannedMove, ...] = ()
+    drains: tuple[PlannedDrain, ...] = ()
     paper_body: bool = False
     """Everything around the policy as in the paper's artifact: a report is one step old when it comes, a request that
     was sent is not charged until a report counts it, and scaling follows its rule. Otherwise as live: reports are

@@ -25,8 +25,9 @@ class World(Protocol):
     kernel: Kernel
     profile: Profile
     cluster: ClusterConfig
-    reports_per_step: bool
-    """Reports describe the start of a step and go out with its tokens, as in the paper's artifact."""
+    paper_body: bool
+    """As in the paper's artifact, reports describe the start of a step and go out with its tokens, and nobody knows how
+    many tokens a request has still to make."""
     relief_steps: int
     """How many decode steps ahead an instance looks for a shortage of blocks; 0: not at all."""
 
