@@ -8,8 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from llumnix.control.commands import AnyCommand
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "llumnix").rglob("*.py"))
@@ -87,6 +90,74 @@ def test_dependencies_of_the_base_package_are_all_named() -> None:
             continue
         for name in imported_at_the_top(path) - set(sys.stdlib_module_names) - {"llumnix"}:
             assert distributions.get(name, name) in named, f"{where} imports {name}, which pyproject.toml does not name"
+
+
+MAIL = "any kind of message can come by mail; what is not for this process is refused at run time"
+OPEN_MATCHES = {
+    "cluster/launcher.py:_on_message": MAIL,
+    "cluster/scheduler_process.py:_on_message": MAIL,
+    "engine/vllm/core.py:_on_control": MAIL,
+    "engine/vllm/core.py:_on_news": MAIL,
+    "server/switchboard.py:_take": MAIL,
+    "server/switchboard.py:_take_question_or_answer": MAIL,
+}
+"""Matches over classes that need not name every class, and why."""
+
+
+def test_no_kind_of_command_event_or_message_is_dropped_in_silence() -> None:
+    """Every match over classes ends in `assert_never`: a new kind is an error of types where nobody handles it."""
+    found = {f"{path.relative_to(ROOT / 'src' / 'llumnix')}:{name}" for path in SOURCES for name in open_matches(path)}
+    assert found - set(OPEN_MATCHES) == set()
+    assert set(OPEN_MATCHES) - found == set(), "these are listed as open and are not (any more)"
+
+
+@pytest.mark.parametrize("body", [("engine/vllm/driver.py",), ("sim/instance.py", "sim/migration_body.py")])
+def test_every_command_of_a_llumlet_has_a_hand_to_carry_it_out(body: tuple[str, ...]) -> None:
+    """Its commands are looked up by their class, which no type checker sees through."""
+    keys = {
+        key.attr
+        for name in body
+        for node in ast.walk(parsed(ROOT / "src" / "llumnix" / name))
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Attribute) and ast.unparse(key.value) in ("commands", "do")
+    }
+    assert keys == {command.__name__ for command in get_args(AnyCommand)}
+
+
+def test_such_a_match_is_found(tmp_path: Path) -> None:
+    body = "def f(x):\n    match x:\n        case int():\n            return 1\n"
+    for last, names in (
+        ("", ["f"]),
+        ("        case _:\n            return 2\n", ["f"]),
+        ("        case _:\n            assert_never(x)\n", []),
+        ("        case y:\n            assert_never(y)\n", []),
+    ):
+        (tmp_path / "a.py").write_text(body + last)
+        assert open_matches(tmp_path / "a.py") == names
+    (tmp_path / "a.py").write_text("def f(x):\n    match x:\n        case 'a':\n            return 1\n")
+    assert open_matches(tmp_path / "a.py") == []
+
+
+def open_matches(path: Path) -> list[str]:
+    """Functions with a match over classes that does not end in `assert_never`."""
+    functions = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        function.name
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Match) and _is_over_classes(node) and not _ends_in_assert_never(node)
+    ]
+
+
+def _is_over_classes(match: ast.Match) -> bool:
+    return any(isinstance(node, ast.MatchClass) for case in match.cases for node in ast.walk(case.pattern))
+
+
+def _ends_in_assert_never(match: ast.Match) -> bool:
+    last = match.cases[-1]
+    catches_all = isinstance(last.pattern, ast.MatchAs) and last.pattern.pattern is None and last.guard is None
+    return catches_all and ast.unparse(last.body[-1]).startswith("assert_never(")
 
 
 def parsed(path: Path) -> ast.Module:

@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import traceback
-from typing import Any
+from typing import Any, assert_never
 
 import ray
 from ray.exceptions import RayError
@@ -27,10 +27,12 @@ from llumnix.cluster.environment import instance_needs
 from llumnix.cluster.nursery_messages import (
     Exited,
     Failed,
+    ForkFrontEnd,
     ForkInstance,
     FromNursery,
     Prepare,
     SignalChild,
+    StopListening,
     receive_from_launcher,
     send,
 )
@@ -134,8 +136,10 @@ class House:
                 group.create_task(self._house(order.id, tenant))
             case SignalChild() if order.child in self._tenants:
                 self._tenants[order.child].signal(order)
-            case _:
+            case ForkFrontEnd() | SignalChild() | StopListening() | Prepare():
                 self._home.send(order)
+            case _:
+                assert_never(order)
 
     async def _house(self, instance: str, tenant: Tenant) -> None:
         how = await tenant.live()

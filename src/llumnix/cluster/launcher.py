@@ -208,6 +208,8 @@ class Launcher:
                     self._tell_supervisor(supervision.NurseryEnded(why))
                 else:
                     self._finish = Finish(2, f"The engine could not be loaded: {why}")
+            case unknown:
+                assert_never(unknown)
 
     def _on_loaded(self, ready: Ready) -> None:
         self._loaded = True

@@ -20,7 +20,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, assert_never, cast
 
 from llumnix.cluster import linux, logs, run_dir
 from llumnix.cluster.nursery_messages import (
@@ -33,6 +33,7 @@ from llumnix.cluster.nursery_messages import (
     Ready,
     SignalChild,
     StopListening,
+    ToNursery,
     front_end_name,
     is_front_end,
     receive_from_launcher,
@@ -103,7 +104,7 @@ class Nursery:
                     return
                 self._obey(message)
 
-    def _obey(self, message: object) -> None:
+    def _obey(self, message: ToNursery) -> None:
         match message:
             case ForkInstance():
                 self._fork(message.id, lambda: self._run_instance(message))
@@ -115,8 +116,10 @@ class Nursery:
                         os.kill(pid, message.signal)
             case StopListening():
                 self._close_sockets()
+            case Prepare():
+                raise AssertionError("it was prepared before")
             case _:
-                raise AssertionError(f"unexpected message {message}")
+                assert_never(message)
 
     def _report_exits(self) -> None:
         while self._pids:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -140,6 +140,10 @@ class Tenant:
                         self._tell(Forked(child=forked.child, pid=forked.pid, node=self._node))
                     case Exited(how=how) | Failed(why=how):
                         return how
+                    case Waiting() | Leaving():
+                        raise AssertionError("only the launcher of all nodes waits for one, or leaves one")
+                    case unknown:
+                        assert_never(unknown)
 
     async def _hear(self, seen: int) -> list[bytes]:
         """Over and over while the way to the node is disturbed; Ray says when it gives the node up."""

@@ -120,7 +120,7 @@ class Roster:
         return [place.process for place in self.front_end_places.values() if place.process is not None]
 
     @property
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[Instance | FrontEnd]:
         return list(self._by_name.values())
 
     @property
@@ -142,7 +142,7 @@ class Roster:
                 starting += 1
         return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order)
 
-    def find(self, name: str) -> Process | None:
+    def find(self, name: str) -> Instance | FrontEnd | None:
         return self._by_name.get(name)
 
     def instance(self, instance: InstanceId) -> Instance | None:

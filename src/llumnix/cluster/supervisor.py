@@ -12,6 +12,8 @@ drained while another one starts for it. The scheduler is told of every change i
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Leave, Roster
 from llumnix.cluster.supervision import (
     Audience,
@@ -133,6 +135,8 @@ class Supervisor:
                 return self._on_terminate(at)
             case NurseryEnded():
                 return self._finish(1, f"The parent of all engine processes ended ({event.how}), and so did they.")
+            case _:
+                assert_never(event)
 
     def _on_news_of_child(self, event: Forked | Waits | Leaves | Exited, at: float) -> list[Command]:
         match event:
@@ -144,6 +148,8 @@ class Supervisor:
                 return self._on_leaves(event, at)
             case Exited():
                 return self._on_exited(event, at)
+            case _:
+                assert_never(event)
 
     # starting
 
@@ -279,6 +285,10 @@ class Supervisor:
                 commands = self._on_instance_exited(instance, event, at)
             case FrontEnd() as front_end:
                 commands = self._on_front_end_exited(front_end, event, at)
+            case None:
+                pass
+            case unknown:
+                assert_never(unknown)
         return commands + (self._proceed_with_stopping(at) if self._stopping else [])
 
     def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[Command]:

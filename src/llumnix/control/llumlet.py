@@ -7,6 +7,7 @@ belongs to an attempt that is over changes nothing; starts new ones; refuses wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import assert_never
 
 import msgspec
 
@@ -18,11 +19,17 @@ from llumnix.control.events import (
     AnyEvent,
     Detached,
     Gone,
+    Installed,
+    InstallFailed,
     MoveOut,
     PeerLost,
     Preempted,
     Progress,
+    Pulled,
+    PullFailed,
     Received,
+    Reserved,
+    ReserveFailed,
     TimerFired,
 )
 from llumnix.control.messages import (
@@ -32,6 +39,7 @@ from llumnix.control.messages import (
     Committed,
     Copied,
     Copy,
+    Doubt,
     Prepare,
     Prepared,
     Refused,
@@ -138,6 +146,14 @@ class Llumlet:
                 return self._move_out(event)
             case PeerLost():
                 return self._peer_lost(event)
+            case Reserved() | ReserveFailed() | Pulled() | PullFailed() | Installed() | InstallFailed():
+                return self._of_an_arrival(event)
+            case _:
+                assert_never(event)
+
+    def _of_an_arrival(
+        self, event: Reserved | ReserveFailed | Pulled | PullFailed | Installed | InstallFailed
+    ) -> list[AnyCommand]:
         target = self.attempts.targets.get(event.request)
         if target is None or target.epoch != event.epoch:
             self.attempts.late += 1
@@ -261,10 +277,17 @@ class Llumlet:
                 return self.attempts.follow_target(target, at, message)
             case Prepare():
                 return self._asked_to_take(at, message)
-        self.attempts.late += 1
-        return self._stale(at, message)
+            case Copy() | Commit() | Cancel() | Prepared() | Copied() | Committed() | Refused() | Verdict() | Doubt():
+                self.attempts.late += 1
+                return self._stale(at, message)
+            case _:
+                assert_never(message)
 
-    def _stale(self, at: float, message: AnyMessage) -> list[AnyCommand]:
+    def _stale(
+        self,
+        at: float,
+        message: Copy | Commit | Cancel | Prepared | Copied | Committed | Refused | Verdict | Doubt,
+    ) -> list[AnyCommand]:
         """No machine has this attempt. It does no harm, but the other side may be told so at once."""
         match message:
             case Copy() | Commit() if not self.attempts.was_adopted(message.request, message.epoch):
@@ -272,11 +295,15 @@ class Llumlet:
             case Cancel():
                 # It may have overtaken its Prepare, which must not reserve anything then.
                 self.attempts.remember(message.request, Ended(message.epoch, False, at))
+                return []
             case Prepared():
                 why = "this attempt is over"
                 cancel = Cancel(request=message.request, epoch=message.epoch, sender=self.instance, reason=why)
                 return [Send(message.sender, cancel)]
-        return []
+            case Copy() | Commit() | Copied() | Committed() | Refused() | Verdict() | Doubt():
+                return []
+            case _:
+                assert_never(message)
 
     def _asked_to_take(self, at: float, message: Prepare) -> list[AnyCommand]:
         undo: list[AnyCommand] = []

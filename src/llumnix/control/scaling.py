@@ -7,6 +7,7 @@ so that advice is what would have been done.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import assert_never
 
 import msgspec
 
@@ -84,3 +85,5 @@ class Autoscaler:
                 return ScalingStep(at=at, reason=decision.reason, drain=decision.instance, carried_out=carried_out)
             case Stay():
                 return None
+            case _:
+                assert_never(decision)

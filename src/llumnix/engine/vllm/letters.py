@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import assert_never
 
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from llumnix.control import commands
-from llumnix.control.messages import Commit, Committed, Copy, Prepare
+from llumnix.control.messages import (
+    AnyMessage,
+    Cancel,
+    Commit,
+    Committed,
+    Copied,
+    Copy,
+    Doubt,
+    Prepare,
+    Prepared,
+    Refused,
+    Verdict,
+)
 from llumnix.engine.vllm.parts import Engine
 from llumnix.engine.vllm.state import Codec, hand_of
 from llumnix.types import InstanceId
@@ -39,7 +51,7 @@ class Letters:
         else:
             self._engine.post_soon((peer.control,), letter)
 
-    def _filled_in(self, message: Any) -> Any:
+    def _filled_in(self, message: AnyMessage) -> AnyMessage:
         scheduler = self._engine.scheduler
         match message:
             case Prepare():
@@ -51,8 +63,10 @@ class Letters:
                 state = self._engine.rpc("llumnix_sampler_state", args=(message.request,))[0]
                 payload = hand_of(scheduler.requests[message.request], state)
                 return msgspec.structs.replace(message, block_ids=self._block_ids(message), payload=payload)
-            case _:
+            case Cancel() | Prepared() | Copied() | Committed() | Refused() | Doubt() | Verdict():
                 return message
+            case _:
+                assert_never(message)
 
     def _block_ids(self, message: Copy | Commit) -> tuple[int, ...]:
         return tuple(self._engine.scheduler.block_ids(message.request, message.first_block, message.blocks))

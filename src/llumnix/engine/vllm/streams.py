@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
@@ -221,7 +221,7 @@ class Streams:
                     if session is not None:
                         self._replay(session, order.why, fruitless=not order.asked_for)
                 case _:
-                    raise TypeError(f"unknown order {order}")
+                    assert_never(order)
         return outputs
 
     # -- token replay
