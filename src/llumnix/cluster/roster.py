@@ -108,7 +108,7 @@ class Roster:
     def __init__(self, instances: int, front_ends: int) -> None:
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
         self.front_end_places: dict[int, Place[FrontEnd]] = {index: Place() for index in range(front_ends)}
-        self._by_name: dict[str, Process] = {}
+        self._by_name: dict[str, Instance | FrontEnd] = {}
         self._next_index = 0
 
     @property
