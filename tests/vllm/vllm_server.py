@@ -96,7 +96,8 @@ class Server:
                     return False
             except httpx.TransportError:
                 return False
-            return "serving" in self.console() and self.console().count(" ready in ") >= instances
+            # An instance is ready a moment before the front end takes it in.
+            return "serving" in self.console() and len(self.instances()) >= instances
 
         wait_for(ready, "a server that is ready", START_TIMEOUT_S)
 
