@@ -90,6 +90,7 @@ def test_in_the_papers_body_a_drain_waits_until_all_have_ended() -> None:
     there = [request for request in requests if request.instances[0] == "i0000"]
     assert not any(request.replays for request in requests)
     assert ended_s(outcome) >= max(request.finish_s for request in there) > DEADLINE_S + 60.0
+    assert (outcome.drains[0].replayed, outcome.drains[0].finished) == (0, len(there))
 
 
 @pytest.mark.parametrize("early_s", [0.01, 0.3, 0.6, 0.9, 1.2, 1.5])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sim_cluster import assert_all_served
 
-from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import POLICIES
@@ -44,6 +44,10 @@ def test_every_request_gets_every_token_and_every_block_comes_back(
         held = sum(request.blocks for request in instance.engine.waiting)
         assert (instance.engine.running, held) == (0, 0)
         assert instance.engine.pool.total - instance.engine.pool.free == instance.body.reserved_blocks
+
+
+def run_one(request: SimRequest, **setup: object) -> Outcome:
+    return simulate([request], Setup(instances=2, profile=A10, place_on=0, **setup))
 
 
 def test_migration_helps_where_it_should() -> None:
@@ -130,6 +134,47 @@ def test_a_short_stall_is_waited_out_and_a_long_one_is_a_loss() -> None:
     assert any(request.replays for request in long.requests)
 
 
+def test_an_engine_that_hangs_while_its_process_beats_is_lost_too() -> None:
+    limit = ClusterConfig(step_timeout_s=20.0)
+    hang = Fault(FaultKind.HANG, 100.0, 400.0, instance=0)
+    outcome = run(faults=(hang,), cluster=limit)
+    assert_all_served(outcome)
+    lost_s = outcome.lives[0].ended_s
+    assert lost_s is not None
+    assert 119.5 <= lost_s < 122.0
+    assert any(request.replays for request in outcome.requests)
+    assert len(outcome.lives) == 5
+    patient = run(faults=(hang,), cluster=ClusterConfig(step_timeout_s=1000.0))
+    assert_all_served(patient)
+    assert patient.lives[0].ended_s is None
+
+
+def test_an_engine_that_hangs_with_nothing_to_do_is_lost_once_it_is_sent_something() -> None:
+    requests = [SimRequest(0, 60.0, 100, 10), SimRequest(1, 60.0, 100, 400)]
+    hang = Fault(FaultKind.HANG, 10.0, 1000.0, instance=0)
+    outcome = simulate(requests, Setup(instances=2, profile=A10, faults=(hang,), restart_instances=False))
+    assert_all_served(outcome)
+    limit_s = ClusterConfig().step_timeout_s
+    lost_s = outcome.lives[0].ended_s
+    assert lost_s is not None
+    assert 60.0 + limit_s <= lost_s < 62.0 + limit_s
+    assert [request.instances for request in requests] == [["i0000", "i0001"], ["i0001"]]
+
+
+def test_a_stalled_instance_answers_nobody_until_it_goes_on() -> None:
+    request = SimRequest(0, 0.0, 100, 400)
+    stall = Fault(FaultKind.STALL, 1.0, 4.0, instance=1)
+    move = PlannedMove(2.0, "r0", 0, 1)
+    config = MigrationConfig(prepare_timeout_s=1.0)
+    (too_long,) = run_one(request, faults=(stall,), moves=(move,), migration=config).migrations
+    assert too_long.outcome != MOVED
+    assert 3.0 <= too_long.at_s < 3.1
+    request = SimRequest(0, 0.0, 100, 400)
+    (waited,) = run_one(request, faults=(stall,), moves=(move,), migration=MigrationConfig()).migrations
+    assert waited.outcome == MOVED
+    assert 5.0 <= waited.at_s < 5.2
+
+
 def test_a_link_so_slow_that_commits_are_doubted_doubles_no_request() -> None:
     outcome = run(faults=(Fault(FaultKind.SLOW_LINK, 20.0, 2000.0, factor=150.0),))
     assert_all_served(outcome)
@@ -186,6 +231,7 @@ def test_instances_are_averaged_over_time() -> None:
         ("crash@60", Fault(FaultKind.CRASH, 60.0)),
         ("crash@6.5:3", Fault(FaultKind.CRASH, 6.5, instance=3)),
         ("stall@60+5:3", Fault(FaultKind.STALL, 60.0, 5.0, 3)),
+        ("hang@60+300:3", Fault(FaultKind.HANG, 60.0, 300.0, 3)),
         ("slow-link@60+30:10", Fault(FaultKind.SLOW_LINK, 60.0, 30.0, factor=10.0)),
     ],
 )

@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="requests per second, instead of the workload's own")
     parser.add_argument("--requests", type=int, help="how many requests, instead of the workload's own")
     parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
-    parser.add_argument("--fault", action="append", default=[], help="crash@60:3, stall@60+5:3, slow-link@60+30:10 …")
+    parser.add_argument(
+        "--fault", action="append", default=[], help="crash@60:3, stall@60+5:3, hang@60+300:3, slow-link@60+30:10"
+    )
     parser.add_argument(
         "--sample-s", type=float, default=1.0, help="seconds between rows of instances.csv (1; 0: none)"
     )

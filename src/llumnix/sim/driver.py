@@ -96,6 +96,7 @@ class _Run:
         begin = SchedulerBegin(
             policy=setup.policy,
             instance_timeout_s=setup.cluster.instance_timeout_s,
+            step_timeout_s=setup.cluster.step_timeout_s,
             limits=PATIENT if self.paper_body else drain_limits(setup.cluster, setup.migration),
             scaling=None if setup.paper_body else setup.scaling,
             mode=ScalingMode.ON,
@@ -343,16 +344,18 @@ class _Run:
                 self._tell_fleet()
 
     def _strike(self, fault: Fault) -> None:
+        victim = None if fault.instance is None else self._instances.get(instance_name(fault.instance))
         if fault.kind is FaultKind.SLOW_LINK:
             self._network.slowness = fault.factor
             self.kernel.after(fault.duration_s, self._mend_links)
-            return
-        assert fault.instance is not None
-        victim = instance_name(fault.instance)
-        if fault.kind is FaultKind.CRASH:
-            self._kill(victim)
-        elif victim in self._instances:
-            self._instances[victim].engine.stall(fault.duration_s)
+        elif victim is None:
+            pass  # it is gone already
+        elif fault.kind is FaultKind.CRASH:
+            self._kill(victim.id)
+        elif fault.kind is FaultKind.STALL:
+            victim.engine.stall(fault.duration_s)
+        else:
+            victim.hang(fault.duration_s)
 
     def _mend_links(self) -> None:
         self._network.slowness = 1.0

@@ -1,6 +1,7 @@
 """What goes wrong, and when: crashes, stalls and slow links, as a plan that is made before the run.
 
-`parse_fault` reads the words of the command line: `crash@60`, `crash@60:3`, `stall@60+5:3`, `slow-link@60+30:10`.
+`parse_fault` reads the words of the command line: `crash@60`, `crash@60:3`, `stall@60+5:3`, `hang@60+300:3`,
+`slow-link@60+30:10`.
 Without an instance number the victim is drawn from the fault plan's own generator, so that adding a
 fault never changes arrivals or lengths.
 """
@@ -21,6 +22,8 @@ class FaultKind(StrEnum):
     """The process of an instance is gone."""
     STALL = "stall"
     """An instance does nothing, and does not report, for `duration_s`."""
+    HANG = "hang"
+    """An engine does nothing for `duration_s`, but its process lives and repeats the last report."""
     SLOW_LINK = "slow-link"
     """Copies and messages of all instances take `factor` times as long for `duration_s`."""
 
@@ -41,7 +44,7 @@ _FORM = re.compile(r"(?P<kind>[a-z-]+)@(?P<at>[0-9.]+)(\+(?P<duration>[0-9.]+))?
 def parse_fault(text: str) -> Fault:
     """Reads one fault; raises UsageError with the forms that there are."""
     match = _FORM.fullmatch(text.strip())
-    problem = f"{text!r} is not a fault: use crash@60, crash@60:3, stall@60+5:3 or slow-link@60+30:10."
+    problem = f"{text!r} is not a fault: use crash@60, crash@60:3, stall@60+5:3, hang@60+300:3 or slow-link@60+30:10."
     if match is None or match["kind"] not in list(FaultKind):
         raise UsageError(problem)
     kind = FaultKind(match["kind"])

@@ -36,6 +36,7 @@ class SimInstance:
         self.drain_keep = False
         self.migrations_in = 0
         self.migrations_out = 0
+        self.ended = 0
         self.preemptions_avoided = 0
         self.recompute_tokens_saved = 0
         self.dispatches_seen = 0
@@ -85,7 +86,7 @@ class SimInstance:
 
     def receive(self, message: AnyMessage) -> None:
         """A control message arrives."""
-        if not self.alive:
+        if not self.alive or self._reads_later(self.receive, message):
             return
         if isinstance(message, Prepared | Copied):
             self._tell_progress(self._world.request(message.request))
@@ -93,7 +94,7 @@ class SimInstance:
 
     def move_out(self, order: MoveRequest) -> None:
         """The scheduler's order arrives."""
-        if not self.alive:
+        if not self.alive or self._reads_later(self.move_out, order):
             return
         self._move_ids += 1
         move_id = told.MoveId(self._move_ids)
@@ -115,6 +116,8 @@ class SimInstance:
         )
 
     def drain(self, keep: bool) -> None:
+        if self._reads_later(self.drain, keep):
+            return
         if self.alive and self.state is InstanceState.RUNNING:
             self.state = InstanceState.DRAINING
             self.drain_keep = keep
@@ -131,6 +134,7 @@ class SimInstance:
 
     def _abort(self, requests: list[SimRequest], aborted: Callable[[SimRequest], None]) -> None:
         for request in filter(self.engine.abort_now, requests):
+            self.ended += 1
             self.body.ended(request)
             request.state = NEW
             if self.started_llumlet is not None:
@@ -138,8 +142,23 @@ class SimInstance:
             aborted(request)
 
     def lose_peer(self, instance: InstanceId) -> None:
+        if self._reads_later(self.lose_peer, instance):
+            return
         if self.alive and self.started_llumlet is not None:
             self.hear(told.PeerLost(self._kernel.now, instance))
+
+    def hang(self, seconds: float) -> None:
+        """The engine does nothing for so long, while its process beats (a fault)."""
+        self.engine.stall(seconds)
+        self.reports.beat()
+
+    def _reads_later(self, action: Callable[[Any], None], mail: object) -> bool:
+        """The thread that would read it stands still: then `action` follows when it goes on."""
+        on_s = self.engine.stalled_until_s
+        if on_s <= self._kernel.now:
+            return False
+        self._kernel.at(on_s, action, mail)
+        return True
 
     def die(self) -> list[SimRequest]:
         """The process is gone at once; nothing more comes from it. Returns the requests that it had, those that
@@ -174,6 +193,7 @@ class SimInstance:
             self.reports.soon()
 
     def on_finished(self, request: SimRequest) -> None:
+        self.ended += 1
         self.body.ended(request)
         if self.started_llumlet is not None:
             self.hear(told.Gone(self._kernel.now, RequestId(request.id), "finished"))
@@ -219,6 +239,9 @@ class SimInstance:
 
     def _woken(self) -> None:
         self._wake = None
+        if self.engine.stalled_until_s > self._kernel.now:
+            self._wake = self._kernel.at(self.engine.stalled_until_s, self._woken)
+            return
         self.hear(told.TimerFired(self._kernel.now))
 
     def _watch(self, command: do.WatchProgress) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.kernel import Timer
@@ -33,6 +35,9 @@ class Reporter:
         self._timer: Timer | None = None
         self._due_s = 0.0
         self._reported_s = -1.0
+        self._beats = False
+        """It repeats its last report while its engine stands still."""
+        self._last: InstanceSnapshot | None = None
 
     def soon(self) -> None:
         """A report goes out now, or when the shortest interval since the last one is over."""
@@ -42,6 +47,11 @@ class Reporter:
         """A report goes out at `due_s` at the latest."""
         if self._timer is None or due_s < self._due_s:
             self._set(due_s)
+
+    def beat(self) -> None:
+        """The engine hangs: until it goes on, the last report is repeated."""
+        self._beats = True
+        self.soon()
 
     def stop(self) -> None:
         """No report any more."""
@@ -55,7 +65,8 @@ class Reporter:
     def snapshot(self) -> InstanceSnapshot:
         """The load now, as a numbered report."""
         self._seq += 1
-        return self._describe()
+        self._last = self._describe()
+        return self._last
 
     def _describe(self) -> InstanceSnapshot:
         instance = self._instance
@@ -90,6 +101,7 @@ class Reporter:
             recompute_tokens_saved=instance.recompute_tokens_saved,
             migrations_in=instance.migrations_in,
             migrations_out=instance.migrations_out,
+            ended=instance.ended,
             smallest_running_blocks=-(-(shortest - 1) // block_tokens) if shortest else 0,
             dispatches_seen=(instance.dispatches_seen,),
             drain_keep=instance.drain_keep,
@@ -107,10 +119,19 @@ class Reporter:
         self._reported_s = now
         stalled = engine.stalled_until_s
         if stalled <= now:
+            self._beats = False
             late_s = engine.step_end_s() - now if self._world.paper_body else 0.0
             self._world.reported(self.snapshot(), late_s)
+        elif self._beats and self._last is not None:
+            unread = self._instance.dispatches_seen - self._last.dispatches_seen[0]
+            self._world.reported(replace(self._last, unread=unread), 0.0)
         if self._timer is None:
-            self._set(max(stalled, now + (IDLE_REPORT_S if engine.idle else DRIFT_REPORT_S)))
+            self._set(self._next_s(now, stalled))
+
+    def _next_s(self, now: float, stalled: float) -> float:
+        if stalled <= now:
+            return now + (IDLE_REPORT_S if self._instance.engine.idle else DRIFT_REPORT_S)
+        return min(stalled, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled
 
 
 def candidates(instance: SimInstance, tells_rest: bool) -> tuple[RequestSnapshot, ...]:
