@@ -134,6 +134,11 @@ class ClusterConfig:
     max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
     restart_instances: bool = knob(True, "Start a new instance in place of one that died.")
     admin_port: int = knob(0, "Port of the admin routes, if not the one of the others (0: the same).")
+    admin_allowed_hosts: str = knob(
+        "",
+        "Names under which the admin routes may be called without an API key, beside localhost, --host and this "
+        "machine's own: NAME,NAME,... or * for any.",
+    )
     log_dir: str = knob("", "Folder for the log files of all processes (default: a private one that goes at the end).")
     verbose: bool = knob(False, "Show the log of every process on the console instead of writing files.")
 

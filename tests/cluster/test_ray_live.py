@@ -165,16 +165,33 @@ def test_instances_move_out_of_a_node_that_is_taken_back_and_others_start_before
     assert not any("died" in line for line in server.lines), server.lines
 
 
-def test_packed_and_nothing_is_left_of_a_killed_launcher(nodes: Nodes, serve: Callable[..., Serve]) -> None:
+def test_packed(nodes: Nodes, serve: Callable[..., Serve]) -> None:
     server = serve("--ray-address", nodes.address, "--instances", "2", "--placement", "pack")
     server.wait_until_serving()
     where = wait_for_instances(server, 2)
     assert len(set(where.values())) == 1, "packed"
+    server.process.terminate()
+    assert server.end() == 0
+
+
+def test_nothing_is_left_of_a_killed_launcher_on_two_nodes(nodes: Nodes, serve: Callable[..., Serve]) -> None:
+    server = serve("--ray-address", nodes.address, "--instances", "2")
+    server.wait_until_serving()
+    where = wait_for_instances(server, 2)
+    assert len(set(where.values())) == 2, "spread"
+    shared_memory = [Path(f"/dev/shm/llumnix-test-{pid}") for pid in server.instances().values()]
+    assert all(file.exists() for file in shared_memory)
+    assert len(list(nodes.folder.glob("llumnix-*"))) == 2
     processes = [psutil.Process(pid) for pid in server.instances().values()] + server.descendants()
     server.process.kill()
     server.end()
     wait_for(lambda: not any(is_alive(process) for process in processes), "the end of all processes")
     wait_for(lambda: nodes.ask("groups") == "0", "the end of all placement groups")
+    for folder in (server.folder, nodes.folder):
+        wait_for(
+            lambda folder=folder: not list(folder.glob("llumnix-*")), f"the end of all private folders in {folder}"
+        )  # type: ignore[misc]
+    assert not [file for file in shared_memory if file.exists()]
 
 
 def test_instance_for_which_no_node_is_large_enough(nodes: Nodes, serve: Callable[..., Serve]) -> None:

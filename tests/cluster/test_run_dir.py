@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,3 +52,72 @@ def test_folder_that_is_not_ours_is_left_alone(short_base: Path) -> None:
     with private_run_dir():
         pass
     assert [path.name for path in short_base.iterdir()] == ["llumnix-notes"]
+
+
+def test_link_is_not_followed(short_base: Path, tmp_path: Path) -> None:
+    """Where it leads may be a folder that others write to, with notes of theirs in it."""
+    (tmp_path / "lock").touch()
+    (short_base / "llumnix-link").symlink_to(tmp_path)
+    with private_run_dir():
+        pass
+    assert (tmp_path / "lock").exists()
+    assert (short_base / "llumnix-link").is_symlink()
+
+
+def test_folder_that_others_may_write_to_is_left_alone(short_base: Path) -> None:
+    left = short_base / "llumnix-shared"
+    left.mkdir()
+    left.chmod(0o777)
+    (left / "lock").touch()
+    with private_run_dir():
+        pass
+    assert left.exists()
+
+
+def test_note_names_files_of_the_shared_memory_and_no_others(short_base: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.touch()
+    mine = Path("/dev/shm") / f"llumnix-test-{os.getpid()}"
+    mine.touch()
+    left = short_base / "llumnix-left"
+    left.mkdir()
+    (left / "lock").touch()
+    names = [str(precious), f"../..{precious}", ".", "..", "", "a\0b", "not-there", mine.name]
+    (left / "shared-memory.1").write_text("\n".join(names))
+    elsewhere = tmp_path / "note"
+    elsewhere.write_text(mine.name)
+    (left / "shared-memory.2").symlink_to(elsewhere)
+    (left / "shared-memory.3").write_bytes(b"\xff\xfe")
+    (left / "shared-memory.4").mkdir()
+    with private_run_dir():
+        pass
+    assert not left.exists()
+    assert precious.exists()
+    assert not mine.exists()
+
+
+@pytest.mark.live
+def test_nothing_is_left_of_an_owner_that_is_killed(tmp_path: Path) -> None:
+    """Not even until the next start."""
+    mine = Path("/dev/shm") / f"llumnix-test-{os.getpid()}"
+    mine.touch()
+    code = f"""if True:
+        import time
+        from llumnix.cluster.run_dir import private_run_dir
+        with private_run_dir(200) as path:
+            (path / "i0.tmp").mkdir()
+            (path / "i0.tmp" / "shared-memory.1").write_text("{mine.name}")
+            print(path, flush=True)
+            time.sleep(60)
+    """
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as owner:
+        assert owner.stdout is not None
+        path = Path(owner.stdout.readline().strip())
+        assert path.exists()
+        owner.kill()
+    deadline_s = time.monotonic() + 5
+    while path.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+    assert not mine.exists()

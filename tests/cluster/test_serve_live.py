@@ -14,8 +14,6 @@ import psutil
 import pytest
 from served import Serve, is_alive, wait_for
 
-from llumnix.cluster.run_dir import private_run_dir
-
 pytestmark = pytest.mark.live
 
 
@@ -140,16 +138,15 @@ def test_everything_ends_with_the_nursery(serve: Callable[..., Serve]) -> None:
     assert_nothing_is_left(server, children)
 
 
-def test_killed_launcher_leaves_no_process(serve: Callable[..., Serve], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_launcher_leaves_nothing(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "2")
     server.wait_until_serving()
     children = server.descendants()
     server.process.kill()
     server.end()
     wait_for(lambda: not any(is_alive(child) for child in children), "the end of all children")
-    monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda longest: server.folder)
-    with private_run_dir():  # the next start sweeps what is left
-        assert not [child for child in children if shared_memory_of(child.pid).exists()]
+    wait_for(lambda: not list(server.folder.glob("llumnix-*")), "the end of the private folder")
+    assert not [child for child in children if shared_memory_of(child.pid).exists()]
 
 
 def test_running_request_may_finish_while_new_ones_are_refused(serve: Callable[..., Serve], tmp_path: Path) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 
 pytest.importorskip("vllm")
 
-from fastapi import FastAPI
+from admin_board import Board, ask
 from request_rows import row
 
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
-from llumnix.server.admin import add_routes
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 
 
@@ -37,48 +33,9 @@ def record(request: str) -> wire.MigrationRecord:
     )
 
 
-class Board:
-    """As much of a switchboard as the routes need."""
-
-    address = "inproc://board"
-    scheduler_pid = 1
-    scheduler_state = "running"
-    scaling: wire.ScalingStatus | None = None
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[InstanceId, wire.RequestRow]] = []
-        self.answers: dict[str, wire.MigrateAnswer] = {}
-        self.asked: list[wire.Wire] = []
-        self.scheduler_answer: wire.Answer | None = wire.Answer(query=1, ok=True)
-        self.spec = SimpleNamespace(book=SimpleNamespace(scheduler="inproc://scheduler"))
-        states = {"i0": InstanceState.RUNNING, "i1": InstanceState.RUNNING, "i2": InstanceState.DRAINING}
-        by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
-        self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id))
-        gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
-        self.roster = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
-
-    async def list_requests(self) -> list[tuple[InstanceId, wire.RequestRow]]:
-        return self.rows
-
-    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
-        return self.answers[row.request]
-
-    async def ask_one(self, address: str, make: Any, timeout_s: float) -> wire.Answer | None:
-        self.asked.append(make(1))
-        return self.scheduler_answer
-
-
 @pytest.fixture
 def board() -> Board:
     return Board()
-
-
-async def ask(board: Board, method: str, path: str, *, keys: list[str] | None = None, **options: Any) -> httpx.Response:
-    app = FastAPI()
-    add_routes(app, board, argparse.Namespace(api_key=keys))  # type: ignore[arg-type]
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://admin/llumnix/v1") as client:
-        return await client.request(method, path, **options)
 
 
 def order(target: str = "i1") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 pytest.importorskip("vllm")
@@ -65,3 +66,33 @@ async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tm
 async def test_question_without_an_answer_ends_in_time(board: Switchboard) -> None:
     answer = await board.migrate(ROW, InstanceId("i1"), timeout_s=0.05)
     assert answer.status == 504
+
+
+def record(number: int) -> wire.MigrationRecord:
+    instances = {"source": InstanceId("i0"), "target": InstanceId("i1")}
+    return wire.MigrationRecord(
+        at=float(number), request_id=f"cmpl-{number}", reason="by hand", outcome="moved", **instances
+    )
+
+
+async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Switchboard, tmp_path: Path) -> None:
+    """Front end 1 is a mailbox that passes the question on to the one here, and its answers back."""
+    for number in range(1200):
+        board.log.add(record(number))
+    parts: list[int] = []
+
+    def other(message: wire.Wire) -> None:
+        if isinstance(message, wire.ListMigrations):
+            mailbox.post(board.address, msgspec.structs.replace(message, reply_to=mailbox.address))
+        elif isinstance(message, wire.Migrations):
+            parts.append(len(message.records))
+            mailbox.post(board.address, message)
+
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", other)
+    mailbox.start()
+    board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
+    found = await board.list_migrations(10_000, timeout_s=10.0)
+    mailbox.close()
+    assert parts == [500, 500, 200]
+    assert [record.at for record in found[:4]] == [1199.0, 1199.0, 1198.0, 1198.0]
+    assert len(found) == 2400

@@ -1,23 +1,33 @@
 """The private folder of one server: its sockets, its lock, and the logs that nobody asked to keep.
 
-The lock tells a folder in use from one that a killed launcher left behind; the next start removes the latter.
+The lock tells a folder in use from one that a killed launcher left behind. A janitor, a small process that sees its
+owner end, removes the latter; should it be killed, too, the next start does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
+import signal
+import stat
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from llumnix.engine.shared_memory import remove_shared_memory
 from llumnix.errors import UsageError
 
 _PREFIX = "llumnix-"
 _LOCK = "lock"
+_JANITOR_S = 10.0
+_JANITOR_PAUSE_S = 0.3
 _LONGEST_BASE = 40  # bytes; a socket's whole path may have 107, and engines make some with long names
 
 
@@ -27,11 +37,13 @@ def private_run_dir(longest_base: int = _LONGEST_BASE) -> Iterator[Path]:
     base = _base(longest_base)
     _sweep(base)
     path, lock = _create_locked(base)
+    janitor = _hire_janitor(path)
     try:
         yield path
     finally:
         remove(path)
         os.close(lock)
+        janitor.close()
 
 
 def remove(folder: Path) -> None:
@@ -60,7 +72,7 @@ def _create_locked(base: Path) -> tuple[Path, int]:
 
 def _lock(path: Path) -> int | None:
     """The descriptor of the held lock; None if somebody else holds it."""
-    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.stat(path / _LOCK).st_ino == os.fstat(descriptor).st_ino:
@@ -77,12 +89,55 @@ def _lock(path: Path) -> int | None:
 def _sweep(base: Path) -> None:
     """Removes the folders of launchers that were killed."""
     for path in base.glob(_PREFIX + "*"):
-        try:
-            if path.stat().st_uid != os.getuid() or not (path / _LOCK).exists():
-                continue
-            lock = _lock(path)
-        except OSError:
-            continue  # somebody else swept it at the same moment
-        if lock is not None:
-            remove(path)
-            os.close(lock)
+        with contextlib.suppress(OSError):  # somebody else swept it at the same moment
+            if _is_ours(path):
+                _remove_if_unused(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Made by `private_run_dir`, for this user, and nobody else could write there. A link is none of ours."""
+    found = path.lstat()
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return private and found.st_uid == os.getuid() and (path / _LOCK).exists()
+
+
+def _remove_if_unused(path: Path) -> bool:
+    lock = _lock(path)
+    if lock is None:
+        return False
+    remove(path)
+    os.close(lock)
+    return True
+
+
+def _hire_janitor(path: Path) -> IO[bytes]:
+    """Removes the folder once this process has ended without doing so, which shows in what is returned here."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    process.wait()  # the janitor is its child, and so nobody's: nobody ends it by mistake
+    assert process.stdin is not None
+    return process.stdin
+
+
+def main(path: Path) -> None:
+    """The janitor: `python -m llumnix.cluster.run_dir PATH`."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # may be meant for its owner, who then cleans up
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    deadline_s = time.monotonic() + _JANITOR_S
+    while path.exists() and time.monotonic() < deadline_s:
+        time.sleep(_JANITOR_PAUSE_S)  # what its owner started is being killed just now, and may still be busy there
+        with contextlib.suppress(OSError):
+            _remove_if_unused(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -5,12 +5,15 @@ Each worker notes in the instance's temporary folder what it has mapped; whoever
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
 _NOTE = "shared-memory."
+_NAME = re.compile(r"[^/\s\0]+")
 _MAPPED = re.compile(r"/dev/shm/([^/\s]+)$", re.MULTILINE)  # a file that is deleted already has that said behind it
 
 
@@ -22,7 +25,11 @@ def note_shared_memory() -> None:
 
 
 def remove_shared_memory(folder: Path) -> None:
-    """What was noted in this folder or below it."""
+    """What was noted in this folder or below it. A note counts as what a killed process wrote: it may be cut off."""
     for note in folder.glob(f"**/{_NOTE}*"):
-        for name in note.read_text().splitlines():
-            Path("/dev/shm", name).unlink(missing_ok=True)
+        if not stat.S_ISREG(note.lstat().st_mode):
+            continue
+        for name in note.read_text(errors="replace").splitlines():
+            if _NAME.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    Path("/dev/shm", name).unlink()

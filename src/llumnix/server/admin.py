@@ -8,15 +8,17 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from vllm import envs
 
 from llumnix.engine.vllm.members import Member
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.server import sizing
-from llumnix.server.answers import Bad, Guard, body_of, sentence
+from llumnix.server.answers import Bad, Guard, body_of, listing, sentence, shown
+from llumnix.server.boot import listening_host
 from llumnix.server.client_ids import client_visible_id
+from llumnix.server.origin import KnownHosts
 from llumnix.server.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
@@ -37,27 +39,30 @@ def freeness_of(load: InstanceSnapshot) -> float | None:
 
 def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> None:
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-    app.include_router(_router(board, keys))
+    by_unix_socket = args.uds and board.spec.admin_socket is None
+    hosts = KnownHosts.of(
+        None if by_unix_socket else listening_host(args), board.spec.cluster.admin_allowed_hosts.split(",")
+    )
+    app.include_router(_router(board, Guard(keys, hosts)))
 
 
-def _router(board: Switchboard, keys: list[str]) -> APIRouter:
+def _router(board: Switchboard, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/llumnix/v1")
-    guard = Guard(keys)
 
     @router.get("/instances")
-    async def instances(request: Request) -> JSONResponse:
+    async def instances(request: Request) -> Response:
         return await guard.answer(request, lambda: _instances(board))
 
     @router.get("/requests")
-    async def requests(request: Request) -> JSONResponse:
+    async def requests(request: Request) -> Response:
         return await guard.answer(request, lambda: _requests(board))
 
     @router.get("/migrations")
-    async def migrations(request: Request) -> JSONResponse:
+    async def migrations(request: Request) -> Response:
         return await guard.answer(request, lambda: _migrations(board, request.query_params.get("limit", "100")))
 
     @router.post("/migrations")
-    async def migrate(request: Request) -> JSONResponse:
+    async def migrate(request: Request) -> Response:
         async def act() -> JSONResponse:
             body = await body_of(request, {"request_id": str, "target": str | int})
             return await _migrate(board, body["request_id"], InstanceId(str(body["target"])))
@@ -65,22 +70,22 @@ def _router(board: Switchboard, keys: list[str]) -> APIRouter:
         return await guard.answer(request, act)
 
     @router.post("/instances")
-    async def add(request: Request) -> JSONResponse:
+    async def add(request: Request) -> Response:
         async def act() -> JSONResponse:
             return await sizing.start(board, (await body_of(request, {"count": int}))["count"])
 
         return await guard.answer(request, act)
 
     @router.get("/scaling")
-    async def scaling(request: Request) -> JSONResponse:
+    async def scaling(request: Request) -> Response:
         return await guard.answer(request, lambda: sizing.scaling(board))
 
     @router.get("/drains")
-    async def drains(request: Request) -> JSONResponse:
+    async def drains(request: Request) -> Response:
         return await guard.answer(request, lambda: sizing.drains(board))
 
     @router.post("/instances/{instance}/drain")
-    async def drain(request: Request, instance: str) -> JSONResponse:
+    async def drain(request: Request, instance: str) -> Response:
         return await guard.answer(request, lambda: sizing.drain(board, InstanceId(instance), request.query_params))
 
     return router
@@ -125,34 +130,47 @@ def _empty_row(
     return {"id": instance, "state": state, "pid": pid, "node": node, **counts, "freeness": None, "why": why}
 
 
-async def _requests(board: Switchboard) -> JSONResponse:
-    rows = [
-        {
-            "id": client_visible_id(row.client_id),
-            "instance": instance,
-            "priority": "high" if row.priority < 0 else "normal",
-            "prompt_tokens": row.prompt_tokens,
-            "output_tokens": row.output_tokens,
-            "state": row.state,
-            "migrations": row.migrations,
-            "movable": not row.why_pinned,
-            "why_pinned": row.why_pinned or None,
-        }
-        for instance, row in await board.list_requests()
-    ]
-    return JSONResponse({"requests": rows})
+class _RequestRow(msgspec.Struct, frozen=True):
+    id: str
+    instance: InstanceId
+    priority: str
+    prompt_tokens: int
+    output_tokens: int
+    state: str
+    migrations: int
+    movable: bool
+    why_pinned: str | None
 
 
-async def _migrations(board: Switchboard, limit: str) -> JSONResponse:
-    if not limit.isdecimal() or not 1 <= int(limit) <= _MAX_LIMIT:
-        raise Bad(400, f"limit must be a number from 1 to {_MAX_LIMIT}, not {limit!r}.")
-    records = await board.list_migrations(int(limit))
-    return JSONResponse({"migrations": [msgspec.to_builtins(record) for record in records]})
+async def _requests(board: Switchboard) -> Response:
+    return listing("requests", await board.list_requests(), _request_row)
+
+
+def _request_row(found: tuple[InstanceId, wire.RequestRow]) -> _RequestRow:
+    instance, row = found
+    return _RequestRow(
+        id=client_visible_id(row.client_id),
+        instance=instance,
+        priority="high" if row.priority < 0 else "normal",
+        prompt_tokens=row.prompt_tokens,
+        output_tokens=row.output_tokens,
+        state=row.state,
+        migrations=row.migrations,
+        movable=not row.why_pinned,
+        why_pinned=row.why_pinned or None,
+    )
+
+
+async def _migrations(board: Switchboard, limit: str) -> Response:
+    if not (limit.isdecimal() and len(limit) <= len(str(_MAX_LIMIT)) and 1 <= int(limit) <= _MAX_LIMIT):
+        raise Bad(400, f"limit must be a number from 1 to {_MAX_LIMIT}, not {shown(limit)}.")
+    return listing("migrations", await board.list_migrations(int(limit)))
 
 
 async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> JSONResponse:
     """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet."""
-    found = [each for each in await board.list_requests() if client_visible_id(each[1].client_id) == request_id]
+    rows = await board.list_requests(like=request_id)
+    found = [each for each in rows if client_visible_id(each[1].client_id) == request_id]
     if not found:
         raise _unknown_request(request_id)
     member = board.client.members.by_id.get(target)
@@ -190,4 +208,4 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
 
 
 def _unknown_request(request_id: str) -> Bad:
-    return Bad(404, f"There is no request {request_id!r} that is running or queued.", "not_found_error")
+    return Bad(404, f"There is no request {shown(request_id)} that is running or queued.", "not_found_error")

@@ -7,7 +7,9 @@ import contextlib
 import mmap
 import os
 import socket
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
@@ -28,12 +30,17 @@ class Setup:
 
     @property
     def host(self) -> str:
-        return self.args.host or "0.0.0.0"
+        return listening_host(self.args)
 
     @property
     def port(self) -> int:
         port: int = self.args.port
         return port
+
+
+def listening_host(args: argparse.Namespace) -> str:
+    """vLLM's own default is every address. Whoever asks for a unix socket asks for none."""
+    return args.host or ("127.0.0.1" if args.uds else "0.0.0.0")
 
 
 def prepare(argv: list[str], model: str) -> Setup:
@@ -66,11 +73,33 @@ def listen(setup: Setup) -> socket.socket:
     """Binds the HTTP socket, as vLLM does; it starts to listen when a front end serves."""
     from vllm.entrypoints.launchers.launcher import setup_server
 
+    if setup.args.uds:
+        _remove_if_left_behind(setup.args.uds)
     try:
         _, sock = setup_server(setup.args, reuse_port=False)
     except OSError as error:
         raise UsageError(f"Port {setup.port} on {setup.host} cannot be used: {error.strerror or error}.") from error
     return sock
+
+
+def _remove_if_left_behind(path: str) -> None:
+    """What a killed server has left: nobody can bind the name again, or reach anybody by it."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    bound = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
+    if bound & {path, os.path.abspath(path)}:
+        return  # by a server that may not listen yet
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # binding says what is wrong
 
 
 def run_instance(setup: Setup, spec: InstanceSpec) -> None:

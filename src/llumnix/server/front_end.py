@@ -80,12 +80,7 @@ async def _serve_http(
         port=args.port,
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log,
-        timeout_keep_alive=_keep_alive_s(),
-        ssl_keyfile=args.ssl_keyfile,
-        ssl_certfile=args.ssl_certfile,
-        ssl_ca_certs=args.ssl_ca_certs,
-        ssl_cert_reqs=args.ssl_cert_reqs,
-        ssl_ciphers=args.ssl_ciphers,
+        **_connection_options(args),
         h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
         h11_max_header_count=args.h11_max_header_count,
         **logging,
@@ -97,22 +92,39 @@ async def _serve_http(
 async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socket.socket) -> None:
     """The admin routes alone, on a port of their own; ends with the front end."""
     from vllm.entrypoints.launchers.launcher import NoSignalServer
+    from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     admin.add_routes(app, board, args)
-    server = NoSignalServer(uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False))
+    options = _connection_options(args)
+    config = uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False, **options)
+    config.load()
+    refresher = None
+    if args.enable_ssl_refresh and config.ssl is not None:
+        refresher = SSLCertRefresher(config.ssl, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+    server = NoSignalServer(config)
     try:
         await server.serve(sockets=[sock])
     except asyncio.CancelledError:
         await server.shutdown(sockets=[sock])
         raise
+    finally:
+        if refresher is not None:
+            refresher.stop()
 
 
-def _keep_alive_s() -> int:
+def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What holds on every port: the same certificates, the same patience."""
     import vllm.envs as envs
 
-    seconds: int = envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE
-    return seconds
+    return {
+        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "ssl_keyfile": args.ssl_keyfile,
+        "ssl_certfile": args.ssl_certfile,
+        "ssl_ca_certs": args.ssl_ca_certs,
+        "ssl_cert_reqs": args.ssl_cert_reqs,
+        "ssl_ciphers": args.ssl_ciphers,
+    }
 
 
 async def _keep_gauges(board: Switchboard) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from llumnix.wire.messages import MigrationRecord
 
@@ -18,5 +19,4 @@ class MigrationLog:
 
     def newest(self, limit: int) -> list[MigrationRecord]:
         """At most `limit` records, newest first."""
-        count = min(limit, len(self._records))
-        return [self._records[-1 - index] for index in range(count)]
+        return list(islice(reversed(self._records), limit))

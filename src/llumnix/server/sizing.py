@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from fastapi.responses import JSONResponse
 
-from llumnix.server.answers import Bad, sentence
+from llumnix.server.answers import Bad, sentence, shown
 from llumnix.server.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
@@ -20,7 +20,7 @@ _MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 
 async def start(board: Switchboard, count: Any) -> JSONResponse:
     if isinstance(count, bool) or not 1 <= count <= _MAX_MORE_INSTANCES:
-        raise Bad(400, f"count must be a number from 1 to {_MAX_MORE_INSTANCES}, not {count}.")
+        raise Bad(400, f"count must be a number from 1 to {_MAX_MORE_INSTANCES}, not {shown(count)}.")
     await _ask_scheduler(board, lambda query: wire.AddInstances(count=count, query=query, reply_to=board.address))
     return JSONResponse({"ok": True, "starting": count}, 202)
 
@@ -28,7 +28,7 @@ async def start(board: Switchboard, count: Any) -> JSONResponse:
 async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, str]) -> JSONResponse:
     keep, timeout = params.get("keep", "false"), params.get("timeout_s")
     if keep not in ("true", "false"):
-        raise Bad(400, f"keep must be true or false, not {keep!r}.")
+        raise Bad(400, f"keep must be true or false, not {shown(keep)}.")
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
     order = wire.DrainInstance(
@@ -79,7 +79,7 @@ def unknown_or_gone(board: Switchboard, instance: InstanceId) -> Bad:
     for message, state in board.roster.gone:
         if message.instance == instance:
             return Bad(409, f"Instance {instance} is {state}: {message.why}.", "conflict_error")
-    return Bad(404, f"There is no instance {instance!r}.", "not_found_error")
+    return Bad(404, f"There is no instance {shown(instance)}.", "not_found_error")
 
 
 def _seconds(name: str, text: str) -> float:
@@ -88,7 +88,7 @@ def _seconds(name: str, text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not isfinite(seconds) or seconds < 0:
-        raise Bad(400, f"{name} must be a number of seconds, not {text!r}.")
+        raise Bad(400, f"{name} must be a number of seconds, not {shown(text)}.")
     return seconds
 
 

@@ -24,6 +24,7 @@ from llumnix.wire.mailbox import Mailbox
 
 _GONE_REMEMBERED = 100
 _SCHEDULER_SILENT_S = 2.0
+_RECORDS_AT_ONCE = 500
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class Switchboard:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._client: LlumnixClient | None = None
         self._by_hand: ByHand | None = None
         self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
@@ -102,12 +104,13 @@ class Switchboard:
         answers = await self._ask([address], make, timeout_s)
         return answers[0] if answers else None
 
-    async def list_requests(self, timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
-        """Every request of every instance. If both sides of a hand-over tell of it, the source's row is dropped."""
+    async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
+        """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
+        of it, the source's row is dropped."""
         members = self.client.members.by_id.values()
         answers = await self._ask(
             [member.info.control for member in members],
-            lambda query: wire.ListRequests(query=query, reply_to=self.address),
+            lambda query: wire.ListRequests(query=query, reply_to=self.address, like=like),
             timeout_s,
         )
         found: dict[str, tuple[InstanceId, wire.RequestRow]] = {}
@@ -143,18 +146,29 @@ class Switchboard:
         query = next(self._numbers)
         question = self._questions[query] = _Question(asked[0] if len(asked) == 1 else None)
         answers: list[Any] = []
+        left = len(asked)
         try:
             message = make(query)
             for address in asked:
                 self.post(address, message)
             async with asyncio.timeout(timeout_s):
-                while len(answers) < len(asked) and (answer := await question.inbox.get()) is not None:
+                while left and (answer := await question.inbox.get()) is not None:
                     answers.append(answer)
+                    left -= not (isinstance(answer, wire.Migrations) and answer.more)
         except TimeoutError:
             pass
         finally:
             del self._questions[query]
         return answers
+
+    async def _tell_migrations(self, asked: wire.ListMigrations) -> None:
+        """In parts: a long list must not keep the streams of clients waiting."""
+        records = self.log.newest(asked.limit)
+        for first in range(0, max(1, len(records)), _RECORDS_AT_ONCE):
+            part = tuple(records[first : first + _RECORDS_AT_ONCE])
+            more = first + _RECORDS_AT_ONCE < len(records)
+            self.post(asked.reply_to, wire.Migrations(query=asked.query, records=part, more=more))
+            await asyncio.sleep(0)
 
     # -- what comes in
 
@@ -194,8 +208,9 @@ class Switchboard:
             case wire.MigrateByHand():
                 self._by_hand.start(message)
             case wire.ListMigrations():
-                answer = wire.Migrations(query=message.query, records=tuple(self.log.newest(message.limit)))
-                self.post(message.reply_to, answer)
+                task = self._loop.create_task(self._tell_migrations(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             case wire.Requests() | wire.Migrations() | wire.Drains() | wire.Answer() | wire.MigrateAnswer():
                 question = self._questions.get(message.query)
                 if question is not None:  # else it came too late

@@ -115,6 +115,8 @@ class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
 class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
     query: int
     reply_to: str
+    like: str = ""
+    """Only those whose client's id has this in it."""
 
 
 class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):
@@ -337,6 +339,8 @@ class ListMigrations(Wire, frozen=True, kw_only=True, tag=True):
 class Migrations(Wire, frozen=True, kw_only=True, tag=True):
     query: int
     records: tuple[MigrationRecord, ...]
+    more: bool = False
+    """A further part of the answer follows."""
 
 
 class MigrateByHand(Wire, frozen=True, kw_only=True, tag=True):

@@ -299,7 +299,7 @@ class LlumnixEngineCore(EngineCoreProc):
             case wire.InstanceGone():
                 driver.peer_lost(message.instance)
             case wire.ListRequests():
-                rows = request_rows(self.scheduler, driver.engine_pins)
+                rows = request_rows(self.scheduler, driver.engine_pins, message.like)
                 answer = wire.Requests(query=message.query, instance=self._info.id, rows=rows)
                 self._mailbox.post_soon((message.reply_to,), answer)
             case wire.FrontEndLost():

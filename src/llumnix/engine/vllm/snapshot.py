@@ -101,13 +101,14 @@ def request_snapshots(
     )
 
 
-def request_rows(scheduler: MigrationSupport, engine_pins: str) -> tuple[RequestRow, ...]:
-    """As `GET /llumnix/v1/requests` shows them; a lent request (in hand-over) is listed, too."""
+def request_rows(scheduler: MigrationSupport, engine_pins: str, like: str = "") -> tuple[RequestRow, ...]:
+    """As `GET /llumnix/v1/requests` shows them; a lent request (in hand-over) is listed, too. `like`: only those whose
+    client's id has this in it."""
     running = {request.request_id for request in scheduler.running}
     return tuple(
         RequestRow(
             request=RequestId(request.request_id),
-            client_id=passport_of(request).original.external_req_id or request.request_id,
+            client_id=_client_id(request),
             front_end=request.client_index,
             priority=request.priority,
             prompt_tokens=request.num_prompt_tokens,
@@ -117,7 +118,12 @@ def request_rows(scheduler: MigrationSupport, engine_pins: str) -> tuple[Request
             why_pinned=engine_pins or why_request_pinned(request),
         )
         for request in scheduler.requests.values()
+        if like in _client_id(request)
     )
+
+
+def _client_id(request: Request) -> str:
+    return passport_of(request).original.external_req_id or request.request_id
 
 
 def _state(scheduler: MigrationSupport, request: Request, running: set[str]) -> RequestState:
