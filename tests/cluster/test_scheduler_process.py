@@ -252,6 +252,19 @@ def test_advice_is_told_to_the_front_ends_and_not_carried_out(world: World) -> N
     assert world.launcher[1].empty()
 
 
+def test_launchers_order_to_drain_waits_for_the_first_report_that_a_new_scheduler_hears(world: World) -> None:
+    world.tell(DrainInstance(instance=I0, timeout_s=60.0, why="its machine goes"))
+    world.tell(DrainInstance(instance=I1, timeout_s=60.0, why="its machine goes"))
+    world.tell(InstanceGone(instance=I1, index=1, why="its node was lost", expected=False))
+    world.wait_for(world.front_end[1], SchedulerAlive, nothing)
+    order = world.wait_for(world.instances[I0][1], SetDraining, lambda: world.report(I0))
+    assert (order.draining, order.keep) == (True, False)
+    assert "its machine goes" in order.reason
+    world.report(I1)
+    with pytest.raises(queue.Empty):
+        world.instances[I1][1].get(timeout=0.3)
+
+
 def test_drain_of_an_instance_that_is_not_there_is_refused_with_the_reason(world: World) -> None:
     world.tell(InstanceStarting(instance=I1, index=1, pid=1, node="here"))
     for instance, why in ((I0, "there is no instance i0"), (I1, "i1 is still starting")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from llumnix.engine.vllm.curve_sockets import Lines, require_curve
 from llumnix.wire.curve import CurveKeys, bound_address
 
 GRACE_S = 0.3
+LONGEST_S = 2.0
 
 
 class FrontEnd:
@@ -21,7 +23,7 @@ class FrontEnd:
 
     def __init__(self) -> None:
         self.broken: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.lines = Lines(self.broken.put, GRACE_S)
+        self.lines = Lines(self.broken.put, GRACE_S, LONGEST_S)
         self._context, self._reading_context = zmq.Context(), zmq.Context()
         self._reader = self._reading_context.socket(zmq.PULL)
         self._reader.bind("tcp://127.0.0.1:*")
@@ -33,8 +35,15 @@ class FrontEnd:
         assert self._reader.poll(5000)
 
     def breaks(self) -> None:
+        self._address = bound_address(self._reader)
         self._reader.close(linger=0)
         self._reading_context.term()
+
+    def comes_back(self) -> None:
+        """It, or another one in its place."""
+        self._reading_context = zmq.Context()
+        self._reader = self._reading_context.socket(zmq.PULL)
+        self._reader.bind(self._address)
 
     def close(self) -> None:
         self._writer.close(linger=0)
@@ -52,6 +61,23 @@ def front_end() -> Iterator[FrontEnd]:
 
 def test_broken_line_to_a_front_end_that_lives_is_told(front_end: FrontEnd) -> None:
     front_end.breaks()
+    front_end.comes_back()
+    assert front_end.broken.get(timeout=10) == 3
+
+
+def test_launcher_that_tells_late_of_a_dead_front_end_costs_no_instance(front_end: FrontEnd) -> None:
+    front_end.breaks()
+    time.sleep(3 * GRACE_S)
+    front_end.lines.excuse(3)
+    front_end.comes_back()
+    with pytest.raises(queue.Empty):
+        front_end.broken.get(timeout=LONGEST_S)
+
+
+def test_line_that_never_comes_back_is_told_at_last(front_end: FrontEnd) -> None:
+    front_end.breaks()
+    with pytest.raises(queue.Empty):
+        front_end.broken.get(timeout=LONGEST_S / 2)
     assert front_end.broken.get(timeout=10) == 3
 
 
@@ -67,6 +93,7 @@ def test_line_of_a_front_end_that_died_may_break(front_end: FrontEnd, first: str
         front_end.lines.excuse(3)
     front_end.breaks()
     front_end.lines.excuse(3)
+    front_end.comes_back()
     with pytest.raises(queue.Empty):
         front_end.broken.get(timeout=3 * GRACE_S)
 
@@ -74,6 +101,7 @@ def test_line_of_a_front_end_that_died_may_break(front_end: FrontEnd, first: str
 def test_death_of_another_front_end_excuses_nothing(front_end: FrontEnd) -> None:
     front_end.lines.excuse(2)
     front_end.breaks()
+    front_end.comes_back()
     assert front_end.broken.get(timeout=10) == 3
 
 

@@ -36,8 +36,8 @@ from llumnix.cluster.nursery_messages import (
     receive_from_launcher,
     send,
 )
-from llumnix.cluster.placement import Node, Resources, why_impossible
-from llumnix.cluster.ray_tenant import Tenant, draining_nodes, nodes_with
+from llumnix.cluster.placement import Resources, why_impossible
+from llumnix.cluster.ray_tenant import HEAD_SILENT, Neighbours, Tenant, ask_head, draining_nodes, nodes_with
 from llumnix.cluster.run_dir import private_run_dir
 from llumnix.config import ClusterConfig
 from llumnix.errors import UsageError
@@ -109,6 +109,7 @@ class House:
         self._home = home
         self._prepare = prepare
         self._tenants: dict[str, Tenant] = {}
+        self._neighbours = Neighbours(self._nodes)
         self._over = asyncio.Event()
 
     async def run(self) -> None:
@@ -131,7 +132,7 @@ class House:
             case None:
                 self._over.set()
             case ForkInstance():
-                tenant = Tenant(order, self._prepare, self._tell, self._nodes)
+                tenant = Tenant(order, self._prepare, self._tell, self._neighbours)
                 self._tenants[order.id] = tenant
                 group.create_task(self._house(order.id, tenant))
             case SignalChild() if order.child in self._tenants:
@@ -151,8 +152,8 @@ class House:
         while True:
             await asyncio.sleep(_DRAINING_POLL_S)
             leaving: dict[str, float | None] = {}
-            with contextlib.suppress(RayError, RuntimeError, ConnectionError):
-                leaving = await asyncio.to_thread(draining_nodes)
+            with contextlib.suppress(*HEAD_SILENT):
+                leaving = await ask_head(draining_nodes)
             for tenant in self._tenants.values():
                 if tenant.node_id in leaving:
                     tenant.node_drains(leaving[tenant.node_id])
@@ -168,10 +169,8 @@ class House:
         with contextlib.suppress(OSError):  # the launcher is gone, which shows in its orders, too
             send(self._channel, news)
 
-    def _nodes(self) -> list[Node]:
-        return nodes_with(
-            {name: tenant.node_id for name, tenant in self._tenants.items() if tenant.node_id is not None}
-        )
+    def _nodes(self) -> dict[str, str]:
+        return {name: tenant.node_id for name, tenant in self._tenants.items() if tenant.node_id is not None}
 
 
 def _first_line(error: BaseException) -> str:

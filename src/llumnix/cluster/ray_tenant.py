@@ -8,7 +8,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, assert_never
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, assert_never
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -39,6 +40,29 @@ _PATIENCE_S = 3.0  # in which a node that has room gives it; after that we look 
 _CLOSE_S = 5.0  # in which an actor ends what it started; a node that is gone does not answer
 _KILL_S = 3.0  # in which a node confirms that an instance was killed; one that is cut off does not
 _UNAVAILABLE_PAUSE_S = 0.5
+_HEAD_S = 30.0  # in which Ray's head answers a question
+
+
+HEAD_SILENT = (RayError, RuntimeError, ConnectionError, TimeoutError)
+"""What Ray raises while its head does not answer, and what a wait for it ends with."""
+
+Answer = TypeVar("Answer")
+
+
+async def ask_head(call: Callable[..., Answer], *arguments: Any) -> Answer:
+    """For every call that waits for Ray's head: all tenants share one event loop, and one of them must not stop the
+    others. Raises one of `HEAD_SILENT`."""
+    async with asyncio.timeout(_HEAD_S):
+        return await asyncio.to_thread(call, *arguments)
+
+
+@dataclass(slots=True)
+class Neighbours:
+    """What a tenant has to know of the others to choose its node."""
+
+    nodes: Callable[[], Mapping[str, str]]
+    """By instance."""
+    one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Tenant:
@@ -49,7 +73,7 @@ class Tenant:
         fork: ForkInstance,
         prepare: Prepare,
         tell: Callable[[FromNursery], None],
-        nodes: Callable[[], list[Node]],
+        neighbours: Neighbours,
     ) -> None:
         self.node_id: str | None = None
         """Where it is, or is meant to be."""
@@ -57,12 +81,13 @@ class Tenant:
         self._prepare = prepare
         self._needs = instance_needs(prepare.cluster, prepare.workers)
         self._tell = tell
-        self._nodes = nodes
+        self._neighbours = neighbours
         self._node = ""
         self._room: Any = None
         self._forked = False
         self._silent = False
         self._leaving = False
+        self._too_late = False
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def signal(self, order: SignalChild) -> None:
@@ -91,28 +116,39 @@ class Tenant:
         self.evict("killed; its node does not answer")
 
     async def live(self) -> str:
-        group = self._ask_for_room()
+        try:
+            group = await self._ask_for_room()
+        except HEAD_SILENT as error:
+            self._too_late = True
+            return f"Ray gave it no room: {_last_line(error)}"
         life = asyncio.create_task(self._life(group))
         try:
             await asyncio.wait({life, self._ended}, return_when=asyncio.FIRST_COMPLETED)
             return self._ended.result() if self._ended.done() else await life
-        except RayError as error:
-            return self._what_happened(error)
+        except HEAD_SILENT as error:
+            return await self._what_happened(error)
         finally:
             life.cancel()
             await asyncio.wait({life})
             await self._leave(group)
 
-    def _ask_for_room(self) -> PlacementGroup:
+    async def _ask_for_room(self) -> PlacementGroup:
         """A group of one bundle. Ray puts it on the node that we choose, or on any other once there is room."""
-        self.node_id = choose_node(self._nodes(), self._needs, self._prepare.cluster.placement == "spread")
-        group = placement_group([dict(self._needs)], strategy="STRICT_PACK", _soft_target_node_id=self.node_id)
+        async with self._neighbours.one_at_a_time:  # each counts those that chose before
+            nodes = await ask_head(nodes_with, self._neighbours.nodes())
+            self.node_id = choose_node(nodes, self._needs, self._prepare.cluster.placement == "spread")
+        return await ask_head(self._take_room, self.node_id)
+
+    def _take_room(self, node_id: str | None) -> PlacementGroup:
+        group = placement_group([dict(self._needs)], strategy="STRICT_PACK", _soft_target_node_id=node_id)
         room = ray.remote(Room).options(
             num_cpus=self._needs.get("CPU", 0.0),
             num_gpus=self._needs.get("GPU", 0.0),
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )
         self._room = room.remote()
+        if self._too_late:  # nobody waits for it any more
+            remove_placement_group(group)
         return group
 
     async def _life(self, group: PlacementGroup) -> str:
@@ -120,13 +156,13 @@ class Tenant:
         abroad = environment_abroad(os.environ)
         opened = asyncio.ensure_future(self._room.open.remote(encode(self._prepare), abroad, self._fork.id))
         opened_in_time, _ = await asyncio.wait({opened}, timeout=_PATIENCE_S)
-        if not opened_in_time and _node_of(group) is None:
+        if not opened_in_time and await ask_head(_node_of, group) is None:
             names = sorted(self._needs)
             self._tell(
                 Waiting(child=self._fork.id, why=f"it needs {in_words(self._needs, names)}, and no node has that free")
             )
         self._node = await opened
-        self.node_id = _node_of(group)
+        self.node_id = await ask_head(_node_of, group)
         seen = 0
         while True:
             frames = await self._hear(seen)
@@ -154,21 +190,28 @@ class Tenant:
             except ActorUnavailableError:
                 await asyncio.sleep(_UNAVAILABLE_PAUSE_S)
 
-    def _what_happened(self, error: RayError) -> str:
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        if self.node_id is not None and self.node_id not in alive:
-            return f"its node {self._node} was lost"
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        last = (lines or [type(error).__name__])[-1].rstrip(".")
+    async def _what_happened(self, error: Exception) -> str:
+        with contextlib.suppress(*HEAD_SILENT):
+            alive = {node["NodeID"] for node in await ask_head(ray.nodes) if node["Alive"]}
+            if self.node_id is not None and self.node_id not in alive:
+                return f"its node {self._node} was lost"
+        last = _last_line(error)
         return last.removeprefix("llumnix.errors.UsageError: ") if isinstance(error, RayTaskError) else last
 
     async def _leave(self, group: PlacementGroup) -> None:
-        if not self._silent and _node_of(group) is not None:
-            with contextlib.suppress(RayError, TimeoutError):
+        """If Ray's head does not answer, what is left there goes with our job."""
+        with contextlib.suppress(*HEAD_SILENT):
+            if not self._silent and await ask_head(_node_of, group) is not None:
                 async with asyncio.timeout(_CLOSE_S):
                     await self._room.close.remote()
-        ray.kill(self._room)
-        remove_placement_group(group)
+        for release, what in ((ray.kill, self._room), (remove_placement_group, group)):
+            with contextlib.suppress(*HEAD_SILENT):
+                await ask_head(release, what)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1].rstrip(".")
 
 
 def _node_of(group: PlacementGroup) -> str | None:

@@ -89,6 +89,9 @@ class SchedulerProcess:
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
+        self._early_drains: dict[InstanceId, tuple[float, DrainInstance]] = {}
+        """Orders of the launcher's, and when they came, for instances of which no report has come yet: this scheduler
+        may be younger than they are."""
         self._move_ids = (f"scheduler-{os.getpid()}-{number}" for number in count())
         self._wake_at_s: float | None = None
 
@@ -125,9 +128,7 @@ class SchedulerProcess:
         at = time.monotonic()
         match message:
             case Report():
-                self._starting.discard(message.info.id)
-                self._instances[message.info.id] = message.info
-                self._handle(control.LoadReported(at=at, snapshot=message.snapshot))
+                self._on_report(message, at)
             case MoveAnswer():
                 outcome = "moved" if message.ok else "did not move"
                 log.info(
@@ -164,6 +165,14 @@ class SchedulerProcess:
             case _:
                 log.warning("ignored a message that is not for the scheduler: %s", type(message).__name__)
 
+    def _on_report(self, report: Report, at: float) -> None:
+        instance = report.info.id
+        self._starting.discard(instance)
+        self._instances[instance] = report.info
+        self._handle(control.LoadReported(at=at, snapshot=report.snapshot))
+        if self._early_drains:
+            self._take_up_drain(instance, at)
+
     def _on_drain(self, message: DrainInstance, at: float) -> None:
         instance = message.instance
         if instance in self._instances:
@@ -173,10 +182,19 @@ class SchedulerProcess:
                     at=at, instance=instance, keep=message.keep, timeout_s=message.timeout_s, why=message.why
                 )
             )
+        elif not message.reply_to:
+            self._early_drains[instance] = (at, message)
         elif instance in self._starting:
             self._answer(message.reply_to, message.query, f"{instance} is still starting")
         else:
             self._answer(message.reply_to, message.query, f"there is no instance {instance}")
+
+    def _take_up_drain(self, instance: InstanceId, at: float) -> None:
+        """Its time has run since the order came."""
+        came_s, order = self._early_drains.pop(instance, (at, None))
+        if order is not None:
+            left_s = None if order.timeout_s is None else max(0.0, order.timeout_s - (at - came_s))
+            self._on_drain(msgspec.structs.replace(order, timeout_s=left_s), at)
 
     def _on_add(self, message: AddInstances, at: float) -> None:
         if not 1 <= message.count <= _LARGEST_START:
@@ -290,6 +308,7 @@ class SchedulerProcess:
 
     def _forget(self, instance: InstanceId) -> None:
         self._starting.discard(instance)
+        self._early_drains.pop(instance, None)
         info = self._instances.pop(instance, None)
         if info is not None:
             self._mailbox.forget(info.control)

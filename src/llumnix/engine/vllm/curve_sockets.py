@@ -5,7 +5,8 @@ way to set an option before a socket connects: so the one function that makes th
 
 Requests and tokens are sent once and never numbered. ZeroMQ connects again when a connection breaks, and says nothing
 of what was lost in it: a hole in a stream. So an instance whose connection to a living front end broke ends itself, and
-its streams go on elsewhere from what their clients have.
+its streams go on elsewhere from what their clients have. Whether it lives shows when it can be reached again: of one
+that died the launcher tells before it starts the next one, however late it notices.
 """
 
 from __future__ import annotations
@@ -26,25 +27,30 @@ from zmq.utils.monitor import parse_monitor_message
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.curve import CurveKeys
 
-_GRACE_S = 3.0  # in which the launcher tells of a front end that died, if that is why a connection broke
+_GRACE_S = 3.0  # from the return of a line, in which we hear that it is another front end at the same address
+_LONGEST_S = 60.0  # without a line and without a word: by then everybody counts this instance as lost
 _POLL_S = 0.1
 
 
 class Lines:
     """Connections to front ends. `excuse` may be called from any thread."""
 
-    def __init__(self, on_broken: Callable[[int], None], grace_s: float = _GRACE_S) -> None:
+    def __init__(
+        self, on_broken: Callable[[int], None], grace_s: float = _GRACE_S, longest_s: float = _LONGEST_S
+    ) -> None:
         self._on_broken = on_broken
         self._grace_s = grace_s
+        self._longest_s = longest_s
         self._events: dict[zmq.Socket[bytes], int] = {}
         self._broken_s: dict[int, float] = {}
+        self._back_s: dict[int, float] = {}
         self._excused_s: dict[int, float] = {}
         self._lock = threading.Lock()
 
     def watch(self, context: Any, socket: Any, front_end: int) -> None:
         """From now on until the end of `context`, in which `socket` is."""
         endpoint = f"inproc://line-{id(socket)}"
-        socket.monitor(endpoint, zmq.EVENT_DISCONNECTED)
+        socket.monitor(endpoint, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         events = context.socket(zmq.PAIR)
         events.connect(endpoint)
         with self._lock:
@@ -65,10 +71,12 @@ class Lines:
                 self._read(events, front_end)
             now = monotonic()
             for front_end, since_s in list(self._broken_s.items()):
-                if self._excused_s.get(front_end, -math.inf) >= since_s - self._grace_s:
+                excused = self._excused_s.get(front_end, -math.inf) >= since_s - self._grace_s
+                due_s = min(since_s + self._longest_s, self._back_s.get(front_end, math.inf) + self._grace_s)
+                if excused or now >= due_s:
                     del self._broken_s[front_end]
-                elif now - since_s >= self._grace_s:
-                    del self._broken_s[front_end]
+                    self._back_s.pop(front_end, None)
+                if now >= due_s and not excused:
                     self._on_broken(front_end)
             time.sleep(_POLL_S)
 
@@ -78,6 +86,8 @@ class Lines:
                 event = parse_monitor_message(events.recv_multipart(zmq.NOBLOCK))["event"]
                 if event == zmq.EVENT_DISCONNECTED:
                     self._broken_s.setdefault(front_end, monotonic())
+                elif front_end in self._broken_s:
+                    self._back_s.setdefault(front_end, monotonic())
         except zmq.Again:
             return
         except zmq.ContextTerminated:  # and it waits for its last socket, this one

@@ -1,0 +1,135 @@
+"""Tenants of a Ray cluster whose head does not answer; Ray itself is played by stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+from ray.exceptions import ActorDiedError
+
+from llumnix.cluster import ray_tenant
+from llumnix.cluster.nursery_messages import ForkInstance, FromNursery, Prepare
+from llumnix.cluster.placement import Node
+from llumnix.cluster.ray_tenant import Neighbours, Tenant
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import on_one_machine
+
+pytestmark = pytest.mark.io
+
+SLOW_S = 0.3
+
+
+def silent(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("Failed to connect to GCS")
+
+
+def slow(*_: Any, **__: Any) -> Any:
+    time.sleep(SLOW_S)
+    raise RuntimeError("Failed to connect to GCS")
+
+
+class Method:
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+async def dies(*_: Any) -> str:
+    raise ActorDiedError
+
+
+class Ray:
+    """A cluster with one node, on which the actor of every instance dies at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.removed: list[str] = []
+        room = SimpleNamespace(open=Method(dies), close=Method(dies))
+        made = SimpleNamespace(remote=lambda: room, options=lambda **_: made)
+        nodes = [{"NodeID": "n", "Alive": True}]
+        stand_in = SimpleNamespace(remote=lambda _: made, nodes=lambda: nodes, kill=lambda _: None)
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(ray_tenant, "ray", stand_in)
+        for name, call in (
+            ("PlacementGroupSchedulingStrategy", lambda _: None),
+            ("nodes_with", lambda _: [Node("n", {"CPU": 4.0}, {"CPU": 4.0}, 0)]),
+            ("placement_group", lambda *_, **__: "group"),
+            ("placement_group_table", lambda _: {"state": "CREATED", "bundles_to_node_id": {0: "n"}}),
+            ("remove_placement_group", self.removed.append),
+        ):
+            monkeypatch.setattr(ray_tenant, name, call)
+
+    def head_is_gone(self, how: Callable[..., Any]) -> None:
+        self._monkeypatch.setattr(ray_tenant.ray, "nodes", how)
+        self._monkeypatch.setattr(ray_tenant.ray, "kill", how)
+        self._monkeypatch.setattr(ray_tenant, "placement_group_table", how)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    return Ray(monkeypatch)
+
+
+def tenant(folder: Path) -> Tenant:
+    prepare = Prepare(
+        engine="none",
+        engine_flags=(),
+        model="",
+        tiny_model=False,
+        node="here",
+        book=on_one_machine(folder),
+        log_dir=None,
+        secret=b"",
+        policy=PolicyConfig(),
+        migration=MigrationConfig(),
+        cluster=ClusterConfig(launcher="ray"),
+        workers=1,
+    )
+    said: list[FromNursery] = []
+    return Tenant(ForkInstance(id=InstanceId("i0"), index=0, slot=0), prepare, said.append, Neighbours(dict))
+
+
+async def test_instance_that_ends_while_the_head_is_gone_ends_with_its_reason(ray: Ray, tmp_path: Path) -> None:
+    ray.head_is_gone(silent)
+    assert "actor died" in (await tenant(tmp_path).live()).lower()
+    assert ray.removed == ["group"]
+
+
+async def test_end_of_an_instance_stops_no_other_while_the_head_thinks(ray: Ray, tmp_path: Path) -> None:
+    ray.head_is_gone(slow)
+    longest_s, last_s = 0.0, time.monotonic()
+    end = asyncio.create_task(tenant(tmp_path).live())
+    while not end.done():
+        await asyncio.sleep(0.01)
+        now = time.monotonic()
+        longest_s, last_s = max(longest_s, now - last_s), now
+    assert "actor died" in (await end).lower()
+    assert longest_s < SLOW_S / 2
+
+
+async def test_no_room_while_the_head_is_gone_is_told(
+    ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tenant, "nodes_with", silent)
+    assert await tenant(tmp_path).live() == "Ray gave it no room: Failed to connect to GCS"
+
+
+async def test_room_that_comes_too_late_is_given_back(
+    ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: Any, **__: Any) -> str:
+        time.sleep(SLOW_S)
+        return "late group"
+
+    monkeypatch.setattr(ray_tenant, "placement_group", late)
+    monkeypatch.setattr(ray_tenant, "_HEAD_S", SLOW_S / 3)
+    assert "Ray gave it no room" in await tenant(tmp_path).live()
+    await asyncio.sleep(SLOW_S)
+    assert ray.removed == ["late group"]
