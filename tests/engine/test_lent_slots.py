@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import RequestStatus
 
 from llumnix.engine.vllm.scheduler import MigrationSupport
@@ -19,6 +20,7 @@ class StandIn:
 
     def __init__(self) -> None:
         self.running: list[Any] = [running("a"), running("b"), running("c")]
+        self.waiting = create_request_queue(SchedulingPolicy.PRIORITY)
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
 

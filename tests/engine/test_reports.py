@@ -45,7 +45,7 @@ class Instance:
         monkeypatch.setattr(reports, "monotonic", lambda: self.now)
         monkeypatch.setattr(reports, "instance_snapshot", self._snapshot)
         mailbox: Any = SimpleNamespace(post=self._post, post_soon=lambda addresses, report: self.heard.append(report))
-        driver: Any = SimpleNamespace(info=info, counters={})
+        driver: Any = SimpleNamespace(info=info, counters={}, engine_pins="")
         self.reports = Reports(spec, None, driver, mailbox, lambda: (0,), lambda: self.unread)  # type: ignore[arg-type]
         self.reports.send()
 

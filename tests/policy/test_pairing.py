@@ -89,6 +89,8 @@ def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected:
         ("no target", [FULL], {}, ("full", None, Why.NO_TARGET)),
         ("nothing that can move", [load("full", 20, 40, smallest_running_blocks=0), FREE], {},
          ("full", None, Why.NOTHING_TO_GIVE)),
+        ("an engine that moves nothing", [load("full", 20, 40, waiting=9, pinned=True), FREE], {},
+         ("full", None, Why.NOTHING_TO_GIVE)),
         ("source busy", [load("full", 20, 40, outgoing=1), FREE], {}, ("full", None, Why.SOURCE_BUSY)),
         ("had nothing to give", [FULL, FREE], {"empty_handed": {"full"}}, ("full", None, Why.EMPTY_HANDED)),
         ("refused a moment ago", [FULL, FREE], {"backing_off": {("full", "free")}}, ("full", "free", Why.BACKING_OFF)),

@@ -74,6 +74,14 @@ def test_the_shortest_member_and_the_next_end_forget_who_left() -> None:
     assert (batch.shortest_tokens(), batch.steps_to_next_end()) == (501, 89)
 
 
+def test_one_of_high_priority_is_not_the_shortest_that_may_go() -> None:
+    batch = DecodeBatch(16)
+    for request in (SimRequest(0, 0.0, 10, 5, priority=-1), SimRequest(1, 0.0, 500, 90)):
+        request.generated = 1
+        batch.join(request)
+    assert batch.shortest_tokens() == 501
+
+
 def test_a_request_that_moved_to_another_batch_is_not_taken_for_a_member() -> None:
     here, there = DecodeBatch(16), DecodeBatch(16)
     request, other = SimRequest(0, 0.0, 10, 5), SimRequest(1, 0.0, 20, 9)

@@ -189,6 +189,8 @@ def likely_victims(instance: InstanceSnapshot) -> tuple[Load, ...]:
     """What the victim rule would give away, best first, as far as a report tells: the first of the queue, whatever its
     priority, else the shortest running one."""
     loads: tuple[Load, ...] = ()
+    if instance.pinned:
+        return loads
     if instance.waiting:
         loads = (Load(instance.head_of_line_blocks, True),)
     if instance.running > instance.high_running and instance.smallest_running_blocks:

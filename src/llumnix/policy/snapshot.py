@@ -51,6 +51,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = 16
     max_running: int = 256
     running: int = 0
+    """Requests in the batch. One that is just being handed over is in none: `outgoing` counts it at its source, and
+    `incoming` at its target."""
     waiting: int = 0
     """Queued requests, preempted ones included."""
     preempted: int = 0
@@ -78,7 +80,9 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     recompute_tokens_saved: int = 0
     """Tokens of those: what would have been computed twice."""
     smallest_running_blocks: int = 0
-    """Blocks of the shortest movable running request; 0 if there is none."""
+    """Blocks of the shortest running request of normal priority that can move; 0 if there is none."""
+    pinned: bool = False
+    """Nothing that this instance has can move, queued requests included."""
     dispatches_seen: tuple[int, ...] = ()
     """Per front end: how many of its dispatches this report already counts."""
     unread: int = 0

@@ -16,6 +16,7 @@ from operator import attrgetter
 
 from llumnix.sim.gaps import GapLog
 from llumnix.sim.request import DECODING, SimRequest
+from llumnix.types import is_high
 
 _ORDER = attrgetter("order")
 
@@ -67,7 +68,8 @@ class DecodeBatch:
         self.fresh.append(request)
         self._seq += 1
         heappush(self._ends, (request.finish_step, self._seq, request))
-        heappush(self._shortest, (request.base, self._seq, request))
+        if not is_high(request.priority):
+            heappush(self._shortest, (request.base, self._seq, request))
 
     def leave(self, request: SimRequest, state: str) -> None:
         """Takes a member out between two steps; afterwards its own fields are exact again."""
@@ -157,7 +159,7 @@ class DecodeBatch:
         return request.slot == self.steps % self.block_tokens
 
     def shortest_tokens(self, ahead: int = 0) -> int:
-        """Length of the shortest member, `ahead` steps on; 0 if the batch is empty."""
+        """Length of the shortest member of normal priority, `ahead` steps on; 0 if there is none."""
         heap = self._shortest
         while heap:
             base, _, request = heap[0]

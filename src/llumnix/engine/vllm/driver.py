@@ -21,7 +21,7 @@ from llumnix.engine.vllm.letters import Letters
 from llumnix.engine.vllm.outgoing import OutgoingRequests
 from llumnix.engine.vllm.parts import Engine
 from llumnix.engine.vllm.snapshot import growth_blocks, request_snapshots
-from llumnix.engine.vllm.state import decode_hand
+from llumnix.engine.vllm.state import decode_hand, passport_of
 from llumnix.policy.relief import short_blocks
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire import messages as wire
@@ -93,7 +93,9 @@ class LlumletDriver:
                 target=order.target.id,
                 request=order.request,
                 reason=order.reason,
-                candidates=request_snapshots(self._scheduler, bool(self.engine_pins), order.request),
+                candidates=request_snapshots(
+                    self._scheduler, bool(self.engine_pins), order.request, exact=order.at_least_blocks > 0
+                ),
                 room_blocks=room if order.room_blocks is None else order.room_blocks,
                 count=order.count,
                 urgent=order.urgent,
@@ -187,6 +189,8 @@ class LlumletDriver:
         figures = command.figures
         if command.ok:
             self.moved_out += 1
+        elif command.request is not None and (kept := self._scheduler.requests.get(command.request)) is not None:
+            passport_of(kept).moved_s = self._clock()  # or the same one would be tried again and again
         order = self._orders.get(command.move_id)
         if order is None:
             return

@@ -61,6 +61,13 @@ HOOKS = (
     ),
     Hook("vllm.v1.core.sched.scheduler:Scheduler._request_blocks_can_be_freed", "self request", "who can make way"),
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.peek_request", "self", "who is first in the queue"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.add_request", "self request", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.pop_request", "self", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.prepend_request", "self request", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.prepend_requests", "self requests", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.remove_request", "self request", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.remove_requests", "self requests", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:PriorityRequestQueue.__init__", "self", "the front of its `_heap`"),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._free_request",
         "self request delay_free_blocks",

@@ -73,6 +73,7 @@ class Reports:
             seq=self._number,
             state=self.state,
             drain_keep=self.drain_keep,
+            pinned=bool(self._driver.engine_pins),
             dispatches_seen=self._dispatches_seen(),
             **self._driver.counters,  # type: ignore[typeddict-item]
         )

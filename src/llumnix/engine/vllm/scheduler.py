@@ -20,6 +20,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from llumnix.engine.vllm.counted_queue import CountedQueue
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.types import RequestId, is_high
 
@@ -32,8 +33,11 @@ else:
 class MigrationSupport(_Base):
     """Mixed into both of vLLM's schedulers. Called on the engine's main thread, between steps only."""
 
+    waiting: CountedQueue
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.waiting = CountedQueue(self.waiting, self.blocks_for)
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it

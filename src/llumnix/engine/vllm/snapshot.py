@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterator
+from itertools import islice
 from typing import TypedDict
 
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import Request
 
 from llumnix.engine.vllm.movable import why_request_pinned
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.state import passport_of
 from llumnix.policy.relief import short_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, is_high
 from llumnix.wire.messages import RequestRow
 
@@ -24,6 +26,7 @@ class Fixed(TypedDict):
     seq: int
     state: InstanceState
     drain_keep: bool
+    pinned: bool
     dispatches_seen: tuple[int, ...]
     incoming: int
     outgoing: int
@@ -35,30 +38,29 @@ class Fixed(TypedDict):
 
 
 def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: int) -> InstanceSnapshot:
-    """The load report. `relief_steps`: how far to look ahead for a shortage of blocks; 0 for not at all."""
+    """The load report. `relief_steps`: how far to look ahead for a shortage of blocks; 0 for not at all.
+
+    Costs a look at each request of the batch, and nothing for those that wait.
+    """
     pool = scheduler.kv_cache_manager.block_pool
     free_blocks = pool.get_num_free_blocks()
-    queued = [request for request in _queued(scheduler) if request.num_computed_tokens == 0]
-    needs = [scheduler.blocks_for(request.num_tokens) for request in queued]
-    waiting = len(scheduler.waiting) + len(scheduler.kv_holding_waiting)
+    queue = scheduler.waiting
     return InstanceSnapshot(
         total_blocks=pool.num_gpu_blocks - 1,  # without the null block
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
         free_blocks=free_blocks,
         block_tokens=scheduler.block_size,
         max_running=scheduler.max_num_running_reqs,
-        running=len(scheduler.running) + scheduler.slots_kept,
-        waiting=waiting,
-        preempted=sum(request.status == RequestStatus.PREEMPTED for request in queued),
-        head_of_line_blocks=needs[0] if needs else 0,
-        queued_blocks=sum(needs),
-        high_running=sum(is_high(request.priority) for request in scheduler.running),
-        high_waiting=sum(is_high(request.priority) for request in queued),
+        running=len(scheduler.running),
+        waiting=len(queue) + len(scheduler.kv_holding_waiting),
+        preempted=queue.preempted,
+        head_of_line_blocks=scheduler.blocks_for(queue.peek_request().num_tokens) if queue else 0,
+        queued_blocks=queue.blocks,
+        high_running=sum([is_high(request.priority) for request in scheduler.running]),
+        high_waiting=queue.high,
         preemptions=scheduler.preemptions,
         short_blocks=short_blocks(growth_blocks(scheduler, relief_steps), free_blocks) if relief_steps else 0,
-        smallest_running_blocks=min(
-            (scheduler.blocks_for(request.num_tokens) for request in scheduler.running), default=0
-        ),
+        smallest_running_blocks=0 if fixed["pinned"] else _smallest_running_blocks(scheduler),
         **fixed,
     )
 
@@ -73,14 +75,28 @@ def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:
     )
 
 
+def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
+    smallest: int | None = None
+    for request in scheduler.running:
+        tokens = request.num_tokens
+        if (
+            (smallest is None or tokens < smallest)
+            and not is_high(request.priority)
+            and not why_request_pinned(request)
+        ):
+            smallest = tokens
+    return 0 if smallest is None else scheduler.blocks_for(smallest)
+
+
 def _remaining_tokens(request: Request) -> int:
     return request.max_tokens - request.num_output_tokens
 
 
 def request_snapshots(
-    scheduler: MigrationSupport, engine_pins: bool, only: RequestId | None = None
+    scheduler: MigrationSupport, engine_pins: bool, only: RequestId | None = None, *, exact: bool = True
 ) -> tuple[RequestSnapshot, ...]:
-    """Every unfinished request that could be asked to leave, running ones first; or only that one."""
+    """Those that could be asked to leave: the running ones, then the front of the queue; or only that one. Not `exact`
+    spares the look at every block for who shares it, where nobody asks for `held_blocks`."""
     return tuple(
         RequestSnapshot(
             id=RequestId(request.request_id),
@@ -89,16 +105,34 @@ def request_snapshots(
             arrival_s=request.arrival_time,
             prompt_tokens=request.num_prompt_tokens,
             output_tokens=request.num_output_tokens,
-            held_blocks=sum(1 / block.ref_cnt for block in scheduler.held_blocks(request.request_id)),
+            held_blocks=_held_blocks(scheduler, request)
+            if exact
+            else scheduler.blocks_for(request.num_computed_tokens),
             needed_blocks=scheduler.blocks_for(request.num_tokens),
             movable=not engine_pins and not why_request_pinned(request),
             preemptions=request.num_preemptions,
             remaining_tokens=_remaining_tokens(request),
             moved_s=passport_of(request).moved_s,
         )
-        for request in chain(scheduler.running, _queued(scheduler))
-        if only is None or request.request_id == only
+        for request in (_candidates(scheduler) if only is None else _the_one(scheduler, only))
     )
+
+
+def _held_blocks(scheduler: MigrationSupport, request: Request) -> float:
+    return sum(1 / block.ref_cnt for block in scheduler.held_blocks(request.request_id))
+
+
+def _candidates(scheduler: MigrationSupport) -> Iterator[Request]:
+    yield from scheduler.running
+    first = list(islice(scheduler.kv_holding_waiting, QUEUE_SHOWN))
+    yield from first
+    yield from scheduler.waiting.first(QUEUE_SHOWN - len(first))
+
+
+def _the_one(scheduler: MigrationSupport, request_id: RequestId) -> Iterator[Request]:
+    request = scheduler.requests.get(request_id)
+    if request is not None and not request.is_finished():
+        yield request
 
 
 def request_rows(scheduler: MigrationSupport, engine_pins: str, like: str = "") -> tuple[RequestRow, ...]:
@@ -130,7 +164,3 @@ def _state(scheduler: MigrationSupport, request: Request, running: set[str]) -> 
     if scheduler.is_queued(request):
         return RequestState.WAITING
     return RequestState.RUNNING if request.request_id in running else RequestState.MIGRATING
-
-
-def _queued(scheduler: MigrationSupport) -> chain[Request]:
-    return chain(scheduler.kv_holding_waiting, scheduler.waiting)

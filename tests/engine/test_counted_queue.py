@@ -1,0 +1,129 @@
+"""vLLM's queue, counted: its sums are what a walk over it finds, and its front is what sorting it finds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_priority_scheduling import BLOCK_TOKENS, Engine
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.request import Request, RequestStatus
+
+from llumnix.engine.vllm.counted_queue import CountedQueue
+from llumnix.engine.vllm.snapshot import request_snapshots
+from llumnix.policy.victim import QUEUE_SHOWN
+from llumnix.types import RequestId, is_high
+
+
+def blocks_for(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def made(number: int, rng: random.Random) -> Request:
+    request = Request(
+        f"r{number}",
+        [1] * rng.randint(1, 200),
+        SamplingParams(max_tokens=10),
+        None,
+        arrival_time=float(rng.randint(0, 5)),
+        priority=rng.randint(-1, 1),
+    )
+    request.status = rng.choice([RequestStatus.WAITING, RequestStatus.PREEMPTED])
+    return request
+
+
+def walked(queue: CountedQueue) -> tuple[int, int, int, int]:
+    requests = list(queue)
+    return (
+        len(requests),
+        sum(blocks_for(request.num_tokens) for request in requests),
+        sum(request.status == RequestStatus.PREEMPTED for request in requests),
+        sum(is_high(request.priority) for request in requests),
+    )
+
+
+def counted(queue: CountedQueue) -> tuple[int, int, int, int]:
+    return len(queue), queue.blocks, queue.preempted, queue.high
+
+
+def change(queue: CountedQueue, what: str, number: int, rng: random.Random) -> None:
+    some = rng.sample(list(queue), min(len(queue), rng.randint(0, 3)))
+    match what:
+        case "add":
+            queue.add_request(made(number, rng))
+        case "prepend":
+            queue.prepend_request(made(number, rng))
+        case "skip and put back" if queue:
+            skipped = [queue.pop_request() for _ in range(rng.randint(1, len(queue)))]
+            queue.prepend_requests(skipped)
+        case "pop" if queue:
+            assert queue.peek_request() is queue.pop_request()
+        case "remove" if some:
+            queue.remove_request(some[0])
+        case "remove some":
+            queue.remove_requests([*some, made(number, rng)])  # vLLM asks both of its queues to remove what one has
+
+
+CHANGES = ("add", "add", "prepend", "skip and put back", "pop", "remove", "remove some")
+
+
+@pytest.mark.parametrize("policy", list(SchedulingPolicy))
+@settings(max_examples=60, deadline=None)
+@given(changes=st.lists(st.sampled_from(CHANGES), max_size=60), seed=st.integers(0, 2**32))
+def test_sums_and_front_are_what_a_walk_finds(policy: SchedulingPolicy, changes: list[str], seed: int) -> None:
+    rng = random.Random(seed)
+    queue = CountedQueue(create_request_queue(policy), blocks_for)
+    for number, what in enumerate(changes):
+        change(queue, what, number, rng)
+        assert counted(queue) == walked(queue)
+        for front in (0, 1, 5, 100):
+            assert queue.first(front) == list(queue)[:front]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_stay_right_while_vllm_schedules_preempts_and_aborts_and_requests_are_lent(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, rng = Engine(), random.Random(seed)
+    scheduler = engine.scheduler
+    scheduler.makes_way = True
+    lent: list[Request] = []
+    try:
+        for number in range(150):
+            engine.add(f"r{number}", rng.randint(-1, 1), rng.randint(1, 60), rng.randint(1, 40))
+            if rng.random() < 0.1:
+                scheduler.finish_requests(rng.choice(list(scheduler.requests)), RequestStatus.FINISHED_ABORTED)
+            if lent:
+                request = lent.pop()
+                if request.request_id in scheduler.requests:
+                    scheduler.take_back(request)
+            elif rng.random() < 0.5 and scheduler.requests:
+                lent = [rng.choice(list(scheduler.requests.values()))]
+                scheduler.lend(lent[0])
+            engine.step()
+            assert counted(scheduler.waiting) == walked(scheduler.waiting)
+            assert all(request.num_computed_tokens == 0 for request in scheduler.waiting)
+        assert engine.preempted, "nobody was preempted"
+    finally:
+        engine.close()
+
+
+def test_choice_of_a_victim_is_shown_the_batch_and_the_front_of_the_queue() -> None:
+    engine = Engine()
+    try:
+        for number in range(10 * QUEUE_SHOWN):
+            engine.add(f"r{number}", 0, 2 * BLOCK_TOKENS)
+        engine.step()
+        shown: Any = [request.id for request in request_snapshots(engine.scheduler, False)]
+        assert shown == [f"r{number}" for number in range(len(engine.running) + QUEUE_SHOWN)]
+        named = request_snapshots(engine.scheduler, False, RequestId("r600"))
+        assert [request.id for request in named] == ["r600"], "whoever is named is shown, wherever it stands"
+    finally:
+        engine.close()

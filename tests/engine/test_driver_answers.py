@@ -1,0 +1,95 @@
+"""How a move that failed is remembered at its source."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from engine_requests import engine_request
+from vllm.v1.request import Request, RequestStatus
+
+from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import Prepare, Refused
+from llumnix.engine.vllm.driver import LlumletDriver
+from llumnix.engine.vllm.parts import Engine
+from llumnix.engine.vllm.state import stamp
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.victim import choose_victims
+from llumnix.types import InstanceId, RequestId
+from llumnix.wire import messages as wire
+
+I0, I1 = (
+    wire.InstanceInfo(id=InstanceId(f"i{n}"), index=n, slot=n, pid=n, node="", control="", data="") for n in (0, 1)
+)
+
+
+class Scheduler:
+    """Five requests run, of 1 to 5 blocks."""
+
+    block_size = 16
+    slots_kept = 0
+
+    def __init__(self) -> None:
+        self.ended: list[Any] = []
+        self.waiting = SimpleNamespace(first=lambda count: [])
+        self.kv_holding_waiting: list[Request] = []
+        self.running = [self._request(n) for n in range(5)]
+        self.requests = {request.request_id: request for request in self.running}
+        self.kv_cache_manager = SimpleNamespace(block_pool=SimpleNamespace(num_gpu_blocks=100))
+
+    def _request(self, number: int) -> Request:
+        original = engine_request(f"r{number}", prompt_token_ids=[1] * (16 * number + 8))
+        request = Request.from_engine_core_request(original, None)
+        request.status = RequestStatus.RUNNING
+        request.append_output_token_ids([7])
+        stamp(request, original)
+        return request
+
+    def is_queued(self, _request: Request) -> bool:
+        return False
+
+    def settled_tokens(self, request: Request) -> int:
+        return request.num_computed_tokens
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // 16)
+
+
+def test_one_that_everybody_refuses_lets_the_others_go_first() -> None:
+    """It is the cheapest to move, but whoever was refused a moment ago is not asked again at once."""
+    at = 0.0
+    sent: list[wire.Peer] = []
+    engine: Any = dict.fromkeys(("structured_output", "rpc", "put_output", "wake_at"), lambda *_: None)
+    rule = find_policy("llumnix").victim
+    driver = LlumletDriver(
+        Engine(
+            **engine,
+            info=I0,
+            scheduler=Scheduler(),  # type: ignore[arg-type]
+            ranks=1,
+            pins="",
+            post=lambda _address, message: None,
+            post_soon=lambda _addresses, message: sent.append(message),  # type: ignore[arg-type]
+            clock=lambda: at,
+        ),
+        Llumlet(I0.id, MigrationConfig(), partial(choose_victims, rule), PolicyConfig().request_cooldown_s),
+        MigrationConfig(),
+        book=None,  # type: ignore[arg-type]
+    )
+    asked: list[RequestId] = []
+    for number in range(10):
+        at = number * 0.1
+        driver.move_out(wire.MoveOut(move_id=str(number), target=I1, reason="", reply_to="", room_blocks=100))
+        letters = [each.message for each in sent if isinstance(each, wire.Peer)]
+        for prepare in [letter for letter in letters if isinstance(letter, Prepare)]:
+            asked.append(prepare.request)
+            refused = Refused(request=prepare.request, epoch=prepare.epoch, sender=I1.id, reason="no such adapter here")
+            driver.peer_said(wire.Peer(sender=I1, message=refused), None)
+        sent.clear()
+    assert asked == [f"r{n}" for n in range(5)], "each once within its cooldown"
