@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llumnix.config import PolicyConfig
-from llumnix.control.dispatcher import REMEMBERED_REMOVALS, Dispatcher
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.gone import REMEMBERED
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId
@@ -133,7 +134,7 @@ def test_removed_instance_is_gone_for_good():
 
 def test_memory_of_removed_instances_is_bounded():
     d = dispatcher()
-    for k in range(REMEMBERED_REMOVALS + 1):
+    for k in range(REMEMBERED + 1):
         d.on_removed(InstanceId(f"gone-{k}"))
     d.on_report(report("gone-1"))
     assert d.snapshot(0.0).instances == ()

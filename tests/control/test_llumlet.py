@@ -11,9 +11,10 @@ from llumnix.config import MigrationConfig
 from llumnix.control import commands as do
 from llumnix.control import events as ev
 from llumnix.control import messages as say
-from llumnix.control.attempts import REMEMBER_S
+from llumnix.control.attempts import REMEMBER_S, REMEMBERED, Attempts, Ended
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.replay import dump, replay
+from llumnix.control.story import HALF_CANDIDATES
 from llumnix.errors import IllegalEvent
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, choose_victims
@@ -346,3 +347,23 @@ def test_story_keeps_no_payload() -> None:
     commands = taker.handle(ev.Received(0.0, heavy))
     assert commands[0].message.payload == heavy.payload
     assert "xxx" not in json.dumps(dump(taker))
+
+
+def test_story_of_long_orders_is_short() -> None:
+    """An order shows the whole batch: two thousand of those would be gigabytes."""
+    giver = llumlet()
+    batch = [request(f"r{n}", blocks=200) for n in range(300)]
+    for number in range(200):
+        giver.handle(move(*batch, at=float(number)))
+        named = sum(len(entry.event.candidates) for entry in giver.story.entries)
+        assert named < 2 * (HALF_CANDIDATES + len(batch))
+    assert giver.story.entries[-1].event.at == 199.0
+    assert all(step.then == step.now for step in replay(dump(giver), cheapest))
+
+
+def test_attempts_that_are_over_are_remembered_up_to_a_number() -> None:
+    attempts = Attempts()
+    for number in range(2 * REMEMBERED):
+        attempts.remember(f"r{number}", Ended(1, False, 0.001 * number))
+    assert len(attempts.ended) == REMEMBERED
+    assert attempts.has_ended(f"r{2 * REMEMBERED - 1}", 1)

@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
-from llumnix.control.cluster_view import REMEMBERED_LOSSES
 from llumnix.control.drain import DrainLimits
+from llumnix.control.gone import REMEMBERED
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
@@ -362,9 +362,9 @@ def test_older_report_changes_nothing():
 
 def test_memory_of_lost_instances_is_bounded():
     b = Body()
-    for k in range(REMEMBERED_LOSSES + 10):
+    for k in range(REMEMBERED + 10):
         b.lose(f"i{k}")
-    assert len(b.scheduler._view._lost) == REMEMBERED_LOSSES
+    assert len(b.scheduler._view._lost) == REMEMBERED
 
 
 def test_start_is_passed_on():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from llumnix.wire.messages import FrontEndLost, Wire
 from llumnix.wire.outbox import Outbox
 
 WAIT_S = 10.0
+PEERS = 1_100  # more than ZeroMQ allows unless it is told to
 
 
 @pytest.fixture
@@ -60,3 +63,34 @@ def test_close_ends_the_thread_and_posting_afterwards_is_no_error(tmp_path: Path
     while any(thread.name == "outbox" for thread in threading.enumerate()) and time.monotonic() < until:
         time.sleep(0.01)
     assert not any(thread.name == "outbox" for thread in threading.enumerate())
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * PEERS
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"only {hard} open files are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_writes_to_more_peers_than_a_thousand_and_keeps_nothing_of_those_it_forgets(
+    tmp_path: Path, outbox: Outbox, many_files: None
+) -> None:
+    before = open_files()
+    addresses = [f"ipc://{tmp_path}/i{number}" for number in range(PEERS)]
+    for address in addresses:
+        outbox.post(address, FrontEndLost(front_end=1))
+    assert open_files() >= before + PEERS
+    for address in addresses:
+        outbox.forget(address)
+    until = time.monotonic() + WAIT_S
+    while open_files() > before + 10 and time.monotonic() < until:  # ZeroMQ's thread closes them
+        time.sleep(0.01)
+    assert open_files() <= before + 10

@@ -63,6 +63,7 @@ _TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def serve(arguments: ServeArguments, model: str) -> int:
     """Serves `model` until a signal; returns the exit code. Call `preflight.check` first."""
+    linux.allow_many_files()
     with private_run_dir() as run_dir, ExitStack() as stack:
         book = _address_book(arguments, run_dir, stack)
         return Launcher(arguments, model, book).run()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_MANY_FILES = 65_536
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -28,6 +30,14 @@ def die_with_parent(parent: int) -> None:
 def adopt_orphans() -> None:
     """Descendants whose parent ends become children of this process, so that it can see and end them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def allow_many_files() -> None:
+    """For this process and its children: a socket per instance and per stream soon is more than the usual 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MANY_FILES if hard == resource.RLIM_INFINITY else min(_MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def describe_exit(status: int) -> str:

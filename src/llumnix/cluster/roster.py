@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Generic, TypeVar
 
 from llumnix.cluster.nursery_messages import front_end_name
 from llumnix.control.fleet import Fleet
 from llumnix.types import InstanceId
+
+INDICES = 65_536
+"""vLLM's engines have a number of two bytes. A server that scales up and down gets there in some months."""
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -109,7 +113,7 @@ class Roster:
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
         self.front_end_places: dict[int, Place[FrontEnd]] = {index: Place() for index in range(front_ends)}
         self._by_name: dict[str, Instance | FrontEnd] = {}
-        self._next_index = 0
+        self._numbers = count()
 
     @property
     def instances(self) -> list[Instance]:
@@ -161,10 +165,10 @@ class Roster:
             self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=extra)
 
     def place_instance(self, slot: int, at: float, kill_at_s: float) -> Instance:
-        """A new incarnation: its index, and so its id, was never used before."""
-        index = self._next_index
-        self._next_index += 1
-        instance = Instance(name=f"i{index}", forked_s=at, kill_at_s=kill_at_s, index=index, slot=slot)
+        """A new incarnation: its id was never used before, nor was its index for as long as there are numbers."""
+        taken = {instance.index for instance in self.instances}
+        number = next(number for number in self._numbers if number % INDICES not in taken)
+        instance = Instance(name=f"i{number}", forked_s=at, kill_at_s=kill_at_s, index=number % INDICES, slot=slot)
         self.slots[slot].process = self._by_name[instance.name] = instance
         return instance
 

@@ -17,6 +17,9 @@ REMEMBER_S = 300.0
 """How long an attempt that is over is remembered. A message that is later than that can start its attempt anew; no
 harm comes of it, because the front end's fences keep the stream whole, but room is reserved in vain for a while."""
 
+REMEMBERED = 4096
+"""At most so many: they are written down with every half of a llumlet's story."""
+
 
 class Ended(msgspec.Struct, frozen=True):
     """The last attempt to bring a request here that is over."""
@@ -63,7 +66,7 @@ class Attempts(msgspec.Struct, kw_only=True):
             return
         self.ended.pop(request, None)
         self.ended[request] = ended
-        while (oldest := next(iter(self.ended))) and ended.at - self.ended[oldest].at > REMEMBER_S:
+        while ended.at - self.ended[oldest := next(iter(self.ended))].at > REMEMBER_S or len(self.ended) > REMEMBERED:
             del self.ended[oldest]
 
     def has_ended(self, request: RequestId, epoch: Epoch) -> bool:

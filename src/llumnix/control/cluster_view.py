@@ -7,12 +7,10 @@ from math import inf
 from msgspec.structs import replace
 
 from llumnix.control.drain import Drain
+from llumnix.control.gone import Gone
 from llumnix.control.moves import MovesInFlight
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
-
-REMEMBERED_LOSSES = 4096
-"""Ids of lost instances that are kept, so that a late report does not bring one back."""
 
 NEWCOMER_S = 10.0
 """An instance counts as new for this long: requests are moved to it more eagerly and several at once."""
@@ -57,7 +55,7 @@ class ClusterView:
         self._moves = moves
         self._ignored = ignored
         self._known: dict[InstanceId, Known] = {}
-        self._lost: dict[InstanceId, None] = {}
+        self._lost = Gone()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -96,9 +94,7 @@ class ClusterView:
 
     def forget(self, instance: InstanceId) -> Known | None:
         """It is gone, and its id never comes back."""
-        self._lost[instance] = None
-        if len(self._lost) > REMEMBERED_LOSSES:
-            del self._lost[next(iter(self._lost))]
+        self._lost.add(instance)
         return self._known.pop(instance, None)
 
     def lost(self, at: float, timeout_s: float, step_timeout_s: float) -> dict[InstanceId, str]:

@@ -19,15 +19,13 @@ import msgspec
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
+from llumnix.control.gone import Gone
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import DispatchReason, DispatchRequest, queued_demand_blocks
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, RequestId, is_high
-
-REMEMBERED_REMOVALS = 4096
-"""Ids of removed instances that are kept, so that a late report does not bring one back."""
 
 ROOM_TRIES = 32
 """Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
@@ -102,7 +100,7 @@ class Dispatcher:
         self._target_tokens = policy.priority_target_tokens(config)
         self._front_end = front_end
         self._entries: dict[InstanceId, _Entry] = {}
-        self._removed: dict[InstanceId, None] = {}
+        self._removed = Gone()
         self._turn = 0
         by_priority = self._rule.by_priority and self._target_tokens is not None
         self._orders: list[list[_Key]] = [[], []] if by_priority else [[]]
@@ -128,9 +126,7 @@ class Dispatcher:
     def on_removed(self, instance: InstanceId) -> None:
         """The instance is gone for good. Its requests are the caller's to place anew."""
         entry = self._entries.pop(instance, None)
-        self._removed[instance] = None
-        if len(self._removed) > REMEMBERED_REMOVALS:
-            del self._removed[next(iter(self._removed))]
+        self._removed.add(instance)
         if entry is not None:
             self._place(entry, [None, None])
 

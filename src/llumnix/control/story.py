@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from llumnix.control.commands import AnyCommand, Install, Pull, Reserve, Send
-from llumnix.control.events import AnyEvent, Received
+from llumnix.control.events import AnyEvent, MoveOut, Received
 from llumnix.control.messages import AnyMessage, Commit, Copy, Prepare
 from llumnix.types import RequestId
 
@@ -28,8 +28,12 @@ class Entry(msgspec.Struct, frozen=True):
         return f"{self.event}\n" + "".join(f"    {command}\n" for command in self.commands)
 
 
+HALF_CANDIDATES = 10_000
+"""Requests that a half may name in all as candidates, some 3 MiB: an order shows a llumlet its whole batch."""
+
+
 class Story:
-    """At most `2 * half` entries; when they are reached, the older half goes.
+    """At most `2 * half` entries, or fewer if they are long; when they are reached, the older half goes.
 
     `begin` is the encoded state before the first entry; whoever logs hands in the present state when
     `wants_state` says so.
@@ -39,20 +43,23 @@ class Story:
         self._half = half
         self._older: list[Entry] = []
         self._newer: list[Entry] = []
+        self._newer_candidates = 0
         self._begin = self._middle = begin
 
     @property
     def wants_state(self) -> bool:
         """The next entry starts a new half."""
-        return len(self._newer) == self._half
+        return len(self._newer) == self._half or self._newer_candidates >= HALF_CANDIDATES
 
     def turn(self, state: bytes) -> None:
         """Forgets the older half; `state` is the one after the last entry."""
-        self._older, self._newer = self._newer, []
+        self._older, self._newer, self._newer_candidates = self._newer, [], 0
         self._begin, self._middle = self._middle, state
 
     def add(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
         self._newer.append(Entry(light(event), light_commands(commands)))
+        if isinstance(event, MoveOut):
+            self._newer_candidates += len(event.candidates)
 
     @property
     def begin(self) -> bytes:

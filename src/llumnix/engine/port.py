@@ -35,7 +35,7 @@ class InstanceSpec:
 
     id: InstanceId
     index: int
-    """Identity on vLLM's sockets; like the id never used twice."""
+    """Identity on vLLM's sockets: two bytes, so used again after 65,536 instances; the id never is."""
     slot: int
     """Place among the instances of the server: the smallest one that is free, so a restart gets it back."""
     device_slot: int

@@ -23,7 +23,7 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach an instance. `index` is its identity on vLLM's sockets and never used twice."""
+    """How to reach an instance. `index` is its identity on vLLM's sockets, used again after 65,536 others."""
 
     id: InstanceId
     index: int

@@ -13,6 +13,7 @@ from llumnix.wire.messages import Wire, encode
 
 _MAX_UNREAD = 10_000  # messages kept for a peer that does not read
 _LINGER_MS = 500
+_MAX_SOCKETS = 16_384  # ZeroMQ's own limit of 1,023 would be one of instances
 
 
 class Outbox:
@@ -28,6 +29,7 @@ class Outbox:
         self.dropped = 0
         self._keys = keys
         self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._lock = threading.Lock()
         self._closed = False

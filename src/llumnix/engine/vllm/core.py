@@ -341,6 +341,7 @@ class LlumnixEngineCore(EngineCoreProc):
             pins=why_engine_pins(config, self.scheduler.kv_cache_config),
             post=self._mailbox.post,
             post_soon=self._mailbox.post_soon,
+            forget=self._mailbox.forget,
             put_output=self.output_queue.put_nowait,
             wake_at=self._heart.wake_at,
             clock=monotonic,

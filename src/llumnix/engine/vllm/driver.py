@@ -80,7 +80,7 @@ class LlumletDriver:
     # -- what happens
 
     def move_out(self, order: wire.MoveOut) -> None:
-        self._letters.peers[order.target.id] = order.target
+        self._letters.met(order.target)
         move_id = events.MoveId(next(self._order_numbers))
         self._orders[move_id] = order
         if len(self._orders) > _MAX_ORDERS_REMEMBERED:
@@ -105,7 +105,7 @@ class LlumletDriver:
 
     def peer_said(self, peer: wire.Peer, prepared: Request | None) -> None:
         """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread."""
-        self._letters.peers[peer.sender.id] = peer.sender
+        self._letters.met(peer.sender)
         if prepared is not None:
             self._prepared[RequestId(prepared.request_id), peer.message.epoch] = prepared
         self.handle(events.Received(at=self._clock(), message=peer.message))
@@ -117,7 +117,7 @@ class LlumletDriver:
         self.handle(events.Received(at=self._clock(), message=arbitration.message))
 
     def peer_lost(self, instance: InstanceId) -> None:
-        self._letters.peers.pop(instance, None)
+        self._letters.lost(instance)
         self.handle(events.PeerLost(at=self._clock(), instance=instance))
 
     def set_draining(self, draining: bool) -> None:
@@ -238,7 +238,7 @@ class LlumletDriver:
 
     def _pull(self, command: commands.Pull) -> None:
         key = (command.request, command.epoch)
-        sender = self._letters.peers.get(command.message.sender)
+        sender = self._letters.peer(command.message.sender)
         try:
             if sender is None:
                 raise Refusal(f"{command.message.sender} is gone")

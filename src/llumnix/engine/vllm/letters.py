@@ -8,6 +8,7 @@ import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from llumnix.control import commands
+from llumnix.control.gone import Gone
 from llumnix.control.messages import (
     AnyMessage,
     Cancel,
@@ -35,14 +36,31 @@ class Letters:
     """Called on the engine's main thread only."""
 
     def __init__(self, engine: Engine, book: AddressBook) -> None:
-        self.peers: dict[InstanceId, wire.InstanceInfo] = {}
+        self._peers: dict[InstanceId, wire.InstanceInfo] = {}
+        self._gone = Gone()
         self._engine = engine
         self._book = book
         self._codec = Codec()
 
+    def met(self, peer: wire.InstanceInfo) -> None:
+        """It wrote to us, or we are to write to it. What comes from one that is gone was on its way for long."""
+        if peer.id not in self._gone:
+            self._peers[peer.id] = peer
+
+    def peer(self, instance: InstanceId) -> wire.InstanceInfo | None:
+        """How to reach it; None if it is gone, or we never met."""
+        return self._peers.get(instance)
+
+    def lost(self, instance: InstanceId) -> None:
+        """It will never read again."""
+        self._gone.add(instance)
+        peer = self._peers.pop(instance, None)
+        if peer is not None:
+            self._engine.forget(peer.control)
+
     def send(self, command: commands.Send) -> None:
         """To the other end of a migration."""
-        peer = self.peers.get(command.to)
+        peer = self._peers.get(command.to)
         if peer is None:
             return  # lost meanwhile; the machine has been, or will be, told by PeerLost
         letter = wire.Peer(sender=self._engine.info, message=self._filled_in(command.message))

@@ -26,6 +26,8 @@ class Engine:
     post: Callable[[str, wire.Wire], None]
     post_soon: Callable[[Sequence[str], wire.Wire], None]
     """For messages that nobody stands still for."""
+    forget: Callable[[str], None]
+    """Closes the way to a mailbox whose owner is gone."""
     put_output: Callable[[tuple[int, EngineCoreOutputs]], None]
     """vLLM's output queue: what is put there leaves after all earlier tokens and before all later ones."""
     wake_at: Callable[[float], None]

@@ -1,0 +1,40 @@
+"""Whom an instance writes to, and until when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.control import commands
+from llumnix.control.messages import Prepared
+from llumnix.engine.vllm.letters import Letters
+from llumnix.engine.vllm.parts import Engine
+from llumnix.types import Epoch, InstanceId, RequestId
+from llumnix.wire import messages as wire
+
+
+def instance(number: int) -> wire.InstanceInfo:
+    return wire.InstanceInfo(
+        id=InstanceId(f"i{number}"), index=number, slot=0, pid=1, node="", control=f"ipc://i{number}", data=""
+    )
+
+
+def test_way_to_a_peer_is_closed_when_it_is_gone_and_not_opened_again_by_its_last_words() -> None:
+    posted: list[str] = []
+    closed: list[str] = []
+    names = ("scheduler", "structured_output", "rpc", "post", "put_output", "wake_at", "clock")
+    engine: Any = dict.fromkeys(names) | {"info": instance(0), "ranks": 1, "pins": "", "forget": closed.append}
+    letters = Letters(Engine(**engine, post_soon=lambda addresses, _letter: posted.extend(addresses)), book=None)  # type: ignore[arg-type]
+    answer = commands.Send(
+        InstanceId("i1"), Prepared(request=RequestId("r"), epoch=Epoch(1), sender=InstanceId("i0"), skip_blocks=0)
+    )
+    letters.met(instance(1))
+    letters.send(answer)
+    assert posted == ["ipc://i1"]
+    letters.lost(InstanceId("i1"))
+    letters.met(instance(1))
+    letters.send(answer)
+    assert (posted, closed, letters.peer(InstanceId("i1"))) == (["ipc://i1"], ["ipc://i1"], None)
