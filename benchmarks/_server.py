@@ -54,13 +54,25 @@ class Server:
         return total
 
 
-def tiny_engine_flags(max_model_len: int = 8192, kv_mib: int = 64) -> list[str]:
+def tiny_engine_flags(max_model_len: int = 8192, kv_mib: int = 64, *, compiled: bool = False) -> list[str]:
     """Flags of `vllm serve`, model first, that suit the tiny model on a CPU; for both servers alike."""
     return [
         str(tiny_model.ensure()),
-        *("--served-model-name", "tiny", "--dtype", "float32", "--block-size", "32", "--enforce-eager"),
+        *("--served-model-name", "tiny", "--dtype", "float32", "--block-size", "32"),
         *("--max-model-len", str(max_model_len), "--kv-cache-memory-bytes", str(kv_mib << 20)),
+        *([] if compiled else ["--enforce-eager"]),
     ]
+
+
+def add_compile_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--compile", action="store_true", help="With vLLM's compilation, as real models have it.")
+
+
+@contextmanager
+def empty_compile_cache() -> Iterator[None]:
+    """Servers that are started meanwhile find nothing compiled from earlier."""
+    with tempfile.TemporaryDirectory(prefix="compiled-") as folder, mock.patch.dict(os.environ, VLLM_CACHE_ROOT=folder):
+        yield
 
 
 def add_pace_flags(parser: argparse.ArgumentParser) -> None:

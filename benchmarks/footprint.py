@@ -1,10 +1,11 @@
 """How fast a server starts, and what one more instance costs in time and memory.
 
-    python benchmarks/footprint.py [--further 3] [--runs 3] [--model MODEL -- vLLM flags]
+    python benchmarks/footprint.py [--further 3] [--runs 3] [--compile] [--model MODEL -- vLLM flags]
 
 Starts `llumnix serve` with one instance, then adds one at a time by `POST /llumnix/v1/instances`. Memory is PSS
 (`/proc/PID/smaps_rollup`: pages that processes share are divided among them) of the server's whole process tree, so
 what a further instance takes from its siblings' shares is set off. Each instance serves requests before it is measured.
+With `--compile` vLLM compiles the model, each server for the first time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _server import Server, llumnix_server, tiny_engine_flags
+from _server import Server, add_compile_flag, empty_compile_cache, llumnix_server, tiny_engine_flags
 
 READY_S, FURTHER_S, FURTHER_MIB = 60.0, 4.0, 450.0
 """Goals."""
@@ -74,7 +75,7 @@ def serve_some(server: Server, requests: int) -> None:
 
 
 def measure(engine: Sequence[str], further: int) -> Footprint:
-    with llumnix_server(engine, "--instances", "1") as server:
+    with empty_compile_cache(), llumnix_server(engine, "--instances", "1") as server:
         serve_some(server, 2)
         time.sleep(SETTLE_S)
         base_mib = before_mib = pss_mib(server)
@@ -101,6 +102,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time to start and memory, per instance.")
     parser.add_argument("--further", type=int, default=3, help="instances added to the first (3)")
     parser.add_argument("--runs", type=int, default=3, help="servers started, one after the other (3)")
+    add_compile_flag(parser)
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
@@ -109,7 +111,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    engine = [options.model] if options.model else tiny_engine_flags()
+    engine = [options.model] if options.model else tiny_engine_flags(compiled=options.compile)
     runs = [measure([*engine, *options.engine_flags], options.further) for _ in range(options.runs)]
     ready = [run.ready_s for run in runs]
     seconds = [value for run in runs for value in run.further_s]

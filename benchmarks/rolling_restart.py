@@ -1,6 +1,6 @@
 """Replaces every instance, one after the other, while clients stream: what they notice.
 
-    python benchmarks/rolling_restart.py --clients 12
+    python benchmarks/rolling_restart.py --clients 12 [--compile]
 
 Three instances of the tiny model; each client streams one completion after another. First for a while undisturbed, then
 during `llumnix restart --rolling`, until that is through. Exit code 1 if a request failed, if the P99 of the gaps
@@ -19,12 +19,13 @@ from typing import Any
 import aiohttp
 import httpx
 import numpy as np
-from _server import Server, llumnix_server, tiny_engine_flags
+from _server import Server, add_compile_flag, empty_compile_cache, llumnix_server, tiny_engine_flags
 from _stream import Stream, StreamFailed, completion_body, open_session
 from rich.console import Console
 from rich.table import Table
 
-from llumnix.client import AdminClient, restart_rolling
+from llumnix.client import AdminClient
+from llumnix.operations import restart_rolling
 
 GOAL_GAP_S = 1.0
 STEP_TIMEOUT_S = 120.0
@@ -68,7 +69,8 @@ class Clients:
 
 def main() -> int:
     arguments = _parse()
-    with llumnix_server(tiny_engine_flags(kv_mib=96), "--instances", str(arguments.instances)) as server:
+    engine = tiny_engine_flags(kv_mib=96, compiled=arguments.compile)
+    with empty_compile_cache(), llumnix_server(engine, "--instances", str(arguments.instances)) as server:
         _wait_for_instances(server, arguments.instances)
         before = _running(server)
         periods, clients = asyncio.run(_measure(server, arguments))
@@ -84,6 +86,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--quiet-s", type=float, default=15.0, help="Seconds without a restart, before it. Default: 15."
     )
+    add_compile_flag(parser)
     return parser.parse_args()
 
 

@@ -96,6 +96,7 @@ MAIL = "any kind of message can come by mail; what is not for this process is re
 OPEN_MATCHES = {
     "cluster/launcher.py:_on_message": MAIL,
     "cluster/scheduler_process.py:_on_message": MAIL,
+    "cluster/scheduler_process.py:_on_order": MAIL,
     "engine/vllm/core.py:_on_control": MAIL,
     "engine/vllm/core.py:_on_news": MAIL,
     "server/switchboard.py:_take": MAIL,

@@ -53,7 +53,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["serve", "--port", "http"], "--port must be a number below 65536, not http."),
         (["migrate", "r1"], "The following arguments are required: TARGET (see llumnix migrate --help)."),
         (["restart"], "Say `llumnix restart --rolling`"),
-        (["status", "--url", "nowhere"], "it must begin with http:// or https://."),
+        (["status", "--url", "nowhere"], "it must begin with http:// or https:// and name a host."),
         (["doctor", "--instances", "0"], "--instances must be at least 1, not 0."),
     ],
 )

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from llumnix.cli import main
-from llumnix.client import AdminClient, ServerRefused, restart_rolling
-from llumnix.errors import UsageError
+from llumnix.client import AdminClient
+from llumnix.errors import ServerRefused, UsageError
+from llumnix.operations import restart_rolling
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -35,14 +36,26 @@ def test_status_is_a_table(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    facts = {"pid": 17, "total_blocks": 100, "free_blocks": 60, "running": 2, "waiting": 1, "freeness": 20.04}
-    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [row("i0", **facts), row("i1", "starting")]}
+    facts = {
+        "pid": 17,
+        "total_blocks": 100,
+        "free_blocks": 60,
+        "running": 2,
+        "waiting": 1,
+        "freeness": 20.04,
+        "load": "roomy",
+    }
+    leaving = row("i1", "draining", freeness=None, load="leaving")
+    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [row("i0", **facts), leaving]}
+    status["freeness_limits"] = {"give": 3.0, "take": 3.0}
     answer_with(lambda request: httpx.Response(200, json=status))
     assert main(["status"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[1].split()[:7] == ["i0", "running", "17", "2", "1", "60/100", "20.0"]
-    assert out[2].split()[:3] == ["i1", "starting", "–"]
-    assert out[3] == "scheduler: running (pid 5)"
+    assert out[1].split()[7] == "roomy"
+    assert out[2].split()[:7] == ["i1", "draining", "–", "–", "–", "–", "leaving"]
+    assert out[3] == "freeness: free blocks per request, over < 0 ≤ tight < 3 ≤ roomy; in, out: moves"
+    assert out[4] == "scheduler: running (pid 5)"
 
 
 def test_status_as_json_is_the_answer(
@@ -70,11 +83,12 @@ def test_migrate_tells_how_it_went(answer_with: Callable[[Answer], None], capsys
     def answer(request: httpx.Request) -> httpx.Response:
         assert json.loads(request.content) == {"request_id": "cmpl-1", "target": "i1"}
         moved = {"ok": True, "source": "i0", "target": "i1", "stages": 2, "bytes": 4096, "handover_ms": 3.21}
-        return httpx.Response(200, json=moved)
+        return httpx.Response(200, json=moved | {"downtime_ms": 7.25})
 
     answer_with(answer)
     assert main(["migrate", "cmpl-1", "i1"]) == 0
-    assert capsys.readouterr().out == "moved cmpl-1 from i0 to i1: 2 stages, 4096 bytes, hand-over 3.2 ms\n"
+    said = "moved cmpl-1 from i0 to i1: downtime 7.2 ms (hand-over 3.2 ms, 2 stages, 4096 bytes)\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(
@@ -82,7 +96,12 @@ def test_migrate_tells_how_it_went(answer_with: Callable[[Answer], None], capsys
     [
         (404, {"error": {"message": "There is no request cmpl-1."}}, 2, "There is no request cmpl-1."),
         (409, {"ok": False, "reason": "i1 is draining"}, 1, "i1 is draining"),
-        (401, {"error": "Unauthorized"}, 2, "The server wants its API key; give it with --api-key."),
+        (
+            401,
+            {"error": "Unauthorized"},
+            2,
+            "The server wants its API key; give it with --api-key or in LLUMNIX_API_KEY.",
+        ),
         (500, "oops", 1, "HTTP status 500"),
         (404, {"detail": "Not Found"}, 1, "is not Llumnix"),
     ],
@@ -101,7 +120,8 @@ def test_refusals_are_told_in_the_servers_words(
 
 
 @pytest.mark.parametrize(
-    ("flags", "query"), [([], ""), (["--keep"], "keep=true"), (["--timeout-s", "2"], "timeout_s=2.0")]
+    ("flags", "query"),
+    [([], ""), (["--keep"], "keep=true"), (["--force"], "force=true"), (["--timeout-s", "2"], "timeout_s=2.0")],
 )
 def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: list[str], query: str) -> None:
     asked: list[httpx.URL] = []
@@ -147,7 +167,9 @@ def test_drain_that_waits_prints_the_report(
 def test_drain_of_which_nobody_has_a_report_does_not_wait_for_ever(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer_with(lambda request: httpx.Response(200, json={"drains": [], "instances": [row("i1", "stopped")]}))
+    answer_with(
+        lambda request: httpx.Response(200, json={"ok": True, "drains": [], "instances": [row("i1", "stopped")]})
+    )
     assert main(["drain", "i1", "--wait"]) == 1
     assert "has no report of its drain" in capsys.readouterr().err
 
@@ -203,7 +225,7 @@ def test_rolling_restart_never_has_fewer_instances(answer_with: Callable[[Answer
 
 
 def test_rolling_restart_stops_when_no_instance_comes(answer_with: Callable[[Answer], None]) -> None:
-    answer_with(lambda request: httpx.Response(200, json={"instances": [row("i0")]}))
+    answer_with(lambda request: httpx.Response(200, json={"ok": True, "instances": [row("i0")]}))
     with pytest.raises(ServerRefused, match="A new instance did not start within 0 s"):
         restart_rolling(AdminClient("http://server"), lambda line: None, timeout_s=0)
 

@@ -3,7 +3,8 @@
     LlumnixError
     ├── UsageError        the user's: one sentence, exit code 2 (or a 4xx)
     ├── IllegalEvent      ours: an event that the table of a machine has no edge for; raised loudly
-    └── EngineMismatch    the environment's: vLLM is not the version, or not shaped, as relied on
+    ├── EngineMismatch    the environment's: vLLM is not the version, or not shaped, as relied on
+    └── ServerRefused     another's: a server cannot be reached, or will not do it; exit code 1
 
 A peer that is late is not an error: its message is counted and ignored. A peer that is gone is an event.
 """
@@ -25,3 +26,7 @@ class IllegalEvent(LlumnixError):
 
 class EngineMismatch(LlumnixError):
     """vLLM does not have a hook with the signature that the adapter relies on."""
+
+
+class ServerRefused(LlumnixError):
+    """The server cannot be reached, or will not do it; `str(error)` is a sentence with its reason."""

@@ -1,64 +1,160 @@
-"""The answer of `GET /llumnix/v1/instances` as a table for people. `in` and `out` count migrations."""
+"""What the admin API answers, as tables for people. A dash stands for what the server does not know (yet)."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-_COLUMNS = ("id", "state", "pid", "run", "wait", "free/blocks", "freeness", "preempt", "in", "out")
-_STYLES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
+from llumnix.errors import ServerRefused
+
+Row = dict[str, Any]
+
+_STATES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
+_LOADS = {"tight": "yellow", "over": "red"}
+_LONG = ("reason", "can move", "outcome")
+_LEFT = ("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "reason", "when")
 
 
 def print_status(status: dict[str, Any], console: Console | None = None) -> None:
-    """Facts that the server does not know yet (of an instance that starts) are shown as a dash."""
+    _print(_status(status), console)
+
+
+def watch_status(ask: Callable[[], dict[str, Any]], interval_s: float, console: Console | None = None) -> None:
+    """Shows the status again and again until Ctrl-C: in place on a terminal, else one below the other. A server that
+    was there and does not answer now is waited for."""
+    console = console or _console()
+    shown = _stamped(_status(ask()))
+    try:
+        if not console.is_terminal:
+            while True:
+                _print(shown, console)
+                time.sleep(interval_s)
+                shown = _look(ask)
+        with Live(shown, console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            while True:
+                time.sleep(interval_s)
+                live.update(_look(ask), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def print_requests(rows: list[Row], console: Console | None = None) -> None:
+    table = _table("id", "instance", "state", "priority", "prompt tokens", "output tokens", "moves", "can move")
+    for row in sorted(rows, key=lambda row: (row["instance"], row["id"])):
+        movable = "yes" if row["movable"] else f"no: {row['why_pinned']}"
+        facts = ("id", "instance", "state", "priority", "prompt_tokens", "output_tokens", "migrations")
+        table.add_row(*(_shown(row[fact]) for fact in facts), Text(movable))
+    _print_rows(table, "no request runs or waits", console)
+
+
+def print_moves(rows: list[Row], console: Console | None = None) -> None:
+    """Oldest first, as in a log: the newest stands above the prompt."""
+    table = _table("when", "id", "from", "to", "downtime", "MB", "outcome", "reason")
+    for row in reversed(rows):
+        moved = row["outcome"] == "moved"
+        downtime = f"{row['downtime_ms']:.1f} ms" if row.get("downtime_ms") is not None else "–"
+        table.add_row(
+            time.strftime("%H:%M:%S", time.localtime(row["at"])),
+            *(_shown(row[key]) for key in ("request_id", "source", "target")),
+            downtime,
+            f"{row['bytes'] / 1e6:.1f}" if moved else "–",
+            Text(row["outcome"], style="" if moved else "yellow"),
+            Text(row["reason"]),
+        )
+    _print_rows(table, "nothing has moved yet", console)
+
+
+def _print_rows(table: Table, nothing: str, console: Console | None) -> None:
+    _print(table if table.row_count else Text(nothing), console)
+
+
+def _print(shown: Group | Table | Text, console: Console | None) -> None:
+    (console or _console()).print(shown, soft_wrap=True)
+
+
+def _console() -> Console:
+    """Into a pipe or a file nothing is cut to a width that nobody has."""
+    console = Console()
+    return console if console.is_terminal else Console(width=10_000)
+
+
+def _table(*names: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("id", "state") else "right", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name not in _LONG, overflow="fold")
+    return table
+
+
+def _look(ask: Callable[[], dict[str, Any]]) -> Group:
+    try:
+        return _stamped(_status(ask()))
+    except ServerRefused as error:
+        return _stamped(Text(str(error), style="red"))
+
+
+def _stamped(shown: Group | Text) -> Group:
+    return Group(Text(time.strftime("%H:%M:%S"), style="dim"), shown)
+
+
+# the status
+
+
+def _status(status: dict[str, Any]) -> Group:
+    table = _table(*("id", "state", "pid", "run", "wait", "free/blocks", "freeness", "preempt", "in", "out"))
     for row in status["instances"]:
         table.add_row(*_cells(row))
-    console = console or Console()
-    console.print(table)
+    return Group(table, *_below(status))
+
+
+def _cells(row: Row) -> Iterable[str | Text]:
+    state = row["state"]
+    yield row["id"]
+    yield Text(state, style=_STATES.get(state, ""))
+    yield from (_shown(row.get(key)) for key in ("pid", "running", "waiting"))
+    yield f"{row['free_blocks']}/{row['total_blocks']}" if row.get("total_blocks") else "–"
+    yield _freeness(row)
+    yield from (_shown(row.get(key)) for key in ("preemptions", "migrations_in", "migrations_out"))
+
+
+def _freeness(row: Row) -> Text:
+    freeness, word = row.get("freeness"), row.get("load") or ""
+    number = "" if freeness is None else f"{freeness:.1f} "
+    return Text(f"{number}{word}".strip() or "–", style=_LOADS.get(word, ""))
+
+
+def _below(status: dict[str, Any]) -> Iterable[Text]:
+    limits = status.get("freeness_limits")
+    if limits is not None:
+        give, take = f"{limits['give']:g}", f"{limits['take']:g}"
+        between = "" if give == take else f" ≤ steady < {take}"
+        yield Text(
+            f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} ≤ roomy; in, out: moves",
+            style="dim",
+        )
     scheduler = status.get("scheduler")
     if scheduler is not None:
         pid = scheduler.get("pid")
-        console.print(f"scheduler: {scheduler['state']}" + (f" (pid {pid})" if pid else ""), highlight=False)
+        yield Text(f"scheduler: {scheduler['state']}" + (f" (pid {pid})" if pid else ""))
+    scaling = status.get("scaling")
+    if scaling is not None and scaling["mode"] != "off":
+        yield Text(_scaling(scaling))
 
 
-def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> None:
-    """One line, and nothing if auto-scaling is off."""
-    if scaling["mode"] == "off":
-        return
+def _scaling(scaling: dict[str, Any]) -> str:
     last = scaling["last"]
     last_step = ""
     if last is not None:
         what = f"start {last['start']}" if last["start"] else f"drain {last['drain']}"
         last_step = f"; last: {what} ({last['reason']})"
-    console = console or Console()
     limits = f"{scaling['min_instances']} to {scaling['max_instances']} instances"
-    console.print(f"scaling: {scaling['mode']}, {limits}; {scaling['now']}{last_step}", highlight=False, soft_wrap=True)
+    return f"scaling: {scaling['mode']}, {limits}; {scaling['now']}{last_step}"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    state = row["state"]
-    style = _STYLES.get(state, "")
-    blocks = "–" if not row.get("total_blocks") else f"{row['free_blocks']}/{row['total_blocks']}"
-    freeness = row.get("freeness")
-    return [
-        row["id"],
-        f"[{style}]{state}[/{style}]" if style else state,
-        _shown(row, "pid"),
-        _shown(row, "running"),
-        _shown(row, "waiting"),
-        blocks,
-        "–" if freeness is None else f"{freeness:.1f}",
-        _shown(row, "preemptions"),
-        _shown(row, "migrations_in"),
-        _shown(row, "migrations_out"),
-    ]
-
-
-def _shown(row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
+def _shown(value: object) -> str:
     return "–" if value is None else str(value)

@@ -43,6 +43,7 @@ from llumnix.wire.messages import (
     SetDraining,
     StartInstances,
     StopInstance,
+    UndrainInstance,
     Wire,
 )
 
@@ -271,6 +272,31 @@ def test_drain_of_an_instance_that_is_not_there_is_refused_with_the_reason(world
         world.tell(DrainInstance(instance=instance, keep=False, query=8, reply_to=world.book.front_end(0)))
         answer = world.wait_for(world.front_end[1], Answer, nothing)
         assert (answer.ok, answer.why) == (False, why)
+
+
+def test_last_instance_is_drained_only_by_force_and_can_come_back(world: World) -> None:
+    def alone() -> None:
+        world.report(I0)
+
+    def kept() -> None:
+        world.report(I0, state="draining", drain_keep=True)
+
+    front_end = world.book.front_end(0)
+    alone()
+    world.tell(DrainInstance(instance=I0, keep=True, query=8, reply_to=front_end, spare_last=True))
+    answer = world.wait_for(world.front_end[1], Answer, alone)
+    assert (answer.ok, "the last instance that takes requests" in answer.why) == (False, True)
+    world.tell(DrainInstance(instance=I0, keep=True, query=9, reply_to=front_end))
+    assert world.wait_for(world.front_end[1], Answer, alone).ok
+    assert world.wait_for(world.instances[I0][1], SetDraining, alone).draining
+    kept()
+    world.tell(UndrainInstance(instance=I0, query=10, reply_to=front_end))
+    assert world.wait_for(world.front_end[1], Answer, kept).ok
+    assert not world.wait_for(world.instances[I0][1], SetDraining, kept).draining
+    alone()
+    world.tell(UndrainInstance(instance=I0, query=11, reply_to=front_end))
+    answer = world.wait_for(world.front_end[1], Answer, alone)
+    assert (answer.ok, answer.why) == (False, "i0 does not drain")
 
 
 def test_more_instances_are_asked_of_the_launcher(world: World) -> None:

@@ -476,7 +476,7 @@ def test_instance_whose_machine_is_taken_away_drains_while_another_starts_for_it
     server.serve()
     commands = server.handle(Leaves("i0", "its node is being drained"), 10.0)
     assert drains(commands) == [
-        DrainInstance(instance=InstanceId("i0"), timeout_s=30.0, why="its node is being drained")
+        DrainInstance(instance=InstanceId("i0"), timeout_s=30.0, why="its node is being drained", firm=True)
     ]
     assert [command.id for command in only(SpawnInstance, commands)] == ["i2"]
     assert server.handle(Leaves("i0", "its node is being drained"), 11.0) == [], "told once more"
@@ -501,7 +501,7 @@ def test_scheduler_that_starts_anew_is_told_of_leaving_machines_and_of_the_time_
     server.serve()
     server.handle(Leaves("i0", "it goes", left_s=25.0), 10.0)
     (drain,) = drains(server.handle(SchedulerExited("killed by SIGKILL"), 14.0))
-    assert drain == DrainInstance(instance=InstanceId("i0"), timeout_s=16.0, why="it goes")
+    assert drain == DrainInstance(instance=InstanceId("i0"), timeout_s=16.0, why="it goes", firm=True)
     server.exit("i0", at=15.0)
     assert drains(server.handle(SchedulerExited("killed by SIGKILL"), 20.0) + server.handle(Tick(), 60.0)) == []
 

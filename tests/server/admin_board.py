@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from llumnix.config import ClusterConfig
+from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.server.admin import add_routes
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
@@ -30,7 +30,10 @@ class Board:
         self.records: list[wire.MigrationRecord] = []
         self.scheduler_answer: wire.Answer | None = wire.Answer(query=1, ok=True)
         self.spec = SimpleNamespace(
-            book=SimpleNamespace(scheduler="inproc://scheduler"), cluster=ClusterConfig(), admin_socket=None
+            book=SimpleNamespace(scheduler="inproc://scheduler"),
+            cluster=ClusterConfig(),
+            policy=PolicyConfig(),
+            admin_socket=None,
         )
         states = {"i0": InstanceState.RUNNING, "i1": InstanceState.RUNNING, "i2": InstanceState.DRAINING}
         by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("vllm")
 
-from admin_board import Board, ask
+from admin_board import Board, app_of, ask
+from fastapi import FastAPI
 from request_rows import row
 
+from llumnix.client import MOVE_TIMEOUT_S
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.server import index
+from llumnix.server.admin import MIGRATE_TIMEOUT_S
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 
@@ -125,6 +130,52 @@ async def test_drain_passes_on_whether_to_keep(board: Board) -> None:
     assert [message.keep for message in asked] == [True, False]
 
 
+async def test_last_instance_is_spared_unless_it_is_forced(board: Board) -> None:
+    for force in ("true", "false"):
+        assert (await ask(board, "POST", "/instances/i0/drain", params={"force": force})).status_code == 202
+    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    assert [message.spare_last for message in asked] == [False, True]
+
+
+async def test_undrain_is_the_schedulers_to_allow(board: Board) -> None:
+    assert (await ask(board, "POST", "/instances/i2/undrain")).status_code == 202
+    assert board.asked == [wire.UndrainInstance(instance=InstanceId("i2"), query=1, reply_to=board.address)]
+    board.scheduler_answer = wire.Answer(query=1, ok=False, why="i2 cannot come back: it is being stopped already")
+    answer = await ask(board, "POST", "/instances/i2/undrain")
+    assert (answer.status_code, "being stopped" in answer.json()["reason"]) == (409, True)
+
+
+@pytest.mark.parametrize(("instance", "status"), [("i8", 409), ("i9", 409), ("i7", 404)])
+async def test_undrain_of_what_is_not_there(board: Board, instance: str, status: int) -> None:
+    assert (await ask(board, "POST", f"/instances/{instance}/undrain")).status_code == status
+    assert board.asked == []
+
+
+async def test_one_request_is_found_by_the_id_that_its_client_has(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0")), (InstanceId("i1"), row("r1", "cmpl-2-0"))]
+    answer = await ask(board, "GET", "/requests/cmpl-2")
+    assert [(one["id"], one["instance"]) for one in answer.json()["requests"]] == [("cmpl-2", "i1")]
+    assert (await ask(board, "GET", "/requests/cmpl-3")).status_code == 404
+
+
+async def test_sequences_of_a_request_share_the_time_of_one_move(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.rows = [(InstanceId("i0"), row(f"r{number}", f"{number}_cmpl-1-0")) for number in range(3)]
+    clock, given = iter([0.0, 0.0, 50.0, 120.0]), []
+
+    async def migrate(row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+        given.append(timeout_s)
+        return wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1"))
+
+    monkeypatch.setattr(board, "migrate", migrate)
+    monkeypatch.setattr("llumnix.server.admin.monotonic", lambda: next(clock))
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
+    assert given == [90.0, 40.0, 0.0]
+
+
+def test_clients_wait_longer_than_the_server_lets_a_move_take() -> None:
+    assert MOVE_TIMEOUT_S > MIGRATE_TIMEOUT_S + 10
+
+
 async def test_drain_passes_its_deadline_on(board: Board) -> None:
     for params in ({}, {"timeout_s": "2.5"}):
         assert (await ask(board, "POST", "/instances/i0/drain", params=params)).status_code == 202
@@ -195,3 +246,21 @@ async def test_key_of_the_command_line_counts_before_that_of_the_environment(
     for key, status in (("from-outside", 401), ("flag", 200)):
         headers = {"Authorization": f"Bearer {key}"}
         assert (await ask(board, "GET", "/requests", keys=["flag"], headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize(("openai", "admin"), [(True, True), (True, False), (False, True)])
+async def test_addresses_that_people_try_first_list_what_this_port_serves(openai: bool, admin: bool) -> None:
+    app = FastAPI()
+    index.add_routes(app, openai=openai, admin=admin)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        routes = (await client.get("/")).json()["routes"]
+        assert ("POST /v1/chat/completions" in routes, "GET /llumnix/v1/instances" in routes) == (openai, admin)
+        for path in ("/llumnix", "/llumnix/", "/llumnix/v1", "/llumnix/v1/"):
+            assert (await client.get(path)).status_code == (200 if admin else 404)
+
+
+async def test_index_names_every_admin_route(board: Board) -> None:
+    paths = app_of(board).openapi()["paths"]
+    served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    named = {route.replace("{id}/", "{instance}/").replace("/{id}", "/{request_id}") for route in index.ADMIN}
+    assert named == served

@@ -133,6 +133,32 @@ async def test_sigterm_drains_an_instance(server: Server) -> None:
     assert len(ids(server)) == 1
 
 
+async def test_kept_instance_comes_back_and_takes_requests(server: Server) -> None:
+    two_instances(server)
+    moved_back: list[str] = []
+
+    async def drain_and_come_back(instance: str) -> None:
+        path = f"/llumnix/v1/instances/{instance}"
+        assert server.post(f"{path}/undrain").status_code == 409
+        assert server.post(f"{path}/drain?keep=true").status_code == 202
+        await asyncio.to_thread(wait_for, lambda: report_of(server, instance)["outcome"] == "empty", "an empty one")
+        assert server.instance(instance)["load"] == "kept"
+        other = next(one for one in ids(server) if one != instance)
+        refused = server.post(f"/llumnix/v1/instances/{other}/drain")
+        assert (refused.status_code, "is the last instance" in refused.json()["reason"]) == (409, True)
+        assert server.post(f"{path}/undrain").status_code == 202
+        await asyncio.to_thread(wait_for, lambda: server.instance(instance)["state"] == "running", "its return")
+        assert report_of(server, instance)["outcome"] == "withdrawn"
+        there = {row["id"] for row in server.requests()}
+        answer = server.post("/llumnix/v1/migrations", json={"request_id": min(there), "target": instance})
+        assert answer.status_code == 200, answer.text
+        moved_back.append(answer.json()["target"])
+        assert server.instance(instance)["running"] == 1
+
+    await streams_while(server, "returned", drain_and_come_back)
+    assert moved_back == [server.instances()[0]["id"]]
+
+
 def test_refused_orders(server: Server) -> None:
     two_instances(server)
     instance = ids(server)[0]

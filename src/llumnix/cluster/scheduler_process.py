@@ -49,12 +49,18 @@ from llumnix.wire.messages import (
     SetDraining,
     StartInstances,
     StopInstance,
+    UndrainInstance,
     Wire,
 )
 
 log = logging.getLogger(__name__)
 
 _ALIVE_INTERVAL_S = 0.5
+_WHY_NOT_THE_LAST = (
+    "{instance} is the last instance that takes requests: new ones would get 503 until another one runs, and those "
+    "that it has could go nowhere. Start another one first (`llumnix start`), or force it (`--force`, `?force=true`): "
+    "then it takes no more requests, finishes those that it has and stops, and the server waits for `llumnix start`"
+)
 _LARGEST_START = 64  # instances by one request
 
 
@@ -151,14 +157,25 @@ class SchedulerProcess:
             case InstanceGone():
                 self._forget(message.instance)
                 self._handle(control.InstanceLost(at=at, instance=message.instance, why=message.why))
-            case DrainInstance():
-                self._on_drain(message, at)
-            case AddInstances():
-                self._on_add(message, at)
             case FleetChanged():
                 self._handle(control.FleetReported(at=at, fleet=message.fleet))
             case ReplayedElsewhere():
                 self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
+            case _:
+                self._on_order(message, at)
+
+    def _on_order(self, message: Wire, at: float) -> None:
+        """What an operator asks for, by way of a front end."""
+        match message:
+            case DrainInstance():
+                self._on_drain(message, at)
+            case UndrainInstance():
+                why = self._scheduler.drains.why_not_withdrawn(message.instance)
+                self._answer(message.reply_to, message.query, why)
+                if not why:
+                    self._handle(control.DrainWithdrawn(at=at, instance=message.instance))
+            case AddInstances():
+                self._on_add(message, at)
             case ListDrains():
                 drains = Drains(query=message.query, reports=tuple(self._scheduler.drains.reports(at)))
                 self._mailbox.post(message.reply_to, drains)
@@ -175,11 +192,18 @@ class SchedulerProcess:
 
     def _on_drain(self, message: DrainInstance, at: float) -> None:
         instance = message.instance
-        if instance in self._instances:
+        if instance in self._instances and message.spare_last and self._scheduler.is_last(instance):
+            self._answer(message.reply_to, message.query, _WHY_NOT_THE_LAST.format(instance=instance))
+        elif instance in self._instances:
             self._answer(message.reply_to, message.query)
             self._handle(
                 control.DrainRequested(
-                    at=at, instance=instance, keep=message.keep, timeout_s=message.timeout_s, why=message.why
+                    at=at,
+                    instance=instance,
+                    keep=message.keep,
+                    timeout_s=message.timeout_s,
+                    why=message.why,
+                    firm=message.firm,
                 )
             )
         elif not message.reply_to:
@@ -224,7 +248,7 @@ class SchedulerProcess:
             case control.MoveRequest():
                 self._move(command)
             case control.SetDraining():
-                order = SetDraining(draining=True, keep=command.keep, reason=command.reason)
+                order = SetDraining(draining=command.draining, keep=command.keep, reason=command.reason)
                 self._post_to(command.instance, order)
             case control.ReplayRest():
                 log.info("what is left on %s is to be replayed: %s", command.instance, command.reason)

@@ -264,7 +264,7 @@ class Supervisor:
         """Once to each scheduler: one that dies may take the order with it."""
         assert instance.leaves is not None
         timeout_s = max(0.0, instance.leaves.by_s - at)
-        drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=instance.leaves.why)
+        drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=instance.leaves.why, firm=True)
         return Tell(drain, Audience.SCHEDULER)
 
     def _on_stop_requested(self, event: StopRequested, at: float) -> list[Command]:

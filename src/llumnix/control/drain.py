@@ -6,6 +6,8 @@ when. An order that shows no effect is repeated, since the message may have been
 What cannot move by the deadline is replayed: the front ends start it anew elsewhere with the tokens so far. What cannot
 be replayed exactly either may finish for `grace_s`; then the instance is ended under it. As long as no other instance
 serves, nobody is driven out: the requests would have nowhere to go.
+
+Until the instance is told to end, the drain can be withdrawn: it is over when a report says so.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class DrainOrder(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ASKED_FOR
     timeout_s: float | None = None
     """None: as `DrainLimits` says."""
+    firm: bool = False
+    """There is no way back: its process was asked to end, or its node goes."""
 
 
 class Drain:
@@ -88,6 +92,32 @@ class Drain:
         """From here on nothing is moved any more."""
         return at >= self._deadline_s
 
+    def make_firm(self) -> None:
+        self.order = msgspec.structs.replace(self.order, firm=True)
+
+    @property
+    def ends(self) -> bool:
+        """The instance was told to end."""
+        return self._outcome is DrainOutcome.CUT_OFF or (self._finished_s is not None and not self.order.keep)
+
+    def why_not_withdrawn(self, snapshot: InstanceSnapshot | None) -> str:
+        """Why there is no way back (yet), by the last report; empty if there is one."""
+        if self.order.firm:
+            return "its process was asked to end, or its node goes"
+        if self.ends:
+            return "it is being stopped already"
+        if snapshot is None or snapshot.state is not InstanceState.DRAINING:
+            return "it has not begun to drain; try again in a moment"  # else its next report could mean either order
+        return ""
+
+    @property
+    def withdrawn(self) -> bool:
+        return self._outcome is DrainOutcome.WITHDRAWN
+
+    def withdraw(self, at: float) -> None:
+        """The instance is to take requests again. Only if nothing says `why_not_withdrawn`."""
+        self._outcome, self._empty_since_s, self._ordered_s = DrainOutcome.WITHDRAWN, at, None
+
     def replayed(self, count: int) -> None:
         """A front end started so many of its requests anew elsewhere."""
         self._replayed += count
@@ -102,6 +132,8 @@ class Drain:
             self._last = snapshot
         if self._outcome is DrainOutcome.CUT_OFF:
             return []
+        if self.withdrawn:
+            return self._order_back(at)
         if snapshot is None or snapshot.state is not InstanceState.DRAINING or snapshot.drain_keep != self.order.keep:
             return self._order_to_drain(at, snapshot)
         left = snapshot.running + snapshot.waiting + snapshot.incoming + max(snapshot.outgoing, moves_in_flight)
@@ -158,6 +190,13 @@ class Drain:
         reason = f"drain {self.order.why}: {holds}it {then}"
         return [SetDraining(instance=self.order.instance, keep=self.order.keep, reason=reason)]
 
+    def _order_back(self, at: float) -> list[Command]:
+        if self._ordered_s is not None and at < self._ordered_s + self._repeat_s:
+            return []
+        self._ordered_s = at
+        reason = "it takes requests again"
+        return [SetDraining(instance=self.order.instance, keep=False, reason=reason, draining=False)]
+
     def _drive_out(self, at: float, left: int) -> list[Command]:
         if at >= self._cut_off_s and not self.order.keep:
             self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.CUT_OFF, at, at
@@ -175,12 +214,14 @@ class Drain:
         again = self._ordered_s is not None and at >= self._ordered_s + self._repeat_s
         if self._finished_s is not None and (self.order.keep or not again):
             return []
-        reason = f"drained: 0 requests and 0 migrations for {SETTLE_S:g} s"
-        commands: list[Command] = []
-        if self._finished_s is None:
+        first_time = self._finished_s is None
+        if first_time:
             self._finished_s = at
             self._outcome = DrainOutcome.EMPTY
-            commands.append(DrainFinished(report=self.report(at), reason=reason))
+        report = self.report(at)
+        what_became = f"{report.moved} moved, {report.replayed} replayed, {report.finished} finished"
+        reason = f"empty after {report.seconds:.3g} s, {what_became}"
+        commands: list[Command] = [DrainFinished(report=report, reason=reason)] if first_time else []
         self._ordered_s = at
         if not self.order.keep:
             commands.append(StopInstance(instance=self.order.instance, reason=reason))

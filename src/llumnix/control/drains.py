@@ -8,7 +8,7 @@ from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.scheduler_events import Command, DrainFinished, DrainReport, MoveRequest, RequestsReplayed
 from llumnix.policy.draining import DrainTerms, place_drained
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, InstanceState
 
 TARGETS_TRIED = 256
 """Instances, freest first, that are looked at for what leaves a draining one: bounds the cost in a large cluster."""
@@ -41,21 +41,46 @@ class Drains:
     def begin(self, order: DrainOrder) -> list[Command]:
         """Empties the instance. One that drains already goes on; a new deadline counts."""
         known = self._view[order.instance]
-        if known.drain is None or known.drain.order.keep != order.keep:
+        drain = known.drain
+        if drain is None or drain.withdrawn or (drain.order.keep != order.keep and not drain.ends):
             known.drain = Drain(order, self._limits)
         elif order.timeout_s is not None:
-            known.drain.set_deadline(order.at, order.timeout_s)
+            drain.set_deadline(order.at, order.timeout_s)
+        if known.drain is not None and (order.firm or (drain is not None and drain.order.firm)):
+            known.drain.make_firm()
         return self.go_on(order.at, order.instance)
+
+    def why_not_withdrawn(self, instance: InstanceId) -> str:
+        """Why the instance cannot be told to take requests again; empty if it can."""
+        known = self._view.get(instance)
+        if known is None:
+            return f"there is no instance {instance}"
+        if known.drain is None:
+            return f"{instance} does not drain"
+        why = known.drain.why_not_withdrawn(known.snapshot)
+        return why and f"{instance} cannot come back: {why}"
+
+    def withdraw(self, at: float, instance: InstanceId) -> list[Command]:
+        """The instance takes requests again. Moves that are under way end as they do."""
+        known = self._view.get(instance)
+        if known is None or known.drain is None or known.drain.why_not_withdrawn(known.snapshot):
+            self._view.ignore("withdrawal of a drain that is over")
+            return []
+        if not known.drain.withdrawn:
+            known.drain.withdraw(at)
+        return self.go_on(at, instance)
 
     def go_on(self, at: float, instance: InstanceId) -> list[Command]:
         """The next orders and moves; none for an instance that is not draining."""
         known = self._view.get(instance)
         if known is None or known.drain is None:
             return []
+        if known.drain.withdrawn and known.snapshot is not None and known.snapshot.state is InstanceState.RUNNING:
+            return self._end_withdrawn(at, known)
         in_flight = self._moves.outgoing(instance)
         others_serve = known.drain.past_deadline(at) and self._view.others_serve(instance)
         commands = self._remember(known.drain.orders(at, known.snapshot, in_flight, others_serve))
-        may_move = self._moves_requests and not known.drain.past_deadline(at)
+        may_move = self._moves_requests and not known.drain.past_deadline(at) and not known.drain.withdrawn
         if known.snapshot is None or not may_move or instance in self._back_off.empty_handed(at):
             return commands
         return [*commands, *self._move_out(at, known, in_flight)]
@@ -76,6 +101,11 @@ class Drains:
         known = {instance: self._view[instance].drain for instance in self._view.ids}
         reports = self._ended | {i: drain.report(at) for i, drain in known.items() if drain is not None}
         return [reports[instance] for instance in sorted(reports)]
+
+    def _end_withdrawn(self, at: float, known: Known) -> list[Command]:
+        assert known.drain is not None
+        report, known.drain = known.drain.report(at), None
+        return self._remember([DrainFinished(report=report, reason=f"{report.instance} takes requests again")])
 
     def _move_out(self, at: float, known: Known, in_flight: int) -> list[Command]:
         snapshot = known.snapshot

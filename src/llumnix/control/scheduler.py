@@ -26,6 +26,7 @@ from llumnix.control.scheduler_events import (
     Command,
     DeclareLost,
     DrainRequested,
+    DrainWithdrawn,
     Event,
     FleetReported,
     InstanceLost,
@@ -104,6 +105,8 @@ class GlobalScheduler:
                 return self._forget(event.at, event.instance) + self._arm(event.at)
             case DrainRequested():
                 return self._on_drain_requested(event)
+            case DrainWithdrawn():
+                return self.drains.withdraw(event.at, event.instance) + self._arm(event.at)
             case RequestsReplayed():
                 self.drains.replayed(event)
             case StartRequested():
@@ -118,6 +121,11 @@ class GlobalScheduler:
         """The cluster by the last reports and the orders that went out since."""
         return self._view.snapshot(at)
 
+    def is_last(self, instance: InstanceId) -> bool:
+        """It takes requests, and nobody else does."""
+        known = self._view.get(instance)
+        return known is not None and known.serves and not self._view.others_serve(instance)
+
     # what is heard
 
     def _on_report(self, event: LoadReported) -> list[Command]:
@@ -126,11 +134,14 @@ class GlobalScheduler:
         if known is None:
             return []
         self._freest.read(report)
+        if known.drain is not None and known.drain.withdrawn:
+            return self.drains.go_on(event.at, report.id)
         if report.state is InstanceState.DRAINING:
             if known.drain is not None:
                 return []
             # By its own will, or by that of a scheduler before us.
-            return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=report.drain_keep))
+            keep = report.drain_keep
+            return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=keep, firm=not keep))
         return self._relieve(event.at, report.id) if report.short_blocks else []
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[Command]:
@@ -151,7 +162,12 @@ class GlobalScheduler:
             self._view.ignore("drain of an unknown instance")
             return []
         order = DrainOrder(
-            at=event.at, instance=event.instance, keep=event.keep, why=event.why, timeout_s=event.timeout_s
+            at=event.at,
+            instance=event.instance,
+            keep=event.keep,
+            why=event.why,
+            timeout_s=event.timeout_s,
+            firm=event.firm,
         )
         return self.drains.begin(order) + self._arm(event.at)
 

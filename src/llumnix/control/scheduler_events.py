@@ -60,6 +60,14 @@ class DrainRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
     timeout_s: float | None = None
     """After this long what is left is replayed elsewhere; None: as the scheduler was made."""
     why: str = ASKED_FOR
+    firm: bool = False
+    """There is no way back: its node goes."""
+
+
+class DrainWithdrawn(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+    """The instance is to take requests again (`Drains.why_not_withdrawn` was asked first)."""
+
+    instance: InstanceId
 
 
 class RequestsReplayed(SchedulerEvent, frozen=True, kw_only=True, tag=True):
@@ -89,6 +97,7 @@ Event = (
     | InstanceLost
     | MigrationEnded
     | DrainRequested
+    | DrainWithdrawn
     | RequestsReplayed
     | StartRequested
     | FleetReported
@@ -103,6 +112,8 @@ class DrainOutcome(StrEnum):
     """It was ended with requests that could be neither moved nor replayed: they failed."""
     LOST = "lost"
     """It died before it was empty; its requests went on elsewhere as after any death."""
+    WITHDRAWN = "withdrawn"
+    """It takes requests again."""
 
 
 class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,11 +154,13 @@ class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
 
 
 class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):
-    """To the llumlet: report `DRAINING` (and `drain_keep`) from now on, take no requests and no migrations."""
+    """To the llumlet: report `DRAINING` (and `drain_keep`) from now on, take no requests and no migrations. Without
+    `draining`: report `RUNNING`, take them again."""
 
     instance: InstanceId
     keep: bool
     reason: str
+    draining: bool = True
 
 
 class ReplayRest(SchedulerCommand, frozen=True, kw_only=True, tag=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from math import isfinite
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -12,6 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from vllm import envs
 
 from llumnix.engine.vllm.members import Member
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.load_words import load_word
+from llumnix.policy.pairing import PairingTerms
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.server import sizing
@@ -23,7 +27,8 @@ from llumnix.server.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
 
-_MIGRATE_TIMEOUT_S = 90.0
+MIGRATE_TIMEOUT_S = 90.0
+"""For all sequences of a request together."""
 _MAX_LIMIT = 1_000_000
 _COUNTS = (
     *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
@@ -48,7 +53,12 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> No
 
 def _router(board: Switchboard, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/llumnix/v1")
+    _add_looking(router, guard, board)
+    _add_acting(router, guard, board)
+    return router
 
+
+def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.get("/instances")
     async def instances(request: Request) -> Response:
         return await guard.answer(request, lambda: _instances(board))
@@ -57,10 +67,24 @@ def _router(board: Switchboard, guard: Guard) -> APIRouter:
     async def requests(request: Request) -> Response:
         return await guard.answer(request, lambda: _requests(board))
 
+    @router.get("/requests/{request_id}")
+    async def one_request(request: Request, request_id: str) -> Response:
+        return await guard.answer(request, lambda: _one_request(board, request_id))
+
     @router.get("/migrations")
     async def migrations(request: Request) -> Response:
         return await guard.answer(request, lambda: _migrations(board, request.query_params.get("limit", "100")))
 
+    @router.get("/scaling")
+    async def scaling(request: Request) -> Response:
+        return await guard.answer(request, lambda: sizing.scaling(board))
+
+    @router.get("/drains")
+    async def drains(request: Request) -> Response:
+        return await guard.answer(request, lambda: sizing.drains(board))
+
+
+def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.post("/migrations")
     async def migrate(request: Request) -> Response:
         async def act() -> JSONResponse:
@@ -76,33 +100,30 @@ def _router(board: Switchboard, guard: Guard) -> APIRouter:
 
         return await guard.answer(request, act)
 
-    @router.get("/scaling")
-    async def scaling(request: Request) -> Response:
-        return await guard.answer(request, lambda: sizing.scaling(board))
-
-    @router.get("/drains")
-    async def drains(request: Request) -> Response:
-        return await guard.answer(request, lambda: sizing.drains(board))
-
     @router.post("/instances/{instance}/drain")
     async def drain(request: Request, instance: str) -> Response:
         return await guard.answer(request, lambda: sizing.drain(board, InstanceId(instance), request.query_params))
 
-    return router
+    @router.post("/instances/{instance}/undrain")
+    async def undrain(request: Request, instance: str) -> Response:
+        return await guard.answer(request, lambda: sizing.undrain(board, InstanceId(instance)))
 
 
 async def _instances(board: Switchboard) -> JSONResponse:
-    rows = [_member_row(member) for _, member in sorted(board.client.members.by_id.items())]
+    terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
+    rows = [_member_row(member, terms) for _, member in sorted(board.client.members.by_id.items())]
     rows += [
         _empty_row(message.instance, InstanceState.STARTING, message.pid, message.node)
         for _, message in sorted(board.roster.starting.items())
     ]
     rows += [_empty_row(message.instance, state, None, None, message.why) for message, state in board.roster.gone]
     scheduler = {"pid": board.scheduler_pid, "state": board.scheduler_state}
-    return JSONResponse({"instances": rows, "scheduler": scheduler, "scaling": sizing.scaling_row(board)})
+    limits = {"give": terms.migrate_out_freeness, "take": terms.migrate_in_freeness}
+    scaling = sizing.scaling_row(board)
+    return JSONResponse({"instances": rows, "scheduler": scheduler, "scaling": scaling, "freeness_limits": limits})
 
 
-def _member_row(member: Member) -> dict[str, Any]:
+def _member_row(member: Member, terms: PairingTerms) -> dict[str, Any]:
     load = member.snapshot
     return {
         "id": member.info.id,
@@ -118,6 +139,7 @@ def _member_row(member: Member) -> dict[str, Any]:
         "preemptions_avoided": load.preemptions_avoided,
         "recompute_tokens_saved": load.recompute_tokens_saved,
         "freeness": freeness_of(load),
+        "load": load_word(load, terms),
         "migrations_in": load.migrations_in,
         "migrations_out": load.migrations_out,
     }
@@ -127,7 +149,16 @@ def _empty_row(
     instance: InstanceId, state: InstanceState, pid: int | None, node: str | None, why: str = ""
 ) -> dict[str, Any]:
     counts = dict.fromkeys(_COUNTS, 0)
-    return {"id": instance, "state": state, "pid": pid, "node": node, **counts, "freeness": None, "why": why}
+    return {
+        "id": instance,
+        "state": state,
+        "pid": pid,
+        "node": node,
+        **counts,
+        "freeness": None,
+        "load": None,
+        "why": why,
+    }
 
 
 class _RequestRow(msgspec.Struct, frozen=True):
@@ -144,6 +175,19 @@ class _RequestRow(msgspec.Struct, frozen=True):
 
 async def _requests(board: Switchboard) -> Response:
     return listing("requests", await board.list_requests(), _request_row)
+
+
+async def _one_request(board: Switchboard, request_id: str) -> Response:
+    return listing("requests", await _sequences(board, request_id), _request_row)
+
+
+async def _sequences(board: Switchboard, request_id: str) -> list[tuple[InstanceId, wire.RequestRow]]:
+    """One, unless n > 1 or several prompts."""
+    rows = await board.list_requests(like=request_id)
+    found = [each for each in rows if client_visible_id(each[1].client_id) == request_id]
+    if not found:
+        raise Bad(404, f"There is no request {shown(request_id)} that is running or queued.", "not_found_error")
+    return found
 
 
 def _request_row(found: tuple[InstanceId, wire.RequestRow]) -> _RequestRow:
@@ -169,10 +213,7 @@ async def _migrations(board: Switchboard, limit: str) -> Response:
 
 async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> JSONResponse:
     """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet."""
-    rows = await board.list_requests(like=request_id)
-    found = [each for each in rows if client_visible_id(each[1].client_id) == request_id]
-    if not found:
-        raise _unknown_request(request_id)
+    found = await _sequences(board, request_id)
     member = board.client.members.by_id.get(target)
     if member is None:
         raise sizing.unknown_or_gone(board, target)
@@ -182,8 +223,9 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
     if not elsewhere:
         raise Bad(409, f"The request is on {target} already.", "conflict_error")
     moved: list[wire.MigrationRecord] = []
+    deadline_s = monotonic() + MIGRATE_TIMEOUT_S
     for row in sorted(elsewhere, key=lambda row: row.request):
-        answer = await board.migrate(row, target, _MIGRATE_TIMEOUT_S)
+        answer = await board.migrate(row, target, max(0.0, deadline_s - monotonic()))
         if answer.record is not None:
             moved.append(answer.record)
         elif answer.status != 404:  # else this sequence ended meanwhile

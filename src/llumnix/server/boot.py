@@ -167,6 +167,8 @@ def _adjust(config: Any, args: argparse.Namespace) -> None:
     if "scheduling_policy" not in _given(args):
         # Orders the queue by priority, then arrival; first come first served while nobody sets a priority.
         scheduling.policy = "priority"
+    # The page at /docs with what it needs from here, not from the internet.
+    args.enable_offline_docs = not args.disable_fastapi_docs
     # vLLM's own flag for ASGI middleware: the app cannot be given one once it is built.
     args.middleware = [*args.middleware, "llumnix.server.retry_after.RetryAfter"]
     multimodal = config.model_config.multimodal_config
@@ -189,11 +191,18 @@ def _import_ahead(config: Any) -> None:
     import vllm.v1.executor.uniproc_executor
 
     import llumnix.engine.vllm.instance
-    import llumnix.server.front_end  # noqa: F401
+    import llumnix.server.front_end
 
     if config.device_config.device_type == "cpu":
         import vllm.v1.worker.cpu_worker  # noqa: F401
+        from vllm.config import CompilationMode
         from vllm.model_executor.models import ModelRegistry
+
+        import llumnix.engine.vllm.kv_pool  # noqa: F401
+        from llumnix.engine.vllm import compiled_models
+
+        if config.compilation_config.mode is not CompilationMode.NONE:
+            compiled_models.import_ahead()
 
         with contextlib.suppress(ValueError):  # an unknown architecture is reported by the instance
             ModelRegistry.resolve_model_cls(config.model_config.architectures, config.model_config)

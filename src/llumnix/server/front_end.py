@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.llm import LlumnixLLM
-from llumnix.server import admin
+from llumnix.server import admin, index
 from llumnix.server.failures import tell_why
 from llumnix.server.priority import honour_service_tier
 from llumnix.server.switchboard import Switchboard
@@ -63,8 +63,11 @@ async def _serve_http(
 
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
-    if board.spec.admin_socket is None:
+    app.title = "Llumnix"
+    has_admin = board.spec.admin_socket is None
+    if has_admin:
         admin.add_routes(app, board, args)
+    index.add_routes(app, openai=True, admin=has_admin)
     await init_app_state(llm, app.state, args, tasks)
     honour_service_tier(app.state)
     tell_why(app.state, board.failures)
@@ -96,6 +99,7 @@ async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socke
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     admin.add_routes(app, board, args)
+    index.add_routes(app, openai=False, admin=True)
     options = _connection_options(args)
     config = uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False, **options)
     config.load()

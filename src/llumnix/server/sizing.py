@@ -26,20 +26,27 @@ async def start(board: Switchboard, count: Any) -> JSONResponse:
 
 
 async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, str]) -> JSONResponse:
-    keep, timeout = params.get("keep", "false"), params.get("timeout_s")
-    if keep not in ("true", "false"):
-        raise Bad(400, f"keep must be true or false, not {shown(keep)}.")
+    keep, force, timeout = _yes(params, "keep"), _yes(params, "force"), params.get("timeout_s")
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
     order = wire.DrainInstance(
         instance=instance,
-        keep=keep == "true",
+        keep=keep,
         query=0,
         reply_to=board.address,
         timeout_s=None if timeout is None else _seconds("timeout_s", timeout),
+        spare_last=not force,
     )
     await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
     return JSONResponse({"ok": True, "id": instance, "state": InstanceState.DRAINING}, 202)
+
+
+async def undrain(board: Switchboard, instance: InstanceId) -> JSONResponse:
+    if instance not in board.client.members.by_id:
+        raise unknown_or_gone(board, instance)
+    order = wire.UndrainInstance(instance=instance, query=0, reply_to=board.address)
+    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
+    return JSONResponse({"ok": True, "id": instance, "state": InstanceState.RUNNING}, 202)
 
 
 async def drains(board: Switchboard) -> JSONResponse:
@@ -80,6 +87,13 @@ def unknown_or_gone(board: Switchboard, instance: InstanceId) -> Bad:
         if message.instance == instance:
             return Bad(409, f"Instance {instance} is {state}: {message.why}.", "conflict_error")
     return Bad(404, f"There is no instance {shown(instance)}.", "not_found_error")
+
+
+def _yes(params: Mapping[str, str], name: str) -> bool:
+    text = params.get(name, "false")
+    if text not in ("true", "false"):
+        raise Bad(400, f"{name} must be true or false, not {shown(text)}.")
+    return text == "true"
 
 
 def _seconds(name: str, text: str) -> float:

@@ -236,7 +236,7 @@ class _Run:
             case sched.SetDraining():
                 leaver = self._instances.get(command.instance)
                 if leaver is not None:
-                    self._network.deliver(leaver.drain, command.keep)
+                    self._network.deliver(leaver.set_draining, command.draining, command.keep)
             case sched.ReplayRest():
                 self._network.deliver(self._drive_out, command.instance)
             case sched.StopInstance():

@@ -115,13 +115,14 @@ class SimInstance:
             )
         )
 
-    def drain(self, keep: bool) -> None:
-        if self._reads_later(self.drain, keep):
+    def set_draining(self, draining: bool, keep: bool) -> None:
+        if self._reads_later(self.set_draining, draining, keep):
             return
-        if self.alive and self.state is InstanceState.RUNNING:
-            self.state = InstanceState.DRAINING
+        state = InstanceState.DRAINING if draining else InstanceState.RUNNING
+        if self.alive and (self.state, self.drain_keep) != (state, keep):
+            self.state = state
             self.drain_keep = keep
-            self.hear(told.Draining(self._kernel.now))
+            self.hear((told.Draining if draining else told.Accepting)(self._kernel.now))
             self.reports.soon()
 
     def abort_all(self, aborted: Callable[[SimRequest], None]) -> int:
@@ -152,12 +153,12 @@ class SimInstance:
         self.engine.stall(seconds)
         self.reports.beat()
 
-    def _reads_later(self, action: Callable[[Any], None], mail: object) -> bool:
+    def _reads_later(self, action: Callable[..., None], *mail: object) -> bool:
         """The thread that would read it stands still: then `action` follows when it goes on."""
         on_s = self.engine.stalled_until_s
         if on_s <= self._kernel.now:
             return False
-        self._kernel.at(on_s, action, mail)
+        self._kernel.at(on_s, action, *mail)
         return True
 
     def die(self) -> list[SimRequest]:

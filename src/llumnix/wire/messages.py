@@ -234,6 +234,18 @@ class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     timeout_s: float | None = None
     """After this long what is left is replayed elsewhere; None: as configured."""
     why: str = ASKED_FOR
+    firm: bool = False
+    """There is no way back: its node goes."""
+    spare_last: bool = False
+    """Refuse if no other instance takes requests."""
+
+
+class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
+    """To the scheduler: let a draining or drained instance take requests again."""
+
+    instance: InstanceId
+    query: int
+    reply_to: str
 
 
 class ReplayElsewhere(Wire, frozen=True, kw_only=True, tag=True):
@@ -381,6 +393,7 @@ Any = (
     | StopInstance
     | FleetChanged
     | DrainInstance
+    | UndrainInstance
     | ReplayElsewhere
     | ReplayedElsewhere
     | ListDrains

@@ -136,6 +136,12 @@ HOOKS = (
         "ctx path socket_type bind identity linger",
         "replaced in instances on other machines: keys",
     ),
+    Hook(
+        "vllm.compilation.decorators:_try_load_aot_compiled_fn",
+        "model aot_compilation_path",
+        "wrapped: compiled models are found again on CPUs",
+    ),
+    Hook("vllm.compilation.caching:aot_compile_hash_factors", "vllm_config", "wrapped: and are this processor's"),
     Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
     Hook(
         "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",

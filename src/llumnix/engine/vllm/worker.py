@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from llumnix.engine.shared_memory import note_shared_memory
+from llumnix.engine.vllm.compiled_models import load_compiled_models
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.outbox import Outbox
+
+load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
 
 
 class WorkerExtension:

@@ -1,0 +1,229 @@
+"""The commands that ask a running server, each with its flags: `run(client, values)`.
+
+What they need beyond this is imported when they run, so that `llumnix --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llumnix.errors import UsageError
+
+_LONGEST_DRAIN_S = 3600.0
+_MOST_INSTANCES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCommand:
+    sentence: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Any, argparse.Namespace], None]
+    """Gets an `AdminClient`."""
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_json(answer: object) -> None:
+    print(json.dumps(answer, indent=2))
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="Print the server's answer as it is.")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+# looking
+
+
+def _status_flags(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument("--watch", action="store_true", help="Show it again and again, until Ctrl-C.")
+    parser.add_argument(
+        "--interval-s", type=_seconds, default=1.0, metavar="X", help="Seconds between two looks. Default: 1."
+    )
+
+
+def _status(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.status_table import print_status, watch_status
+
+    if values.watch and values.json:
+        raise UsageError("--watch and --json do not go together.")
+    if values.watch:
+        watch_status(client.status, max(0.1, values.interval_s))
+    elif values.json:
+        _print_json(client.status())
+    else:
+        print_status(client.status())
+
+
+def _requests_flags(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument("--instance", metavar="INSTANCE", help="Only those on this instance.")
+    parser.add_argument("--state", choices=("running", "waiting"), help="Only those in this state.")
+
+
+def _requests(client: Any, values: argparse.Namespace) -> None:
+    wanted = {key: value for key in ("instance", "state") if (value := getattr(values, key)) is not None}
+    rows = [row for row in client.requests() if all(row.get(key) == value for key, value in wanted.items())]
+    if values.json:
+        _print_json({"requests": rows})
+        return
+    from llumnix.status_table import print_requests
+
+    print_requests(rows)
+
+
+def _moves_flags(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument(
+        "--limit",
+        type=_number(1, 100_000),
+        default=20,
+        metavar="N",
+        help="At most so many, the last ones. Default: 20.",
+    )
+
+
+def _moves(client: Any, values: argparse.Namespace) -> None:
+    rows = client.moves(values.limit)
+    if values.json:
+        _print_json({"migrations": rows})
+        return
+    from llumnix.status_table import print_moves
+
+    print_moves(rows)
+
+
+# moving
+
+
+def _migrate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("request", metavar="REQUEST", help="Id of the request, as its client was given it.")
+    parser.add_argument("target", metavar="TARGET", help="Instance to move it to.")
+
+
+def _migrate(client: Any, values: argparse.Namespace) -> None:
+    moved = client.migrate(values.request, values.target)
+    downtime_ms = moved.get("downtime_ms")
+    downtime = "downtime not measured" if downtime_ms is None else f"downtime {downtime_ms:.1f} ms"
+    print(
+        f"moved {values.request} from {moved['source']} to {moved['target']}: {downtime} "
+        f"(hand-over {moved['handover_ms']:.1f} ms, {moved['stages']} stages, {moved['bytes']} bytes)"
+    )
+
+
+def _drain_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("instance", metavar="INSTANCE")
+    parser.add_argument("--keep", action="store_true", help="Leave it running, empty, until `llumnix undrain`.")
+    parser.add_argument("--wait", action="store_true", help="Wait until it is empty, and report.")
+    parser.add_argument(
+        "--timeout-s",
+        type=_seconds,
+        metavar="X",
+        help="Seconds after which what is left is replayed elsewhere. Default: the server's.",
+    )
+    parser.add_argument("--force", action="store_true", help="Drain it even if no other instance takes requests.")
+
+
+def _drain(client: Any, values: argparse.Namespace) -> None:
+    client.drain(values.instance, values.keep, values.timeout_s, force=values.force)
+    if not values.wait:
+        print(f"{values.instance} is being emptied" + ("" if values.keep else " and then stops"))
+        return
+    from llumnix.operations import drain_sentence, wait_for_drain
+
+    print(drain_sentence(wait_for_drain(client, values.instance, _LONGEST_DRAIN_S)))
+
+
+def _undrain_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("instance", metavar="INSTANCE")
+
+
+def _undrain(client: Any, values: argparse.Namespace) -> None:
+    client.undrain(values.instance)
+    print(f"{values.instance} takes requests again")
+
+
+# how many there are
+
+
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="Wait until it is so.")
+    parser.add_argument(
+        "--timeout-s", type=_seconds, default=600.0, metavar="X", help="Seconds to wait at most. Default: 600."
+    )
+
+
+def _start_flags(parser: argparse.ArgumentParser) -> None:
+    count = _number(1, _MOST_INSTANCES)
+    parser.add_argument("count", metavar="N", type=count, nargs="?", default=1, help="How many more. Default: 1.")
+    _add_wait(parser)
+
+
+def _start(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.operations import start
+
+    start(client, values.count, _say, values.timeout_s if values.wait else None)
+
+
+def _scale_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("count", metavar="N", type=_number(1, _MOST_INSTANCES), help="How many instances are to serve.")
+    _add_wait(parser)
+
+
+def _scale(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.operations import scale
+
+    scale(client, values.count, _say, values.timeout_s if values.wait else None)
+
+
+def _restart_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rolling", action="store_true", help="One instance after the other; requests move and go on.")
+    parser.add_argument(
+        "--timeout-s", type=_seconds, default=600.0, metavar="X", help="Seconds one step may take. Default: 600."
+    )
+
+
+def _restart(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.operations import restart_rolling
+
+    if not values.rolling:
+        raise UsageError("Say `llumnix restart --rolling`; to stop the whole server, end `llumnix serve`.")
+    restart_rolling(client, _say, values.timeout_s)
+
+
+SERVER_COMMANDS: dict[str, ServerCommand] = {
+    "status": ServerCommand("Show the instances of a running server and their load.", _status_flags, _status),
+    "requests": ServerCommand("List the requests that run or wait, and where.", _requests_flags, _requests),
+    "moves": ServerCommand("List the last moves, with reason and outcome.", _moves_flags, _moves),
+    "migrate": ServerCommand("Move one request to another instance.", _migrate_flags, _migrate),
+    "drain": ServerCommand("Empty an instance by migration, then stop it.", _drain_flags, _drain),
+    "undrain": ServerCommand("Let a draining or drained instance take requests again.", _undrain_flags, _undrain),
+    "start": ServerCommand("Start more instances.", _start_flags, _start),
+    "scale": ServerCommand("Start or drain instances until so many serve.", _scale_flags, _scale),
+    "restart": ServerCommand("Replace every instance without losing a request.", _restart_flags, _restart),
+}

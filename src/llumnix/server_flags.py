@@ -1,0 +1,38 @@
+"""The flags of every command that talks to a running server, with their defaults from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from urllib.parse import urlsplit
+
+from llumnix.errors import UsageError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--url` (else `LLUMNIX_URL`) and `--api-key` (else `LLUMNIX_API_KEY`, else `VLLM_API_KEY`)."""
+    url = os.environ.get("LLUMNIX_URL") or DEFAULT_URL
+    key = os.environ.get("LLUMNIX_API_KEY") or os.environ.get("VLLM_API_KEY")
+    shown = url.replace("%", "%%")
+    parser.add_argument("--url", default=url, help=f"Address of the server, or LLUMNIX_URL. Now: {shown}.")
+    parser.add_argument("--api-key", default=key, help="Key of the server, or LLUMNIX_API_KEY, or VLLM_API_KEY.")
+
+
+def server_url(url: str) -> str:
+    """`url` without a slash or `/v1` at the end, which clients of OpenAI's API are given. Raises UsageError."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # reads the port
+    except ValueError as error:
+        raise UsageError(f"--url {url} is not an address: {error}.") from error
+    if not good:
+        raise UsageError(f"--url {url} is not an address: it must begin with http:// or https:// and name a host.")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def check_key(api_key: str | None) -> None:
+    """Raises UsageError for one that no HTTP header can carry."""
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise UsageError("--api-key has characters that no HTTP header can carry.")

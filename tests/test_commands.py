@@ -1,0 +1,361 @@
+"""What the commands for a running server print and send, and what each says when that server cannot be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from llumnix.cli import main
+from llumnix.client import MOVE_TIMEOUT_S, AdminClient
+from llumnix.commands import SERVER_COMMANDS
+from llumnix.status_table import print_status
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+WORDS = {
+    "status": [],
+    "requests": [],
+    "moves": [],
+    "migrate": ["cmpl-1", "i1"],
+    "drain": ["i0"],
+    "undrain": ["i0"],
+    "start": ["2"],
+    "scale": ["3"],
+    "restart": ["--rolling"],
+}
+"""Of each command that asks a server, a line that it accepts."""
+
+
+class Server:
+    """Instances that start and stop at once; remembers what was asked."""
+
+    def __init__(self, *states: str) -> None:
+        self.rows = [row(f"i{number}", state) for number, state in enumerate(states or ("running", "running"))]
+        self.asked: list[str] = []
+        self.scaling: dict[str, Any] = {"mode": "off", "serving": 0, "starting": 0}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix("/llumnix/v1/")
+        if request.method == "POST":
+            self.asked.append(path)
+            if path == "instances":
+                self.start(json.loads(request.content)["count"])
+            if path.endswith("/drain"):
+                next(one for one in self.rows if one["id"] == path.split("/")[1])["state"] = "stopped"
+        drains = [
+            {"instance": one["id"], "outcome": "empty", "keep": False, "seconds": 0.5}
+            | {"moved": 1, "replayed": 0, "finished": 0, "left": 0}
+            for one in self.rows
+        ]
+        known = {"ok": True, "instances": self.rows, "scaling": self.scaling, "drains": drains}
+        return httpx.Response(200, json=known | {"requests": REQUESTS, "migrations": MOVES} | MOVED)
+
+    def start(self, count: int) -> None:
+        self.asked[-1] += f" {count}"
+        self.rows += [row(f"i{len(self.rows) + number}", "running") for number in range(count)]
+
+
+def row(instance: str, state: str, **facts: Any) -> dict[str, Any]:
+    return {"id": instance, "state": state, "running": 1, "waiting": 0} | facts
+
+
+def request_row(request: str, instance: str, **facts: Any) -> dict[str, Any]:
+    usual = {"priority": "normal", "prompt_tokens": 3, "output_tokens": 70, "state": "running", "migrations": 2}
+    return {"id": request, "instance": instance, "movable": True, "why_pinned": None} | usual | facts
+
+
+REQUESTS = [
+    request_row("cmpl-b", "i1", state="waiting"),
+    request_row("cmpl-a", "i0"),
+    request_row("cmpl-c", "i0", movable=False, why_pinned="it has images"),
+]
+MOVES = [
+    {"at": 20.0, "request_id": "cmpl-a", "source": "i0", "target": "i1", "reason": "by hand", "outcome": "moved"}
+    | {"bytes": 1_835_008, "downtime_ms": 7.3},
+    {"at": 10.0, "request_id": "cmpl-b", "source": "i1", "target": "i0", "reason": "freeness 1 against 9"}
+    | {"outcome": "stayed: no room", "bytes": 0, "downtime_ms": None},
+]
+MOVED = {"source": "i0", "target": "i1", "stages": 2, "bytes": 4096, "handover_ms": 3.2, "downtime_ms": 7.3}
+
+
+@pytest.fixture
+def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
+    """Makes every client talk to a function."""
+
+    def install(answer: Answer) -> None:
+        real = httpx.Client
+        monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+
+    return install
+
+
+Install = Callable[[Answer], None]
+Captured = pytest.CaptureFixture[str]
+
+
+def lines(capsys: Captured) -> list[list[str]]:
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+# what they show
+
+
+def test_requests_are_listed_by_instance_with_whether_they_can_move(answer_with: Install, capsys: Captured) -> None:
+    answer_with(Server())
+    assert main(["requests"]) == 0
+    _, *rows = lines(capsys)
+    assert [(row[0], row[1]) for row in rows] == [("cmpl-a", "i0"), ("cmpl-c", "i0"), ("cmpl-b", "i1")]
+    assert rows[0] == ["cmpl-a", "i0", "running", "normal", "3", "70", "2", "yes"]
+    assert " ".join(rows[1]).endswith("no: it has images")
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [(["--instance", "i0"], {"cmpl-a", "cmpl-c"}), (["--state", "waiting"], {"cmpl-b"}), (["--instance", "i7"], set())],
+)
+def test_requests_can_be_picked(answer_with: Install, capsys: Captured, flags: list[str], shown: set[str]) -> None:
+    answer_with(Server())
+    assert main(["requests", "--json", *flags]) == 0
+    assert {row["id"] for row in json.loads(capsys.readouterr().out)["requests"]} == shown
+
+
+def test_nothing_to_list_is_said_in_words(answer_with: Install, capsys: Captured) -> None:
+    answer_with(lambda request: httpx.Response(200, json={"requests": [], "migrations": []}))
+    assert main(["requests"]) == main(["moves"]) == 0
+    assert capsys.readouterr().out == "no request runs or waits\nnothing has moved yet\n"
+
+
+def test_moves_are_listed_with_the_newest_last(answer_with: Install, capsys: Captured) -> None:
+    server = Server()
+    answer_with(server)
+    assert main(["moves"]) == 0
+    _, first, last = lines(capsys)
+    assert first[1:] == ["cmpl-b", "i1", "i0", "–", "–", "stayed:", "no", "room", "freeness", "1", "against", "9"]
+    assert last[1:] == ["cmpl-a", "i0", "i1", "7.3", "ms", "1.8", "moved", "by", "hand"]
+
+
+def test_what_goes_into_a_pipe_is_not_cut(answer_with: Install, capsys: Captured) -> None:
+    long = MOVES[0] | {"reason": "why " * 100 + "end"}
+    answer_with(lambda request: httpx.Response(200, json={"migrations": [long]}))
+    assert main(["moves"]) == 0
+    assert lines(capsys)[1][-1] == "end"
+
+
+def test_watch_into_a_pipe_shows_one_table_after_the_other_and_waits_for_a_server_that_went(
+    answer_with: Install, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([Server("running"), Server("draining")])
+    naps: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        server = next(answers, None)
+        if server is None:
+            raise httpx.ConnectError("refused")
+        return server(request)
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    answer_with(answer)
+    monkeypatch.setattr("llumnix.status_table.time.sleep", sleep)
+    assert main(["status", "--watch", "--interval-s", "2"]) == 0
+    out = capsys.readouterr().out
+    assert naps == [2.0, 2.0, 2.0]
+    assert out.index("running") < out.index("draining") < out.index("No server answers at http://127.0.0.1:8000")
+
+
+# what they do
+
+
+def test_undrain_names_the_instance(answer_with: Install, capsys: Captured) -> None:
+    server = Server()
+    answer_with(server)
+    assert main(["undrain", "i1"]) == 0
+    assert server.asked == ["instances/i1/undrain"]
+    assert capsys.readouterr().out == "i1 takes requests again\n"
+
+
+def test_name_with_a_slash_stays_one_name(answer_with: Install) -> None:
+    asked: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.raw_path)
+        return httpx.Response(404, json={"ok": False, "reason": "There is no instance 'a/b'."})
+
+    answer_with(answer)
+    assert main(["drain", "a/b"]) == 2
+    assert asked == [b"/llumnix/v1/instances/a%2Fb/drain"]
+
+
+def test_start_begins_as_many_as_said_and_can_wait(answer_with: Install, capsys: Captured) -> None:
+    server = Server("running")
+    answer_with(server)
+    assert main(["start", "2", "--wait"]) == 0
+    assert capsys.readouterr().out == "starting 2 more\ni1, i2 run\n"
+    assert main(["start"]) == 0
+    assert main(["start", "100"]) == 0  # in two orders: one may start 64
+    assert server.asked == ["instances 2", "instances 1", "instances 64", "instances 36"]
+
+
+@pytest.mark.parametrize(
+    ("states", "count", "asked"),
+    [
+        (("running", "running"), 4, ["instances 2"]),
+        (("running", "starting"), 3, ["instances 1"]),
+        (("running", "starting"), 2, []),
+        (("running", "stopped", "draining"), 1, []),
+        (("running", "running", "running"), 1, ["instances/i0/drain", "instances/i1/drain"]),
+    ],
+)
+def test_scale_starts_or_drains_the_difference(
+    answer_with: Install, states: tuple[str, ...], count: int, asked: list[str]
+) -> None:
+    server = Server(*states)
+    answer_with(server)
+    assert main(["scale", str(count)]) == 0
+    assert server.asked == asked
+
+
+def test_scale_drains_those_with_the_least_to_do(answer_with: Install, capsys: Captured) -> None:
+    server = Server("running", "running", "running")
+    server.rows[0] |= {"running": 9}
+    server.rows[1] |= {"waiting": 4}
+    answer_with(server)
+    assert main(["scale", "2", "--wait"]) == 0
+    assert server.asked == ["instances/i2/drain"]
+    assert capsys.readouterr().out.endswith("i2 is empty after 0.50 s: 1 moved, 0 replayed, 0 finished\n")
+
+
+def test_scale_counts_what_was_ordered_and_is_not_listed_yet(answer_with: Install) -> None:
+    server = Server("running")
+    server.scaling |= {"serving": 1, "starting": 2}
+    answer_with(server)
+    assert main(["scale", "4"]) == 0
+    assert server.asked == ["instances 1"]
+
+
+def test_scale_does_not_fight_with_auto_scaling(answer_with: Install, capsys: Captured) -> None:
+    server = Server("running")
+    server.scaling["mode"] = "on"
+    answer_with(server)
+    assert main(["scale", "4"]) == 2
+    assert "Auto-scaling is on" in capsys.readouterr().err
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("words", [["scale", "0"], ["scale", "x"], ["start", "-1"], ["moves", "--limit", "0"]])
+def test_numbers_that_are_none_are_refused(words: list[str], capsys: Captured) -> None:
+    assert main(words) == 2
+    assert "is no number from 1 to" in capsys.readouterr().err
+
+
+# where they ask
+
+
+def test_address_and_key_come_from_the_environment(answer_with: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+    server = Server()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((f"{request.url.host}:{request.url.port}", request.headers["Authorization"]))
+        return server(request)
+
+    answer_with(answer)
+    monkeypatch.setenv("LLUMNIX_URL", "http://elsewhere:81/v1")
+    monkeypatch.setenv("LLUMNIX_API_KEY", "sesame")
+    for name, words in WORDS.items():
+        assert main([name, *words]) == 0
+    assert set(seen) == {("elsewhere:81", "Bearer sesame")}
+
+
+def test_client_waits_longer_for_a_move_than_for_an_answer(answer_with: Install) -> None:
+    waits: dict[str, float] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        waits[request.method] = request.extensions["timeout"]["read"]
+        return Server()(request)
+
+    answer_with(answer)
+    client = AdminClient("http://server")
+    client.status()
+    client.migrate("cmpl-1", "i1")
+    assert waits == {"GET": 30.0, "POST": MOVE_TIMEOUT_S}
+
+
+# what goes wrong
+
+
+def refuse(error: Exception) -> Answer:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    return answer
+
+
+def reply(status: int, **body: Any) -> Answer:
+    return lambda request: httpx.Response(status, **body)
+
+
+FAILURES: list[tuple[str, Answer, int, str]] = [
+    ("nobody listens", refuse(httpx.ConnectError("[Errno 111] Connection refused")), 1, "No server answers at"),
+    ("unknown host", refuse(httpx.ConnectError("[Errno -2] Name or service not known")), 1, "No server answers at"),
+    ("silence", refuse(httpx.ReadTimeout("timed out")), 1, "did not answer in time"),
+    ("TLS where there is none", refuse(httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version")), 1, "http://?"),
+    ("no TLS where it is", refuse(httpx.RemoteProtocolError("Server disconnected")), 1, "begin with https://?"),
+    ("private CA", refuse(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unable")), 1, "SSL_CERT_FILE"),
+    ("broken off", refuse(httpx.ReadError("")), 1, "No server answers at"),
+    ("no key", reply(401, json={"error": "Unauthorized"}), 2, "wants its API key"),
+    ("another server", reply(404, json={"detail": "Not Found"}), 1, "is not Llumnix"),
+    ("a web page", reply(200, text="<html>hello</html>"), 1, "is not Llumnix"),
+    ("a web page for what is missing", reply(404, text="<html>no</html>"), 1, "is not Llumnix"),
+    ("JSON that is no object", reply(200, json=[1, 2]), 1, "is not Llumnix"),
+    ("an object of something else", reply(200, json={"hello": "world"}), 1, "is not Llumnix"),
+    ("sent on to elsewhere", reply(307, headers={"Location": "http://x/"}), 1, "is not Llumnix"),
+    ("a proxy whose server is down", reply(502, text="<html>Bad Gateway</html>"), 1, "HTTP status 502"),
+    ("a crash", reply(500, json={"error": {"message": "It broke."}}), 1, "It broke."),
+    ("starting up", reply(503, json={"reason": "The scheduler does not answer."}), 1, "The scheduler does not"),
+]
+
+
+def test_every_command_for_a_server_is_in_the_table() -> None:
+    assert set(WORDS) == set(SERVER_COMMANDS)
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize(("situation", "answer", "code", "words"), FAILURES, ids=[case[0] for case in FAILURES])
+def test_every_failure_is_one_sentence(
+    answer_with: Install, capsys: Captured, name: str, situation: str, answer: Answer, code: int, words: str
+) -> None:
+    answer_with(answer)
+    assert main([name, *WORDS[name]]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("llumnix: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://server", "http://", "http://host:port", "http://[::1"])
+def test_address_that_is_none_is_bad_use(name: str, url: str, capsys: Captured) -> None:
+    assert main([name, *WORDS[name], "--url", url]) == 2
+    err = capsys.readouterr().err
+    assert f"--url {url}" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_key_that_no_header_can_carry_is_bad_use(name: str, capsys: Captured) -> None:
+    assert main([name, *WORDS[name], "--api-key", "ключ"]) == 2
+    assert "--api-key" in capsys.readouterr().err
+
+
+def test_server_of_an_earlier_version_is_shown_without_words(capsys: Captured) -> None:
+    print_status({"instances": [row("i0", "running", freeness=2.0)], "scheduler": {"state": "lost"}})
+    assert "scheduler: lost" in capsys.readouterr().out
