@@ -37,7 +37,7 @@ def main() -> int:
             if not wait_until_serving(server):
                 return server.wait()
             url = f"http://127.0.0.1:{port}"
-            bench = ["bench", "--url", url, "--workload", values.workload, "--out", str(values.out), "--fail-on-error"]
+            bench = ["bench", "--url", url, "--workload", values.workload, "--out", str(values.out)]
             return subprocess.run([*llumnix, *bench], check=False).returncode
         except KeyboardInterrupt:
             return 130

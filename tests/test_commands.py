@@ -309,7 +309,7 @@ FAILURES: list[tuple[str, Answer, int, str]] = [
     ("TLS where there is none", refuse(httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version")), 1, "http://?"),
     ("no TLS where it is", refuse(httpx.RemoteProtocolError("Server disconnected")), 1, "begin with https://?"),
     ("private CA", refuse(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unable")), 1, "SSL_CERT_FILE"),
-    ("broken off", refuse(httpx.ReadError("")), 1, "No server answers at"),
+    ("broken off", refuse(httpx.ReadError("")), 1, "hung up without an answer"),
     ("no key", reply(401, json={"error": "Unauthorized"}), 2, "wants its API key"),
     ("another server", reply(404, json={"detail": "Not Found"}), 1, "is not Llumnix"),
     ("a web page", reply(200, text="<html>hello</html>"), 1, "is not Llumnix"),

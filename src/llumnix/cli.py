@@ -13,7 +13,7 @@ from importlib import import_module
 
 from llumnix.commands import SERVER_COMMANDS
 from llumnix.errors import LlumnixError, UsageError
-from llumnix.server_flags import add_server_flags
+from llumnix.remote import add_server_flags
 
 Run = Callable[[list[str]], int]
 

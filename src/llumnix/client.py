@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx
 
 from llumnix.errors import ServerRefused, UsageError
-from llumnix.server_flags import check_key, server_url
+from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
 
 ASK_TIMEOUT_S = 30.0
 MOVE_TIMEOUT_S = 120.0
@@ -92,12 +92,12 @@ class AdminClient:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            raise ServerRefused(_why_no_answer(self._url, error)) from error
+            raise unreachable(self._url, error) from error
         body = _json_object(response)
         if response.is_success and body is not None and key in body:
             return body
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            raise UsageError("The server wants its API key; give it with --api-key or in LLUMNIX_API_KEY.")
+            raise UsageError(WANTS_KEY)
         reason = _reason(body)
         if not reason and (response.status_code < httpx.codes.INTERNAL_SERVER_ERROR):
             raise self._stranger()
@@ -109,23 +109,16 @@ class AdminClient:
         return ServerRefused(f"The server at {self._url} is not Llumnix, or its admin routes have another port.")
 
 
+def unreachable(url: str, error: httpx.HTTPError) -> ServerRefused:
+    """What to raise when a request to the server at `url` got no answer."""
+    late = isinstance(error, httpx.TimeoutException)
+    broken = isinstance(error, httpx.ProtocolError | httpx.ReadError | httpx.WriteError)
+    return no_answer(url, error, late=late, broken=broken)
+
+
 def _part(name: str) -> str:
     """As one part of a path."""
     return quote(name, safe="")
-
-
-def _why_no_answer(url: str, error: httpx.HTTPError) -> str:
-    """A sentence about a server that cannot be reached, or breaks off."""
-    said = str(error).strip().rstrip(".") or type(error).__name__
-    if isinstance(error, httpx.TimeoutException):
-        return f"The server at {url} did not answer in time; is it overloaded, or something else behind that address?"
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        return f"The certificate of {url} is not trusted: name the file of its CA in SSL_CERT_FILE ({said})."
-    if "SSL" in said:
-        return f"The server at {url} does not speak TLS: should the address begin with http://? ({said})"
-    if isinstance(error, httpx.ProtocolError):
-        return f"The server at {url} does not speak HTTP there: should the address begin with https://? ({said})"
-    return f"No server answers at {url}: {said}."
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any] | None:

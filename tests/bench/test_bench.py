@@ -18,7 +18,7 @@ from rich.console import Console
 
 from llumnix.bench.cli import add_arguments, run
 from llumnix.bench.client import BenchConfig, BenchResult, bench
-from llumnix.errors import UsageError
+from llumnix.errors import LlumnixError, ServerRefused, UsageError
 from llumnix.report.records import RequestRecord, read_records
 from llumnix.report.summary import read_summary
 from llumnix.types import InstanceState
@@ -195,7 +195,7 @@ async def test_url_may_end_in_v1(server: OpenAIServer) -> None:
 @pytest.mark.parametrize(
     ("models", "says"),
     [
-        (401, "HTTP 401; give its --api-key"),
+        (401, "wants its API key"),
         (500, "HTTP 500"),
         ({"data": []}, "serves no model"),
         ({"hello": 1}, "is not an OpenAI-compatible server"),
@@ -206,14 +206,15 @@ async def test_server_that_cannot_be_used_is_refused_with_one_sentence(
     server: OpenAIServer, models: Any, says: str
 ) -> None:
     server.models = models
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(LlumnixError, match=says) as refusal:
         await go(server, model="tiny")
+    assert isinstance(refusal.value, UsageError) == (models == 401 or "does not serve" in says)
 
 
 async def test_nothing_listening_is_refused_with_one_sentence() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(UsageError, match="No server answers at"):
+        with pytest.raises(ServerRefused, match="No server answers at"):
             await go(OpenAIServer(url=f"http://127.0.0.1:{unused.getsockname()[1]}"))
 
 
@@ -269,21 +270,18 @@ def test_command_writes_records_summary_and_picture(tmp_path: Path, capsys: pyte
     assert "5 of 5 requests finished" in capsys.readouterr().out
 
 
-def test_failed_requests_are_told_and_fail_the_command_only_if_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_requests_are_told_and_fail_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faults = {"r000001": "refuse"}
-    assert command(OpenAIServer(faults=faults), tmp_path, "--no-figures") == 0
+    assert command(OpenAIServer(faults=faults), tmp_path, "--no-figures") == 1
     printed = capsys.readouterr()
     assert "1 requests failed: 1 × HTTP 503" in printed.out
     assert 'HTTP 503, for example: {"why": "busy"}' in printed.err
-    assert command(OpenAIServer(faults=faults), tmp_path, "--no-figures", "--fail-on-error") == 1
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--url", "localhost:8000"], "--url must look like"),
+        (["--url", "localhost:8000"], "--url localhost:8000 is not an address"),
         (["--time-scale", "0"], "--time-scale must be above 0"),
         (["--timeout-s", "-1"], "--timeout-s must be above 0"),
         (["--vocab", "0"], "--vocab must be at least 1"),

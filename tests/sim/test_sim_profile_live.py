@@ -150,7 +150,7 @@ async def test_the_server_is_asked_for_its_cache(rows: list[dict[str, int]], tol
 def test_a_server_that_is_not_there_is_one_sentence(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["profile", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "p.toml"), *words]) == 2
+    assert main(["profile", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "p.toml"), *words]) == 1
     said = capsys.readouterr().err
     assert "127.0.0.1:9" in said
     assert "does not tell" not in said

@@ -159,6 +159,7 @@ async def test_answers_match_the_contract(server: Server) -> None:
                 *(
                     "block_tokens",
                     "freeness",
+                    "load",
                     "migrations_in",
                     "migrations_out",
                     "preemptions_avoided",

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from llumnix.bench.client import BenchConfig, bench
 from llumnix.errors import UsageError
+from llumnix.remote import add_server_flags, check_key
 from llumnix.report.records import write_records
 from llumnix.report.summary import SUMMARY_JSON, print_summary, summarize, write_summary
 from llumnix.workload.workload import load_workload
@@ -21,13 +22,12 @@ LATE_S = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix bench`."""
     parser.description = "Send a workload to an OpenAI-compatible server and record how it answers."
-    parser.add_argument("--url", required=True, help="the server, such as http://127.0.0.1:8000")
+    add_server_flags(parser)
     parser.add_argument(
         "--workload", required=True, help="a generator with parameters, a trace by name, or a file: S-S?rate=4"
     )
     parser.add_argument("--out", required=True, type=Path, help="directory for records, summary and pictures")
     parser.add_argument("--model", help="model to ask for (default: the first that the server names)")
-    parser.add_argument("--api-key", help="key for a server that wants one")
     parser.add_argument("--rate", type=float, help="requests per second, instead of the workload's own")
     parser.add_argument("--requests", type=int, help="how many requests, instead of the workload's own")
     parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
@@ -35,15 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout-s", type=float, default=600.0, help="seconds a request may take (default: 600)")
     parser.add_argument("--vocab", type=int, default=256, help="prompts are made of token ids below this (256)")
     parser.add_argument("--no-figures", action="store_true", help="write no pictures")
-    parser.add_argument("--fail-on-error", action="store_true", help="exit with 1 if any request failed")
 
 
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix bench`.
 
-    Returns 0, also if requests failed; 1 for those under --fail-on-error; 130 after Ctrl-C, with the records of what
-    had ended. Raises UsageError for bad input or a server that does not answer.
+    Returns 0; 1 if requests failed; 130 after Ctrl-C, with the records of what had ended. Raises UsageError for bad
+    input and ServerRefused for a server that does not answer.
     """
+    check_key(args.api_key)
     config = BenchConfig(
         url=args.url,
         model=args.model,
@@ -74,4 +74,4 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"[yellow]The client was up to {late_s:.2f} s late in sending; latencies include that.[/]")
     if result.interrupted:
         return 130
-    return 1 if args.fail_on_error and summary.requests.failed else 0
+    return 1 if summary.requests.failed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from llumnix.bench.completion import Prompts, Target
 from llumnix.bench.open_loop import OpenLoopRun
 from llumnix.bench.server import Server
 from llumnix.errors import UsageError
+from llumnix.remote import server_url
 from llumnix.report.records import MOVED, MigrationRecord, Records, RequestRecord
 from llumnix.report.summary import Fact
 from llumnix.workload.workload import Workload
@@ -35,8 +37,7 @@ class BenchConfig:
     """Prompts are made of token ids below this."""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"--url must look like http://127.0.0.1:8000, not {self.url}.")
+        server_url(self.url)
         if not 0 < self.time_scale < float("inf"):
             raise UsageError(f"--time-scale must be above 0, not {self.time_scale:g}.")
         if not 0 < self.timeout_s < float("inf"):
@@ -47,7 +48,7 @@ class BenchConfig:
     @property
     def base_url(self) -> str:
         """Without a slash or `/v1` at the end."""
-        return self.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return server_url(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,12 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
     """Runs `workload` against the server of `config`. Progress and warnings go to `console`.
 
     Failed requests are rows with an error, never an exception; Ctrl-C ends the run early with what there is.
-    Raises UsageError if no server answers or it does not serve the model.
+    Raises ServerRefused if no server answers, UsageError if it does not serve the model.
     """
     headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
     _allow_many_connections(len(workload.requests))
     # uvicorn closes idle connections after 5 s: one that is given up earlier is never closed under a request.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0, ssl=ssl.create_default_context())
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(30.0, config.timeout_s))
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         server = Server(session, config.base_url, headers)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import TypeVar
 
 import aiohttp
 import msgspec
 
-from llumnix.errors import UsageError
+from llumnix.errors import ServerRefused, UsageError
+from llumnix.remote import WANTS_KEY, no_answer
 from llumnix.report.records import InstanceRecord, MigrationRecord
 from llumnix.report.summary import exists
 from llumnix.types import InstanceState
@@ -80,24 +82,25 @@ class Server:
     async def model(self, name: str | None) -> tuple[str, int | None]:
         """The model to ask for (`name`, or the first one served) and its longest sequence if the server says.
 
-        Raises UsageError if nothing answers there, or not as an OpenAI server does, or the model is not served.
+        Raises ServerRefused if nothing answers there, or not as an OpenAI server does, and UsageError if it wants a key
+        or does not serve the model.
         """
         try:
             answer = await self._get("/v1/models")
             models = msgspec.json.decode(answer, type=_Models).data
         except aiohttp.ClientResponseError as error:
-            hint = "; give its --api-key" if error.status in (401, 403) else ""
-            raise UsageError(f"{self._url}/v1/models answers with HTTP {error.status}{hint}.") from error
-        except aiohttp.ClientConnectorError as error:
-            raise UsageError(f"No server answers at {self._url}; is it running?") from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            reason = str(error) or "no answer in time"
-            raise UsageError(f"No server answers at {self._url}: {reason}.") from error
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                raise UsageError(WANTS_KEY) from error
+            raise ServerRefused(f"{self._url}/v1/models answers with HTTP {error.status}.") from error
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            late = isinstance(error, TimeoutError)
+            broken = not isinstance(error, aiohttp.ClientConnectorError)
+            raise no_answer(self._url, error, late=late, broken=broken) from error
         except msgspec.DecodeError as error:
-            raise UsageError(f"{self._url} is not an OpenAI-compatible server.") from error
+            raise ServerRefused(f"{self._url} is not an OpenAI-compatible server.") from error
         served = {model.id: model.max_model_len for model in models}
         if not served:
-            raise UsageError(f"{self._url} serves no model.")
+            raise ServerRefused(f"{self._url} serves no model.")
         name = name or next(iter(served))
         if name not in served:
             raise UsageError(f"{self._url} does not serve {name}; it serves {', '.join(served)}.")

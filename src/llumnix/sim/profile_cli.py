@@ -11,7 +11,9 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from llumnix.client import unreachable
 from llumnix.errors import UsageError
+from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
 from llumnix.sim.profile_file import write_profile
 from llumnix.sim.profile_live import Plan, Unseen, fit, measure_server, worst_error
 
@@ -22,10 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Measure an idle OpenAI server and fit a cost profile to its instances, as they run side by side."
     )
     plan = Plan()
-    parser.add_argument("--url", required=True, help="the server, such as http://127.0.0.1:8000")
+    add_server_flags(parser)
     parser.add_argument("--out", required=True, type=Path, help="TOML file to write")
     parser.add_argument("--name", help="name of the profile (default: that of the file)")
-    parser.add_argument("--api-key", help="key for a server that wants one")
     parser.add_argument("--prompts", type=_numbers, default=plan.prompt_tokens, help="prompt lengths: 16,64,256,…")
     parser.add_argument("--batches", type=_numbers, default=plan.batches, help="batch sizes: 1,2,4,8")
     parser.add_argument("--contexts", type=_numbers, default=plan.contexts, help="prompt lengths in batches: 32,512")
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if plan.repeats < 1 or plan.output_tokens < 8 or plan.instances < 1:
         raise UsageError("--repeats and --instances must be at least 1 and --output-tokens at least 8.")
+    args.url = server_url(args.url)
+    check_key(args.api_key)
     blocks, block_tokens = args.blocks, args.block_tokens
     if blocks is None or block_tokens is None:
         told = asyncio.run(ask_server(args.url, args.api_key))
@@ -117,6 +120,8 @@ async def ask_server(url: str, api_key: str | None) -> Told:
         rows = [row for row in answer["instances"] if row["total_blocks"]]
         return Told(int(rows[0]["total_blocks"]), int(rows[0]["block_tokens"]), len(rows))
     except httpx.TransportError as error:
-        raise UsageError(f"No server answers at {url}: {error or type(error).__name__}.") from None
-    except (httpx.HTTPError, KeyError, IndexError, ValueError, TypeError):
+        raise unreachable(url, error) from error
+    except (httpx.HTTPError, KeyError, IndexError, ValueError, TypeError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise UsageError(WANTS_KEY) from error
         raise UsageError(f"{url} does not tell of its KV cache: give --blocks and --block-tokens.") from None

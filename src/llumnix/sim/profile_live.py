@@ -29,7 +29,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llumnix.errors import UsageError
+from llumnix.client import unreachable
+from llumnix.errors import ServerRefused, UsageError
+from llumnix.remote import WANTS_KEY
 from llumnix.sim.cost_model import (
     DecodeProfile,
     HostProfile,
@@ -80,7 +82,8 @@ class Plan:
 async def measure_server(
     url: str, plan: Plan, api_key: str | None = None
 ) -> tuple[list[PrefillSample], list[DecodeSample]]:
-    """Runs the experiments one after the other on an otherwise idle server. Raises UsageError if it does not answer."""
+    """Runs the experiments one after the other on an otherwise idle server. Raises ServerRefused if it does not answer
+    as it should, UsageError if it wants a key."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s) as client:
         try:
@@ -89,8 +92,12 @@ async def measure_server(
             await measuring.warm_up()  # the first step of an engine is slow
             prefill = [await measuring.prefill(tokens) for tokens in plan.prompt_tokens]
             decode = [await measuring.decode(batch, context) for context in plan.contexts for batch in plan.batches]
+        except httpx.TransportError as error:
+            raise unreachable(url, error) from error
         except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
-            raise UsageError(f"{url} cannot be measured: {error or type(error).__name__}.") from error
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+                raise UsageError(WANTS_KEY) from error
+            raise ServerRefused(f"{url} cannot be measured: {error or type(error).__name__}.") from error
     return prefill, decode
 
 

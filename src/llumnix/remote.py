@@ -1,4 +1,4 @@
-"""The flags of every command that talks to a running server, with their defaults from the environment."""
+"""What every command that talks to a running server has in common: flags, and sentences for what goes wrong."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import os
 from urllib.parse import urlsplit
 
-from llumnix.errors import UsageError
+from llumnix.errors import ServerRefused, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+WANTS_KEY = "The server wants its API key; give it with --api-key or in LLUMNIX_API_KEY."
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,3 +38,19 @@ def check_key(api_key: str | None) -> None:
     """Raises UsageError for one that no HTTP header can carry."""
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         raise UsageError("--api-key has characters that no HTTP header can carry.")
+
+
+def no_answer(url: str, error: Exception, *, late: bool, broken: bool) -> ServerRefused:
+    """A sentence about a server that cannot be reached, is too `late`, or was reached and gave no answer (`broken`)."""
+    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return ServerRefused(f"The certificate of {url} is not trusted: name the file of its CA in SSL_CERT_FILE.")
+    if "SSL" in said:
+        return ServerRefused(f"The server at {url} does not speak TLS: should the address begin with http://? ({said})")
+    if late:
+        return ServerRefused(f"The server at {url} did not answer in time; is it overloaded, or another one?")
+    if broken:
+        return ServerRefused(
+            f"The server at {url} hung up without an answer; should the address begin with https://? ({said})"
+        )
+    return ServerRefused(f"No server answers at {url}; is it running? ({said})")
