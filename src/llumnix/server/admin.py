@@ -186,7 +186,7 @@ async def _sequences(board: Switchboard, request_id: str) -> list[tuple[Instance
     rows = await board.list_requests(like=request_id)
     found = [each for each in rows if client_visible_id(each[1].client_id) == request_id]
     if not found:
-        raise Bad(404, f"There is no request {shown(request_id)} that is running or queued.", "not_found_error")
+        raise _unknown_request(request_id)
     return found
 
 
