@@ -257,6 +257,17 @@ def test_drained_instance_stops_for_good() -> None:
     assert server.supervisor.instances == ("i1",)
 
 
+def test_end_of_the_last_instance_is_told_with_what_to_do() -> None:
+    server = Server()
+    server.serve()
+    said: list[Say] = []
+    for instance in ("i0", "i1"):
+        server.handle(StopRequested(InstanceId(instance), "empty after 1 s", kill=False), 5.0)
+        said += only(Say, server.exit(instance, at=5.5, why="exit code 0"))
+    assert [each.text for each in said[:2]] == ["i0 stopped: empty after 1 s", "i1 stopped: empty after 1 s"]
+    assert [("llumnix start" in each.text, each.warning) for each in said[2:]] == [(True, True)]
+
+
 def test_instance_that_ignores_the_request_to_stop_is_killed() -> None:
     server = Server()
     server.serve()

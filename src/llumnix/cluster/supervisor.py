@@ -60,6 +60,8 @@ _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
 _FIRST_FRONT_END_ATTEMPTS = 3
 _EXTRA_INSTANCE_ATTEMPTS = 3
 
+_NOBODY_LEFT = Say("no instance is left, so requests get 503; `llumnix start` starts one", warning=True)
+
 
 class Supervisor:
     """`parallel_starts` instances start at once; more would only take each other's cores."""
@@ -304,7 +306,8 @@ class Supervisor:
             return [] if self._end_at_s is not None else gone  # then all have been told to end
         if expected or instance.leaves is not None:
             del self._roster.slots[instance.slot]
-            return [*gone, Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)]
+            said = Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)
+            return [*gone, said, *([] if self._roster.slots else [_NOBODY_LEFT])]
         slot.attempts.failed(at, instance.served_s(at))
         slots = self._roster.slots.values()
         if not self._instance_ever_served and all(slot.attempts.failures > 0 for slot in slots):
