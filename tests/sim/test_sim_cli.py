@@ -31,6 +31,52 @@ def test_simulate_writes_the_records_of_a_live_run(tmp_path: Path, capsys: pytes
     assert "300 of 300 requests finished" in capsys.readouterr().out
 
 
+def test_the_first_thing_that_anybody_tries_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one request of the trace that is too long for the default profile is cut, and said."""
+    words = ["simulate", "--workload", "azure-conv", "--instances", "12", "--out", str(tmp_path)]
+    assert main([*words, "--requests", "5500"]) == 0
+    said = capsys.readouterr()
+    assert "1 request is longer than the 12,560 tokens that an instance of a10-llama-7b holds, of 5,500" in said.err
+    assert "5,500 of 5,500 requests finished" in said.out
+    rows = list(csv.DictReader((tmp_path / "requests.csv").read_text().splitlines()))
+    assert max(int(row["prompt_tokens"]) + int(row["output_tokens"]) for row in rows) == 12560
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "--workload and --instances and --out must be given, as in: llumnix simulate --workload azure-conv"),
+        (["--workload", "S-S"], "--instances and --out must be given"),
+        (["--compare", "runs/live", "--instances", "2"], "--out must be given"),
+    ],
+)
+def test_what_is_missing_is_asked_for_at_once(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *flags]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_small_blocks_of_content_fill_the_larger_ones_of_an_engine(tmp_path: Path) -> None:
+    """A Qwen-Bailian trace has an id for every 16 tokens, the tiny model's engine blocks of 32."""
+    row = {"input_length": 1600, "output_length": 4, "hash_ids": [*range(100)]}
+    lines = [json.dumps({"chat_id": i, "timestamp": 61.1 + 5 * i} | row) for i in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    (tmp_path / "cold.jsonl").write_text(
+        "\n".join(line.replace("[0, 1,", f"[{i + 200}, 1,") for i, line in enumerate(lines))
+    )
+    ttft = {}
+    for name in ("t", "cold"):
+        words = ["--workload", str(tmp_path / f"{name}.jsonl"), "--instances", "1", "--out", str(tmp_path / name)]
+        assert main(["simulate", "--profile", "cpu-tiny", *words]) == 0
+        rows = csv.DictReader((tmp_path / name / "requests.csv").read_text().splitlines())
+        ttft[name] = [float(row["ttft_s"]) for row in rows]
+    assert ttft["t"][0] == ttft["cold"][0]
+    assert ttft["t"][-1] < 0.3 * ttft["cold"][-1]
+
+
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert main([*SIMULATE, "--out", str(tmp_path / name), "--fault", "crash@10"]) == 0

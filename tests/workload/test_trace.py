@@ -11,7 +11,7 @@ from llumnix.workload.trace import WorkloadRequest, load_trace, save_trace
 
 REQUESTS = [
     WorkloadRequest("a", 0.0, 10, 20),
-    WorkloadRequest("b, with comma", 0.123456789, 300, 1, HIGH, (4, 5, 2**63)),
+    WorkloadRequest("b, with comma", 0.123456789, 300, 1, HIGH, (4, 5, 2**63), 128),
     WorkloadRequest("c", 1e6 + 1e-9, 1, 6144),
 ]
 
@@ -82,7 +82,11 @@ OURS = "arrival_s,prompt_tokens,output_tokens\n0,1,1\n"
         ("t.jsonl", MOONCAKE + "{", r"t\.jsonl:3: not a JSON object"),
         ("t.jsonl", MOONCAKE + "[1]", r"t\.jsonl:3: not a JSON object"),
         ("t.jsonl", MOONCAKE + '{"timestamp": 1}', r"t\.jsonl:3: this row lacks"),
-        ("t.jsonl", MOONCAKE + '{"timestamp": 1, "input_length": null, "output_length": 1}', r"t\.jsonl:3: input_len"),
+        (
+            "t.jsonl",
+            MOONCAKE + '{"timestamp": 1, "input_length": null, "output_length": 1, "hash_ids": []}',
+            r"t\.jsonl:3: input_len",
+        ),
         ("t.jsonl", MOONCAKE.replace("[0]", '["x"]'), r"t\.jsonl:2: hash_ids is"),
         ("t.jsonl", MOONCAKE.replace("[0]", "7"), r"t\.jsonl:2: hash_ids is"),
         ("t.jsonl", MOONCAKE.replace("[0]", "[-1]"), r"t\.jsonl:2: hash_ids is"),

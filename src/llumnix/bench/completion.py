@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 
 from llumnix.types import NORMAL
-from llumnix.workload.trace import MOONCAKE_BLOCK_TOKENS
 from llumnix.workload.workload import WorkloadRequest
 
 MAX_LINE_BYTES = 1 << 20
@@ -142,7 +141,7 @@ class Prompts:
             return self._random(index, 0, request.prompt_tokens)
         ids: list[int] = []
         for block in request.block_hashes:
-            ids += self._random(block, 1, MOONCAKE_BLOCK_TOKENS)
+            ids += self._random(block, 1, request.block_tokens)
         # A trace may list fewer blocks than its prompt has; what is beyond them is the request's own.
         ids += self._random(index, 0, max(0, request.prompt_tokens - len(ids)))
         return ids[: request.prompt_tokens]

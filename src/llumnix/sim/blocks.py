@@ -1,8 +1,8 @@
 """The KV blocks of one instance: how many are free, and which prefixes are kept for reuse.
 
 `free` counts blocks that can be had at once, cached ones that nobody uses included, as vLLM does. The
-prefix cache works in units of the trace's own hash blocks (512 tokens for Mooncake), least recently
-used first out.
+prefix cache works in units of the trace's own hash blocks (512 tokens for Mooncake) or a multiple of them, so that a
+unit is whole blocks; least recently used first out.
 """
 
 from __future__ import annotations

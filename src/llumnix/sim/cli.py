@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
-from math import inf
+from math import inf, lcm
 from pathlib import Path
 
 from rich.console import Console
@@ -22,10 +23,14 @@ from llumnix.sim.faults import parse_fault
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profile_file import load_profile, profile_names
 from llumnix.sim.setup import Setup
-from llumnix.workload.trace import MOONCAKE_BLOCK_TOKENS
 from llumnix.workload.workload import Workload, load_workload
 
 MOST_INSTANCES = 4096
+
+MOST_CUT = 0.01
+"""Share of requests that may be cut without being asked."""
+
+EXAMPLE = "llumnix simulate --workload azure-conv --instances 12 --out runs/first"
 
 SHORTEST_SAMPLE_S = 0.001
 """Between two rows of the time series; below, the rows outnumber everything else."""
@@ -35,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix simulate`."""
     parser.description = "Run a workload on a simulated cluster: the live policy and control code in virtual time."
     parser.add_argument("--workload", help="a generator with parameters, a trace by name, or a file: S-S?rate=32")
-    parser.add_argument("--instances", type=int, required=True, help="instances at the start")
-    parser.add_argument("--out", type=Path, required=True, help="directory for records, summary and pictures")
+    parser.add_argument("--instances", type=int, help="instances at the start")
+    parser.add_argument("--out", type=Path, help="directory for records, summary and pictures")
     parser.add_argument(
         "--profile", default="a10-llama-7b", help=f"a TOML file, or one of {', '.join(profile_names())}"
     )
@@ -61,8 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix simulate`. Returns 0; raises UsageError for bad input."""
+    _require_what_it_needs(args)
     workload = _workload(args)
     setup = _setup(args, workload)
+    if args.compare is None:
+        workload = _cut_a_few(workload, setup)
     measured = read_records(args.compare) if args.compare is not None else None
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -78,12 +86,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_what_it_needs(args: argparse.Namespace) -> None:
+    given = {
+        "--workload": args.workload or args.compare,
+        "--instances": args.instances,
+        "--out": args.out,
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} must be given, as in: {EXAMPLE}")
+
+
 def _workload(args: argparse.Namespace) -> Workload:
-    text = args.workload
-    if text is None:
-        if args.compare is None:
-            raise UsageError("Say which --workload to run, such as S-S?rate=32.")
-        text = str(args.compare / REQUESTS_CSV)
+    text = str(args.compare / REQUESTS_CSV) if args.workload is None else args.workload
     return load_workload(text, rate=args.rate, requests=args.requests, seed=args.seed)
 
 
@@ -97,8 +112,8 @@ def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
         if args.max_instances < args.instances:
             args.max_instances = args.instances
         scaling = build(ScalingConfig, args)
-    prefixes = any(request.block_hashes for request in workload.requests)
     profile = load_profile(args.profile)
+    caches = workload.hashed_tokens and profile.scheduler.kind == "vllm-1"
     return Setup(
         instances=args.instances,
         profile=profile,
@@ -107,9 +122,26 @@ def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
         faults=tuple(parse_fault(text) for text in args.fault),
         seed=workload.seed,
         sample_interval_s=args.sample_s,
-        unit_tokens=MOONCAKE_BLOCK_TOKENS if prefixes and profile.scheduler.kind == "vllm-1" else 0,
+        unit_tokens=lcm(workload.hashed_tokens, profile.memory.block_tokens) if caches else 0,
         scaling=scaling,
     )
+
+
+def _cut_a_few(workload: Workload, setup: Setup) -> Workload:
+    """A public trace has a few requests that are longer than the memory of a small device: those are cut, and counted.
+    If it is more than a few, the run would say little about the trace; then the simulation names the first one."""
+    most = setup.profile.max_sequence_tokens
+    cut = workload.cut(most)
+    count = sum(one is not other for one, other in zip(workload.requests, cut.requests, strict=True))
+    if not 0 < count <= MOST_CUT * len(workload.requests):
+        return workload
+    requests = "1 request is" if count == 1 else f"{count:,} requests are"
+    print(
+        f"{requests} longer than the {most:,} tokens that an instance of {setup.profile.name} holds, of "
+        f"{len(workload.requests):,}: cut to that.",
+        file=sys.stderr,
+    )
+    return cut
 
 
 def _simulate(workload: Workload, setup: Setup) -> Outcome:
@@ -127,7 +159,7 @@ def _simulate(workload: Workload, setup: Setup) -> Outcome:
         def show(finished: int, now_s: float) -> None:
             bar.update(task, completed=finished, virtual=f"{now_s:,.0f} s of virtual time")
 
-        return simulate(sim_requests(workload), setup, show)
+        return simulate(sim_requests(workload, setup.unit_tokens), setup, show)
 
 
 def _write(args: argparse.Namespace, workload: Workload, setup: Setup, records: Records) -> None:

@@ -61,12 +61,27 @@ def local_scheduler(kind: str, policy: PolicyConfig) -> Scheduler:
     return TokenBudget(displaces=policy.displace and find_policy(policy.policy).priorities)
 
 
-def sim_requests(workload: Workload) -> list[SimRequest]:
-    """The requests of a workload, fresh for one run."""
+def sim_requests(workload: Workload, unit_tokens: int = 0) -> list[SimRequest]:
+    """The requests of a workload, fresh for one run. `unit_tokens`: of the prefix cache (`Setup.unit_tokens`), whose
+    units may hold several of the workload's content ids each."""
+    ids = unit_tokens // workload.hashed_tokens if unit_tokens else 1
     return [
-        SimRequest(index, one.arrival_s, one.prompt_tokens, one.output_tokens, one.priority, one.block_hashes, one.id)
+        SimRequest(
+            index,
+            one.arrival_s,
+            one.prompt_tokens,
+            one.output_tokens,
+            one.priority,
+            one.block_hashes if ids == 1 else _together(one.block_hashes, ids),
+            one.id,
+        )
         for index, one in enumerate(workload.requests)
     ]
+
+
+def _together(hashes: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """One id for each `count`; the rest fills no unit, and is shared with nobody."""
+    return tuple(hash(hashes[end - count : end]) for end in range(count, len(hashes) + 1, count))
 
 
 def simulate(requests: Sequence[SimRequest], setup: Setup, progress: Progress | None = None) -> Outcome:

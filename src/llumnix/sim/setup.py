@@ -44,7 +44,7 @@ class Setup:
     sample_interval_s: float = 0.0
     """Seconds between two rows of the instances' time series; 0 for none."""
     unit_tokens: int = 0
-    """Tokens behind one hash of a request's prefix; 0 for no prefix cache."""
+    """Tokens behind one hash of a request's prefix, whole blocks; 0 for no prefix cache."""
     restart_instances: bool = True
     scaling: ScalingConfig | None = None
     place_on: int | None = None

@@ -1,34 +1,34 @@
-"""Traces: who asked when, and for how much. Reads three forms, writes one.
+"""Traces: who asked when, and for how much. Reads four forms, writes one.
 
 | form | rows | recognised by |
 |---|---|---|
 | Azure LLM inference trace | CSV `TIMESTAMP,ContextTokens,GeneratedTokens`, clock times | its header |
-| Mooncake | JSON lines `timestamp` (ms), `input_length`, `output_length`, `hash_ids` | `.jsonl`, `input_length` |
-| ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes` | `arrival_s` |
+| Mooncake | JSON lines `timestamp` (ms), `input_length`, `output_length`, `hash_ids` (512 tokens) | no `chat_id` |
+| Qwen-Bailian | JSON lines `timestamp` (s), `input_length`, `output_length`, `hash_ids` (16 tokens) | `chat_id` |
+| ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes,block_tokens` | `arrival_s` |
 
 Of our own form `arrival_s`, `prompt_tokens` and `output_tokens` are needed and other columns are ignored, so the
 `requests.csv` of a run is a trace, too. `.gz` and `.xz` files are read as they are. Times are shifted so that
-the first request arrives at 0; rows may be in any order of time.
+the first request arrives at 0; rows may be in any order of time. A file whose form, unit of time or size of blocks is
+not certain or not plausible is refused (`trace_forms.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import lzma
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TextIO
 
 import msgspec
 
 from llumnix.errors import UsageError
 from llumnix.types import NORMAL, Priority
-
-MOONCAKE_BLOCK_TOKENS = 512
-"""Prompt tokens behind one entry of `block_hashes` in a Mooncake trace."""
+from llumnix.workload.trace_forms import MOONCAKE_BLOCK_TOKENS, NS_PER_S, Form, Judge, Row, form_of_csv, form_of_json
 
 MOST_TOKENS = 2**31
 """A longer prompt or output is a broken row."""
@@ -44,9 +44,8 @@ class WorkloadRequest(msgspec.Struct, frozen=True):
     priority: Priority = NORMAL
     block_hashes: tuple[int, ...] = ()
     """Content of the prompt, one id per block: two prompts share a prefix as far as these agree."""
-
-
-Row: TypeAlias = Mapping[str, Any]
+    block_tokens: int = MOONCAKE_BLOCK_TOKENS
+    """Prompt tokens behind one of `block_hashes`."""
 
 
 def load_trace(path: Path) -> list[WorkloadRequest]:
@@ -54,19 +53,26 @@ def load_trace(path: Path) -> list[WorkloadRequest]:
 
     Raises UsageError, with the file's name and the line, if the file cannot be read or a row is broken.
     """
+    timed: list[tuple[int, WorkloadRequest]] = []
+    judge: Judge | None = None
     try:
         with _open_text(path) as lines:
-            rows = _json_rows(path, lines) if ".jsonl" in path.suffixes else _csv_rows(path, lines)
-            timed = [_request(path, line, row, index) for index, (line, row) in enumerate(rows)]
+            for line, form, row in _json_rows(path, lines) if ".jsonl" in path.suffixes else _csv_rows(path, lines):
+                judge = judge or Judge(form)
+                at_ns, request = _request(path, line, form, row, len(timed))
+                with _naming(path, line):
+                    judge.row(at_ns, request.prompt_tokens, len(request.block_hashes), request.block_tokens)
+                timed.append((at_ns, request))
     except OSError as error:
         raise UsageError(f"Cannot read the trace {path}: {error.strerror or error}.") from error
     except (UnicodeDecodeError, EOFError, lzma.LZMAError, csv.Error) as error:
         raise UsageError(f"Cannot read the trace {path}: {error}.") from error
-    if not timed:
+    if judge is None:
         raise UsageError(f"The trace {path} has no requests.")
-    start_ns = min(at_ns for at_ns, _ in timed)
+    if why_not := judge.verdict():
+        raise UsageError(f"{path}: {why_not}")
     timed.sort(key=lambda item: item[0])
-    return [msgspec.structs.replace(r, arrival_s=(at_ns - start_ns) / _NS_PER_S) for at_ns, r in timed]
+    return [msgspec.structs.replace(r, arrival_s=(at_ns - judge.first_ns) / NS_PER_S) for at_ns, r in timed]
 
 
 def save_trace(path: Path, requests: Iterable[WorkloadRequest]) -> None:
@@ -78,8 +84,8 @@ def save_trace(path: Path, requests: Iterable[WorkloadRequest]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(WorkloadRequest.__struct_fields__)
         for r in requests:
-            hashes = " ".join(map(str, r.block_hashes))
-            writer.writerow((r.id, repr(r.arrival_s), r.prompt_tokens, r.output_tokens, r.priority, hashes))
+            *row, hashes, block_tokens = msgspec.structs.astuple(r)
+            writer.writerow((*row, " ".join(map(str, hashes)), block_tokens))
 
 
 def _open_text(path: Path) -> TextIO:
@@ -90,21 +96,28 @@ def _open_text(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _csv_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Row]]:
+@contextlib.contextmanager
+def _naming(path: Path, line: int) -> Iterator[None]:
+    """A ValueError says what is wrong with a row; who reads it wants to know which."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{path}:{line}: {error}") from error
+
+
+def _csv_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Form, Row]]:
     reader = csv.DictReader(lines)
     header = reader.fieldnames or []
-    if not any({*form.needed} <= {*header} for form in _FORMS):
-        raise UsageError(
-            f"{path}:1: not a trace: the header must have TIMESTAMP,ContextTokens,GeneratedTokens (Azure) "
-            "or arrival_s,prompt_tokens,output_tokens."
-        )
+    with _naming(path, 1):
+        form = form_of_csv(header)
     for row in reader:
         if None in row or None in row.values():
             raise UsageError(f"{path}:{reader.line_num}: this row does not have {len(header)} fields.")
-        yield reader.line_num, row
+        yield reader.line_num, form, row
 
 
-def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Form, Row]]:
+    form: Form | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -114,62 +127,34 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Row]]:
             raise UsageError(f"{path}:{number}: not a JSON object: {error}.") from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}:{number}: not a JSON object.")
-        yield number, row
+        with _naming(path, number):
+            form = form or form_of_json(row)
+        if not form.fits(row):
+            lacking = [name for name in form.needed if name not in row]
+            what = f"this row lacks {lacking[0]}" if lacking else "this row is of another form"
+            raise UsageError(f"{path}:{number}: {what}; the first one is of {form}.")
+        yield number, form, row
 
 
-class _Form(msgspec.Struct, frozen=True):
-    """How a row of one kind of trace reads: which fields, and what turns its time into nanoseconds."""
-
-    time: str
-    prompt: str
-    output: str
-    nanoseconds: Callable[[Any], int]
-    hashes: str = "block_hashes"
-
-    @property
-    def needed(self) -> tuple[str, str, str]:
-        return self.time, self.prompt, self.output
-
-
-_NS_PER_S = 1_000_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _clock_ns(text: Any) -> int:
-    # fromisoformat drops the last of Azure's 7 digits after the point; whole microseconds are fine enough.
-    moment = datetime.fromisoformat(text)
-    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
-    return since // timedelta(microseconds=1) * 1000
-
-
-_FORMS = (
-    _Form("TIMESTAMP", "ContextTokens", "GeneratedTokens", _clock_ns),
-    _Form("timestamp", "input_length", "output_length", lambda ms: round(float(ms) * 1_000_000), "hash_ids"),
-    _Form("arrival_s", "prompt_tokens", "output_tokens", lambda s: round(float(s) * _NS_PER_S)),
-)
-
-
-def _request(path: Path, line: int, row: Row, index: int) -> tuple[int, WorkloadRequest]:
-    form = next((form for form in _FORMS if all(name in row for name in form.needed)), None)
-    if form is None:
-        raise UsageError(f"{path}:{line}: this row lacks one of arrival_s, prompt_tokens, output_tokens.")
-
+def _request(path: Path, line: int, form: Form, row: Row, index: int) -> tuple[int, WorkloadRequest]:
     def field(name: str, read: Callable[[Any], Any], what: str) -> Any:
         try:
             return read(row[name])
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"{path}:{line}: {name} is {row[name]!r}, not {what}.") from error
 
-    at_ns = field(form.time, form.nanoseconds, "a time")
+    def given(name: str, read: Callable[[Any], Any], what: str, default: Any) -> Any:
+        return field(name, read, what) if row.get(name) else default
+
+    at_ns = field(form.time, form.nanoseconds, form.time_is)
     return at_ns, WorkloadRequest(
         id=str(row.get("id") or request_id(index)),
-        arrival_s=at_ns / _NS_PER_S,
+        arrival_s=at_ns / NS_PER_S,
         prompt_tokens=field(form.prompt, _positive, "a number of tokens"),
         output_tokens=field(form.output, _positive, "a number of tokens"),
-        priority=field("priority", lambda v: Priority(int(v)), "a whole number") if row.get("priority") else NORMAL,
-        block_hashes=field(form.hashes, _hashes, "a list of whole numbers of at least 0")
-        if row.get(form.hashes)
-        else (),
+        priority=given("priority", lambda v: Priority(int(v)), "a whole number", NORMAL),
+        block_hashes=given(form.hashes, _hashes, "a list of whole numbers of at least 0", ()),
+        block_tokens=given("block_tokens", _positive, "a number of tokens", form.block_tokens),
     )
 
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -81,9 +81,19 @@ class Workload:
     seed: int = 0
 
     @property
+    def hashed_tokens(self) -> int:
+        """Prompt tokens behind one content id; 0 if no prompt has any."""
+        return next((request.block_tokens for request in self.requests if request.block_hashes), 0)
+
+    @property
     def duration_s(self) -> float:
         """Time from the first to the last arrival."""
         return self.requests[-1].arrival_s - self.requests[0].arrival_s if self.requests else 0.0
+
+    def cut(self, total: int) -> Workload:
+        """The same, but no prompt and output are longer than `total` tokens together; the prompt gives way first.
+        Requests that are not longer are the same objects."""
+        return replace(self, requests=tuple(_cut(request, total) for request in self.requests))
 
 
 def load_workload(
@@ -203,6 +213,13 @@ def _with_high(requests: Sequence[WorkloadRequest], options: _Options) -> Sequen
         msgspec.structs.replace(request, priority=HIGH if high else NORMAL)
         for request, high in zip(requests, drawn.tolist(), strict=True)
     ]
+
+
+def _cut(request: WorkloadRequest, total: int) -> WorkloadRequest:
+    if request.prompt_tokens + request.output_tokens <= total:
+        return request
+    output = min(request.output_tokens, total - 1)
+    return msgspec.structs.replace(request, prompt_tokens=total - output, output_tokens=output)
 
 
 def _fit(request: WorkloadRequest, options: _Options) -> WorkloadRequest:
