@@ -31,6 +31,7 @@ from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.driver import LlumletDriver
 from llumnix.engine.vllm.heart import Heart
+from llumnix.engine.vllm.listing import Listing
 from llumnix.engine.vllm.movable import why_engine_pins
 from llumnix.engine.vllm.parts import Engine
 from llumnix.engine.vllm.reports import Reports
@@ -122,6 +123,9 @@ class LlumnixEngineCore(EngineCoreProc):
         self._reports = Reports(
             spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen, self.input_queue.qsize
         )
+        self._listing = Listing(
+            partial(request_rows, self.scheduler, self._driver.engine_pins), self._answer_listing, monotonic
+        )
         self._reports.send()
         self._mailbox.start()
         self._heart.start()
@@ -170,6 +174,7 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def _notify_idle_state_callbacks(self) -> None:
         """vLLM calls this each time before the engine falls asleep on its queue."""
+        self._listing.finish()
         self._reports.before_sleep()
         super()._notify_idle_state_callbacks()
 
@@ -200,6 +205,7 @@ class LlumnixEngineCore(EngineCoreProc):
         assert self._driver is not None
         self._driver.after_step()
         self._reports.after_step()
+        self._listing.go_on()
         return executed
 
     def _count(self, request: Request) -> None:
@@ -299,13 +305,15 @@ class LlumnixEngineCore(EngineCoreProc):
             case wire.InstanceGone():
                 driver.peer_lost(message.instance)
             case wire.ListRequests():
-                rows = request_rows(self.scheduler, driver.engine_pins, message.like)
-                answer = wire.Requests(query=message.query, instance=self._info.id, rows=rows)
-                self._mailbox.post_soon((message.reply_to,), answer)
+                self._listing.ask(message)
             case wire.FrontEndLost():
                 self._abort_orphans(message.front_end)
             case _:
                 raise TypeError(f"an instance does not understand {type(message).__name__}")
+
+    def _answer_listing(self, question: wire.ListRequests, rows: tuple[wire.RequestRow, ...]) -> None:
+        answer = wire.Requests(query=question.query, instance=self._info.id, rows=rows)
+        self._mailbox.post_soon((question.reply_to,), answer)
 
     def _abort_orphans(self, front_end: int) -> None:
         requests = self.scheduler.requests.values()

@@ -64,6 +64,9 @@ class MigrationSupport(_Base):
     def is_queued(self, request: Request) -> bool:
         return request.status != RequestStatus.RUNNING
 
+    def is_lent(self, request: Request) -> bool:
+        return request.request_id in self._lent
+
     def lend(self, request: Request) -> None:
         """Takes the request out of the batch or the queue; it keeps its blocks and stays in `requests`.
 

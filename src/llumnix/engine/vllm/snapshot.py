@@ -135,32 +135,31 @@ def _the_one(scheduler: MigrationSupport, request_id: RequestId) -> Iterator[Req
         yield request
 
 
-def request_rows(scheduler: MigrationSupport, engine_pins: str, like: str = "") -> tuple[RequestRow, ...]:
+def request_rows(scheduler: MigrationSupport, engine_pins: str, like: str = "") -> Iterator[RequestRow]:
     """As `GET /llumnix/v1/requests` shows them; a lent request (in hand-over) is listed, too. `like`: only those whose
-    client's id has this in it."""
-    running = {request.request_id for request in scheduler.running}
-    return tuple(
-        RequestRow(
+    client's id has this in it. Of the requests that are there now; each is described when it is come to."""
+    for request in list(scheduler.requests.values()):
+        client_id = _client_id(request)
+        if like not in client_id or request.is_finished():
+            continue
+        yield RequestRow(
             request=RequestId(request.request_id),
-            client_id=_client_id(request),
+            client_id=client_id,
             front_end=request.client_index,
             priority=request.priority,
             prompt_tokens=request.num_prompt_tokens,
             output_tokens=request.num_output_tokens,
-            state=_state(scheduler, request, running),
+            state=_state(scheduler, request),
             migrations=passport_of(request).migrations,
             why_pinned=engine_pins or why_request_pinned(request),
         )
-        for request in scheduler.requests.values()
-        if like in _client_id(request)
-    )
 
 
 def _client_id(request: Request) -> str:
     return passport_of(request).original.external_req_id or request.request_id
 
 
-def _state(scheduler: MigrationSupport, request: Request, running: set[str]) -> RequestState:
+def _state(scheduler: MigrationSupport, request: Request) -> RequestState:
     if scheduler.is_queued(request):
         return RequestState.WAITING
-    return RequestState.RUNNING if request.request_id in running else RequestState.MIGRATING
+    return RequestState.MIGRATING if scheduler.is_lent(request) else RequestState.RUNNING
