@@ -16,14 +16,32 @@ from tiny_engine import Sequence, Spec, State, TinyEngine, Token
 from llumnix.config import MigrationConfig
 from llumnix.control import commands as do
 from llumnix.control import events as ev
+from llumnix.control.hearing import Hearing
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Message, Prepare
 from llumnix.control.ownership import Abort, Deliver, Order, Ownership, Replay, Tell
 from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, choose_victims
 from llumnix.types import Epoch, InstanceId, RequestId
 
+LAST_WORD_TIMEOUT_S = 2.0
 CONFIG = MigrationConfig(max_stages=3, last_stage_max_blocks=1, max_incoming=2, max_outgoing=2)
 HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class TurnedAway:
+    """In a token stream: the engine ends, and had the request still."""
+
+    request: RequestId
+
+
+@dataclass(frozen=True)
+class LastWord:
+    """In a token stream: nothing follows."""
+
+
+Word = tuple[RequestId, list[Token], bool] | AnyNotice | TurnedAway | LastWord
+"""A piece of a token stream."""
 
 
 def cheapest(requests: object, query: VictimQuery) -> VictimChoice:
@@ -51,7 +69,7 @@ class Instance:
         self.id = id
         self.llumlet = Llumlet(id, CONFIG, cheapest, 0.0, validate=True)
         self.engine = TinyEngine(total_blocks)
-        self.stream: deque[tuple[RequestId, list[Token], bool] | AnyNotice] = deque()
+        self.stream: deque[Word] = deque()
         self.inbox: deque[Spec | RequestId] = deque()
         self.watched: dict[RequestId, None] = {}
         self.pins: dict[tuple[RequestId, Epoch], list[int]] = {}
@@ -289,19 +307,29 @@ class Client:
 
 
 class World:
+    """The instances of the beginning are known to the front end, later ones only once it hears their first report."""
+
     def __init__(self, instances: int = 3, total_blocks: int = 40) -> None:
         self.now = 0.0
         self.link: list[tuple[InstanceId | None, Message]] = []
         self.total_blocks = total_blocks
         self.instances: dict[InstanceId, Instance] = {}
-        for _ in range(instances):
-            self.start()
         self.ownership = Ownership()
+        self.hearing: Hearing[Word] = Hearing()
         self.clients: list[Client] = []
         self.by_request: dict[RequestId, Client] = {}
-        self.news: list[tuple[InstanceId | None, InstanceId]] = []
-        """Losses that somebody (None: the front end) has not heard of yet."""
+        self.known: set[InstanceId] = set()
+        """To the front end, and not ended as far as it knows: those that it can reach."""
+        self.reports: list[InstanceId] = []
+        """First reports that it has not heard yet."""
+        self.news: list[tuple[InstanceId | None, InstanceId, bool]] = []
+        """(who, which, expected): ends that somebody (None: the front end) has not heard of yet."""
+        self.deadlines: dict[InstanceId, float] = {}
+        """Until when the front end waits for the last word of an instance that ended."""
         self.killed = 0
+        for _ in range(instances):
+            self.start()
+            self.introduce(0)
 
     # what a driver of the world may do
 
@@ -310,6 +338,21 @@ class World:
         count = len(self.instances)
         name = InstanceId("z" * (count // 26) + "abcdefghijklmnopqrstuvwxyz"[count % 26])
         self.instances[name] = Instance(self, name, self.total_blocks)
+        self.reports.append(name)
+
+    def introduce(self, place: int) -> None:
+        """The front end hears the first report of an instance, which may have ended meanwhile."""
+        instance = self.reports.pop(place)
+        if instance not in self.ownership.lost and instance not in self.deadlines:
+            self.known.add(instance)
+            self._meet(instance)
+
+    def _meet(self, instance: InstanceId) -> None:
+        for word in self.hearing.introduced(self._index(instance), instance):
+            self._take(instance, word)
+
+    def _index(self, instance: InstanceId) -> int:
+        return list(self.instances).index(instance)
 
     def open(self, instance: InstanceId, prompt_tokens: int, max_tokens: int, cached_blocks: int = 0) -> Client:
         name = RequestId(f"r{len(self.clients)}")
@@ -337,11 +380,23 @@ class World:
             self.instances[to].handle(ev.Received(self.now, message))  # type: ignore[arg-type]
 
     def read_stream(self, instance: InstanceId) -> None:
-        item = self.instances[instance].stream.popleft()
-        if isinstance(item, Message):
-            self.carry_out(self.ownership.notice_arrived(item))  # type: ignore[arg-type]
-            return
-        request, tokens, finished = item
+        word = self.instances[instance].stream.popleft()
+        if self.hearing.says(self._index(instance), word) is not None:
+            self._take(instance, word)
+
+    def _take(self, instance: InstanceId, word: Word) -> None:
+        match word:
+            case LastWord():
+                if self.hearing.last_word(instance):
+                    self._bury(instance)
+            case TurnedAway():
+                self.carry_out(self.ownership.turned_away(word.request, instance))
+            case Message():
+                self.carry_out(self.ownership.notice_arrived(word))
+            case (request, tokens, finished):
+                self._take_tokens(instance, request, tokens, finished)
+
+    def _take_tokens(self, instance: InstanceId, request: RequestId, tokens: list[Token], finished: bool) -> None:
         outputs = [(token, finished and token is tokens[-1]) for token in tokens]
         stream = self.ownership.streams.get(request)
         if stream is not None and stream.live == instance:
@@ -354,31 +409,50 @@ class World:
         client.aborted = True
         self.carry_out(self.ownership.aborted(client.request))
 
-    def kill(self, instance: InstanceId, unread: int = 0) -> None:
-        """Of its stream only the next `unread` items still arrive."""
+    def kill(self, instance: InstanceId, unread: int = 0, expected: bool = False) -> None:
+        """Of its stream only the next `unread` items still arrive. `expected`: it was to end, and did not in time."""
         dead = self.instances[instance]
         dead.alive = False
         while len(dead.stream) > unread:
             dead.stream.pop()
         self.killed += 1
-        if not any(lost == instance for _, lost in self.news) and instance not in self.ownership.lost:
-            self.declare_lost(instance)
+        if not any(lost == instance for _, lost, _ in self.news) and instance not in self.ownership.lost:
+            self.declare_lost(instance, expected)
 
-    def declare_lost(self, instance: InstanceId) -> None:
+    def retire(self, instance: InstanceId) -> None:
+        """It is told to end: says what it gives up, and then nothing more."""
+        ended = self.instances[instance]
+        ended.alive = False
+        ended.stream += [TurnedAway(request) for request in ended.engine.sequences]
+        ended.stream.append(LastWord())
+        self.declare_lost(instance, expected=True)
+
+    def declare_lost(self, instance: InstanceId, expected: bool = False) -> None:
         """Everybody will hear that it is gone, whether it is or not."""
-        self.news += [(other, instance) for other in (None, *self.instances) if other != instance]
+        self.news += [(other, instance, expected) for other in (None, *self.instances) if other != instance]
 
     def hear(self, place: int) -> None:
-        who, lost = self.news.pop(place)
+        who, lost, expected = self.news.pop(place)
         if who is None:
-            self.carry_out(self.ownership.instance_gone(lost))
+            self._meet(lost)
+            self.known.discard(lost)
+            if self.hearing.ended(lost, expected):
+                self._bury(lost)
+            else:
+                self.deadlines[lost] = self.now + LAST_WORD_TIMEOUT_S
         elif self.instances[who].alive:
             self.instances[who].handle(ev.PeerLost(self.now, lost))
 
+    def _bury(self, instance: InstanceId) -> None:
+        self.deadlines.pop(instance, None)
+        self.carry_out(self.ownership.instance_gone(instance, complete=self.hearing.gone(instance)))
+
     def sleep(self, seconds: float | None = None) -> None:
         """Until the next alarm, or for so long."""
-        alarms = [each.wake_at for each in self.living if each.wake_at is not None]
+        alarms = [each.wake_at for each in self.living if each.wake_at is not None] + [*self.deadlines.values()]
         self.now = max(self.now, min(alarms, default=self.now)) if seconds is None else self.now + seconds
+        for instance in [each for each, deadline in self.deadlines.items() if deadline <= self.now]:
+            self._bury(instance)
         for instance in self.living:
             instance.fire_timer()
 
@@ -387,10 +461,15 @@ class World:
         return [instance for instance in self.instances.values() if instance.alive]
 
     @property
-    def trusted(self) -> list[InstanceId]:
+    def undoubted(self) -> list[InstanceId]:
         """Alive, and nobody was told otherwise."""
-        doubted = {lost for _, lost in self.news} | self.ownership.lost
+        doubted = {lost for _, lost, _ in self.news} | self.ownership.lost
         return [instance.id for instance in self.living if instance.id not in doubted]
+
+    @property
+    def trusted(self) -> list[InstanceId]:
+        """And known to the front end, which may send requests there."""
+        return [instance for instance in self.undoubted if instance in self.known]
 
     # the front end
 
@@ -406,9 +485,11 @@ class World:
                 case Deliver():
                     self._deliver_tokens(self.by_request[order.request], order)
                 case Tell():
-                    self.link.append((order.to, order.verdict))
+                    if order.to in self.known:
+                        self.link.append((order.to, order.verdict))
                 case Abort():
-                    self.instances[order.to].inbox.append(order.request)
+                    if order.to in self.known:
+                        self.instances[order.to].inbox.append(order.request)
                 case Replay():
                     self._replay(self.by_request[order.request], order)
 
@@ -424,14 +505,15 @@ class World:
             self.carry_out(self.ownership.finished(order.request))
 
     def _replay(self, client: Client, order: Replay) -> None:
+        if client.done:
+            return
         assert order.delivered_tokens == len(client.tokens) - client.first_index, "miscounted"
-        assert self.ownership.lost, f"replayed although nobody died: {order.why}"
+        assert order.asked_for or self.ownership.lost, f"replayed although nobody died: {order.why}"
         client.replays.append(order.why)
         done, old = len(client.tokens), client.spec
         name = RequestId(f"{old.id}.{len(client.replays)}")
         spec = Spec(name, old.prompt_tokens + done, done, old.max_tokens - done, 0)
-        places = [each for each in self.instances if each not in self.ownership.lost]
-        self._submit(client, spec, places[0])
+        self._submit(client, spec, next(each for each in self.instances if each in self.known))
 
     # what must hold
 
@@ -449,7 +531,7 @@ class World:
         return [
             instance.id
             for instance in self.living
-            if instance.id in self.trusted
+            if instance.id in self.undoubted
             and (sequence := instance.engine.sequences.get(request)) is not None
             and sequence.state != "detached"
             and request not in instance.llumlet.attempts.targets
@@ -468,6 +550,9 @@ class World:
 
     def settle_once(self) -> bool:
         busy = False
+        while self.reports:
+            self.introduce(0)
+            busy = True
         while self.news:
             self.hear(0)
             busy = True
@@ -488,7 +573,7 @@ class World:
             if any(sequence.state != "detached" for sequence in instance.engine.sequences.values()):
                 instance.step()
                 busy = True
-        if not busy and any(instance.wake_at is not None for instance in self.living):
+        if not busy and (self.deadlines or any(instance.wake_at is not None for instance in self.living)):
             self.sleep()
             return True
         self.sleep(0.02)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from migration_pair import World
+from migration_pair import Instance, World
 
 from llumnix.control.events import Accepting, Draining
+from llumnix.types import InstanceId
 
 Action = Callable[[World, random.Random], None]
 
@@ -94,9 +95,36 @@ def abort(world: World, rng: random.Random) -> None:
 
 def kill(world: World, rng: random.Random) -> None:
     # One instance must stay to which nobody was told to say good-bye, or no request could be replayed.
-    victims = [each.id for each in world.living if any(other != each.id for other in world.trusted)]
+    victims = expendable(world)
     if victims:
-        world.kill(rng.choice(victims), unread=rng.choice((0, 1, 2, 100)))
+        world.kill(rng.choice(victims), unread=rng.choice((0, 1, 2, 100)), expected=rng.random() < 0.3)
+
+
+def expendable(world: World) -> list[InstanceId]:
+    return [each.id for each in world.living if any(other != each.id for other in world.trusted)]
+
+
+def retire(world: World, rng: random.Random) -> None:
+    victims = [each for each in expendable(world) if each in world.undoubted]
+    if victims:
+        world.retire(rng.choice(victims))
+
+
+def retire_empty(world: World, rng: random.Random) -> None:
+    """As after a drain: what it had, and what was sent to it, is done or has moved away."""
+    victims = [each for each in expendable(world) if each in world.undoubted and is_empty(world.instances[each])]
+    if victims:
+        world.retire(rng.choice(victims))
+
+
+def is_empty(instance: Instance) -> bool:
+    attempts = instance.llumlet.attempts
+    return not (instance.engine.sequences or instance.inbox or attempts.sources or attempts.targets)
+
+
+def introduce(world: World, rng: random.Random) -> None:
+    if world.reports:
+        world.introduce(rng.randrange(len(world.reports)))
 
 
 def declare_lost(world: World, rng: random.Random) -> None:
@@ -135,14 +163,20 @@ WEIGHTS: dict[Action, float] = {
     abort: 0.15,
     kill: 0.06,
     declare_lost: 0.03,
-    start: 0.1,
+    retire: 0.04,
+    retire_empty: 0.1,
+    start: 0.2,
+    introduce: 0.3,
     hear: 0.5,
     drain: 0.2,
 }
-CALM = {action: weight for action, weight in WEIGHTS.items() if action not in (kill, declare_lost)}
-"""Nobody dies."""
+CALM = {action: weight for action, weight in WEIGHTS.items() if action not in (kill, retire, declare_lost)}
+"""Nobody dies, and who ends is empty."""
 CONFUSED = {**CALM, move: 6, lose: 1.5, double: 6, sleep: 2.5, read_stream: 4, step: 7, abort: 0.05}
 """Control messages come twice or never, alarms fire, and the front end reads late."""
+LATE = {**CALM, read_stream: 4, step: 7, hear: 6, start: 1, introduce: 0.3, retire_empty: 3, drain: 0, sleep: 0}
+"""The front end reads tokens late, though within its deadline, so that news of ends overtake them, and it knows new
+instances late."""
 STORM = {**CONFUSED, kill: 0.1, declare_lost: 0.1, start: 0.3, hear: 0.3}
 """All of that, and instances die, stall and start."""
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from migration_pair import World
-from migration_walk import CALM, CONFUSED, STORM, WEIGHTS, walk
+from migration_walk import CALM, CONFUSED, LATE, STORM, WEIGHTS, expendable, walk
 
 PLACE = st.integers(min_value=0, max_value=10)
 
@@ -93,10 +93,25 @@ class MigrationModel(RuleBasedStateMachine):
     def abort(self, place: int) -> None:
         self.world.abort(pick([each for each in self.world.clients if not each.done and not each.aborted], place))
 
+    @precondition(lambda self: expendable(self.world))
+    @rule(place=PLACE, unread=st.sampled_from([0, 1, 100]), expected=st.booleans())
+    def kill(self, place: int, unread: int, expected: bool) -> None:
+        self.world.kill(pick(expendable(self.world), place), unread, expected)
+
     @precondition(lambda self: len(self.world.trusted) > 1)
-    @rule(place=PLACE, unread=st.sampled_from([0, 1, 100]))
-    def kill(self, place: int, unread: int) -> None:
-        self.world.kill(pick(self.world.trusted, place), unread)
+    @rule(place=PLACE)
+    def retire(self, place: int) -> None:
+        self.world.retire(pick(self.world.trusted, place))
+
+    @precondition(lambda self: len(self.world.instances) < 5)
+    @rule()
+    def start(self) -> None:
+        self.world.start()
+
+    @precondition(lambda self: self.world.reports)
+    @rule(place=PLACE)
+    def introduce(self, place: int) -> None:
+        self.world.introduce(place % len(self.world.reports))
 
     @precondition(lambda self: len(self.world.trusted) > 1)
     @rule(place=PLACE)
@@ -133,8 +148,14 @@ def test_long_walk_with_killed_instances(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_is_replayed_while_all_instances_live(seed: int) -> None:
+def test_nothing_is_replayed_when_only_empty_instances_end(seed: int) -> None:
     world = walk(seed, steps=2000, weights=CALM)
+    assert [client.replays for client in world.clients if client.replays] == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_replayed_when_the_front_end_reads_late(seed: int) -> None:
+    world = walk(seed, steps=2000, weights=LATE)
     assert [client.replays for client in world.clients if client.replays] == []
 
 

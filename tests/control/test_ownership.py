@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llumnix.control.messages import FRONT_END, NOBODY, Adopted, Doubt, Fenced, Moved, Stayed, Verdict
-from llumnix.control.ownership import Abort, Deliver, Ownership, Replay, Tell
+from llumnix.control.ownership import ABORTS_REMEMBERED, OUTPUTS_PER_ABORT, Abort, Deliver, Ownership, Replay, Tell
 
 
 def adopted(sender: str, tokens: int, epoch: int = 1) -> Adopted:
@@ -295,3 +295,66 @@ def test_target_frees_its_copy_by_itself(front: Ownership) -> None:
 
 def test_owner_that_freed_its_request_is_replaced(front: Ownership) -> None:
     assert front.notice_arrived(fenced("a", epoch=0)) == [Abort("a", "r"), Replay("r", 2, "its owner a freed it")]
+
+
+def test_engine_that_goes_on_with_an_unknown_request_is_told_to_abort_it(front: Ownership) -> None:
+    assert front.outputs_arrived("of a dead front end", "a", [1], 1) == [Abort("a", "of a dead front end")]
+    assert front.outputs_arrived("of a dead front end", "a", [2], 1) == []
+
+
+def test_abort_that_did_not_find_its_request_is_sent_again(front: Ownership) -> None:
+    """One that arrived while the grammar of a resumed request was still compiled, say."""
+    front.aborted("r")
+    late = [token(front, "a", value) for value in range(OUTPUTS_PER_ABORT + 1)]
+    assert late == [[]] * OUTPUTS_PER_ABORT + [[Abort("a", "r")]]
+
+
+def test_aborts_are_remembered_for_a_while(front: Ownership) -> None:
+    for number in range(2 * ABORTS_REMEMBERED):
+        front.outputs_arrived(f"s{number}", "a", [1], 1)
+    assert front.outputs_arrived("s0", "a", [2], 1) == [Abort("a", "s0")]
+    assert front.outputs_arrived(f"s{2 * ABORTS_REMEMBERED - 1}", "a", [2], 1) == []
+
+
+def test_lost_instance_is_not_told_to_abort(front: Ownership) -> None:
+    front.instance_gone("b")
+    assert front.outputs_arrived("s", "b", [1], 1) == []
+
+
+def test_request_that_an_ending_engine_turns_away_goes_on_elsewhere(front: Ownership) -> None:
+    assert front.turned_away("r", "a") == [Abort("a", "r"), Replay("r", 2, "a was stopped", asked_for=True)]
+    assert front.turned_away("r", "a") == []
+
+
+def test_copy_that_an_ending_engine_gives_up_does_not_matter(front: Ownership) -> None:
+    front.notice_arrived(adopted("b", 2))
+    assert front.turned_away("r", "b") == []
+    assert token(front, "a", 3) == [Deliver("r", (3,))]
+
+
+def test_target_that_ended_after_all_that_it_had_to_say_still_counts(front: Ownership) -> None:
+    """b was drained: it got the request, moved it on and ended, all before a's `Moved` was read."""
+    front.notice_arrived(adopted("b", 2, epoch=1))
+    token(front, "b", 3)
+    front.notice_arrived(moved("b", "c", epoch=2))
+    front.notice_arrived(adopted("c", 3, epoch=2))
+    assert front.instance_gone("b", complete=True) == []
+    orders = front.notice_arrived(moved("a", "b", epoch=1))
+    assert orders == [tell("b", "b", 1), Deliver("r", (3,)), tell("c", "c", 2)]
+    assert front.streams["r"].live == "c"
+
+
+def test_target_that_ended_in_the_middle_is_replaced_after_its_last_token(front: Ownership) -> None:
+    front.notice_arrived(adopted("b", 2))
+    token(front, "b", 3)
+    front.instance_gone("b", complete=True)
+    orders = front.notice_arrived(moved("a", "b"))
+    assert orders == [tell("b", "b"), Deliver("r", (3,)), Replay("r", 3, "b, where it had moved, was lost")]
+    assert front.finished("r") == []  # if that token was its last
+
+
+def test_second_news_of_an_end_changes_nothing(front: Ownership) -> None:
+    front.notice_arrived(adopted("b", 2))
+    front.instance_gone("b", complete=True)
+    assert front.instance_gone("b") == []
+    assert front.notice_arrived(moved("a", "b"))[0] == tell("b", "b")

@@ -17,16 +17,17 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
-from llumnix.control.messages import Moved, Stayed
+from llumnix.control.messages import Adopted, Moved, Stayed
+from llumnix.engine.vllm.letters import LAST_WORD, NOTICE, TURNED_AWAY
 from llumnix.engine.vllm.members import Members, first_answer, unless_gone
 from llumnix.engine.vllm.resume import Resume
 from llumnix.engine.vllm.session import Session
-from llumnix.engine.vllm.streams import Streams, Ways
+from llumnix.engine.vllm.streams import ENGINE_ENDS, Streams, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
 from llumnix.wire.messages import InstanceInfo, Report, Wire
 
-A, B = InstanceId("a"), InstanceId("b")
+A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
 
 
 class FrontEnd:
@@ -40,12 +41,14 @@ class FrontEnd:
         self.resumed: list[tuple[InstanceId, Resume]] = []
         self.answer_to_resume: Exception | None = None
         self.why_failed: list[str] = []
+        self.last_words: list[InstanceId] = []
         ways = Ways(
             send=lambda *letter: self.sent.append(letter),
             resume=self._resume,
             post=self._post,
             emit=self.emitted.extend,
             spawn=_run,
+            last_word=self.last_words.append,
         )
         self.streams = Streams(self.members, self.dispatcher, ways)
         self.streams.observer = self
@@ -53,10 +56,9 @@ class FrontEnd:
             self.join(instance)
 
     def join(self, instance: InstanceId) -> None:
-        index = len(self.members.by_index)
+        index = len(self.members.known)
         info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control="", data="")
-        self.members.call(instance)
-        self.members.admit(Report(info=info, snapshot=self.report(instance)))
+        self.members.admit(self.members.call(Report(info=info, snapshot=self.report(instance))))
         self.streams.place_parked()
 
     def report(self, instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
@@ -99,6 +101,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 def _token(request_id: str, token: int, **fields: Any) -> EngineCoreOutput:
     return EngineCoreOutput(request_id=request_id, new_token_ids=[token], **fields)
+
+
+def _notice(key: str, value: object = True) -> EngineCoreOutput:
+    return EngineCoreOutput(request_id="", new_token_ids=[], kv_transfer_params={key: value})
 
 
 def _other(instance: InstanceId) -> InstanceId:
@@ -175,6 +181,46 @@ def test_engine_that_cannot_take_up_a_stream_ends_it_with_an_error() -> None:
     assert front.streams.sessions == {}
 
 
+def test_stream_that_an_ending_engine_does_not_take_up_goes_on_elsewhere() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.streams.sort_out(first, [_token("r", 7)])
+    front.join(C)
+    front.answer_to_resume = RuntimeError(ENGINE_ENDS)
+    front.lose(first)
+    (here, _), (there, resume) = front.resumed[:2]
+    assert {here, there} == {A, B, C} - {first}
+    assert resume.output_token_ids == [7]
+    assert (front.streams.parked, front.emitted) == (1, [])  # the other one ends, too
+
+
+def test_request_that_an_ending_engine_turns_away_is_sent_elsewhere() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    turned_away = _notice(TURNED_AWAY)
+    turned_away.request_id = "r"
+    assert front.streams.sort_out(first, [turned_away]) == []
+    adds = [(to, what.request_id) for to, kind, what in front.sent if kind == EngineCoreRequestType.ADD]
+    assert adds == [(_other(first), "r~1")]
+    assert [front.open(f"r{n}") for n in range(3)] == [_other(first)] * 3  # it takes no others either
+
+
+def test_last_word_of_an_instance_is_told() -> None:
+    front = FrontEnd(A)
+    assert front.streams.sort_out(A, [_notice(LAST_WORD)]) == []
+    assert front.last_words == [A]
+
+
+def test_client_that_left_while_its_request_moved_frees_it_once_at_the_new_owner() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.streams.abort("r")
+    front.sent.clear()
+    adopted = Adopted(request=RequestId("r"), epoch=Epoch(1), sender=_other(first), output_tokens=0)
+    front.streams.sort_out(_other(first), [_notice(NOTICE, msgspec.msgpack.encode(adopted))])
+    assert front.sent == [(_other(first), EngineCoreRequestType.ABORT, ["r"])]
+
+
 def test_stream_that_cannot_be_continued_exactly_ends_with_the_reason() -> None:
     front = FrontEnd(A, B)
     first = front.open(sampling_params=SamplingParams(temperature=1.0, seed=1))
@@ -243,8 +289,7 @@ async def test_instance_that_goes_before_it_answers_is_not_called_for_ever() -> 
 
 
 def test_gone_instance_does_not_come_back_by_a_late_report() -> None:
-    members = Members()
-    members.call(A)
+    members = FrontEnd(A).members
     members.remove(A)
     assert not members.is_unknown(A)
     assert members.is_unknown(B)

@@ -23,6 +23,11 @@ from llumnix.types import Epoch, InstanceId, RequestId
 
 _FIRST = Epoch(0)
 
+ABORTS_REMEMBERED = 4096
+
+OUTPUTS_PER_ABORT = 16
+"""An engine that still makes tokens of a request which it was told to abort is told again after so many."""
+
 
 class Deliver(msgspec.Struct, frozen=True):
     """Hand these outputs to the client's stream, in order."""
@@ -47,7 +52,7 @@ class Abort(msgspec.Struct, frozen=True):
 
 class Replay(msgspec.Struct, frozen=True):
     """No instance goes on with this id, and it is forgotten: start the request under a NEW id, with the prompt and the
-    delivered tokens as its prompt."""
+    delivered tokens as its prompt. Unless an output that was delivered just before was its last."""
 
     request: RequestId
     delivered_tokens: int
@@ -116,6 +121,7 @@ class Ownership:
         self.lost: set[InstanceId] = set()
         self.dropped = 0
         """Outputs that came from an instance that was not to send them: fenced, lost, or of a request that is over."""
+        self._aborts: dict[tuple[InstanceId, RequestId], int] = {}  # lately sent, and outputs that came since
 
     def opened(self, request: RequestId, owner: InstanceId) -> Stream:
         """The request was sent to `owner`. Its id must never have been used."""
@@ -137,13 +143,13 @@ class Ownership:
                 tenure.waiting.append(Held(tuple(outputs), tokens))
                 return []
         self.dropped += len(outputs)
-        return []
+        return self._abort_unless_told(instance, request) if stream is None else []
 
     def notice_arrived(self, notice: AnyNotice) -> list[Order]:
         """A notice, at its place among the outputs of `notice.sender`."""
         stream = self.streams.get(notice.request)
         if stream is None:
-            return _free_unknown(notice)
+            return self._free_unknown(notice)
         if isinstance(notice, Adopted):
             return self._adopted(stream, notice)
         if stream.live == notice.sender:
@@ -178,13 +184,20 @@ class Ownership:
         self._decide(stream, doubt.epoch)
         return [_tell(to, doubt.request, doubt.epoch, doubt.sender) for to in both]
 
-    def instance_gone(self, instance: InstanceId) -> list[Order]:
-        """The instance will never speak again. Streams are taken in the order in which they were opened."""
+    def instance_gone(self, instance: InstanceId, complete: bool = False) -> list[Order]:
+        """The instance will never speak again. Streams are taken in the order in which they were opened.
+
+        `complete`: all that it ever said was read. So what is held of it still counts: it may be that the notice which
+        makes it the owner is unread.
+        """
+        if instance in self.lost:
+            return []
         self.lost.add(instance)
         orders: list[Order] = []
         for stream in list(self.streams.values()):
             for epoch in [epoch for epoch, tenure in stream.contenders.items() if tenure.instance == instance]:
-                del stream.contenders[epoch]
+                if not complete:
+                    del stream.contenders[epoch]
             if stream.owner == instance:
                 orders += self._succeed(stream)
         return orders
@@ -193,15 +206,26 @@ class Ownership:
         """Its owner is to be empty now: the request is freed everywhere and goes on elsewhere."""
         return self._replay(self.streams[request], why, asked_for=True)
 
+    def turned_away(self, request: RequestId, instance: InstanceId) -> list[Order]:
+        """The instance ends and did not take the request, or gave it up: it goes on elsewhere."""
+        stream = self.streams.get(request)
+        if stream is None or stream.live != instance:
+            return []
+        return self._replay(stream, f"{instance} was stopped", asked_for=True)
+
     def finished(self, request: RequestId) -> list[Order]:
         """The owner's last output was delivered."""
-        stream = self.streams.pop(request)
-        return [Abort(instance, request) for instance in _others(stream)]
+        stream = self.streams.pop(request, None)  # None: its owner is gone, and it was among what was held of it
+        return [] if stream is None else self._abort(request, _others(stream))
 
     def aborted(self, request: RequestId) -> list[Order]:
         """The client went away, or a stop string ended the request: free it everywhere."""
         stream = self.streams.pop(request)
-        return [Abort(instance, request) for instance in (stream.owner, *_others(stream))]
+        return self._abort(request, [stream.owner, *_others(stream)])
+
+    def never_sent(self, request: RequestId) -> None:
+        """It was opened, and then could not be sent: nobody has it."""
+        del self.streams[request]
 
     # notices
 
@@ -228,9 +252,9 @@ class Ownership:
 
     def _pass_on(self, stream: Stream, owner: InstanceId, epoch: Epoch) -> list[Order]:
         """Ownership passes to the target of attempt `epoch`."""
-        if owner in self.lost:
-            return self._replay(stream, f"{owner}, where it had moved, was lost")
         tenure = stream.contenders.pop(epoch, None)
+        if owner in self.lost and tenure is None:
+            return self._replay(stream, f"{owner}, where it had moved, was lost")
         stream.owner, stream.epoch, stream.live = owner, epoch, None
         stream.promised = None
         self._decide(stream, epoch)
@@ -250,6 +274,9 @@ class Ownership:
                 orders.append(Deliver(stream.request, item.outputs))
             else:
                 orders += self._apply(stream, item)
+        if stream.owner == tenure.instance and stream.request in self.streams and tenure.instance in self.lost:
+            # Unless what was held is all of it, which shows when it is delivered.
+            orders += self._replay(stream, f"{tenure.instance}, where it had moved, was lost")
         return orders
 
     def _decide(self, stream: Stream, epoch: Epoch) -> None:
@@ -273,9 +300,36 @@ class Ownership:
 
     def _replay(self, stream: Stream, why: str, asked_for: bool = False) -> list[Order]:
         del self.streams[stream.request]
-        holders = [holder for holder in (stream.owner, *_others(stream)) if holder not in self.lost]
-        aborts: list[Order] = [Abort(holder, stream.request) for holder in holders]
+        aborts = self._abort(stream.request, [stream.owner, *_others(stream)])
         return [*aborts, Replay(stream.request, stream.delivered_tokens, why, asked_for)]
+
+    # requests that are over
+
+    def _abort(self, request: RequestId, holders: list[InstanceId]) -> list[Order]:
+        return [order for holder in holders for order in self._abort_at(holder, request)]
+
+    def _abort_at(self, instance: InstanceId, request: RequestId) -> list[Order]:
+        if instance in self.lost:
+            return []
+        self._aborts[instance, request] = 0
+        if len(self._aborts) > ABORTS_REMEMBERED:
+            del self._aborts[next(iter(self._aborts))]
+        return [Abort(instance, request)]
+
+    def _abort_unless_told(self, instance: InstanceId, request: RequestId) -> list[Order]:
+        """An instance still has a request that is over: its front end died, or an abort did not find it."""
+        outputs = self._aborts.get((instance, request), OUTPUTS_PER_ABORT) + 1
+        if outputs > OUTPUTS_PER_ABORT:
+            return self._abort_at(instance, request)
+        self._aborts[instance, request] = outputs  # the last ones are on their way while it is told
+        return []
+
+    def _free_unknown(self, notice: AnyNotice) -> list[Order]:
+        if isinstance(notice, Adopted):
+            return self._abort_at(notice.sender, notice.request)
+        if isinstance(notice, Moved):
+            return self._abort_at(notice.target, notice.request)
+        return []
 
 
 def _contender(stream: Stream, instance: InstanceId) -> Tenure | None:
@@ -291,14 +345,6 @@ def _others(stream: Stream) -> list[InstanceId]:
     if stream.promised is not None:
         holders.append(stream.promised[1])
     return sorted({*holders} - {stream.owner})
-
-
-def _free_unknown(notice: AnyNotice) -> list[Order]:
-    if isinstance(notice, Adopted):
-        return [Abort(notice.sender, notice.request)]
-    if isinstance(notice, Moved):
-        return [Abort(notice.target, notice.request)]
-    return []
 
 
 def _tell(to: InstanceId, request: RequestId, epoch: Epoch, owner: InstanceId) -> Tell:

@@ -104,10 +104,16 @@ class Switchboard:
         answers = await self._ask([address], make, timeout_s)
         return answers[0] if answers else None
 
+<<<<<<< HEAD
     async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
         """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
         of it, the source's row is dropped."""
         members = self.client.members.by_id.values()
+=======
+    async def list_requests(self, timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
+        """Every request of every instance. If both sides of a hand-over tell of it, the source's row is dropped."""
+        members = self.client.members.known.values()
+>>>>>>> 904170d (Streams: who is heard is one thing, who takes requests another; an expected end goes by the last word)
         answers = await self._ask(
             [member.info.control for member in members],
             lambda query: wire.ListRequests(query=query, reply_to=self.address, like=like),
@@ -182,13 +188,15 @@ class Switchboard:
                 self.roster.starting.pop(message.info.id, None)
                 self.client.on_report(message)
             case wire.InstanceStarting():
-                if message.instance not in self.client.members.by_id:
+                if self.client.members.is_unknown(message.instance):
                     self.roster.starting[message.instance] = message
             case wire.InstanceGone():
                 self.roster.starting.pop(message.instance, None)
                 state = InstanceState.STOPPED if message.expected else InstanceState.LOST
-                self.roster.gone.append((message, state))
-                self.client.on_gone(message.instance)
+                if all(known.instance != message.instance for known, _ in self.roster.gone):
+                    # The scheduler and the launcher both tell of one that fell silent.
+                    self.roster.gone.append((message, state))
+                self.client.on_gone(message)
             case wire.Arbitration(message=Doubt() as doubt):
                 self.client.streams.doubted(doubt)
             case wire.SchedulerAlive():

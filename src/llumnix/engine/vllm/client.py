@@ -18,15 +18,19 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.core_client import AsyncMPClient
 
 from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.hearing import Hearing
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.client_setup import set_up_sockets
-from llumnix.engine.vllm.members import GONE, Members, first_answer, identity_of, unless_gone
+from llumnix.engine.vllm.members import GONE, Member, Members, first_answer, unless_gone
 from llumnix.engine.vllm.streams import Streams, Ways
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 from llumnix.wire.curve import Doorkeeper
 
 log = logging.getLogger(__name__)
+
+_LAST_WORD_TIMEOUT_S = 2.0
+"""How long the stream of an instance that ended as it was asked to is read for its last word. A killed one has none."""
 
 
 class LlumnixClient(AsyncMPClient):
@@ -38,8 +42,16 @@ class LlumnixClient(AsyncMPClient):
         set_up_sockets(self, vllm_config, spec)
         self.spec = spec
         self.members = Members()
+        self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
         self._dispatcher = Dispatcher(spec.policy, spec.index)
-        ways = Ways(send=self._send_soon, resume=self._resume, post=post, emit=self._emit, spawn=self._spawn)
+        ways = Ways(
+            send=self._send_soon,
+            resume=self._resume,
+            post=post,
+            emit=self._emit,
+            spawn=self._spawn,
+            last_word=self._last_word,
+        )
         self.streams = Streams(self.members, self._dispatcher, ways)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
@@ -51,48 +63,71 @@ class LlumnixClient(AsyncMPClient):
     def on_report(self, report: wire.Report) -> None:
         """A load report; the first one of an instance starts the acquaintance."""
         instance = report.info.id
-        member = self.members.by_id.get(instance)
+        member = self.members.known.get(instance)
         if member is not None:
             member.snapshot = report.snapshot
-            self._dispatcher.on_report(report.snapshot)
-            if self.streams.parked:
-                self.streams.place_parked()
+            if instance in self.members.by_id:
+                self._dispatcher.on_report(report.snapshot)
+                if self.streams.parked:
+                    self.streams.place_parked()
         elif self.members.is_unknown(instance):
-            self._spawn(self._court(report, self.members.call(instance)))
+            member = self.members.call(report)
+            self._make_room_for(report.info.slot)
+            self._introduce(report.info.index, instance)
+            self._spawn(self._court(member))
 
-    async def _court(self, report: wire.Report, gone: asyncio.Event) -> None:
+    def _introduce(self, index: int, instance: InstanceId) -> None:
+        for outputs in self._hearing.introduced(index, instance):
+            self._emit(self.streams.sort_out(instance, outputs))
+
+    async def _court(self, member: Member) -> None:
         """Calls the instance on vLLM's sockets until it answers: only then does it take requests."""
-        identity = identity_of(report.info.index)
         call = super()._call_utility_async
         try:
-            hello = partial(call, "llumnix_hello", engine=identity)
-            self._apply_ready_response(await first_answer(hello, gone))
+            hello = partial(call, "llumnix_hello", engine=member.identity)
+            self._apply_ready_response(await first_answer(hello, member.gone))
             for lora in list(self._loras.values()):
-                await unless_gone(call("add_lora", lora, engine=identity), gone)
+                await unless_gone(call("add_lora", lora, engine=member.identity), member.gone)
         except ConnectionError:
             return
-        self._admit(report)
+        if not member.gone.is_set():
+            self._admit(member)
 
-    def _admit(self, report: wire.Report) -> None:
-        slots = report.info.slot + 1
-        if slots > len(self.engine_ranks_managed):
-            self.engine_ranks_managed = list(range(slots))
-            self.on_more_slots(slots)
-        self.core_engines.append(self.members.admit(report).identity)
+    def _make_room_for(self, slot: int) -> None:
+        """vLLM's metrics need a place for whoever is heard."""
+        if slot >= len(self.engine_ranks_managed):
+            self.engine_ranks_managed = list(range(slot + 1))
+            self.on_more_slots(slot + 1)
+
+    def _admit(self, member: Member) -> None:
+        self.members.admit(member)
+        self.core_engines.append(member.identity)
         self.core_engine = self.core_engines[0]
-        self._dispatcher.on_report(report.snapshot)
+        self._dispatcher.on_report(member.snapshot)
         self.streams.place_parked()
 
-    def on_gone(self, instance: InstanceId) -> None:
-        """The instance will never speak again: what it owned goes on elsewhere."""
+    def on_gone(self, gone: wire.InstanceGone) -> None:
+        """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
+        word, which may still have to be read."""
+        instance = gone.instance
+        self._introduce(gone.index, instance)
         member = self.members.remove(instance)
-        if member is None:
-            return
-        self.core_engines.remove(member.identity)
-        if self.core_engines:
-            self.core_engine = self.core_engines[0]
+        if member is not None:
+            self.core_engines.remove(member.identity)
+            if self.core_engines:
+                self.core_engine = self.core_engines[0]
         self._dispatcher.on_removed(instance)
-        self.streams.instance_gone(instance)
+        if self._hearing.ended(instance, gone.expected):
+            self._bury(instance)
+        else:
+            asyncio.get_running_loop().call_later(_LAST_WORD_TIMEOUT_S, self._bury, instance)
+
+    def _last_word(self, instance: InstanceId) -> None:
+        if self._hearing.last_word(instance):
+            self._bury(instance)
+
+    def _bury(self, instance: InstanceId) -> None:
+        self.streams.instance_gone(instance, complete=self._hearing.gone(instance))
 
     @property
     def queued_requests(self) -> int:
@@ -118,13 +153,12 @@ class LlumnixClient(AsyncMPClient):
     @staticmethod
     async def process_engine_outputs(self: LlumnixClient, outputs: EngineCoreOutputs) -> None:  # noqa: PLW0211
         """Called by AsyncMPClient's socket task for every message of an engine, once per engine step."""
-        member = self.members.by_index.get(outputs.engine_index)
-        if member is None:  # fenced: it counts as dead, whatever it says
-            outputs.outputs = []
+        instance = self._hearing.says(outputs.engine_index, outputs.outputs)
+        member = None if instance is None else self.members.known.get(instance)
+        if member is None:
             outputs.scheduler_stats = None
-            return
-        outputs.engine_index = member.info.slot
-        outputs.outputs = self.streams.sort_out(member.info.id, outputs.outputs)
+        outputs.engine_index = 0 if member is None else member.info.slot
+        outputs.outputs = [] if instance is None else self.streams.sort_out(instance, outputs.outputs)
 
     def _emit(self, outputs: list[EngineCoreOutput]) -> None:
         if outputs:
@@ -133,11 +167,14 @@ class LlumnixClient(AsyncMPClient):
     # -- talking to engines
 
     def _send_to(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> Awaitable[Any]:
-        return self._send_input(kind, what, self.members.by_id[instance].identity)
+        return self._send_input(kind, what, self.members.known[instance].identity)
 
     def _send_soon(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> None:
-        """Sends if the instance is still there. ZMQ takes the message at once; nothing has to be awaited."""
-        if instance in self.members.by_id:
+        """Sends if the instance is still there. ZMQ takes the message at once; nothing has to be awaited.
+
+        It drops it if the instance has not connected yet: an abort is sent again as long as the request goes on.
+        """
+        if instance in self.members.known:
             self._send_to(instance, kind, what)
 
     async def _resume(self, instance: InstanceId, resume: bytes) -> None:
@@ -148,7 +185,7 @@ class LlumnixClient(AsyncMPClient):
 
     async def _call_utility_async(self, method: str, *args: Any, engine: bytes) -> Any:
         """As vLLM's, but a call to an instance that dies meanwhile raises ConnectionError instead of hanging."""
-        member = self.members.by_index.get(int.from_bytes(engine, "little"))
+        member = self.members.by_identity.get(engine)
         if member is None:
             raise ConnectionError(GONE)
         return await unless_gone(super()._call_utility_async(method, *args, engine=engine), member.gone)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 from vllm.config import VllmConfig
-from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
-from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.request import Request
@@ -31,6 +31,7 @@ from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.driver import LlumletDriver
 from llumnix.engine.vllm.heart import Heart
+from llumnix.engine.vllm.letters import LAST_WORD, TURNED_AWAY
 from llumnix.engine.vllm.listing import Listing
 from llumnix.engine.vllm.movable import why_engine_pins
 from llumnix.engine.vllm.parts import Engine
@@ -145,6 +146,7 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def close(self) -> None:
         if self._driver is not None:
+            self._mark(range(self._spec.book.front_ends), LAST_WORD, [""])
             self._heart.stop()
             self._mailbox.close()
             self.rpc("llumnix_close")
@@ -160,6 +162,19 @@ class LlumnixEngineCore(EngineCoreProc):
     def _handle_request_preproc_error(self, request: EngineCoreRequest) -> None:
         self._refused[request.client_index] += 1
         super()._handle_request_preproc_error(request)
+
+    def _send_abort_outputs_to_client(self, req_ids: list[str], client_index: int) -> None:
+        """What an engine that ends did not take, or gives up, goes on elsewhere: no client is to see its end."""
+        if self.shutdown_state == EngineShutdownState.RUNNING:  # somebody asked for it (POST /pause?mode=abort)
+            super()._send_abort_outputs_to_client(req_ids, client_index)
+        else:
+            self._mark((client_index,), TURNED_AWAY, req_ids)
+
+    def _mark(self, front_ends: Iterable[int], mark: str, request_ids: list[str]) -> None:
+        """Says something that is no output, in the token streams of front ends."""
+        for front_end in front_ends:
+            marked = [EngineCoreOutput(each, [], kv_transfer_params={mark: True}) for each in request_ids]
+            self.output_queue.put_nowait((front_end, EngineCoreOutputs(outputs=marked)))
 
     def _handle_client_request(self, request_type: Any, request: Any) -> None:
         if request_type == CONTROL:

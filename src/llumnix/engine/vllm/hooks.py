@@ -48,6 +48,16 @@ HOOKS = (
     Hook("vllm.v1.engine.core:EngineCoreProc._process_engine_step", "self", "overridden: work between steps"),
     Hook("vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks", "self", "overridden: last report"),
     Hook("vllm.v1.engine.core:EngineCoreProc._handle_request_preproc_error", "self request", "overridden: ledger"),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._send_abort_outputs_to_client",
+        "self req_ids client_index",
+        "overridden: what an engine that ends turns away",
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._reject_utility_in_shutdown",
+        "self client_idx call_id method_name",
+        "resumes that an engine that ends turns away (its words: streams.py)",
+    ),
     Hook("vllm.v1.engine.core:EngineCoreProc._make_ready_response", "self", "first contact"),
     Hook("vllm.v1.engine.core:EngineCoreProc.run_busy_loop", "self", "the instance's loop"),
     Hook("vllm.v1.engine.core:EngineCore.preprocess_add_request", "self request", "overridden: keeps the original"),

@@ -31,6 +31,12 @@ from llumnix.wire.addresses import AddressBook
 NOTICE = "llumnix"
 """Key of a notice in `EngineCoreOutput.kv_transfer_params`: a free-form field that vLLM passes through."""
 
+TURNED_AWAY = "llumnix-turned-away"
+"""As `NOTICE`, of an engine that ends: it did not take the request, or gave it up. Goes on elsewhere."""
+
+LAST_WORD = "llumnix-last-word"
+"""As `NOTICE`, of no request: nothing follows in this stream."""
+
 
 class Letters:
     """Called on the engine's main thread only."""

@@ -19,7 +19,7 @@ _LONGEST_CALL_INTERVAL_S = 2.0
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """An instance that answered the first call on vLLM's sockets and takes requests."""
+    """An instance that reports, and what it said last."""
 
     info: wire.InstanceInfo
     snapshot: InstanceSnapshot
@@ -36,40 +36,41 @@ def identity_of(index: int) -> bytes:
 
 
 class Members:
-    """An instance passes through: unknown, called (`call`), member (`admit`), gone for good (`remove`)."""
+    """An instance passes through: unknown, called (`call`), member (`admit`), gone for good (`remove`).
+
+    Members take requests. But requests move to whoever reports: what has to do with a request that an instance has
+    already goes by `known`.
+    """
 
     def __init__(self) -> None:
         self.by_id: dict[InstanceId, Member] = {}
-        self.by_index: dict[int, Member] = {}
+        self.by_identity: dict[bytes, Member] = {}
+        self.known: dict[InstanceId, Member] = {}
+        """Those that are called, and the members."""
         self.joined = asyncio.Event()
         """Set while at least one instance takes requests."""
-        self._called: dict[InstanceId, asyncio.Event] = {}  # set when the instance is gone
         self._gone: set[InstanceId] = set()
 
     def is_unknown(self, instance: InstanceId) -> bool:
-        return not (instance in self.by_id or instance in self._called or instance in self._gone)
+        return not (instance in self.known or instance in self._gone)
 
-    def call(self, instance: InstanceId) -> asyncio.Event:
-        """From now on it is called; returns what is set when it goes before it answers."""
-        gone = self._called[instance] = asyncio.Event()
-        return gone
-
-    def admit(self, report: wire.Report) -> Member:
-        member = Member(report.info, report.snapshot)
-        del self._called[report.info.id]
-        self.by_id[report.info.id] = self.by_index[report.info.index] = member
-        self.joined.set()
+    def call(self, report: wire.Report) -> Member:
+        """From now on it is called."""
+        member = self.known[report.info.id] = Member(report.info, report.snapshot)
         return member
+
+    def admit(self, member: Member) -> None:
+        self.by_id[member.info.id] = self.by_identity[member.identity] = member
+        self.joined.set()
 
     def remove(self, instance: InstanceId) -> Member | None:
         """For good: its ids do not come back. Returns the member that it was, if it was one."""
         self._gone.add(instance)
-        if (called := self._called.pop(instance, None)) is not None:
-            called.set()
+        if (known := self.known.pop(instance, None)) is not None:
+            known.gone.set()
         member = self.by_id.pop(instance, None)
         if member is not None:
-            del self.by_index[member.info.index]
-            member.gone.set()
+            del self.by_identity[member.identity]
         if not self.by_id:
             self.joined.clear()
         return member

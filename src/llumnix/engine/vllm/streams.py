@@ -16,8 +16,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 
 from llumnix.control import ownership as own
 from llumnix.control.dispatcher import Dispatcher
-from llumnix.control.messages import Adopted, AnyNotice, Doubt, Moved, Stayed
-from llumnix.engine.vllm.letters import NOTICE
+from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
+from llumnix.engine.vllm.letters import LAST_WORD, NOTICE, TURNED_AWAY
 from llumnix.engine.vllm.members import Members
 from llumnix.engine.vllm.resume import Resume
 from llumnix.engine.vllm.session import Session
@@ -27,6 +27,9 @@ from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire import messages as wire
 
 log = logging.getLogger(__name__)
+
+ENGINE_ENDS = "Server shutting down"
+"""What vLLM answers calls with once its engine is told to end (`EngineCoreProc._reject_utility_in_shutdown`)."""
 
 
 class Observer(Protocol):
@@ -51,6 +54,8 @@ class Ways:
     emit: Callable[[list[EngineCoreOutput]], None]
     """For outputs that do not come in a message of an engine."""
     spawn: Callable[[Coroutine[Any, Any, None]], None]
+    last_word: Callable[[InstanceId], None]
+    """Told when the stream of an instance is over."""
 
 
 class Streams:
@@ -149,10 +154,15 @@ class Streams:
 
     def _unusual(self, instance: InstanceId, output: EngineCoreOutput) -> list[EngineCoreOutput]:
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
-        notice = (output.kv_transfer_params or {}).get(NOTICE)
-        if notice is not None:
-            return self._take_notice(msgspec.msgpack.decode(notice, type=AnyNotice))
+        params = output.kv_transfer_params or {}
+        if NOTICE in params:
+            return self._take_notice(msgspec.msgpack.decode(params[NOTICE], type=AnyNotice))
         request = RequestId(output.request_id)
+        if TURNED_AWAY in params:
+            return self._turned_away(request, instance)
+        if LAST_WORD in params:
+            self._ways.last_word(instance)
+            return []
         session = self.sessions.get(request)
         if session is not None and session.stream.live == instance:  # vLLM's own use of the field
             session.stream.delivered_tokens += len(output.new_token_ids)
@@ -171,10 +181,11 @@ class Streams:
                 self._record_move(session, None)
         elif session is not None and isinstance(notice, Stayed):
             self.observer.stayed(session, notice)
-        elif session is None and isinstance(notice, Adopted):
-            # The client left while its request was on the way: nobody else will tell the new owner.
-            self._ways.send(notice.sender, EngineCoreRequestType.ABORT, [notice.request])
         return self._obey(self._ownership.notice_arrived(notice))
+
+    def _turned_away(self, request: RequestId, instance: InstanceId) -> list[EngineCoreOutput]:
+        self._dispatcher.on_removed(instance)  # nor will it take another one
+        return self._obey(self._ownership.turned_away(request, instance))
 
     def doubted(self, doubt: Doubt) -> None:
         self._ways.emit(self._obey(self._ownership.doubted(doubt)))
@@ -186,9 +197,9 @@ class Streams:
 
     # -- instances that go
 
-    def instance_gone(self, instance: InstanceId) -> None:
-        """What it owned goes on elsewhere."""
-        self._ways.emit(self._obey(self._ownership.instance_gone(instance)))
+    def instance_gone(self, instance: InstanceId, complete: bool = False) -> None:
+        """What it owned goes on elsewhere. `complete`: all that it said was read."""
+        self._ways.emit(self._obey(self._ownership.instance_gone(instance, complete)))
 
     def drive_out(self, instance: InstanceId, why: str) -> int:
         """Starts what is on a draining instance anew elsewhere, with the tokens so far; returns how many. What cannot
@@ -211,8 +222,8 @@ class Streams:
                         if session is not None:
                             self._deliver(session, output, monotonic(), outputs)  # type: ignore[arg-type]
                 case own.Tell():
-                    member = self._members.by_id.get(order.to)
-                    if member is not None:
+                    member = self._members.known.get(order.to)
+                    if member is not None:  # else it is asked for again, or nobody is there to ask
                         self._ways.post(member.info.control, wire.Arbitration(message=order.verdict))
                 case own.Abort():
                     self._ways.send(order.to, EngineCoreRequestType.ABORT, [order.request])
@@ -260,7 +271,9 @@ class Streams:
         except ConnectionError:
             return  # that one died, too: `instance_gone` replays the stream once more
         except Exception as error:  # noqa: BLE001 vLLM turns whatever the engine raised into a bare Exception
-            if self.sessions.pop(renamed.request_id, None) is not None:
+            if str(error) == ENGINE_ENDS:
+                self._ways.emit(self._turned_away(RequestId(renamed.request_id), instance))
+            elif self.sessions.pop(renamed.request_id, None) is not None:
                 self._obey(self._ownership.aborted(RequestId(renamed.request_id)))
                 self._fail(session, f"token replay failed: {error}")
 

@@ -1,0 +1,190 @@
+"""The front end's engine client when instances are known late, and their ends too early. Nobody is at the other end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+pytest.importorskip("vllm")
+
+from engine_requests import engine_request
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.control.messages import Adopted, AnyNotice, Moved
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm import client as client_module
+from llumnix.engine.vllm.client import LlumnixClient
+from llumnix.engine.vllm.letters import LAST_WORD, NOTICE
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import Epoch, InstanceId, RequestId
+from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.messages import Arbitration, InstanceGone, InstanceInfo, Report, Wire
+
+A, B = InstanceId("i0"), InstanceId("i1")
+INDEX = {A: 0, B: 1}
+SEEDED = SamplingParams(seed=1, temperature=1.0)
+"""Cannot be computed anew."""
+
+
+class FrontEnd:
+    """Its client, and what came of it. Instance A takes requests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.posted: list[tuple[str, Wire]] = []
+        self.errors: list[str] = []
+        spec = FrontEndSpec(
+            index=0,
+            node="here",
+            book=on_one_machine(folder),
+            policy=PolicyConfig(),
+            migration=MigrationConfig(),
+            cluster=ClusterConfig(instances=2),
+        )
+        self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter))
+        quiet = {name: lambda *_: None for name in ("dispatched", "replayed", "stayed", "moved")}
+        observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why))
+        self.client.streams.observer = observer  # type: ignore[assignment]
+        self.hear_report(A)
+        self.admit(A)
+
+    def hear_report(self, instance: InstanceId) -> None:
+        index = INDEX[instance]
+        info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control=f"box-{instance}", data="")
+        snapshot = InstanceSnapshot(id=instance, seq=1, at=0.0, total_blocks=100, free_blocks=100)
+        self.client.on_report(Report(info=info, snapshot=snapshot))
+
+    def admit(self, instance: InstanceId) -> None:
+        self.client._admit(self.client.members.known[instance])
+
+    def lose(self, instance: InstanceId, expected: bool = False) -> None:
+        self.client.on_gone(InstanceGone(instance=instance, index=INDEX[instance], why="", expected=expected))
+
+    async def hear(self, instance: InstanceId, *outputs: EngineCoreOutput) -> None:
+        """A message on the instance's token socket, as vLLM's socket task takes it."""
+        message = EngineCoreOutputs(engine_index=INDEX[instance], outputs=list(outputs))
+        await LlumnixClient.process_engine_outputs(self.client, message)
+        if message.outputs:
+            self.client.outputs_queue.put_nowait(message)
+
+    @property
+    def delivered(self) -> list[EngineCoreOutput]:
+        queue = self.client.outputs_queue
+        return [output for _ in range(queue.qsize()) for output in queue.get_nowait().outputs]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.delivered for token in output.new_token_ids]
+
+
+def token(value: int, **fields: object) -> EngineCoreOutput:
+    return EngineCoreOutput(request_id="r", new_token_ids=[value], **fields)  # type: ignore[arg-type]
+
+
+def notice(content: AnyNotice) -> EngineCoreOutput:
+    marked = {NOTICE: msgspec.msgpack.encode(content)}
+    return EngineCoreOutput(request_id=content.request, new_token_ids=[], kv_transfer_params=marked)
+
+
+def adopted(sender: InstanceId, output_tokens: int) -> EngineCoreOutput:
+    return notice(Adopted(request=RequestId("r"), epoch=Epoch(1), sender=sender, output_tokens=output_tokens))
+
+
+def moved(sender: InstanceId, target: InstanceId) -> EngineCoreOutput:
+    return notice(Moved(request=RequestId("r"), epoch=Epoch(1), sender=sender, target=target))
+
+
+LAST = EngineCoreOutput(request_id="", new_token_ids=[], kv_transfer_params={LAST_WORD: True})
+
+
+@pytest.fixture
+async def front(tmp_path: Path) -> AsyncIterator[FrontEnd]:
+    front = FrontEnd(tmp_path)
+    yield front
+    for instance in (A, B):
+        front.lose(instance)  # ends what still calls it
+    context = front.client.resources.ctx
+    front.client.shutdown()
+    context.destroy(linger=0)
+
+
+async def test_request_moves_to_an_instance_that_takes_no_requests_of_this_front_end_yet(front: FrontEnd) -> None:
+    await front.client.add_request_async(engine_request("r"))
+    await front.hear(A, token(1))
+    front.hear_report(B)
+    await front.hear(B, adopted(B, 1))
+    await front.hear(B, token(2))
+    await front.hear(A, moved(A, B))
+    await front.hear(B, token(3, finish_reason=FinishReason.LENGTH))
+    assert front.tokens == [1, 2, 3]
+    (verdict,) = front.posted
+    assert verdict[0] == "box-i1"
+    assert isinstance(verdict[1], Arbitration)
+
+
+async def test_request_moves_to_an_instance_whose_first_report_is_still_to_be_read(front: FrontEnd) -> None:
+    await front.client.add_request_async(engine_request("r"))
+    await front.hear(B, adopted(B, 0))
+    await front.hear(B, token(1))
+    await front.hear(A, moved(A, B))
+    assert front.tokens == []
+    front.hear_report(B)
+    await front.hear(B, token(2))
+    assert front.tokens == [1, 2]
+
+
+async def test_new_owner_dies_before_it_takes_requests(front: FrontEnd) -> None:
+    await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
+    await front.hear(A, token(1))
+    front.hear_report(B)
+    await front.hear(B, adopted(B, 1))
+    await front.hear(A, moved(A, B))
+    front.lose(B)
+    assert [output.finish_reason for output in front.delivered] == [None, FinishReason.ERROR]
+    assert front.errors[0].startswith("i1 was lost; the stream cannot be continued exactly")
+
+
+async def test_new_owner_dies_before_it_was_ever_heard_of(front: FrontEnd) -> None:
+    await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
+    await front.hear(A, token(1))
+    front.lose(B)
+    await front.hear(A, moved(A, B))
+    assert front.errors[0].startswith("i1, where it had moved, was lost")
+
+
+async def test_end_of_a_drained_instance_overtakes_its_last_words(front: FrontEnd) -> None:
+    await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
+    front.hear_report(B)
+    front.admit(B)
+    await front.hear(A, token(1))
+    front.lose(A, expected=True)
+    assert not front.client.members.by_id.keys() & {A}
+    await front.hear(A, token(2), moved(A, B))
+    await front.hear(A, LAST)
+    await front.hear(B, adopted(B, 2))
+    await front.hear(B, token(3))
+    assert (front.tokens, front.errors) == ([1, 2, 3], [])
+
+
+async def test_end_of_a_drained_instance_without_a_last_word(front: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_LAST_WORD_TIMEOUT_S", 0.0)
+    await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
+    await front.hear(A, token(1))
+    front.lose(A, expected=True)
+    assert [(await front.client.outputs_queue.get()).outputs[0].finish_reason for _ in range(2)] == [
+        None,
+        FinishReason.ERROR,
+    ]
+    assert front.errors[0].startswith("i0 was lost")
+
+
+async def test_lost_instance_is_not_heard_any_more(front: FrontEnd) -> None:
+    await front.client.add_request_async(engine_request("r"))
+    front.lose(A)
+    await front.hear(A, token(1))
+    assert front.tokens == []
