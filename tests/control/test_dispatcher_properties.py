@@ -80,7 +80,7 @@ class DispatcherModel(RuleBasedStateMachine):
     @rule(id=st.sampled_from(IDS))
     def forget_the_latest(self, id: InstanceId) -> None:
         if len(self.sent.get(id, [])) > self.counted.get(id, 0):
-            self.dispatcher.forget(self.sent[id].pop()[0])
+            self.dispatcher.forget(self.sent[id].pop()[0].request, id)
 
     @rule(id=st.sampled_from(IDS[:2]))
     def remove(self, id: InstanceId) -> None:

@@ -1,10 +1,14 @@
-"""The front end's engine client when instances are known late, and their ends too early. Nobody is at the other end."""
+"""The front end's engine client when instances are known late, their ends too early, or a request cannot be sent.
+
+Nobody is at the other end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,8 +16,10 @@ import pytest
 pytest.importorskip("vllm")
 
 from engine_requests import engine_request
-from vllm.sampling_params import SamplingParams
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.messages import Adopted, AnyNotice, Moved
@@ -21,6 +27,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm import client as client_module
 from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.engine.vllm.letters import LAST_WORD, NOTICE
+from llumnix.engine.vllm.llm import LlumnixLLM
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import on_one_machine
@@ -188,3 +195,62 @@ async def test_lost_instance_is_not_heard_any_more(front: FrontEnd) -> None:
     front.lose(A)
     await front.hear(A, token(1))
     assert front.tokens == []
+
+
+UNSENDABLE = [
+    {"sampling_params": SamplingParams(top_k=2**70)},
+    {"cache_salt": "\ud800"},
+]
+
+
+@pytest.mark.parametrize("fields", UNSENDABLE, ids=["number", "text"])
+async def test_request_that_cannot_be_sent_leaves_nothing_behind(front: FrontEnd, fields: dict[str, Any]) -> None:
+    for number in range(50):
+        with pytest.raises(VLLMValidationError, match="has a value that cannot be sent to an engine"):
+            await front.client.add_request_async(engine_request(f"r{number}", **fields))
+    (instance,) = front.client._dispatcher.snapshot(0.0).instances
+    assert (instance.waiting, instance.queued_blocks) == (0, 0)
+    assert front.client.streams.sessions == {}
+
+
+class HalfLLM(LlumnixLLM):
+    """As far as it takes in a request."""
+
+    def __init__(self) -> None: ...
+    def __del__(self) -> None: ...
+
+
+@pytest.fixture
+def llm(front: FrontEnd) -> LlumnixLLM:
+    llm = HalfLLM()
+    llm.engine_core, llm.output_processor = front.client, OutputProcessor(None, log_stats=False)
+    llm._spec, llm._closing, llm.log_requests = front.client.spec, False, False
+    llm.scheduler_config = SimpleNamespace(max_num_queued_reqs=None, max_num_queued_tokens=None)
+    llm.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))  # type: ignore[assignment]
+    return llm
+
+
+async def add(llm: LlumnixLLM, **fields: Any) -> None:
+    request = engine_request("r", external_req_id="r", **fields)
+    await llm._add_request(request, "hello", None, 0, RequestOutputCollector(RequestOutputKind.DELTA, "r"))
+
+
+@pytest.mark.parametrize("fields", [{"data_parallel_rank": 1}, *UNSENDABLE], ids=["nobody there", "number", "text"])
+async def test_refused_request_is_not_waited_for_at_the_end(llm: LlumnixLLM, fields: dict[str, Any]) -> None:
+    with pytest.raises((GracefulHTTPError, VLLMValidationError)):
+        await add(llm, **fields)
+    assert llm.get_num_unfinished_requests() == 0
+    assert not llm.output_processor.external_req_ids
+
+
+async def test_accepted_request_is_waited_for_at_the_end(llm: LlumnixLLM) -> None:
+    await add(llm)
+    assert llm.get_num_unfinished_requests() == 1
+
+
+def test_place_that_a_client_may_name_is_one_that_there_is(llm: LlumnixLLM) -> None:
+    """vLLM itself answers 400 for all others."""
+    llm.input_processor, llm.logger_manager = SimpleNamespace(), None  # type: ignore[assignment]
+    llm.grow(3)
+    assert llm.input_processor.vllm_config.parallel_config.data_parallel_size == 3
+    assert llm.vllm_config.parallel_config.data_parallel_size == 1

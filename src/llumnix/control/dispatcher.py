@@ -156,12 +156,12 @@ class Dispatcher:
         self._book(self._entries[chosen[2]], request, high)
         return Dispatch(request.id, chosen[2], reason)
 
-    def forget(self, dispatch: Dispatch) -> None:
+    def forget(self, request: RequestId, instance: InstanceId) -> None:
         """The request was booked but never sent, so the instance will never count it."""
-        entry = self._entries.get(dispatch.instance)
+        entry = self._entries.get(instance)
         if entry is None:
             return
-        sent = next((sent for sent in entry.under_way if sent.request == dispatch.request), None)
+        sent = next((sent for sent in entry.under_way if sent.request == request), None)
         if sent is not None:
             entry.close(sent)
             entry.dispatched -= 1

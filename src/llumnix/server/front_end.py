@@ -31,7 +31,7 @@ async def serve_front_end(
     board = Switchboard(spec)
     llm = LlumnixLLM(config, spec, board.post, log_requests=args.enable_log_requests)
     board.connect(llm.engine_core)
-    llm.engine_core.on_more_slots = llm.grow_metrics
+    llm.engine_core.on_more_slots = llm.grow
     try:
         await llm.engine_core.members.joined.wait()
         await llm.reset_mm_cache()

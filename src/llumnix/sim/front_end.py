@@ -70,7 +70,7 @@ class FrontEnd:
             self._unplaced.append(request)
             return
         if self._setup.paper_body:
-            self._dispatcher.forget(decision)
+            self._dispatcher.forget(decision.request, decision.instance)
         self._kernel.after(delay, self._hand_in, request, decision.instance)
 
     def replay(self, request: SimRequest) -> None:

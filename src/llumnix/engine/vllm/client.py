@@ -13,7 +13,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import AsyncMPClient
 
@@ -144,7 +144,12 @@ class LlumnixClient(AsyncMPClient):
         instance = self.streams.open(request)
         if instance is None:
             raise GracefulHTTPError("No instance can take the request now.", HTTPStatus.SERVICE_UNAVAILABLE)
-        await self._send_to(instance, EngineCoreRequestType.ADD, request)
+        try:
+            sent = self._send_to(instance, EngineCoreRequestType.ADD, request)
+        except BaseException:
+            self.streams.never_sent(request.request_id)
+            raise
+        await sent
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -167,7 +172,11 @@ class LlumnixClient(AsyncMPClient):
     # -- talking to engines
 
     def _send_to(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> Awaitable[Any]:
-        return self._send_input(kind, what, self.members.known[instance].identity)
+        """Raises a validation error (status 400) if there is no way to write it down."""
+        try:
+            return self._send_input(kind, what, self.members.known[instance].identity)
+        except (OverflowError, TypeError, ValueError) as error:  # 2**70 for an integer, half a character in a string
+            raise VLLMValidationError(f"The request has a value that cannot be sent to an engine: {error}.") from error
 
     def _send_soon(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> None:
         """Sends if the instance is still there. ZMQ takes the message at once; nothing has to be awaited.

@@ -139,6 +139,12 @@ HOOKS = (
     ),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.call_utility_async", "self method", "overridden: all engines"),
     Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
+    Hook(
+        "vllm.v1.engine.async_llm:AsyncLLM._add_request",
+        "self request prompt parent_req index queue",
+        "overridden: forgets what cannot be sent",
+    ),
+    Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what was known before"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_health", "self", "overridden: 503"),
     Hook(

@@ -11,9 +11,11 @@ from unittest import mock
 
 from vllm.exceptions import GracefulHTTPError
 from vllm.utils.async_utils import cancel_task_threadsafe
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.metrics.loggers import StatLoggerManager
 
@@ -22,7 +24,6 @@ from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.wire.messages import Wire
 
 _DRAIN_POLL_S = 0.05
-_MOST_PLACES = 1 << 16  # an engine's identity on vLLM's sockets has two bytes
 
 
 class LlumnixLLM(AsyncLLM):
@@ -51,7 +52,7 @@ class LlumnixLLM(AsyncLLM):
                 client_index=spec.index,
             )
 
-        self.input_processor.vllm_config = _with_any_rank(vllm_config)
+        self._count_places(spec.cluster.instances)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
@@ -86,8 +87,36 @@ class LlumnixLLM(AsyncLLM):
                 cancel_task_threadsafe(self.output_handler)  # before its queue ends, which it would call a failure
         super().shutdown(timeout)
 
-    def grow_metrics(self, slots: int) -> None:
-        """More instances than vLLM's metrics have labels for: makes them anew, as vLLM's own elastic scaling does.
+    async def _add_request(
+        self, request: EngineCoreRequest, prompt: Any, parent_req: Any, index: int, queue: RequestOutputCollector
+    ) -> None:
+        """As vLLM's, which knows a request from before it is sent, and for ever when it cannot be."""
+        known = self.output_processor.has_request(request.request_id)
+        try:
+            await super()._add_request(request, prompt, parent_req, index, queue)
+        except BaseException:
+            if not known:
+                await self.abort(request.request_id, internal=True)
+            raise
+
+    def grow(self, slots: int) -> None:
+        """More instances than there were places for."""
+        self._count_places(slots)
+        self._make_metrics_anew(slots)
+
+    def _count_places(self, slots: int) -> None:
+        """For the check of `X-data-parallel-rank` alone.
+
+        vLLM compares that header with the number of its own engines. Here it names a place among the instances, which
+        come and go: whether somebody is there is seen when the request is sent.
+        """
+        config = copy(self.vllm_config)
+        config.parallel_config = copy(config.parallel_config)
+        config.parallel_config.data_parallel_size = slots
+        self.input_processor.vllm_config = config
+
+    def _make_metrics_anew(self, slots: int) -> None:
+        """As vLLM's own elastic scaling does, as its metrics have labels for so many instances.
 
         vLLM's counters start again from zero, as after a restart, which Prometheus knows how to read.
         """
@@ -101,15 +130,3 @@ class LlumnixLLM(AsyncLLM):
         )
         if hasattr(self, "_logger_ref"):  # set when the output handler started
             self._logger_ref[0] = self.logger_manager
-
-
-def _with_any_rank(vllm_config: Any) -> Any:
-    """The config, for the check of `X-data-parallel-rank` alone.
-
-    vLLM compares that header with the number of its own engines. Here it names a place among the instances, which
-    come and go: whether somebody is there is seen when the request is sent.
-    """
-    config = copy(vllm_config)
-    config.parallel_config = copy(config.parallel_config)
-    config.parallel_config.data_parallel_size = _MOST_PLACES
-    return config

@@ -94,6 +94,12 @@ class Streams:
             self.sessions[request.request_id] = Session(request, request.request_id, stream)
         return instance
 
+    def never_sent(self, request_id: str) -> None:
+        """It was opened just now, and then could not be sent."""
+        session = self.sessions.pop(request_id)
+        self._dispatcher.forget(RequestId(request_id), session.stream.owner)
+        self._ownership.never_sent(RequestId(request_id))
+
     def abort(self, request_id: str) -> None:
         session = self.session_of(request_id)
         if session is None:
