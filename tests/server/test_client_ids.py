@@ -17,7 +17,11 @@ from llumnix.server.client_ids import client_visible_id
         ("10_chatcmpl-8f3a", "chatcmpl-8f3a"),
         ("cmpl-my-own-name-3", "cmpl-my-own-name"),
         ("chatcmpl-run-7", "chatcmpl-run-7"),
-        ("resp_12", "resp_12"),
+        ("chatcmpl-run_7", "chatcmpl-run_7"),
+        ("chatcmpl-0123456789abcdef_7", "chatcmpl-0123456789abcdef"),
+        ("resp_0123456789abcdef_0", "resp_0123456789abcdef"),
+        ("resp_12_3", "resp_12"),
+        ("my-own_0", "my-own"),
     ],
 )
 def test_sequences_of_a_request_have_its_id(inside: str, outside: str) -> None:

@@ -57,7 +57,8 @@ async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tm
     asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
     await asyncio.sleep(0)
     tell(board, tmp_path, wire.FrontEndLost(front_end=2))
-    tell(board, tmp_path, wire.MigrateAnswer(query=1, status=409, why="it has ended"))
+    (query,) = board._questions
+    tell(board, tmp_path, wire.MigrateAnswer(query=query, status=409, why="it has ended"))
     async with asyncio.timeout(10):
         answer = await asked
     assert (answer.status, answer.why) == (409, "it has ended")
@@ -96,3 +97,19 @@ async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Swit
     assert parts == [500, 500, 200]
     assert [record.at for record in found[:4]] == [1199.0, 1199.0, 1198.0, 1198.0]
     assert len(found) == 2400
+
+
+async def test_answer_to_the_front_end_that_died_here_is_not_taken_for_ours(board: Switchboard) -> None:
+    asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=0.05))
+    await asyncio.sleep(0)
+    for query in range(1, 100):
+        board._take(wire.MigrateAnswer(query=query, status=409, why="not asked by this one"))
+    assert (await asked).status == 504
+
+
+async def test_instance_that_fell_silent_is_listed_once(board: Switchboard) -> None:
+    """The scheduler and the launcher both tell of it."""
+    board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
+    for instance in ("i1", "i1", "i2"):
+        board._take(wire.InstanceGone(instance=InstanceId(instance), index=1, why="silent", expected=False))
+    assert [message.instance for message, _ in board.roster.gone] == ["i1", "i2"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import time
@@ -16,6 +15,7 @@ from llumnix.server.client_ids import client_visible_id
 from llumnix.server.failures import Failures
 from llumnix.server.metrics import Metrics
 from llumnix.server.migration_log import MigrationLog
+from llumnix.server.numbers import numbers
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 
@@ -42,7 +42,7 @@ class ByHand:
         self._log = log
         self._post = post
         self._address = address
-        self._numbers = itertools.count(1)
+        self._numbers = numbers()
         self._orders: dict[str, _Order] = {}
         self._recorded: dict[str, asyncio.Future[wire.MigrationRecord]] = {}  # by engine id
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,8 +76,8 @@ class ByHand:
             return 409, None, f"instance {order.target} is not running"
         if session.stream.owner == order.target:
             return 409, None, f"the request is on {order.target} already"
-        source = self._client.members.by_id.get(session.stream.owner)
-        if source is None or session.move is not None:
+        source = self._client.members.known.get(session.stream.owner)
+        if source is None or session.move is not None or session.engine_id in self._recorded:
             return 409, None, "the request is moving already"
         recorded = self._recorded[session.engine_id] = asyncio.get_running_loop().create_future()
         move_id = f"{self._address}/{next(self._numbers)}"
@@ -98,8 +98,7 @@ class ByHand:
             return 200, recorded.result() if recorded.done() else _record_of(session, source.info.id, answer), ""
         finally:
             del self._orders[move_id]
-            if self._recorded.get(order.request) is recorded:
-                del self._recorded[order.request]
+            del self._recorded[order.request]
 
     # -- the observer
 

@@ -6,7 +6,6 @@ Questions carry a number and have a deadline; whoever does not answer in time is
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.server.by_hand import ByHand
 from llumnix.server.migration_log import MigrationLog
+from llumnix.server.numbers import numbers
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
@@ -56,7 +56,7 @@ class Switchboard:
         self.scaling: wire.ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
-        self._numbers = itertools.count(1)
+        self._numbers = numbers()
         self._questions: dict[int, _Question] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._client: LlumnixClient | None = None
