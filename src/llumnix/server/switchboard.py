@@ -104,16 +104,10 @@ class Switchboard:
         answers = await self._ask([address], make, timeout_s)
         return answers[0] if answers else None
 
-<<<<<<< HEAD
     async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
         """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
         of it, the source's row is dropped."""
-        members = self.client.members.by_id.values()
-=======
-    async def list_requests(self, timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
-        """Every request of every instance. If both sides of a hand-over tell of it, the source's row is dropped."""
         members = self.client.members.known.values()
->>>>>>> 904170d (Streams: who is heard is one thing, who takes requests another; an expected end goes by the last word)
         answers = await self._ask(
             [member.info.control for member in members],
             lambda query: wire.ListRequests(query=query, reply_to=self.address, like=like),
