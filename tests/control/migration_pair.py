@@ -463,8 +463,9 @@ class World:
     @property
     def undoubted(self) -> list[InstanceId]:
         """Alive, and nobody was told otherwise."""
-        doubted = {lost for _, lost, _ in self.news} | self.ownership.lost
-        return [instance.id for instance in self.living if instance.id not in doubted]
+        doubted = {lost for _, lost, _ in self.news}
+        living = [instance.id for instance in self.living]
+        return [instance for instance in living if instance not in doubted and instance not in self.ownership.lost]
 
     @property
     def trusted(self) -> list[InstanceId]:

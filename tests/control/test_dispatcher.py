@@ -96,8 +96,8 @@ def test_request_that_was_never_sent_is_forgotten_and_the_count_stays_exact():
     first, second = d.dispatch(request("x", 160)), d.dispatch(request("y", 320))
     assert first is not None
     assert second is not None
-    d.forget(first)
-    d.forget(first)
+    d.forget(first.request, first.instance)
+    d.forget(first.request, first.instance)
     assert waiting(d)["a"] == (1, 20)
     d.on_report(report("a", 2, dispatches_seen=(1,)))
     assert waiting(d)["a"] == (0, 0)
@@ -128,7 +128,7 @@ def test_removed_instance_is_gone_for_good():
     dispatch = d.dispatch(request())
     assert dispatch is not None
     d.on_removed(InstanceId("b"))
-    d.forget(dispatch)
+    d.forget(dispatch.request, dispatch.instance)
     assert d.dispatch(request()) is None
 
 

@@ -63,3 +63,13 @@ def test_instances_whose_reports_never_arrive_do_not_fill_the_memory(ears: Heari
     for number in range(2 * MOST_EARLY_WORDS):
         ears.says(2 + number % 7, "token")
     assert sum(len(ears.introduced(2 + number, f"i{number}")) for number in range(7)) == MOST_EARLY_WORDS
+
+
+def test_index_that_is_used_again_after_all_others() -> None:
+    ears: Hearing[str] = Hearing()
+    for number in range(65_536 + 3):
+        index, instance = number % 65_536, f"i{number}"
+        ears.says(index, "early")
+        assert ears.introduced(index, instance) == ["early"]
+        ears.ended(instance, expected=False)
+        ears.gone(instance)

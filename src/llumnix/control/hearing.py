@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+from llumnix.control.gone import REMEMBERED
 from llumnix.types import InstanceId
 
 MOST_EARLY_WORDS = 4096
@@ -19,14 +20,14 @@ Word = TypeVar("Word")
 
 
 class Hearing(Generic[Word]):
-    """`index` is an instance's identity in its token stream, `Word` a piece of that stream. Neither id nor index is
-    ever used twice, and they are few (two bytes), so that all that are gone are remembered."""
+    """`index` is an instance's identity in its token stream, `Word` a piece of that stream. An id is never used twice,
+    an index not before all others were."""
 
     def __init__(self) -> None:
         self._known: dict[int, InstanceId] = {}
         self._indexes: dict[InstanceId, int] = {}
         self._early: dict[int, list[Word]] = {}
-        self._gone: set[int] = set()
+        self._gone: dict[int, InstanceId] = {}  # the latest ones: nobody hears of older ones any more
         self._ended: set[InstanceId] = set()  # its end is known, its last word not heard
         self._done: set[InstanceId] = set()  # its last word is heard
 
@@ -39,8 +40,9 @@ class Hearing(Generic[Word]):
 
     def introduced(self, index: int, instance: InstanceId) -> list[Word]:
         """Some news names it; returns what it has said already, in order."""
-        if index in self._gone:
+        if self._gone.get(index) == instance:
             return []
+        self._gone.pop(index, None)
         self._known[index], self._indexes[instance] = instance, index
         return self._early.pop(index, [])
 
@@ -60,7 +62,9 @@ class Hearing(Generic[Word]):
         """From now on it is not heard, whatever it says. Returns whether its stream was heard to the end."""
         index = self._indexes.pop(instance, None)
         if index is not None:
-            self._gone.add(index)
+            self._gone[index] = instance
+            if len(self._gone) > REMEMBERED:
+                del self._gone[next(iter(self._gone))]
             del self._known[index]
         self._ended.discard(instance)
         complete = instance in self._done

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from llumnix.control.gone import Gone
 from llumnix.control.messages import FRONT_END, NOBODY, Adopted, AnyNotice, Doubt, Fenced, Moved, Stayed, Verdict
 from llumnix.types import Epoch, InstanceId, RequestId
 
@@ -118,7 +119,7 @@ class Ownership:
 
     def __init__(self) -> None:
         self.streams: dict[RequestId, Stream] = {}
-        self.lost: set[InstanceId] = set()
+        self.lost = Gone()
         self.dropped = 0
         """Outputs that came from an instance that was not to send them: fenced, lost, or of a request that is over."""
         self._aborts: dict[tuple[InstanceId, RequestId], int] = {}  # lately sent, and outputs that came since

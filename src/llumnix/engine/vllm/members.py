@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from llumnix.control.gone import Gone
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
@@ -49,7 +50,7 @@ class Members:
         """Those that are called, and the members."""
         self.joined = asyncio.Event()
         """Set while at least one instance takes requests."""
-        self._gone: set[InstanceId] = set()
+        self._gone = Gone()
 
     def is_unknown(self, instance: InstanceId) -> bool:
         return not (instance in self.known or instance in self._gone)
