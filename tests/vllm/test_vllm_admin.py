@@ -238,6 +238,15 @@ async def test_new_instances_take_over_and_a_drained_one_stops(server: Server) -
         await goes_on(stream)
 
 
+def test_page_of_all_routes_needs_nothing_from_the_internet(server: Server) -> None:
+    page = server.get("/docs").text
+    assert "<title>Llumnix - Swagger UI</title>" in page
+    for part in ("/static/swagger-ui-bundle.js", "/static/swagger-ui.css"):
+        assert part in page
+        assert server.get(part).status_code == 200
+    assert "GET /llumnix/v1/instances" in server.get("/").json()["routes"]
+
+
 def test_metrics_tell_of_instances_that_came_and_went(server: Server) -> None:
     text = server.metrics()
     for name in (
@@ -266,4 +275,4 @@ def test_metrics_tell_of_instances_that_came_and_went(server: Server) -> None:
 
 def _labelled(text: str, gauge: str) -> set[str]:
     lines = [line for line in text.splitlines() if line.startswith(gauge + "{")]
-    return {line.split('instance="')[1].split('"')[0] for line in lines}
+    return {line.split('instance_id="')[1].split('"')[0] for line in lines}

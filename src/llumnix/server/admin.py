@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from math import isfinite
 from time import monotonic
 from typing import Any
 
@@ -16,12 +15,11 @@ from llumnix.engine.vllm.members import Member
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
-from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.server import sizing
 from llumnix.server.answers import Bad, Guard, body_of, listing, sentence, shown
 from llumnix.server.boot import listening_host
 from llumnix.server.client_ids import client_visible_id
+from llumnix.server.gauges import freeness_of
 from llumnix.server.origin import KnownHosts
 from llumnix.server.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
@@ -34,12 +32,6 @@ _COUNTS = (
     *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
     *("recompute_tokens_saved", "migrations_in", "migrations_out"),
 )
-
-
-def freeness_of(load: InstanceSnapshot) -> float | None:
-    """Without headroom for priorities: the plain number. None (JSON has no infinity) when it takes no requests."""
-    freeness = migration_freeness(load, None)
-    return freeness if isfinite(freeness) else None
 
 
 def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> None:

@@ -13,10 +13,12 @@ from fastapi import FastAPI
 
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.llm import LlumnixLLM
-from llumnix.server import admin, index
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.server import admin, gauges, index
 from llumnix.server.failures import tell_why
 from llumnix.server.priority import honour_service_tier
 from llumnix.server.switchboard import Switchboard
+from llumnix.types import InstanceId
 
 _METRICS_INTERVAL_S = 1.0
 
@@ -36,7 +38,7 @@ async def serve_front_end(
         await llm.engine_core.members.joined.wait()
         await llm.reset_mm_cache()
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(_keep_gauges(board))]
+            beside = [group.create_task(_keep_metrics(board))]
             if spec.admin_socket is not None:
                 beside.append(group.create_task(_serve_admin(args, board, spec.admin_socket)))
             await _serve_http(args, llm, board, sock, None if connections is None else (connections, spec.index))
@@ -62,7 +64,8 @@ async def _serve_http(
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
     tasks = await llm.get_supported_tasks()
-    app = build_app(args, tasks, llm.model_config)
+    with gauges.in_registry(lambda: _loads(board)):
+        app = build_app(args, tasks, llm.model_config)
     app.title = "Llumnix"
     has_admin = board.spec.admin_socket is None
     if has_admin:
@@ -131,30 +134,20 @@ def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _keep_gauges(board: Switchboard) -> None:
-    """Keeps the per-instance gauges near the last reports; not worth an update per report."""
-    shown: set[str] = set()
+async def _keep_metrics(board: Switchboard) -> None:
+    """Keeps what no event changes near the truth."""
+    known: set[InstanceId] = set()
     while True:
         metrics = board.metrics
-        gauges = (
-            *(metrics.freeness, metrics.waiting, metrics.running, metrics.preemptions),
-            *(metrics.preemptions_avoided, metrics.recompute_tokens_saved),
-        )
         if board.scaling is not None:
             metrics.scaling(board.scaling)
         metrics.refused.set(board.refused)
-        members = dict(board.client.members.by_id)
-        for instance in shown - set(members):
-            for gauge in gauges:
-                with contextlib.suppress(KeyError):
-                    gauge.remove(instance)
-        shown = set(members)
-        for instance, member in members.items():
-            load = member.snapshot
-            metrics.freeness.labels(instance=instance).set(admin.freeness_of(load) or 0.0)
-            metrics.waiting.labels(instance=instance).set(load.waiting)
-            metrics.running.labels(instance=instance).set(load.running)
-            metrics.preemptions.labels(instance=instance).set(load.preemptions)
-            metrics.preemptions_avoided.labels(instance=instance).set(load.preemptions_avoided)
-            metrics.recompute_tokens_saved.labels(instance=instance).set(load.recompute_tokens_saved)
+        members = set(board.client.members.by_id)
+        for instance in known - members:
+            metrics.forget(instance)
+        known = members
         await asyncio.sleep(_METRICS_INTERVAL_S)
+
+
+def _loads(board: Switchboard) -> dict[str, InstanceSnapshot]:
+    return {instance: member.snapshot for instance, member in board.client.members.by_id.items()}

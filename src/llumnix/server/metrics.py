@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from prometheus_client import Counter, Gauge, Histogram
 
+from llumnix.server.gauges import LABEL
 from llumnix.wire.messages import MigrationRecord, ScalingStatus
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -13,7 +17,7 @@ class Metrics:
     """One per front-end process (the registry is global)."""
 
     def __init__(self) -> None:
-        self.dispatches = Counter("llumnix_dispatches", "Requests sent to an instance.", ["instance"])
+        self.dispatches = Counter("llumnix_dispatches", "Requests sent to an instance.", [LABEL])
         self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.")
         self.migrations = Counter("llumnix_migrations", "Attempts to move a request.", ["outcome"])
         self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.")
@@ -22,23 +26,7 @@ class Metrics:
             "Gap in a token stream at a hand-over, less one normal decode step.",
             buckets=_DOWNTIME_BUCKETS_S,
         )
-        per_instance = {"labelnames": ["instance"], "multiprocess_mode": "mostrecent"}
-        self.freeness = Gauge("llumnix_freeness", "Free blocks per request.", **per_instance)  # type: ignore[arg-type]
-        self.waiting = Gauge("llumnix_waiting", "Requests queued on the instance.", **per_instance)  # type: ignore[arg-type]
-        self.running = Gauge("llumnix_running", "Requests running on the instance.", **per_instance)  # type: ignore[arg-type]
-        self.preemptions = Gauge("llumnix_preemptions", "Preemptions since the instance started.", **per_instance)  # type: ignore[arg-type]
-
         shared = {"multiprocess_mode": "mostrecent"}
-        self.preemptions_avoided = Gauge(
-            "llumnix_preemptions_avoided",
-            "Requests that left an instance in time, so that none had to be preempted.",
-            **per_instance,  # type: ignore[arg-type]
-        )
-        self.recompute_tokens_saved = Gauge(
-            "llumnix_recompute_tokens_saved",
-            "Tokens of those requests, which would have been computed twice.",
-            **per_instance,  # type: ignore[arg-type]
-        )
         self.instances = Gauge("llumnix_instances", "Instances by state.", ["state"], **shared)  # type: ignore[arg-type]
         self.instance_seconds = Gauge(
             "llumnix_instance_seconds",
@@ -57,6 +45,12 @@ class Metrics:
             "Attempts to connect from elsewhere without the keys of this server, since the front end began.",
             multiprocess_mode="livesum",
         )
+
+    def forget(self, instance: str) -> None:
+        """It is gone. Several front ends count into files, from which nothing can be removed: there its count stays."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            with contextlib.suppress(KeyError):
+                self.dispatches.remove(instance)
 
     def scaling(self, status: ScalingStatus) -> None:
         counts = {

@@ -169,6 +169,11 @@ HOOKS = (
         "self finish_reason request_id",
         "wrapped: reasons of failures",
     ),
+    Hook(
+        "vllm.entrypoints.serve.instrumentator.metrics:get_prometheus_registry",
+        "",
+        "replaced while the app is built: gauges of instances",
+    ),
     Hook("vllm.entrypoints.launchers.app:build_app", "args supported_tasks model_config", "the server"),
     Hook(
         "vllm.entrypoints.launchers.api_server.app_state:init_app_state",
