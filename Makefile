@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TORCH_INDEX
 
-.PHONY: help env serve test check hello soak clean
+.PHONY: help env serve test nightly check hello soak clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -22,6 +22,9 @@ serve: env      ## serve a tiny model, or what ARGS says
 
 test: env       ## all tests: some 15 minutes on 2 cores; pytest's own words in ARGS
 	@timeout -k 10 1440 $(BIN)/python -m pytest $(ARGS)
+
+nightly: env    ## tests that are too slow for every day
+	@timeout -k 10 3600 $(BIN)/python -m pytest -m nightly $(ARGS)
 
 check: env      ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

@@ -28,7 +28,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if only_pure and collection_path.name in _RING_OF_FOLDER else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "nightly" not in config.getoption("markexpr"):
+        slow = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
     for item in items:
         if _ring(item) is None:
             item.add_marker(_RING_OF_FOLDER.get(item.path.parent.name, "pure"))

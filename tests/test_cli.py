@@ -35,7 +35,7 @@ def test_launcher_imports_no_engine() -> None:
         assert f"'{module}'" not in run.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "status", "migrate", "drain", "restart", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from llumnix.cli import main
 from llumnix.client import MOVE_TIMEOUT_S, AdminClient
 from llumnix.commands import SERVER_COMMANDS
-from llumnix.status_table import print_status
+from llumnix.status_table import print_status, watch_status
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -168,6 +170,22 @@ def test_watch_into_a_pipe_shows_one_table_after_the_other_and_waits_for_a_serve
     out = capsys.readouterr().out
     assert naps == [2.0, 2.0, 2.0]
     assert out.index("running") < out.index("draining") < out.index("No server answers at http://127.0.0.1:8000")
+
+
+def test_watch_on_a_terminal_stays_in_place_until_ctrl_c() -> None:
+    text = io.StringIO()
+    answers = iter([Server("running"), Server("draining"), Server("stopped")])
+
+    def ask() -> dict[str, Any]:
+        server = next(answers, None)
+        if server is None:
+            raise KeyboardInterrupt
+        return {"instances": server.rows}
+
+    watch_status(ask, 0.0, Console(file=text, force_terminal=True, width=100))
+    out = text.getvalue()
+    assert out.index("running") < out.index("draining") < out.index("stopped")
+    assert "\x1b[1A" in out  # back up over what was shown before
 
 
 # what they do

@@ -120,7 +120,7 @@ async def test_scheduler_that_does_not_answer_is_503(board: Board) -> None:
 async def test_refusal_of_the_scheduler_is_409(board: Board) -> None:
     board.scheduler_answer = wire.Answer(query=1, ok=False, why="i0 is still starting")
     answer = await ask(board, "POST", "/instances/i0/drain")
-    assert (answer.status_code, answer.json()["reason"]) == (409, "I0 is still starting.")
+    assert (answer.status_code, answer.json()["reason"]) == (409, "i0 is still starting.")
 
 
 async def test_drain_passes_on_whether_to_keep(board: Board) -> None:

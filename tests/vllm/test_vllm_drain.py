@@ -153,7 +153,6 @@ async def test_kept_instance_comes_back_and_takes_requests(server: Server) -> No
         answer = server.post("/llumnix/v1/migrations", json={"request_id": min(there), "target": instance})
         assert answer.status_code == 200, answer.text
         moved_back.append(answer.json()["target"])
-        assert server.instance(instance)["running"] == 1
 
     await streams_while(server, "returned", drain_and_come_back)
     assert moved_back == [server.instances()[0]["id"]]

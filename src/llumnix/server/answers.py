@@ -125,4 +125,6 @@ def shown(value: object) -> str:
 
 
 def sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
+    """Ends with a full stop, and begins with a capital letter unless a name such as `i0` comes first."""
+    first = words.partition(" ")[0]
+    return f"{words[:1].upper() if first.isalpha() else words[:1]}{words[1:]}."
