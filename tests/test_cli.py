@@ -75,7 +75,7 @@ def test_folder_without_a_model_is_refused(tmp_path: Path, capsys: pytest.Captur
 def test_missing_engine_is_told_with_what_to_do(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llumnix.cluster.preflight.vllm_version", lambda: None)
+    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: None)
     assert main(["serve", model]) == 2
     assert "run `make env`" in capsys.readouterr().err
 
@@ -83,7 +83,7 @@ def test_missing_engine_is_told_with_what_to_do(
 def test_other_version_of_the_engine_is_refused(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llumnix.cluster.preflight.vllm_version", lambda: "0.31.1")
+    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: "0.31.1")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert main(["serve", model]) == 2
     assert "vLLM 0.31.1 is installed, but 0.32 is needed" in capsys.readouterr().err

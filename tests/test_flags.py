@@ -6,7 +6,7 @@ import pytest
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
-from llumnix.flags import flag_value, has_flag, parse_serve
+from llumnix.flags import flag_value, parse_serve
 from llumnix.policy.autoscaling import ScalingConfig
 
 
@@ -25,7 +25,8 @@ def test_ours_are_taken_and_all_others_passed_on_in_order() -> None:
     line = "my/model --dtype float32 --instances 3 --seed -1 --no-migration --enforce-eager --max-stages=4 -tp 2"
     arguments = parse_serve(line.split())
     assert arguments.model == "my/model"
-    assert arguments.engine_flags == ("--dtype", "float32", "--seed", "-1", "--enforce-eager", "-tp", "2")
+    given = ("--dtype", "float32", "--seed", "-1", "--enforce-eager", "--tensor-parallel-size", "2")
+    assert arguments.engine_flags == given
     assert arguments.cluster.instances == 3
     assert not arguments.policy.migration
     assert arguments.migration.max_stages == 4
@@ -36,9 +37,91 @@ def test_model_may_come_after_our_flags() -> None:
     assert (arguments.model, arguments.engine_flags) == ("my/model", ("--dtype", "float32"))
 
 
-def test_word_behind_a_foreign_flag_is_its_value() -> None:
+def test_model_may_come_after_all_flags() -> None:
+    line = (
+        "--instances 2 --dtype float32 --enforce-eager --seed -1 --enable-lora --middleware a.b --max-stages 4 my/model"
+    )
+    arguments = parse_serve(line.split())
+    assert arguments.model == "my/model"
+    assert arguments.engine_flags[-3:] == ("--enable-lora", "--middleware", "a.b")
+
+
+def test_word_behind_a_flag_that_takes_a_value_is_that_value() -> None:
     arguments = parse_serve(["--dtype", "float32"])
     assert (arguments.model, arguments.engine_flags) == (None, ("--dtype", "float32"))
+
+
+def test_flags_of_an_engine_that_nobody_knows_take_the_words_behind_them() -> None:
+    arguments = parse_serve("m --engine-module other --odd a b --instances 3 --even".split())
+    assert (arguments.model, arguments.engine_flags) == ("m", ("--odd", "a", "b", "--even"))
+    assert arguments.cluster.instances == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("--max_model_len 8", ("--max-model-len", "8")),
+        ("--max_model_len=8", ("--max-model-len=8",)),
+        ("--max-model 8", ("--max-model-len", "8")),  # cut short
+        ("-tp 2 -q fp8", ("--tensor-parallel-size", "2", "--quantization", "fp8")),
+        ("--device-memory-utilization .5", ("--gpu-memory-utilization", ".5")),
+        ("--no_enforce_eager", ("--no-enforce-eager",)),
+        ("-O2", ("--optimization-level=2",)),
+        ("-O=2", ("--optimization-level=2",)),
+        ("--compilation_config.pass_config.x_y true", ("--compilation-config.pass_config.x_y", "true")),
+        ("-cc.mode=3", ("--compilation-config.mode=3",)),
+        ("--served-model-name a b --enforce-eager", ("--served-model-name", "a", "b", "--enforce-eager")),
+        ("--hf-token --enforce-eager", ("--hf-token", "--enforce-eager")),
+        ("--data-parallel-size 1", ("--data-parallel-size", "1")),  # what vLLM does anyway
+        ("--no-numa-bind", ("--no-numa-bind",)),
+    ],
+)
+def test_flags_of_vllm_are_read_as_vllm_reads_them(line: str, flags: tuple[str, ...]) -> None:
+    assert parse_serve(["m", *line.split()]).engine_flags == flags
+
+
+def test_our_flags_may_have_underscores_and_vllms_name_for_the_end() -> None:
+    arguments = parse_serve("--max_stages 4 --no_migration --shutdown-timeout 7".split())
+    assert arguments.migration.max_stages == 4
+    assert not arguments.policy.migration
+    assert arguments.cluster.shutdown_timeout_s == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--instnces 4", "There is no flag --instnces; did you mean --instances?"),
+        ("--instance 3", "There is no flag --instance; did you mean --instances?"),
+        ("--max-modl-len=8", "There is no flag --max-modl-len; did you mean --max-model-len?"),
+        ("--no-enforce-eagr", "There is no flag --no-enforce-eagr; did you mean --no-enforce-eager?"),
+        ("--compilation-confg.mode 3", "There is no flag --compilation-confg; did you mean --compilation-config?"),
+        ("--xyzzy", "There is no flag --xyzzy; `llumnix serve --help=all` lists them."),
+        ("--max-num-batched", "--max-num-batched-tokens needs a value."),
+        ("--max-num", "--max-num could be --max-num-active-seqs or "),
+        ("--enforce-eager=yes", "--enforce-eager takes no value."),
+        ("--dtype --enforce-eager", "--dtype needs a value."),
+        ("m --enforce-eager float32", "'float32' is neither a flag nor a flag's value; the model is m already."),
+        ("--data-parallel-size 2", "--data-parallel-size is not for Llumnix: say --instances instead."),
+        ("-dp=2", "--data-parallel-size is not for Llumnix: say --instances instead."),
+        ("--headless", "--headless is not for Llumnix: "),
+        ("--scheduler-cls my.Scheduler", "--scheduler-cls is not for Llumnix, whose own scheduler class "),
+        ("--weight-transfer-config.backend nccl", "--weight-transfer-config is not for Llumnix: "),
+        ("--distributed-executor-backend ray", "--distributed-executor-backend must be mp or uni: "),
+    ],
+)
+def test_what_is_wrong_with_a_flag_of_vllm_is_told_at_once(line: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_serve(line.split())
+    assert str(error.value).startswith(sentence)
+
+
+def test_another_vllm_may_know_more_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: "0.32.7")
+    assert parse_serve("m --brand-new 3 --enforce-eager".split()).engine_flags == (
+        "--brand-new",
+        "3",
+        "--enforce-eager",
+    )
 
 
 @pytest.mark.parametrize("spelling", [["--model", "my/model"], ["--model=my/model"]])
@@ -47,16 +130,12 @@ def test_model_by_flag(spelling: list[str]) -> None:
     assert (arguments.model, arguments.engine_flags) == ("my/model", ("--dtype", "float32"))
 
 
-def test_abbreviations_are_not_ours() -> None:
-    assert parse_serve(["m", "--instance", "3"]).engine_flags == ("--instance", "3")
-
-
 @pytest.mark.parametrize(
     ("line", "part"),
     [
         ("--instances 0", "--instances must be between"),
         ("--instances many", "invalid int value: 'many'"),
-        ("--instances", "expected one argument"),
+        ("--instances", "--instances needs a value."),
         ("--api-server-count 0", "--api-server-count must be between 1 and 64, not 0."),
         ("--policy best", "--policy must be one of llumnix"),
         ("--scaling perhaps", "--scaling must be off, advise or on, not perhaps"),
@@ -94,9 +173,3 @@ def test_limits_of_scaling_do_not_matter_while_it_is_off() -> None:
 )
 def test_value_of_a_foreign_flag(flags: tuple[str, ...]) -> None:
     assert flag_value(flags, "--port") == "80"
-
-
-def test_foreign_flags_with_underscores() -> None:
-    assert flag_value(["--max_model_len", "8"], "--max-model-len") == "8"
-    assert has_flag(["--no_enforce_eager"], "--enforce-eager")
-    assert not has_flag(["--enforce", "--host-name"], "--enforce-eager", "--host")

@@ -72,9 +72,7 @@ def _serve(words: list[str]) -> int:
 
     arguments = flags.parse_serve(words)
     preflight.check(arguments)
-    in_config_file = arguments.model is None and flags.has_flag(arguments.engine_flags, "--config")
-    model = arguments.model or ("" if in_config_file else str(tiny_model.ensure()))
-    return launcher.serve(arguments, model)
+    return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()))
 
 
 def _in_module(name: str, module: str) -> Run:

@@ -13,9 +13,10 @@ from typing import Any
 from llumnix.errors import UsageError
 
 
-def knob(default: Any, help: str) -> Any:
-    """A field with its one-sentence description (used for flags and the reference)."""
-    return field(default=default, metadata={"help": help})
+def knob(default: Any, help: str, values: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> Any:
+    """A field with its one-sentence description (used for flags and the reference), the values that it may have, where
+    they are few words, and other spellings of its flag."""
+    return field(default=default, metadata={"help": help, "values": values, "also": also})
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -104,12 +105,18 @@ class ClusterConfig:
 
     instances: int = knob(2, "Engine instances to start.")
     launcher: str = knob(
-        "local", "How instances are started: local (processes on this machine) or ray (actors on a Ray cluster)."
+        "local",
+        "How instances are started: local (processes on this machine) or ray (actors on a Ray cluster).",
+        values=("local", "ray"),
     )
     ray_address: str = knob(
         "", "Head of the Ray cluster, HOST:PORT or auto (default: RAY_ADDRESS, else a cluster is made on the spot)."
     )
-    placement: str = knob("spread", "With Ray, instances go to different machines (spread) or to as few as can (pack).")
+    placement: str = knob(
+        "spread",
+        "With Ray, instances go to different machines (spread) or to as few as can (pack).",
+        values=("spread", "pack"),
+    )
     instance_cpus: float | None = knob(
         None, "CPUs that Ray sets aside for an instance (default: one for each of its workers)."
     )
@@ -124,9 +131,13 @@ class ClusterConfig:
         "Seconds that a step or a call of an engine may take while it has work; after that it counts as hung.",
     )
     start_timeout_s: float = knob(600.0, "Seconds an instance may take to start.")
-    shutdown_timeout_s: float = knob(30.0, "Seconds that running requests get to finish after SIGTERM.")
+    shutdown_timeout_s: float = knob(
+        30.0, "Seconds that running requests get to finish after SIGTERM.", also=("--shutdown-timeout",)
+    )
     scaling: str = knob(
-        "off", "Auto-scaling: off, advise (only say what it would do, and why) or on (start and drain instances)."
+        "off",
+        "Auto-scaling: off, advise (only say what it would do, and why) or on (start and drain instances).",
+        values=("off", "advise", "on"),
     )
     drain_timeout_s: float = knob(
         30.0, "Seconds after which the requests that are left on a draining instance are replayed elsewhere."

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from llumnix.cluster import preflight
-from llumnix.cluster.environment import runs_on_cpu, vllm_version
+from llumnix.cluster.environment import runs_on_cpu
 from llumnix.errors import UsageError
+from llumnix.vllm_words import installed_version
 
 _GIB = 1024**3
 _SHARED_MEMORY = Path("/dev/shm")
@@ -84,9 +85,9 @@ def _vllm() -> Finding:
     try:
         preflight.check_vllm()
     except UsageError as error:
-        return Finding(Mark.BAD, f"vLLM {vllm_version() or 'is missing'}", str(error))
+        return Finding(Mark.BAD, f"vLLM {installed_version() or 'is missing'}", str(error))
     build = "CPU build" if runs_on_cpu() else "GPU build"
-    return Finding(Mark.GOOD, f"vLLM {vllm_version()} ({build})")
+    return Finding(Mark.GOOD, f"vLLM {installed_version()} ({build})")
 
 
 def _torch() -> Finding:

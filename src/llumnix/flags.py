@@ -1,4 +1,4 @@
-"""Command line flags made from the configuration dataclasses, and `llumnix serve`'s line split into ours and vLLM's."""
+"""Command line flags made from the configuration dataclasses, and what `llumnix serve` was told with them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+from llumnix import vllm_words
+from llumnix.command_line import Vocabulary, closest, tell_apart
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config_file import with_file
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScalingConfig
-from llumnix.policy.catalogue import find_policy
+from llumnix.policy.catalogue import POLICIES, find_policy
 
 Config = TypeVar("Config")
 
@@ -25,8 +28,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        unknown, meant = message.removeprefix("unrecognized arguments: "), None
+        if unknown != message:
+            meant = closest(unknown.split()[0].partition("=")[0], self._option_string_actions)
         sentence = message[:1].upper() + message[1:]
-        raise UsageError(f"{sentence} (see {self.prog} --help).")
+        raise UsageError(f"{sentence}; did you mean {meant}?" if meant else f"{sentence} (see {self.prog} --help).")
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
@@ -41,10 +47,12 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
             options["action"] = argparse.BooleanOptionalAction
             default = "on" if field.default else "off"
         else:
-            options |= {"type": kind, "metavar": _METAVARS[kind]}
+            values = POLICIES if field.name == "policy" else field.metadata["values"]
+            options |= {"type": kind, "metavar": f"{{{','.join(values)}}}" if values else _METAVARS[kind]}
             default = "" if field.default is None else str(field.default)
         text = field.metadata["help"] + (f" Default: {default}." if default else "")
-        group.add_argument("--" + field.name.replace("_", "-"), help=text.replace("%", "%%"), **options)
+        names = ("--" + field.name.replace("_", "-"), *field.metadata["also"])
+        group.add_argument(*names, help=text.replace("%", "%%"), **options)
 
 
 def build(config: type[Config], values: argparse.Namespace) -> Config:
@@ -80,7 +88,8 @@ def serve_parser() -> Parser:
         usage="llumnix serve [MODEL] [--instances N] [flags below] [any flag of `vllm serve`]",
         description="Serves MODEL on several vLLM engines behind one OpenAI-compatible address. Without MODEL: a tiny "
         "random model that is made on the spot, so that it runs on a laptop without a download.",
-        epilog="All other flags go to vLLM (`vllm serve --help=all` lists them); MODEL comes before them. "
+        epilog="All other flags are vLLM's: --help=all lists them, too, --help=ModelConfig a group of them, "
+        "--help=max-model-len one. Flags of both can stand in a YAML file: --config FILE. "
         "Exit codes: 0 stopped by a signal, 1 failed while serving, 2 could not start.",
         add_help=False,
     )
@@ -89,6 +98,7 @@ def serve_parser() -> Parser:
         "--api-server-count", "-asc", dest="front_ends", type=int, default=1, metavar="N",
         help="Front end processes that share the address. Default: 1.",
     )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="YAML file with flags of ours and of vLLM's.")
     parser.add_argument("--engine-module", dest="engine", default=DEFAULT_ENGINE, help=argparse.SUPPRESS)
     for config in (ClusterConfig, PolicyConfig, MigrationConfig, ScalingConfig):
         add_flags(parser, config)
@@ -97,8 +107,12 @@ def serve_parser() -> Parser:
 
 def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     """Raises UsageError."""
-    values, rest = serve_parser().parse_known_args(arguments)
-    model, engine_flags = _split_model([flag for flag in rest if flag != "--"])
+    parser = serve_parser()
+    known = vocabulary(parser, flag_value(arguments, "--engine-module") or DEFAULT_ENGINE)
+    words = tell_apart(with_file(arguments, known), known)
+    values = parser.parse_args(words.ours)
+    model, engine_flags = _take_model(words.free, words.engine)
+    _refuse_what_does_not_fit(engine_flags, known)
     if not 1 <= values.front_ends <= 64:
         raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
     find_policy(values.policy)
@@ -123,23 +137,41 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     )
 
 
-def _split_model(rest: list[str]) -> tuple[str | None, list[str]]:
-    """MODEL is a word before the first foreign flag; behind one it could be that flag's value. `--model` works, too."""
-    if rest and not rest[0].startswith("-"):
-        return rest[0], rest[1:]
-    model = flag_value(rest, "--model")
-    if model is None:
-        return None, rest
-    without: list[str] = []
-    skip = False
-    for word in rest:
-        if skip:
-            skip = False
-        elif word == "--model":
-            skip = True
+def vocabulary(parser: argparse.ArgumentParser, engine: str) -> Vocabulary:
+    """The flags that can be given. Of another engine than vLLM we know none."""
+    ours = {name: action.nargs != 0 for name, action in parser._option_string_actions.items()}
+    if engine != DEFAULT_ENGINE:
+        return Vocabulary(ours, {}, complete=False)
+    return Vocabulary(ours, vllm_words.vllm_flags(), vllm_words.complete())
+
+
+def _take_model(free: list[str], engine_flags: list[str]) -> tuple[str | None, list[str]]:
+    """The model's name by itself, else by `--model`; and the flags without the latter."""
+    if len(free) > 1:
+        raise UsageError(f"{free[1]!r} is neither a flag nor a flag's value; the model is {free[0]} already.")
+    by_flag = flag_value(engine_flags, "--model")
+    if by_flag is None:
+        return (free[0] if free else None), engine_flags
+    rest: list[str] = []
+    words = iter(engine_flags)
+    for word in words:
+        if word == "--model":
+            next(words)
         elif not word.startswith("--model="):
-            without.append(word)
-    return model, without
+            rest.append(word)
+    return (free[0] if free else by_flag), rest
+
+
+def _refuse_what_does_not_fit(engine_flags: Sequence[str], known: Vocabulary) -> None:
+    """Flags of vLLM's that a cluster cannot honour, unless they say what vLLM does anyway. Raises UsageError."""
+    for position, word in enumerate(engine_flags):
+        name, equals, value = word.partition("=")
+        flag = known.theirs.get(name.partition(".")[0])
+        if flag is None or not flag.refused:
+            continue
+        value = value if equals or flag.takes in ("nothing", "switch") else engine_flags[position + 1]
+        if value not in flag.fine:
+            raise UsageError(flag.refused)
 
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:

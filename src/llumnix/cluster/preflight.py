@@ -6,12 +6,14 @@ Only cheap and certain objections; vLLM's own checks of its flags follow in the 
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from pathlib import Path
 
 import psutil
 
-from llumnix.cluster.environment import runs_on_cpu, vllm_version
+from llumnix import vllm_words
+from llumnix.cluster.environment import runs_on_cpu
 from llumnix.cluster.ports import split_address
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
@@ -30,6 +32,8 @@ def check(arguments: ServeArguments) -> None:
     """Raises UsageError."""
     if arguments.engine == DEFAULT_ENGINE:
         check_vllm()
+        if (why := vllm_words.refused_variable(os.environ)) is not None:
+            raise UsageError(why)
         if arguments.cluster.launcher == "local":
             check_memory(arguments)
     if arguments.model is not None:
@@ -40,7 +44,7 @@ def check(arguments: ServeArguments) -> None:
 
 
 def check_vllm() -> None:
-    version = vllm_version()
+    version = vllm_words.installed_version()
     if version is None or importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "vLLM is not installed; run `make env` in a checkout, or "
@@ -80,7 +84,7 @@ def check_ray(address: str) -> None:
 
 def check_port(arguments: ServeArguments) -> None:
     """The nursery opens the socket for good; this only says so ten seconds earlier."""
-    if has_flag(arguments.engine_flags, "--uds", "--config"):
+    if has_flag(arguments.engine_flags, "--uds"):
         return
     host = arguments.engine_flag("--host") or "127.0.0.1"
     port = arguments.engine_flag("--port") or str(DEFAULT_PORT)

@@ -47,19 +47,24 @@ def prepare(argv: list[str], model: str) -> Setup:
     """Raises UsageError with one sentence when vLLM is missing or does not like its flags or the model."""
     _require_vllm()
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.cli_args import (
+        make_arg_parser,
+        propagate_flash_late_interaction,
+        validate_parsed_serve_args,
+    )
+    from vllm.logger import configure_logging_from_args
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
     parser.error = _refuse  # type: ignore[method-assign]
-    args = parser.parse_args([model, *argv] if model else argv)  # without: a `--config` file names it
-    args.model = args.model_tag or args.model
-    if args.data_parallel_size != 1:
-        raise UsageError("--data-parallel-size is not for Llumnix: say --instances instead.")
+    args = parser.parse_args([model, *argv])
+    args.model = args.model_tag
     try:
+        configure_logging_from_args(args)
         validate_parsed_serve_args(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
+        propagate_flash_late_interaction(args, engine_args)
         engine_args.worker_extension_cls = "llumnix.engine.vllm.worker.WorkerExtension"
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -106,8 +111,10 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     """Blocks until SIGTERM, or until the engine fails (the exception ends the process)."""
     import torch
 
+    from llumnix.engine.vllm.apart import set_apart
     from llumnix.engine.vllm.instance import serve_instance
 
+    set_apart(setup.config, spec)
     _give_devices(setup.config, spec.device_slot)
     if setup.config.device_config.device_type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -162,26 +169,16 @@ def _adjust(config: Any, args: argparse.Namespace) -> None:
     if args.async_scheduling:
         # The CPU platform switches it off in the config; it works there, too.
         scheduling.async_scheduling = True
+    if scheduling.scheduler_cls is not None:
+        raise UsageError(f"Llumnix cannot serve this model: vLLM schedules it with {scheduling.scheduler_cls}.")
     kind = "LlumnixAsyncScheduler" if scheduling.async_scheduling else "LlumnixScheduler"
     scheduling.scheduler_cls = f"llumnix.engine.vllm.scheduler.{kind}"
-    if "scheduling_policy" not in _given(args):
-        # Orders the queue by priority, then arrival; first come first served while nobody sets a priority.
-        scheduling.policy = "priority"
-    # The page at /docs with what it needs from here, not from the internet.
-    args.enable_offline_docs = not args.disable_fastapi_docs
     # vLLM's own flag for ASGI middleware: the app cannot be given one once it is built.
     args.middleware = [*args.middleware, "llumnix.server.retry_after.RetryAfter"]
     multimodal = config.model_config.multimodal_config
     if multimodal is not None:
         # The sender's side of this cache assumes one receiver; ours are many.
         multimodal.mm_processor_cache_gb = 0
-
-
-def _given(args: argparse.Namespace) -> set[str]:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    default = AsyncEngineArgs.scheduling_policy
-    return {"scheduling_policy"} if args.scheduling_policy != default else set()
 
 
 def _import_ahead(config: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 from vllm.config import VllmConfig
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses
@@ -106,7 +107,9 @@ class LlumnixEngineCore(EngineCoreProc):
         """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
         spec = self._spec
         self._warm_up()
-        self.scheduler.makes_way = spec.policy.displace and find_policy(spec.policy.policy).priorities
+        self.rpc("llumnix_draw_apart", args=(spec.index,))
+        displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
+        self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
         self._mailbox = Mailbox(spec.book.instance(spec.id), self._on_mail, spec.book.keys)
         addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret))
         self._info = wire.InstanceInfo(

@@ -64,6 +64,7 @@ HOOKS = (
     Hook("vllm.v1.engine.core:EngineCore.add_request", "self request request_wave", "warm-up"),
     Hook("vllm.v1.engine.core:EngineCore.abort_requests", "self request_ids", "orphans"),
     Hook("vllm.v1.core.sched.scheduler:Scheduler.schedule", "self throttle_prefills", "overridden: kept batch slots"),
+    Hook("vllm.utils.torch_utils:set_random_seed", "seed data_parallel_index", "each instance draws by itself"),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
         "self request timestamp drop_stale_output",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.utils.torch_utils import set_random_seed
 
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
@@ -51,6 +52,15 @@ class WorkerExtension:
             make_patient(self.model_runner)
         note_shared_memory()
         return self._llumnix_transport.address
+
+    def llumnix_draw_apart(self, index: int) -> None:
+        """From here on draws for requests without a seed as no other instance does.
+
+        Forked from one configuration, all have vLLM's own seed: equal requests at two of them would get equal answers.
+        `index` is never used twice, so not even a successor repeats what its predecessor drew. The seed is mixed as
+        vLLM mixes it for its data parallel ranks: `--seed` still decides everything, and 0 draws as a vLLM alone.
+        """
+        set_random_seed(self.vllm_config.model_config.seed, index)
 
     def llumnix_pull(
         self,

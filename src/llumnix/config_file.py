@@ -1,0 +1,78 @@
+"""`--config FILE.yaml`: flags of ours and of vLLM's in a file, as words that stand before those of the command line.
+
+Read here rather than by vLLM, so that a flag means the same wherever it stands. The rules are vLLM's: a list is several
+values, a mapping a JSON object, `true` a flag without a value, `false` its `--no-` form where it has one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llumnix.command_line import Vocabulary
+from llumnix.errors import UsageError
+
+_FLAG = "--config"
+
+
+def with_file(words: Sequence[str], known: Vocabulary) -> list[str]:
+    """The words, with what the file says in front of them. Raises UsageError when it cannot be read."""
+    path, rest = _take_path(list(words))
+    return list(words) if path is None else [*_words_of(path, known), *rest]
+
+
+def _take_path(words: list[str]) -> tuple[str | None, list[str]]:
+    places = [place for place, word in enumerate(words) if word.partition("=")[0] == _FLAG]
+    if not places:
+        return None, words
+    if len(places) > 1:
+        raise UsageError("--config may be given once.")
+    place = places[0]
+    _, equals, path = words[place].partition("=")
+    if equals:
+        return path, words[:place] + words[place + 1 :]
+    if place + 1 == len(words):
+        raise UsageError("--config needs a file.")
+    return words[place + 1], words[:place] + words[place + 2 :]
+
+
+def _words_of(path: str, known: Vocabulary) -> list[str]:
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold flags and their values, such as `max-model-len: 8192`.")
+    words: list[str] = []
+    for key, value in content.items():
+        flag = "--" + str(key).lstrip("-").replace("_", "-")
+        if flag == _FLAG:
+            raise UsageError(f"{path} cannot name another --config.")
+        words += _words_for(flag, value, known)
+    return words
+
+
+def _words_for(flag: str, value: Any, known: Vocabulary) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        if known.ours.get(flag):
+            return [f"{flag}={'on' if value else 'off'}"]  # YAML reads on and off as true and false
+        negative = f"--no-{flag[2:]}"
+        return [flag] if value else [negative] if negative in known.names else []
+    if isinstance(value, list):
+        return [flag, *map(str, value)] if value else []
+    if isinstance(value, dict):
+        return [f"{flag}={json.dumps(value)}"]
+    return [f"{flag}={value}"]
+
+
+def _load(path: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).expanduser().read_text())
+    except OSError as error:
+        raise UsageError(f"The config file {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        gist = " ".join(str(error).split())
+        raise UsageError(f"The config file {path} is not YAML: {gist}.") from error

@@ -1,0 +1,53 @@
+"""What vLLM gives each data parallel rank, or each process, of its own: here each instance has it.
+
+All instances are forked from one configuration, so a port, a file's name or a shared memory's name in it would be
+theirs all. Called in the instance's process before its engine is built; what is drawn at random follows once it is
+warm (`worker.py:llumnix_draw_apart`).
+
+Ports count up by the slot, which a successor inherits, so that whoever listens finds it again. Names of things that may
+outlive their process have the instance's id, which is never used twice.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from llumnix.engine.port import InstanceSpec
+
+_PORTS_EACH = 32  # more than an engine looks for
+_LAST_PORT = 65535
+
+
+def set_apart(config: Any, spec: InstanceSpec) -> None:
+    """Changes the instance's own copies of the configuration and the environment."""
+    config.instance_id = f"{config.instance_id}-{spec.id}"
+    if any((config.kv_events_config, config.kv_transfer_config, config.ec_transfer_config)):
+        # Not always: vLLM keeps compiled code by this number, too, and instances are to share it.
+        config.parallel_config.data_parallel_index = spec.slot
+        config.parallel_config.data_parallel_rank_local = 0  # its devices are the visible ones
+    if config.kv_transfer_config is not None:
+        config.kv_transfer_config.engine_id = f"{config.kv_transfer_config.engine_id}-{spec.id}"
+    _own_folders(config, spec.id)
+    if first := os.environ.get("VLLM_PORT", ""):
+        os.environ["VLLM_PORT"] = _own_ports(first, spec.slot)
+
+
+def _own_folders(config: Any, instance: str) -> None:
+    profiler = config.profiler_config
+    for name in ("torch_profiler_dir", "proton_profiler_dir"):
+        if folder := getattr(profiler, name):
+            setattr(profiler, name, os.path.join(folder, instance))  # not a Path: it may be an address
+    if profiler.proton_profiler_dir:
+        Path(profiler.proton_profiler_dir).mkdir(parents=True, exist_ok=True)
+    if config.compilation_config.debug_dump_path is not None:
+        config.compilation_config.debug_dump_path = Path(config.compilation_config.debug_dump_path, instance)
+
+
+def _own_ports(first: str, slot: int) -> str:
+    """Where this instance begins to look for free ports. vLLM refuses what is no number."""
+    if not first.isdecimal():
+        return first
+    own = int(first) + _PORTS_EACH * slot
+    return str(own) if own + _PORTS_EACH <= _LAST_PORT else first

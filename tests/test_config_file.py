@@ -1,0 +1,109 @@
+"""`--config FILE.yaml` counts as the command line does, for our flags and for vLLM's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llumnix.cluster.environment import child_environment, engine_flags, workers_per_instance
+from llumnix.errors import UsageError
+from llumnix.flags import ServeArguments, flag_value, parse_serve
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "f.yaml"
+
+
+def parse(file: Path, text: str, *words: str) -> ServeArguments:
+    file.write_text(text)
+    return parse_serve([*words, "--config", str(file)])
+
+
+def test_model_and_flags_of_a_file_are_not_overruled_by_those_of_the_tiny_model(file: Path) -> None:
+    arguments = parse(
+        file, "model: my/model\nserved-model-name: [mine, alias]\nmax_model_len: 4096\ntensor-parallel-size: 2\n"
+    )
+    assert arguments.model == "my/model"
+    assert workers_per_instance(arguments) == 2
+    assert "HF_HUB_OFFLINE" not in child_environment(arguments, {})
+    flags = engine_flags(arguments)
+    assert flag_value(flags, "--max-model-len") == "4096"
+    assert flag_value(flags, "--served-model-name") == "mine"
+    assert flag_value(flags, "--host") == "127.0.0.1"
+    assert "--enforce-eager" not in flags
+
+
+def test_without_a_model_the_tiny_one_is_served_as_the_file_says(file: Path) -> None:
+    arguments = parse(file, "max-model-len: 512\n")
+    assert arguments.model is None
+    assert flag_value(engine_flags(arguments), "--max-model-len") == "512"
+    assert engine_flags(arguments).count("--max-model-len") == 0
+    assert flag_value(engine_flags(arguments), "--served-model-name") == "tiny"
+
+
+def test_our_flags_can_stand_there(file: Path) -> None:
+    arguments = parse(file, "instances: 3\nmigration: false\nscaling: off\napi-server-count: 2\nlog_dir: /var/log/x\n")
+    assert (arguments.cluster.instances, arguments.front_ends, arguments.cluster.log_dir) == (3, 2, "/var/log/x")
+    assert not arguments.policy.migration
+    assert arguments.engine_flags == ()
+
+
+def test_auto_scaling_is_switched_on_by_a_word_that_yaml_takes_for_true(file: Path) -> None:
+    assert parse(file, "scaling: on\nmax-instances: 4\n").cluster.scaling == "on"
+
+
+def test_the_command_line_goes_first_wherever_it_names_the_file(file: Path) -> None:
+    file.write_text("instances: 3\nseed: 1\nmodel: in/file\n")
+    for words in (["m", "--instances", "4", "--seed", "2"], ["--instances=4", "--seed=2", "m"]):
+        arguments = parse_serve([f"--config={file}", *words])
+        assert (arguments.model, arguments.cluster.instances) == ("m", 4)
+        assert arguments.engine_flag("--seed") == "2"
+
+
+def test_values_of_every_kind(file: Path) -> None:
+    arguments = parse(
+        file,
+        "enforce-eager: true\nenable_prefix_caching: false\nheadless: false\nseed: -1\nhf-token: null\n"
+        "lora-modules: []\nkv-events-config: {publisher: zmq}\n",
+        "m",
+    )
+    assert arguments.engine_flags == (
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        "--seed=-1",
+        '--kv-events-config={"publisher": "zmq"}',
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("max-modl-len: 5", "There is no flag --max-modl-len; did you mean --max-model-len?"),
+        ("instances: many", "Argument --instances: invalid int value: 'many'"),
+        ("data-parallel-size: 2", "--data-parallel-size is not for Llumnix: say --instances instead."),
+        ("headless: true", "--headless is not for Llumnix"),
+        ("- a list", "must hold flags and their values, such as `max-model-len: 8192`."),
+        ("a: [", "is not YAML: while parsing a flow"),
+        ("config: other.yaml", "cannot name another --config."),
+    ],
+)
+def test_what_is_wrong_in_it_is_told_in_a_sentence(file: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(file, text)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--config"], "--config needs a file."),
+        (["--config", "/no/such.yaml"], "The config file /no/such.yaml cannot be read: no such file or directory."),
+        (["--config", "a", "--config", "b"], "--config may be given once."),
+    ],
+)
+def test_a_file_that_is_not_there_is_told(words: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        parse_serve(words)
