@@ -52,7 +52,7 @@ def test_word_behind_a_flag_that_takes_a_value_is_that_value() -> None:
 
 
 def test_flags_of_an_engine_that_nobody_knows_take_the_words_behind_them() -> None:
-    arguments = parse_serve("m --engine-module other --odd a b --instances 3 --even".split())
+    arguments = parse_serve(["m", "--engine-module", "other", "--odd", "a", "b", "--instances", "3", "--even"])
     assert (arguments.model, arguments.engine_flags) == ("m", ("--odd", "a", "b", "--even"))
     assert arguments.cluster.instances == 3
 
@@ -81,7 +81,7 @@ def test_flags_of_vllm_are_read_as_vllm_reads_them(line: str, flags: tuple[str, 
 
 
 def test_our_flags_may_have_underscores_and_vllms_name_for_the_end() -> None:
-    arguments = parse_serve("--max_stages 4 --no_migration --shutdown-timeout 7".split())
+    arguments = parse_serve(["--max_stages", "4", "--no_migration", "--shutdown-timeout", "7"])
     assert arguments.migration.max_stages == 4
     assert not arguments.policy.migration
     assert arguments.cluster.shutdown_timeout_s == 7
@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_flag_of_vllm_is_told_at_once(line: str, sentence: 
 
 def test_another_vllm_may_know_more_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: "0.32.7")
-    assert parse_serve("m --brand-new 3 --enforce-eager".split()).engine_flags == (
+    assert parse_serve(["m", "--brand-new", "3", "--enforce-eager"]).engine_flags == (
         "--brand-new",
         "3",
         "--enforce-eager",

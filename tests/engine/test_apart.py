@@ -1,0 +1,72 @@
+"""What all instances are forked with, and what each makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.engine.vllm.apart import set_apart
+
+
+def config(**given: Any) -> Any:
+    usual = {
+        "instance_id": "abc",
+        "kv_events_config": None,
+        "kv_transfer_config": None,
+        "ec_transfer_config": None,
+        "parallel_config": SimpleNamespace(data_parallel_index=0, data_parallel_rank_local=None),
+        "profiler_config": SimpleNamespace(torch_profiler_dir="", proton_profiler_dir=""),
+        "compilation_config": SimpleNamespace(debug_dump_path=None),
+    }
+    return SimpleNamespace(**usual | given)
+
+
+def instance(config: Any, name: str, slot: int) -> Any:
+    """As the instance sees the configuration."""
+    set_apart(config, SimpleNamespace(id=name, slot=slot))  # type: ignore[arg-type]
+    return config
+
+
+def test_names_are_never_those_of_another_instance_nor_of_the_one_before_it() -> None:
+    transfer = [SimpleNamespace(engine_id="engine") for _ in range(3)]
+    incarnations = [("i0", 0), ("i1", 1), ("i2", 1)]
+    seen = [instance(config(kv_transfer_config=own), *who) for own, who in zip(transfer, incarnations, strict=True)]
+    assert len({each.instance_id for each in seen}) == 3
+    assert len({each.kv_transfer_config.engine_id for each in seen}) == 3
+
+
+@pytest.mark.parametrize("name", ["kv_events_config", "kv_transfer_config", "ec_transfer_config"])
+def test_what_opens_ports_counts_by_the_slot_and_uses_the_devices_that_are_visible(name: str) -> None:
+    parallel = instance(config(**{name: SimpleNamespace(engine_id="engine")}), "i7", 3).parallel_config
+    assert (parallel.data_parallel_index, parallel.data_parallel_rank_local) == (3, 0)
+
+
+def test_compiled_code_is_shared_where_nothing_else_counts_by_the_slot() -> None:
+    assert instance(config(), "i7", 3).parallel_config.data_parallel_index == 0
+
+
+def test_folders_have_the_instances_name() -> None:
+    of_profiler = SimpleNamespace(torch_profiler_dir="gs://bucket/traces", proton_profiler_dir="")
+    of_compiler = SimpleNamespace(debug_dump_path=Path("/dump"))
+    seen = instance(config(profiler_config=of_profiler, compilation_config=of_compiler), "i3", 1)
+    assert seen.profiler_config.torch_profiler_dir == "gs://bucket/traces/i3"
+    assert seen.compilation_config.debug_dump_path == Path("/dump/i3")
+
+
+@pytest.mark.parametrize(
+    ("first", "slot", "own"),
+    [("5000", 0, "5000"), ("5000", 3, "5096"), ("65500", 2, "65500"), ("tcp://x", 1, "tcp://x")],
+)
+def test_each_looks_for_free_ports_from_its_own_start(
+    first: str, slot: int, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PORT", first)
+    instance(config(), "i3", slot)
+    import os
+
+    assert os.environ["VLLM_PORT"] == own
