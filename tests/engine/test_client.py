@@ -28,6 +28,7 @@ from llumnix.engine.vllm import client as client_module
 from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.engine.vllm.letters import LAST_WORD, NOTICE
 from llumnix.engine.vllm.llm import LlumnixLLM
+from llumnix.engine.vllm.members import Hello
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import on_one_machine
@@ -60,14 +61,20 @@ class FrontEnd:
         self.hear_report(A)
         self.admit(A)
 
-    def hear_report(self, instance: InstanceId) -> None:
+    def hear_report(self, instance: InstanceId, seq: int = 1, seen: int = 0) -> None:
         index = INDEX[instance]
         info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control=f"box-{instance}", data="")
-        snapshot = InstanceSnapshot(id=instance, seq=1, at=0.0, total_blocks=100, free_blocks=100)
-        self.client.on_report(Report(info=info, snapshot=snapshot))
+        self.client.on_report(Report(info=info, snapshot=snapshot(instance, seq, seen)))
 
-    def admit(self, instance: InstanceId) -> None:
-        self.client._admit(self.client.members.known[instance])
+    def admit(self, instance: InstanceId, seq: int = 1, seen: int = 0) -> None:
+        """As when it answers the first call, with the number and the count of its report of that moment."""
+        hello = Hello(ready=b"", snapshot=snapshot(instance, seq, seen))
+        self.client._admit(self.client.members.known[instance], hello)
+
+    @property
+    def waiting(self) -> dict[InstanceId, int]:
+        """As the dispatcher sees it."""
+        return {each.id: each.waiting for each in self.client._dispatcher.snapshot(0.0).instances}
 
     def lose(self, instance: InstanceId, expected: bool = False) -> None:
         self.client.on_gone(InstanceGone(instance=instance, index=INDEX[instance], why="", expected=expected))
@@ -87,6 +94,10 @@ class FrontEnd:
     @property
     def tokens(self) -> list[int]:
         return [token for output in self.delivered for token in output.new_token_ids]
+
+
+def snapshot(instance: InstanceId, seq: int, seen: int) -> InstanceSnapshot:
+    return InstanceSnapshot(id=instance, seq=seq, at=0.0, total_blocks=100, free_blocks=100, dispatches_seen=(seen,))
 
 
 def token(value: int, **fields: object) -> EngineCoreOutput:
@@ -254,3 +265,17 @@ def test_place_that_a_client_may_name_is_one_that_there_is(llm: LlumnixLLM) -> N
     llm.grow(3)
     assert llm.input_processor.vllm_config.parallel_config.data_parallel_size == 3
     assert llm.vllm_config.parallel_config.data_parallel_size == 1
+
+
+async def test_requests_of_the_front_end_that_died_here_are_not_waited_for(front: FrontEnd) -> None:
+    """B counts 300 of that one's, and some more while its reports of before are still being read."""
+    for seq in (5, 6, 7):
+        front.hear_report(B, seq=seq, seen=300)
+    front.admit(B, seq=9, seen=310)
+    front.hear_report(B, seq=8, seen=305)
+    for number in range(4):
+        await front.client.add_request_async(engine_request(f"r{number}"))
+    assert front.waiting == {A: 2, B: 2}
+    front.hear_report(B, seq=10, seen=312)
+    front.hear_report(A, seq=2, seen=2)
+    assert front.waiting == {A: 0, B: 0}

@@ -113,7 +113,8 @@ class Dispatcher:
         if entry is None:
             if snapshot.id in self._removed:
                 return
-            # What an earlier front end of this index sent before is not ours to wait for.
+            # What an earlier front end of this index sent before is not ours to wait for. So the first report must be
+            # one that was made when all of that was counted, and none of ours.
             entry = self._entries[snapshot.id] = _Entry(snapshot, counted)
         elif snapshot.seq <= entry.reported.seq:
             return

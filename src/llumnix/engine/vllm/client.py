@@ -13,6 +13,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import AsyncMPClient
@@ -21,7 +22,7 @@ from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.hearing import Hearing
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.client_setup import set_up_sockets
-from llumnix.engine.vllm.members import GONE, Member, Members, first_answer, unless_gone
+from llumnix.engine.vllm.members import GONE, Hello, Member, Members, first_answer, unless_gone
 from llumnix.engine.vllm.streams import Streams, Ways
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
@@ -84,14 +85,15 @@ class LlumnixClient(AsyncMPClient):
         """Calls the instance on vLLM's sockets until it answers: only then does it take requests."""
         call = super()._call_utility_async
         try:
-            hello = partial(call, "llumnix_hello", engine=member.identity)
-            self._apply_ready_response(await first_answer(hello, member.gone))
+            called = partial(call, "llumnix_hello", engine=member.identity)
+            hello = msgspec.msgpack.decode(await first_answer(called, member.gone), type=Hello)
+            self._apply_ready_response(hello.ready)
             for lora in list(self._loras.values()):
                 await unless_gone(call("add_lora", lora, engine=member.identity), member.gone)
         except ConnectionError:
             return
         if not member.gone.is_set():
-            self._admit(member)
+            self._admit(member, hello)
 
     def _make_room_for(self, slot: int) -> None:
         """vLLM's metrics need a place for whoever is heard."""
@@ -99,10 +101,11 @@ class LlumnixClient(AsyncMPClient):
             self.engine_ranks_managed = list(range(slot + 1))
             self.on_more_slots(slot + 1)
 
-    def _admit(self, member: Member) -> None:
+    def _admit(self, member: Member, hello: Hello) -> None:
         self.members.admit(member)
         self.core_engines.append(member.identity)
         self.core_engine = self.core_engines[0]
+        self._dispatcher.on_report(hello.snapshot)  # the first one: what it counts, an earlier front end sent
         self._dispatcher.on_report(member.snapshot)
         self.streams.place_parked()
 

@@ -34,6 +34,7 @@ from llumnix.engine.vllm.driver import LlumletDriver
 from llumnix.engine.vllm.heart import Heart
 from llumnix.engine.vllm.letters import LAST_WORD, TURNED_AWAY
 from llumnix.engine.vllm.listing import Listing
+from llumnix.engine.vllm.members import Hello
 from llumnix.engine.vllm.movable import why_engine_pins
 from llumnix.engine.vllm.parts import Engine
 from llumnix.engine.vllm.reports import Reports
@@ -78,6 +79,7 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def __init__(self, spec: InstanceSpec, vllm_config: VllmConfig, *, log_stats: bool) -> None:
         self._spec = spec
+        # Never reset: a front end that takes a dead one's place begins to count where it says hello.
         self._added = [0] * spec.book.front_ends
         self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
         self._driver: LlumletDriver | None = None
@@ -237,8 +239,9 @@ class LlumnixEngineCore(EngineCoreProc):
     # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
 
     def llumnix_hello(self) -> bytes:
-        """First contact: proves both sockets, and tells what the engine found out (vLLM's ready response)."""
-        return msgspec.msgpack.encode(self._make_ready_response())
+        """First contact: proves both sockets. The answer is a `Hello`."""
+        ready = msgspec.msgpack.encode(self._make_ready_response())
+        return msgspec.msgpack.encode(Hello(ready=ready, snapshot=self._reports.make().snapshot))
 
     def llumnix_resume(self, payload: bytes) -> Future[None]:
         """Token replay: takes up a request where its dead owner left it. The payload is a `Resume`."""
@@ -336,7 +339,6 @@ class LlumnixEngineCore(EngineCoreProc):
     def _abort_orphans(self, front_end: int) -> None:
         requests = self.scheduler.requests.values()
         self.abort_requests([request.request_id for request in requests if request.client_index == front_end])
-        self._added[front_end] = self._refused[front_end] = 0
 
     # -- the heart's thread
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from llumnix.control.gone import Gone
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
@@ -16,6 +18,15 @@ GONE = "the instance is gone"
 
 _FIRST_CALL_INTERVAL_S = 0.05
 _LONGEST_CALL_INTERVAL_S = 2.0
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine's answer to the first call."""
+
+    ready: bytes
+    """vLLM's ready response."""
+    snapshot: InstanceSnapshot
+    """Of this moment: what it counts of this front end's requests, an earlier one of this index sent."""
 
 
 @dataclass(slots=True, eq=False)

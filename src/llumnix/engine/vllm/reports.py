@@ -63,13 +63,17 @@ class Reports:
         self._rests = True
 
     def send(self) -> None:
-        now = monotonic()
-        self._number += 1
         self.owed = False
-        self._due_s = now + self._spec.cluster.report_interval_s
+        self._due_s = monotonic() + self._spec.cluster.report_interval_s
+        self._last = self.make()
+        self._mailbox.post_soon(self._audience, self._last)
+
+    def make(self) -> wire.Report:
+        """One of this moment, newer than all that were sent."""
+        self._number += 1
         fixed = Fixed(
             id=self._driver.info.id,
-            at=now,
+            at=monotonic(),
             seq=self._number,
             state=self.state,
             drain_keep=self.drain_keep,
@@ -78,8 +82,7 @@ class Reports:
             **self._driver.counters,  # type: ignore[typeddict-item]
         )
         snapshot = instance_snapshot(self._scheduler, fixed, self._spec.policy.relief_steps)
-        self._last = wire.Report(info=self._driver.info, snapshot=snapshot)
-        self._mailbox.post_soon(self._audience, self._last)
+        return wire.Report(info=self._driver.info, snapshot=snapshot)
 
     def beat(self) -> None:
         """On the heart's thread, once a first one was sent. The launcher needs no load, only to know when an instance
