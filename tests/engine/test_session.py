@@ -106,7 +106,7 @@ def test_stream_that_said_nothing_can_always_start_again() -> None:
                 "sampling_params": SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+")),
                 "reasoning_parser_kwargs": {"chat_template_kwargs": {}},
             },
-            "reasoning",
+            "",
         ),
         ({"sampling_params": SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))}, ""),
     ],

@@ -31,6 +31,7 @@ from llumnix.control.replay import LlumletBegin
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.driver import LlumletDriver
+from llumnix.engine.vllm.grammar import follow, why_not_compiled
 from llumnix.engine.vllm.heart import Heart
 from llumnix.engine.vllm.letters import LAST_WORD, TURNED_AWAY
 from llumnix.engine.vllm.listing import Listing
@@ -38,10 +39,10 @@ from llumnix.engine.vllm.members import Hello
 from llumnix.engine.vllm.movable import why_engine_pins
 from llumnix.engine.vllm.parts import Engine
 from llumnix.engine.vllm.reports import Reports
-from llumnix.engine.vllm.resume import Resume, take_up
+from llumnix.engine.vllm.resume import Making, Resume, Resumes
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.snapshot import request_rows
-from llumnix.engine.vllm.state import Codec, decode_identity, stamp
+from llumnix.engine.vllm.state import Codec, decode_identity, passport_of, stamp
 from llumnix.policy.catalogue import find_policy
 from llumnix.report.recording import recorder
 from llumnix.types import InstanceState
@@ -126,6 +127,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self._peer_codec = Codec()  # used by the mailbox's thread alone
         self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
         self._driver = self._make_driver()
+        self._resumes = self._make_resumes()
         self._reports = Reports(
             spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen, self.input_queue.qsize
         )
@@ -154,6 +156,7 @@ class LlumnixEngineCore(EngineCoreProc):
             self._mark(range(self._spec.book.front_ends), LAST_WORD, [""])
             self._heart.stop()
             self._mailbox.close()
+            self._resumes.close()
             self.rpc("llumnix_close")
         self.shutdown()
 
@@ -163,6 +166,10 @@ class LlumnixEngineCore(EngineCoreProc):
         made, wave = super().preprocess_add_request(request)
         stamp(made, request)
         return made, wave
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        self._resumes.abort(request_ids)
+        super().abort_requests(request_ids)
 
     def _handle_request_preproc_error(self, request: EngineCoreRequest) -> None:
         self._refused[request.client_index] += 1
@@ -246,19 +253,8 @@ class LlumnixEngineCore(EngineCoreProc):
     def llumnix_resume(self, payload: bytes) -> Future[None]:
         """Token replay: takes up a request where its dead owner left it. The payload is a `Resume`."""
         resume = msgspec.msgpack.decode(payload, type=Resume)
-        request, _ = self.preprocess_add_request(Codec().decode_request(resume.request))
-        self._count(request)
-        done: Future[None] = Future()
-        self._when_grammar_ready(request, lambda: self._to_main(partial(self._resume_now, request, resume, done)))
-        return done
-
-    def _resume_now(self, request: Request, resume: Resume, done: Future[None]) -> None:
-        try:
-            take_up(request, resume, self.scheduler, self.structured_output_manager, self.rpc)
-        except ValueError as error:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
+        self._added[resume.front_end] += 1
+        return self._resumes.start(resume)
 
     # -- control
 
@@ -269,11 +265,16 @@ class LlumnixEngineCore(EngineCoreProc):
         if isinstance(message, wire.Peer) and isinstance(message.message, Prepare):
             identity = decode_identity(message.message.payload)
             request, _ = self.preprocess_add_request(self._peer_codec.decode_request(identity.request))
-            request.append_output_token_ids(identity.output_token_ids)
-            prepared = PreparedPeer(message, request)
-            self._when_grammar_ready(request, lambda: self._to_main(prepared))
+            prepare = partial(self._prepare, message, request, identity.output_token_ids)
+            self._when_grammar_ready(request, prepare)
         else:
             self._to_main(message)
+
+    def _prepare(self, peer: wire.Peer, request: Request, output_token_ids: list[int]) -> None:
+        if not why_not_compiled(request):
+            accepted = follow(request, self.structured_output_manager, output_token_ids)
+            passport_of(request).grammar_refused = not accepted
+        self._to_main(PreparedPeer(peer, request))
 
     def _to_main(self, message: Any) -> None:
         """From any thread: wakes the engine's main thread if it sleeps."""
@@ -339,6 +340,7 @@ class LlumnixEngineCore(EngineCoreProc):
     def _abort_orphans(self, front_end: int) -> None:
         requests = self.scheduler.requests.values()
         self.abort_requests([request.request_id for request in requests if request.client_index == front_end])
+        self._resumes.abort_all_of(front_end)
 
     # -- the heart's thread
 
@@ -375,6 +377,14 @@ class LlumnixEngineCore(EngineCoreProc):
             clock=monotonic,
         )
         return LlumletDriver(engine, llumlet, spec.migration, spec.book, spec.policy.relief_steps)
+
+    def _make_resumes(self) -> Resumes:
+        making = Making(
+            make=lambda original: self.preprocess_add_request(original)[0],
+            when_grammar_ready=self._when_grammar_ready,
+            to_main=lambda call: self._to_main(partial(call)),
+        )
+        return Resumes(self.scheduler, self.structured_output_manager, self.rpc, making)
 
     def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """Calls a method of `WorkerExtension` on every worker."""

@@ -9,6 +9,7 @@ from typing import Any
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.control.messages import Commit, Copy
+from llumnix.engine.vllm.grammar import follow, why_not_compiled
 from llumnix.engine.vllm.scheduler import MigrationSupport
 from llumnix.engine.vllm.state import Hand, passport_of
 from llumnix.types import RequestId
@@ -19,6 +20,8 @@ Key = tuple[RequestId, int]
 
 Pull = tuple[int, int]
 """Stage and worker rank."""
+
+_GRAMMAR_REFUSED = "its grammar does not accept its own output here"
 
 CollectiveRpc = Callable[..., list[Any]]
 
@@ -68,9 +71,10 @@ class IncomingRequests:
         scheduler = self._scheduler
         if request.request_id in scheduler.requests or any(known == key[0] for known, _ in self._reservations):
             raise Refusal("a copy of the request is still here")
-        structured = request.structured_output_request
-        if structured is not None and isinstance(structured.grammar, Exception):
-            raise Refusal(f"its grammar does not compile here: {structured.grammar}")
+        if problem := why_not_compiled(request):
+            raise Refusal(f"its grammar does not compile here: {problem}")
+        if passport_of(request).grammar_refused:
+            raise Refusal(_GRAMMAR_REFUSED)
         if request.num_tokens > scheduler.max_model_len:
             raise Refusal(f"{request.num_tokens} tokens are more than the window here ({scheduler.max_model_len})")
         skip_blocks = 0
@@ -144,13 +148,12 @@ class IncomingRequests:
         request = reservation.request
         if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.block_size):
             raise Refusal("no spare block for its next tokens")
-        request.append_output_token_ids(hand.output_token_ids[request.num_output_tokens :])
         request.num_preemptions = hand.preemptions
-        self._replay_grammar(request, hand.reasoning_ended)
+        self._follow(request, hand)
         del self._reservations[key]
         self._give_slot_back(reservation)
         if request.num_output_tokens:
-            self._rpc("llumnix_install", args=(_for_worker(request, hand),))
+            self._rpc("llumnix_install", args=(for_worker(request, hand.computed_tokens, hand.sampler_state),))
         passport = passport_of(request)
         passport.migrations, passport.moved_s = hand.migrations, now_s
         scheduler.adopt(request, hand.computed_tokens)
@@ -177,28 +180,31 @@ class IncomingRequests:
             reservation.keeps_slot = False
             self._scheduler.slots_for_arrivals -= 1
 
-    def _replay_grammar(self, request: Request, reasoning_ended: bool | None) -> None:
-        """Walks the grammar to where the output stands. It was compiled before the reservation was made."""
+    def _follow(self, request: Request, hand: Hand) -> None:
+        """To where the source has come since it sent `Prepare`. The grammar was compiled, and has walked so far, before
+        the reservation was made."""
+        if not follow(request, self._structured_output, hand.output_token_ids[request.num_output_tokens :]):
+            raise Refusal(_GRAMMAR_REFUSED)
         structured = request.structured_output_request
         if structured is None:
             return
         if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
             request.status = RequestStatus.WAITING
-        structured.reasoning_ended = reasoning_ended
-        if not self._structured_output.accept_tokens(request, list(request.output_token_ids)):
-            raise Refusal("its grammar does not accept its own output here")
+        if bool(structured.reasoning_ended) != bool(hand.reasoning_ended):
+            raise Refusal("its reasoning ends elsewhere here")
 
     def _all_blocks(self, reservation: Reservation) -> list[int]:
         return [block.block_id for block in self._scheduler.held_blocks(reservation.request.request_id)]
 
 
-def _for_worker(request: Request, hand: Hand) -> dict[str, Any]:
+def for_worker(request: Request, computed_tokens: int = 0, sampler_state: bytes | None = None) -> dict[str, Any]:
+    """What `llumnix_install` takes."""
     return {
         "id": request.request_id,
         "prompt_token_ids": request.prompt_token_ids,
         "output_token_ids": list(request.output_token_ids),
         "sampling_params": request.sampling_params,
         "lora_request": request.lora_request,
-        "num_computed_tokens": hand.computed_tokens,
-        "sampler_state": hand.sampler_state,
+        "num_computed_tokens": computed_tokens,
+        "sampler_state": sampler_state,
     }

@@ -75,6 +75,4 @@ class Session:
             return "it is not a generation"
         if sampling.seed is not None and sampling.temperature > 0:
             return "the state of its seeded random generator is lost"
-        if sampling.structured_outputs is not None and self.request.reasoning_parser_kwargs is not None:
-            return "where its reasoning ended is lost"
         return ""

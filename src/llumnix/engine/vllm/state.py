@@ -23,6 +23,8 @@ class Passport:
     """As the front end sent it: all that is needed to make the request anew elsewhere."""
     migrations: int = 0
     moved_s: float | None = None
+    grammar_refused: bool = False
+    """Its grammar, compiled here, does not accept the output that came with it."""
 
 
 def stamp(request: Request, original: EngineCoreRequest) -> Passport:

@@ -271,7 +271,12 @@ class Streams:
             self._ways.send(instance, EngineCoreRequestType.ADD, renamed)
 
     async def _resume(self, session: Session, renamed: EngineCoreRequest, instance: InstanceId) -> None:
-        resume = Resume(request=self._codec.encode_request(renamed), output_token_ids=list(session.tokens))
+        resume = Resume(
+            request_id=renamed.request_id,
+            front_end=renamed.client_index,
+            request=self._codec.encode_request(renamed),
+            output_token_ids=list(session.tokens),
+        )
         try:
             await self._ways.resume(instance, msgspec.msgpack.encode(resume))
         except ConnectionError:

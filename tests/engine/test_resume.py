@@ -1,0 +1,102 @@
+"""Token replay at an instance: made ready beside the engine's main thread, while aborts may overtake it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from engine_requests import engine_request
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.request import Request
+
+from llumnix.engine.vllm.resume import Making, Resume, Resumes
+from llumnix.engine.vllm.state import Codec
+
+WAIT_S = 10
+
+
+class Engine:
+    """What takes up requests, on this thread; grammars compile until `compiled` is called."""
+
+    def __init__(self) -> None:
+        self.adopted: list[Request] = []
+        self.compiling: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.makers: set[str] = set()
+        self.problem = ""
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        making = Making(
+            make=self._make,
+            when_grammar_ready=lambda request, proceed: self.compiling.put(proceed),
+            to_main=self._calls.put,
+        )
+        scheduler = SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request))
+        self.resumes = Resumes(scheduler, None, lambda *_, **__: [], making)  # type: ignore[arg-type]
+
+    def _make(self, original: EngineCoreRequest) -> Request:
+        self.makers.add(threading.current_thread().name)
+        if self.problem:
+            raise ValueError(self.problem)
+        return Request.from_engine_core_request(original, None)
+
+    def start(self, request_id: str, front_end: int = 0) -> Future[None]:
+        request = Codec().encode_request(engine_request(request_id))
+        return self.resumes.start(
+            Resume(request_id=request_id, front_end=front_end, request=request, output_token_ids=[7, 8])
+        )
+
+    def compiled(self) -> None:
+        self.compiling.get(timeout=WAIT_S)()
+
+    def step(self) -> None:
+        self._calls.get(timeout=WAIT_S)()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.resumes.close()
+
+
+def test_request_goes_on_with_its_output(engine: Engine) -> None:
+    done = engine.start("r~1")
+    engine.compiled()
+    assert engine.adopted == []
+    engine.step()
+    assert done.done()
+    assert [list(request.output_token_ids) for request in engine.adopted] == [[7, 8]]
+    assert engine.makers == {"resume_0"}, "made on the main thread, for which the batch would have to wait"
+
+
+def test_client_that_leaves_while_the_grammar_compiles(engine: Engine) -> None:
+    done = engine.start("r~1")
+    engine.resumes.abort(["r~1", "another"])
+    engine.compiled()
+    engine.step()
+    assert done.result() is None
+    assert engine.adopted == []
+
+
+def test_front_end_that_dies_while_the_grammar_compiles(engine: Engine) -> None:
+    engine.start("r~1", front_end=1)
+    engine.start("s~1", front_end=0)
+    engine.resumes.abort_all_of(1)
+    for _ in range(2):
+        engine.compiled()
+        engine.step()
+    assert [request.request_id for request in engine.adopted] == ["s~1"]
+
+
+def test_request_that_cannot_be_made(engine: Engine) -> None:
+    engine.problem = "no such adapter"
+    done = engine.start("r~1")
+    engine.step()
+    assert str(done.exception()) == "no such adapter"
+    assert engine.adopted == []
