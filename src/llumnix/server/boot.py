@@ -63,6 +63,7 @@ def prepare(argv: list[str], model: str) -> Setup:
     try:
         configure_logging_from_args(args)
         validate_parsed_serve_args(args)
+        _import_plugins(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
         propagate_flash_late_interaction(args, engine_args)
         engine_args.worker_extension_cls = "llumnix.engine.vllm.worker.WorkerExtension"
@@ -72,6 +73,17 @@ def prepare(argv: list[str], model: str) -> Setup:
     _adjust(config, args)
     _import_ahead(config)
     return Setup(args, config, memoryview(mmap.mmap(-1, 8 * _MAX_FRONT_ENDS)).cast("q"))
+
+
+def _import_plugins(args: Any) -> None:
+    """What they register is asked for when the configuration is made; vLLM does it where it opens its port, before."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
 
 
 def listen(setup: Setup) -> socket.socket:
