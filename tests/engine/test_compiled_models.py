@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from torch._inductor import codecache
 from vllm.compilation import caching
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
@@ -53,13 +54,20 @@ def says(model: Any) -> list[float]:
         return [model(torch.ones(count, 8) / count).sum().item() for count in (4, 3, 7)]
 
 
-def test_second_engine_loads_what_the_first_one_compiled(config: VllmConfig) -> None:
+def test_second_engine_loads_what_the_first_one_compiled(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, other_weights = make(config, 0), make(config, 0), make(config, 1)
     compiled = says(first)
     assert not first.was_aot_compile_fn_loaded_from_disk
+    codecache.CppPythonBindingsCodeCache.cache_clear()  # as in a process that has not compiled it
+    codecache._precompile_header.cache_clear()
+    monkeypatch.setattr("torch._inductor.cpp_builder.run_compile_cmd", no_compiler)
     assert says(second) == compiled
     assert second.was_aot_compile_fn_loaded_from_disk
     assert says(other_weights) == pytest.approx([2 * torch.relu(other_weights.layer(torch.ones(8))).sum().item()] * 3)
+
+
+def no_compiler(*command: Any, **_: Any) -> None:
+    raise AssertionError(f"the compiler was called: {command}")
 
 
 def test_code_of_another_processor_is_not_loaded(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._inductor import config as inductor
+from torch._inductor import codecache
 from vllm.compilation import caching, decorators
 from vllm.platforms import current_platform
 
@@ -33,9 +33,7 @@ def load_compiled_models() -> None:
 
     @wraps(load)
     def load_complete(model: Any, path: str) -> Any:
-        # A header is compiled for kernels that have to be; these are there. Without this, each process has the compiler
-        # read it, to see whether it has changed.
-        no_headers = inductor.patch(cpp_cache_precompile_headers=False)
+        no_headers = mock.patch.object(codecache, "_precompile_header", _no_header)
         with mock.patch.object(torch.compiler, "load_compiled_function", _load), no_headers:
             return load(model, path)
 
@@ -49,13 +47,9 @@ def load_compiled_models() -> None:
 
 def import_ahead() -> None:
     """What loading a compiled model needs, for the children of this process. Starts no thread."""
-    import torch._dynamo.aot_compile
-    import torch._inductor.async_compile
-    import torch._inductor.codecache
-    import torch._inductor.compile_fx
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    torch._inductor.codecache.torch_key()  # reads all of PyTorch
+    codecache.torch_key()  # reads all of PyTorch
     pick_vec_isa()  # tries the compiler
 
 
@@ -78,6 +72,12 @@ def _load(*args: Any, **kwargs: Any) -> Any:
     if not hasattr(compiled, "finalize_loading"):
         compiled.finalize_loading = _nothing
     return loaded
+
+
+def _no_header(*_args: Any, **_kwargs: Any) -> str:
+    """Instead of a header that is compiled beforehand, for kernels that have to be compiled. These are there; but each
+    process would have the compiler read the header, to see whether it has changed."""
+    return ""
 
 
 def _nothing(_vllm_config: Any) -> None:

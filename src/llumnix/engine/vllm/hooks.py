@@ -158,6 +158,11 @@ HOOKS = (
         "model aot_compilation_path",
         "wrapped: compiled models are found again on CPUs",
     ),
+    Hook(
+        "torch._inductor.codecache:_precompile_header",
+        "header hashable_cmd_line",
+        "replaced while a compiled model is loaded: its kernels need no header",
+    ),
     Hook("vllm.compilation.caching:aot_compile_hash_factors", "vllm_config", "wrapped: and are this processor's"),
     Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
     Hook(
