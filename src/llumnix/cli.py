@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from llumnix import __version__
 from llumnix.commands import SERVER_COMMANDS
 from llumnix.errors import LlumnixError, UsageError
 from llumnix.remote import add_server_flags
@@ -40,9 +41,7 @@ def _dispatch(words: list[str]) -> int:
         print(_overview())
         return 0 if words else 2
     if words[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("llumnix"))
+        print(__version__)
         return 0
     if words[0] not in COMMANDS:
         raise UsageError(f"There is no command {words[0]!r}; `llumnix --help` lists them.")

@@ -50,7 +50,7 @@ def test_missing_ray_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None
         return None if name == "ray" else object()
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-    with pytest.raises(UsageError, match=r"Ray is not installed: pip install 'llumnix\[ray\]'"):
+    with pytest.raises(UsageError, match=r"Ray is not installed: pip install 'ray>=2\.60'"):
         preflight.check_ray("")
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from llumnix.bench.client import BenchConfig, bench
 from llumnix.errors import UsageError
 from llumnix.remote import add_server_flags, check_key
+from llumnix.report.pictures import HOW_TO_GET_IT, can_draw
 from llumnix.report.records import write_records
 from llumnix.report.summary import SUMMARY_JSON, print_summary, summarize, write_summary
 from llumnix.workload.workload import load_workload
@@ -62,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     summary = summarize(result.records, result.facts)
     write_records(args.out, result.records)
     write_summary(args.out / SUMMARY_JSON, summary)
-    if not args.no_figures:
+    if not args.no_figures and not can_draw():
+        console.print(HOW_TO_GET_IT, markup=False)
+    elif not args.no_figures:
         from llumnix.report.figures import draw  # matplotlib takes a second to load
 
         draw(result.records, args.out, title=f"{workload.name} on {config.base_url}")

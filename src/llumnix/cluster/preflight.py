@@ -69,7 +69,7 @@ def check_model(model: str) -> None:
 def check_ray(address: str) -> None:
     """Ray itself would try for a minute what a connection shows at once."""
     if importlib.util.find_spec("ray") is None:
-        raise UsageError("Ray is not installed: pip install 'llumnix[ray]', or leave out --launcher ray.")
+        raise UsageError("Ray is not installed: pip install 'ray>=2.60', or leave out --launcher ray.")
     host, port = split_address(address)
     if port == 0:
         if address not in ("", "auto"):

@@ -152,7 +152,7 @@ def _require_vllm() -> None:
         import vllm  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"vLLM cannot be imported ({error}): run `make env` for CPUs, or `pip install 'llumnix[gpu]'` for GPUs."
+            f"vLLM cannot be imported ({error}): run `make env` for CPUs, or `pip install 'vllm==0.32.*'` for GPUs."
         ) from error
     from llumnix.engine.vllm.hooks import problems
 

@@ -15,6 +15,7 @@ from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.flags import add_flags, build
 from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.report.pictures import require_matplotlib
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
 from llumnix.report.summary import SUMMARY_JSON, Fact, print_summary, summarize, write_summary
 from llumnix.sim.compare import compare, print_comparison, write_comparison
@@ -67,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix simulate`. Returns 0; raises UsageError for bad input."""
     _require_what_it_needs(args)
+    if args.plot:
+        require_matplotlib()
     workload = _workload(args)
     setup = _setup(args, workload)
     if args.compare is None:

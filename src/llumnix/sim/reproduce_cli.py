@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from llumnix.errors import UsageError
 from llumnix.report.claims import claims, write_claims
+from llumnix.report.pictures import require_matplotlib
 from llumnix.report.points import Point, published_points, write_points
 from llumnix.sim.experiments import FIGURES, Run
 from llumnix.sim.measure import Measures
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix reproduce`. Returns 0; raises UsageError for bad input."""
     figure = _figure(args.figure)
+    require_matplotlib()
     if args.seeds < 1:
         raise UsageError("--seeds must be at least 1.")
     if args.jobs < 1:
