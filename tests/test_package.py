@@ -103,7 +103,7 @@ def test_pictures_without_matplotlib_get_one_sentence_before_anything_is_run(
 @pytest.mark.timeout(300)
 def test_what_is_built_can_be_installed_and_works_elsewhere(tmp_path: Path) -> None:
     """Wheel and source distribution, each in an environment of its own that borrows only the dependencies."""
-    build = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
+    build = "import sys; from setuptools.build_meta import *; to = sys.argv[1]; build_wheel(to); build_sdist(to)"
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
     dist = tmp_path / "dist"
