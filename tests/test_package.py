@@ -116,10 +116,10 @@ def test_what_is_built_can_be_installed_and_works_elsewhere(tmp_path: Path) -> N
     assert {"docs/serving.md", "tests/conftest.py", "deploy/Dockerfile", "CHANGELOG.md"} <= inside
     for built in (wheel, source):
         home = tmp_path / f"of-{built.suffix}"
-        venv.create(home, with_pip=True)
+        venv.create(home)
         python, site = home / "bin" / "python", next(home.glob("lib/python*/site-packages"))
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        flags = ["--no-deps", "--no-build-isolation", "--no-index"]
+        flags = ["--ignore-installed", "--no-deps", "--no-build-isolation", "--no-index"]
         run([str(python), "-m", "pip", "install", "--quiet", *flags, str(built)], tmp_path)
         where = run([str(python), "-c", "import llumnix; print(llumnix.__file__)"], tmp_path)
         assert where.startswith(str(site))
