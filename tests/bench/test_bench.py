@@ -270,6 +270,16 @@ def test_command_writes_records_summary_and_picture(tmp_path: Path, capsys: pyte
     assert "5 of 5 requests finished" in capsys.readouterr().out
 
 
+def test_without_matplotlib_only_the_picture_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llumnix.bench.cli.can_draw", lambda: False)
+    assert command(OpenAIServer(), tmp_path) == 0
+    assert not (tmp_path / "latency.png").exists()
+    assert (tmp_path / "summary.json").exists()
+    assert "Pictures need matplotlib" in " ".join(capsys.readouterr().err.split())
+
+
 def test_failed_requests_are_told_and_fail_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faults = {"r000001": "refuse"}
     assert command(OpenAIServer(faults=faults), tmp_path, "--no-figures") == 1

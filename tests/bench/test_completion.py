@@ -109,6 +109,17 @@ def test_prompts_share_what_their_blocks_share() -> None:
     assert first[1024:] != second[1024:1100]
 
 
+def test_blocks_are_as_large_as_their_trace_says() -> None:
+    def ids(index: int, *hashes: int) -> list[int]:
+        row = WorkloadRequest("r", 0.0, 50, 5, block_hashes=hashes, block_tokens=16)
+        return PROMPTS.token_ids(row, index)
+
+    first, second = ids(0, 4, 5, 6, 7), ids(1, 4, 5, 8, 9)
+    assert len(first) == len(second) == 50
+    assert first[:32] == second[:32]
+    assert first[32:48] != second[32:48]
+
+
 def test_prompt_longer_than_its_blocks_ends_with_content_of_its_own() -> None:
     first, second = (PROMPTS.token_ids(request(600, (4,)), index) for index in (0, 1))
     assert len(first) == len(second) == 600

@@ -175,6 +175,16 @@ def test_a_stalled_instance_answers_nobody_until_it_goes_on() -> None:
     assert 5.0 <= waited.at_s < 5.2
 
 
+def test_a_newcomer_is_greeted_by_the_front_end_before_it_is_sent_anything() -> None:
+    """A message takes 0.2 s here: two for the greeting, then the request itself."""
+    faults = (Fault(FaultKind.CRASH, 5.0, instance=0), Fault(FaultKind.SLOW_LINK, 6.0, 60.0, factor=1000.0))
+    message_s, serves_s = 1000 * A10.host.message_ms / 1e3, 5.0 + A10.host.start_up_s
+    before, after = SimRequest(0, serves_s - 0.5, 16, 2), SimRequest(1, serves_s + 2.0, 16, 2)
+    simulate([before, after], Setup(instances=1, profile=A10, faults=faults))
+    assert before.first_token_s - serves_s > 3 * message_s
+    assert after.first_token_s - after.arrival_s < 2 * message_s
+
+
 def test_a_link_so_slow_that_commits_are_doubted_doubles_no_request() -> None:
     outcome = run(faults=(Fault(FaultKind.SLOW_LINK, 20.0, 2000.0, factor=150.0),))
     assert_all_served(outcome)
