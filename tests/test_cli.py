@@ -47,6 +47,11 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     ("words", "sentence"),
     [
         (["dance"], "There is no command 'dance'; `llumnix --help` lists them."),
+        (["serv"], "There is no command 'serv'; did you mean serve?"),
+        (["serve", "--instnces", "4"], "There is no flag --instnces; did you mean --instances?"),
+        (["serve", "--max-modl-len", "4"], "There is no flag --max-modl-len; did you mean --max-model-len?"),
+        (["status", "--ulr", "x"], "Unrecognized arguments: --ulr x; did you mean --url?"),
+        (["serve", "--headless"], "--headless is not for Llumnix: "),
         (["serve", "--instances", "0"], "--instances must be between 1 and 4096, not 0."),
         (["serve", "--instances", "4096"], "instances need at least"),
         (["serve", "/no/such/model"], "There is no model at /no/such/model."),

@@ -107,3 +107,20 @@ def test_what_is_wrong_in_it_is_told_in_a_sentence(file: Path, text: str, senten
 def test_a_file_that_is_not_there_is_told(words: list[str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         parse_serve(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "offline"),
+    [
+        ("", True),
+        ("--max-model-len 512 --enforce-eager", True),
+        ("--tokenizer org/name", False),
+        ("--hf_config_path=org/name", False),
+        ("--speculative-config.model org/name", False),
+        ("--lora-modules a=org/name", False),
+        ("my/model", False),
+        (".", False),  # what else it names, its own files say
+    ],
+)
+def test_the_hub_is_left_alone_only_where_everything_is_ours(words: str, offline: bool) -> None:
+    assert ("HF_HUB_OFFLINE" in child_environment(parse_serve(words.split()), {})) == offline

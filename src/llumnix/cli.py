@@ -44,7 +44,13 @@ def _dispatch(words: list[str]) -> int:
         print(__version__)
         return 0
     if words[0] not in COMMANDS:
-        raise UsageError(f"There is no command {words[0]!r}; `llumnix --help` lists them.")
+        from llumnix.command_line import closest
+
+        meant = closest(words[0], COMMANDS)
+        raise UsageError(
+            f"There is no command {words[0]!r}; "
+            + (f"did you mean {meant}?" if meant else "`llumnix --help` lists them.")
+        )
     _, run = COMMANDS[words[0]]
     return run(words[1:])
 
@@ -66,9 +72,12 @@ def _overview() -> str:
 
 
 def _serve(words: list[str]) -> int:
-    from llumnix import flags, tiny_model
+    from llumnix import flags, serve_help, tiny_model
     from llumnix.cluster import launcher, preflight
 
+    if (keyword := serve_help.asked_for(words)) is not None:
+        serve_help.show(keyword)
+        return 0
     arguments = flags.parse_serve(words)
     preflight.check(arguments)
     return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()))

@@ -38,6 +38,7 @@ class Setup:
     fail_first: int
     slow_until: Path | None
     busy_while: Path | None
+    example: None = None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -176,6 +176,30 @@ def refuses(server: Serve) -> bool:
     return False
 
 
+def test_any_free_port_is_told(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "1", "--port", "0")
+    port = int(server.wait_for_line("^serving").rpartition(":")[2])
+    assert port not in (0, server.port)
+    assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    assert f"LLUMNIX_URL=http://127.0.0.1:{port}," in server.wait_for_line("^  next")
+
+
+def test_end_of_the_terminal_ends_the_server_but_not_under_nohup(serve: Callable[..., Serve]) -> None:
+    with_terminal = serve("--instances", "1")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited by what is started now, as nohup does it
+    try:
+        without = serve("--instances", "1")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for server in (with_terminal, without):
+        server.wait_until_serving()
+        server.process.send_signal(signal.SIGHUP)
+    assert with_terminal.end() == 0
+    assert without.get("/health").status_code == 200
+    without.process.terminate()
+    assert without.end() == 0
+
+
 def test_second_signal_ends_at_once(serve: Callable[..., Serve], tmp_path: Path) -> None:
     server = serve("--instances", "1", "--slow-until", str(tmp_path / "never"))
     server.wait_until_serving()

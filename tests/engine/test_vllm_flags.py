@@ -81,3 +81,10 @@ def test_the_queue_is_ordered_as_the_user_says(monkeypatch: pytest.MonkeyPatch) 
     for words, policy in ([], "priority"), (["--scheduling-policy", "fcfs"], "fcfs"):
         flags = engine_flags(parse_serve([model, "--enforce-eager", "--dtype=float32", *words]))
         assert boot.prepare(list(flags), model).config.scheduler_config.policy == policy
+
+
+def test_help_of_vllms_flags_tells_what_is_made_of_them() -> None:
+    from llumnix.server.vllm_help import vllm_help
+
+    assert "--max-model-len" in vllm_help("ModelConfig".lower())
+    assert "[Llumnix: 127.0.0.1 by" in " ".join(vllm_help("host").split())

@@ -28,6 +28,7 @@ from llumnix.cluster.environment import (
     ray_environment,
     workers_per_instance,
 )
+from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, ServerAddress
 from llumnix.cluster.nursery_messages import (
     Exited,
@@ -58,7 +59,12 @@ from llumnix.wire.messages import Report, StartInstances, StopInstance, Wire
 _HOUSEKEEPING_INTERVAL_S = 30.0
 _NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.launch_ray", 10.0)}
 """What starts the instances, and how many seconds it gets to leave nothing on other machines."""
-_TERMINATING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _terminating() -> list[signal.Signals]:
+    """What ends the server. Under `nohup` the end of the terminal does not."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
 def serve(arguments: ServeArguments, model: str) -> int:
@@ -100,7 +106,7 @@ class Launcher:
 
     def run(self) -> int:
         linux.adopt_orphans()
-        handlers = {number: signal.signal(number, self._on_signal) for number in _TERMINATING}
+        handlers = {number: signal.signal(number, self._on_signal) for number in _terminating()}
         self._mailbox.start()
         cluster = self._arguments.cluster
         module, patience_s = _NURSERIES[cluster.launcher]
@@ -221,8 +227,8 @@ class Launcher:
             tls=has_flag(flags, "--ssl-certfile"),
             unix_socket=self._arguments.engine_flag("--uds"),
         )
-        name = self._arguments.engine_flag("--served-model-name") or self._arguments.model or "tiny"
-        sentence = f"serving {name} at {address}"
+        example = None if ready.example is None else (ready.example.path, ready.example.body)
+        sentence = greeting(self._arguments, address, self._log_dir, example, self._environment)
         self._health = HealthWatch(address, lambda: self._post(supervision.FrontEndServes(sentence)))
         self._health.start()
         self._tell_supervisor(supervision.Tick())

@@ -24,6 +24,7 @@ from typing import Any, NoReturn, assert_never, cast
 
 from llumnix.cluster import linux, logs, run_dir
 from llumnix.cluster.nursery_messages import (
+    Example,
     Exited,
     Failed,
     Forked,
@@ -82,7 +83,16 @@ class Nursery:
             self._socket = self._engine.listen(self._setup)
             self._admin_socket = _listen_for_admin(self._setup.host, prepare.cluster.admin_port)
         _settle_memory()
-        send(channel, Ready(host=self._setup.host, port=self._setup.port))
+        example = (
+            None if self._setup.example is None else Example(path=self._setup.example[0], body=self._setup.example[1])
+        )
+        send(channel, Ready(host=self._setup.host, port=self._bound_port(), example=example))
+
+    def _bound_port(self) -> int:
+        port: int = self._setup.port
+        if self._socket is not None and self._socket.family != socket.AF_UNIX:
+            port = self._socket.getsockname()[1]
+        return port
 
     def run(self) -> None:
         """Obeys the launcher until it is gone."""

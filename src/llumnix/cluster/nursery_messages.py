@@ -73,11 +73,20 @@ class StopListening(_Message, frozen=True, kw_only=True, tag=True):
 # from the nursery
 
 
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to try; its body lacks the model's name."""
+
+    path: str
+    body: dict[str, str | int]
+
+
 class Ready(_Message, frozen=True, kw_only=True, tag=True):
     """The engine is imported, its flags are good, the HTTP socket listens."""
 
     host: str
     port: int
+    """The one that is bound, also where any was asked for."""
+    example: Example | None = None
 
 
 class Failed(_Message, frozen=True, kw_only=True, tag=True):

@@ -68,13 +68,18 @@ class FrontEndSpec:
 
 
 class Setup(Protocol):
-    """What `prepare` makes of the flags; all but these two is the engine's own."""
+    """What `prepare` makes of the flags; all but these is the engine's own."""
 
     @property
     def host(self) -> str: ...
 
     @property
-    def port(self) -> int: ...
+    def port(self) -> int:
+        """The one that was asked for; 0 for any."""
+
+    @property
+    def example(self) -> tuple[str, dict[str, str | int]] | None:
+        """A route and the body of a request that a user may try, without the model's name."""
 
 
 class Boot(Protocol):

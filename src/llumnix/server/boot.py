@@ -27,6 +27,9 @@ class Setup:
     """The VllmConfig that every instance and front end inherits by fork."""
     connections: memoryview
     """Open connections per front end, in memory that forks share: vLLM's server lets the least loaded one accept."""
+    admitted: memoryview
+    """Unfinished requests per front end, likewise, in the slots that vLLM's `SharedAdmissionStats` has: what
+    `--max-num-queued-reqs` counts."""
 
     @property
     def host(self) -> str:
@@ -36,6 +39,12 @@ class Setup:
     def port(self) -> int:
         port: int = self.args.port
         return port
+
+    @property
+    def example(self) -> tuple[str, dict[str, str | int]] | None:
+        if self.config.model_config.runner_type != "generate":
+            return "/pooling", {"input": "Hello"}
+        return "/v1/completions", {"prompt": "Hello", "max_tokens": 16}
 
 
 def listening_host(args: argparse.Namespace) -> str:
@@ -55,6 +64,7 @@ def prepare(argv: list[str], model: str) -> Setup:
     from vllm.logger import configure_logging_from_args
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.admission_control import SharedAdmissionStats
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
     parser.error = _refuse  # type: ignore[method-assign]
@@ -72,7 +82,12 @@ def prepare(argv: list[str], model: str) -> Setup:
         raise UsageError(_first_sentence(error)) from error
     _adjust(config, args)
     _import_ahead(config)
-    return Setup(args, config, memoryview(mmap.mmap(-1, 8 * _MAX_FRONT_ENDS)).cast("q"))
+    admitted = SharedAdmissionStats.num_counters(_MAX_FRONT_ENDS)
+    return Setup(args, config, _shared_numbers(_MAX_FRONT_ENDS), _shared_numbers(admitted))
+
+
+def _shared_numbers(count: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, 8 * count)).cast("q")
 
 
 def _import_plugins(args: Any) -> None:
@@ -136,15 +151,19 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
 def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None:
     import uvloop
     from vllm.envs import enable_envs_cache
+    from vllm.v1.engine.admission_control import SharedAdmissionStats
 
     from llumnix.server.front_end import serve_front_end
 
     enable_envs_cache()  # vLLM's statistics ask for environment variables per request and step
     count = spec.book.front_ends
-    connections = setup.connections[:count] if count > 1 else None
-    if connections is not None:
-        connections[spec.index] = 0  # what a front end that died here before has left
-    uvloop.run(serve_front_end(setup.args, setup.config, spec, sock, connections))
+    connections = admitted = None
+    if count > 1:
+        connections, admitted = setup.connections[:count], setup.admitted
+        # What a front end that died here before has left.
+        connections[spec.index] = 0
+        admitted[spec.index * SharedAdmissionStats.COUNTERS_PER_SLOT] = 0
+    uvloop.run(serve_front_end(setup.args, setup.config, spec, sock, connections, admitted))
 
 
 def _require_vllm() -> None:
@@ -186,7 +205,8 @@ def _adjust(config: Any, args: argparse.Namespace) -> None:
     kind = "LlumnixAsyncScheduler" if scheduling.async_scheduling else "LlumnixScheduler"
     scheduling.scheduler_cls = f"llumnix.engine.vllm.scheduler.{kind}"
     # vLLM's own flag for ASGI middleware: the app cannot be given one once it is built.
-    args.middleware = [*args.middleware, "llumnix.server.retry_after.RetryAfter"]
+    # Each further one is outside the ones before it.
+    args.middleware = [*args.middleware, "llumnix.server.room.Room", "llumnix.server.retry_after.RetryAfter"]
     multimodal = config.model_config.multimodal_config
     if multimodal is not None:
         # The sender's side of this cache assumes one receiver; ours are many.

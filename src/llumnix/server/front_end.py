@@ -24,14 +24,20 @@ _METRICS_INTERVAL_S = 1.0
 
 
 async def serve_front_end(
-    args: argparse.Namespace, config: Any, spec: FrontEndSpec, sock: socket.socket, connections: memoryview | None
+    args: argparse.Namespace,
+    config: Any,
+    spec: FrontEndSpec,
+    sock: socket.socket,
+    connections: memoryview | None,
+    admitted: memoryview | None,
 ) -> None:
     """Serves from the moment when a first instance is ready until SIGTERM.
 
-    `connections`: open ones per front end, shared by all of them; None if there is one front end only.
+    `connections`, `admitted`: open connections and unfinished requests per front end, shared by all of them; None if
+    there is one front end only.
     """
     board = Switchboard(spec)
-    llm = LlumnixLLM(config, spec, board.post, log_requests=args.enable_log_requests)
+    llm = LlumnixLLM(config, spec, board.post, args, admitted)
     board.connect(llm.engine_core)
     llm.engine_core.on_more_slots = llm.grow
     try:

@@ -146,6 +146,11 @@ HOOKS = (
         "overridden: forgets what cannot be sent",
     ),
     Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what was known before"),
+    Hook(
+        "vllm.v1.engine.admission_control:SharedAdmissionStats.__init__",
+        "self client_addresses client_count client_index",
+        "unfinished requests of all front ends",
+    ),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
     Hook("vllm.v1.engine.async_llm:AsyncLLM.check_health", "self", "overridden: 503"),
     Hook(

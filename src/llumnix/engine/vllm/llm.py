@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from copy import copy
 from http import HTTPStatus
@@ -32,9 +33,17 @@ class LlumnixLLM(AsyncLLM):
     engine_core: LlumnixClient
 
     def __init__(
-        self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Wire], None], *, log_requests: bool
+        self,
+        vllm_config: Any,
+        spec: FrontEndSpec,
+        post: Callable[[str, Wire], None],
+        args: argparse.Namespace,
+        admitted: memoryview | None = None,
     ) -> None:
+        """`args`: flags of `vllm serve`. `admitted`: vLLM's counters of unfinished requests, shared by all front ends
+        (`SharedAdmissionStats`); None if there is one."""
         self._spec = spec
+        self._args = args
         self._closing = False
 
         def make_client(**given: Any) -> LlumnixClient:
@@ -46,8 +55,10 @@ class LlumnixLLM(AsyncLLM):
             super().__init__(
                 vllm_config,
                 Executor.get_class(vllm_config),
-                log_stats=True,
-                log_requests=log_requests,
+                log_stats=not args.disable_log_stats,
+                log_requests=args.enable_log_requests,
+                aggregate_engine_logging=args.aggregate_engine_logging,
+                client_addresses=None if admitted is None else {"mp_admission_counters": admitted},
                 client_count=spec.book.front_ends,
                 client_index=spec.index,
             )
@@ -126,6 +137,7 @@ class LlumnixLLM(AsyncLLM):
             vllm_config=self.vllm_config,
             engine_idxs=list(range(slots)),
             enable_default_loggers=True,
+            aggregate_engine_logging=self._args.aggregate_engine_logging,
             client_count=self._spec.book.front_ends,
         )
         if hasattr(self, "_logger_ref"):  # set when the output handler started
