@@ -154,15 +154,15 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
     from llumnix.server.front_end import serve_front_end
+    from llumnix.server.room import is_scarce
 
     enable_envs_cache()  # vLLM's statistics ask for environment variables per request and step
     count = spec.book.front_ends
-    connections = admitted = None
-    if count > 1:
-        connections, admitted = setup.connections[:count], setup.admitted
-        # What a front end that died here before has left.
-        connections[spec.index] = 0
-        admitted[spec.index * SharedAdmissionStats.COUNTERS_PER_SLOT] = 0
+    # What a front end that died here before has left.
+    setup.connections[spec.index] = 0
+    setup.admitted[spec.index * SharedAdmissionStats.COUNTERS_PER_SLOT] = 0
+    connections = setup.connections[:count] if count > 1 or is_scarce() else None
+    admitted = setup.admitted if count > 1 else None
     uvloop.run(serve_front_end(setup.args, setup.config, spec, sock, connections, admitted))
 
 

@@ -34,7 +34,7 @@ async def serve_front_end(
     """Serves from the moment when a first instance is ready until SIGTERM.
 
     `connections`, `admitted`: open connections and unfinished requests per front end, shared by all of them; None if
-    there is one front end only.
+    nobody needs to know. With `connections` new ones are accepted one at a time.
     """
     board = Switchboard(spec)
     llm = LlumnixLLM(config, spec, board.post, args, admitted)
