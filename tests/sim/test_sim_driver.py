@@ -8,6 +8,7 @@ import pytest
 from sim_cluster import assert_all_served
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.control.scheduler_events import DrainRequested, DrainWithdrawn
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import POLICIES
@@ -280,3 +281,23 @@ def test_an_instance_that_runs_out_of_blocks_gives_a_request_away_in_time(
 def test_a_piece_of_memory_is_traded_for_the_first_of_a_queue() -> None:
     moved = [row for row in run().migrations if row.outcome == MOVED]
     assert any(row.reason.startswith("room for the first in the queue") for row in moved)
+
+
+def test_instance_that_was_emptied_and_kept_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody plans that in a simulation; but what the scheduler orders is carried out there, too."""
+    name, seen = driver.instance_name(1), []
+
+    class Returning(driver._Run):
+        def run(self) -> Outcome:
+            self.kernel.after(
+                60.0, lambda: self._schedule(DrainRequested(at=self.kernel.now, instance=name, keep=True))
+            )
+            self.kernel.after(120.0, lambda: seen.append(self._instances[name].engine.running))
+            self.kernel.after(121.0, lambda: self._schedule(DrainWithdrawn(at=self.kernel.now, instance=name)))
+            self.kernel.after(180.0, lambda: seen.append(self._instances[name].engine.running))
+            return super().run()
+
+    monkeypatch.setattr(driver, "_Run", Returning)
+    assert_all_served(run())
+    assert seen[0] == 0
+    assert seen[1] > 0
