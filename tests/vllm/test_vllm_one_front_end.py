@@ -14,7 +14,7 @@ from vllm_kinds import make
 from vllm_server import USUAL_FLAGS, Server, wait_for
 from vllm_streams import Streaming, open_session, stream
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.nightly]
 
 INSTANCES = 1
 FLAGS = (*USUAL_FLAGS, "--api-server-count", "1")
@@ -26,7 +26,7 @@ def greedy(number: int, tokens: int) -> dict[str, object]:
 
 async def test_streams_move_to_an_instance_that_the_front_end_has_not_heard_of(server: Server) -> None:
     """The only instance is drained while another one starts, and the front end stands still meanwhile."""
-    bodies = [greedy(number, 2000) for number in range(4)]
+    bodies = [greedy(number, 1500) for number in range(4)]
     front_end = server.descendant("front-0")
     async with open_session(server.url) as session:
         streams = [Streaming(session, body, name=f"late-{n}") for n, body in enumerate(bodies)]
@@ -41,7 +41,7 @@ async def test_streams_move_to_an_instance_that_the_front_end_has_not_heard_of(s
         finally:
             front_end.send_signal(signal.SIGCONT)
         outputs = [await each for each in streams]
-        still = [await stream(session, "/v1/completions", body) for body in bodies]
+        still = await asyncio.gather(*(stream(session, "/v1/completions", body) for body in bodies))
     assert [output.error for output in outputs] == [""] * 4
     assert [o.sequences[0].tokens for o in outputs] == [o.sequences[0].tokens for o in still]
     await asyncio.to_thread(server.wait_until_quiet)
@@ -65,7 +65,7 @@ async def test_front_end_that_takes_a_dead_ones_place_spreads_its_requests(serve
     await asyncio.to_thread(server.wait_until_quiet)
     for number in range(40):  # one after the other
         assert server.post("/v1/completions", json={"model": "tiny", **greedy(number, 2)}).status_code == 200
-    sent = re.findall(r'llumnix_dispatches_total{instance="(i\d+)"} (\d+)', server.metrics())
+    sent = re.findall(r'llumnix_dispatches_total{instance_id="(i\d+)"} (\d+)', server.metrics())
     assert {instance: 10 <= int(count) <= 30 for instance, count in sent} == dict.fromkeys(
         (row["id"] for row in server.instances()), True
     ), sent
