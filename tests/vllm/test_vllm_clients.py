@@ -139,10 +139,9 @@ async def test_bad_requests_are_refused_in_openais_words(server: Server) -> None
     ("fields", "headers", "words"),
     [
         ({"top_k": 2**70}, {}, "The request has a value that cannot be sent to an engine"),
-        ({"cache_salt": "\ud800"}, {}, "The request has a value that cannot be sent to an engine"),
         ({}, {"X-data-parallel-rank": "9"}, "data_parallel_rank 9 is out of range [0, 2)"),
     ],
-    ids=["number", "text", "place"],
+    ids=["number", "place"],
 )
 def test_request_that_cannot_be_sent_is_refused(
     server: Server, fields: dict[str, Any], headers: dict[str, str], words: str
