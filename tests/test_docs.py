@@ -24,7 +24,7 @@ def _script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["configuration_reference", "vllm_flags", "vllm_hooks"])
+@pytest.mark.parametrize("name", ["configuration_reference", "routes_reference", "vllm_flags", "vllm_hooks"])
 def test_a_generated_page_is_what_its_source_says(name: str) -> None:
     script = _script(name)
     assert script.TARGET.read_text() == script.reference(), f"run scripts/{name}.py"

@@ -65,7 +65,8 @@ def test_one_that_everybody_refuses_lets_the_others_go_first() -> None:
     """It is the cheapest to move, but whoever was refused a moment ago is not asked again at once."""
     at = 0.0
     sent: list[wire.Peer] = []
-    engine: Any = dict.fromkeys(("structured_output", "rpc", "forget", "put_output", "wake_at"), lambda *_: None)
+    names = ("structured_output", "rpc", "forget", "put_output", "wake_at", "has_adapter")
+    engine: Any = dict.fromkeys(names, lambda *_: None)
     rule = find_policy("llumnix").victim
     driver = LlumletDriver(
         Engine(

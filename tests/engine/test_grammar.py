@@ -90,7 +90,7 @@ def test_move_at_any_token(tokens: int, with_prepare: int) -> None:
 
 def install(made: Request, output: list[int], reasoning_ended: bool | None) -> None:
     scheduler = SimpleNamespace(grow=lambda *_: True, adopt=lambda *_: None, slots_for_arrivals=0, block_size=16)
-    incoming = IncomingRequests(scheduler, manager(), lambda *_, **__: [], 1)  # type: ignore[arg-type]
+    incoming = IncomingRequests(scheduler, manager(), lambda *_, **__: [], 1, lambda _: True)  # type: ignore[arg-type]
     key = RequestId("r"), 1
     incoming._reservations[key] = Reservation(made, keeps_slot=False)
     fixed: dict[str, Any] = {"computed_tokens": 3, "preemptions": 0, "migrations": 1, "sampler_state": None}
@@ -113,7 +113,7 @@ def test_refusal_of_the_output_that_came_with_the_question_costs_no_copy() -> No
     made, _ = request()
     assert not follow(made, manager(), [END, 3, 50])
     made._llumnix_passport.grammar_refused = True  # type: ignore[attr-defined]
-    incoming = IncomingRequests(SimpleNamespace(requests={}), manager(), lambda *_, **__: [], 1)  # type: ignore[arg-type]
+    incoming = IncomingRequests(SimpleNamespace(requests={}), manager(), lambda *_, **__: [], 1, lambda _: True)  # type: ignore[arg-type]
     with pytest.raises(Refusal, match="does not accept its own output"):
         incoming.reserve((RequestId("r"), 1), made, 1)
 

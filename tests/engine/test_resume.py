@@ -30,10 +30,12 @@ class Engine:
         self.compiling: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.makers: set[str] = set()
         self.problem = ""
+        self.lacks_adapter = False
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         making = Making(
             make=self._make,
             when_grammar_ready=lambda request, proceed: self.compiling.put(proceed),
+            can_serve=lambda lora: not self.lacks_adapter,
             to_main=self._calls.put,
         )
         scheduler = SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request))
@@ -99,4 +101,14 @@ def test_request_that_cannot_be_made(engine: Engine) -> None:
     done = engine.start("r~1")
     engine.step()
     assert str(done.exception()) == "no such adapter"
+    assert engine.adopted == []
+
+
+def test_one_whose_adapter_cannot_be_loaded_fails_and_never_meets_a_step() -> None:
+    engine = Engine()
+    engine.lacks_adapter = True
+    done = engine.start("r")
+    engine.compiled()
+    engine.step()
+    assert "adapter" in str(done.exception(timeout=WAIT_S))
     assert engine.adopted == []

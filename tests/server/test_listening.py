@@ -38,7 +38,9 @@ ADMIN_TLS = {
 
 
 def setup(**flags: Any) -> Setup:
-    return Setup(argparse.Namespace(**{"host": None, "uds": None, "port": 8000, **flags}), None, memoryview(b""))
+    return Setup(
+        argparse.Namespace(**{"host": None, "uds": None, "port": 8000, **flags}), None, memoryview(b""), memoryview(b"")
+    )
 
 
 def test_admin_port_beside_a_unix_socket_is_of_this_machine_alone() -> None:

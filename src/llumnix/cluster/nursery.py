@@ -137,17 +137,19 @@ class Nursery:
             if pid == 0:
                 return
             child = self._pids.pop(pid)
-            self._remove_traces(child)
+            self._remove_traces(child, pid)
             send(self._channel, Exited(child=child, how=linux.describe_exit(status)))
 
     def _temporary(self, child: str) -> Path:
         return Path(self._book.run_dir) / f"{child}.tmp"
 
-    def _remove_traces(self, child: str) -> None:
+    def _remove_traces(self, child: str, pid: int) -> None:
         """What a killed child could not remove itself; front ends keep their names, and so their sockets."""
         run_dir.remove(self._temporary(child))
         if not is_front_end(child):
             (Path(self._book.run_dir) / child).unlink(missing_ok=True)
+        for gauge in Path(self._book.run_dir).glob(f"gauge_live*_{pid}.db"):  # prometheus_client's, of living processes
+            gauge.unlink()
 
     # children
 

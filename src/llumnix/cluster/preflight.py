@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,10 @@ _GIB = 1024**3
 _PARENT_BYTES = _GIB  # vLLM's code and the front end, once
 _INSTANCE_BYTES = 200 * 1024**2  # private memory of an instance with the smallest model
 _RAY_ANSWERS_S = 5.0
+_KEPT_BY_ONE = {
+    "VLLM_ENABLE_RESPONSES_API_STORE": "responses",
+    "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "sessions",
+}
 _CONFIG_FILES = ("config.json", "params.json")
 
 
@@ -38,9 +43,18 @@ def check(arguments: ServeArguments) -> None:
             check_memory(arguments)
     if arguments.model is not None:
         check_model(arguments.model)
+    if arguments.front_ends > 1:
+        check_nothing_is_kept_by_one_front_end(os.environ)
     check_port(arguments)
     if arguments.cluster.launcher == "ray":
         check_ray(arguments.cluster.ray_address)
+
+
+def check_nothing_is_kept_by_one_front_end(environment: Mapping[str, str]) -> None:
+    """A client's next connection may go to another one."""
+    for name, what in _KEPT_BY_ONE.items():
+        if environment.get(name, "").strip().lower() not in ("", "0", "false", "no", "off"):
+            raise UsageError(f"{name} has a front end keep {what}, which others do not know: use one front end.")
 
 
 def check_vllm() -> None:

@@ -102,9 +102,6 @@ class ByHand:
 
     # -- the observer
 
-    def dispatched(self, instance: InstanceId) -> None:
-        self.metrics.dispatches.labels(instance).inc()
-
     def replayed(self, request_id: str, why: str) -> None:
         self.metrics.replays.inc()
 

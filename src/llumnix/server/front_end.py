@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import socket
 from typing import Any
 
@@ -13,12 +14,15 @@ from fastapi import FastAPI
 
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.llm import LlumnixLLM
-from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.server import admin, gauges, index
+from llumnix.server import admin, index
+from llumnix.server.adapters import share_adapters
 from llumnix.server.failures import tell_why
 from llumnix.server.priority import honour_service_tier
+from llumnix.server.routes import undecided
 from llumnix.server.switchboard import Switchboard
-from llumnix.types import InstanceId
+from llumnix.server.together import add_routes_of_all, connect_parts
+
+log = logging.getLogger(__name__)
 
 _METRICS_INTERVAL_S = 1.0
 
@@ -38,11 +42,12 @@ async def serve_front_end(
     """
     board = Switchboard(spec)
     llm = LlumnixLLM(config, spec, board.post, args, admitted)
+    connect_parts(board, llm)
     board.connect(llm.engine_core)
     llm.engine_core.on_more_slots = llm.grow
     try:
         await llm.engine_core.members.joined.wait()
-        await llm.reset_mm_cache()
+        await llm.forget_dummies()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(_keep_metrics(board))]
             if spec.admin_socket is not None:
@@ -64,22 +69,10 @@ async def _serve_http(
     peer_loads: tuple[Any, int] | None,
 ) -> None:
     """As vLLM's `build_and_serve` (entrypoints/launchers/api_server/entry.py), with our routes added."""
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
-    tasks = await llm.get_supported_tasks()
-    with gauges.in_registry(lambda: _loads(board)):
-        app = build_app(args, tasks, llm.model_config)
-    app.title = "Llumnix"
-    has_admin = board.spec.admin_socket is None
-    if has_admin:
-        admin.add_routes(app, board, args)
-    index.add_routes(app, openai=True, admin=has_admin)
-    await init_app_state(llm, app.state, args, tasks)
-    honour_service_tier(app.state)
-    tell_why(app.state, board.failures)
+    app = await _make_app(args, llm, board)
     logging: dict[str, Any] = {}
     if (log_config := get_uvicorn_log_config(args)) is not None:
         logging["log_config"] = log_config
@@ -99,6 +92,31 @@ async def _serve_http(
     )
     with contextlib.suppress(asyncio.CancelledError):
         await shutdown
+
+
+async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboard) -> FastAPI:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await llm.get_supported_tasks()
+    app = build_app(args, tasks, llm.model_config)
+    app.title = "Llumnix"
+    if unknown := undecided(app.routes):
+        log.warning("routes that nobody has looked at for servers of several processes: %s", ", ".join(unknown))
+    add_routes_of_all(app, board, llm)
+    has_admin = board.spec.admin_socket is None
+    if has_admin:
+        admin.add_routes(app, board, args)
+    index.add_routes(app, openai=True, admin=has_admin)
+    whole = llm.engine_core.whole
+    if whole.file.read().adapters is not None:  # those that it was started with may not be what there is now
+        args = argparse.Namespace(**{**vars(args), "lora_modules": None})
+    await init_app_state(llm, app.state, args, tasks)
+    await share_adapters(app.state.openai_serving_models, whole)
+    llm.follow(whole.file.read())
+    honour_service_tier(app.state)
+    tell_why(app.state, board.failures)
+    return app
 
 
 async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socket.socket) -> None:
@@ -142,18 +160,8 @@ def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
 
 async def _keep_metrics(board: Switchboard) -> None:
     """Keeps what no event changes near the truth."""
-    known: set[InstanceId] = set()
     while True:
-        metrics = board.metrics
         if board.scaling is not None:
-            metrics.scaling(board.scaling)
-        metrics.refused.set(board.refused)
-        members = set(board.client.members.by_id)
-        for instance in known - members:
-            metrics.forget(instance)
-        known = members
+            board.metrics.scaling(board.scaling)
+        board.metrics.refused.set(board.refused)
         await asyncio.sleep(_METRICS_INTERVAL_S)
-
-
-def _loads(board: Switchboard) -> dict[str, InstanceSnapshot]:
-    return {instance: member.snapshot for instance, member in board.client.members.by_id.items()}

@@ -1,4 +1,4 @@
-"""Gauges of each instance in `GET /metrics`, made when somebody asks, from what the front end knows then.
+"""Metrics of each instance in `GET /metrics`, made when somebody asks, from what the front end knows then.
 
 The label is `instance_id`: Prometheus itself calls the place that it asks `instance`. An instance that takes no
 requests has no freeness; one that is gone is not there, whatever it said before.
@@ -7,11 +7,10 @@ requests has no freeness; one that is gone is not there, whatever it said before
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from math import isfinite
-from unittest import mock
 
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -44,7 +43,7 @@ _GAUGES: dict[str, tuple[str, Callable[[InstanceSnapshot], float | None]]] = {
 }
 
 
-class InstanceGauges(Collector):
+class InstanceMetrics(Collector):
     def __init__(self, loads: Loads) -> None:
         self._loads = loads
 
@@ -57,22 +56,20 @@ class InstanceGauges(Collector):
                 if value is not None:
                     family.add_metric([instance], value)
             yield family
+        dispatches = CounterMetricFamily("llumnix_dispatches", "Requests sent to an instance.", labels=[LABEL])
+        for instance, load in loads:
+            dispatches.add_metric([instance], sum(load.dispatches_seen))
+        yield dispatches
 
 
-@contextmanager
-def in_registry(loads: Loads) -> Iterator[None]:
-    """The app that vLLM builds meanwhile serves these gauges beside its own metrics.
+def exposition(loads: Loads) -> bytes:
+    """All metrics of the server, vLLM's own and ours, as Prometheus reads them.
 
-    With several front ends it makes a registry of its own, of the files that all of them count into; each front end
-    knows all instances, so the one that is asked answers for them.
+    With several front ends vLLM's come from files that all of them count into. Those are never forgotten there, so what
+    is told of instances is not counted that way: each front end knows all of them, and the one that is asked tells.
     """
-    from vllm.entrypoints.serve.instrumentator import metrics
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-    def with_gauges() -> CollectorRegistry:
-        registry = get_prometheus_registry()
-        registry.register(InstanceGauges(loads))
-        return registry
-
-    with mock.patch.object(metrics, "get_prometheus_registry", with_gauges):
-        yield
+    ours = CollectorRegistry(auto_describe=False)
+    ours.register(InstanceMetrics(loads))
+    return generate_latest(get_prometheus_registry()) + generate_latest(ours)

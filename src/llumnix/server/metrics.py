@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 from prometheus_client import Counter, Gauge, Histogram
 
-from llumnix.server.gauges import LABEL
 from llumnix.wire.messages import MigrationRecord, ScalingStatus
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -17,7 +13,6 @@ class Metrics:
     """One per front-end process (the registry is global)."""
 
     def __init__(self) -> None:
-        self.dispatches = Counter("llumnix_dispatches", "Requests sent to an instance.", [LABEL])
         self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.")
         self.migrations = Counter("llumnix_migrations", "Attempts to move a request.", ["outcome"])
         self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.")
@@ -45,12 +40,6 @@ class Metrics:
             "Attempts to connect from elsewhere without the keys of this server, since the front end began.",
             multiprocess_mode="livesum",
         )
-
-    def forget(self, instance: str) -> None:
-        """It is gone. Several front ends count into files, from which nothing can be removed: there its count stays."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            with contextlib.suppress(KeyError):
-                self.dispatches.remove(instance)
 
     def scaling(self, status: ScalingStatus) -> None:
         counts = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -39,10 +39,10 @@ class Roster:
 class _Question:
     """One that is being asked."""
 
-    only_to: str | None
-    """The mailbox that is to answer, if it is only one."""
+    asked: frozenset[str]
+    """The mailboxes that are to answer."""
     inbox: asyncio.Queue[Any | None] = field(default_factory=asyncio.Queue)
-    """None: nobody will answer any more."""
+    """None: one of those that are asked will not answer any more."""
 
 
 class Switchboard:
@@ -59,6 +59,10 @@ class Switchboard:
         self._numbers = numbers()
         self._questions: dict[int, _Question] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.parts: dict[str, Callable[[tuple[str, ...]], Awaitable[int]]] = {}
+        """What this front end does of `DoYourPart`; to be set before it is connected."""
+        self.load: Callable[[], int] = lambda: 0
+        """Requests that it serves, if vLLM counts them."""
         self._client: LlumnixClient | None = None
         self._by_hand: ByHand | None = None
         self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
@@ -131,6 +135,18 @@ class Switchboard:
         records.sort(key=lambda record: record.at, reverse=True)
         return records[:limit]
 
+    async def all_others(self, part: str, request_ids: Iterable[str] = (), timeout_s: float = 3.0) -> int:
+        """Has every other front end do its part of something; the sum of what they counted. One that is late does it
+        later, one that is being restarted begins with it."""
+        ids = tuple(request_ids)
+        others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
+        answers = await self._ask(
+            others,
+            lambda query: wire.DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
+            timeout_s,
+        )
+        return sum(answer.count for answer in answers)
+
     async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
         """Moves one sequence, by way of the front end that owns its stream."""
         answer = await self.ask_one(
@@ -144,7 +160,7 @@ class Switchboard:
     async def _ask(self, addresses: Iterable[str], make: Callable[[int], wire.Wire], timeout_s: float) -> list[Any]:
         asked = list(addresses)
         query = next(self._numbers)
-        question = self._questions[query] = _Question(asked[0] if len(asked) == 1 else None)
+        question = self._questions[query] = _Question(frozenset(asked))
         answers: list[Any] = []
         left = len(asked)
         try:
@@ -152,14 +168,25 @@ class Switchboard:
             for address in asked:
                 self.post(address, message)
             async with asyncio.timeout(timeout_s):
-                while left and (answer := await question.inbox.get()) is not None:
-                    answers.append(answer)
+                while left:
+                    answer = await question.inbox.get()
                     left -= not (isinstance(answer, wire.Migrations) and answer.more)
+                    if answer is not None:
+                        answers.append(answer)
         except TimeoutError:
             pass
         finally:
             del self._questions[query]
         return answers
+
+    async def _do_my_part(self, message: wire.DoYourPart) -> None:
+        count = await self.parts[message.part](message.request_ids)
+        self.post(message.reply_to, wire.PartDone(query=message.query, count=count))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _tell_migrations(self, asked: wire.ListMigrations) -> None:
         """In parts: a long list must not keep the streams of clients waiting."""
@@ -210,17 +237,24 @@ class Switchboard:
             case wire.MigrateByHand():
                 self._by_hand.start(message)
             case wire.ListMigrations():
-                task = self._loop.create_task(self._tell_migrations(message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            case wire.Requests() | wire.Migrations() | wire.Drains() | wire.Answer() | wire.MigrateAnswer():
+                self._spawn(self._tell_migrations(message))
+            case wire.DoYourPart():
+                self._spawn(self._do_my_part(message))
+            case (
+                wire.Requests()
+                | wire.Migrations()
+                | wire.Drains()
+                | wire.Answer()
+                | wire.MigrateAnswer()
+                | wire.PartDone()
+            ):
                 question = self._questions.get(message.query)
                 if question is not None:  # else it came too late
                     question.inbox.put_nowait(message)
             case wire.FrontEndLost():
                 lost = self.spec.book.front_end(message.front_end)
                 for question in self._questions.values():
-                    if question.only_to == lost:
+                    if lost in question.asked:
                         question.inbox.put_nowait(None)
             case _:
                 raise TypeError(f"a front end does not understand {type(message).__name__}")

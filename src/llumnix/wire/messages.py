@@ -355,6 +355,23 @@ class Migrations(Wire, frozen=True, kw_only=True, tag=True):
     """A further part of the answer follows."""
 
 
+class DoYourPart(Wire, frozen=True, kw_only=True, tag=True):
+    """Front end to front end, of something that concerns all of them. Answered with a `PartDone`."""
+
+    query: int
+    part: str
+    """`follow`: read the state of the server anew; `abort`: these requests, or all; `load`: tell it."""
+    reply_to: str
+    request_ids: tuple[str, ...] = ()
+    """As clients know them."""
+
+
+class PartDone(Wire, frozen=True, kw_only=True, tag=True):
+    query: int
+    count: int = 0
+    """Requests that were aborted, or that are served."""
+
+
 class MigrateByHand(Wire, frozen=True, kw_only=True, tag=True):
     """Front end to the front end that owns the stream: move this engine request."""
 
@@ -403,6 +420,8 @@ Any = (
     | SchedulerAlive
     | ListMigrations
     | Migrations
+    | DoYourPart
+    | PartDone
     | MigrateByHand
     | MigrateAnswer
 )

@@ -20,10 +20,13 @@ from vllm.v1.engine.core_client import AsyncMPClient
 
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.hearing import Hearing
+from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.client_setup import set_up_sockets
 from llumnix.engine.vllm.members import GONE, Hello, Member, Members, first_answer, unless_gone
+from llumnix.engine.vllm.state_file import StateFile
 from llumnix.engine.vllm.streams import Streams, Ways
+from llumnix.engine.vllm.whole import Whole
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 from llumnix.wire.curve import Doorkeeper
@@ -57,7 +60,7 @@ class LlumnixClient(AsyncMPClient):
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loras: dict[int, Any] = {}
+        self.whole = Whole(StateFile(spec.book.run_dir), self.members, self._tell_state, self._spawn)
 
     # -- membership
 
@@ -88,8 +91,7 @@ class LlumnixClient(AsyncMPClient):
             called = partial(call, "llumnix_hello", engine=member.identity)
             hello = msgspec.msgpack.decode(await first_answer(called, member.gone), type=Hello)
             self._apply_ready_response(hello.ready)
-            for lora in list(self._loras.values()):
-                await unless_gone(call("add_lora", lora, engine=member.identity), member.gone)
+            await self.whole.bring(member)
         except ConnectionError:
             return
         if not member.gone.is_set():
@@ -113,6 +115,7 @@ class LlumnixClient(AsyncMPClient):
         """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
         word, which may still have to be read."""
         instance = gone.instance
+        self._kv_event_sources.pop(gone.index, None)
         self._introduce(gone.index, instance)
         member = self.members.remove(instance)
         if member is not None:
@@ -146,7 +149,11 @@ class LlumnixClient(AsyncMPClient):
             return
         instance = self.streams.open(request)
         if instance is None:
-            raise GracefulHTTPError("No instance can take the request now.", HTTPStatus.SERVICE_UNAVAILABLE)
+            lora = request.lora_request
+            why = "No instance can take the request now."
+            if lora is not None and self.members.all_lack(lora):
+                why = f"No instance can load the adapter {lora.lora_name!r} now."
+            raise GracefulHTTPError(why, HTTPStatus.SERVICE_UNAVAILABLE)
         try:
             sent = self._send_to(instance, EngineCoreRequestType.ADD, request)
         except BaseException:
@@ -208,14 +215,66 @@ class LlumnixClient(AsyncMPClient):
             raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
         return (await self.call_utility_all_async(method, *args))[0]
 
-    async def add_lora_async(self, lora_request: Any) -> bool:
-        loaded = await super().add_lora_async(lora_request)
-        self._loras[lora_request.lora_int_id] = lora_request  # for instances that join later
-        return loaded
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        """What those answer that live to do so."""
+        calls = [self._call_utility_async(method, *args, engine=engine) for engine in self.core_engines]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ConnectionError):
+                raise answer
+        lived = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not lived:
+            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+        return lived
 
-    async def remove_lora_async(self, lora_id: int) -> bool:
-        self._loras.pop(lora_id, None)
-        return await super().remove_lora_async(lora_id)
+    # -- the state of the server as a whole
+
+    async def _tell_state(self, member: Member, state: bytes) -> bytes:
+        call = super()._call_utility_async("llumnix_follow", state, engine=member.identity)
+        answer: bytes = await unless_gone(call, member.gone)
+        return answer
+
+    async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
+        await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
+
+    async def resume_scheduler_async(self) -> None:
+        await self.whole.do(Op("resume_scheduler"))
+
+    async def is_scheduler_paused_async(self) -> bool:
+        return self.whole.file.read().paused
+
+    async def sleep_async(self, level: int = 1, mode: Any = "abort") -> None:
+        await self.whole.do(Op("sleep", (level, mode)))
+
+    async def wake_up_async(self, tags: list[str] | None = None) -> bool:
+        return all(await self.whole.do(Op("wake_up", (tags,))))
+
+    async def is_sleeping_async(self) -> bool:
+        return self.whole.file.read().asleep
+
+    async def release_kv_cache_memory_async(self) -> None:
+        await self.whole.do(Op("release_kv_cache_memory"))
+
+    async def profile_async(self, is_start: bool = True, *how: Any) -> None:
+        await self.whole.do(Op("profile", (is_start, *how)))
+
+    async def reset_prefix_cache_async(self, *how: Any) -> bool:
+        return all(await self.whole.do(Op("reset_prefix_cache", how)))
+
+    async def reset_mm_cache_async(self) -> None:
+        await self.whole.do(Op("reset_mm_cache"))
+
+    async def reset_encoder_cache_async(self) -> None:
+        await self.whole.do(Op("reset_encoder_cache"))
+
+    async def collective_rpc_async(self, *call: Any) -> list[Any]:
+        """Of the workers of all instances that there are."""
+        return [answer for answers in await self.call_utility_all_async("collective_rpc", *call) for answer in answers]
+
+    async def compute_weight_checksums_async(self) -> list[dict[str, str]]:
+        """All instances have the same weights, so one of them speaks for all."""
+        sums: list[dict[str, str]] = await self.call_utility_consensus_async("compute_weight_checksums")
+        return sums
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

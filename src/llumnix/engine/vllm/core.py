@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 from vllm.config import VllmConfig
+from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
@@ -28,9 +29,11 @@ from vllm.v1.request import Request
 
 from llumnix.control.messages import Prepare
 from llumnix.control.replay import LlumletBegin
+from llumnix.control.server_state import ServerState
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.driver import LlumletDriver
+from llumnix.engine.vllm.following import Follower
 from llumnix.engine.vllm.grammar import follow, why_not_compiled
 from llumnix.engine.vllm.heart import Heart
 from llumnix.engine.vllm.letters import LAST_WORD, TURNED_AWAY
@@ -84,6 +87,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self._added = [0] * spec.book.front_ends
         self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
         self._driver: LlumletDriver | None = None
+        self._follower = Follower(self)
         keys = spec.book.keys
         self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
         super().__init__(
@@ -194,7 +198,10 @@ class LlumnixEngineCore(EngineCoreProc):
         else:
             if request_type == EngineCoreRequestType.ADD:
                 self._count(request[0])
-            super()._handle_client_request(request_type, request)
+            if request_type == EngineCoreRequestType.ADD and not self._follower.can_serve(request[0].lora_request):
+                self._send_error_outputs_to_client([request[0].request_id], request[0].client_index)
+            else:
+                super()._handle_client_request(request_type, request)
         if self._driver is not None:
             self._driver.after_step()
             self._reports.made_progress()
@@ -249,6 +256,17 @@ class LlumnixEngineCore(EngineCoreProc):
         """First contact: proves both sockets. The answer is a `Hello`."""
         ready = msgspec.msgpack.encode(self._make_ready_response())
         return msgspec.msgpack.encode(Hello(ready=ready, snapshot=self._reports.make().snapshot))
+
+    def llumnix_follow(self, state: bytes) -> bytes | Future[bytes]:
+        """Where the server as a whole is: a `ServerState`, answered with an `Applied`."""
+        return self._follower.follow(msgspec.msgpack.decode(state, type=ServerState))
+
+    def add_lora(self, lora_request: Any) -> bool:
+        """As vLLM's, which turns the call's arguments into what the signature says; ours says nothing, being text."""
+        lora = msgspec.convert(lora_request, LoRARequest)
+        loaded = super().add_lora(lora)
+        self._follower.loaded(lora.lora_int_id)
+        return loaded
 
     def llumnix_resume(self, payload: bytes) -> Future[None]:
         """Token replay: takes up a request where its dead owner left it. The payload is a `Resume`."""
@@ -369,6 +387,7 @@ class LlumnixEngineCore(EngineCoreProc):
             rpc=self.rpc,
             ranks=config.parallel_config.world_size,
             pins=why_engine_pins(config, self.scheduler.kv_cache_config),
+            has_adapter=self._follower.has_adapter,
             post=self._mailbox.post,
             post_soon=self._mailbox.post_soon,
             forget=self._mailbox.forget,
@@ -382,6 +401,7 @@ class LlumnixEngineCore(EngineCoreProc):
         making = Making(
             make=lambda original: self.preprocess_add_request(original)[0],
             when_grammar_ready=self._when_grammar_ready,
+            can_serve=self._follower.can_serve,
             to_main=lambda call: self._to_main(partial(call)),
         )
         return Resumes(self.scheduler, self.structured_output_manager, self.rpc, making)

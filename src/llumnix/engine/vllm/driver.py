@@ -39,7 +39,9 @@ class LlumletDriver:
         scheduler = engine.scheduler
         self.info = engine.info
         self.engine_pins = engine.pins
-        self.incoming = IncomingRequests(scheduler, engine.structured_output, engine.rpc, engine.ranks)
+        self.incoming = IncomingRequests(
+            scheduler, engine.structured_output, engine.rpc, engine.ranks, engine.has_adapter
+        )
         self._outgoing = outgoing = OutgoingRequests(scheduler, engine.clock)
         self._letters = Letters(engine, book)
         self.moved_in = 0

@@ -62,11 +62,7 @@ HOOKS = (
     Hook("vllm.v1.engine.core:EngineCoreProc.run_busy_loop", "self", "the instance's loop"),
     Hook("vllm.v1.engine.core:EngineCore.preprocess_add_request", "self request", "overridden: keeps the original"),
     Hook("vllm.v1.engine.core:EngineCore.add_request", "self request request_wave", "warm-up"),
-    Hook(
-        "vllm.v1.engine.core:EngineCore.abort_requests",
-        "self request_ids",
-        "overridden: requests that are taken up; orphans",
-    ),
+    Hook("vllm.v1.engine.core:EngineCore.abort_requests", "self request_ids", "orphans"),
     Hook("vllm.v1.core.sched.scheduler:Scheduler.schedule", "self throttle_prefills", "overridden: kept batch slots"),
     Hook("vllm.utils.torch_utils:set_random_seed", "seed data_parallel_index", "each instance draws by itself"),
     Hook(
@@ -184,11 +180,7 @@ HOOKS = (
         "self finish_reason request_id",
         "wrapped: reasons of failures",
     ),
-    Hook(
-        "vllm.entrypoints.serve.instrumentator.metrics:get_prometheus_registry",
-        "",
-        "replaced while the app is built: gauges of instances",
-    ),
+    Hook("vllm.v1.metrics.prometheus:get_prometheus_registry", "", "metrics: ours are shown beside vLLM's"),
     Hook("vllm.entrypoints.launchers.app:build_app", "args supported_tasks model_config", "the server"),
     Hook(
         "vllm.entrypoints.launchers.api_server.app_state:init_app_state",

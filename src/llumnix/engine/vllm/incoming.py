@@ -49,11 +49,20 @@ class Refusal(Exception):
 class IncomingRequests:
     """Owns every reservation of one engine. Called on the engine's main thread only."""
 
-    def __init__(self, scheduler: MigrationSupport, structured_output: Any, rpc: CollectiveRpc, ranks: int) -> None:
+    def __init__(
+        self,
+        scheduler: MigrationSupport,
+        structured_output: Any,
+        rpc: CollectiveRpc,
+        ranks: int,
+        has_adapter: Callable[[int], bool],
+    ) -> None:
+        """`has_adapter`: whether requests may use the LoRA adapter with this id."""
         self._scheduler = scheduler
         self._structured_output = structured_output
         self._rpc = rpc
         self._ranks = ranks
+        self._has_adapter = has_adapter
         self._reservations: dict[Key, Reservation] = {}
         self.zero_arrivals = False
         """Fault injection for the equality tests: what is pulled is overwritten with zeros."""
@@ -75,6 +84,9 @@ class IncomingRequests:
             raise Refusal(f"its grammar does not compile here: {problem}")
         if passport_of(request).grammar_refused:
             raise Refusal(_GRAMMAR_REFUSED)
+        lora = request.lora_request
+        if lora is not None and not self._has_adapter(lora.lora_int_id):
+            raise Refusal(f"the adapter {lora.lora_name!r} is not loaded here")
         if request.num_tokens > scheduler.max_model_len:
             raise Refusal(f"{request.num_tokens} tokens are more than the window here ({scheduler.max_model_len})")
         skip_blocks = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from copy import copy
 from http import HTTPStatus
 from time import monotonic, sleep
@@ -20,11 +21,21 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.metrics.loggers import StatLoggerManager
 
+from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.wire.messages import Wire
 
 _DRAIN_POLL_S = 0.05
+_CHANGE_WEIGHTS = frozenset(
+    {
+        *("init_weight_transfer_engine", "shutdown_weight_transfer_engine", "start_weight_update", "update_weights"),
+        *("start_draft_weight_update", "finish_weight_update", "reset_weights"),
+    }
+)
+"""Methods of vLLM's workers."""
+_CLEAR_PROCESSED_MEDIA = frozenset({"pause_scheduler", "sleep", "release_kv_cache_memory", "reset_mm_cache"})
+"""With what vLLM clears the front end's cache of processed images, too."""
 
 
 class LlumnixLLM(AsyncLLM):
@@ -45,6 +56,9 @@ class LlumnixLLM(AsyncLLM):
         self._spec = spec
         self._args = args
         self._closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.abort_elsewhere: Callable[[tuple[str, ...]], Awaitable[Any]] = _nowhere
+        """Has all other front ends `abort_here`; to be set by whoever knows them."""
 
         def make_client(**given: Any) -> LlumnixClient:
             return LlumnixClient(given["vllm_config"], spec, post)
@@ -64,6 +78,8 @@ class LlumnixLLM(AsyncLLM):
             )
 
         self._count_places(spec.cluster.instances)
+        self._profile_session_guard_enabled = True  # vLLM's is off where front ends know nothing of each other
+        self.engine_core.whole.followers.append(self.follow)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
@@ -110,6 +126,70 @@ class LlumnixLLM(AsyncLLM):
                 await self.abort(request.request_id, internal=True)
             raise
 
+    # -- the state of the server as a whole
+
+    def follow(self, state: ServerState) -> None:
+        """Another front end has changed it, or this one has just been started: what vLLM keeps of it in each."""
+        profiled = state.profile is not None
+        if self.profiler is not None and profiled != self._profile_session_active:
+            self._spawn(asyncio.to_thread(self.profiler.start if profiled else self.profiler.stop))
+        self._profile_session_active = profiled
+        if state.op is not None and state.op.name in _CLEAR_PROCESSED_MEDIA:
+            self._spawn(self.renderer.clear_mm_cache_async())
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def forget_dummies(self) -> None:
+        """What vLLM's server has of `reset_mm_cache` when it starts; the state of the server stays as it is."""
+        self.renderer._join_mm_warmup()
+        await self.renderer.clear_mm_cache_async()
+
+    async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:
+        """By the id that a client knows, wherever the request came in."""
+        request_ids = (request_id,) if isinstance(request_id, str) else tuple(request_id)
+        await super().abort(request_ids, internal)
+        if not internal:
+            await self.abort_elsewhere(request_ids)
+
+    async def abort_here(self, request_ids: tuple[str, ...]) -> int:
+        """Those that came in here (none: all); how many there were."""
+        requests = self.output_processor
+        if request_ids:
+            await super().abort(request_ids)
+            return len(request_ids)
+        everything = [*requests.request_states, *requests.parent_requests]
+        await super().abort(everything, internal=True)
+        return len(everything)
+
+    async def collective_rpc(
+        self,
+        method: str,
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """On the instances that there are; one that starts later has not been asked."""
+        if method in _CHANGE_WEIGHTS or (method == "reload_weights" and (args or kwargs)):
+            raise _instances_to_come()
+        return await super().collective_rpc(method, timeout, args, kwargs)
+
+    async def update_weight_version(self, new_version: str) -> None:
+        raise _instances_to_come()
+
+    async def scale_elastic_ep(self, new_data_parallel_size: int, drain_timeout: int = 300) -> None:
+        raise ValueError("Instances are started by POST /llumnix/v1/instances, and stopped by draining them.")
+
+    async def handle_fault(self, fault_tolerance_request: Any) -> Any:
+        raise _no_fault_tolerance()
+
+    async def get_status(self) -> Any:
+        raise _no_fault_tolerance()
+
+    # -- metrics
+
     def grow(self, slots: int) -> None:
         """More instances than there were places for."""
         self._count_places(slots)
@@ -142,3 +222,19 @@ class LlumnixLLM(AsyncLLM):
         )
         if hasattr(self, "_logger_ref"):  # set when the output handler started
             self._logger_ref[0] = self.logger_manager
+
+
+async def _nowhere(_request_ids: tuple[str, ...]) -> None:
+    """There are no other front ends."""
+
+
+def _instances_to_come() -> GracefulHTTPError:
+    return GracefulHTTPError(
+        "The weights of a running server stay as they are: instances that start later would not have the new ones.",
+        HTTPStatus.NOT_IMPLEMENTED,
+    )
+
+
+def _no_fault_tolerance() -> GracefulHTTPError:
+    why = "Instances that fail are replaced; GET /llumnix/v1/instances tells of them."
+    return GracefulHTTPError(why, HTTPStatus.NOT_IMPLEMENTED)

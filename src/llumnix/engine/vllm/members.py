@@ -36,6 +36,9 @@ class Member:
     info: wire.InstanceInfo
     snapshot: InstanceSnapshot
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    lacks: frozenset[int] = frozenset()
+    """Adapters that could not be loaded there; they are tried again from time to time."""
+    tries_again: bool = False
 
     @property
     def identity(self) -> bytes:
@@ -86,6 +89,15 @@ class Members:
         if not self.by_id:
             self.joined.clear()
         return member
+
+    def lacking(self, lora: Any | None) -> frozenset[InstanceId]:
+        """Those that could not load this adapter."""
+        if lora is None:
+            return frozenset()
+        return frozenset(i for i, member in self.by_id.items() if lora.lora_int_id in member.lacks)
+
+    def all_lack(self, lora: Any) -> bool:
+        return bool(self.by_id) and len(self.lacking(lora)) == len(self.by_id)
 
     def running(self, other_than: InstanceId | None = None) -> bool:
         """Whether an instance takes new requests."""

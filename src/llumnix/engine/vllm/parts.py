@@ -23,6 +23,8 @@ class Engine:
     """Workers (tensor parallel)."""
     pins: str
     """Why no request of this engine can move; empty if they can."""
+    has_adapter: Callable[[int], bool]
+    """Whether requests may use the LoRA adapter with this id."""
     post: Callable[[str, wire.Wire], None]
     post_soon: Callable[[Sequence[str], wire.Wire], None]
     """For messages that nobody stands still for."""

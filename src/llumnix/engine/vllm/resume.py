@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request, RequestStatus
 
@@ -39,6 +40,8 @@ class Making:
     make: Callable[[EngineCoreRequest], Request]
     when_grammar_ready: Callable[[Request, Callable[[], None]], None]
     """Calls back once the grammar is compiled, or has failed to."""
+    can_serve: Callable[[LoRARequest | None], bool]
+    """Whether its adapter is there, or can be loaded; asked on the main thread."""
     to_main: Callable[[Callable[[], None]], None]
     """Has the engine's main thread call it between two steps."""
 
@@ -109,6 +112,9 @@ class Resumes:
     def _take_up(self, request: Request, done: Future[None]) -> None:
         """Queues it at the front."""
         if self._under_way.pop(request.request_id, None) is not None:
+            if not self._making.can_serve(request.lora_request):
+                done.set_exception(ValueError("its adapter cannot be loaded"))
+                return
             if request.structured_output_request is not None:
                 request.status = RequestStatus.WAITING
             if request.num_output_tokens:

@@ -35,7 +35,6 @@ ENGINE_ENDS = "Server shutting down"
 class Observer(Protocol):
     """What a front end wants to know of its streams; all calls come on the event loop and must be quick."""
 
-    def dispatched(self, instance: InstanceId) -> None: ...
     def replayed(self, request_id: str, why: str) -> None: ...
     def failed(self, session: Session, why: str) -> None: ...
     def stayed(self, session: Session, notice: Stayed) -> None: ...
@@ -111,10 +110,10 @@ class Streams:
 
     def _choose(self, request: EngineCoreRequest, tokens: int, anywhere: bool = False) -> InstanceId | None:
         """`anywhere`: also elsewhere than where the client wanted it, which may be gone for good."""
-        avoid: frozenset[InstanceId] = frozenset()
+        avoid = self._members.lacking(request.lora_request)
         wanted = request.data_parallel_rank  # the client may name a slot (X-data-parallel-rank)
         if wanted is not None and not anywhere:
-            avoid = frozenset(i for i, member in self._members.by_id.items() if member.info.slot != wanted)
+            avoid |= {i for i, member in self._members.by_id.items() if member.info.slot != wanted}
         asked = DispatchRequest(
             id=RequestId(request.request_id), prompt_tokens=tokens, priority=Priority(request.priority)
         )
@@ -122,7 +121,6 @@ class Streams:
         if decision is None:
             return None
         log.debug("%s goes to %s", request.request_id, decision)
-        self.observer.dispatched(decision.instance)
         return decision.instance
 
     def _forget(self, session: Session) -> None:
@@ -254,7 +252,11 @@ class Streams:
         tokens = len(request.prompt_token_ids or ()) + len(session.tokens)
         instance = self._choose(request, tokens, anywhere=True)
         if instance is None:
-            self._parked.append((session, why))
+            lora = request.lora_request
+            if lora is not None and self._members.all_lack(lora):
+                self._fail(session, f"{why}; no instance can load its adapter {lora.lora_name!r}")
+            else:
+                self._parked.append((session, why))
             return
         session.replays += 1
         session.fruitless_replays += fruitless
