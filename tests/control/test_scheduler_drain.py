@@ -60,7 +60,7 @@ def test_empty_instance_is_watched_and_then_stopped_once():
         b.end("a", target)
     b.report("a", **LEAVING)
     assert b.wait(1.0) == []
-    why = "empty after 1 s, 0 moved, 0 replayed, 0 finished"
+    why = "empty after 1.00 s, 0 moved, 0 replayed, 0 finished"
     finished, stop = b.wait(1.0)
     assert isinstance(finished, DrainFinished)
     assert (finished.report.outcome, finished.reason) == (DrainOutcome.EMPTY, why)

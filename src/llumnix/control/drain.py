@@ -220,7 +220,7 @@ class Drain:
             self._outcome = DrainOutcome.EMPTY
         report = self.report(at)
         what_became = f"{report.moved} moved, {report.replayed} replayed, {report.finished} finished"
-        reason = f"empty after {report.seconds:.3g} s, {what_became}"
+        reason = f"empty after {report.seconds:.2f} s, {what_became}"
         commands: list[Command] = [DrainFinished(report=report, reason=reason)] if first_time else []
         self._ordered_s = at
         if not self.order.keep:
