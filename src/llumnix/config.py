@@ -124,7 +124,12 @@ class ClusterConfig:
         "", "With Ray, address of this machine that the others reach it at (default: the one on the way to the head)."
     )
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
-    heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance.")
+    max_reports_per_s: float = knob(
+        5000.0,
+        "Load reports per second that the scheduler, or a front end, hears of all instances together: where there are "
+        "many, each reports less often (urgent ones come at once).",
+    )
+    heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance, where there are few.")
     instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.")
     step_timeout_s: float = knob(
         120.0,
@@ -156,6 +161,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
         self._check_launcher()
+        _require(self.max_reports_per_s >= 1, "--max-reports-per-s must be at least 1.")
         for name in ("report_interval", "heartbeat_interval", "instance_timeout", "step_timeout", "start_timeout"):
             _require(getattr(self, f"{name}_s") > 0, f"--{name.replace('_', '-')}-s must be above 0.")
         for name in ("instance_timeout", "step_timeout"):

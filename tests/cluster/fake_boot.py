@@ -98,7 +98,8 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         seq += 1
         busy = setup.busy_while is not None and setup.busy_while.exists()
         if hangs.is_set():
-            report = replace(report, snapshot=replace(report.snapshot, running=1))
+            seq -= report.snapshot.running  # a request came before it hung; from then on nothing new is said
+            report = replace(report, snapshot=replace(report.snapshot, seq=seq, running=1))
         else:
             report = _report(info, seq, draining.is_set(), busy)
         for address in (spec.book.scheduler, *spec.book.all_front_ends):

@@ -27,6 +27,7 @@ from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import (
     AddInstances,
     Answer,
+    ClusterSize,
     DrainInstance,
     Drains,
     FleetChanged,
@@ -264,6 +265,18 @@ def test_launchers_order_to_drain_waits_for_the_first_report_that_a_new_schedule
     world.report(I1)
     with pytest.raises(queue.Empty):
         world.instances[I1][1].get(timeout=0.3)
+
+
+def test_instances_are_told_how_many_they_are_once_that_is_not_what_was_configured(world: World) -> None:
+    def idle() -> None:
+        world.report(I0)
+
+    world.tell(FleetChanged(fleet=Fleet(serving=2, starting=0)))
+    world.wait_for(world.front_end[1], SchedulerAlive, idle)
+    world.tell(FleetChanged(fleet=Fleet(serving=700, starting=300)))
+    assert world.wait_for(world.instances[I0][1], ClusterSize, idle).instances == 1000
+    world.report(I1)
+    assert world.wait_for(world.instances[I1][1], ClusterSize, idle).instances == 1000, "it has just come"
 
 
 def test_drain_of_an_instance_that_is_not_there_is_refused_with_the_reason(world: World) -> None:

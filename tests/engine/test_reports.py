@@ -28,7 +28,9 @@ class Instance:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> None:
         self.now = 100.0
         self.unread = 0
+        self.running = 0
         self.heard: list[wire.Report] = []
+        self.to: list[str] = []
         info = wire.InstanceInfo(id=I0, index=0, slot=0, pid=1, node="here", control="", data="")
         spec = InstanceSpec(
             id=I0,
@@ -50,9 +52,12 @@ class Instance:
         self.reports.send()
 
     def _snapshot(self, _scheduler: object, fixed: dict[str, Any], _steps: int) -> InstanceSnapshot:
-        return InstanceSnapshot(id=I0, at=fixed["at"], seq=fixed["seq"], total_blocks=10, free_blocks=10)
+        return InstanceSnapshot(
+            id=I0, at=fixed["at"], seq=fixed["seq"], total_blocks=10, free_blocks=10, running=self.running
+        )
 
-    def _post(self, _address: str, report: wire.Report) -> None:
+    def _post(self, address: str, report: wire.Report) -> None:
+        self.to.append(address.rpartition("/")[2])
         self.heard.append(report)
 
     def beat(self) -> InstanceSnapshot:
@@ -69,8 +74,10 @@ def test_heartbeat_repeats_the_last_report_and_dates_it_by_the_last_progress(ins
     instance.reports.after_step()
     seq = instance.beat().seq
     instance.now = 103.0
-    assert (instance.beat().seq, instance.beat().at) == (seq, 100.0), "it sits in a step"
+    beat = instance.beat()
+    assert (beat.seq, beat.at) == (seq, 100.0), "it sits in a step"
     instance.reports.made_progress()
+    instance.now = 104.0
     assert instance.beat().at == 103.0
 
 
@@ -85,4 +92,37 @@ def test_engine_that_sleeps_although_something_waits_for_it_hangs(instance: Inst
     instance.now = 110.0
     instance.beat()
     instance.now, instance.unread = 500.0, 2
-    assert (instance.beat().at, instance.beat().unread) == (110.0, 2)
+    beat = instance.beat()
+    assert (beat.at, beat.unread) == (110.0, 2)
+
+
+def test_who_has_just_heard_a_report_needs_no_heartbeat(instance: Instance) -> None:
+    audience = {"scheduler", "front-0"}
+    instance.now = 200.0
+    instance.reports.send()
+    instance.to.clear()
+    instance.now = 200.05
+    instance.reports.beat()
+    assert instance.to == ["launcher"]
+    instance.now = 200.25
+    instance.reports.beat()
+    assert {*instance.to[1:]} == audience, "the launcher hears less often than the others"
+
+
+def test_in_a_large_cluster_only_news_are_sent_and_heartbeats_tell_the_rest(instance: Instance) -> None:
+    instance.reports.set_size(1024)
+    assert instance.reports.heartbeat_s == pytest.approx(0.4096)
+    instance.now, instance.running = 200.0, 1
+    instance.reports.after_step()
+    sent = len(instance.heard)
+    for _ in range(10):
+        instance.now += 0.02
+        instance.reports.after_step()
+    assert len(instance.heard) == sent, "nothing but growth"
+    instance.now, instance.running = 200.23, 2
+    instance.reports.after_step()
+    assert len(instance.heard) == sent + 1
+    instance.now += 0.02
+    instance.reports.after_step()
+    instance.now += 0.4
+    assert instance.beat().seq > instance.heard[sent].snapshot.seq, "the last look, not the last report"

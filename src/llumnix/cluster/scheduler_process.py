@@ -21,6 +21,8 @@ from llumnix.cluster import linux
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits
+from llumnix.control.fleet import Fleet
+from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.policy.autoscaling import ScalingConfig
@@ -31,6 +33,7 @@ from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import (
     AddInstances,
     Answer,
+    ClusterSize,
     DrainInstance,
     Drains,
     FleetChanged,
@@ -95,6 +98,7 @@ class SchedulerProcess:
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
+        self._size = SizeTold(cluster.instances)
         self._early_drains: dict[InstanceId, tuple[float, DrainInstance]] = {}
         """Orders of the launcher's, and when they came, for instances of which no report has come yet: this scheduler
         may be younger than they are."""
@@ -158,7 +162,7 @@ class SchedulerProcess:
                 self._forget(message.instance)
                 self._handle(control.InstanceLost(at=at, instance=message.instance, why=message.why))
             case FleetChanged():
-                self._handle(control.FleetReported(at=at, fleet=message.fleet))
+                self._on_fleet(message.fleet, at)
             case ReplayedElsewhere():
                 self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
             case _:
@@ -182,10 +186,19 @@ class SchedulerProcess:
             case _:
                 log.warning("ignored a message that is not for the scheduler: %s", type(message).__name__)
 
+    def _on_fleet(self, fleet: Fleet, at: float) -> None:
+        self._handle(control.FleetReported(at=at, fleet=fleet))
+        if self._size.changes(fleet.serving + fleet.starting):
+            for instance in self._instances:
+                self._tell_size(instance)
+
     def _on_report(self, report: Report, at: float) -> None:
         instance = report.info.id
         self._starting.discard(instance)
+        is_new = instance not in self._instances
         self._instances[instance] = report.info
+        if is_new and self._size.newcomers_ask:
+            self._tell_size(instance)
         self._handle(control.LoadReported(at=at, snapshot=report.snapshot))
         if self._early_drains:
             self._take_up_drain(instance, at)
@@ -320,6 +333,9 @@ class SchedulerProcess:
             instance_seconds=fleet.instance_seconds(at),
             watched_s=at - self._began_s,
         )
+
+    def _tell_size(self, instance: InstanceId) -> None:
+        self._post_to(instance, ClusterSize(instances=self._size.instances))
 
     def _post_to(self, instance: InstanceId, message: Wire) -> None:
         info = self._instances.get(instance)

@@ -104,6 +104,7 @@ class _Run:
         self.profile = setup.profile
         self.cluster = setup.cluster
         self.paper_body = setup.paper_body
+        self.size = setup.instances
         self._setup = setup
         self._progress = progress
         self._policy = find_policy(setup.policy.policy)
@@ -303,7 +304,11 @@ class _Run:
     @property
     def _starting(self) -> int:
         """Instances that were ordered and do not serve yet."""
-        return sum(1 for life in self._lives.values() if life.ended_s is None) - len(self._instances)
+        return self._existing - len(self._instances)
+
+    @property
+    def _existing(self) -> int:
+        return sum(1 for life in self._lives.values() if life.ended_s is None)
 
     def _tell_fleet(self) -> None:
         """The launcher's count, for auto-scaling."""
@@ -315,6 +320,7 @@ class _Run:
         """An instance is ordered, and paid for from now on."""
         name = instance_name(len(self._lives))
         life = self._lives[name] = InstanceLife(name, self.kernel.now)
+        self.size = self._existing
         return life
 
     def _start_instance(self, life: InstanceLife) -> None:
@@ -337,6 +343,7 @@ class _Run:
             return
         lost = instance.die()
         self._lives[name].ended_s = self.kernel.now
+        self.size = self._existing
         self._network.lose(name)
         self.kernel.after(DEATH_NOTICED_S, self._mourn, name, lost, why)
 

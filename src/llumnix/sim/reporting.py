@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from llumnix.control.pace import ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.kernel import Timer
@@ -25,7 +26,8 @@ IDLE_REPORT_S = 2.0
 
 
 class Reporter:
-    """Reports of one instance: when its load changes, at most one per `report_interval_s`."""
+    """Reports of one instance: when its load changes, at most one per `report_interval_s`, and as many as the size of
+    the cluster allows (control/pace.py)."""
 
     def __init__(self, instance: SimInstance, world: World) -> None:
         self._instance = instance
@@ -34,17 +36,18 @@ class Reporter:
         self._seq = 0
         self._timer: Timer | None = None
         self._due_s = 0.0
-        self._reported_s = -1.0
+        self._looked_s = -1.0
+        self._pace = ReportPace(world.cluster, world.size)
         self._beats = False
         """It repeats its last report while its engine stands still."""
         self._last: InstanceSnapshot | None = None
 
     def soon(self) -> None:
-        """A report goes out now, or when the shortest interval since the last one is over."""
-        self.not_after(max(self._kernel.now, self._reported_s + self._world.cluster.report_interval_s))
+        """The load changed: a report may go out now, or when the shortest interval since the last look is over."""
+        self.not_after(max(self._kernel.now, self._looked_s + self._world.cluster.report_interval_s))
 
     def not_after(self, due_s: float) -> None:
-        """A report goes out at `due_s` at the latest."""
+        """A look at the load at `due_s` at the latest."""
         if self._timer is None or due_s < self._due_s:
             self._set(due_s)
 
@@ -116,17 +119,23 @@ class Reporter:
     def _report(self) -> None:
         now, engine = self._kernel.now, self._instance.engine
         self._timer = None
-        self._reported_s = now
+        self._looked_s = now
         stalled = engine.stalled_until_s
+        next_s: float | None = None
         if stalled <= now:
             self._beats = False
-            late_s = engine.step_end_s() - now if self._world.paper_body else 0.0
-            self._world.reported(self.snapshot(), late_s)
+            self._pace.set_size(self._world.size)
+            load = self.snapshot()
+            if not self._pace.sends(now, load):
+                next_s = self._pace.next_s(load)
+            else:
+                late_s = engine.step_end_s() - now if self._world.paper_body else 0.0
+                self._world.reported(load, late_s)
         elif self._beats and self._last is not None:
             unread = self._instance.dispatches_seen - self._last.dispatches_seen[0]
             self._world.reported(replace(self._last, unread=unread), 0.0)
         if self._timer is None:
-            self._set(self._next_s(now, stalled))
+            self._set(self._next_s(now, stalled) if next_s is None else next_s)
 
     def _next_s(self, now: float, stalled: float) -> float:
         if stalled <= now:

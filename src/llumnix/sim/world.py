@@ -25,6 +25,8 @@ class World(Protocol):
     kernel: Kernel
     profile: Profile
     cluster: ClusterConfig
+    size: int
+    """Instances that there are or will be, as all of them know."""
     paper_body: bool
     """As in the paper's artifact, reports describe the start of a step and go out with its tokens, and nobody knows how
     many tokens a request has still to make."""

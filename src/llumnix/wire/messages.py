@@ -112,6 +112,13 @@ class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
     keep: bool = False
 
 
+class ClusterSize(Wire, frozen=True, kw_only=True, tag=True):
+    """So many instances there are, or will be: they share what a listener can hear. From the scheduler, to instances
+    that do not know it yet."""
+
+    instances: int
+
+
 class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
     query: int
     reply_to: str
@@ -398,6 +405,7 @@ Any = (
     | Arbitration
     | MoveOut
     | SetDraining
+    | ClusterSize
     | ListRequests
     | FrontEndLost
     | PullEnded

@@ -139,6 +139,7 @@ class LlumnixEngineCore(EngineCoreProc):
             partial(request_rows, self.scheduler, self._driver.engine_pins), self._answer_listing, monotonic
         )
         self._reports.send()
+        self._heart.interval_s = self._reports.heartbeat_s
         self._mailbox.start()
         self._heart.start()
 
@@ -348,6 +349,9 @@ class LlumnixEngineCore(EngineCoreProc):
                 self._listing.ask(message)
             case wire.FrontEndLost():
                 self._abort_orphans(message.front_end)
+            case wire.ClusterSize():
+                self._reports.set_size(message.instances)
+                self._heart.interval_s = self._reports.heartbeat_s
             case _:
                 raise TypeError(f"an instance does not understand {type(message).__name__}")
 

@@ -15,7 +15,8 @@ class Heart:
     """`beat()` and `ring()` are called from the heart's thread and must not block."""
 
     def __init__(self, interval_s: float, beat: Callable[[], None], ring: Callable[[], None]) -> None:
-        self._interval_s = interval_s
+        self.interval_s = interval_s
+        """May change; the next beat is the first after a new one."""
         self._beat = beat
         self._ring = ring
         self._wake_at: float | None = None
@@ -56,4 +57,4 @@ class Heart:
                 self._ring()
             if now >= next_beat:
                 self._beat()
-                next_beat = now + self._interval_s
+                next_beat = now + self.interval_s

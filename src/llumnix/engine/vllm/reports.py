@@ -7,6 +7,7 @@ from time import monotonic
 
 from msgspec.structs import replace
 
+from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.driver import LlumletDriver
 from llumnix.engine.vllm.scheduler import MigrationSupport
@@ -43,11 +44,20 @@ class Reports:
         self._progress_s = monotonic()
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
         self._number = 0
-        self._due_s = 0.0
+        self._look_s = self._sent_s = self._told_launcher_s = 0.0
+        self._pace = ReportPace(spec.cluster, spec.cluster.instances)
+
+    @property
+    def heartbeat_s(self) -> float:
+        return self._pace.pace.heartbeat_s
+
+    def set_size(self, instances: int) -> None:
+        """There are so many in the cluster now."""
+        self._pace.set_size(instances)
 
     def after_step(self) -> None:
         self.made_progress()
-        if self._progress_s >= self._due_s:
+        if self._progress_s >= self._look_s:
             self.send()
 
     def made_progress(self) -> None:
@@ -63,10 +73,15 @@ class Reports:
         self._rests = True
 
     def send(self) -> None:
+        """If it is time for a report, or something urgent has happened; else what it would say goes with the next
+        heartbeat at the latest."""
+        now = monotonic()
         self.owed = False
-        self._due_s = monotonic() + self._spec.cluster.report_interval_s
+        self._look_s = now + self._spec.cluster.report_interval_s
         self._last = self.make()
-        self._mailbox.post_soon(self._audience, self._last)
+        if self._pace.sends(now, self._last.snapshot):
+            self._sent_s = now
+            self._mailbox.post_soon(self._audience, self._last)
 
     def make(self) -> wire.Report:
         """One of this moment, newer than all that were sent."""
@@ -85,12 +100,24 @@ class Reports:
         return wire.Report(info=self._driver.info, snapshot=snapshot)
 
     def beat(self) -> None:
-        """On the heart's thread, once a first one was sent. The launcher needs no load, only to know when an instance
-        serves. Who sleeps although something waits for it does not rest, but hangs."""
+        """On the heart's thread, once a first one was sent: to those who have not just heard a report. The launcher
+        needs no load, only to know when an instance serves. Who sleeps although something waits for it does not rest,
+        but hangs."""
+        now = monotonic()
         unread = self._unread()
         if self._rests and not unread:
-            self._progress_s = monotonic()
+            self._progress_s = now
+        audience: list[str] = []
+        if now >= self._told_launcher_s + TOLD_LAUNCHER_S:
+            self._told_launcher_s = now
+            audience.append(self._spec.book.launcher)
+        if now >= self._sent_s + self.heartbeat_s / 2:
+            self._sent_s = now
+            self._pace.beats(now)
+            audience += self._audience
+        if not audience:
+            return
         snapshot = replace(self._last.snapshot, at=self._progress_s, unread=unread)
         last = wire.Report(info=self._last.info, snapshot=snapshot)
-        for address in (self._spec.book.launcher, *self._audience):
+        for address in audience:
             self._mailbox.post(address, last)

@@ -1,0 +1,135 @@
+"""How often an instance reports, by the size of the cluster."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llumnix.config import ClusterConfig
+from llumnix.control.pace import ReportPace, SizeTold, pace_of
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+
+CONFIG = ClusterConfig()
+INTERVAL_S = 1024 / CONFIG.max_reports_per_s
+
+
+def load(**facts: object) -> InstanceSnapshot:
+    usual = {"id": InstanceId("i0"), "at": 0.0, "seq": 1, "total_blocks": 1000, "free_blocks": 500, "running": 5}
+    return InstanceSnapshot(**{**usual, **facts})  # type: ignore[arg-type]
+
+
+USUAL = load()
+
+
+def paced() -> ReportPace:
+    """One that has just spent all that it may send."""
+    pace = ReportPace(CONFIG, 1024)
+    assert pace.sends(0.0, USUAL)
+    pace._saved = 0.0
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("instances", "report_s", "heartbeat_s"),
+    [(1, 0.02, 0.2), (64, 0.02, 0.2), (100, 0.02, 0.2), (512, 0.1024, 0.2048), (1024, 0.2048, 0.4096),
+     (4096, 0.8192, 1.6384), (20000, 4.0, 2.5)],
+)  # fmt: skip
+def test_pace_by_size(instances: int, report_s: float, heartbeat_s: float) -> None:
+    pace = pace_of(CONFIG, instances)
+    assert (pace.report_s, pace.heartbeat_s) == (report_s, heartbeat_s)
+
+
+def test_heartbeats_are_never_so_rare_that_a_lost_one_kills() -> None:
+    config = ClusterConfig(instance_timeout_s=1.0, heartbeat_interval_s=0.1)
+    assert pace_of(config, 4096).heartbeat_s == 0.25
+
+
+def test_small_cluster_reports_whatever_it_sees() -> None:
+    pace = ReportPace(CONFIG, 16)
+    assert all(pace.sends(0.02 * look, USUAL) for look in range(1000))
+
+
+def test_growth_alone_waits_for_the_heartbeat() -> None:
+    pace = paced()
+    looks = [0.02 * look for look in range(1, 200)]
+    sent = [at for at in looks if pace.sends(at, load(free_blocks=500 - int(50 * at)))]
+    assert len(sent) == pytest.approx(looks[-1] / (2 * INTERVAL_S), abs=1)
+
+
+def test_request_that_came_or_went_is_told_as_soon_as_there_is_a_report_for_it() -> None:
+    pace = paced()
+    assert not pace.sends(INTERVAL_S * 0.9, load(running=6))
+    assert pace.next_s(load(running=6)) == pytest.approx(INTERVAL_S)
+    assert pace.next_s(USUAL) == pytest.approx(2 * INTERVAL_S)
+    assert pace.sends(INTERVAL_S, load(running=6))
+
+
+def test_what_was_saved_goes_at_once_when_much_happens() -> None:
+    pace = paced()
+    sent = sum(pace.sends(10.0 + 0.02 * look, load(running=6 + look)) for look in range(5))
+    assert sent == 3
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"state": InstanceState.DRAINING},
+        {"drain_keep": True},
+        {"preemptions": 1},
+        {"short_blocks": 2},
+        {"waiting": 1},
+        {"running": 0},
+    ],
+)
+def test_urgent_news_goes_out_on_credit(facts: dict[str, object]) -> None:
+    pace = paced()
+    assert pace.sends(0.02, load(**facts))
+
+
+def test_urgency_that_goes_on_is_told_once() -> None:
+    pace = paced()
+    assert pace.sends(0.02, load(short_blocks=5))
+    assert not pace.sends(0.04, load(short_blocks=9))
+
+
+def test_heartbeat_that_said_it_all_stands_for_a_report() -> None:
+    pace = paced()
+    pace.beats(0.3)
+    assert not pace.sends(2 * INTERVAL_S, USUAL)
+    assert pace.sends(0.3 + 2 * INTERVAL_S, USUAL)
+
+
+states = st.builds(
+    load,
+    running=st.integers(0, 3),
+    waiting=st.integers(0, 2),
+    short_blocks=st.integers(0, 2),
+    preemptions=st.integers(0, 3),
+)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 0.5), states), min_size=1, max_size=300), st.integers(101, 4096))
+def test_listeners_hear_no_more_than_their_budget_and_some_in_reserve(
+    looks: list[tuple[float, InstanceSnapshot]], instances: int
+) -> None:
+    pace = ReportPace(CONFIG, instances)
+    at, sent = 0.0, 0
+    for pause_s, seen in looks:
+        at += pause_s
+        sent += pace.sends(at, seen)
+    beats = at / pace.pace.heartbeat_s if pace.pace.heartbeat_s < pace.pace.report_s else 0
+    assert sent <= at / pace.pace.report_s + beats + 7
+
+
+def test_instances_are_told_when_their_number_has_changed_much() -> None:
+    size = SizeTold(configured=2)
+    assert not size.changes(2)
+    assert not size.newcomers_ask
+    assert size.changes(3)
+    assert size.newcomers_ask
+    told = [count for count in range(3, 1025) if size.changes(count)]
+    assert len(told) < 30
+    assert size.instances > 1024 / 1.25 - 1
+    assert not size.changes(0)
