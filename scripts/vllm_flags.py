@@ -44,7 +44,25 @@ All other variables that vLLM reads reach every process as they are.
 
 | variable | decision | note |
 |---|---|---|
-{{variables}}"""
+{{variables}}
+## What vLLM has once per process
+
+All instances are forked from one configuration; so what vLLM gives each process or each data parallel rank of its own
+is set apart in `src/llumnix/engine/vllm/apart.py`:
+
+| what | of whom it is |
+|---|---|
+| draws for requests without a seed | a sequence per instance, never used twice; all follow from `--seed` |
+| ports of cache events and connectors | counted up by the instance's slot, which a successor inherits |
+| engine id of a connector, and so `/dev/shm/vllm_offload_…` | per instance, never used twice |
+| instance id (names of shared regions, traces of functions) | per instance, never used twice |
+| profiler traces, dumps of the compiler | a folder per instance, named after it |
+| temporary files, rendezvous, shared memory | the instance's own folder, which goes when it ends, also killed |
+| TCP ports between workers | any free one; with `VLLM_PORT` each slot begins 32 further on |
+| compiled code | shared |
+| counters for `/metrics`, open connections, `--max-num-queued-reqs` | one set over all front ends |
+| cache of multi-modal inputs | off: it assumes that there is one engine |
+"""
 
 
 def reference() -> str:

@@ -66,7 +66,7 @@ def test_values_of_every_kind(file: Path) -> None:
     arguments = parse(
         file,
         "enforce-eager: true\nenable_prefix_caching: false\nheadless: false\nseed: -1\nhf-token: null\n"
-        "lora-modules: []\nkv-events-config: {publisher: zmq}\n",
+        "lora-modules: []\nkv-events-config: {publisher: zmq}\nmiddleware: [a.b, c.d]\nallowed-origins: ['*']\n",
         "m",
     )
     assert arguments.engine_flags == (
@@ -74,6 +74,9 @@ def test_values_of_every_kind(file: Path) -> None:
         "--no-enable-prefix-caching",
         "--seed=-1",
         '--kv-events-config={"publisher": "zmq"}',
+        "--middleware=a.b",
+        "--middleware=c.d",
+        '--allowed-origins=["*"]',
     )
 
 

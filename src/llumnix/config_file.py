@@ -1,7 +1,8 @@
 """`--config FILE.yaml`: flags of ours and of vLLM's in a file, as words that stand before those of the command line.
 
-Read here rather than by vLLM, so that a flag means the same wherever it stands. The rules are vLLM's: a list is several
-values, a mapping a JSON object, `true` a flag without a value, `false` its `--no-` form where it has one.
+Read here rather than by vLLM, so that a flag means the same wherever it stands. The rules are vLLM's: a list is
+several values (or JSON, where the flag takes one), a mapping JSON, `true` a flag without a value, `false` its `--no-`
+form where it has one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from llumnix.command_line import Vocabulary
 from llumnix.errors import UsageError
 
 _FLAG = "--config"
+_REPEATED = "--middleware"
+"""The one flag of vLLM's that is given several times for several values."""
 
 
 def with_file(words: Sequence[str], known: Vocabulary) -> list[str]:
@@ -59,9 +62,11 @@ def _words_for(flag: str, value: Any, known: Vocabulary) -> list[str]:
             return [f"{flag}={'on' if value else 'off'}"]  # YAML reads on and off as true and false
         negative = f"--no-{flag[2:]}"
         return [flag] if value else [negative] if negative in known.names else []
-    if isinstance(value, list):
+    if isinstance(value, list) and flag in known.theirs and known.theirs[flag].takes == "many":
         return [flag, *map(str, value)] if value else []
-    if isinstance(value, dict):
+    if isinstance(value, list) and flag == _REPEATED:
+        return [f"{flag}={item}" for item in value]
+    if isinstance(value, dict | list):
         return [f"{flag}={json.dumps(value)}"]
     return [f"{flag}={value}"]
 

@@ -88,3 +88,14 @@ def test_help_of_vllms_flags_tells_what_is_made_of_them() -> None:
 
     assert "--max-model-len" in vllm_help("ModelConfig".lower())
     assert "[Llumnix: 127.0.0.1 by" in " ".join(vllm_help("host").split())
+
+
+def test_a_model_that_vllm_schedules_in_a_way_of_its_own_is_refused() -> None:
+    from types import SimpleNamespace
+
+    from llumnix.errors import UsageError
+    from llumnix.server import boot
+
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=False, scheduler_cls="a.Diffuser"))
+    with pytest.raises(UsageError, match=r"cannot serve this model: vLLM schedules it with a\.Diffuser\."):
+        boot._adjust(config, SimpleNamespace(async_scheduling=None))  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(240)
 
 EVENTS_S = 10.0
 TOKENS = 24
+MOST = 12
 
 
 def free_ports(count: int) -> int:
@@ -45,6 +46,8 @@ FILE.write_text(
     json.dumps(
         {
             "migration": False,
+            "api-server-count": 2,
+            "max-num-queued-reqs": MOST,
             "served-model-name": ["tiny", "by-file"],
             "max-model-len": 4096,
             "scheduling-policy": "fcfs",
@@ -92,6 +95,23 @@ def test_equal_requests_without_a_seed_get_different_answers_on_all_instances_an
     wait_for(lambda: [row["id"] for row in server.instances()] == ["i0", "i2"], "a successor")
     answers += asyncio.run(complete(server, 4, slot=1))
     assert len(set(answers)) == 12
+
+
+def test_the_limit_of_requests_holds_over_both_front_ends(server: Server) -> None:
+    async def statuses() -> list[int]:
+        async with open_session(server.url) as session:
+
+            async def one() -> int:
+                body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True}
+                async with session.post(COMPLETIONS, json=body) as response:
+                    await response.read()
+                    return response.status
+
+            return await asyncio.gather(*(one() for _ in range(2 * MOST)))
+
+    answers = asyncio.run(statuses())
+    assert set(answers) == {200, 503}
+    assert MOST <= answers.count(200) <= MOST + 2, "each front end hears of the other's a moment later"
 
 
 def test_a_seed_of_the_request_says_what_is_drawn_wherever_it_runs(server: Server) -> None:

@@ -20,6 +20,8 @@ def why_engine_pins(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
         return "the engine is itself data parallel"
     if config.kv_transfer_config is not None:
         return "a KV connector owns the blocks"
+    if config.aux_output_config.enabled:
+        return "auxiliary output, such as routed experts, is collected in the worker"
     if model.is_encoder_decoder:
         return "encoder-decoder models keep cross-attention state"
     if model.uses_mrope:
