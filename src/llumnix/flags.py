@@ -27,12 +27,19 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A flag that is not known is told before one that is missing: it may be that one, misspelt."""
+        for word in args or ():
+            name = word.partition("=")[0]
+            if name.startswith("--") and name != "--" and name not in self._option_string_actions:
+                meant = closest(name, self._option_string_actions)
+                then = f"did you mean {meant}?" if meant else f"`{self.prog} --help` lists them."
+                raise UsageError(f"There is no flag {name}; {then}")
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        unknown, meant = message.removeprefix("unrecognized arguments: "), None
-        if unknown != message:
-            meant = closest(unknown.split()[0].partition("=")[0], self._option_string_actions)
         sentence = message[:1].upper() + message[1:]
-        raise UsageError(f"{sentence}; did you mean {meant}?" if meant else f"{sentence} (see {self.prog} --help).")
+        raise UsageError(f"{sentence} (see {self.prog} --help).")
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
