@@ -139,7 +139,8 @@ def test_unloaded_adapter_is_forgotten_everywhere(all_of_it: Everywhere) -> None
 
 
 def test_restarted_front_end_knows_what_the_others_know(all_of_it: Everywhere) -> None:
-    beta = text(say(all_of_it.clients[HERE], "beta"))
+    beta, north = (text(say(all_of_it.clients[HERE], name)) for name in ("beta", "north"))
+    (all_of_it.folder / "north").rename(all_of_it.folder / "elsewhere")  # which is on the command line
     assert all_of_it.post(HERE, "/pause", params={"mode": "keep"}).status_code == 200
     old = all_of_it.server.descendant("front-0").pid
     os.kill(old, signal.SIGKILL)
@@ -149,6 +150,8 @@ def test_restarted_front_end_knows_what_the_others_know(all_of_it: Everywhere) -
     assert all_of_it.told("/is_paused", "is_paused") == {True}
     assert all_of_it.post(THERE, "/resume").status_code == 200
     assert set(all_of_it.on_all(lambda client: text(say(client, "beta")))) == {beta}
+    assert set(all_of_it.on_all(lambda client: text(say(client, "north")))) == {north}
+    (all_of_it.folder / "elsewhere").rename(all_of_it.folder / "north")
     for number, name in enumerate(("gamma", "delta")):
         path = str(make_adapter(all_of_it.folder / name, seed=20 + number))
         answer = all_of_it.post(number, "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path})

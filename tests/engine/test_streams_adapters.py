@@ -1,0 +1,56 @@
+"""Requests with a LoRA adapter go to instances that have it, new ones and those that lost theirs."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from engine_requests import engine_request
+from test_streams import A, B, FrontEnd, _token
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine import FinishReason
+
+from llumnix.types import InstanceId
+
+SOUTH, WEST = LoRARequest("south", 1, "/south"), LoRARequest("west", 2, "/west")
+
+
+def front_end_where_b_lacks_south() -> FrontEnd:
+    front = FrontEnd(A, B)
+    front.members.by_id[B].lacks = frozenset({SOUTH.lora_int_id})
+    return front
+
+
+@pytest.mark.parametrize(("lora", "where"), [(SOUTH, {A}), (WEST, {A, B}), (None, {A, B})])
+def test_new_requests_go_to_who_has_it(lora: LoRARequest | None, where: set[InstanceId]) -> None:
+    front = front_end_where_b_lacks_south()
+    assert {front.open(f"r{n}", lora_request=lora) for n in range(6)} == where
+
+
+def test_nobody_has_it() -> None:
+    front = front_end_where_b_lacks_south()
+    assert not front.members.all_lack(SOUTH)
+    front.members.by_id[A].lacks = frozenset({SOUTH.lora_int_id})
+    assert front.members.all_lack(SOUTH)
+    assert front.streams.open(engine_request("r", lora_request=SOUTH)) is None
+
+
+def test_stream_whose_instance_is_lost_goes_to_one_that_has_it_or_ends_saying_why() -> None:
+    front = front_end_where_b_lacks_south()
+    assert front.open("r", lora_request=SOUTH) == A
+    front.streams.sort_out(A, [_token("r", 7)])
+    front.lose(A)
+    assert front.resumed == []
+    assert ["south" in why for why in front.why_failed] == [True]
+    assert [output.finish_reason for output in front.emitted] == [FinishReason.ERROR]
+
+
+def test_stream_waits_while_nobody_is_there_who_could_lack_it() -> None:
+    front = FrontEnd(A)
+    front.open("r", lora_request=SOUTH)
+    front.streams.sort_out(A, [_token("r", 7)])
+    front.lose(A)
+    assert (front.streams.parked, front.why_failed) == (1, [])
+    front.join(B)
+    assert [instance for instance, _ in front.resumed] == [B]
