@@ -48,27 +48,29 @@ async def test_streams_move_to_an_instance_that_the_front_end_has_not_heard_of(s
 
 
 async def test_front_end_that_takes_a_dead_ones_place_spreads_its_requests(server: Server) -> None:
-    """What the dead one sent is not taken for requests that still wait somewhere."""
+    """What the dead one sent is not taken for requests that still wait somewhere. Whether it could be is a matter of
+    milliseconds, hence more than once."""
     assert server.post("/llumnix/v1/instances", json={"count": 2 - len(server.instances())}).status_code in (202, 400)
     await asyncio.to_thread(wait_for, lambda: len(server.instances()) == 2, "two instances")
-    async with open_session(server.url) as session:
-        crowd = [Streaming(session, greedy(number, 1000), name=f"crowd-{number}") for number in range(60)]
-        for each in crowd:
-            await each.reaches(1)
-        pid = server.descendant("front-0").pid
-        server.descendant("front-0").send_signal(signal.SIGKILL)
-        await asyncio.gather(*(each.task for each in crowd), return_exceptions=True)
-    await asyncio.to_thread(
-        wait_for, lambda: healthy(server) and server.descendant("front-0").pid != pid, "its successor"
-    )
-    await asyncio.to_thread(wait_for, lambda: len(server.instances()) == 2, "two instances")
-    await asyncio.to_thread(server.wait_until_quiet)
-    for number in range(40):  # one after the other
-        assert server.post("/v1/completions", json={"model": "tiny", **greedy(number, 2)}).status_code == 200
-    sent = re.findall(r'llumnix_dispatches_total{instance="(i\d+)"} (\d+)', server.metrics())
-    assert {instance: 10 <= int(count) <= 30 for instance, count in sent} == dict.fromkeys(
-        (row["id"] for row in server.instances()), True
-    ), sent
+    for turn in range(4):
+        front_end = server.descendant("front-0")
+        async with open_session(server.url) as session:
+            crowd = [Streaming(session, greedy(number, 1000), name=f"{turn}-before-{number}") for number in range(60)]
+            for each in crowd:
+                await each.reaches(1)
+            front_end.send_signal(signal.SIGKILL)
+            await asyncio.gather(*(each.task for each in crowd), return_exceptions=True)
+        await asyncio.to_thread(wait_for, lambda: healthy(server), "its successor")
+        await asyncio.to_thread(wait_for, lambda: len(server.instances()) == 2, "two instances")
+        await asyncio.to_thread(server.wait_until_quiet)
+        async with open_session(server.url) as session:
+            outputs = await asyncio.gather(
+                *(Streaming(session, greedy(number, 200), name=f"{turn}-after-{number}").task for number in range(60))
+            )
+        assert [output.error for output in outputs] == [""] * 60
+        sent = dict(re.findall(r'llumnix_dispatches_total{instance_id="(i\d+)"} (\d+)', server.metrics()))
+        assert len(sent) == 2, "all went to one"
+        assert min(int(float(count)) for count in sent.values()) >= 20, (turn, sent)
 
 
 def healthy(server: Server) -> bool:
