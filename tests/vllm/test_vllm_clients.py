@@ -133,3 +133,30 @@ async def test_bad_requests_are_refused_in_openais_words(server: Server) -> None
         answer = await client.completions.create(model="tiny", prompt="x", max_tokens=3)
     assert answer.usage is not None
     assert answer.usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "words"),
+    [
+        ({"top_k": 2**70}, {}, "The request has a value that cannot be sent to an engine"),
+        ({}, {"X-data-parallel-rank": "9"}, "data_parallel_rank 9 is out of range [0, 2)"),
+    ],
+    ids=["number", "place"],
+)
+def test_request_that_cannot_be_sent_is_refused(
+    server: Server, fields: dict[str, Any], headers: dict[str, str], words: str
+) -> None:
+    """As often as one likes: nothing of it stays, or the server could not end in time."""
+    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 2, **fields})
+    for _ in range(20):
+        answer = server.post("/v1/completions", content=body, headers={"Content-Type": "application/json", **headers})
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
+
+
+async def test_id_of_a_response_is_one_that_can_be_moved(server: Server) -> None:
+    async with client_of(server) as client, everything_moves(server) as moved:
+        stream = await client.responses.create(model="tiny", input="How deep?", max_output_tokens=300, stream=True)
+        events = [event async for event in stream]
+    assert events[0].type == "response.created"
+    assert events[0].response.id in moved

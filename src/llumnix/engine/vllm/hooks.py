@@ -62,7 +62,11 @@ HOOKS = (
     Hook("vllm.v1.engine.core:EngineCoreProc.run_busy_loop", "self", "the instance's loop"),
     Hook("vllm.v1.engine.core:EngineCore.preprocess_add_request", "self request", "overridden: keeps the original"),
     Hook("vllm.v1.engine.core:EngineCore.add_request", "self request request_wave", "warm-up"),
-    Hook("vllm.v1.engine.core:EngineCore.abort_requests", "self request_ids", "orphans"),
+    Hook(
+        "vllm.v1.engine.core:EngineCore.abort_requests",
+        "self request_ids",
+        "overridden: requests that are taken up; orphans",
+    ),
     Hook("vllm.v1.core.sched.scheduler:Scheduler.schedule", "self throttle_prefills", "overridden: kept batch slots"),
     Hook("vllm.utils.torch_utils:set_random_seed", "seed data_parallel_index", "each instance draws by itself"),
     Hook(
