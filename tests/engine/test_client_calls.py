@@ -9,10 +9,26 @@ import pytest
 pytest.importorskip("vllm")
 
 from vllm.v1.engine import UtilityOutput
-from vllm.v1.engine.core_client import _process_utility_output
+from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
 from vllm.v1.serial_utils import UtilityResult
 
+from llumnix.engine.vllm.client import LlumnixClient
 from llumnix.engine.vllm.client_setup import Calls
+
+FIT_AS_THEY_ARE = {
+    "get_output_async": "from all engines",
+    "get_supported_tasks_async": "the same everywhere",
+    "execute_dummy_batch_async": "nobody calls it",
+    "get_weight_version_async": "the same everywhere, as weights stay",
+    "set_weight_version_async": "refused before it is called",
+    "add_lora_async": "on all, and for those to come when adapters.py has seen it work",
+    "remove_lora_async": "nobody calls it: an adapter is forgotten, and its memory used again in time",
+    "list_loras_async": "nobody calls it",
+    "pin_lora_async": "nobody calls it",
+    "save_sharded_state_async": "nobody calls it",
+    "call_utility_consensus_async": "asks all",
+}
+"""Calls of vLLM's client that do what they say over many engines, or that no route leads to."""
 
 
 async def test_answer_to_our_own_call_arrives_once() -> None:
@@ -33,3 +49,11 @@ async def test_answer_to_a_call_of_the_front_end_that_died_here_is_dropped(late:
     _process_utility_output(late, calls)
     assert list(calls) == [1]
     assert not calls[1].done()
+
+
+def test_every_call_of_vllm_is_made_for_many_engines_or_fits_them_as_it_is() -> None:
+    """Else a new one would reach one engine, or not those that start later."""
+    theirs = {name for name in vars(AsyncMPClient) if name.endswith("_async") and not name.startswith("_")}
+    ours = vars(LlumnixClient).keys()
+    assert theirs - ours - FIT_AS_THEY_ARE.keys() == set()
+    assert FIT_AS_THEY_ARE.keys() - theirs == set()
