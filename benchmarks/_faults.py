@@ -19,12 +19,18 @@ from vllm_streams import Admin
 WEIGHTS = {
     "kill an instance": 4,
     "stop an instance": 2,
-    "drain an instance, start another": 2,
-    "SIGTERM to an instance, start another": 1,
+    "hang an engine": 2,
+    "drain an instance, auto-scaling starts another": 2,
+    "SIGTERM to an instance, auto-scaling starts another": 1,
+    "start an instance, auto-scaling drains one": 2,
     "kill the scheduler": 2,
     "kill a front end": 2,
 }
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 4.0, 10.0
+ENVIRONMENT = {"LLUMNIX_FAULT": "hang"}
+HANG = signal.SIGUSR2
+"""At which, with that fault, an engine's main thread hangs while its process lives."""
+
 _FEWEST = 2
 """Instances that must run for one of them to be hit: with none at all, requests are refused, and nothing is shown."""
 
@@ -73,8 +79,12 @@ class Faults:
         acts: dict[str, Callable[[float], Awaitable[bool]]] = {
             "kill an instance": lambda lot: self._signal_instance(lot, signal.SIGKILL),
             "stop an instance": lambda lot: self._signal_instance(lot, signal.SIGSTOP),
-            "drain an instance, start another": self._drain,
-            "SIGTERM to an instance, start another": self._terminate,
+            "hang an engine": lambda lot: self._signal_instance(lot, HANG),
+            "drain an instance, auto-scaling starts another": self._drain,
+            "SIGTERM to an instance, auto-scaling starts another": lambda lot: self._signal_instance(
+                lot, signal.SIGTERM
+            ),
+            "start an instance, auto-scaling drains one": self._start,
             "kill the scheduler": self._kill_scheduler,
             "kill a front end": self._kill_front_end,
         }
@@ -93,19 +103,10 @@ class Faults:
         victim = await self._victim(lot)
         if victim is None:
             return False
-        if await self.admin.drain(str(victim["id"])) != 202:  # the scheduler has just been killed, perhaps
-            return False
-        await self.admin.start(1)
-        return True
+        return await self.admin.drain(str(victim["id"])) == 202  # or the scheduler has just been killed, perhaps
 
-    async def _terminate(self, lot: float) -> bool:
-        victim = await self._victim(lot)
-        if victim is None:
-            return False
-        if not _signal(int(str(victim["pid"])), signal.SIGTERM):
-            return False
-        await self.admin.start(1)
-        return True
+    async def _start(self, _lot: float) -> bool:
+        return await self.admin.start(1) == 202
 
     async def _kill_scheduler(self, _lot: float) -> bool:
         return any(

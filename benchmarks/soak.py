@@ -3,8 +3,9 @@
     python benchmarks/soak.py --minutes 30 --seed 1
 
 Starts a server with the tiny model and streams requests of every kind (tests/vllm/vllm_kinds.py), some of which leave
-in the middle, while instances are killed, stopped and drained, others start, the scheduler and front ends are killed,
-and running requests are moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
+in the middle, while instances are killed, stopped and drained, engines hang in processes that live, auto-scaling starts
+and drains others, adapters are loaded and unloaded, the scheduler and front ends are killed, and running requests are
+moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
 
 Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
 promise (docs/failures.md), a block, process, socket, file or shared memory is left, or memory or descriptors grow.
@@ -29,6 +30,9 @@ import aiohttp
 # The same machinery as in the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
 
+import _adapters
+import _faults
+from _adapters import Adapters
 from _faults import Faults, plan
 from _vitals import Vitals
 from equality import differences, gist, undisturbed, with_stop
@@ -48,7 +52,11 @@ _MOST_GROWTH = 1.05
 _MORE_DESCRIPTORS = 16
 _FLAGS = (
     *("--max-num-batched-tokens", "512", "--max-model-len", "4096"),
-    *("--instance-timeout-s", "3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    # The first request for logprobs compiles in the middle of a step: 6 to 10 s on a busy machine.
+    *("--instance-timeout-s", "3", "--step-timeout-s", "20"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    # A tiny model's instances are never full: auto-scaling keeps as many as there were, whatever comes and goes.
+    *("--scaling", "on", "--scale-out-freeness", "0.01", "--scale-in-freeness", "0.1", "--scale-window-s", "2"),
 )
 _ROLES = ("launcher", "nursery", "scheduler", "front ends", "instances")
 
@@ -88,6 +96,7 @@ class Soak:
     tallies: dict[str, Tally] = field(default_factory=dict)
     moves: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    hangs: int = 0
 
     async def client(self, session: aiohttp.ClientSession, rng: random.Random, name: str) -> None:
         number = 0
@@ -116,6 +125,7 @@ class Soak:
         except Left:
             tally.left += 1
         except TimeoutError:
+            self.hangs += 1
             self.violations.append(f"{name} ({piece.kind.name}) hangs: {seen.tokens} tokens in {STREAM_DEADLINE_S:g} s")
         except aiohttp.ClientError as error:
             if any(death_s >= began_s - 1.0 for death_s in self.faults.front_end_deaths_s):
@@ -151,6 +161,27 @@ class Soak:
             if differing:
                 self.violations.append(f"{name} ({piece.kind.name}) [{index}]: {differing} tokens differ")
 
+    async def adapter_user(self, session: aiohttp.ClientSession, adapters: Adapters, rng: random.Random) -> None:
+        number = 0
+        while time.monotonic() < self.ends_s:
+            name = f"adapter-{number}"
+            number += 1
+            try:
+                async with asyncio.timeout(STREAM_DEADLINE_S):
+                    requests = await adapters.load(session, rng, name)
+                pieces = [Piece(kind, said) for kind, said in requests]
+                await asyncio.gather(
+                    *(self._one(session, piece, f"{name}-{place}", None) for place, piece in enumerate(pieces))
+                )
+                async with asyncio.timeout(STREAM_DEADLINE_S):
+                    await adapters.unload(session, name)
+            except aiohttp.ClientError:  # the front end that was asked died
+                adapters.refused += 1
+            except TimeoutError:
+                self.hangs += 1
+                self.violations.append(f"{name}: to load or unload it was not answered")
+            await asyncio.sleep(1.0)
+
     async def mover(self, admin: Admin, rng: random.Random) -> None:
         """Moves whatever runs to wherever it is not."""
         while time.monotonic() < self.ends_s:
@@ -161,6 +192,7 @@ class Soak:
             except aiohttp.ClientError:
                 self.moves["the front end that was asked died"] += 1
             except TimeoutError:
+                self.hangs += 1
                 self.violations.append("a move by hand was not answered")
 
     async def _move_one(self, admin: Admin, rng: random.Random) -> None:
@@ -180,11 +212,13 @@ def main() -> int:
     arguments = _parse()
     before = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        flags = (*_FLAGS, "--api-server-count", str(arguments.front_ends))
-        server = Server(Path(folder), *flags, instances=arguments.instances, recorded=False)
+        size = ("--min-instances", str(arguments.instances), "--max-instances", str(arguments.instances + 2))
+        flags = (*_FLAGS, *_adapters.FLAGS, *size, "--api-server-count", str(arguments.front_ends))
+        environment = _adapters.ENVIRONMENT | _faults.ENVIRONMENT
+        server = Server(Path(folder), *flags, instances=arguments.instances, recorded=False, environment=environment)
         vitals = Vitals(server.process.pid)
         try:
-            soak = asyncio.run(_run(server, vitals, arguments))
+            soak, adapters = asyncio.run(_run(server, vitals, arguments))
             soak.violations += _what_is_left(server, vitals, arguments)
             try:
                 server.stop()
@@ -198,7 +232,11 @@ def main() -> int:
             shutil.copytree(folder, arguments.logs, dirs_exist_ok=True, ignore=shutil.ignore_patterns("tmp"))
     soak.violations += [f"shared memory is left: {name}" for name in vitals.left_behind()]
     _tell(soak, vitals, arguments)
-    print(f"{time.monotonic() - before:.0f} s, {len(soak.violations)} violations")
+    refused = f"{adapters.refused} times it was refused or the front end died"
+    print(f"{adapters.loads} adapters were loaded, used and unloaded; {refused}")
+    differing = sum(tally.differing_tokens for tally in soak.tallies.values())
+    counts = f"{soak.hangs} hangs, {differing} differing tokens, {len(soak.violations)} violations"
+    print(f"{time.monotonic() - before:.0f} s, {counts}")
     if soak.violations:
         print(f"logs: {arguments.logs}")
     return int(bool(soak.violations))
@@ -220,7 +258,7 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-async def _run(server: Server, vitals: Vitals, arguments: argparse.Namespace) -> Soak:
+async def _run(server: Server, vitals: Vitals, arguments: argparse.Namespace) -> tuple[Soak, Adapters]:
     rng = random.Random(arguments.seed)
     kinds = [make(name, random.Random(rng.random())) for name in KINDS for _ in range(arguments.variants)]
     duration_s = arguments.minutes * 60
@@ -228,19 +266,22 @@ async def _run(server: Server, vitals: Vitals, arguments: argparse.Namespace) ->
     async with open_session(server.url) as session:
         admin = Admin(session)
         pieces = await _references(session, kinds)
+        adapters = Adapters(server.folder, random.Random(rng.random()))
+        await adapters.learn(session)
         began_s = time.monotonic()
         soak = Soak(pieces, Faults(server, admin, arguments.front_ends), began_s + duration_s)
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(_watch(vitals, began_s))
             group.create_task(soak.faults.run(faults))
             group.create_task(soak.mover(admin, random.Random(rng.random())))
+            group.create_task(soak.adapter_user(session, adapters, random.Random(rng.random())))
             clients = [
                 group.create_task(soak.client(session, random.Random(rng.random()), f"client-{number}"))
                 for number in range(arguments.clients)
             ]
             await asyncio.gather(*clients)
             watch.cancel()
-    return soak
+    return soak, adapters
 
 
 async def _references(session: aiohttp.ClientSession, kinds: list[Kind]) -> list[Piece]:
@@ -304,7 +345,8 @@ def _tell(soak: Soak, vitals: Vitals, arguments: argparse.Namespace) -> None:
     warm_s = arguments.warm_minutes * 60
     for role in (*_ROLES, None):
         first, last = vitals.growth(role, warm_s, arguments.instances)
-        console.print(f"PSS of {role or 'all'}: {first:.0f} MiB after {warm_s:.0f} s, {last:.0f} MiB at the end")
+        growth = f"{last / first - 1:+.1%}" if first else "-"
+        console.print(f"PSS of {role or 'all'}: {first:.0f} MiB after {warm_s:.0f} s, {last:.0f} at the end: {growth}")
     for violation in soak.violations:
         console.print(f"VIOLATION {violation}", markup=False)
 

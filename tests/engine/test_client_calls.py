@@ -57,3 +57,12 @@ def test_every_call_of_vllm_is_made_for_many_engines_or_fits_them_as_it_is() -> 
     ours = vars(LlumnixClient).keys()
     assert theirs - ours - FIT_AS_THEY_ARE.keys() == set()
     assert FIT_AS_THEY_ARE.keys() - theirs == set()
+
+
+async def test_call_that_was_given_up_is_forgotten() -> None:
+    """Its engine is gone, so no answer will ever take it away."""
+    calls = Calls()
+    calls[1] = asyncio.get_running_loop().create_future()
+    calls[1].cancel()
+    await asyncio.sleep(0)
+    assert not calls

@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 from engine_requests import engine_request
 from vllm.v1.request import Request, RequestStatus
 
+from containers import larger_than
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Prepare, Refused
@@ -61,36 +62,61 @@ class Scheduler:
         return -(-tokens // 16)
 
 
+class Source:
+    """Its driver gives requests away, and everybody refuses them."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.asked: list[RequestId] = []
+        self._sent: list[wire.Wire] = []
+        engine: Any = dict.fromkeys(
+            ("structured_output", "rpc", "post", "forget", "has_adapter", "put_output", "wake_at"), _nothing
+        )
+        rule = find_policy("llumnix").victim
+        self.driver = LlumletDriver(
+            Engine(
+                **engine,
+                info=I0,
+                scheduler=Scheduler(),  # type: ignore[arg-type]
+                ranks=1,
+                pins="",
+                post_soon=lambda _addresses, message: self._sent.append(message),
+                clock=lambda: self.at,
+            ),
+            Llumlet(I0.id, MigrationConfig(), partial(choose_victims, rule), PolicyConfig().request_cooldown_s),
+            MigrationConfig(),
+            book=None,  # type: ignore[arg-type]
+        )
+
+    def move_out(self, number: int) -> None:
+        self.driver.move_out(wire.MoveOut(move_id=str(number), target=I1, reason="", reply_to="", room_blocks=100))
+        for letter in [each.message for each in self._sent if isinstance(each, wire.Peer)]:
+            if isinstance(letter, Prepare):
+                self.asked.append(letter.request)
+                refused = Refused(
+                    request=letter.request, epoch=letter.epoch, sender=I1.id, reason="no such adapter here"
+                )
+                self.driver.peer_said(wire.Peer(sender=I1, message=refused), None)
+        self._sent.clear()
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
 def test_one_that_everybody_refuses_lets_the_others_go_first() -> None:
     """It is the cheapest to move, but whoever was refused a moment ago is not asked again at once."""
-    at = 0.0
-    sent: list[wire.Peer] = []
-    names = ("structured_output", "rpc", "forget", "put_output", "wake_at", "has_adapter")
-    engine: Any = dict.fromkeys(names, lambda *_: None)
-    rule = find_policy("llumnix").victim
-    driver = LlumletDriver(
-        Engine(
-            **engine,
-            info=I0,
-            scheduler=Scheduler(),  # type: ignore[arg-type]
-            ranks=1,
-            pins="",
-            post=lambda _address, message: None,
-            post_soon=lambda _addresses, message: sent.append(message),  # type: ignore[arg-type]
-            clock=lambda: at,
-        ),
-        Llumlet(I0.id, MigrationConfig(), partial(choose_victims, rule), PolicyConfig().request_cooldown_s),
-        MigrationConfig(),
-        book=None,  # type: ignore[arg-type]
-    )
-    asked: list[RequestId] = []
+    source = Source()
     for number in range(10):
-        at = number * 0.1
-        driver.move_out(wire.MoveOut(move_id=str(number), target=I1, reason="", reply_to="", room_blocks=100))
-        letters = [each.message for each in sent if isinstance(each, wire.Peer)]
-        for prepare in [letter for letter in letters if isinstance(letter, Prepare)]:
-            asked.append(prepare.request)
-            refused = Refused(request=prepare.request, epoch=prepare.epoch, sender=I1.id, reason="no such adapter here")
-            driver.peer_said(wire.Peer(sender=I1, message=refused), None)
-        sent.clear()
-    assert asked == [f"r{n}" for n in range(5)], "each once within its cooldown"
+        source.at = number * 0.1
+        source.move_out(number)
+    assert source.asked == [f"r{n}" for n in range(5)], "each once within its cooldown"
+
+
+def test_driver_holds_what_is_under_way_and_its_last_orders() -> None:
+    source = Source()
+    for number in range(3_000):
+        source.at = float(number)
+        source.move_out(number)
+    story = dict.fromkeys(("Story._older", "Story._newer"), 1000)
+    assert larger_than(64, {"LlumletDriver._orders": 1024, **story}, source.driver) == {}

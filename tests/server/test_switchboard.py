@@ -28,7 +28,8 @@ async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(by_hand, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
     book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}", keys=None)
     board = Switchboard(SimpleNamespace(index=0, book=book))  # type: ignore[arg-type]
-    board.connect(SimpleNamespace(streams=SimpleNamespace()))  # type: ignore[arg-type]
+    client = SimpleNamespace(streams=SimpleNamespace(), members=SimpleNamespace(known={}))
+    board.connect(client)  # type: ignore[arg-type]
     yield board
     board.close()
 
@@ -113,3 +114,13 @@ async def test_instance_that_fell_silent_is_listed_once(board: Switchboard) -> N
     for instance in ("i1", "i1", "i2"):
         board._take(wire.InstanceGone(instance=InstanceId(instance), index=1, why="silent", expected=False))
     assert [message.instance for message, _ in board.roster.gone] == ["i1", "i2"]
+
+
+async def test_way_to_an_instance_that_is_gone_is_closed(board: Switchboard, tmp_path: Path) -> None:
+    control = f"ipc://{tmp_path}/i1"
+    board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
+    board.client.members.known[InstanceId("i1")] = SimpleNamespace(info=SimpleNamespace(control=control))  # type: ignore[assignment]
+    board.post(control, wire.ListRequests(query=1, reply_to=board.address))
+    assert control in board._mailbox.outbox._sockets
+    board._take(wire.InstanceGone(instance=InstanceId("i1"), index=1, why="silent", expected=False))
+    assert control not in board._mailbox.outbox._sockets

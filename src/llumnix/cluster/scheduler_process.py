@@ -22,6 +22,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits
 from llumnix.control.fleet import Fleet
+from llumnix.control.gone import Gone
 from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
@@ -98,6 +99,7 @@ class SchedulerProcess:
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
+        self._gone = Gone()
         self._size = SizeTold(cluster.instances)
         self._early_drains: dict[InstanceId, tuple[float, DrainInstance]] = {}
         """Orders of the launcher's, and when they came, for instances of which no report has come yet: this scheduler
@@ -154,7 +156,7 @@ class SchedulerProcess:
                 )
                 self._handle(ended)
             case InstanceStarting():
-                if message.instance not in self._instances:
+                if message.instance not in self._instances and message.instance not in self._gone:
                     self._starting.add(message.instance)
             case InstanceServing():
                 self._handle(control.InstanceStarted(at=at, instance=message.instance))
@@ -194,6 +196,8 @@ class SchedulerProcess:
 
     def _on_report(self, report: Report, at: float) -> None:
         instance = report.info.id
+        if instance in self._gone:
+            return
         self._starting.discard(instance)
         is_new = instance not in self._instances
         self._instances[instance] = report.info
@@ -219,6 +223,8 @@ class SchedulerProcess:
                     firm=message.firm,
                 )
             )
+        elif instance in self._gone:
+            self._answer(message.reply_to, message.query, f"{instance} is gone")
         elif not message.reply_to:
             self._early_drains[instance] = (at, message)
         elif instance in self._starting:
@@ -347,6 +353,8 @@ class SchedulerProcess:
             self._mailbox.post(address, message)
 
     def _forget(self, instance: InstanceId) -> None:
+        """It is gone; what it still had to say, and what is said of it, changes nothing."""
+        self._gone.add(instance)
         self._starting.discard(instance)
         self._early_drains.pop(instance, None)
         info = self._instances.pop(instance, None)

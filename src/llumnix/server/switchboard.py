@@ -217,7 +217,10 @@ class Switchboard:
                 if all(known.instance != message.instance for known, _ in self.roster.gone):
                     # The scheduler and the launcher both tell of one that fell silent.
                     self.roster.gone.append((message, state))
+                known = self.client.members.known.get(message.instance)
                 self.client.on_gone(message)
+                if known is not None:
+                    self._mailbox.forget(known.info.control)
             case wire.Arbitration(message=Doubt() as doubt):
                 self.client.streams.doubted(doubt)
             case wire.SchedulerAlive():

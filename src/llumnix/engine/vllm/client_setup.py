@@ -28,8 +28,13 @@ class Calls(dict[int, Any]):
     """vLLM's calls to engines that wait for their answers, by number.
 
     A front end has the addresses of the one that died before it, and engines may still answer that one's calls. vLLM
-    knows no such thing: an answer to an unknown call would end its output task, and every stream with it.
+    knows no such thing: an answer to an unknown call would end its output task, and every stream with it. Nor does it
+    forget a call that was given up, because its engine is gone.
     """
+
+    def __setitem__(self, number: int, answer: Any) -> None:
+        super().__setitem__(number, answer)
+        answer.add_done_callback(lambda _: super(Calls, self).pop(number, None))
 
     def pop(self, number: int) -> Any:  # type: ignore[override]
         """Relied on by vLLM's `_process_utility_output`, which leaves a cancelled future alone."""
