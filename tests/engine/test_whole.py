@@ -269,6 +269,15 @@ async def test_instance_that_does_not_get_there_is_told_again(
     assert core.paused
 
 
+def test_profiler_that_fails_keeps_no_instance_out() -> None:
+    core = Core()
+    core.follower = Follower(core)
+    core.fails = {"profile"}
+    state = after(after(ServerState(), PAUSE), Op("profile", (True, None, None, None)))
+    assert isinstance(core.follower.follow(state), bytes)
+    assert core.calls == ["pause_scheduler", "profile"]
+
+
 def test_older_versions_are_ignored() -> None:
     core = Core()
     core.follower = Follower(core)

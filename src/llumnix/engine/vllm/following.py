@@ -47,9 +47,14 @@ class Follower:
 
     def _catch_up(self, state: ServerState) -> None:
         """It has just started."""
-        for op in (*state.activity, *([] if state.profile is None else [state.profile])):
+        for op in state.activity:
             self._do(op)
         self._state = state
+        if state.profile is not None:
+            try:
+                self._do(state.profile)
+            except Exception as error:  # noqa: BLE001 vLLM's profilers raise anything, and it can serve without one
+                log.warning("this instance is not profiled as the others are: %s", error)
 
     def _go_on(self, before: ServerState, state: ServerState) -> None:
         self._state, self._result, self._failure = state, None, None
