@@ -155,7 +155,7 @@ def test_instances_move_out_of_a_node_that_is_taken_back_and_others_start_before
     assert nodes.ask(f"drain {node} 60") == "True"
     for instance in where:
         server.wait_for_line(f"{instance} moves out: {node} is being drained; another starts for it")
-        server.wait_for_line(f"{instance} stopped: drained")
+        server.wait_for_line(f"{instance} stopped: empty after")
     after = wait_for_instances(server, 2)
     assert not after.keys() & where.keys()
     assert node not in after.values()

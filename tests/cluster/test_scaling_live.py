@@ -41,7 +41,7 @@ def test_grows_to_the_most_when_full_and_shrinks_to_the_least_when_idle(
     server.wait_for_line("starting more instances: auto-scaling: freeness")
     busy.unlink()
     wait_for(lambda: len(server.instances()) == 1, "one instance")
-    server.wait_for_line("stopped: drained: 0 requests")
+    server.wait_for_line("stopped: empty after")
     busy.touch()
     wait_for(lambda: len(server.instances()) == 3, "three instances again")
 
@@ -51,7 +51,7 @@ def test_instance_that_gets_sigterm_drains_and_stops_for_good(serve: Callable[..
     server.wait_until_serving()
     wait_for(lambda: len(server.instances()) == 2, "two instances")
     os.kill(server.instances()["i1"], signal.SIGTERM)
-    server.wait_for_line("i1 stopped: drained: 0 requests")
+    server.wait_for_line("i1 stopped: empty after")
     assert set(server.instances()) == {"i0"}
 
 
