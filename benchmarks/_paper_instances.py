@@ -14,17 +14,19 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from typing import NoReturn
 
 import msgspec
 import zmq
 
 from llumnix.cluster import linux
+from llumnix.config import ClusterConfig
+from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.addresses import AddressBook
-from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import InstanceInfo, MoveAnswer, MoveOut, Report, Wire
+from llumnix.wire.messages import InstanceInfo, MoveAnswer, MoveOut, Report, Wire, decode, encode
 
 BLOCK_TOKENS = 16
 
@@ -36,8 +38,7 @@ class Spec(msgspec.Struct, frozen=True):
     """Where each instance of the cluster takes requests: the socket of its process."""
     total_blocks: int
     step_s: float
-    report_interval_s: float
-    heartbeat_interval_s: float
+    cluster: ClusterConfig
 
 
 class Request(msgspec.Struct):
@@ -59,26 +60,50 @@ class Running:
         return self.request.tokens // BLOCK_TOKENS + 1
 
 
+class Lines:
+    """An instance's own sockets, as a real one has, in the one ZeroMQ context that all of a process share."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self.inbox = context.socket(zmq.PULL)
+        self.inbox.bind(address)
+        self._context = context
+        self._to: dict[str, zmq.Socket[bytes]] = {}
+
+    def post(self, address: str, message: Wire) -> None:
+        self.send(address, encode(message))
+
+    def send(self, address: str, frame: bytes) -> None:
+        socket = self._to.get(address)
+        if socket is None:
+            socket = self._to[address] = self._context.socket(zmq.PUSH)
+            socket.connect(address)
+        socket.send(frame)
+
+
 class PaperInstance:
-    def __init__(self, spec: Spec, instance: InstanceId, index: int) -> None:
+    def __init__(self, spec: Spec, instance: InstanceId, index: int, lines: Lines) -> None:
         self._spec = spec
         self.id = instance
         self.running: list[Running] = []
         self.waiting: deque[Running] = deque()
         self.dispatched = self.seq = self.migrations_in = self.migrations_out = self.ended = 0
         self.moves: deque[MoveOut] = deque()
-        self.mailbox = Mailbox(spec.book.instance(instance), self._on_mail)
-        self.mailbox.start()
+        self._lines = lines
+        address = spec.book.instance(instance)
         self.info = InstanceInfo(
-            id=instance, index=index, slot=index, pid=os.getpid(), node="", control=self.mailbox.address, data="none"
+            id=instance, index=index, slot=index, pid=os.getpid(), node="", control=address, data="none"
         )
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
-        self._reported_s = 0.0
+        self._pace = ReportPace(spec.cluster, spec.cluster.instances)
+        self._looked_s = self._told_launcher_s = 0.0
         self._changed = True
 
-    def _on_mail(self, message: Wire) -> None:
-        if isinstance(message, MoveOut):
-            self.moves.append(message)
+    def read(self) -> None:
+        """What came by mail."""
+        while self._lines.inbox.poll(0):
+            message = decode(self._lines.inbox.recv())
+            if isinstance(message, MoveOut):
+                self.moves.append(message)
 
     @property
     def free_blocks(self) -> int:
@@ -117,43 +142,58 @@ class PaperInstance:
                 reason="" if leaving else "nothing runs here",
                 moved=len(leaving),
             )
-            self.mailbox.post(order.reply_to, answer)
+            self._lines.post(order.reply_to, answer)
         return given
 
     def report(self, now: float) -> None:
-        """At most one per interval, and a heartbeat when nothing changes."""
-        quiet_s = now - self._reported_s
-        if quiet_s < (self._spec.report_interval_s if self._changed else self._spec.heartbeat_interval_s):
+        """At the pace of a cluster of this size, and a heartbeat when nothing changes."""
+        quiet_s = now - self._looked_s
+        if quiet_s < (self._spec.cluster.report_interval_s if self._changed else self._pace.pace.heartbeat_s):
             return
-        self._reported_s, self._changed = now, False
+        self._looked_s, self._changed = now, False
+        snapshot = self._snapshot()
+        audience = self._audience if self._pace.sends(now, snapshot) else ()
+        if now >= self._told_launcher_s + TOLD_LAUNCHER_S:
+            self._told_launcher_s = now
+            audience = (*audience, self._spec.book.launcher)
+        if audience:
+            frame = encode(Report(info=self.info, snapshot=snapshot))
+            for address in audience:
+                self._lines.send(address, frame)
+
+    def _snapshot(self) -> InstanceSnapshot:
         self.seq += 1
         head = self.waiting[0].blocks if self.waiting else 0
-        snapshot = InstanceSnapshot(
+        free = self.free_blocks
+        return InstanceSnapshot(
             id=self.id,
             at=time.monotonic(),
             seq=self.seq,
             total_blocks=self._spec.total_blocks,
-            free_blocks=self.free_blocks,
+            free_blocks=free,
             block_tokens=BLOCK_TOKENS,
             running=len(self.running),
             waiting=len(self.waiting),
             head_of_line_blocks=head,
             queued_blocks=sum(each.blocks for each in self.waiting),
+            short_blocks=max(0, len(self.running) - free),
             smallest_running_blocks=min((each.blocks for each in self.running), default=0),
             migrations_in=self.migrations_in,
             migrations_out=self.migrations_out,
             ended=self.ended,
             dispatches_seen=(self.dispatched,),
         )
-        self.mailbox.post_soon(self._audience, Report(info=self.info, snapshot=snapshot))
 
 
 class Host:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        everyone = sorted(spec.requests)
-        self._instances = {each: PaperInstance(spec, each, everyone.index(each)) for each in spec.instances}
         self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 16_384)
+        self._instances = {
+            each: PaperInstance(spec, each, int(each[1:]), Lines(self._context, spec.book.instance(each)))
+            for each in spec.instances
+        }
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.bind(spec.requests[spec.instances[0]])
         self._decoder = msgspec.msgpack.Decoder(Request)
@@ -162,17 +202,19 @@ class Host:
     def run(self) -> NoReturn:
         """Each instance steps at moments of its own, as engines do."""
         rng = random.Random(self._spec.instances[0])
-        due = {each: time.monotonic() + rng.random() * self._spec.step_s for each in self._instances}
+        due = [(time.monotonic() + rng.random() * self._spec.step_s, each) for each in self._instances]
+        heapify(due)
         while True:
-            first = min(due, key=due.__getitem__)
-            self._take_requests(until_s=due[first])
+            due_s, first = due[0]
+            self._take_requests(until_s=due_s)
             now = time.monotonic()
             instance = self._instances[first]
+            instance.read()
             instance.step()
             for target, request in instance.give_away():
                 self._send(target, msgspec.structs.replace(request, instance=target))
             instance.report(now)
-            due[first] = max(now, due[first] + self._spec.step_s)
+            heapreplace(due, (max(now, due_s + self._spec.step_s), first))
 
     def _take_requests(self, until_s: float) -> None:
         while True:
@@ -193,6 +235,7 @@ class Host:
 
 def main() -> int:
     linux.die_with_parent(int(sys.argv[1]))
+    linux.allow_many_files()
     Host(msgspec.json.decode(sys.stdin.buffer.read(), type=Spec)).run()
     return 0
 
