@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ _KEPT_BY_ONE = {
     "VLLM_ENABLE_RESPONSES_API_STORE": "responses",
     "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "sessions",
 }
+_FILES, _FILES_PER_INSTANCE = 100, 4
 _CONFIG_FILES = ("config.json", "params.json")
 
 
@@ -46,6 +48,7 @@ def check(arguments: ServeArguments) -> None:
     if arguments.front_ends > 1:
         check_nothing_is_kept_by_one_front_end(os.environ)
     check_port(arguments)
+    check_files(arguments)
     if arguments.cluster.launcher == "ray":
         check_ray(arguments.cluster.ray_address)
 
@@ -55,6 +58,18 @@ def check_nothing_is_kept_by_one_front_end(environment: Mapping[str, str]) -> No
     for name, what in _KEPT_BY_ONE.items():
         if environment.get(name, "").strip().lower() not in ("", "0", "false", "no", "off"):
             raise UsageError(f"{name} has a front end keep {what}, which others do not know: use one front end.")
+
+
+def check_files(arguments: ServeArguments) -> None:
+    """The launcher, the scheduler and each front end hold some sockets for every instance."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(arguments.cluster.instances, arguments.scaling.max_instances)
+    needed = _FILES + _FILES_PER_INSTANCE * most
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UsageError(
+            f"{most} instances need {needed} open files in a process, but the system allows {hard} (ulimit -Hn): "
+            "raise that limit, or use fewer instances."
+        )
 
 
 def check_vllm() -> None:
