@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-_RINGS = ("pure", "simulation", "io", "adapter", "live", "vllm")
+_RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
 _RING_OF_FOLDER = {
     "sim": "simulation",
     "golden": "simulation",
@@ -18,6 +18,7 @@ _RING_OF_FOLDER = {
     "transport": "io",
     "engine": "adapter",
     "server": "adapter",
+    "late": "late",
     "vllm": "vllm",
 }
 

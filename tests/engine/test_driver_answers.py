@@ -55,6 +55,8 @@ class Scheduler:
     def is_queued(self, _request: Request) -> bool:
         return False
 
+    is_settling = is_queued
+
     def settled_tokens(self, request: Request) -> int:
         return request.num_computed_tokens
 

@@ -21,11 +21,13 @@ class StandIn:
     def __init__(self) -> None:
         self.running: list[Any] = [running("a"), running("b"), running("c")]
         self.waiting = create_request_queue(SchedulingPolicy.PRIORITY)
+        self.kv_holding_waiting = create_request_queue(SchedulingPolicy.PRIORITY)
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
 
-    def schedule(self, throttle_prefills: bool) -> None:
+    def schedule(self, throttle_prefills: bool) -> Any:
         self.admitted_up_to = self.max_num_active_reqs
+        return SimpleNamespace(total_num_scheduled_tokens=0)
 
     def _free_request(self, request: Any, delay_free_blocks: bool) -> None:
         pass

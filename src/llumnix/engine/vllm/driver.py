@@ -141,6 +141,8 @@ class LlumletDriver:
         """To be called after every engine step and after every abort: cheap when nothing migrates."""
         if self._scheduler.ended:
             self._report_ends()
+        if self.incoming:
+            self.incoming.after_step()
         if self._outgoing.watching:
             for event in self._outgoing.progress():
                 self.handle(event)

@@ -82,7 +82,21 @@ HOOKS = (
         "self request_ids",
         "overridden: requests that are taken up; orphans",
     ),
-    Hook("vllm.v1.core.sched.scheduler:Scheduler.schedule", "self throttle_prefills", "overridden: kept batch slots"),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "self throttle_prefills",
+        "overridden: kept batch slots, steps in flight",
+    ),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+        "self scheduler_output model_runner_output",
+        "overridden: steps in flight",
+    ),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks",
+        "self request",
+        "overridden: blocks that a step in flight still uses",
+    ),
     Hook("vllm.utils.torch_utils:set_random_seed", "seed data_parallel_index", "each instance draws by itself"),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",

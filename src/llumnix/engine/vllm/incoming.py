@@ -32,6 +32,8 @@ class Reservation:
     """Not yet known to vLLM's scheduler; only its block table is."""
     keeps_slot: bool
     pulling: set[Pull] = field(default_factory=set)
+    held_back: tuple[list[int], tuple[Any, ...]] | None = None
+    """A pull into blocks that a step in flight uses, for requests that had them before: the blocks, and the call."""
     failed: str = ""
     last: bool = False
     """What is being pulled are its last blocks: it stands still until they are here."""
@@ -73,7 +75,10 @@ class IncomingRequests:
     @property
     def awaits_last_blocks(self) -> bool:
         """Whether some request is between its two instances, and only bytes on their way keep it from running here."""
-        return any(each.last and each.pulling and not each.dropped for each in self._reservations.values())
+        return any(
+            each.last and each.pulling and not each.held_back and not each.dropped
+            for each in self._reservations.values()
+        )
 
     def reserve(self, key: Key, request: Request, blocks: int) -> int:
         """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
@@ -121,8 +126,22 @@ class IncomingRequests:
         reservation.bytes_read, reservation.failed = 0, ""
         reservation.last = isinstance(message, Commit)
         source, target = [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
-        self._rpc("llumnix_pull", args=((*key, message.stage), addresses, source, target, deadline_s))
+        reservation.held_back = target, ((*key, message.stage), addresses, source, target, deadline_s)
+        self._begin_pull(reservation)
         return True
+
+    def after_step(self) -> None:
+        """Begins what had to wait for a step."""
+        for reservation in self._reservations.values():
+            if reservation.held_back is not None:
+                self._begin_pull(reservation)
+
+    def _begin_pull(self, reservation: Reservation) -> None:
+        assert reservation.held_back is not None
+        target, call = reservation.held_back
+        if not self._scheduler.are_in_use(target):
+            reservation.held_back = None
+            self._rpc("llumnix_pull", args=call)
 
     def pull_ended(self, ended: PullEnded) -> tuple[bool, str, int] | None:
         """(ok, reason, bytes) once the last rank of a stage is through; None before, or when nobody waits."""
@@ -178,6 +197,9 @@ class IncomingRequests:
             return
         reservation.dropped = True
         self._give_slot_back(reservation)
+        if reservation.held_back is not None:
+            reservation.held_back = None
+            reservation.pulling.clear()
         if reservation.pulling:
             self._rpc("llumnix_cancel", args=key)
         self._free_if_quiet(key, reservation)

@@ -94,12 +94,14 @@ class OutgoingRequests:
 
     def _progress(self, request: Request) -> events.Progress:
         queued = self._scheduler.is_queued(request)
+        # While it is unknown what is settled it is treated as one in its prefill: it is not time to hand it over.
+        decoding = not queued and not request.is_prefill_chunk and not self._scheduler.is_settling(request)
         return events.Progress(
             at=self._clock(),
             request=RequestId(request.request_id),
             settled_blocks=self._scheduler.settled_tokens(request) // self._scheduler.block_size,
             total_blocks=self._scheduler.blocks_for(request.num_computed_tokens),
             output_tokens=request.num_output_tokens,
-            decoding=not queued and request.num_output_tokens > 0 and not request.is_prefill_chunk,
+            decoding=decoding and request.num_output_tokens > 0,
             queued=queued and request.num_computed_tokens == 0,
         )

@@ -10,7 +10,7 @@ here earlier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.counted_queue import CountedQueue
+from llumnix.engine.vllm.state import passport_of
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.types import RequestId, is_high
 
@@ -47,8 +48,18 @@ class MigrationSupport(_Base):
         self.preemptions = 0
         self.ended: list[tuple[RequestId, str]] = []
         """Requests that ended here since the driver looked last, and why."""
+        # Steps that have something to compute: those that the workers were given, and those whose output is here.
+        # They end in the order in which they began.
+        self._steps_begun = 0
+        self._steps_done = 0
+        self._used_until: dict[int, int] = {}  # block -> the last step that may still write or read it
 
-    # -- while a request decodes at the source
+    # -- steps in flight (with async scheduling there is one nearly always)
+
+    def is_settling(self, request: Request) -> bool:
+        """Whether some of its computed tokens may be prefix hits that are still being computed: vLLM shares blocks as
+        soon as the step that will fill them is scheduled."""
+        return passport_of(request).hits_settle_at > self._steps_done
 
     def settled_tokens(self, request: Request) -> int:
         """Tokens whose KV is written and never changes again: steps in flight do not count.
@@ -56,7 +67,16 @@ class MigrationSupport(_Base):
         Relies on `Request.num_in_flight_tokens` (0.32): `num_computed_tokens` runs ahead of the device
         under async scheduling.
         """
+        if self.is_settling(request):
+            return 0
         return max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+
+    def are_in_use(self, block_ids: Iterable[int]) -> bool:
+        """Whether a step in flight may still write or read these blocks of a reservation, for a request that had them
+        before. Steps follow each other on the device; bytes from another instance keep no order with them."""
+        return bool(self._used_until) and any(block in self._used_until for block in block_ids)
+
+    # -- while a request decodes at the source
 
     def blocks_for(self, tokens: int) -> int:
         return cdiv(tokens, self.block_size)
@@ -175,7 +195,7 @@ class MigrationSupport(_Base):
 
     def has_slot(self) -> bool:
         """Whether one more request could run here right after it arrives."""
-        return len(self.running) + self.slots_kept < self.max_num_running_reqs
+        return self._slots_taken < self.max_num_running_reqs
 
     def adopt(self, request: Request, computed_tokens: int) -> None:
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue).
@@ -184,6 +204,7 @@ class MigrationSupport(_Base):
         enter the prefix cache.
         """
         manager = self.kv_cache_manager
+        passport_of(request).hits_settle_at = self._steps_begun  # what `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
             manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
@@ -209,9 +230,28 @@ class MigrationSupport(_Base):
         active = self.max_num_active_reqs
         self.max_num_active_reqs = active - self.slots_kept
         try:
-            return super().schedule(throttle_prefills)
+            output = super().schedule(throttle_prefills)
         finally:
             self.max_num_active_reqs = active
+        if output.total_num_scheduled_tokens:
+            self._steps_begun += 1
+            began = [new.req_id for new in output.scheduled_new_reqs]
+            for request_id in (*began, *output.scheduled_cached_reqs.resumed_req_ids):
+                passport_of(self.requests[request_id]).hits_settle_at = self._steps_begun
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        if scheduler_output.total_num_scheduled_tokens:
+            self._steps_done += 1
+            if self._used_until:
+                self._used_until = {block: step for block, step in self._used_until.items() if step > self._steps_done}
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        if request.num_in_flight_tokens:
+            for block in self.held_blocks(request.request_id):
+                self._used_until[block.block_id] = self._steps_begun
+        super()._free_request_blocks(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         transfer_params = super()._free_request(request, delay_free_blocks)
@@ -236,7 +276,7 @@ class MigrationSupport(_Base):
         manager = self.kv_cache_manager
         needed = self.blocks_for(head.num_tokens) + manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
         missing = needed - manager.block_pool.get_num_free_blocks()
-        if len(self.running) + self.slots_kept >= self.max_num_running_reqs:
+        if self._slots_taken >= self.max_num_running_reqs:
             missing = max(missing, 1)
         if missing <= 0:
             return
@@ -249,6 +289,11 @@ class MigrationSupport(_Base):
         for position in displaced(occupants, missing):
             self.running.remove(normal[position])
             self._preempt_request(normal[position], monotonic())
+
+    @property
+    def _slots_taken(self) -> int:
+        # Those that wait with their KV, just adopted ones above all, go before all others.
+        return len(self.running) + len(self.kv_holding_waiting) + self.slots_kept
 
     @property
     def watermark_spare(self) -> int:

@@ -25,6 +25,8 @@ class Passport:
     moved_s: float | None = None
     grammar_refused: bool = False
     """Its grammar, compiled here, does not accept the output that came with it."""
+    hits_settle_at: int = 0
+    """Step of this engine after which all that it shares with others from the prefix cache is written."""
 
 
 def stamp(request: Request, original: EngineCoreRequest) -> Passport:

@@ -1,0 +1,216 @@
+"""An accelerator that is late: it is given steps and runs them when it likes, at the latest when their output is read.
+
+Its KV cache is an array of numbers. The cell of a position is made of the cell before it and of the token there, as the
+KV of a real model depends on all tokens before; so two requests may share a block exactly when they share everything up
+to its end, and a cell that somebody else wrote is seen. Tokens are made of cells: who reads a wrong one says a wrong
+token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+
+BLOCK_TOKENS = 4
+BLOCKS = 32  # one of them is vLLM's null block
+WINDOW = 6
+VOCABULARY = 97
+_START = 0x9E3779B97F4A7C15
+_ALL_BITS = (1 << 64) - 1
+
+Tables = tuple[list[int], ...]
+"""Block ids per KV group."""
+
+
+def cell_after(before: int, token: int) -> int:
+    """What a position holds, of what the one before it holds and its token."""
+    mixed = (before ^ (token + 1)) * 0xBF58476D1CE4E5B9 & _ALL_BITS
+    return mixed ^ (mixed >> 29)
+
+
+def chain(tokens: Sequence[int], cells: list[int] | None = None) -> list[int]:
+    """The right cells of a sequence, going on from those that are known."""
+    cells = [] if cells is None else cells
+    for token in tokens[len(cells) :]:
+        cells.append(cell_after(cells[-1] if cells else _START, token))
+    return cells
+
+
+def token_after(cell: int) -> int:
+    return (cell >> 7) % VOCABULARY
+
+
+@dataclass(slots=True)
+class Row:
+    """A request, as the runner of vLLM's V2 keeps it."""
+
+    name: str
+    tokens: list[int]
+    tables: Tables
+    cells: list[int] = field(default_factory=list)
+    """The right ones."""
+
+
+@dataclass(slots=True)
+class Part:
+    row: Row
+    first: int
+    count: int
+    tables: Tables
+
+
+class Step(Future[ModelRunnerOutput]):
+    """Runs at the latest when its result is asked for."""
+
+    def __init__(self, device: LateDevice, parts: list[Part]) -> None:
+        super().__init__()
+        self.parts = parts
+        self._device = device
+
+    def result(self, timeout: float | None = None) -> ModelRunnerOutput:
+        while not self.done():
+            self._device.run_next()
+        return super().result(timeout)
+
+
+class LateDevice:
+    def __init__(self, windows: Sequence[int | None]) -> None:
+        """`windows`: of each KV group; None reads everything."""
+        self.kv: NDArray[np.uint64] = np.zeros((BLOCKS, BLOCK_TOKENS), dtype=np.uint64)
+        self.launched: deque[Step] = deque()
+        self.wrong: list[str] = []
+        """Cells that were not what a step had to find, in words."""
+        self._windows = windows
+        self._rows: dict[str, Row] = {}
+
+    def launch(self, output: SchedulerOutput) -> Step:
+        """As the V2 runner: rows and block tables are those of the moment, the tokens those of the steps before."""
+        for name in output.finished_req_ids | (output.preempted_req_ids or set()):
+            self._rows.pop(name, None)
+        for new in output.scheduled_new_reqs:
+            assert new.prefill_token_ids is not None
+            self._rows[new.req_id] = Row(new.req_id, list(new.prefill_token_ids), new.block_ids)
+        first = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        cached = output.scheduled_cached_reqs
+        for name, computed, blocks in zip(
+            cached.req_ids, cached.num_computed_tokens, cached.new_block_ids, strict=True
+        ):
+            first[name] = computed
+            if blocks is not None:
+                for table, more in zip(self._rows[name].tables, blocks, strict=True):
+                    table.extend(more)
+        step = Step(self, [])
+        for name, count in output.num_scheduled_tokens.items():
+            row = self._rows[name]
+            step.parts.append(Part(row, first[name], count, tuple(list(table) for table in row.tables)))
+        self.launched.append(step)
+        return step
+
+    def run_next(self) -> None:
+        step = self.launched.popleft()
+        sampled = [self._run(part) for part in step.parts]
+        names = [part.row.name for part in step.parts]
+        step.set_result(ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled))
+
+    def _run(self, part: Part) -> list[int]:
+        """Reads all cells before `first`, writes those of its tokens; the next token where the sequence ends there."""
+        row, end = part.row, part.first + part.count
+        assert end <= len(row.tokens), f"{row.name}: a step up to token {end}, of which {len(row.tokens)} are known"
+        chain(row.tokens, row.cells)
+        for group, window in enumerate(self._windows):
+            lowest = 0 if window is None else max(0, part.first - window + 1)
+            for position in range(lowest, part.first):
+                self._check(part, group, position)
+        before = self._cell(part, 0, part.first - 1) if part.first else _START
+        for position in range(part.first, end):
+            before = cell_after(before, row.tokens[position])
+            for group, table in enumerate(part.tables):
+                self.kv[table[position // BLOCK_TOKENS], position % BLOCK_TOKENS] = before ^ group
+        if end < len(row.tokens):
+            return []
+        row.tokens.append(token_after(before))
+        return [row.tokens[-1]]
+
+    def _cell(self, part: Part, group: int, position: int) -> int:
+        block = part.tables[group][position // BLOCK_TOKENS]
+        return int(self.kv[block, position % BLOCK_TOKENS]) ^ group
+
+    def _check(self, part: Part, group: int, position: int) -> None:
+        if self._cell(part, group, position) != part.row.cells[position]:
+            block = part.tables[group][position // BLOCK_TOKENS]
+            self.wrong.append(f"{part.row.name}: token {position} of group {group} in block {block}")
+
+
+class LateExecutor(Executor):
+    """As much of an executor as vLLM's engine core asks of it. What the worker is asked goes to `worker`."""
+
+    hybrid = False
+    """Every second layer has a sliding window."""
+
+    def _init_executor(self) -> None:
+        self.worker: Any = None
+        self.device = LateDevice([])
+
+    def get_kv_cache_specs(self) -> list[dict[str, KVCacheSpec]]:
+        shape: dict[str, Any] = {
+            "block_size": BLOCK_TOKENS,
+            "num_kv_heads": 1,
+            "head_size": 8,
+            "dtype": torch.float32,
+        }
+        specs: dict[str, KVCacheSpec] = {"full": FullAttentionSpec(**shape)}
+        if self.hybrid:
+            specs["window"] = SlidingWindowSpec(**shape, sliding_window=WINDOW)
+        return [specs]
+
+    def get_supported_kv_cache_layouts(self) -> list[list[str]]:
+        return [["LBHNC"]]
+
+    def set_kv_cache_layout(self, layout_name: str) -> None:
+        pass
+
+    def determine_available_memory(self) -> list[int]:
+        return [1 << 30]
+
+    def initialize_from_config(self, kv_cache_configs: list[KVCacheConfig]) -> None:
+        self.device = new_device(kv_cache_configs[0])
+
+    def compile_or_warm_up_model(self) -> None:
+        pass
+
+    def check_health(self) -> None:
+        pass
+
+    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
+        assert non_block
+        self._step = self.device.launch(scheduler_output)
+        nothing: Future[ModelRunnerOutput | None] = Future()
+        nothing.set_result(None if self._step.parts else EMPTY_MODEL_RUNNER_OUTPUT)
+        if not self._step.parts:
+            self.device.launched.remove(self._step)
+        return nothing
+
+    def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
+        return self._step
+
+    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, **_: Any) -> Any:
+        return [getattr(self.worker, method)(*args)] if self.worker is not None else [None]
+
+    def shutdown(self) -> None:
+        pass
+
+
+def new_device(config: KVCacheConfig) -> LateDevice:
+    specs = [group.kv_cache_spec for group in config.kv_cache_groups]
+    return LateDevice([spec.sliding_window if isinstance(spec, SlidingWindowSpec) else None for spec in specs])

@@ -1,0 +1,262 @@
+"""A real engine core with our llumlet in it, on a device that is late. No process, no thread, no socket, no clock."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock, patch
+
+import torch
+import vllm.v1.engine.core as vllm_core
+from late_device import BLOCK_TOKENS, BLOCKS, LateDevice, LateExecutor, new_device
+from vllm import envs
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCore, EngineShutdownState
+
+from llumnix import tiny_model
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm import core as engine_core
+from llumnix.engine.vllm.core import CONTROL, LlumnixEngineCore
+from llumnix.engine.vllm.following import Follower
+from llumnix.engine.vllm.state import Codec
+from llumnix.engine.vllm.worker import WorkerExtension
+from llumnix.transport.port import BlockIds, PullResult
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+from llumnix.wire.addresses import AddressBook, FrontAddresses
+
+MAX_TOKENS = 64
+FRONT_END = "front end"
+Posted = tuple[str, wire.Wire]
+
+
+@cache
+def late_config(hybrid: bool) -> VllmConfig:
+    """As on a GPU: asynchronous scheduling, and the V2 runner's side of the scheduler."""
+    arguments = EngineArgs(
+        model=str(tiny_model.ensure()),
+        enforce_eager=True,
+        max_model_len=MAX_TOKENS,
+        block_size=BLOCK_TOKENS,
+        num_gpu_blocks_override=BLOCKS,
+        enable_prefix_caching=True,
+        scheduling_policy="priority",
+        max_num_seqs=6,
+        max_num_batched_tokens=24,
+    )
+    config = arguments.create_engine_config()
+    config.scheduler_config.async_scheduling = True
+    config.scheduler_config.scheduler_cls = "llumnix.engine.vllm.scheduler.LlumnixAsyncScheduler"
+    return config
+
+
+@dataclass(slots=True, eq=False)
+class LatePull:
+    """Copies block by block, whenever it is told to."""
+
+    source: LateDevice
+    target: LateDevice
+    left: list[tuple[int, int]]
+    on_done: Callable[[PullResult], None]
+    cancelled: bool = False
+    copied: int = 0
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def copy(self, blocks: int) -> None:
+        """Ends with the last one."""
+        while blocks and self.left and not self.cancelled:
+            theirs, ours = self.left.pop(0)
+            self.target.kv[ours] = self.source.kv[theirs]
+            self.copied += 1
+            blocks -= 1
+
+    @property
+    def over(self) -> bool:
+        return self.cancelled or not self.left
+
+    def end(self) -> None:
+        ok = not self.cancelled
+        self.on_done(PullResult(ok=ok, reason="" if ok else "it was cancelled", bytes_read=self.copied))
+
+
+@dataclass(slots=True)
+class Wires:
+    """What lies between the engines: it moves when the test says so."""
+
+    devices: dict[str, LateDevice] = field(default_factory=dict)
+    letters: list[Posted] = field(default_factory=list)
+    pulls: list[LatePull] = field(default_factory=list)
+    now_s: float = 1000.0
+
+    def post(self, address: str, message: wire.Wire) -> None:
+        self.letters.append((address, message))
+
+    def post_soon(self, addresses: Sequence[str], message: wire.Wire) -> None:
+        for address in addresses:
+            self.post(address, message)
+
+    def forget(self, address: str) -> None:
+        pass
+
+
+class LateTransport:
+    def __init__(self, name: str, wires: Wires) -> None:
+        self._name, self._wires = name, wires
+
+    def pull(
+        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, deadline_s: float, **told: Any
+    ) -> LatePull:
+        pairs = [(int(theirs), int(ours)) for theirs, ours in zip(source_blocks, target_blocks, strict=True)]
+        devices = self._wires.devices
+        pull = LatePull(devices[source], devices[self._name], pairs, told["on_done"])
+        self._wires.pulls.append(pull)
+        return pull
+
+
+class LateWorker(WorkerExtension):
+    def __init__(self, name: str, wires: Wires) -> None:
+        self.model_runner = SimpleNamespace()
+        self.device = torch.device("cpu")
+        self.rank = 0
+        self._llumnix_transport = LateTransport(name, wires)  # type: ignore[assignment]
+        self._llumnix_outbox = wires  # type: ignore[assignment]
+        self._llumnix_control = name
+        self._llumnix_pulls = {}
+
+
+def _spec(name: str, index: int) -> InstanceSpec:
+    front = FrontAddresses(control=FRONT_END, requests="", tokens="")
+    return InstanceSpec(
+        id=InstanceId(name),
+        index=index,
+        slot=index,
+        device_slot=index,
+        node="here",
+        book=AddressBook(run_dir="", launcher="", scheduler="", fronts=(front,)),
+        policy=PolicyConfig(),
+        migration=MigrationConfig(),
+        cluster=ClusterConfig(),
+        secret=b"",
+    )
+
+
+class LateCore(LlumnixEngineCore):
+    """vLLM's core and ours, but for what starts threads or opens sockets."""
+
+    def __init__(self, name: str, index: int, hybrid: bool) -> None:
+        self._spec = _spec(name, index)
+        self._driver = None
+        self._lines = None
+        self._follower = Follower(self)
+        self._listing = Mock()
+        config = late_config(hybrid)
+        executor = type("Executor", (LateExecutor,), {"hybrid": hybrid})
+        with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
+            EngineCore.__init__(self, config, executor, log_stats=False)
+        envs.disable_envs_cache()  # it would keep the variable for whoever comes after us in this process
+        self.input_queue = queue.Queue()
+        self.output_queue = queue.Queue()
+        self.shutdown_state = EngineShutdownState.RUNNING
+        self._info = wire.InstanceInfo(
+            id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
+        )
+        self._peer_codec = Codec()
+        self._reports = Mock()
+
+    def begin(self, wires: Wires) -> None:
+        """As if it had just started: nothing of an earlier test is left."""
+        old = self.scheduler
+        config = self.vllm_config
+        with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
+            self.scheduler = type(old)(
+                vllm_config=config,
+                kv_cache_config=old.kv_cache_config,
+                structured_output_manager=self.structured_output_manager,
+                block_size=old.block_size,
+                hash_block_size=old.block_size,
+                log_stats=False,
+            )
+        name = self._info.id
+        assert self.batch_queue is not None
+        self.batch_queue.clear()
+        self._added, self._refused = [0], [0]
+        wires.devices[name] = self.device = new_device(old.kv_cache_config)
+        executor: Any = self.model_executor
+        executor.device, executor.worker = self.device, LateWorker(name, wires)
+        self.alarm: float | None = None
+        self._mailbox = wires  # type: ignore[assignment]
+        self._heart = SimpleNamespace(wake_at=self._wake_at)  # type: ignore[assignment]
+        with patch.object(engine_core, "monotonic", lambda: wires.now_s):
+            self._driver = self._make_driver()
+        self._resumes = self._make_resumes()
+        self._resumes._thread = SimpleNamespace(submit=lambda work, *args: work(*args))  # type: ignore[assignment]
+
+    def _wake_at(self, at: float) -> None:
+        self.alarm = at
+
+    def hear(self, kind: Any, message: Any) -> None:
+        """From a front end (vLLM's kinds), or what a thread of ours has for the main thread."""
+        self._handle_client_request(kind, message)
+        self._settle()
+
+    def mail(self, message: wire.Wire) -> None:
+        self._on_mail(message)
+        self._settle()
+
+    def add(self, request: Any) -> None:
+        self.hear(EngineCoreRequestType.ADD, self.preprocess_add_request(request))
+
+    def abort(self, name: str) -> None:
+        self.hear(EngineCoreRequestType.ABORT, [name])
+
+    def _settle(self) -> None:
+        while not self.input_queue.empty():
+            kind, message = self.input_queue.get_nowait()
+            assert kind == CONTROL
+            self._handle_client_request(kind, message)
+
+    @property
+    def moving(self) -> bool:
+        """Some request is on its way in or out, or has come and is not confirmed."""
+        assert self._driver is not None
+        attempts = self._driver._llumlet.attempts
+        return bool(attempts.sources or attempts.targets or self._driver.incoming)
+
+    @property
+    def busy(self) -> bool:
+        return self.scheduler.has_requests() or bool(self.batch_queue)
+
+    def step(self) -> None:
+        """One turn of vLLM's loop: a step more in flight, or the output of the oldest one. Its nap while nothing can
+        be scheduled is left out."""
+        with patch.object(vllm_core, "time", SimpleNamespace(sleep=lambda _: None)):
+            self._process_engine_step()
+        self._settle()
+
+    def leftovers(self) -> str:
+        """What is not as in a new engine once all is over, in words."""
+        scheduler = self.scheduler
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        found = {
+            "blocks taken": BLOCKS - 1 - free,
+            "pins": scheduler.pinned_blocks,
+            "slots kept": scheduler.slots_kept,
+            "requests": len(scheduler.requests),
+            "pulls": len(self.model_executor.worker._llumnix_pulls),
+        }
+        return ", ".join(f"{count} {what}" for what, count in found.items() if count)
+
+    def said(self) -> list[EngineCoreOutputs]:
+        outputs = []
+        while not self.output_queue.empty():
+            outputs.append(self.output_queue.get_nowait()[1])
+        return outputs

@@ -1,0 +1,274 @@
+"""Two late engines, the front end of their streams, and what is on its way between them.
+
+Everything moves when the test says so. Every token that reaches a client is compared with the right one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from functools import cache
+
+import msgspec
+from late_device import BLOCKS, chain, token_after
+from late_engine import FRONT_END, LateCore, Wires
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+
+from llumnix.control import ownership as own
+from llumnix.control.messages import AnyNotice, Doubt
+from llumnix.engine.vllm.core import CONTROL, Tick
+from llumnix.engine.vllm.letters import NOTICE
+from llumnix.engine.vllm.resume import Resume
+from llumnix.engine.vllm.state import Codec
+from llumnix.types import InstanceId, RequestId
+from llumnix.wire import messages as wire
+
+NAMES = ("i0", "i1")
+
+
+@cache
+def _cores(hybrid: bool) -> tuple[LateCore, LateCore]:
+    first, second = (LateCore(name, index, hybrid) for index, name in enumerate(NAMES))
+    return first, second
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    request: EngineCoreRequest
+    stream: own.Stream
+    engine_id: str
+    tokens: list[int] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
+    replays: int = 0
+    ended: bool = False
+
+    def right_token(self) -> int:
+        return next_token((self.request.prompt_token_ids or []) + self.tokens, self.cells)
+
+
+def next_token(tokens: list[int], cells: list[int] | None = None) -> int:
+    return token_after(chain(tokens, cells)[-1])
+
+
+class LatePair:
+    def __init__(self, hybrid: bool = False) -> None:
+        self.wires = Wires()
+        self.cores = _cores(hybrid)
+        for core in self.cores:
+            core.begin(self.wires)
+        self._by_name = dict(zip(NAMES, self.cores, strict=True))
+        self._ownership = own.Ownership()
+        self._unread: dict[str, deque[EngineCoreOutput]] = {name: deque() for name in NAMES}
+        self.sessions: dict[str, Session] = {}
+        """By engine id, those that have not ended."""
+        self.wrong_tokens: list[str] = []
+        self.moved = 0
+        self._codec = Codec()
+        self._numbers = itertools.count()
+
+    @property
+    def wrong(self) -> list[str]:
+        return self.wrong_tokens + [fault for core in self.cores for fault in core.device.wrong]
+
+    @property
+    def leftovers(self) -> list[str]:
+        return [found for core in self.cores if (found := core.leftovers())]
+
+    # -- clients
+
+    def ask(
+        self, at: int, prompt: list[int], max_tokens: int, stops: tuple[int, ...] = (), priority: int = 0
+    ) -> Session:
+        name = f"r{next(self._numbers)}"
+        request = EngineCoreRequest(
+            request_id=name,
+            prompt_token_ids=prompt,
+            mm_features=None,
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens, temperature=0.0, ignore_eos=True, stop_token_ids=list(stops)
+            ),
+            pooling_params=None,
+            arrival_time=float(len(name) * 1000 + next(self._numbers)),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+            priority=priority,
+        )
+        session = Session(request, self._ownership.opened(RequestId(name), InstanceId(NAMES[at])), name)
+        self.sessions[name] = session
+        self.cores[at].add(request)
+        return session
+
+    def leave(self, session: Session) -> None:
+        """The client goes away."""
+        del self.sessions[session.engine_id]
+        session.ended = True
+        self._obey(self._ownership.aborted(RequestId(session.engine_id)))
+
+    def move(self, source: int, request: str | None = None) -> None:
+        order = wire.MoveOut(
+            move_id=f"m{next(self._numbers)}",
+            target=self.cores[1 - source]._info,
+            reason="a test",
+            reply_to=FRONT_END,
+            request=None if request is None else RequestId(request),
+        )
+        self.cores[source].mail(order)
+
+    def drive_out(self, session: Session) -> None:
+        """It is replayed elsewhere."""
+        self._obey(self._ownership.driven_out(RequestId(session.engine_id), "a test"))
+
+    # -- things that happen
+
+    def step(self, at: int) -> None:
+        core = self.cores[at]
+        if core.busy:
+            core.step()
+            self._listen(at)
+
+    def device_runs(self, at: int) -> None:
+        """A step is over before anybody asks."""
+        if self.cores[at].device.launched:
+            self.cores[at].device.run_next()
+
+    def deliver(self, number: int = 0) -> None:
+        if not self.wires.letters:
+            return
+        to, letter = self.wires.letters.pop(number % len(self.wires.letters))
+        if to == FRONT_END:
+            if isinstance(letter, wire.Arbitration):
+                assert isinstance(letter.message, Doubt)
+                self._obey(self._ownership.doubted(letter.message))
+            elif isinstance(letter, wire.MoveAnswer):
+                self.moved += letter.ok
+        else:
+            self._by_name[to].mail(letter)
+        self._listen_all()
+
+    def copy(self, blocks: int, number: int = 0) -> None:
+        """A pull goes on."""
+        if not self.wires.pulls:
+            return
+        pull = self.wires.pulls[number % len(self.wires.pulls)]
+        pull.copy(blocks)
+        if pull.over:
+            self.wires.pulls.remove(pull)
+            pull.end()
+
+    def fly(self) -> None:
+        """All that is on its way arrives, before any engine makes a step."""
+        while self.wires.letters or self.wires.pulls:
+            self.deliver()
+            self.copy(BLOCKS)
+
+    def read(self, at: int) -> None:
+        """The front end reads an output of an instance."""
+        unread = self._unread[NAMES[at]]
+        if not unread:
+            return
+        output = unread.popleft()
+        notice = (output.kv_transfer_params or {}).get(NOTICE)
+        if notice is not None:
+            self._obey(self._ownership.notice_arrived(msgspec.msgpack.decode(notice, type=AnyNotice)))
+            return
+        session = self.sessions.get(output.request_id)
+        if session is not None and session.stream.live == NAMES[at]:
+            session.stream.delivered_tokens += len(output.new_token_ids)
+            self._take(session, output)
+        else:
+            self._obey(
+                self._ownership.outputs_arrived(
+                    RequestId(output.request_id), InstanceId(NAMES[at]), (output,), len(output.new_token_ids)
+                )
+            )
+
+    def pass_time(self, seconds: float) -> None:
+        self.wires.now_s += seconds
+        for core in self.cores:
+            if core.alarm is not None and core.alarm <= self.wires.now_s:
+                core.alarm = None
+                core.hear(CONTROL, Tick())
+        self._listen_all()
+
+    def settle(self) -> None:
+        """Lets everything come to its end."""
+        for _ in range(3000):
+            if not self.turn():
+                if not self.sessions and not any(core.moving for core in self.cores):
+                    return
+                self.pass_time(1.0)
+        raise AssertionError(f"no end: {sorted(self.sessions)}, {self.wires.letters}")
+
+    def turn(self) -> bool:
+        """One of everything; False when nothing is left to happen but time."""
+        happens = bool(self.wires.letters or self.wires.pulls or any(self._unread.values()))
+        happens |= any(core.busy for core in self.cores)
+        self.deliver()
+        self.copy(1)
+        for at in range(2):
+            self.read(at)
+            self.step(at)
+        return happens
+
+    # -- the front end
+
+    def _listen_all(self) -> None:
+        for at in range(2):
+            self._listen(at)
+
+    def _listen(self, at: int) -> None:
+        for outputs in self.cores[at].said():
+            self._unread[NAMES[at]].extend(outputs.outputs)
+
+    def _take(self, session: Session, output: EngineCoreOutput) -> None:
+        for token in output.new_token_ids:
+            right = session.right_token()
+            if token != right:
+                place = f"token {len(session.tokens)} of {session.engine_id}"
+                self.wrong_tokens.append(f"{place} is {token}, not {right}")
+            session.tokens.append(token)
+        if output.finish_reason is not None:
+            del self.sessions[session.engine_id]
+            session.ended = True
+            self._obey(self._ownership.finished(RequestId(session.engine_id)))
+
+    def _obey(self, orders: list[own.Order]) -> None:
+        for order in orders:
+            match order:
+                case own.Deliver():
+                    for output in order.outputs:
+                        session = self.sessions.get(order.request)
+                        if session is not None:
+                            assert isinstance(output, EngineCoreOutput)
+                            self._take(session, output)
+                case own.Tell():
+                    self.wires.post(order.to, wire.Arbitration(message=order.verdict))
+                case own.Abort():
+                    self._by_name[order.to].abort(order.request)
+                case own.Replay():
+                    self._replay(self.sessions.pop(order.request))
+        self._listen_all()
+
+    def _replay(self, session: Session) -> None:
+        at = 1 - NAMES.index(session.stream.owner)
+        session.replays += 1
+        session.engine_id = f"{session.request.request_id}~{session.replays}"
+        session.stream = self._ownership.opened(RequestId(session.engine_id), InstanceId(NAMES[at]))
+        session.stream.delivered_tokens = len(session.tokens)
+        self.sessions[session.engine_id] = session
+        renamed = msgspec.structs.replace(session.request, request_id=session.engine_id)
+        core = self.cores[at]
+        if not session.tokens:
+            core.add(renamed)
+            return
+        resume = Resume(
+            request_id=renamed.request_id,
+            front_end=renamed.client_index,
+            request=self._codec.encode_request(renamed),
+            output_token_ids=list(session.tokens),
+        )
+        core.llumnix_resume(msgspec.msgpack.encode(resume))
+        core._settle()

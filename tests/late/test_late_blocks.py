@@ -1,0 +1,129 @@
+"""Blocks that a step in flight still reads or writes, or has not written yet, while requests come and go."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from late_device import BLOCK_TOKENS
+from late_pair import LatePair, Session, next_token
+
+
+@pytest.fixture(params=[False, True], ids=["full", "hybrid"])
+def pair(request: pytest.FixtureRequest) -> LatePair:
+    return LatePair(hybrid=request.param)
+
+
+def said(prompt: list[int], count: int) -> list[int]:
+    """What a model makes of a prompt."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def run_until_decoding(pair: LatePair, at: int, session: Session, tokens: int = 2) -> None:
+    request = pair.cores[at].scheduler.requests[session.engine_id]
+    while request.num_output_tokens < tokens:
+        pair.step(at)
+
+
+def one_that_stops_with_a_step_in_flight(pair: LatePair, at: int) -> Session:
+    """Its blocks are given back, and a step that writes its next token is still to run."""
+    prompt = list(range(40, 49))
+    stop = said(prompt, 6)[-1]
+    session = pair.ask(at, prompt, 30, stops=(stop,))
+    core = pair.cores[at]
+    while session.engine_id in core.scheduler.requests:
+        pair.step(at)
+    in_flight = [part.row.name for step in core.device.launched for part in step.parts]
+    assert in_flight == [session.engine_id]
+    return session
+
+
+def test_streams_of_a_late_engine_are_right(pair: LatePair) -> None:
+    sessions = [pair.ask(0, list(range(n, n + 9)), 20) for n in range(4)]
+    pair.settle()
+    assert [len(session.tokens) for session in sessions] == [20] * 4
+    assert pair.wrong == []
+    assert pair.leftovers == []
+
+
+def test_moved_stream_is_right(pair: LatePair) -> None:
+    session = pair.ask(0, list(range(20)), 30)
+    run_until_decoding(pair, 0, session)
+    pair.move(0, session.engine_id)
+    pair.settle()
+    assert pair.moved == 1
+    assert len(session.tokens) == 30
+    assert pair.wrong == []
+    assert pair.leftovers == []
+
+
+def test_blocks_of_one_that_just_stopped_are_reserved_while_its_last_step_writes(pair: LatePair) -> None:
+    comes = pair.ask(0, list(range(20)), 30)
+    run_until_decoding(pair, 0, comes)
+    one_that_stops_with_a_step_in_flight(pair, at=1)
+    pair.move(0, comes.engine_id)
+    pair.fly()
+    pair.settle()
+    assert pair.moved == 1
+    assert pair.wrong == []
+    assert pair.leftovers == []
+
+
+def test_preempted_one_reads_its_blocks_in_a_step_in_flight_while_they_are_reserved(pair: LatePair) -> None:
+    comes = pair.ask(0, list(range(20)), 30)
+    run_until_decoding(pair, 0, comes)
+    stays = pair.ask(1, list(range(40, 57)), 30)
+    run_until_decoding(pair, 1, stays)
+    core = pair.cores[1]
+    assert core.device.launched, "a step in flight reads its blocks"
+    assert core.scheduler.reset_prefix_cache(reset_running_requests=True)
+    pair.move(0, comes.engine_id)
+    pair.fly()
+    pair.settle()
+    assert pair.moved == 1
+    assert pair.wrong == []
+    assert pair.leftovers == []
+
+
+def test_prefix_of_another_is_not_copied_before_it_is_computed(pair: LatePair) -> None:
+    """vLLM shares blocks when it schedules them: both are in one step, which has not run yet."""
+    prefix = list(range(4 * BLOCK_TOKENS))
+    pair.ask(0, prefix, 20)
+    second = pair.ask(0, [*prefix, 50, 51, 52], 20)
+    pair.step(0)
+    assert second.engine_id in {part.row.name for part in pair.cores[0].device.launched[0].parts}
+    pair.move(0, second.engine_id)
+    pair.fly()
+    pair.settle()
+    assert pair.wrong == []
+    assert pair.leftovers == []
+
+
+def test_prefix_that_is_being_computed_where_a_request_arrives_is_not_moved_on_before(pair: LatePair) -> None:
+    """What it found there was not settled when it came."""
+    prefix = list(range(16))
+    comes = pair.ask(0, [*prefix, 50, 51, 52], 24)
+    run_until_decoding(pair, 0, comes)
+    pair.ask(1, [*prefix, 70], 10)
+    pair.step(1)
+    assert pair.cores[1].device.launched, "its prefix is still to be computed there"
+    pair.move(0, comes.engine_id)
+    pair.fly()
+    for _ in range(12):
+        pair.step(0)
+        pair.fly()
+        if comes.engine_id in pair.cores[1].scheduler.requests:
+            break
+    for _ in range(12):
+        pair.read(0)
+        pair.read(1)
+    pair.fly()
+    pair.move(1, comes.engine_id)
+    pair.fly()
+    pair.settle()
+    assert pair.wrong == []
+    assert pair.leftovers == []

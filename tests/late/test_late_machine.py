@@ -1,0 +1,141 @@
+"""Anything in any order on two late engines: whatever happens, every stream says what its own tokens make it say."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from late_device import VOCABULARY
+from late_pair import LatePair, Session
+
+ENDS = st.integers(0, 1)
+SOME = st.integers(0, 5)
+PREFIXES = ([], list(range(8)), list(range(13)), list(range(16)), list(range(30)))
+STEPS = 60
+
+
+class AnyOrder(RuleBasedStateMachine):
+    hybrid = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = LatePair(self.hybrid)
+        self.all: list[Session] = []
+
+    @rule(
+        at=ENDS,
+        prefix=st.sampled_from(PREFIXES),
+        own=st.integers(1, 9),
+        max_tokens=st.integers(2, 25),
+        stops=st.booleans(),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+    )
+    def ask(self, at: int, prefix: list[int], own: int, max_tokens: int, stops: bool, priority: int) -> None:
+        if len(self.pair.sessions) < 12:
+            prompt = prefix + [(7 * own + n) % VOCABULARY for n in range(own)]
+            stop_tokens = tuple(range(0, VOCABULARY, 9)) if stops else ()
+            self.all.append(self.pair.ask(at, prompt, max_tokens, stop_tokens, priority))
+
+    @rule(at=ENDS, turns=st.integers(1, 5))
+    def step(self, at: int, turns: int) -> None:
+        for _ in range(turns):
+            self.pair.step(at)
+
+    @rule(at=ENDS)
+    def device_runs(self, at: int) -> None:
+        self.pair.device_runs(at)
+
+    @rule(source=ENDS, number=SOME, flies=st.booleans())
+    def move(self, source: int, number: int, flies: bool) -> None:
+        names = sorted(self.pair.cores[source].scheduler.requests)
+        self.pair.move(source, names[number % len(names)] if names else None)
+        if flies:
+            self.pair.fly()
+
+    @rule(turns=st.integers(2, 4))
+    def both_step_and_letters_fly(self, turns: int) -> None:
+        for _ in range(turns):
+            self.pair.step(0)
+            self.pair.step(1)
+            self.pair.fly()
+
+    @rule()
+    def fly(self) -> None:
+        self.pair.fly()
+
+    @rule(number=SOME, blocks=st.integers(1, 6))
+    def deliver_and_copy_some(self, number: int, blocks: int) -> None:
+        self.pair.deliver(number)
+        self.pair.copy(blocks, number)
+
+    @rule(count=st.integers(1, 8))
+    def read(self, count: int) -> None:
+        for _ in range(count):
+            self.pair.read(0)
+            self.pair.read(1)
+
+    @rule(turns=st.integers(1, 8))
+    def everything_goes_on(self, turns: int) -> None:
+        for _ in range(turns):
+            self.pair.turn()
+
+    @rule(
+        what=st.sampled_from(["leaves", "replayed", "a second", "a minute", "reset", "all preempted"]),
+        number=SOME,
+        at=ENDS,
+    )
+    def trouble(self, what: str, number: int, at: int) -> None:
+        alive = list(self.pair.sessions.values())
+        if what == "leaves" and alive:
+            self.pair.leave(alive[number % len(alive)])
+        elif what == "replayed" and alive:
+            self.pair.drive_out(alive[number % len(alive)])
+        elif what in ("a second", "a minute"):
+            self.pair.pass_time(1.0 if what == "a second" else 60.0)
+        elif what in ("reset", "all preempted"):
+            with suppress(RuntimeError):  # vLLM's: it does not do so while blocks are reserved or pinned
+                self.pair.cores[at].scheduler.reset_prefix_cache(reset_running_requests=what == "all preempted")
+
+    @invariant()
+    def nothing_wrong(self) -> None:
+        assert self.pair.wrong == []
+
+    def teardown(self) -> None:
+        self.pair.settle()
+        assert self.pair.wrong == []
+        assert self.pair.leftovers == []
+        assert all(session.ended for session in self.all)
+
+
+class HybridAnyOrder(AnyOrder):
+    hybrid = True
+
+
+MACHINES = pytest.mark.parametrize("machine", [AnyOrder, HybridAnyOrder], ids=["full", "hybrid"])
+
+
+@MACHINES
+def test_any_order(machine: type[AnyOrder]) -> None:
+    run(machine, examples=200)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+@MACHINES
+def test_any_order_a_thousand_times(machine: type[AnyOrder]) -> None:
+    run(machine, examples=1000)
+
+
+def run(machine: type[AnyOrder], examples: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
