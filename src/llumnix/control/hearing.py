@@ -14,7 +14,8 @@ from llumnix.control.gone import REMEMBERED
 from llumnix.types import InstanceId
 
 MOST_EARLY_WORDS = 4096
-"""Of all unknown instances together; more can only come from one whose reports never arrive."""
+"""Of all unknown instances together; more can only come from some whose reports never arrive. Then the first of them is
+given up, so that those that come later are heard."""
 
 Word = TypeVar("Word")
 
@@ -34,7 +35,7 @@ class Hearing(Generic[Word]):
     def says(self, index: int, word: Word) -> InstanceId | None:
         """Who says it; None if it does not count (any more), or is kept until it is known who that is."""
         instance = self._known.get(index)
-        if instance is None and index not in self._gone and self._has_room():
+        if instance is None and index not in self._gone and self._has_room_for(index):
             self._early.setdefault(index, []).append(word)
         return instance
 
@@ -71,5 +72,11 @@ class Hearing(Generic[Word]):
         self._done.discard(instance)
         return complete
 
-    def _has_room(self) -> bool:
-        return sum(map(len, self._early.values())) < MOST_EARLY_WORDS
+    def _has_room_for(self, index: int) -> bool:
+        if sum(map(len, self._early.values())) < MOST_EARLY_WORDS:
+            return True
+        first = next(iter(self._early))
+        if first == index:
+            return False
+        del self._early[first]
+        return True
