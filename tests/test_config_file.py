@@ -50,6 +50,13 @@ def test_our_flags_can_stand_there(file: Path) -> None:
     assert arguments.engine_flags == ()
 
 
+def test_list_for_a_flag_of_ours_is_its_values_with_commas_between(file: Path) -> None:
+    assert (
+        parse(file, "admin-allowed-hosts: [a.example, b.example]\n").cluster.admin_allowed_hosts
+        == "a.example,b.example"
+    )
+
+
 def test_auto_scaling_is_switched_on_by_a_word_that_yaml_takes_for_true(file: Path) -> None:
     assert parse(file, "scaling: on\nmax-instances: 4\n").cluster.scaling == "on"
 
@@ -85,6 +92,7 @@ def test_values_of_every_kind(file: Path) -> None:
     [
         ("max-modl-len: 5", "There is no flag --max-modl-len; did you mean --max-model-len?"),
         ("instances: many", "Argument --instances: invalid int value: 'many'"),
+        ("instances: [1, 2]", "Argument --instances: invalid int value: '1,2'"),
         ("data-parallel-size: 2", "--data-parallel-size is not for Llumnix: say --instances instead."),
         ("headless: true", "--headless is not for Llumnix"),
         ("- a list", "must hold flags and their values, such as `max-model-len: 8192`."),

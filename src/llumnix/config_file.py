@@ -2,7 +2,7 @@
 
 Read here rather than by vLLM, so that a flag means the same wherever it stands. The rules are vLLM's: a list is
 several values (or JSON, where the flag takes one), a mapping JSON, `true` a flag without a value, `false` its `--no-`
-form where it has one.
+form where it has one. A list for a flag of ours is its values with commas between.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def _words_for(flag: str, value: Any, known: Vocabulary) -> list[str]:
         return [flag] if value else [negative] if negative in known.names else []
     if isinstance(value, list) and flag in known.theirs and known.theirs[flag].takes == "many":
         return [flag, *map(str, value)] if value else []
+    if isinstance(value, list) and flag in known.ours:
+        return [f"{flag}={','.join(map(str, value))}"]
     if isinstance(value, list) and flag == _REPEATED:
         return [f"{flag}={item}" for item in value]
     if isinstance(value, dict | list):
