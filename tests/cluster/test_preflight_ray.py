@@ -82,6 +82,8 @@ def test_words_for_the_engine_go_to_other_machines_and_places_and_secrets_do_not
         "LLUMNIX_FAULT": "none",
         "VLLM_HOST_IP": "10.0.0.1",
         "VLLM_API_KEY": "secret",
+        "LLUMNIX_API_KEY": "secret",
+        "LLUMNIX_URL": "http://127.0.0.1:8000",
         "HF_HOME": "/here",
         "PATH": "/bin",
         "HOME": "/root",

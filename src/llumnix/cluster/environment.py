@@ -19,7 +19,7 @@ from llumnix.vllm_words import stays_here, variable_rows
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _ABROAD = ("VLLM_", "HF_", "LLUMNIX_", "TOKENIZERS_PARALLELISM", *_ONE_THREAD)
-_AT_HOME = ("HF_HOME", "HF_HUB_CACHE")
+_AT_HOME = ("HF_HOME", "HF_HUB_CACHE", "LLUMNIX_URL", "LLUMNIX_API_KEY")
 
 # What these name may be on the model hub, unless it is a path that is there.
 _MAY_BE_ON_THE_HUB = (
