@@ -76,6 +76,7 @@ def test_compose_serves_on_the_ray_cluster_that_it_starts() -> None:
     head, node = compose["services"]["head"], compose["services"]["node"]
     arguments = understood(head["command"][0])
     assert (arguments.cluster.launcher, arguments.cluster.ray_address) == ("ray", "auto")
+    assert arguments.cluster.admin_allowed_hosts == "head", "its name on the containers' network"
     assert "--port=6379" in head["command"][0]
     assert "--address=head:6379" in node["entrypoint"]
     assert all(port.startswith("127.0.0.1:") for port in head["ports"]), "nothing is open to the world by itself"
@@ -86,6 +87,7 @@ def test_kubernetes_serves_on_the_ray_cluster_of_the_same_file() -> None:
     container = server_container()
     arguments = understood(container["args"][0])
     assert (arguments.cluster.launcher, arguments.cluster.ray_address) == ("ray", "auto")
+    assert arguments.cluster.admin_allowed_hosts == kuberay("Service")["metadata"]["name"]
     assert f"--address={kuberay('RayCluster')['metadata']['name']}-head-svc:6379" in container["args"][0]
     engine = kuberay("RayCluster")["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
     assert arguments.cluster.instance_cpus == float(engine["resources"]["limits"]["cpu"])
