@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048, help="as the server was started")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Carries out `llumnix profile`. Returns 0; raises UsageError for bad input or a server that does not answer."""
+def _plan(args: argparse.Namespace) -> Plan:
     plan = Plan(
         prompt_tokens=args.prompts,
         batches=args.batches,
@@ -57,6 +56,13 @@ def run(args: argparse.Namespace) -> int:
     )
     if plan.repeats < 1 or plan.output_tokens < 8 or plan.instances < 1:
         raise UsageError("--repeats and --instances must be at least 1 and --output-tokens at least 8.")
+    return plan
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries out `llumnix profile`. Returns 0; raises UsageError for bad input, ServerRefused for a server that does
+    not answer."""
+    plan = _plan(args)
     args.url = server_url(args.url)
     check_key(args.api_key)
     blocks, block_tokens = args.blocks, args.block_tokens
