@@ -204,13 +204,21 @@ def test_a_silent_stranger_is_shown_out(make_end):
 
 
 def test_a_puller_beyond_the_bound_of_connections_is_turned_away(make_end):
-    source, target = make_end(1, server=ServerLimits(max_connections=1)), make_end(2)
-    with _stranger(source.transport.address) as stranger:
-        assert stranger.recv(4096)
-        assert not target.pulled(source.transport.address, [1], [1]).ok
+    source = make_end(1, server=ServerLimits(max_connections=1, idle_s=0.2))
+    first, second = make_end(2), make_end(3)
+    assert first.pulled(source.transport.address, [1], [1]).ok  # and keeps its connection until that rested too long
+    assert not second.pulled(source.transport.address, [1], [1]).ok
     deadline = time.monotonic() + PLENTY_S
-    while not target.pulled(source.transport.address, [1], [1]).ok:
+    while not second.pulled(source.transport.address, [1], [1]).ok:
         assert time.monotonic() < deadline
+
+
+def test_strangers_that_hold_connections_keep_no_puller_out(make_end):
+    source, target = make_end(1), make_end(2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(_stranger(source.transport.address))
+        assert target.pulled(source.transport.address, [1], [1], deadline_s=3.0).ok
 
 
 def test_an_impostor_that_took_the_port_cannot_feed_bytes(make_end, tmp_path):

@@ -26,7 +26,10 @@ MAX_SERVING_S = 600.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
     max_connections: int = 128
-    """Each has a thread. A puller beyond that is turned away before the handshake."""
+    """Of pullers that have proven themselves, each with a thread. One more is turned away."""
+    max_strangers: int = 32
+    """Connections of each listener that have not proven themselves. One more takes the place of the oldest: a puller
+    proves itself within milliseconds, so whoever merely holds connections keeps nobody out."""
     handshake_s: float = 5.0
     """Seconds a stranger may hold a connection without proving itself."""
     idle_s: float = 10.0
@@ -46,6 +49,8 @@ class Server:
         self._limits = limits
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
+        self._known: set[Connection] = set()
+        """Those of `_connections` whose pullers have proven themselves."""
         self._closing = threading.Event()
         self._acceptors = [
             threading.Thread(target=self._accept, args=(listener,), name="kv-accept", daemon=True)
@@ -71,6 +76,7 @@ class Server:
             thread.join()
 
     def _accept(self, listener: socket.socket) -> None:
+        strangers: dict[Connection, None] = {}  # the oldest first
         while not self._closing.is_set():
             try:
                 sock, _ = listener.accept()
@@ -80,23 +86,29 @@ class Server:
                     self._closing.wait(0.1)  # out of descriptors: waiting is all that helps
                 continue
             connection = Connection(sock)
-            thread = threading.Thread(target=self._serve, args=(connection,), name="kv-serve", daemon=True)
+            thread = threading.Thread(target=self._serve, args=(connection, strangers), name="kv-serve", daemon=True)
             with self._lock:
-                full = len(self._connections) >= self._limits.max_connections
-                if not full:
-                    self._connections[connection] = thread
-            if full:
-                log.warning("turned a puller away: %d connections are open", self._limits.max_connections)
-                connection.close()
-            else:
+                if len(strangers) >= self._limits.max_strangers:
+                    oldest = next(iter(strangers))
+                    del strangers[oldest]
+                    oldest.shut()
+                strangers[connection] = None
+                self._connections[connection] = thread
+            try:
                 thread.start()
+            except RuntimeError as error:  # the system's limit of threads
+                log.warning("cannot serve a connection now: %s", error)
+                self._end(connection, strangers)
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: Connection, strangers: dict[Connection, None]) -> None:
         try:
             connection.until = time.monotonic() + self._limits.handshake_s
             refused = welcome_puller(connection, self._secret, self._incarnation, self._pool.shape)
             if refused is not None:
                 log.warning("refused a puller: %s", refused)
+                return
+            if not self._admit(connection, strangers):
+                log.warning("turned a puller away: %d connections are open", self._limits.max_connections)
                 return
             while not self._closing.is_set():
                 self._answer_one(connection)
@@ -104,9 +116,23 @@ class Server:
             # The puller's deadline, death or idleness: it knows, and nothing here depends on it.
             log.debug("a puller's connection ended: %s", end)
         finally:
-            with self._lock:
-                del self._connections[connection]
-                connection.close()  # under the lock, so that `close` never shuts a descriptor that was reused
+            self._end(connection, strangers)
+
+    def _admit(self, connection: Connection, strangers: dict[Connection, None]) -> bool:
+        """It has proven itself: no stranger any more."""
+        with self._lock:
+            strangers.pop(connection, None)
+            if len(self._known) >= self._limits.max_connections:
+                return False
+            self._known.add(connection)
+            return True
+
+    def _end(self, connection: Connection, strangers: dict[Connection, None]) -> None:
+        with self._lock:
+            strangers.pop(connection, None)
+            self._known.discard(connection)
+            del self._connections[connection]
+            connection.close()  # under the lock, so that nobody shuts a descriptor that was reused
 
     def _answer_one(self, connection: Connection) -> None:
         shape = self._pool.shape

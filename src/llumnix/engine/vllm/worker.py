@@ -8,6 +8,7 @@ which works the same whether the worker lives in the engine's process or in one 
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class WorkerExtension:
     _llumnix_outbox: Outbox
     _llumnix_control: str
     _llumnix_pulls: dict[tuple[str, int, int], Any]
+    """Those in flight."""
+    _llumnix_lock: threading.Lock
+    """Held until a pull that starts is in `_llumnix_pulls`, so that its end always finds it there."""
 
     # given by vLLM's worker
     model_runner: Any
@@ -46,6 +50,7 @@ class WorkerExtension:
         self._llumnix_outbox = Outbox(book.keys)
         self._llumnix_control = control
         self._llumnix_pulls = {}
+        self._llumnix_lock = threading.Lock()
         if self.device.type == "cpu":
             from llumnix.engine.vllm.seeded_prefill import make_patient
 
@@ -77,7 +82,8 @@ class WorkerExtension:
         key = (key[0], key[1], key[2])
 
         def done(result: PullResult) -> None:
-            self._llumnix_pulls.pop(key, None)
+            with self._llumnix_lock:
+                self._llumnix_pulls.pop(key, None)
             self._llumnix_outbox.post(
                 self._llumnix_control,
                 wire.PullEnded(
@@ -98,16 +104,17 @@ class WorkerExtension:
                 wire.BlocksReleased(request=RequestId(key[0]), epoch=key[1], stage=key[2], rank=self.rank),
             )
 
-        pull = self._llumnix_transport.pull(
-            addresses[self.rank], source_blocks, target_blocks, deadline_s, on_done=done, on_released=released
-        )
-        self._llumnix_pulls[key] = pull
+        with self._llumnix_lock:
+            self._llumnix_pulls[key] = self._llumnix_transport.pull(
+                addresses[self.rank], source_blocks, target_blocks, deadline_s, on_done=done, on_released=released
+            )
 
     def llumnix_cancel(self, request: str, epoch: int) -> None:
         """Ends the pulls of one attempt early."""
-        for key, pull in list(self._llumnix_pulls.items()):
-            if key[:2] == (request, epoch):
-                pull.cancel()
+        with self._llumnix_lock:
+            pulls = [pull for key, pull in self._llumnix_pulls.items() if key[:2] == (request, epoch)]
+        for pull in pulls:
+            pull.cancel()
 
     def llumnix_sampler_state(self, request_id: str) -> bytes | None:
         """State of the request's random generator; None if it has none.
