@@ -137,6 +137,26 @@ def test_no_way_back_when_its_process_was_asked_to_end():
     assert "its process was asked to end" in why_not(b)
 
 
+def test_kept_instance_whose_process_is_asked_to_end_stops():
+    b = body(running=0)
+    b.drain("a", keep=True)
+    b.report("a", **KEPT)
+    assert kinds(b.wait(2.0)) == ["DrainFinished"]
+    b.report("a", **LEAVING)
+    assert "SetDraining" not in kinds(b.wait(0.2))  # or it would stay after all
+    assert "StopInstance" in kinds(b.wait(5.0))
+    assert "its process was asked to end" in why_not(b)
+
+
+def test_kept_instance_whose_process_is_asked_to_end_on_its_way_back_stops():
+    b = body(running=0)
+    b.drain("a", keep=True)
+    b.report("a", **KEPT)
+    undrain(b)
+    b.report("a", **LEAVING)
+    assert "StopInstance" in kinds(b.wait(5.0))
+
+
 def test_no_way_back_when_its_node_goes_even_if_it_drained_before():
     b = body()
     b.drain("a", keep=True)

@@ -128,8 +128,7 @@ class Drain:
         """What to tell the instance, its launcher and the front ends now, by the last report (None: it never reported).
         `others_serve`: there is an instance that could take what it has."""
         if snapshot is not None:
-            self._first = self._first or snapshot
-            self._last = snapshot
+            self._look_at(snapshot)
         if self._outcome is DrainOutcome.CUT_OFF:
             return []
         if self.withdrawn:
@@ -166,6 +165,15 @@ class Drain:
         moved = last.migrations_out - first.migrations_out
         finished = max(0, last.ended - first.ended - self._replayed)
         return self._report(until_s, first.running + first.waiting, moved, finished, last.running + last.waiting)
+
+    def _look_at(self, snapshot: InstanceSnapshot) -> None:
+        was_kept = self.order.keep and self._last is not None and self._last.drain_keep
+        if was_kept and snapshot.state is InstanceState.DRAINING and not snapshot.drain_keep:
+            # Nobody told it so: its process was asked to end.
+            self.order = msgspec.structs.replace(self.order, keep=False, firm=True)
+            self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.DRAINING, None, None
+        self._first = self._first or snapshot
+        self._last = snapshot
 
     def _report(self, until_s: float, requests: int, moved: int, finished: int, left: int) -> DrainReport:
         return DrainReport(
