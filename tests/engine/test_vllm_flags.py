@@ -99,3 +99,13 @@ def test_a_model_that_vllm_schedules_in_a_way_of_its_own_is_refused() -> None:
     config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=False, scheduler_cls="a.Diffuser"))
     with pytest.raises(UsageError, match=r"cannot serve this model: vLLM schedules it with a\.Diffuser\."):
         boot._adjust(config, SimpleNamespace(async_scheduling=None))  # type: ignore[arg-type]
+
+
+def test_unknown_parser_is_told_in_one_sentence() -> None:
+    from llumnix.errors import UsageError
+    from llumnix.server.boot import check_parser
+
+    check_parser("--reasoning-parser", "", ["b"])
+    check_parser("--reasoning-parser", "b", ["b"])
+    with pytest.raises(UsageError, match=r"^--reasoning-parser c is unknown, and no plugin .* may be a, b\.$"):
+        check_parser("--reasoning-parser", "c", ["b", "a"])

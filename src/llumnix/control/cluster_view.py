@@ -144,7 +144,7 @@ def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) 
     if silent_s > timeout_s:
         return f"no heartbeat for {silent_s:.3g} s (limit {timeout_s:g} s)"
     load = known.snapshot
-    if load is None or stuck_s <= step_timeout_s:
-        return ""
+    if load is None or stuck_s <= step_timeout_s or not (load.running or load.waiting or known.unread):
+        return ""  # one without work whose heartbeats are late is no engine that hangs
     work = f"{load.running} running, {load.waiting} waiting, {known.unread} unread"
     return f"it lives, but its engine did nothing for {stuck_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"

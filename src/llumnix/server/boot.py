@@ -99,6 +99,16 @@ def _import_plugins(args: Any) -> None:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
         ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    reasoning = args.reasoning_parser or args.structured_outputs_config.reasoning_parser
+    check_parser("--reasoning-parser", reasoning, ReasoningParserManager.list_registered())
+    if args.enable_auto_tool_choice:
+        check_parser("--tool-call-parser", args.tool_call_parser, ToolParserManager.list_registered())
+
+
+def check_parser(flag: str, name: str | None, known: list[str]) -> None:
+    """vLLM raises a KeyError, and only where it opens its port. Raises UsageError."""
+    if name and name not in known:
+        raise UsageError(f"{flag} {name} is unknown, and no plugin registers it: it may be {', '.join(sorted(known))}.")
 
 
 def listen(setup: Setup) -> socket.socket:
