@@ -6,6 +6,7 @@ import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, patch
@@ -131,6 +132,7 @@ class LateWorker(WorkerExtension):
         self._llumnix_outbox = wires  # type: ignore[assignment]
         self._llumnix_control = name
         self._llumnix_pulls = {}
+        self._llumnix_lock = Lock()
 
 
 def _spec(name: str, index: int) -> InstanceSpec:

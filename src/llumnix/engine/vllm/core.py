@@ -118,7 +118,8 @@ class LlumnixEngineCore(EngineCoreProc):
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
         self._mailbox = Mailbox(spec.book.instance(spec.id), self._on_mail, spec.book.keys)
-        addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret))
+        moves = not self._why_pinned
+        addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret, moves))
         self._info = wire.InstanceInfo(
             id=spec.id,
             index=spec.index,
@@ -390,7 +391,7 @@ class LlumnixEngineCore(EngineCoreProc):
             structured_output=self.structured_output_manager,
             rpc=self.rpc,
             ranks=config.parallel_config.world_size,
-            pins=why_engine_pins(config, self.scheduler.kv_cache_config),
+            pins=self._why_pinned,
             has_adapter=self._follower.has_adapter,
             post=self._mailbox.post,
             post_soon=self._mailbox.post_soon,
@@ -400,6 +401,10 @@ class LlumnixEngineCore(EngineCoreProc):
             clock=monotonic,
         )
         return LlumletDriver(engine, llumlet, spec.migration, spec.book, spec.policy.relief_steps)
+
+    @property
+    def _why_pinned(self) -> str:
+        return why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
 
     def _make_resumes(self) -> Resumes:
         making = Making(

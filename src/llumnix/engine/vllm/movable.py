@@ -11,28 +11,37 @@ from vllm.v1.request import Request
 
 def why_engine_pins(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     """Why no request of this engine can move, or an empty string."""
-    model = config.model_config
-    if config.speculative_config is not None:
-        return "speculative decoding keeps draft state in the worker"
-    if config.parallel_config.pipeline_parallel_size > 1:
-        return "pipeline parallelism"
-    if config.parallel_config.data_parallel_size > 1:
-        return "the engine is itself data parallel"
-    if config.kv_transfer_config is not None:
-        return "a KV connector owns the blocks"
-    if config.aux_output_config.enabled:
-        return "auxiliary output, such as routed experts, is collected in the worker"
-    if model.is_encoder_decoder:
-        return "encoder-decoder models keep cross-attention state"
-    if model.uses_mrope:
-        return "M-RoPE positions live in the worker"
-    if model.runner_type != "generate":
-        return "pooling models finish in one step"
+    return next((why for pins, why in _ways_to_run(config) if pins), "") or _why_cache_stays(kv_cache_config)
+
+
+def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
+    model, parallel = config.model_config, config.parallel_config
+    spread = parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
+    return (
+        (config.speculative_config is not None, "speculative decoding keeps draft state in the worker"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism"),
+        (parallel.data_parallel_size > 1, "the engine is itself data parallel"),
+        (spread > 1, "context parallelism spreads a block over several workers"),
+        (config.kv_transfer_config is not None, "a KV connector owns the blocks"),
+        (config.aux_output_config.enabled, "auxiliary output, such as routed experts, is collected in the worker"),
+        (model.is_encoder_decoder, "encoder-decoder models keep cross-attention state"),
+        (model.uses_mrope, "M-RoPE positions live in the worker"),
+        (model.runner_type != "generate", "pooling models finish in one step"),
+        (model.enable_sleep_mode, "sleep mode takes the memory away that others read from"),
+        (config.attention_config.hisparse_config is not None, "HiSparse keeps a part of the KV cache on the host"),
+    )
+
+
+def _why_cache_stays(kv_cache_config: KVCacheConfig) -> str:
+    if not kv_cache_config.kv_cache_groups:
+        return "it has no KV cache"
     kinds = {type(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups}
     for kind in sorted(kinds, key=lambda kind: kind.__name__):
         # Only caches to which tokens are appended: a state that is overwritten in place has no settled blocks.
         if not issubclass(kind, FullAttentionSpec | SlidingWindowSpec):
             return f"its KV cache has state of kind {kind.__name__}"
+    if kv_cache_config.needs_kv_cache_zeroing:
+        return "new blocks of its KV cache are zeroed by the next step, whatever was copied there"
     return ""
 
 

@@ -28,7 +28,7 @@ load_compiled_models()  # here, as vLLM imports this module in each process of a
 class WorkerExtension:
     """Relies on the worker's `model_runner`, `device`, `rank`, `vllm_config` (vllm/v1/worker/gpu_worker.py)."""
 
-    _llumnix_transport: Transport
+    _llumnix_transport: Transport | None
     _llumnix_outbox: Outbox
     _llumnix_control: str
     _llumnix_pulls: dict[tuple[str, int, int], Any]
@@ -42,11 +42,12 @@ class WorkerExtension:
     rank: int
     vllm_config: Any
 
-    def llumnix_open(self, book: AddressBook, control: str, secret: bytes) -> str:
-        """Starts to serve this worker's KV blocks; returns the transport's address."""
+    def llumnix_open(self, book: AddressBook, control: str, secret: bytes, moves: bool) -> str:
+        """Starts to serve this worker's KV blocks, unless its engine moves nothing: what such a one has for a cache may
+        not be blocks at all. Returns the transport's address, empty if there is none."""
         from llumnix.engine.vllm.kv_pool import open_transport
 
-        self._llumnix_transport = open_transport(self, book, secret)
+        self._llumnix_transport = open_transport(self, book, secret) if moves else None
         self._llumnix_outbox = Outbox(book.keys)
         self._llumnix_control = control
         self._llumnix_pulls = {}
@@ -56,7 +57,7 @@ class WorkerExtension:
 
             make_patient(self.model_runner)
         note_shared_memory()
-        return self._llumnix_transport.address
+        return "" if self._llumnix_transport is None else self._llumnix_transport.address
 
     def llumnix_draw_apart(self, index: int) -> None:
         """From here on draws for requests without a seed as no other instance does.
@@ -104,6 +105,7 @@ class WorkerExtension:
                 wire.BlocksReleased(request=RequestId(key[0]), epoch=key[1], stage=key[2], rank=self.rank),
             )
 
+        assert self._llumnix_transport is not None  # who moves nothing takes nothing
         with self._llumnix_lock:
             self._llumnix_pulls[key] = self._llumnix_transport.pull(
                 addresses[self.rank], source_blocks, target_blocks, deadline_s, on_done=done, on_released=released
@@ -152,10 +154,6 @@ class WorkerExtension:
             lora_request=request["lora_request"],
         )
 
-    def llumnix_forget(self, request_id: str) -> None:
-        """Drops what `llumnix_install` made, for a request that ends before its first step here."""
-        getattr(self.model_runner, "requests", {}).pop(request_id, None)
-
     def llumnix_zero_blocks(self, blocks: list[int]) -> None:
         """Overwrites blocks with zeros: the negative control of the equality tests."""
         from llumnix.engine.vllm.kv_pool import kv_views
@@ -164,5 +162,6 @@ class WorkerExtension:
             view[torch.tensor(blocks, device=view.device)] = 0
 
     def llumnix_close(self) -> None:
-        self._llumnix_transport.close()
+        if self._llumnix_transport is not None:
+            self._llumnix_transport.close()
         self._llumnix_outbox.close()
