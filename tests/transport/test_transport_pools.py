@@ -109,6 +109,67 @@ def test_whoever_finds_no_staging_buffer_gives_up_in_time():
     assert len(next(pool.writing([1], time.monotonic() + 0.01))) == 1
 
 
+def staged_ends() -> list[SocketTransport]:
+    """Source and target; the source's blocks take four turns of its buffers."""
+    tensors = [torch.zeros(4, 8, 2).transpose(0, 1) for _ in range(2)]
+    return [
+        SocketTransport(StagedPool([tensor], fingerprint="x", staging_bytes=64), b"s" * 16, SocketOptions())
+        for tensor in tensors
+    ]
+
+
+@pytest.mark.parametrize(
+    ("torch_function", "fails_at", "reason"),
+    [
+        ("index_select", 1, "the source refused: torch cannot copy blocks: out of memory"),
+        ("index_select", 3, "the peer closed the connection"),
+        ("Tensor.index_copy_", 1, "torch cannot copy blocks: out of memory"),
+    ],
+)
+def test_an_error_of_torch_ends_the_pull_and_nothing_else(monkeypatch, torch_function, fails_at, reason):
+    source, target = staged_ends()
+    owner, name = (torch.Tensor, "index_copy_") if "." in torch_function else (torch, torch_function)
+    works, calls, died = getattr(owner, name), [], []
+
+    def fails_once(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == fails_at:
+            raise torch.OutOfMemoryError("out of memory\nTried to allocate")
+        return works(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fails_once)
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    results = []
+    for _ in range(2):
+        pull = target.pull(source.address, range(8), range(8), 5.0, on_done=results.append, on_released=results.clear)
+        assert pull.wait(5.0)
+    for end in (source, target):
+        end.close()
+    assert [result.ok for result in results] == [False, True]
+    assert reason in results[0].reason
+    assert died == []
+
+
+def test_no_pull_allocates_memory_of_the_device(monkeypatch):
+    source, target = staged_ends()
+    made = []
+    for name in ("empty", "zeros", "empty_like"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: made.append("allocated"))
+    results = []
+    pull = target.pull(source.address, range(8), range(8), 5.0, on_done=results.append, on_released=results.clear)
+    assert pull.wait(5.0).ok
+    for end in (source, target):
+        end.close()
+    assert made == []
+
+
+def test_making_a_pool_changes_no_byte():
+    tensor = torch.arange(64, dtype=torch.float32).view(4, 8, 2).transpose(0, 1)
+    before = tensor.clone()
+    StagedPool([tensor, tensor], fingerprint="")
+    assert torch.equal(tensor, before)
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

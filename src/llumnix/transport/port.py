@@ -81,7 +81,8 @@ class Pool(Protocol):
     def reading(self, blocks: BlockIds, until: float) -> Batches:
         """Yields pieces to send. A batch stays valid until the next one is asked for.
 
-        Raises TimeoutError when it has to wait beyond `until` (of `time.monotonic`)."""
+        Raises TimeoutError when it has to wait beyond `until` (of `time.monotonic`), and TransportError when the
+        memory cannot be copied (a device may have none left, or break)."""
         ...
 
     def writing(self, blocks: BlockIds, until: float) -> Batches:

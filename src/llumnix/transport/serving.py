@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from llumnix.transport.connection import Connection, Reply, Request, welcome_puller
 from llumnix.transport.pieces import block_ids
-from llumnix.transport.port import Pool
+from llumnix.transport.port import Pool, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,8 @@ class Server:
         except (OSError, EOFError) as end:
             # The puller's deadline, death or idleness: it knows, and nothing here depends on it.
             log.debug("a puller's connection ended: %s", end)
+        except TransportError as error:
+            log.warning("broke a pull off: %s", error)  # its bytes were promised: the end of the connection tells
         finally:
             self._end(connection, strangers)
 
@@ -144,7 +146,14 @@ class Server:
         except ValueError as error:
             connection.send(Reply(0, str(error)))
             return
-        connection.send(Reply(len(blocks) * shape.block_bytes))
         with closing(self._pool.reading(blocks, until)) as batches:
-            for batch in batches:
+            try:
+                batch = next(batches, None)  # before the reply: what a device cannot do shows here
+            except TransportError as error:
+                log.warning("refused a pull of %d blocks: %s", len(blocks), error)
+                connection.send(Reply(0, str(error)))
+                return
+            connection.send(Reply(len(blocks) * shape.block_bytes))
+            while batch is not None:
                 connection.send_pieces(batch)
+                batch = next(batches, None)
