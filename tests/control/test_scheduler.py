@@ -296,6 +296,11 @@ def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost():
     assert command == DeclareLost(instance=InstanceId("a"), why=why)
 
 
+def test_instance_without_work_whose_heartbeats_are_late_is_not_hung():
+    beats = Beats(1.0)
+    assert beats.go_on(3, progress=False) + beats.body.wait(2.5) == []
+
+
 def test_instance_without_work_beats_on():
     assert Beats(20.0).go_on(3600, progress=False) == []
 
