@@ -39,13 +39,14 @@ async def test_moves_and_dies_after_its_reasoning_has_ended(server: Server) -> N
         reasoning = text.index("~")
 
         moved = Streaming(session, BODY, name="moved")
-        replayed = Streaming(session, BODY, name="replayed")
         await moved.reaches(reasoning // 2)
         for tokens in (reasoning + 10, reasoning + 60):
             await moved.reaches(tokens)
             status, answer = await admin.migrate(moved.id, "i1" if await admin.where(moved.id) == "i0" else "i0")
             assert status == 200, answer
         await moved
+
+        replayed = Streaming(session, BODY, name="replayed")
         await replayed.reaches(reasoning + 20)
         owner = await admin.where(replayed.id)
         assert owner is not None
