@@ -17,10 +17,9 @@ from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
 from llumnix.server import sizing
 from llumnix.server.answers import Bad, Guard, body_of, listing, sentence, shown
-from llumnix.server.boot import listening_host
 from llumnix.server.client_ids import client_visible_id
 from llumnix.server.gauges import freeness_of
-from llumnix.server.origin import KnownHosts
+from llumnix.server.origin import KnownHosts, listening_host
 from llumnix.server.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.errors import UsageError
+from llumnix.server.origin import listening_host
 
 _MAX_FRONT_ENDS = 64
 _SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
@@ -45,11 +46,6 @@ class Setup:
         if self.config.model_config.runner_type != "generate":
             return "/pooling", {"input": "Hello"}
         return "/v1/completions", {"prompt": "Hello", "max_tokens": 16}
-
-
-def listening_host(args: argparse.Namespace) -> str:
-    """vLLM's own default is every address. Whoever asks for a unix socket asks for none."""
-    return args.host or ("127.0.0.1" if args.uds else "0.0.0.0")
 
 
 def prepare(argv: list[str], model: str) -> Setup:

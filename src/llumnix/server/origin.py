@@ -7,6 +7,7 @@ carry that name in `Host`. Programs that are no browsers send none of the first 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import socket
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,11 @@ from urllib.parse import urlsplit
 
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")
 _ANY = "*"
+
+
+def listening_host(args: argparse.Namespace) -> str:
+    """vLLM's own default is every address. Whoever asks for a unix socket asks for none."""
+    return args.host or ("127.0.0.1" if args.uds else "0.0.0.0")
 
 
 @dataclass(frozen=True, slots=True)
