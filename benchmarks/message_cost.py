@@ -1,6 +1,6 @@
 """What one message between a scheduler and an instance costs the scheduler's process, measured.
 
-The numbers behind figure 16 (`src/llumnix/sim/stall.py`): a centralised scheduler hears from every instance in
+The numbers behind figure 16 (`src/llumnix/paper/stall.py`): a centralised scheduler hears from every instance in
 every iteration, which of its requests made a token, does its bookkeeping, and answers with the next batch. It is one
 Python process on ZeroMQ and msgspec, as our own processes are; a report of ours is timed beside it.
 

@@ -27,10 +27,10 @@ import msgspec
 import numpy as np
 
 from llumnix.config import PolicyConfig
+from llumnix.paper.measure import latencies
+from llumnix.paper.runs import interval
 from llumnix.sim.driver import sim_requests, simulate
-from llumnix.sim.measure import latencies
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.reproduce import interval
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import Setup
 from llumnix.workload.workload import Workload, WorkloadRequest, load_workload
 

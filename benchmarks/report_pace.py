@@ -22,9 +22,9 @@ import msgspec
 
 from llumnix.config import ClusterConfig
 from llumnix.control.pace import pace_of
+from llumnix.paper.measure import latencies
 from llumnix.sim.driver import sim_requests, simulate
-from llumnix.sim.measure import latencies
-from llumnix.sim.profile_file import load_profile
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import Setup
 from llumnix.workload.workload import load_workload
 

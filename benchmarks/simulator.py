@@ -18,7 +18,7 @@ import numpy as np
 
 from llumnix.config import PolicyConfig
 from llumnix.sim.driver import sim_requests, simulate
-from llumnix.sim.profile_file import load_profile
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import Setup
 from llumnix.workload.arrivals import poisson
 from llumnix.workload.workload import Workload, load_workload

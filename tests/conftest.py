@@ -13,6 +13,7 @@ _RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
 _RING_OF_FOLDER = {
     "sim": "simulation",
     "golden": "simulation",
+    "paper": "simulation",
     "report": "simulation",
     "bench": "io",
     "transport": "io",

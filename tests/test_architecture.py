@@ -85,7 +85,7 @@ def test_dependencies_of_the_base_package_are_all_named() -> None:
     distributions = {"zmq": "pyzmq"}
     named -= {"matplotlib"}
     with_the_engine = ("engine/vllm", "server", "cluster/launch_ray", "cluster/ray_")
-    with_figures = ("report/figures", "report/reproduce", "report/style", "report/timeline")
+    with_figures = ("report/figures", "paper/figures", "report/style", "report/timeline")
     for path in SOURCES:
         where = str(path.relative_to(ROOT / "src" / "llumnix"))
         if where.startswith((*with_the_engine, *with_figures)):

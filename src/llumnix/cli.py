@@ -133,8 +133,8 @@ COMMANDS: dict[str, tuple[str, Run]] = {
     "serve": ("Serve a model on several engines behind one OpenAI-compatible address.", _serve),
     "bench": ("Load a running server and measure it.", _in_module("bench", "llumnix.bench.cli")),
     "simulate": ("The same, simulated: policies in virtual time.", _in_module("simulate", "llumnix.sim.cli")),
-    "reproduce": ("Draw a figure of the paper.", _in_module("reproduce", "llumnix.sim.reproduce_cli")),
-    "profile": ("Fit a cost model to an engine, for the simulator.", _in_module("profile", "llumnix.sim.profile_cli")),
+    "reproduce": ("Draw a figure of the paper.", _in_module("reproduce", "llumnix.paper.cli")),
+    "profile": ("Fit a cost model to an engine, for the simulator.", _in_module("profile", "llumnix.sim.profiles.cli")),
     **{name: (command.sentence, _ask_server(name)) for name, command in SERVER_COMMANDS.items()},
     "doctor": ("Check this machine, and say what to do.", _doctor),
 }

@@ -12,7 +12,7 @@ from llumnix.policy.catalogue import POLICIES
 from llumnix.report.records import write_records
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
-from llumnix.sim.profile_file import load_profile
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import Setup
 from llumnix.workload.workload import load_workload
 

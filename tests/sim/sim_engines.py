@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llumnix.sim.cost_model import Profile
-from llumnix.sim.engine import Engine, Scheduler
-from llumnix.sim.flight import Segment
+from llumnix.sim.engine.engine import Engine, Scheduler
+from llumnix.sim.engine.flight import Segment
+from llumnix.sim.engine.request import SimRequest
+from llumnix.sim.engine.vllm01 import PrefillFirst
+from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.kernel import Kernel
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.request import SimRequest
-from llumnix.sim.vllm01 import PrefillFirst
-from llumnix.sim.vllm1 import TokenBudget
+from llumnix.sim.profiles.cost_model import Profile
+from llumnix.sim.profiles.file import load_profile
 
 
 def small_profile(kind: str, blocks: int, **scheduler: object) -> Profile:

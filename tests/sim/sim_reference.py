@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llumnix.sim.cost_model import Profile
+from llumnix.sim.profiles.cost_model import Profile
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`llumnix simulate` and `llumnix reproduce` as a user calls them."""
+"""`llumnix simulate` as a user calls it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 
 from llumnix.cli import main
-from llumnix.report.points import read_points
-from llumnix.sim import reproduce, reproduce_cli
-from llumnix.sim.experiments import FIGURES, Run
 
 SIMULATE = ["simulate", "--workload", "S-S?rate=8&requests=300", "--instances", "4"]
 
@@ -133,72 +130,3 @@ def test_a_broken_row_of_a_trace_is_named_by_its_line(tmp_path: Path, capsys: py
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n1,ten,10\n")
     assert main(["simulate", "--workload", str(trace), "--instances", "1", "--out", str(tmp_path)]) == 2
     assert "mine.csv:3" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [(["17"], "no figure '17'"), (["11", "--trace", "X"], "no trace 'X'"), (["11", "--seeds", "0"], "--seeds")],
-)
-def test_reproduce_says_what_it_cannot_do(
-    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["reproduce", *words, "--out", str(tmp_path)]) == 2
-    assert sentence in capsys.readouterr().err
-
-
-def small(runs: list[Run]) -> list[Run]:
-    """The same runs with far fewer requests."""
-    return [
-        Run(**{**{name: getattr(run, name) for name in Run.__slots__}, "workload": f"{run.workload}&requests=60"})
-        for run in runs[::4]
-    ]
-
-
-@pytest.mark.parametrize(("figure", "trace"), [(11, "ShareGPT"), (13, "S-S"), (14, "Gamma"), (15, "Threshold")])
-def test_a_figure_has_csv_picture_and_claims_in_the_form_of_the_contract(
-    figure: int, trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FIGURES, figure, lambda seed, make=FIGURES[figure]: small(make(seed)))
-    words = ["reproduce", str(figure), "--out", str(tmp_path), "--jobs", "1", "--seeds", "2", "--trace", trace]
-    assert main(words) == 0
-    header = (tmp_path / f"figure{figure}.csv").read_text().splitlines()[0]
-    assert header == "figure,trace,metric,policy,x,y,y_low,y_high"
-    points = read_points(tmp_path / f"figure{figure}.csv")
-    assert points
-    for point in points:
-        assert point.y_low is not None
-        assert point.y_high is not None
-        assert point.y_low <= point.y <= point.y_high
-    assert (tmp_path / f"figure{figure}.png").read_bytes().startswith(b"\x89PNG")
-    assert "the paper states" in (tmp_path / f"figure{figure}.md").read_text()
-
-
-def test_a_reproduction_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = small(FIGURES[13](0))
-    ran: list[str] = []
-
-    def measure_some(run: Run) -> reproduce.Measures:
-        if len(ran) == 2:
-            raise KeyboardInterrupt
-        ran.append(run.key)
-        return [(run.trace, "Prefill P99", run.x, 1.0)]
-
-    monkeypatch.setattr(reproduce, "measure", measure_some)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce.run_all(runs, tmp_path, 1, lambda run: None)
-    first, ran[:] = list(ran), []
-    (tmp_path / f"{first[1]}.json").write_text("{broken")
-    monkeypatch.setattr(reproduce, "measure", lambda run: ran.append(run.key) or [])
-    results = reproduce.run_all(runs, tmp_path, 1, lambda run: None)
-    assert first[0] not in ran
-    assert first[1] in ran
-    assert len(results) == len(runs)
-
-
-def test_earlier_runs_are_drawn_without_running_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, drawn = tmp_path / "made", tmp_path / "drawn"
-    assert main(["reproduce", "10", "--trace", "7B", "--out", str(made), "--jobs", "1"]) == 0
-    monkeypatch.setattr(reproduce_cli, "run_all", None)
-    assert main(["reproduce", "10", "--trace", "7B", "--records", str(made), "--out", str(drawn)]) == 0
-    assert (made / "figure10.csv").read_text() == (drawn / "figure10.csv").read_text()
-    assert main(["reproduce", "10", "--records", str(tmp_path / "none"), "--out", str(drawn)]) == 2

@@ -11,11 +11,11 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.scheduler_events import DrainOutcome
 from llumnix.report.recording import RECORD, differences
 from llumnix.sim.driver import simulate
+from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import Outcome
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.request import SimRequest
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import PlannedDrain, PlannedMove, Setup
 
 A10 = load_profile("a10-llama-7b")

@@ -15,10 +15,10 @@ from llumnix.policy.catalogue import POLICIES
 from llumnix.report.records import MOVED
 from llumnix.sim import driver
 from llumnix.sim.driver import sim_requests, simulate
+from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind, draw_victims, parse_fault
 from llumnix.sim.outcome import Outcome
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.request import SimRequest
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import PlannedMove, Setup
 from llumnix.workload.workload import load_workload
 

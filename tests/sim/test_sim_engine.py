@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sim_engines import new_engine, run_engine, small_profile
 from sim_reference import reference_run
 
-from llumnix.sim.request import DETACHED, FINISHED, WAITING, SimRequest
+from llumnix.sim.engine.request import DETACHED, FINISHED, WAITING, SimRequest
 
 ROWS = st.lists(
     st.tuples(st.floats(0, 20, allow_nan=False).map(lambda x: round(x, 3)), st.integers(1, 150), st.integers(1, 150)),

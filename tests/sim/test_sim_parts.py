@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llumnix.sim.batch import DecodeBatch
-from llumnix.sim.blocks import BlockPool, PrefixCache
-from llumnix.sim.gaps import GapLog
-from llumnix.sim.request import SimRequest
+from llumnix.sim.engine.batch import DecodeBatch
+from llumnix.sim.engine.blocks import BlockPool, PrefixCache
+from llumnix.sim.engine.gaps import GapLog
+from llumnix.sim.engine.request import SimRequest
 
 
 @given(st.lists(st.integers(0, 9), max_size=40))

@@ -11,9 +11,9 @@ import pytest
 
 from llumnix.cli import main
 from llumnix.errors import UsageError
-from llumnix.sim.profile_cli import Told, ask_server
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.profile_live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
+from llumnix.sim.profiles.cli import Told, ask_server
+from llumnix.sim.profiles.file import load_profile
+from llumnix.sim.profiles.live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
 
 UNSEEN = Unseen(total_blocks=500)
 
@@ -157,7 +157,7 @@ def test_a_server_that_is_not_there_is_one_sentence(
 
 
 def test_a_profile_that_was_fitted_can_be_simulated(tmp_path: Path) -> None:
-    from llumnix.sim.profile_file import write_profile
+    from llumnix.sim.profiles.file import write_profile
 
     write_profile(fit(*samples(), UNSEEN, "mine", "made up"), tmp_path / "mine.toml")
     assert load_profile(str(tmp_path / "mine.toml")).name == "mine"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llumnix.errors import UsageError
-from llumnix.report.points import curve, published_points
-from llumnix.sim.cost_model import Profile
-from llumnix.sim.profile_file import load_profile, parse_profile, profile_names, write_profile
+from llumnix.paper.points import curve, published_points
+from llumnix.sim.profiles.cost_model import Profile
+from llumnix.sim.profiles.file import load_profile, parse_profile, profile_names, write_profile
 
 FITS = {"a10-llama-7b": "7B", "4xa10-llama-30b": "30B"}
 

@@ -22,7 +22,7 @@ from llumnix.sim.compare import compare, print_comparison, write_comparison
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.outcome import Outcome
-from llumnix.sim.profile_file import load_profile, profile_names
+from llumnix.sim.profiles.file import load_profile, profile_names
 from llumnix.sim.setup import Setup
 from llumnix.workload.workload import Workload, load_workload
 

@@ -21,11 +21,14 @@ from llumnix.control.replay import LlumletBegin, SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
+from llumnix.policy.autoscaling_paper import PAPER_CHECK_INTERVAL_S, paper_scale
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.report.recording import recorder
-from llumnix.sim.autoscaler import PAPER_CHECK_INTERVAL_S, paper_scale
-from llumnix.sim.engine import Scheduler
+from llumnix.sim.engine.engine import Scheduler
+from llumnix.sim.engine.request import NEW, SimRequest
+from llumnix.sim.engine.vllm01 import PrefillFirst
+from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
 from llumnix.sim.front_end import FrontEnd
 from llumnix.sim.instance import SimInstance
@@ -33,10 +36,7 @@ from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.network import CopyEnded, Network
 from llumnix.sim.observer import Observer
 from llumnix.sim.outcome import InstanceLife, Outcome
-from llumnix.sim.request import NEW, SimRequest
 from llumnix.sim.setup import PlannedMove, Setup, instance_name
-from llumnix.sim.vllm01 import PrefillFirst
-from llumnix.sim.vllm1 import TokenBudget
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.workload.workload import Workload
 

@@ -11,10 +11,10 @@ from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.messages import FRONT_END, NOBODY, AnyNotice, Doubt, Moved, Verdict
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.sim.engine.request import FINISHED, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import Network
-from llumnix.sim.request import FINISHED, SimRequest
 from llumnix.sim.setup import Setup, instance_name
 from llumnix.types import Epoch, InstanceId, InstanceState, Priority, RequestId
 

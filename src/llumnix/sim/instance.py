@@ -18,11 +18,11 @@ from llumnix.control import events as told
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.scheduler_events import MoveRequest
-from llumnix.sim.engine import Engine, Scheduler
+from llumnix.sim.engine.engine import Engine, Scheduler
+from llumnix.sim.engine.request import DECODING, NEW, PREFILLING, WAITING, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.migration_body import MigrationBody
 from llumnix.sim.reporting import Reporter, candidates
-from llumnix.sim.request import DECODING, NEW, PREFILLING, WAITING, SimRequest
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId
 

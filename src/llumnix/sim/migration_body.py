@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llumnix.control import commands as do
 from llumnix.control import events as told
-from llumnix.sim.engine import Engine
-from llumnix.sim.request import DETACHED, NEW, WAITING, Handover, SimRequest
+from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.request import DETACHED, NEW, WAITING, Handover, SimRequest
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
 

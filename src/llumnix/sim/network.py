@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from llumnix.sim.cost_model import Profile
-from llumnix.sim.engine import Engine
+from llumnix.sim.engine.engine import Engine
 from llumnix.sim.kernel import Kernel, Timer
+from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import InstanceId
 
 CopyEnded = Callable[[str | None], None]

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from llumnix.control.commands import AnswerMove
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
+from llumnix.sim.engine.request import Handover, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import Outcome
-from llumnix.sim.request import Handover, SimRequest
 from llumnix.types import InstanceId
 
 

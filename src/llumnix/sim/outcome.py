@@ -7,7 +7,7 @@ from math import inf
 
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.report.records import InstanceRecord, MigrationRecord, Records, RequestRecord
-from llumnix.sim.request import SimRequest
+from llumnix.sim.engine.request import SimRequest
 from llumnix.types import Priority
 
 

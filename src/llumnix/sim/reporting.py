@@ -9,8 +9,8 @@ from msgspec.structs import replace
 from llumnix.control.pace import ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
+from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.sim.kernel import Timer
-from llumnix.sim.request import WAITING, SimRequest
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState
 

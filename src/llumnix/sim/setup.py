@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.policy.autoscaling import ScalingConfig
-from llumnix.sim.cost_model import Profile
 from llumnix.sim.faults import Fault
+from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import InstanceId
 
 

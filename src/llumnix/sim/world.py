@@ -9,10 +9,10 @@ from llumnix.control import commands as do
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.sim.cost_model import Profile
+from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import CopyEnded
-from llumnix.sim.request import SimRequest
+from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import Epoch, InstanceId, RequestId
 
 if TYPE_CHECKING:

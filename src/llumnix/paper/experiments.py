@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from llumnix.report.points import INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN
+from llumnix.paper.points import INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN
 
 POLICY_OF = {
     ROUND_ROBIN: "round-robin",

@@ -1,4 +1,4 @@
-"""The auto-scaling rule of the paper's published experiments. Ours is `control/scaling.py`, as live."""
+"""The auto-scaling rule of the paper's published experiments. Ours is `autoscaling.py`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llumnix.errors import UsageError
-from llumnix.sim.cost_model import (
+from llumnix.sim.profiles.cost_model import (
     DecodeProfile,
     HostProfile,
     MemoryProfile,
@@ -32,14 +32,14 @@ _SECTIONS: dict[str, type[Any]] = {
 
 def profile_names() -> list[str]:
     """Names of the profiles that come with the package."""
-    folder = resources.files("llumnix.sim") / "profiles"
+    folder = resources.files("llumnix.sim.profiles")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_profile(name: str) -> Profile:
     """A profile by its name or by the path of a TOML file. Raises UsageError with one sentence."""
     if name in profile_names():
-        text = (resources.files("llumnix.sim") / "profiles" / f"{name}.toml").read_text()
+        text = (resources.files("llumnix.sim.profiles") / f"{name}.toml").read_text()
     else:
         try:
             text = Path(name).read_text()

@@ -14,8 +14,8 @@ from rich.console import Console
 from llumnix.client import unreachable
 from llumnix.errors import UsageError
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
-from llumnix.sim.profile_file import write_profile
-from llumnix.sim.profile_live import Plan, Unseen, fit, measure_server, worst_error
+from llumnix.sim.profiles.file import write_profile
+from llumnix.sim.profiles.live import Plan, Unseen, fit, measure_server, worst_error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from llumnix.client import unreachable
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY
-from llumnix.sim.cost_model import (
+from llumnix.sim.profiles.cost_model import (
     DecodeProfile,
     HostProfile,
     MemoryProfile,

@@ -12,12 +12,12 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from llumnix.errors import UsageError
-from llumnix.report.claims import claims, write_claims
+from llumnix.paper.claims import claims, write_claims
+from llumnix.paper.experiments import FIGURES, Run
+from llumnix.paper.measure import Measures
+from llumnix.paper.points import Point, published_points, write_points
+from llumnix.paper.runs import find_result, points_of, run_all
 from llumnix.report.pictures import require_matplotlib
-from llumnix.report.points import Point, published_points, write_points
-from llumnix.sim.experiments import FIGURES, Run
-from llumnix.sim.measure import Measures
-from llumnix.sim.reproduce import find_result, points_of, run_all
 
 NOTES = """Maxima are over points, as the paper states them; geometric means are over all points. `–`: the points \
 are not published, or the comparison does not exist. Parameters, definitions and known differences: \
@@ -88,7 +88,7 @@ def _results(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Measure
 
 def write_reproduction(figure: int, points: Sequence[Point], paper: Sequence[Point], directory: Path) -> None:
     """Writes `figureNN.csv`, `figureNN.png` and `figureNN.md`, and prints the claims."""
-    from llumnix.report.reproduce import TITLES, draw_figure  # matplotlib takes a second to load
+    from llumnix.paper.figures import TITLES, draw_figure  # matplotlib takes a second to load
 
     stem = directory / f"figure{figure}"
     write_points(stem.with_suffix(".csv"), points)

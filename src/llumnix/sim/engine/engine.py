@@ -1,8 +1,8 @@
 """One inference engine, by arithmetic: continuous batching over an exact count of KV blocks.
 
 Time passes in *segments*: either a run of decode steps in which nothing happens, skipped as one (see
-sim/batch.py), or one step that prefills. At the end of a segment the local scheduler (sim/vllm01.py,
-sim/vllm1.py) plans the next. What comes from outside (a new request, a request to leave the batch)
+sim/engine/batch.py), or one step that prefills. At the end of a segment the local scheduler (sim/engine/vllm01.py,
+sim/engine/vllm1.py) plans the next. What comes from outside (a new request, a request to leave the batch)
 cuts a run of steps at the end of the step in flight, which is where a real engine would notice it.
 """
 
@@ -14,13 +14,13 @@ from operator import attrgetter
 from typing import Protocol
 
 from llumnix.policy.relief import short_blocks
-from llumnix.sim.batch import DecodeBatch
-from llumnix.sim.blocks import BlockPool, PrefixCache
-from llumnix.sim.cost_model import Profile
-from llumnix.sim.flight import Flight, Segment
+from llumnix.sim.engine.batch import DecodeBatch
+from llumnix.sim.engine.blocks import BlockPool, PrefixCache
+from llumnix.sim.engine.flight import Flight, Segment
+from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.engine.waiting import WaitingQueue
 from llumnix.sim.kernel import Kernel, Timer
-from llumnix.sim.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
-from llumnix.sim.waiting import WaitingQueue
+from llumnix.sim.profiles.cost_model import Profile
 
 _ORDER = attrgetter("order")
 

@@ -10,9 +10,9 @@ important one at the head of the queue (`policy/displacing.py`), as live.
 from __future__ import annotations
 
 from llumnix.policy.displacing import Occupant, displaced
-from llumnix.sim.engine import Engine
-from llumnix.sim.flight import Segment
-from llumnix.sim.request import SimRequest
+from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.flight import Segment
+from llumnix.sim.engine.request import SimRequest
 from llumnix.types import is_high
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from llumnix.report.points import INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN, Point, curve, in_order
+from llumnix.paper.points import INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN, Point, curve, in_order
 from llumnix.report.style import AMBER, BLUE, FAINT, GREEN, INK, PURPLE, RED, STYLE
 
 COLORS = {

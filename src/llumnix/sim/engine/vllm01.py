@@ -7,9 +7,9 @@ newest running one is preempted and computed again later.
 
 from __future__ import annotations
 
-from llumnix.sim.engine import Engine
-from llumnix.sim.flight import Segment
-from llumnix.sim.request import SimRequest
+from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.flight import Segment
+from llumnix.sim.engine.request import SimRequest
 
 
 class PrefillFirst:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from llumnix.sim.request import WAITING, SimRequest
+from llumnix.sim.engine.request import WAITING, SimRequest
 
 _ORDER = attrgetter("order")
 

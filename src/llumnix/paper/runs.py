@@ -17,11 +17,20 @@ from pathlib import Path
 
 import msgspec
 
-from llumnix.report.points import Point
-from llumnix.sim.experiments import Run
-from llumnix.sim.measure import Measures, measure
+from llumnix.paper.experiments import Run
+from llumnix.paper.measure import Measures, measure
+from llumnix.paper.points import Point
 
-SOURCES = ("config.py", "control", "policy", "sim", "workload")
+SOURCES = (
+    "config.py",
+    "control",
+    "paper/experiments.py",
+    "paper/measure.py",
+    "paper/stall.py",
+    "policy",
+    "sim",
+    "workload",
+)
 """Parts of the package that a result depends on."""
 
 

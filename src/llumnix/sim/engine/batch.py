@@ -14,8 +14,8 @@ from bisect import insort
 from heapq import heappop, heappush
 from operator import attrgetter
 
-from llumnix.sim.gaps import GapLog
-from llumnix.sim.request import DECODING, SimRequest
+from llumnix.sim.engine.gaps import GapLog
+from llumnix.sim.engine.request import DECODING, SimRequest
 from llumnix.types import is_high
 
 _ORDER = attrgetter("order")

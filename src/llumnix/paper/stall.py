@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 
-from llumnix.sim.cost_model import Profile
 from llumnix.sim.kernel import Kernel
+from llumnix.sim.profiles.cost_model import Profile
 
 CENTRAL_BASE_S = 6.1e-6
 """CPU time of the centralised scheduler per iteration of one instance: message in, message out; measured."""

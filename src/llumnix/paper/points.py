@@ -1,7 +1,7 @@
 """Points of a figure: what the paper published, and what we have to put beside it.
 
 One schema for both: figure, trace, metric, policy, x, y, and for ours the interval `y_low`…`y_high` over seeds.
-The published numbers were read off the vector graphics of the paper's figures (`report/paper/*.csv`); seconds,
+The published numbers were read off the vector graphics of the paper's figures (`paper/published/*.csv`); seconds,
 but milliseconds in figure 10.
 """
 
@@ -43,7 +43,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 def published_points(figure: int) -> list[Point]:
     """The paper's points of a figure; empty for those that have no published numbers."""
-    file = resources.files("llumnix.report") / "paper" / f"figure{figure}.csv"
+    file = resources.files("llumnix.paper") / "published" / f"figure{figure}.csv"
     return _parse(file.read_text(), str(file)) if file.is_file() else []
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import floor, sqrt
 from typing import NamedTuple
 
-from llumnix.sim.request import SimRequest
+from llumnix.sim.engine.request import SimRequest
 
 
 class Segment(NamedTuple):

@@ -7,17 +7,13 @@ from pathlib import Path
 import pytest
 
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig, Stay
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
-from llumnix.report.claims import claims, equal_latency_saving, ratio, write_claims
-from llumnix.report.points import INFAAS, LLUMNIX, Point, curve, published_points, read_points, write_points
-from llumnix.sim.autoscaler import paper_scale
-from llumnix.sim.cost_model import Profile
-from llumnix.sim.experiments import FIGURES, PAPER_RATES
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.reproduce import interval, points_of
-from llumnix.sim.stall import batch_size, central_stall_s, report_stall_s
-from llumnix.types import InstanceId
+from llumnix.paper.claims import claims, equal_latency_saving, ratio, write_claims
+from llumnix.paper.experiments import FIGURES, PAPER_RATES
+from llumnix.paper.points import INFAAS, LLUMNIX, Point, curve, published_points, read_points, write_points
+from llumnix.paper.runs import interval, points_of
+from llumnix.paper.stall import batch_size, central_stall_s, report_stall_s
+from llumnix.sim.profiles.cost_model import Profile
+from llumnix.sim.profiles.file import load_profile
 
 
 def test_the_papers_like_for_like_saving_is_about_21_percent() -> None:
@@ -90,30 +86,6 @@ def test_seeds_are_averaged_with_the_interval_of_the_mean() -> None:
 def test_the_published_points_of_a_trace_are_a_sorted_curve() -> None:
     line = curve(published_points(14), "Poisson", "Resource Cost", INFAAS)
     assert list(line) == [2, 2.2, 2.4, 2.6, 2.8, 3]
-
-
-SCALING = ScalingConfig(scale_out_freeness=10, scale_in_freeness=60, min_instances=1, max_instances=4)
-
-
-def cluster(*free: int, running: int) -> ClusterSnapshot:
-    rows = [
-        InstanceSnapshot(id=InstanceId(f"i{n}"), at=0, seq=1, total_blocks=792, free_blocks=blocks, running=running)
-        for n, blocks in enumerate(free)
-    ]
-    return ClusterSnapshot(at=0, instances=tuple(rows))
-
-
-def test_the_papers_scaling_rule_starts_as_many_as_bring_the_freeness_back() -> None:
-    decision = paper_scale(cluster(20, 20, running=40), 0, SCALING)
-    assert isinstance(decision, ScaleOut)
-    assert decision.count == 1
-    assert isinstance(paper_scale(cluster(20, 20, 20, 20, running=40), 0, SCALING), Stay), "the limit is reached"
-
-
-def test_the_papers_scaling_rule_takes_the_last_one_away_and_one_at_a_time() -> None:
-    idle = cluster(790, 790, running=1)
-    assert paper_scale(idle, 0, SCALING) == ScaleIn(InstanceId("i1"), "freeness 394 without the last instance")
-    assert isinstance(paper_scale(idle, 1, SCALING), Stay)
 
 
 @pytest.fixture

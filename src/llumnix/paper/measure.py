@@ -13,15 +13,15 @@ from dataclasses import replace
 import numpy as np
 
 from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.paper.experiments import PAPER_PAIRING_INTERVAL_S, POLICY_OF, Run
+from llumnix.paper.points import LLUMNIX, OURS
+from llumnix.paper.stall import batch_size, central_stall_s, report_stall_s
 from llumnix.policy.autoscaling import ScalingConfig
-from llumnix.report.points import LLUMNIX, OURS
 from llumnix.sim.driver import sim_requests, simulate
-from llumnix.sim.experiments import PAPER_PAIRING_INTERVAL_S, POLICY_OF, Run
+from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.outcome import mean_gap_s
-from llumnix.sim.profile_file import load_profile
-from llumnix.sim.request import SimRequest
+from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import PlannedMove, Setup
-from llumnix.sim.stall import batch_size, central_stall_s, report_stall_s
 from llumnix.workload.workload import load_workload
 
 Measures = list[tuple[str, str, float, float]]
