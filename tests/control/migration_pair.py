@@ -16,6 +16,7 @@ from tiny_engine import Sequence, Spec, State, TinyEngine, Token
 from llumnix.config import MigrationConfig
 from llumnix.control import commands as do
 from llumnix.control import events as ev
+from llumnix.control.body import LlumletLoop
 from llumnix.control.hearing import Hearing
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Message, Prepare
@@ -62,7 +63,7 @@ class PullTask:
 
 
 class Instance:
-    """One llumlet and its engine: the driver, as small as it can be."""
+    """One llumlet and its engine: a body, as small as it can be."""
 
     def __init__(self, world: World, id: InstanceId, total_blocks: int) -> None:
         self.world = world
@@ -75,65 +76,64 @@ class Instance:
         self.pins: dict[tuple[RequestId, Epoch], list[int]] = {}
         self.reservations: dict[tuple[RequestId, Epoch], Reservation] = {}
         self.pulls: list[PullTask] = []
-        self.wake_at: float | None = None
+        self.alarm: float | None = None
         self.alive = True
         self.next_fails = False
         self.answers: list[do.AnswerMove] = []
         self.moves_asked = 0
-        self._waiting: deque[ev.AnyEvent] = deque()
-
-    # events in, commands out
+        self.loop = LlumletLoop(self.llumlet, self)
 
     def handle(self, event: ev.AnyEvent) -> None:
-        self._waiting.append(event)
-        while self._waiting:
-            for command in self.llumlet.handle(self._waiting.popleft()):
-                self.carry_out(command)
+        self.loop.hear(event)
 
-    def carry_out(self, command: do.AnyCommand) -> None:  # noqa: C901 (one line per command)
-        match command:
-            case do.Send():
-                self.world.link.append((command.to, self.filled(command.message)))
-            case do.SendToFrontEnd():
-                self.world.link.append((None, command.message))
-            case do.Notify():
-                assert command.request in self.engine.sequences, "nobody knows whose request this was"
-                self.stream.append(command.message)
-            case do.WatchProgress():
-                self.watched[command.request] = None
-            case do.Unwatch():
-                del self.watched[command.request]
-            case do.PinBlocks():
-                blocks = self.engine.sequences[command.request].blocks
-                pinned = blocks[command.first_block : command.first_block + command.blocks]
-                assert len(pinned) == command.blocks, "pins blocks that the request does not have"
-                self.engine.hold(pinned)
-                assert (command.request, command.epoch) not in self.pins, "pinned twice"
-                self.pins[command.request, command.epoch] = pinned
-            case do.UnpinBlocks():
-                self.engine.let_go(self.pins.pop((command.request, command.epoch)))
-            case do.Detach():
-                sequence = self.engine.sequences[command.request]
-                sequence.state = "detaching" if sequence.state == "running" else "detached"
-                if sequence.state == "detached":
-                    self._waiting.append(self._detached(sequence))
-            case do.Reattach():
-                sequence = self.engine.sequences[command.request]
-                sequence.state = "running" if sequence.blocks else "waiting"
-            case do.Release():
-                self.engine.remove(command.request)
-            case do.AnswerMove():
-                self.answers.append(command)
-            case do.WakeAt():
-                self.wake_at = command.at
-            case do.Reserve():
-                self._waiting.append(self._reserve(command))
-            case do.Pull():
-                self._pull(command)
-            case do.Install():
-                self._waiting.append(self._install(command))
-            case do.Drop():
-                self._drop(command)
+    # talk
+
+    def send(self, command: do.Send) -> None:
+        self.world.link.append((command.to, self.filled(command.message)))
+
+    def send_to_front_end(self, command: do.SendToFrontEnd) -> None:
+        self.world.link.append((None, command.message))
+
+    def notify(self, command: do.Notify) -> None:
+        assert command.request in self.engine.sequences, "nobody knows whose request this was"
+        self.stream.append(command.message)
+
+    def answer_move(self, command: do.AnswerMove) -> None:
+        self.answers.append(command)
+
+    def wake_at(self, command: do.WakeAt) -> None:
+        self.alarm = command.at
+
+    # giving
+
+    def watch(self, command: do.WatchProgress) -> None:
+        self.watched[command.request] = None
+
+    def unwatch(self, command: do.Unwatch) -> None:
+        del self.watched[command.request]
+
+    def pin(self, command: do.PinBlocks) -> None:
+        blocks = self.engine.sequences[command.request].blocks
+        pinned = blocks[command.first_block : command.first_block + command.blocks]
+        assert len(pinned) == command.blocks, "pins blocks that the request does not have"
+        self.engine.hold(pinned)
+        assert (command.request, command.epoch) not in self.pins, "pinned twice"
+        self.pins[command.request, command.epoch] = pinned
+
+    def unpin(self, command: do.UnpinBlocks) -> None:
+        self.engine.let_go(self.pins.pop((command.request, command.epoch)))
+
+    def detach(self, command: do.Detach) -> ev.Detached | None:
+        sequence = self.engine.sequences[command.request]
+        sequence.state = "detaching" if sequence.state == "running" else "detached"
+        return self._detached(sequence) if sequence.state == "detached" else None
+
+    def reattach(self, command: do.Reattach) -> None:
+        sequence = self.engine.sequences[command.request]
+        sequence.state = "running" if sequence.blocks else "waiting"
+
+    def release(self, command: do.Release) -> None:
+        self.engine.remove(command.request)
 
     def filled(self, message: AnyMessage) -> AnyMessage:
         """What the driver adds to a header."""
@@ -156,7 +156,7 @@ class Instance:
         fails, self.next_fails = self.next_fails, False
         return fails
 
-    def _reserve(self, command: do.Reserve) -> ev.AnyEvent:
+    def reserve(self, command: do.Reserve) -> ev.Reserved | ev.ReserveFailed:
         at, key = self.world.now, (command.request, command.epoch)
         spec = msgspec.json.decode(command.message.payload, type=Spec)
         blocks = None if command.request in self.engine.sequences else self.engine.allocate(command.blocks)
@@ -169,16 +169,15 @@ class Instance:
         self.reservations[key] = Reservation(blocks, spec)
         return ev.Reserved(at, *key, skip)
 
-    def _pull(self, command: do.Pull) -> None:
+    def pull(self, command: do.Pull) -> ev.PullFailed | None:
         first, count = command.message.first_block, command.message.blocks
         reservation = self.reservations[command.request, command.epoch]
         more = self.engine.allocate(max(0, first + count - len(reservation.blocks)))
         if more is None:
-            failed = ev.PullFailed(self.world.now, command.request, command.epoch, command.stage, "no room")
-            self._waiting.append(failed)
-            return
+            return ev.PullFailed(self.world.now, command.request, command.epoch, command.stage, "no room")
         reservation.blocks += more
         self.pulls.append(PullTask(command, reservation.blocks[first : first + count]))
+        return None
 
     def pull_ends(self, task: PullTask) -> None:
         """The bytes are what is in the source's blocks now, whoever they belong to now."""
@@ -196,7 +195,7 @@ class Instance:
         else:
             self.handle(ev.Pulled(self.world.now, *key, len(task.blocks)))
 
-    def _install(self, command: do.Install) -> ev.AnyEvent:
+    def install(self, command: do.Install) -> ev.Installed | ev.InstallFailed:
         at, key = self.world.now, (command.request, command.epoch)
         if self._fails():
             return ev.InstallFailed(at, *key, "the engine would not")
@@ -207,7 +206,7 @@ class Instance:
         self.engine.install(state, blocks[:used])
         return ev.Installed(at, *key, state.output_tokens)
 
-    def _drop(self, command: do.Drop) -> None:
+    def drop(self, command: do.Drop) -> None:
         reservation = self.reservations.pop((command.request, command.epoch), None)
         blocks = [] if reservation is None else reservation.blocks
         for task in self.pulls:
@@ -276,8 +275,8 @@ class Instance:
             self.end(item, "aborted")
 
     def fire_timer(self) -> None:
-        if self.wake_at is not None and self.wake_at <= self.world.now:
-            self.wake_at = None
+        if self.alarm is not None and self.alarm <= self.world.now:
+            self.alarm = None
             self.handle(ev.TimerFired(self.world.now))
 
     def check_blocks(self) -> None:
@@ -449,7 +448,7 @@ class World:
 
     def sleep(self, seconds: float | None = None) -> None:
         """Until the next alarm, or for so long."""
-        alarms = [each.wake_at for each in self.living if each.wake_at is not None] + [*self.deadlines.values()]
+        alarms = [each.alarm for each in self.living if each.alarm is not None] + [*self.deadlines.values()]
         self.now = max(self.now, min(alarms, default=self.now)) if seconds is None else self.now + seconds
         for instance in [each for each, deadline in self.deadlines.items() if deadline <= self.now]:
             self._bury(instance)
@@ -574,7 +573,7 @@ class World:
             if any(sequence.state != "detached" for sequence in instance.engine.sequences.values()):
                 instance.step()
                 busy = True
-        if not busy and (self.deadlines or any(instance.wake_at is not None for instance in self.living)):
+        if not busy and (self.deadlines or any(instance.alarm is not None for instance in self.living)):
             self.sleep()
             return True
         self.sleep(0.02)

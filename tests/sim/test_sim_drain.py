@@ -102,7 +102,7 @@ def test_a_request_on_its_way_out_when_the_deadline_comes_is_neither_lost_nor_do
     assert len(requests[0].instances) == 2
     assert ended_s(outcome) < DEADLINE_S + 3.0
     assert instances[0].engine.pool.free == instances[0].engine.pool.total
-    assert not instances[1].body.reserved_blocks
+    assert not instances[1].body.arrivals.reserved_blocks
 
 
 def test_a_drain_over_slow_links_loses_nothing(instances: list[SimInstance]) -> None:

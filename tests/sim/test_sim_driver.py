@@ -44,7 +44,7 @@ def test_every_request_gets_every_token_and_every_block_comes_back(
     for instance in instances:
         held = sum(request.blocks for request in instance.engine.waiting)
         assert (instance.engine.running, held) == (0, 0)
-        assert instance.engine.pool.total - instance.engine.pool.free == instance.body.reserved_blocks
+        assert instance.engine.pool.total - instance.engine.pool.free == instance.body.arrivals.reserved_blocks
 
 
 def run_one(request: SimRequest, **setup: object) -> Outcome:
@@ -274,8 +274,8 @@ def test_an_instance_that_runs_out_of_blocks_gives_a_request_away_in_time(
 ) -> None:
     ours = run()
     assert any("blocks short within" in row.reason for row in ours.migrations if row.outcome == MOVED)
-    assert sum(instance.preemptions_avoided for instance in instances) > 0
-    assert sum(instance.recompute_tokens_saved for instance in instances) > 0
+    assert sum(instance.account.preemptions_avoided for instance in instances) > 0
+    assert sum(instance.account.recompute_tokens_saved for instance in instances) > 0
 
 
 def test_a_piece_of_memory_is_traded_for_the_first_of_a_queue() -> None:

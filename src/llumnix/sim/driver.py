@@ -163,7 +163,7 @@ class _Run:
 
     # ------------------------------------------------------------------ requests
 
-    def finished(self, instance: SimInstance, request: SimRequest) -> None:
+    def finished(self, request: SimRequest) -> None:
         self._unfinished -= 1
         if self._progress is not None and self._unfinished % 256 == 0:
             self._progress(len(self._requests) - self._unfinished, self.kernel.now)
@@ -194,7 +194,7 @@ class _Run:
         )
         return begin.make(recorder(instance, begin))
 
-    def send(self, sender: SimInstance, to: InstanceId, message: AnyMessage) -> None:
+    def send(self, to: InstanceId, message: AnyMessage) -> None:
         self._post(to, message)
 
     def _post(self, to: InstanceId, message: AnyMessage) -> None:
@@ -202,11 +202,11 @@ class _Run:
         if receiver is not None:
             self._network.deliver(receiver.receive, message)
 
-    def copy(self, source: InstanceId, target: SimInstance, blocks: int, done: CopyEnded) -> bool:
+    def copy(self, source: InstanceId, target: InstanceId, blocks: int, done: CopyEnded) -> bool:
         giver = self._instances.get(source)
         if giver is None:
             return False
-        self._network.copy(giver, target, blocks, done)
+        self._network.copy(giver, self._instances[target], blocks, done)
         return True
 
     # ------------------------------------------------------------------ the scheduler process
@@ -220,13 +220,13 @@ class _Run:
         self._front_end.on_report(snapshot)
         self._schedule(sched.LoadReported(at=self.kernel.now, snapshot=snapshot))
 
-    def move_answered(self, source: SimInstance, answer: do.AnswerMove) -> None:
+    def move_answered(self, source: InstanceId, answer: do.AnswerMove) -> None:
         if answer.request is not None:
             request = self._front_end.by_id[answer.request]
-            self._observer.migration_ended(self.kernel.now, source.id, request, answer)
+            self._observer.migration_ended(self.kernel.now, source, request, answer)
         ended = sched.MigrationEnded(
             at=self.kernel.now + self._network.message_s,
-            source=source.id,
+            source=source,
             target=answer.target,
             request=answer.request,
             ok=answer.ok,

@@ -82,7 +82,9 @@ class FrontEnd:
         """Starts what is on a draining instance anew elsewhere; returns how many. What is being handed over stays, and
         everything if there is no other place."""
         there = self._instances.get(instance)
-        others = (one for one in self._instances.values() if one is not there and one.state is InstanceState.RUNNING)
+        others = (
+            one for one in self._instances.values() if one is not there and one.account.state is InstanceState.RUNNING
+        )
         return 0 if there is None or next(others, None) is None else there.abort_all(self.replay)
 
     def _hand_in(self, request: SimRequest, instance: InstanceId) -> None:

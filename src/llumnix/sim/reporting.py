@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec.structs import replace
 
+from llumnix.control.llumlet import Llumlet
 from llumnix.control.pace import ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
+from llumnix.sim.account import Account
+from llumnix.sim.engine.engine import Engine
 from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState
-
-if TYPE_CHECKING:
-    from llumnix.sim.instance import SimInstance
 
 DRIFT_REPORT_S = 0.4
 """A busy instance reports at least this often. Live it is at every step, but between two events only the blocks of
@@ -29,8 +27,9 @@ class Reporter:
     """Reports of one instance: when its load changes, at most one per `report_interval_s`, and as many as the size of
     the cluster allows (control/pace.py)."""
 
-    def __init__(self, instance: SimInstance, world: World) -> None:
-        self._instance = instance
+    def __init__(self, account: Account, engine: Engine, world: World) -> None:
+        self._account = account
+        self._engine = engine
         self._world = world
         self._kernel = world.kernel
         self._seq = 0
@@ -72,18 +71,17 @@ class Reporter:
         return self._last
 
     def _describe(self) -> InstanceSnapshot:
-        instance = self._instance
-        engine = instance.engine
+        account, engine = self._account, self._engine
         queue = engine.queue
         block_tokens = engine.batch.block_tokens
         started = engine.steps_started()
-        moving = instance.started_llumlet
+        moving = account.llumlet
         shortest = engine.batch.shortest_tokens(started)
         return InstanceSnapshot(
-            id=instance.id,
+            id=account.id,
             at=self._kernel.now,
             seq=self._seq,
-            state=instance.state,
+            state=account.state,
             total_blocks=engine.pool.total,
             watermark_blocks=engine.pool.watermark,
             free_blocks=engine.pool.free - (engine.batch.blocks_for(started) if started else 0),
@@ -100,14 +98,14 @@ class Reporter:
             outgoing=moving.outgoing if moving is not None else 0,
             short_blocks=engine.short_blocks(self._world.relief_steps),
             preemptions=engine.preemptions,
-            preemptions_avoided=instance.preemptions_avoided,
-            recompute_tokens_saved=instance.recompute_tokens_saved,
-            migrations_in=instance.migrations_in,
-            migrations_out=instance.migrations_out,
-            ended=instance.ended,
+            preemptions_avoided=account.preemptions_avoided,
+            recompute_tokens_saved=account.recompute_tokens_saved,
+            migrations_in=account.migrations_in,
+            migrations_out=account.migrations_out,
+            ended=account.ended,
             smallest_running_blocks=-(-(shortest - 1) // block_tokens) if shortest else 0,
-            dispatches_seen=(instance.dispatches_seen,),
-            drain_keep=instance.drain_keep,
+            dispatches_seen=(account.dispatches_seen,),
+            drain_keep=account.drain_keep,
         )
 
     def _set(self, due_s: float) -> None:
@@ -117,7 +115,7 @@ class Reporter:
         self._timer = self._kernel.at(due_s, self._report, rank=1)
 
     def _report(self) -> None:
-        now, engine = self._kernel.now, self._instance.engine
+        now, engine = self._kernel.now, self._engine
         self._timer = None
         self._looked_s = now
         stalled = engine.stalled_until_s
@@ -132,29 +130,27 @@ class Reporter:
                 late_s = engine.step_end_s() - now if self._world.paper_body else 0.0
                 self._world.reported(load, late_s)
         elif self._beats and self._last is not None:
-            unread = self._instance.dispatches_seen - self._last.dispatches_seen[0]
+            unread = self._account.dispatches_seen - self._last.dispatches_seen[0]
             self._world.reported(replace(self._last, unread=unread), 0.0)
         if self._timer is None:
             self._set(self._next_s(now, stalled) if next_s is None else next_s)
 
     def _next_s(self, now: float, stalled: float) -> float:
         if stalled <= now:
-            return now + (IDLE_REPORT_S if self._instance.engine.idle else DRIFT_REPORT_S)
+            return now + (IDLE_REPORT_S if self._engine.idle else DRIFT_REPORT_S)
         return min(stalled, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled
 
 
-def candidates(instance: SimInstance, tells_rest: bool) -> tuple[RequestSnapshot, ...]:
+def candidates(account: Account, engine: Engine, tells_rest: bool) -> tuple[RequestSnapshot, ...]:
     """Running requests, and the front of the queue, for the choice of a victim. `tells_rest`: with what each has still
     to make, as live, where it follows from `max_tokens` (in a simulated workload all ask for exactly what they get)."""
-    engine = instance.engine
     return tuple(
-        _describe(request, instance, tells_rest)
+        _describe(request, account.llumlet, engine, tells_rest)
         for request in [*engine.running_requests(), *engine.waiting[:QUEUE_SHOWN]]
     )
 
 
-def _describe(request: SimRequest, instance: SimInstance, tells_rest: bool) -> RequestSnapshot:
-    engine = instance.engine
+def _describe(request: SimRequest, llumlet: Llumlet | None, engine: Engine, tells_rest: bool) -> RequestSnapshot:
     tokens = engine.tokens_of(request)
     return RequestSnapshot(
         id=RequestId(request.id),
@@ -165,7 +161,7 @@ def _describe(request: SimRequest, instance: SimInstance, tells_rest: bool) -> R
         output_tokens=tokens - request.prompt_tokens,
         held_blocks=engine.held_blocks(request),
         needed_blocks=engine.blocks_of(tokens),
-        movable=instance.llumlet.is_settled(RequestId(request.id)),
+        movable=llumlet is None or llumlet.is_settled(RequestId(request.id)),
         preemptions=request.preemptions,
         remaining_tokens=request.prompt_tokens + request.output_tokens - tokens if tells_rest else None,
         moved_s=request.moved_s,

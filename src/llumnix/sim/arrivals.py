@@ -1,0 +1,125 @@
+"""Requests on their way to one simulated engine: reservations, and the copies that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from functools import partial
+
+from llumnix.control import commands as do
+from llumnix.control import events as told
+from llumnix.sim.account import Account
+from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.request import DETACHED, Handover
+from llumnix.sim.world import World
+from llumnix.types import Epoch, RequestId
+
+
+class _Reservation:
+    """Of one attempt."""
+
+    __slots__ = ("blocks", "dropped", "epoch", "pulling")
+
+    def __init__(self, epoch: Epoch, blocks: int) -> None:
+        self.epoch = epoch
+        self.blocks = blocks
+        self.pulling = False
+        self.dropped = False
+
+
+class Arrivals:
+    """The target's part of a body. `hear` takes the answers that come later."""
+
+    def __init__(self, account: Account, engine: Engine, world: World, hear: Callable[[told.AnyEvent], None]) -> None:
+        self._account = account
+        self._engine = engine
+        self._world = world
+        self._kernel = world.kernel
+        self._hear = hear
+        self._reservations: dict[RequestId, _Reservation] = {}
+
+    @property
+    def reserved_blocks(self) -> int:
+        """Taken for requests that are on their way in."""
+        return sum(reservation.blocks for reservation in self._reservations.values())
+
+    def reserve(self, command: do.Reserve, kept: Container[RequestId]) -> told.Reserved | told.ReserveFailed:
+        """`kept`: requests that are here still."""
+        name, epoch, now = command.request, command.epoch, self._kernel.now
+        limits = self._engine.profile.scheduler
+        if name in self._reservations or name in kept:
+            return told.ReserveFailed(now, name, epoch, "it has this request already")
+        if self._engine.running + len(self._reservations) >= limits.max_num_seqs:
+            return told.ReserveFailed(now, name, epoch, "its batch is full")
+        if command.blocks and not self._engine.reserve(command.blocks):
+            return told.ReserveFailed(now, name, epoch, "not enough free blocks")
+        self._reservations[name] = _Reservation(epoch, command.blocks)
+        return told.Reserved(now, name, epoch, 0)
+
+    def pull(self, command: do.Pull) -> told.PullFailed | None:
+        reservation = self._reservations[command.request]
+        message = command.message
+        more = message.first_block + message.blocks - reservation.blocks
+        if more > 0:
+            if not self._engine.reserve(more):
+                return self._failed(command, "not enough free blocks")
+            reservation.blocks += more
+        reservation.pulling = True
+        done = partial(self._pulled, command, reservation)
+        if not self._world.copy(message.sender, self._account.id, message.blocks, done):
+            reservation.pulling = False
+            return self._failed(command, "the source is gone")
+        return None
+
+    def _failed(self, command: do.Pull, why: str) -> told.PullFailed:
+        return told.PullFailed(self._kernel.now, command.request, command.epoch, command.stage, why)
+
+    def _pulled(self, command: do.Pull, reservation: _Reservation, why_not: str | None) -> None:
+        """A copy ended; `why_not` is None if all of it came."""
+        if not self._account.alive:
+            return
+        reservation.pulling = False
+        if reservation.dropped:
+            self._engine.give_back(reservation.blocks)
+        elif why_not is not None:
+            self._hear(self._failed(command, why_not))
+        else:
+            read = command.message.blocks * self._engine.profile.memory.block_bytes
+            self._hear(told.Pulled(self._kernel.now, command.request, command.epoch, command.stage, read))
+
+    def install(self, command: do.Install) -> None:
+        self._engine.at_boundary(partial(self._install_now, command))
+
+    def _install_now(self, command: do.Install) -> None:
+        name, epoch, now = command.request, command.epoch, self._kernel.now
+        reservation = self._reservations.get(name)
+        if reservation is None or reservation.epoch != epoch:
+            return
+        request = self._world.request(name)
+        if request.state is not DETACHED or self._world.is_fenced(name, epoch):
+            self._hear(told.InstallFailed(now, name, epoch, "the request is not to be had any more"))
+            return
+        del self._reservations[name]
+        self._account.migrations_in += 1
+        request.migrations += 1
+        request.moved_s = now
+        request.instances.append(self._account.id)
+        if reservation.blocks:
+            request.blocks = reservation.blocks
+            self._engine.attach(request)
+            request.handover = Handover(now - request.left_s, self._engine.step_s())
+            surplus = reservation.blocks - self._engine.held_blocks(request)
+            if surplus > 0:
+                self._engine.give_back(surplus)
+        else:
+            self._engine.add(request)
+        self._hear(told.Installed(now, name, epoch, request.generated))
+
+    def drop(self, command: do.Drop) -> None:
+        reservation = self._reservations.get(command.request)
+        if reservation is None or reservation.epoch != command.epoch:
+            return
+        del self._reservations[command.request]
+        if reservation.pulling:
+            reservation.dropped = True
+        elif reservation.blocks:
+            self._engine.give_back(reservation.blocks)

@@ -1,0 +1,227 @@
+"""The body of a simulated llumlet: carries its commands out on an engine by arithmetic.
+
+Progress is told when it can matter (when the request is first watched, before every acknowledgement, when its prefill
+ends), not after every step as live: between those moments the machine does not look at it, and telling it would cost a
+step each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from llumnix.control import commands as do
+from llumnix.control import events as told
+from llumnix.sim.account import Account
+from llumnix.sim.arrivals import Arrivals
+from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.request import DECODING, DETACHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.kernel import Timer
+from llumnix.sim.world import World
+from llumnix.types import Epoch, RequestId
+
+
+class SimBody:
+    """`hear` takes what happens to the engine by itself, and the answers that come later."""
+
+    def __init__(self, account: Account, engine: Engine, world: World, hear: Callable[[told.AnyEvent], None]) -> None:
+        self.arrivals = Arrivals(account, engine, world, hear)
+        self._account = account
+        self._engine = engine
+        self._world = world
+        self._kernel = world.kernel
+        self._hear = hear
+        self._leaving: set[RequestId] = set()
+        self._kept: dict[RequestId, tuple[int, int]] = {}
+        self._pins: dict[tuple[RequestId, Epoch], int] = {}
+        self._limbo: dict[tuple[RequestId, Epoch], int] = {}
+        self._orders = 0
+        self._urgent: set[told.MoveId] = set()
+        """Orders to make room before somebody has to be preempted."""
+        self._wake: Timer | None = None
+
+    # ------------------------------------------------------------------ from the instance
+
+    def new_order(self, urgent: bool) -> told.MoveId:
+        """A number for it."""
+        self._orders += 1
+        number = told.MoveId(self._orders)
+        if urgent:
+            self._urgent.add(number)
+        return number
+
+    def settled(self, request: SimRequest) -> None:
+        """A watched one changed between computing, decoding and waiting."""
+        name = RequestId(request.id)
+        if request.state is WAITING:
+            self._put_in_limbo(request)
+            self._hear(told.Preempted(self._kernel.now, name))
+        elif request.state is DECODING:
+            if name in self._leaving:
+                self._detach_at_boundary(request)
+            else:
+                self.tell_progress(request)
+
+    def ended(self, request: SimRequest) -> None:
+        """It finished or was aborted here."""
+        self._leaving.discard(RequestId(request.id))
+        self._put_in_limbo(request)
+
+    def crash(self) -> list[SimRequest]:
+        """The process is gone: returns the requests that were out of the batch, on their way out."""
+        if self._wake is not None:
+            self._kernel.cancel(self._wake)
+        lost = []
+        for kept in self._kept:
+            request = self._world.request(kept)
+            if request.state is DETACHED:
+                request.state = NEW
+                lost.append(request)
+        return lost
+
+    def tell_progress(self, request: SimRequest) -> None:
+        progress = self._progress(request)
+        if progress is not None:
+            self._hear(progress)
+
+    # ------------------------------------------------------------------ talk
+
+    def send(self, command: do.Send) -> None:
+        self._world.send(command.to, command.message)
+
+    def send_to_front_end(self, command: do.SendToFrontEnd) -> None:
+        self._world.ask_front_end(command.message)
+
+    def notify(self, command: do.Notify) -> None:
+        self._world.noticed(command.message)
+
+    def answer_move(self, command: do.AnswerMove) -> None:
+        account = self._account
+        if command.ok:
+            account.migrations_out += 1
+            held = command.figures.held_blocks
+            if command.move_id in self._urgent and self._engine.short_blocks(self._world.relief_steps, held):
+                account.preemptions_avoided += 1
+                account.recompute_tokens_saved += held * self._engine.batch.block_tokens
+        elif command.request is not None:
+            self._world.request(command.request).moved_s = self._kernel.now
+        self._world.move_answered(account.id, command)
+
+    def wake_at(self, command: do.WakeAt) -> None:
+        if self._wake is not None:
+            self._kernel.cancel(self._wake)
+        self._wake = self._kernel.at(max(command.at, self._kernel.now), self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        if self._engine.stalled_until_s > self._kernel.now:
+            self._wake = self._kernel.at(self._engine.stalled_until_s, self._woken)
+            return
+        self._hear(told.TimerFired(self._kernel.now))
+
+    # ------------------------------------------------------------------ at the source
+
+    def watch(self, command: do.WatchProgress) -> told.Progress | None:
+        self._engine.watched.add(command.request)
+        return self._progress(self._world.request(command.request))
+
+    def _progress(self, request: SimRequest) -> told.Progress | None:
+        """What is settled now; None if the request is not (or no longer) here and watched."""
+        engine = self._engine
+        if request.id not in engine.watched or request.state not in (DECODING, PREFILLING, WAITING):
+            return None
+        decoding = request.state is DECODING
+        tokens = engine.tokens_of(request) - 1 if decoding else request.prefilled
+        return told.Progress(
+            self._kernel.now,
+            RequestId(request.id),
+            settled_blocks=0 if request.state is WAITING else tokens // engine.batch.block_tokens,
+            total_blocks=engine.held_blocks(request),
+            output_tokens=engine.generated_of(request),
+            decoding=decoding,
+            queued=request.state is WAITING,
+        )
+
+    def unwatch(self, command: do.Unwatch) -> None:
+        self._engine.watched.discard(command.request)
+
+    def pin(self, command: do.PinBlocks) -> None:
+        key = (command.request, command.epoch)
+        self._pins[key] = self._pins.get(key, 0) + command.blocks
+
+    def unpin(self, command: do.UnpinBlocks) -> None:
+        key = (command.request, command.epoch)
+        self._pins.pop(key, None)
+        blocks = self._limbo.pop(key, 0)
+        if blocks:
+            self._engine.give_back(blocks)
+
+    def _put_in_limbo(self, request: SimRequest) -> None:
+        """The request's blocks were freed; those that are being read stay taken until they are unpinned."""
+        for key, blocks in self._pins.items():
+            if key[0] == request.id and key not in self._limbo:
+                self._engine.pool.take(blocks)
+                self._limbo[key] = blocks
+
+    def detach(self, command: do.Detach) -> None:
+        self._leaving.add(command.request)
+        self._engine.watched.add(command.request)
+        request = self._world.request(command.request)
+        if request.state is WAITING:
+            self._try_detach(request)
+        else:
+            self._detach_at_boundary(request)
+
+    def _detach_at_boundary(self, request: SimRequest) -> None:
+        self._engine.at_boundary(partial(self._try_detach, request))
+
+    def _try_detach(self, request: SimRequest) -> None:
+        name = RequestId(request.id)
+        if name not in self._leaving:
+            return
+        if self._engine.detach(request):
+            self._kept[name] = (request.blocks, request.cached_units)
+            request.blocks = request.cached_units = 0
+        elif self._engine.withdraw(request):
+            self._kept[name] = (0, 0)
+        else:
+            return  # it is being computed: its first token will bring us here again
+        request.left_s = self._kernel.now
+        self._leaving.discard(name)
+        self._engine.watched.discard(name)
+        self._hear(told.Detached(self._kernel.now, name, self._kept[name][0], request.generated))
+
+    def reattach(self, command: do.Reattach) -> None:
+        self._leaving.discard(command.request)
+        self._engine.watched.discard(command.request)
+        kept = self._kept.pop(command.request, None)
+        request = self._world.request(command.request)
+        if kept is None or request.state is not DETACHED:
+            return
+        request.blocks, request.cached_units = kept
+        if request.blocks:
+            self._engine.at_boundary(partial(self._engine.attach, request))
+        else:
+            self._engine.add(request)
+
+    def release(self, command: do.Release) -> None:
+        kept = self._kept.pop(command.request, None)
+        request = self._world.request(command.request)
+        if kept is not None:
+            self._engine.release(*kept, request.hashes)
+        elif request.instances and request.instances[-1] == self._account.id:
+            self._engine.abort(request)
+
+    # ------------------------------------------------------------------ at the target
+
+    def reserve(self, command: do.Reserve) -> told.Reserved | told.ReserveFailed:
+        return self.arrivals.reserve(command, self._kept)
+
+    def pull(self, command: do.Pull) -> told.PullFailed | None:
+        return self.arrivals.pull(command)
+
+    def install(self, command: do.Install) -> None:
+        self.arrivals.install(command)
+
+    def drop(self, command: do.Drop) -> None:
+        self.arrivals.drop(command)
