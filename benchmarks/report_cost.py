@@ -27,9 +27,9 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from llumnix import tiny_model
-from llumnix.engine.vllm.scheduler import LlumnixScheduler
-from llumnix.engine.vllm.snapshot import instance_snapshot, request_rows, request_snapshots
-from llumnix.engine.vllm.state import stamp
+from llumnix.engine.vllm.instance.scheduler import LlumnixScheduler
+from llumnix.engine.vllm.instance.snapshot import instance_snapshot, request_rows, request_snapshots
+from llumnix.engine.vllm.instance.state import stamp
 from llumnix.types import InstanceId, InstanceState
 
 BLOCK_TOKENS = 16

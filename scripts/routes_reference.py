@@ -1,11 +1,11 @@
-"""Writes docs/routes.md from `llumnix.server.routes`. `--check` only compares."""
+"""Writes docs/routes.md from `llumnix.engine.vllm.front_end.vllm_routes`. `--check` only compares."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from llumnix.server.routes import ROUTES, Reach
+from llumnix.engine.vllm.front_end.vllm_routes import ROUTES, Reach
 
 TARGET = Path(__file__).parent.parent / "docs" / "routes.md"
 
@@ -13,8 +13,8 @@ HEAD = """# Routes of vLLM's server, over many processes
 
 vLLM keeps some things once per server process: which adapters there are, whether it is paused, what it profiles. Here
 several front ends and instances are one server, and others join later, so each route was looked at; made from
-`src/llumnix/server/routes.py` by `scripts/routes_reference.py`. A test compares it with the routes of the vLLM that is
-installed, and a front end warns of routes that it does not know, such as those of a plugin.
+`src/llumnix/engine/vllm/front_end/vllm_routes.py` by `scripts/routes_reference.py`. A test compares it with the routes
+of the vLLM that is installed, and a front end warns of routes that it does not know, such as those of a plugin.
 
 What the whole server is in, apart from its requests, is one value with a version: a change is carried out one at a
 time, has taken place when the answer comes, and whoever joins later, an instance or a restarted front end, is brought

@@ -22,7 +22,7 @@ every start; another version fails with the lines that do not fit.
 | `EngineCoreClient.make_async_mp_client` | while `AsyncLLM.__init__` runs | `AsyncLLM` calls this static factory itself and cannot be given a client |
 | `_get_priority` of the serving objects | on the objects of our app, not on the class | `service_tier` of a request becomes its priority; there is no hook for it |
 | `_raise_if_error` of the serving objects | on the objects of our app, not on the class | the error of a request that had to be given up says why, where vLLM knows only that |
-| `load_lora_adapter`, `unload_lora_adapter`, `resolve_lora` of `OpenAIServingModels` | on the object of our app, not on the class | adapters are those of the whole server (`server/adapters.py`) |
+| `load_lora_adapter`, `unload_lora_adapter`, `resolve_lora` of `OpenAIServingModels` | on the object of our app, not on the class | adapters are those of the whole server (`engine/vllm/front_end/adapters.py`) |
 | the routes `/load`, `/metrics`, and `/abort_requests` in development mode | ours come before them in the app | they tell of, or act on, one server process ([routes](routes.md)) |
 | `InputProcessor.vllm_config` | a copy whose `data_parallel_size` is the number of places | `X-data-parallel-rank` names a place among instances that come and go |
 | the class of `CPUModelRunner` objects | a subclass without state, on CPUs only | seeded requests in chunks end vLLM's engine there (`seeded_prefill.py`); a worker cannot be given a runner |

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ADMIN_ROUTES = ROOT / "src/llumnix/engine/vllm/front_end/admin/routes.py"
 PAGES = sorted(path for folder in ("", "benchmarks", "deploy") for path in (ROOT / folder).glob("*.md"))
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
@@ -37,13 +38,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_metric_of_ours_is_explained() -> None:
-    names = set(re.findall(r'"(llumnix_[a-z_]+)"', (ROOT / "src/llumnix/server/metrics.py").read_text()))
+    names = set(re.findall(r'"(llumnix_[a-z_]+)"', (ROOT / "src/llumnix/engine/vllm/front_end/metrics.py").read_text()))
     explained = set(re.findall(r"`(llumnix_[a-z_]+)`", (ROOT / "docs/observing.md").read_text()))
     assert names <= explained
 
 
 def test_every_admin_route_is_listed() -> None:
-    routes = re.findall(r'@router\.get\("(/[a-z]+)"\)', (ROOT / "src/llumnix/server/admin.py").read_text())
+    routes = re.findall(r'@router\.get\("(/[a-z]+)"\)', ADMIN_ROUTES.read_text())
     page = (ROOT / "docs/observing.md").read_text()
     assert routes
     assert [route for route in routes if f"GET /llumnix/v1{route}" not in page] == []

@@ -12,7 +12,7 @@ from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
 
 ASK_TIMEOUT_S = 30.0
 MOVE_TIMEOUT_S = 120.0
-"""A move is answered when it is over: this is longer than the server lets one take (server/admin.py)."""
+"""A move is answered when it is over: this is longer than the server lets one take (its admin routes)."""
 
 _MOST_AT_ONCE = 64
 """Instances that the server starts by one order."""

@@ -18,7 +18,7 @@ from llumnix.policy.catalogue import POLICIES, find_policy
 
 Config = TypeVar("Config")
 
-DEFAULT_ENGINE = "llumnix.server.boot"
+DEFAULT_ENGINE = "llumnix.engine.vllm.boot"
 
 
 class Parser(argparse.ArgumentParser):

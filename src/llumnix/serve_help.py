@@ -49,7 +49,7 @@ def _explained(parser: argparse.ArgumentParser, actions: Sequence[argparse.Actio
 
 def _of_vllm(keyword: str) -> str:
     if importlib.util.find_spec("vllm") is not None:
-        from llumnix.server.vllm_help import vllm_help
+        from llumnix.engine.vllm.front_end.vllm_help import vllm_help
 
         return vllm_help(keyword)
     names = [row["flag"] for row in flag_rows() if keyword in ("all", row["group"].lower()) or keyword in row["flag"]]

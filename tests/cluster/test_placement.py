@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llumnix.cluster.placement import Node, choose_node, why_impossible
+from llumnix.cluster.ray.placement import Node, choose_node, why_impossible
 
 NEEDS = {"CPU": 1.0, "GPU": 2.0}
 

@@ -15,10 +15,10 @@ pytest.importorskip("ray")
 
 from ray.exceptions import ActorDiedError
 
-from llumnix.cluster import ray_tenant
 from llumnix.cluster.nursery_messages import ForkInstance, FromNursery, Prepare
-from llumnix.cluster.placement import Node
-from llumnix.cluster.ray_tenant import Neighbours, Tenant
+from llumnix.cluster.ray import tenant as ray_tenant
+from llumnix.cluster.ray.placement import Node
+from llumnix.cluster.ray.tenant import Neighbours, Tenant
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine

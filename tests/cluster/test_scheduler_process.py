@@ -20,7 +20,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.fleet import Fleet
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.report.recording import RECORD, differences
+from llumnix.recording import RECORD, differences
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.mailbox import Mailbox

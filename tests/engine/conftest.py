@@ -7,5 +7,3 @@ import warnings
 
 with warnings.catch_warnings(), contextlib.suppress(ImportError):  # without vLLM its tests are skipped
     warnings.simplefilter("ignore")
-    import llumnix.engine.vllm.core
-    import llumnix.server.front_end  # noqa: F401

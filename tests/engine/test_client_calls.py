@@ -12,8 +12,8 @@ from vllm.v1.engine import UtilityOutput
 from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
 from vllm.v1.serial_utils import UtilityResult
 
-from llumnix.engine.vllm.client import LlumnixClient
-from llumnix.engine.vllm.client_setup import Calls
+from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.client_setup import Calls
 
 FIT_AS_THEY_ARE = {
     "get_output_async": "from all engines",

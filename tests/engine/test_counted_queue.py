@@ -16,8 +16,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
 
-from llumnix.engine.vllm.counted_queue import CountedQueue
-from llumnix.engine.vllm.snapshot import request_snapshots
+from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.types import RequestId, is_high
 

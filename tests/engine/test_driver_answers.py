@@ -17,9 +17,9 @@ from containers import larger_than
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Prepare, Refused
-from llumnix.engine.vllm.driver import LlumletDriver
-from llumnix.engine.vllm.parts import Engine
-from llumnix.engine.vllm.state import stamp
+from llumnix.engine.vllm.instance.driver import LlumletDriver
+from llumnix.engine.vllm.instance.engine_access import EngineAccess
+from llumnix.engine.vllm.instance.state import stamp
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.victim import choose_victims
 from llumnix.types import InstanceId, RequestId
@@ -76,7 +76,7 @@ class Source:
         )
         rule = find_policy("llumnix").victim
         self.driver = LlumletDriver(
-            Engine(
+            EngineAccess(
                 **engine,
                 info=I0,
                 scheduler=Scheduler(),  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ pytest.importorskip("vllm")
 
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
-from llumnix.engine.vllm.driver import LlumletDriver
-from llumnix.engine.vllm.parts import Engine
+from llumnix.engine.vllm.instance.driver import LlumletDriver
+from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.types import RequestId
 
 
@@ -55,7 +55,7 @@ def test_each_is_reported_once_when_its_last_step_is_through() -> None:
         ("info", "structured_output", "rpc", "post", "post_soon", "forget", "put_output", "wake_at", "has_adapter")
     )
     driver = LlumletDriver(
-        Engine(**engine, scheduler=scheduler, ranks=1, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
+        EngineAccess(**engine, scheduler=scheduler, ranks=1, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
         machine,  # type: ignore[arg-type]
         MigrationConfig(),
         book=None,  # type: ignore[arg-type]

@@ -24,11 +24,10 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.messages import Adopted, AnyNotice, Moved
 from llumnix.engine.port import FrontEndSpec
-from llumnix.engine.vllm import client as client_module
-from llumnix.engine.vllm.client import LlumnixClient
-from llumnix.engine.vllm.letters import LAST_WORD, NOTICE
-from llumnix.engine.vllm.llm import LlumnixLLM
-from llumnix.engine.vllm.members import Hello
+from llumnix.engine.vllm.between import LAST_WORD, NOTICE, Introduction
+from llumnix.engine.vllm.front_end import client as client_module
+from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import on_one_machine
@@ -68,7 +67,7 @@ class FrontEnd:
 
     def admit(self, instance: InstanceId, seq: int = 1, seen: int = 0) -> None:
         """As when it answers the first call, with the number and the count of its report of that moment."""
-        hello = Hello(ready=b"", snapshot=snapshot(instance, seq, seen))
+        hello = Introduction(ready=b"", snapshot=snapshot(instance, seq, seen))
         self.client._admit(self.client.members.known[instance], hello)
 
     @property

@@ -15,9 +15,9 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from llumnix.engine.vllm.grammar import follow
-from llumnix.engine.vllm.incoming import IncomingRequests, Refusal, Reservation
-from llumnix.engine.vllm.state import Hand, stamp
+from llumnix.engine.vllm.instance.grammar import follow
+from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal, Reservation
+from llumnix.engine.vllm.instance.state import Hand, stamp
 from llumnix.types import RequestId
 
 END = 99

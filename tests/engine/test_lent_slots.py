@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import RequestStatus
 
-from llumnix.engine.vllm.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 
 
 class StandIn:

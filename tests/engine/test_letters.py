@@ -10,8 +10,8 @@ pytest.importorskip("vllm")
 
 from llumnix.control import commands
 from llumnix.control.messages import Prepared
-from llumnix.engine.vllm.letters import Letters
-from llumnix.engine.vllm.parts import Engine
+from llumnix.engine.vllm.instance.engine_access import EngineAccess
+from llumnix.engine.vllm.instance.letters import Letters
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire import messages as wire
 
@@ -27,7 +27,7 @@ def test_way_to_a_peer_is_closed_when_it_is_gone_and_not_opened_again_by_its_las
     closed: list[str] = []
     names = ("scheduler", "structured_output", "rpc", "post", "put_output", "wake_at", "clock", "has_adapter")
     engine: Any = dict.fromkeys(names) | {"info": instance(0), "ranks": 1, "pins": "", "forget": closed.append}
-    letters = Letters(Engine(**engine, post_soon=lambda addresses, _letter: posted.extend(addresses)), book=None)  # type: ignore[arg-type]
+    letters = Letters(EngineAccess(**engine, post_soon=lambda addresses, _letter: posted.extend(addresses)), book=None)  # type: ignore[arg-type]
     answer = commands.Send(
         InstanceId("i1"), Prepared(request=RequestId("r"), epoch=Epoch(1), sender=InstanceId("i0"), skip_blocks=0)
     )

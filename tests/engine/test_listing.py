@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from llumnix.engine.vllm.listing import SHARE, Listing
+from llumnix.engine.vllm.instance.listing import SHARE, Listing
 from llumnix.types import RequestId
 from llumnix.wire.messages import ListRequests, RequestRow
 

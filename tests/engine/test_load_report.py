@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 from test_priority_scheduling import BLOCK_TOKENS, Engine
 from vllm.sampling_params import SamplingParams
 
-from llumnix.engine.vllm.snapshot import instance_snapshot
+from llumnix.engine.vllm.instance.snapshot import instance_snapshot
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState

@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from containers import larger_than
 from llumnix.control import gone, ownership
 from llumnix.control.messages import Adopted, AnyNotice, Moved
-from llumnix.engine.vllm.letters import NOTICE
+from llumnix.engine.vllm.between import NOTICE
 from llumnix.types import Epoch, InstanceId
 from llumnix.wire.messages import Wire
 

@@ -23,8 +23,8 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from llumnix import tiny_model
-from llumnix.engine.vllm.movable import why_engine_pins
-from llumnix.engine.vllm.worker import WorkerExtension
+from llumnix.engine.vllm.instance.movable import why_engine_pins
+from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.wire.addresses import AddressBook
 
 FULL = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32)

@@ -18,9 +18,9 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from llumnix import tiny_model
-from llumnix.engine.vllm.scheduler import LlumnixScheduler
-from llumnix.engine.vllm.snapshot import growth_blocks
-from llumnix.engine.vllm.state import Passport
+from llumnix.engine.vllm.instance.scheduler import LlumnixScheduler
+from llumnix.engine.vllm.instance.snapshot import growth_blocks
+from llumnix.engine.vllm.instance.state import Passport
 from llumnix.policy.relief import short_blocks
 
 BLOCK_TOKENS = 16

@@ -16,8 +16,8 @@ from engine_requests import engine_request
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
-from llumnix.engine.vllm.resume import Making, Resume, Resumes
-from llumnix.engine.vllm.state import Codec
+from llumnix.engine.vllm.between import RequestCodec, Resume
+from llumnix.engine.vllm.instance.resume import Making, Resumes
 
 WAIT_S = 10
 
@@ -48,7 +48,7 @@ class Engine:
         return Request.from_engine_core_request(original, None)
 
     def start(self, request_id: str, front_end: int = 0) -> Future[None]:
-        request = Codec().encode_request(engine_request(request_id))
+        request = RequestCodec().encode(engine_request(request_id))
         return self.resumes.start(
             Resume(request_id=request_id, front_end=front_end, request=request, output_token_ids=[7, 8])
         )

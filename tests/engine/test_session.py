@@ -13,7 +13,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llumnix.control.messages import Moved
 from llumnix.control.ownership import Stream
-from llumnix.engine.vllm.session import Session
+from llumnix.engine.vllm.front_end.session import Session
 from llumnix.types import Epoch, InstanceId, RequestId
 
 A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")

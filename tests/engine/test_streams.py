@@ -18,11 +18,10 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.messages import Adopted, Moved, Stayed
-from llumnix.engine.vllm.letters import LAST_WORD, NOTICE, TURNED_AWAY
-from llumnix.engine.vllm.members import Members, first_answer, unless_gone
-from llumnix.engine.vllm.resume import Resume
-from llumnix.engine.vllm.session import Session
-from llumnix.engine.vllm.streams import ENGINE_ENDS, Streams, Ways
+from llumnix.engine.vllm.between import LAST_WORD, NOTICE, TURNED_AWAY, Resume
+from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
+from llumnix.engine.vllm.front_end.session import Session
+from llumnix.engine.vllm.front_end.streams import ENGINE_ENDS, Streams, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
 from llumnix.wire.messages import InstanceInfo, Report, Wire

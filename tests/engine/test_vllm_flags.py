@@ -74,7 +74,7 @@ def test_all_flags_at_once_mean_to_vllm_what_they_mean_alone() -> None:
 
 def test_the_queue_is_ordered_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from llumnix import tiny_model
-    from llumnix.server import boot
+    from llumnix.engine.vllm import boot
 
     monkeypatch.setattr(os, "environ", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     model = str(tiny_model.ensure())
@@ -84,7 +84,7 @@ def test_the_queue_is_ordered_as_the_user_says(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_help_of_vllms_flags_tells_what_is_made_of_them() -> None:
-    from llumnix.server.vllm_help import vllm_help
+    from llumnix.engine.vllm.front_end.vllm_help import vllm_help
 
     assert "--max-model-len" in vllm_help("ModelConfig".lower())
     assert "[Llumnix: 127.0.0.1 by" in " ".join(vllm_help("host").split())
@@ -93,8 +93,8 @@ def test_help_of_vllms_flags_tells_what_is_made_of_them() -> None:
 def test_a_model_that_vllm_schedules_in_a_way_of_its_own_is_refused() -> None:
     from types import SimpleNamespace
 
+    from llumnix.engine.vllm import boot
     from llumnix.errors import UsageError
-    from llumnix.server import boot
 
     config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=False, scheduler_cls="a.Diffuser"))
     with pytest.raises(UsageError, match=r"cannot serve this model: vLLM schedules it with a\.Diffuser\."):
@@ -102,8 +102,8 @@ def test_a_model_that_vllm_schedules_in_a_way_of_its_own_is_refused() -> None:
 
 
 def test_unknown_parser_is_told_in_one_sentence() -> None:
+    from llumnix.engine.vllm.boot import check_parser
     from llumnix.errors import UsageError
-    from llumnix.server.boot import check_parser
 
     check_parser("--reasoning-parser", "", ["b"])
     check_parser("--reasoning-parser", "b", ["b"])

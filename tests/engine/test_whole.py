@@ -18,11 +18,12 @@ pytest.importorskip("vllm")
 import msgspec
 
 from llumnix.control.server_state import Adapter, Op, ServerState, after, with_adapters
-from llumnix.engine.vllm import whole as module
-from llumnix.engine.vllm.following import Follower, request_for
-from llumnix.engine.vllm.members import Member, Members
-from llumnix.engine.vllm.state_file import StateFile
-from llumnix.engine.vllm.whole import Whole
+from llumnix.engine.vllm.front_end import whole as module
+from llumnix.engine.vllm.front_end.members import Member, Members
+from llumnix.engine.vllm.front_end.state_file import StateFile
+from llumnix.engine.vllm.front_end.whole import Whole
+from llumnix.engine.vllm.instance.following import Follower
+from llumnix.engine.vllm.lora import request_for
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
@@ -338,7 +339,7 @@ async def test_lock_of_a_dead_process_is_free_and_a_held_one_is_waited_for(
     file = StateFile(str(tmp_path))
     async with file.changing() as write:
         write(after(file.read(), PAUSE))
-        monkeypatch.setattr("llumnix.engine.vllm.state_file._LOCK_TIMEOUT_S", 0.05)
+        monkeypatch.setattr("llumnix.engine.vllm.front_end.state_file._LOCK_TIMEOUT_S", 0.05)
         with pytest.raises(Exception, match="has not ended yet"):
             async with StateFile(str(tmp_path)).changing():
                 pass

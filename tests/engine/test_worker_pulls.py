@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from llumnix.engine.vllm.worker import WorkerExtension
+from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import PullResult
 
 

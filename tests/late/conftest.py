@@ -7,4 +7,4 @@ import warnings
 
 with warnings.catch_warnings(), contextlib.suppress(ImportError):  # without vLLM its tests are skipped
     warnings.simplefilter("ignore")
-    import llumnix.engine.vllm.core  # noqa: F401
+    import llumnix.engine.vllm.instance.core  # noqa: F401

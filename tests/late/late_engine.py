@@ -23,11 +23,11 @@ from vllm.v1.engine.core import EngineCore, EngineShutdownState
 from llumnix import tiny_model
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import InstanceSpec
-from llumnix.engine.vllm import core as engine_core
-from llumnix.engine.vllm.core import CONTROL, LlumnixEngineCore
-from llumnix.engine.vllm.following import Follower
-from llumnix.engine.vllm.state import Codec
-from llumnix.engine.vllm.worker import WorkerExtension
+from llumnix.engine.vllm.between import RequestCodec
+from llumnix.engine.vllm.instance.core import CONTROL, LlumnixEngineCore
+from llumnix.engine.vllm.instance.following import Follower
+from llumnix.engine.vllm.instance.serve import core as engine_core
+from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
@@ -54,7 +54,7 @@ def late_config(hybrid: bool) -> VllmConfig:
     )
     config = arguments.create_engine_config()
     config.scheduler_config.async_scheduling = True
-    config.scheduler_config.scheduler_cls = "llumnix.engine.vllm.scheduler.LlumnixAsyncScheduler"
+    config.scheduler_config.scheduler_cls = "llumnix.engine.vllm.instance.scheduler.LlumnixAsyncScheduler"
     return config
 
 
@@ -171,7 +171,7 @@ class LateCore(LlumnixEngineCore):
         self._info = wire.InstanceInfo(
             id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
         )
-        self._peer_codec = Codec()
+        self._peer_codec = RequestCodec()
         self._reports = Mock()
 
     def begin(self, wires: Wires) -> None:

@@ -18,10 +18,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from llumnix.control import ownership as own
 from llumnix.control.messages import AnyNotice, Doubt
-from llumnix.engine.vllm.core import CONTROL, Tick
-from llumnix.engine.vllm.letters import NOTICE
-from llumnix.engine.vllm.resume import Resume
-from llumnix.engine.vllm.state import Codec
+from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
+from llumnix.engine.vllm.instance.core import CONTROL, Tick
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire import messages as wire
 
@@ -65,7 +63,7 @@ class LatePair:
         """By engine id, those that have not ended."""
         self.wrong_tokens: list[str] = []
         self.moved = 0
-        self._codec = Codec()
+        self._codec = RequestCodec()
         self._numbers = itertools.count()
 
     @property
@@ -267,7 +265,7 @@ class LatePair:
         resume = Resume(
             request_id=renamed.request_id,
             front_end=renamed.client_index,
-            request=self._codec.encode_request(renamed),
+            request=self._codec.encode(renamed),
             output_token_ids=list(session.tokens),
         )
         core.llumnix_resume(msgspec.msgpack.encode(resume))

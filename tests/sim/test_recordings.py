@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from llumnix.errors import UsageError
-from llumnix.report.recording import RECORD, differences
+from llumnix.recording import RECORD, differences
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.profiles.file import load_profile

@@ -9,7 +9,7 @@ from sim_cluster import assert_all_served
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.scheduler_events import DrainOutcome
-from llumnix.report.recording import RECORD, differences
+from llumnix.recording import RECORD, differences
 from llumnix.sim.driver import simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind

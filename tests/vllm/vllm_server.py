@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
-from llumnix.report.recording import RECORD, differences
+from llumnix.recording import RECORD, differences
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 45.0

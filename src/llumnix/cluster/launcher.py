@@ -57,7 +57,7 @@ from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.messages import Report, StartInstances, StopInstance, Wire
 
 _HOUSEKEEPING_INTERVAL_S = 30.0
-_NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.launch_ray", 10.0)}
+_NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.ray.launch", 10.0)}
 """What starts the instances, and how many seconds it gets to leave nothing on other machines."""
 
 

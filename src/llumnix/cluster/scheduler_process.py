@@ -27,7 +27,7 @@ from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.policy.autoscaling import ScalingConfig
-from llumnix.report.recording import recorder
+from llumnix.recording import recorder
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox

@@ -1,7 +1,7 @@
 """Run what happened again: a llumlet's dump, or a whole recording from a cluster, becomes a test.
 
 The machines are pure, so the same events must give the same commands, whoever carried them out the first time.
-A recording (`report/recording.py` writes and reads the files) begins with how its machine was made.
+A recording (`recording.py` writes and reads the files) begins with how its machine was made.
 """
 
 from __future__ import annotations

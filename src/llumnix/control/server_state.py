@@ -1,7 +1,7 @@
 """What the server as a whole is in, apart from its requests: paused, asleep, being profiled, which adapters it has.
 
 vLLM keeps this once per process. Here many processes share it, and more come later: so it is one value with a version,
-whose changes have one order (engine/vllm/state_file.py), and whatever joins is brought to it.
+whose changes have one order (engine/vllm/front_end/state_file.py), and whatever joins is brought to it.
 """
 
 from __future__ import annotations

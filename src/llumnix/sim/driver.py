@@ -24,7 +24,7 @@ from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
 from llumnix.policy.autoscaling_paper import PAPER_CHECK_INTERVAL_S, paper_scale
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.report.recording import recorder
+from llumnix.recording import recorder
 from llumnix.sim.engine.engine import Scheduler
 from llumnix.sim.engine.request import NEW, SimRequest
 from llumnix.sim.engine.vllm01 import PrefillFirst

@@ -1,0 +1,1 @@
+"""Launching on Ray: processes of their own, so that nothing else needs Ray or waits for its import."""

@@ -1,0 +1,124 @@
+"""A room on a node of a Ray cluster: the actor that keeps one instance's nursery there and passes on its messages.
+
+Ray starts and ends it, and reserves its CPUs and GPUs. It only relays what nursery and launcher say to each other
+(nursery_messages.py); tokens, load reports and migrations never come near it. What crosses Ray are bytes and words
+of our own making.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import ray
+
+from llumnix.cluster import logs
+from llumnix.cluster.children import NurseryProcess
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Failed,
+    ForkInstance,
+    FromNursery,
+    Prepare,
+    SignalChild,
+    decode_order,
+    encode,
+)
+from llumnix.cluster.run_dir import private_run_dir
+
+_LOOPBACK = "127.0.0.1"
+
+
+class NodeRoom:
+    """All methods run on the actor's one event loop; its thread lives as long as the actor."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._nursery: NurseryProcess | None = None
+        self._log_dir: Path | None = None
+        self._said: list[bytes] = []
+        self._changed = asyncio.Event()
+
+    async def open(self, prepare: bytes, environment: dict[str, str], instance: str) -> str:
+        """Starts a nursery for `instance`, told what the launcher said, made fit for this node. Returns its name."""
+        self._nursery_log = f"nursery-{instance}"
+        asked = decode_order(prepare)
+        assert isinstance(asked, Prepare)
+        node = node_name()
+        self._nursery, here = self._start(asked, node, dict(os.environ) | environment)
+        asyncio.get_running_loop().add_reader(self._nursery.channel, self._hear)
+        self._nursery.send(here)
+        return node
+
+    async def send(self, message: bytes) -> None:
+        """`ForkInstance` or `SignalChild`."""
+        order = decode_order(message)
+        assert isinstance(order, ForkInstance | SignalChild)
+        if self._nursery is not None:
+            self._nursery.send(order)
+
+    async def receive(self, seen: int) -> list[bytes]:
+        """What the nursery said after its first `seen` messages; waits until there is something."""
+        while len(self._said) <= seen:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._said[seen:]
+
+    async def close(self) -> None:
+        """Nothing of it is left on the node."""
+        if self._nursery is not None:
+            asyncio.get_running_loop().remove_reader(self._nursery.channel)
+            self._nursery.end()
+            self._nursery = None
+        self._stack.close()
+
+    def _start(self, asked: Prepare, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, Prepare]:
+        run_dir = self._stack.enter_context(private_run_dir())
+        host = _LOOPBACK if asked.book.host == _LOOPBACK else ray.util.get_node_ip_address()
+        self._log_dir = logs.open_folder(asked.cluster, run_dir)
+        model = asked.model
+        if asked.tiny_model:
+            from llumnix import tiny_model
+
+            model = str(tiny_model.ensure())
+        here = msgspec.structs.replace(
+            asked,
+            node=node,
+            model=model,
+            book=asked.book.on_machine(host, run_dir),
+            log_dir=None if self._log_dir is None else str(self._log_dir),
+            alone=True,
+        )
+        return NurseryProcess(environment, self._log(self._nursery_log)), here
+
+    def _hear(self) -> None:
+        assert self._nursery is not None
+        message = self._nursery.receive()
+        if message is None:
+            asyncio.get_running_loop().remove_reader(self._nursery.channel)
+            nursery, self._nursery = self._nursery, None
+            why = logs.why_it_ended(self._log(self._nursery_log), nursery.end())
+            self._say(Failed(why=f"the parent of the engine's processes ended ({why})"))
+        elif isinstance(message, Exited):
+            self._say(Exited(child=message.child, how=logs.why_it_ended(self._log(message.child), message.how)))
+        else:
+            self._say(message)
+
+    def _say(self, message: FromNursery) -> None:
+        self._said.append(encode(message))
+        self._changed.set()
+
+    def _log(self, name: str) -> Path | None:
+        return None if self._log_dir is None else logs.log_file(self._log_dir, name)
+
+
+def node_name() -> str:
+    """The node's name if it was given one, else its host's name (in Kubernetes: the pod's)."""
+    me = ray.get_runtime_context().get_node_id()
+    record = next(node for node in ray.nodes() if node["NodeID"] == me)
+    given: str = record["NodeName"]
+    return socket.gethostname() if given == record["NodeManagerAddress"] else given

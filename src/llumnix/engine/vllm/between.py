@@ -1,0 +1,57 @@
+"""What front ends and instances say to each other inside vLLM's own messages: known to both, so that neither imports
+the other."""
+
+from __future__ import annotations
+
+import msgspec
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from llumnix.policy.snapshot import InstanceSnapshot
+
+NOTICE = "llumnix"
+"""Key of a notice in `EngineCoreOutput.kv_transfer_params`: a free-form field that vLLM passes through."""
+
+TURNED_AWAY = "llumnix-turned-away"
+"""As `NOTICE`, of an engine that ends: it did not take the request, or gave it up. Goes on elsewhere."""
+
+LAST_WORD = "llumnix-last-word"
+"""As `NOTICE`, of no request: nothing follows in this stream."""
+
+
+class Introduction(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine's answer to a front end's first call."""
+
+    ready: bytes
+    """vLLM's ready response."""
+    snapshot: InstanceSnapshot
+    """Of this moment: what it counts of this front end's requests, an earlier one of this index sent."""
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """`request`: the EngineCoreRequest in vLLM's encoding, under its new engine id."""
+
+    request_id: str
+    front_end: int
+    request: bytes
+    output_token_ids: list[int]
+
+
+class RequestCodec:
+    """vLLM's own msgpack codec for its requests. Not thread safe: one per thread.
+
+    It refuses to pickle unless VLLM_ALLOW_INSECURE_SERIALIZATION is set, so nothing here is pickled.
+    """
+
+    def __init__(self) -> None:
+        self._encoder = MsgpackEncoder()
+        self._decoder = MsgpackDecoder(EngineCoreRequest)
+
+    def encode(self, request: EngineCoreRequest) -> bytes:
+        # Only tensors leave the first frame, and requests with tensors do not move (instance/movable.py).
+        (frame,) = self._encoder.encode(request)
+        return bytes(frame)  # type: ignore[arg-type]
+
+    def decode(self, frame: bytes) -> EngineCoreRequest:
+        request: EngineCoreRequest = self._decoder.decode(frame)
+        return request

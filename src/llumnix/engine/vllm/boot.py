@@ -1,0 +1,265 @@
+"""vLLM as an engine of ours: what the nursery calls before and after it forks (engine/port.py)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mmap
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llumnix.engine.port import FrontEndSpec, InstanceSpec
+from llumnix.engine.vllm.front_end.origin import listening_host
+from llumnix.errors import UsageError
+
+_MAX_FRONT_ENDS = 64
+_SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSetup:
+    args: argparse.Namespace
+    """All flags of `vllm serve`."""
+    config: Any
+    """The VllmConfig that every instance and front end inherits by fork."""
+    connections: memoryview
+    """Open connections per front end, in memory that forks share: vLLM's server lets the least loaded one accept."""
+    admitted: memoryview
+    """Unfinished requests per front end, likewise, in the slots that vLLM's `SharedAdmissionStats` has: what
+    `--max-num-queued-reqs` counts."""
+
+    @property
+    def host(self) -> str:
+        return listening_host(self.args)
+
+    @property
+    def port(self) -> int:
+        port: int = self.args.port
+        return port
+
+    @property
+    def example(self) -> tuple[str, dict[str, str | int]] | None:
+        if self.config.model_config.runner_type != "generate":
+            return "/pooling", {"input": "Hello"}
+        return "/v1/completions", {"prompt": "Hello", "max_tokens": 16}
+
+
+def prepare(argv: list[str], model: str) -> VllmSetup:
+    """Raises UsageError with one sentence when vLLM is missing or does not like its flags or the model."""
+    _require_vllm()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import (
+        make_arg_parser,
+        propagate_flash_late_interaction,
+        validate_parsed_serve_args,
+    )
+    from vllm.logger import configure_logging_from_args
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.admission_control import SharedAdmissionStats
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
+    parser.error = _refuse  # type: ignore[method-assign]
+    args = parser.parse_args([model, *argv])
+    args.model = args.model_tag
+    try:
+        configure_logging_from_args(args)
+        validate_parsed_serve_args(args)
+        _import_plugins(args)
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        propagate_flash_late_interaction(args, engine_args)
+        engine_args.worker_extension_cls = "llumnix.engine.vllm.instance.worker.WorkerExtension"
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise UsageError(_first_sentence(error)) from error
+    _adjust(config, args)
+    _import_ahead(config)
+    admitted = SharedAdmissionStats.num_counters(_MAX_FRONT_ENDS)
+    return VllmSetup(args, config, _shared_numbers(_MAX_FRONT_ENDS), _shared_numbers(admitted))
+
+
+def _shared_numbers(count: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, 8 * count)).cast("q")
+
+
+def _import_plugins(args: Any) -> None:
+    """What they register is asked for when the configuration is made; vLLM does it where it opens its port, before."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    reasoning = args.reasoning_parser or args.structured_outputs_config.reasoning_parser
+    check_parser("--reasoning-parser", reasoning, ReasoningParserManager.list_registered())
+    if args.enable_auto_tool_choice:
+        check_parser("--tool-call-parser", args.tool_call_parser, ToolParserManager.list_registered())
+
+
+def check_parser(flag: str, name: str | None, known: list[str]) -> None:
+    """vLLM raises a KeyError, and only where it opens its port. Raises UsageError."""
+    if name and name not in known:
+        raise UsageError(f"{flag} {name} is unknown, and no plugin registers it: it may be {', '.join(sorted(known))}.")
+
+
+def listen(setup: VllmSetup) -> socket.socket:
+    """Binds the HTTP socket, as vLLM does; it starts to listen when a front end serves."""
+    from vllm.entrypoints.launchers.launcher import setup_server
+
+    if setup.args.uds:
+        _remove_if_left_behind(setup.args.uds)
+    try:
+        _, sock = setup_server(setup.args, reuse_port=False)
+    except OSError as error:
+        raise UsageError(f"Port {setup.port} on {setup.host} cannot be used: {error.strerror or error}.") from error
+    return sock
+
+
+def _remove_if_left_behind(path: str) -> None:
+    """What a killed server has left: nobody can bind the name again, or reach anybody by it."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    bound = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
+    if bound & {path, os.path.abspath(path)}:
+        return  # by a server that may not listen yet
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # binding says what is wrong
+
+
+def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
+    """Blocks until SIGTERM, or until the engine fails (the exception ends the process)."""
+    import torch
+
+    from llumnix.engine.vllm.apart import set_apart
+    from llumnix.engine.vllm.instance.serve import serve_instance
+
+    set_apart(setup.config, spec)
+    _give_devices(setup.config, spec.device_slot)
+    if setup.config.device_config.device_type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    serve_instance(setup.config, spec, log_stats=not setup.args.disable_log_stats)
+
+
+def run_front_end(setup: VllmSetup, spec: FrontEndSpec, sock: socket.socket) -> None:
+    import uvloop
+    from vllm.envs import enable_envs_cache
+    from vllm.v1.engine.admission_control import SharedAdmissionStats
+
+    from llumnix.engine.vllm.front_end.room import is_scarce
+    from llumnix.engine.vllm.front_end.serve import serve_front_end
+
+    enable_envs_cache()  # vLLM's statistics ask for environment variables per request and step
+    count = spec.book.front_ends
+    # What a front end that died here before has left.
+    setup.connections[spec.index] = 0
+    setup.admitted[spec.index * SharedAdmissionStats.COUNTERS_PER_SLOT] = 0
+    connections = setup.connections[:count] if count > 1 or is_scarce() else None
+    admitted = setup.admitted if count > 1 else None
+    uvloop.run(serve_front_end(setup.args, setup.config, spec, sock, connections, admitted))
+
+
+def _require_vllm() -> None:
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"vLLM cannot be imported ({error}): run `make env` for CPUs, or `pip install 'vllm==0.32.*'` for GPUs."
+        ) from error
+    from llumnix.engine.vllm.hooks import problems
+
+    if found := problems():
+        raise UsageError(f"This vLLM is not one that Llumnix fits: {'; '.join(found)}.")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def _first_sentence(error: Exception) -> str:
+    """The gist of what vLLM (often through pydantic) has to say, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
+    text = telling[1] if len(telling) > 1 and len(telling[0].split()) == 1 else (telling or [type(error).__name__])[0]
+    text = text.removeprefix("Value error, ").split(" [type=")[0]
+    end = text.find(". ", _SHORTEST_SENTENCE)
+    text = text if end < 0 else text[: end + 1]
+    return text if text.endswith(".") else f"{text}."
+
+
+def _adjust(config: Any, args: argparse.Namespace) -> None:
+    """What differs from a plain `vllm serve`: the scheduler class, and caches that assume a single engine."""
+    scheduling = config.scheduler_config
+    if args.async_scheduling:
+        # The CPU platform switches it off in the config; it works there, too.
+        scheduling.async_scheduling = True
+    if scheduling.scheduler_cls is not None:
+        raise UsageError(f"Llumnix cannot serve this model: vLLM schedules it with {scheduling.scheduler_cls}.")
+    kind = "LlumnixAsyncScheduler" if scheduling.async_scheduling else "LlumnixScheduler"
+    scheduling.scheduler_cls = f"llumnix.engine.vllm.instance.scheduler.{kind}"
+    # vLLM's own flag for ASGI middleware: the app cannot be given one once it is built.
+    # Each further one is outside the ones before it.
+    ours = "llumnix.engine.vllm.front_end"
+    args.middleware = [*args.middleware, f"{ours}.room.Room", f"{ours}.retry_after.RetryAfter"]
+    multimodal = config.model_config.multimodal_config
+    if multimodal is not None:
+        # The sender's side of this cache assumes one receiver; ours are many.
+        multimodal.mm_processor_cache_gb = 0
+
+
+def _import_ahead(config: Any) -> None:
+    """Imports what every child needs, so that it is shared by fork. No thread may start here."""
+    import vllm.entrypoints.launchers.api_server.app_state
+    import vllm.entrypoints.launchers.app
+    import vllm.v1.executor.uniproc_executor
+
+    import llumnix.engine.vllm.front_end.serve
+    import llumnix.engine.vllm.instance.serve
+
+    if config.device_config.device_type == "cpu":
+        import vllm.v1.worker.cpu_worker  # noqa: F401
+        from vllm.config import CompilationMode
+        from vllm.model_executor.models import ModelRegistry
+
+        import llumnix.engine.vllm.instance.kv_pool  # noqa: F401
+        from llumnix.engine.vllm import compiled_models
+
+        if config.compilation_config.mode is not CompilationMode.NONE:
+            compiled_models.import_ahead()
+
+        with contextlib.suppress(ValueError):  # an unknown architecture is reported by the instance
+            ModelRegistry.resolve_model_cls(config.model_config.architectures, config.model_config)
+
+
+def _give_devices(config: Any, slot: int) -> None:
+    """Each instance gets its own GPUs of those that are visible; on CPU all share the cores."""
+    if config.device_config.device_type != "cuda":
+        return
+    each = config.parallel_config.world_size
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(_count_gpus())]
+    mine = devices[slot * each : (slot + 1) * each]
+    if len(mine) < each:
+        raise UsageError(f"Instance slot {slot} needs {each} GPUs, but only {len(devices)} are visible.")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+
+
+def _count_gpus() -> int:
+    """Without making a CUDA context, which a process that forks must not have."""
+    from vllm.platforms import current_platform
+
+    count: int = current_platform.device_count()
+    return count

@@ -1,0 +1,112 @@
+"""LoRA adapters are loaded and unloaded for all front ends and instances, those to come included.
+
+vLLM keeps them in each server process (`OpenAIServingModels`), and counts their ids there; engines keep weights by id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.lora.request import LoRARequest
+from vllm.utils.counter import AtomicCounter
+
+from llumnix.control.server_state import Adapter, ServerState, with_adapter_id_taken, with_adapters
+from llumnix.engine.vllm.front_end.whole import Whole
+from llumnix.engine.vllm.lora import adapter_of, request_for
+
+
+@dataclass(frozen=True, slots=True)
+class _Originals:
+    """vLLM's own methods, which do the work once it is this front end's turn."""
+
+    load: Any
+    unload: Any
+    resolve: Any
+
+
+async def share_adapters(serving: OpenAIServingModels, whole: Whole) -> None:
+    """From here on the adapters of this front end are those of the server. Those that it was started with count if it
+    is the first one that tells."""
+    shared = SharedAdapters(serving, whole)
+    async with whole.file.changing() as write:
+        state = whole.file.read()
+        if state.adapters is None:
+            state = with_adapters(state, tuple(adapter_of(lora, 0) for lora in serving.lora_requests.values()))
+            write(state)
+            await whole.commit(state)
+        shared.follow(state)
+        whole.followers.append(shared.follow)
+
+
+class SharedAdapters:
+    def __init__(self, serving: OpenAIServingModels, whole: Whole) -> None:
+        self._serving = serving
+        self._whole = whole
+        self._own = _Originals(serving.load_lora_adapter, serving.unload_lora_adapter, serving.resolve_lora)
+        serving.load_lora_adapter = self.load  # type: ignore[method-assign]
+        serving.unload_lora_adapter = self.unload  # type: ignore[method-assign]
+        serving.resolve_lora = self.resolve  # type: ignore[method-assign]
+
+    def follow(self, state: ServerState) -> None:
+        """The names that requests may use here."""
+        self._serving.lora_requests.clear()
+        self._serving.lora_requests.update({adapter.name: request_for(adapter) for adapter in state.adapters or ()})
+
+    async def load(self, request: Any, base_model_name: str | None = None) -> ErrorResponse | str:
+        async with self._whole.file.changing() as write:
+            state = self._begin(write)
+            before = _named(state, request.lora_name)
+            answer: ErrorResponse | str = await self._own.load(request, base_model_name)
+            if isinstance(answer, str):
+                generation = 0 if before is None else before.generation + 1
+                loaded = adapter_of(self._serving.lora_requests[request.lora_name], generation)
+                await self._commit(write, with_adapters(state, _without(state, loaded.name, loaded)))
+            elif before is not None and request.load_inplace:
+                # Some instances may have the new weights already: all take the old ones again.
+                again = adapter_of(request_for(before), before.generation + 1)
+                await self._commit(write, with_adapters(state, _without(state, before.name, again)))
+            return answer
+
+    async def unload(self, request: Any) -> ErrorResponse | str:
+        async with self._whole.file.changing() as write:
+            state = self._begin(write)
+            answer: ErrorResponse | str = await self._own.unload(request)
+            if isinstance(answer, str):
+                await self._commit(write, with_adapters(state, _without(state, request.lora_name)))
+            return answer
+
+    async def resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
+        """An adapter that a request names and that nobody has loaded: vLLM's plugins may find it."""
+        if (known := self._serving.lora_requests.get(lora_name)) is not None:
+            return known
+        async with self._whole.file.changing() as write:
+            state = self._begin(write)
+            answer: LoRARequest | ErrorResponse = await self._own.resolve(lora_name)
+            if isinstance(answer, LoRARequest) and _named(state, lora_name) is None:
+                await self._commit(write, with_adapters(state, _without(state, lora_name, adapter_of(answer, 0))))
+            return answer
+
+    def _begin(self, write: Any) -> ServerState:
+        """This front end is up to date, and the id that vLLM would take next is nobody else's, whatever happens now."""
+        state = self._whole.file.read()
+        self.follow(state)
+        self._serving.lora_id_counter = AtomicCounter(state.last_adapter_id)
+        state = with_adapter_id_taken(state, state.last_adapter_id + 1)
+        write(state)
+        return state
+
+    async def _commit(self, write: Any, state: ServerState) -> None:
+        write(state)
+        self.follow(state)
+        await self._whole.commit(state)
+
+
+def _named(state: ServerState, name: str) -> Adapter | None:
+    return next((adapter for adapter in state.adapters or () if adapter.name == name), None)
+
+
+def _without(state: ServerState, name: str, *more: Adapter) -> tuple[Adapter, ...]:
+    return (*(adapter for adapter in state.adapters or () if adapter.name != name), *more)

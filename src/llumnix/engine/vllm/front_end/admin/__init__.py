@@ -1,0 +1,1 @@
+"""The admin routes: what they are, what they answer, and who may ask."""

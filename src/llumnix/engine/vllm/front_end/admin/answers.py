@@ -1,0 +1,130 @@
+"""What all admin routes share: who may ask, bodies that are checked, and answers, refusals in OpenAI's error shape."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from llumnix.engine.vllm.front_end.origin import KnownHosts
+
+_MAX_BODY_BYTES = 1 << 20
+_LONGEST_ECHO = 100  # characters of what a client sent, in a refusal
+_ROWS_AT_ONCE = 500
+"""Of a list; between two such slices the event loop turns, and with it every stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bad(Exception):
+    """Becomes an answer in OpenAI's error shape."""
+
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+
+
+class Guard:
+    """Lets in whoever has the key; without one that is set, whoever is no web page of somebody else. Turns `Bad` into
+    an answer."""
+
+    def __init__(self, keys: list[str], hosts: KnownHosts) -> None:
+        from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+        self._middleware = AuthenticationMiddleware(_no_app, keys) if keys else None
+        self._hosts = hosts
+
+    async def answer(self, request: Request, act: Callable[[], Awaitable[Response]]) -> Response:
+        try:
+            self._check(request)
+            return await act()
+        except Bad as bad:
+            return _error(bad)
+
+    def _check(self, request: Request) -> None:
+        headers = request.headers
+        if self._middleware is not None:
+            if not self._middleware.verify_token(headers):
+                raise Bad(401, "The admin routes need the API key.", "authentication_error")
+        elif why := self._hosts.why_foreign(*map(headers.getlist, ("host", "origin", "sec-fetch-site"))):
+            raise Bad(403, f"The request is refused: {why}.", "permission_error")
+        if _declared_bytes(headers.get("content-length", "0")) > _MAX_BODY_BYTES:
+            raise _too_large()
+
+
+async def _no_app(*_: Any) -> None:
+    raise AssertionError("only its check of the key is used")
+
+
+def _error(bad: Bad) -> JSONResponse:
+    error = {"message": bad.message, "type": bad.kind, "param": None, "code": bad.status}
+    return JSONResponse({"ok": False, "reason": bad.message, "error": error}, bad.status)
+
+
+async def body_of(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with exactly these fields, of these types. Raises Bad."""
+    try:
+        body = json.loads(await _whole_body(request))
+    except (ValueError, RecursionError) as error:
+        raise Bad(400, f"The body is not JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise Bad(400, "The body must be a JSON object.")
+    for name, kind in fields.items():
+        if name not in body:
+            raise Bad(400, f"The field {name!r} is missing.")
+        if not isinstance(body[name], kind):
+            raise Bad(400, f"The field {name!r} has the wrong type.")
+    if unknown := sorted(set(body) - set(fields)):
+        raise Bad(400, f"Unknown field {shown(unknown[0])}; known are {', '.join(map(repr, fields))}.")
+    return body
+
+
+async def _whole_body(request: Request) -> bytes:
+    """Raises Bad as soon as it is too large: a client need not say beforehand how much it sends."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MAX_BODY_BYTES:
+            raise _too_large()
+    return bytes(body)
+
+
+def _declared_bytes(content_length: str) -> int:
+    if not content_length.isdecimal():
+        return 0  # the HTTP server has refused it already
+    return int(content_length) if len(content_length) < len(str(_MAX_BODY_BYTES)) + 2 else _MAX_BODY_BYTES + 1
+
+
+def _too_large() -> Bad:
+    return Bad(413, f"The body has more than {_MAX_BODY_BYTES} bytes; no admin route needs so many.")
+
+
+def listing(name: str, rows: Sequence[Any], shape: Callable[[Any], Any] = lambda row: row) -> Response:
+    """`{name: rows}`, each as `shape` makes it. In slices: a long list must not keep the streams of clients waiting."""
+    return StreamingResponse(_slices(name, rows, shape), media_type="application/json")
+
+
+async def _slices(name: str, rows: Sequence[Any], shape: Callable[[Any], Any]) -> AsyncIterator[bytes]:
+    yield f'{{"{name}":['.encode()
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        shaped = msgspec.json.encode([shape(row) for row in rows[first : first + _ROWS_AT_ONCE]])[1:-1]
+        yield b"," + shaped if first else shaped
+        await asyncio.sleep(0)
+    yield b"]}"
+
+
+def shown(value: object) -> str:
+    """What a client sent, for a sentence, which need not be as long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…"
+
+
+def sentence(words: str) -> str:
+    """Ends with a full stop, and begins with a capital letter unless a name such as `i0` comes first."""
+    first = words.partition(" ")[0]
+    return f"{words[:1].upper() if first.isalpha() else words[:1]}{words[1:]}."

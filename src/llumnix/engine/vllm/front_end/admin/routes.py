@@ -1,0 +1,244 @@
+"""The admin routes: `/llumnix/v1/…`. Under the API key when one is set; errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import argparse
+from time import monotonic
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from vllm import envs
+
+from llumnix.engine.vllm.front_end.admin import sizing
+from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, body_of, listing, sentence, shown
+from llumnix.engine.vllm.front_end.client_ids import client_visible_id
+from llumnix.engine.vllm.front_end.gauges import freeness_of
+from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.origin import KnownHosts, listening_host
+from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.load_words import load_word
+from llumnix.policy.pairing import PairingTerms
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+
+MIGRATE_TIMEOUT_S = 90.0
+"""For all sequences of a request together."""
+_MAX_LIMIT = 1_000_000
+_COUNTS = (
+    *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
+    *("recompute_tokens_saved", "migrations_in", "migrations_out"),
+)
+
+
+def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> None:
+    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    by_unix_socket = args.uds and board.spec.admin_socket is None
+    hosts = KnownHosts.of(
+        None if by_unix_socket else listening_host(args), board.spec.cluster.admin_allowed_hosts.split(",")
+    )
+    app.include_router(_router(board, Guard(keys, hosts)))
+
+
+def _router(board: Switchboard, guard: Guard) -> APIRouter:
+    router = APIRouter(prefix="/llumnix/v1")
+    _add_looking(router, guard, board)
+    _add_acting(router, guard, board)
+    return router
+
+
+def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
+    @router.get("/instances")
+    async def instances(request: Request) -> Response:
+        return await guard.answer(request, lambda: _instances(board))
+
+    @router.get("/requests")
+    async def requests(request: Request) -> Response:
+        return await guard.answer(request, lambda: _requests(board))
+
+    @router.get("/requests/{request_id}")
+    async def one_request(request: Request, request_id: str) -> Response:
+        return await guard.answer(request, lambda: _one_request(board, request_id))
+
+    @router.get("/migrations")
+    async def migrations(request: Request) -> Response:
+        return await guard.answer(request, lambda: _migrations(board, request.query_params.get("limit", "100")))
+
+    @router.get("/scaling")
+    async def scaling(request: Request) -> Response:
+        return await guard.answer(request, lambda: sizing.scaling(board))
+
+    @router.get("/drains")
+    async def drains(request: Request) -> Response:
+        return await guard.answer(request, lambda: sizing.drains(board))
+
+
+def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
+    @router.post("/migrations")
+    async def migrate(request: Request) -> Response:
+        async def act() -> JSONResponse:
+            body = await body_of(request, {"request_id": str, "target": str | int})
+            return await _migrate(board, body["request_id"], InstanceId(str(body["target"])))
+
+        return await guard.answer(request, act)
+
+    @router.post("/instances")
+    async def add(request: Request) -> Response:
+        async def act() -> JSONResponse:
+            return await sizing.start(board, (await body_of(request, {"count": int}))["count"])
+
+        return await guard.answer(request, act)
+
+    @router.post("/instances/{instance}/drain")
+    async def drain(request: Request, instance: str) -> Response:
+        return await guard.answer(request, lambda: sizing.drain(board, InstanceId(instance), request.query_params))
+
+    @router.post("/instances/{instance}/undrain")
+    async def undrain(request: Request, instance: str) -> Response:
+        return await guard.answer(request, lambda: sizing.undrain(board, InstanceId(instance)))
+
+
+async def _instances(board: Switchboard) -> JSONResponse:
+    terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
+    rows = [_member_row(member, terms) for _, member in sorted(board.client.members.by_id.items())]
+    rows += [
+        _empty_row(message.instance, InstanceState.STARTING, message.pid, message.node)
+        for _, message in sorted(board.strangers.starting.items())
+    ]
+    rows += [_empty_row(message.instance, state, None, None, message.why) for message, state in board.strangers.gone]
+    scheduler = {"pid": board.scheduler_pid, "state": board.scheduler_state}
+    limits = {"give": terms.migrate_out_freeness, "take": terms.migrate_in_freeness}
+    scaling = sizing.scaling_row(board)
+    return JSONResponse({"instances": rows, "scheduler": scheduler, "scaling": scaling, "freeness_limits": limits})
+
+
+def _member_row(member: Member, terms: PairingTerms) -> dict[str, Any]:
+    load = member.snapshot
+    return {
+        "id": member.info.id,
+        "state": load.state,
+        "pid": member.info.pid,
+        "node": member.info.node,
+        "block_tokens": load.block_tokens,
+        "total_blocks": load.total_blocks,
+        "free_blocks": load.free_blocks,
+        "running": load.running,
+        "waiting": load.waiting,
+        "preemptions": load.preemptions,
+        "preemptions_avoided": load.preemptions_avoided,
+        "recompute_tokens_saved": load.recompute_tokens_saved,
+        "freeness": freeness_of(load),
+        "load": load_word(load, terms),
+        "migrations_in": load.migrations_in,
+        "migrations_out": load.migrations_out,
+    }
+
+
+def _empty_row(
+    instance: InstanceId, state: InstanceState, pid: int | None, node: str | None, why: str = ""
+) -> dict[str, Any]:
+    counts = dict.fromkeys(_COUNTS, 0)
+    return {
+        "id": instance,
+        "state": state,
+        "pid": pid,
+        "node": node,
+        **counts,
+        "freeness": None,
+        "load": None,
+        "why": why,
+    }
+
+
+class _RequestRow(msgspec.Struct, frozen=True):
+    id: str
+    instance: InstanceId
+    priority: str
+    prompt_tokens: int
+    output_tokens: int
+    state: str
+    migrations: int
+    movable: bool
+    why_pinned: str | None
+
+
+async def _requests(board: Switchboard) -> Response:
+    return listing("requests", await board.list_requests(), _request_row)
+
+
+async def _one_request(board: Switchboard, request_id: str) -> Response:
+    return listing("requests", await _sequences(board, request_id), _request_row)
+
+
+async def _sequences(board: Switchboard, request_id: str) -> list[tuple[InstanceId, wire.RequestRow]]:
+    """One, unless n > 1 or several prompts."""
+    rows = await board.list_requests(like=request_id)
+    found = [each for each in rows if client_visible_id(each[1].client_id) == request_id]
+    if not found:
+        raise _unknown_request(request_id)
+    return found
+
+
+def _request_row(found: tuple[InstanceId, wire.RequestRow]) -> _RequestRow:
+    instance, row = found
+    return _RequestRow(
+        id=client_visible_id(row.client_id),
+        instance=instance,
+        priority="high" if row.priority < 0 else "normal",
+        prompt_tokens=row.prompt_tokens,
+        output_tokens=row.output_tokens,
+        state=row.state,
+        migrations=row.migrations,
+        movable=not row.why_pinned,
+        why_pinned=row.why_pinned or None,
+    )
+
+
+async def _migrations(board: Switchboard, limit: str) -> Response:
+    if not (limit.isdecimal() and len(limit) <= len(str(_MAX_LIMIT)) and 1 <= int(limit) <= _MAX_LIMIT):
+        raise Bad(400, f"limit must be a number from 1 to {_MAX_LIMIT}, not {shown(limit)}.")
+    return listing("migrations", await board.list_migrations(int(limit)))
+
+
+async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> JSONResponse:
+    """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet."""
+    found = await _sequences(board, request_id)
+    member = board.client.members.by_id.get(target)
+    if member is None:
+        raise sizing.unknown_or_gone(board, target)
+    if member.snapshot.state is not InstanceState.RUNNING:
+        raise Bad(409, f"Instance {target} is {member.snapshot.state} and takes no requests.", "conflict_error")
+    elsewhere = [row for instance, row in found if instance != target]
+    if not elsewhere:
+        raise Bad(409, f"The request is on {target} already.", "conflict_error")
+    moved: list[wire.MigrationRecord] = []
+    deadline_s = monotonic() + MIGRATE_TIMEOUT_S
+    for row in sorted(elsewhere, key=lambda row: row.request):
+        answer = await board.migrate(row, target, max(0.0, deadline_s - monotonic()))
+        if answer.record is not None:
+            moved.append(answer.record)
+        elif answer.status != 404:  # else this sequence ended meanwhile
+            before = f"{len(moved)} of {len(elsewhere)} sequences moved, then: " if moved else ""
+            raise Bad(answer.status, sentence(before + answer.why), "conflict_error")
+    if not moved:
+        raise _unknown_request(request_id)
+    downtimes = [record.downtime_ms for record in moved if record.downtime_ms is not None]
+    return JSONResponse(
+        {
+            "ok": True,
+            "source": moved[0].source,
+            "target": target,
+            "stages": max(record.stages for record in moved),
+            "bytes": sum(record.bytes for record in moved),
+            "blocks_skipped": sum(record.blocks_skipped for record in moved),
+            "copy_ms": sum(record.copy_ms for record in moved),
+            "handover_ms": max(record.handover_ms for record in moved),
+            "downtime_ms": max(downtimes, default=None),
+        }
+    )
+
+
+def _unknown_request(request_id: str) -> Bad:
+    return Bad(404, f"There is no request {shown(request_id)} that is running or queued.", "not_found_error")

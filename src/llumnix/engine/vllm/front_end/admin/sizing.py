@@ -1,0 +1,118 @@
+"""Admin routes that change the number of instances, or tell how it changes: start, drain, scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import msgspec
+from fastapi.responses import JSONResponse
+
+from llumnix.engine.vllm.front_end.admin.answers import Bad, sentence, shown
+from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+
+_SCHEDULER_TIMEOUT_S = 5.0
+_MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
+
+
+async def start(board: Switchboard, count: Any) -> JSONResponse:
+    if isinstance(count, bool) or not 1 <= count <= _MAX_MORE_INSTANCES:
+        raise Bad(400, f"count must be a number from 1 to {_MAX_MORE_INSTANCES}, not {shown(count)}.")
+    await _ask_scheduler(board, lambda query: wire.AddInstances(count=count, query=query, reply_to=board.address))
+    return JSONResponse({"ok": True, "starting": count}, 202)
+
+
+async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, str]) -> JSONResponse:
+    keep, force, timeout = _yes(params, "keep"), _yes(params, "force"), params.get("timeout_s")
+    if instance not in board.client.members.by_id:
+        raise unknown_or_gone(board, instance)
+    order = wire.DrainInstance(
+        instance=instance,
+        keep=keep,
+        query=0,
+        reply_to=board.address,
+        timeout_s=None if timeout is None else _seconds("timeout_s", timeout),
+        spare_last=not force,
+    )
+    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
+    return JSONResponse({"ok": True, "id": instance, "state": InstanceState.DRAINING}, 202)
+
+
+async def undrain(board: Switchboard, instance: InstanceId) -> JSONResponse:
+    if instance not in board.client.members.by_id:
+        raise unknown_or_gone(board, instance)
+    order = wire.UndrainInstance(instance=instance, query=0, reply_to=board.address)
+    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
+    return JSONResponse({"ok": True, "id": instance, "state": InstanceState.RUNNING}, 202)
+
+
+async def drains(board: Switchboard) -> JSONResponse:
+    """Drains under way, and reports of those that ended."""
+    answer = await board.ask_one(
+        board.spec.book.scheduler,
+        lambda query: wire.ListDrains(query=query, reply_to=board.address),
+        _SCHEDULER_TIMEOUT_S,
+    )
+    if answer is None:
+        raise _scheduler_silent()
+    return JSONResponse({"drains": msgspec.to_builtins(answer.reports)})
+
+
+async def scaling(board: Switchboard) -> JSONResponse:
+    """Size of the cluster and what auto-scaling makes of it, as of half a second ago at most."""
+    row = scaling_row(board)
+    if row is None:
+        raise _scheduler_silent()
+    return JSONResponse(row)
+
+
+def scaling_row(board: Switchboard) -> dict[str, Any] | None:
+    """None while the scheduler is silent."""
+    status = board.scaling
+    if status is None or board.scheduler_state != "running":
+        return None
+    row: dict[str, Any] = msgspec.to_builtins(status)
+    row["mean_instances"] = status.instance_seconds / status.watched_s if status.watched_s else None
+    return row
+
+
+def unknown_or_gone(board: Switchboard, instance: InstanceId) -> Bad:
+    """Why nothing can be done with an instance that is no member."""
+    if instance in board.strangers.starting:
+        return Bad(409, f"Instance {instance} is still starting.", "conflict_error")
+    for message, state in board.strangers.gone:
+        if message.instance == instance:
+            return Bad(409, f"Instance {instance} is {state}: {message.why}.", "conflict_error")
+    return Bad(404, f"There is no instance {shown(instance)}.", "not_found_error")
+
+
+def _yes(params: Mapping[str, str], name: str) -> bool:
+    text = params.get(name, "false")
+    if text not in ("true", "false"):
+        raise Bad(400, f"{name} must be true or false, not {shown(text)}.")
+    return text == "true"
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not isfinite(seconds) or seconds < 0:
+        raise Bad(400, f"{name} must be a number of seconds, not {shown(text)}.")
+    return seconds
+
+
+async def _ask_scheduler(board: Switchboard, make: Any) -> None:
+    answer = await board.ask_one(board.spec.book.scheduler, make, _SCHEDULER_TIMEOUT_S)
+    if answer is None:
+        raise _scheduler_silent()
+    if not answer.ok:
+        raise Bad(409, sentence(answer.why), "conflict_error")
+
+
+def _scheduler_silent() -> Bad:
+    return Bad(503, "The scheduler does not answer; it is being restarted.", "service_unavailable_error")

@@ -1,0 +1,289 @@
+"""vLLM's engine client over many engines that come and go.
+
+A subclass of `AsyncMPClient` (vllm/v1/engine/core_client.py), so vLLM's `AsyncLLM` and its whole server run on top
+unchanged. It knows sockets and engines (members.py); who owns a stream, and its replay, is in streams.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core_client import AsyncMPClient
+
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.hearing import Hearing
+from llumnix.control.server_state import Op
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.between import Introduction
+from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
+from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, unless_gone
+from llumnix.engine.vllm.front_end.state_file import StateFile
+from llumnix.engine.vllm.front_end.streams import Streams, Ways
+from llumnix.engine.vllm.front_end.whole import Whole
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+from llumnix.wire.curve import Doorkeeper
+
+log = logging.getLogger(__name__)
+
+_LAST_WORD_TIMEOUT_S = 2.0
+"""How long the stream of an instance that ended as it was asked to is read for its last word. A killed one has none."""
+
+
+class LlumnixClient(AsyncMPClient):
+    """All methods run on the front end's event loop."""
+
+    def __init__(self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, wire.Wire], None]) -> None:
+        # vLLM's own constructor starts engines or waits for a fixed set of them; see client_setup.py.
+        self.doorkeeper: Doorkeeper | None = None
+        set_up_sockets(self, vllm_config, spec)
+        self.spec = spec
+        self.members = Members()
+        self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
+        self._dispatcher = Dispatcher(spec.policy, spec.index)
+        ways = Ways(
+            send=self._send_soon,
+            resume=self._resume,
+            post=post,
+            emit=self._emit,
+            spawn=self._spawn,
+            last_word=self._last_word,
+        )
+        self.streams = Streams(self.members, self._dispatcher, ways)
+        self.on_more_slots: Callable[[int], None] = lambda slots: None
+        """Told when there are more slots than ever before."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.whole = Whole(StateFile(spec.book.run_dir), self.members, self._tell_state, self._spawn)
+
+    # -- membership
+
+    def on_report(self, report: wire.Report) -> None:
+        """A load report; the first one of an instance starts the acquaintance."""
+        instance = report.info.id
+        member = self.members.known.get(instance)
+        if member is not None:
+            member.snapshot = report.snapshot
+            if instance in self.members.by_id:
+                self._dispatcher.on_report(report.snapshot)
+                if self.streams.parked:
+                    self.streams.place_parked()
+        elif self.members.is_unknown(instance):
+            member = self.members.call(report)
+            self._make_room_for(report.info.slot)
+            self._introduce(report.info.index, instance)
+            self._spawn(self._court(member))
+
+    def _introduce(self, index: int, instance: InstanceId) -> None:
+        for outputs in self._hearing.introduced(index, instance):
+            self._emit(self.streams.sort_out(instance, outputs))
+
+    async def _court(self, member: Member) -> None:
+        """Calls the instance on vLLM's sockets until it answers: only then does it take requests."""
+        call = super()._call_utility_async
+        try:
+            called = partial(call, "llumnix_hello", engine=member.identity)
+            hello = msgspec.msgpack.decode(await first_answer(called, member.gone), type=Introduction)
+            self._apply_ready_response(hello.ready)
+            await self.whole.bring(member)
+        except ConnectionError:
+            return
+        if not member.gone.is_set():
+            self._admit(member, hello)
+
+    def _make_room_for(self, slot: int) -> None:
+        """vLLM's metrics need a place for whoever is heard."""
+        if slot >= len(self.engine_ranks_managed):
+            self.engine_ranks_managed = list(range(slot + 1))
+            self.on_more_slots(slot + 1)
+
+    def _admit(self, member: Member, hello: Introduction) -> None:
+        self.members.admit(member)
+        self.core_engines.append(member.identity)
+        self.core_engine = self.core_engines[0]
+        self._dispatcher.on_report(hello.snapshot)  # the first one: what it counts, an earlier front end sent
+        self._dispatcher.on_report(member.snapshot)
+        self.streams.place_parked()
+
+    def on_gone(self, gone: wire.InstanceGone) -> None:
+        """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
+        word, which may still have to be read."""
+        instance = gone.instance
+        self._kv_event_sources.pop(gone.index, None)
+        self._introduce(gone.index, instance)
+        member = self.members.remove(instance)
+        if member is not None:
+            self.core_engines.remove(member.identity)
+            if self.core_engines:
+                self.core_engine = self.core_engines[0]
+        self._dispatcher.on_removed(instance)
+        if self._hearing.ended(instance, gone.expected):
+            self._bury(instance)
+        else:
+            asyncio.get_running_loop().call_later(_LAST_WORD_TIMEOUT_S, self._bury, instance)
+
+    def _last_word(self, instance: InstanceId) -> None:
+        if self._hearing.last_word(instance):
+            self._bury(instance)
+
+    def _bury(self, instance: InstanceId) -> None:
+        self.streams.instance_gone(instance, complete=self._hearing.gone(instance))
+
+    @property
+    def queued_requests(self) -> int:
+        return sum(member.snapshot.waiting for member in self.members.by_id.values()) + self.streams.parked
+
+    # -- requests and their outputs
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        request.client_index = self.client_index
+        known = self.streams.session_of(request.request_id)
+        if known is not None:  # a further chunk of a streaming input session
+            await self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
+            return
+        instance = self.streams.open(request)
+        if instance is None:
+            lora = request.lora_request
+            why = "No instance can take the request now."
+            if lora is not None and self.members.all_lack(lora):
+                why = f"No instance can load the adapter {lora.lora_name!r} now."
+            raise GracefulHTTPError(why, HTTPStatus.SERVICE_UNAVAILABLE)
+        try:
+            sent = self._send_to(instance, EngineCoreRequestType.ADD, request)
+        except BaseException:
+            self.streams.never_sent(request.request_id)
+            raise
+        await sent
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self.streams.abort(request_id)
+
+    @staticmethod
+    async def process_engine_outputs(self: LlumnixClient, outputs: EngineCoreOutputs) -> None:  # noqa: PLW0211
+        """Called by AsyncMPClient's socket task for every message of an engine, once per engine step."""
+        instance = self._hearing.says(outputs.engine_index, outputs.outputs)
+        member = None if instance is None else self.members.known.get(instance)
+        if member is None:
+            outputs.scheduler_stats = None
+        outputs.engine_index = 0 if member is None else member.info.slot
+        outputs.outputs = [] if instance is None else self.streams.sort_out(instance, outputs.outputs)
+
+    def _emit(self, outputs: list[EngineCoreOutput]) -> None:
+        if outputs:
+            self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=outputs))
+
+    # -- talking to engines
+
+    def _send_to(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> Awaitable[Any]:
+        """Raises a validation error (status 400) if there is no way to write it down."""
+        try:
+            return self._send_input(kind, what, self.members.known[instance].identity)
+        except (OverflowError, TypeError, ValueError) as error:  # 2**70 for an integer, half a character in a string
+            raise VLLMValidationError(f"The request has a value that cannot be sent to an engine: {error}.") from error
+
+    def _send_soon(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> None:
+        """Sends if the instance is still there. ZMQ takes the message at once; nothing has to be awaited.
+
+        It drops it if the instance has not connected yet: an abort is sent again as long as the request goes on.
+        """
+        if instance in self.members.known:
+            self._send_to(instance, kind, what)
+
+    async def _resume(self, instance: InstanceId, resume: bytes) -> None:
+        member = self.members.by_id.get(instance)
+        if member is None:
+            raise ConnectionError(GONE)
+        await self._call_utility_async("llumnix_resume", resume, engine=member.identity)
+
+    async def _call_utility_async(self, method: str, *args: Any, engine: bytes) -> Any:
+        """As vLLM's, but a call to an instance that dies meanwhile raises ConnectionError instead of hanging."""
+        member = self.members.by_identity.get(engine)
+        if member is None:
+            raise ConnectionError(GONE)
+        return await unless_gone(super()._call_utility_async(method, *args, engine=engine), member.gone)
+
+    async def call_utility_async(self, method: str, *args: Any) -> Any:
+        """Engine-wide calls (reset_prefix_cache, add_lora, sleep…) go to all; the first answer is returned."""
+        if not self.core_engines:
+            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+        return (await self.call_utility_all_async(method, *args))[0]
+
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        """What those answer that live to do so."""
+        calls = [self._call_utility_async(method, *args, engine=engine) for engine in self.core_engines]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ConnectionError):
+                raise answer
+        lived = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not lived:
+            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+        return lived
+
+    # -- the state of the server as a whole
+
+    async def _tell_state(self, member: Member, state: bytes) -> bytes:
+        call = super()._call_utility_async("llumnix_follow", state, engine=member.identity)
+        answer: bytes = await unless_gone(call, member.gone)
+        return answer
+
+    async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
+        await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
+
+    async def resume_scheduler_async(self) -> None:
+        await self.whole.do(Op("resume_scheduler"))
+
+    async def is_scheduler_paused_async(self) -> bool:
+        return self.whole.file.read().paused
+
+    async def sleep_async(self, level: int = 1, mode: Any = "abort") -> None:
+        await self.whole.do(Op("sleep", (level, mode)))
+
+    async def wake_up_async(self, tags: list[str] | None = None) -> bool:
+        return all(await self.whole.do(Op("wake_up", (tags,))))
+
+    async def is_sleeping_async(self) -> bool:
+        return self.whole.file.read().asleep
+
+    async def release_kv_cache_memory_async(self) -> None:
+        await self.whole.do(Op("release_kv_cache_memory"))
+
+    async def profile_async(self, is_start: bool = True, *how: Any) -> None:
+        await self.whole.do(Op("profile", (is_start, *how)))
+
+    async def reset_prefix_cache_async(self, *how: Any) -> bool:
+        return all(await self.whole.do(Op("reset_prefix_cache", how)))
+
+    async def reset_mm_cache_async(self) -> None:
+        await self.whole.do(Op("reset_mm_cache"))
+
+    async def reset_encoder_cache_async(self) -> None:
+        await self.whole.do(Op("reset_encoder_cache"))
+
+    async def collective_rpc_async(self, *call: Any) -> list[Any]:
+        """Of the workers of all instances that there are."""
+        return [answer for answers in await self.call_utility_all_async("collective_rpc", *call) for answer in answers]
+
+    async def compute_weight_checksums_async(self) -> list[dict[str, str]]:
+        """All instances have the same weights, so one of them speaks for all."""
+        sums: list[dict[str, str]] = await self.call_utility_consensus_async("compute_weight_checksums")
+        return sums
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_raise_loudly)
+
+
+def _raise_loudly(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a background task of the engine client failed", exc_info=error)

@@ -1,0 +1,131 @@
+"""The instances a front end knows: those it calls until they answer, those that take requests, those that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from llumnix.control.gone import Gone
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+
+GONE = "the instance is gone"
+
+_FIRST_CALL_INTERVAL_S = 0.05
+_LONGEST_CALL_INTERVAL_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """An instance that reports, and what it said last."""
+
+    info: wire.InstanceInfo
+    snapshot: InstanceSnapshot
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    lacks: frozenset[int] = frozenset()
+    """Adapters that could not be loaded there; they are tried again from time to time."""
+    tries_again: bool = False
+
+    @property
+    def identity(self) -> bytes:
+        return identity_of(self.info.index)
+
+
+def identity_of(index: int) -> bytes:
+    """vLLM's ZMQ identity of an engine."""
+    return index.to_bytes(2, "little")
+
+
+class Members:
+    """An instance passes through: unknown, called (`call`), member (`admit`), gone for good (`remove`).
+
+    Members take requests. But requests move to whoever reports: what has to do with a request that an instance has
+    already goes by `known`.
+    """
+
+    def __init__(self) -> None:
+        self.by_id: dict[InstanceId, Member] = {}
+        self.by_identity: dict[bytes, Member] = {}
+        self.known: dict[InstanceId, Member] = {}
+        """Those that are called, and the members."""
+        self.joined = asyncio.Event()
+        """Set while at least one instance takes requests."""
+        self._gone = Gone()
+
+    def is_unknown(self, instance: InstanceId) -> bool:
+        return not (instance in self.known or instance in self._gone)
+
+    def call(self, report: wire.Report) -> Member:
+        """From now on it is called."""
+        member = self.known[report.info.id] = Member(report.info, report.snapshot)
+        return member
+
+    def admit(self, member: Member) -> None:
+        self.by_id[member.info.id] = self.by_identity[member.identity] = member
+        self.joined.set()
+
+    def remove(self, instance: InstanceId) -> Member | None:
+        """For good: its ids do not come back. Returns the member that it was, if it was one."""
+        self._gone.add(instance)
+        if (known := self.known.pop(instance, None)) is not None:
+            known.gone.set()
+        member = self.by_id.pop(instance, None)
+        if member is not None:
+            del self.by_identity[member.identity]
+        if not self.by_id:
+            self.joined.clear()
+        return member
+
+    def lacking(self, lora: Any | None) -> frozenset[InstanceId]:
+        """Those that could not load this adapter."""
+        if lora is None:
+            return frozenset()
+        return frozenset(i for i, member in self.by_id.items() if lora.lora_int_id in member.lacks)
+
+    def all_lack(self, lora: Any) -> bool:
+        return bool(self.by_id) and len(self.lacking(lora)) == len(self.by_id)
+
+    def running(self, other_than: InstanceId | None = None) -> bool:
+        """Whether an instance takes new requests."""
+        return any(
+            member.snapshot.state is InstanceState.RUNNING and instance != other_than
+            for instance, member in self.by_id.items()
+        )
+
+
+async def first_answer(call: Callable[[], Coroutine[Any, Any, Any]], gone: asyncio.Event) -> Any:
+    """Calls until a call is answered. Raises ConnectionError if the instance goes before.
+
+    A ROUTER socket drops what is sent to a peer that has not connected yet, hence the repetition; and a busy
+    machine answers late, hence no call is given up before one is answered.
+    """
+    calls: set[asyncio.Task[Any]] = set()
+    interval_s = _FIRST_CALL_INTERVAL_S
+    try:
+        while not gone.is_set():
+            calls.add(asyncio.get_running_loop().create_task(call()))
+            answered, _ = await asyncio.wait(calls, timeout=interval_s, return_when=asyncio.FIRST_COMPLETED)
+            if answered:
+                return answered.pop().result()
+            interval_s = min(2 * interval_s, _LONGEST_CALL_INTERVAL_S)
+        raise ConnectionError(GONE)
+    finally:
+        for unanswered in calls:
+            unanswered.cancel()
+
+
+async def unless_gone(call: Coroutine[Any, Any, Any], gone: asyncio.Event) -> Any:
+    """The answer to a call. Raises ConnectionError when its instance goes before it answers."""
+    answer = asyncio.ensure_future(call)
+    loss = asyncio.ensure_future(gone.wait())
+    try:
+        await asyncio.wait((answer, loss), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ConnectionError(GONE)
+        return answer.result()
+    finally:
+        loss.cancel()
+        answer.cancel()

@@ -1,0 +1,168 @@
+"""A front end's process: vLLM's OpenAI app, its own routes included, served over our engine client."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.front_end import index
+from llumnix.engine.vllm.front_end.adapters import share_adapters
+from llumnix.engine.vllm.front_end.admin import routes as admin
+from llumnix.engine.vllm.front_end.failures import tell_why
+from llumnix.engine.vllm.front_end.llm import LlumnixLLM
+from llumnix.engine.vllm.front_end.priority import honour_service_tier
+from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_parts
+from llumnix.engine.vllm.front_end.vllm_routes import undecided
+
+log = logging.getLogger(__name__)
+
+_METRICS_INTERVAL_S = 1.0
+
+
+async def serve_front_end(
+    args: argparse.Namespace,
+    config: Any,
+    spec: FrontEndSpec,
+    sock: socket.socket,
+    connections: memoryview | None,
+    admitted: memoryview | None,
+) -> None:
+    """Serves from the moment when a first instance is ready until SIGTERM.
+
+    `connections`, `admitted`: open connections and unfinished requests per front end, shared by all of them; None if
+    nobody needs to know. With `connections` new ones are accepted one at a time.
+    """
+    board = Switchboard(spec)
+    llm = LlumnixLLM(config, spec, board.post, args, admitted)
+    connect_parts(board, llm)
+    board.connect(llm.engine_core)
+    llm.engine_core.on_more_slots = llm.grow
+    try:
+        await llm.engine_core.members.joined.wait()
+        await llm.forget_dummies()
+        async with asyncio.TaskGroup() as group:
+            beside = [group.create_task(_keep_metrics(board))]
+            if spec.admin_socket is not None:
+                beside.append(group.create_task(_serve_admin(args, board, spec.admin_socket)))
+            await _serve_http(args, llm, board, sock, None if connections is None else (connections, spec.index))
+            for task in beside:
+                task.cancel()
+    finally:
+        llm.shutdown()
+        board.close()
+        sock.close()
+
+
+async def _serve_http(
+    args: argparse.Namespace,
+    llm: LlumnixLLM,
+    board: Switchboard,
+    sock: socket.socket,
+    peer_loads: tuple[Any, int] | None,
+) -> None:
+    """As vLLM's `build_and_serve` (entrypoints/launchers/api_server/entry.py), with our routes added."""
+    from vllm.entrypoints.launchers.launcher import serve_http
+    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+
+    app = await _make_app(args, llm, board)
+    logging: dict[str, Any] = {}
+    if (log_config := get_uvicorn_log_config(args)) is not None:
+        logging["log_config"] = log_config
+    shutdown = await serve_http(
+        app,
+        sock=sock,
+        enable_ssl_refresh=args.enable_ssl_refresh,
+        peer_loads=peer_loads,
+        host=args.host,
+        port=args.port,
+        log_level=args.uvicorn_log_level,
+        access_log=not args.disable_uvicorn_access_log,
+        **_connection_options(args),
+        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+        h11_max_header_count=args.h11_max_header_count,
+        **logging,
+    )
+    with contextlib.suppress(asyncio.CancelledError):
+        await shutdown
+
+
+async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboard) -> FastAPI:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await llm.get_supported_tasks()
+    app = build_app(args, tasks, llm.model_config)
+    app.title = "Llumnix"
+    if unknown := undecided(app.routes):
+        log.warning("routes that nobody has looked at for servers of several processes: %s", ", ".join(unknown))
+    add_routes_of_all(app, board, llm)
+    has_admin = board.spec.admin_socket is None
+    if has_admin:
+        admin.add_routes(app, board, args)
+    index.add_routes(app, openai=True, admin=has_admin)
+    whole = llm.engine_core.whole
+    if whole.file.read().adapters is not None:  # those that it was started with may not be what there is now
+        args = argparse.Namespace(**{**vars(args), "lora_modules": None})
+    await init_app_state(llm, app.state, args, tasks)
+    await share_adapters(app.state.openai_serving_models, whole)
+    llm.follow(whole.file.read())
+    honour_service_tier(app.state)
+    tell_why(app.state, board.failures)
+    return app
+
+
+async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socket.socket) -> None:
+    """The admin routes alone, on a port of their own; ends with the front end."""
+    from vllm.entrypoints.launchers.launcher import NoSignalServer
+    from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    admin.add_routes(app, board, args)
+    index.add_routes(app, openai=False, admin=True)
+    options = _connection_options(args)
+    config = uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False, **options)
+    config.load()
+    refresher = None
+    if args.enable_ssl_refresh and config.ssl is not None:
+        refresher = SSLCertRefresher(config.ssl, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+    server = NoSignalServer(config)
+    try:
+        await server.serve(sockets=[sock])
+    except asyncio.CancelledError:
+        await server.shutdown(sockets=[sock])
+        raise
+    finally:
+        if refresher is not None:
+            refresher.stop()
+
+
+def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What holds on every port: the same certificates, the same patience."""
+    import vllm.envs as envs
+
+    return {
+        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "ssl_keyfile": args.ssl_keyfile,
+        "ssl_certfile": args.ssl_certfile,
+        "ssl_ca_certs": args.ssl_ca_certs,
+        "ssl_cert_reqs": args.ssl_cert_reqs,
+        "ssl_ciphers": args.ssl_ciphers,
+    }
+
+
+async def _keep_metrics(board: Switchboard) -> None:
+    """Keeps what no event changes near the truth."""
+    while True:
+        if board.scaling is not None:
+            board.metrics.scaling(board.scaling)
+        board.metrics.refused.set(board.refused)
+        await asyncio.sleep(_METRICS_INTERVAL_S)

@@ -1,0 +1,263 @@
+"""A front end's side of the control plane: hears the instances and the scheduler, and asks them things.
+
+Questions carry a number and have a deadline; whoever does not answer in time is left out of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from llumnix.control.messages import Doubt
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.front_end.by_hand import ByHand
+from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.migration_log import MigrationLog
+from llumnix.engine.vllm.front_end.numbers import numbers
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+_GONE_REMEMBERED = 100
+_SCHEDULER_SILENT_S = 2.0
+_RECORDS_AT_ONCE = 500
+
+
+@dataclass(slots=True)
+class Strangers:
+    """Instances that are not (or no longer) members: those that start, and the last ones that ended."""
+
+    starting: dict[InstanceId, wire.InstanceStarting]
+    gone: deque[tuple[wire.InstanceGone, InstanceState]]
+
+
+@dataclass(slots=True)
+class _Question:
+    """One that is being asked."""
+
+    asked: frozenset[str]
+    """The mailboxes that are to answer."""
+    inbox: asyncio.Queue[Any | None] = field(default_factory=asyncio.Queue)
+    """None: one of those that are asked will not answer any more."""
+
+
+class Switchboard:
+    """Made and used on the event loop; only the mailbox's thread is elsewhere."""
+
+    def __init__(self, spec: FrontEndSpec) -> None:
+        self.spec = spec
+        self.log = MigrationLog()
+        self.strangers = Strangers({}, deque(maxlen=_GONE_REMEMBERED))
+        self.scheduler_pid: int | None = None
+        self.scaling: wire.ScalingStatus | None = None
+        self._scheduler_seen_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._numbers = numbers()
+        self._questions: dict[int, _Question] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.parts: dict[str, Callable[[tuple[str, ...]], Awaitable[int]]] = {}
+        """What this front end does of `DoYourPart`; to be set before it is connected."""
+        self.load: Callable[[], int] = lambda: 0
+        """Requests that it serves, if vLLM counts them."""
+        self._client: LlumnixClient | None = None
+        self._by_hand: ByHand | None = None
+        self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
+        self.post: Callable[[str, wire.Wire], None] = self._mailbox.post
+
+    def connect(self, client: LlumnixClient) -> None:
+        """From here on messages are taken."""
+        self._client = client
+        self._by_hand = ByHand(client, self.log, self.post, self.address)
+        client.streams.observer = self._by_hand
+        self.metrics = self._by_hand.metrics
+        self.failures = self._by_hand.failures
+        self._mailbox.start()
+
+    def close(self) -> None:
+        self._mailbox.close()
+
+    @property
+    def refused(self) -> int:
+        """Strangers that tried to connect, here or to vLLM's sockets; always 0 on one machine."""
+        doorkeeper = self.client.doorkeeper
+        return self._mailbox.refused + (0 if doorkeeper is None else doorkeeper.refused)
+
+    @property
+    def address(self) -> str:
+        return self._mailbox.address
+
+    @property
+    def client(self) -> LlumnixClient:
+        assert self._client is not None
+        return self._client
+
+    @property
+    def scheduler_state(self) -> str:
+        if self.scheduler_pid is None:
+            return "starting"
+        return "running" if monotonic() - self._scheduler_seen_s < _SCHEDULER_SILENT_S else "lost"
+
+    # -- questions
+
+    async def ask_one(self, address: str, make: Callable[[int], wire.Wire], timeout_s: float) -> Any | None:
+        """The answer of one mailbox, or None when none came in time or its owner, a front end, died."""
+        answers = await self._ask([address], make, timeout_s)
+        return answers[0] if answers else None
+
+    async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
+        """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
+        of it, the source's row is dropped."""
+        members = self.client.members.known.values()
+        answers = await self._ask(
+            [member.info.control for member in members],
+            lambda query: wire.ListRequests(query=query, reply_to=self.address, like=like),
+            timeout_s,
+        )
+        found: dict[str, tuple[InstanceId, wire.RequestRow]] = {}
+        for answer in sorted(answers, key=lambda answer: answer.instance):
+            for row in answer.rows:
+                known = found.get(row.request)
+                if known is None or known[1].migrations < row.migrations:
+                    found[row.request] = (answer.instance, row)
+        return list(found.values())
+
+    async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[wire.MigrationRecord]:
+        """Of all front ends, newest first."""
+        others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
+        answers = await self._ask(
+            others, lambda query: wire.ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
+        )
+        records = [*self.log.newest(limit), *(record for answer in answers for record in answer.records)]
+        records.sort(key=lambda record: record.at, reverse=True)
+        return records[:limit]
+
+    async def all_others(self, part: str, request_ids: Iterable[str] = (), timeout_s: float = 3.0) -> int:
+        """Has every other front end do its part of something; the sum of what they counted. One that is late does it
+        later, one that is being restarted begins with it."""
+        ids = tuple(request_ids)
+        others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
+        answers = await self._ask(
+            others,
+            lambda query: wire.DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
+            timeout_s,
+        )
+        return sum(answer.count for answer in answers)
+
+    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+        """Moves one sequence, by way of the front end that owns its stream."""
+        answer = await self.ask_one(
+            self.spec.book.front_end(row.front_end),
+            lambda query: wire.MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),
+            timeout_s,
+        )
+        why = f"the front end that streams it died, or did not answer within {timeout_s:g} s"
+        return answer or wire.MigrateAnswer(query=0, status=504, why=why)
+
+    async def _ask(self, addresses: Iterable[str], make: Callable[[int], wire.Wire], timeout_s: float) -> list[Any]:
+        asked = list(addresses)
+        query = next(self._numbers)
+        question = self._questions[query] = _Question(frozenset(asked))
+        answers: list[Any] = []
+        left = len(asked)
+        try:
+            message = make(query)
+            for address in asked:
+                self.post(address, message)
+            async with asyncio.timeout(timeout_s):
+                while left:
+                    answer = await question.inbox.get()
+                    left -= not (isinstance(answer, wire.Migrations) and answer.more)
+                    if answer is not None:
+                        answers.append(answer)
+        except TimeoutError:
+            pass
+        finally:
+            del self._questions[query]
+        return answers
+
+    async def _do_my_part(self, message: wire.DoYourPart) -> None:
+        count = await self.parts[message.part](message.request_ids)
+        self.post(message.reply_to, wire.PartDone(query=message.query, count=count))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_migrations(self, asked: wire.ListMigrations) -> None:
+        """In parts: a long list must not keep the streams of clients waiting."""
+        records = self.log.newest(asked.limit)
+        for first in range(0, max(1, len(records)), _RECORDS_AT_ONCE):
+            part = tuple(records[first : first + _RECORDS_AT_ONCE])
+            more = first + _RECORDS_AT_ONCE < len(records)
+            self.post(asked.reply_to, wire.Migrations(query=asked.query, records=part, more=more))
+            await asyncio.sleep(0)
+
+    # -- what comes in
+
+    def _on_mail(self, message: wire.Wire) -> None:
+        self._loop.call_soon_threadsafe(self._take, message)
+
+    def _take(self, message: wire.Wire) -> None:
+        assert self._by_hand is not None
+        match message:
+            case wire.Report():
+                self.strangers.starting.pop(message.info.id, None)
+                self.client.on_report(message)
+            case wire.InstanceStarting():
+                if self.client.members.is_unknown(message.instance):
+                    self.strangers.starting[message.instance] = message
+            case wire.InstanceGone():
+                self.strangers.starting.pop(message.instance, None)
+                state = InstanceState.STOPPED if message.expected else InstanceState.LOST
+                if all(known.instance != message.instance for known, _ in self.strangers.gone):
+                    # The scheduler and the launcher both tell of one that fell silent.
+                    self.strangers.gone.append((message, state))
+                known = self.client.members.known.get(message.instance)
+                self.client.on_gone(message)
+                if known is not None:
+                    self._mailbox.forget(known.info.control)
+            case wire.Arbitration(message=Doubt() as doubt):
+                self.client.streams.doubted(doubt)
+            case wire.SchedulerAlive():
+                self.scheduler_pid, self.scaling = message.pid, message.scaling
+                self._scheduler_seen_s = monotonic()
+            case _:
+                self._take_question_or_answer(message)
+
+    def _take_question_or_answer(self, message: wire.Wire) -> None:
+        assert self._by_hand is not None
+        match message:
+            case wire.ReplayElsewhere():
+                count = self.client.streams.drive_out(message.instance, message.reason)
+                self.post(message.reply_to, wire.ReplayedElsewhere(instance=message.instance, count=count))
+            case wire.MoveAnswer():
+                self._by_hand.move_answered(message)
+            case wire.MigrateByHand():
+                self._by_hand.start(message)
+            case wire.ListMigrations():
+                self._spawn(self._tell_migrations(message))
+            case wire.DoYourPart():
+                self._spawn(self._do_my_part(message))
+            case (
+                wire.Requests()
+                | wire.Migrations()
+                | wire.Drains()
+                | wire.Answer()
+                | wire.MigrateAnswer()
+                | wire.PartDone()
+            ):
+                question = self._questions.get(message.query)
+                if question is not None:  # else it came too late
+                    question.inbox.put_nowait(message)
+            case wire.FrontEndLost():
+                lost = self.spec.book.front_end(message.front_end)
+                for question in self._questions.values():
+                    if lost in question.asked:
+                        question.inbox.put_nowait(None)
+            case _:
+                raise TypeError(f"a front end does not understand {type(message).__name__}")

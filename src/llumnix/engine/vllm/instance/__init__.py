@@ -1,0 +1,1 @@
+"""An instance: vLLM's engine core with a llumlet in it."""

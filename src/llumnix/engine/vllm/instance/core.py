@@ -1,0 +1,443 @@
+"""vLLM's engine core with a llumlet in it.
+
+A subclass of `EngineCoreProc` (vllm/v1/engine/core.py): no handshake, our control messages in its input
+queue, the llumlet's driver between its steps. Scheduling, execution and the sockets to the front ends are
+vLLM's own.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.engine.utils import EngineZmqAddresses
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.request import Request
+
+from llumnix.control.messages import Prepare
+from llumnix.control.replay import LlumletBegin
+from llumnix.control.server_state import ServerState
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.between import LAST_WORD, TURNED_AWAY, Introduction, RequestCodec, Resume
+from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
+from llumnix.engine.vllm.instance.driver import LlumletDriver
+from llumnix.engine.vllm.instance.engine_access import EngineAccess
+from llumnix.engine.vllm.instance.following import Follower
+from llumnix.engine.vllm.instance.grammar import follow, why_not_compiled
+from llumnix.engine.vllm.instance.heart import Heart
+from llumnix.engine.vllm.instance.listing import Listing
+from llumnix.engine.vllm.instance.movable import why_engine_pins
+from llumnix.engine.vllm.instance.reports import Reports
+from llumnix.engine.vllm.instance.resume import Making, Resumes
+from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.snapshot import request_rows
+from llumnix.engine.vllm.instance.state import decode_identity, passport_of, stamp
+from llumnix.policy.catalogue import find_policy
+from llumnix.recording import recorder
+from llumnix.types import InstanceState
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+CONTROL = "llumnix"
+"""Kind of our messages in `EngineCoreProc.input_queue`, beside vLLM's (which are bytes)."""
+
+
+HANG = signal.SIGUSR2
+"""With the fault `hang`, at this signal the main thread stands still for ever, while all others go on."""
+
+
+def _hang(*_: object) -> None:
+    while True:
+        time.sleep(3600)
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """The heart rang."""
+
+
+class PreparedPeer(msgspec.Struct, frozen=True):
+    """A `Prepare`, with the request that it describes."""
+
+    peer: wire.Peer
+    request: Any
+
+
+class LlumnixEngineCore(EngineCoreProc):
+    """Call `open_for_business` once it is built, then `run_busy_loop`, then `close`."""
+
+    scheduler: MigrationSupport
+
+    def __init__(self, spec: InstanceSpec, vllm_config: VllmConfig, *, log_stats: bool) -> None:
+        self._spec = spec
+        # Never reset: a front end that takes a dead one's place begins to count where it says hello.
+        self._added = [0] * spec.book.front_ends
+        self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
+        self._driver: LlumletDriver | None = None
+        self._follower = Follower(self)
+        keys = spec.book.keys
+        self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
+        super().__init__(
+            vllm_config,
+            local_client=True,
+            handshake_address="",
+            executor_class=Executor.get_class(vllm_config),
+            log_stats=log_stats,
+            engine_index=spec.index,
+        )
+
+    @contextmanager
+    def _perform_handshakes(self, *args: Any, **kwargs: Any) -> Generator[EngineZmqAddresses, None, None]:
+        """All addresses are in the address book: there is nobody to shake hands with.
+
+        vLLM's `EngineCoreActorMixin` overrides the same method for the same reason.
+        """
+        fronts = self._spec.book.fronts
+        yield EngineZmqAddresses(
+            inputs=[front.requests for front in fronts], outputs=[front.tokens for front in fronts]
+        )
+
+    def open_for_business(self, pid: int) -> None:
+        """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
+        spec = self._spec
+        self._warm_up()
+        self.rpc("llumnix_draw_apart", args=(spec.index,))
+        displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
+        self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
+        self._mailbox = Mailbox(spec.book.instance(spec.id), self._on_mail, spec.book.keys)
+        moves = not self._why_pinned
+        addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret, moves))
+        self._info = wire.InstanceInfo(
+            id=spec.id,
+            index=spec.index,
+            slot=spec.slot,
+            pid=pid,
+            node=spec.node,
+            control=self._mailbox.address,
+            data=msgspec.json.encode(addresses).decode(),
+        )
+        self._peer_codec = RequestCodec()  # used by the mailbox's thread alone
+        self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
+        self._driver = self._make_driver()
+        self._resumes = self._make_resumes()
+        self._reports = Reports(
+            spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen, self.input_queue.qsize
+        )
+        self._listing = Listing(
+            partial(request_rows, self.scheduler, self._driver.engine_pins), self._answer_listing, monotonic
+        )
+        self._reports.send()
+        self._heart.interval_s = self._reports.heartbeat_s
+        self._mailbox.start()
+        self._heart.start()
+
+    def ask_to_drain(self) -> None:
+        """From a thread, once it is open: it takes no more requests and says so, and the scheduler empties it."""
+        self._to_main(wire.SetDraining(draining=True, reason="it was asked to end"))
+
+    def inject_fault(self, fault: str) -> None:
+        """Lets something fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
+        assert self._driver is not None
+        if fault not in ("", "zero-arrivals", "hang"):
+            raise ValueError(f"unknown fault {fault!r}")
+        self._driver.incoming.zero_arrivals = fault == "zero-arrivals"
+        if fault == "hang":
+            signal.signal(HANG, _hang)
+
+    def close(self) -> None:
+        if self._driver is not None:
+            self._mark(range(self._spec.book.front_ends), LAST_WORD, [""])
+            self._heart.stop()
+            self._mailbox.close()
+            self._resumes.close()
+            self.rpc("llumnix_close")
+        self.shutdown()
+
+    # -- overridden: what comes in
+
+    def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Request, int]:
+        made, wave = super().preprocess_add_request(request)
+        stamp(made, request)
+        return made, wave
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        self._resumes.abort(request_ids)
+        super().abort_requests(request_ids)
+
+    def _handle_request_preproc_error(self, request: EngineCoreRequest) -> None:
+        self._refused[request.client_index] += 1
+        super()._handle_request_preproc_error(request)
+
+    def _send_abort_outputs_to_client(self, req_ids: list[str], client_index: int) -> None:
+        """What an engine that ends did not take, or gives up, goes on elsewhere: no client is to see its end."""
+        if self.shutdown_state == EngineShutdownState.RUNNING:  # somebody asked for it (POST /pause?mode=abort)
+            super()._send_abort_outputs_to_client(req_ids, client_index)
+        else:
+            self._mark((client_index,), TURNED_AWAY, req_ids)
+
+    def _mark(self, front_ends: Iterable[int], mark: str, request_ids: list[str]) -> None:
+        """Says something that is no output, in the token streams of front ends."""
+        for front_end in front_ends:
+            marked = [EngineCoreOutput(each, [], kv_transfer_params={mark: True}) for each in request_ids]
+            self.output_queue.put_nowait((front_end, EngineCoreOutputs(outputs=marked)))
+
+    def _handle_client_request(self, request_type: Any, request: Any) -> None:
+        if request_type == CONTROL:
+            self._on_control(request)
+        else:
+            if request_type == EngineCoreRequestType.ADD:
+                self._count(request[0])
+            if request_type == EngineCoreRequestType.ADD and not self._follower.can_serve(request[0].lora_request):
+                self._send_error_outputs_to_client([request[0].request_id], request[0].client_index)
+            else:
+                super()._handle_client_request(request_type, request)
+        if self._driver is not None:
+            self._driver.after_step()
+            self._reports.made_progress()
+
+    def _notify_idle_state_callbacks(self) -> None:
+        """vLLM calls this each time before the engine falls asleep on its queue."""
+        self._listing.finish()
+        self._reports.before_sleep()
+        super()._notify_idle_state_callbacks()
+
+    def _process_input_queue(self) -> None:
+        super()._process_input_queue()
+        self._await_last_blocks()
+
+    def _await_last_blocks(self) -> None:
+        """Holds the next step for a moment while the last blocks of a request are on their way here.
+
+        They are few. The moment costs the batch here less than a whole step more would cost the request, which
+        stands still until they have come.
+        """
+        assert self._driver is not None
+        incoming = self._driver.incoming
+        if not incoming or not incoming.awaits_last_blocks:
+            return
+        until = monotonic() + self._spec.migration.last_blocks_grace_s
+        while incoming.awaits_last_blocks and (left_s := until - monotonic()) > 0:
+            try:
+                kind, message = self.input_queue.get(timeout=left_s)
+            except queue.Empty:
+                return
+            self._handle_client_request(kind, message)
+
+    def _process_engine_step(self) -> bool:
+        executed = super()._process_engine_step()
+        assert self._driver is not None
+        self._driver.after_step()
+        self._reports.after_step()
+        self._listing.go_on()
+        return executed
+
+    def _count(self, request: Request) -> None:
+        """For the front end's ledger: a further chunk of a streaming session is no dispatch."""
+        if request.request_id not in self.scheduler.requests:
+            self._added[request.client_index] += 1
+
+    def _dispatches_seen(self) -> tuple[int, ...]:
+        return tuple(added + refused for added, refused in zip(self._added, self._refused, strict=True))
+
+    # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
+
+    def llumnix_hello(self) -> bytes:
+        """First contact: proves both sockets. The answer is a `Introduction`."""
+        ready = msgspec.msgpack.encode(self._make_ready_response())
+        return msgspec.msgpack.encode(Introduction(ready=ready, snapshot=self._reports.make().snapshot))
+
+    def llumnix_follow(self, state: bytes) -> bytes | Future[bytes]:
+        """Where the server as a whole is: a `ServerState`, answered with an `Applied`."""
+        return self._follower.follow(msgspec.msgpack.decode(state, type=ServerState))
+
+    def add_lora(self, lora_request: Any) -> bool:
+        """As vLLM's, which turns the call's arguments into what the signature says; ours says nothing, being text."""
+        lora = msgspec.convert(lora_request, LoRARequest)
+        loaded = super().add_lora(lora)
+        self._follower.loaded(lora.lora_int_id)
+        return loaded
+
+    def llumnix_resume(self, payload: bytes) -> Future[None]:
+        """Token replay: takes up a request where its dead owner left it. The payload is a `Resume`."""
+        resume = msgspec.msgpack.decode(payload, type=Resume)
+        self._added[resume.front_end] += 1
+        return self._resumes.start(resume)
+
+    # -- control
+
+    def _on_mail(self, message: wire.Wire) -> None:
+        """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
+        if isinstance(message, wire.FrontEndLost) and self._lines is not None:
+            self._lines.excuse(message.front_end)
+        if isinstance(message, wire.Peer) and isinstance(message.message, Prepare):
+            identity = decode_identity(message.message.payload)
+            request, _ = self.preprocess_add_request(self._peer_codec.decode(identity.request))
+            prepare = partial(self._prepare, message, request, identity.output_token_ids)
+            self._when_grammar_ready(request, prepare)
+        else:
+            self._to_main(message)
+
+    def _prepare(self, peer: wire.Peer, request: Request, output_token_ids: list[int]) -> None:
+        if not why_not_compiled(request):
+            accepted = follow(request, self.structured_output_manager, output_token_ids)
+            passport_of(request).grammar_refused = not accepted
+        self._to_main(PreparedPeer(peer, request))
+
+    def _to_main(self, message: Any) -> None:
+        """From any thread: wakes the engine's main thread if it sleeps."""
+        self.input_queue.put_nowait((CONTROL, message))  # type: ignore[arg-type]
+
+    def _when_grammar_ready(self, request: Request, proceed: Any) -> None:
+        """Calls `proceed` once the grammar is compiled (or has failed to); at once if there is none.
+
+        Relies on `StructuredOutputRequest._grammar` being a Future while vLLM's pool compiles it.
+        """
+        structured = request.structured_output_request
+        grammar = None if structured is None else structured._grammar
+        if isinstance(grammar, Future):
+            grammar.add_done_callback(lambda _: proceed())
+        else:
+            proceed()
+
+    def _on_control(self, message: Any) -> None:
+        driver = self._driver
+        assert driver is not None
+        match message:
+            case Tick():
+                driver.tick()
+            case PreparedPeer():
+                driver.peer_said(message.peer, message.request)
+            case wire.Peer():
+                driver.peer_said(message, None)
+            case wire.Arbitration():
+                driver.verdict(message)
+            case wire.MoveOut():
+                driver.move_out(message)
+            case wire.PullEnded():
+                driver.pull_ended(message)
+            case wire.BlocksReleased():
+                driver.incoming.blocks_released(message)
+            case partial():
+                message()
+            case _:
+                self._on_news(message)
+
+    def _on_news(self, message: wire.Wire) -> None:
+        """What has nothing to do with a single migration."""
+        driver = self._driver
+        assert driver is not None
+        match message:
+            case wire.SetDraining():
+                self._reports.state = InstanceState.DRAINING if message.draining else InstanceState.RUNNING
+                self._reports.drain_keep = message.keep
+                driver.set_draining(message.draining)
+            case wire.InstanceGone():
+                driver.peer_lost(message.instance)
+            case wire.ListRequests():
+                self._listing.ask(message)
+            case wire.FrontEndLost():
+                self._abort_orphans(message.front_end)
+            case wire.ClusterSize():
+                self._reports.set_size(message.instances)
+                self._heart.interval_s = self._reports.heartbeat_s
+            case _:
+                raise TypeError(f"an instance does not understand {type(message).__name__}")
+
+    def _answer_listing(self, question: wire.ListRequests, rows: tuple[wire.RequestRow, ...]) -> None:
+        answer = wire.Requests(query=question.query, instance=self._info.id, rows=rows)
+        self._mailbox.post_soon((question.reply_to,), answer)
+
+    def _abort_orphans(self, front_end: int) -> None:
+        requests = self.scheduler.requests.values()
+        self.abort_requests([request.request_id for request in requests if request.client_index == front_end])
+        self._resumes.abort_all_of(front_end)
+
+    # -- the heart's thread
+
+    def _beat(self) -> None:
+        self._reports.beat()
+
+    def _ring(self) -> None:
+        self._to_main(Tick())
+
+    # -- making
+
+    def _make_driver(self) -> LlumletDriver:
+        spec = self._spec
+        config = self.vllm_config
+        begin = LlumletBegin(
+            instance=spec.id,
+            policy=spec.policy.policy,
+            config=spec.migration,
+            cooldown_s=spec.policy.request_cooldown_s,
+        )
+        llumlet = begin.make(recorder(spec.id, begin))
+        engine = EngineAccess(
+            info=self._info,
+            scheduler=self.scheduler,
+            structured_output=self.structured_output_manager,
+            rpc=self.rpc,
+            ranks=config.parallel_config.world_size,
+            pins=self._why_pinned,
+            has_adapter=self._follower.has_adapter,
+            post=self._mailbox.post,
+            post_soon=self._mailbox.post_soon,
+            forget=self._mailbox.forget,
+            put_output=self.output_queue.put_nowait,
+            wake_at=self._heart.wake_at,
+            clock=monotonic,
+        )
+        return LlumletDriver(engine, llumlet, spec.migration, spec.book, spec.policy.relief_steps)
+
+    @property
+    def _why_pinned(self) -> str:
+        return why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
+
+    def _make_resumes(self) -> Resumes:
+        making = Making(
+            make=lambda original: self.preprocess_add_request(original)[0],
+            when_grammar_ready=self._when_grammar_ready,
+            can_serve=self._follower.can_serve,
+            to_main=lambda call: self._to_main(partial(call)),
+        )
+        return Resumes(self.scheduler, self.structured_output_manager, self.rpc, making)
+
+    def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        """Calls a method of `WorkerExtension` on every worker."""
+        answers: list[Any] = self.model_executor.collective_rpc(method, args=args)
+        return answers
+
+    def _warm_up(self) -> None:
+        """One short request, start to end: the first step of an engine is slow (lazy kernels, allocations)."""
+        from vllm.sampling_params import SamplingParams
+
+        if self.vllm_config.model_config.runner_type != "generate":
+            return
+        original = EngineCoreRequest(
+            request_id="llumnix-warm-up",
+            prompt_token_ids=[1, 2, 3, 4],
+            mm_features=None,
+            sampling_params=SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        request, wave = self.preprocess_add_request(original)
+        self.add_request(request, wave)
+        while self.scheduler.has_requests() or self.batch_queue:
+            self.step_fn()
+        self.scheduler.ended.clear()

@@ -1,0 +1,244 @@
+"""Reservations at the target: a request that is on its way in, its blocks, and the pulls that fill them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.v1.request import Request, RequestStatus
+
+from llumnix.control.messages import Commit, Copy
+from llumnix.engine.vllm.instance.grammar import follow, why_not_compiled
+from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.state import Hand, passport_of
+from llumnix.types import RequestId
+from llumnix.wire.messages import BlocksReleased, PullEnded
+
+Key = tuple[RequestId, int]
+"""Request and epoch of the attempt."""
+
+Pull = tuple[int, int]
+"""Stage and worker rank."""
+
+_GRAMMAR_REFUSED = "its grammar does not accept its own output here"
+
+CollectiveRpc = Callable[..., list[Any]]
+
+
+@dataclass(slots=True)
+class Reservation:
+    request: Request
+    """Not yet known to vLLM's scheduler; only its block table is."""
+    keeps_slot: bool
+    pulling: set[Pull] = field(default_factory=set)
+    held_back: tuple[list[int], tuple[Any, ...]] | None = None
+    """A pull into blocks that a step in flight uses, for requests that had them before: the blocks, and the call."""
+    failed: str = ""
+    last: bool = False
+    """What is being pulled are its last blocks: it stands still until they are here."""
+    bytes_read: int = 0
+    """Of the stage that is being pulled, over all ranks."""
+    quarantined: set[Pull] = field(default_factory=set)
+    """Pulls that were given up while late bytes may still land."""
+    dropped: bool = False
+
+
+class Refusal(Exception):
+    """The target cannot take the request; the text says why. Cheap, and not an error."""
+
+
+class IncomingRequests:
+    """Owns every reservation of one engine. Called on the engine's main thread only."""
+
+    def __init__(
+        self,
+        scheduler: MigrationSupport,
+        structured_output: Any,
+        rpc: CollectiveRpc,
+        ranks: int,
+        has_adapter: Callable[[int], bool],
+    ) -> None:
+        """`has_adapter`: whether requests may use the LoRA adapter with this id."""
+        self._scheduler = scheduler
+        self._structured_output = structured_output
+        self._rpc = rpc
+        self._ranks = ranks
+        self._has_adapter = has_adapter
+        self._reservations: dict[Key, Reservation] = {}
+        self.zero_arrivals = False
+        """Fault injection for the equality tests: what is pulled is overwritten with zeros."""
+
+    def __len__(self) -> int:
+        return len(self._reservations)
+
+    @property
+    def awaits_last_blocks(self) -> bool:
+        """Whether some request is between its two instances, and only bytes on their way keep it from running here."""
+        return any(
+            each.last and each.pulling and not each.held_back and not each.dropped
+            for each in self._reservations.values()
+        )
+
+    def reserve(self, key: Key, request: Request, blocks: int) -> int:
+        """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
+        scheduler = self._scheduler
+        if request.request_id in scheduler.requests or any(known == key[0] for known, _ in self._reservations):
+            raise Refusal("a copy of the request is still here")
+        if problem := why_not_compiled(request):
+            raise Refusal(f"its grammar does not compile here: {problem}")
+        if passport_of(request).grammar_refused:
+            raise Refusal(_GRAMMAR_REFUSED)
+        lora = request.lora_request
+        if lora is not None and not self._has_adapter(lora.lora_int_id):
+            raise Refusal(f"the adapter {lora.lora_name!r} is not loaded here")
+        if request.num_tokens > scheduler.max_model_len:
+            raise Refusal(f"{request.num_tokens} tokens are more than the window here ({scheduler.max_model_len})")
+        skip_blocks = 0
+        if blocks:
+            if not scheduler.has_slot():
+                raise Refusal(f"all {scheduler.max_num_running_reqs} batch slots are taken")
+            cached_tokens = scheduler.reserve(request, blocks * scheduler.block_size)
+            if cached_tokens is None:
+                free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+                raise Refusal(f"no room: {blocks} blocks and a spare one are needed, {free} are free")
+            skip_blocks = cached_tokens // scheduler.block_size
+            scheduler.slots_for_arrivals += 1
+        self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
+        return skip_blocks
+
+    def pull(self, key: Key, message: Copy | Commit, addresses: list[str], deadline_s: float) -> bool:
+        """Starts to pull what the message names; False when there is nothing to pull. Raises Refusal."""
+        reservation, scheduler = self._reservations[key], self._scheduler
+        end = message.first_block + message.blocks
+        if not scheduler.grow(reservation.request, (end + 1) * scheduler.block_size):
+            raise Refusal(f"no room for blocks {message.first_block} to {end} and a spare one")
+        own = scheduler.block_ids(key[0], message.first_block, message.blocks)
+        if len(own) != len(message.block_ids):
+            raise Refusal(f"the source names {len(message.block_ids)} blocks, {len(own)} are laid out here")
+        # 0 is the null block: outside of a sliding window on one side, so never read again.
+        pairs = [(theirs, ours) for theirs, ours in zip(message.block_ids, own, strict=True) if theirs and ours]
+        if not pairs:
+            return False
+        if len(addresses) != self._ranks:
+            raise Refusal(f"the source has {len(addresses)} workers, there are {self._ranks} here")
+        reservation.pulling = {(message.stage, rank) for rank in range(self._ranks)}
+        reservation.bytes_read, reservation.failed = 0, ""
+        reservation.last = isinstance(message, Commit)
+        source, target = [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
+        reservation.held_back = target, ((*key, message.stage), addresses, source, target, deadline_s)
+        self._begin_pull(reservation)
+        return True
+
+    def after_step(self) -> None:
+        """Begins what had to wait for a step."""
+        for reservation in self._reservations.values():
+            if reservation.held_back is not None:
+                self._begin_pull(reservation)
+
+    def _begin_pull(self, reservation: Reservation) -> None:
+        assert reservation.held_back is not None
+        target, call = reservation.held_back
+        if not self._scheduler.are_in_use(target):
+            reservation.held_back = None
+            self._rpc("llumnix_pull", args=call)
+
+    def pull_ended(self, ended: PullEnded) -> tuple[bool, str, int] | None:
+        """(ok, reason, bytes) once the last rank of a stage is through; None before, or when nobody waits."""
+        key = (ended.request, ended.epoch)
+        reservation = self._reservations.get(key)
+        pull = (ended.stage, ended.rank)
+        if reservation is None or pull not in reservation.pulling:
+            return None
+        reservation.pulling.discard(pull)
+        reservation.bytes_read += ended.bytes_read
+        if ended.quarantined:
+            reservation.quarantined.add(pull)
+        if not ended.ok:
+            reservation.failed = reservation.failed or ended.reason
+        if reservation.dropped:
+            self._free_if_quiet(key, reservation)
+            return None
+        if reservation.pulling:
+            return None
+        if self.zero_arrivals:
+            self._rpc("llumnix_zero_blocks", args=(self._all_blocks(reservation),))
+        return not reservation.failed, reservation.failed, reservation.bytes_read
+
+    def blocks_released(self, released: BlocksReleased) -> None:
+        key = (released.request, released.epoch)
+        reservation = self._reservations.get(key)
+        if reservation is not None:
+            reservation.quarantined.discard((released.stage, released.rank))
+            if reservation.dropped:
+                self._free_if_quiet(key, reservation)
+
+    def install(self, key: Key, hand: Hand, now_s: float) -> int:
+        """Turns the reservation into a request of this engine; returns its output tokens. Raises Refusal."""
+        reservation, scheduler = self._reservations[key], self._scheduler
+        request = reservation.request
+        if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.block_size):
+            raise Refusal("no spare block for its next tokens")
+        request.num_preemptions = hand.preemptions
+        self._follow(request, hand)
+        del self._reservations[key]
+        self._give_slot_back(reservation)
+        if request.num_output_tokens:
+            self._rpc("llumnix_install", args=(for_worker(request, hand.computed_tokens, hand.sampler_state),))
+        passport = passport_of(request)
+        passport.migrations, passport.moved_s = hand.migrations, now_s
+        scheduler.adopt(request, hand.computed_tokens)
+        return request.num_output_tokens
+
+    def drop(self, key: Key) -> None:
+        """Gives the reservation back, as soon as no byte can land in its blocks any more."""
+        reservation = self._reservations.get(key)
+        if reservation is None or reservation.dropped:
+            return
+        reservation.dropped = True
+        self._give_slot_back(reservation)
+        if reservation.held_back is not None:
+            reservation.held_back = None
+            reservation.pulling.clear()
+        if reservation.pulling:
+            self._rpc("llumnix_cancel", args=key)
+        self._free_if_quiet(key, reservation)
+
+    def _free_if_quiet(self, key: Key, reservation: Reservation) -> None:
+        if not reservation.pulling and not reservation.quarantined:
+            self._scheduler.release_reservation(reservation.request)
+            del self._reservations[key]
+
+    def _give_slot_back(self, reservation: Reservation) -> None:
+        if reservation.keeps_slot:
+            reservation.keeps_slot = False
+            self._scheduler.slots_for_arrivals -= 1
+
+    def _follow(self, request: Request, hand: Hand) -> None:
+        """To where the source has come since it sent `Prepare`. The grammar was compiled, and has walked so far, before
+        the reservation was made."""
+        if not follow(request, self._structured_output, hand.output_token_ids[request.num_output_tokens :]):
+            raise Refusal(_GRAMMAR_REFUSED)
+        structured = request.structured_output_request
+        if structured is None:
+            return
+        if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            request.status = RequestStatus.WAITING
+        if bool(structured.reasoning_ended) != bool(hand.reasoning_ended):
+            raise Refusal("its reasoning ends elsewhere here")
+
+    def _all_blocks(self, reservation: Reservation) -> list[int]:
+        return [block.block_id for block in self._scheduler.held_blocks(reservation.request.request_id)]
+
+
+def for_worker(request: Request, computed_tokens: int = 0, sampler_state: bytes | None = None) -> dict[str, Any]:
+    """What `llumnix_install` takes."""
+    return {
+        "id": request.request_id,
+        "prompt_token_ids": request.prompt_token_ids,
+        "output_token_ids": list(request.output_token_ids),
+        "sampling_params": request.sampling_params,
+        "lora_request": request.lora_request,
+        "num_computed_tokens": computed_tokens,
+        "sampler_state": sampler_state,
+    }

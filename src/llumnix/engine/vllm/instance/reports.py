@@ -1,0 +1,123 @@
+"""Load reports of an instance: what they say, who hears them, and when the next one is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+from msgspec.structs import replace
+
+from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
+from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.instance.driver import LlumletDriver
+from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.snapshot import Fixed, instance_snapshot
+from llumnix.types import InstanceState
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+
+class Reports:
+    """Called on the engine's main thread, except `beat`."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        scheduler: MigrationSupport,
+        driver: LlumletDriver,
+        mailbox: Mailbox,
+        dispatches_seen: Callable[[], tuple[int, ...]],
+        unread: Callable[[], int],
+    ) -> None:
+        """`unread`: how many messages wait for the main thread; from any thread."""
+        self.state = InstanceState.RUNNING
+        self.drain_keep = False
+        self.owed = False
+        """Something changed since the last one."""
+        self._spec = spec
+        self._scheduler = scheduler
+        self._driver = driver
+        self._mailbox = mailbox
+        self._dispatches_seen = dispatches_seen
+        self._unread = unread
+        self._rests = False
+        self._progress_s = monotonic()
+        self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
+        self._number = 0
+        self._look_s = self._sent_s = self._told_launcher_s = 0.0
+        self._pace = ReportPace(spec.cluster, spec.cluster.instances)
+
+    @property
+    def heartbeat_s(self) -> float:
+        return self._pace.pace.heartbeat_s
+
+    def set_size(self, instances: int) -> None:
+        """There are so many in the cluster now."""
+        self._pace.set_size(instances)
+
+    def after_step(self) -> None:
+        self.made_progress()
+        if self._progress_s >= self._look_s:
+            self.send()
+
+    def made_progress(self) -> None:
+        """The main thread has done something, and goes on with something else."""
+        self.owed = True
+        self._rests = False
+        self._progress_s = monotonic()
+
+    def before_sleep(self) -> None:
+        """Whoever listens is to know the end of the story, however soon it came after the last report."""
+        if self.owed:
+            self.send()
+        self._rests = True
+
+    def send(self) -> None:
+        """If it is time for a report, or something urgent has happened; else what it would say goes with the next
+        heartbeat at the latest."""
+        now = monotonic()
+        self.owed = False
+        self._look_s = now + self._spec.cluster.report_interval_s
+        self._last = self.make()
+        if self._pace.sends(now, self._last.snapshot):
+            self._sent_s = now
+            self._mailbox.post_soon(self._audience, self._last)
+
+    def make(self) -> wire.Report:
+        """One of this moment, newer than all that were sent."""
+        self._number += 1
+        fixed = Fixed(
+            id=self._driver.info.id,
+            at=monotonic(),
+            seq=self._number,
+            state=self.state,
+            drain_keep=self.drain_keep,
+            pinned=bool(self._driver.engine_pins),
+            dispatches_seen=self._dispatches_seen(),
+            **self._driver.counters,  # type: ignore[typeddict-item]
+        )
+        snapshot = instance_snapshot(self._scheduler, fixed, self._spec.policy.relief_steps)
+        return wire.Report(info=self._driver.info, snapshot=snapshot)
+
+    def beat(self) -> None:
+        """On the heart's thread, once a first one was sent: to those who have not just heard a report. The launcher
+        needs no load, only to know when an instance serves. Who sleeps although something waits for it does not rest,
+        but hangs."""
+        now = monotonic()
+        unread = self._unread()
+        if self._rests and not unread:
+            self._progress_s = now
+        audience: list[str] = []
+        if now >= self._told_launcher_s + TOLD_LAUNCHER_S:
+            self._told_launcher_s = now
+            audience.append(self._spec.book.launcher)
+        if now >= self._sent_s + self.heartbeat_s / 2:
+            self._sent_s = now
+            self._pace.beats(now)
+            audience += self._audience
+        if not audience:
+            return
+        snapshot = replace(self._last.snapshot, at=self._progress_s, unread=unread)
+        last = wire.Report(info=self._last.info, snapshot=snapshot)
+        for address in audience:
+            self._mailbox.post(address, last)

@@ -1,0 +1,312 @@
+"""vLLM's scheduler, able to lend a request to a migration: take it out of the batch, put it back, adopt one.
+
+Nothing of vLLM's scheduling is replaced. Before each step, though, high-priority requests may take the place of normal
+ones (`policy/displacing.py`), by the way in which vLLM itself preempts.
+
+An adopted request resumes through vLLM's own path for requests that hold computed tokens while they wait
+(`Scheduler.kv_holding_waiting`), so the stock `schedule()` and both model runners treat it as one that was preempted
+here earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.policy.displacing import Occupant, displaced
+from llumnix.types import RequestId, is_high
+
+if TYPE_CHECKING:
+    _Base = Scheduler
+else:
+    _Base = object
+
+
+class MigrationSupport(_Base):
+    """Mixed into both of vLLM's schedulers. Called on the engine's main thread, between steps only."""
+
+    waiting: CountedQueue
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.waiting = CountedQueue(self.waiting, self.blocks_for)
+        self.slots_for_arrivals = 0
+        """Batch slots kept free for requests that are on their way in."""
+        self._lent: set[str] = set()  # taken out of the batch, and may come back into it
+        self.makes_way = False
+        """Running requests of normal priority make way for one of high priority that waits."""
+        self.pinned_blocks = 0
+        self.preemptions = 0
+        self.ended: list[tuple[RequestId, str]] = []
+        """Requests that ended here since the driver looked last, and why."""
+        # Steps that have something to compute: those that the workers were given, and those whose output is here.
+        # They end in the order in which they began.
+        self._steps_begun = 0
+        self._steps_done = 0
+        self._used_until: dict[int, int] = {}  # block -> the last step that may still write or read it
+
+    # -- steps in flight (with async scheduling there is one nearly always)
+
+    def is_settling(self, request: Request) -> bool:
+        """Whether some of its computed tokens may be prefix hits that are still being computed: vLLM shares blocks as
+        soon as the step that will fill them is scheduled."""
+        return passport_of(request).hits_settle_at > self._steps_done
+
+    def settled_tokens(self, request: Request) -> int:
+        """Tokens whose KV is written and never changes again: steps in flight do not count.
+
+        Relies on `Request.num_in_flight_tokens` (0.32): `num_computed_tokens` runs ahead of the device
+        under async scheduling.
+        """
+        if self.is_settling(request):
+            return 0
+        return max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+
+    def are_in_use(self, block_ids: Iterable[int]) -> bool:
+        """Whether a step in flight may still write or read these blocks of a reservation, for a request that had them
+        before. Steps follow each other on the device; bytes from another instance keep no order with them."""
+        return bool(self._used_until) and any(block in self._used_until for block in block_ids)
+
+    # -- while a request decodes at the source
+
+    def blocks_for(self, tokens: int) -> int:
+        return cdiv(tokens, self.block_size)
+
+    def is_queued(self, request: Request) -> bool:
+        return request.status != RequestStatus.RUNNING
+
+    def is_lent(self, request: Request) -> bool:
+        return request.request_id in self._lent
+
+    def lend(self, request: Request) -> None:
+        """Takes the request out of the batch or the queue; it keeps its blocks and stays in `requests`.
+
+        A step in flight still delivers its token. Relies on `Scheduler.running` being a list and on
+        `update_from_output` looking requests up in `Scheduler.requests`.
+        """
+        if request.status == RequestStatus.RUNNING:
+            self.running.remove(request)
+            self._lent.add(request.request_id)
+        else:
+            self.waiting.remove_requests([request])
+            self.kv_holding_waiting.remove_requests([request])
+            self.deferred_waiting.discard(request)
+
+    def take_back(self, request: Request) -> None:
+        """Puts a lent request back where it was: into the batch, or to the front of the queue."""
+        self._lent.discard(request.request_id)
+        if request.status == RequestStatus.RUNNING:
+            self.running.append(request)
+            return
+        if self._is_blocked_waiting_status(request.status):
+            self.deferred_waiting.add(request)
+        queue = self.kv_holding_waiting if self._holds_kv_blocks(request) else self.waiting
+        queue.prepend_request(request)
+
+    # -- block tables
+
+    def block_ids(self, request_id: str, first_block: int, blocks: int) -> list[int]:
+        """Ids of the blocks that hold tokens `[first_block, first_block + blocks) * block_size`.
+
+        All KV groups one after another; 0 (vLLM's null block) where a sliding window has left the
+        block behind. Groups may have block sizes of their own, all multiples or divisors of ours.
+        """
+        ids: list[int] = []
+        for table, size in zip(self.kv_cache_manager.get_block_ids(request_id), self._group_block_sizes(), strict=True):
+            first = first_block * self.block_size // size
+            last = cdiv((first_block + blocks) * self.block_size, size)
+            part = table[first:last]
+            ids.extend(part)
+            ids.extend([0] * (last - first - len(part)))
+        return ids
+
+    def pin(self, request_id: str, first_block: int, blocks: int) -> list[KVCacheBlock]:
+        """Keeps blocks from being reused until `unpin`, whatever becomes of the request."""
+        held: list[KVCacheBlock] = []
+        tables = self.kv_cache_manager.get_blocks(request_id).blocks
+        for table, size in zip(tables, self._group_block_sizes(), strict=True):
+            first = first_block * self.block_size // size
+            last = cdiv((first_block + blocks) * self.block_size, size)
+            held.extend(block for block in table[first:last] if not block.is_null)
+        self.kv_cache_manager.block_pool.touch(held)
+        self.pinned_blocks += len(held)
+        return held
+
+    def unpin(self, held: list[KVCacheBlock]) -> None:
+        self.kv_cache_manager.block_pool.free_blocks(reversed(held))
+        self.pinned_blocks -= len(held)
+
+    def held_blocks(self, request_id: str) -> Iterator[KVCacheBlock]:
+        for table in self.kv_cache_manager.get_blocks(request_id).blocks:
+            yield from (block for block in table if not block.is_null)
+
+    # -- at the target
+
+    def reserve(self, request: Request, settled_tokens: int) -> int | None:
+        """Allocates room for the settled tokens and a spare block; returns tokens already cached here.
+
+        None when there is no room. Takes the way of vLLM's own remote prefill (`num_external_computed_tokens`),
+        which knows sliding windows and never zeroes blocks that are about to be written from outside.
+        """
+        manager = self.kv_cache_manager
+        cached_blocks, cached_tokens, _ = manager.get_computed_blocks(request)
+        external = max(0, settled_tokens - cached_tokens)
+        groups = tuple(range(len(self.kv_cache_config.kv_cache_groups)))
+        if cached_tokens or external:
+            adopted = manager.allocate_slots(
+                request,
+                num_new_tokens=0,
+                num_new_computed_tokens=cached_tokens,
+                new_computed_blocks=cached_blocks if cached_tokens else None,
+                num_external_computed_tokens=external,
+                delay_cache_blocks=True,
+                reserved_blocks=self._inflight_prefill_reserved_blocks() + self.watermark_spare,
+                skip_zeroing_group_ids=groups,
+            )
+            if adopted is None:
+                return None
+        if not self.grow(request, max(settled_tokens, cached_tokens) + self.block_size):
+            manager.free(request)
+            return None
+        return cached_tokens
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Extends the reservation to `tokens` tokens; False when there is no room (nothing changed)."""
+        limit = min(tokens, self.max_model_len)
+        return self.kv_cache_manager.allocate_slots(request, limit, delay_cache_blocks=True) is not None
+
+    def release_reservation(self, request: Request) -> None:
+        self.kv_cache_manager.free(request)
+
+    @property
+    def slots_kept(self) -> int:
+        """Batch slots that nobody from the queue may have: for requests that arrive, and for lent ones, which come
+        back when their move fails."""
+        return self.slots_for_arrivals + len(self._lent)
+
+    def has_slot(self) -> bool:
+        """Whether one more request could run here right after it arrives."""
+        return self._slots_taken < self.max_num_running_reqs
+
+    def adopt(self, request: Request, computed_tokens: int) -> None:
+        """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue).
+
+        Blocks that a sliding window has passed are given back first: they were not copied and must never
+        enter the prefix cache.
+        """
+        manager = self.kv_cache_manager
+        passport_of(request).hits_settle_at = self._steps_begun  # what `reserve` found here
+        request.num_computed_tokens = computed_tokens
+        if computed_tokens:
+            manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
+            manager.cache_blocks(request, computed_tokens)
+        self.requests[request.request_id] = request
+        if request.num_output_tokens:
+            # Its first token and prefill statistics went out from the source.
+            request.status = RequestStatus.PREEMPTED
+            request.prefill_stats = None
+        self.take_back(request)
+
+    def release(self, request_id: RequestId) -> None:
+        """Frees a request that another instance owns now: no output, no word in `ended`."""
+        self.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+        self.ended = [(ended, why) for ended, why in self.ended if ended != request_id]
+
+    # -- overridden
+
+    def schedule(self, throttle_prefills: bool = False) -> Any:
+        if self.makes_way and self.waiting:
+            self._make_way(self.waiting.peek_request())
+        # `max_num_active_reqs` bounds admission from the queue; `schedule` reads it once per request.
+        active = self.max_num_active_reqs
+        self.max_num_active_reqs = active - self.slots_kept
+        try:
+            output = super().schedule(throttle_prefills)
+        finally:
+            self.max_num_active_reqs = active
+        if output.total_num_scheduled_tokens:
+            self._steps_begun += 1
+            began = [new.req_id for new in output.scheduled_new_reqs]
+            for request_id in (*began, *output.scheduled_cached_reqs.resumed_req_ids):
+                passport_of(self.requests[request_id]).hits_settle_at = self._steps_begun
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        if scheduler_output.total_num_scheduled_tokens:
+            self._steps_done += 1
+            if self._used_until:
+                self._used_until = {block: step for block, step in self._used_until.items() if step > self._steps_done}
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        if request.num_in_flight_tokens:
+            for block in self.held_blocks(request.request_id):
+                self._used_until[block.block_id] = self._steps_begun
+        super()._free_request_blocks(request)
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        transfer_params = super()._free_request(request, delay_free_blocks)
+        self._lent.discard(request.request_id)
+        self.ended.append((RequestId(request.request_id), str(request.status).removeprefix("FINISHED_").lower()))
+        return transfer_params
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self.preemptions += 1
+
+    # -- helpers
+
+    def _make_way(self, head: Request) -> None:
+        """Preempts so that the first of the queue can start in this step, if it is important and that is enough.
+
+        Relies on `Scheduler._preempt_request` naming the request in the next `SchedulerOutput.preempted_req_ids`, as
+        it does when vLLM preempts all to reset its prefix cache.
+        """
+        if not is_high(head.priority) or self._is_blocked_waiting_status(head.status) or head.num_stale_output_tokens:
+            return
+        manager = self.kv_cache_manager
+        needed = self.blocks_for(head.num_tokens) + manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
+        missing = needed - manager.block_pool.get_num_free_blocks()
+        if self._slots_taken >= self.max_num_running_reqs:
+            missing = max(missing, 1)
+        if missing <= 0:
+            return
+        normal = [
+            each for each in self.running if not is_high(each.priority) and self._request_blocks_can_be_freed(each)
+        ]
+        occupants = [
+            Occupant(each.priority, each.arrival_time, self.blocks_for(each.num_computed_tokens)) for each in normal
+        ]
+        for position in displaced(occupants, missing):
+            self.running.remove(normal[position])
+            self._preempt_request(normal[position], monotonic())
+
+    @property
+    def _slots_taken(self) -> int:
+        # Those that wait with their KV, just adopted ones above all, go before all others.
+        return len(self.running) + len(self.kv_holding_waiting) + self.slots_kept
+
+    @property
+    def watermark_spare(self) -> int:
+        """One block stays free beyond every reservation, so that the next step of the batch here fits."""
+        return 1
+
+    def _group_block_sizes(self) -> list[int]:
+        return [group.kv_cache_spec.block_size for group in self.kv_cache_config.kv_cache_groups]
+
+
+class LlumnixScheduler(MigrationSupport, Scheduler):
+    """For engines without async scheduling."""
+
+
+class LlumnixAsyncScheduler(MigrationSupport, AsyncScheduler):
+    """For engines with async scheduling. Must derive from AsyncScheduler: vLLM checks for it."""

@@ -1,0 +1,72 @@
+"""An instance's process: builds the engine core, runs its loop, ends cleanly on SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core import EngineShutdownState
+from vllm.v1.engine.utils import SignalCallback
+
+from llumnix.engine.port import END_NOW, InstanceSpec
+from llumnix.engine.vllm.instance.core import LlumnixEngineCore
+
+FAULT = "LLUMNIX_FAULT"
+"""For tests only, an environment variable. `zero-arrivals`: KV that a migration copied is overwritten with zeros, so
+that streams that move must go wrong; without it, a test of their equality proves nothing. `hang`: the engine's main
+thread hangs at SIGUSR2 (core.HANG)."""
+
+
+def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> None:
+    """Blocks until it is told to end.
+
+    SIGTERM, which comes from an operator, drains it: its requests move away, and then the launcher ends it. A second
+    one does not wait for that: what it has is replayed elsewhere. At the launcher's word (`END_NOW`) what still runs
+    is aborted.
+    """
+    signal.signal(signal.SIGTERM, _exit_now)
+    signal.signal(END_NOW, _exit_now)
+    threading.excepthook = _die_with_the_thread
+    core = LlumnixEngineCore(spec, vllm_config, log_stats=log_stats)
+    # A signal handler must not touch the queue, whose lock the main thread may hold: vLLM's callback thread does.
+    wake = SignalCallback(lambda: core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None)))
+    drain = SignalCallback(core.ask_to_drain)
+
+    def stop(*_: Any) -> None:
+        core.shutdown_state = EngineShutdownState.REQUESTED
+        wake.trigger()
+
+    def asked_to_end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, _exit_now)
+        drain.trigger()
+
+    try:
+        core.open_for_business(os.getpid())
+        core.inject_fault(os.environ.get(FAULT, ""))
+        signal.signal(END_NOW, stop)
+        signal.signal(signal.SIGTERM, asked_to_end)
+        core.run_busy_loop()
+    except SystemExit:
+        pass
+    finally:
+        threading.excepthook = threading.__excepthook__
+        wake.stop()
+        drain.stop()
+        core.close()
+
+
+def _die_with_the_thread(death: threading.ExceptHookArgs) -> None:
+    """An instance that lives on without its mailbox or its transport helps nobody: it would be deaf, not dead."""
+    threading.__excepthook__(death)
+    if death.exc_type is not SystemExit:
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _exit_now(*_: Any) -> None:
+    """While the model loads there is nothing to save; and later all that is needed to go on is at the front ends."""
+    os._exit(0)

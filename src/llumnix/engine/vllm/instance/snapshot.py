@@ -1,0 +1,165 @@
+"""vLLM's scheduler state as snapshots: the sole reader of its queues for load reports and victim choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TypedDict
+
+from vllm.v1.request import Request
+
+from llumnix.engine.vllm.instance.movable import why_request_pinned
+from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.policy.relief import short_blocks
+from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.policy.victim import QUEUE_SHOWN
+from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, is_high
+from llumnix.wire.messages import RequestRow
+
+
+class Fixed(TypedDict):
+    """What a report says that is not read off the scheduler."""
+
+    id: InstanceId
+    at: float
+    seq: int
+    state: InstanceState
+    drain_keep: bool
+    pinned: bool
+    dispatches_seen: tuple[int, ...]
+    incoming: int
+    outgoing: int
+    migrations_in: int
+    migrations_out: int
+    ended: int
+    preemptions_avoided: int
+    recompute_tokens_saved: int
+
+
+def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: int) -> InstanceSnapshot:
+    """The load report. `relief_steps`: how far to look ahead for a shortage of blocks; 0 for not at all.
+
+    Costs a look at each request of the batch, and nothing for those that wait.
+    """
+    pool = scheduler.kv_cache_manager.block_pool
+    free_blocks = pool.get_num_free_blocks()
+    queue = scheduler.waiting
+    return InstanceSnapshot(
+        total_blocks=pool.num_gpu_blocks - 1,  # without the null block
+        watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
+        free_blocks=free_blocks,
+        block_tokens=scheduler.block_size,
+        max_running=scheduler.max_num_running_reqs,
+        running=len(scheduler.running),
+        waiting=len(queue) + len(scheduler.kv_holding_waiting),
+        preempted=queue.preempted,
+        head_of_line_blocks=scheduler.blocks_for(queue.peek_request().num_tokens) if queue else 0,
+        queued_blocks=queue.blocks,
+        high_running=sum([is_high(request.priority) for request in scheduler.running]),
+        high_waiting=queue.high,
+        preemptions=scheduler.preemptions,
+        short_blocks=short_blocks(growth_blocks(scheduler, relief_steps), free_blocks) if relief_steps else 0,
+        smallest_running_blocks=0 if fixed["pinned"] else _smallest_running_blocks(scheduler),
+        **fixed,
+    )
+
+
+def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:
+    """Blocks that the batch will take within so many steps: for prompts that are not computed yet, and for one token
+    per request and step, as far as each may still go."""
+    return sum(
+        scheduler.blocks_for(request.num_tokens + min(steps, _remaining_tokens(request)))
+        - scheduler.blocks_for(request.num_computed_tokens)
+        for request in scheduler.running
+    )
+
+
+def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
+    smallest: int | None = None
+    for request in scheduler.running:
+        tokens = request.num_tokens
+        if (
+            (smallest is None or tokens < smallest)
+            and not is_high(request.priority)
+            and not why_request_pinned(request)
+        ):
+            smallest = tokens
+    return 0 if smallest is None else scheduler.blocks_for(smallest)
+
+
+def _remaining_tokens(request: Request) -> int:
+    return request.max_tokens - request.num_output_tokens
+
+
+def request_snapshots(
+    scheduler: MigrationSupport, engine_pins: bool, only: RequestId | None = None, *, exact: bool = True
+) -> tuple[RequestSnapshot, ...]:
+    """Those that could be asked to leave: the running ones, then the front of the queue; or only that one. Not `exact`
+    spares the look at every block for who shares it, where nobody asks for `held_blocks`."""
+    return tuple(
+        RequestSnapshot(
+            id=RequestId(request.request_id),
+            state=RequestState.WAITING if scheduler.is_queued(request) else RequestState.RUNNING,
+            priority=Priority(request.priority),
+            arrival_s=request.arrival_time,
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=request.num_output_tokens,
+            held_blocks=_held_blocks(scheduler, request)
+            if exact
+            else scheduler.blocks_for(request.num_computed_tokens),
+            needed_blocks=scheduler.blocks_for(request.num_tokens),
+            movable=not engine_pins and not why_request_pinned(request),
+            preemptions=request.num_preemptions,
+            remaining_tokens=_remaining_tokens(request),
+            moved_s=passport_of(request).moved_s,
+        )
+        for request in (_candidates(scheduler) if only is None else _the_one(scheduler, only))
+    )
+
+
+def _held_blocks(scheduler: MigrationSupport, request: Request) -> float:
+    return sum(1 / block.ref_cnt for block in scheduler.held_blocks(request.request_id))
+
+
+def _candidates(scheduler: MigrationSupport) -> Iterator[Request]:
+    yield from scheduler.running
+    first = list(islice(scheduler.kv_holding_waiting, QUEUE_SHOWN))
+    yield from first
+    yield from scheduler.waiting.first(QUEUE_SHOWN - len(first))
+
+
+def _the_one(scheduler: MigrationSupport, request_id: RequestId) -> Iterator[Request]:
+    request = scheduler.requests.get(request_id)
+    if request is not None and not request.is_finished():
+        yield request
+
+
+def request_rows(scheduler: MigrationSupport, engine_pins: str, like: str = "") -> Iterator[RequestRow]:
+    """As `GET /llumnix/v1/requests` shows them; a lent request (in hand-over) is listed, too. `like`: only those whose
+    client's id has this in it. Of the requests that are there now; each is described when it is come to."""
+    for request in list(scheduler.requests.values()):
+        client_id = _client_id(request)
+        if like not in client_id or request.is_finished():
+            continue
+        yield RequestRow(
+            request=RequestId(request.request_id),
+            client_id=client_id,
+            front_end=request.client_index,
+            priority=request.priority,
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=request.num_output_tokens,
+            state=_state(scheduler, request),
+            migrations=passport_of(request).migrations,
+            why_pinned=engine_pins or why_request_pinned(request),
+        )
+
+
+def _client_id(request: Request) -> str:
+    return passport_of(request).original.external_req_id or request.request_id
+
+
+def _state(scheduler: MigrationSupport, request: Request) -> RequestState:
+    if scheduler.is_queued(request):
+        return RequestState.WAITING
+    return RequestState.MIGRATING if scheduler.is_lent(request) else RequestState.RUNNING

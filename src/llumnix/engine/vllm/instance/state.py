@@ -1,0 +1,91 @@
+"""A request on its way: what travels in `Prepare` and `Commit`, encoded with vLLM's own msgpack codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.request import Request
+
+from llumnix.engine.vllm.between import RequestCodec
+
+_PASSPORT = "_llumnix_passport"
+
+
+@dataclass(slots=True)
+class Passport:
+    """What Llumnix knows of a request beside vLLM: kept on vLLM's `Request`, so it lives exactly as long."""
+
+    original: EngineCoreRequest
+    """As the front end sent it: all that is needed to make the request anew elsewhere."""
+    migrations: int = 0
+    moved_s: float | None = None
+    grammar_refused: bool = False
+    """Its grammar, compiled here, does not accept the output that came with it."""
+    hits_settle_at: int = 0
+    """Step of this engine after which all that it shares with others from the prefix cache is written."""
+
+
+def stamp(request: Request, original: EngineCoreRequest) -> Passport:
+    passport = Passport(original)
+    setattr(request, _PASSPORT, passport)
+    return passport
+
+
+def passport_of(request: Request) -> Passport:
+    passport: Passport = getattr(request, _PASSPORT)
+    return passport
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Payload of `Prepare`: what the target needs to find cached prefixes and compile a grammar."""
+
+    request: bytes
+    """The EngineCoreRequest, in vLLM's encoding."""
+    output_token_ids: list[int]
+
+
+class Hand(msgspec.Struct, frozen=True, kw_only=True):
+    """Payload of `Commit`: everything that changed since, or that only a stopped request can tell."""
+
+    output_token_ids: list[int]
+    """The whole output."""
+    computed_tokens: int
+    preemptions: int
+    migrations: int
+    reasoning_ended: bool | None
+    sampler_state: bytes | None
+
+
+def identity_of(request: Request, codec: RequestCodec) -> bytes:
+    return msgspec.msgpack.encode(
+        Identity(
+            request=codec.encode(passport_of(request).original),
+            output_token_ids=list(request.output_token_ids),
+        )
+    )
+
+
+def hand_of(request: Request, sampler_state: bytes | None) -> bytes:
+    structured = request.structured_output_request
+    return msgspec.msgpack.encode(
+        Hand(
+            output_token_ids=list(request.output_token_ids),
+            computed_tokens=request.num_computed_tokens,
+            preemptions=request.num_preemptions,
+            migrations=passport_of(request).migrations + 1,
+            reasoning_ended=None if structured is None else structured.reasoning_ended,
+            sampler_state=sampler_state,
+        )
+    )
+
+
+def decode_identity(payload: bytes) -> Identity:
+    """Raises msgspec.DecodeError on a payload that is not one."""
+    return msgspec.msgpack.decode(payload, type=Identity)
+
+
+def decode_hand(payload: bytes) -> Hand:
+    """Raises msgspec.DecodeError on a payload that is not one."""
+    return msgspec.msgpack.decode(payload, type=Hand)

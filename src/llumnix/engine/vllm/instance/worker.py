@@ -1,0 +1,167 @@
+"""What a vLLM worker does for a migration: serve its KV blocks, pull blocks of a peer, hand over sampler state.
+
+Mixed into vLLM's worker by `worker_extension_cls` and called through `collective_rpc`, so every name is
+prefixed (a name that the worker has already is an error in vLLM's `worker_base.py`). Block ids are the
+scheduler's. Bytes move in threads of the transport; the end of a pull is posted to the instance's mailbox,
+which works the same whether the worker lives in the engine's process or in one of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from vllm.utils.torch_utils import set_random_seed
+
+from llumnix.engine.shared_memory import note_shared_memory
+from llumnix.engine.vllm.compiled_models import load_compiled_models
+from llumnix.transport.port import PullResult, Transport
+from llumnix.types import RequestId
+from llumnix.wire import messages as wire
+from llumnix.wire.addresses import AddressBook
+from llumnix.wire.outbox import Outbox
+
+load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
+
+
+class WorkerExtension:
+    """Relies on the worker's `model_runner`, `device`, `rank`, `vllm_config` (vllm/v1/worker/gpu_worker.py)."""
+
+    _llumnix_transport: Transport | None
+    _llumnix_outbox: Outbox
+    _llumnix_control: str
+    _llumnix_pulls: dict[tuple[str, int, int], Any]
+    """Those in flight."""
+    _llumnix_lock: threading.Lock
+    """Held until a pull that starts is in `_llumnix_pulls`, so that its end always finds it there."""
+
+    # given by vLLM's worker
+    model_runner: Any
+    device: torch.device
+    rank: int
+    vllm_config: Any
+
+    def llumnix_open(self, book: AddressBook, control: str, secret: bytes, moves: bool) -> str:
+        """Starts to serve this worker's KV blocks, unless its engine moves nothing: what such a one has for a cache may
+        not be blocks at all. Returns the transport's address, empty if there is none."""
+        from llumnix.engine.vllm.instance.kv_pool import open_transport
+
+        self._llumnix_transport = open_transport(self, book, secret) if moves else None
+        self._llumnix_outbox = Outbox(book.keys)
+        self._llumnix_control = control
+        self._llumnix_pulls = {}
+        self._llumnix_lock = threading.Lock()
+        if self.device.type == "cpu":
+            from llumnix.engine.vllm.instance.seeded_prefill import make_patient
+
+            make_patient(self.model_runner)
+        note_shared_memory()
+        return "" if self._llumnix_transport is None else self._llumnix_transport.address
+
+    def llumnix_draw_apart(self, index: int) -> None:
+        """From here on draws for requests without a seed as no other instance does.
+
+        Forked from one configuration, all have vLLM's own seed: equal requests at two of them would get equal answers.
+        `index` is never used twice, so not even a successor repeats what its predecessor drew. The seed is mixed as
+        vLLM mixes it for its data parallel ranks: `--seed` still decides everything, and 0 draws as a vLLM alone.
+        """
+        set_random_seed(self.vllm_config.model_config.seed, index)
+
+    def llumnix_pull(
+        self,
+        key: tuple[str, int, int],
+        addresses: list[str],
+        source_blocks: list[int],
+        target_blocks: list[int],
+        deadline_s: float,
+    ) -> None:
+        """Copies blocks from the peer's worker of the same rank; a `PullEnded` to the instance says how it went.
+
+        `key` is (request, epoch, stage).
+        """
+        key = (key[0], key[1], key[2])
+
+        def done(result: PullResult) -> None:
+            with self._llumnix_lock:
+                self._llumnix_pulls.pop(key, None)
+            self._llumnix_outbox.post(
+                self._llumnix_control,
+                wire.PullEnded(
+                    request=RequestId(key[0]),
+                    epoch=key[1],
+                    stage=key[2],
+                    rank=self.rank,
+                    ok=result.ok,
+                    reason=result.reason,
+                    bytes_read=result.bytes_read,
+                    quarantined=result.quarantined,
+                ),
+            )
+
+        def released() -> None:
+            self._llumnix_outbox.post(
+                self._llumnix_control,
+                wire.BlocksReleased(request=RequestId(key[0]), epoch=key[1], stage=key[2], rank=self.rank),
+            )
+
+        assert self._llumnix_transport is not None  # who moves nothing takes nothing
+        with self._llumnix_lock:
+            self._llumnix_pulls[key] = self._llumnix_transport.pull(
+                addresses[self.rank], source_blocks, target_blocks, deadline_s, on_done=done, on_released=released
+            )
+
+    def llumnix_cancel(self, request: str, epoch: int) -> None:
+        """Ends the pulls of one attempt early."""
+        with self._llumnix_lock:
+            pulls = [pull for key, pull in self._llumnix_pulls.items() if key[:2] == (request, epoch)]
+        for pull in pulls:
+            pull.cancel()
+
+    def llumnix_sampler_state(self, request_id: str) -> bytes | None:
+        """State of the request's random generator; None if it has none.
+
+        Relies on `CachedRequestState.generator` of the V1 runner (vllm/v1/worker/gpu_input_batch.py). The V2
+        runner derives its seeds from seed and position and has nothing to hand over.
+        """
+        request = getattr(self.model_runner, "requests", {}).get(request_id)
+        generator = getattr(request, "generator", None)
+        return None if generator is None else generator.get_state().numpy().tobytes()
+
+    def llumnix_install(self, request: dict[str, Any]) -> None:
+        """Makes the V1 runner know a request as one that was preempted here; the V2 runner needs nothing.
+
+        A resumed request is looked up in `model_runner.requests` by `_update_states`
+        (vllm/v1/worker/gpu_model_runner.py); block ids and tokens come with the scheduler's output.
+        """
+        if not hasattr(self.model_runner, "requests"):
+            return
+        from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+        generator = None
+        if request["sampler_state"] is not None:
+            generator = torch.Generator(device=self.device)
+            generator.set_state(torch.frombuffer(bytearray(request["sampler_state"]), dtype=torch.uint8))
+        self.model_runner.requests[request["id"]] = CachedRequestState(
+            req_id=request["id"],
+            prompt_token_ids=request["prompt_token_ids"],
+            mm_features=[],
+            sampling_params=request["sampling_params"],
+            generator=generator,
+            block_ids=tuple([] for _ in self.model_runner.kv_cache_config.kv_cache_groups),
+            num_computed_tokens=request["num_computed_tokens"],
+            output_token_ids=list(request["output_token_ids"]),
+            lora_request=request["lora_request"],
+        )
+
+    def llumnix_zero_blocks(self, blocks: list[int]) -> None:
+        """Overwrites blocks with zeros: the negative control of the equality tests."""
+        from llumnix.engine.vllm.instance.kv_pool import kv_views
+
+        for view in kv_views(self.model_runner):
+            view[torch.tensor(blocks, device=view.device)] = 0
+
+    def llumnix_close(self) -> None:
+        if self._llumnix_transport is not None:
+            self._llumnix_transport.close()
+        self._llumnix_outbox.close()

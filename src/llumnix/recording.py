@@ -1,0 +1,70 @@
+"""Recordings of the control machines: every event and the commands that it caused, one JSON line each.
+
+With the environment variable `LLUMNIX_RECORD=DIR` the scheduler process and every instance write one file each into
+DIR. The first line says how the machine was made (`control/replay.py`), so a file is all that it takes to run it again:
+
+    from llumnix.recording import differences
+    assert not differences(Path("DIR/i0.jsonl"))
+
+Events of requests that never move are not recorded: they change nothing. Prompts and KV never reach these machines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llumnix.control.replay import Begin, Differs, LlumletBegin, SchedulerEntry, replay_recording
+from llumnix.control.story import Entry, light, light_commands
+from llumnix.errors import UsageError
+
+RECORD = "LLUMNIX_RECORD"
+"""Environment variable: the folder that recordings go to; without it nothing is recorded."""
+
+Record = Callable[[Any, Sequence[Any]], None]
+"""record(event, commands)"""
+
+
+def recorder(name: str, begin: Begin) -> Record | None:
+    """What writes `DIR/NAME.jsonl`; None if nobody asked for recordings. Each line is out before the next event: a
+    process that is killed leaves a whole file."""
+    folder = os.environ.get(RECORD)
+    if not folder:
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / f"{name}.jsonl"
+    path.write_bytes(msgspec.json.encode(begin) + b"\n")
+    encoder = msgspec.json.Encoder()
+    of_llumlet = isinstance(begin, LlumletBegin)
+
+    def record(event: Any, commands: Sequence[Any]) -> None:
+        entry = Entry(light(event), light_commands([*commands])) if of_llumlet else SchedulerEntry(event, [*commands])
+        with path.open("ab") as file:
+            file.write(encoder.encode(entry) + b"\n")
+
+    return record
+
+
+def differences(path: Path) -> list[Differs]:
+    """Replays a recording; the events that are answered otherwise now. Raises UsageError for a file that is none."""
+    try:
+        # What a killed process did not write to its end is no entry.
+        lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
+    except OSError as error:
+        raise UsageError(f"Cannot read the recording {path}: {error.strerror}.") from None
+    try:
+        begin = msgspec.json.decode(lines[0] if lines else b"", type=Begin)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path}:1: not the beginning of a recording: {error}.") from None
+    kind: Any = Entry if isinstance(begin, LlumletBegin) else SchedulerEntry
+    entries = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            entries.append(msgspec.json.decode(line, type=kind))
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path}:{number}: not an entry of a recording: {error}.") from None
+    return replay_recording(begin, entries)

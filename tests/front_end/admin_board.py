@@ -1,0 +1,67 @@
+"""The admin routes over a switchboard that is none."""
+
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.engine.vllm.front_end.admin.routes import add_routes
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire import messages as wire
+
+
+class Board:
+    """As much of a switchboard as the routes need."""
+
+    address = "inproc://board"
+    scheduler_pid = 1
+    scheduler_state = "running"
+    scaling: wire.ScalingStatus | None = None
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[InstanceId, wire.RequestRow]] = []
+        self.answers: dict[str, wire.MigrateAnswer] = {}
+        self.asked: list[wire.Wire] = []
+        self.records: list[wire.MigrationRecord] = []
+        self.scheduler_answer: wire.Answer | None = wire.Answer(query=1, ok=True)
+        self.spec = SimpleNamespace(
+            book=SimpleNamespace(scheduler="inproc://scheduler"),
+            cluster=ClusterConfig(),
+            policy=PolicyConfig(),
+            admin_socket=None,
+        )
+        states = {"i0": InstanceState.RUNNING, "i1": InstanceState.RUNNING, "i2": InstanceState.DRAINING}
+        by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
+        self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id))
+        gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
+        self.roster = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
+
+    async def list_requests(self, like: str = "") -> list[tuple[InstanceId, wire.RequestRow]]:
+        return self.rows
+
+    async def list_migrations(self, limit: int) -> list[wire.MigrationRecord]:
+        return self.records[:limit]
+
+    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+        return self.answers[row.request]
+
+    async def ask_one(self, address: str, make: Any, timeout_s: float) -> wire.Answer | None:
+        self.asked.append(make(1))
+        return self.scheduler_answer
+
+
+def app_of(board: Board, keys: list[str] | None = None) -> FastAPI:
+    app = FastAPI()
+    add_routes(app, board, argparse.Namespace(api_key=keys, host="127.0.0.1", uds=None))  # type: ignore[arg-type]
+    return app
+
+
+async def ask(board: Board, method: str, path: str, *, keys: list[str] | None = None, **options: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app_of(board, keys))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000/llumnix/v1") as client:
+        return await client.request(method, path, **options)

@@ -1,0 +1,9 @@
+"""Imports vLLM once, before pytest makes errors of the warnings that it and PyTorch give at import."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+with warnings.catch_warnings(), contextlib.suppress(ImportError):  # without vLLM its tests are skipped
+    warnings.simplefilter("ignore")

@@ -1,0 +1,157 @@
+"""LoRA adapters over two front ends: one list of names, one count of ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.entrypoints.openai.models.protocol import BaseModelPath, LoRAModulePath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+from vllm.lora.request import LoRARequest
+
+from llumnix.engine.vllm.front_end.adapters import share_adapters
+from llumnix.engine.vllm.front_end.members import Members
+from llumnix.engine.vllm.front_end.state_file import StateFile
+from llumnix.engine.vllm.front_end.whole import Whole
+
+
+class Engines:
+    """All instances: what they have loaded under each id. `/broken` cannot be loaded."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[int, str] = {}
+
+    async def add_lora(self, lora: LoRARequest) -> bool:
+        if lora.lora_path == "/broken":
+            raise ValueError("its rank is too large")
+        if lora.lora_int_id not in self.loaded or lora.load_inplace:
+            self.loaded[lora.lora_int_id] = lora.lora_path
+        return True
+
+
+class FrontEnds:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engines = Engines()
+        self.all: list[tuple[OpenAIServingModels, Whole]] = []
+
+    async def start(self, *static: str) -> OpenAIServingModels:
+        """One more, with these adapters on its command line."""
+        client = SimpleNamespace(
+            add_lora=self.engines.add_lora,
+            model_config=SimpleNamespace(model="tiny"),
+            renderer=None,
+            input_processor=None,
+        )
+        modules = [LoRAModulePath(name=name, path=f"/{name}") for name in static]
+        serving = OpenAIServingModels(client, [BaseModelPath("tiny", "/tiny")], lora_modules=modules)  # type: ignore[arg-type]
+        whole = Whole(StateFile(str(self.folder)), Members(), None, None)  # type: ignore[arg-type]
+        await serving.init_static_loras()
+        self.all.append((serving, whole))
+        whole.tell_others = lambda: self._tell(whole)
+        await share_adapters(serving, whole)
+        return serving
+
+    async def _tell(self, teller: Whole) -> None:
+        for _, whole in self.all:
+            if whole is not teller:
+                await whole.follow()
+
+    def weights(self, name: str) -> set[str | None]:
+        """What all front ends would have a request for the adapter computed with."""
+        return {self._weights(serving, name) for serving, _ in self.all}
+
+    def _weights(self, serving: OpenAIServingModels, name: str) -> str | None:
+        lora = serving.lora_requests.get(name)
+        return None if lora is None else self.engines.loaded[lora.lora_int_id]
+
+
+@pytest.fixture
+def fronts(tmp_path: Path) -> FrontEnds:
+    return FrontEnds(tmp_path)
+
+
+def load(name: str, path: str = "", **options: Any) -> LoadLoRAAdapterRequest:
+    return LoadLoRAAdapterRequest(lora_name=name, lora_path=path or f"/{name}", **options)
+
+
+async def test_adapters_loaded_by_different_front_ends_are_different_ones_everywhere(fronts: FrontEnds) -> None:
+    one, other = await fronts.start(), await fronts.start()
+    assert "Success" in await one.load_lora_adapter(load("alpha"))
+    assert "Success" in await other.load_lora_adapter(load("beta"))
+    assert fronts.weights("alpha") == {"/alpha"}
+    assert fronts.weights("beta") == {"/beta"}
+    again = await one.load_lora_adapter(load("beta", "/else"))
+    assert isinstance(again, ErrorResponse)
+    assert "already been" in again.error.message
+
+
+async def test_unloaded_by_one_is_gone_from_all_and_its_id_is_not_used_again(fronts: FrontEnds) -> None:
+    one, other = await fronts.start(), await fronts.start()
+    await one.load_lora_adapter(load("alpha"))
+    assert "Success" in await other.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name="alpha"))
+    assert fronts.weights("alpha") == {None}
+    await one.load_lora_adapter(load("gamma"))
+    await other.load_lora_adapter(load("alpha", "/other-alpha"))
+    assert fronts.weights("gamma") == {"/gamma"}
+    assert fronts.weights("alpha") == {"/other-alpha"}
+    assert isinstance(await one.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name="none")), ErrorResponse)
+
+
+async def test_adapter_that_cannot_be_loaded_is_known_to_nobody(fronts: FrontEnds) -> None:
+    one, other = await fronts.start(), await fronts.start()
+    assert isinstance(await one.load_lora_adapter(load("bad", "/broken")), ErrorResponse)
+    await other.load_lora_adapter(load("good"))
+    assert fronts.weights("bad") == {None}
+    assert fronts.weights("good") == {"/good"}
+
+
+async def test_loaded_anew_in_place_is_new_everywhere_and_not_loaded_with_every_step(fronts: FrontEnds) -> None:
+    one, other = await fronts.start(), await fronts.start()
+    await one.load_lora_adapter(load("alpha"))
+    await other.load_lora_adapter(load("alpha", "/newer", load_inplace=True))
+    assert fronts.weights("alpha") == {"/newer"}
+    assert [serving.lora_requests["alpha"].lora_path for serving in (one, other)] == ["/newer"] * 2
+    assert not any(serving.lora_requests["alpha"].load_inplace for serving in (one, other))
+    assert isinstance(await one.load_lora_adapter(load("alpha", "/broken", load_inplace=True)), ErrorResponse)
+    assert [serving.lora_requests["alpha"].lora_path for serving in (one, other)] == ["/newer"] * 2
+    (adapter,) = fronts.all[0][1].file.read().adapters or ()
+    assert adapter.generation == 2, "instances that have the broken one take the old one again"
+
+
+async def test_those_of_the_command_line_count_once_and_a_restarted_front_end_learns_what_has_changed(
+    fronts: FrontEnds,
+) -> None:
+    one = await fronts.start("north")
+    await fronts.start("north")
+    await one.load_lora_adapter(load("alpha"))
+    await one.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name="north"))
+    restarted = await fronts.start("north")
+    assert set(restarted.lora_requests) == {"alpha"}
+    await restarted.load_lora_adapter(load("beta"))
+    for name in ("alpha", "beta"):
+        assert fronts.weights(name) == {f"/{name}"}
+
+
+class Finder:
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        return None if lora_name == "none" else LoRARequest(lora_name, 1, f"/found/{lora_name}")
+
+
+async def test_adapters_that_a_plugin_finds_are_shared_as_well(fronts: FrontEnds) -> None:
+    one, other = await fronts.start(), await fronts.start()
+    for serving in (one, other):
+        serving.lora_resolvers = [Finder()]  # type: ignore[list-item]
+    assert isinstance(await one.resolve_lora("alpha"), LoRARequest)
+    assert isinstance(await other.resolve_lora("beta"), LoRARequest)
+    assert isinstance(await other.resolve_lora("alpha"), LoRARequest)
+    assert isinstance(await other.resolve_lora("none"), ErrorResponse)
+    for name in ("alpha", "beta"):
+        assert fronts.weights(name) == {f"/found/{name}"}

@@ -1,0 +1,266 @@
+"""The admin routes without a server behind them: what they refuse, and how they put it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("vllm")
+
+from admin_board import Board, app_of, ask
+from fastapi import FastAPI
+from request_rows import row
+
+from llumnix.client import MOVE_TIMEOUT_S
+from llumnix.control.scaling import ScalingMode, ScalingStep
+from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.engine.vllm.front_end import index
+from llumnix.engine.vllm.front_end.admin.routes import MIGRATE_TIMEOUT_S
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+
+
+def record(request: str) -> wire.MigrationRecord:
+    return wire.MigrationRecord(
+        at=1.0,
+        request_id=request,
+        source=InstanceId("i0"),
+        target=InstanceId("i1"),
+        reason="by hand",
+        outcome="moved",
+        stages=2,
+        bytes=10,
+        copy_ms=1.0,
+        handover_ms=3.0,
+        downtime_ms=5.0,
+    )
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board()
+
+
+def order(target: str = "i1") -> dict[str, Any]:
+    return {"json": {"request_id": "cmpl-1", "target": target}}
+
+
+async def test_all_sequences_of_a_request_move(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {
+        request: wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")) for request in ("r0", "r1")
+    }
+    answer = await ask(board, "POST", "/migrations", **order())
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["ok"], body["source"], body["target"]) == (True, "i0", "i1")
+    assert (body["bytes"], body["stages"], body["downtime_ms"]) == (20, 2, 5.0)
+
+
+async def test_sequence_that_is_there_already_is_not_asked_again(board: Board) -> None:
+    board.rows = [(InstanceId("i1"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {"r1": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1"))}
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
+
+
+async def test_sequence_that_ended_meanwhile_does_not_matter(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {
+        "r0": wire.MigrateAnswer(query=1, status=404, why="the request has ended"),
+        "r1": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
+    }
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
+    board.answers["r1"] = board.answers["r0"]
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 404
+
+
+async def test_refusal_says_how_far_it_came(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
+    board.answers = {
+        "r0": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
+        "r1": wire.MigrateAnswer(query=1, status=409, why="refused: no room"),
+    }
+    answer = await ask(board, "POST", "/migrations", **order())
+    assert answer.status_code == 409
+    assert answer.json()["reason"] == "1 of 2 sequences moved, then: refused: no room."
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "words"),
+    [
+        ("i0", 409, "on i0 already"),
+        ("i2", 409, "draining"),
+        ("i8", 409, "still starting"),
+        ("i9", 409, "lost: killed by SIGKILL"),
+        ("i7", 404, "no instance 'i7'"),
+    ],
+)
+async def test_targets_that_take_nothing(board: Board, target: str, status: int, words: str) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
+    answer = await ask(board, "POST", "/migrations", **order(target))
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+async def test_target_may_be_given_as_a_number(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
+    answer = await ask(board, "POST", "/migrations", json={"request_id": "cmpl-1", "target": 7})
+    assert answer.json()["reason"] == "There is no instance '7'."
+
+
+async def test_scheduler_that_does_not_answer_is_503(board: Board) -> None:
+    board.scheduler_answer = None
+    answer = await ask(board, "POST", "/instances", json={"count": 1})
+    assert answer.status_code == 503
+    assert "restarted" in answer.json()["reason"]
+
+
+async def test_refusal_of_the_scheduler_is_409(board: Board) -> None:
+    board.scheduler_answer = wire.Answer(query=1, ok=False, why="i0 is still starting")
+    answer = await ask(board, "POST", "/instances/i0/drain")
+    assert (answer.status_code, answer.json()["reason"]) == (409, "i0 is still starting.")
+
+
+async def test_drain_passes_on_whether_to_keep(board: Board) -> None:
+    for keep in ("true", "false"):
+        assert (await ask(board, "POST", "/instances/i0/drain", params={"keep": keep})).status_code == 202
+    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    assert [message.keep for message in asked] == [True, False]
+
+
+async def test_last_instance_is_spared_unless_it_is_forced(board: Board) -> None:
+    for force in ("true", "false"):
+        assert (await ask(board, "POST", "/instances/i0/drain", params={"force": force})).status_code == 202
+    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    assert [message.spare_last for message in asked] == [False, True]
+
+
+async def test_undrain_is_the_schedulers_to_allow(board: Board) -> None:
+    assert (await ask(board, "POST", "/instances/i2/undrain")).status_code == 202
+    assert board.asked == [wire.UndrainInstance(instance=InstanceId("i2"), query=1, reply_to=board.address)]
+    board.scheduler_answer = wire.Answer(query=1, ok=False, why="i2 cannot come back: it is being stopped already")
+    answer = await ask(board, "POST", "/instances/i2/undrain")
+    assert (answer.status_code, "being stopped" in answer.json()["reason"]) == (409, True)
+
+
+@pytest.mark.parametrize(("instance", "status"), [("i8", 409), ("i9", 409), ("i7", 404)])
+async def test_undrain_of_what_is_not_there(board: Board, instance: str, status: int) -> None:
+    assert (await ask(board, "POST", f"/instances/{instance}/undrain")).status_code == status
+    assert board.asked == []
+
+
+async def test_one_request_is_found_by_the_id_that_its_client_has(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0")), (InstanceId("i1"), row("r1", "cmpl-2-0"))]
+    answer = await ask(board, "GET", "/requests/cmpl-2")
+    assert [(one["id"], one["instance"]) for one in answer.json()["requests"]] == [("cmpl-2", "i1")]
+    assert (await ask(board, "GET", "/requests/cmpl-3")).status_code == 404
+
+
+async def test_sequences_of_a_request_share_the_time_of_one_move(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.rows = [(InstanceId("i0"), row(f"r{number}", f"{number}_cmpl-1-0")) for number in range(3)]
+    clock, given = iter([0.0, 0.0, 50.0, 120.0]), []
+
+    async def migrate(row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+        given.append(timeout_s)
+        return wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1"))
+
+    monkeypatch.setattr(board, "migrate", migrate)
+    monkeypatch.setattr("llumnix.engine.vllm.front_end.admin.routes.monotonic", lambda: next(clock))
+    assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
+    assert given == [90.0, 40.0, 0.0]
+
+
+def test_clients_wait_longer_than_the_server_lets_a_move_take() -> None:
+    assert MOVE_TIMEOUT_S > MIGRATE_TIMEOUT_S + 10
+
+
+async def test_drain_passes_its_deadline_on(board: Board) -> None:
+    for params in ({}, {"timeout_s": "2.5"}):
+        assert (await ask(board, "POST", "/instances/i0/drain", params=params)).status_code == 202
+    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    assert [message.timeout_s for message in asked] == [None, 2.5]
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", ""])
+async def test_deadline_that_is_none_is_refused(board: Board, text: str) -> None:
+    answer = await ask(board, "POST", "/instances/i0/drain", params={"timeout_s": text})
+    assert (answer.status_code, board.asked) == (400, [])
+    assert "must be a number of seconds" in answer.json()["reason"]
+
+
+async def test_drains_are_the_schedulers_to_tell(board: Board) -> None:
+    report = DrainReport(
+        instance=InstanceId("i0"),
+        keep=False,
+        why="asked for",
+        outcome=DrainOutcome.EMPTY,
+        requests=5,
+        moved=3,
+        replayed=1,
+        finished=1,
+        left=0,
+        seconds=1.5,
+    )
+    board.scheduler_answer = wire.Drains(query=1, reports=(report,))  # type: ignore[assignment]
+    answer = await ask(board, "GET", "/drains")
+    (row,) = answer.json()["drains"]
+    assert (row["instance"], row["outcome"], row["moved"], row["seconds"]) == ("i0", "empty", 3, 1.5)
+    board.scheduler_answer = None
+    assert (await ask(board, "GET", "/drains")).status_code == 503
+
+
+async def test_scaling_tells_the_time_weighted_number_of_instances(board: Board) -> None:
+    assert (await ask(board, "GET", "/scaling")).status_code == 503
+    board.scaling = wire.ScalingStatus(
+        mode=ScalingMode.ADVISE,
+        min_instances=1,
+        max_instances=4,
+        serving=2,
+        draining=0,
+        starting=1,
+        failing=0,
+        now="freeness 5, 3 instances",
+        last=ScalingStep(at=9.0, reason="freeness 3 below 10 for 5 s", start=1, carried_out=False),
+        starts=1,
+        drains=0,
+        instance_seconds=50.0,
+        watched_s=20.0,
+    )
+    status = (await ask(board, "GET", "/scaling")).json()
+    assert (status["mode"], status["mean_instances"], status["last"]["start"]) == ("advise", 2.5, 1)
+
+
+async def test_key_of_the_environment_counts(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-outside")
+    assert (await ask(board, "GET", "/requests")).status_code == 401
+    right = {"Authorization": "Bearer from-outside"}
+    assert (await ask(board, "GET", "/requests", headers=right)).status_code == 200
+
+
+async def test_key_of_the_command_line_counts_before_that_of_the_environment(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-outside")
+    for key, status in (("from-outside", 401), ("flag", 200)):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert (await ask(board, "GET", "/requests", keys=["flag"], headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize(("openai", "admin"), [(True, True), (True, False), (False, True)])
+async def test_addresses_that_people_try_first_list_what_this_port_serves(openai: bool, admin: bool) -> None:
+    app = FastAPI()
+    index.add_routes(app, openai=openai, admin=admin)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        routes = (await client.get("/")).json()["routes"]
+        assert ("POST /v1/chat/completions" in routes, "GET /llumnix/v1/instances" in routes) == (openai, admin)
+        for path in ("/llumnix", "/llumnix/", "/llumnix/v1", "/llumnix/v1/"):
+            assert (await client.get(path)).status_code == (200 if admin else 404)
+
+
+async def test_index_names_every_admin_route(board: Board) -> None:
+    paths = app_of(board).openapi()["paths"]
+    served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    named = {route.replace("{id}/", "{instance}/").replace("/{id}", "/{request_id}") for route in index.ADMIN}
+    assert named == served

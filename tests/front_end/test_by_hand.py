@@ -1,0 +1,54 @@
+"""Moves asked for by hand, told without engines."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.control.messages import Moved
+from llumnix.engine.vllm.front_end import by_hand
+from llumnix.engine.vllm.front_end.by_hand import ByHand
+from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.migration_log import MigrationLog
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import Epoch, InstanceId, RequestId
+from llumnix.wire import messages as wire
+
+A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
+
+
+def member(instance: InstanceId) -> Member:
+    info = wire.InstanceInfo(id=instance, index=0, slot=0, pid=1, node="", control=instance, data="")
+    return Member(info, InstanceSnapshot(id=instance, seq=1, at=0.0, total_blocks=9, free_blocks=9))
+
+
+async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_hand, "Metrics", lambda: SimpleNamespace(migration=lambda record: None))
+    posted: list[wire.Wire] = []
+    members = {A: member(A), B: member(B)}
+    session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)
+    client = SimpleNamespace(
+        streams=SimpleNamespace(sessions={R: session}), members=SimpleNamespace(by_id=members, known=members)
+    )
+    hand = ByHand(client, MigrationLog(), lambda _, message: posted.append(message), "me")  # type: ignore[arg-type]
+    for query in (1, 2):
+        hand.start(wire.MigrateByHand(query=query, request=R, target=B, reply_to="x"))
+    await asyncio.sleep(0.01)
+    order, refusal = posted
+    assert isinstance(order, wire.MoveOut)
+    assert isinstance(refusal, wire.MigrateAnswer)
+    assert (refusal.query, refusal.status, refusal.why) == (2, 409, "the request is moving already")
+    hand.move_answered(wire.MoveAnswer(move_id=order.move_id, source=A, target=B, ok=True, reason="by hand"))
+    await asyncio.sleep(0.01)
+    hand.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, target=B), 0.003)  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    answer = posted[-1]
+    assert isinstance(answer, wire.MigrateAnswer)
+    assert answer.record is not None
+    assert (answer.query, answer.status, answer.record.downtime_ms) == (1, 200, 3.0)

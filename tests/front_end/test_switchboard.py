@@ -1,0 +1,126 @@
+"""Questions of a front end to others, which may die before they answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+pytest.importorskip("vllm")
+
+from request_rows import row
+
+from llumnix.engine.vllm.front_end import by_hand
+from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+from llumnix.wire.mailbox import Mailbox
+
+ROW = row("r", "c", front_end=1)
+
+
+@pytest.fixture
+async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switchboard]:
+    monkeypatch.setattr(by_hand, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
+    book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}", keys=None)
+    board = Switchboard(SimpleNamespace(index=0, book=book))  # type: ignore[arg-type]
+    client = SimpleNamespace(streams=SimpleNamespace(), members=SimpleNamespace(known={}))
+    board.connect(client)  # type: ignore[arg-type]
+    yield board
+    board.close()
+
+
+def tell(board: Switchboard, tmp_path: Path, message: wire.Wire) -> None:
+    """From another process's mailbox."""
+    sender = Mailbox(f"ipc://{tmp_path}/somebody", lambda _: None)
+    sender.start()
+    sender.post(board.address, message)
+    sender.close()
+
+
+async def test_move_is_not_waited_for_when_the_front_end_that_streams_it_dies(
+    board: Switchboard, tmp_path: Path
+) -> None:
+    asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
+    await asyncio.sleep(0)
+    tell(board, tmp_path, wire.FrontEndLost(front_end=1))
+    async with asyncio.timeout(10):
+        answer = await asked
+    assert (answer.status, answer.record) == (504, None)
+    assert answer.why.startswith("the front end that streams it died")
+
+
+async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tmp_path: Path) -> None:
+    asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
+    await asyncio.sleep(0)
+    tell(board, tmp_path, wire.FrontEndLost(front_end=2))
+    (query,) = board._questions
+    tell(board, tmp_path, wire.MigrateAnswer(query=query, status=409, why="it has ended"))
+    async with asyncio.timeout(10):
+        answer = await asked
+    assert (answer.status, answer.why) == (409, "it has ended")
+
+
+async def test_question_without_an_answer_ends_in_time(board: Switchboard) -> None:
+    answer = await board.migrate(ROW, InstanceId("i1"), timeout_s=0.05)
+    assert answer.status == 504
+
+
+def record(number: int) -> wire.MigrationRecord:
+    instances = {"source": InstanceId("i0"), "target": InstanceId("i1")}
+    return wire.MigrationRecord(
+        at=float(number), request_id=f"cmpl-{number}", reason="by hand", outcome="moved", **instances
+    )
+
+
+async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Switchboard, tmp_path: Path) -> None:
+    """Front end 1 is a mailbox that passes the question on to the one here, and its answers back."""
+    for number in range(1200):
+        board.log.add(record(number))
+    parts: list[int] = []
+
+    def other(message: wire.Wire) -> None:
+        if isinstance(message, wire.ListMigrations):
+            mailbox.post(board.address, msgspec.structs.replace(message, reply_to=mailbox.address))
+        elif isinstance(message, wire.Migrations):
+            parts.append(len(message.records))
+            mailbox.post(board.address, message)
+
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", other)
+    mailbox.start()
+    board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
+    found = await board.list_migrations(10_000, timeout_s=10.0)
+    mailbox.close()
+    assert parts == [500, 500, 200]
+    assert [record.at for record in found[:4]] == [1199.0, 1199.0, 1198.0, 1198.0]
+    assert len(found) == 2400
+
+
+async def test_answer_to_the_front_end_that_died_here_is_not_taken_for_ours(board: Switchboard) -> None:
+    asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=0.05))
+    await asyncio.sleep(0)
+    for query in range(1, 100):
+        board._take(wire.MigrateAnswer(query=query, status=409, why="not asked by this one"))
+    assert (await asked).status == 504
+
+
+async def test_instance_that_fell_silent_is_listed_once(board: Switchboard) -> None:
+    """The scheduler and the launcher both tell of it."""
+    board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
+    for instance in ("i1", "i1", "i2"):
+        board._take(wire.InstanceGone(instance=InstanceId(instance), index=1, why="silent", expected=False))
+    assert [message.instance for message, _ in board.strangers.gone] == ["i1", "i2"]
+
+
+async def test_way_to_an_instance_that_is_gone_is_closed(board: Switchboard, tmp_path: Path) -> None:
+    control = f"ipc://{tmp_path}/i1"
+    board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
+    board.client.members.known[InstanceId("i1")] = SimpleNamespace(info=SimpleNamespace(control=control))  # type: ignore[assignment]
+    board.post(control, wire.ListRequests(query=1, reply_to=board.address))
+    assert control in board._mailbox.outbox._sockets
+    board._take(wire.InstanceGone(instance=InstanceId("i1"), index=1, why="silent", expected=False))
+    assert control not in board._mailbox.outbox._sockets
