@@ -18,7 +18,7 @@ _RING_OF_FOLDER = {
     "bench": "io",
     "transport": "io",
     "engine": "adapter",
-    "server": "adapter",
+    "front_end": "adapter",
     "late": "late",
     "vllm": "vllm",
 }

@@ -17,7 +17,7 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
 
 from llumnix.engine.vllm import compiled_models
-from llumnix.engine.vllm.instance.serve import worker
+from llumnix.engine.vllm.instance import worker
 
 assert worker.WorkerExtension is not None  # what a worker's process imports before it makes its model
 

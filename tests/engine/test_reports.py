@@ -12,8 +12,8 @@ pytest.importorskip("vllm")
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import InstanceSpec
+from llumnix.engine.vllm.instance import reports
 from llumnix.engine.vllm.instance.reports import Reports
-from llumnix.engine.vllm.instance.serve import reports
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire

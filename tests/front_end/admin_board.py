@@ -39,7 +39,7 @@ class Board:
         by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
         self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id))
         gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
-        self.roster = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
+        self.strangers = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
 
     async def list_requests(self, like: str = "") -> list[tuple[InstanceId, wire.RequestRow]]:
         return self.rows

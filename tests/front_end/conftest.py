@@ -7,3 +7,5 @@ import warnings
 
 with warnings.catch_warnings(), contextlib.suppress(ImportError):  # without vLLM its tests are skipped
     warnings.simplefilter("ignore")
+    import llumnix.engine.vllm.front_end.serve
+    import llumnix.engine.vllm.instance.core  # noqa: F401

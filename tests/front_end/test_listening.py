@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from vllm.entrypoints.launchers import launcher
 
 from llumnix.engine.vllm import boot
-from llumnix.engine.vllm.boot import Setup
+from llumnix.engine.vllm.boot import VllmSetup
 from llumnix.engine.vllm.front_end.serve import _serve_admin
 
 ADMIN_TLS = {
@@ -37,8 +37,8 @@ ADMIN_TLS = {
 }
 
 
-def setup(**flags: Any) -> Setup:
-    return Setup(
+def setup(**flags: Any) -> VllmSetup:
+    return VllmSetup(
         argparse.Namespace(**{"host": None, "uds": None, "port": 8000, **flags}), None, memoryview(b""), memoryview(b"")
     )
 

@@ -24,9 +24,9 @@ from llumnix import tiny_model
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.between import RequestCodec
+from llumnix.engine.vllm.instance import core as engine_core
 from llumnix.engine.vllm.instance.core import CONTROL, LlumnixEngineCore
 from llumnix.engine.vllm.instance.following import Follower
-from llumnix.engine.vllm.instance.serve import core as engine_core
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
