@@ -31,7 +31,7 @@ from llumnix.paper.measure import latencies
 from llumnix.paper.runs import interval
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import Setup
+from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import Workload, WorkloadRequest, load_workload
 
 OURS = "llumnix"
@@ -92,7 +92,7 @@ def measure(run: Run, requests: int) -> Result:
     load = sim_requests(workload(run.trace, run.rate, run.seed, requests))
     way_s = (profile.host.request_ms + profile.host.message_ms) / 1e3
     alone_s = [way_s + profile.prefill.step_ms(request.prompt_tokens) / 1e3 for request in load]
-    simulate(load, Setup(instances=16, profile=profile, policy=PolicyConfig(policy=run.policy)))
+    simulate(load, RunSetup(instances=16, profile=profile, policy=PolicyConfig(policy=run.policy)))
     return Result(
         run,
         latencies(load),

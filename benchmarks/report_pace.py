@@ -25,7 +25,7 @@ from llumnix.control.pace import pace_of
 from llumnix.paper.measure import latencies
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import Setup
+from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import load_workload
 
 GOAL = 1.05
@@ -61,7 +61,7 @@ def measure(run: Run) -> Result:
     rate = RATES[run.trace] * run.instances
     load = sim_requests(load_workload(f"{run.trace}?rate={rate:g}&seed={run.seed}&requests={run.requests}"))
     began_s = time.process_time()
-    simulate(load, Setup(instances=run.instances, profile=load_profile("a10-llama-7b"), cluster=cluster_of(run)))
+    simulate(load, RunSetup(instances=run.instances, profile=load_profile("a10-llama-7b"), cluster=cluster_of(run)))
     return Result(
         run,
         latencies(load),

@@ -19,7 +19,7 @@ import numpy as np
 from llumnix.config import PolicyConfig
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import Setup
+from llumnix.sim.setup import RunSetup
 from llumnix.workload.arrivals import poisson
 from llumnix.workload.workload import Workload, load_workload
 
@@ -38,7 +38,7 @@ def azure(requests: int, rate: float) -> Workload:
 
 def timed(workload: Workload, instances: int, policy: str) -> str:
     """Runs once and says how fast that was."""
-    setup = Setup(instances=instances, profile=load_profile("a100-llama-7b"), policy=PolicyConfig(policy=policy))
+    setup = RunSetup(instances=instances, profile=load_profile("a100-llama-7b"), policy=PolicyConfig(policy=policy))
     start, cpu = time.perf_counter(), time.process_time()
     outcome = simulate(sim_requests(workload), setup)
     wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu

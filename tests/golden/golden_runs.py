@@ -13,25 +13,25 @@ from llumnix.report.records import write_records
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import Setup
+from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import load_workload
 
 DIGESTS = Path(__file__).with_name("digests.json")
 WORKLOAD = "S-S?rate=9&cv=3&high=0.1&requests=1200&seed=4"
 
-RUNS: dict[str, Setup] = {
-    policy: Setup(instances=4, profile=load_profile("a10-llama-7b"), policy=PolicyConfig(policy=policy))
+RUNS: dict[str, RunSetup] = {
+    policy: RunSetup(instances=4, profile=load_profile("a10-llama-7b"), policy=PolicyConfig(policy=policy))
     for policy in POLICIES
 }
-RUNS["vllm-1"] = Setup(instances=4, profile=load_profile("a10-llama-7b").with_scheduler(kind="vllm-1"))
-RUNS["faults"] = Setup(
+RUNS["vllm-1"] = RunSetup(instances=4, profile=load_profile("a10-llama-7b").with_scheduler(kind="vllm-1"))
+RUNS["faults"] = RunSetup(
     instances=4,
     profile=load_profile("a10-llama-7b"),
     faults=tuple(map(parse_fault, ("crash@30", "stall@50+4", "slow-link@70+20:8"))),
     seed=4,
     sample_interval_s=5.0,
 )
-RUNS["the paper's reports"] = Setup(
+RUNS["the paper's reports"] = RunSetup(
     instances=4,
     profile=load_profile("a10-llama-7b"),
     policy=PolicyConfig(policy="llumnix-paper", pairing_interval_s=0.2),
@@ -39,7 +39,7 @@ RUNS["the paper's reports"] = Setup(
 )
 
 
-def digest(setup: Setup) -> str:
+def digest(setup: RunSetup) -> str:
     """Of the files that the run writes, byte for byte."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from llumnix.errors import UsageError
-from llumnix.paper.claims import claims, equal_latency_saving, ratio, write_claims
+from llumnix.paper.claims import claims, write_claims
 from llumnix.paper.experiments import FIGURES, PAPER_RATES
 from llumnix.paper.points import INFAAS, LLUMNIX, Point, curve, published_points, read_points, write_points
+from llumnix.paper.ratios import equal_latency_saving, ratio
 from llumnix.paper.runs import interval, points_of
 from llumnix.paper.stall import batch_size, central_stall_s, report_stall_s
 from llumnix.sim.profiles.cost_model import Profile

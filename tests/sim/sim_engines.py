@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llumnix.sim.engine.engine import Engine, Scheduler
+from llumnix.sim.engine.engine import EngineModel, Scheduler
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.engine.vllm01 import PrefillFirst
@@ -28,11 +28,11 @@ class StepByStep:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
-    def plan(self, engine: Engine) -> Segment | None:
+    def plan(self, engine: EngineModel) -> Segment | None:
         segment = self._scheduler.plan(engine)
         return segment if segment is None else Segment(min(segment.steps, 1), segment.chunks)
 
-    def could_admit(self, engine: Engine, request: SimRequest) -> bool:
+    def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         return self._scheduler.could_admit(engine, request)
 
 
@@ -56,10 +56,14 @@ class Watcher:
 
 def new_engine(
     profile: Profile, *, skip: bool = True, unit_tokens: int = 0, displaces: bool = False
-) -> tuple[Kernel, Engine, Watcher]:
+) -> tuple[Kernel, EngineModel, Watcher]:
     kernel, watcher = Kernel(), Watcher()
     scheduler: Scheduler = PrefillFirst() if profile.scheduler.kind == "vllm-0.1" else TokenBudget(displaces)
-    return kernel, Engine(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens), watcher
+    return (
+        kernel,
+        EngineModel(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens),
+        watcher,
+    )
 
 
 def run_engine(

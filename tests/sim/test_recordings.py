@@ -12,7 +12,7 @@ from llumnix.recording import RECORD, differences
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import Setup
+from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import load_workload
 
 
@@ -21,7 +21,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Of a crowded run in which instances die, stall and talk slowly."""
     folder = tmp_path_factory.mktemp("recordings")
     faults = tuple(map(parse_fault, ("crash@40", "stall@60+4", "slow-link@80+30:200")))
-    setup = Setup(instances=4, profile=load_profile("a10-llama-7b"), faults=faults, seed=1)
+    setup = RunSetup(instances=4, profile=load_profile("a10-llama-7b"), faults=faults, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(RECORD, str(folder))
         simulate(sim_requests(load_workload("L-L?rate=0.8&requests=150&seed=1")), setup)

@@ -16,7 +16,7 @@ from llumnix.sim.faults import Fault, FaultKind
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import PlannedDrain, PlannedMove, Setup
+from llumnix.sim.setup import PlannedDrain, PlannedMove, RunSetup
 
 A10 = load_profile("a10-llama-7b")
 ORDERED_S = 5.0
@@ -27,7 +27,7 @@ WITHOUT_MOVES = PolicyConfig(policy="infaas++")
 def drained(requests: list[SimRequest], **setup: object) -> Outcome:
     """What came of it that the first instance was ordered to drain."""
     options = {"instances": 2, "profile": A10, "policy": WITHOUT_MOVES, "drains": (PlannedDrain(ORDERED_S, 0),)} | setup
-    outcome = simulate(requests, Setup(**options))
+    outcome = simulate(requests, RunSetup(**options))
     assert_all_served(outcome)
     return outcome
 

@@ -19,7 +19,7 @@ from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind, draw_victims, parse_fault
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import PlannedMove, Setup
+from llumnix.sim.setup import PlannedMove, RunSetup
 from llumnix.workload.workload import load_workload
 
 A10 = load_profile("a10-llama-7b")
@@ -28,7 +28,7 @@ CROWDED = "L-L?rate=0.8&requests=300&seed=1"
 
 def run(workload: str = CROWDED, **setup: object) -> Outcome:
     options = {"instances": 4, "profile": A10, "policy": PolicyConfig(policy="llumnix")} | setup
-    return simulate(sim_requests(load_workload(workload)), Setup(**options))
+    return simulate(sim_requests(load_workload(workload)), RunSetup(**options))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -48,7 +48,7 @@ def test_every_request_gets_every_token_and_every_block_comes_back(
 
 
 def run_one(request: SimRequest, **setup: object) -> Outcome:
-    return simulate([request], Setup(instances=2, profile=A10, place_on=0, **setup))
+    return simulate([request], RunSetup(instances=2, profile=A10, place_on=0, **setup))
 
 
 def test_migration_helps_where_it_should() -> None:
@@ -68,7 +68,7 @@ def test_a_move_by_hand_goes_where_it_was_told_and_decoding_goes_on_meanwhile() 
     request = SimRequest(0, 0.0, 4000, 200)
     outcome = simulate(
         [request],
-        Setup(instances=2, profile=A10, place_on=0, moves=(PlannedMove(3.0, "r0", 0, 1),)),
+        RunSetup(instances=2, profile=A10, place_on=0, moves=(PlannedMove(3.0, "r0", 0, 1),)),
     )
     (move,) = outcome.migrations
     assert move.outcome == MOVED
@@ -87,7 +87,7 @@ def test_a_copy_slows_both_sides_down() -> None:
     def finish(moves: tuple[PlannedMove, ...]) -> list[float]:
         requests = [SimRequest(0, 0.0, 4000, 400), SimRequest(1, 0.5, 64, 400)]
         slow = replace(A10, migration=replace(A10.migration, slowdown=0.5))
-        simulate(requests, Setup(instances=2, profile=slow, place_on=0, moves=moves))
+        simulate(requests, RunSetup(instances=2, profile=slow, place_on=0, moves=moves))
         return [request.finish_s for request in requests]
 
     still, moved = finish(()), finish((PlannedMove(3.0, "r0", 0, 1),))
@@ -98,7 +98,7 @@ def test_a_copy_slows_both_sides_down() -> None:
 
 def test_a_move_to_a_full_instance_is_refused_and_the_request_stays() -> None:
     big = [SimRequest(0, 0.0, 7000, 300), SimRequest(1, 0.0, 7000, 300)]
-    setup = Setup(
+    setup = RunSetup(
         instances=2,
         profile=A10,
         policy=PolicyConfig(policy="round-robin"),
@@ -153,7 +153,7 @@ def test_an_engine_that_hangs_while_its_process_beats_is_lost_too() -> None:
 def test_an_engine_that_hangs_with_nothing_to_do_is_lost_once_it_is_sent_something() -> None:
     requests = [SimRequest(0, 60.0, 100, 10), SimRequest(1, 60.0, 100, 400)]
     hang = Fault(FaultKind.HANG, 10.0, 1000.0, instance=0)
-    outcome = simulate(requests, Setup(instances=2, profile=A10, faults=(hang,), restart_instances=False))
+    outcome = simulate(requests, RunSetup(instances=2, profile=A10, faults=(hang,), restart_instances=False))
     assert_all_served(outcome)
     limit_s = ClusterConfig().step_timeout_s
     lost_s = outcome.lives[0].ended_s
@@ -181,7 +181,7 @@ def test_a_newcomer_is_greeted_by_the_front_end_before_it_is_sent_anything() -> 
     faults = (Fault(FaultKind.CRASH, 5.0, instance=0), Fault(FaultKind.SLOW_LINK, 6.0, 60.0, factor=1000.0))
     message_s, serves_s = 1000 * A10.host.message_ms / 1e3, 5.0 + A10.host.start_up_s
     before, after = SimRequest(0, serves_s - 0.5, 16, 2), SimRequest(1, serves_s + 2.0, 16, 2)
-    simulate([before, after], Setup(instances=1, profile=A10, faults=faults))
+    simulate([before, after], RunSetup(instances=1, profile=A10, faults=faults))
     assert before.first_token_s - serves_s > 3 * message_s
     assert after.first_token_s - after.arrival_s < 2 * message_s
 
@@ -215,7 +215,7 @@ def test_a_shared_prefix_is_computed_once() -> None:
     def ttft(unit_tokens: int) -> float:
         rows = [SimRequest(i, 2.0 * i, 4096, 20, hashes=tuple(range(8))) for i in range(20)]
         profile = A10.with_scheduler(kind="vllm-1", max_num_batched_tokens=8192)
-        simulate(rows, Setup(instances=1, profile=profile, unit_tokens=unit_tokens))
+        simulate(rows, RunSetup(instances=1, profile=profile, unit_tokens=unit_tokens))
         return rows[-1].first_token_s - rows[-1].arrival_s
 
     assert ttft(512) < 0.3 * ttft(0)
@@ -223,11 +223,11 @@ def test_a_shared_prefix_is_computed_once() -> None:
 
 def test_a_request_that_no_instance_can_hold_is_named() -> None:
     with pytest.raises(UsageError, match=r"Request r7 has 13000 \+ 5 tokens"):
-        simulate([SimRequest(7, 0.0, 13000, 5)], Setup(instances=1, profile=A10))
+        simulate([SimRequest(7, 0.0, 13000, 5)], RunSetup(instances=1, profile=A10))
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
-    assert simulate([], Setup(instances=3, profile=A10)).end_s == 0
+    assert simulate([], RunSetup(instances=3, profile=A10)).end_s == 0
 
 
 def test_instances_are_averaged_over_time() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sim_engines import new_engine, run_engine, small_profile
 from sim_reference import reference_run
 
-from llumnix.sim.engine.request import DETACHED, FINISHED, WAITING, SimRequest
+from llumnix.sim.engine.request import Phase, SimRequest
 
 ROWS = st.lists(
     st.tuples(st.floats(0, 20, allow_nan=False).map(lambda x: round(x, 3)), st.integers(1, 150), st.integers(1, 150)),
@@ -145,7 +145,7 @@ def test_a_detached_request_keeps_its_blocks_until_they_are_released() -> None:
         kernel.at(0.0, engine.add, request)
     kernel.at(1.0, engine.at_boundary, lambda: engine.detach(leaves))
     kernel.run()
-    assert (stays.state, leaves.state) == (FINISHED, DETACHED)
+    assert (stays.state, leaves.state) == (Phase.FINISHED, Phase.DETACHED)
     assert engine.pool.total - engine.pool.free == leaves.blocks >= 4
     engine.release(leaves.blocks, 0, ())
     assert engine.pool.free == engine.pool.total
@@ -204,8 +204,8 @@ def test_memory_that_comes_back_lets_the_queue_in() -> None:
     request = SimRequest(0, 0.0, 160, 2)
     kernel.at(0.0, engine.add, request)
     kernel.run()
-    assert request.state is WAITING
+    assert request.state is Phase.WAITING
     kernel.at(5.0, engine.give_back, 95)
     kernel.run()
-    assert request.state is FINISHED
+    assert request.state is Phase.FINISHED
     assert request.first_token_s > 5.0

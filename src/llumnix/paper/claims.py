@@ -7,12 +7,11 @@ computes both columns, from the published points and from ours.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from llumnix.paper.points import INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN, Point, curve, in_order
+from llumnix.paper.points import INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN, Point, in_order
+from llumnix.paper.ratios import Ratio, equal_latency_saving, mean_reduction, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,38 +23,6 @@ class Claim:
     paper: str
     same_policy: str
     ours: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """base / better over the points that both have."""
-
-    values: tuple[float, ...]
-
-    @property
-    def most(self) -> float:
-        return max(self.values)
-
-    @property
-    def typical(self) -> float:
-        """Geometric mean."""
-        return math.exp(sum(map(math.log, self.values)) / len(self.values))
-
-    @property
-    def improved(self) -> float:
-        """Share of points at which the base is no better."""
-        return sum(value >= 1 for value in self.values) / len(self.values)
-
-
-def ratio(points: Sequence[Point], metric: str, base: str, better: str, traces: Iterable[str]) -> Ratio | None:
-    """base / better at each x of the traces; None if they share no point."""
-    values = []
-    for trace in traces:
-        bases, betters = curve(points, trace, metric, base), curve(points, trace, metric, better)
-        for x in bases:
-            if x in betters and bases[x].y > 0 and betters[x].y > 0:
-                values.append(bases[x].y / betters[x].y)
-    return Ratio(tuple(values)) if values else None
 
 
 def _most(found: Ratio | None) -> str:
@@ -95,58 +62,53 @@ def _both(
     ]
 
 
+REAL = ("ShareGPT", "BurstGPT")
+GENERATED = ("S-S", "M-M", "L-L", "S-L", "L-S")
+
+STATED_REAL = {
+    (ROUND_ROBIN, "Request Mean"): "2×",
+    (ROUND_ROBIN, "Request P99"): "2.9×",
+    (ROUND_ROBIN, "Prefill Mean"): "26.6×",
+    (ROUND_ROBIN, "Prefill P99"): "34.4×",
+    (ROUND_ROBIN, "Decode P99"): "2×",
+    (INFAAS, "Prefill Mean"): "2.2×",
+    (INFAAS, "Prefill P99"): "5.5×",
+    (INFAAS, "Decode P99"): "1.3×",
+}
+STATED_GENERATED = {
+    "Request Mean": "1.5×",
+    "Request P99": "1.6×",
+    "Prefill Mean": "7.7×",
+    "Prefill P99": "14.8×",
+    "Decode P99": "2×",
+}
+
+
 def _figure_11(ours: Sequence[Point], paper: Sequence[Point]) -> list[Claim]:
     points = (ours, paper)
-    real = ("ShareGPT", "BurstGPT")
-    generated = ("S-S", "M-M", "L-L", "S-L", "L-S")
-    stated = {
-        (ROUND_ROBIN, "Request Mean"): "2×",
-        (ROUND_ROBIN, "Request P99"): "2.9×",
-        (ROUND_ROBIN, "Prefill Mean"): "26.6×",
-        (ROUND_ROBIN, "Prefill P99"): "34.4×",
-        (ROUND_ROBIN, "Decode P99"): "2×",
-        (INFAAS, "Prefill Mean"): "2.2×",
-        (INFAAS, "Prefill P99"): "5.5×",
-        (INFAAS, "Decode P99"): "1.3×",
-    }
     table = []
     for base in (ROUND_ROBIN, INFAAS):
         for metric in SIX:
-            said = stated.get((base, metric), "not stated")
-            table += _both(f"real traces, {metric}, {base} / Llumnix", said, metric, base, real, points)
-    stated_generated = {
-        "Request Mean": "1.5×",
-        "Request P99": "1.6×",
-        "Prefill Mean": "7.7×",
-        "Prefill P99": "14.8×",
-        "Decode P99": "2×",
-    }
+            said = STATED_REAL.get((base, metric), "not stated")
+            table += _both(f"real traces, {metric}, {base} / Llumnix", said, metric, base, REAL, points)
     for metric in SIX:
-        said = stated_generated.get(metric, "not stated")
-        table += _both(f"generated traces, {metric}, {INFAAS} / Llumnix", said, metric, INFAAS, generated, points)
+        said = STATED_GENERATED.get(metric, "not stated")
+        table += _both(f"generated traces, {metric}, {INFAAS} / Llumnix", said, metric, INFAAS, GENERATED, points)
     for name, base, traces, said in (
-        ("real", ROUND_ROBIN, real, "−84 %"),
-        ("generated", INFAAS, generated, "−70.4 %"),
+        ("real", ROUND_ROBIN, REAL, "−84 %"),
+        ("generated", INFAAS, GENERATED, "−70.4 %"),
     ):
-        table.append(
-            Claim(
-                f"{name} traces, preemption loss against {base}, mean reduction",
-                said,
-                _reduction(paper, base, LLUMNIX, traces),
-                _reduction(ours, base, LLUMNIX, traces),
-                _reduction(ours, base, OURS, traces),
-            )
-        )
+        found = [
+            mean_reduction(points, "Preemption Loss", base, policy, traces)
+            for points, policy in ((paper, LLUMNIX), (ours, LLUMNIX), (ours, OURS))
+        ]
+        what = f"{name} traces, preemption loss against {base}, mean reduction"
+        table.append(Claim(what, said, *map(_reduction, found)))
     return table
 
 
-def _reduction(points: Sequence[Point], base: str, better: str, traces: Iterable[str]) -> str:
-    shares = []
-    for trace in traces:
-        bases = curve(points, trace, "Preemption Loss", base)
-        betters = curve(points, trace, "Preemption Loss", better)
-        shares += [1 - betters[x].y / bases[x].y for x in bases if x in betters and bases[x].y > 0]
-    return f"−{sum(shares) / len(shares):.1%} over {len(shares)} points" if shares else "–"
+def _reduction(found: tuple[float, int] | None) -> str:
+    return "–" if found is None else f"−{found[0]:.1%} over {found[1]} points"
 
 
 def _figure_13(ours: Sequence[Point], paper: Sequence[Point]) -> list[Claim]:
@@ -223,46 +185,6 @@ def _figure_15(ours: Sequence[Point], paper: Sequence[Point]) -> list[Claim]:
             *("–" if share is None else f"{share:.1%}" for share in saved),
         )
     ]
-
-
-def equal_latency_saving(points: Sequence[Point], better: str, base: str = INFAAS, levels: int = 64) -> float | None:
-    """Share of the base's instances that the better policy saves at equal P99 prefill latency.
-
-    Both curves (instances against the logarithm of the latency) are taken as straight between their points;
-    the mean is over `levels` latencies, evenly spaced on that scale, that both reach. None if they reach none.
-    """
-    lines = []
-    for policy in (base, better):
-        chosen = [p for p in points if p.policy == policy and p.metric == "Prefill P99"]
-        lines.append(_frontier([(math.log(point.y), point.x) for point in chosen]))
-    if min(map(len, lines)) < 2:
-        return None
-    low = max(line[0][0] for line in lines)
-    high = min(line[-1][0] for line in lines)
-    if low >= high:
-        return None
-    shares = []
-    for level in range(levels):
-        at = low + (high - low) * level / (levels - 1)
-        costs = [_interpolate(line, at) for line in lines]
-        shares.append(1 - costs[1] / costs[0])
-    return sum(shares) / len(shares)
-
-
-def _frontier(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points that no cheaper point beats, by latency: a cluster that is dearer and slower is not a choice."""
-    kept: list[tuple[float, float]] = []
-    for at, cost in sorted(line):
-        if not kept or cost < kept[-1][1]:
-            kept.append((at, cost))
-    return kept
-
-
-def _interpolate(line: Sequence[tuple[float, float]], at: float) -> float:
-    for (left, left_cost), (right, right_cost) in pairwise(line):
-        if left <= at <= right:
-            return left_cost + (right_cost - left_cost) * (at - left) / (right - left)
-    return line[-1][1]
 
 
 def _figure_10(ours: Sequence[Point], paper: Sequence[Point]) -> list[Claim]:

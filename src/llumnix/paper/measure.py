@@ -21,7 +21,8 @@ from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.outcome import mean_gap_s
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import PlannedMove, Setup
+from llumnix.sim.setup import PlannedMove, RunSetup
+from llumnix.types import is_high
 from llumnix.workload.workload import load_workload
 
 Measures = list[tuple[str, str, float, float]]
@@ -33,14 +34,14 @@ def measure(run: Run) -> Measures:
     return _KINDS[run.kind](run)
 
 
-def setup_of(run: Run) -> Setup:
+def setup_of(run: Run) -> RunSetup:
     """The cluster of a serving run: the paper's for its policies, the product's defaults for ours."""
     options = run.options
     profile = load_profile("a10-llama-7b").with_scheduler(max_num_batched_tokens=options["batched_tokens"])
     ours = run.policy == OURS
     scaling = ScalingConfig(**options["scaling"]) if "scaling" in options else None
     if ours:
-        return Setup(instances=run.instances, profile=profile, policy=PolicyConfig(), scaling=scaling, seed=run.seed)
+        return RunSetup(instances=run.instances, profile=profile, policy=PolicyConfig(), scaling=scaling, seed=run.seed)
     policy = PolicyConfig(
         policy=POLICY_OF[run.policy],
         migrate_out_freeness=options["threshold"],
@@ -50,7 +51,7 @@ def setup_of(run: Run) -> Setup:
     )
     # The artifact's local queue does not look at priorities: a high request gains by headroom alone.
     profile = profile.with_scheduler(priorities=False)
-    return Setup(
+    return RunSetup(
         instances=run.instances, profile=profile, policy=policy, scaling=scaling, seed=run.seed, paper_body=True
     )
 
@@ -61,7 +62,7 @@ def _serving(run: Run) -> Measures:
     if run.options.get("by_priority"):
         classes = {
             "Normal": [request for request in requests if request.priority >= 0],
-            "High Priority": [request for request in requests if request.priority < 0],
+            "High Priority": [request for request in requests if is_high(request.priority)],
         }
         return [
             (name, metric, run.x, y)
@@ -127,7 +128,7 @@ def _migration(run: Run) -> Measures:
     ready_s = count * profile.prefill.step_ms(length) / 1e3 + MOVE_AFTER_S
     outcome = simulate(
         requests,
-        Setup(
+        RunSetup(
             instances=2,
             # Room for the batch to grow while the copy runs; the paper's had that, its blocks are not published.
             profile=replace(profile, memory=replace(memory, total_blocks=2 * BATCH_TOKENS // memory.block_tokens)),

@@ -38,24 +38,8 @@ def draw_timeline(records: Records) -> Figure:
     counts, load, memory, freeness, preemptions = figure.subplots(5, 1, sharex=True, height_ratios=heights)
     moments = _moments(records.instances)
 
-    alive = _total(series, moments, lambda row: float(exists(row.state)))
-    serving = _total(series, moments, lambda row: float(row.state == InstanceState.RUNNING))
-    counts.set_title("Instances")
-    counts.fill_between(moments, alive, step="post", color=BLUE, alpha=0.15, lw=0, label="existing")
-    counts.step(moments, serving, where="post", color=BLUE, lw=1.6, label="taking requests")
-    counts.set_ylim(0, max(alive.max() * 1.25, 1))
-    legend(counts)
-
-    load.set_title("Requests")
-    load.step(
-        moments, _total(series, moments, lambda row: row.running), where="post", color=BLUE, lw=1.4, label="running"
-    )
-    load.step(
-        moments, _total(series, moments, lambda row: row.waiting), where="post", color=RED, lw=1.4, label="waiting"
-    )
-    load.set_ylim(bottom=0)
-    legend(load)
-
+    _draw_counts(counts, series, moments)
+    _draw_load(load, series, moments)
     _heat_map(memory, "KV cache in use", series, moments, _used_share, (MEMORY, 0.0, 1.0, "{:.0%}"))
     limit = _typical_freeness(records.instances)
     _heat_map(
@@ -67,19 +51,42 @@ def draw_timeline(records: Records) -> Figure:
         (FREENESS, -limit / 3, limit, "{:.0f}"),
     )
 
-    preemptions.set_title("Preemptions so far")
-    grown = np.zeros(len(moments))
-    for rows in series.values():
-        # An instance that is gone keeps its preemptions.
-        grown += _sampled(rows, moments, lambda row: row.preemptions, before=rows[0].preemptions) - rows[0].preemptions
-    preemptions.fill_between(moments, grown, step="post", color=RED, alpha=0.2, lw=0)
-    preemptions.step(moments, grown, where="post", color=RED, lw=1.4)
-    preemptions.set_ylim(0, max(1.0, grown[-1] * 1.15))
-    preemptions.set_xlabel("seconds")
+    _draw_preemptions(preemptions, series, moments)
     for axes in (counts, load, preemptions):
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     counts.set_xlim(moments[0], moments[-1])
     return figure
+
+
+def _draw_counts(axes: Axes, series: Series, moments: NDArray[np.float64]) -> None:
+    alive = _total(series, moments, lambda row: float(exists(row.state)))
+    serving = _total(series, moments, lambda row: float(row.state == InstanceState.RUNNING))
+    axes.set_title("Instances")
+    axes.fill_between(moments, alive, step="post", color=BLUE, alpha=0.15, lw=0, label="existing")
+    axes.step(moments, serving, where="post", color=BLUE, lw=1.6, label="taking requests")
+    axes.set_ylim(0, max(alive.max() * 1.25, 1))
+    legend(axes)
+
+
+def _draw_load(axes: Axes, series: Series, moments: NDArray[np.float64]) -> None:
+    axes.set_title("Requests")
+    running, waiting = (_total(series, moments, read) for read in (lambda row: row.running, lambda row: row.waiting))
+    axes.step(moments, running, where="post", color=BLUE, lw=1.4, label="running")
+    axes.step(moments, waiting, where="post", color=RED, lw=1.4, label="waiting")
+    axes.set_ylim(bottom=0)
+    legend(axes)
+
+
+def _draw_preemptions(axes: Axes, series: Series, moments: NDArray[np.float64]) -> None:
+    axes.set_title("Preemptions so far")
+    grown = np.zeros(len(moments))
+    for rows in series.values():
+        # An instance that is gone keeps its preemptions.
+        grown += _sampled(rows, moments, lambda row: row.preemptions, before=rows[0].preemptions) - rows[0].preemptions
+    axes.fill_between(moments, grown, step="post", color=RED, alpha=0.2, lw=0)
+    axes.step(moments, grown, where="post", color=RED, lw=1.4)
+    axes.set_ylim(0, max(1.0, grown[-1] * 1.15))
+    axes.set_xlabel("seconds")
 
 
 def _moments(rows: Sequence[InstanceRecord]) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from functools import partial
 from llumnix.control import commands as do
 from llumnix.control import events as told
 from llumnix.sim.account import Account
-from llumnix.sim.engine.engine import Engine
-from llumnix.sim.engine.request import DETACHED, Handover
+from llumnix.sim.engine.engine import EngineModel
+from llumnix.sim.engine.request import Handover, Phase
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
 
@@ -29,7 +29,9 @@ class _Reservation:
 class Arrivals:
     """The target's part of a body. `hear` takes the answers that come later."""
 
-    def __init__(self, account: Account, engine: Engine, world: World, hear: Callable[[told.AnyEvent], None]) -> None:
+    def __init__(
+        self, account: Account, engine: EngineModel, world: World, hear: Callable[[told.AnyEvent], None]
+    ) -> None:
         self._account = account
         self._engine = engine
         self._world = world
@@ -95,7 +97,7 @@ class Arrivals:
         if reservation is None or reservation.epoch != epoch:
             return
         request = self._world.request(name)
-        if request.state is not DETACHED or self._world.is_fenced(name, epoch):
+        if request.state is not Phase.DETACHED or self._world.is_fenced(name, epoch):
             self._hear(told.InstallFailed(now, name, epoch, "the request is not to be had any more"))
             return
         del self._reservations[name]

@@ -14,8 +14,8 @@ from llumnix.control import commands as do
 from llumnix.control import events as told
 from llumnix.sim.account import Account
 from llumnix.sim.arrivals import Arrivals
-from llumnix.sim.engine.engine import Engine
-from llumnix.sim.engine.request import DECODING, DETACHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.engine.engine import EngineModel
+from llumnix.sim.engine.request import Phase, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
@@ -24,7 +24,9 @@ from llumnix.types import Epoch, RequestId
 class SimBody:
     """`hear` takes what happens to the engine by itself, and the answers that come later."""
 
-    def __init__(self, account: Account, engine: Engine, world: World, hear: Callable[[told.AnyEvent], None]) -> None:
+    def __init__(
+        self, account: Account, engine: EngineModel, world: World, hear: Callable[[told.AnyEvent], None]
+    ) -> None:
         self.arrivals = Arrivals(account, engine, world, hear)
         self._account = account
         self._engine = engine
@@ -53,10 +55,10 @@ class SimBody:
     def settled(self, request: SimRequest) -> None:
         """A watched one changed between computing, decoding and waiting."""
         name = RequestId(request.id)
-        if request.state is WAITING:
+        if request.state is Phase.WAITING:
             self._put_in_limbo(request)
             self._hear(told.Preempted(self._kernel.now, name))
-        elif request.state is DECODING:
+        elif request.state is Phase.DECODING:
             if name in self._leaving:
                 self._detach_at_boundary(request)
             else:
@@ -74,8 +76,8 @@ class SimBody:
         lost = []
         for kept in self._kept:
             request = self._world.request(kept)
-            if request.state is DETACHED:
-                request.state = NEW
+            if request.state is Phase.DETACHED:
+                request.state = Phase.NEW
                 lost.append(request)
         return lost
 
@@ -128,18 +130,18 @@ class SimBody:
     def _progress(self, request: SimRequest) -> told.Progress | None:
         """What is settled now; None if the request is not (or no longer) here and watched."""
         engine = self._engine
-        if request.id not in engine.watched or request.state not in (DECODING, PREFILLING, WAITING):
+        if request.id not in engine.watched or request.state not in (Phase.DECODING, Phase.PREFILLING, Phase.WAITING):
             return None
-        decoding = request.state is DECODING
+        decoding = request.state is Phase.DECODING
         tokens = engine.tokens_of(request) - 1 if decoding else request.prefilled
         return told.Progress(
             self._kernel.now,
             RequestId(request.id),
-            settled_blocks=0 if request.state is WAITING else tokens // engine.batch.block_tokens,
+            settled_blocks=0 if request.state is Phase.WAITING else tokens // engine.batch.block_tokens,
             total_blocks=engine.held_blocks(request),
             output_tokens=engine.generated_of(request),
             decoding=decoding,
-            queued=request.state is WAITING,
+            queued=request.state is Phase.WAITING,
         )
 
     def unwatch(self, command: do.Unwatch) -> None:
@@ -167,7 +169,7 @@ class SimBody:
         self._leaving.add(command.request)
         self._engine.watched.add(command.request)
         request = self._world.request(command.request)
-        if request.state is WAITING:
+        if request.state is Phase.WAITING:
             self._try_detach(request)
         else:
             self._detach_at_boundary(request)
@@ -196,7 +198,7 @@ class SimBody:
         self._engine.watched.discard(command.request)
         kept = self._kept.pop(command.request, None)
         request = self._world.request(command.request)
-        if kept is None or request.state is not DETACHED:
+        if kept is None or request.state is not Phase.DETACHED:
             return
         request.blocks, request.cached_units = kept
         if request.blocks:

@@ -23,7 +23,7 @@ from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profiles.file import load_profile, profile_names
-from llumnix.sim.setup import Setup
+from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import Workload, load_workload
 
 MOST_INSTANCES = 4096
@@ -105,7 +105,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     return load_workload(text, rate=args.rate, requests=args.requests, seed=args.seed)
 
 
-def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
+def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
     if not 1 <= args.instances <= MOST_INSTANCES:
         raise UsageError(f"--instances must be between 1 and {MOST_INSTANCES}, not {args.instances}.")
     if args.sample_s != 0 and not SHORTEST_SAMPLE_S <= args.sample_s < inf:
@@ -117,7 +117,7 @@ def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
         scaling = build(ScalingConfig, args)
     profile = load_profile(args.profile)
     caches = workload.hashed_tokens and profile.scheduler.kind == "vllm-1"
-    return Setup(
+    return RunSetup(
         instances=args.instances,
         profile=profile,
         policy=build(PolicyConfig, args),
@@ -130,7 +130,7 @@ def _setup(args: argparse.Namespace, workload: Workload) -> Setup:
     )
 
 
-def _cut_a_few(workload: Workload, setup: Setup) -> Workload:
+def _cut_a_few(workload: Workload, setup: RunSetup) -> Workload:
     """A public trace has a few requests that are longer than the memory of a small device: those are cut, and counted.
     If it is more than a few, the run would say little about the trace; then the simulation names the first one."""
     most = setup.profile.max_sequence_tokens
@@ -147,7 +147,7 @@ def _cut_a_few(workload: Workload, setup: Setup) -> Workload:
     return cut
 
 
-def _simulate(workload: Workload, setup: Setup) -> Outcome:
+def _simulate(workload: Workload, setup: RunSetup) -> Outcome:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -165,7 +165,7 @@ def _simulate(workload: Workload, setup: Setup) -> Outcome:
         return simulate(sim_requests(workload, setup.unit_tokens), setup, show)
 
 
-def _write(args: argparse.Namespace, workload: Workload, setup: Setup, records: Records) -> None:
+def _write(args: argparse.Namespace, workload: Workload, setup: RunSetup, records: Records) -> None:
     facts: Mapping[str, Fact] = {
         "workload": workload.name,
         "policy": setup.policy.policy,

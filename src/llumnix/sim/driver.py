@@ -26,7 +26,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
 from llumnix.sim.engine.engine import Scheduler
-from llumnix.sim.engine.request import NEW, SimRequest
+from llumnix.sim.engine.request import Phase, SimRequest
 from llumnix.sim.engine.vllm01 import PrefillFirst
 from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
@@ -34,9 +34,9 @@ from llumnix.sim.front_end import FrontEnd
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.network import CopyEnded, Network
-from llumnix.sim.observer import Observer
+from llumnix.sim.observer import RunObserver
 from llumnix.sim.outcome import InstanceLife, Outcome
-from llumnix.sim.setup import PlannedMove, Setup, instance_name
+from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.workload.workload import Workload
 
@@ -62,7 +62,7 @@ def local_scheduler(kind: str, policy: PolicyConfig) -> Scheduler:
 
 
 def sim_requests(workload: Workload, unit_tokens: int = 0) -> list[SimRequest]:
-    """The requests of a workload, fresh for one run. `unit_tokens`: of the prefix cache (`Setup.unit_tokens`), whose
+    """The requests of a workload, fresh for one run. `unit_tokens`: of the prefix cache (`RunSetup.unit_tokens`), whose
     units may hold several of the workload's content ids each."""
     ids = unit_tokens // workload.hashed_tokens if unit_tokens else 1
     return [
@@ -84,7 +84,7 @@ def _together(hashes: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(hash(hashes[end - count : end]) for end in range(count, len(hashes) + 1, count))
 
 
-def simulate(requests: Sequence[SimRequest], setup: Setup, progress: Progress | None = None) -> Outcome:
+def simulate(requests: Sequence[SimRequest], setup: RunSetup, progress: Progress | None = None) -> Outcome:
     """Runs all requests to their end. Raises UsageError for one that no instance could ever hold."""
     most = setup.profile.max_sequence_tokens
     for request in requests:
@@ -99,7 +99,7 @@ def simulate(requests: Sequence[SimRequest], setup: Setup, progress: Progress | 
 class _Run:
     """One run: the state of the world, as the instances see it (`World`)."""
 
-    def __init__(self, requests: Sequence[SimRequest], setup: Setup, progress: Progress | None) -> None:
+    def __init__(self, requests: Sequence[SimRequest], setup: RunSetup, progress: Progress | None) -> None:
         self.kernel = Kernel()
         self.profile = setup.profile
         self.cluster = setup.cluster
@@ -132,7 +132,7 @@ class _Run:
         self._outcome = Outcome(requests=self._requests)
         self._lives: dict[InstanceId, InstanceLife] = {}
         self._last_order = 0
-        self._observer = Observer(self._outcome, self._policy.priority_target_tokens(setup.policy))
+        self._observer = RunObserver(self._outcome, self._policy.priority_target_tokens(setup.policy))
 
     def run(self) -> Outcome:
         for _ in range(self._setup.instances):
@@ -355,7 +355,7 @@ class _Run:
         self._schedule(sched.InstanceLost(at=self.kernel.now, instance=name, why=why))
         self._tell_fleet()
         for request in sorted(lost, key=lambda one: one.order):
-            if request.state is NEW:
+            if request.state is Phase.NEW:
                 self._front_end.replay(request)
 
     def _kill(self, name: InstanceId) -> None:

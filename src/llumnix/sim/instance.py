@@ -14,8 +14,8 @@ from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.scheduler_events import MoveRequest
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
-from llumnix.sim.engine.engine import Engine, Scheduler
-from llumnix.sim.engine.request import NEW, SimRequest
+from llumnix.sim.engine.engine import EngineModel, Scheduler
+from llumnix.sim.engine.request import Phase, SimRequest
 from llumnix.sim.reporting import Reporter, candidates
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId
@@ -31,7 +31,7 @@ class SimInstance:
         """Copies that this instance reads or is read by now."""
         self._world = world
         self._kernel = world.kernel
-        self.engine = Engine(world.kernel, world.profile, scheduler, self, unit_tokens)
+        self.engine = EngineModel(world.kernel, world.profile, scheduler, self, unit_tokens)
         self.reports = Reporter(self.account, self.engine, world)
         self.body = SimBody(self.account, self.engine, world, self.hear)
         self._loop: LlumletLoop | None = None
@@ -97,7 +97,7 @@ class SimInstance:
         for request in filter(self.engine.abort_now, requests):
             self.account.ended += 1
             self.body.ended(request)
-            request.state = NEW
+            request.state = Phase.NEW
             if self._loop is not None:
                 self.hear(told.Gone(self._kernel.now, RequestId(request.id), "aborted"))
             aborted(request)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import InstanceId
@@ -20,7 +20,7 @@ class Endpoint(Protocol):
 
     id: InstanceId
     copies: int
-    engine: Engine
+    engine: EngineModel
 
 
 class _Copy(NamedTuple):

@@ -15,7 +15,7 @@ from llumnix.sim.outcome import Outcome
 from llumnix.types import InstanceId
 
 
-class Observer:
+class RunObserver:
     """Fills the lists of `outcome`."""
 
     def __init__(self, outcome: Outcome, priority_target_tokens: int | None) -> None:

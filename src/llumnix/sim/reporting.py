@@ -9,8 +9,8 @@ from llumnix.control.pace import ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.account import Account
-from llumnix.sim.engine.engine import Engine
-from llumnix.sim.engine.request import WAITING, SimRequest
+from llumnix.sim.engine.engine import EngineModel
+from llumnix.sim.engine.request import Phase, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState
@@ -27,7 +27,7 @@ class Reporter:
     """Reports of one instance: when its load changes, at most one per `report_interval_s`, and as many as the size of
     the cluster allows (control/pace.py)."""
 
-    def __init__(self, account: Account, engine: Engine, world: World) -> None:
+    def __init__(self, account: Account, engine: EngineModel, world: World) -> None:
         self._account = account
         self._engine = engine
         self._world = world
@@ -141,7 +141,7 @@ class Reporter:
         return min(stalled, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled
 
 
-def candidates(account: Account, engine: Engine, tells_rest: bool) -> tuple[RequestSnapshot, ...]:
+def candidates(account: Account, engine: EngineModel, tells_rest: bool) -> tuple[RequestSnapshot, ...]:
     """Running requests, and the front of the queue, for the choice of a victim. `tells_rest`: with what each has still
     to make, as live, where it follows from `max_tokens` (in a simulated workload all ask for exactly what they get)."""
     return tuple(
@@ -150,11 +150,11 @@ def candidates(account: Account, engine: Engine, tells_rest: bool) -> tuple[Requ
     )
 
 
-def _describe(request: SimRequest, llumlet: Llumlet | None, engine: Engine, tells_rest: bool) -> RequestSnapshot:
+def _describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, tells_rest: bool) -> RequestSnapshot:
     tokens = engine.tokens_of(request)
     return RequestSnapshot(
         id=RequestId(request.id),
-        state=RequestState.WAITING if request.state is WAITING else RequestState.RUNNING,
+        state=RequestState.WAITING if request.state is Phase.WAITING else RequestState.RUNNING,
         priority=Priority(request.priority),
         arrival_s=request.arrival_s,
         prompt_tokens=request.prompt_tokens,

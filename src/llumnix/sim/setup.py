@@ -30,7 +30,7 @@ class PlannedDrain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class RunSetup:
     """Everything that a run depends on, beside its requests."""
 
     instances: int

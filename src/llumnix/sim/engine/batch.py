@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from operator import attrgetter
 
 from llumnix.sim.engine.gaps import GapLog
-from llumnix.sim.engine.request import DECODING, SimRequest
+from llumnix.sim.engine.request import Phase, SimRequest
 from llumnix.types import is_high
 
 _ORDER = attrgetter("order")
@@ -51,7 +51,7 @@ class DecodeBatch:
     def join(self, request: SimRequest) -> None:
         """Adds a request whose whole sequence but the newest token is in the cache."""
         length = request.prompt_tokens + request.generated
-        request.state = DECODING
+        request.state = Phase.DECODING
         request.batch = self
         request.finish_step = self.steps + request.output_tokens - request.generated
         request.slot = (self.steps - length + 1) % self.block_tokens
@@ -71,7 +71,7 @@ class DecodeBatch:
         if not is_high(request.priority):
             heappush(self._shortest, (request.base, self._seq, request))
 
-    def leave(self, request: SimRequest, state: str) -> None:
+    def leave(self, request: SimRequest, state: Phase) -> None:
         """Takes a member out between two steps; afterwards its own fields are exact again."""
         self.members.remove(request)
         request.generated = self.generated(request)

@@ -17,21 +17,22 @@ from llumnix.policy.relief import short_blocks
 from llumnix.sim.engine.batch import DecodeBatch
 from llumnix.sim.engine.blocks import BlockPool, PrefixCache
 from llumnix.sim.engine.flight import Flight, Segment
-from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.engine.request import Phase, SimRequest
 from llumnix.sim.engine.waiting import WaitingQueue
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.profiles.cost_model import Profile
+from llumnix.types import is_high
 
 _ORDER = attrgetter("order")
 
 
 class Scheduler(Protocol):
-    """The local scheduler: decides the next segment; admits, and preempts through `Engine.preempt`."""
+    """The local scheduler: decides the next segment; admits, and preempts through `EngineModel.preempt`."""
 
-    def plan(self, engine: Engine) -> Segment | None:
+    def plan(self, engine: EngineModel) -> Segment | None:
         """The next segment, None if there is nothing to run. Takes the blocks of admitted requests."""
 
-    def could_admit(self, engine: Engine, request: SimRequest) -> bool:
+    def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         """False only if `request`, first in the queue, certainly cannot start at the next step."""
 
 
@@ -47,10 +48,10 @@ class Listener(Protocol):
     def on_finished(self, request: SimRequest) -> None: ...
 
     def on_settled(self, request: SimRequest) -> None:
-        """A request that somebody watches (`Engine.watched`) changed between computing, decoding, waiting."""
+        """A request that somebody watches (`EngineModel.watched`) changed between computing, decoding, waiting."""
 
 
-class Engine:
+class EngineModel:
     """A local scheduler, its queue, batch and blocks, on a kernel. All methods act at `kernel.now`."""
 
     def __init__(self, kernel: Kernel, profile: Profile, scheduler: Scheduler, listener: Listener,
@@ -104,14 +105,14 @@ class Engine:
 
     def abort(self, request: SimRequest) -> None:
         """Ends a request at the next step boundary; a queued one at once."""
-        if request.state is WAITING:
+        if request.state is Phase.WAITING:
             self.abort_now(request)
-        elif request.state in (DECODING, PREFILLING):
+        elif request.state in (Phase.DECODING, Phase.PREFILLING):
             self.at_boundary(lambda: self.abort_now(request))
 
     def abort_now(self, request: SimRequest) -> bool:
         """The same when no step is in flight; False if it is not here (any more)."""
-        if request.state is WAITING and request in self.waiting:
+        if request.state is Phase.WAITING and request in self.waiting:
             self.queue.remove(request)
         elif request.batch is self.batch or request in self.prefilling:
             self._take_out(request)
@@ -119,7 +120,7 @@ class Engine:
             self._free(request)
         else:
             return False
-        request.state = ABORTED
+        request.state = Phase.ABORTED
         request.prefilled = 0
         self._listener.on_changed()
         return True
@@ -136,7 +137,7 @@ class Engine:
         """At a boundary: takes a decoding request out of the batch; its blocks stay taken."""
         if request.batch is not self.batch:
             return False
-        self.batch.leave(request, DETACHED)
+        self.batch.leave(request, Phase.DETACHED)
         self._count_running(request, -1)
         self._listener.on_changed()
         return True
@@ -149,10 +150,10 @@ class Engine:
 
     def withdraw(self, request: SimRequest) -> bool:
         """Takes a queued request out of the queue (it moves on without KV)."""
-        if request.state is not WAITING or request not in self.waiting:
+        if request.state is not Phase.WAITING or request not in self.waiting:
             return False
         self.queue.remove(request)
-        request.state = DETACHED
+        request.state = Phase.DETACHED
         self._listener.on_changed()
         return True
 
@@ -202,9 +203,9 @@ class Engine:
         self.stopped = True
         lost = [*self.batch.members, *self.prefilling, *self.waiting]
         for request in list(self.batch.members):
-            self.batch.leave(request, NEW)
+            self.batch.leave(request, Phase.NEW)
         for request in lost:
-            request.state = NEW
+            request.state = Phase.NEW
             request.blocks = request.cached_units = request.prefilled = 0
         return lost
 
@@ -267,15 +268,15 @@ class Engine:
     def start(self, request: SimRequest, blocks: int) -> None:
         """Takes the first request out of the queue and makes it a prefilling one that holds `blocks` blocks."""
         self.queue.remove(request)
-        request.state = PREFILLING
+        request.state = Phase.PREFILLING
         request.blocks = blocks
         self.prefilling.append(request)
         self._count_running(request, 1)
 
     def preempt(self, request: SimRequest) -> None:
         """Throws a running request's KV away and puts it back into the queue (recompute)."""
-        if request.state is DECODING:
-            self.batch.leave(request, WAITING)
+        if request.state is Phase.DECODING:
+            self.batch.leave(request, Phase.WAITING)
         else:
             self.prefilling.remove(request)
         self._count_running(request, -1)
@@ -299,12 +300,12 @@ class Engine:
                 self._cut()
 
     def _count_running(self, request: SimRequest, change: int) -> None:
-        if request.priority < 0:
+        if is_high(request.priority):
             self.high_running += change
 
     def _take_out(self, request: SimRequest) -> None:
         if request.batch is self.batch:
-            self.batch.leave(request, ABORTED)
+            self.batch.leave(request, Phase.ABORTED)
         else:
             self.prefilling.remove(request)
 
@@ -344,7 +345,7 @@ class Engine:
             computing_s = flight.end_s - flight.begin_s - steps * self._overhead_s[len(batch.members)]
             batch.advance(steps, flight.first_end_s(), flight.step_s(steps), flight.end_s, computing_s)
             while (request := batch.pop_ended()) is not None:
-                batch.leave(request, FINISHED)
+                batch.leave(request, Phase.FINISHED)
                 self._end(request)
         for request, tokens in chunks:
             self._computed(request, tokens)
@@ -355,7 +356,7 @@ class Engine:
 
     def _computed(self, request: SimRequest, tokens: int) -> None:
         """A part of a prompt was computed in the step that ends now."""
-        if request.state is not PREFILLING:
+        if request.state is not Phase.PREFILLING:
             return
         now = self.kernel.now
         request.prefilled += tokens
@@ -376,7 +377,7 @@ class Engine:
             request.preempted_at_s = None
         request.last_token_s = now
         if request.generated >= request.output_tokens:
-            request.state = FINISHED
+            request.state = Phase.FINISHED
             self._end(request)
         else:
             self.batch.join(request)

@@ -7,7 +7,7 @@ newest running one is preempted and computed again later.
 
 from __future__ import annotations
 
-from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.request import SimRequest
 
@@ -15,13 +15,13 @@ from llumnix.sim.engine.request import SimRequest
 class PrefillFirst:
     """Local scheduler `vllm-0.1`. Stateless: all state is the engine's."""
 
-    def could_admit(self, engine: Engine, request: SimRequest) -> bool:
+    def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         return (
             engine.pool.can_admit(engine.blocks_of(request.tokens))
             and engine.running < engine.profile.scheduler.max_num_seqs
         )
 
-    def plan(self, engine: Engine) -> Segment | None:
+    def plan(self, engine: EngineModel) -> Segment | None:
         if engine.waiting:
             chunks = self._admit(engine)
             if chunks:
@@ -36,7 +36,7 @@ class PrefillFirst:
         self._make_room(engine)
         return Segment(1) if batch.members else self.plan(engine)
 
-    def _admit(self, engine: Engine) -> list[tuple[SimRequest, int]]:
+    def _admit(self, engine: EngineModel) -> list[tuple[SimRequest, int]]:
         limits, pool = engine.profile.scheduler, engine.pool
         chunks: list[tuple[SimRequest, int]] = []
         tokens = 0
@@ -51,7 +51,7 @@ class PrefillFirst:
             tokens += request.tokens
         return chunks
 
-    def _make_room(self, engine: Engine) -> None:
+    def _make_room(self, engine: EngineModel) -> None:
         """Goes through the batch as the next step would, preempting from its end when nothing is free."""
         batch = engine.batch
         taken = turn = 0

@@ -10,7 +10,7 @@ important one at the head of the queue (`policy/displacing.py`), as live.
 from __future__ import annotations
 
 from llumnix.policy.displacing import Occupant, displaced
-from llumnix.sim.engine.engine import Engine
+from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.request import SimRequest
 from llumnix.types import is_high
@@ -22,12 +22,12 @@ class TokenBudget:
     def __init__(self, displaces: bool = False) -> None:
         self._displaces = displaces
 
-    def could_admit(self, engine: Engine, request: SimRequest) -> bool:
+    def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(_needs(engine, request)[0]):
             return True
         return bool(self._who_makes_way(engine, request))
 
-    def plan(self, engine: Engine) -> Segment | None:
+    def plan(self, engine: EngineModel) -> Segment | None:
         batch = engine.batch
         if engine.waiting:
             for request in self._who_makes_way(engine, engine.waiting[0]):
@@ -45,11 +45,11 @@ class TokenBudget:
             return None
         return Segment(1 if batch.members else 0, tuple(chunks))
 
-    def _may_start_soon(self, engine: Engine, head: SimRequest) -> bool:
+    def _may_start_soon(self, engine: EngineModel, head: SimRequest) -> bool:
         """Whether the first of the queue may get in before any running request ends."""
         return (self._displaces and is_high(head.priority)) or self.could_admit(engine, head)
 
-    def _who_makes_way(self, engine: Engine, head: SimRequest) -> list[SimRequest]:
+    def _who_makes_way(self, engine: EngineModel, head: SimRequest) -> list[SimRequest]:
         """Whom to preempt so that the first of the queue can start in the next step."""
         if not self._displaces or not is_high(head.priority):
             return []
@@ -63,7 +63,7 @@ class TokenBudget:
         occupants = [Occupant(each.priority, each.arrival_s, engine.held_blocks(each)) for each in normal]
         return [normal[position] for position in displaced(occupants, missing)]
 
-    def _continue_prompts(self, engine: Engine) -> tuple[list[tuple[SimRequest, int]], bool]:
+    def _continue_prompts(self, engine: EngineModel) -> tuple[list[tuple[SimRequest, int]], bool]:
         """Chunks of the prompts begun earlier, after making room for what the batch takes."""
         batch, pool = engine.batch, engine.pool
         preempted = False
@@ -90,7 +90,7 @@ class TokenBudget:
             request.blocks = blocks
         return chunks, preempted
 
-    def _admit(self, engine: Engine, budget: int) -> list[tuple[SimRequest, int]]:
+    def _admit(self, engine: EngineModel, budget: int) -> list[tuple[SimRequest, int]]:
         limits, pool = engine.profile.scheduler, engine.pool
         chunks: list[tuple[SimRequest, int]] = []
         reserve = _next_step(engine)
@@ -116,18 +116,18 @@ class TokenBudget:
         return chunks
 
 
-def _next_step(engine: Engine) -> int:
+def _next_step(engine: EngineModel) -> int:
     """Blocks that the decoding batch takes in its next step."""
     return engine.batch.blocks_for(1) if engine.batch.members else 0
 
 
-def _needs(engine: Engine, request: SimRequest) -> tuple[int, int]:
+def _needs(engine: EngineModel, request: SimRequest) -> tuple[int, int]:
     """Free blocks that a request from the queue would use up, and how many more of its prefix are cached."""
     units, idle = _hits(engine, request)
     return engine.blocks_of(request.tokens) - units + idle, units
 
 
-def _hits(engine: Engine, request: SimRequest) -> tuple[int, int]:
+def _hits(engine: EngineModel, request: SimRequest) -> tuple[int, int]:
     """Blocks of the request's prefix that are cached, and how many of those nobody uses now."""
     cache = engine.pool.cache
     if cache is None or not request.hashes:

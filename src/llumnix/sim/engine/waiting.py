@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from llumnix.sim.engine.request import WAITING, SimRequest
+from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.types import is_high
 
 _ORDER = attrgetter("order")
 
@@ -24,7 +25,7 @@ class WaitingQueue:
         self._block_tokens = block_tokens
 
     def add(self, request: SimRequest) -> None:
-        request.state = WAITING
+        request.state = Phase.WAITING
         requests = self.requests
         if requests and requests[-1].order > request.order:
             insort(requests, request, key=_ORDER)
@@ -44,7 +45,7 @@ class WaitingQueue:
         self.blocks += sign * self._blocks_of(request.tokens)
         if request.preemptions:
             self.preempted += sign
-        if request.priority < 0:
+        if is_high(request.priority):
             self.high += sign
 
     def _blocks_of(self, tokens: int) -> int:
