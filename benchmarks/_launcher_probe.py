@@ -23,7 +23,7 @@ from llumnix.flags import parse_serve
 from llumnix.wire.addresses import AddressBook
 
 
-class PaperNursery:
+class EmptyNursery:
     """Answers every order to fork with a process that is none."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def main() -> int:
     arguments = parse_serve(["--verbose", "--instances", sys.argv[3]])
     launcher: Any = Launcher(arguments, "", book)
     launcher._supervisor = Supervisor(arguments.cluster, "here", 1, parallel_starts=arguments.cluster.instances)
-    launcher._nursery = PaperNursery()
+    launcher._nursery = EmptyNursery()
     launcher._loaded = True
     carry_out = launcher._carry_out
     nothing_to_do = (supervision.SpawnScheduler, supervision.Say)

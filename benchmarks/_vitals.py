@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Vitals:
 
     def sample(self, at_s: float) -> None:
         root = psutil.Process(self.pid)
-        pss: Counter[str] = Counter()
+        pss: defaultdict[str, float] = defaultdict(float)
         descriptors: dict[int, int] = {}
         instances = 0
         for process in [root, *root.children(recursive=True)]:

@@ -4,7 +4,7 @@
     python benchmarks/control_plane.py --instances 1024 --rate 2000
 
 Scheduler and launcher are the real ones, the front end's part the real dispatcher and mailbox; messages are the real
-ones, at the real pace (control/pace.py). Instances have no engine (_paper_instances.py), and in a large cluster they
+ones, at the real pace (control/pace.py). Instances have no engine (_counting_instances.py), and in a large cluster they
 step less often, so that two cores can play them. First an eighth of the cluster under an eighth of the load, then all
 of it. Exit code 1 if the scheduler or the front end (the making of the load included) needs a core or more, the
 launcher a fifth of one, the P99 of a dispatch is above 1 ms, or that of the age of a load report, when used, above
@@ -30,7 +30,9 @@ import msgspec
 import numpy as np
 import psutil
 import zmq
-from _paper_instances import Request, Spec
+from _counting_instances import Request, Spec
+from frame.verdict import Figure, Goal, at_most, conclude
+from frame.vitals import cpu_s
 from rich.console import Console
 from rich.table import Table
 
@@ -193,15 +195,10 @@ async def _measure(folder: Path, figures: Figures, arguments: argparse.Namespace
 
 async def _watch_cpu(pids: dict[str, int], after_s: float, seconds: float, figures: Figures) -> None:
     await asyncio.sleep(after_s)
-    before, figures.from_s = {name: _cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
+    before, figures.from_s = {name: cpu_s([psutil.Process(pid)]) for name, pid in pids.items()}, time.monotonic()
     await asyncio.sleep(seconds)
     took_s = time.monotonic() - figures.from_s
-    figures.cores = {name: (_cpu_s(pid) - before[name]) / took_s for name, pid in pids.items()}
-
-
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    figures.cores = {name: (cpu_s([psutil.Process(pid)]) - before[name]) / took_s for name, pid in pids.items()}
 
 
 def _start_launcher(book: AddressBook, folder: Path, instances: int) -> subprocess.Popen[bytes]:
@@ -233,7 +230,7 @@ def _start_instances(
         step_s=max(_STEP_S, _STEP_S_PER_INSTANCE * cluster.instances),
         cluster=cluster,
     )
-    return _start("_paper_instances.py", spec)
+    return _start("_counting_instances.py", spec)
 
 
 def _start(script: str, spec: Any) -> subprocess.Popen[bytes]:
@@ -261,11 +258,19 @@ def _tell(runs: list[Figures]) -> int:
     table.add_row("age of reports at the scheduler P50 / P99, ms", *(_ms(run.reports_s) for run in runs), goal_age)
     table.add_row("pairing round P50 / P99, ms", *(_ms(run.rounds_s) for run in runs), "")
     Console(width=140).print(table)
-    last = runs[-1]
-    ages_s = max(float(np.percentile(last.front_ages_s, 99)), float(np.percentile(last.reports_s, 99)))
-    decision_s = float(np.percentile(last.decisions_s, 99))
-    too_much = any(last.cores[name] >= goal for name, goal in GOALS_CORES.items())
-    return int(too_much or decision_s > GOAL_DECISION_S or ages_s > _goal_age_s(last))
+    last, goal_age_ms = runs[-1], at_most(1e3 * _goal_age_s(runs[-1]))
+    return conclude(
+        Figure("instances", last.instances),
+        Figure("requests dispatched", last.dispatched),
+        *(Figure(f"{name}", last.cores[name], at_most(goal), "cores") for name, goal in GOALS_CORES.items()),
+        _p99("dispatch decision", last.decisions_s, at_most(1e3 * GOAL_DECISION_S)),
+        _p99("age of the report decided on", last.front_ages_s, goal_age_ms),
+        _p99("age of reports at the scheduler", last.reports_s, goal_age_ms),
+    )
+
+
+def _p99(name: str, values_s: list[float], goal_ms: Goal) -> Figure:
+    return Figure(f"{name}, P99", 1e3 * float(np.percentile(values_s, 99)), goal_ms, "ms")
 
 
 def _goal_age_s(run: Figures) -> float:

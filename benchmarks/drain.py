@@ -16,23 +16,19 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
-from _server import Server, llumnix_server, tiny_engine_flags
+from frame.admin import Admin
+from frame.models import tiny_engine_flags
+from frame.server import ServerProcess, llumnix_server
+from frame.stream import Streaming, open_session
+from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 from rich.table import Table
-
-# The client of the tests: it keeps every token.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
-
-from vllm_streams import Streaming
 
 GOAL_S = 5.0
 MODEL_LEN = 8192
@@ -81,22 +77,8 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@contextmanager
-def _serving(*flags: str) -> Iterator[Server]:
-    with llumnix_server(tiny_engine_flags(MODEL_LEN, KV_MIB), "--instances", "2", *flags) as server:
-        _wait_for_instances(server.url, 2)
-        yield server
-
-
-def _wait_for_instances(url: str, count: int) -> None:
-    import httpx
-
-    while len(_running(httpx.get(f"{url}/llumnix/v1/instances", timeout=10).json())) < count:
-        time.sleep(0.1)
-
-
-def _running(answer: dict[str, Any]) -> list[str]:
-    return sorted(row["id"] for row in answer["instances"] if row["state"] == "running")
+def _serving(*flags: str) -> AbstractContextManager[ServerProcess]:
+    return llumnix_server(tiny_engine_flags(MODEL_LEN, KV_MIB), *flags, instances=2)
 
 
 def _body(rng: random.Random) -> dict[str, Any]:
@@ -108,8 +90,7 @@ def _body(rng: random.Random) -> dict[str, Any]:
 
 def _session(url: str) -> aiohttp.ClientSession:
     """Without a limit on the time of a stream: minutes are the point."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+    return open_session(url, timeout_s=None)
 
 
 async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limit_s: float) -> Drained:
@@ -119,45 +100,36 @@ async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limi
         for stream in streams:
             await stream.reaches(TOKENS_BEFORE)
         left = [body["max_tokens"] - stream.output.tokens for body, stream in zip(bodies, streams, strict=True)]
-        async with session.get("/llumnix/v1/requests") as answer:
-            rows = (await answer.json())["requests"]
-        (instance,) = {row["instance"] for row in rows}
+        admin = Admin(session)
+        (instance,) = {row["instance"] for row in await admin.get("requests")}
         began_s = time.monotonic()
-        async with session.post(f"/llumnix/v1/instances/{instance}/drain?timeout_s={limit_s}") as answer:
-            answer.raise_for_status()
-        report = await _report(session, instance, began_s + limit_s)
+        if (status := await admin.drain(instance, f"?timeout_s={limit_s}")) >= 400:
+            raise SystemExit(f"the drain was refused: HTTP {status}")
+        report = await _report(admin, instance, began_s + limit_s)
         ended_s = time.monotonic()
         if tokens_after:
             for stream in streams:
                 with contextlib.suppress(AssertionError):  # it failed, and says so itself
                     await stream.reaches(stream.output.tokens + tokens_after)
-        for stream in streams:
-            stream.task.cancel()
-        await asyncio.gather(*(stream.task for stream in streams), return_exceptions=True)
+        await asyncio.gather(*(stream.cancel() for stream in streams))
         outputs = [stream.output for stream in streams]
     return Drained(
         report=report,
         wall_s=ended_s - began_s,
         tokens=[output.sequences[0].tokens for output in outputs],
         errors=[output.error for output in outputs if output.error],
-        gaps_s=[gap for output in outputs for gap in _gaps(output.times, began_s, ended_s)],
+        gaps_s=[gap for output in outputs for gap in output.gaps_s(began_s, ended_s)],
         left_tokens=left,
     )
 
 
-async def _report(session: Any, instance: str, until_s: float) -> dict[str, Any]:
+async def _report(admin: Admin, instance: str, until_s: float) -> dict[str, Any]:
     """As soon as the drain has ended, or as it stands at the limit."""
     while True:
-        async with session.get("/llumnix/v1/drains") as answer:
-            reports = (await answer.json())["drains"]
-        report: dict[str, Any] = next(report for report in reports if report["instance"] == instance)
+        report = next(report for report in await admin.get("drains") if report["instance"] == instance)
         if report["outcome"] != "draining" or time.monotonic() >= until_s:
             return report
         await asyncio.sleep(0.05)
-
-
-def _gaps(times: list[float], after_s: float, until_s: float) -> list[float]:
-    return [b - a for a, b in pairwise(times) if after_s < b and a < until_s]
 
 
 async def _undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int]) -> list[list[int]]:
@@ -184,9 +156,6 @@ def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None
         ("moved", drained.report["moved"], waited and waited.report["moved"]),
         ("replayed", drained.report["replayed"], waited and waited.report["replayed"]),
         ("finished there", drained.report["finished"], waited and waited.report["finished"]),
-        ("failed streams", len(drained.errors), ""),
-        ("tokens compared", sum(map(len, undisturbed)), ""),
-        ("differing tokens", differing, ""),
         ("gap P50 / P99 / max, ms", _gap_figures(drained.gaps_s), ""),
     ]
     for row in rows:
@@ -195,9 +164,20 @@ def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None
     console.print(table)
     for error in sorted(set(drained.errors)):
         console.print(error, markup=False)
-    good = drained.report["outcome"] == "empty" and drained.report["seconds"] <= GOAL_S
-    console.print(f"goal: empty in {GOAL_S:g} s, no failed stream, no differing token")
-    return int(bool(drained.errors) or bool(differing) or not good)
+    return conclude(
+        Figure("running when it began", drained.report["requests"]),
+        Figure("empty after", _empty_s(drained), at_most(GOAL_S), "s"),
+        Figure("moved", drained.report["moved"]),
+        Figure("replayed", drained.report["replayed"]),
+        Figure("failed streams", len(drained.errors), at_most(0)),
+        Figure("tokens compared", sum(map(len, undisturbed))),
+        Figure("differing tokens", differing, at_most(0)),
+        Figure("without migration: empty after", None if waited is None else _empty_s(waited), unit="s"),
+    )
+
+
+def _empty_s(one: Drained) -> float | None:
+    return one.report["seconds"] if one.report["outcome"] == "empty" else None
 
 
 def _seconds(report: dict[str, Any]) -> str:

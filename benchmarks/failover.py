@@ -27,8 +27,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
-from _server import Server, llumnix_server, tiny_engine_flags
-from _stream import Stream, StreamFailed, completion_body, open_session
+from frame.admin import Admin
+from frame.models import tiny_engine_flags
+from frame.server import ServerProcess, llumnix_server
+from frame.stream import Output, Streaming, exactly, open_session
+from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 
 GOAL_REPREFILL, GOAL_DETECTION_S, GOAL_TTFT = 1.5, 0.5, 1.2
@@ -63,46 +66,32 @@ class Results:
 
 
 class Clients:
-    def __init__(self, session: aiohttp.ClientSession, url: str, results: Results) -> None:
+    def __init__(self, session: aiohttp.ClientSession, results: Results) -> None:
         self._session = session
-        self._url = url
+        self._admin = Admin(session)
         self._results = results
         self._rng = random.Random(1)
-        self._group = asyncio.TaskGroup()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._streams: list[Streaming] = []
         self.places: list[str] = []
         """Ids of the instances, in the order in which `X-data-parallel-rank` counts them."""
 
-    async def __aenter__(self) -> Clients:
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._group.__aexit__(*error)
-
-    def start(self, prompt_tokens: int, output_tokens: int, slot: int | None = None) -> Stream:
+    def start(self, prompt_tokens: int, output_tokens: int, slot: int | None = None) -> Streaming:
         """Streams a request of new random tokens, at a place of its own if `slot` says so."""
         prompt = [self._rng.randrange(256) for _ in range(prompt_tokens)]
-        headers = {} if slot is None else {"X-data-parallel-rank": str(slot)}
-        stream = Stream(completion_body("tiny", prompt, output_tokens), headers)
-        self._tasks.append(self._group.create_task(self._run(stream)))
-        return stream
-
-    async def _run(self, stream: Stream) -> None:
         self._results.requests += 1
-        try:
-            await stream.run(self._session, self._url)
-        except (StreamFailed, aiohttp.ClientError) as error:
-            self._results.failures.append(f"{type(error).__name__}: {error}")
+        name = f"failover-{self._results.requests}"
+        stream = Streaming(self._session, exactly("tiny", prompt, output_tokens), name=name, engine=slot)
+        self._streams.append(stream)
+        return stream
 
     async def first_token_s(self, prompt_tokens: int, slot: int) -> float:
         stream = self.start(prompt_tokens, 2, slot)
         await stream.pieces(1)
-        return stream.ttft_s
+        return stream.output.ttft_s
 
     async def running(self) -> dict[str, int]:
         """Pids by id."""
-        return _running(await self._status())
+        return _running(await self._admin.ask("instances"))
 
     async def all_serve(self) -> None:
         """Waits for all instances and the scheduler. A new instance has the place of the one that was killed."""
@@ -114,19 +103,21 @@ class Clients:
 
     async def until(self, condition: Callable[[dict[str, Any]], bool]) -> None:
         while True:
-            if condition(await self._status()):
+            if condition(await self._admin.ask("instances")):
                 return
             await asyncio.sleep(_POLL_S)
 
     async def all_ended(self) -> None:
-        """Every stream so far."""
-        await asyncio.gather(*self._tasks)
-        self._tasks.clear()
-
-    async def _status(self) -> dict[str, Any]:
-        async with self._session.get(f"{self._url}/llumnix/v1/instances") as answer:
-            status: dict[str, Any] = await answer.json()
-            return status
+        """Every stream so far; those that failed are noted."""
+        ends = await asyncio.gather(*(stream.task for stream in self._streams), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, aiohttp.ClientError):
+                self._results.failures.append(f"{type(end).__name__}: {end}")
+            elif isinstance(end, BaseException):
+                raise end
+            elif end.failure:
+                self._results.failures.append(end.failure)
+        self._streams.clear()
 
 
 def _running(status: dict[str, Any]) -> dict[str, int]:
@@ -140,7 +131,7 @@ def _schedules(status: dict[str, Any]) -> bool:
 def main() -> int:
     arguments = _parse()
     flags = tiny_engine_flags(max_model_len=4096, kv_mib=96)
-    with llumnix_server(flags, "--instances", str(_INSTANCES)) as server:
+    with llumnix_server(flags, instances=_INSTANCES) as server:
         results = asyncio.run(_measure(server, arguments))
     return _tell(results)
 
@@ -155,9 +146,10 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _measure(server: Server, arguments: argparse.Namespace) -> Results:
+async def _measure(server: ServerProcess, arguments: argparse.Namespace) -> Results:
     results = Results()
-    async with open_session() as session, Clients(session, server.url, results) as clients:
+    async with open_session(server.url, timeout_s=None, keep_alive=True) as session:
+        clients = Clients(session, results)
         for number in range(arguments.rounds):
             results.kills.append(await _kill_one(clients, number % _INSTANCES, arguments))
         for _ in range(arguments.rounds):
@@ -180,7 +172,7 @@ async def _kill_one(clients: Clients, victim: int, arguments: argparse.Namespace
     for stream in (stream for there in streams for stream in there):
         await stream.pieces(_KILL_AT_TOKENS)
     survivors = [slot for slot in range(_INSTANCES) if slot != victim]
-    length = arguments.prompt_tokens + len(streams[victim][0].times_s)
+    length = arguments.prompt_tokens + len(streams[victim][0].output.times_s)
     prefills_s = [await clients.first_token_s(length, slot) for slot in survivors for _ in range(_PROBES)]
     name = clients.places[victim]
     os.kill((await clients.running())[name], signal.SIGKILL)
@@ -188,37 +180,38 @@ async def _kill_one(clients: Clients, victim: int, arguments: argparse.Namespace
     await clients.until(lambda status: name not in _running(status))
     detection_s = asyncio.get_running_loop().time() - killed_s
     await clients.all_ended()
+    outputs = [[stream.output for stream in there] for there in streams]
     return Kill(
         detection_s,
-        [_gap_across(stream, killed_s) for stream in streams[victim] if stream.times_s[-1] > killed_s],
+        [_gap_across(output, killed_s) for output in outputs[victim] if output.times_s[-1] > killed_s],
         prefills_s,
-        [max(stream.gaps_s(killed_s, killed_s + 10.0)) for slot in survivors for stream in streams[slot]],
+        [max(output.gaps_s(killed_s, killed_s + 10.0)) for slot in survivors for output in outputs[slot]],
     )
 
 
-def _gap_across(stream: Stream, at_s: float) -> float:
-    before = max(when for when in stream.times_s if when <= at_s)
-    return min(when for when in stream.times_s if when > at_s) - before
+def _gap_across(output: Output, at_s: float) -> float:
+    before = max(when for when in output.times_s if when <= at_s)
+    return min(when for when in output.times_s if when > at_s) - before
 
 
 async def _offer(clients: Clients, arguments: argparse.Namespace) -> list[float]:
     """Poisson arrivals of short requests; the times to their first tokens."""
     rng = random.Random(7)
-    streams: list[Stream] = []
+    streams: list[Streaming] = []
     ends_s = time.monotonic() + arguments.seconds
     while time.monotonic() < ends_s:
         await asyncio.sleep(rng.expovariate(arguments.rate))
         streams.append(clients.start(rng.randint(20, 300), rng.randint(20, 60)))
     await clients.all_ended()
-    return [stream.ttft_s for stream in streams]
+    return [stream.output.ttft_s for stream in streams if stream.output.times_s]
 
 
-async def _keep_killing(server: Server, results: Results) -> None:
+async def _keep_killing(server: ServerProcess, results: Results) -> None:
     """Kills the scheduler whenever there is one."""
     began_s = time.monotonic()
     try:
         while True:
-            for child in psutil.Process(server.pid).children():
+            for child in psutil.Process(server.process.pid).children():
                 with contextlib.suppress(psutil.Error):
                     if "llumnix.cluster.scheduler_process" in child.cmdline():
                         child.kill()
@@ -240,23 +233,23 @@ def _tell(results: Results) -> int:
             f"  detected after {kill.detection_s * 1e3:.0f} ms; streams stood still for {_all_ms(kill.gaps_s)}; "
             f"one prefill beside it {_all_ms(kill.prefills_s)}; largest gaps elsewhere {_all_ms(kill.neighbours_s)} ms"
         )
-    ratio = (gap_s - detection_s) / prefill_s
-    console.print(
-        f"resume gap P50 {gap_s * 1e3:.0f} ms = detection {detection_s * 1e3:.0f} ms (goal ≤ "
-        f"{GOAL_DETECTION_S * 1e3:g}) + {ratio:.2f} prefills of {prefill_s * 1e3:.0f} ms (goal ≤ {GOAL_REPREFILL})"
-    )
     before, during = (results.ttfts_s[when] for when in ("before", "during"))
     p99_before, p99_during = float(np.percentile(before, 99)), float(np.percentile(during, 99))
     console.print(
         f"scheduler killed {results.scheduler_kills} times in {results.without_scheduler_s:.0f} s; TTFT P50 / P99, ms: "
         f"before {_p(before)} ({len(before)} requests), during {_p(during)} ({len(during)} requests)"
     )
-    console.print(f"TTFT P99 during / before: {p99_during / p99_before:.2f} (goal ≤ {GOAL_TTFT})")
-    console.print(f"{results.requests} requests, {len(results.failures)} failed")
     for failure in sorted(set(results.failures)):
         console.print(failure, markup=False)
-    missed = ratio > GOAL_REPREFILL or detection_s > GOAL_DETECTION_S or p99_during > GOAL_TTFT * p99_before
-    return int(missed or bool(results.failures))
+    return conclude(
+        Figure("resume gap, P50", 1e3 * gap_s, unit="ms"),
+        Figure("of it detection, P50", 1e3 * detection_s, at_most(1e3 * GOAL_DETECTION_S), "ms"),
+        Figure("the rest, in prefills", (gap_s - detection_s) / prefill_s, at_most(GOAL_REPREFILL)),
+        Figure("one prefill beside it, P50", 1e3 * prefill_s, unit="ms"),
+        Figure("TTFT P99 while schedulers are killed / before", p99_during / p99_before, at_most(GOAL_TTFT)),
+        Figure("requests", results.requests),
+        Figure("failed", len(results.failures), at_most(0)),
+    )
 
 
 def _all_ms(values_s: list[float]) -> str:

@@ -11,21 +11,21 @@ With `--compile` vLLM compiles the model, each server for the first time.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from _server import Server, add_compile_flag, empty_compile_cache, llumnix_server, tiny_engine_flags
+import httpx
+from frame.models import add_compile_flag, empty_compile_cache, tiny_engine_flags
+from frame.server import ServerProcess, llumnix_server, wait_for_instances
+from frame.verdict import at_most, conclude, median
+from frame.vitals import pss_mib
+
+from llumnix.client import AdminClient
 
 READY_S, FURTHER_S, FURTHER_MIB = 60.0, 4.0, 450.0
 """Goals."""
-POLL_S = 0.02
-START_TIMEOUT_S = 300.0
 SETTLE_S = 1.0
 
 
@@ -38,64 +38,34 @@ class Footprint:
     further_mib: list[float]
 
 
-def pss_mib(server: Server) -> float:
-    """Of all processes of the server."""
-    total_kib = 0
-    for process in server.processes():
-        try:
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        except OSError:  # it ended meanwhile
-            continue
-        total_kib += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total_kib / 1024
-
-
-def ask(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def wait_running(server: Server, count: int) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        rows = ask(server, "/llumnix/v1/instances")["instances"]
-        if sum(row["state"] == "running" for row in rows) >= count:
-            return
-        time.sleep(POLL_S)
-    raise SystemExit(f"no {count} instances within {START_TIMEOUT_S:g} s: {rows}")
-
-
-def serve_some(server: Server, requests: int) -> None:
+def serve_some(server: ServerProcess, requests: int) -> None:
     """Prompts at once, which are spread over the instances, since each has one running at most."""
-    model = ask(server, "/v1/models")["data"][0]["id"]
-    prompts = [[number + 1] * 256 for number in range(requests)]
-    ask(server, "/v1/completions", {"model": model, "prompt": prompts, "max_tokens": 32, "ignore_eos": True})
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+        prompts = [[number + 1] * 256 for number in range(requests)]
+        body = {"model": model, "prompt": prompts, "max_tokens": 32, "ignore_eos": True}
+        client.post("/v1/completions", json=body).raise_for_status()
 
 
 def measure(engine: Sequence[str], further: int) -> Footprint:
-    with empty_compile_cache(), llumnix_server(engine, "--instances", "1") as server:
+    with empty_compile_cache(), llumnix_server(engine, instances=1) as server:
+        admin = AdminClient(server.url)
         serve_some(server, 2)
         time.sleep(SETTLE_S)
-        base_mib = before_mib = pss_mib(server)
+        base_mib = before_mib = pss_mib(server.processes())
         further_s, further_mib = [], []
         for number in range(further):
-            began = time.monotonic()
-            ask(server, "/llumnix/v1/instances", {"count": 1})
-            wait_running(server, number + 2)
-            further_s.append(time.monotonic() - began)
+            began_s = time.monotonic()
+            admin.start(1)
+            wait_for_instances(server.url, number + 2)
+            further_s.append(time.monotonic() - began_s)
             serve_some(server, 2 * (number + 2))
             time.sleep(SETTLE_S)
-            now_mib = pss_mib(server)
+            now_mib = pss_mib(server.processes())
             further_mib.append(now_mib - before_mib)
             before_mib = now_mib
+        admin.close()
         return Footprint(server.ready_s, base_mib, further_s, further_mib)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median [lowest-highest]."""
-    return f"{statistics.median(values):.1f} [{min(values):.1f}-{max(values):.1f}]"
 
 
 def parse() -> argparse.Namespace:
@@ -103,32 +73,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--further", type=int, default=3, help="instances added to the first (3)")
     parser.add_argument("--runs", type=int, default=3, help="servers started, one after the other (3)")
     add_compile_flag(parser)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     engine = [options.model] if options.model else tiny_engine_flags(compiled=options.compile)
     runs = [measure([*engine, *options.engine_flags], options.further) for _ in range(options.runs)]
-    ready = [run.ready_s for run in runs]
-    seconds = [value for run in runs for value in run.further_s]
-    mib = [value for run in runs for value in run.further_mib]
-    print("Median [lowest-highest].")
-    print(f"all processes with one instance: {spread([run.base_mib for run in runs])} MiB PSS")
-    goals = (
-        ("from start to ready, s", ready, READY_S),
-        ("one more instance, s", seconds, FURTHER_S),
-        ("one more instance, MiB PSS", mib, FURTHER_MIB),
+    return conclude(
+        median("all processes with one instance, PSS", [run.base_mib for run in runs], unit="MiB"),
+        median("from start to ready", [run.ready_s for run in runs], at_most(READY_S), "s"),
+        median("one more instance", [each for run in runs for each in run.further_s], at_most(FURTHER_S), "s"),
+        median("one more, PSS", [each for run in runs for each in run.further_mib], at_most(FURTHER_MIB), "MiB"),
     )
-    for name, values, goal in goals:
-        verdict = "reached" if statistics.median(values) <= goal else "MISSED "
-        print(f"{verdict}  {name}: {spread(values)} (goal: at most {goal:g})")
-    if options.check and any(statistics.median(values) > goal for _, values, goal in goals):
-        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,11 +7,12 @@ ten of high priority. The engines have little memory, so that requests move betw
 from __future__ import annotations
 
 import argparse
-import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
+
+from frame.server import llumnix_server
+
+from llumnix.cli import main as llumnix
 
 WORKLOAD = "S-S?requests=2000&rate=12&scale=0.5&cap=1024&high=0.1&seed=1"
 
@@ -26,40 +27,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/hello"), help="folder of the records and pictures")
     parser.add_argument("--workload", default=WORKLOAD, help=f"workload of llumnix bench (default: {WORKLOAD})")
-    parser.add_argument("--instances", default="2", help="engine instances (default: 2)")
+    parser.add_argument("--instances", type=int, default=2, help="engine instances (default: 2)")
     values = parser.parse_args()
-    llumnix = [sys.executable, "-m", "llumnix"]
-    port = str(free_port())
-    serve = [*llumnix, "serve", "--instances", values.instances, "--port", port]
-    serve += [*SMALL_MEMORY, *THRESHOLDS]
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            if not wait_until_serving(server):
-                return server.wait()
-            url = f"http://127.0.0.1:{port}"
-            bench = ["bench", "--url", url, "--workload", values.workload, "--out", str(values.out)]
-            return subprocess.run([*llumnix, *bench], check=False).returncode
-        except KeyboardInterrupt:
-            return 130
-        finally:
-            server.send_signal(signal.SIGTERM)
-
-
-def wait_until_serving(server: subprocess.Popen[str]) -> bool:
-    """Shows the server's lines until it serves; False if it ends before."""
-    assert server.stdout is not None
-    for line in server.stdout:
-        print(line, end="", flush=True)
-        if line.startswith("serving"):
-            return True
-    return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    print(f"starting {values.instances} instances of the tiny model", flush=True)
+    with llumnix_server([], *SMALL_MEMORY, *THRESHOLDS, instances=values.instances) as server:
+        print(f"serving on {server.url}, ready after {server.ready_s:.0f} s", flush=True)
+        return llumnix(["bench", "--url", server.url, "--workload", values.workload, "--out", str(values.out)])
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ Python process on ZeroMQ and msgspec, as our own processes are; a report of ours
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
 import msgspec
 import numpy as np
 import zmq
+from frame.verdict import Figure, conclude
 
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
@@ -81,15 +83,18 @@ def report_s() -> float:
     return (time.thread_time() - start) / 20_000
 
 
-def main() -> None:
+def main() -> int:
     batches = (1, 4, 8, 16, 32, 64)
     costs = [min(centralised_s(batch) for _ in range(3)) for batch in batches]
     slope, base = np.polyfit(batches, costs, 1)
     for batch, cost in zip(batches, costs, strict=True):
         print(f"batch of {batch:3}: {cost * 1e6:6.1f} us per iteration")
-    print(f"fit: {base * 1e6:.1f} us + {slope * 1e6:.2f} us per request")
-    print(f"a load report of ours: {report_s() * 1e6:.2f} us")
+    return conclude(
+        Figure("per iteration of an instance", base * 1e6, unit="us"),
+        Figure("and per request in it", slope * 1e6, unit="us"),
+        Figure("a load report of ours", report_s() * 1e6, unit="us"),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,7 @@ import asyncio
 import math
 import random
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -34,8 +35,11 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from _server import Server, llumnix_server, paced_engine_flags, tiny_engine_flags
-from _stream import Stream, completion_body, open_session, served_model
+from frame.admin import Admin
+from frame.models import paced_engine_flags, tiny_engine_flags
+from frame.server import llumnix_server
+from frame.stream import COMPLETIONS, Output, Streaming, exactly, open_session, served_model, stream
+from frame.verdict import Figure, at_most, conclude
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 ROOM_TOKENS = 2048
@@ -87,73 +91,62 @@ class Move:
 class Client:
     """Talks to one server."""
 
-    def __init__(self, session: aiohttp.ClientSession, server: Server, model: str, rng: random.Random) -> None:
-        self.session, self.url, self.model, self._rng = session, server.url, model, rng
+    def __init__(self, session: aiohttp.ClientSession, model: str, rng: random.Random) -> None:
+        self.session, self.model, self._rng = session, model, rng
+        self._admin = Admin(session)
         self._ids = 0
         self.refused: list[str] = []
 
-    def stream(self, prompt_tokens: int, output_tokens: int) -> Stream:
-        """A request with a random prompt of its own."""
-        self._ids += 1
-        prompt = self._rng.choices(PLAIN_TEXT, k=prompt_tokens)
-        headers = {"X-Request-Id": f"downtime-{self._ids}"}
-        return Stream(completion_body(self.model, prompt, output_tokens), headers)
+    def body(self, prompt_tokens: int, output_tokens: int) -> bytes:
+        """Of a request with a random prompt of its own."""
+        return exactly(self.model, self._rng.choices(PLAIN_TEXT, k=prompt_tokens), output_tokens)
 
     @asynccontextmanager
-    async def running(self, stream: Stream) -> AsyncIterator[Stream]:
-        """The stream while it streams, on instance i0 at first; the request is aborted at the end."""
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(stream.run(self.session, self.url))
-            await stream.pieces(1)
-            if await self._where(stream) != HOME:
-                await self._post_move(stream, HOME)
-            yield stream
-            task.cancel()
+    async def running(self, prompt_tokens: int, output_tokens: int) -> AsyncIterator[Streaming]:
+        """A stream while it streams, on instance i0 at first; the request is aborted at the end."""
+        self._ids += 1
+        streaming = Streaming(self.session, self.body(prompt_tokens, output_tokens), name=f"downtime-{self._ids}")
+        try:
+            await streaming.pieces(1)
+            if await self._admin.where(streaming.id) != HOME:
+                await self._post_move(streaming, HOME)
+            yield streaming
+        finally:
+            await streaming.cancel()
 
-    async def _where(self, stream: Stream) -> str:
-        async with self.session.get(f"{self.url}/llumnix/v1/requests") as answer:
-            rows = (await answer.json())["requests"]
-        instance: str = next(row["instance"] for row in rows if row["id"] == _id_of(stream))
-        return instance
-
-    async def _noted_at(self, stream: Stream) -> float:
+    async def _noted_at(self, streaming: Streaming) -> float:
         """When the server saw the first token after the stream's last move; seconds since the epoch."""
-        async with self.session.get(f"{self.url}/llumnix/v1/migrations?limit=8") as answer:
-            rows = (await answer.json())["migrations"]
-        at: float = next(row["at"] for row in rows if row["request_id"] == _id_of(stream))
+        rows = await self._admin.get("migrations", "?limit=8")
+        at: float = next(row["at"] for row in rows if row["request_id"] == streaming.id)
         return at
 
-    async def _post_move(self, stream: Stream, target: str) -> tuple[float, dict[str, Any]]:
+    async def _post_move(self, streaming: Streaming, target: str) -> tuple[float, dict[str, Any]]:
         """When the move was asked for, and what the server tells of it. A refusal is kept, and the move tried again."""
-        order = {"request_id": _id_of(stream), "target": target}
         for _ in range(TRIES):
-            posted_s = asyncio.get_running_loop().time()
-            async with self.session.post(f"{self.url}/llumnix/v1/migrations", json=order) as answer:
-                told: dict[str, Any] = await answer.json()
-            if answer.status == 200:
+            posted_s = time.monotonic()
+            status, told = await self._admin.migrate(streaming.id, target)
+            if status == 200:
                 return posted_s, told
             self.refused.append(str(told))
             await asyncio.sleep(0.2)
         raise SystemExit(f"a move was refused {TRIES} times: {told}")
 
-    async def ask_in_vain(self, stream: Stream, here: str) -> float:
+    async def ask_in_vain(self, streaming: Streaming, here: str) -> float:
         """Asks to move the stream to where it is, which the server looks into and refuses; returns when."""
-        await stream.pieces(len(stream.times_s) + QUIET_PIECES)
-        asked_s = asyncio.get_running_loop().time()
-        order = {"request_id": _id_of(stream), "target": here}
-        async with self.session.post(f"{self.url}/llumnix/v1/migrations", json=order) as answer:
-            if answer.status != 409:
-                raise SystemExit(f"a move to itself was not refused: {await answer.text()}")
+        await streaming.more_pieces(QUIET_PIECES)
+        asked_s = time.monotonic()
+        status, told = await self._admin.migrate(streaming.id, here)
+        if status != 409:
+            raise SystemExit(f"a move to itself was not refused: {told}")
         return asked_s
 
-    async def move(self, stream: Stream, target: str) -> Move:
+    async def move(self, streaming: Streaming, target: str) -> Move:
         """Moves the stream while it decodes, and takes the time around. Raises SystemExit if it cannot be moved."""
-        clock = asyncio.get_running_loop().time
-        await stream.pieces(len(stream.times_s) + QUIET_PIECES)
-        posted_s, told = await self._post_move(stream, target)
-        came_s = await self._noted_at(stream) - time.time() + clock()
-        await stream.pieces(len(stream.times_s) + 2)
-        gaps = list(pairwise(stream.times_s))
+        await streaming.more_pieces(QUIET_PIECES)
+        posted_s, told = await self._post_move(streaming, target)
+        came_s = await self._noted_at(streaming) - time.time() + time.monotonic()
+        await streaming.more_pieces(2)
+        gaps = list(pairwise(streaming.output.times_s))
         quiet = [gap for gap in gaps if gap[1] <= posted_s][-QUIET_PIECES:]
         step_s = statistics.median(map(_length, quiet))
         handover = next(gap for gap in gaps if gap[1] >= came_s)
@@ -168,10 +161,6 @@ class Client:
         )
 
 
-def _id_of(stream: Stream) -> str:
-    return f"cmpl-{stream.headers['X-Request-Id']}"
-
-
 def _length(gap: tuple[float, float]) -> float:
     return gap[1] - gap[0]
 
@@ -180,14 +169,15 @@ async def migrate_to_and_fro(client: Client, length: int, moves: int) -> list[Mo
     """Moves of one stream that is about `length` tokens long half way through."""
     tokens = moves * 2 * QUIET_PIECES + 64
     prompt = max(32, length - tokens // 2)
-    async with client.running(client.stream(prompt, length + ROOM_TOKENS - prompt)) as stream:
-        return [await client.move(stream, AWAY if number % 2 == 0 else HOME) for number in range(moves)]
+    async with client.running(prompt, length + ROOM_TOKENS - prompt) as streaming:
+        return [await client.move(streaming, AWAY if number % 2 == 0 else HOME) for number in range(moves)]
 
 
 async def recompute(client: Client, length: int) -> float:
-    stream = client.stream(length, 1)
-    await stream.run(client.session, client.url)
-    return stream.ttft_s
+    output = await stream(client.session, COMPLETIONS, client.body(length, 1))
+    if output.failure:
+        raise SystemExit(f"a request of {length} tokens failed: {output.failure}")
+    return output.ttft_s
 
 
 async def watch_neighbours(client: Client, length: int, moves: int) -> tuple[list[float], list[float]]:
@@ -196,43 +186,42 @@ async def watch_neighbours(client: Client, length: int, moves: int) -> tuple[lis
     on: list[float] = []
     async with AsyncExitStack() as stack:
         others = [
-            await stack.enter_async_context(
-                client.running(client.stream(NEIGHBOUR_PROMPT, length + ROOM_TOKENS - NEIGHBOUR_PROMPT))
-            )
+            await stack.enter_async_context(client.running(NEIGHBOUR_PROMPT, length + ROOM_TOKENS - NEIGHBOUR_PROMPT))
             for _ in range(NEIGHBOURS)
         ]
         prompt = max(32, length - 64)
-        stream = client.stream(prompt, length + ROOM_TOKENS - prompt)
-        await stack.enter_async_context(client.running(stream))
+        streaming = await stack.enter_async_context(client.running(prompt, length + ROOM_TOKENS - prompt))
         for _ in range(moves):
-            asked_s = await client.ask_in_vain(stream, HOME)
-            move = await client.move(stream, AWAY)
-            for other in others:
+            asked_s = await client.ask_in_vain(streaming, HOME)
+            move = await client.move(streaming, AWAY)
+            for other in (each.output for each in others):
                 steps = min(MOST_STEPS, len(other.gaps_s(move.posted_s, move.handover_from_s)))
                 if steps >= FEWEST_STEPS:
                     on.append(first_steps(other, move.posted_s, steps))
                     off.append(first_steps(other, asked_s, steps))
-            await client.move(stream, HOME)
+            await client.move(streaming, HOME)
     return off, on
 
 
-def first_steps(stream: Stream, after_s: float, steps: int) -> float:
+def first_steps(output: Output, after_s: float, steps: int) -> float:
     """Mean of the first steps after a moment.
 
     Counted, not timed: a window that ends when the copy does is the longer the slower the machine was in it, and
     would hold the slow moments. A mean, because a client on a busy machine sees pieces come two at a time.
     """
-    return statistics.fmean(stream.gaps_s(after_s, math.inf)[:steps])
+    return statistics.fmean(output.gaps_s(after_s, math.inf)[:steps])
 
 
-async def measure(live: Server, blocking: Server, options: argparse.Namespace) -> dict[int, Figures]:
+async def measure(live: str, blocking: str, options: argparse.Namespace) -> dict[int, Figures]:
+    """The two are the URLs of the servers."""
     rng = random.Random(options.seed)
     figures: dict[int, Figures] = defaultdict(Figures)
-    async with open_session() as session:
-        model = await served_model(session, live.url)
-        for server in (live, blocking):
-            await both_running(session, server)
-        client, blocker = Client(session, live, model, rng), Client(session, blocking, model, rng)
+    async with (
+        open_session(live, timeout_s=None, keep_alive=True) as one,
+        open_session(blocking, timeout_s=None, keep_alive=True) as other,
+    ):
+        model = await served_model(one)
+        client, blocker = Client(one, model, rng), Client(other, model, rng)
         for round_ in range(options.rounds + 1):
             for length in options.lengths:
                 mine = Figures() if round_ == 0 else figures[length]  # the first round warms up
@@ -257,17 +246,6 @@ async def measure_length(client: Client, blocker: Client, length: int, mine: Fig
     mine.neighbours_on += on
 
 
-async def both_running(session: aiohttp.ClientSession, server: Server) -> None:
-    """A server answers as soon as its first instance runs."""
-    async with asyncio.timeout(120):
-        while True:
-            async with session.get(f"{server.url}/llumnix/v1/instances") as answer:
-                rows = (await answer.json())["instances"]
-            if [row["state"] for row in rows] == ["running", "running"]:
-                return
-            await asyncio.sleep(0.1)
-
-
 def p50_ms(values: Sequence[float]) -> float:
     return 1e3 * statistics.median(values)
 
@@ -286,7 +264,7 @@ def ratio(figures: Figures) -> float:
 def print_table(figures: dict[int, Figures]) -> None:
     print("P50 [P25-P75] in ms; downtime is what the client waited beyond a normal step.\n")
     head = ("tokens", "downtime", "server's figure", "normal step", "blocking copy", "recompute")
-    rows = [(*head, "neighbours off", "on", "on/off", "MiB", "stages", "moves")]
+    rows: list[tuple[str, ...]] = [(*head, "neighbours off", "on", "on/off", "MiB", "stages", "moves")]
     for length, mine in figures.items():
         columns = (mine.migration, mine.told, mine.step, mine.blocking, mine.recompute)
         rows.append(
@@ -302,26 +280,19 @@ def print_table(figures: dict[int, Figures]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def print_goals(figures: dict[int, Figures]) -> bool:
+def judged(figures: dict[int, Figures]) -> tuple[Figure, ...]:
     downtimes = [statistics.median(mine.migration) for mine in figures.values()]
     flat = max(downtimes) / max(min(downtimes), 1e-6)
     steps = max(statistics.median(mine.migration) / statistics.median(mine.step) for mine in figures.values())
     off = [gap for mine in figures.values() for gap in normed(mine.neighbours_off, mine)]
     on = [gap for mine in figures.values() for gap in normed(mine.neighbours_on, mine)]
     slow_down = statistics.median(on) / statistics.median(off)
-    goals = (
-        ("downtime, largest over smallest length", flat, FLAT),
-        ("downtime in normal steps, worst length", steps, STEPS),
-        (
-            f"neighbours' step, on/off, median of {len(on)} means over up to {MOST_STEPS} steps, all lengths",
-            slow_down,
-            SLOW_DOWN,
-        ),
+    return (
+        Figure("downtime, largest over smallest length", flat, at_most(FLAT)),
+        Figure("downtime in normal steps, worst length", steps, at_most(STEPS)),
+        Figure("neighbours' step, on/off, median over all lengths", slow_down, at_most(SLOW_DOWN)),
+        Figure(f"  of means over up to {MOST_STEPS} steps", len(on)),
     )
-    print()
-    for name, value, goal in goals:
-        print(f"{'reached' if value <= goal else 'MISSED '}  {name}: {value:.3f} (goal: at most {goal})")
-    return all(value <= goal for _, value, goal in goals)
 
 
 def normed(gaps: list[float], mine: Figures) -> list[float]:
@@ -391,7 +362,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--moves", type=int, default=6, help="moves of each stream (6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for figure10_live.png and figure10_live.csv")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument(
         "--step-ms",
@@ -405,15 +375,15 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
-    common = ("--instances", "2", "--no-migration", "--no-enable-prefix-caching")
+    common = ("--no-migration", "--no-enable-prefix-caching")
     with ExitStack() as stack:
         engine = [*_engine_flags(options, stack), *options.engine_flags]
-        live = stack.enter_context(llumnix_server(engine, *common))
+        live = stack.enter_context(llumnix_server(engine, *common, instances=2))
         all_at_once = ("--max-stages", "1", "--last-stage-max-blocks", "1000000")
-        blocking = stack.enter_context(llumnix_server(engine, *common, *all_at_once))
-        figures = asyncio.run(measure(live, blocking, options))
+        blocking = stack.enter_context(llumnix_server(engine, *common, *all_at_once, instances=2))
+        figures = asyncio.run(measure(live.url, blocking.url, options))
     print_table(figures)
     check_copied(figures)
     if options.out:
@@ -424,9 +394,7 @@ def main() -> None:
             f"Live migration between two engines: {engine[0].split('/')[-1]}",
         )
         write_csv(figures, options.out / "figure10_live.csv")
-    reached = print_goals(figures)
-    if options.check and not reached:
-        raise SystemExit(1)
+    return conclude(*judged(figures))
 
 
 def _engine_flags(options: argparse.Namespace, stack: ExitStack) -> list[str]:
@@ -456,4 +424,4 @@ def write_csv(figures: dict[int, Figures], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,14 +19,18 @@ import argparse
 import asyncio
 import random
 import statistics
+import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 
 import aiohttp
-from _server import Server, llumnix_server, tiny_engine_flags, vllm_server
-from _stream import Stream, completion_body, open_session, served_model
+from frame.models import tiny_engine_flags
+from frame.server import ServerProcess, llumnix_server, vllm_server
+from frame.stream import COMPLETIONS, Output, exactly, open_session, served_model, stream
+from frame.verdict import Figure, at_least, at_most, conclude, median
+from frame.vitals import cpu_s
 
 THROUGHPUT, TTFT = 0.97, 1.05
 PLAIN_TEXT = range(64)
@@ -57,37 +61,55 @@ class Load:
     output_tokens: int
     share: float
 
-    def streams(self, model: str, seed: int) -> list[Stream]:
+    def bodies(self, model: str, seed: int) -> list[bytes]:
         """Requests of their own random prompts, the same for the same seed."""
         rng = random.Random(seed)
         prompts = [rng.choices(PLAIN_TEXT, k=self.prompt_tokens) for _ in range(self.requests)]
-        return [Stream(completion_body(model, prompt, self.output_tokens)) for prompt in prompts]
+        return [exactly(model, prompt, self.output_tokens) for prompt in prompts]
 
 
-async def closed_loop(session: aiohttp.ClientSession, server: Server, streams: list[Stream], at_once: int) -> float:
-    """Seconds that all took."""
-    ahead = iter(streams)
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the servers that are compared."""
+
+    server: ServerProcess
+    session: aiohttp.ClientSession
+
+    async def complete(self, body: bytes) -> Output:
+        output = await stream(self.session, COMPLETIONS, body)
+        if output.failure:
+            raise SystemExit(f"a request failed: {output.failure}")
+        return output
+
+    def cpu_s(self) -> float:
+        return cpu_s(self.server.processes())
+
+
+async def closed_loop(side: Side, bodies: list[bytes], at_once: int) -> tuple[list[Output], float]:
+    """What came, and the seconds that all took."""
+    ahead = iter(bodies)
+    outputs: list[Output] = []
 
     async def client() -> None:
-        for stream in ahead:
-            await stream.run(session, server.url)
+        for body in ahead:
+            outputs.append(await side.complete(body))
 
-    began = time.perf_counter()
+    began_s = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
             group.create_task(client())
-    return time.perf_counter() - began
+    return outputs, time.perf_counter() - began_s
 
 
-async def open_loop(
-    session: aiohttp.ClientSession, server: Server, streams: list[Stream], arrivals_s: list[float]
-) -> None:
+async def open_loop(side: Side, bodies: list[bytes], arrivals_s: list[float]) -> list[Output]:
     clock = asyncio.get_running_loop().time
     start_s = clock()
+    tasks = []
     async with asyncio.TaskGroup() as group:
-        for stream, arrival_s in zip(streams, arrivals_s, strict=True):
+        for body, arrival_s in zip(bodies, arrivals_s, strict=True):
             await asyncio.sleep(start_s + arrival_s - clock())
-            group.create_task(stream.run(session, server.url))
+            tasks.append(group.create_task(side.complete(body)))
+    return [task.result() for task in tasks]
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
@@ -100,65 +122,60 @@ def poisson(rate: float, count: int, seed: int) -> list[float]:
     return arrivals
 
 
-async def measure(servers: dict[str, Server], load: Load, rounds: int) -> dict[str, Figures]:
+async def measure(servers: dict[str, ServerProcess], load: Load, rounds: int) -> dict[str, Figures]:
     figures = {name: Figures(server.ready_s) for name, server in servers.items()}
-    async with open_session() as session:
-        model = await served_model(session, servers[OURS].url)
-        await all_running(session, servers[OURS])
-        for server in servers.values():  # warm-up
-            await closed_loop(session, server, load.streams(model, seed=-1), load.concurrency)
-        await measure_idle(servers, figures)
+    async with AsyncExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for name, server in servers.items():
+            session = open_session(server.url, timeout_s=None, keep_alive=True)
+            sides[name] = Side(server, await stack.enter_async_context(session))
+        model = await served_model(sides[OURS].session)
+        for side in sides.values():  # warm-up
+            await closed_loop(side, load.bodies(model, seed=-1), load.concurrency)
+        await measure_idle(sides, figures)
         for round_ in range(rounds):
-            for name in turns(servers, round_):
-                streams = load.streams(model, seed=round_)
-                cpu_s = servers[name].cpu_s()
-                wall_s = await closed_loop(session, servers[name], streams, load.concurrency)
-                tokens = load.requests * load.output_tokens
-                figures[name].tokens_per_s.append(tokens / wall_s)
-                figures[name].cpu_ms_per_token.append(1e3 * (servers[name].cpu_s() - cpu_s) / tokens)
-                figures[name].loaded_ttft_s.append(statistics.median(stream.ttft_s for stream in streams))
+            for name in turns(sides, round_):
+                await measure_throughput(sides[name], load, load.bodies(model, seed=round_), figures[name])
         rate = load.share * statistics.median(figures[THEIRS].tokens_per_s) / load.output_tokens
         print(f"open loop: {rate:.1f} requests/s")
         for round_ in range(rounds):
-            for name in turns(servers, round_):
-                streams = load.streams(model, seed=rounds + round_)
-                await open_loop(session, servers[name], streams, poisson(rate, load.requests, seed=round_))
-                take_latencies(figures[name], streams, load)
+            for name in turns(sides, round_):
+                bodies = load.bodies(model, seed=rounds + round_)
+                outputs = await open_loop(sides[name], bodies, poisson(rate, load.requests, seed=round_))
+                take_latencies(figures[name], outputs, load)
     return figures
 
 
-def turns(servers: dict[str, Server], round_: int) -> list[str]:
+async def measure_throughput(side: Side, load: Load, bodies: list[bytes], mine: Figures) -> None:
+    before_s = side.cpu_s()
+    outputs, wall_s = await closed_loop(side, bodies, load.concurrency)
+    tokens = load.requests * load.output_tokens
+    mine.tokens_per_s.append(tokens / wall_s)
+    mine.cpu_ms_per_token.append(1e3 * (side.cpu_s() - before_s) / tokens)
+    mine.loaded_ttft_s.append(statistics.median(output.ttft_s for output in outputs))
+
+
+def turns(sides: dict[str, Side], round_: int) -> list[str]:
     """Who comes first changes from round to round."""
-    names = list(servers)
+    names = list(sides)
     return names if round_ % 2 == 0 else names[::-1]
 
 
-def take_latencies(mine: Figures, streams: Sequence[Stream], load: Load) -> None:
-    ttfts = sorted(stream.ttft_s for stream in streams)
+def take_latencies(mine: Figures, outputs: Sequence[Output], load: Load) -> None:
+    ttfts = sorted(output.ttft_s for output in outputs)
     mine.ttft_s.append(statistics.median(ttfts))
     mine.ttft_p99_s.append(ttfts[int(0.99 * (len(ttfts) - 1))])
-    spans = [(stream.times_s[-1] - stream.times_s[0]) / (load.output_tokens - 1) for stream in streams]
+    spans = [(output.times_s[-1] - output.times_s[0]) / (load.output_tokens - 1) for output in outputs]
     mine.tpot_s.append(statistics.median(spans))
 
 
-async def measure_idle(servers: dict[str, Server], figures: dict[str, Figures]) -> None:
+async def measure_idle(sides: dict[str, Side], figures: dict[str, Figures]) -> None:
     """Cores that each server uses while nothing happens."""
     await asyncio.sleep(1)
-    before = {name: server.cpu_s() for name, server in servers.items()}
+    before = {name: side.cpu_s() for name, side in sides.items()}
     await asyncio.sleep(IDLE_S)
-    for name, server in servers.items():
-        figures[name].idle_cores = (server.cpu_s() - before[name]) / IDLE_S
-
-
-async def all_running(session: aiohttp.ClientSession, server: Server) -> None:
-    """Llumnix answers as soon as its first instance runs."""
-    async with asyncio.timeout(120):
-        while True:
-            async with session.get(f"{server.url}/llumnix/v1/instances") as answer:
-                rows = (await answer.json())["instances"]
-            if all(row["state"] == "running" for row in rows):
-                return
-            await asyncio.sleep(0.1)
+    for name, side in sides.items():
+        figures[name].idle_cores = (side.cpu_s() - before[name]) / IDLE_S
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -191,16 +208,17 @@ def print_table(figures: dict[str, Figures]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)))
 
 
-def print_goals(ours: Figures, theirs: Figures) -> bool:
+def judged(ours: Figures, theirs: Figures) -> tuple[Figure, ...]:
+    """Of ours over theirs, within each round."""
     throughput = ratios(ours.tokens_per_s, theirs.tokens_per_s)
     ttft = ratios(ours.ttft_s, theirs.ttft_s)
     cpu = ratios(ours.cpu_ms_per_token, theirs.cpu_ms_per_token)
-    fast, prompt = statistics.median(throughput) >= THROUGHPUT, statistics.median(ttft) <= TTFT
-    print(f"\nOf {OURS} over {THEIRS}, within each round:")
-    print(f"{'reached' if fast else 'MISSED '}  throughput: {spread(throughput)} (goal: at least {THROUGHPUT})")
-    print(f"{'reached' if prompt else 'MISSED '}  TTFT P50, open loop: {spread(ttft)} (goal: at most {TTFT})")
-    print(f"         processor time per token: {spread(cpu)}")
-    return fast and prompt
+    return (
+        median(f"throughput, {OURS} / {THEIRS}", throughput, at_least(THROUGHPUT)),
+        median(f"TTFT P50, open loop, {OURS} / {THEIRS}", ttft, at_most(TTFT)),
+        median(f"processor time per token, {OURS} / {THEIRS}", cpu),
+        median(f"throughput, {OURS}", ours.tokens_per_s, unit="tokens/s"),
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -213,30 +231,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--share", type=float, default=0.4, help="open loop: of vLLM's throughput (0.4)")
     parser.add_argument("--default", action="store_true", help="measure vLLM as it comes, too")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     engine = [options.model] if options.model else tiny_engine_flags()
     engine += options.engine_flags
     parallel = ("--data-parallel-size", str(options.instances))
     load = Load(options.requests, options.concurrency, options.prompt_tokens, options.output_tokens, options.share)
     with ExitStack() as stack:
-        servers = {OURS: stack.enter_context(llumnix_server(engine, "--instances", str(options.instances)))}
+        servers = {OURS: stack.enter_context(llumnix_server(engine, instances=options.instances))}
         alike = ("--api-server-count", "1", "--distributed-executor-backend", "uni")
         servers[THEIRS] = stack.enter_context(vllm_server(engine, *parallel, *alike))
         if options.default:
             servers[DEFAULT] = stack.enter_context(vllm_server(engine, *parallel))
         figures = asyncio.run(measure(servers, load, options.rounds))
     print_table(figures)
-    reached = print_goals(figures[OURS], figures[THEIRS])
-    if options.check and not reached:
-        raise SystemExit(1)
+    return conclude(*judged(figures[OURS], figures[THEIRS]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

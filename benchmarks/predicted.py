@@ -17,7 +17,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from _server import add_pace_flags, llumnix_server, paced_engine_flags
+from frame.models import add_pace_flags, paced_engine_flags
+from frame.server import llumnix_server
+from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 from rich.table import Table
 
@@ -42,13 +44,13 @@ def main() -> int:
     arguments = _parse()
     rates = [float(word) for word in arguments.rates.split(",")]
     flags = (
-        *("--instances", str(INSTANCES), "--no-enable-prefix-caching"),
+        "--no-enable-prefix-caching",
         *("--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", str(BATCHED_TOKENS)),
     )
     profile = arguments.out / "profile.toml"
     arguments.out.mkdir(parents=True, exist_ok=True)
     pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
-    with pace as engine_flags, llumnix_server(engine_flags, *flags) as server:
+    with pace as engine_flags, llumnix_server(engine_flags, *flags, instances=INSTANCES) as server:
         _command("profile", "--url", server.url, "--out", str(profile), *PROFILED)
         for rate in rates:
             workload = arguments.workload.format(rate=rate, seed=arguments.seed)
@@ -58,7 +60,13 @@ def main() -> int:
     predicted = [(f"{rate:g}/s: predicted", _predict(arguments.out, rate, profile)) for rate in rates]
     again = [(f"{rate:g}/s: again", _compare_again(arguments.out, rate)) for rate in rates if arguments.again]
     _print(again)
-    return _print(predicted)
+    _print(predicted)
+    return conclude(*(_figure(title, row) for title, rows in predicted for row in rows if row.name in GOALS))
+
+
+def _figure(title: str, row: Row) -> Figure:
+    error = None if row.error is None else 100 * abs(row.error)
+    return Figure(f"{title}: {row.name}, off by", error, at_most(100 * GOALS[row.name]), "%")
 
 
 def _parse() -> argparse.Namespace:
@@ -94,19 +102,14 @@ def _predict(out: Path, rate: float, profile: Path) -> list[Row]:
     return compare(read_records(live), read_records(simulated))
 
 
-def _print(columns: list[tuple[str, list[Row]]]) -> int:
-    """Returns 1 if a goal is missed."""
+def _print(columns: list[tuple[str, list[Row]]]) -> None:
     if not columns:
-        return 0
+        return
     table = Table("", *(f"{title} / measured" for title, _ in columns), "goal")
-    missed = 0
     for rows in zip(*(rows for _, rows in columns), strict=True):
         goal = GOALS.get(rows[0].name)
-        missed += sum(goal is not None and row.error is not None and abs(row.error) > goal for row in rows)
         table.add_row(rows[0].name, *map(_cell, rows), "" if goal is None else f"{goal:.0%}")
     Console().print(table)
-    print(f"{missed} figures beyond their goals")
-    return int(missed > 0)
 
 
 def _cell(row: Row) -> str:

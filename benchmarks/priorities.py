@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
-from _server import add_pace_flags, llumnix_server, paced_engine_flags
+from frame.models import add_pace_flags, paced_engine_flags
+from frame.server import llumnix_server
+from frame.verdict import Figure, at_least, at_most, conclude
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +31,7 @@ from llumnix.bench.client import BenchConfig, bench
 from llumnix.report.records import RequestRecord
 from llumnix.report.summary import summarize
 from llumnix.types import NORMAL, is_high
-from llumnix.workload.workload import Workload, load_workload
+from llumnix.workload.workload import Workload, WorkloadRequest, load_workload
 
 WORKLOAD = "gamma:rate=3,cv=3,prompt=zipf128,output=zipf256,cap=600,requests=250,high=0.1"
 KV_MIB = 12  # 96 blocks of 32 tokens
@@ -57,9 +59,9 @@ class Outcome:
 def main() -> int:
     arguments = _parse()
     pairs: list[tuple[Outcome, Outcome]] = []
-    flags = ("--instances", "2", "--priority-target-tokens", str(TARGET_TOKENS), "--max-num-seqs", "64")
+    flags = ("--priority-target-tokens", str(TARGET_TOKENS), "--max-num-seqs", "64")
     pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
-    with pace as engine_flags, llumnix_server(engine_flags, *flags) as server:
+    with pace as engine_flags, llumnix_server(engine_flags, *flags, instances=2) as server:
         _run(server.url, load_workload("poisson:rate=8,requests=16,output=50"), set())
         for number in range(arguments.rounds):
             workload = load_workload(arguments.workload, seed=arguments.seed + number)
@@ -80,7 +82,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _made_normal(request: msgspec.Struct) -> object:
+def _made_normal(request: WorkloadRequest) -> WorkloadRequest:
     return msgspec.structs.replace(request, priority=NORMAL)
 
 
@@ -115,14 +117,12 @@ def _compare(pairs: Sequence[tuple[Outcome, Outcome]]) -> int:
         table.add_row(
             name, *(" ".join(str(count(outcome)) for outcome in column) for column in zip(*pairs, strict=True))
         )
-    console = Console()
-    console.print(table)
-    gain, price = 1 / ratios["high: TTFT P99, s"], ratios["normal: latency mean, s"]
-    reached = gain >= 3 and price <= 1.05
-    console.print(
-        f"goal {'reached' if reached else 'missed'}: {gain:.1f} times for the high ones, {price:.3f} for the rest"
+    Console().print(table)
+    return conclude(
+        Figure("TTFT P99 of the high ones, without / with", 1 / ratios["high: TTFT P99, s"], at_least(3)),
+        Figure("mean latency of the rest, with / without", ratios["normal: latency mean, s"], at_most(1.05)),
+        Figure("failed", sum(outcome.failed for pair in pairs for outcome in pair), at_most(0)),
     )
-    return int(not reached or any(outcome.failed for pair in pairs for outcome in pair))
 
 
 def _high(outcome: Outcome) -> list[RequestRecord]:

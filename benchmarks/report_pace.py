@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import msgspec
+from frame.verdict import Figure, at_most, conclude
 
 from llumnix.config import ClusterConfig
 from llumnix.control.pace import pace_of
@@ -72,7 +73,7 @@ def measure(run: Run) -> Result:
 
 
 def tell(results: Sequence[Result], instances: int) -> float:
-    """Prints the ratios of one size; returns that of P99 prefill."""
+    """Prints the ratios of one size; returns that of P99 prefill, the geometric mean."""
     by_run = {result.run: result for result in results}
     interval_ms = pace_of(cluster_of(next(run for run in by_run if run.paced)), instances).report_s * 1e3
     print(f"\n{instances} instances, a report every {interval_ms:.0f} ms at most (urgent ones besides) / every 20 ms")
@@ -90,9 +91,7 @@ def tell(results: Sequence[Result], instances: int) -> float:
             + f"  {paced.preemptions:5}/{usual.preemptions:5} {paced.moves:5}/{usual.moves:5}"
             + f"   P99 prefill {paced.latencies['Prefill P99']:.3f} s, {paced.cpu_s:.0f} s of CPU"
         )
-    mean = math.exp(sum(logs) / len(logs))
-    print(f"P99 prefill, geometric mean: {mean:.3f} (goal: at most {GOAL:g})")
-    return mean
+    return math.exp(sum(logs) / len(logs))
 
 
 def main() -> int:
@@ -103,7 +102,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=400, help="Per instance; at most 100,000 in all. Default: 400.")
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    worst = 0.0
+    figures = []
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         for instances in args.instances:
             requests = min(100_000, args.requests * instances)
@@ -113,8 +112,9 @@ def main() -> int:
                 for seed in range(args.seeds)
                 for paced in (True, False)
             ]
-            worst = max(worst, tell(list(pool.map(measure, runs)), instances))
-    return int(worst > GOAL)
+            mean = tell(list(pool.map(measure, runs)), instances)
+            figures.append(Figure(f"P99 prefill, paced / 20 ms, {instances} instances", mean, at_most(GOAL)))
+    return conclude(*figures)
 
 
 if __name__ == "__main__":

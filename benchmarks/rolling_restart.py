@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import httpx
 import numpy as np
-from _server import Server, add_compile_flag, empty_compile_cache, llumnix_server, tiny_engine_flags
-from _stream import Stream, StreamFailed, completion_body, open_session
+from frame.models import add_compile_flag, empty_compile_cache, tiny_engine_flags
+from frame.server import llumnix_server, running
+from frame.stream import COMPLETIONS, Output, exactly, open_session, stream
+from frame.verdict import Figure, at_least, at_most, conclude
 from rich.console import Console
 from rich.table import Table
 
@@ -45,8 +46,7 @@ class Period:
 class Clients:
     """Streams of all clients; each client has one at a time."""
 
-    url: str
-    streams: list[Stream] = field(default_factory=list)
+    streams: list[Output] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     stopping: bool = False
 
@@ -54,15 +54,17 @@ class Clients:
         rng = random.Random(number)
         while not self.stopping:
             prompt = [rng.randrange(256) for _ in range(rng.randint(20, 300))]
-            stream = Stream(completion_body("tiny", prompt, rng.randint(100, 500)))
-            self.streams.append(stream)
+            output = Output()
+            self.streams.append(output)
             try:
-                await stream.run(session, self.url)
-            except (StreamFailed, aiohttp.ClientError) as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
+                await stream(session, COMPLETIONS, exactly("tiny", prompt, rng.randint(100, 500)), output=output)
+            except aiohttp.ClientError as error:
+                output.error = f"{type(error).__name__}: {error}"
+            if output.failure:
+                self.failures.append(output.failure)
 
     def period(self, name: str, after_s: float, until_s: float) -> Period:
-        gaps = [gap for stream in self.streams for gap in stream.gaps_s(after_s, until_s)]
+        gaps = [gap for output in self.streams for gap in output.gaps_s(after_s, until_s)]
         ttfts = [s.ttft_s for s in self.streams if after_s <= s.sent_s and s.times_s and s.times_s[0] <= until_s]
         return Period(name, until_s - after_s, gaps, ttfts)
 
@@ -70,12 +72,12 @@ class Clients:
 def main() -> int:
     arguments = _parse()
     engine = tiny_engine_flags(kv_mib=96, compiled=arguments.compile)
-    with empty_compile_cache(), llumnix_server(engine, "--instances", str(arguments.instances)) as server:
-        _wait_for_instances(server, arguments.instances)
-        before = _running(server)
-        periods, clients = asyncio.run(_measure(server, arguments))
-        after = _running(server)
-        drains = httpx.get(f"{server.url}/llumnix/v1/drains", timeout=10).json()["drains"]
+    with empty_compile_cache(), llumnix_server(engine, instances=arguments.instances) as server:
+        admin = AdminClient(server.url)
+        before = running(admin)
+        periods, clients = asyncio.run(_measure(admin, server.url, arguments))
+        after, drains = running(admin), admin.drains()
+        admin.close()
     return _tell(periods, clients, drains, (before, after))
 
 
@@ -90,27 +92,17 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _running(server: Server) -> set[str]:
-    rows = httpx.get(f"{server.url}/llumnix/v1/instances", timeout=10).json()["instances"]
-    return {row["id"] for row in rows if row["state"] == "running"}
-
-
-def _wait_for_instances(server: Server, count: int) -> None:
-    while len(_running(server)) < count:
-        asyncio.run(asyncio.sleep(0.1))
-
-
-async def _measure(server: Server, arguments: argparse.Namespace) -> tuple[list[Period], Clients]:
+async def _measure(admin: AdminClient, url: str, arguments: argparse.Namespace) -> tuple[list[Period], Clients]:
     clock = asyncio.get_running_loop().time
-    clients = Clients(server.url)
-    async with open_session() as session, asyncio.TaskGroup() as group:
+    clients = Clients()
+    async with open_session(url, timeout_s=None, keep_alive=True) as session, asyncio.TaskGroup() as group:
         for number in range(arguments.clients):
             group.create_task(clients.run(session, number))
         await asyncio.sleep(2.0)
         began_s = clock()
         await asyncio.sleep(arguments.quiet_s)
         restarted_s = clock()
-        await asyncio.to_thread(_restart, server.url)
+        await asyncio.to_thread(restart_rolling, admin, lambda line: print(line, flush=True), STEP_TIMEOUT_S)
         ended_s = clock()
         clients.stopping = True
     periods = [
@@ -118,14 +110,6 @@ async def _measure(server: Server, arguments: argparse.Namespace) -> tuple[list[
         clients.period("rolling restart", restarted_s, ended_s),
     ]
     return periods, clients
-
-
-def _restart(url: str) -> None:
-    client = AdminClient(url)
-    try:
-        restart_rolling(client, lambda line: print(line, flush=True), STEP_TIMEOUT_S)
-    finally:
-        client.close()
 
 
 def _tell(
@@ -145,13 +129,18 @@ def _tell(
         )
     before, after = instances
     console.print(f"instances before {sorted(before)}, after {sorted(after)}", markup=False)
-    console.print(f"{len(clients.streams)} requests, {len(clients.failures)} failed")
     for failure in sorted(set(clients.failures)):
         console.print(failure, markup=False)
-    p99 = float(np.percentile(periods[1].gaps_s, 99))
-    console.print(f"goal: no failed request, gap P99 at most {GOAL_GAP_S:g} s, as many instances as before, all new")
-    whole = len(after) == len(before) and not after & before
-    return int(bool(clients.failures) or p99 > GOAL_GAP_S or not whole)
+    p50_s, p99_s = (float(np.percentile(periods[1].gaps_s, part)) for part in (50, 99))
+    return conclude(
+        Figure("requests", len(clients.streams)),
+        Figure("failed", len(clients.failures), at_most(0)),
+        Figure("rolling restart", periods[1].seconds, unit="s"),
+        Figure("gap between tokens during it, P50", 1e3 * p50_s, unit="ms"),
+        Figure("gap between tokens during it, P99", 1e3 * p99_s, at_most(1e3 * GOAL_GAP_S), "ms"),
+        Figure("new instances afterwards", len(after - before), at_least(len(before))),
+        Figure("old instances afterwards", len(after & before), at_most(0)),
+    )
 
 
 def _ms(values: list[float]) -> str:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
 
 import numpy as np
+from frame.verdict import Figure, Goal, at_least, conclude
 
 from llumnix.config import PolicyConfig
 from llumnix.sim.driver import sim_requests, simulate
@@ -22,6 +24,8 @@ from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import RunSetup
 from llumnix.workload.arrivals import poisson
 from llumnix.workload.workload import Workload, load_workload
+
+GOAL_REQUESTS_PER_S = 5000
 
 
 def azure(requests: int, rate: float) -> Workload:
@@ -36,7 +40,7 @@ def azure(requests: int, rate: float) -> Workload:
     return Workload(name=f"azure lengths, {rate:g}/s", requests=made)
 
 
-def timed(workload: Workload, instances: int, policy: str) -> str:
+def timed(workload: Workload, instances: int, policy: str, goal: Goal | None = None) -> Figure:
     """Runs once and says how fast that was."""
     setup = RunSetup(instances=instances, profile=load_profile("a100-llama-7b"), policy=PolicyConfig(policy=policy))
     start, cpu = time.perf_counter(), time.process_time()
@@ -44,31 +48,29 @@ def timed(workload: Workload, instances: int, policy: str) -> str:
     wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     count = len(workload.requests)
     memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return (
-        f"{policy:15} {instances:5} instances {count:7} requests: {count / cpu_s:8,.0f} requests/s of CPU "
-        f"({cpu_s:6.2f} s, wall {wall_s:6.2f} s), {outcome.events / count:5.1f} events each, "
-        f"peak {memory_mib:,.0f} MiB"
+    what = f"{policy}, {instances} instances, {count} requests"
+    print(
+        f"{what:45}: {cpu_s:6.2f} s of CPU, wall {wall_s:6.2f} s, {outcome.events / count:5.1f} events each, "
+        f"peak {memory_mib:,.0f} MiB",
+        flush=True,
     )
+    return Figure(what, count / cpu_s, goal, "requests/s of CPU")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Time the simulator.")
     parser.add_argument("--large", action="store_true", help="also 1,000 instances and 100,000 requests")
     args = parser.parse_args()
-    print("the usual workload:")
     usual = azure(4096, 32.0)
-    for policy in ("round-robin", "least-requests", "llumnix"):
-        print(" ", timed(usual, 16, policy), flush=True)
-    print("with requests:")
-    for count in (1_000, 4_000, 16_000):
-        print(" ", timed(azure(count, 32.0), 16, "llumnix"), flush=True)
-    print("with instances (2 requests/s each):")
-    for instances in (4, 16, 64, 256):
-        print(" ", timed(azure(max(2_000, 20 * instances), 2.0 * instances), instances, "llumnix"), flush=True)
+    figures = [timed(usual, 16, policy) for policy in ("round-robin", "least-requests")]
+    figures.append(timed(usual, 16, "llumnix", at_least(GOAL_REQUESTS_PER_S)))
+    figures += [timed(azure(count, 32.0), 16, "llumnix") for count in (1_000, 4_000, 16_000)]
+    for instances in (4, 16, 64, 256):  # two requests a second each
+        figures.append(timed(azure(max(2_000, 20 * instances), 2.0 * instances), instances, "llumnix"))
     if args.large:
-        print("large:")
-        print(" ", timed(azure(100_000, 2_000.0), 1000, "llumnix"), flush=True)
+        figures.append(timed(azure(100_000, 2_000.0), 1000, "llumnix"))
+    return conclude(*figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

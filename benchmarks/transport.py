@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from frame.verdict import Figure, conclude
 
 from llumnix.transport.memory import MemoryPool
 from llumnix.transport.port import Batches, BlockIds, Pool
@@ -174,10 +176,11 @@ def print_row(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Bandwidth of the transports, and what serving costs the decode loop.")
     parser.add_argument("--quick", action="store_true", help="small sizes only, few runs")
     quick = parser.parse_args().quick
+    figures = []
     with tempfile.TemporaryDirectory(prefix="kv-") as folder:
         print_row("total", "block", *(f"{way} GB/s" for way in WAYS), "copy GB/s")
         print_row(*["---"] * (len(WAYS) + 3))
@@ -185,6 +188,11 @@ def main() -> None:
             for block in (16, 64, 256):
                 rates = bandwidth(total * MIB, block * KIB, folder, runs)
                 print_row(f"{total} MiB", f"{block} KiB", *(f"{rate:.1f}" for rate in rates))
+                where = f"{total} MiB in blocks of {block} KiB"
+                figures += [
+                    Figure(f"{way}, {where}", rate, unit="GB/s")
+                    for way, rate in zip((*WAYS, "copy"), rates, strict=True)
+                ]
         print()
         print_row(
             "way",
@@ -200,7 +208,8 @@ def main() -> None:
         for way in WAYS:
             for block in (16, 256):
                 print_row(way, f"{block} KiB", *slow_down(way, block * KIB, folder, 1.0 if quick else 3.0))
+    return conclude(*figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

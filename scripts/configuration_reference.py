@@ -35,7 +35,7 @@ def _section(config: type[Any]) -> str:
 
 def _row(field: dataclasses.Field[Any], kind: Any) -> str:
     flag = "--" + field.name.replace("_", "-")
-    default = {True: "on", False: "off"}.get(field.default) if kind is bool else field.default
+    default = ("on" if field.default else "off") if kind is bool else field.default
     shown = "" if default in (None, "") else f"`{default}`"
     return f"| `{flag}` | {shown} | {field.metadata['help']} |"
 

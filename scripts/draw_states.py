@@ -59,10 +59,10 @@ def redrawn(text: str) -> str:
         "target table": tabulate(TARGET),
     }
     for name, part in parts.items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not between.search(text):
+        place = re.search(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", text, re.DOTALL)
+        if place is None:
             raise ValueError(f"{DOCUMENT} has no place for the {name}")
-        text = between.sub(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)
+        text = f"{text[: place.start()]}{part}\n{text[place.end() :]}"
     return text
 
 

@@ -90,7 +90,7 @@ def installed_flags() -> list[dict[str, str]]:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
+    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))  # type: ignore[no-untyped-call]
     rows = []
     for group in parser._action_groups:
         for action in group._group_actions:

@@ -4,7 +4,7 @@ Instances that share the cores slow each other down: moving a request to an idle
 does not where every instance has its own device. This is the tiny model, computed for real, that then waits until
 `paced_step_ms + paced_token_ms * tokens` (config.json) have passed.
 
-A vLLM plugin (entry points beside this file), found through PYTHONPATH; see `_server.paced_engine_flags`.
+A vLLM plugin (entry points beside this file), found through PYTHONPATH; see `frame.models`.
 """
 
 from __future__ import annotations

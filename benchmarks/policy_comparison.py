@@ -1,8 +1,8 @@
 """The default policy beside the paper's and beside those that never migrate: same requests, same surroundings.
 
-    python benchmarks/policies.py --jobs 2                      everything: about an hour of one core
-    python benchmarks/policies.py --traces L-L S-L --seeds 5    some of it
-    python benchmarks/policies.py --records FILE                prints the table of an earlier run
+    python benchmarks/policy_comparison.py --jobs 2                      everything: about an hour of one core
+    python benchmarks/policy_comparison.py --traces L-L S-L --seeds 5    some of it
+    python benchmarks/policy_comparison.py --records FILE                prints the table of an earlier run
 
 The paper's seven traces at a rate below saturation and at one near it, and the two Azure traces (their own arrivals,
 squeezed to the rate; each seed is another part of the trace), on 16 × `a10-llama-7b`. Every policy gets what the
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from frame.verdict import Figure, conclude
 
 from llumnix.config import PolicyConfig
 from llumnix.paper.measure import latencies
@@ -139,6 +141,20 @@ class Table:
                     by_seed[seed].append(min(known) / result.latencies[metric])
         return [math.exp(sum(map(math.log, values)) / len(values)) for values in by_seed.values()]
 
+    @property
+    def others(self) -> list[str]:
+        """What ours is compared with."""
+        others = [name for name in (PAPER,) if name in self.policies]
+        return [*others, *(["still"] if set(STILL) & set(self.policies) else [])]
+
+    def figures(self) -> list[Figure]:
+        """Geometric means over all points and seeds."""
+        return [
+            Figure(f"{metric}, {other} / {OURS}", geometric(self.ratios(self.points, other, metric))[0])
+            for other in self.others
+            for metric in METRICS
+        ]
+
     def print(self) -> None:
         print("P99 prefill in s, mean over seeds (moves, preemptions):")
         print(f"{'trace':11}{'rate':>6} {'floor':>6} " + "".join(f"{name:>24}" for name in self.policies))
@@ -152,9 +168,7 @@ class Table:
             floor = np.mean([result.floor_s for result in self.results(point, self.policies[0]).values()])
             print(f"{point[0]:11}{point[1]:6g} {floor:6.2f} " + "".join(f"{cell:>24}" for cell in cells))
         print("\nratios to llumnix, [95 % over seeds]:")
-        others = [name for name in (PAPER,) if name in self.policies]
-        others += ["still"] if set(STILL) & set(self.policies) else []
-        for other in others:
+        for other in self.others:
             print(f"{other} / llumnix" if other != "still" else "best policy without migration / llumnix")
             print(f"  {'':18}" + "".join(f"{metric:>20}" for metric in METRICS))
             for point in self.points:
@@ -169,7 +183,7 @@ class Table:
                 print(f"  {name:18}" + "".join(f"{text:>20}" for text in texts))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Compare policies in the simulator.")
     parser.add_argument("--traces", nargs="+", default=list(RATES), choices=list(RATES))
     parser.add_argument("--policies", nargs="+", default=[OURS, PAPER, *STILL[:3]])
@@ -196,8 +210,10 @@ def main() -> None:
             if args.records is not None:
                 args.records.write_bytes(msgspec.json.encode(done))
     by_run = {result.run: result for result in done}
-    Table([by_run[run] for run in runs]).print()
+    table = Table([by_run[run] for run in runs])
+    table.print()
+    return conclude(*table.figures())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

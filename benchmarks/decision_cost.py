@@ -1,6 +1,6 @@
 """What a decision costs: one dispatch and one report at the front end, one round of pairing at the scheduler.
 
-    python benchmarks/policy.py
+    python benchmarks/decision_cost.py
 
 Every figure is the median of several repetitions on one core. A dispatch includes booking its cost; between two
 dispatches a report arrives and is timed apart. In the pairing round a third of the cluster is full and a third is free.
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import random
 import statistics
+import sys
 import time
+
+from frame.verdict import Figure, at_most, conclude
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
@@ -80,8 +83,9 @@ def time_round(policy: str, instances: int) -> tuple[float, int]:
     return (time.perf_counter_ns() - began) / 1e6, len(paired.pairs)
 
 
-def main() -> None:
-    print(f"µs per dispatch / µs per report (goal: dispatch {GOAL_DISPATCH_US})")
+def main() -> int:
+    figures: list[Figure] = []
+    print("µs per dispatch / µs per report")
     print(f"{'instances':16}" + "".join(f"{size:>16}" for size in SIZES))
     for policy in POLICIES:
         cells = []
@@ -89,16 +93,22 @@ def main() -> None:
             costs = [time_dispatch(policy, size) for _ in range(REPETITIONS)]
             dispatch_us, report_us = (statistics.median(cost) for cost in zip(*costs, strict=True))
             cells.append(f"{dispatch_us:7.1f} /{report_us:7.1f}")
-        print(f"{policy:16}" + "".join(f"{cell:>16}" for cell in cells))
-    print(f"\nms per pairing round (goal: {GOAL_ROUND_MS} at 1024)")
+            if size in GOAL_DISPATCH_US:
+                goal = at_most(GOAL_DISPATCH_US[size])
+                figures.append(Figure(f"dispatch, {policy}, {size} instances", dispatch_us, goal, "µs"))
+        print(f"{policy:16}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+    print("\nms per pairing round")
     print(f"{'instances':16}" + "".join(f"{size:>20}" for size in ROUND_SIZES))
     for policy in ("llumnix", "llumnix-paper"):
         cells = []
         for size in ROUND_SIZES:
             costs = [time_round(policy, size) for _ in range(3 * REPETITIONS)]
-            cells.append(f"{statistics.median(ms for ms, _ in costs):.2f} ({costs[0][1]} pairs)")
-        print(f"{policy:16}" + "".join(f"{cell:>20}" for cell in cells))
+            round_ms = statistics.median(ms for ms, _ in costs)
+            cells.append(f"{round_ms:.2f} ({costs[0][1]} pairs)")
+        print(f"{policy:16}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+        figures.append(Figure(f"pairing round, {policy}, {size} instances", round_ms, at_most(GOAL_ROUND_MS), "ms"))
+    return conclude(*figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Instances that only count: many in one process, each with a mailbox of its own, reporting as real ones do.
 
-    python benchmarks/_paper_instances.py PARENT < spec.json     (started by control_plane.py)
+    python benchmarks/_counting_instances.py PARENT < spec.json     (started by control_plane.py)
 
 A request holds blocks and makes a token per step; steps of all instances take the same time. There is no engine, so
 that a machine with few cores can carry the messages of a large cluster.
@@ -80,7 +80,7 @@ class Lines:
         socket.send(frame)
 
 
-class PaperInstance:
+class CountingInstance:
     def __init__(self, spec: Spec, instance: InstanceId, index: int, lines: Lines) -> None:
         self._spec = spec
         self.id = instance
@@ -191,7 +191,7 @@ class Host:
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 16_384)
         self._instances = {
-            each: PaperInstance(spec, each, int(each[1:]), Lines(self._context, spec.book.instance(each)))
+            each: CountingInstance(spec, each, int(each[1:]), Lines(self._context, spec.book.instance(each)))
             for each in spec.instances
         }
         self._inbox = self._context.socket(zmq.PULL)

@@ -1,0 +1,166 @@
+"""Servers as processes: Llumnix, and vLLM's own with the same engine flags; started, waited for, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psutil
+
+from llumnix.client import AdminClient
+
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 60.0
+WAIT_S = 60.0
+"""On a machine that is busy with other things; usually it is a fraction of a second."""
+
+_POLL_S = 0.02
+_LAST_LINES = 30
+
+Result = TypeVar("Result")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], Result | None], what: str, timeout_s: float = WAIT_S) -> Result:
+    """The first true value of `condition`. Raises AssertionError after the deadline."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline_s, f"waited {timeout_s:g} s in vain for: {what}"
+        time.sleep(_POLL_S)
+    return result
+
+
+class ServerProcess:
+    """A command with `--port` behind it, running; what it says goes to the file `console`."""
+
+    def __init__(self, command: Sequence[str], console: Path, environment: Mapping[str, str] = os.environ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._console = console
+        self._began_s = time.monotonic()
+        self.ready_s = float("nan")
+        """From the start of the process until `GET /health` said 200."""
+        words = [*command, "--port", str(self.port)]
+        with console.open("wb") as output:
+            self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
+
+    def wait_until_healthy(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Raises AssertionError if it ends, or is not in time."""
+
+        def healthy() -> bool:
+            assert self.process.poll() is None, f"the server ended: {self.last_lines()}"
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{self.url}/health", timeout=5).status_code == httpx.codes.OK
+            return False
+
+        wait_for(healthy, "a server that is ready", timeout_s)
+        self.ready_s = time.monotonic() - self._began_s
+
+    def console(self) -> str:
+        return self._console.read_text(errors="replace")
+
+    def last_lines(self) -> str:
+        return "\n".join(self.console().splitlines()[-_LAST_LINES:])
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's process and all its descendants."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def descendants(self, words: str = "") -> list[psutil.Process]:
+        """Those with these words in their command lines."""
+        found = []
+        for process in self.processes()[1:]:
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                found += [process] if words in " ".join(process.cmdline()) else []
+        return found
+
+    def kill(self) -> None:
+        """For a server that is no longer of use."""
+        if self.process.poll() is None:
+            for process in reversed(self.processes()):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        self.process.wait()
+
+    def end(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """SIGTERM; SIGKILL to all of it if that is not heard in time."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextmanager
+def llumnix_server(engine_flags: Sequence[str], *flags: str, instances: int) -> Iterator[ServerProcess]:
+    """`llumnix serve`, all of whose instances run; ended at the end. Raises SystemExit with its last words."""
+    command = ["-m", "llumnix", "serve", *engine_flags, "--verbose", "--instances", str(instances), *flags]
+    with _running(command) as server:
+        wait_for_instances(server.url, instances)
+        yield server
+
+
+@contextmanager
+def vllm_server(engine_flags: Sequence[str], *flags: str) -> Iterator[ServerProcess]:
+    """`vllm serve` under the conditions that Llumnix makes; ended at the end. Raises SystemExit as above."""
+    with _running([str(Path(__file__).with_name("vllm_serve.py")), *engine_flags, *flags]) as server:
+        yield server
+
+
+def wait_for_instances(url: str, count: int) -> None:
+    """Until so many run: a server answers as soon as its first one does."""
+    client = AdminClient(url)
+    try:
+        wait_for(lambda: len(running(client)) >= count, f"{count} instances", START_TIMEOUT_S)
+    finally:
+        client.close()
+
+
+def running(client: AdminClient) -> set[str]:
+    """Ids of the instances that run."""
+    return {row["id"] for row in client.instances() if row["state"] == "running"}
+
+
+@contextmanager
+def _running(command: Sequence[str]) -> Iterator[ServerProcess]:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
+    with tempfile.TemporaryDirectory(prefix="server-") as folder:
+        words = [sys.executable, *command, "--host", "127.0.0.1"]
+        server = ServerProcess(words, Path(folder) / "console.txt", _like_ours() | os.environ)
+        try:
+            server.wait_until_healthy()
+            yield server
+        except AssertionError as error:
+            raise SystemExit(f"{' '.join(words)}: {error}") from error
+        finally:
+            server.end()
+
+
+def _like_ours() -> dict[str, str]:
+    """What `llumnix serve` sets for its own processes on CPUs, so that both run under the same conditions."""
+    return {
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
