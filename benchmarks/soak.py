@@ -8,7 +8,7 @@ and drains others, adapters are loaded and unloaded, the scheduler and front end
 moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
 
 Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
-promise (docs/failures.md), a block, process, socket, file or shared memory is left, or memory or descriptors grow.
+promise (docs/use/failures.md), a block, process, socket, file or shared memory is left, or memory or descriptors grow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the configuration dataclasses. `--check` only compares."""
+"""Writes docs/use/configuration.md from the configuration dataclasses. `--check` only compares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.policy.autoscaling import ScalingConfig
 
-TARGET = Path(__file__).parent.parent / "docs" / "configuration.md"
+TARGET = Path(__file__).parent.parent / "docs" / "use" / "configuration.md"
 
 HEAD = """# Configuration reference
 
@@ -45,7 +45,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if TARGET.read_text() == text:
             return 0
-        print("docs/configuration.md is not what the dataclasses say: run scripts/configuration_reference.py")
+        print("docs/use/configuration.md is not what the dataclasses say: run scripts/configuration_reference.py")
         return 1
     TARGET.write_text(text)
     return 0

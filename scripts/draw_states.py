@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws the transition tables of the migration protocol into docs/protocol.md.
+"""Draws the transition tables of the migration protocol into docs/understand/protocol.md.
 
 python scripts/draw_states.py          rewrites the pictures
 python scripts/draw_states.py --check  exit code 1 if they are not those of the tables
@@ -16,7 +16,7 @@ from typing import Any
 from llumnix.control.migration import SOURCE, TARGET
 from llumnix.control.transitions import Table
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "protocol.md"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "understand" / "protocol.md"
 
 
 def draw(table: Table[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Writes docs/routes.md from `llumnix.engine.vllm.front_end.vllm_routes`. `--check` only compares."""
+"""Writes docs/use/routes.md from `llumnix.engine.vllm.front_end.vllm_routes`. `--check` only compares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llumnix.engine.vllm.front_end.vllm_routes import ROUTES, Reach
 
-TARGET = Path(__file__).parent.parent / "docs" / "routes.md"
+TARGET = Path(__file__).parent.parent / "docs" / "use" / "routes.md"
 
 HEAD = """# Routes of vLLM's server, over many processes
 
@@ -18,7 +18,8 @@ of the vLLM that is installed, and a front end warns of routes that it does not 
 
 What the whole server is in, apart from its requests, is one value with a version: a change is carried out one at a
 time, has taken place when the answer comes, and whoever joins later, an instance or a restarted front end, is brought
-to it before it serves ([why so](adr/0005-server-state.md)). A change that fails on one instance is taken back on all.
+to it before it serves ([why so](../understand/adr/0005-server-state.md)). A change that fails on one instance is taken
+back on all.
 
 """
 MEANINGS = {
@@ -45,7 +46,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if TARGET.read_text() == text:
             return 0
-        print("docs/routes.md is not what routes.py says: run scripts/routes_reference.py")
+        print("docs/use/routes.md is not what routes.py says: run scripts/routes_reference.py")
         return 1
     TARGET.write_text(text)
     return 0

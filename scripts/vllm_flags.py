@@ -1,5 +1,5 @@
 """Brings `src/llumnix/vllm_words/*.csv` up to the vLLM that is installed, keeping all decisions, and writes
-docs/vllm-flags.md from them. What vLLM has new gets the decision `undecided`, which a test does not let pass.
+docs/use/vllm-flags.md from them. What vLLM has new gets the decision `undecided`, which a test does not let pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from llumnix.vllm_words import FLAGS, VARIABLES, VERSION, flag_rows, variable_rows
 
-TARGET = Path(__file__).parent.parent / "docs" / "vllm-flags.md"
+TARGET = Path(__file__).parent.parent / "docs" / "use" / "vllm-flags.md"
 
 UNDECIDED = "undecided"
 

@@ -1,4 +1,4 @@
-"""Writes docs/vllm-hooks.md from `llumnix.engine.vllm.hooks`. `--check` only compares."""
+"""Writes docs/change/vllm-hooks.md from `llumnix.engine.vllm.hooks`. `--check` only compares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llumnix.engine.vllm.hooks import HOOKS, SUPPORTED
 
-TARGET = Path(__file__).parent.parent / "docs" / "vllm-hooks.md"
+TARGET = Path(__file__).parent.parent / "docs" / "change" / "vllm-hooks.md"
 
 HEAD = f"""# vLLM hooks
 
@@ -23,7 +23,7 @@ every start; another version fails with the lines that do not fit.
 | `_get_priority` of the serving objects | on the objects of our app, not on the class | `service_tier` of a request becomes its priority; there is no hook for it |
 | `_raise_if_error` of the serving objects | on the objects of our app, not on the class | the error of a request that had to be given up says why, where vLLM knows only that |
 | `load_lora_adapter`, `unload_lora_adapter`, `resolve_lora` of `OpenAIServingModels` | on the object of our app, not on the class | adapters are those of the whole server (`engine/vllm/front_end/adapters.py`) |
-| the routes `/load`, `/metrics`, and `/abort_requests` in development mode | ours come before them in the app | they tell of, or act on, one server process ([routes](routes.md)) |
+| the routes `/load`, `/metrics`, and `/abort_requests` in development mode | ours come before them in the app | they tell of, or act on, one server process ([routes](../use/routes.md)) |
 | `InputProcessor.vllm_config` | a copy whose `data_parallel_size` is the number of places | `X-data-parallel-rank` names a place among instances that come and go |
 | the class of `CPUModelRunner` objects | a subclass without state, on CPUs only | seeded requests in chunks end vLLM's engine there (`seeded_prefill.py`); a worker cannot be given a runner |
 | fields of `MPClient` | set by `client_setup.py` instead of `MPClient.__init__` | that constructor starts engines itself, or waits for a fixed set of them |
@@ -46,7 +46,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if TARGET.read_text() == text:
             return 0
-        print("docs/vllm-hooks.md is not what hooks.py says: run scripts/vllm_hooks.py")
+        print("docs/change/vllm-hooks.md is not what hooks.py says: run scripts/vllm_hooks.py")
         return 1
     TARGET.write_text(text)
     return 0

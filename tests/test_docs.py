@@ -39,12 +39,33 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_metric_of_ours_is_explained() -> None:
     names = set(re.findall(r'"(llumnix_[a-z_]+)"', (ROOT / "src/llumnix/engine/vllm/front_end/metrics.py").read_text()))
-    explained = set(re.findall(r"`(llumnix_[a-z_]+)`", (ROOT / "docs/observing.md").read_text()))
+    explained = set(re.findall(r"`(llumnix_[a-z_]+)`", (ROOT / "docs/use/observing.md").read_text()))
     assert names <= explained
 
 
 def test_every_admin_route_is_listed() -> None:
     routes = re.findall(r'@router\.get\("(/[a-z]+)"\)', ADMIN_ROUTES.read_text())
-    page = (ROOT / "docs/observing.md").read_text()
+    page = (ROOT / "docs/use/observing.md").read_text()
     assert routes
     assert [route for route in routes if f"GET /llumnix/v1{route}" not in page] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    docs = ROOT / "docs"
+    listed = {(docs / link).resolve() for link in _LINK.findall((docs / "README.md").read_text())}
+    pages = {page for folder in ("use", "understand", "change", "measure") for page in (docs / folder).glob("*.md")}
+    assert sorted(str(page.relative_to(docs)) for page in pages - listed) == []
+
+
+def test_what_the_glossary_points_at_exists() -> None:
+    page = (ROOT / "docs/understand/glossary.md").read_text()
+    paths = set(re.findall(r"`([a-z_0-9/]+(?:\.py|/))`", page))
+    assert len(paths) > 10
+    assert sorted(path for path in paths if not (ROOT / "src/llumnix" / path).exists()) == []
+
+
+def test_no_word_is_explained_twice() -> None:
+    page = (ROOT / "docs/understand/glossary.md").read_text()
+    words = [word.strip() for row in re.findall(r"^\| ([^|]+) \| ", page, re.MULTILINE) for word in row.split(",")]
+    assert len(words) > 40
+    assert len(set(words) - {"word"}) == len([word for word in words if word != "word"])

@@ -113,7 +113,7 @@ def test_what_is_built_can_be_installed_and_works_elsewhere(tmp_path: Path) -> N
     assert wheel.name.startswith(f"llumnix_live-{llumnix.__version__}-")
     with tarfile.open(source) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"docs/serving.md", "tests/conftest.py", "deploy/Dockerfile", "CHANGELOG.md"} <= inside
+    assert {"docs/use/serving.md", "tests/conftest.py", "deploy/Dockerfile", "CHANGELOG.md"} <= inside
     for built in (wheel, source):
         home = tmp_path / f"of-{built.suffix}"
         venv.create(home)

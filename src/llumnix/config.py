@@ -1,6 +1,6 @@
 """Every knob of Llumnix, once. Frozen dataclasses that check themselves and say what is wrong in a sentence.
 
-The command line flags and `docs/configuration.md` are made from the fields: `help` is the sentence,
+The command line flags and `docs/use/configuration.md` are made from the fields: `help` is the sentence,
 the name with dashes is the flag.
 """
 

@@ -1,4 +1,4 @@
-"""The pictures in docs/protocol.md are those of the tables."""
+"""The pictures in docs/understand/protocol.md are those of the tables."""
 
 from __future__ import annotations
 

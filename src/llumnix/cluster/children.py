@@ -2,7 +2,7 @@
 
 Children get a process group of their own, so that Ctrl-C reaches the launcher only. They stay in the launcher's
 session: Linux shares the cores among sessions first (`sched_autogroup_enabled`), and on a full machine it was seen to
-let processes of one session wait seconds for those of another (docs/lab-log.md, 2026-11-23).
+let processes of one session wait seconds for those of another (docs/measure/lab-log.md, 2026-11-23).
 """
 
 from __future__ import annotations

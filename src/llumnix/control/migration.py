@@ -2,7 +2,7 @@
 
 For every state, what each event does and which states may follow. An event that a state has no edge for is our own
 mistake and raises; what is merely late (the network doubles and delays messages) has an edge that changes nothing.
-`scripts/draw_states.py` draws these tables into `docs/protocol.md`.
+`scripts/draw_states.py` draws these tables into `docs/understand/protocol.md`.
 
 Why nobody ever runs a request twice or loses it:
 

@@ -21,7 +21,7 @@ from llumnix.report.pictures import require_matplotlib
 
 NOTES = """Maxima are over points, as the paper states them; geometric means are over all points. `–`: the points \
 are not published, or the comparison does not exist. Parameters, definitions and known differences: \
-`docs/reproduce.md`."""
+`docs/measure/reproduce.md`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Carries out one run of a figure and takes its measures, by the paper's definitions.
 
-Where the artifact measured something else than it says (docs/reproduce.md lists it), what it says is measured:
+Where the artifact measured something else than it says (docs/measure/reproduce.md lists it), what it says is measured:
 instances are averaged over time, not over steps, and the preemption loss counts the tokens that were lost when the
 request was preempted, prompt included.
 """

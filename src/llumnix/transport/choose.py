@@ -5,7 +5,7 @@
 | one host | unix | faster than TCP; a dead peer is seen at once |
 | two hosts, and one host when the unix socket cannot be reached | tcp | works everywhere |
 
-See docs/adr/0002-transport.md for the measurements, and for why there is no RDMA way yet.
+See docs/understand/adr/0002-transport.md for the measurements, and for why there is no RDMA way yet.
 """
 
 from __future__ import annotations

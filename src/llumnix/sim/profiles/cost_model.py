@@ -144,7 +144,7 @@ class HostProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One model on one kind of device, as measured or published. See docs/profiles.md."""
+    """One model on one kind of device, as measured or published. See docs/measure/profiles.md."""
 
     name: str
     origin: str

@@ -2,7 +2,7 @@
 
 All front ends are on one machine, and a file is the simplest thing that all can reach, that none of them owns, and that
 lives as long as the server: whoever dies while it holds the lock loses it, and whoever is restarted reads where the
-others are. docs/adr/0005-server-state.md tells what else was thought of.
+others are. docs/understand/adr/0005-server-state.md tells what else was thought of.
 """
 
 from __future__ import annotations

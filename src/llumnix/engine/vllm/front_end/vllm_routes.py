@@ -105,7 +105,7 @@ ROUTES: dict[str, tuple[Reach, str]] = {
     "/version": (Reach.EACH, ""),
     "/weight_info": (Reach.EACH, "the same everywhere, as weights stay"),
 }
-"""By path; the reference (docs/routes.md) is made from it."""
+"""By path; the reference (docs/use/routes.md) is made from it."""
 
 
 def undecided(routes: Iterable[Any]) -> list[str]:
