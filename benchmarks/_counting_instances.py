@@ -22,6 +22,7 @@ import zmq
 
 from llumnix.cluster import linux
 from llumnix.config import ClusterConfig
+from llumnix.control.orders import MoveOutcome
 from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
@@ -130,19 +131,14 @@ class CountingInstance:
         given: list[tuple[InstanceId, Request]] = []
         while self.moves:
             order = self.moves.popleft()
+            count = order.order.wanted.count
             self.running.sort(key=lambda each: each.blocks)
-            leaving, self.running = self.running[: order.count], self.running[order.count :]
+            leaving, self.running = self.running[:count], self.running[count:]
             given += [(order.target.id, msgspec.structs.replace(e.request, dispatched=False)) for e in leaving]
             self.migrations_out += len(leaving)
-            answer = MoveAnswer(
-                move_id=order.move_id,
-                source=self.id,
-                target=order.target.id,
-                ok=bool(leaving),
-                reason="" if leaving else "nothing runs here",
-                moved=len(leaving),
-            )
-            self._lines.post(order.reply_to, answer)
+            why_not = None if leaving else "nothing runs here"
+            outcome = MoveOutcome(order=order.order, source=self.id, request=None, why_not=why_not)
+            self._lines.post(order.reply_to, MoveAnswer(outcome=outcome))
         return given
 
     def report(self, now: float) -> None:

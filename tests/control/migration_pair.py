@@ -20,8 +20,9 @@ from llumnix.control.body import LlumletLoop
 from llumnix.control.hearing import Hearing
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Message, Prepare
+from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.control.ownership import Abort, Deliver, Order, Ownership, Replay, Tell
-from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, choose_victims
+from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, Wanted, choose_victims
 from llumnix.types import Epoch, InstanceId, RequestId
 
 LAST_WORD_TIMEOUT_S = 2.0
@@ -365,8 +366,14 @@ class World:
         instance = self.instances[source]
         candidates = tuple(sequence.snapshot() for sequence in instance.engine.sequences.values())
         instance.moves_asked += count if request is None else 1
-        move_id = ev.MoveId(instance.moves_asked)
-        instance.handle(ev.MoveOut(self.now, move_id, target, request, "balance", candidates, 1000, count))
+        order = MoveOrder(
+            move_id=MoveId(f"m{instance.moves_asked}"),
+            target=target,
+            reason="balance",
+            request=request,
+            wanted=Wanted(count=count, room_blocks=1000),
+        )
+        instance.handle(ev.MoveOut(self.now, order, candidates))
 
     def deliver(self, place: int, *, keep: bool = False) -> None:
         """Hands over one message of the link; with `keep` it will come a second time."""

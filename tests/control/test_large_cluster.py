@@ -15,7 +15,8 @@ from llumnix.policy import autoscaling, defragmentation
 from llumnix.policy.autoscaling import ScaleOut, ScalingConfig, ScalingState, scale
 from llumnix.policy.pairing import PairingTerms
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.types import InstanceId, InstanceState
+from move_outcomes import outcome
 
 INSTANCES = 1024
 FREE = {"free_blocks": 500, "running": 10, "smallest_running_blocks": 10}
@@ -68,8 +69,8 @@ def single(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 def test_relief_looks_at_the_freest_few(cluster: GlobalScheduler, whole: Counted, single: Counted) -> None:
     (move,) = report(cluster, 0.01, load(7, seq=2, **SHORT))
-    assert move.urgent
-    assert move.target == "i0000"
+    assert move.order.wanted.urgent
+    assert move.order.target == "i0000"
     assert whole.calls == 0
     assert single.calls <= 40
 
@@ -99,7 +100,7 @@ def test_drained_instance_finds_its_next_targets_among_the_freest(
     cluster.handle(DrainRequested(at=0.01, instance=leaver))
     report(cluster, 0.02, load(7, seq=2, state=InstanceState.DRAINING, **FREE))
     whole.calls = single.calls = 0
-    ended = MigrationEnded(at=0.03, source=leaver, target=InstanceId("i0000"), request=RequestId("r"), ok=True)
+    ended = MigrationEnded(at=0.03, outcome=outcome(leaver, "i0000"))
     (next_move,) = cluster.handle(ended)
     assert isinstance(next_move, MoveRequest)
     assert (whole.calls, single.calls <= 10) == (0, True)
@@ -108,7 +109,7 @@ def test_drained_instance_finds_its_next_targets_among_the_freest(
 def test_instance_that_is_gone_takes_nothing(cluster: GlobalScheduler) -> None:
     cluster.handle(InstanceLost(at=0.01, instance=InstanceId("i0000"), why="killed"))
     (move,) = report(cluster, 0.02, load(7, seq=2, **SHORT))
-    assert move.target == "i0001"
+    assert move.order.target == "i0001"
 
 
 def test_room_for_every_queue_is_sought_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ from llumnix.control import events as ev
 from llumnix.control import messages as say
 from llumnix.control.attempts import REMEMBER_S, REMEMBERED, Attempts, Ended
 from llumnix.control.llumlet import Llumlet
+from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.replay import dump, replay
 from llumnix.control.story import HALF_CANDIDATES
 from llumnix.errors import IllegalEvent
 from llumnix.policy.snapshot import RequestSnapshot
-from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, choose_victims
+from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, Wanted, choose_victims
 from llumnix.types import NORMAL, RequestState
 
 CONFIG = MigrationConfig(max_incoming=2, max_outgoing=2)
@@ -46,7 +47,16 @@ def request(name: str, blocks: int = 4, **facts) -> RequestSnapshot:
 
 
 def move(*candidates: RequestSnapshot, name: str | None = None, count: int = 1, at: float = 0.0) -> ev.MoveOut:
-    return ev.MoveOut(at, 7, "c", name, "balance", candidates, 100, count)
+    return ev.MoveOut(at, order(name, count), candidates)
+
+
+def order(name: str | None = None, count: int = 1, target: str = "c") -> MoveOrder:
+    wanted = Wanted(count=count, room_blocks=100)
+    return MoveOrder(move_id="m7", target=target, reason="balance", request=name, wanted=wanted)
+
+
+def cannot(order: MoveOrder, why: str) -> do.AnswerMove:
+    return do.AnswerMove(MoveOutcome(order=order, source="b", request=order.request, why_not=why))
 
 
 def prepare(name: str = "r", epoch: int = 5, sender: str = "a", at: float = 0.0) -> ev.Received:
@@ -86,12 +96,12 @@ def test_the_cheapest_request_is_picked() -> None:
 def test_several_are_picked_and_the_rest_is_answered() -> None:
     commands = llumlet().handle(move(request("one"), request("two"), count=3))
     assert kinds(commands) == ["WatchProgress", "Prepare", "WatchProgress", "Prepare", "AnswerMove"]
-    assert commands[-2] == do.AnswerMove(7, None, "c", False, commands[-2].reason)
+    assert commands[-2] == cannot(order(count=3), commands[-2].outcome.why_not)
 
 
 def test_nothing_to_give() -> None:
     (answer,) = llumlet().handle(move(request("pinned", movable=False)))
-    assert answer == do.AnswerMove(7, None, "c", False, "nothing to give: 1 pinned")
+    assert answer == cannot(order(), "nothing to give: 1 pinned")
 
 
 def test_request_on_the_move_is_not_picked_again() -> None:
@@ -106,7 +116,7 @@ def test_queued_request_asks_for_no_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "why"),
+    ("asked", "why"),
     [
         (move(name="r"), "no such request here"),
         (move(request("r", movable=False), name="r"), "it is pinned to its instance"),
@@ -114,11 +124,11 @@ def test_queued_request_asks_for_no_blocks() -> None:
             move(request("r", state=RequestState.MIGRATING), name="r"),
             "it is on the move already, or its last move is not confirmed yet",
         ),
-        (ev.MoveOut(0.0, 7, "b", "r", "by hand", (request("r"),)), "it is there already"),
+        (ev.MoveOut(0.0, order("r", target="b"), (request("r"),)), "it is there already"),
     ],
 )
-def test_named_request_that_cannot_move(order: ev.MoveOut, why: str) -> None:
-    assert llumlet().handle(order) == [do.AnswerMove(7, "r", order.target, False, why)]
+def test_named_request_that_cannot_move(asked: ev.MoveOut, why: str) -> None:
+    assert llumlet().handle(asked) == [cannot(asked.order, why)]
 
 
 def test_no_more_than_max_outgoing() -> None:
@@ -127,7 +137,7 @@ def test_no_more_than_max_outgoing() -> None:
     assert giver.outgoing == 2
     (picked,) = giver.handle(move(request("three")))
     (named,) = giver.handle(move(request("three"), name="three"))
-    assert picked.reason == named.reason == "2 migrations out already"
+    assert picked.outcome.why_not == named.outcome.why_not == "2 migrations out already"
 
 
 def test_epochs_grow_beyond_every_epoch_seen() -> None:

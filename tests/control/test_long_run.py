@@ -19,6 +19,7 @@ from llumnix.control.drain import DrainLimits
 from llumnix.control.fleet import Fleet
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Adopted, Moved, Stayed
+from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.control.ownership import Ownership
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
@@ -27,6 +28,7 @@ from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import CHEAPEST, choose_victims
 from llumnix.types import NORMAL, Epoch, InstanceId, RequestId, RequestState
+from move_outcomes import outcome
 
 ALIVE = 8
 INSTANCES = 5_000
@@ -67,9 +69,8 @@ class Cluster:
             if isinstance(command, heard.MoveRequest) and self.rng.random() < 0.8:  # else the answer is lost
                 named = RequestId("r") if self.rng.random() < 0.7 else None
                 ok = named is not None and self.rng.random() < 0.5
-                self.scheduler.handle(
-                    heard.MigrationEnded(at=self.at, source=command.source, target=command.target, request=named, ok=ok)
-                )
+                ended = outcome(command.source, command.order.target, named, None if ok else "refused")
+                self.scheduler.handle(heard.MigrationEnded(at=self.at, outcome=ended))
 
     def load(self, number: int) -> None:
         self.seq += 1
@@ -145,7 +146,8 @@ def test_llumlet_holds_the_migrations_that_are_under_way() -> None:
     )
     for number in range(REQUESTS):
         at, there, name = 0.01 * number, InstanceId(f"i{number // 10}"), RequestId(f"r{number}")
-        llumlet.handle(ev.MoveOut(at, ev.MoveId(number), there, name, "balance", (candidate(number),), 100, 1))
+        order = MoveOrder(move_id=MoveId(f"m{number}"), target=there, reason="balance", request=name)
+        llumlet.handle(ev.MoveOut(at, order, (candidate(number),)))
         epoch = llumlet.attempts.epoch
         fate = rng.choice(("refused", "gone", "lost", "silent"))
         if fate == "refused":
@@ -186,9 +188,10 @@ def test_ownership_holds_the_streams_that_run() -> None:
                 owners.notice_arrived(Adopted(**header, sender=target, output_tokens=stream.delivered_tokens))
                 owners.outputs_arrived(name, target, ["held"], 1)
             if rng.random() < 0.8:
-                owners.notice_arrived(Moved(**header, sender=stream.owner, target=target))
+                owners.notice_arrived(Moved(**header, sender=stream.owner, outcome=outcome(stream.owner, target)))
             else:
-                owners.notice_arrived(Stayed(**header, sender=stream.owner, target=target))
+                why = outcome(stream.owner, target, why_not="refused")
+                owners.notice_arrived(Stayed(**header, sender=stream.owner, outcome=why))
             if name not in owners.streams:
                 break
         if number % 4 == 3:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from migration_pair import Client, World
 
-from llumnix.control.commands import AnswerMove
 from llumnix.control.messages import Cancel, Commit, Committed, Copied, Doubt, Message, Prepared, Refused, Verdict
+from llumnix.control.orders import MoveOutcome
 
 
 def run(world: World, until: Callable[[], bool] = lambda: False, losing: tuple[type[Message], ...] = ()) -> None:
@@ -31,9 +31,9 @@ def decoding(world: World, max_tokens: int = 12) -> Client:
     return client
 
 
-def answer(world: World, instance: str = "a") -> AnswerMove:
+def answer(world: World, instance: str = "a") -> MoveOutcome:
     (only,) = world.instances[instance].answers
-    return only
+    return only.outcome
 
 
 def test_request_moves_while_it_decodes() -> None:
@@ -61,7 +61,7 @@ def test_request_moves_there_and_back_and_there() -> None:
         )
     run(world)
     world.check_rest()
-    assert [each.ok for name in "ab" for each in world.instances[name].answers] == [True, True, True]
+    assert [each.outcome.ok for name in "ab" for each in world.instances[name].answers] == [True, True, True]
 
 
 def test_requests_cross() -> None:
@@ -141,7 +141,7 @@ def test_front_end_judges_before_it_reads_that_the_target_has_it() -> None:
     assert world.confirmed_owners(client.request) == ["a"]
     run(world)
     world.check_rest()
-    assert answer(world).reason == "the target did not confirm, and the front end let it stay"
+    assert answer(world).why_not == "the target did not confirm, and the front end let it stay"
     assert client.replays == []
 
 
@@ -224,7 +224,7 @@ def test_target_has_no_room() -> None:
     world.move("a", "b", client.request)
     run(world)
     world.check_rest()
-    assert answer(world).reason == "refused: no room"
+    assert answer(world).why_not == "refused: no room"
 
 
 def test_cancel_and_refusal_are_lost() -> None:

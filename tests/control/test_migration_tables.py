@@ -15,6 +15,7 @@ from llumnix.control import messages as say
 from llumnix.control.migration import SOURCE, TARGET
 from llumnix.control.migration_source import MigrationSource, SourceState
 from llumnix.control.migration_target import MigrationTarget, TargetState
+from llumnix.control.orders import MoveFigures, MoveOrder, MoveOutcome
 from llumnix.control.transitions import Expired, Machine, Table, follow
 from llumnix.errors import IllegalEvent
 
@@ -232,10 +233,11 @@ OF_TARGET = [
 ]
 
 
+ORDER = MoveOrder(move_id="m1", target="b", reason="balance")
+
+
 def a_source() -> MigrationSource:
-    source = MigrationSource(
-        me="a", target="b", request="r", epoch=5, move_id=1, reason="balance", config=CONFIG, queued=False
-    )
+    source = MigrationSource(me="a", order=ORDER, request="r", epoch=5, config=CONFIG, queued=False)
     source.start(0.0, blocks=10, tokens=150)
     return source
 
@@ -432,16 +434,10 @@ def test_figures_of_a_move() -> None:
     follow(SOURCE, source, 5.0, COPIED_1)
     follow(SOURCE, source, 5.5, DETACHED)
     commands = follow(SOURCE, source, 6.0, COMMITTED)
-    figures = do.MoveFigures(stages=2, bytes_copied=130, blocks_skipped=3, held_blocks=12, copy_s=3.0, handover_s=1.0)
-    assert commands[-1] == do.AnswerMove(1, "r", "b", True, "balance", figures)
-    moved = commands[1].message
-    assert (moved.stages, moved.bytes_copied, moved.blocks_skipped, moved.copy_s, moved.handover_s) == (
-        2,
-        130,
-        3,
-        3.0,
-        1.0,
-    )
+    figures = MoveFigures(stages=2, bytes_copied=130, blocks_skipped=3, held_blocks=12, copy_s=3.0, handover_s=1.0)
+    outcome = MoveOutcome(order=ORDER, source="a", request="r", figures=figures)
+    assert commands[-1] == do.AnswerMove(outcome)
+    assert commands[1].message.outcome == outcome, "the front end is told the same"
 
 
 def test_queued_request_moves_without_blocks() -> None:

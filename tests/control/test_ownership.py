@@ -6,6 +6,7 @@ import pytest
 
 from llumnix.control.messages import FRONT_END, NOBODY, Adopted, Doubt, Fenced, Moved, Stayed, Verdict
 from llumnix.control.ownership import ABORTS_REMEMBERED, OUTPUTS_PER_ABORT, Abort, Deliver, Ownership, Replay, Tell
+from move_outcomes import outcome
 
 
 def adopted(sender: str, tokens: int, epoch: int = 1) -> Adopted:
@@ -13,11 +14,11 @@ def adopted(sender: str, tokens: int, epoch: int = 1) -> Adopted:
 
 
 def moved(sender: str, target: str, epoch: int = 1) -> Moved:
-    return Moved(request="r", epoch=epoch, sender=sender, target=target)
+    return Moved(request="r", epoch=epoch, sender=sender, outcome=outcome(sender, target))
 
 
 def stayed(sender: str, target: str, epoch: int = 1) -> Stayed:
-    return Stayed(request="r", epoch=epoch, sender=sender, target=target)
+    return Stayed(request="r", epoch=epoch, sender=sender, outcome=outcome(sender, target, why_not="refused"))
 
 
 def fenced(sender: str, epoch: int = 1) -> Fenced:

@@ -9,6 +9,7 @@ from llumnix.config import PolicyConfig
 from llumnix.control.drain import DrainLimits
 from llumnix.control.gone import REMEMBERED
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
+from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
@@ -27,7 +28,9 @@ from llumnix.control.scheduler_events import (
     WakeAt,
 )
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, RequestId
+from llumnix.policy.victim import Wanted
+from llumnix.types import InstanceId
+from move_outcomes import outcome
 
 TIMEOUT_S = 1000.0
 FULL = {"free_blocks": 20, "running": 40, "smallest_running_blocks": 5}
@@ -74,14 +77,7 @@ class Body:
 
     def end(self, source: str, target: str, ok: bool = True, request: str | None = "r", why: str = "") -> list[Command]:
         return self.tell(
-            MigrationEnded(
-                at=self.at,
-                source=InstanceId(source),
-                target=InstanceId(target),
-                request=None if request is None else RequestId(request),
-                ok=ok,
-                why=why,
-            )
+            MigrationEnded(at=self.at, outcome=outcome(source, target, request, None if ok else why or "refused"))
         )
 
     def lose(self, id: str, why: str = "killed") -> list[Command]:
@@ -99,7 +95,7 @@ def body(**knobs: object) -> Body:
 
 
 def moves(commands: list[Command]) -> list[tuple[str, str, int]]:
-    return [(one.source, one.target, one.count) for one in commands if isinstance(one, MoveRequest)]
+    return [(one.source, one.order.target, one.order.wanted.count) for one in commands if isinstance(one, MoveRequest)]
 
 
 def kinds(commands: list[Command]) -> list[str]:
@@ -114,9 +110,12 @@ def test_round_moves_a_request_and_says_why():
     assert b.wait(1.0) == [
         MoveRequest(
             source=InstanceId("a"),
-            target=InstanceId("b"),
-            room_blocks=900,
-            reason="freeness 0.5 against 180; 0.641 and 149.2 after the move",
+            order=MoveOrder(
+                move_id=MoveId("scheduler-1"),
+                target=InstanceId("b"),
+                reason="freeness 0.5 against 180; 0.641 and 149.2 after the move",
+                wanted=Wanted(room_blocks=900),
+            ),
         )
     ]
 
@@ -395,8 +394,8 @@ def test_instance_that_is_about_to_run_out_of_blocks_does_not_wait_for_the_round
     b.report("b", **FREE)
     (move,) = b.report("a", **FULL, short_blocks=7)
     assert isinstance(move, MoveRequest)
-    assert (move.source, move.target, move.urgent) == ("a", "b", True)
-    assert move.reason.startswith("7 blocks short within 16 steps; freeness 0.5 against 180")
+    assert (move.source, move.order.target, move.order.wanted.urgent) == ("a", "b", True)
+    assert move.order.reason.startswith("7 blocks short within 16 steps; freeness 0.5 against 180")
     assert moves(b.report("a", **FULL, short_blocks=7)) == [("a", "b", 1)]
     assert b.report("a", **FULL, short_blocks=7) == [], "two at once are enough"
 

@@ -36,7 +36,7 @@ def test_drain_starts_at_once_with_several_moves():
     )
     assert moves(rest) == [("a", "b", 2), ("a", "c", 2)]
     assert isinstance(rest[0], MoveRequest)
-    assert rest[0].reason == "a drains, 10 left; freeness 180, room for 900 blocks"
+    assert rest[0].order.reason == "a drains, 10 left; freeness 180, room for 900 blocks"
 
 
 def test_each_answer_is_followed_by_the_next_move():

@@ -24,7 +24,8 @@ from llumnix.control.scheduler_events import (
     WakeAt,
 )
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.types import InstanceId, InstanceState
+from move_outcomes import outcome
 
 IDS = [InstanceId(name) for name in "abcdef"]
 LIMIT = 2
@@ -42,6 +43,7 @@ class SchedulerModel(RuleBasedStateMachine):
         self.at = 0.0
         self.wake_at: float | None = None
         self.seq = 0
+        self.move_ids: set[str] = set()
         self.in_flight: dict[tuple[InstanceId, InstanceId], tuple[int, float]] = {}
         self.draining: set[InstanceId] = set()
         self.lost: set[InstanceId] = set()
@@ -55,16 +57,21 @@ class SchedulerModel(RuleBasedStateMachine):
                 assert command.at > self.at
                 self.wake_at = command.at
                 continue
-            assert command.why if isinstance(command, DeclareLost) else command.reason
+            if isinstance(command, MoveRequest):
+                assert command.order.reason
+            else:
+                assert command.why if isinstance(command, DeclareLost) else command.reason
             if isinstance(command, DeclareLost):
                 self.forget(command.instance)
             elif isinstance(command, MoveRequest):
-                assert command.source != command.target
-                assert not {command.source, command.target} & self.lost
-                assert command.target not in self.draining
-                ends = (command.source, command.target)
+                assert command.source != command.order.target
+                assert not {command.source, command.order.target} & self.lost
+                assert command.order.target not in self.draining
+                assert command.order.move_id not in self.move_ids, "each order has an id of its own"
+                self.move_ids.add(command.order.move_id)
+                ends = (command.source, command.order.target)
                 self.in_flight[ends] = (
-                    self.in_flight.get(ends, (0, 0.0))[0] + command.count,
+                    self.in_flight.get(ends, (0, 0.0))[0] + command.order.wanted.count,
                     self.at + MOVE_DEADLINE_S,
                 )
 
@@ -117,14 +124,15 @@ class SchedulerModel(RuleBasedStateMachine):
         count, deadline = self.in_flight.pop(ends)
         if count > 1 and not empty:
             self.in_flight[ends] = (count - 1, deadline)
-        request = None if empty else RequestId("r")
-        self.tell(MigrationEnded(at=self.at, source=source, target=target, request=request, ok=ok and not empty))
+        why_not = None if ok and not empty else "refused"
+        ended = outcome(source, target, None if empty else "r", why_not)
+        self.tell(MigrationEnded(at=self.at, outcome=ended))
 
     @rule(ends=st.tuples(st.sampled_from(IDS), st.sampled_from(IDS)))
     def answer_nobody_waits_for(self, ends: tuple[InstanceId, InstanceId]) -> None:
         source, target = ends
         if ends not in self.in_flight:
-            self.tell(MigrationEnded(at=self.at, source=source, target=target, request=None, ok=False))
+            self.tell(MigrationEnded(at=self.at, outcome=outcome(source, target, None, "nothing to give")))
 
     @rule(id=st.sampled_from(IDS[:2]), keep=st.booleans())
     def drain(self, id: InstanceId, keep: bool) -> None:

@@ -17,11 +17,12 @@ from containers import larger_than
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Prepare, Refused
+from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.state import stamp
 from llumnix.policy.catalogue import find_policy
-from llumnix.policy.victim import choose_victims
+from llumnix.policy.victim import Wanted, choose_victims
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire import messages as wire
 
@@ -91,7 +92,8 @@ class Source:
         )
 
     def move_out(self, number: int) -> None:
-        self.driver.move_out(wire.MoveOut(move_id=str(number), target=I1, reason="", reply_to="", room_blocks=100))
+        order = MoveOrder(move_id=MoveId(str(number)), target=I1.id, reason="", wanted=Wanted(room_blocks=100))
+        self.driver.move_out(wire.MoveOut(order=order, target=I1, reply_to=""))
         for letter in [each.message for each in self._sent if isinstance(each, wire.Peer)]:
             if isinstance(letter, Prepare):
                 self.asked.append(letter.request)

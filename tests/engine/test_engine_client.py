@@ -32,6 +32,7 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.messages import Arbitration, InstanceGone, InstanceInfo, Report, Wire
+from move_outcomes import outcome
 
 A, B = InstanceId("i0"), InstanceId("i1")
 INDEX = {A: 0, B: 1}
@@ -113,7 +114,7 @@ def adopted(sender: InstanceId, output_tokens: int) -> EngineCoreOutput:
 
 
 def moved(sender: InstanceId, target: InstanceId) -> EngineCoreOutput:
-    return notice(Moved(request=RequestId("r"), epoch=Epoch(1), sender=sender, target=target))
+    return notice(Moved(request=RequestId("r"), epoch=Epoch(1), sender=sender, outcome=outcome(sender, target)))
 
 
 LAST = EngineCoreOutput(request_id="", new_token_ids=[], kv_transfer_params={LAST_WORD: True})

@@ -18,6 +18,7 @@ from llumnix.control.messages import Adopted, AnyNotice, Moved
 from llumnix.engine.vllm.between import NOTICE
 from llumnix.types import Epoch, InstanceId
 from llumnix.wire.messages import Wire
+from move_outcomes import outcome
 
 FEW = 64
 ALIVE = 4
@@ -68,7 +69,8 @@ class Life:
             header = {"request": engine_id, "epoch": Epoch(1)}
             adopted = Adopted(**header, sender=target, output_tokens=session.stream.delivered_tokens)  # type: ignore[arg-type]
             streams.sort_out(target, [notice(engine_id, adopted)])
-            streams.sort_out(owner, [notice(engine_id, Moved(**header, sender=owner, target=target))])  # type: ignore[arg-type]
+            moved = Moved(**header, sender=owner, outcome=outcome(owner, target))  # type: ignore[arg-type]
+            streams.sort_out(owner, [notice(engine_id, moved)])
             owner = target
         if self.rng.random() < 0.2:
             streams.abort(name)

@@ -15,6 +15,7 @@ from llumnix.control.messages import Moved
 from llumnix.control.ownership import Stream
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.types import Epoch, InstanceId, RequestId
+from move_outcomes import outcome
 
 A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
 
@@ -24,18 +25,7 @@ def session(**fields: Any) -> Session:
 
 
 def moved() -> Moved:
-    return Moved(
-        request=R,
-        epoch=Epoch(1),
-        sender=A,
-        target=B,
-        reason="by hand",
-        stages=1,
-        bytes_copied=1,
-        blocks_skipped=0,
-        copy_s=0.0,
-        handover_s=0.0,
-    )
+    return Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome(A, B))
 
 
 def speak(one: Session, *times: float) -> list[float | None]:

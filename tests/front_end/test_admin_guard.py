@@ -15,8 +15,8 @@ pytest.importorskip("vllm")
 from admin_board import Board, app_of, ask
 from request_rows import row
 
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 
 BODIES: dict[str, dict[str, Any]] = {
     "POST /migrations": {"request_id": "cmpl-1", "target": "i1"},
@@ -162,8 +162,8 @@ async def test_long_lists_come_whole_and_never_keep_the_loop_for_long() -> None:
     board = Board()
     board.rows = [(InstanceId("i0"), row(f"r{n}", f"cmpl-{n:032d}-0")) for n in range(10_000)]
     board.records = [
-        wire.MigrationRecord(
-            at=float(n),
+        MigrationRecord(
+            at_s=float(n),
             request_id=f"chatcmpl-{n:032d}",
             source=InstanceId("i1"),
             target=InstanceId("i2"),

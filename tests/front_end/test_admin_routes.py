@@ -18,13 +18,14 @@ from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.admin.routes import MIGRATE_TIMEOUT_S
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 
 
-def record(request: str) -> wire.MigrationRecord:
-    return wire.MigrationRecord(
-        at=1.0,
+def record(request: str) -> MigrationRecord:
+    return MigrationRecord(
+        at_s=1.0,
         request_id=request,
         source=InstanceId("i0"),
         target=InstanceId("i1"),

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from llumnix.control.messages import Moved
+from llumnix.control.orders import MoveOutcome
 from llumnix.engine.vllm.front_end import by_hand
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.members import Member
@@ -44,11 +45,13 @@ async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_fi
     assert isinstance(order, wire.MoveOut)
     assert isinstance(refusal, wire.MigrateAnswer)
     assert (refusal.query, refusal.status, refusal.why) == (2, 409, "the request is moving already")
-    hand.move_answered(wire.MoveAnswer(move_id=order.move_id, source=A, target=B, ok=True, reason="by hand"))
+    outcome = MoveOutcome(order=order.order, source=A, request=R)
+    hand.move_answered(wire.MoveAnswer(outcome=outcome))
     await asyncio.sleep(0.01)
-    hand.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, target=B), 0.003)  # type: ignore[arg-type]
+    hand.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome), 0.003)  # type: ignore[arg-type]
     await asyncio.sleep(0.01)
     answer = posted[-1]
     assert isinstance(answer, wire.MigrateAnswer)
     assert answer.record is not None
     assert (answer.query, answer.status, answer.record.downtime_ms) == (1, 200, 3.0)
+    assert answer.record.move_id == order.order.move_id

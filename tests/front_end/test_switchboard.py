@@ -16,6 +16,7 @@ from request_rows import row
 
 from llumnix.engine.vllm.front_end import by_hand
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
@@ -70,10 +71,10 @@ async def test_question_without_an_answer_ends_in_time(board: Switchboard) -> No
     assert answer.status == 504
 
 
-def record(number: int) -> wire.MigrationRecord:
+def record(number: int) -> MigrationRecord:
     instances = {"source": InstanceId("i0"), "target": InstanceId("i1")}
-    return wire.MigrationRecord(
-        at=float(number), request_id=f"cmpl-{number}", reason="by hand", outcome="moved", **instances
+    return MigrationRecord(
+        at_s=float(number), request_id=f"cmpl-{number}", reason="by hand", outcome="moved", **instances
     )
 
 
@@ -96,7 +97,7 @@ async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Swit
     found = await board.list_migrations(10_000, timeout_s=10.0)
     mailbox.close()
     assert parts == [500, 500, 200]
-    assert [record.at for record in found[:4]] == [1199.0, 1199.0, 1198.0, 1198.0]
+    assert [record.at_s for record in found[:4]] == [1199.0, 1199.0, 1198.0, 1198.0]
     assert len(found) == 2400
 
 

@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
 from llumnix.control import ownership as own
 from llumnix.control.messages import AnyNotice, Doubt
+from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
 from llumnix.engine.vllm.instance.core import CONTROL, Tick
 from llumnix.types import InstanceId, RequestId
@@ -106,14 +107,14 @@ class LatePair:
         self._obey(self._ownership.aborted(RequestId(session.engine_id)))
 
     def move(self, source: int, request: str | None = None) -> None:
-        order = wire.MoveOut(
-            move_id=f"m{next(self._numbers)}",
-            target=self.cores[1 - source]._info,
+        target = self.cores[1 - source]._info
+        order = MoveOrder(
+            move_id=MoveId(f"m{next(self._numbers)}"),
+            target=target.id,
             reason="a test",
-            reply_to=FRONT_END,
             request=None if request is None else RequestId(request),
         )
-        self.cores[source].mail(order)
+        self.cores[source].mail(wire.MoveOut(order=order, target=target, reply_to=FRONT_END))
 
     def drive_out(self, session: Session) -> None:
         """It is replayed elsewhere."""
@@ -141,7 +142,7 @@ class LatePair:
                 assert isinstance(letter.message, Doubt)
                 self._obey(self._ownership.doubted(letter.message))
             elif isinstance(letter, wire.MoveAnswer):
-                self.moved += letter.ok
+                self.moved += letter.outcome.ok
         else:
             self._by_name[to].mail(letter)
         self._listen_all()

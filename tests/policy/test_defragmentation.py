@@ -21,7 +21,7 @@ def load(id: str, **facts: object) -> InstanceSnapshot:
 
 def pairs(*instances: InstanceSnapshot, terms: PairingTerms = TERMS) -> list[tuple[str, str, int, int]]:
     found = pair_and_make_room(ClusterSnapshot(at=0.0, instances=instances), terms).pairs
-    return [(pair.source, pair.target, pair.at_least_blocks, pair.room_blocks) for pair in found]
+    return [(pair.source, pair.target, pair.wanted.at_least_blocks, pair.wanted.room_blocks) for pair in found]
 
 
 def test_a_piece_moves_to_where_it_is_idle_though_both_look_full():

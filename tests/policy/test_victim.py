@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llumnix.policy.snapshot import RequestSnapshot
-from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimQuery, VictimRule, choose_victims
+from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimQuery, VictimRule, Wanted, choose_victims
 from llumnix.types import HIGH, NORMAL, RequestId, RequestState
 
 
@@ -27,7 +27,9 @@ def request(id: str, **facts: object) -> RequestSnapshot:
 
 
 def query(**facts: object) -> VictimQuery:
-    return VictimQuery(**{"at": 10.0, "room_blocks": 100, "cooldown_s": 1.0, **facts})  # type: ignore[arg-type]
+    draining, at = facts.pop("draining", False), facts.pop("at", 10.0)
+    wanted = Wanted(**{"room_blocks": 100, **facts})  # type: ignore[arg-type]
+    return VictimQuery(at=at, cooldown_s=1.0, wanted=wanted, draining=bool(draining))  # type: ignore[arg-type]
 
 
 LONG = request("long", blocks=40, arrival_s=4.0)

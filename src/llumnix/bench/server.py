@@ -53,24 +53,8 @@ class _Instances(msgspec.Struct):
     instances: list[_Instance]
 
 
-class _Migration(msgspec.Struct):
-    at: float
-    """Unix time."""
-    request_id: str
-    source: str
-    target: str
-    reason: str = ""
-    outcome: str = ""
-    stages: int = 0
-    bytes: int = 0
-    blocks_skipped: int = 0
-    copy_ms: float | None = None
-    handover_ms: float | None = None
-    downtime_ms: float | None = None
-
-
 class _Migrations(msgspec.Struct):
-    migrations: list[_Migration]
+    migrations: list[MigrationRecord]
 
 
 class Server:
@@ -134,12 +118,9 @@ class Server:
         answer = await self._ask(f"/llumnix/v1/migrations?limit={MOST_MIGRATIONS}", _Migrations)
         if answer is None:
             return None
-        recent = [row for row in answer.migrations if row.at >= since_unix_s]
-        return [
-            MigrationRecord(at_s=fields.pop("at") - since_unix_s, **fields)
-            for row in sorted(recent, key=lambda row: row.at)
-            for fields in [msgspec.structs.asdict(row)]
-        ]
+        recent = [row for row in answer.migrations if row.at_s >= since_unix_s]
+        recent.sort(key=lambda row: row.at_s)
+        return [msgspec.structs.replace(row, at_s=row.at_s - since_unix_s) for row in recent]
 
     async def _ask(self, path: str, kind: type[Answer]) -> Answer | None:
         try:

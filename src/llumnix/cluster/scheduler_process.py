@@ -12,7 +12,6 @@ import queue
 import signal
 import sys
 import time
-from itertools import count
 from typing import assert_never
 
 import msgspec
@@ -89,11 +88,12 @@ class SchedulerProcess:
             scaling=spec.scaling,
             mode=ScalingMode(cluster.scaling),
             step_timeout_s=cluster.step_timeout_s,
+            name=f"scheduler-{os.getpid()}",
         )
         self._scheduler = begin.make()
         assert self._scheduler.autoscaler is not None
         self._autoscaler = self._scheduler.autoscaler
-        self._record = recorder(f"scheduler-{os.getpid()}", begin)
+        self._record = recorder(begin.name, begin)
         self._began_s = time.monotonic()
         self._inbox: queue.SimpleQueue[Wire | None] = queue.SimpleQueue()
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
@@ -104,7 +104,6 @@ class SchedulerProcess:
         self._early_drains: dict[InstanceId, tuple[float, DrainInstance]] = {}
         """Orders of the launcher's, and when they came, for instances of which no report has come yet: this scheduler
         may be younger than they are."""
-        self._move_ids = (f"scheduler-{os.getpid()}-{number}" for number in count())
         self._wake_at_s: float | None = None
 
     def stop(self) -> None:
@@ -142,19 +141,14 @@ class SchedulerProcess:
             case Report():
                 self._on_report(message, at)
             case MoveAnswer():
-                outcome = "moved" if message.ok else "did not move"
+                outcome, order = message.outcome, message.outcome.order
+                what = "moved" if outcome.ok else "did not move"
+                why = outcome.why_not or order.reason
                 log.info(
-                    "%s %s from %s to %s: %s", message.request, outcome, message.source, message.target, message.reason
+                    "%s: %s %s from %s to %s: %s",
+                    *(order.move_id, outcome.request, what, outcome.source, order.target, why),
                 )
-                ended = control.MigrationEnded(
-                    at=at,
-                    source=message.source,
-                    target=message.target,
-                    request=message.request,
-                    ok=message.ok,
-                    why=message.reason,
-                )
-                self._handle(ended)
+                self._handle(control.MigrationEnded(at=at, outcome=outcome))
             case InstanceStarting():
                 if message.instance not in self._instances and message.instance not in self._gone:
                     self._starting.add(message.instance)
@@ -290,22 +284,15 @@ class SchedulerProcess:
                 assert_never(command)
 
     def _move(self, command: control.MoveRequest) -> None:
-        target = self._instances.get(command.target)
+        order = command.order
+        target = self._instances.get(order.target)
         if target is None:  # gone since its last report; the scheduler hears of it in this same batch of messages
             return
-        order = MoveOut(
-            move_id=next(self._move_ids),
-            target=target,
-            reason=command.reason,
-            reply_to=self._book.scheduler,
-            request=command.request,
-            count=command.count,
-            room_blocks=command.room_blocks,
-            urgent=command.urgent,
-            at_least_blocks=command.at_least_blocks,
+        log.info(
+            "%s: %s is to give %d to %s: %s",
+            *(order.move_id, command.source, order.wanted.count, order.target, order.reason),
         )
-        log.info("%s is to give %d to %s: %s", command.source, command.count, command.target, command.reason)
-        self._post_to(command.source, order)
+        self._post_to(command.source, MoveOut(order=order, target=target, reply_to=self._book.scheduler))
 
     def _declare_lost(self, command: control.DeclareLost) -> None:
         """Everybody stops talking to it at once; the launcher makes sure that it does not come back."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
-from llumnix.control.events import MoveId
 from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Prepare
+from llumnix.control.orders import MoveOutcome
 from llumnix.types import Epoch, InstanceId, RequestId
 
 
@@ -143,31 +143,10 @@ class Drop(Command, frozen=True, tag=True):
 # the driver itself
 
 
-class MoveFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What one attempt cost, as the source saw it."""
-
-    stages: int = 0
-    bytes_copied: int = 0
-    blocks_skipped: int = 0
-    """Blocks that the target's prefix cache had already."""
-    held_blocks: int = 0
-    """What the source has back now."""
-    copy_s: float = 0.0
-    """From the first block sent to the order to leave the batch; the request kept decoding."""
-    handover_s: float = 0.0
-    """From the order to leave the batch to the target's word that it runs."""
-
-
 class AnswerMove(Command, frozen=True, tag=True):
-    """The order `move_id` has ended for `request` (None: nothing more to give). `reason` says why it failed, or repeats
-    the reason of the order."""
+    """To whoever gave the order."""
 
-    move_id: MoveId
-    request: RequestId | None
-    target: InstanceId
-    ok: bool
-    reason: str
-    figures: MoveFigures = MoveFigures()
+    outcome: MoveOutcome
 
 
 class WakeAt(Command, frozen=True, tag=True):

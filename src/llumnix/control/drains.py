@@ -6,8 +6,10 @@ from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits, DrainOrder
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
+from llumnix.control.orders import MoveOrder
 from llumnix.control.scheduler_events import Command, DrainFinished, DrainReport, MoveRequest, RequestsReplayed
 from llumnix.policy.draining import DrainTerms, place_drained
+from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState
 
 TARGETS_TRIED = 256
@@ -120,16 +122,13 @@ class Drains:
         places = place_drained(snapshot, self._freest.first(TARGETS_TRIED), terms) if terms.moves > 0 else ()
         commands: list[Command] = []
         for place in places:
-            self._moves.ask(at, (snapshot.id, place.target), place.count)
-            commands.append(
-                MoveRequest(
-                    source=snapshot.id,
-                    target=place.target,
-                    count=place.count,
-                    room_blocks=place.room_blocks,
-                    reason=f"{snapshot.id} drains, {left} left; {place}",
-                )
+            order = MoveOrder(
+                move_id=self._moves.ask(at, (snapshot.id, place.target), place.count),
+                target=place.target,
+                reason=f"{snapshot.id} drains, {left} left; {place}",
+                wanted=Wanted(count=place.count, room_blocks=place.room_blocks),
             )
+            commands.append(MoveRequest(source=snapshot.id, order=order))
         return commands
 
     def _remember(self, commands: list[Command]) -> list[Command]:

@@ -6,16 +6,12 @@ one instance must come in the order in which they happened there.
 
 from __future__ import annotations
 
-from typing import NewType
-
 import msgspec
 
 from llumnix.control.messages import AnyMessage
+from llumnix.control.orders import MoveOrder
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
-
-MoveId = NewType("MoveId", int)
-"""Names one order to move something; the answer repeats it. Unique per llumlet (the driver sees to it)."""
 
 
 class Event(msgspec.Struct, frozen=True, tag=True):
@@ -26,25 +22,15 @@ class Event(msgspec.Struct, frozen=True, tag=True):
 
 
 class MoveOut(Event, frozen=True, tag=True):
-    """Give requests to `target`: the one named, or `count` that the llumlet picks from `candidates`.
+    """An order came. `candidates` describes every unfinished request of this instance (or at least the one named), as
+    of now.
 
-    `candidates` describes every unfinished request of this instance (or at least the one named), as of now.
-    Exactly one `AnswerMove` follows for the one named or for each that is picked, and if fewer than `count` were
+    Exactly one `AnswerMove` follows for the one named or for each that is picked, and if fewer than were wanted were
     picked one more with request None: nothing (more) to give.
     """
 
-    move_id: MoveId
-    target: InstanceId
-    request: RequestId | None
-    reason: str
+    order: MoveOrder
     candidates: tuple[RequestSnapshot, ...]
-    room_blocks: int = 0
-    """What the picked ones may need together at the target; not looked at when a request is named."""
-    count: int = 1
-    urgent: bool = False
-    """This instance is about to run out of blocks: only a request that holds some helps."""
-    at_least_blocks: int = 0
-    """Only a running request that holds so many helps: the first of the queue starts in its place."""
 
 
 class Received(Event, frozen=True, tag=True):

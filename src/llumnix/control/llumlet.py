@@ -47,6 +47,7 @@ from llumnix.control.messages import (
 )
 from llumnix.control.migration_source import MigrationSource
 from llumnix.control.migration_target import MigrationTarget, TargetState
+from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.story import Story, request_of
 from llumnix.control.transitions import Expired
 from llumnix.errors import IllegalEvent
@@ -201,36 +202,37 @@ class Llumlet:
     # giving away
 
     def _move_out(self, move: MoveOut) -> list[AnyCommand]:
-        if move.request is not None:
-            snapshot = next((each for each in move.candidates if each.id == move.request), None)
-            why = self._why_not(move, snapshot)
+        order = move.order
+        if order.request is not None:
+            snapshot = next((each for each in move.candidates if each.id == order.request), None)
+            why = self._why_not(order, snapshot)
             if snapshot is None or why:
-                return [AnswerMove(move.move_id, move.request, move.target, False, why)]
-            return self._start(move, snapshot)
+                return [self._cannot(order, why)]
+            return self._start(move.at, order, snapshot)
         free = {each.id: each for each in move.candidates if self.is_settled(each.id)}
-        count = min(move.count, self.config.max_outgoing - self.outgoing)
+        count = min(order.wanted.count, self.config.max_outgoing - self.outgoing)
         if count <= 0:
-            return [AnswerMove(move.move_id, None, move.target, False, f"{self.outgoing} migrations out already")]
+            return [self._cannot(order, f"{self.outgoing} migrations out already")]
         query = VictimQuery(
             at=move.at,
-            room_blocks=move.room_blocks,
             cooldown_s=self.cooldown_s,
-            count=count,
+            wanted=msgspec.structs.replace(order.wanted, count=count),
             draining=self.attempts.draining,
-            urgent=move.urgent,
-            at_least_blocks=move.at_least_blocks,
         )
         choice = self._choose_victims(free.values(), query)
-        commands = [command for victim in choice.victims for command in self._start(move, free[victim])]
-        if len(choice.victims) < move.count:
-            commands.append(AnswerMove(move.move_id, None, move.target, False, str(choice)))
+        commands = [command for victim in choice.victims for command in self._start(move.at, order, free[victim])]
+        if len(choice.victims) < order.wanted.count:
+            commands.append(self._cannot(order, str(choice)))
         return commands
 
-    def _why_not(self, move: MoveOut, snapshot: RequestSnapshot | None) -> str:
+    def _cannot(self, order: MoveOrder, why: str) -> AnswerMove:
+        return AnswerMove(MoveOutcome(order=order, source=self.instance, request=order.request, why_not=why))
+
+    def _why_not(self, order: MoveOrder, snapshot: RequestSnapshot | None) -> str:
         """Why the request that was named cannot be moved there; empty if it can."""
         if snapshot is None:
             return "no such request here"
-        if move.target == self.instance:
+        if order.target == self.instance:
             return "it is there already"
         if not self.is_settled(snapshot.id) or snapshot.state is RequestState.MIGRATING:
             return "it is on the move already, or its last move is not confirmed yet"
@@ -240,22 +242,20 @@ class Llumlet:
             return f"{self.outgoing} migrations out already"
         return ""
 
-    def _start(self, move: MoveOut, snapshot: RequestSnapshot) -> list[AnyCommand]:
+    def _start(self, at: float, order: MoveOrder, snapshot: RequestSnapshot) -> list[AnyCommand]:
         self.attempts.epoch = Epoch(self.attempts.epoch + 1)
         queued = snapshot.state is RequestState.WAITING
         source = MigrationSource(
             me=self.instance,
-            target=move.target,
+            order=order,
             request=snapshot.id,
             epoch=self.attempts.epoch,
-            move_id=move.move_id,
-            reason=move.reason,
             config=self.config,
             queued=queued,
         )
         self.attempts.sources[snapshot.id] = source
         blocks = 0 if queued else snapshot.needed_blocks
-        return source.start(move.at, blocks, snapshot.prompt_tokens + snapshot.output_tokens)
+        return source.start(at, blocks, snapshot.prompt_tokens + snapshot.output_tokens)
 
     # messages
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from llumnix.control.orders import MoveOutcome
 from llumnix.types import Epoch, InstanceId, RequestId
 
 FRONT_END = InstanceId("front end")
@@ -115,21 +116,17 @@ class Adopted(Message, frozen=True, kw_only=True, tag=True):
 class Moved(Message, frozen=True, kw_only=True, tag=True):
     """The source handed the request over; its last token went out before this notice."""
 
-    target: InstanceId
-    reason: str = ""
-    stages: int = 0
-    bytes_copied: int = 0
-    blocks_skipped: int = 0
-    copy_s: float = 0.0
-    handover_s: float = 0.0
+    outcome: MoveOutcome
+
+    @property
+    def target(self) -> InstanceId:
+        return self.outcome.order.target
 
 
 class Stayed(Message, frozen=True, kw_only=True, tag=True):
     """An attempt ended without a move; the request goes on at the source (or ended there)."""
 
-    target: InstanceId
-    reason: str = ""
-    why: str = ""
+    outcome: MoveOutcome
 
 
 class Fenced(Message, frozen=True, kw_only=True, tag=True):

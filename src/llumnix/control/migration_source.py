@@ -12,7 +12,6 @@ from llumnix.control.commands import (
     AnswerMove,
     AnyCommand,
     Detach,
-    MoveFigures,
     Notify,
     PinBlocks,
     Reattach,
@@ -23,7 +22,7 @@ from llumnix.control.commands import (
     Unwatch,
     WatchProgress,
 )
-from llumnix.control.events import Detached, Gone, MoveId, PeerLost, Preempted, Progress
+from llumnix.control.events import Detached, Gone, PeerLost, Preempted, Progress
 from llumnix.control.messages import (
     Cancel,
     Commit,
@@ -38,6 +37,7 @@ from llumnix.control.messages import (
     Stayed,
     Verdict,
 )
+from llumnix.control.orders import MoveFigures, MoveOrder, MoveOutcome
 from llumnix.control.transitions import Expired, late
 from llumnix.errors import IllegalEvent
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -70,11 +70,9 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     """One attempt to give one request away. Plain data: can be encoded, and decoded to go on."""
 
     me: InstanceId
-    target: InstanceId
+    order: MoveOrder
     request: RequestId
     epoch: Epoch
-    move_id: MoveId
-    reason: str
     config: MigrationConfig
     queued: bool
     """It holds no blocks: there is nothing to copy."""
@@ -99,6 +97,10 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     bytes_copied: int = 0
     copy_from: float | None = None
     handover_from: float | None = None
+
+    @property
+    def target(self) -> InstanceId:
+        return self.order.target
 
     @property
     def over(self) -> bool:
@@ -205,26 +207,9 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         return self._moved(at)
 
     def _moved(self, at: float) -> list[AnyCommand]:
-        figures = self._figures(at)
-        self._end(SourceState.MOVED)
-        moved = Moved(
-            request=self.request,
-            epoch=self.epoch,
-            sender=self.me,
-            target=self.target,
-            reason=self.reason,
-            stages=figures.stages,
-            bytes_copied=figures.bytes_copied,
-            blocks_skipped=figures.blocks_skipped,
-            copy_s=figures.copy_s,
-            handover_s=figures.handover_s,
-        )
-        return [
-            *self._unpin(),
-            Notify(self.request, moved),
-            Release(self.request),
-            AnswerMove(self.move_id, self.request, self.target, True, self.reason, figures),
-        ]
+        outcome = self._end(SourceState.MOVED, at)
+        moved = Moved(request=self.request, epoch=self.epoch, sender=self.me, outcome=outcome)
+        return [*self._unpin(), Notify(self.request, moved), Release(self.request), AnswerMove(outcome)]
 
     # doubt: the front end decides
 
@@ -239,11 +224,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
             return self._stay(at, "the target did not confirm, and the front end let it stay")
         if verdict.owner == self.target:
             return self._moved(at)
-        figures = self._figures(at)
-        self._end(SourceState.STAYED)
-        why = "the request has ended or goes on elsewhere"
-        answer = AnswerMove(self.move_id, self.request, self.target, False, why, figures)
-        return [*self._unpin(), Release(self.request), answer]
+        outcome = self._end(SourceState.STAYED, at, "the request has ended or goes on elsewhere")
+        return [*self._unpin(), Release(self.request), AnswerMove(outcome)]
 
     # every way to stay
 
@@ -263,24 +245,13 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         undo = self._undo(why, cancel=cancel)
         if self.state in _OUT_OF_BATCH:
             undo.append(Reattach(self.request))
-        figures = self._figures(at)
-        self._end(SourceState.STAYED)
-        stayed = Stayed(
-            request=self.request,
-            epoch=self.epoch,
-            sender=self.me,
-            target=self.target,
-            reason=self.reason,
-            why=why,
-        )
-        answer = AnswerMove(self.move_id, self.request, self.target, False, why, figures)
-        return [*undo, Notify(self.request, stayed), answer]
+        outcome = self._end(SourceState.STAYED, at, why)
+        stayed = Stayed(request=self.request, epoch=self.epoch, sender=self.me, outcome=outcome)
+        return [*undo, Notify(self.request, stayed), AnswerMove(outcome)]
 
     def gone(self, at: float, event: Gone) -> list[AnyCommand]:
         undo = self._undo(event.why, cancel=True)
-        figures = self._figures(at)
-        self._end(SourceState.STAYED)
-        return [*undo, AnswerMove(self.move_id, self.request, self.target, False, event.why, figures)]
+        return [*undo, AnswerMove(self._end(SourceState.STAYED, at, event.why))]
 
     def _undo(self, why: str, *, cancel: bool) -> list[AnyCommand]:
         commands = self._unpin()
@@ -303,9 +274,12 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         self.pinned_blocks = 0
         return [UnpinBlocks(self.request, self.epoch)]
 
-    def _end(self, state: SourceState) -> None:
+    def _end(self, state: SourceState, at: float, why_not: str | None = None) -> MoveOutcome:
         self.state = state
         self.deadline = None
+        return MoveOutcome(
+            order=self.order, source=self.me, request=self.request, why_not=why_not, figures=self._figures(at)
+        )
 
     def _figures(self, at: float) -> MoveFigures:
         copied_until = at if self.handover_from is None else self.handover_from

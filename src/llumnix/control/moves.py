@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from llumnix.control.orders import MoveId
 from llumnix.types import InstanceId
 
 MOVE_DEADLINE_S = 60.0
@@ -26,9 +27,11 @@ class _Asked(msgspec.Struct):
 
 
 class MovesInFlight:
-    """Moves asked for and not answered, per pair of instances."""
+    """Moves asked for and not answered, per pair of instances. `name`: whose they are; their ids begin with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._orders = 0
         self._asked: dict[Ends, _Asked] = {}
         self._outgoing: dict[InstanceId, int] = {}
         self._incoming: dict[InstanceId, int] = {}
@@ -42,10 +45,13 @@ class MovesInFlight:
     def incoming(self, target: InstanceId) -> int:
         return self._incoming.get(target, 0)
 
-    def ask(self, at: float, ends: Ends, count: int) -> None:
+    def ask(self, at: float, ends: Ends, count: int) -> MoveId:
+        """Remembers an order to move so many, and names it."""
         asked = self._asked.setdefault(ends, _Asked(0, 0.0))
         asked.deadline_s = at + MOVE_DEADLINE_S
         self._change(ends, count)
+        self._orders += 1
+        return MoveId(f"{self._name}-{self._orders}")
 
     def end(self, ends: Ends, whole: bool = False) -> bool:
         """One move of the pair, or all of them, ended; False if none was asked for (any more)."""

@@ -92,10 +92,13 @@ class SchedulerBegin(msgspec.Struct, frozen=True, kw_only=True, tag="scheduler")
     """None: it was made without an autoscaler."""
     mode: ScalingMode = ScalingMode.OFF
     step_timeout_s: float = ClusterConfig().step_timeout_s
+    name: str = "scheduler"
 
     def make(self) -> GlobalScheduler:
         autoscaler = None if self.scaling is None else Autoscaler(self.scaling, self.mode)
-        return GlobalScheduler(self.policy, self.instance_timeout_s, self.limits, autoscaler, self.step_timeout_s)
+        return GlobalScheduler(
+            self.policy, self.instance_timeout_s, self.limits, autoscaler, self.step_timeout_s, self.name
+        )
 
 
 Begin = LlumletBegin | SchedulerBegin

@@ -21,6 +21,7 @@ from llumnix.control.drains import Drains
 from llumnix.control.fleet import FleetView
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
+from llumnix.control.orders import MoveOrder
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
     Command,
@@ -45,6 +46,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Pair, PairingRound, PairingTerms
 from llumnix.policy.relief import find_relief
 from llumnix.policy.snapshot import ClusterSnapshot
+from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState
 
 RELIEF_TRIES = 32
@@ -55,7 +57,8 @@ NEWCOMER_MOVES = 4
 
 
 class GlobalScheduler:
-    """`handle(event)` returns what to do. Without an autoscaler the cluster keeps its size."""
+    """`handle(event)` returns what to do. Without an autoscaler the cluster keeps its size. The ids of
+    its orders begin with `name`, so that no other scheduler of the server gives the same."""
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class GlobalScheduler:
         drain_limits: DrainLimits | None = None,
         autoscaler: Autoscaler | None = None,
         step_timeout_s: float = ClusterConfig().step_timeout_s,
+        name: str = "scheduler",
     ) -> None:
         self._config = policy
         self._policy = find_policy(policy.policy)
@@ -74,7 +78,7 @@ class GlobalScheduler:
         self._wake_at_s: float | None = None
         self.autoscaler = autoscaler
         self.fleet = FleetView()
-        self.moves = MovesInFlight()
+        self.moves = MovesInFlight(name)
         self.ignored: dict[str, int] = {}
         """Events that came too late to matter, by kind."""
         self._view = ClusterView(self.moves, self.ignored)
@@ -145,17 +149,19 @@ class GlobalScheduler:
         return self._relieve(event.at, report.id) if report.short_blocks else []
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[Command]:
-        if not self.moves.end((event.source, event.target), whole=event.request is None):
+        outcome = event.outcome
+        source, target, nothing_left = outcome.source, outcome.order.target, outcome.request is None
+        if not self.moves.end((source, target), whole=nothing_left):
             self._view.ignore("answer to a move that is not in flight")
             return []
-        source = self._view.get(event.source)
-        if event.ok and source is not None:
-            source.given += 1
-        if event.ok:
-            self._back_off.succeeded(event.source, event.target)
+        known = self._view.get(source)
+        if outcome.ok and known is not None:
+            known.given += 1
+        if outcome.ok:
+            self._back_off.succeeded(source, target)
         else:
-            self._back_off.refused(event.at, event.source, event.target if event.request is not None else None)
-        return self.drains.go_on(event.at, event.source)
+            self._back_off.refused(event.at, source, None if nothing_left else target)
+        return self.drains.go_on(event.at, source)
 
     def _on_drain_requested(self, event: DrainRequested) -> list[Command]:
         if self._view.get(event.instance) is None:
@@ -262,18 +268,10 @@ class GlobalScheduler:
     def _ask_pair(self, at: float, pair: Pair, newcomer: bool) -> MoveRequest:
         giver = self._view[pair.source].snapshot
         queued = 0 if giver is None else giver.waiting
-        count = max(1, min(queued, NEWCOMER_MOVES)) if newcomer and not pair.at_least_blocks else 1
-        return self._ask(
-            at,
-            MoveRequest(
-                source=pair.source,
-                target=pair.target,
-                room_blocks=pair.room_blocks,
-                at_least_blocks=pair.at_least_blocks,
-                count=count,
-                reason=str(pair),
-            ),
-        )
+        wanted = pair.wanted
+        if newcomer and not wanted.at_least_blocks:
+            wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
+        return self._ask(at, pair, wanted, str(pair))
 
     def _relieve(self, at: float, instance: InstanceId) -> list[Command]:
         """A request leaves before one has to be preempted."""
@@ -284,16 +282,11 @@ class GlobalScheduler:
         pair = find_relief(giver, self._freest.first(RELIEF_TRIES), self._terms_at(at))
         if pair is None:
             return []
-        move = MoveRequest(
-            source=pair.source,
-            target=pair.target,
-            room_blocks=pair.room_blocks,
-            urgent=True,
-            reason=f"{giver.short_blocks} blocks short within {self._config.relief_steps} steps; {pair}",
-        )
-        return [self._ask(at, move)]
+        reason = f"{giver.short_blocks} blocks short within {self._config.relief_steps} steps; {pair}"
+        return [self._ask(at, pair, pair.wanted, reason)]
 
-    def _ask(self, at: float, move: MoveRequest) -> MoveRequest:
+    def _ask(self, at: float, pair: Pair, wanted: Wanted, reason: str) -> MoveRequest:
         """Remembers a move as in flight."""
-        self.moves.ask(at, (move.source, move.target), move.count)
-        return move
+        move_id = self.moves.ask(at, (pair.source, pair.target), wanted.count)
+        order = MoveOrder(move_id=move_id, target=pair.target, reason=reason, wanted=wanted)
+        return MoveRequest(source=pair.source, order=order)

@@ -8,9 +8,10 @@ from enum import StrEnum
 import msgspec
 
 from llumnix.control.fleet import Fleet
+from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.scaling import ScalingStep
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, RequestId
+from llumnix.types import InstanceId
 
 ASKED_FOR = "asked for"
 """Why an instance drains, if whoever asked gave no other reason."""
@@ -42,14 +43,10 @@ class InstanceLost(SchedulerEvent, frozen=True, kw_only=True, tag=True):
 
 
 class MigrationEnded(SchedulerEvent, frozen=True, kw_only=True, tag=True):
-    """The source's answer to one of the moves that it was asked for. `request` None: it had nothing (more) to give,
-    which ends all that is still asked of the pair."""
+    """The source's answer to one of the moves that it was asked for. If it had nothing (more) to give, that ends all
+    that is still asked of the pair."""
 
-    source: InstanceId
-    target: InstanceId
-    request: RequestId | None
-    ok: bool
-    why: str = ""
+    outcome: MoveOutcome
 
 
 class DrainRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
@@ -139,18 +136,10 @@ class SchedulerCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
-    """To the source's llumlet: give `count` requests away, at most `room_blocks` blocks together. It picks them, unless
-    `request` names one, and answers each with `MigrationEnded`. `urgent`: the source is about to run out of blocks.
-    `at_least_blocks`: only a running request that holds so many helps."""
+    """To the source's llumlet, which answers for each request with `MigrationEnded`."""
 
     source: InstanceId
-    target: InstanceId
-    reason: str
-    room_blocks: int
-    count: int = 1
-    request: RequestId | None = None
-    urgent: bool = False
-    at_least_blocks: int = 0
+    order: MoveOrder
 
 
 class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):

@@ -15,6 +15,7 @@ from __future__ import annotations
 from llumnix.policy.pairing import Pair, PairingRound, PairingTerms, pair_by_benefit
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState
 
@@ -99,8 +100,9 @@ def _pair(giver: InstanceSnapshot, taker: InstanceSnapshot, terms: PairingTerms)
     return Pair(
         source=giver.id,
         target=taker.id,
-        room_blocks=spare_blocks(taker, terms.priority_target_tokens),
-        at_least_blocks=missing_blocks(giver),
+        wanted=Wanted(
+            room_blocks=spare_blocks(taker, terms.priority_target_tokens), at_least_blocks=missing_blocks(giver)
+        ),
         source_freeness=migration_freeness(giver, terms.priority_target_tokens),
         target_freeness=migration_freeness(taker, terms.priority_target_tokens),
         preempted=giver.preempted,

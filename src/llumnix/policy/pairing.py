@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness, room_blocks
 from llumnix.types import InstanceId, InstanceState
 
@@ -46,20 +47,18 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
     source: InstanceId
     target: InstanceId
-    room_blocks: int
+    wanted: Wanted
     source_freeness: float
     target_freeness: float
     preempted: int = 0
     source_after: float | None = None
     target_after: float | None = None
-    at_least_blocks: int = 0
-    """Only a running request that holds so many will do: the first of the source's queue starts in its place."""
 
     def __str__(self) -> str:
         preempted = f", {self.preempted} preempted" if self.preempted else ""
         text = f"freeness {self.source_freeness:.4g}{preempted} against {self.target_freeness:.4g}"
-        if self.at_least_blocks:
-            missing = f"it lacks {self.at_least_blocks} blocks, the target spares {self.room_blocks}"
+        if self.wanted.at_least_blocks:
+            missing = f"it lacks {self.wanted.at_least_blocks} blocks, the target spares {self.wanted.room_blocks}"
             return f"room for the first in the queue: {missing}; {text}"
         if self.source_after is None or self.target_after is None:
             return text
@@ -176,7 +175,7 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
     return Pair(
         source=giver.id,
         target=taker.id,
-        room_blocks=room,
+        wanted=Wanted(room_blocks=room),
         source_freeness=source_freeness,
         target_freeness=target_freeness,
         preempted=giver.preempted,
@@ -232,7 +231,7 @@ def pair_by_rank(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
         pair = Pair(
             source=source.id,
             target=target.id,
-            room_blocks=target.total_blocks,
+            wanted=Wanted(room_blocks=target.total_blocks),
             source_freeness=source_freeness,
             target_freeness=target_freeness,
             preempted=source.preempted,

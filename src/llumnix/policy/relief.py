@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from llumnix.policy.pairing import Load, Pair, PairingTerms, with_added, without
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness, room_blocks
 from llumnix.types import InstanceState
 
@@ -51,7 +52,7 @@ def find_relief(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], ter
     return Pair(
         source=giver.id,
         target=best.id,
-        room_blocks=room_blocks(best),
+        wanted=Wanted(room_blocks=room_blocks(best), urgent=True),
         source_freeness=freeness,
         target_freeness=migration_freeness(best, target_tokens),
         source_after=migration_freeness(without(giver, load), target_tokens),

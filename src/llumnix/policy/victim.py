@@ -29,18 +29,26 @@ QUEUE_SHOWN = 64
 """Queued requests, from the front, among which a llumlet picks; all of a long queue would take milliseconds."""
 
 
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests are to go: up to `count` that fit into `room_blocks` together."""
+
+    count: int = 1
+    room_blocks: int | None = None
+    """None: whatever the target takes."""
+    urgent: bool = False
+    """The source is about to run out of blocks: only a request that holds some helps."""
+    at_least_blocks: int = 0
+    """Only a running request that holds so many helps, and the smallest is best: the first of the queue starts in its
+    place."""
+
+
 class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for: up to `count` requests that fit into `room_blocks` together."""
+    """What is wanted, and how its source stands."""
 
     at: float
-    room_blocks: int
     cooldown_s: float
-    count: int = 1
+    wanted: Wanted = Wanted()
     draining: bool = False
-    urgent: bool = False
-    """The source is about to run out of blocks."""
-    at_least_blocks: int = 0
-    """Room for the first of the queue: only a running request that frees so many helps, and the smallest is best."""
 
 
 class VictimChoice(msgspec.Struct, frozen=True):
@@ -71,13 +79,13 @@ class VictimRule:
 
 
 def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query: VictimQuery) -> VictimChoice:
-    """The first `query.count` requests by the rule's order that can and may move, and fit."""
+    """The first `query.wanted.count` requests by the rule's order that can and may move, and fit."""
     requests = tuple(requests)
     queued = any(request.state is RequestState.WAITING for request in requests)
     keeps = rule.keeps_when_queued if queued and rule.keeps_when_queued else rule.keeps
     passed: dict[str, int] = {}
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
-    order = _leaving if query.draining else _smallest if query.at_least_blocks else rule.order
+    order = _leaving if query.draining else _smallest if query.wanted.at_least_blocks else rule.order
     for request in requests:
         why = _cannot_move(request) or _stays(request, query, keeps)
         if why is None:
@@ -86,9 +94,9 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
             passed[why] = passed.get(why, 0) + 1
     may_move.sort(key=lambda entry: entry[:2])
     victims: list[RequestId] = []
-    room = query.room_blocks
+    room = inf if query.wanted.room_blocks is None else query.wanted.room_blocks
     for _, _, request in may_move:
-        if len(victims) == query.count:
+        if len(victims) == query.wanted.count:
             break
         if request.needed_blocks > room:
             passed["do not fit"] = passed.get("do not fit", 0) + 1
@@ -107,9 +115,9 @@ def _cannot_move(request: RequestSnapshot) -> str | None:
 def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[RequestSnapshot], str | None]) -> str | None:
     if query.draining:
         return None
-    if (query.urgent or query.at_least_blocks) and request.state is RequestState.WAITING:
+    if (query.wanted.urgent or query.wanted.at_least_blocks) and request.state is RequestState.WAITING:
         return "waiting, hold no blocks"
-    if request.held_blocks < query.at_least_blocks:
+    if request.held_blocks < query.wanted.at_least_blocks:
         return "too small to make room"
     return keeps(request) or _too_soon(request, query)
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from llumnix.control.orders import MoveOutcome
 from llumnix.errors import UsageError
 from llumnix.types import NORMAL, InstanceState, Priority
 
@@ -50,8 +51,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt to move a request. `outcome` is `moved`, or why not."""
 
-    at_s: float
-    """When the attempt ended."""
+    at_s: float = msgspec.field(name="at")
+    """When the attempt ended: from the start of the run, or as a server tells it, since 1970."""
     request_id: str
     source: str
     target: str
@@ -68,6 +69,30 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Out of the source's batch to in the target's."""
     downtime_ms: float | None = None
     """What the client saw: the gap at the hand-over, minus one normal decode step."""
+    move_id: str = ""
+    """Of the order, as the scheduler's log and the llumlets' stories name it; empty if not known."""
+
+
+def migration_record(
+    at_s: float, request_id: str, outcome: MoveOutcome, downtime_s: float | None = None
+) -> MigrationRecord:
+    """`request_id`: as the client knows it."""
+    order, figures = outcome.order, outcome.figures
+    return MigrationRecord(
+        at_s=at_s,
+        request_id=request_id,
+        source=outcome.source,
+        target=order.target,
+        reason=order.reason,
+        outcome=MOVED if outcome.ok else f"stayed: {outcome.why_not}",
+        stages=figures.stages,
+        bytes=figures.bytes_copied,
+        blocks_skipped=figures.blocks_skipped,
+        copy_ms=1e3 * figures.copy_s,
+        handover_ms=1e3 * figures.handover_s,
+        downtime_ms=None if downtime_s is None else 1e3 * downtime_s,
+        move_id=order.move_id,
+    )
 
 
 MOVED = "moved"
@@ -157,9 +182,9 @@ _TOO_MANY = ""
 def _row(path: Path, line: int, texts: dict[str, str], kind: type[Record]) -> Record:
     if _TOO_MANY in texts:
         raise UsageError(f"{path}:{line}: not a row of {path.name}: it has more fields than the header.")
-    known = set(kind.__struct_fields__)
-    values: dict[str, str | list[str]] = {name: text for name, text in texts.items() if name in known and text}
-    if "instances" in known and "instances" in values:
+    names = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
+    values: dict[str, str | list[str]] = {names[name]: text for name, text in texts.items() if name in names and text}
+    if "instances" in values:
         values["instances"] = texts["instances"].split(";")
     try:
         # An empty field is left out and takes the default of its column.

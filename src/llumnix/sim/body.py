@@ -37,20 +37,9 @@ class SimBody:
         self._kept: dict[RequestId, tuple[int, int]] = {}
         self._pins: dict[tuple[RequestId, Epoch], int] = {}
         self._limbo: dict[tuple[RequestId, Epoch], int] = {}
-        self._orders = 0
-        self._urgent: set[told.MoveId] = set()
-        """Orders to make room before somebody has to be preempted."""
         self._wake: Timer | None = None
 
     # ------------------------------------------------------------------ from the instance
-
-    def new_order(self, urgent: bool) -> told.MoveId:
-        """A number for it."""
-        self._orders += 1
-        number = told.MoveId(self._orders)
-        if urgent:
-            self._urgent.add(number)
-        return number
 
     def settled(self, request: SimRequest) -> None:
         """A watched one changed between computing, decoding and waiting."""
@@ -98,16 +87,16 @@ class SimBody:
         self._world.noticed(command.message)
 
     def answer_move(self, command: do.AnswerMove) -> None:
-        account = self._account
-        if command.ok:
-            account.migrations_out += 1
-            held = command.figures.held_blocks
-            if command.move_id in self._urgent and self._engine.short_blocks(self._world.relief_steps, held):
-                account.preemptions_avoided += 1
-                account.recompute_tokens_saved += held * self._engine.batch.block_tokens
-        elif command.request is not None:
-            self._world.request(command.request).moved_s = self._kernel.now
-        self._world.move_answered(account.id, command)
+        outcome = command.outcome
+        if outcome.ok:
+            self._account.migrations_out += 1
+            held = outcome.figures.held_blocks
+            if outcome.order.wanted.urgent and self._engine.short_blocks(self._world.relief_steps, held):
+                self._account.preemptions_avoided += 1
+                self._account.recompute_tokens_saved += held * self._engine.batch.block_tokens
+        elif outcome.request is not None:
+            self._world.request(outcome.request).moved_s = self._kernel.now
+        self._world.move_answered(outcome)
 
     def wake_at(self, command: do.WakeAt) -> None:
         if self._wake is not None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from llumnix.config import PolicyConfig
-from llumnix.control import commands as do
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits, drain_limits
 from llumnix.control.fleet import Fleet
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
+from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.control.replay import LlumletBegin, SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.errors import UsageError
@@ -220,18 +220,10 @@ class _Run:
         self._front_end.on_report(snapshot)
         self._schedule(sched.LoadReported(at=self.kernel.now, snapshot=snapshot))
 
-    def move_answered(self, source: InstanceId, answer: do.AnswerMove) -> None:
-        if answer.request is not None:
-            request = self._front_end.by_id[answer.request]
-            self._observer.migration_ended(self.kernel.now, source, request, answer)
-        ended = sched.MigrationEnded(
-            at=self.kernel.now + self._network.message_s,
-            source=source,
-            target=answer.target,
-            request=answer.request,
-            ok=answer.ok,
-            why=answer.reason,
-        )
+    def move_answered(self, outcome: MoveOutcome) -> None:
+        if outcome.request is not None:
+            self._observer.migration_ended(self.kernel.now, self._front_end.by_id[outcome.request], outcome)
+        ended = sched.MigrationEnded(at=self.kernel.now + self._network.message_s, outcome=outcome)
         self._network.deliver(self._schedule, ended)
 
     def _schedule(self, event: sched.Event) -> None:
@@ -248,7 +240,7 @@ class _Run:
             case sched.MoveRequest():
                 source = self._instances.get(command.source)
                 if source is not None:
-                    self._network.deliver(source.move_out, command)
+                    self._network.deliver(source.move_out, command.order)
             case sched.SetDraining():
                 leaver = self._instances.get(command.instance)
                 if leaver is not None:
@@ -280,12 +272,13 @@ class _Run:
         self._network.deliver(self._schedule, answer)
 
     def _move_by_hand(self, move: PlannedMove) -> None:
-        source, target = instance_name(move.source), instance_name(move.target)
-        room = self.profile.memory.total_blocks
-        order = sched.MoveRequest(
-            source=source, target=target, request=RequestId(move.request), room_blocks=room, reason="asked for"
+        order = MoveOrder(
+            move_id=MoveId(f"planned-{move.request}-{self.kernel.now:g}"),
+            target=instance_name(move.target),
+            reason="asked for",
+            request=RequestId(move.request),
         )
-        self._instances[source].move_out(order)
+        self._instances[instance_name(move.source)].move_out(order)
 
     def _wake_scheduler(self) -> None:
         self._wake = None

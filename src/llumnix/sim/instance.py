@@ -11,7 +11,7 @@ from functools import partial
 from llumnix.control import events as told
 from llumnix.control.body import LlumletLoop
 from llumnix.control.messages import AnyMessage, Copied, Prepared
-from llumnix.control.scheduler_events import MoveRequest
+from llumnix.control.orders import MoveOrder
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
@@ -56,24 +56,12 @@ class SimInstance:
             self.body.tell_progress(self._world.request(message.request))
         self.hear(told.Received(self._kernel.now, message))
 
-    def move_out(self, order: MoveRequest) -> None:
+    def move_out(self, order: MoveOrder) -> None:
         """The scheduler's order arrives."""
         if not self.account.alive or self._reads_later(self.move_out, order):
             return
-        self.hear(
-            told.MoveOut(
-                self._kernel.now,
-                self.body.new_order(order.urgent),
-                target=order.target,
-                request=order.request,
-                reason=order.reason,
-                candidates=candidates(self.account, self.engine, tells_rest=not self._world.paper_body),
-                room_blocks=order.room_blocks,
-                count=order.count,
-                urgent=order.urgent,
-                at_least_blocks=order.at_least_blocks,
-            )
-        )
+        all_here = candidates(self.account, self.engine, tells_rest=not self._world.paper_body)
+        self.hear(told.MoveOut(self._kernel.now, order, all_here))
 
     def set_draining(self, draining: bool, keep: bool) -> None:
         if self._reads_later(self.set_draining, draining, keep):

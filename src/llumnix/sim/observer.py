@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from llumnix.control.commands import AnswerMove
+from llumnix.control.orders import MoveOutcome
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.report.records import MOVED, InstanceRecord, MigrationRecord
+from llumnix.report.records import InstanceRecord, migration_record
 from llumnix.sim.engine.request import Handover, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import Outcome
@@ -24,25 +24,14 @@ class RunObserver:
         self._handovers: list[Handover | None] = []
         """One per row of the migrations: what the client felt is known only later."""
 
-    def migration_ended(self, at_s: float, source: InstanceId, request: SimRequest, answer: AnswerMove) -> None:
-        figures = answer.figures
-        handover = request.handover if answer.ok else None
+    def migration_ended(self, at_s: float, request: SimRequest, outcome: MoveOutcome) -> None:
+        handover = request.handover if outcome.ok else None
         self._handovers.append(handover)
-        self._outcome.migrations.append(
-            MigrationRecord(
-                at_s=at_s,
-                request_id=request.id,
-                source=source,
-                target=answer.target,
-                reason=answer.reason if answer.ok else "",
-                outcome=MOVED if answer.ok else answer.reason,
-                stages=figures.stages,
-                bytes=figures.bytes_copied,
-                blocks_skipped=figures.blocks_skipped,
-                copy_ms=figures.copy_s * 1e3,
-                handover_ms=None if handover is None else handover.out_s * 1e3,
-            )
-        )
+        record = migration_record(at_s, request.id, outcome)
+        if outcome.why_not is not None:
+            record = replace(record, reason="", outcome=outcome.why_not)
+        handover_ms = None if handover is None else handover.out_s * 1e3
+        self._outcome.migrations.append(replace(record, handover_ms=handover_ms))
 
     def sample(self, at_s: float, instances: Mapping[InstanceId, SimInstance]) -> None:
         """A row for each instance, and how fragmented their memory is."""

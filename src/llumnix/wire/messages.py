@@ -10,9 +10,11 @@ import msgspec
 
 from llumnix.control.fleet import Fleet
 from llumnix.control.messages import AnyMessage
+from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import ASKED_FOR, DrainReport
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, RequestId
 
 WIRE_VERSION = 1
@@ -90,20 +92,11 @@ class Arbitration(Wire, frozen=True, kw_only=True, tag=True):
 
 
 class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
-    """Give `count` requests (or the one named) to `target`. Answered with a `MoveAnswer` to `reply_to`."""
+    """Answered with a `MoveAnswer` to `reply_to` for each request that goes, and for what does not."""
 
-    move_id: str
+    order: MoveOrder
     target: InstanceInfo
-    reason: str
     reply_to: str
-    request: RequestId | None = None
-    count: int = 1
-    room_blocks: int | None = None
-    """Give at most this many blocks away, all requests together; None: the target's refusal is enough."""
-    urgent: bool = False
-    """The instance is about to run out of blocks: only a request that holds some helps."""
-    at_least_blocks: int = 0
-    """Only a running request that holds so many helps: the first of the queue starts in its place."""
 
 
 class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
@@ -161,20 +154,9 @@ class BlocksReleased(Wire, frozen=True, kw_only=True, tag=True):
 
 
 class MoveAnswer(Wire, frozen=True, kw_only=True, tag=True):
-    """How a move ended. One per move request; `moved` counts the requests that really went."""
+    """To whoever gave the order."""
 
-    move_id: str
-    source: InstanceId
-    target: InstanceId
-    ok: bool
-    reason: str
-    moved: int = 0
-    request: RequestId | None = None
-    stages: int = 0
-    bytes_copied: int = 0
-    blocks_skipped: int = 0
-    copy_s: float = 0.0
-    handover_s: float = 0.0
+    outcome: MoveOutcome
 
 
 # launcher, scheduler, front ends
@@ -327,24 +309,6 @@ class SchedulerAlive(Wire, frozen=True, kw_only=True, tag=True):
 
     pid: int
     scaling: ScalingStatus | None = None
-
-
-class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, as `GET /llumnix/v1/migrations` lists it. `request_id` is the client's id."""
-
-    at: float
-    """Seconds since the epoch (wall clock)."""
-    request_id: str
-    source: InstanceId
-    target: InstanceId
-    reason: str
-    outcome: str
-    stages: int = 0
-    bytes: int = 0
-    blocks_skipped: int = 0
-    copy_ms: float = 0.0
-    handover_ms: float = 0.0
-    downtime_ms: float | None = None
 
 
 class ListMigrations(Wire, frozen=True, kw_only=True, tag=True):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from time import time
 
 from llumnix.control.messages import Moved, Stayed
+from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.failures import Failures
@@ -16,7 +17,7 @@ from llumnix.engine.vllm.front_end.metrics import Metrics
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.types import InstanceId
+from llumnix.report.records import MOVED, MigrationRecord, migration_record
 from llumnix.wire import messages as wire
 
 BY_HAND = "by hand"
@@ -29,7 +30,7 @@ _FIRST_TOKEN_TIMEOUT_S = 10.0
 class _Order:
     """One move that this front end asked for."""
 
-    answered: asyncio.Future[wire.MoveAnswer] = field(default_factory=asyncio.Future)
+    answered: asyncio.Future[MoveOutcome] = field(default_factory=asyncio.Future)
 
 
 class ByHand:
@@ -43,8 +44,8 @@ class ByHand:
         self._post = post
         self._address = address
         self._numbers = numbers()
-        self._orders: dict[str, _Order] = {}
-        self._recorded: dict[str, asyncio.Future[wire.MigrationRecord]] = {}  # by engine id
+        self._orders: dict[MoveId, _Order] = {}
+        self._recorded: dict[str, asyncio.Future[MigrationRecord]] = {}  # by engine id
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics = Metrics()
         self.failures = Failures()
@@ -57,16 +58,16 @@ class ByHand:
         task.add_done_callback(self._tasks.discard)
 
     def move_answered(self, answer: wire.MoveAnswer) -> None:
-        order = self._orders.get(answer.move_id)
+        order = self._orders.get(answer.outcome.order.move_id)
         if order is not None and not order.answered.done():
-            order.answered.set_result(answer)
+            order.answered.set_result(answer.outcome)
 
     async def _answer(self, order: wire.MigrateByHand) -> None:
         status, record, why = await self._carry_out(order)
         answer = wire.MigrateAnswer(query=order.query, status=status, record=record, why=why)
         self._post(order.reply_to, answer)
 
-    async def _carry_out(self, order: wire.MigrateByHand) -> tuple[int, wire.MigrationRecord | None, str]:
+    async def _carry_out(self, order: wire.MigrateByHand) -> tuple[int, MigrationRecord | None, str]:
         """(status, record, why): see `MigrateAnswer`."""
         session = self._client.streams.sessions.get(order.request)
         target = self._client.members.by_id.get(order.target)
@@ -80,22 +81,21 @@ class ByHand:
         if source is None or session.move is not None or session.engine_id in self._recorded:
             return 409, None, "the request is moving already"
         recorded = self._recorded[session.engine_id] = asyncio.get_running_loop().create_future()
-        move_id = f"{self._address}/{next(self._numbers)}"
+        move_id = MoveId(f"{self._address}/{next(self._numbers)}")
         pending = self._orders[move_id] = _Order()
-        move = wire.MoveOut(
-            move_id=move_id, target=target.info, reason=BY_HAND, reply_to=self._address, request=order.request
-        )
-        self._post(source.info.control, move)
+        move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
+        self._post(source.info.control, wire.MoveOut(order=move, target=target.info, reply_to=self._address))
         try:
-            answer = await _answer_or_loss(pending, source)
-            if answer is None and source.gone.is_set():
+            outcome = await _outcome_or_loss(pending, source)
+            if outcome is None and source.gone.is_set():
                 return 409, None, f"{source.info.id} was lost meanwhile"
-            if answer is None:
+            if outcome is None:
                 return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
-            if not answer.ok:
-                return 409, None, answer.reason
+            if outcome.why_not is not None:
+                return 409, None, outcome.why_not
             await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
-            return 200, recorded.result() if recorded.done() else _record_of(session, source.info.id, answer), ""
+            # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
+            return 200, recorded.result() if recorded.done() else _record_of(session, outcome), ""
         finally:
             del self._orders[move_id]
             del self._recorded[order.request]
@@ -109,46 +109,20 @@ class ByHand:
         self.failures.remember(client_visible_id(session.client_id), why)
 
     def stayed(self, session: Session, notice: Stayed) -> None:
-        self._keep(
-            session,
-            wire.MigrationRecord(
-                at=time(),
-                request_id=client_visible_id(session.client_id),
-                source=notice.sender,
-                target=notice.target,
-                reason=notice.reason,
-                outcome=f"stayed: {notice.why}",
-            ),
-        )
+        self._keep(session, _record_of(session, notice.outcome))
 
     def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
-        self._keep(
-            session,
-            wire.MigrationRecord(
-                at=time(),
-                request_id=client_visible_id(session.client_id),
-                source=notice.sender,
-                target=notice.target,
-                reason=notice.reason,
-                outcome="moved",
-                stages=notice.stages,
-                bytes=notice.bytes_copied,
-                blocks_skipped=notice.blocks_skipped,
-                copy_ms=1e3 * notice.copy_s,
-                handover_ms=1e3 * notice.handover_s,
-                downtime_ms=None if downtime_s is None else 1e3 * downtime_s,
-            ),
-        )
+        self._keep(session, _record_of(session, notice.outcome, downtime_s))
 
-    def _keep(self, session: Session, record: wire.MigrationRecord) -> None:
+    def _keep(self, session: Session, record: MigrationRecord) -> None:
         self._log.add(record)
         self.metrics.migration(record)
         waiting = self._recorded.get(session.engine_id)
-        if record.outcome == "moved" and waiting is not None and not waiting.done():
+        if record.outcome == MOVED and waiting is not None and not waiting.done():
             waiting.set_result(record)
 
 
-async def _answer_or_loss(order: _Order, source: Member) -> wire.MoveAnswer | None:
+async def _outcome_or_loss(order: _Order, source: Member) -> MoveOutcome | None:
     """None when the source was lost, or did not answer in time."""
     gone = asyncio.ensure_future(source.gone.wait())
     try:
@@ -158,18 +132,5 @@ async def _answer_or_loss(order: _Order, source: Member) -> wire.MoveAnswer | No
     return order.answered.result() if order.answered.done() else None
 
 
-def _record_of(session: Session, source: InstanceId, answer: wire.MoveAnswer) -> wire.MigrationRecord:
-    """When the stream made no token since (it waits in the target's queue): all but the downtime is known."""
-    return wire.MigrationRecord(
-        at=time(),
-        request_id=client_visible_id(session.client_id),
-        source=source,
-        target=answer.target,
-        reason=answer.reason,
-        outcome="moved",
-        stages=answer.stages,
-        bytes=answer.bytes_copied,
-        blocks_skipped=answer.blocks_skipped,
-        copy_ms=1e3 * answer.copy_s,
-        handover_ms=1e3 * answer.handover_s,
-    )
+def _record_of(session: Session, outcome: MoveOutcome, downtime_s: float | None = None) -> MigrationRecord:
+    return migration_record(time(), client_visible_id(session.client_id), outcome, downtime_s)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from llumnix.wire.messages import MigrationRecord, ScalingStatus
+from llumnix.report.records import MigrationRecord
+from llumnix.wire.messages import ScalingStatus
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from llumnix.wire.messages import MigrationRecord
+from llumnix.report.records import MigrationRecord
 
 _REMEMBERED = 100_000
 

@@ -18,6 +18,7 @@ from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
@@ -125,14 +126,14 @@ class Switchboard:
                     found[row.request] = (answer.instance, row)
         return list(found.values())
 
-    async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[wire.MigrationRecord]:
+    async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[MigrationRecord]:
         """Of all front ends, newest first."""
         others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
         answers = await self._ask(
             others, lambda query: wire.ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
         )
         records = [*self.log.newest(limit), *(record for answer in answers for record in answer.records)]
-        records.sort(key=lambda record: record.at, reverse=True)
+        records.sort(key=lambda record: record.at_s, reverse=True)
         return records[:limit]
 
     async def all_others(self, part: str, request_ids: Iterable[str] = (), timeout_s: float = 3.0) -> int:

@@ -5,7 +5,6 @@ Lives on the engine's main thread and runs between steps only; nothing here wait
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from vllm.v1.request import Request
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
 from llumnix.control.llumlet import Llumlet
+from llumnix.control.orders import MoveId
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal
 from llumnix.engine.vllm.instance.letters import Letters
@@ -56,8 +56,8 @@ class LlumletDriver:
         self._post_soon = engine.post_soon
         self._clock = engine.clock
         self._prepared: dict[tuple[RequestId, int], Request] = {}
-        self._orders: dict[events.MoveId, wire.MoveOut] = {}
-        self._order_numbers = itertools.count(1)
+        self._asked_by: dict[MoveId, str] = {}
+        """Who gave an order: where its answer goes."""
         self._events: deque[events.AnyEvent] = deque()
         self._handling = False
         self._handlers: dict[type[commands.AnyCommand], Callable[[Any], None]] = {
@@ -83,27 +83,12 @@ class LlumletDriver:
 
     def move_out(self, order: wire.MoveOut) -> None:
         self._letters.met(order.target)
-        move_id = events.MoveId(next(self._order_numbers))
-        self._orders[move_id] = order
-        if len(self._orders) > _MAX_ORDERS_REMEMBERED:
-            del self._orders[next(iter(self._orders))]
-        room = self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks
-        self.handle(
-            events.MoveOut(
-                at=self._clock(),
-                move_id=move_id,
-                target=order.target.id,
-                request=order.request,
-                reason=order.reason,
-                candidates=request_snapshots(
-                    self._scheduler, bool(self.engine_pins), order.request, exact=order.at_least_blocks > 0
-                ),
-                room_blocks=room if order.room_blocks is None else order.room_blocks,
-                count=order.count,
-                urgent=order.urgent,
-                at_least_blocks=order.at_least_blocks,
-            )
-        )
+        self._asked_by[order.order.move_id] = order.reply_to
+        if len(self._asked_by) > _MAX_ORDERS_REMEMBERED:
+            del self._asked_by[next(iter(self._asked_by))]
+        exact = order.order.wanted.at_least_blocks > 0
+        candidates = request_snapshots(self._scheduler, bool(self.engine_pins), order.order.request, exact=exact)
+        self.handle(events.MoveOut(self._clock(), order.order, candidates))
 
     def peer_said(self, peer: wire.Peer, prepared: Request | None) -> None:
         """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread."""
@@ -190,32 +175,16 @@ class LlumletDriver:
     # -- answers
 
     def _answer_move(self, command: commands.AnswerMove) -> None:
-        figures = command.figures
-        if command.ok:
+        outcome = command.outcome
+        if outcome.ok:
             self.moved_out += 1
-        elif command.request is not None and (kept := self._scheduler.requests.get(command.request)) is not None:
+            if outcome.order.wanted.urgent:
+                self._count_relief(outcome.figures.held_blocks)
+        elif outcome.request is not None and (kept := self._scheduler.requests.get(outcome.request)) is not None:
             passport_of(kept).moved_s = self._clock()  # or the same one would be tried again and again
-        order = self._orders.get(command.move_id)
-        if order is None:
-            return
-        if command.ok and order.urgent:
-            self._count_relief(figures.held_blocks)
-        self._post_soon(
-            (order.reply_to,),
-            wire.MoveAnswer(
-                move_id=order.move_id,
-                source=self.info.id,
-                target=command.target,
-                ok=command.ok,
-                reason=command.reason,
-                request=command.request,
-                stages=figures.stages,
-                bytes_copied=figures.bytes_copied,
-                blocks_skipped=figures.blocks_skipped,
-                copy_s=figures.copy_s,
-                handover_s=figures.handover_s,
-            ),
-        )
+        asked_by = self._asked_by.get(outcome.order.move_id)
+        if asked_by is not None:
+            self._post_soon((asked_by,), wire.MoveAnswer(outcome=outcome))
 
     def _count_relief(self, blocks: int) -> None:
         """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""

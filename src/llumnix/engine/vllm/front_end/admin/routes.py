@@ -21,6 +21,7 @@ from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire import messages as wire
 
@@ -213,7 +214,7 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
     elsewhere = [row for instance, row in found if instance != target]
     if not elsewhere:
         raise Bad(409, f"The request is on {target} already.", "conflict_error")
-    moved: list[wire.MigrationRecord] = []
+    moved: list[MigrationRecord] = []
     deadline_s = monotonic() + MIGRATE_TIMEOUT_S
     for row in sorted(elsewhere, key=lambda row: row.request):
         answer = await board.migrate(row, target, max(0.0, deadline_s - monotonic()))
@@ -233,8 +234,8 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
             "stages": max(record.stages for record in moved),
             "bytes": sum(record.bytes for record in moved),
             "blocks_skipped": sum(record.blocks_skipped for record in moved),
-            "copy_ms": sum(record.copy_ms for record in moved),
-            "handover_ms": max(record.handover_ms for record in moved),
+            "copy_ms": sum(record.copy_ms or 0.0 for record in moved),
+            "handover_ms": max(record.handover_ms or 0.0 for record in moved),
             "downtime_ms": max(downtimes, default=None),
         }
     )
