@@ -77,7 +77,7 @@ REQUESTS = [
 ]
 MOVES = [
     {"at": 20.0, "request_id": "cmpl-a", "source": "i0", "target": "i1", "reason": "by hand", "outcome": "moved"}
-    | {"bytes": 1_835_008, "downtime_ms": 7.3},
+    | {"bytes": 1_835_008, "downtime_ms": 7.3, "move_id": "front-0-8"},
     {"at": 10.0, "request_id": "cmpl-b", "source": "i1", "target": "i0", "reason": "freeness 1 against 9"}
     | {"outcome": "stayed: no room", "bytes": 0, "downtime_ms": None},
 ]
@@ -136,8 +136,8 @@ def test_moves_are_listed_with_the_newest_last(answer_with: Install, capsys: Cap
     answer_with(server)
     assert main(["moves"]) == 0
     _, first, last = lines(capsys)
-    assert first[1:] == ["cmpl-b", "i1", "i0", "–", "–", "stayed:", "no", "room", "freeness", "1", "against", "9"]
-    assert last[1:] == ["cmpl-a", "i0", "i1", "7.3", "ms", "1.8", "moved", "by", "hand"]
+    assert first[1:] == ["cmpl-b", "i1", "i0", "–", "–", "stayed:", "no", "room", "–", "freeness", "1", "against", "9"]
+    assert last[1:] == ["cmpl-a", "i0", "i1", "7.3", "ms", "1.8", "moved", "front-0-8", "by", "hand"]
 
 
 def test_what_goes_into_a_pipe_is_not_cut(answer_with: Install, capsys: Captured) -> None:

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 _STATES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
 _LOADS = {"tight": "yellow", "over": "red"}
 _LONG = ("reason", "can move", "outcome")
-_LEFT = ("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "reason", "when")
+_LEFT = ("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "order", "reason", "when")
 
 
 def print_status(status: dict[str, Any], console: Console | None = None) -> None:
@@ -55,7 +55,7 @@ def print_requests(rows: list[Row], console: Console | None = None) -> None:
 
 def print_moves(rows: list[Row], console: Console | None = None) -> None:
     """Oldest first, as in a log: the newest stands above the prompt."""
-    table = _table("when", "id", "from", "to", "downtime", "MB", "outcome", "reason")
+    table = _table("when", "id", "from", "to", "downtime", "MB", "outcome", "order", "reason")
     for row in reversed(rows):
         moved = row["outcome"] == "moved"
         downtime = f"{row['downtime_ms']:.1f} ms" if row.get("downtime_ms") is not None else "–"
@@ -65,6 +65,7 @@ def print_moves(rows: list[Row], console: Console | None = None) -> None:
             downtime,
             f"{row['bytes'] / 1e6:.1f}" if moved else "–",
             Text(row["outcome"], style="" if moved else "yellow"),
+            Text(row.get("move_id") or "–"),
             Text(row["reason"]),
         )
     _print_rows(table, "nothing has moved yet", console)

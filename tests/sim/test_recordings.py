@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from llumnix.control.commands import Notify
+from llumnix.control.events import MoveOut
+from llumnix.control.messages import Moved
+from llumnix.control.replay import SchedulerEntry
+from llumnix.control.scheduler_events import MigrationEnded, MoveRequest
+from llumnix.control.story import Entry
 from llumnix.errors import UsageError
 from llumnix.recording import RECORD, differences
+from llumnix.report.records import MOVED, MigrationRecord
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.profiles.file import load_profile
@@ -35,6 +43,35 @@ def test_every_recorded_machine_answers_as_it_did(recordings: list[Path]) -> Non
     assert sum(path.read_bytes().count(b"\n") for path in recordings) > 500
     for path in recordings:
         assert differences(path) == [], path.name
+
+
+def test_an_order_is_followed_by_its_id_from_the_decision_to_the_record(tmp_path: Path) -> None:
+    setup = RunSetup(instances=4, profile=load_profile("a10-llama-7b"), seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RECORD, str(tmp_path))
+        outcome = simulate(sim_requests(load_workload("L-L?rate=0.8&requests=150&seed=1")), setup)
+    record = next(row for row in outcome.migrations if row.outcome == MOVED)
+    scheduler = entries(tmp_path / "scheduler.jsonl", SchedulerEntry)
+    (decided,) = [c for e in scheduler for c in e.commands if isinstance(c, MoveRequest) and follows(c, record)]
+    assert decided.order.reason == record.reason
+    source = entries(tmp_path / f"{record.source}.jsonl", Entry)
+    assert [e.event.order for e in source if isinstance(e.event, MoveOut) and follows(e.event, record)] == [
+        decided.order
+    ]
+    told = [c for e in source for c in e.commands if isinstance(c, Notify) and isinstance(c.message, Moved)]
+    (notice,) = [command.message for command in told if follows(command.message.outcome, record)]
+    assert notice.outcome.order == decided.order
+    (heard,) = [e.event for e in scheduler if isinstance(e.event, MigrationEnded) and follows(e.event.outcome, record)]
+    assert heard.outcome == notice.outcome, "scheduler and front end hear the same"
+    assert (heard.outcome.request, heard.outcome.figures.bytes_copied) == (record.request_id, record.bytes)
+
+
+def entries(path: Path, kind: type[Any]) -> list[Any]:
+    return [msgspec.json.decode(line, type=kind) for line in path.read_bytes().splitlines()[1:]]
+
+
+def follows(part: Any, record: MigrationRecord) -> bool:
+    return bool(part.order.move_id == record.move_id)
 
 
 @pytest.mark.parametrize("of_scheduler", [True, False])

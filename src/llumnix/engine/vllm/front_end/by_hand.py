@@ -81,7 +81,7 @@ class ByHand:
         if source is None or session.move is not None or session.engine_id in self._recorded:
             return 409, None, "the request is moving already"
         recorded = self._recorded[session.engine_id] = asyncio.get_running_loop().create_future()
-        move_id = MoveId(f"{self._address}/{next(self._numbers)}")
+        move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
         pending = self._orders[move_id] = _Order()
         move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
         self._post(source.info.control, wire.MoveOut(order=move, target=target.info, reply_to=self._address))
