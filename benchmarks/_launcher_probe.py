@@ -52,11 +52,11 @@ def main() -> int:
     nothing_to_do = (supervision.SpawnScheduler, supervision.Say)
     launcher._carry_out = lambda command: None if isinstance(command, nothing_to_do) else carry_out(command)
     launcher._mailbox.start()
-    launcher._tell_supervisor(supervision.Tick())
+    launcher._tell_supervisor(supervision.TimePassed())
     while True:
         due_s = launcher._supervisor.next_wake_s
         launcher._wait_until(min(time.monotonic() + 1.0, due_s or float("inf")))
-        launcher._tell_supervisor(supervision.Tick())
+        launcher._tell_supervisor(supervision.TimePassed())
 
 
 if __name__ == "__main__":

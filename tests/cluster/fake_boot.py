@@ -22,12 +22,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from llumnix.control.scheduler_events import SetDraining
 from llumnix.engine.port import END_NOW, FrontEndSpec, InstanceSpec
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.errors import UsageError
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import InstanceGone, InstanceInfo, Report, SetDraining, Wire
+from llumnix.wire.messages import InstanceGone, InstanceInfo, Report, Wire
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from llumnix.cluster import nursery_messages, supervision
 from llumnix.cluster.launcher import Launcher
+from llumnix.control.scheduler_events import StartInstances
 from llumnix.flags import parse_serve
 from llumnix.wire.addresses import on_one_machine
 
@@ -28,16 +29,16 @@ def test_exits_are_seen_while_events_come_faster_than_they_are_handled(tmp_path:
     def handle(event: supervision.Event, _at: float) -> list[supervision.Command]:
         seen.append(event)
         assert len(seen) < _STORM, "the loop never comes to the exit"
-        launcher._post(supervision.StartRequested(1, "each one brings another one"))
+        launcher._post(StartInstances(count=1, reason="each one brings another one", order=1))
         return []
 
     launcher._supervisor.handle = handle
-    launcher._post(supervision.StartRequested(1, "the first one"))
+    launcher._post(StartInstances(count=1, reason="the first one", order=1))
     nursery_messages.send(nursery, nursery_messages.Exited(child="i0", how="killed"))
     launcher._wait_until(time.monotonic())
     launcher._wait_until(time.monotonic())
     assert [type(event) for event in seen] == [
-        supervision.StartRequested, supervision.Exited, supervision.StartRequested, supervision.StartRequested
+        StartInstances, nursery_messages.Exited, StartInstances, StartInstances
     ]  # fmt: skip
     launcher._mailbox.close()
     ours.close()

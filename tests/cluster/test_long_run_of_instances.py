@@ -17,12 +17,11 @@ from llumnix.cluster.supervision import (
     FrontEndServes,
     InstanceServes,
     SchedulerExited,
-    StartRequested,
-    StopRequested,
-    Tick,
+    TimePassed,
 )
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import drains, gone
+from llumnix.control.scheduler_events import StartInstances, StopInstance
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
@@ -43,13 +42,13 @@ def test_supervisor_holds_the_processes_that_run() -> None:
         at += 100.0
         child = rng.choice(server.running)
         if child.startswith("i") and rng.random() < 0.3:
-            server.handle(StopRequested(InstanceId(child), "drained", kill=False), at)
-            server.handle(StartRequested(1, "for it"), at)
+            server.handle(StopInstance(instance=InstanceId(child), reason="drained"), at)
+            server.handle(StartInstances(count=1, reason="for it", order=0), at)
         server.exit(child, at)
         if rng.random() < 0.1:
             server.handle(SchedulerExited("it broke"), at)
         at += 50.0
-        server.handle(Tick(), at)
+        server.handle(TimePassed(), at)
         for instance in server.supervisor.instances:
             server.handle(InstanceServes(instance, f"ipc://{instance}"), at)
         server.handle(FrontEndServes("serving"), at)

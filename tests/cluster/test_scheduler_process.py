@@ -18,6 +18,7 @@ import pytest
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.fleet import Fleet
+from llumnix.control.scheduler_events import DeclareLost, ReplayRest, SetDraining, StartInstances, StopInstance
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
@@ -38,12 +39,8 @@ from llumnix.wire.messages import (
     ListDrains,
     MoveOut,
     ReplayedElsewhere,
-    ReplayElsewhere,
     Report,
     SchedulerAlive,
-    SetDraining,
-    StartInstances,
-    StopInstance,
     UndrainInstance,
     Wire,
 )
@@ -160,17 +157,16 @@ def test_loaded_instance_is_told_to_give_to_the_free_one(world: World) -> None:
 
 def test_silent_instance_is_fenced_and_killed(world: World) -> None:
     world.report(I1)
-    kill = world.wait_for(world.launcher[1], StopInstance, lambda: world.report(I0))
-    assert (kill.instance, kill.kill) == ("i1", True)
-    assert "no heartbeat" in kill.reason
+    lost = world.wait_for(world.launcher[1], DeclareLost, lambda: world.report(I0))
+    assert lost.instance == "i1"
+    assert "no heartbeat" in lost.why
     gone = world.wait_for(world.front_end[1], InstanceGone, lambda: world.report(I0))
     assert (gone.instance, gone.expected) == ("i1", False)
 
 
 def test_instance_that_was_never_heard_of_is_missed_too(world: World) -> None:
     world.tell(InstanceServing(instance=I1))
-    kill = world.wait_for(world.launcher[1], StopInstance, nothing)
-    assert (kill.instance, kill.kill) == ("i1", True)
+    assert world.wait_for(world.launcher[1], DeclareLost, nothing).instance == "i1"
 
 
 def test_drain_is_passed_on_and_ends_with_a_stop(world: World) -> None:
@@ -200,11 +196,11 @@ def test_what_is_left_after_the_deadline_is_replayed_and_what_then_is_left_is_cu
         world.report(I1, free_blocks=1, running=9)  # no room there
 
     busy()
-    replay = world.wait_for(world.front_end[1], ReplayElsewhere, busy)
-    assert (replay.instance, replay.reply_to) == ("i0", world.book.scheduler)
+    replay = world.wait_for(world.front_end[1], ReplayRest, busy)
+    assert replay.instance == "i0"
     world.tell(ReplayedElsewhere(instance=I0, count=2))
     stop = world.wait_for(world.launcher[1], StopInstance, busy)
-    assert (stop.instance, stop.kill, stop.replace) == ("i0", True, False)
+    assert (stop.instance, stop.kill) == ("i0", True)
     world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
     (report,) = world.wait_for(world.front_end[1], Drains, busy).reports
     assert (report.outcome, report.replayed, report.left) == ("cut off", 2, 3)

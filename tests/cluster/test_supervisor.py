@@ -6,37 +6,38 @@ from typing import Any, TypeVar
 
 import pytest
 
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Forked,
+    ForkFrontEnd,
+    ForkInstance,
+    Leaving,
+    StopListening,
+    Waiting,
+)
 from llumnix.cluster.roster import Roster
 from llumnix.cluster.supervision import (
+    Announce,
     Audience,
     Command,
     Event,
-    Exited,
     Finish,
     Forget,
-    Forked,
     FrontEndServes,
     InstanceServes,
-    Leaves,
     NurseryEnded,
     Say,
     SchedulerExited,
     Signal,
-    SpawnFrontEnd,
-    SpawnInstance,
     SpawnScheduler,
-    StartRequested,
-    StopListening,
-    StopRequested,
     StopScheduler,
-    Tell,
     Terminate,
-    Tick,
-    Waits,
+    TimePassed,
 )
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
+from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.messages import (
     DrainInstance,
@@ -55,7 +56,7 @@ def only(kind: type[Kind], commands: list[Command]) -> list[Kind]:
 
 
 def told(kind: type[Kind], commands: list[Command], to: Audience = Audience.EVERYBODY) -> list[Kind]:
-    return [tell.message for tell in only(Tell, commands) if tell.to is to and isinstance(tell.message, kind)]
+    return [tell.message for tell in only(Announce, commands) if tell.to is to and isinstance(tell.message, kind)]
 
 
 class Server:
@@ -72,43 +73,43 @@ class Server:
         commands = self.supervisor.handle(event, at)
         for command in list(commands):
             match command:
-                case SpawnInstance():
+                case ForkInstance():
                     commands += self._fork(command.id, at)
-                case SpawnFrontEnd():
+                case ForkFrontEnd():
                     commands += self._fork(f"front-{command.index}", at)
         return commands
 
     def _fork(self, child: str, at: float) -> list[Command]:
         self.running.append(child)
         self.next_pid += 1
-        return self.handle(Forked(child, self.next_pid), at)
+        return self.handle(Forked(child=child, pid=self.next_pid), at)
 
     def exit(self, child: str, at: float = 0.0, why: str = "it broke") -> list[Command]:
         self.running.remove(child)
-        return self.handle(Exited(child, why), at)
+        return self.handle(Exited(child=child, how=why), at)
 
     def serve(self, at: float = 1.0) -> None:
         """Starts everything."""
-        self.handle(Tick())
+        self.handle(TimePassed())
         for instance in self.supervisor.instances:
             self.handle(InstanceServes(instance, f"ipc://{instance}"), at)
         self.handle(FrontEndServes("serving"), at)
 
 
 def test_first_tick_starts_everything() -> None:
-    commands = Server(instances=2, front_ends=2).handle(Tick())
-    assert only(SpawnInstance, commands) == [
-        SpawnInstance(InstanceId("i0"), 0, 0),
-        SpawnInstance(InstanceId("i1"), 1, 1),
+    commands = Server(instances=2, front_ends=2).handle(TimePassed())
+    assert only(ForkInstance, commands) == [
+        ForkInstance(id=InstanceId("i0"), index=0, slot=0),
+        ForkInstance(id=InstanceId("i1"), index=1, slot=1),
     ]
-    assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(0), SpawnFrontEnd(1)]
+    assert only(ForkFrontEnd, commands) == [ForkFrontEnd(index=0), ForkFrontEnd(index=1)]
     assert only(SpawnScheduler, commands) == [SpawnScheduler()]
     assert [message.instance for message in told(InstanceStarting, commands, Audience.DECIDING)] == ["i0", "i1"]
 
 
 def test_only_so_many_instances_start_at_once() -> None:
     server = Server(instances=3, parallel_starts=1)
-    server.handle(Tick())
+    server.handle(TimePassed())
     assert server.supervisor.instances == ("i0",)
     commands = server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 2.0)
     assert commands[0] == Say("i0 ready in 2.0 s")
@@ -140,7 +141,7 @@ def test_start_of_many_reads_the_roster_once_for_all_that_are_due(monkeypatch: p
 
     monkeypatch.setattr(Roster, "starting", property(starting))
     server = Server(instances=1024, parallel_starts=2)
-    assert len(only(SpawnInstance, server.supervisor.handle(Tick(), 0.0))) == 2
+    assert len(only(ForkInstance, server.supervisor.handle(TimePassed(), 0.0))) == 2
     assert looks == 1
 
 
@@ -159,7 +160,7 @@ def test_dead_instance_is_replaced_at_once_under_a_new_id_in_its_slot() -> None:
     commands = server.exit("i0", at=10.0, why="killed by SIGKILL")
     (gone,) = told(InstanceGone, commands)
     assert (gone.instance, gone.index, gone.expected, gone.why) == ("i0", 0, False, "killed by SIGKILL")
-    assert only(SpawnInstance, commands) == [SpawnInstance(InstanceId("i2"), 2, 0)]
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i2"), index=2, slot=0)]
     assert only(Say, commands) == [Say("i0 died: killed by SIGKILL; another takes its place", warning=True)]
 
 
@@ -175,7 +176,7 @@ def test_pauses_grow_while_an_instance_keeps_dying() -> None:
         assert wake_s is not None
         pauses.append(wake_s - at)
         at = wake_s
-        server.handle(Tick(), at)
+        server.handle(TimePassed(), at)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0]
 
 
@@ -184,7 +185,7 @@ def test_a_long_life_forgives_earlier_failures() -> None:
     server.serve()
     server.exit("i0", at=10.0)
     server.handle(InstanceServes(InstanceId("i2"), "ipc://i2"), 11.0)
-    assert only(SpawnInstance, server.exit("i2", at=100.0))
+    assert only(ForkInstance, server.exit("i2", at=100.0))
 
 
 def test_no_replacement_if_restarts_are_off() -> None:
@@ -192,13 +193,13 @@ def test_no_replacement_if_restarts_are_off() -> None:
     server.serve()
     commands = server.exit("i0", at=10.0)
     assert only(Say, commands) == [Say("i0 died: it broke", warning=True)]
-    server.handle(Tick(), 1000.0)
+    server.handle(TimePassed(), 1000.0)
     assert server.supervisor.instances == ("i1",)
 
 
 def test_server_gives_up_when_every_first_instance_fails() -> None:
     server = Server(instances=2)
-    server.handle(Tick())
+    server.handle(TimePassed())
     assert not only(Finish, server.exit("i0", why="ValueError: no room"))
     commands = server.exit("i1", why="ValueError: no room")
     assert only(Finish, commands) == [Finish(2, "No instance starts: ValueError: no room")]
@@ -206,7 +207,7 @@ def test_server_gives_up_when_every_first_instance_fails() -> None:
 
 def test_server_does_not_give_up_once_an_instance_served() -> None:
     server = Server(instances=2)
-    server.handle(Tick())
+    server.handle(TimePassed())
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     assert not only(Finish, server.exit("i1", at=2.0))
     assert not only(Finish, server.exit("i0", at=3.0))
@@ -214,10 +215,10 @@ def test_server_does_not_give_up_once_an_instance_served() -> None:
 
 def test_instance_that_does_not_start_in_time_is_killed() -> None:
     server = Server(instances=2, start_timeout_s=60)
-    server.handle(Tick())
+    server.handle(TimePassed())
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     assert server.supervisor.next_wake_s == 60.0
-    assert server.handle(Tick(), 60.0) == [Signal("i1", kill=True)]
+    assert server.handle(TimePassed(), 60.0) == [Signal("i1", kill=True)]
     commands = server.exit("i1", at=60.1)
     assert "did not start within 60 s" in only(Say, commands)[0].text
 
@@ -225,35 +226,37 @@ def test_instance_that_does_not_start_in_time_is_killed() -> None:
 def test_time_to_start_begins_when_there_is_room() -> None:
     server = Server(instances=1, start_timeout_s=60)
     supervisor = server.supervisor
-    supervisor.handle(Tick(), 0.0)
-    (wait,) = only(Say, supervisor.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0))
+    supervisor.handle(TimePassed(), 0.0)
+    (wait,) = only(Say, supervisor.handle(Waiting(child="i0", why="it needs a GPU"), 1.0))
     assert wait == Say("i0 waits for room: it needs a GPU", warning=True)
-    assert supervisor.handle(Tick(), 1000.0) == []
-    (starting,) = told(InstanceStarting, supervisor.handle(Forked("i0", 7, "node-2"), 2000.0), Audience.DECIDING)
+    assert supervisor.handle(TimePassed(), 1000.0) == []
+    (starting,) = told(
+        InstanceStarting, supervisor.handle(Forked(child="i0", pid=7, node="node-2"), 2000.0), Audience.DECIDING
+    )
     assert (starting.pid, starting.node) == (7, "node-2")
     assert supervisor.next_wake_s == 2060.0
-    assert supervisor.handle(Tick(), 2060.0) == [Signal("i0", kill=True)]
+    assert supervisor.handle(TimePassed(), 2060.0) == [Signal("i0", kill=True)]
 
 
 def test_instance_that_waits_for_room_can_be_stopped() -> None:
     server = Server(instances=1)
-    server.handle(Tick())
-    server.handle(Waits(InstanceId("i0"), "it needs a GPU"), 1.0)
-    commands = server.handle(StopRequested(InstanceId("i0"), "too many", kill=False), 5.0)
+    server.handle(TimePassed())
+    server.handle(Waiting(child="i0", why="it needs a GPU"), 1.0)
+    commands = server.handle(StopInstance(instance=InstanceId("i0"), reason="too many"), 5.0)
     assert only(Signal, commands) == [Signal("i0")]
     assert fleets(commands) == [Fleet(serving=0, starting=0)]
-    assert server.handle(Waits(InstanceId("i0"), "it needs a GPU"), 6.0) == []
-    assert only(Signal, server.handle(Tick(), 15.0)) == [Signal("i0", kill=True)]
+    assert server.handle(Waiting(child="i0", why="it needs a GPU"), 6.0) == []
+    assert only(Signal, server.handle(TimePassed(), 15.0)) == [Signal("i0", kill=True)]
 
 
 def test_drained_instance_stops_for_good() -> None:
     server = Server()
     server.serve()
-    assert server.handle(StopRequested(InstanceId("i0"), "it is empty", kill=False), 5.0) == [Signal("i0")]
+    assert server.handle(StopInstance(instance=InstanceId("i0"), reason="it is empty"), 5.0) == [Signal("i0")]
     commands = server.exit("i0", at=5.5, why="exit code 0")
     (gone,) = told(InstanceGone, commands)
     assert gone.expected
-    assert server.handle(Tick(), 100.0) == []
+    assert server.handle(TimePassed(), 100.0) == []
     assert server.supervisor.instances == ("i1",)
 
 
@@ -262,7 +265,7 @@ def test_end_of_the_last_instance_is_told_with_what_to_do() -> None:
     server.serve()
     said: list[Say] = []
     for instance in ("i0", "i1"):
-        server.handle(StopRequested(InstanceId(instance), "empty after 1 s", kill=False), 5.0)
+        server.handle(StopInstance(instance=InstanceId(instance), reason="empty after 1 s"), 5.0)
         said += only(Say, server.exit(instance, at=5.5, why="exit code 0"))
     assert [each.text for each in said[:2]] == ["i0 stopped: empty after 1 s", "i1 stopped: empty after 1 s"]
     assert [("llumnix start" in each.text, each.warning) for each in said[2:]] == [(True, True)]
@@ -271,29 +274,29 @@ def test_end_of_the_last_instance_is_told_with_what_to_do() -> None:
 def test_instance_that_ignores_the_request_to_stop_is_killed() -> None:
     server = Server()
     server.serve()
-    server.handle(StopRequested(InstanceId("i0"), "it is empty", kill=False), 5.0)
-    assert server.handle(Tick(), 14.9) == []
-    assert server.handle(Tick(), 15.0) == [Signal("i0", kill=True)]
+    server.handle(StopInstance(instance=InstanceId("i0"), reason="it is empty"), 5.0)
+    assert server.handle(TimePassed(), 14.9) == []
+    assert server.handle(TimePassed(), 15.0) == [Signal("i0", kill=True)]
 
 
 def test_fenced_instance_is_killed_and_replaced() -> None:
     server = Server()
     server.serve()
-    commands = server.handle(StopRequested(InstanceId("i0"), "no heartbeat", kill=True, replace=True), 5.0)
+    commands = server.handle(DeclareLost(instance=InstanceId("i0"), why="no heartbeat"), 5.0)
     assert only(Signal, commands) == [Signal("i0", kill=True)]
     commands = server.exit("i0", at=5.1, why="killed by SIGKILL")
     (gone,) = told(InstanceGone, commands)
     assert (gone.expected, gone.why) == (False, "no heartbeat")
-    assert only(SpawnInstance, commands) == [SpawnInstance(InstanceId("i2"), 2, 0)]
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i2"), index=2, slot=0)]
 
 
 def test_more_instances_take_the_smallest_free_slots() -> None:
     server = Server(instances=3)
     server.serve()
-    server.handle(StopRequested(InstanceId("i1"), "it is empty", kill=False), 5.0)
+    server.handle(StopInstance(instance=InstanceId("i1"), reason="it is empty"), 5.0)
     server.exit("i1", at=5.1)
-    commands = server.handle(StartRequested(2, "asked for"), 6.0)
-    assert [(spawn.id, spawn.slot) for spawn in only(SpawnInstance, commands)] == [("i3", 1), ("i4", 3)]
+    commands = server.handle(StartInstances(count=2, reason="asked for", order=0), 6.0)
+    assert [(spawn.id, spawn.slot) for spawn in only(ForkInstance, commands)] == [("i3", 1), ("i4", 3)]
 
 
 def fleets(commands: list[Command]) -> list[Fleet]:
@@ -302,35 +305,35 @@ def fleets(commands: list[Command]) -> list[Fleet]:
 
 def test_scheduler_hears_of_every_change_in_the_number_of_instances() -> None:
     server = Server(instances=2, parallel_starts=1)
-    assert fleets(server.handle(Tick()))[-1] == Fleet(serving=0, starting=2)
+    assert fleets(server.handle(TimePassed()))[-1] == Fleet(serving=0, starting=2)
     assert fleets(server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0))[-1] == Fleet(serving=1, starting=1)
     server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 2.0)
-    assert fleets(server.handle(Tick(), 3.0)) == []
-    commands = server.handle(StartRequested(2, "auto-scaling", order=7), 4.0)
+    assert fleets(server.handle(TimePassed(), 3.0)) == []
+    commands = server.handle(StartInstances(count=2, reason="auto-scaling", order=7), 4.0)
     assert fleets(commands)[-1] == Fleet(serving=2, starting=2, last_order=7)
     assert fleets(server.exit("i0", at=5.0))[-1] == Fleet(serving=1, starting=3, last_order=7)
-    server.handle(StopRequested(InstanceId("i1"), "it is empty", kill=False), 6.0)
+    server.handle(StopInstance(instance=InstanceId("i1"), reason="it is empty"), 6.0)
     assert fleets(server.exit("i1", at=6.1))[-1] == Fleet(serving=0, starting=3, last_order=7)
 
 
 def test_one_that_keeps_failing_or_finds_no_room_is_counted_apart() -> None:
     server = Server(instances=2, front_ends=0)
-    server.handle(Tick())
+    server.handle(TimePassed())
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     assert fleets(server.exit("i1", at=2.0)) == []
-    server.handle(Tick(), 3.0)
+    server.handle(TimePassed(), 3.0)
     assert fleets(server.exit("i2", at=4.0))[-1] == Fleet(serving=1, starting=0, failing=1)
-    server.handle(Tick(), 10.0)
+    server.handle(TimePassed(), 10.0)
     assert fleets(server.handle(InstanceServes(InstanceId("i3"), "ipc://i3"), 11.0))[-1] == Fleet(serving=2, starting=0)
-    server.handle(StartRequested(1, "asked for", order=1), 12.0)
-    commands = server.handle(Waits(InstanceId("i4"), "it needs a GPU"), 13.0)
+    server.handle(StartInstances(count=1, reason="asked for", order=1), 12.0)
+    commands = server.handle(Waiting(child="i4", why="it needs a GPU"), 13.0)
     assert fleets(commands)[-1] == Fleet(serving=2, starting=0, failing=1, last_order=1)
 
 
 def test_new_scheduler_numbers_its_orders_anew_and_is_told_all() -> None:
     server = Server(instances=1)
     server.serve()
-    server.handle(StartRequested(1, "auto-scaling", order=9), 2.0)
+    server.handle(StartInstances(count=1, reason="auto-scaling", order=9), 2.0)
     commands = server.handle(SchedulerExited("killed by SIGKILL"), 3.0)
     assert fleets(commands)[-1] == Fleet(serving=1, starting=1, last_order=0)
 
@@ -338,11 +341,11 @@ def test_new_scheduler_numbers_its_orders_anew_and_is_told_all() -> None:
 def test_instance_that_was_asked_for_later_is_given_up_after_a_few_attempts() -> None:
     server = Server(instances=1)
     server.serve()
-    server.handle(StartRequested(1, "asked for"), 2.0)
+    server.handle(StartInstances(count=1, reason="asked for", order=0), 2.0)
     said: list[Say] = []
     for index, at in ((1, 3.0), (2, 10.0), (3, 20.0)):
         said += only(Say, server.exit(f"i{index}", at, why="ValueError: no room"))
-        server.handle(Tick(), at + 6.0)
+        server.handle(TimePassed(), at + 6.0)
     assert said[-1] == Say("i3 did not start: ValueError: no room; given up after 3 attempts", warning=True)
     assert server.supervisor.instances == ("i0",)
 
@@ -350,18 +353,18 @@ def test_instance_that_was_asked_for_later_is_given_up_after_a_few_attempts() ->
 def test_one_that_served_once_is_never_given_up() -> None:
     server = Server(instances=1)
     server.serve()
-    server.handle(StartRequested(1, "asked for"), 2.0)
+    server.handle(StartInstances(count=1, reason="asked for", order=0), 2.0)
     server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 3.0)
     for index, at in ((1, 4.0), (2, 10.0), (3, 20.0), (4, 40.0)):
         server.exit(f"i{index}", at)
-        server.handle(Tick(), at + 9.0)
+        server.handle(TimePassed(), at + 9.0)
     assert server.supervisor.instances == ("i0", "i5")
 
 
 def test_instance_that_drains_but_cannot_be_emptied_is_killed_and_not_replaced() -> None:
     server = Server()
     server.serve()
-    commands = server.handle(StopRequested(InstanceId("i0"), "drained for 60 s", kill=True), 5.0)
+    commands = server.handle(StopInstance(instance=InstanceId("i0"), reason="drained for 60 s", kill=True), 5.0)
     assert only(Signal, commands) == [Signal("i0", kill=True)]
     (gone,) = told(InstanceGone, server.exit("i0", at=5.1, why="killed by SIGKILL"))
     assert gone.expected
@@ -371,7 +374,7 @@ def test_instance_that_drains_but_cannot_be_emptied_is_killed_and_not_replaced()
 def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:
     server = Server()
     server.serve()
-    server.handle(StartRequested(1, "asked for"), 2.0)
+    server.handle(StartInstances(count=1, reason="asked for", order=0), 2.0)
     commands = server.handle(SchedulerExited("killed by SIGKILL"), 3.0)
     assert only(SpawnScheduler, commands)
     assert [message.instance for message in told(InstanceStarting, commands, Audience.DECIDING)] == ["i2"]
@@ -383,16 +386,16 @@ def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:
     server.serve()
     commands = server.exit("front-1", at=5.0)
     assert [message.front_end for message in told(FrontEndLost, commands, Audience.SERVING)] == [1]
-    assert only(SpawnFrontEnd, commands) == [SpawnFrontEnd(1)]
+    assert only(ForkFrontEnd, commands) == [ForkFrontEnd(index=1)]
 
 
 def test_server_gives_up_when_the_front_end_never_starts() -> None:
     server = Server()
-    server.handle(Tick())
+    server.handle(TimePassed())
     finishes: list[Finish] = []
     for at in (1.0, 10.0, 20.0):
         finishes += only(Finish, server.exit("front-0", at, why="ImportError: no app"))
-        server.handle(Tick(), at + 9.0)
+        server.handle(TimePassed(), at + 9.0)
     assert finishes == [Finish(2, "The front end does not start: ImportError: no app")]
 
 
@@ -422,7 +425,7 @@ def test_front_end_that_takes_too_long_to_finish_is_killed() -> None:
     server = Server(shutdown_timeout_s=30)
     server.serve()
     server.handle(Terminate(), 10.0)
-    assert only(Signal, server.handle(Tick(), 45.0)) == [Signal("front-0", kill=True)]
+    assert only(Signal, server.handle(TimePassed(), 45.0)) == [Signal("front-0", kill=True)]
 
 
 def test_engines_that_do_not_stop_cannot_hold_up_the_end() -> None:
@@ -430,8 +433,8 @@ def test_engines_that_do_not_stop_cannot_hold_up_the_end() -> None:
     server.serve()
     server.handle(Terminate(), 10.0)
     server.exit("front-0", at=11.0)
-    assert not only(Finish, server.handle(Tick(), 20.9))
-    assert only(Finish, server.handle(Tick(), 21.0)) == [Finish(0, "")]
+    assert not only(Finish, server.handle(TimePassed(), 20.9))
+    assert only(Finish, server.handle(TimePassed(), 21.0)) == [Finish(0, "")]
 
 
 def test_nothing_is_restarted_while_stopping() -> None:
@@ -439,14 +442,14 @@ def test_nothing_is_restarted_while_stopping() -> None:
     server.serve()
     server.handle(Terminate(), 10.0)
     commands = server.exit("i0", at=10.5) + server.handle(SchedulerExited("killed"), 10.6)
-    commands += server.handle(StartRequested(1, "asked for"), 10.7)
-    assert not only(SpawnInstance, commands)
+    commands += server.handle(StartInstances(count=1, reason="asked for", order=0), 10.7)
+    assert not only(ForkInstance, commands)
     assert not only(SpawnScheduler, commands)
 
 
 def test_instances_that_are_still_starting_do_not_delay_the_end() -> None:
     server = Server(instances=1)
-    server.handle(Tick())
+    server.handle(TimePassed())
     commands = server.handle(Terminate(), 1.0)
     assert Signal("i0", kill=True) in commands
 
@@ -471,7 +474,9 @@ def test_request_to_stop_before_anything_started_ends_at_once() -> None:
     assert only(Finish, Server().handle(Terminate())) == [Finish(0, "")]
 
 
-@pytest.mark.parametrize("event", [Exited("i99", "gone"), StopRequested(InstanceId("i99"), "gone", kill=True)])
+@pytest.mark.parametrize(
+    "event", [Exited(child="i99", how="gone"), StopInstance(instance=InstanceId("i99"), reason="gone", kill=True)]
+)
 def test_word_of_an_unknown_instance_changes_nothing(event: Event) -> None:
     server = Server()
     server.serve()
@@ -485,17 +490,19 @@ def drains(commands: list[Command]) -> list[DrainInstance]:
 def test_instance_whose_machine_is_taken_away_drains_while_another_starts_for_it() -> None:
     server = Server()
     server.serve()
-    commands = server.handle(Leaves("i0", "its node is being drained"), 10.0)
+    commands = server.handle(Leaving(child="i0", why="its node is being drained", left_s=None), 10.0)
     assert drains(commands) == [
         DrainInstance(instance=InstanceId("i0"), timeout_s=30.0, why="its node is being drained", firm=True)
     ]
-    assert [command.id for command in only(SpawnInstance, commands)] == ["i2"]
-    assert server.handle(Leaves("i0", "its node is being drained"), 11.0) == [], "told once more"
+    assert [command.id for command in only(ForkInstance, commands)] == ["i2"]
+    assert server.handle(Leaving(child="i0", why="its node is being drained", left_s=None), 11.0) == [], (
+        "told once more"
+    )
     server.handle(InstanceServes(InstanceId("i2"), "ipc://i2"), 12.0)
-    server.handle(StopRequested(InstanceId("i0"), "its node is being drained", kill=False), 13.0)
+    server.handle(StopInstance(instance=InstanceId("i0"), reason="its node is being drained"), 13.0)
     commands = server.exit("i0", at=13.5)
     assert only(Say, commands) == [Say("i0 stopped: its node is being drained")]
-    assert only(SpawnInstance, commands) == []
+    assert only(ForkInstance, commands) == []
     assert server.supervisor.instances == ("i1", "i2")
 
 
@@ -503,42 +510,42 @@ def test_instance_whose_machine_is_taken_away_drains_while_another_starts_for_it
 def test_drain_of_a_leaving_machine_keeps_some_of_its_time_for_replays(left_s: float, timeout_s: float) -> None:
     server = Server()
     server.serve()
-    (drain,) = drains(server.handle(Leaves("i0", "it goes", left_s), 10.0))
+    (drain,) = drains(server.handle(Leaving(child="i0", why="it goes", left_s=left_s), 10.0))
     assert drain.timeout_s == timeout_s
 
 
 def test_scheduler_that_starts_anew_is_told_of_leaving_machines_and_of_the_time_they_have_left() -> None:
     server = Server()
     server.serve()
-    server.handle(Leaves("i0", "it goes", left_s=25.0), 10.0)
+    server.handle(Leaving(child="i0", why="it goes", left_s=25.0), 10.0)
     (drain,) = drains(server.handle(SchedulerExited("killed by SIGKILL"), 14.0))
     assert drain == DrainInstance(instance=InstanceId("i0"), timeout_s=16.0, why="it goes", firm=True)
     server.exit("i0", at=15.0)
-    assert drains(server.handle(SchedulerExited("killed by SIGKILL"), 20.0) + server.handle(Tick(), 60.0)) == []
+    assert drains(server.handle(SchedulerExited("killed by SIGKILL"), 20.0) + server.handle(TimePassed(), 60.0)) == []
 
 
 def test_leaving_machine_that_is_gone_before_its_instance_was_empty() -> None:
     server = Server()
     server.serve()
-    server.handle(Leaves("i0", "it goes"), 10.0)
+    server.handle(Leaving(child="i0", why="it goes", left_s=None), 10.0)
     commands = server.exit("i0", at=11.0, why="its node was lost")
     (gone,) = told(InstanceGone, commands)
     assert not gone.expected
     assert only(Say, commands) == [Say("i0 died: its node was lost", warning=True)]
-    assert only(SpawnInstance, commands) == [], "another one was started before"
+    assert only(ForkInstance, commands) == [], "another one was started before"
 
 
 def test_instance_that_starts_on_a_leaving_machine_starts_elsewhere() -> None:
     server = Server()
-    server.handle(Tick())
-    commands = server.handle(Leaves("i0", "it goes"), 1.0)
+    server.handle(TimePassed())
+    commands = server.handle(Leaving(child="i0", why="it goes", left_s=None), 1.0)
     assert only(Signal, commands) == [Signal("i0", kill=True)]
     assert drains(commands) == []
-    assert only(SpawnInstance, server.exit("i0", at=1.1) + server.handle(Tick(), 2.0)) != []
+    assert only(ForkInstance, server.exit("i0", at=1.1) + server.handle(TimePassed(), 2.0)) != []
 
 
 def test_machine_that_leaves_while_the_server_ends() -> None:
     server = Server()
     server.serve()
     server.handle(Terminate(), 5.0)
-    assert server.handle(Leaves("i0", "it goes"), 6.0) == []
+    assert server.handle(Leaving(child="i0", why="it goes", left_s=None), 6.0) == []

@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
 STRANGER = """
 import sys, time, zmq
-from llumnix.wire.messages import InstanceGone, StopInstance, encode
+from llumnix.control.scheduler_events import StopInstance
+from llumnix.wire.messages import InstanceGone, encode
 context = zmq.Context()
 sockets = []
 for address in sys.argv[1:]:

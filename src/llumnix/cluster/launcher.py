@@ -18,6 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from llumnix.cluster import linux, logs, supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import say
@@ -49,12 +51,13 @@ from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
+from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments, has_flag
 from llumnix.wire.addresses import AddressBook, between_machines, on_one_machine, ports_needed
 from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import Report, StartInstances, StopInstance, Wire
+from llumnix.wire.messages import Mail, Report, Wire
 
 _HOUSEKEEPING_INTERVAL_S = 30.0
 _NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.ray.launch", 10.0)}
@@ -143,7 +146,7 @@ class Launcher:
                 housekeeping_s = now + _HOUSEKEEPING_INTERVAL_S
                 self._keep_house()
             if self._loaded:
-                self._tell_supervisor(supervision.Tick())
+                self._tell_supervisor(supervision.TimePassed())
             elif now >= loading_deadline_s:
                 limit_s = self._arguments.cluster.start_timeout_s
                 self._finish = self._finish or Finish(2, f"The engine did not load within {limit_s:g} s.")
@@ -180,17 +183,14 @@ class Launcher:
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._post(supervision.Terminate())
 
-    def _on_message(self, message: Wire) -> None:
+    def _on_message(self, message: Mail) -> None:
         """On the mailbox's thread."""
         match message:
             case Report():
                 if not self._supervisor.serves(message.info.id):  # else a heartbeat like thousands before it
                     self._post(supervision.InstanceServes(message.info.id, message.info.control))
-            case StartInstances():
-                self._post(supervision.StartRequested(message.count, message.reason, message.order))
-            case StopInstance():
-                order = supervision.StopRequested(message.instance, message.reason, message.kill, message.replace)
-                self._post(order)
+            case StartInstances() | StopInstance() | DeclareLost():
+                self._post(message)
             case _:
                 say(f"ignored a message that is not for the launcher: {type(message).__name__}", warning=True)
 
@@ -200,15 +200,10 @@ class Launcher:
                 self._on_loaded(ready)
             case Failed() as failed:
                 self._finish = Finish(2, failed.why)
-            case Waiting() as waiting:
-                self._tell_supervisor(supervision.Waits(waiting.child, waiting.why))
-            case Forked() as forked:
-                self._tell_supervisor(supervision.Forked(forked.child, forked.pid, forked.node))
-            case Leaving() as leaving:
-                self._tell_supervisor(supervision.Leaves(leaving.child, leaving.why, leaving.left_s))
             case Exited() as exited:
-                why = self._why(exited.child, exited.how)
-                self._tell_supervisor(supervision.Exited(exited.child, why))
+                self._tell_supervisor(replace(exited, how=self._why(exited.child, exited.how)))
+            case Waiting() | Forked() | Leaving() as news:
+                self._tell_supervisor(news)
             case None:
                 why = self._why("nursery", self._nursery.end())
                 if self._loaded:
@@ -231,7 +226,7 @@ class Launcher:
         sentence = greeting(self._arguments, address, self._log_dir, example, self._environment)
         self._health = HealthWatch(address, lambda: self._post(supervision.FrontEndServes(sentence)))
         self._health.start()
-        self._tell_supervisor(supervision.Tick())
+        self._tell_supervisor(supervision.TimePassed())
 
     # what is done
 
@@ -241,10 +236,8 @@ class Launcher:
 
     def _carry_out(self, command: supervision.Command) -> None:
         match command:
-            case supervision.SpawnInstance():
-                self._nursery.send(ForkInstance(id=command.id, index=command.index, slot=command.slot))
-            case supervision.SpawnFrontEnd():
-                self._nursery.send(ForkFrontEnd(index=command.index))
+            case ForkInstance() | ForkFrontEnd() | StopListening():
+                self._nursery.send(command)
             case supervision.SpawnScheduler():
                 self._scheduler = SchedulerChild(self._scheduler_spec(), self._environment, self._log("scheduler"))
             case supervision.StopScheduler():
@@ -253,9 +246,7 @@ class Launcher:
             case supervision.Signal():
                 polite = signal.SIGTERM if is_front_end(command.child) else END_NOW
                 self._nursery.send(SignalChild(child=command.child, signal=signal.SIGKILL if command.kill else polite))
-            case supervision.StopListening():
-                self._nursery.send(StopListening())
-            case supervision.Tell():
+            case supervision.Announce():
                 self._tell(command.message, command.to)
             case supervision.Forget():
                 self._mailbox.forget(command.address)

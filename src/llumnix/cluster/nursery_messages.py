@@ -121,7 +121,7 @@ class Leaving(_Message, frozen=True, kw_only=True, tag=True):
 class Exited(_Message, frozen=True, kw_only=True, tag=True):
     child: str
     how: str
-    """The exit status in words."""
+    """The exit status in words; the launcher adds the last words in its log."""
 
 
 _FRONT_END = "front-"

@@ -42,18 +42,14 @@ from llumnix.wire.messages import (
     InstanceServing,
     InstanceStarting,
     ListDrains,
+    Mail,
     MoveAnswer,
     MoveOut,
     ReplayedElsewhere,
-    ReplayElsewhere,
     Report,
     ScalingStatus,
     SchedulerAlive,
-    SetDraining,
-    StartInstances,
-    StopInstance,
     UndrainInstance,
-    Wire,
 )
 
 log = logging.getLogger(__name__)
@@ -95,7 +91,7 @@ class SchedulerProcess:
         self._autoscaler = self._scheduler.autoscaler
         self._record = recorder(begin.name, begin)
         self._began_s = time.monotonic()
-        self._inbox: queue.SimpleQueue[Wire | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Mail | None] = queue.SimpleQueue()
         self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
@@ -135,7 +131,7 @@ class SchedulerProcess:
 
     # messages to events
 
-    def _on_message(self, message: Wire) -> None:
+    def _on_message(self, message: Mail) -> None:
         at = time.monotonic()
         match message:
             case Report():
@@ -164,7 +160,7 @@ class SchedulerProcess:
             case _:
                 self._on_order(message, at)
 
-    def _on_order(self, message: Wire, at: float) -> None:
+    def _on_order(self, message: Mail, at: float) -> None:
         """What an operator asks for, by way of a front end."""
         match message:
             case DrainInstance():
@@ -261,23 +257,16 @@ class SchedulerProcess:
             case control.MoveRequest():
                 self._move(command)
             case control.SetDraining():
-                order = SetDraining(draining=command.draining, keep=command.keep, reason=command.reason)
-                self._post_to(command.instance, order)
+                self._post_to(command.instance, command)
             case control.ReplayRest():
                 log.info("what is left on %s is to be replayed: %s", command.instance, command.reason)
-                self._tell_front_ends(
-                    ReplayElsewhere(instance=command.instance, reason=command.reason, reply_to=self._book.scheduler)
-                )
+                self._tell_front_ends(command)
             case control.DrainFinished():
                 log.info("%s: %s", command.reason, msgspec.json.encode(command.report).decode())
-            case control.StopInstance():
-                stop = StopInstance(instance=command.instance, reason=command.reason, kill=command.kill)
-                self._mailbox.post(self._book.launcher, stop)
+            case control.StartInstances() | control.StopInstance():
+                self._mailbox.post(self._book.launcher, command)
             case control.DeclareLost():
                 self._declare_lost(command)
-            case control.StartInstances():
-                start = StartInstances(count=command.count, reason=command.reason, order=command.order)
-                self._mailbox.post(self._book.launcher, start)
             case control.ScalingDecided():
                 log.info("auto-scaling %s %s", "does" if command.step.carried_out else "would", command.step)
             case _:
@@ -297,8 +286,7 @@ class SchedulerProcess:
     def _declare_lost(self, command: control.DeclareLost) -> None:
         """Everybody stops talking to it at once; the launcher makes sure that it does not come back."""
         info = self._instances.get(command.instance)
-        kill = StopInstance(instance=command.instance, reason=command.why, kill=True, replace=True)
-        self._mailbox.post(self._book.launcher, kill)
+        self._mailbox.post(self._book.launcher, command)
         if info is None:
             return
         gone = InstanceGone(instance=info.id, index=info.index, why=command.why, expected=False)
@@ -330,12 +318,12 @@ class SchedulerProcess:
     def _tell_size(self, instance: InstanceId) -> None:
         self._post_to(instance, ClusterSize(instances=self._size.instances))
 
-    def _post_to(self, instance: InstanceId, message: Wire) -> None:
+    def _post_to(self, instance: InstanceId, message: Mail) -> None:
         info = self._instances.get(instance)
         if info is not None:
             self._mailbox.post(info.control, message)
 
-    def _tell_front_ends(self, message: Wire) -> None:
+    def _tell_front_ends(self, message: Mail) -> None:
         for address in self._book.all_front_ends:
             self._mailbox.post(address, message)
 

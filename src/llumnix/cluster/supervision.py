@@ -1,10 +1,24 @@
-"""What happens to the processes of a server (events) and what can be done about it (commands)."""
+"""What happens to the processes of a server (events) and what can be done about it (commands).
+
+What the nursery says and is told, and what the scheduler asks for, is heard and said as it is
+(`cluster/nursery_messages.py`, `control/scheduler_events.py`); here is the rest.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Forked,
+    ForkFrontEnd,
+    ForkInstance,
+    Leaving,
+    StopListening,
+    Waiting,
+)
+from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.messages import Wire
 
@@ -12,41 +26,8 @@ from llumnix.wire.messages import Wire
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class TimePassed:
     """Time went on; also the very first event."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    child: str
-    pid: int
-    node: str = ""
-    """Where, if not on the launcher's own machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """An instance cannot start yet: there is no room for it on any machine."""
-
-    child: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Leaves:
-    """The node of an instance is being taken away, in `left_s` seconds if that is known."""
-
-    child: str
-    why: str
-    left_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """An instance or a front end ended; `why` holds its exit status and its last words."""
-
-    child: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,56 +57,27 @@ class FrontEndServes:
 
 
 @dataclass(frozen=True, slots=True)
-class StartRequested:
-    count: int
-    reason: str
-    order: int = 0
-    """The scheduler's number of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """End an instance for good, or (`replace`) to have another one in its place; with `kill` without a word."""
-
-    instance: InstanceId
-    reason: str
-    kill: bool
-    replace: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Terminate:
     """The user wants it to end; the second time at once."""
 
 
 Event = (
-    Tick
+    TimePassed
     | Forked
-    | Waits
-    | Leaves
+    | Waiting
+    | Leaving
     | Exited
     | SchedulerExited
     | NurseryEnded
     | InstanceServes
     | FrontEndServes
-    | StartRequested
-    | StopRequested
+    | StartInstances
+    | StopInstance
+    | DeclareLost
     | Terminate
 )
 
 # commands
-
-
-@dataclass(frozen=True, slots=True)
-class SpawnInstance:
-    id: InstanceId
-    index: int
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class SpawnFrontEnd:
-    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +99,6 @@ class StopScheduler:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class StopListening:
-    """The nursery closes its copy of the HTTP socket."""
-
-
 class Audience(Enum):
     EVERYBODY = "the scheduler, every front end and every instance"
     SERVING = "every front end and every instance"
@@ -160,7 +107,7 @@ class Audience(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
+class Announce:
     message: Wire
     to: Audience = Audience.EVERYBODY
 
@@ -189,13 +136,13 @@ class Finish:
 
 
 Command = (
-    SpawnInstance
-    | SpawnFrontEnd
+    ForkInstance
+    | ForkFrontEnd
     | SpawnScheduler
     | Signal
     | StopScheduler
     | StopListening
-    | Tell
+    | Announce
     | Forget
     | Say
     | Finish

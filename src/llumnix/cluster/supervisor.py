@@ -1,7 +1,7 @@
 """Who lives, who is replaced, and who ends when: the launcher's mind, without its hands.
 
 `handle(event, at)` returns commands; the launcher (launcher.py) carries them out and calls `handle` again with
-what happened. `next_wake_s` says when to send a `Tick` if nothing else happens. No I/O and no clock, so every
+what happened. `next_wake_s` says when to send a `TimePassed` if nothing else happens. No I/O and no clock, so every
 rule below is a test that takes no time.
 
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
@@ -14,36 +14,37 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from llumnix.cluster.nursery_messages import (
+    Exited,
+    Forked,
+    ForkFrontEnd,
+    ForkInstance,
+    Leaving,
+    StopListening,
+    Waiting,
+)
 from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Leave, Roster
 from llumnix.cluster.supervision import (
+    Announce,
     Audience,
     Command,
     Event,
-    Exited,
     Finish,
     Forget,
-    Forked,
     FrontEndServes,
     InstanceServes,
-    Leaves,
     NurseryEnded,
     Say,
     SchedulerExited,
     Signal,
-    SpawnFrontEnd,
-    SpawnInstance,
     SpawnScheduler,
-    StartRequested,
-    StopListening,
-    StopRequested,
     StopScheduler,
-    Tell,
     Terminate,
-    Tick,
-    Waits,
+    TimePassed,
 )
 from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
+from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.messages import (
     DrainInstance,
@@ -119,9 +120,9 @@ class Supervisor:
 
     def _react(self, event: Event, at: float) -> list[Command]:
         match event:
-            case Tick():
+            case TimePassed():
                 return []
-            case Forked() | Waits() | Leaves() | Exited():
+            case Forked() | Waiting() | Leaving() | Exited():
                 return self._on_news_of_child(event, at)
             case InstanceServes():
                 return self._on_instance_serves(event, at)
@@ -129,10 +130,12 @@ class Supervisor:
                 return self._on_front_end_serves(event)
             case SchedulerExited():
                 return self._on_scheduler_exited(event, at)
-            case StartRequested():
+            case StartInstances():
                 return self._on_start_requested(event)
-            case StopRequested():
+            case StopInstance():
                 return self._on_stop_requested(event, at)
+            case DeclareLost():
+                return self._kill(event.instance, event.why, replace=True)
             case Terminate():
                 return self._on_terminate(at)
             case NurseryEnded():
@@ -140,13 +143,13 @@ class Supervisor:
             case _:
                 assert_never(event)
 
-    def _on_news_of_child(self, event: Forked | Waits | Leaves | Exited, at: float) -> list[Command]:
+    def _on_news_of_child(self, event: Forked | Waiting | Leaving | Exited, at: float) -> list[Command]:
         match event:
             case Forked():
                 return self._on_forked(event, at)
-            case Waits():
+            case Waiting():
                 return self._on_waits(event)
-            case Leaves():
+            case Leaving():
                 return self._on_leaves(event, at)
             case Exited():
                 return self._on_exited(event, at)
@@ -164,12 +167,12 @@ class Supervisor:
             self._last_order, self._told_fleet = 0, None  # it numbers its orders anew
             commands += [SpawnScheduler(), *self._introduce_the_starting()]
             serving = [instance.id for instance in self._roster.instances if not instance.starting]
-            commands += [Tell(InstanceServing(instance=instance), Audience.SCHEDULER) for instance in serving]
+            commands += [Announce(InstanceServing(instance=instance), Audience.SCHEDULER) for instance in serving]
             commands += [self._order_drain(i, at) for i in self._roster.instances if i.leaves is not None]
         for index, place in self._roster.front_end_places.items():
             if place.due(at):
                 self._roster.place_front_end(index, at)
-                commands += [SpawnFrontEnd(index), *self._introduce_the_starting()]
+                commands += [ForkFrontEnd(index=index), *self._introduce_the_starting()]
         return commands + self._start_instances(at)
 
     def _start_instances(self, at: float) -> list[Command]:
@@ -180,10 +183,10 @@ class Supervisor:
         commands: list[Command] = []
         for number in due[:may_start]:
             instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
-            commands.append(SpawnInstance(instance.id, instance.index, number))
+            commands.append(ForkInstance(id=instance.id, index=instance.index, slot=number))
         return commands
 
-    def _on_waits(self, event: Waits) -> list[Command]:
+    def _on_waits(self, event: Waiting) -> list[Command]:
         process = self._roster.find(event.child)
         if process is None or process.end:
             return []
@@ -206,7 +209,7 @@ class Supervisor:
     def _introduce(self, instance: Instance) -> Command:
         assert instance.pid is not None
         starting = InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node)
-        return Tell(starting, Audience.DECIDING)
+        return Announce(starting, Audience.DECIDING)
 
     def _introduce_the_starting(self) -> list[Command]:
         """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""
@@ -217,7 +220,7 @@ class Supervisor:
         if self._stopping or self._scheduler_started_s is None or fleet == self._told_fleet:
             return []
         self._told_fleet = fleet
-        return [Tell(FleetChanged(fleet=fleet), Audience.SCHEDULER)]
+        return [Announce(FleetChanged(fleet=fleet), Audience.SCHEDULER)]
 
     # serving
 
@@ -231,13 +234,13 @@ class Supervisor:
         self._roster.slots[instance.slot].extra = False
         self._instance_ever_served = True
         ready = Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")
-        return [ready, Tell(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
+        return [ready, Announce(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
 
     def _on_front_end_serves(self, event: FrontEndServes) -> list[Command]:
         self._ever_served = True
         return [Say(event.sentence)]
 
-    def _on_start_requested(self, event: StartRequested) -> list[Command]:
+    def _on_start_requested(self, event: StartInstances) -> list[Command]:
         if self._stopping:
             return []
         self._roster.add_slots(event.count)
@@ -246,7 +249,7 @@ class Supervisor:
 
     # ending
 
-    def _on_leaves(self, event: Leaves, at: float) -> list[Command]:
+    def _on_leaves(self, event: Leaving, at: float) -> list[Command]:
         """One that serves is drained in the time that is left, and another one starts for it; one that does not serve
         yet starts elsewhere."""
         instance = self._roster.instance(InstanceId(event.child))
@@ -267,18 +270,24 @@ class Supervisor:
         assert instance.leaves is not None
         timeout_s = max(0.0, instance.leaves.by_s - at)
         drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=instance.leaves.why, firm=True)
-        return Tell(drain, Audience.SCHEDULER)
+        return Announce(drain, Audience.SCHEDULER)
 
-    def _on_stop_requested(self, event: StopRequested, at: float) -> list[Command]:
+    def _on_stop_requested(self, event: StopInstance, at: float) -> list[Command]:
+        if event.kill:
+            return self._kill(event.instance, event.reason, replace=False)
         instance = self._roster.instance(event.instance)
         if instance is None or instance.end:
             return []
-        instance.end = event.reason
-        instance.replace = event.replace
-        if event.kill:
-            return [Say(f"{instance.id} is killed: {event.reason}", warning=True), Signal(instance.id, kill=True)]
+        instance.end, instance.replace = event.reason, False
         instance.kill_at_s = at + _STOP_TIMEOUT_S
         return [Signal(instance.id)]
+
+    def _kill(self, name: InstanceId, why: str, *, replace: bool) -> list[Command]:
+        instance = self._roster.instance(name)
+        if instance is None or instance.end:
+            return []
+        instance.end, instance.replace = why, replace
+        return [Say(f"{instance.id} is killed: {why}", warning=True), Signal(instance.id, kill=True)]
 
     def _on_exited(self, event: Exited, at: float) -> list[Command]:
         commands: list[Command] = []
@@ -297,9 +306,9 @@ class Supervisor:
         slot = self._roster.slots[instance.slot]
         self._roster.gone(instance)
         expected = self._stopping or (bool(instance.end) and not instance.replace)
-        why = instance.end or event.why
+        why = instance.end or event.how
         gone: list[Command] = [
-            Tell(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected)),
+            Announce(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected)),
             Forget(instance.control),
         ]
         if self._stopping:
@@ -329,15 +338,15 @@ class Supervisor:
     def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
         place = self._roster.front_end_places[front_end.index]
         self._roster.gone(front_end)
-        lost = Tell(FrontEndLost(front_end=front_end.index), Audience.SERVING)
+        lost = Announce(FrontEndLost(front_end=front_end.index), Audience.SERVING)
         if self._stopping:
             return [lost]
         place.attempts.failed(at, at - front_end.forked_s)
         if not self._ever_served and place.attempts.failures >= _FIRST_FRONT_END_ATTEMPTS:
-            return self._finish(2, f"The front end does not start: {event.why}")
+            return self._finish(2, f"The front end does not start: {event.how}")
         return [
             lost,
-            Say(f"{front_end.name} died: {event.why}; another takes its place", warning=True),
+            Say(f"{front_end.name} died: {event.how}; another takes its place", warning=True),
         ]
 
     def _on_scheduler_exited(self, event: SchedulerExited, at: float) -> list[Command]:

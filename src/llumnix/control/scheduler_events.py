@@ -175,7 +175,8 @@ class StopInstance(SchedulerCommand, frozen=True, kw_only=True, tag=True):
 
 
 class DeclareLost(SchedulerCommand, frozen=True, kw_only=True, tag=True):
-    """Nothing was heard of the instance for too long: fence it, kill it, tell the front ends."""
+    """Nothing was heard of the instance for too long: fence it, tell the front ends, kill it, have another one in its
+    place."""
 
     instance: InstanceId
     why: str

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import zmq
 
 from llumnix.wire.curve import CurveKeys, Doorkeeper, bound_address
-from llumnix.wire.messages import Wire, decode
+from llumnix.wire.messages import Mail, decode
 from llumnix.wire.outbox import Outbox, allow_ipv6
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Mailbox:
     `post` and `post_soon` may be called from any thread.
     """
 
-    def __init__(self, address: str, on_message: Callable[[Wire], None], keys: CurveKeys | None = None) -> None:
+    def __init__(self, address: str, on_message: Callable[[Mail], None], keys: CurveKeys | None = None) -> None:
         self.malformed = 0
         self.outbox = Outbox(keys)
         self.post = self.outbox.post

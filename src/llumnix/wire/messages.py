@@ -12,7 +12,16 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.messages import AnyMessage
 from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.scaling import ScalingMode, ScalingStep
-from llumnix.control.scheduler_events import ASKED_FOR, DrainReport
+from llumnix.control.scheduler_events import (
+    ASKED_FOR,
+    DeclareLost,
+    DrainReport,
+    ReplayRest,
+    SchedulerCommand,
+    SetDraining,
+    StartInstances,
+    StopInstance,
+)
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, RequestId
@@ -99,12 +108,6 @@ class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
     reply_to: str
 
 
-class SetDraining(Wire, frozen=True, kw_only=True, tag=True):
-    draining: bool
-    reason: str
-    keep: bool = False
-
-
 class ClusterSize(Wire, frozen=True, kw_only=True, tag=True):
     """So many instances there are, or will be: they share what a listener can hear. From the scheduler, to instances
     that do not know it yet."""
@@ -187,29 +190,10 @@ class InstanceGone(Wire, frozen=True, kw_only=True, tag=True):
     """True after a drain or a stop; False if it died or stalled."""
 
 
-class StartInstances(Wire, frozen=True, kw_only=True, tag=True):
-    """To the launcher (from the scheduler)."""
-
-    count: int
-    reason: str
-    order: int
-    """Number of this order, from 1, for `FleetChanged`."""
-
-
 class FleetChanged(Wire, frozen=True, kw_only=True, tag=True):
     """To the scheduler, from the launcher: what there is and what starts, at each change."""
 
     fleet: Fleet
-
-
-class StopInstance(Wire, frozen=True, kw_only=True, tag=True):
-    """To the launcher: end this process. With `kill` at once: it is fenced, or what it has is to go on elsewhere."""
-
-    instance: InstanceId
-    reason: str
-    kill: bool = False
-    replace: bool = False
-    """Start another one in its place."""
 
 
 class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
@@ -237,16 +221,9 @@ class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     reply_to: str
 
 
-class ReplayElsewhere(Wire, frozen=True, kw_only=True, tag=True):
-    """To every front end: start what you have on this instance anew elsewhere, where that is exact. Each answers with
-    `ReplayedElsewhere`."""
-
-    instance: InstanceId
-    reason: str
-    reply_to: str
-
-
 class ReplayedElsewhere(Wire, frozen=True, kw_only=True, tag=True):
+    """A front end's answer to `ReplayRest`."""
+
     instance: InstanceId
     count: int
 
@@ -380,10 +357,11 @@ Any = (
     | InstanceGone
     | StartInstances
     | StopInstance
+    | DeclareLost
     | FleetChanged
     | DrainInstance
     | UndrainInstance
-    | ReplayElsewhere
+    | ReplayRest
     | ReplayedElsewhere
     | ListDrains
     | Drains
@@ -398,20 +376,23 @@ Any = (
     | MigrateAnswer
 )
 
+Mail = Wire | SchedulerCommand
+"""Some of the scheduler's commands travel as they are."""
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Any)
 
 
-def encode(message: Wire) -> bytes:
+def encode(message: Mail) -> bytes:
     return bytes((WIRE_VERSION,)) + _encoder.encode(message)
 
 
-def decode(frame: bytes) -> Wire:
+def decode(frame: bytes) -> Mail:
     """Raises ValueError on anything that is not a message of this version."""
     if not frame or frame[0] != WIRE_VERSION:
         raise ValueError(f"not a control message of version {WIRE_VERSION}")
     try:
-        message: Wire = _decoder.decode(memoryview(frame)[1:])
+        message: Mail = _decoder.decode(memoryview(frame)[1:])
     except msgspec.DecodeError as error:
         raise ValueError(str(error)) from error
     return message

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import zmq
 
 from llumnix.wire.curve import CurveKeys
-from llumnix.wire.messages import Wire, encode
+from llumnix.wire.messages import Mail, encode
 
 _MAX_UNREAD = 10_000  # messages kept for a peer that does not read
 _LINGER_MS = 500
@@ -33,13 +33,13 @@ class Outbox:
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._letters: SimpleQueue[tuple[Sequence[str], Wire] | None] = SimpleQueue()
+        self._letters: SimpleQueue[tuple[Sequence[str], Mail] | None] = SimpleQueue()
         self._clerk: threading.Thread | None = None
 
-    def post(self, address: str, message: Wire) -> None:
+    def post(self, address: str, message: Mail) -> None:
         self._send(address, encode(message))
 
-    def post_soon(self, addresses: Sequence[str], message: Wire) -> None:
+    def post_soon(self, addresses: Sequence[str], message: Mail) -> None:
         """For what can wait until the caller's thread rests: a thread of ours encodes and sends it.
 
         A send wakes ZeroMQ's own thread, which costs the caller 50 to 200 microseconds on a busy virtual machine; a

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from llumnix.control.messages import Doubt
+from llumnix.control.scheduler_events import ReplayRest
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
@@ -67,7 +68,7 @@ class Switchboard:
         self._client: LlumnixClient | None = None
         self._by_hand: ByHand | None = None
         self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
-        self.post: Callable[[str, wire.Wire], None] = self._mailbox.post
+        self.post: Callable[[str, wire.Mail], None] = self._mailbox.post
 
     def connect(self, client: LlumnixClient) -> None:
         """From here on messages are taken."""
@@ -200,10 +201,10 @@ class Switchboard:
 
     # -- what comes in
 
-    def _on_mail(self, message: wire.Wire) -> None:
+    def _on_mail(self, message: wire.Mail) -> None:
         self._loop.call_soon_threadsafe(self._take, message)
 
-    def _take(self, message: wire.Wire) -> None:
+    def _take(self, message: wire.Mail) -> None:
         assert self._by_hand is not None
         match message:
             case wire.Report():
@@ -230,12 +231,12 @@ class Switchboard:
             case _:
                 self._take_question_or_answer(message)
 
-    def _take_question_or_answer(self, message: wire.Wire) -> None:
+    def _take_question_or_answer(self, message: wire.Mail) -> None:
         assert self._by_hand is not None
         match message:
-            case wire.ReplayElsewhere():
+            case ReplayRest():
                 count = self.client.streams.drive_out(message.instance, message.reason)
-                self.post(message.reply_to, wire.ReplayedElsewhere(instance=message.instance, count=count))
+                self.post(self.spec.book.scheduler, wire.ReplayedElsewhere(instance=message.instance, count=count))
             case wire.MoveAnswer():
                 self._by_hand.move_answered(message)
             case wire.MigrateByHand():

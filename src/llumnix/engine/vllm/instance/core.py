@@ -29,6 +29,7 @@ from vllm.v1.request import Request
 
 from llumnix.control.messages import Prepare
 from llumnix.control.replay import LlumletBegin
+from llumnix.control.scheduler_events import SetDraining
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.between import LAST_WORD, TURNED_AWAY, Introduction, RequestCodec, Resume
@@ -145,7 +146,7 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def ask_to_drain(self) -> None:
         """From a thread, once it is open: it takes no more requests and says so, and the scheduler empties it."""
-        self._to_main(wire.SetDraining(draining=True, reason="it was asked to end"))
+        self._to_main(SetDraining(instance=self._spec.id, keep=False, reason="it was asked to end"))
 
     def inject_fault(self, fault: str) -> None:
         """Lets something fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
@@ -277,7 +278,7 @@ class LlumnixEngineCore(EngineCoreProc):
 
     # -- control
 
-    def _on_mail(self, message: wire.Wire) -> None:
+    def _on_mail(self, message: wire.Mail) -> None:
         """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
         if isinstance(message, wire.FrontEndLost) and self._lines is not None:
             self._lines.excuse(message.front_end)
@@ -334,12 +335,12 @@ class LlumnixEngineCore(EngineCoreProc):
             case _:
                 self._on_news(message)
 
-    def _on_news(self, message: wire.Wire) -> None:
+    def _on_news(self, message: wire.Mail) -> None:
         """What has nothing to do with a single migration."""
         driver = self._driver
         assert driver is not None
         match message:
-            case wire.SetDraining():
+            case SetDraining():
                 self._reports.state = InstanceState.DRAINING if message.draining else InstanceState.RUNNING
                 self._reports.drain_keep = message.keep
                 driver.set_draining(message.draining)
