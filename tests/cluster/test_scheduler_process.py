@@ -152,7 +152,7 @@ def test_loaded_instance_is_told_to_give_to_the_free_one(world: World) -> None:
     order = world.wait_for(world.instances[I0][1], MoveOut, load)
     assert order.target.id == "i1"
     assert order.reply_to == world.book.scheduler
-    assert order.reason
+    assert order.order.reason
 
 
 def test_silent_instance_is_fenced_and_killed(world: World) -> None:
