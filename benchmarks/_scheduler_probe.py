@@ -17,7 +17,7 @@ import msgspec
 from llumnix.cluster import linux
 from llumnix.cluster.scheduler_process import SchedulerProcess, SchedulerSpec
 from llumnix.control import scheduler_events as control
-from llumnix.wire.messages import Report
+from llumnix.wire.messages import Mail, Report
 
 
 class Probed(SchedulerProcess):

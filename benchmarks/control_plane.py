@@ -46,7 +46,7 @@ from llumnix.policy.dispatch import DispatchRequest
 from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire.addresses import AddressBook, on_one_machine
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import Report
+from llumnix.wire.messages import Mail, Report
 
 GOALS_CORES = {"scheduler": 1.0, "front end": 1.0, "launcher": 0.2}
 GOAL_DECISION_S, GOAL_AGE_S = 0.001, 0.050
