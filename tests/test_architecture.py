@@ -8,11 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 import pytest
-
-from llumnix.control.commands import AnyCommand
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "llumnix").rglob("*.py"))
@@ -129,20 +126,6 @@ def test_no_kind_of_command_event_or_message_is_dropped_in_silence() -> None:
     found = {f"{path.relative_to(ROOT / 'src' / 'llumnix')}:{name}" for path in SOURCES for name in open_matches(path)}
     assert found - set(OPEN_MATCHES) == set()
     assert set(OPEN_MATCHES) - found == set(), "these are listed as open and are not (any more)"
-
-
-@pytest.mark.parametrize("body", [("engine/vllm/instance/driver.py",)])
-def test_every_command_of_a_llumlet_has_a_hand_to_carry_it_out(body: tuple[str, ...]) -> None:
-    """Its commands are looked up by their class, which no type checker sees through."""
-    keys = {
-        key.attr
-        for name in body
-        for node in ast.walk(parsed(ROOT / "src" / "llumnix" / name))
-        if isinstance(node, ast.Dict)
-        for key in node.keys
-        if isinstance(key, ast.Attribute) and ast.unparse(key.value) in ("commands", "do")
-    }
-    assert keys == {command.__name__ for command in get_args(AnyCommand)}
 
 
 def test_such_a_match_is_found(tmp_path: Path) -> None:

@@ -123,4 +123,4 @@ def test_driver_holds_what_is_under_way_and_its_last_orders() -> None:
         source.at = float(number)
         source.move_out(number)
     story = dict.fromkeys(("Story._older", "Story._newer"), 1000)
-    assert larger_than(64, {"LlumletDriver._asked_by": 1024, **story}, source.driver) == {}
+    assert larger_than(64, {"VllmBody._asked_by": 1024, **story}, source.driver) == {}

@@ -230,7 +230,7 @@ class LateCore(LlumnixEngineCore):
     def moving(self) -> bool:
         """Some request is on its way in or out, or has come and is not confirmed."""
         assert self._driver is not None
-        attempts = self._driver._llumlet.attempts
+        attempts = self._driver._loop.llumlet.attempts
         return bool(attempts.sources or attempts.targets or self._driver.incoming)
 
     @property

@@ -1,0 +1,157 @@
+"""The body of a llumlet: carries its commands out on vLLM's scheduler and workers.
+
+Lives on the engine's main thread and runs between steps only; nothing here waits. Twin of sim/body.py.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from vllm.v1.request import Request
+
+from llumnix.config import MigrationConfig
+from llumnix.control import commands, events
+from llumnix.control.orders import MoveId
+from llumnix.engine.vllm.instance.engine_access import EngineAccess
+from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal
+from llumnix.engine.vllm.instance.letters import Letters
+from llumnix.engine.vllm.instance.outgoing import OutgoingRequests
+from llumnix.engine.vllm.instance.snapshot import growth_blocks
+from llumnix.engine.vllm.instance.state import decode_hand, passport_of
+from llumnix.policy.relief import short_blocks
+from llumnix.types import Epoch, RequestId
+from llumnix.wire import messages as wire
+from llumnix.wire.addresses import AddressBook
+
+_MAX_ORDERS_REMEMBERED = 1024
+
+
+class VllmBody:
+    """What is told later (pulls that end, progress, requests that have left) is told by the driver."""
+
+    def __init__(self, engine: EngineAccess, config: MigrationConfig, book: AddressBook, relief_steps: int) -> None:
+        scheduler = engine.scheduler
+        self.letters = Letters(engine, book)
+        self.outgoing = OutgoingRequests(scheduler, engine.clock)
+        self.incoming = IncomingRequests(
+            scheduler, engine.structured_output, engine.rpc, engine.ranks, engine.has_adapter
+        )
+        self.moved_in = 0
+        self.moved_out = 0
+        self.preemptions_avoided = 0
+        self.recompute_tokens_saved = 0
+        self._engine = engine
+        self._scheduler = scheduler
+        self._clock = engine.clock
+        self._config = config
+        self._relief_steps = relief_steps
+        self._prepared: dict[tuple[RequestId, Epoch], Request] = {}
+        self._asked_by: dict[MoveId, str] = {}
+        """Who gave an order: where its answer goes."""
+
+    # -- from the driver
+
+    def new_order(self, order: wire.MoveOut) -> None:
+        """Who gave it is remembered, for the answer."""
+        self.letters.met(order.target)
+        self._asked_by[order.order.move_id] = order.reply_to
+        if len(self._asked_by) > _MAX_ORDERS_REMEMBERED:
+            del self._asked_by[next(iter(self._asked_by))]
+
+    def expect(self, request: Request, epoch: Epoch) -> None:
+        """What a `Prepare` describes: a `Reserve` may follow."""
+        self._prepared[RequestId(request.request_id), epoch] = request
+
+    def forget(self, request: Request, epoch: Epoch) -> None:
+        """No `Reserve` will follow (any more)."""
+        self._prepared.pop((RequestId(request.request_id), epoch), None)
+
+    # -- talk
+
+    def send(self, command: commands.Send) -> None:
+        self.letters.send(command)
+
+    def send_to_front_end(self, command: commands.SendToFrontEnd) -> None:
+        self.letters.send_to_front_end(command)
+
+    def notify(self, command: commands.Notify) -> None:
+        self.letters.notify(command)
+
+    def answer_move(self, command: commands.AnswerMove) -> None:
+        outcome = command.outcome
+        if outcome.ok:
+            self.moved_out += 1
+            if outcome.order.wanted.urgent:
+                self._count_relief(outcome.figures.held_blocks)
+        elif outcome.request is not None and (kept := self._scheduler.requests.get(outcome.request)) is not None:
+            passport_of(kept).moved_s = self._clock()  # or the same one would be tried again and again
+        asked_by = self._asked_by.get(outcome.order.move_id)
+        if asked_by is not None:
+            self._engine.post_soon((asked_by,), wire.MoveAnswer(outcome=outcome))
+
+    def _count_relief(self, blocks: int) -> None:
+        """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""
+        scheduler = self._scheduler
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        if short_blocks(growth_blocks(scheduler, self._relief_steps), free - blocks):
+            self.preemptions_avoided += 1
+            self.recompute_tokens_saved += blocks * scheduler.block_size
+
+    def wake_at(self, command: commands.WakeAt) -> None:
+        self._engine.wake_at(command.at)
+
+    # -- at the source
+
+    def watch(self, command: commands.WatchProgress) -> events.Progress:
+        return self.outgoing.watch(command.request)
+
+    def unwatch(self, command: commands.Unwatch) -> None:
+        self.outgoing.unwatch(command.request)
+
+    def pin(self, command: commands.PinBlocks) -> None:
+        self.outgoing.pin(command.request, command.epoch, command.first_block, command.blocks)
+
+    def unpin(self, command: commands.UnpinBlocks) -> None:
+        self.outgoing.unpin(command.request, command.epoch)
+
+    def detach(self, command: commands.Detach) -> None:
+        self.outgoing.detach(command.request)
+
+    def reattach(self, command: commands.Reattach) -> None:
+        self.outgoing.reattach(command.request)
+
+    def release(self, command: commands.Release) -> None:
+        self.outgoing.release(command.request)
+
+    # -- at the target
+
+    def reserve(self, command: commands.Reserve) -> events.Reserved | events.ReserveFailed:
+        key, now = (command.request, command.epoch), self._clock()
+        try:
+            skip_blocks = self.incoming.reserve(key, self._prepared.pop(key), command.blocks)
+        except Refusal as refusal:
+            return events.ReserveFailed(now, *key, str(refusal))
+        return events.Reserved(now, *key, skip_blocks)
+
+    def pull(self, command: commands.Pull) -> events.Pulled | events.PullFailed | None:
+        key = (command.request, command.epoch)
+        sender = self.letters.peer(command.message.sender)
+        try:
+            if sender is None:
+                raise Refusal(f"{command.message.sender} is gone")
+            addresses = msgspec.json.decode(sender.data, type=list[str])
+            busy = self.incoming.pull(key, command.message, addresses, self._config.stage_timeout_s)
+        except Refusal as refusal:
+            return events.PullFailed(self._clock(), *key, command.stage, str(refusal))
+        return None if busy else events.Pulled(self._clock(), *key, command.stage, 0)
+
+    def install(self, command: commands.Install) -> events.Installed | events.InstallFailed:
+        key, now = (command.request, command.epoch), self._clock()
+        try:
+            tokens = self.incoming.install(key, decode_hand(command.message.payload), now)
+        except Refusal as refusal:
+            return events.InstallFailed(now, *key, str(refusal))
+        self.moved_in += 1
+        return events.Installed(now, *key, tokens)
+
+    def drop(self, command: commands.Drop) -> None:
+        self.incoming.drop((command.request, command.epoch))
