@@ -6,7 +6,7 @@ import pytest
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
-from llumnix.flags import flag_value, parse_serve
+from llumnix.flags import DEFAULT_ENGINE, flag_value, parse_serve, serve_parser, vocabulary
 from llumnix.policy.autoscaling import ScalingConfig
 
 
@@ -155,17 +155,55 @@ def test_bad_words_are_told_in_a_sentence(line: str, part: str) -> None:
 
 @pytest.mark.parametrize("config", [ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig])
 def test_every_knob_has_a_flag(config: type) -> None:
+    ours = vocabulary(serve_parser(), DEFAULT_ENGINE).ours
     for field in dataclasses.fields(config):
-        flag = "--" + field.name.replace("_", "-")
-        words = [flag] if isinstance(field.default, bool) else [flag, str(field.default)]
-        if field.default not in (None, ""):
-            assert parse_serve(words).engine_flags == ()
+        assert "--" + field.name.replace("_", "-") in ours
 
 
-def test_limits_of_scaling_do_not_matter_while_it_is_off() -> None:
-    assert parse_serve(["--max-instances", "1"]).cluster.instances == 2
+def test_limits_of_scaling_count_when_it_only_advises() -> None:
     arguments = parse_serve(["--scaling", "advise", "--max-instances", "8", "--min-instances", "2"])
     assert (arguments.scaling.min_instances, arguments.scaling.max_instances) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        *(
+            (f"--{name} 1", f"--{name} is for auto-scaling, which is off: say --scaling on or --scaling advise.")
+            for name in ("min-instances", "max-instances", "scale-out-freeness", "scale-in-freeness", "scale-window-s")
+        ),
+        ("--max_instances=1", "--max-instances is for auto-scaling, "),
+        ("--scaling off --max-instances 4", "--max-instances is for auto-scaling, "),
+        *(
+            (
+                f"--{name} 1 --no-migration",
+                f"--{name} is for requests that move by themselves, and with --no-migration ",
+            )
+            for name in (
+                *("migrate-out-freeness", "migrate-in-freeness", "max-migrations-per-instance", "relief-steps"),
+            )
+        ),
+        (
+            "--policy round-robin --migrate-in-freeness 4",
+            "--migrate-in-freeness is for requests that move by themselves",
+        ),
+        ("--policy llumnix-paper --relief-steps 4", "--relief-steps is for policies that make room "),
+        ("--policy llumnix-base --priority-target-tokens 9", "--priority-target-tokens is for policies that know "),
+        ("--verbose --log-dir logs", "--verbose has every process write to the console, --log-dir to files."),
+        ("--ray-address auto", "--ray-address is for --launcher ray."),
+        ("--placement spread", "--placement is for --launcher ray."),
+    ],
+)
+def test_flag_that_counts_only_with_another_one_is_refused_without_it(line: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_serve(line.split())
+    assert str(error.value).startswith(sentence)
+
+
+def test_flags_of_moves_that_count_without_moves_of_the_policys_own() -> None:
+    """Drains and moves by hand remain."""
+    line = "--no-migration --max-outgoing 3 --max-stages 4 --pairing-interval-s 0.2 --request-cooldown-s 2"
+    assert parse_serve(line.split()).migration.max_outgoing == 3
 
 
 @pytest.mark.parametrize(

@@ -174,14 +174,13 @@ class ClusterConfig:
         _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
+        _require(
+            not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."
+        )
         _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")
 
     def _check_launcher(self) -> None:
         _require(self.launcher in ("local", "ray"), f"--launcher must be local or ray, not {self.launcher}.")
-        for flag, value in (("--ray-address", self.ray_address), ("--cluster-address", self.cluster_address)):
-            _require(self.launcher == "ray" or not value, f"{flag} is for --launcher ray.")
-        _require(self.launcher == "ray" or self.instance_cpus is None, "--instance-cpus is for --launcher ray.")
-        _require(self.launcher == "ray" or self.placement == "spread", "--placement is for --launcher ray.")
         _require(self.placement in ("spread", "pack"), f"--placement must be spread or pack, not {self.placement}.")
         _require(self.instance_cpus is None or self.instance_cpus > 0, "--instance-cpus must be above 0.")
         _require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from llumnix import vllm_words
@@ -14,7 +14,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.config_file import with_file
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScalingConfig
-from llumnix.policy.catalogue import POLICIES, find_policy
+from llumnix.policy.catalogue import POLICIES, Policy, find_policy
 
 Config = TypeVar("Config")
 
@@ -122,11 +122,11 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     _refuse_what_does_not_fit(engine_flags, known)
     if not 1 <= values.front_ends <= 64:
         raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
-    find_policy(values.policy)
     if values.launcher == "ray":
         values.ray_address = values.ray_address or os.environ.get("RAY_ADDRESS", "")  # as Ray itself does
     cluster = build(ClusterConfig, values)
-    scaling = build(ScalingConfig, values) if cluster.scaling != "off" else ScalingConfig()
+    _refuse_what_does_nothing(_given(parser, words.ours), cluster, find_policy(values.policy), values.migration)
+    scaling = build(ScalingConfig, values)
     if cluster.scaling != "off" and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
         raise UsageError(
             f"--instances ({cluster.instances}) must lie between --min-instances ({scaling.min_instances}) and "
@@ -179,6 +179,41 @@ def _refuse_what_does_not_fit(engine_flags: Sequence[str], known: Vocabulary) ->
         value = value if equals or flag.takes in ("nothing", "switch") else engine_flags[position + 1]
         if value not in flag.fine:
             raise UsageError(flag.refused)
+
+
+def _given(parser: argparse.ArgumentParser, ours: Sequence[str]) -> dict[str, str]:
+    """The flags of ours that stand there, as they are spelled, by the names of their fields."""
+    names = [name for word in ours if (name := word.partition("=")[0]) in parser._option_string_actions]
+    return {parser._option_string_actions[name].dest: name for name in names}
+
+
+def _refuse_what_does_nothing(
+    given: Mapping[str, str], cluster: ClusterConfig, policy: Policy, migration: bool
+) -> None:
+    """Flags of ours that only count with others, which are not there. Raises UsageError."""
+    no_moves = "--no-migration" if not migration else "this --policy" if policy.pairing is None else ""
+    idle = {
+        "is for auto-scaling, which is off: say --scaling on or --scaling advise": (
+            _SCALING if cluster.scaling == "off" else ()
+        ),
+        "is for --launcher ray": () if cluster.launcher == "ray" else _RAY,
+        f"is for requests that move by themselves, and with {no_moves} none does": _MOVING if no_moves else (),
+        "is for policies that make room before it is short, and this --policy does not": (
+            () if policy.relief else ("relief_steps",)
+        ),
+        "is for policies that know priorities, and this --policy does not": (
+            () if policy.priorities else ("priority_target_tokens",)
+        ),
+    }
+    for why, fields in idle.items():
+        for field in fields:
+            if field in given:
+                raise UsageError(f"{given[field]} {why}.")
+
+
+_SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
+_RAY = ("ray_address", "cluster_address", "placement", "instance_cpus")
+_MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps")
 
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:
