@@ -250,6 +250,14 @@ def test_scale_drains_those_with_the_least_to_do(answer_with: Install, capsys: C
     assert capsys.readouterr().out.endswith("i2 is empty after 0.50 s: 1 moved, 0 replayed, 0 finished\n")
 
 
+def test_scale_drains_the_first_of_those_that_have_as_little_to_do(answer_with: Install) -> None:
+    server = Server(*["running"] * 11)
+    server.rows = [row for row in server.rows if row["id"] in ("i10", "i2")]
+    answer_with(server)
+    assert main(["scale", "1"]) == 0
+    assert server.asked == ["instances/i2/drain"]
+
+
 def test_scale_counts_what_was_ordered_and_is_not_listed_yet(answer_with: Install) -> None:
     server = Server("running")
     server.scaling |= {"serving": 1, "starting": 2}

@@ -9,6 +9,7 @@ from typing import Any
 
 from llumnix.client import AdminClient, Row
 from llumnix.errors import ServerRefused, UsageError
+from llumnix.types import by_number
 
 Say = Callable[[str], None]
 
@@ -71,7 +72,7 @@ def scale(client: AdminClient, count: int, say: Say, wait_s: float | None) -> No
 def _drain_least_busy(client: AdminClient, running: list[Row], count: int, say: Say, wait_s: float | None) -> None:
     if len(running) <= count:
         raise ServerRefused("Instances are still starting; wait until they run, or fewer would be left than asked for.")
-    leaving = sorted(running, key=lambda row: (row["running"] + row["waiting"], row["id"]))[:count]
+    leaving = sorted(running, key=lambda row: (row["running"] + row["waiting"], by_number(row["id"])))[:count]
     for row in leaving:
         client.drain(row["id"], keep=False)
         say(f"{row['id']} is being emptied and then stops")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llumnix.errors import ServerRefused
+from llumnix.types import by_number
 
 Row = dict[str, Any]
 
@@ -46,7 +47,7 @@ def watch_status(ask: Callable[[], dict[str, Any]], interval_s: float, console: 
 
 def print_requests(rows: list[Row], console: Console | None = None) -> None:
     table = _table("id", "instance", "state", "priority", "prompt tokens", "output tokens", "moves", "can move")
-    for row in sorted(rows, key=lambda row: (row["instance"], row["id"])):
+    for row in sorted(rows, key=lambda row: (by_number(row["instance"]), row["id"])):
         movable = "yes" if row["movable"] else f"no: {row['why_pinned']}"
         facts = ("id", "instance", "state", "priority", "prompt_tokens", "output_tokens", "migrations")
         table.add_row(*(_shown(row[fact]) for fact in facts), Text(movable))

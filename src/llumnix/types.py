@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import NewType
 
@@ -25,6 +26,11 @@ HIGH = Priority(-1)
 def is_high(priority: int) -> bool:
     """True for requests that are promised headroom (paper section 4.4.1)."""
     return priority < 0
+
+
+def by_number(name: str) -> tuple[str | int, ...]:
+    """The key by which names are sorted for people: i2 stands before i10."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name))
 
 
 class InstanceState(StrEnum):

@@ -313,3 +313,12 @@ def test_replay_of_what_drains_no_more_changes_nothing():
     assert b.scheduler.ignored == {"replay of what drains no more": 1}
 
     assert len(b.scheduler.moves) == 0
+
+
+def test_drains_are_listed_as_people_count():
+    b = Body()
+    for name in ("i2", "i10", "i1"):
+        b.report(name)
+    for name in ("i10", "i2"):
+        b.drain(name, keep=True)
+    assert [report.instance for report in b.scheduler.drains.reports(b.at)] == ["i2", "i10"]

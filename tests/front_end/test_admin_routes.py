@@ -265,3 +265,13 @@ async def test_index_names_every_admin_route(board: Board) -> None:
     served = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
     named = {route.replace("{id}/", "{instance}/").replace("/{id}", "/{request_id}") for route in index.ADMIN}
     assert named == served
+
+
+async def test_instances_are_listed_as_people_count(board: Board) -> None:
+    board.client.members.by_id = {}
+    names = ("i10", "i2", "i1")
+    board.strangers.starting = {
+        name: wire.InstanceStarting(instance=InstanceId(name), index=0, pid=1, node="here") for name in names
+    }
+    rows = (await ask(board, "GET", "/instances")).json()["instances"]
+    assert [row["id"] for row in rows] == ["i1", "i2", "i10", "i9"], "and last those that are gone"

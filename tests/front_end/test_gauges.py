@@ -52,3 +52,10 @@ def test_a_thousand_replacements_leave_no_more_lines_than_one() -> None:
     for number in range(1000):
         exposition(lambda number=number: {f"i{number}": load(f"i{number}")})  # type: ignore[misc]
     assert len(exposition(lambda: last).splitlines()) == before
+
+
+@pytest.mark.usefixtures("_metrics")
+def test_they_stand_in_the_order_in_which_people_count() -> None:
+    loads = {InstanceId(name): load(name) for name in ("i10", "i2")}
+    lines = [line for line in exposition(lambda: loads).decode().splitlines() if line.startswith("llumnix_running{")]
+    assert [line.split('"')[1] for line in lines] == ["i2", "i10"]

@@ -10,7 +10,7 @@ from llumnix.control.orders import MoveOrder
 from llumnix.control.scheduler_events import Command, DrainFinished, DrainReport, MoveRequest, RequestsReplayed
 from llumnix.policy.draining import DrainTerms, place_drained
 from llumnix.policy.victim import Wanted
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, by_number
 
 TARGETS_TRIED = 256
 """Instances, freest first, that are looked at for what leaves a draining one: bounds the cost in a large cluster."""
@@ -102,7 +102,7 @@ class Drains:
         """How every drain goes that is under way, and how the last ones went, by instance."""
         known = {instance: self._view[instance].drain for instance in self._view.ids}
         reports = self._ended | {i: drain.report(at) for i, drain in known.items() if drain is not None}
-        return [reports[instance] for instance in sorted(reports)]
+        return [reports[instance] for instance in sorted(reports, key=by_number)]
 
     def _end_withdrawn(self, at: float, known: Known) -> list[Command]:
         assert known.drain is not None

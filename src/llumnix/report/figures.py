@@ -27,7 +27,7 @@ from llumnix.report.records import MOVED, MigrationRecord, Records, RequestRecor
 from llumnix.report.style import BLUE, FAINT, REASON_COLORS, RED, STYLE, duration, legend, name_rows
 from llumnix.report.summary import by_instance
 from llumnix.report.timeline import draw_timeline
-from llumnix.types import is_high
+from llumnix.types import by_number, is_high
 
 
 def draw(records: Records, directory: Path, title: str = "") -> list[Path]:
@@ -94,7 +94,7 @@ def _distribution(axes: Axes, values: NDArray[np.float64], name: str, color: str
 def draw_migrations(records: Records) -> Figure:
     """Attempts as arrows between the rows of their instances; below, the downtimes of those that completed."""
     names = list(by_instance(records.instances))
-    names += sorted({n for m in records.migrations for n in (m.source, m.target)} - set(names))
+    names += sorted({n for m in records.migrations for n in (m.source, m.target)} - set(names), key=by_number)
     rows = {name: index for index, name in enumerate(names)}
     downtimes = [m.downtime_ms for m in records.migrations if m.outcome == MOVED and m.downtime_ms is not None]
     height = min(7.0, 1.4 + 0.3 * len(names))

@@ -12,7 +12,7 @@ from llumnix.report.records import InstanceRecord, migration_record
 from llumnix.sim.engine.request import Handover, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import Outcome
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, by_number
 
 
 class RunObserver:
@@ -36,7 +36,7 @@ class RunObserver:
     def sample(self, at_s: float, instances: Mapping[InstanceId, SimInstance]) -> None:
         """A row for each instance, and how fragmented their memory is."""
         free = short = total = 0
-        for name in sorted(instances):
+        for name in sorted(instances, key=by_number):
             seen = instances[name].reports.look()
             free += seen.free_blocks
             total += seen.total_blocks

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
+from llumnix.types import by_number
 
 LABEL = "instance_id"
 
@@ -48,7 +49,7 @@ class InstanceMetrics(Collector):
         self._loads = loads
 
     def collect(self) -> Iterator[Metric]:
-        loads = sorted(self._loads().items())
+        loads = sorted(self._loads().items(), key=lambda load: by_number(load[0]))
         for name, (text, value_of) in _GAUGES.items():
             family = GaugeMetricFamily(name, text, labels=[LABEL])
             for instance, load in loads:

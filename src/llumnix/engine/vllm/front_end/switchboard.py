@@ -20,7 +20,7 @@ from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, by_number
 from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
 
@@ -120,7 +120,7 @@ class Switchboard:
             timeout_s,
         )
         found: dict[str, tuple[InstanceId, wire.RequestRow]] = {}
-        for answer in sorted(answers, key=lambda answer: answer.instance):
+        for answer in sorted(answers, key=lambda answer: by_number(answer.instance)):
             for row in answer.rows:
                 known = found.get(row.request)
                 if known is None or known[1].migrations < row.migrations:

@@ -22,7 +22,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, by_number
 from llumnix.wire import messages as wire
 
 MIGRATE_TIMEOUT_S = 90.0
@@ -103,10 +103,11 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
 
 async def _instances(board: Switchboard) -> JSONResponse:
     terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
-    rows = [_member_row(member, terms) for _, member in sorted(board.client.members.by_id.items())]
+    members, starting = board.client.members.by_id, board.strangers.starting
+    rows = [_member_row(members[instance], terms) for instance in sorted(members, key=by_number)]
     rows += [
-        _empty_row(message.instance, InstanceState.STARTING, message.pid, message.node)
-        for _, message in sorted(board.strangers.starting.items())
+        _empty_row(instance, InstanceState.STARTING, starting[instance].pid, starting[instance].node)
+        for instance in sorted(starting, key=by_number)
     ]
     rows += [_empty_row(message.instance, state, None, None, message.why) for message, state in board.strangers.gone]
     scheduler = {"pid": board.scheduler_pid, "state": board.scheduler_state}
