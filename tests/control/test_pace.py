@@ -77,6 +77,7 @@ def test_what_was_saved_goes_at_once_when_much_happens() -> None:
     [
         {"state": InstanceState.DRAINING},
         {"drain_keep": True},
+        {"asked_to_end": True},
         {"preemptions": 1},
         {"short_blocks": 2},
         {"waiting": 1},

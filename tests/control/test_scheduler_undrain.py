@@ -16,6 +16,7 @@ from llumnix.control.scheduler_events import (
 from llumnix.types import InstanceId, InstanceState
 
 LEAVING = {"state": InstanceState.DRAINING}
+ENDING = LEAVING | {"asked_to_end": True}
 KEPT = {"state": InstanceState.DRAINING, "drain_keep": True}
 A = InstanceId("a")
 BACK = SetDraining(instance=A, keep=False, reason="it takes requests again", draining=False)
@@ -133,8 +134,34 @@ def test_no_way_back_once_it_was_cut_off():
 
 def test_no_way_back_when_its_process_was_asked_to_end():
     b = body()
-    b.report("a", **LEAVING, running=10, free_blocks=800)
+    b.report("a", **ENDING, running=10, free_blocks=800)
     assert "its process was asked to end" in why_not(b)
+
+
+def test_no_way_back_when_its_process_is_asked_to_end_while_it_drains_by_order():
+    b = body()
+    b.drain("a")
+    b.report("a", **LEAVING, running=10, free_blocks=800)
+    assert why_not(b) == ""
+    b.report("a", **ENDING, running=10, free_blocks=800)
+    assert "its process was asked to end" in why_not(b)
+    assert b.tell(DrainWithdrawn(at=b.at, instance=A)) == []
+
+
+def test_process_that_is_asked_to_end_on_its_way_back_stops():
+    b = body(running=0)
+    b.drain("a")
+    b.report("a", **LEAVING)
+    undrain(b)
+    b.report("a", **ENDING)
+    assert "its process was asked to end" in why_not(b)
+    assert "StopInstance" in kinds(b.wait(5.0))
+
+
+def test_restarted_scheduler_lets_one_come_back_that_drains_by_the_order_of_the_one_before():
+    b = body(running=3)
+    b.report("a", **LEAVING, running=3, free_blocks=940)
+    assert undrain(b) == [BACK]
 
 
 def test_kept_instance_whose_process_is_asked_to_end_stops():
@@ -142,7 +169,7 @@ def test_kept_instance_whose_process_is_asked_to_end_stops():
     b.drain("a", keep=True)
     b.report("a", **KEPT)
     assert kinds(b.wait(2.0)) == ["DrainFinished"]
-    b.report("a", **LEAVING)
+    b.report("a", **ENDING)
     assert "SetDraining" not in kinds(b.wait(0.2))  # or it would stay after all
     assert "StopInstance" in kinds(b.wait(5.0))
     assert "its process was asked to end" in why_not(b)
@@ -153,7 +180,7 @@ def test_kept_instance_whose_process_is_asked_to_end_on_its_way_back_stops():
     b.drain("a", keep=True)
     b.report("a", **KEPT)
     undrain(b)
-    b.report("a", **LEAVING)
+    b.report("a", **ENDING)
     assert "StopInstance" in kinds(b.wait(5.0))
 
 

@@ -29,7 +29,8 @@ def report(engine: Engine, **said: Any) -> InstanceSnapshot:
     usual: dict[str, Any] = {"id": InstanceId("i0"), "at": 0.0, "seq": 1, "state": InstanceState.RUNNING}
     counts = ("incoming", "outgoing", "migrations_in", "migrations_out", "ended")
     counts += ("preemptions_avoided", "recompute_tokens_saved")
-    usual |= dict.fromkeys(counts, 0) | {"drain_keep": False, "pinned": False, "dispatches_seen": (0,)}
+    flags = ("drain_keep", "asked_to_end", "pinned")
+    usual |= dict.fromkeys(counts, 0) | dict.fromkeys(flags, False) | {"dispatches_seen": (0,)}
     return instance_snapshot(engine.scheduler, usual | said, 16)  # type: ignore[arg-type]
 
 

@@ -20,6 +20,7 @@ from llumnix.engine.vllm.between import RequestCodec, Resume
 from llumnix.engine.vllm.instance.resume import Making, Resumes
 
 WAIT_S = 10
+ARRIVED_S = engine_request("any").arrival_time
 
 
 class Engine:
@@ -89,7 +90,8 @@ def test_client_that_leaves_while_the_grammar_compiles(engine: Engine) -> None:
 def test_front_end_that_dies_while_the_grammar_compiles(engine: Engine) -> None:
     engine.start("r~1", front_end=1)
     engine.start("s~1", front_end=0)
-    engine.resumes.abort_all_of(1)
+    engine.resumes.abort_all_of(1, ARRIVED_S)
+    engine.resumes.abort_all_of(0, ARRIVED_S - 1.0)  # an earlier one at the same place
     for _ in range(2):
         engine.compiled()
         engine.step()

@@ -102,7 +102,7 @@ class Drain:
 
     def why_not_withdrawn(self, snapshot: InstanceSnapshot | None) -> str:
         """Why there is no way back (yet), by the last report; empty if there is one."""
-        if self.order.firm:
+        if self.order.firm or (snapshot is not None and snapshot.asked_to_end):
             return "its process was asked to end, or its node goes"
         if self.ends:
             return "it is being stopped already"
@@ -167,11 +167,10 @@ class Drain:
         return self._report(until_s, first.running + first.waiting, moved, finished, last.running + last.waiting)
 
     def _look_at(self, snapshot: InstanceSnapshot) -> None:
-        was_kept = self.order.keep and self._last is not None and self._last.drain_keep
-        if was_kept and snapshot.state is InstanceState.DRAINING and not snapshot.drain_keep:
-            # Nobody told it so: its process was asked to end.
+        if snapshot.asked_to_end:
+            if self.order.keep or self.withdrawn:
+                self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.DRAINING, None, None
             self.order = msgspec.structs.replace(self.order, keep=False, firm=True)
-            self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.DRAINING, None, None
         self._first = self._first or snapshot
         self._last = snapshot
 

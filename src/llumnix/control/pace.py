@@ -57,6 +57,7 @@ def is_urgent(sent: InstanceSnapshot, load: InstanceSnapshot) -> bool:
     return (
         load.state is not sent.state
         or load.drain_keep != sent.drain_keep
+        or load.asked_to_end != sent.asked_to_end
         or load.preemptions > sent.preemptions
         or (load.short_blocks > 0 and not sent.short_blocks)
         or (load.waiting > 0 and not sent.waiting)

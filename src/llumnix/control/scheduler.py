@@ -143,9 +143,9 @@ class GlobalScheduler:
         if report.state is InstanceState.DRAINING:
             if known.drain is not None:
                 return []
-            # By its own will, or by that of a scheduler before us.
-            keep = report.drain_keep
-            return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=keep, firm=not keep))
+            # Its process was asked to end, or it was the will of a scheduler before us.
+            firm = report.asked_to_end
+            return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=report.drain_keep, firm=firm))
         return self._relieve(event.at, report.id) if report.short_blocks else []
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[Command]:

@@ -89,6 +89,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """In heartbeats: messages that its engine has not taken up."""
     drain_keep: bool = False
     """It is draining and is to be left running, empty; a restarted scheduler reads its intent here."""
+    asked_to_end: bool = False
+    """It is draining and will not take requests again: its process was asked to end."""
 
 
 class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,6 +69,10 @@ class Tick(msgspec.Struct, frozen=True):
     """The heart rang."""
 
 
+class AskedToEnd(msgspec.Struct, frozen=True):
+    """Its process is to end once it is empty, whoever orders what from now on."""
+
+
 class PreparedPeer(msgspec.Struct, frozen=True):
     """A `Prepare`, with the request that it describes."""
 
@@ -146,7 +150,7 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def ask_to_drain(self) -> None:
         """From a thread, once it is open: it takes no more requests and says so, and the scheduler empties it."""
-        self._to_main(SetDraining(instance=self._spec.id, keep=False, reason="it was asked to end"))
+        self._to_main(AskedToEnd())
 
     def inject_fault(self, fault: str) -> None:
         """Lets something fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
@@ -330,6 +334,9 @@ class LlumnixEngineCore(EngineCoreProc):
                 driver.pull_ended(message)
             case wire.BlocksReleased():
                 driver.incoming.blocks_released(message)
+            case AskedToEnd():
+                self._reports.asked_to_end = True
+                self._set_draining(True, keep=False)
             case partial():
                 message()
             case _:
@@ -341,29 +348,35 @@ class LlumnixEngineCore(EngineCoreProc):
         assert driver is not None
         match message:
             case SetDraining():
-                self._reports.state = InstanceState.DRAINING if message.draining else InstanceState.RUNNING
-                self._reports.drain_keep = message.keep
-                driver.set_draining(message.draining)
+                if not self._reports.asked_to_end:  # from there no order leads back
+                    self._set_draining(message.draining, message.keep)
             case wire.InstanceGone():
                 driver.peer_lost(message.instance)
             case wire.ListRequests():
                 self._listing.ask(message)
             case wire.FrontEndLost():
-                self._abort_orphans(message.front_end)
+                self._abort_orphans(message)
             case wire.ClusterSize():
                 self._reports.set_size(message.instances)
                 self._heart.interval_s = self._reports.heartbeat_s
             case _:
                 raise TypeError(f"an instance does not understand {type(message).__name__}")
 
+    def _set_draining(self, draining: bool, keep: bool) -> None:
+        assert self._driver is not None
+        self._reports.state = InstanceState.DRAINING if draining else InstanceState.RUNNING
+        self._reports.drain_keep = keep
+        self._driver.set_draining(draining)
+
     def _answer_listing(self, question: wire.ListRequests, rows: tuple[wire.RequestRow, ...]) -> None:
         answer = wire.Requests(query=question.query, instance=self._info.id, rows=rows)
         self._mailbox.post_soon((question.reply_to,), answer)
 
-    def _abort_orphans(self, front_end: int) -> None:
-        requests = self.scheduler.requests.values()
-        self.abort_requests([request.request_id for request in requests if request.client_index == front_end])
-        self._resumes.abort_all_of(front_end)
+    def _abort_orphans(self, lost: wire.FrontEndLost) -> None:
+        """Relies on `arrival_time` being the front end's (vllm/v1/engine/input_processor.py)."""
+        theirs = [one for one in self.scheduler.requests.values() if one.client_index == lost.front_end]
+        self.abort_requests([one.request_id for one in theirs if one.arrival_time <= lost.until_unix_s])
+        self._resumes.abort_all_of(lost.front_end, lost.until_unix_s)
 
     # -- the heart's thread
 

@@ -32,6 +32,7 @@ class Reports:
         """`unread`: how many messages wait for the main thread; from any thread."""
         self.state = InstanceState.RUNNING
         self.drain_keep = False
+        self.asked_to_end = False
         self.owed = False
         """Something changed since the last one."""
         self._spec = spec
@@ -92,6 +93,7 @@ class Reports:
             seq=self._number,
             state=self.state,
             drain_keep=self.drain_keep,
+            asked_to_end=self.asked_to_end,
             pinned=bool(self._driver.engine_pins),
             dispatches_seen=self._dispatches_seen(),
             **self._driver.counters,  # type: ignore[typeddict-item]

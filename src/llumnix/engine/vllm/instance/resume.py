@@ -61,8 +61,11 @@ class Resumes:
         for request_id in request_ids:
             self._under_way.pop(request_id, None)
 
-    def abort_all_of(self, front_end: int) -> None:
-        self.abort([each.request_id for each in self._under_way.values() if each.front_end == front_end])
+    def abort_all_of(self, front_end: int, until_unix_s: float) -> None:
+        """Of those that arrived at the front end until then."""
+        theirs = [each for each in self._under_way.values() if each.front_end == front_end]
+        codec = RequestCodec()
+        self.abort([each.request_id for each in theirs if codec.decode(each.request).arrival_time <= until_unix_s])
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -26,6 +26,7 @@ class Fixed(TypedDict):
     seq: int
     state: InstanceState
     drain_keep: bool
+    asked_to_end: bool
     pinned: bool
     dispatches_seen: tuple[int, ...]
     incoming: int

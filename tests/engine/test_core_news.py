@@ -1,0 +1,66 @@
+"""What an instance makes of news that come in any order, or late."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.control.scheduler_events import SetDraining
+from llumnix.engine.vllm.instance.core import AskedToEnd, LlumnixEngineCore
+from llumnix.types import InstanceId, InstanceState
+from llumnix.wire.messages import FrontEndLost
+
+pytestmark = pytest.mark.adapter
+
+
+def order(draining: bool, keep: bool = False) -> SetDraining:
+    return SetDraining(instance=InstanceId("i0"), draining=draining, keep=keep, reason="by order")
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        [AskedToEnd()],
+        [AskedToEnd(), order(False)],
+        [AskedToEnd(), order(True, keep=True)],
+        [order(True), AskedToEnd(), order(False)],
+        [order(True, keep=True), AskedToEnd()],
+        [order(True), order(False), AskedToEnd()],
+    ],
+)
+def test_no_order_leads_back(heard: list[Any]) -> None:
+    core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
+    told: list[bool] = []
+    core._driver = SimpleNamespace(set_draining=told.append)
+    core._reports = SimpleNamespace(state=InstanceState.RUNNING, drain_keep=False, asked_to_end=False)
+    for message in heard:
+        core._on_control(message)
+    said = core._reports
+    assert (said.state, said.drain_keep, said.asked_to_end) == (InstanceState.DRAINING, False, True)
+    assert told[-1] is True
+
+
+def test_late_news_of_a_lost_front_end_aborts_nothing_of_its_successor() -> None:
+    """Both have the same index; a request of the successor's that was aborted here would wait for ever there."""
+    core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
+    aborted: list[str] = []
+    core.abort_requests = aborted.extend
+    core._driver, core._resumes = object(), SimpleNamespace(abort_all_of=lambda *_: None)
+    arrived = {
+        "of the lost one": (1, 99.0),
+        "its last": (1, 100.0),
+        "the successor's": (1, 100.4),
+        "another's": (0, 99.0),
+    }
+    core.scheduler = SimpleNamespace(
+        requests={
+            name: SimpleNamespace(request_id=name, client_index=front_end, arrival_time=at)
+            for name, (front_end, at) in arrived.items()
+        }
+    )
+    core._on_control(FrontEndLost(front_end=1, until_unix_s=100.0))
+    assert aborted == ["of the lost one", "its last"]
