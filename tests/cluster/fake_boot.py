@@ -1,8 +1,9 @@
 """An engine module (engine/port.py) without an engine: real processes that report, answer HTTP and die on demand.
 
-Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`, and
-`--busy-while FILE`: as long as the file is there, every instance reports that it is full. At SIGUSR2 an instance goes
-on as one whose engine hangs with a request: it repeats its last report.
+Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`,
+`--busy-while FILE`: as long as the file is there, every instance reports that it is full; and `--workers`: each
+instance starts some processes that do not end with it. At SIGUSR2 an instance goes on as one whose engine hangs with a
+request: it repeats its last report.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import mmap
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from msgspec.structs import replace
 
@@ -39,6 +42,7 @@ class Setup:
     fail_first: int
     slow_until: Path | None
     busy_while: Path | None
+    workers: bool
     example: None = None
 
 
@@ -55,6 +59,7 @@ def prepare(argv: list[str], model: str) -> Setup:
     parser.add_argument("--fail-first", type=int, default=0)
     parser.add_argument("--slow-until", type=Path)
     parser.add_argument("--busy-while", type=Path)
+    parser.add_argument("--workers", action="store_true")
     return Setup(**vars(parser.parse_args(argv)))
 
 
@@ -70,11 +75,14 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         raise ValueError("no room for the KV cache")
     Path(tempfile.gettempdir(), "rendezvous").touch()  # as engines do, and never remove
     hold_shared_memory(f"llumnix-test-{os.getpid()}")
+    if setup.workers:
+        start_stubborn_workers()
     ended = threading.Event()
     draining = threading.Event()
+    asked_to_end = threading.Event()
     hangs = threading.Event()
     signal.signal(END_NOW, lambda *_: ended.set())
-    signal.signal(signal.SIGTERM, lambda *_: draining.set())
+    signal.signal(signal.SIGTERM, lambda *_: (draining.set(), asked_to_end.set()))
     signal.signal(signal.SIGUSR2, lambda *_: hangs.set())
 
     def on_message(message: Wire) -> None:
@@ -103,6 +111,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
             report = replace(report, snapshot=replace(report.snapshot, seq=seq, running=1))
         else:
             report = _report(info, seq, draining.is_set(), busy)
+            report = replace(report, snapshot=replace(report.snapshot, asked_to_end=asked_to_end.is_set()))
         for address in (spec.book.scheduler, *spec.book.all_front_ends):
             mailbox.post(address, report)
     mailbox.close()
@@ -118,6 +127,25 @@ def hold_shared_memory(name: str) -> None:
 
 
 _held: list[mmap.mmap] = []
+
+
+def start_stubborn_workers() -> None:
+    """They notice neither the end of their parent nor SIGTERM: a child that is forked, one that is in a session of its
+    own, that one's child, and one that knows nothing of this process."""
+    for apart in (False, True):
+        if os.fork() == 0:
+            _be_stubborn(apart)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", code], env={}, start_new_session=True)
+
+
+def _be_stubborn(apart: bool) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if apart:
+        os.setsid()
+        os.fork()
+    time.sleep(600)
+    os._exit(0)
 
 
 def _report(info: InstanceInfo, seq: int, draining: bool = False, busy: bool = False) -> Report:

@@ -20,6 +20,21 @@ pytestmark = pytest.mark.io
 _STORM = 1000
 
 
+def test_scheduler_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be too many processes, or too little memory, for a moment."""
+
+    def full(*_: Any) -> Any:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("llumnix.cluster.launcher.SchedulerChild", full)
+    launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
+    launcher._carry_out(supervision.SpawnScheduler())
+    (event,) = (launcher._events.get() for _ in range(launcher._events.qsize()))
+    assert isinstance(event, supervision.SchedulerExited)
+    assert "unavailable" in event.why
+    launcher._mailbox.close()
+
+
 def test_exits_are_seen_while_events_come_faster_than_they_are_handled(tmp_path: Path) -> None:
     launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
     ours, nursery = nursery_messages.channel()

@@ -57,3 +57,13 @@ def test_small_logs_are_left_alone(tmp_path: Path) -> None:
     log.write_text("short")
     rotate(tmp_path, largest=1000)
     assert [path.name for path in tmp_path.iterdir()] == ["i0.log"]
+
+
+def test_log_that_cannot_be_copied_is_emptied_and_harms_nobody(tmp_path: Path) -> None:
+    """As on a full disk. Whoever rotates is the launcher: it must not end for that."""
+    for name in ("i0", "i1"):
+        (tmp_path / f"{name}.log").write_text("x" * 2000)
+    (tmp_path / "i0.log.1").mkdir()
+    rotate(tmp_path, largest=1000)
+    assert [(tmp_path / f"{name}.log").read_text() for name in ("i0", "i1")] == ["", ""]
+    assert (tmp_path / "i1.log.1").read_text() == "x" * 2000

@@ -165,13 +165,23 @@ def test_instances_move_out_of_a_node_that_is_taken_back_and_others_start_before
     assert not any("died" in line for line in server.lines), server.lines
 
 
-def test_packed(nodes: Nodes, serve: Callable[..., Serve]) -> None:
-    server = serve("--ray-address", nodes.address, "--instances", "2", "--placement", "pack")
+def test_packed_and_what_an_instance_left_running_is_gone_when_another_takes_its_place(
+    nodes: Nodes, serve: Callable[..., Serve]
+) -> None:
+    server = serve("--ray-address", nodes.address, "--instances", "2", "--placement", "pack", "--workers")
     server.wait_until_serving()
     where = wait_for_instances(server, 2)
     assert len(set(where.values())) == 1, "packed"
+    instance, other = (psutil.Process(server.instances()[one]) for one in ("i0", "i1"))
+    workers, others = instance.children(recursive=True), other.children(recursive=True)
+    assert len(workers) == len(others) == 4
+    instance.kill()
+    wait_for(lambda: "i2" in server.instances(), "i2 in place of i0")
+    assert not any(is_alive(worker) for worker in workers)
+    assert all(is_alive(worker) for worker in others)
     server.process.terminate()
     assert server.end() == 0
+    wait_for(lambda: not any(is_alive(worker) for worker in others), "the end of all workers")
 
 
 def test_nothing_is_left_of_a_killed_launcher_on_two_nodes(nodes: Nodes, serve: Callable[..., Serve]) -> None:

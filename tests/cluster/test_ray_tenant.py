@@ -15,8 +15,17 @@ pytest.importorskip("ray")
 
 from ray.exceptions import ActorDiedError
 
-from llumnix.cluster.nursery_messages import ForkInstance, FromNursery, Prepare
+from llumnix.cluster.nursery_messages import (
+    Cleared,
+    Exited,
+    ForkInstance,
+    FromNursery,
+    Prepare,
+    channel,
+    receive_from_nursery,
+)
 from llumnix.cluster.ray import tenant as ray_tenant
+from llumnix.cluster.ray.launch import House
 from llumnix.cluster.ray.placement import Node
 from llumnix.cluster.ray.tenant import Neighbours, Tenant
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
@@ -77,8 +86,8 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     return Ray(monkeypatch)
 
 
-def tenant(folder: Path) -> Tenant:
-    prepare = Prepare(
+def prepared(folder: Path) -> Prepare:
+    return Prepare(
         engine="none",
         engine_flags=(),
         model="",
@@ -92,20 +101,34 @@ def tenant(folder: Path) -> Tenant:
         cluster=ClusterConfig(launcher="ray"),
         workers=1,
     )
+
+
+def tenant(folder: Path) -> tuple[Tenant, list[FromNursery]]:
+    """And what it says."""
     said: list[FromNursery] = []
-    return Tenant(ForkInstance(id=InstanceId("i0"), index=0, slot=0), prepare, said.append, Neighbours(dict))
+    fork = ForkInstance(id=InstanceId("i0"), index=0, slot=0)
+    return Tenant(fork, prepared(folder), said.append, Neighbours(dict)), said
+
+
+async def end_of(folder: Path) -> str:
+    """Of an instance that lives there: what is said of it."""
+    one, said = tenant(folder)
+    await one.live()
+    (exited,) = (news for news in said if isinstance(news, Exited))
+    assert (Cleared(child="i0") == said[-1]) == exited.remains
+    return exited.how
 
 
 async def test_instance_that_ends_while_the_head_is_gone_ends_with_its_reason(ray: Ray, tmp_path: Path) -> None:
     ray.head_is_gone(silent)
-    assert "actor died" in (await tenant(tmp_path).live()).lower()
+    assert "actor died" in (await end_of(tmp_path)).lower()
     assert ray.removed == ["group"]
 
 
 async def test_end_of_an_instance_stops_no_other_while_the_head_thinks(ray: Ray, tmp_path: Path) -> None:
     ray.head_is_gone(slow)
     longest_s, last_s = 0.0, time.monotonic()
-    end = asyncio.create_task(tenant(tmp_path).live())
+    end = asyncio.create_task(end_of(tmp_path))
     while not end.done():
         await asyncio.sleep(0.01)
         now = time.monotonic()
@@ -114,11 +137,25 @@ async def test_end_of_an_instance_stops_no_other_while_the_head_thinks(ray: Ray,
     assert longest_s < SLOW_S / 2
 
 
+async def test_end_of_an_instance_is_told_before_its_room_is_given_back(
+    ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Giving it back asks the head, which may be slow; the requests that the instance had are to go on before."""
+    one, said = tenant(tmp_path)
+    told_before: list[list[FromNursery]] = []
+    monkeypatch.setattr(ray_tenant, "remove_placement_group", lambda _: told_before.append(said.copy()))
+    await one.live()
+    ((exited,),) = told_before
+    assert isinstance(exited, Exited)
+    assert exited.remains
+    assert said == [exited, Cleared(child="i0")]
+
+
 async def test_no_room_while_the_head_is_gone_is_told(
     ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_tenant, "nodes_with", silent)
-    assert await tenant(tmp_path).live() == "Ray gave it no room: Failed to connect to GCS"
+    assert await end_of(tmp_path) == "Ray gave it no room: Failed to connect to GCS"
 
 
 async def test_room_that_comes_too_late_is_given_back(
@@ -130,6 +167,21 @@ async def test_room_that_comes_too_late_is_given_back(
 
     monkeypatch.setattr(ray_tenant, "placement_group", late)
     monkeypatch.setattr(ray_tenant, "_HEAD_S", SLOW_S / 3)
-    assert "Ray gave it no room" in await tenant(tmp_path).live()
+    assert "Ray gave it no room" in await end_of(tmp_path)
     await asyncio.sleep(SLOW_S)
     assert ray.removed == ["late group"]
+
+
+async def test_end_of_the_front_ends_parent_is_no_end_as_wished(ray: Ray, tmp_path: Path) -> None:
+    launcher, ours = channel()
+    nursery, home = channel()
+    with launcher, ours, home:
+        nursery.close()
+        speaker: Any = SimpleNamespace(channel=home, receive=lambda: receive_from_nursery(home))
+        assert await House(ours, speaker, prepared(tmp_path)).run() is False
+    launcher, ours = channel()
+    nursery, home = channel()
+    with ours, nursery, home:
+        launcher.close()
+        speaker = SimpleNamespace(channel=home, receive=lambda: receive_from_nursery(home))
+        assert await House(ours, speaker, prepared(tmp_path)).run() is True

@@ -34,7 +34,7 @@ def test_goes_when_its_user_fails(short_base: Path) -> None:
 
 def test_folder_of_a_killed_launcher_is_swept(short_base: Path) -> None:
     left = short_base / "llumnix-left"
-    left.mkdir()
+    left.mkdir(mode=0o700)
     (left / "lock").touch()
     (left / "i0").touch()
     with private_run_dir() as path:
@@ -52,6 +52,17 @@ def test_folder_that_is_not_ours_is_left_alone(short_base: Path) -> None:
     with private_run_dir():
         pass
     assert [path.name for path in short_base.iterdir()] == ["llumnix-notes"]
+
+
+def test_folder_of_the_users_own_with_such_a_name_is_left_alone(short_base: Path) -> None:
+    """A private one has the mode of a private one; those that people make have not."""
+    notes = short_base / "llumnix-notes"
+    notes.mkdir()
+    notes.chmod(0o755)
+    (notes / "lock").touch()
+    with private_run_dir():
+        pass
+    assert [path.name for path in notes.iterdir()] == ["lock"]
 
 
 def test_link_is_not_followed(short_base: Path, tmp_path: Path) -> None:
@@ -80,7 +91,7 @@ def test_note_names_files_of_the_shared_memory_and_no_others(short_base: Path, t
     mine = Path("/dev/shm") / f"llumnix-test-{os.getpid()}"
     mine.touch()
     left = short_base / "llumnix-left"
-    left.mkdir()
+    left.mkdir(mode=0o700)
     (left / "lock").touch()
     names = [str(precious), f"../..{precious}", ".", "..", "", "a\0b", "not-there", mine.name]
     (left / "shared-memory.1").write_text("\n".join(names))

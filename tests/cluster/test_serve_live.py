@@ -62,6 +62,25 @@ def test_killed_instance_is_replaced_under_a_new_id(serve: Callable[..., Serve])
     wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
 
 
+def test_place_of_a_dead_instance_is_used_when_its_workers_are_gone(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "2", "--workers")
+    server.wait_until_serving()
+    wait_for(lambda: len(server.instances()) == 2, "two instances")
+    instance = psutil.Process(server.instances()["i0"])
+    workers = instance.children(recursive=True)
+    assert len(workers) == 4
+    others = psutil.Process(server.instances()["i1"]).children(recursive=True)
+    instance.kill()
+    server.wait_for_line("i0 died: killed by SIGKILL; another takes its place")
+    wait_for(lambda: "i2" in server.instances(), "i2 in place of i0")
+    assert [worker for worker in workers if worker.is_running()] == []
+    assert all(worker.is_running() for worker in others)
+    children = server.descendants()
+    server.process.terminate()
+    assert server.end() == 0
+    assert_nothing_is_left(server, children)
+
+
 def test_nothing_is_left_of_an_instance_that_was_killed(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "2")
     server.wait_until_serving()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pytest
 
 from llumnix.cluster.nursery_messages import (
+    Cleared,
     Exited,
     Forked,
     ForkFrontEnd,
@@ -384,8 +385,9 @@ def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:
 def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:
     server = Server(front_ends=2)
     server.serve()
-    commands = server.exit("front-1", at=5.0)
-    assert [message.front_end for message in told(FrontEndLost, commands, Audience.SERVING)] == [1]
+    commands = server.handle(Exited(child="front-1", how="it broke", heard_unix_s=1_700_000_000.5), 5.0)
+    lost = FrontEndLost(front_end=1, until_unix_s=1_700_000_000.5)
+    assert told(FrontEndLost, commands, Audience.SERVING) == [lost], "and not those of its successor"
     assert only(ForkFrontEnd, commands) == [ForkFrontEnd(index=1)]
 
 
@@ -541,7 +543,8 @@ def test_instance_that_starts_on_a_leaving_machine_starts_elsewhere() -> None:
     commands = server.handle(Leaving(child="i0", why="it goes", left_s=None), 1.0)
     assert only(Signal, commands) == [Signal("i0", kill=True)]
     assert drains(commands) == []
-    assert only(ForkInstance, server.exit("i0", at=1.1) + server.handle(TimePassed(), 2.0)) != []
+    assert len(only(ForkInstance, commands)) == 1, "at once"
+    assert only(ForkInstance, server.exit("i0", at=1.1) + server.handle(TimePassed(), 2.0)) == []
 
 
 def test_machine_that_leaves_while_the_server_ends() -> None:
@@ -549,3 +552,76 @@ def test_machine_that_leaves_while_the_server_ends() -> None:
     server.serve()
     server.handle(Terminate(), 5.0)
     assert server.handle(Leaving(child="i0", why="it goes", left_s=None), 6.0) == []
+
+
+# what the dead leave behind
+
+
+def test_place_is_not_used_while_workers_of_the_dead_one_hold_its_memory() -> None:
+    server = Server(instances=2)
+    server.serve()
+    commands = server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 5.0)
+    assert [gone.instance for gone in told(InstanceGone, commands)] == ["i0"], "everybody hears of it at once"
+    assert only(ForkInstance, commands) == []
+    assert server.supervisor.next_wake_s is None
+    assert only(ForkInstance, server.handle(TimePassed(), 5.5)) == []
+    assert only(ForkInstance, server.handle(Cleared(child="i0"), 6.0)) == [
+        ForkInstance(id=InstanceId("i2"), index=2, slot=0)
+    ]
+
+
+def test_place_of_one_that_was_stopped_waits_too_for_whoever_is_started_next() -> None:
+    server = Server(instances=2)
+    server.serve()
+    server.handle(StopInstance(instance=InstanceId("i0"), reason="drained"), 5.0)
+    server.handle(Exited(child="i0", how="exit code 0", remains=True), 5.1)
+    assert only(ForkInstance, server.handle(StartInstances(count=1, reason="more", order=1), 5.2)) == []
+    assert only(ForkInstance, server.handle(Cleared(child="i0"), 6.0)) == [
+        ForkInstance(id=InstanceId("i2"), index=2, slot=0)
+    ]
+
+
+def test_processes_that_do_not_end_are_told_and_the_place_is_used_all_the_same() -> None:
+    server = Server(instances=1)
+    server.serve()
+    server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 5.0)
+    commands = server.handle(Cleared(child="i0", stuck=(71, 72)), 15.0)
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i1"), index=1, slot=0)]
+    (said,) = only(Say, commands)
+    assert said.warning
+    assert "71, 72" in said.text
+
+
+def test_front_end_is_replaced_at_once_whatever_the_dead_one_left() -> None:
+    server = Server()
+    server.serve()
+    assert only(ForkFrontEnd, server.handle(Exited(child="front-0", how="broke", remains=True), 5.0)) == [
+        ForkFrontEnd(index=0)
+    ]
+    assert server.handle(Cleared(child="front-0"), 6.0) == []
+
+
+# news that overtake each other, and machines that go before anything runs there
+
+
+def test_instance_whose_report_overtakes_the_news_of_its_start_is_not_killed_when_its_time_to_start_is_over() -> None:
+    """Reports come straight from it; what is said of it comes by way of the nursery, or of Ray."""
+    server = Server(instances=1, start_timeout_s=60.0)
+    server.supervisor.handle(TimePassed(), 0.0)
+    server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
+    commands = server.handle(Forked(child="i0", pid=101, node="there"), 2.0)
+    assert told(InstanceStarting, commands, Audience.DECIDING) == []
+    assert server.supervisor.next_wake_s is None
+    assert only(Signal, server.handle(TimePassed(), 100.0)) == []
+
+
+def test_only_instance_whose_machine_goes_while_it_starts_is_no_reason_to_give_up() -> None:
+    server = Server(instances=1)
+    server.handle(TimePassed())
+    commands = server.handle(Leaving(child="i0", why="node-a is being drained", left_s=30.0), 1.0)
+    assert Signal("i0", kill=True) in commands
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i1"), index=1, slot=1)], "elsewhere, at once"
+    commands = server.exit("i0", 1.1)
+    assert only(Finish, commands) == []
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 2.0)
+    assert server.supervisor.instances == ("i1",)

@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO
 
 import msgspec
@@ -35,6 +37,7 @@ class NurseryProcess:
     ) -> None:
         """`module` is the nursery, or what speaks like one; it gets `patience_s` to end by itself."""
         self._patience_s = patience_s
+        self._orders: SimpleQueue[ToNursery | None] = SimpleQueue()
         self.channel, theirs = channel()
         command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())]
         with _output(log) as output, theirs:
@@ -47,21 +50,29 @@ class NurseryProcess:
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
+        threading.Thread(target=self._pass_on, name="orders to the nursery", daemon=True).start()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def send(self, message: ToNursery) -> None:
-        """Nothing happens when it is gone: that shows at the next `receive`."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            send(self.channel, message)
+        """Returns at once. Nothing happens when it is gone: that shows at the next `receive`."""
+        self._orders.put(message)
+
+    def _pass_on(self) -> None:
+        """In a thread: the channel holds a few hundred messages each way, and two that both wait for the other to read
+        wait for ever."""
+        with contextlib.suppress(OSError):  # it is gone
+            while (order := self._orders.get()) is not None:
+                send(self.channel, order)
 
     def receive(self) -> FromNursery | None:
         return receive_from_nursery(self.channel)
 
     def end(self) -> str:
         """Kills it, and the kernel with it all that it forked. How it ended, in words."""
+        self._orders.put(None)
         self.channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(self._patience_s)

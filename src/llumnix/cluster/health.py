@@ -66,23 +66,27 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class HealthWatch:
-    """Calls `on_healthy` once, from its thread, when the address answers."""
+    """Calls `on_healthy` once, from its thread, when the address answers; not after `stop`."""
 
     def __init__(self, address: ServerAddress, on_healthy: Callable[[], None]) -> None:
         self._address = address
         self._on_healthy = on_healthy
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="health watch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
+        with self._lock:
+            self._stop.set()
 
     def _watch(self) -> None:
         while not self._stop.is_set():
             if self._address.healthy():
-                self._on_healthy()
+                with self._lock:
+                    if not self._stop.is_set():
+                        self._on_healthy()
                 return
             self._stop.wait(_INTERVAL_S)

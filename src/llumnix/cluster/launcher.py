@@ -33,6 +33,7 @@ from llumnix.cluster.environment import (
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, ServerAddress
 from llumnix.cluster.nursery_messages import (
+    Cleared,
     Exited,
     Failed,
     Forked,
@@ -123,6 +124,7 @@ class Launcher:
             self._clean_up()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            os.close(self._wakeup)  # nobody posts any more
         if finish.exit_code == 0:
             say("stopped")
         else:
@@ -201,8 +203,9 @@ class Launcher:
             case Failed() as failed:
                 self._finish = Finish(2, failed.why)
             case Exited() as exited:
-                self._tell_supervisor(replace(exited, how=self._why(exited.child, exited.how)))
-            case Waiting() | Forked() | Leaving() as news:
+                why = self._why(exited.child, exited.how)
+                self._tell_supervisor(replace(exited, how=why, heard_unix_s=time.time()))
+            case Waiting() | Forked() | Leaving() | Cleared() as news:
                 self._tell_supervisor(news)
             case None:
                 why = self._why("nursery", self._nursery.end())
@@ -239,7 +242,7 @@ class Launcher:
             case ForkInstance() | ForkFrontEnd() | StopListening():
                 self._nursery.send(command)
             case supervision.SpawnScheduler():
-                self._scheduler = SchedulerChild(self._scheduler_spec(), self._environment, self._log("scheduler"))
+                self._spawn_scheduler()
             case supervision.StopScheduler():
                 if self._scheduler is not None:
                     self._scheduler.stop()
@@ -256,6 +259,12 @@ class Launcher:
                 self._finish = command
             case _:
                 assert_never(command)
+
+    def _spawn_scheduler(self) -> None:
+        try:
+            self._scheduler = SchedulerChild(self._scheduler_spec(), self._environment, self._log("scheduler"))
+        except OSError as error:  # too many processes, too little memory, a full disk: it is tried again
+            self._post(supervision.SchedulerExited(f"it cannot be started: {error}"))
 
     def _tell(self, message: Wire, audience: Audience) -> None:
         addresses: list[str] = []
@@ -283,7 +292,6 @@ class Launcher:
             self._scheduler.end()
         end_all_descendants(timeout_s=5.0)
         self._mailbox.close()
-        os.close(self._wakeup)
 
     # what the children are told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -64,8 +65,18 @@ def why_it_ended(path: Path | None, how: str) -> str:
 
 
 def rotate(folder: Path, largest: int = _LARGEST) -> None:
-    """Moves what a too large log holds to one older file. Writers append, so they go on at the new beginning."""
+    """Moves what a too large log holds to one older file. Writers append, so they go on at the new beginning.
+
+    On a full disk the log is emptied all the same: a server does not end for its logs.
+    """
     for path in folder.glob("*.log"):
-        if path.stat().st_size > largest:
-            shutil.copyfile(path, path.with_suffix(".log.1"))
-            os.truncate(path, 0)
+        older = path.with_suffix(".log.1")
+        with contextlib.suppress(OSError):
+            if path.stat().st_size <= largest:
+                continue
+            try:
+                shutil.copyfile(path, older)
+            except OSError:
+                older.unlink()
+            finally:
+                os.truncate(path, 0)

@@ -17,19 +17,25 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, assert_never, cast
 
+import psutil
+
 from llumnix.cluster import linux, logs, run_dir
+from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
+    Cleared,
     Example,
     Exited,
     Failed,
     Forked,
     ForkFrontEnd,
     ForkInstance,
+    FromNursery,
     Prepare,
     Ready,
     SignalChild,
@@ -42,6 +48,9 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.engine.port import Boot, FrontEndSpec, InstanceSpec
 from llumnix.errors import LlumnixError, UsageError
+
+_END_S = 3.0  # in which all descendants are gone once they were killed
+_END_PAUSE_S = 0.01
 
 
 def main(arguments: list[str]) -> int:
@@ -71,6 +80,7 @@ class Nursery:
         self._channel = channel
         self._common = prepare
         self._pids: dict[int, str] = {}
+        self._leftovers = Leftovers()
         self._book = prepare.book
         if self._book.front_ends > 1:
             # Read by prometheus_client when it is imported: several processes then count into one set of files.
@@ -95,7 +105,9 @@ class Nursery:
         return port
 
     def run(self) -> None:
-        """Obeys the launcher until it is gone."""
+        """Obeys the launcher until it is gone; then nothing of the children is left."""
+        linux.adopt_orphans()
+        self._own = _children()  # the engine's, from its import
         child_ended, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._inherited = (child_ended, wakeup)
         signal.signal(signal.SIGCHLD, _do_nothing)  # without a handler nothing is written to the wake-up pipe
@@ -104,15 +116,19 @@ class Nursery:
         poll.register(self._channel, select.POLLIN)
         poll.register(child_ended, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll()}
+            look_s = self._leftovers.next_look_s
+            patience_ms = None if look_s is None else max(0.0, look_s - time.monotonic()) * 1000 + 1
+            ready = {descriptor for descriptor, _ in poll.poll(patience_ms)}
             if child_ended in ready:
                 os.read(child_ended, 4096)
+            if child_ended in ready or not ready:
                 self._report_exits()
             if self._channel.fileno() in ready:
                 message = receive_from_launcher(self._channel)
                 if message is None:
-                    return
+                    break
                 self._obey(message)
+        self._end_everybody()
 
     def _obey(self, message: ToNursery) -> None:
         match message:
@@ -132,41 +148,86 @@ class Nursery:
                 assert_never(message)
 
     def _report_exits(self) -> None:
-        while self._pids:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            child = self._pids.pop(pid)
-            self._remove_traces(child, pid)
-            send(self._channel, Exited(child=child, how=linux.describe_exit(status)))
+        """And sees to what those who ended left running. Their news is not kept waiting for that."""
+        ended = self._reap()
+        now = time.monotonic()
+        steps = self._leftovers.look([child for child, _, _ in ended], self._orphans(), now)
+        for child, pid, status in ended:
+            self._remove_gauges(pid)
+            remains = child not in steps.cleared
+            if not remains:
+                self._remove_traces(child)
+            self._tell(Exited(child=child, how=linux.describe_exit(status), remains=remains))
+        for pid, number in steps.signals:
+            _note(f"{signal.Signals(number).name} to process {pid}, which a child that ended left running")
+            with contextlib.suppress(PermissionError):  # it took on another user; then it is told of as stuck
+                os.kill(pid, number)
+        for child, stuck in steps.cleared.items():
+            if child not in {name for name, _, _ in ended}:
+                self._remove_traces(child)
+                self._tell(Cleared(child=child, stuck=stuck))
+
+    def _reap(self) -> list[tuple[str, int, int]]:
+        """Children that ended, with pids and exit statuses. Orphans just go."""
+        ended: list[tuple[str, int, int]] = []
+        with contextlib.suppress(ChildProcessError):  # there are none
+            while (found := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if found[0] in self._pids:
+                    ended.append((self._pids.pop(found[0]), *found))
+        return ended
+
+    def _orphans(self) -> set[int]:
+        return _children() - self._pids.keys() - self._own
+
+    def _end_everybody(self) -> None:
+        """Whoever is below this process, by force."""
+        deadline_s = time.monotonic() + _END_S
+        while time.monotonic() < deadline_s and (left := self._pids.keys() | self._orphans()):
+            for pid in left:
+                with contextlib.suppress(PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_END_PAUSE_S)
+            self._reap()
+
+    def _tell(self, news: FromNursery) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the launcher is gone: seen when it is read
+            send(self._channel, news)
 
     def _temporary(self, child: str) -> Path:
         return Path(self._book.run_dir) / f"{child}.tmp"
 
-    def _remove_traces(self, child: str, pid: int) -> None:
+    def _remove_traces(self, child: str) -> None:
         """What a killed child could not remove itself; front ends keep their names, and so their sockets."""
         run_dir.remove(self._temporary(child))
         if not is_front_end(child):
             (Path(self._book.run_dir) / child).unlink(missing_ok=True)
-        for gauge in Path(self._book.run_dir).glob(f"gauge_live*_{pid}.db"):  # prometheus_client's, of living processes
-            gauge.unlink()
+
+    def _remove_gauges(self, pid: int) -> None:
+        """prometheus_client adds up those of living processes by their files."""
+        for gauge in Path(self._book.run_dir).glob(f"gauge_live*_{pid}.db"):
+            gauge.unlink(missing_ok=True)
 
     # children
 
     def _fork(self, child: str, run: Callable[[], None]) -> None:
         _warn_about_threads()
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, or too little memory: no reason for the others to end
+            self._tell(Exited(child=child, how=f"it cannot be forked: {(error.strerror or str(error)).lower()}"))
+            return
         if pid == 0:
             self._become_child(child, parent, run)
         self._pids[pid] = child
-        send(self._channel, Forked(child=child, pid=pid))
+        self._tell(Forked(child=child, pid=pid))
 
     def _become_child(self, child: str, parent: int, run: Callable[[], None]) -> NoReturn:
         """Runs `run` in the forked process, which knows nothing of its siblings and ends with its parent."""
         code = 1
         try:
             linux.die_with_parent(parent)
+            linux.adopt_orphans()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._channel.close()
@@ -226,6 +287,11 @@ class Nursery:
         self._socket = self._admin_socket = None
 
 
+def _children() -> set[int]:
+    """Of this process; adopted ones, and those that ended and were not waited for, included."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 def _keep_temporary_files_in(folder: Path) -> None:
     """Of this process and its children. Engines leave sockets and rendezvous files behind when they are killed."""
     folder.mkdir(mode=0o700)
@@ -252,9 +318,13 @@ def _settle_memory() -> None:
 def _warn_about_threads() -> None:
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
-        print(
-            f"warning: forking with {len(threads)} threads; a lock held by one of them hangs the child", file=sys.stderr
-        )
+        _note(f"warning: forking with {len(threads)} threads; a lock held by one of them hangs the child")
+
+
+def _note(text: str) -> None:
+    """In the log, unless the disk is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _name_process(name: str) -> None:
@@ -271,4 +341,8 @@ def _do_nothing(_signal: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # nobody waits for the engine's modules to be taken down

@@ -122,6 +122,18 @@ class Exited(_Message, frozen=True, kw_only=True, tag=True):
     child: str
     how: str
     """The exit status in words; the launcher adds the last words in its log."""
+    remains: bool = False
+    """Something of it is still there, such as its workers: its place may be used once it is `Cleared`."""
+    heard_unix_s: float = 0.0
+    """Added by the launcher, by its clock on the wall, which front ends have, too."""
+
+
+class Cleared(_Message, frozen=True, kw_only=True, tag=True):
+    """Nothing is there any more of a child that exited."""
+
+    child: str
+    stuck: tuple[int, ...] = ()
+    """But for these processes, which were killed and do not end."""
 
 
 _FRONT_END = "front-"
@@ -137,7 +149,7 @@ def is_front_end(name: str) -> bool:
 
 
 ToNursery = Prepare | ForkInstance | ForkFrontEnd | SignalChild | StopListening
-FromNursery = Ready | Failed | Waiting | Forked | Leaving | Exited
+FromNursery = Ready | Failed | Waiting | Forked | Leaving | Exited | Cleared
 
 _to_nursery = msgspec.json.Decoder(ToNursery)
 _from_nursery = msgspec.json.Decoder(FromNursery)
@@ -169,14 +181,18 @@ def send(sock: socket.socket, message: ToNursery | FromNursery) -> None:
 
 def receive_from_launcher(sock: socket.socket) -> ToNursery | None:
     """The next message; None when the launcher is gone."""
-    frame = sock.recv(_LARGEST)
+    frame = _next_frame(sock)
     return decode_order(frame) if frame else None
 
 
 def receive_from_nursery(sock: socket.socket) -> FromNursery | None:
     """The next message; None when the nursery is gone."""
-    try:
-        frame = sock.recv(_LARGEST)
-    except ConnectionResetError:
-        return None
+    frame = _next_frame(sock)
     return decode_news(frame) if frame else None
+
+
+def _next_frame(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(_LARGEST)
+    except ConnectionResetError:  # it ended before it read everything
+        return b""

@@ -112,6 +112,8 @@ class Roster:
     def __init__(self, instances: int, front_ends: int) -> None:
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
         self.front_end_places: dict[int, Place[FrontEnd]] = {index: Place() for index in range(front_ends)}
+        self.littered: dict[int, str] = {}
+        """Slots that may not be used yet: something of the instance that was there holds their GPUs."""
         self._by_name: dict[str, Instance | FrontEnd] = {}
         self._numbers = count()
 
@@ -126,6 +128,11 @@ class Roster:
     @property
     def processes(self) -> list[Instance | FrontEnd]:
         return list(self._by_name.values())
+
+    @property
+    def usable_slots(self) -> dict[int, Place[Instance]]:
+        """Those in which an instance could start, if its turn has come."""
+        return {n: slot for n, slot in sorted(self.slots.items()) if slot.process is None and n not in self.littered}
 
     @property
     def starting(self) -> int:
@@ -158,6 +165,10 @@ class Roster:
         place = self.slots[process.slot] if isinstance(process, Instance) else self.front_end_places[process.index]
         place.process = None
         del self._by_name[process.name]
+
+    def cleared(self, name: str) -> None:
+        """Nothing is left of the process that ended under this name."""
+        self.littered = {slot: child for slot, child in self.littered.items() if child != name}
 
     def add_slots(self, count: int, extra: bool = True) -> None:
         """The smallest free numbers, so that a slot's GPUs are used again."""

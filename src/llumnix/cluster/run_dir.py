@@ -95,9 +95,9 @@ def _sweep(base: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Made by `private_run_dir`, for this user, and nobody else could write there. A link is none of ours."""
+    """Made by `private_run_dir`, for this user. A link is none of ours, nor is a folder that others may look into."""
     found = path.lstat()
-    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700
     return private and found.st_uid == os.getuid() and (path / _LOCK).exists()
 
 

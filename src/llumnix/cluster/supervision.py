@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from llumnix.cluster.nursery_messages import (
+    Cleared,
     Exited,
     Forked,
     ForkFrontEnd,
@@ -67,6 +68,7 @@ Event = (
     | Waiting
     | Leaving
     | Exited
+    | Cleared
     | SchedulerExited
     | NurseryEnded
     | InstanceServes

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from llumnix.cluster.nursery_messages import (
+    Cleared,
     Exited,
     Forked,
     ForkFrontEnd,
@@ -106,8 +107,7 @@ class Supervisor:
             places = list(roster.front_end_places.values())
             times += [place.attempts.not_before_s for place in places if place.process is None]
             if roster.starting < self._parallel_starts:
-                slots = list(roster.slots.values())
-                times += [slot.attempts.not_before_s for slot in slots if slot.process is None]
+                times += [slot.attempts.not_before_s for slot in roster.usable_slots.values()]
             if self._scheduler_started_s is None:
                 times.append(self._scheduler_attempts.not_before_s)
         return min((time for time in times if time is not None), default=None)
@@ -122,7 +122,7 @@ class Supervisor:
         match event:
             case TimePassed():
                 return []
-            case Forked() | Waiting() | Leaving() | Exited():
+            case Forked() | Waiting() | Leaving() | Exited() | Cleared():
                 return self._on_news_of_child(event, at)
             case InstanceServes():
                 return self._on_instance_serves(event, at)
@@ -143,7 +143,7 @@ class Supervisor:
             case _:
                 assert_never(event)
 
-    def _on_news_of_child(self, event: Forked | Waiting | Leaving | Exited, at: float) -> list[Command]:
+    def _on_news_of_child(self, event: Forked | Waiting | Leaving | Exited | Cleared, at: float) -> list[Command]:
         match event:
             case Forked():
                 return self._on_forked(event, at)
@@ -153,6 +153,8 @@ class Supervisor:
                 return self._on_leaves(event, at)
             case Exited():
                 return self._on_exited(event, at)
+            case Cleared():
+                return self._on_cleared(event)
             case _:
                 assert_never(event)
 
@@ -179,7 +181,7 @@ class Supervisor:
         may_start = self._parallel_starts - self._roster.starting
         if may_start <= 0:
             return []
-        due = sorted(number for number, slot in self._roster.slots.items() if slot.due(at))
+        due = [number for number, slot in self._roster.usable_slots.items() if slot.due(at)]
         commands: list[Command] = []
         for number in due[:may_start]:
             instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
@@ -201,6 +203,8 @@ class Supervisor:
         if not isinstance(process, Instance):
             return []
         process.node = event.node or self._node
+        if not process.starting:  # what it says itself was faster than what is said of it
+            return []
         if process.kill_at_s is None and not process.end:  # it waited for room until now
             process.forked_s = at
             process.kill_at_s = at + self._config.start_timeout_s
@@ -255,15 +259,16 @@ class Supervisor:
         instance = self._roster.instance(InstanceId(event.child))
         if instance is None or self._stopping or instance.end or instance.leaves is not None:
             return []
-        if instance.starting:
-            instance.end = event.why
-            return [Signal(instance.id, kill=True)]
-        self._roster.add_slots(1, extra=False)
+        said = Say(f"{instance.id} moves out: {event.why}; another starts for it")
+        self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra)
+        if instance.starting:  # that says nothing of whether it would start
+            instance.end, instance.replace = event.why, False
+            return [said, Signal(instance.id, kill=True)]
         timeout_s = self._config.drain_timeout_s
         if event.left_s is not None:
             timeout_s = min(timeout_s, max(0.0, event.left_s - _REPLAY_S))
         instance.leaves = Leave(event.why, by_s=at + timeout_s)
-        return [Say(f"{instance.id} moves out: {event.why}; another starts for it"), self._order_drain(instance, at)]
+        return [said, self._order_drain(instance, at)]
 
     def _order_drain(self, instance: Instance, at: float) -> Command:
         """Once to each scheduler: one that dies may take the order with it."""
@@ -302,9 +307,19 @@ class Supervisor:
                 assert_never(unknown)
         return commands + (self._proceed_with_stopping(at) if self._stopping else [])
 
+    def _on_cleared(self, event: Cleared) -> list[Command]:
+        self._roster.cleared(event.child)
+        if not event.stuck:
+            return []
+        pids = ", ".join(map(str, event.stuck))
+        what = f"{event.child} left processes that do not end although they were killed ({pids})"
+        return [Say(f"{what}; they may hold its memory", warning=True)]
+
     def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[Command]:
         slot = self._roster.slots[instance.slot]
         self._roster.gone(instance)
+        if event.remains:
+            self._roster.littered[instance.slot] = instance.id
         expected = self._stopping or (bool(instance.end) and not instance.replace)
         why = instance.end or event.how
         gone: list[Command] = [
@@ -338,7 +353,7 @@ class Supervisor:
     def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
         place = self._roster.front_end_places[front_end.index]
         self._roster.gone(front_end)
-        lost = Announce(FrontEndLost(front_end=front_end.index), Audience.SERVING)
+        lost = Announce(FrontEndLost(front_end=front_end.index, until_unix_s=event.heard_unix_s), Audience.SERVING)
         if self._stopping:
             return [lost]
         place.attempts.failed(at, at - front_end.forked_s)

@@ -30,7 +30,8 @@ class InstanceSpec:
     drain: it reports `DRAINING` from then on, and serves until the scheduler has emptied it.
 
     Its process has a temporary folder of its own (`tempfile.gettempdir()`), which goes when it ends, however it does,
-    and with it the shared memory that is noted there (engine/shared_memory.py).
+    and with it the shared memory that is noted there (engine/shared_memory.py). Processes that it started and that run
+    on then are ended before its slot is used again.
     """
 
     id: InstanceId

@@ -6,6 +6,8 @@ migration protocol (control/messages.py) travels inside `Peer` and `Arbitration`
 
 from __future__ import annotations
 
+from math import inf
+
 import msgspec
 
 from llumnix.control.fleet import Fleet
@@ -126,6 +128,8 @@ class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):
     """The front end died; its requests have no reader any more and are aborted, and it answers no question."""
 
     front_end: int
+    until_unix_s: float = inf
+    """A request that arrived later, by the front ends' clock, is of the one that took its place: this may come late."""
 
 
 # from a worker to its own instance

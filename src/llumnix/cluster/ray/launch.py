@@ -25,7 +25,6 @@ from llumnix.cluster import linux
 from llumnix.cluster.children import NurseryProcess
 from llumnix.cluster.environment import instance_needs
 from llumnix.cluster.nursery_messages import (
-    Exited,
     Failed,
     ForkFrontEnd,
     ForkInstance,
@@ -60,7 +59,9 @@ def main(arguments: list[str]) -> int:
         with contextlib.ExitStack() as stack:
             stack.callback(home.end)
             connect(prepare.cluster, instance_needs(prepare.cluster, prepare.workers), stack)
-            asyncio.run(House(channel, home, prepare).run())
+            if not asyncio.run(House(channel, home, prepare).run()):
+                print(f"the parent of the front ends ended: {home.end()}", file=sys.stderr)
+                return 1
     except UsageError as error:
         send(channel, Failed(why=str(error)))
         return 2
@@ -110,10 +111,11 @@ class House:
         self._prepare = prepare
         self._tenants: dict[str, Tenant] = {}
         self._neighbours = Neighbours(self._nodes)
+        self._home_lives = True
         self._over = asyncio.Event()
 
-    async def run(self) -> None:
-        """Until the launcher, or the nursery at home, is gone."""
+    async def run(self) -> bool:
+        """Until the launcher, or the nursery at home, is gone. False if it was the latter."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             loop.add_reader(self._channel, self._hear_launcher, group)
@@ -125,6 +127,7 @@ class House:
             loop.remove_reader(self._home.channel)
             for tenant in self._tenants.values():
                 tenant.evict("the server ended")
+        return self._home_lives
 
     def _hear_launcher(self, group: asyncio.TaskGroup) -> None:
         order = receive_from_launcher(self._channel)
@@ -143,9 +146,8 @@ class House:
                 assert_never(order)
 
     async def _house(self, instance: str, tenant: Tenant) -> None:
-        how = await tenant.live()
+        await tenant.live()
         del self._tenants[instance]
-        self._tell(Exited(child=instance, how=how))
 
     async def _watch_nodes(self) -> None:
         """Instances on nodes that Ray drains are told of. While Ray's head does not answer nobody knows."""
@@ -161,6 +163,7 @@ class House:
     def _hear_home(self) -> None:
         news = self._home.receive()
         if news is None:
+            self._home_lives = False
             self._over.set()
         else:
             self._tell(news)

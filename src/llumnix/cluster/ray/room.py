@@ -31,6 +31,7 @@ from llumnix.cluster.nursery_messages import (
 from llumnix.cluster.run_dir import private_run_dir
 
 _LOOPBACK = "127.0.0.1"
+_NURSERY_ENDS_S = 4.0  # in which it ends what its instance left running
 
 
 class NodeRoom:
@@ -93,7 +94,7 @@ class NodeRoom:
             log_dir=None if self._log_dir is None else str(self._log_dir),
             alone=True,
         )
-        return NurseryProcess(environment, self._log(self._nursery_log)), here
+        return NurseryProcess(environment, self._log(self._nursery_log), patience_s=_NURSERY_ENDS_S), here
 
     def _hear(self) -> None:
         assert self._nursery is not None

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from llumnix.cluster.environment import environment_abroad, instance_needs
 from llumnix.cluster.nursery_messages import (
+    Cleared,
     Exited,
     Failed,
     Forked,
@@ -37,7 +38,7 @@ from llumnix.cluster.ray.placement import Node, choose_node, in_words
 from llumnix.cluster.ray.room import NodeRoom
 
 _PATIENCE_S = 3.0  # in which a node that has room gives it; after that we look whether we wait for one
-_CLOSE_S = 5.0  # in which an actor ends what it started; a node that is gone does not answer
+_CLOSE_S = 6.0  # in which an actor ends what it started; a node that is gone does not answer
 _KILL_S = 3.0  # in which a node confirms that an instance was killed; one that is cut off does not
 _UNAVAILABLE_PAUSE_S = 0.5
 _HEAD_S = 30.0  # in which Ray's head answers a question
@@ -66,7 +67,7 @@ class Neighbours:
 
 
 class Tenant:
-    """`live` once; it returns how the instance ended, when nothing of it is left on the cluster."""
+    """`live` once; it returns when nothing of the instance is left on the cluster."""
 
     def __init__(
         self,
@@ -115,22 +116,29 @@ class Tenant:
         self._silent = True
         self.evict("killed; its node does not answer")
 
-    async def live(self) -> str:
+    async def live(self) -> None:
+        """Tells how it ended as soon as that is known, and that it is cleared when its room is given back."""
         try:
             group = await self._ask_for_room()
         except HEAD_SILENT as error:
             self._too_late = True
-            return f"Ray gave it no room: {_last_line(error)}"
+            self._tell(Exited(child=self._fork.id, how=f"Ray gave it no room: {_last_line(error)}"))
+            return
         life = asyncio.create_task(self._life(group))
         try:
-            await asyncio.wait({life, self._ended}, return_when=asyncio.FIRST_COMPLETED)
-            return self._ended.result() if self._ended.done() else await life
-        except HEAD_SILENT as error:
-            return await self._what_happened(error)
+            self._tell(Exited(child=self._fork.id, how=await self._end_of(life), remains=True))
         finally:
             life.cancel()
             await asyncio.wait({life})
             await self._leave(group)
+        self._tell(Cleared(child=self._fork.id))
+
+    async def _end_of(self, life: asyncio.Task[str]) -> str:
+        await asyncio.wait({life, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            return self._ended.result() if self._ended.done() else await life
+        except HEAD_SILENT as error:
+            return await self._what_happened(error)
 
     async def _ask_for_room(self) -> PlacementGroup:
         """A group of one bundle. Ray puts it on the node that we choose, or on any other once there is room."""
@@ -176,6 +184,8 @@ class Tenant:
                         self._tell(Forked(child=forked.child, pid=forked.pid, node=self._node))
                     case Exited(how=how) | Failed(why=how):
                         return how
+                    case Cleared():
+                        pass  # the end was told before, and with it this is over
                     case Waiting() | Leaving():
                         raise AssertionError("only the launcher of all nodes waits for one, or leaves one")
                     case unknown:
