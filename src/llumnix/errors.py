@@ -3,6 +3,7 @@
     LlumnixError
     ├── UsageError        the user's: one sentence, exit code 2 (or a 4xx)
     ├── IllegalEvent      ours: an event that the table of a machine has no edge for; raised loudly
+    │   └── IllegalMessage a peer's: a message that breaks the protocol; logged loudly, ends nobody else
     ├── EngineMismatch    the environment's: vLLM is not the version, or not shaped, as relied on
     └── ServerRefused     another's: a server cannot be reached, or will not do it; exit code 1
 
@@ -22,6 +23,10 @@ class UsageError(LlumnixError):
 
 class IllegalEvent(LlumnixError):
     """A machine got an event that cannot happen in its state. Carries the story so far."""
+
+
+class IllegalMessage(IllegalEvent):
+    """A peer sent what it cannot have meant; the machine is as it was."""
 
 
 class EngineMismatch(LlumnixError):

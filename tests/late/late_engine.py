@@ -23,7 +23,6 @@ from vllm.v1.engine.core import EngineCore, EngineShutdownState
 from llumnix import tiny_model
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import InstanceSpec
-from llumnix.engine.vllm.between import RequestCodec
 from llumnix.engine.vllm.instance import core as engine_core
 from llumnix.engine.vllm.instance.core import CONTROL, LlumnixEngineCore
 from llumnix.engine.vllm.instance.following import Follower
@@ -171,7 +170,7 @@ class LateCore(LlumnixEngineCore):
         self._info = wire.InstanceInfo(
             id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
         )
-        self._peer_codec = RequestCodec()
+        self._peer_maker = self._make_maker()
         self._reports = Mock()
 
     def begin(self, wires: Wires) -> None:

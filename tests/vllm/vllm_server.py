@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 _CACHES = "torchinductor_"  # meant to stay
 _TAIL_LINES = 40
 _LINE_CHARACTERS = 200
-_TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|AssertionError|CRITICAL")
+_TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|AssertionError|CRITICAL|cannot have meant")
 
 
 def free_port() -> int:

@@ -50,7 +50,7 @@ from llumnix.control.migration_target import MigrationTarget, TargetState
 from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.story import Story, request_of
 from llumnix.control.transitions import Expired
-from llumnix.errors import IllegalEvent
+from llumnix.errors import IllegalEvent, IllegalMessage
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import VictimChoice, VictimQuery
 from llumnix.types import Epoch, InstanceId, RequestId, RequestState
@@ -87,7 +87,8 @@ class Llumlet:
         self._validate = validate
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
-        """Raises IllegalEvent, with the story of the request, if the driver broke its contract; nothing changed."""
+        """Raises IllegalEvent, with the story of the request, if the driver broke its contract, and IllegalMessage if
+        whoever sent a message did; nothing changed."""
         if isinstance(event, Gone | Progress | Preempted) and self.is_settled(event.request):
             return []  # of the many requests that never move; not worth a line in the story
         if self.story.wants_state:
@@ -97,7 +98,8 @@ class Llumlet:
         except IllegalEvent as error:
             request = request_of(event)
             story = "" if request is None else "".join(str(entry) for entry in self.story.of(request))
-            raise IllegalEvent(f"{self.instance}: {error}\n{story}") from None
+            fault = IllegalMessage if isinstance(event, Received) else IllegalEvent
+            raise fault(f"{self.instance}: {error}\n{story}") from None
         commands += self._alarm()
         self.story.add(event, commands)
         if self.record is not None:

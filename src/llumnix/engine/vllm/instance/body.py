@@ -10,13 +10,14 @@ from vllm.v1.request import Request
 
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
+from llumnix.control.messages import Commit
 from llumnix.control.orders import MoveId
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal
 from llumnix.engine.vllm.instance.letters import Letters
 from llumnix.engine.vllm.instance.outgoing import OutgoingRequests
 from llumnix.engine.vllm.instance.snapshot import growth_blocks
-from llumnix.engine.vllm.instance.state import decode_hand, passport_of
+from llumnix.engine.vllm.instance.state import Hand, decode_hand, passport_of
 from llumnix.policy.relief import short_blocks
 from llumnix.types import Epoch, RequestId
 from llumnix.wire import messages as wire
@@ -44,7 +45,7 @@ class VllmBody:
         self._clock = engine.clock
         self._config = config
         self._relief_steps = relief_steps
-        self._prepared: dict[tuple[RequestId, Epoch], Request] = {}
+        self._prepared: dict[tuple[RequestId, Epoch], Request | str] = {}
         self._asked_by: dict[MoveId, str] = {}
         """Who gave an order: where its answer goes."""
 
@@ -57,13 +58,13 @@ class VllmBody:
         if len(self._asked_by) > _MAX_ORDERS_REMEMBERED:
             del self._asked_by[next(iter(self._asked_by))]
 
-    def expect(self, request: Request, epoch: Epoch) -> None:
-        """What a `Prepare` describes: a `Reserve` may follow."""
-        self._prepared[RequestId(request.request_id), epoch] = request
+    def expect(self, attempt: tuple[RequestId, Epoch], prepared: Request | str) -> None:
+        """What a `Prepare` describes, or why it cannot be made here: a `Reserve` may follow."""
+        self._prepared[attempt] = prepared
 
-    def forget(self, request: Request, epoch: Epoch) -> None:
+    def forget(self, attempt: tuple[RequestId, Epoch]) -> None:
         """No `Reserve` will follow (any more)."""
-        self._prepared.pop((RequestId(request.request_id), epoch), None)
+        self._prepared.pop(attempt, None)
 
     # -- talk
 
@@ -127,7 +128,10 @@ class VllmBody:
     def reserve(self, command: commands.Reserve) -> events.Reserved | events.ReserveFailed:
         key, now = (command.request, command.epoch), self._clock()
         try:
-            skip_blocks = self.incoming.reserve(key, self._prepared.pop(key), command.blocks)
+            prepared = self._prepared.pop(key)
+            if isinstance(prepared, str):
+                raise Refusal(prepared)
+            skip_blocks = self.incoming.reserve(key, prepared, command.blocks)
         except Refusal as refusal:
             return events.ReserveFailed(now, *key, str(refusal))
         return events.Reserved(now, *key, skip_blocks)
@@ -138,7 +142,7 @@ class VllmBody:
         try:
             if sender is None:
                 raise Refusal(f"{command.message.sender} is gone")
-            addresses = msgspec.json.decode(sender.data, type=list[str])
+            addresses = _addresses(sender)
             busy = self.incoming.pull(key, command.message, addresses, self._config.stage_timeout_s)
         except Refusal as refusal:
             return events.PullFailed(self._clock(), *key, command.stage, str(refusal))
@@ -147,7 +151,7 @@ class VllmBody:
     def install(self, command: commands.Install) -> events.Installed | events.InstallFailed:
         key, now = (command.request, command.epoch), self._clock()
         try:
-            tokens = self.incoming.install(key, decode_hand(command.message.payload), now)
+            tokens = self.incoming.install(key, _hand(command.message), now)
         except Refusal as refusal:
             return events.InstallFailed(now, *key, str(refusal))
         self.moved_in += 1
@@ -155,3 +159,19 @@ class VllmBody:
 
     def drop(self, command: commands.Drop) -> None:
         self.incoming.drop((command.request, command.epoch))
+
+
+def _addresses(peer: wire.InstanceInfo) -> list[str]:
+    """Of its workers' transports. Raises Refusal."""
+    try:
+        return msgspec.json.decode(peer.data, type=list[str])
+    except msgspec.DecodeError as error:
+        raise Refusal(f"where the blocks of {peer.id} are cannot be read: {error}") from error
+
+
+def _hand(commit: Commit) -> Hand:
+    """Raises Refusal."""
+    try:
+        return decode_hand(commit.payload)
+    except msgspec.DecodeError as error:
+        raise Refusal(f"its state cannot be read: {error}") from error

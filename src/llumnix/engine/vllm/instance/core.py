@@ -32,20 +32,20 @@ from llumnix.control.replay import LlumletBegin
 from llumnix.control.scheduler_events import SetDraining
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import InstanceSpec
-from llumnix.engine.vllm.between import LAST_WORD, TURNED_AWAY, Introduction, RequestCodec, Resume
+from llumnix.engine.vllm.between import LAST_WORD, TURNED_AWAY, Introduction, Resume
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.following import Follower
-from llumnix.engine.vllm.instance.grammar import follow, why_not_compiled
 from llumnix.engine.vllm.instance.heart import Heart
 from llumnix.engine.vllm.instance.listing import Listing
+from llumnix.engine.vllm.instance.making import Maker
 from llumnix.engine.vllm.instance.movable import why_engine_pins
 from llumnix.engine.vllm.instance.reports import Reports
-from llumnix.engine.vllm.instance.resume import Making, Resumes
+from llumnix.engine.vllm.instance.resume import Resumes
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.snapshot import request_rows
-from llumnix.engine.vllm.instance.state import decode_identity, passport_of, stamp
+from llumnix.engine.vllm.instance.state import decode_identity, stamp
 from llumnix.policy.catalogue import find_policy
 from llumnix.recording import recorder
 from llumnix.types import InstanceState
@@ -74,10 +74,10 @@ class AskedToEnd(msgspec.Struct, frozen=True):
 
 
 class PreparedPeer(msgspec.Struct, frozen=True):
-    """A `Prepare`, with the request that it describes."""
+    """A `Prepare`, with the request that it describes, or why none can be made of it."""
 
     peer: wire.Peer
-    request: Any
+    made: Any
 
 
 class LlumnixEngineCore(EngineCoreProc):
@@ -133,7 +133,7 @@ class LlumnixEngineCore(EngineCoreProc):
             control=self._mailbox.address,
             data=msgspec.json.encode(addresses).decode(),
         )
-        self._peer_codec = RequestCodec()  # used by the mailbox's thread alone
+        self._peer_maker = self._make_maker()  # used by the mailbox's thread alone
         self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
         self._driver = self._make_driver()
         self._resumes = self._make_resumes()
@@ -199,6 +199,8 @@ class LlumnixEngineCore(EngineCoreProc):
             self.output_queue.put_nowait((front_end, EngineCoreOutputs(outputs=marked)))
 
     def _handle_client_request(self, request_type: Any, request: Any) -> None:
+        if self._driver is not None:
+            self._reports.begins()
         if request_type == CONTROL:
             self._on_control(request)
         else:
@@ -214,9 +216,9 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def _notify_idle_state_callbacks(self) -> None:
         """vLLM calls this each time before the engine falls asleep on its queue."""
+        super()._notify_idle_state_callbacks()  # some take long
         self._listing.finish()
         self._reports.before_sleep()
-        super()._notify_idle_state_callbacks()
 
     def _process_input_queue(self) -> None:
         super()._process_input_queue()
@@ -287,43 +289,34 @@ class LlumnixEngineCore(EngineCoreProc):
         if isinstance(message, wire.FrontEndLost) and self._lines is not None:
             self._lines.excuse(message.front_end)
         if isinstance(message, wire.Peer) and isinstance(message.message, Prepare):
-            identity = decode_identity(message.message.payload)
-            request, _ = self.preprocess_add_request(self._peer_codec.decode(identity.request))
-            prepare = partial(self._prepare, message, request, identity.output_token_ids)
-            self._when_grammar_ready(request, prepare)
+            self._prepare(message, message.message.payload)
         else:
             self._to_main(message)
 
-    def _prepare(self, peer: wire.Peer, request: Request, output_token_ids: list[int]) -> None:
-        if not why_not_compiled(request):
-            accepted = follow(request, self.structured_output_manager, output_token_ids)
-            passport_of(request).grammar_refused = not accepted
-        self._to_main(PreparedPeer(peer, request))
+    def _prepare(self, peer: wire.Peer, payload: bytes) -> None:
+        def made(request: Request | str) -> None:
+            self._to_main(PreparedPeer(peer, request))
+
+        try:
+            identity = decode_identity(payload)
+        except msgspec.DecodeError as error:
+            made(f"what describes it cannot be read: {error}")
+        else:
+            self._peer_maker.start(identity.request, identity.output_token_ids, made)
 
     def _to_main(self, message: Any) -> None:
         """From any thread: wakes the engine's main thread if it sleeps."""
         self.input_queue.put_nowait((CONTROL, message))  # type: ignore[arg-type]
 
-    def _when_grammar_ready(self, request: Request, proceed: Any) -> None:
-        """Calls `proceed` once the grammar is compiled (or has failed to); at once if there is none.
-
-        Relies on `StructuredOutputRequest._grammar` being a Future while vLLM's pool compiles it.
-        """
-        structured = request.structured_output_request
-        grammar = None if structured is None else structured._grammar
-        if isinstance(grammar, Future):
-            grammar.add_done_callback(lambda _: proceed())
-        else:
-            proceed()
-
     def _on_control(self, message: Any) -> None:
         driver = self._driver
         assert driver is not None
+        driver.tell_ends()  # an engine that is told to end has aborted all since its last step
         match message:
             case Tick():
                 driver.tick()
             case PreparedPeer():
-                driver.peer_said(message.peer, message.request)
+                driver.peer_said(message.peer, message.made)
             case wire.Peer():
                 driver.peer_said(message, None)
             case wire.Arbitration():
@@ -420,13 +413,16 @@ class LlumnixEngineCore(EngineCoreProc):
         return why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
 
     def _make_resumes(self) -> Resumes:
-        making = Making(
-            make=lambda original: self.preprocess_add_request(original)[0],
-            when_grammar_ready=self._when_grammar_ready,
+        return Resumes(
+            self.scheduler,
+            self.rpc,
+            self._make_maker(),
             can_serve=self._follower.can_serve,
             to_main=lambda call: self._to_main(partial(call)),
         )
-        return Resumes(self.scheduler, self.structured_output_manager, self.rpc, making)
+
+    def _make_maker(self) -> Maker:
+        return Maker(lambda original: self.preprocess_add_request(original)[0], self.structured_output_manager)
 
     def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """Calls a method of `WorkerExtension` on every worker."""

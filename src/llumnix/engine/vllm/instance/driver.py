@@ -5,18 +5,24 @@ Lives on the engine's main thread and runs between steps only; nothing here wait
 
 from __future__ import annotations
 
+import logging
+
 from vllm.v1.request import Request
 
 from llumnix.config import MigrationConfig
 from llumnix.control import events
 from llumnix.control.body import LlumletLoop
 from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import AnyMessage
 from llumnix.engine.vllm.instance.body import VllmBody
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.snapshot import request_snapshots
+from llumnix.errors import IllegalMessage
 from llumnix.types import Epoch, InstanceId
 from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook
+
+log = logging.getLogger(__name__)
 
 
 class LlumletDriver:
@@ -43,18 +49,25 @@ class LlumletDriver:
         candidates = request_snapshots(self._scheduler, bool(self.engine_pins), order.order.request, exact=exact)
         self.handle(events.MoveOut(self._clock(), order.order, candidates))
 
-    def peer_said(self, peer: wire.Peer, prepared: Request | None) -> None:
-        """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread."""
+    def peer_said(self, peer: wire.Peer, prepared: Request | str | None) -> None:
+        """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread, or why
+        that failed."""
         self._body.letters.met(peer.sender)
+        key = peer.message.request, peer.message.epoch
         if prepared is not None:
-            self._body.expect(prepared, peer.message.epoch)
-        self.handle(events.Received(at=self._clock(), message=peer.message))
-        if prepared is not None:
-            # Still there when the machine refused without a look at the engine.
-            self._body.forget(prepared, peer.message.epoch)
+            self._body.expect(key, prepared)
+        self._received(peer.message)
+        self._body.forget(key)  # still there when the machine refused without a look at the engine
 
     def verdict(self, arbitration: wire.Arbitration) -> None:
-        self.handle(events.Received(at=self._clock(), message=arbitration.message))
+        self._received(arbitration.message)
+
+    def _received(self, message: AnyMessage) -> None:
+        """What others do wrong must not end an instance, with all that runs here."""
+        try:
+            self.handle(events.Received(at=self._clock(), message=message))
+        except IllegalMessage as error:
+            log.error("ignored a message that %s cannot have meant: %s", message.sender, error)
 
     def peer_lost(self, instance: InstanceId) -> None:
         self._body.letters.lost(instance)
@@ -77,8 +90,7 @@ class LlumletDriver:
 
     def after_step(self) -> None:
         """To be called after every engine step and after every abort: cheap when nothing migrates."""
-        if self._scheduler.ended:
-            self._report_ends()
+        self.tell_ends()
         if self.incoming:
             self.incoming.after_step()
         if self._outgoing.watching:
@@ -106,7 +118,8 @@ class LlumletDriver:
             "recompute_tokens_saved": body.recompute_tokens_saved,
         }
 
-    def _report_ends(self) -> None:
+    def tell_ends(self) -> None:
+        """Before anything else is told: no letter is to speak of a request that is gone."""
         ended, self._scheduler.ended = self._scheduler.ended, []
         self.ended += len(ended)
         for request_id, why in ended:

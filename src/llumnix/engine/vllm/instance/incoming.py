@@ -9,7 +9,8 @@ from typing import Any
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.control.messages import Commit, Copy
-from llumnix.engine.vllm.instance.grammar import follow, why_not_compiled
+from llumnix.engine.vllm.instance.grammar import follow
+from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.types import RequestId
@@ -21,7 +22,7 @@ Key = tuple[RequestId, int]
 Pull = tuple[int, int]
 """Stage and worker rank."""
 
-_GRAMMAR_REFUSED = "its grammar does not accept its own output here"
+_MAX_BLOCKS = 1 << 32  # of any pool
 
 CollectiveRpc = Callable[..., list[Any]]
 
@@ -83,12 +84,13 @@ class IncomingRequests:
     def reserve(self, key: Key, request: Request, blocks: int) -> int:
         """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
         scheduler = self._scheduler
-        if request.request_id in scheduler.requests or any(known == key[0] for known, _ in self._reservations):
+        if request.request_id != key[0]:
+            raise Refusal(f"what describes {key[0]} is of {request.request_id}")
+        # One that has just left would be forgotten by the workers with the next step, after it has come again.
+        if any(key[0] in here for here in (scheduler.requests, scheduler.finished_req_ids)) or any(
+            known == key[0] for known, _ in self._reservations
+        ):
             raise Refusal("a copy of the request is still here")
-        if problem := why_not_compiled(request):
-            raise Refusal(f"its grammar does not compile here: {problem}")
-        if passport_of(request).grammar_refused:
-            raise Refusal(_GRAMMAR_REFUSED)
         lora = request.lora_request
         if lora is not None and not self._has_adapter(lora.lora_int_id):
             raise Refusal(f"the adapter {lora.lora_name!r} is not loaded here")
@@ -116,6 +118,8 @@ class IncomingRequests:
         own = scheduler.block_ids(key[0], message.first_block, message.blocks)
         if len(own) != len(message.block_ids):
             raise Refusal(f"the source names {len(message.block_ids)} blocks, {len(own)} are laid out here")
+        if not all(0 <= theirs < _MAX_BLOCKS for theirs in message.block_ids):
+            raise Refusal("the source names blocks that cannot be")
         # 0 is the null block: outside of a sliding window on one side, so never read again.
         pairs = [(theirs, ours) for theirs, ours in zip(message.block_ids, own, strict=True) if theirs and ours]
         if not pairs:
@@ -218,7 +222,7 @@ class IncomingRequests:
         """To where the source has come since it sent `Prepare`. The grammar was compiled, and has walked so far, before
         the reservation was made."""
         if not follow(request, self._structured_output, hand.output_token_ids[request.num_output_tokens :]):
-            raise Refusal(_GRAMMAR_REFUSED)
+            raise Refusal(GRAMMAR_REFUSED)
         structured = request.structured_output_request
         if structured is None:
             return

@@ -42,6 +42,7 @@ class Reports:
         self._dispatches_seen = dispatches_seen
         self._unread = unread
         self._rests = False
+        self._in_hand = 0
         self._progress_s = monotonic()
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
         self._number = 0
@@ -61,9 +62,15 @@ class Reports:
         if self._progress_s >= self._look_s:
             self.send()
 
+    def begins(self) -> None:
+        """The main thread has taken a message; until `made_progress` it counts as one that waits."""
+        self._in_hand = 1
+        self._rests = False
+
     def made_progress(self) -> None:
         """The main thread has done something, and goes on with something else."""
         self.owed = True
+        self._in_hand = 0
         self._rests = False
         self._progress_s = monotonic()
 
@@ -106,7 +113,7 @@ class Reports:
         needs no load, only to know when an instance serves. Who sleeps although something waits for it does not rest,
         but hangs."""
         now = monotonic()
-        unread = self._unread()
+        unread = self._unread() + self._in_hand
         if self._rests and not unread:
             self._progress_s = now
         audience: list[str] = []

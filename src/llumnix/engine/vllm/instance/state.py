@@ -21,8 +21,6 @@ class Passport:
     """As the front end sent it: all that is needed to make the request anew elsewhere."""
     migrations: int = 0
     moved_s: float | None = None
-    grammar_refused: bool = False
-    """Its grammar, compiled here, does not accept the output that came with it."""
     hits_settle_at: int = 0
     """Step of this engine after which all that it shares with others from the prefix cache is written."""
 
