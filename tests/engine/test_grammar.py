@@ -3,6 +3,7 @@ after the death of its instance. vLLM's own walk, a toy grammar and a toy reason
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,10 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from llumnix.engine.vllm.between import RequestCodec
 from llumnix.engine.vllm.instance.grammar import follow
 from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal, Reservation
+from llumnix.engine.vllm.instance.making import Maker
 from llumnix.engine.vllm.instance.state import Hand, stamp
 from llumnix.types import RequestId
 
@@ -109,13 +112,44 @@ def test_output_that_the_grammar_does_not_accept_is_refused() -> None:
         install(made, [END, 3, 50], True)
 
 
-def test_refusal_of_the_output_that_came_with_the_question_costs_no_copy() -> None:
+def made_of(output: list[int], grammar: Any) -> list[Request | str]:
+    """What comes of a request with such an output and grammar, told by the time that it is compiled."""
     made, _ = request()
-    assert not follow(made, manager(), [END, 3, 50])
-    made._llumnix_passport.grammar_refused = True  # type: ignore[attr-defined]
-    incoming = IncomingRequests(SimpleNamespace(requests={}), manager(), lambda *_, **__: [], 1, lambda _: True)  # type: ignore[arg-type]
-    with pytest.raises(Refusal, match="does not accept its own output"):
-        incoming.reserve((RequestId("r"), 1), made, 1)
+    assert made.structured_output_request is not None
+    compiling: Future[Any] = Future()
+    made.structured_output_request._grammar = compiling
+    told: list[Request | str] = []
+    Maker(lambda _original: made, manager()).start(RequestCodec().encode(engine_request("r")), output, told.append)
+    assert told == []
+    if isinstance(grammar, Exception):
+        compiling.set_exception(grammar)
+    else:
+        compiling.set_result(grammar)
+    return told
+
+
+def test_refusal_of_the_output_that_came_with_the_question_costs_no_copy() -> None:
+    assert made_of([END, 3, 50], Digits()) == ["its grammar does not accept its own output here"]
+
+
+def test_request_is_brought_to_where_its_output_stands_once_its_grammar_is_compiled() -> None:
+    grammar = Digits()
+    (made,) = made_of([END, 3, 5], grammar)
+    assert isinstance(made, Request)
+    assert (list(made.output_token_ids), grammar.accepted) == ([END, 3, 5], [3, 5])
+
+
+def test_grammar_that_does_not_compile_or_breaks_is_told() -> None:
+    assert made_of([], ValueError("not a regex")) == ["its grammar does not compile here: not a regex"]
+    broken = SimpleNamespace(accept_tokens=1)
+    assert made_of([END, 3], broken) == ["its grammar fails here: 'int' object is not callable"]
+
+
+def test_what_cannot_be_made_is_told() -> None:
+    told: list[Request | str] = []
+    maker = Maker(lambda _original: pytest.fail("there is nothing to make it of"), manager())
+    maker.start(b"\xc1", [], told.append)
+    assert [str(each).startswith("it cannot be made here: ") for each in told] == [True]
 
 
 def test_request_that_came_with_its_reasoning_ended() -> None:

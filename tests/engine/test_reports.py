@@ -126,3 +126,17 @@ def test_in_a_large_cluster_only_news_are_sent_and_heartbeats_tell_the_rest(inst
     instance.reports.after_step()
     instance.now += 0.4
     assert instance.beat().seq > instance.heard[sent].snapshot.seq, "the last look, not the last report"
+
+
+def test_engine_that_hangs_with_what_woke_it_in_its_hand_is_not_at_rest(instance: Instance) -> None:
+    instance.reports.before_sleep()
+    instance.now = 110.0
+    instance.beat()
+    instance.reports.begins()
+    instance.now = 500.0
+    beat = instance.beat()
+    assert (beat.at, beat.unread) == (110.0, 1)
+    instance.reports.made_progress()
+    instance.now = 501.0
+    beat = instance.beat()
+    assert (beat.at, beat.unread) == (500.0, 0)

@@ -17,7 +17,8 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.between import RequestCodec, Resume
-from llumnix.engine.vllm.instance.resume import Making, Resumes
+from llumnix.engine.vllm.instance.making import Maker
+from llumnix.engine.vllm.instance.resume import Resumes
 
 WAIT_S = 10
 ARRIVED_S = engine_request("any").arrival_time
@@ -33,20 +34,25 @@ class Engine:
         self.problem = ""
         self.lacks_adapter = False
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        making = Making(
-            make=self._make,
-            when_grammar_ready=lambda request, proceed: self.compiling.put(proceed),
+        self.resumes = Resumes(
+            SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request)),  # type: ignore[arg-type]
+            lambda *_, **__: [],
+            Maker(self._make, SimpleNamespace(accept_tokens=lambda *_: True)),
             can_serve=lambda lora: not self.lacks_adapter,
             to_main=self._calls.put,
         )
-        scheduler = SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request))
-        self.resumes = Resumes(scheduler, None, lambda *_, **__: [], making)  # type: ignore[arg-type]
 
     def _make(self, original: EngineCoreRequest) -> Request:
         self.makers.add(threading.current_thread().name)
         if self.problem:
             raise ValueError(self.problem)
-        return Request.from_engine_core_request(original, None)
+        made = Request.from_engine_core_request(original, None)
+        compiling: Future[None] = Future()
+        made.structured_output_request = SimpleNamespace(  # type: ignore[assignment]
+            _grammar=compiling, grammar=None, reasoning_ended=True
+        )
+        self.compiling.put(lambda: compiling.set_result(None))
+        return made
 
     def start(self, request_id: str, front_end: int = 0) -> Future[None]:
         request = RequestCodec().encode(engine_request(request_id))
@@ -102,7 +108,7 @@ def test_request_that_cannot_be_made(engine: Engine) -> None:
     engine.problem = "no such adapter"
     done = engine.start("r~1")
     engine.step()
-    assert str(done.exception()) == "no such adapter"
+    assert str(done.exception()) == "it cannot be made here: no such adapter"
     assert engine.adopted == []
 
 
