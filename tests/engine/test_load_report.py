@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ pytest.importorskip("vllm")
 from test_priority_scheduling import BLOCK_TOKENS, Engine
 from vllm.sampling_params import SamplingParams
 
+from llumnix.config import PolicyConfig
+from llumnix.control.dispatcher import Dispatcher
 from llumnix.engine.vllm.instance.snapshot import instance_snapshot
+from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import room_blocks
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Priority, RequestId
 
 
 @pytest.fixture
@@ -67,3 +71,18 @@ def test_slot_kept_for_an_arrival_is_taken_once(engine: Engine) -> None:
     assert room_blocks(told) > 0, "three of eight slots are free"
     engine.scheduler.slots_for_arrivals = 6
     assert room_blocks(report(engine, incoming=6)) == 0
+
+
+def test_engine_without_a_kv_cache_has_the_room_of_its_batch(engine: Engine) -> None:
+    """An encoder: without blocks it would seem to have no room for any request."""
+    scheduler = engine.scheduler
+    scheduler.max_num_running_reqs, scheduler.max_model_len = 4, 2 * BLOCK_TOKENS
+    scheduler.kv_cache_config = SimpleNamespace(kv_cache_groups=[])  # type: ignore[assignment]
+    dispatcher = Dispatcher(PolicyConfig())
+    dispatcher.on_report(report(engine))
+    asked = DispatchRequest(id=RequestId("r"), prompt_tokens=2 * BLOCK_TOKENS, priority=Priority(0))
+    assert dispatcher.dispatch(asked) is not None
+    engine.add("runs", 0, BLOCK_TOKENS)
+    engine.step()
+    told = report(engine, pinned=True)
+    assert (told.total_blocks, told.running, told.free_blocks, told.short_blocks) == (8, 1, 6, 0)

@@ -46,6 +46,7 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Grows with every report of this instance; an older report than the one known is ignored."""
     state: InstanceState = InstanceState.RUNNING
     total_blocks: int
+    """Of the KV cache; of an engine that has none, what its largest batch would fill."""
     watermark_blocks: int = 0
     free_blocks: int
     block_tokens: int = 16

@@ -43,11 +43,10 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
 
     Costs a look at each request of the batch, and nothing for those that wait.
     """
-    pool = scheduler.kv_cache_manager.block_pool
-    free_blocks = pool.get_num_free_blocks()
+    total_blocks, free_blocks = _blocks(scheduler)
     queue = scheduler.waiting
     return InstanceSnapshot(
-        total_blocks=pool.num_gpu_blocks - 1,  # without the null block
+        total_blocks=total_blocks,
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
         free_blocks=free_blocks,
         block_tokens=scheduler.block_size,
@@ -64,6 +63,16 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         smallest_running_blocks=0 if fixed["pinned"] else _smallest_running_blocks(scheduler),
         **fixed,
     )
+
+
+def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
+    """All there are, and the free ones. An engine without a KV cache (an encoder) has none, but a batch that fills up:
+    there each token counts as if it were kept, and the largest batch as what the engine can keep."""
+    if scheduler.kv_cache_config.kv_cache_groups:
+        pool = scheduler.kv_cache_manager.block_pool
+        return pool.num_gpu_blocks - 1, pool.get_num_free_blocks()  # without the null block
+    total_blocks = scheduler.max_num_running_reqs * scheduler.blocks_for(scheduler.max_model_len)
+    return total_blocks, total_blocks - sum(scheduler.blocks_for(request.num_tokens) for request in scheduler.running)
 
 
 def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:

@@ -1,0 +1,98 @@
+"""A model without a KV cache: it is served, balanced, drained and replaced like others, and nothing of it moves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+pytest.importorskip("vllm")
+
+import tiny_encoder
+from vllm_server import Server, wait_for
+
+pytestmark = [pytest.mark.timeout(200), pytest.mark.vllm, pytest.mark.nightly]
+
+WORDS = [
+    "a",
+    "b",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+    "h",
+    "i",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "o",
+    "p",
+    "q",
+    "r",
+    "s",
+    "t",
+    "u",
+    "v",
+    "w",
+    "x",
+    "y",
+    "z",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model = tiny_encoder.make(tmp_path_factory.mktemp("encoder"))
+    flags = ("--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-model-len", "256")
+    made = Server(tmp_path_factory.mktemp("server"), str(model), *flags)
+    yield made
+    made.stop()
+    assert made.trouble() == []
+
+
+def ask(server: Server, words: int) -> httpx.Response:
+    return server.post("/v1/embeddings", json={"input": " ".join((WORDS * 10)[:words])})
+
+
+def embedding(answer: httpx.Response) -> list[float]:
+    assert answer.status_code == httpx.codes.OK, answer.text
+    numbers: list[float] = answer.json()["data"][0]["embedding"]
+    return numbers
+
+
+def test_both_instances_answer_and_alike(server: Server) -> None:
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda n: embedding(ask(server, 1 + n % 8)), range(64)))
+    for n, answer in enumerate(answers):
+        assert answer == pytest.approx(answers[n % 8], abs=1e-3)
+    dispatches = [line for line in server.metrics().splitlines() if line.startswith("llumnix_dispatches_total")]
+    assert len([line for line in dispatches if float(line.split()[-1]) > 0]) == 2, dispatches
+    server.wait_until_quiet()
+    assert server.migrations() == []
+
+
+def test_drained_instance_goes_and_the_other_answers(server: Server) -> None:
+    before = {row["id"] for row in server.instances()}
+    drained = sorted(before)[0]
+    assert server.post("/llumnix/v1/instances", json={"count": 1}).is_success
+    newcomer = wait_for(lambda: {row["id"] for row in server.instances()} - before, "a further instance", 60.0)
+    assert server.post(f"/llumnix/v1/instances/{drained}/drain").is_success
+    wait_for(lambda: drained not in {row["id"] for row in server.instances("running", "draining")}, "its end", 30.0)
+    embedding(ask(server, 3))
+    assert {row["id"] for row in server.instances()} == (before | newcomer) - {drained}
+
+
+def test_killed_instance_costs_no_answer(server: Server) -> None:
+    victim = server.instances()[0]["id"]
+    with ThreadPoolExecutor(16) as threads:
+        answers = [threads.submit(ask, server, 1 + n % 200) for n in range(200)]
+        server.signal_instance(victim, signal.SIGKILL)
+        assert {answer.result().status_code for answer in answers} == {httpx.codes.OK}
+    wait_for(lambda: len(server.instances()) == 2, "another in its place", 60.0)
+    embedding(ask(server, 3))
