@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import string
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,34 +17,7 @@ from vllm_server import Server, wait_for
 
 pytestmark = [pytest.mark.timeout(200), pytest.mark.vllm, pytest.mark.nightly]
 
-WORDS = [
-    "a",
-    "b",
-    "c",
-    "d",
-    "e",
-    "f",
-    "g",
-    "h",
-    "i",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "o",
-    "p",
-    "q",
-    "r",
-    "s",
-    "t",
-    "u",
-    "v",
-    "w",
-    "x",
-    "y",
-    "z",
-]
+WORDS = list(string.ascii_lowercase) * 10
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def ask(server: Server, words: int) -> httpx.Response:
-    return server.post("/v1/embeddings", json={"input": " ".join((WORDS * 10)[:words])})
+    return server.post("/v1/embeddings", json={"input": " ".join(WORDS[:words])})
 
 
 def embedding(answer: httpx.Response) -> list[float]:

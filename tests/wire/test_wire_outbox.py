@@ -94,3 +94,14 @@ def test_writes_to_more_peers_than_a_thousand_and_keeps_nothing_of_those_it_forg
     while open_files() > before + 10 and time.monotonic() < until:  # ZeroMQ's thread closes them
         time.sleep(0.01)
     assert open_files() <= before + 10
+
+
+@pytest.mark.parametrize("nowhere", ["", "nowhere", "tcp://nowhere", "ipc://"])
+def test_address_that_is_none_costs_that_message_alone(tmp_path: Path, outbox: Outbox, nowhere: str) -> None:
+    address = f"ipc://{tmp_path}/a"
+    mailbox, received = receiver(address)
+    outbox.post(nowhere, FrontEndLost(front_end=1))
+    outbox.post_soon((nowhere, address), FrontEndLost(front_end=2))
+    assert received.get(timeout=WAIT_S) == FrontEndLost(front_end=2)
+    assert (outbox.dropped, len(outbox._sockets)) == (2, 1)
+    mailbox.close()

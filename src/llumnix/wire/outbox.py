@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from queue import SimpleQueue
@@ -10,6 +11,8 @@ import zmq
 
 from llumnix.wire.curve import CurveKeys
 from llumnix.wire.messages import Mail, encode
+
+log = logging.getLogger(__name__)
 
 _MAX_UNREAD = 10_000  # messages kept for a peer that does not read
 _LINGER_MS = 500
@@ -63,19 +66,31 @@ class Outbox:
         with self._lock:
             if self._closed:
                 return
-            socket = self._sockets.get(address)
-            if socket is None:
-                socket = self._sockets[address] = self._context.socket(zmq.PUSH)
-                socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD)
-                socket.setsockopt(zmq.LINGER, _LINGER_MS)
-                allow_ipv6(socket, address)
-                if self._keys is not None:
-                    self._keys.connecting(socket)
-                socket.connect(address)
             try:
+                socket = self._sockets.get(address)
+                if socket is None:
+                    socket = self._sockets[address] = self._connected(address)
                 socket.send(frame, zmq.NOBLOCK)
             except zmq.Again:
                 self.dropped += 1
+            except zmq.ZMQError as error:  # whoever gave us such an address is wrong, and only he gets no answer
+                self.dropped += 1
+                log.error("cannot write to %r: %s", address, error)
+
+    def _connected(self, address: str) -> zmq.Socket[bytes]:
+        """Raises ZMQError if the address is none, or there can be no more sockets."""
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD)
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        allow_ipv6(socket, address)
+        if self._keys is not None:
+            self._keys.connecting(socket)
+        try:
+            socket.connect(address)
+        except zmq.ZMQError:
+            socket.close(linger=0)
+            raise
+        return socket
 
     def forget(self, address: str) -> None:
         """Closes the way to a peer that is gone, with whatever it did not read."""
