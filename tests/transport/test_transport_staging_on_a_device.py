@@ -1,7 +1,7 @@
 """What a staged pool asks of a GPU's driver, shown on a double that keeps two of its rules; the bytes are on the CPU.
 
-A thread's current device is 0 until it says otherwise, and leaving a stream goes back to the current device, which makes
-a context there. Waiting for an event keeps a core busy, unless the event was made to block.
+A thread's current device is 0 until it says otherwise, and leaving a stream goes back to the current device, which then
+has a context. Waiting for an event keeps a core busy, unless the event was made to block.
 """
 
 from __future__ import annotations
