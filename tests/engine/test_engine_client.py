@@ -208,6 +208,18 @@ async def test_lost_instance_is_not_heard_any_more(front: FrontEnd) -> None:
     assert front.tokens == []
 
 
+async def test_chunk_for_an_instance_that_is_just_gone_ends_with_the_session_and_not_before(front: FrontEnd) -> None:
+    chunk = engine_request("r", resumable=True)
+    await front.client.add_request_async(chunk)
+    await front.hear(A, token(1))
+    front.lose(A, expected=True)
+    await front.client.add_request_async(chunk)
+    assert front.errors == []
+    await front.hear(A, LAST)
+    (error,) = front.errors
+    assert error.endswith("it is a streaming input session")
+
+
 UNSENDABLE = [
     {"sampling_params": SamplingParams(top_k=2**70)},
     {"cache_salt": "\ud800"},

@@ -146,7 +146,8 @@ class LlumnixClient(AsyncMPClient):
         request.client_index = self.client_index
         known = self.streams.session_of(request.request_id)
         if known is not None:  # a further chunk of a streaming input session
-            await self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
+            if known.stream.owner in self.members.known:  # else the session is about to end, and says why
+                await self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
             return
         instance = self.streams.open(request)
         if instance is None:
