@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
 
-from llumnix.engine.vllm.between import Resume
+from llumnix.engine.vllm.between import RequestCodec, Resume
 from llumnix.engine.vllm.instance.incoming import CollectiveRpc, for_worker
 from llumnix.engine.vllm.instance.making import Maker
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
