@@ -300,6 +300,12 @@ def test_instance_without_work_whose_heartbeats_are_late_is_not_hung():
     assert beats.go_on(3, progress=False) + beats.body.wait(2.5) == []
 
 
+def test_busy_instance_that_falls_silent_is_not_taken_for_hung():
+    """Its last word told of progress; for silence there is a limit of its own."""
+    beats = Beats(2.0, running=3)
+    assert beats.go_on(10, progress=True) + beats.body.wait(2.5) == []
+
+
 def test_instance_without_work_beats_on():
     assert Beats(20.0).go_on(3600, progress=False) == []
 

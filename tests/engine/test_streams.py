@@ -62,7 +62,7 @@ class FrontEnd:
 
     def report(self, instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
         snapshot = InstanceSnapshot(id=instance, seq=seq, at=0.0, total_blocks=100, free_blocks=100, **fields)
-        self.dispatcher.on_report(snapshot)
+        self.dispatcher.on_report(snapshot, 0.0)
         return snapshot
 
     def lose(self, instance: InstanceId) -> None:

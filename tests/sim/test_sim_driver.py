@@ -150,6 +150,15 @@ def test_an_engine_that_hangs_while_its_process_beats_is_lost_too() -> None:
     assert patient.lives[0].ended_s is None
 
 
+@pytest.mark.parametrize(("policy", "most"), [("llumnix", 2), ("llumnix-paper", 10)])
+def test_an_engine_that_hangs_gets_no_new_requests_where_others_can_take_them(policy: str, most: int) -> None:
+    hang = Fault(FaultKind.HANG, 100.0, 400.0, instance=0)
+    outcome = run("M-M?rate=1&requests=250&seed=2", faults=(hang,), policy=PolicyConfig(policy=policy))
+    assert_all_served(outcome)
+    sent = [one for one in outcome.requests if 100.0 < one.arrival_s < 200.0 and one.instances[0] == "i0000"]
+    assert (len(sent) > 2, len(sent) <= most) == (policy == "llumnix-paper", True), len(sent)
+
+
 def test_an_engine_that_hangs_with_nothing_to_do_is_lost_once_it_is_sent_something() -> None:
     requests = [SimRequest(0, 60.0, 100, 10), SimRequest(1, 60.0, 100, 400)]
     hang = Fault(FaultKind.HANG, 10.0, 1000.0, instance=0)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from math import inf
-
 from msgspec.structs import replace
 
 from llumnix.control.drain import Drain
 from llumnix.control.gone import Gone
 from llumnix.control.moves import MovesInFlight
+from llumnix.control.progress import Progress
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -19,14 +18,11 @@ NEWCOMER_S = 10.0
 class Known:
     """One instance: when it was last heard of, and what it said (None: nothing yet)."""
 
-    __slots__ = ("dated_s", "drain", "given", "heard_s", "new_until_s", "progress_s", "snapshot", "unread")
+    __slots__ = ("drain", "given", "heard_s", "new_until_s", "progress", "snapshot", "unread")
 
     def __init__(self, heard_s: float) -> None:
         self.heard_s = heard_s
-        self.progress_s = heard_s
-        """When we last saw that its engine does something, or has nothing to do."""
-        self.dated_s = -inf
-        """By its own clock, the latest time that a report of its engine's progress names."""
+        self.progress = Progress(heard_s)
         self.unread = 0
         self.new_until_s = heard_s + NEWCOMER_S
         self.snapshot: InstanceSnapshot | None = None
@@ -37,10 +33,7 @@ class Known:
     def look_at(self, at: float, report: InstanceSnapshot) -> None:
         """Any report says that the process lives; whether its engine does, too, is seen by what changes."""
         self.unread = report.unread
-        newer = self.snapshot is None or report.seq > self.snapshot.seq or report.at > self.dated_s
-        if newer or not (report.running or report.waiting or report.unread):
-            self.progress_s = at
-            self.dated_s = max(self.dated_s, report.at)
+        self.progress.look_at(at, report)
 
     @property
     def serves(self) -> bool:
@@ -105,7 +98,8 @@ class ClusterView:
     def excuse_silence(self, at: float) -> None:
         """We were deaf ourselves: their reports wait in our queue."""
         for known in self._known.values():
-            known.heard_s = known.progress_s = at
+            known.heard_s = at
+            known.progress.excuse(at)
 
     def others_serve(self, instance: InstanceId) -> bool:
         return any(known.serves for other, known in self._known.items() if other != instance)
@@ -140,7 +134,7 @@ class ClusterView:
 
 
 def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) -> str:
-    silent_s, stuck_s = at - known.heard_s, at - known.progress_s
+    silent_s, stuck_s = at - known.heard_s, known.progress.standing_s
     if silent_s > timeout_s:
         return f"no heartbeat for {silent_s:.3g} s (limit {timeout_s:g} s)"
     load = known.snapshot

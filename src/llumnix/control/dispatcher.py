@@ -20,8 +20,9 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.gone import Gone
+from llumnix.control.progress import Progress
 from llumnix.policy.catalogue import find_policy
-from llumnix.policy.dispatch import DispatchReason, DispatchRequest, queued_demand_blocks
+from llumnix.policy.dispatch import STANDING_S, DispatchReason, DispatchRequest, queued_demand_blocks
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import room_blocks
@@ -58,6 +59,7 @@ class _Entry:
         "dispatched",
         "keys",
         "last_turn",
+        "progress",
         "reported",
         "under_way",
         "under_way_blocks",
@@ -65,8 +67,9 @@ class _Entry:
         "view",
     )
 
-    def __init__(self, reported: InstanceSnapshot, dispatched: int) -> None:
+    def __init__(self, reported: InstanceSnapshot, dispatched: int, at: float) -> None:
         self.reported = reported
+        self.progress = Progress(at)
         self.view = reported
         """`reported` with the dispatches under way counted as waiting."""
         self.dispatched = dispatched
@@ -104,10 +107,11 @@ class Dispatcher:
         self._turn = 0
         by_priority = self._rule.by_priority and self._target_tokens is not None
         self._orders: list[list[_Key]] = [[], []] if by_priority else [[]]
+        self._standing: frozenset[InstanceId] = NONE_AVOIDED
 
-    def on_report(self, snapshot: InstanceSnapshot) -> None:
+    def on_report(self, snapshot: InstanceSnapshot, at: float) -> None:
         """Takes a newer report and closes the ledger's entries that it counts. Reports that are older than the known
-        one, or of a removed instance, change nothing."""
+        one, or of a removed instance, change nothing; heartbeats only tell whether its engine stands still."""
         entry = self._entries.get(snapshot.id)
         counted = self._counted(snapshot)
         if entry is None:
@@ -115,9 +119,13 @@ class Dispatcher:
                 return
             # What an earlier front end of this index sent before is not ours to wait for. So the first report must be
             # one that was made when all of that was counted, and none of ours.
-            entry = self._entries[snapshot.id] = _Entry(snapshot, counted)
-        elif snapshot.seq <= entry.reported.seq:
-            return
+            entry = self._entries[snapshot.id] = _Entry(snapshot, counted, at)
+            entry.progress.look_at(at, snapshot)
+        else:
+            entry.progress.look_at(at, snapshot)
+            self._note_standing(snapshot.id, entry.progress.standing_s >= STANDING_S)
+            if snapshot.seq <= entry.reported.seq:
+                return
         entry.reported = snapshot
         under_way = max(0, entry.dispatched - counted)
         while len(entry.under_way) > under_way:
@@ -128,12 +136,24 @@ class Dispatcher:
         """The instance is gone for good. Its requests are the caller's to place anew."""
         entry = self._entries.pop(instance, None)
         self._removed.add(instance)
+        self._note_standing(instance, False)
         if entry is not None:
             self._place(entry, [None, None])
 
     def dispatch(self, request: DispatchRequest, avoid: frozenset[InstanceId] = NONE_AVOIDED) -> Dispatch | None:
         """Chooses and books. None if no running instance outside `avoid` is large enough for the request."""
         high = is_high(request.priority)
+        reason = None
+        if self._standing and self._rule.standing_last:
+            reason = self._choose(request, high, avoid | self._standing)
+        if reason is None:
+            reason = self._choose(request, high, avoid)
+        if reason is None:
+            return None
+        self._book(self._entries[reason.chosen], request, high)
+        return Dispatch(request.id, reason.chosen, reason)
+
+    def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
         order = self._orders[high if len(self._orders) > 1 else 0]
         able = (key for key in order if key[2] not in avoid and self._could_ever_hold(key[2], request))
         chosen, runner_up = next(able, None), next(able, None)
@@ -145,7 +165,7 @@ class Dispatcher:
                 if self._has_room(key, request):
                     chosen, passed_over = key, place
                     break
-        reason = DispatchReason(
+        return DispatchReason(
             self._rule.measure,
             chosen[2],
             self._rule.number(chosen[:2]),
@@ -153,9 +173,8 @@ class Dispatcher:
             self._rule.number(runner_up[:2]) if runner_up else None,
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
             passed_over,
+            sum(key[2] in self._standing for key in order) if self._standing <= avoid else 0,
         )
-        self._book(self._entries[chosen[2]], request, high)
-        return Dispatch(request.id, chosen[2], reason)
 
     def forget(self, request: RequestId, instance: InstanceId) -> None:
         """The request was booked but never sent, so the instance will never count it."""
@@ -171,6 +190,10 @@ class Dispatcher:
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster as dispatch sees it: reports plus ledger."""
         return ClusterSnapshot(at=at, instances=tuple(self._entries[known].view for known in sorted(self._entries)))
+
+    def _note_standing(self, instance: InstanceId, stands: bool) -> None:
+        if stands != (instance in self._standing):
+            self._standing ^= {instance}
 
     def _counted(self, snapshot: InstanceSnapshot) -> int:
         seen = snapshot.dispatches_seen

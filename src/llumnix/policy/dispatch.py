@@ -16,6 +16,10 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import dispatch_freeness, paper_dispatch_freeness
 from llumnix.types import InstanceId, Priority, RequestId
 
+STANDING_S = 2.0
+"""An engine that has work and got nothing done for so long takes new requests only where all others do no better: a
+step that lasts so long is a slow one at least, and a hung engine is found out after minutes."""
+
 DispatchRank = tuple[float, int]
 """Lowest first: the cost by the rule's measure, then the requests there. What is left of a tie, the id breaks."""
 
@@ -37,6 +41,8 @@ class DispatchRule:
     room_first: bool = False
     """A normal request goes to the best instance on which it can start at once, if there is one; only then to the best
     of all. The measure is per request of a batch, so a long prompt may not fit where short ones have plenty left."""
+    standing_last: bool = False
+    """Instances whose engines have stood still for `STANDING_S` come after all others."""
 
     def number(self, rank: DispatchRank) -> float:
         """The measure as people read it."""
@@ -63,9 +69,12 @@ class DispatchReason(msgspec.Struct, frozen=True):
     """Serving instances, those to be avoided left out."""
     passed_over: int = 0
     """Better ones that have no room for the request now."""
+    standing: int = 0
+    """Left out, because their engines stand still."""
 
     def __str__(self) -> str:
-        chosen = f"{self.chosen} has the best {self.rule} of {self.considered}: {self.number:.4g}"
+        still = f", {self.standing} more standing still" if self.standing else ""
+        chosen = f"{self.chosen} has the best {self.rule} of {self.considered}{still}: {self.number:.4g}"
         if self.passed_over:
             return f"{chosen} (but for {self.passed_over} without room for it now)"
         if self.runner_up is None or self.runner_up_number is None:
@@ -90,5 +99,7 @@ def _by_paper_freeness(
     return -paper_dispatch_freeness(instance, high, priority_target_tokens), instance.running + instance.waiting
 
 
-FREENESS = DispatchRule("freeness", _by_freeness, more_is_better=True, by_priority=True, room_first=True)
+FREENESS = DispatchRule(
+    "freeness", _by_freeness, more_is_better=True, by_priority=True, room_first=True, standing_last=True
+)
 PAPER_FREENESS = DispatchRule("freeness (paper)", _by_paper_freeness, more_is_better=True, by_priority=True)

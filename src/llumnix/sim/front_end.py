@@ -106,7 +106,7 @@ class FrontEnd:
         if snapshot.id not in self._admitted:
             self._strangers[snapshot.id] = snapshot
             return
-        self._dispatcher.on_report(snapshot)
+        self._dispatcher.on_report(snapshot, self._kernel.now)
         if self._unplaced:
             waiting, self._unplaced = self._unplaced, []
             for request in waiting:

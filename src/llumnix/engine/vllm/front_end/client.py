@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -72,7 +73,7 @@ class LlumnixClient(AsyncMPClient):
         if member is not None:
             member.snapshot = report.snapshot
             if instance in self.members.by_id:
-                self._dispatcher.on_report(report.snapshot)
+                self._dispatcher.on_report(report.snapshot, monotonic())
                 if self.streams.parked:
                     self.streams.place_parked()
         elif self.members.is_unknown(instance):
@@ -108,8 +109,9 @@ class LlumnixClient(AsyncMPClient):
         self.members.admit(member)
         self.core_engines.append(member.identity)
         self.core_engine = self.core_engines[0]
-        self._dispatcher.on_report(hello.snapshot)  # the first one: what it counts, an earlier front end sent
-        self._dispatcher.on_report(member.snapshot)
+        now = monotonic()
+        self._dispatcher.on_report(hello.snapshot, now)  # the first one: what it counts, an earlier front end sent
+        self._dispatcher.on_report(member.snapshot, now)
         self.streams.place_parked()
 
     def on_gone(self, gone: wire.InstanceGone) -> None:
