@@ -17,7 +17,7 @@ pytest.importorskip("vllm")
 
 import msgspec
 
-from llumnix.control.server_state import Adapter, Op, ServerState, after, with_adapters
+from llumnix.control.server_state import Adapter, Op, ServerState, after, with_adapter_id_taken, with_adapters
 from llumnix.engine.vllm.front_end import whole as module
 from llumnix.engine.vllm.front_end.members import Member, Members
 from llumnix.engine.vllm.front_end.state_file import StateFile
@@ -228,6 +228,76 @@ async def test_woken_up_in_parts(cluster: Cluster) -> None:
     await one.do(Op("sleep", (1, "abort")))
     assert await other.do(Op("wake_up", (["weights"],))) == [True, True]
     assert other.file.read().activity == ()
+
+
+async def test_half_woken_up_while_no_instance_is_there_is_not_awake(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    one, other = cluster.fronts
+    await one.do(Op("sleep", (1, "abort")))
+    assert await other.do(Op("wake_up", (["weights"],))) == []
+    assert [op.name for op in one.file.read().activity] == ["sleep", "wake_up"]
+    core = cluster.start("i0")
+    await cluster.join(one, "i0")
+    assert core.calls == ["sleep", "wake_up"], "what it would have done with all others"
+
+
+async def test_change_goes_on_although_whoever_asked_for_it_goes_away(cluster: Cluster) -> None:
+    one, _ = cluster.fronts
+    tell, told = one.tell_others, asyncio.Event()
+
+    async def slowly() -> None:
+        told.set()
+        await asyncio.sleep(0.05)
+        await tell()
+
+    one.tell_others = slowly
+    cluster.cores["i1"].fails = {"sleep"}
+    asked = asyncio.create_task(one.do(Op("sleep", (1, "abort"))))
+    await told.wait()
+    asked.cancel()
+    async with asyncio.timeout(5):
+        while one.file.read().version < 2:  # noqa: ASYNC110 nothing else tells
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*one._changes, return_exceptions=True)
+    await cluster.settle()
+    assert [(core.paused, core.level) for core in cluster.cores.values()] == [(False, 0)] * 2, "taken back everywhere"
+
+
+async def test_change_that_others_could_not_be_told_of_is_taken_back(cluster: Cluster) -> None:
+    one, _ = cluster.fronts
+    tell, fails = one.tell_others, [True]
+
+    async def once() -> None:
+        if fails.pop():
+            fails.append(False)
+            raise OSError("no way to tell them")
+        fails.append(False)
+        await tell()
+
+    one.tell_others = once
+    with pytest.raises(OSError, match="no way"):
+        await one.do(PAUSE)
+    await cluster.settle()
+    assert not one.file.read().paused
+    assert [core.paused for core in cluster.cores.values()] == [False, False]
+    assert not [task for task in asyncio.all_tasks() if "_push" in repr(task)], "nobody waits for these"
+
+
+async def test_change_that_is_taken_back_gives_no_adapters_id_away_twice(cluster: Cluster) -> None:
+    """One whose load began meanwhile and failed."""
+    one, other = cluster.fronts
+    call = one._call
+
+    async def fails_later(member: Member, state: bytes) -> bytes:
+        async with other.file.changing() as write:
+            write(with_adapter_id_taken(other.file.read(), 7))
+        await call(member, state)
+        raise RuntimeError("out of memory")
+
+    one._call = fails_later
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await one.do(PAUSE)
+    assert (one.file.read().paused, one.file.read().last_adapter_id) == (False, 7)
 
 
 async def test_adapter_that_cannot_be_loaded_keeps_no_instance_out_and_is_tried_again(

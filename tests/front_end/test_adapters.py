@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,3 +156,43 @@ async def test_adapters_that_a_plugin_finds_are_shared_as_well(fronts: FrontEnds
     assert isinstance(await other.resolve_lora("none"), ErrorResponse)
     for name in ("alpha", "beta"):
         assert fronts.weights(name) == {f"/found/{name}"}
+
+
+async def test_model_that_nobody_knows_changes_nothing_for_anybody(fronts: FrontEnds) -> None:
+    """Or instances that start would have to be brought to a new version for ever."""
+    one = await fronts.start()
+    whole = fronts.all[0][1]
+    version = whole.file.read().version
+    assert isinstance(await one.resolve_lora("gpt-5"), ErrorResponse)
+    async with whole.file.changing(), asyncio.timeout(1):
+        assert isinstance(await one.resolve_lora("gpt-5"), ErrorResponse), "nobody's change is waited for"
+    one.lora_resolvers = [Finder()]  # type: ignore[list-item]
+    assert isinstance(await one.resolve_lora("none"), ErrorResponse)
+    assert whole.file.read().version == version
+
+
+async def test_front_end_that_is_restarted_waits_for_nobodys_change(fronts: FrontEnds) -> None:
+    """Loading an adapter on an instance that hangs takes until that is given up."""
+    await fronts.start("north")
+    async with fronts.all[0][1].file.changing(), asyncio.timeout(1):
+        restarted = await fronts.start()
+    assert set(restarted.lora_requests) == {"north"}
+
+
+async def test_adapter_whose_client_goes_away_meanwhile_is_known_to_all_or_nobody(fronts: FrontEnds) -> None:
+    one = await fronts.start()
+    await fronts.start()
+    one.lora_resolvers = [Finder()]  # type: ignore[list-item]
+    (_, whole), tell, telling = fronts.all[0], fronts.all[0][1].tell_others, asyncio.Event()
+
+    async def slowly() -> None:
+        telling.set()
+        await asyncio.sleep(0.05)
+        await tell()
+
+    whole.tell_others = slowly
+    asked = asyncio.create_task(one.resolve_lora("alpha"))
+    await telling.wait()
+    asked.cancel()
+    await asyncio.gather(*whole._changes)
+    assert fronts.weights("alpha") == {"/found/alpha"}

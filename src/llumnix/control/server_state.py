@@ -113,8 +113,8 @@ def with_adapters(state: ServerState, adapters: tuple[Adapter, ...]) -> ServerSt
 
 
 def with_adapter_id_taken(state: ServerState, adapter_id: int) -> ServerState:
-    """An adapter may be in engines under this id, whatever becomes of it."""
-    return _next(state, op=None, last_adapter_id=max(adapter_id, state.last_adapter_id))
+    """An adapter may be in engines under this id, whatever becomes of it. No new version: nobody has to do anything."""
+    return msgspec.structs.replace(state, last_adapter_id=max(adapter_id, state.last_adapter_id))
 
 
 def _next(state: ServerState, **changes: Any) -> ServerState:

@@ -31,14 +31,15 @@ async def share_adapters(serving: OpenAIServingModels, whole: Whole) -> None:
     """From here on the adapters of this front end are those of the server. Those that it was started with count if it
     is the first one that tells."""
     shared = SharedAdapters(serving, whole)
-    async with whole.file.changing() as write:
-        state = whole.file.read()
-        if state.adapters is None:
-            state = with_adapters(state, tuple(adapter_of(lora, 0) for lora in serving.lora_requests.values()))
-            write(state)
-            await whole.commit(state)
-        shared.follow(state)
-        whole.followers.append(shared.follow)
+    if whole.file.read().adapters is None:  # else nobody's change, which may take long, has to be waited for
+        async with whole.file.changing() as write:
+            state = whole.file.read()
+            if state.adapters is None:
+                state = with_adapters(state, tuple(adapter_of(lora, 0) for lora in serving.lora_requests.values()))
+                write(state)
+                await whole.commit(state)
+    whole.followers.append(shared.follow)
+    shared.follow(whole.file.read())
 
 
 class SharedAdapters:
@@ -56,6 +57,21 @@ class SharedAdapters:
         self._serving.lora_requests.update({adapter.name: request_for(adapter) for adapter in state.adapters or ()})
 
     async def load(self, request: Any, base_model_name: str | None = None) -> ErrorResponse | str:
+        return await self._whole.to_the_end(self._load(request, base_model_name))
+
+    async def unload(self, request: Any) -> ErrorResponse | str:
+        return await self._whole.to_the_end(self._unload(request))
+
+    async def resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
+        """An adapter that a request names and that nobody has loaded: vLLM's plugins may find it."""
+        if (known := self._serving.lora_requests.get(lora_name)) is not None:
+            return known
+        if not self._serving.lora_resolvers:  # every misspelt model comes by here: it must cost nobody else anything
+            unknown: LoRARequest | ErrorResponse = await self._own.resolve(lora_name)
+            return unknown
+        return await self._whole.to_the_end(self._resolve(lora_name))
+
+    async def _load(self, request: Any, base_model_name: str | None) -> ErrorResponse | str:
         async with self._whole.file.changing() as write:
             state = self._begin(write)
             before = _named(state, request.lora_name)
@@ -70,7 +86,7 @@ class SharedAdapters:
                 await self._commit(write, with_adapters(state, _without(state, before.name, again)))
             return answer
 
-    async def unload(self, request: Any) -> ErrorResponse | str:
+    async def _unload(self, request: Any) -> ErrorResponse | str:
         async with self._whole.file.changing() as write:
             state = self._begin(write)
             answer: ErrorResponse | str = await self._own.unload(request)
@@ -78,10 +94,7 @@ class SharedAdapters:
                 await self._commit(write, with_adapters(state, _without(state, request.lora_name)))
             return answer
 
-    async def resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
-        """An adapter that a request names and that nobody has loaded: vLLM's plugins may find it."""
-        if (known := self._serving.lora_requests.get(lora_name)) is not None:
-            return known
+    async def _resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
         async with self._whole.file.changing() as write:
             state = self._begin(write)
             answer: LoRARequest | ErrorResponse = await self._own.resolve(lora_name)

@@ -251,7 +251,8 @@ class LlumnixClient(AsyncMPClient):
         await self.whole.do(Op("sleep", (level, mode)))
 
     async def wake_up_async(self, tags: list[str] | None = None) -> bool:
-        return all(await self.whole.do(Op("wake_up", (tags,))))
+        answers = await self.whole.do(Op("wake_up", (tags,)))
+        return all(answers) if answers else not self.whole.file.read().asleep
 
     async def is_sleeping_async(self) -> bool:
         return self.whole.file.read().asleep

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from llumnix.engine.vllm.front_end.members import Member, Members
 from llumnix.engine.vllm.front_end.state_file import StateFile
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 _AGAIN_S = 5.0
 """Between two attempts to bring an instance to the state, or to load an adapter there."""
@@ -43,6 +45,7 @@ class Whole:
         """Has every other front end `follow`, and waits for it."""
         self.followers: list[Callable[[ServerState], None]] = []
         """Parts of this process that keep something of the state; told of what others change."""
+        self._changes: set[asyncio.Future[Any]] = set()
 
     async def bring(self, member: Member) -> None:
         """Returns when the instance is where all others are. Raises ConnectionError when it is gone before."""
@@ -59,26 +62,39 @@ class Whole:
             if self.file.read().version == state.version:
                 return
 
+    async def to_the_end(self, change: Coroutine[Any, Any, Answer]) -> Answer:
+        """What has begun to change for all is not left half done when whoever asked for it goes away."""
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
     async def do(self, op: Op) -> list[Any]:
         """Changes the state of the server by this; what the instances answer. Raises what one of them raises, and then
         it has not happened."""
+        return await self.to_the_end(self._do(op))
+
+    async def _do(self, op: Op) -> list[Any]:
         async with self.file.changing() as write:
             before = self.file.read()
             state = after(before, op)
             write(state)
             pushes = [asyncio.ensure_future(self._push(member, state)) for member in self._members.by_id.values()]
-            await self.tell_others()
+            told = asyncio.ensure_future(self.tell_others())
+            await asyncio.wait((told,))
         # Not within the lock: to wait until all requests have ended may take as long as it likes.
         results = await asyncio.gather(*pushes, return_exceptions=True)
         answers = [result for result in results if not isinstance(result, BaseException)]
         failures = [
-            each for each in results if isinstance(each, BaseException) and not isinstance(each, ConnectionError)
+            each
+            for each in (told.exception(), *results)
+            if isinstance(each, BaseException) and not isinstance(each, ConnectionError)
         ]
         if failures:
-            await self._correct(state, undone(state, before))
+            await self._correct(state, lambda now: undone(now, before))
             raise failures[0]
-        if op.name == "wake_up" and state.activity and all(answers):
-            await self._correct(state, awake(state))
+        if op.name == "wake_up" and state.activity and answers and all(answers):
+            await self._correct(state, awake)
         return answers
 
     async def follow(self) -> None:
@@ -95,12 +111,13 @@ class Whole:
         pushes = [self._push_again(member, state) for member in self._members.by_id.values()]
         await asyncio.gather(self.tell_others(), *pushes)
 
-    async def _correct(self, state: ServerState, better: ServerState) -> None:
+    async def _correct(self, state: ServerState, better: Callable[[ServerState], ServerState]) -> None:
         """Unless something else has happened meanwhile."""
         async with self.file.changing() as write:
-            if self.file.read().version == state.version:
-                write(better)
-                await self.commit(better)
+            now = self.file.read()
+            if now.version == state.version:
+                write(better(now))
+                await self.commit(better(now))
 
     async def _push_again(self, member: Member, state: ServerState) -> None:
         try:
