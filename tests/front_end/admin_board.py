@@ -37,7 +37,8 @@ class Board:
         )
         states = {"i0": InstanceState.RUNNING, "i1": InstanceState.RUNNING, "i2": InstanceState.DRAINING}
         by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
-        self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id))
+        courted = {"i6": SimpleNamespace(info=SimpleNamespace(pid=7, node="here"))}
+        self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id, courted=courted))
         gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
         self.strangers = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
 

@@ -94,6 +94,7 @@ async def test_refusal_says_how_far_it_came(board: Board) -> None:
         ("i0", 409, "on i0 already"),
         ("i2", 409, "draining"),
         ("i8", 409, "still starting"),
+        ("i6", 409, "still starting"),
         ("i9", 409, "lost: killed by SIGKILL"),
         ("i7", 404, "no instance 'i7'"),
     ],
@@ -146,7 +147,7 @@ async def test_undrain_is_the_schedulers_to_allow(board: Board) -> None:
     assert (answer.status_code, "being stopped" in answer.json()["reason"]) == (409, True)
 
 
-@pytest.mark.parametrize(("instance", "status"), [("i8", 409), ("i9", 409), ("i7", 404)])
+@pytest.mark.parametrize(("instance", "status"), [("i8", 409), ("i6", 409), ("i9", 409), ("i7", 404)])
 async def test_undrain_of_what_is_not_there(board: Board, instance: str, status: int) -> None:
     assert (await ask(board, "POST", f"/instances/{instance}/undrain")).status_code == status
     assert board.asked == []
@@ -157,6 +158,43 @@ async def test_one_request_is_found_by_the_id_that_its_client_has(board: Board) 
     answer = await ask(board, "GET", "/requests/cmpl-2")
     assert [(one["id"], one["instance"]) for one in answer.json()["requests"]] == [("cmpl-2", "i1")]
     assert (await ask(board, "GET", "/requests/cmpl-3")).status_code == 404
+
+
+async def test_instance_that_is_brought_to_where_the_others_are_is_listed_as_one_that_starts(board: Board) -> None:
+    """It reports, and takes no requests yet, which may last: what it is to load may be missing."""
+    board.client.members.by_id.clear()
+    board.roster.starting.clear()
+    rows = (await ask(board, "GET", "/instances")).json()["instances"]
+    assert [(row["id"], row["state"], row["pid"]) for row in rows[:1]] == [("i6", "starting", 7)]
+
+
+async def test_id_that_its_client_chose_may_have_slashes(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-team/a b-0"))]
+    answer = await ask(board, "GET", "/requests/cmpl-team%2Fa%20b")
+    assert [one["id"] for one in answer.json()["requests"]] == ["cmpl-team/a b"]
+
+
+async def test_half_a_character_is_refused(board: Board) -> None:
+    body = rb'{"request_id": "cmpl-\ud800", "target": "i1"}'
+    answer = await ask(board, "POST", "/migrations", content=body)
+    assert answer.status_code == 400
+    assert "half a character" in answer.json()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/instances/i0/drain?forse=true"), ("GET", "/migrations?limt=2")]
+)
+async def test_misspelt_parameter_is_not_ignored(board: Board, method: str, path: str) -> None:
+    answer = await ask(board, method, path)
+    assert (answer.status_code, board.asked) == (400, [])
+    assert answer.json()["reason"].startswith("Unknown parameter '")
+
+
+async def test_move_that_nobody_answers_is_no_conflict(board: Board) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
+    board.answers = {"r0": wire.MigrateAnswer(query=1, status=504, why="no answer from i0 within 60 s")}
+    answer = await ask(board, "POST", "/migrations", **order())
+    assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout_error")
 
 
 async def test_sequences_of_a_request_share_the_time_of_one_move(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,3 +135,16 @@ async def test_admin_port_wants_the_certificate_of_clients_when_the_main_one_doe
         async with httpx.AsyncClient(verify=stranger) as client:
             with pytest.raises(httpx.TransportError):
                 await client.get(url)
+
+
+async def test_admin_port_refuses_in_the_shape_of_the_main_one_and_says_when_to_come_back() -> None:
+    plain = dict.fromkeys(("ssl_keyfile", "ssl_certfile"))
+    async with admin_port(**plain, **ADMIN_TLS) as port:
+        headers = {"Authorization": "Bearer sesame"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/llumnix/v1", headers=headers) as client:
+            unknown, wrong, silent = [
+                await client.request(*asked) for asked in (("GET", "/nodes"), ("PUT", "/drains"), ("GET", "/scaling"))
+            ]
+        assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
+        assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "Method Not Allowed.")
+        assert (silent.status_code, silent.headers["retry-after"]) == (503, "1")

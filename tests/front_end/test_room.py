@@ -31,7 +31,7 @@ class Server:
     def let_go(self) -> None:
         self._go.set()
 
-    async def ask(self, path: str = "/v1/completions") -> list[Message]:
+    async def ask(self, path: str = "/v1/completions", kind: str = "http") -> list[Message]:
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -40,7 +40,7 @@ class Server:
         async def receive() -> Message:
             raise AssertionError("nobody asks for the body")
 
-        await self._room({"type": "http", "path": path}, receive, send)
+        await self._room({"type": kind, "path": path}, receive, send)
         return sent
 
 
@@ -66,3 +66,14 @@ def test_room_is_what_the_system_allows_less_what_is_open_and_a_reserve() -> Non
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors = len(os.listdir("/proc/self/fd"))
     assert room_for_connections() == max(1, soft - descriptors - 96)
+
+
+async def test_websockets_take_room_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(1, monkeypatch)
+    running = asyncio.create_task(server.ask("/v1/realtime", kind="websocket"))
+    await asyncio.sleep(0)
+    (refusal,) = await server.ask("/v1/realtime", kind="websocket")
+    assert (refusal["type"], refusal["code"]) == ("websocket.close", 1013)
+    assert (await server.ask())[0]["status"] == 503
+    server.let_go()
+    await running

@@ -125,3 +125,20 @@ async def test_way_to_an_instance_that_is_gone_is_closed(board: Switchboard, tmp
     assert control in board._mailbox.outbox._sockets
     board._take(wire.InstanceGone(instance=InstanceId("i1"), index=1, why="silent", expected=False))
     assert control not in board._mailbox.outbox._sockets
+
+
+async def test_id_that_no_request_can_have_is_told_to_nobody(board: Switchboard, tmp_path: Path) -> None:
+    """Half a character, which no message can have in it."""
+    asked: list[tuple[str, ...]] = []
+
+    def other(message: wire.Wire) -> None:
+        if isinstance(message, wire.DoYourPart):
+            asked.append(message.request_ids)
+            mailbox.post(board.address, wire.PartDone(query=message.query, count=1))
+
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", other)
+    mailbox.start()
+    board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
+    assert await board.all_others("abort", ["cmpl-\ud800", "cmpl-1"], timeout_s=10.0) == 1
+    mailbox.close()
+    assert asked == [("cmpl-1",)]

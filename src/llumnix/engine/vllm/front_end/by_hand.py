@@ -84,8 +84,8 @@ class ByHand:
         move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
         pending = self._orders[move_id] = _Order()
         move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
-        self._post(source.info.control, wire.MoveOut(order=move, target=target.info, reply_to=self._address))
         try:
+            self._post(source.info.control, wire.MoveOut(order=move, target=target.info, reply_to=self._address))
             outcome = await _outcome_or_loss(pending, source)
             if outcome is None and source.gone.is_set():
                 return 409, None, f"{source.info.id} was lost meanwhile"

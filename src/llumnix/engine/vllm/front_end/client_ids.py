@@ -22,3 +22,12 @@ def client_visible_id(external_id: str) -> str:
     plain = _SEQUENCE.sub("", external_id)
     named = _PROMPT.match(plain) or _CHAT_OF_BATCH.match(plain) or _TURN.match(plain)
     return named.group(1) if named else plain
+
+
+def is_text(value: str) -> bool:
+    """Half of a UTF-16 pair, which JSON can have in it, can be sent to nobody, so no id has it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -58,6 +58,11 @@ class Members:
     def is_unknown(self, instance: InstanceId) -> bool:
         return not (instance in self.known or instance in self._gone)
 
+    @property
+    def courted(self) -> dict[InstanceId, Member]:
+        """Those that are called, and take no requests yet."""
+        return {instance: member for instance, member in self.known.items() if instance not in self.by_id}
+
     def call(self, report: wire.Report) -> Member:
         """From now on it is called."""
         member = self.known[report.info.id] = Member(report.info, report.snapshot)

@@ -15,6 +15,7 @@ _KEPT_FREE = 96
 
 _PLENTY = 4096  # twice what the system holds ready for us to accept
 
+_CONNECTIONS = ("http", "websocket")
 _ALWAYS = ("/health", "/metrics", "/llumnix")
 """Are answered also then: quickly done, and needed most when it is full."""
 
@@ -31,10 +32,10 @@ class Room:
         self._most = room_for_connections()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_ALWAYS):
+        if scope["type"] not in _CONNECTIONS or scope["path"].startswith(_ALWAYS):
             await self._app(scope, receive, send)
         elif self._running >= self._most:
-            await _refuse(send, self._most)
+            await (_refuse if scope["type"] == "http" else _hang_up)(send, self._most)
         else:
             self._running += 1
             try:
@@ -60,3 +61,8 @@ async def _refuse(send: Send, most: int) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+
+
+async def _hang_up(send: Send, most: int) -> None:
+    """Before it is accepted: the client reads 403 from it, as ASGI has no other word."""
+    await send({"type": "websocket.close", "code": 1013, "reason": f"no more than {most} requests may be open"})

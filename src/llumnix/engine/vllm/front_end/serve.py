@@ -16,9 +16,11 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.adapters import share_adapters
 from llumnix.engine.vllm.front_end.admin import routes as admin
+from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
 from llumnix.engine.vllm.front_end.failures import tell_why
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
+from llumnix.engine.vllm.front_end.retry_after import RetryAfter
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_parts
 from llumnix.engine.vllm.front_end.vllm_routes import undecided
@@ -126,6 +128,8 @@ async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socke
     from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(RetryAfter)
+    refuse_in_our_shape(app)
     admin.add_routes(app, board, args)
     index.add_routes(app, openai=False, admin=True)
     options = _connection_options(args)

@@ -17,6 +17,7 @@ from llumnix.control.scheduler_events import ReplayRest
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.client_ids import is_text
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.report.records import MigrationRecord
@@ -140,7 +141,7 @@ class Switchboard:
     async def all_others(self, part: str, request_ids: Iterable[str] = (), timeout_s: float = 3.0) -> int:
         """Has every other front end do its part of something; the sum of what they counted. One that is late does it
         later, one that is being restarted begins with it."""
-        ids = tuple(request_ids)
+        ids = tuple(filter(is_text, request_ids))  # no request has another one
         others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
         answers = await self._ask(
             others,

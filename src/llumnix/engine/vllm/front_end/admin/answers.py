@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
+from llumnix.engine.vllm.front_end.client_ids import is_text
 from llumnix.engine.vllm.front_end.origin import KnownHosts
 
 _MAX_BODY_BYTES = 1 << 20
@@ -66,6 +68,22 @@ def _error(bad: Bad) -> JSONResponse:
     return JSONResponse({"ok": False, "reason": bad.message, "error": error}, bad.status)
 
 
+def refuse_in_our_shape(app: FastAPI) -> None:
+    """What no route of the app has taken, such as a path that there is not. vLLM's app does so by itself."""
+
+    async def refuse(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _error(
+            Bad(
+                error.status_code,
+                sentence(error.detail),
+                "not_found_error" if error.status_code == 404 else "invalid_request_error",
+            )
+        )
+
+    app.add_exception_handler(HTTPException, refuse)
+
+
 async def body_of(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     """A JSON object with exactly these fields, of these types. Raises Bad."""
     try:
@@ -79,9 +97,18 @@ async def body_of(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
             raise Bad(400, f"The field {name!r} is missing.")
         if not isinstance(body[name], kind):
             raise Bad(400, f"The field {name!r} has the wrong type.")
+        if isinstance(body[name], str) and not is_text(body[name]):
+            raise Bad(400, f"The field {name!r} has half a character in it: {shown(body[name])}.")
     if unknown := sorted(set(body) - set(fields)):
         raise Bad(400, f"Unknown field {shown(unknown[0])}; known are {', '.join(map(repr, fields))}.")
     return body
+
+
+def query_of(request: Request, *names: str) -> Mapping[str, str]:
+    """The parameters behind the question mark. Raises Bad for one that is not of these: misspelt, it would be ignored."""
+    if unknown := sorted(set(request.query_params) - set(names)):
+        raise Bad(400, f"Unknown parameter {shown(unknown[0])}; known are {', '.join(map(repr, names))}.")
+    return request.query_params
 
 
 async def _whole_body(request: Request) -> bytes:

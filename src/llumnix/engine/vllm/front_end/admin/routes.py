@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from vllm import envs
 
 from llumnix.engine.vllm.front_end.admin import sizing
-from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, body_of, listing, sentence, shown
+from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, body_of, listing, query_of, sentence, shown
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.gauges import freeness_of
 from llumnix.engine.vllm.front_end.members import Member
@@ -28,6 +29,7 @@ from llumnix.wire import messages as wire
 MIGRATE_TIMEOUT_S = 90.0
 """For all sequences of a request together."""
 _MAX_LIMIT = 1_000_000
+_KINDS = {409: "conflict_error", 504: "timeout_error"}
 _COUNTS = (
     *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
     *("recompute_tokens_saved", "migrations_in", "migrations_out"),
@@ -59,13 +61,13 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     async def requests(request: Request) -> Response:
         return await guard.answer(request, lambda: _requests(board))
 
-    @router.get("/requests/{request_id}")
+    @router.get("/requests/{request_id:path}")  # clients may choose their ids, slashes included
     async def one_request(request: Request, request_id: str) -> Response:
         return await guard.answer(request, lambda: _one_request(board, request_id))
 
     @router.get("/migrations")
     async def migrations(request: Request) -> Response:
-        return await guard.answer(request, lambda: _migrations(board, request.query_params.get("limit", "100")))
+        return await guard.answer(request, lambda: _migrations(board, query_of(request, "limit")))
 
     @router.get("/scaling")
     async def scaling(request: Request) -> Response:
@@ -94,7 +96,9 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
 
     @router.post("/instances/{instance}/drain")
     async def drain(request: Request, instance: str) -> Response:
-        return await guard.answer(request, lambda: sizing.drain(board, InstanceId(instance), request.query_params))
+        return await guard.answer(
+            request, lambda: sizing.drain(board, InstanceId(instance), query_of(request, "keep", "force", "timeout_s"))
+        )
 
     @router.post("/instances/{instance}/undrain")
     async def undrain(request: Request, instance: str) -> Response:
@@ -103,12 +107,11 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
 
 async def _instances(board: Switchboard) -> JSONResponse:
     terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
-    members, starting = board.client.members.by_id, board.strangers.starting
-    rows = [_member_row(members[instance], terms) for instance in sorted(members, key=by_number)]
-    rows += [
-        _empty_row(instance, InstanceState.STARTING, starting[instance].pid, starting[instance].node)
-        for instance in sorted(starting, key=by_number)
-    ]
+    members = board.client.members
+    rows = [_member_row(members.by_id[instance], terms) for instance in sorted(members.by_id, key=by_number)]
+    starting = {name: (message.pid, message.node) for name, message in board.strangers.starting.items()}
+    starting |= {name: (member.info.pid, member.info.node) for name, member in members.courted.items()}
+    rows += [_empty_row(name, InstanceState.STARTING, *starting[name]) for name in sorted(starting, key=by_number)]
     rows += [_empty_row(message.instance, state, None, None, message.why) for message, state in board.strangers.gone]
     scheduler = {"pid": board.scheduler_pid, "state": board.scheduler_state}
     limits = {"give": terms.migrate_out_freeness, "take": terms.migrate_in_freeness}
@@ -198,7 +201,8 @@ def _request_row(found: tuple[InstanceId, wire.RequestRow]) -> _RequestRow:
     )
 
 
-async def _migrations(board: Switchboard, limit: str) -> Response:
+async def _migrations(board: Switchboard, params: Mapping[str, str]) -> Response:
+    limit = params.get("limit", "100")
     if not (limit.isdecimal() and len(limit) <= len(str(_MAX_LIMIT)) and 1 <= int(limit) <= _MAX_LIMIT):
         raise Bad(400, f"limit must be a number from 1 to {_MAX_LIMIT}, not {shown(limit)}.")
     return listing("migrations", await board.list_migrations(int(limit)))
@@ -223,7 +227,7 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
             moved.append(answer.record)
         elif answer.status != 404:  # else this sequence ended meanwhile
             before = f"{len(moved)} of {len(elsewhere)} sequences moved, then: " if moved else ""
-            raise Bad(answer.status, sentence(before + answer.why), "conflict_error")
+            raise Bad(answer.status, sentence(before + answer.why), _KINDS[answer.status])
     if not moved:
         raise _unknown_request(request_id)
     downtimes = [record.downtime_ms for record in moved if record.downtime_ms is not None]

@@ -81,7 +81,7 @@ def scaling_row(board: Switchboard) -> dict[str, Any] | None:
 
 def unknown_or_gone(board: Switchboard, instance: InstanceId) -> Bad:
     """Why nothing can be done with an instance that is no member."""
-    if instance in board.strangers.starting:
+    if instance in board.strangers.starting or instance in board.client.members.courted:
         return Bad(409, f"Instance {instance} is still starting.", "conflict_error")
     for message, state in board.strangers.gone:
         if message.instance == instance:
