@@ -105,7 +105,7 @@ async def body_of(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def query_of(request: Request, *names: str) -> Mapping[str, str]:
-    """The parameters behind the question mark. Raises Bad for one that is not of these: misspelt, it would be ignored."""
+    """The parameters behind the question mark. Raises Bad for one that is none of these: else it would be ignored."""
     if unknown := sorted(set(request.query_params) - set(names)):
         raise Bad(400, f"Unknown parameter {shown(unknown[0])}; known are {', '.join(map(repr, names))}.")
     return request.query_params
