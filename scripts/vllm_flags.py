@@ -107,6 +107,7 @@ def _row(action: argparse.Action, group: str) -> dict[str, str]:
         "flag": flag,
         "also": " ".join(others),
         "takes": _takes(action),
+        "values": _values(action),
         "group": "" if group == "options" else group,
     }
 
@@ -115,6 +116,17 @@ def _takes(action: Any) -> str:
     if action.nargs == 0:
         return "switch" if any(name.startswith("--no-") for name in action.option_strings) else "nothing"
     return {None: "one", "?": "optional", "+": "many", "*": "many"}[action.nargs]
+
+
+def _values(action: Any) -> str:
+    """What each value must be, where that is easily told: words, or `int` or `float`, with `?` for None as well."""
+    kind, optional = action.type, ""
+    if getattr(kind, "__name__", "") == "_optional_type":
+        (cell,) = kind.__closure__
+        kind, optional = cell.cell_contents, "?"
+    if action.choices and kind in (None, str, int):
+        return " ".join(str(choice) for choice in action.choices)
+    return kind.__name__ + optional if kind in (int, float) else ""
 
 
 def installed_variables() -> list[str]:

@@ -107,12 +107,29 @@ def test_our_flags_may_have_underscores_and_vllms_name_for_the_end() -> None:
         ("--scheduler-cls my.Scheduler", "--scheduler-cls is not for Llumnix, whose own scheduler class "),
         ("--weight-transfer-config.backend nccl", "--weight-transfer-config is not for Llumnix: "),
         ("--distributed-executor-backend ray", "--distributed-executor-backend must be mp or uni: "),
+        ("--dtype flot16", "--dtype cannot be 'flot16'; did you mean float16?"),
+        ("--runner=xyzzy m", "--runner cannot be 'xyzzy'; it may be auto, draft, generate, pooling."),
+        ("--max-num-seqs 1e3", "--max-num-seqs must be a whole number, not '1e3'."),
+        ("--gpu-memory-utilization 90%", "--gpu-memory-utilization must be a number, not '90%'."),
+        ("--collect-detailed-traces model wrker", "--collect-detailed-traces cannot be 'wrker'; did you mean worker?"),
     ],
 )
 def test_what_is_wrong_with_a_flag_of_vllm_is_told_at_once(line: str, sentence: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_serve(line.split())
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "line", ["--seed -1", "--max-log-len None", "--max-num-seqs 1_000", "--collect-detailed-traces all model"]
+)
+def test_value_that_vllm_takes_is_not_refused(line: str) -> None:
+    parse_serve(["m", *line.split()])
+
+
+def test_another_vllm_may_take_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: "0.32.7")
+    assert parse_serve(["m", "--dtype", "float4"]).engine_flags == ("--dtype", "float4")
 
 
 def test_another_vllm_may_know_more_flags(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_the_table_is_of_the_vllm_that_is_installed() -> None:
 
 
 def test_every_flag_of_vllms_parser_is_in_the_table_as_it_is_there(script: ModuleType) -> None:
-    known = [{name: row[name] for name in ("flag", "also", "takes", "group")} for row in flag_rows()]
+    known = [{name: row[name] for name in ("flag", "also", "takes", "values", "group")} for row in flag_rows()]
     assert known == script.installed_flags(), "run scripts/vllm_flags.py, and decide"
 
 

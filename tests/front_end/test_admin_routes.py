@@ -163,7 +163,7 @@ async def test_one_request_is_found_by_the_id_that_its_client_has(board: Board) 
 async def test_instance_that_is_brought_to_where_the_others_are_is_listed_as_one_that_starts(board: Board) -> None:
     """It reports, and takes no requests yet, which may last: what it is to load may be missing."""
     board.client.members.by_id.clear()
-    board.roster.starting.clear()
+    board.strangers.starting.clear()
     rows = (await ask(board, "GET", "/instances")).json()["instances"]
     assert [(row["id"], row["state"], row["pid"]) for row in rows[:1]] == [("i6", "starting", 7)]
 
@@ -306,7 +306,7 @@ async def test_index_names_every_admin_route(board: Board) -> None:
 
 
 async def test_instances_are_listed_as_people_count(board: Board) -> None:
-    board.client.members.by_id = {}
+    board.client.members.by_id = board.client.members.courted = {}
     names = ("i10", "i2", "i1")
     board.strangers.starting = {
         name: wire.InstanceStarting(instance=InstanceId(name), index=0, pid=1, node="here") for name in names

@@ -32,6 +32,8 @@ class VllmFlag:
     takes: str
     """`nothing`, `switch` (nothing, and there is a `--no-` form), `one`, `optional` (one or none), `many` (one or
     more)."""
+    values: tuple[str, ...]
+    """Words that each value must be one of; or `int`, `float`, `int?` (or None), `float?`; empty: not known."""
     refused: str
     """The sentence that refuses it; empty when it is not."""
     fine: tuple[str, ...]
@@ -56,6 +58,21 @@ def complete() -> bool:
         return False
     plugins = [entry for group in _PLUGINS for entry in importlib.metadata.entry_points(group=group)]
     return all(entry.dist is not None and entry.dist.name in _DISTRIBUTIONS for entry in plugins)
+
+
+def fits(flag: VllmFlag, value: str) -> bool:
+    """Whether vLLM's parser would take it, as far as the table tells."""
+    if not flag.values:
+        return True
+    kind = flag.values[0].removesuffix("?")
+    if kind not in ("int", "float"):
+        return value in flag.values or (value == "" and "None" in flag.values)
+    if flag.values[0].endswith("?") and value in ("", "None"):
+        return True
+    try:
+        return isinstance(int(value) if kind == "int" else float(value), int | float)
+    except ValueError:
+        return False
 
 
 def flag_rows() -> list[dict[str, str]]:
@@ -93,7 +110,7 @@ def vllm_flags() -> dict[str, VllmFlag]:
     found: dict[str, VllmFlag] = {}
     for row in flag_rows():
         refused = row["note"] if row["decision"] == REFUSED else ""
-        flag = VllmFlag(row["flag"], row["takes"], refused, tuple(row["fine"].split()))
+        flag = VllmFlag(row["flag"], row["takes"], tuple(row["values"].split()), refused, tuple(row["fine"].split()))
         for name in (row["flag"], *row["also"].split()):
             found[name] = flag
     return found
