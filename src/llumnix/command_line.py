@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llumnix.errors import UsageError
-from llumnix.vllm_words import VllmFlag
+from llumnix.vllm_words import VllmFlag, fits
 
 _NEGATIVE_NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 _OPTIMIZATION = re.compile(r"-O=?(\w+)")
@@ -97,6 +97,27 @@ def _suggestion(name: str, names: Iterable[str]) -> str:
 def closest(word: str, words: Iterable[str]) -> str | None:
     """What was probably meant; None if nothing is like it."""
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)), None)
+
+
+def refuse_wrong_values(engine_flags: Sequence[str], known: Vocabulary) -> None:
+    """What vLLM's own parser would say after an import of seconds. Raises UsageError."""
+    flag = None
+    for word in engine_flags:
+        given: str | None = word
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            flag, given = known.theirs.get(name), value if equals else None
+        if flag is not None and given is not None and not fits(flag, given):
+            raise UsageError(_why_wrong(flag, given))
+
+
+def _why_wrong(flag: VllmFlag, value: str) -> str:
+    if flag.values[0].startswith(("int", "float")):
+        return f"{flag.name} must be a {'whole ' if flag.values[0].startswith('int') else ''}number, not {value!r}."
+    meant = closest(value, flag.values)
+    return f"{flag.name} cannot be {value!r}; " + (
+        f"did you mean {meant}?" if meant else f"it may be {', '.join(flag.values)}."
+    )
 
 
 def _values(name: str, equals: str, takes: str, rest: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from llumnix import vllm_words
-from llumnix.command_line import Vocabulary, closest, tell_apart
+from llumnix.command_line import Vocabulary, closest, refuse_wrong_values, tell_apart
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.config_file import with_file
 from llumnix.errors import UsageError
@@ -121,7 +121,7 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     model, engine_flags = _take_model(words.free, words.engine)
     _refuse_what_does_not_fit(engine_flags, known)
     if known.complete:
-        _refuse_wrong_values(engine_flags, known)
+        refuse_wrong_values(engine_flags, known)
     if not 1 <= values.front_ends <= 64:
         raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
     if values.launcher == "ray":
@@ -216,27 +216,6 @@ def _refuse_what_does_nothing(
 _SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
 _RAY = ("ray_address", "cluster_address", "placement", "instance_cpus")
 _MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps")
-
-
-def _refuse_wrong_values(engine_flags: Sequence[str], known: Vocabulary) -> None:
-    """What vLLM's own parser would say after an import of seconds. Raises UsageError."""
-    flag = None
-    for word in engine_flags:
-        given: str | None = word
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            flag, given = known.theirs.get(name), value if equals else None
-        if flag is not None and given is not None and not vllm_words.fits(flag, given):
-            raise UsageError(_why_wrong(flag, given))
-
-
-def _why_wrong(flag: vllm_words.VllmFlag, value: str) -> str:
-    if flag.values[0].startswith(("int", "float")):
-        return f"{flag.name} must be a {'whole ' if flag.values[0].startswith('int') else ''}number, not {value!r}."
-    meant = closest(value, flag.values)
-    return f"{flag.name} cannot be {value!r}; " + (
-        f"did you mean {meant}?" if meant else f"it may be {', '.join(flag.values)}."
-    )
 
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:
