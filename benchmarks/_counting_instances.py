@@ -27,7 +27,11 @@ from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.addresses import AddressBook
-from llumnix.wire.messages import InstanceInfo, MoveAnswer, MoveOut, Report, Wire, decode, encode
+from llumnix.wire.base import InstanceInfo, decode, encode
+from llumnix.wire.news import Report
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_instance import INSTANCE_MAIL, MoveOut
+from llumnix.wire.to_scheduler import MoveAnswer
 
 BLOCK_TOKENS = 16
 
@@ -70,7 +74,7 @@ class Lines:
         self._context = context
         self._to: dict[str, zmq.Socket[bytes]] = {}
 
-    def post(self, address: str, message: Wire) -> None:
+    def post(self, address: str, message: Mail) -> None:
         self.send(address, encode(message))
 
     def send(self, address: str, frame: bytes) -> None:
@@ -102,7 +106,7 @@ class CountingInstance:
     def read(self) -> None:
         """What came by mail."""
         while self._lines.inbox.poll(0):
-            message = decode(self._lines.inbox.recv())
+            message = decode(self._lines.inbox.recv(), INSTANCE_MAIL)
             if isinstance(message, MoveOut):
                 self.moves.append(message)
 

@@ -17,7 +17,8 @@ import msgspec
 from llumnix.cluster import linux
 from llumnix.cluster.scheduler_process import SchedulerProcess, SchedulerSpec
 from llumnix.control import scheduler_events as control
-from llumnix.wire.messages import Mail, Report
+from llumnix.wire.news import Report
+from llumnix.wire.to_scheduler import ToScheduler
 
 
 class Probed(SchedulerProcess):
@@ -26,7 +27,7 @@ class Probed(SchedulerProcess):
         self.ages_s: list[tuple[float, float]] = []
         self.rounds_s: list[tuple[float, float]] = []
 
-    def _on_message(self, message: Mail) -> None:
+    def _on_message(self, message: ToScheduler) -> None:
         if isinstance(message, Report):
             now = time.monotonic()
             self.ages_s.append((now, now - message.snapshot.at))

@@ -46,7 +46,8 @@ from llumnix.policy.dispatch import DispatchRequest
 from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire.addresses import AddressBook, on_one_machine
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import Mail, Report
+from llumnix.wire.news import Report
+from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 
 GOALS_CORES = {"scheduler": 1.0, "front end": 1.0, "launcher": 0.2}
 GOAL_DECISION_S, GOAL_AGE_S = 0.001, 0.050
@@ -87,7 +88,7 @@ class FrontEnd:
         self._dispatcher = Dispatcher(PolicyConfig())
         self.loads: dict[InstanceId, Report] = {}
         self.heard_all = asyncio.Event()
-        self._mailbox = Mailbox(book.front_end(0), self._on_mail)
+        self._mailbox = Mailbox(book.front_end(0), FRONT_END_MAIL, self._on_mail)
         self._mailbox.start()
         self._context = zmq.Context()
         by_address = {address: self._connect(address) for address in set(requests.values())}
@@ -98,7 +99,7 @@ class FrontEnd:
         socket.connect(address)
         return socket
 
-    def _on_mail(self, message: Mail) -> None:
+    def _on_mail(self, message: ToFrontEnd) -> None:
         if isinstance(message, Report):
             self._loop.call_soon_threadsafe(self._take, message)
 

@@ -30,8 +30,11 @@ from llumnix.engine.port import END_NOW, FrontEndSpec, InstanceSpec
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.errors import UsageError
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import InstanceGone, InstanceInfo, Report, Wire
+from llumnix.wire.news import InstanceGone, Report
+from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
+from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,11 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     signal.signal(signal.SIGTERM, lambda *_: (draining.set(), asked_to_end.set()))
     signal.signal(signal.SIGUSR2, lambda *_: hangs.set())
 
-    def on_message(message: Wire) -> None:
+    def on_message(message: ToInstance) -> None:
         if isinstance(message, SetDraining):
             draining.set()
 
-    mailbox = Mailbox(spec.book.instance(spec.id), on_message, spec.book.keys)
+    mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, on_message, spec.book.keys)
     mailbox.start()
     info = InstanceInfo(
         id=spec.id,
@@ -169,7 +172,7 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
 
     gone: set[str] = set()
 
-    def on_message(message: Wire) -> None:
+    def on_message(message: ToFrontEnd) -> None:
         if isinstance(message, Report) and message.info.id not in gone:
             serving[message.info.id] = message.info.pid
             nodes[message.info.id] = message.info.node
@@ -195,7 +198,7 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
         def log_message(self, *_: Any) -> None:
             pass
 
-    mailbox = Mailbox(spec.book.front_end(spec.index), on_message, spec.book.keys)
+    mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, on_message, spec.book.keys)
     mailbox.start()
     server = http.server.ThreadingHTTPServer((setup.host, setup.port), Handler, bind_and_activate=False)
     server.daemon_threads = False  # closing waits for the requests that run

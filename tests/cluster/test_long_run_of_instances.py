@@ -25,8 +25,11 @@ from llumnix.control.scheduler_events import StartInstances, StopInstance
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_scheduler import DrainInstance
 
 FEW = 64
 ALIVE = 8
@@ -62,7 +65,7 @@ class Mailbox:
     def __init__(self, *_: object) -> None:
         self.ways: set[str] = set()
 
-    def post(self, address: str, _message: wire.Wire) -> None:
+    def post(self, address: str, _message: Mail) -> None:
         self.ways.add(address)
 
     def forget(self, address: str) -> None:
@@ -76,11 +79,11 @@ class Reporter:
 
     def report(self, number: int) -> None:
         name = InstanceId(f"i{number}")
-        info = wire.InstanceInfo(id=name, index=number, slot=0, pid=1, node="", control=f"ipc://{name}", data="")
+        info = InstanceInfo(id=name, index=number, slot=0, pid=1, node="", control=f"ipc://{name}", data="")
         load = InstanceSnapshot(
             id=name, at=time.monotonic(), seq=next(self._numbers), total_blocks=100, free_blocks=90, running=3
         )
-        self._process._on_message(wire.Report(info=info, snapshot=load))
+        self._process._on_message(Report(info=info, snapshot=load))
 
 
 def test_scheduler_process_holds_who_is_there_although_last_words_come_late(
@@ -99,16 +102,16 @@ def test_scheduler_process_holds_who_is_there_although_last_words_come_late(
     reporter = Reporter(process)
     for number in range(gone.REMEMBERED + 100):
         name, leaver = InstanceId(f"i{number}"), InstanceId(f"i{number - ALIVE}")
-        starting = wire.InstanceStarting(instance=name, index=number, pid=1, node="")
+        starting = InstanceStarting(instance=name, index=number, pid=1, node="")
         process._on_message(starting)
         for each in range(max(0, number - ALIVE), number + 1):
             reporter.report(each)
         if number % 2:
-            process._on_message(wire.DrainInstance(instance=leaver))
-        process._on_message(wire.InstanceGone(instance=leaver, index=0, why="it ended", expected=True))
+            process._on_message(DrainInstance(instance=leaver))
+        process._on_message(InstanceGone(instance=leaver, index=0, why="it ended", expected=True))
         reporter.report(max(0, number - ALIVE))
-        process._on_message(wire.DrainInstance(instance=leaver))
-        process._on_message(wire.InstanceStarting(instance=leaver, index=0, pid=1, node=""))
+        process._on_message(DrainInstance(instance=leaver))
+        process._on_message(InstanceStarting(instance=leaver, index=0, pid=1, node=""))
     mailbox: Mailbox = process._mailbox  # type: ignore[assignment]
     assert larger_than(FEW, BOUNDS, process) == {}
     assert len(mailbox.ways) <= FEW

@@ -24,25 +24,21 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import (
+from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import FRONT_END_MAIL, Answer, DrainReports, SchedulerAlive
+from llumnix.wire.to_instance import INSTANCE_MAIL, ClusterSize, MoveOut
+from llumnix.wire.to_launcher import LAUNCHER_MAIL
+from llumnix.wire.to_scheduler import (
     AddInstances,
-    Answer,
-    ClusterSize,
     DrainInstance,
-    Drains,
     FleetChanged,
-    InstanceGone,
-    InstanceInfo,
     InstanceServing,
-    InstanceStarting,
     ListDrains,
-    MoveOut,
     ReplayedElsewhere,
-    Report,
-    SchedulerAlive,
     UndrainInstance,
-    Wire,
 )
 
 pytestmark = pytest.mark.live
@@ -50,7 +46,7 @@ pytestmark = pytest.mark.live
 WAIT_S = 60.0
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 
-Message = TypeVar("Message", bound=Wire)
+Message = TypeVar("Message", bound=Mail)
 
 
 class World:
@@ -59,9 +55,9 @@ class World:
     def __init__(self, run_dir: Path, scaling: str = "off") -> None:
         self.recordings = run_dir / "recordings"
         self.book = on_one_machine(run_dir)
-        self.launcher = self._listen(self.book.launcher)
-        self.front_end = self._listen(self.book.front_end(0))
-        self.instances = {instance: self._listen(self.book.instance(instance)) for instance in (I0, I1)}
+        self.launcher = self._listen(self.book.launcher, LAUNCHER_MAIL)
+        self.front_end = self._listen(self.book.front_end(0), FRONT_END_MAIL)
+        self.instances = {instance: self._listen(self.book.instance(instance), INSTANCE_MAIL) for instance in (I0, I1)}
         self.spec = SchedulerSpec(
             book=self.book,
             policy=PolicyConfig(pairing_interval_s=0.05),
@@ -78,9 +74,9 @@ class World:
         self.process = self._start()
         self._seq = 0
 
-    def _listen(self, address: str) -> tuple[Mailbox, queue.SimpleQueue[Wire]]:
-        inbox: queue.SimpleQueue[Wire] = queue.SimpleQueue()
-        mailbox = Mailbox(address, inbox.put)
+    def _listen(self, address: str, decoder: Any) -> tuple[Mailbox[Any], queue.SimpleQueue[Any]]:
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        mailbox = Mailbox(address, decoder, inbox.put)
         mailbox.start()
         return mailbox, inbox
 
@@ -93,7 +89,7 @@ class World:
             stdin.write(msgspec.json.encode(self.spec))
         return process
 
-    def tell(self, message: Wire) -> None:
+    def tell(self, message: Mail) -> None:
         self.launcher[0].post(self.book.scheduler, message)
 
     def report(self, instance: InstanceId, **load: Any) -> None:
@@ -105,7 +101,7 @@ class World:
         snapshot = InstanceSnapshot(id=instance, at=time.monotonic(), seq=self._seq, **facts)
         self.tell(Report(info=info, snapshot=snapshot))
 
-    def wait_for(self, inbox: queue.SimpleQueue[Wire], kind: type[Message], meanwhile: Callable[[], None]) -> Message:
+    def wait_for(self, inbox: queue.SimpleQueue[Any], kind: type[Message], meanwhile: Callable[[], None]) -> Message:
         """The next message of a kind; `meanwhile` keeps those alive who should be."""
         deadline_s = time.monotonic() + WAIT_S
         while time.monotonic() < deadline_s:
@@ -186,7 +182,7 @@ def test_drain_is_passed_on_and_ends_with_a_stop(world: World) -> None:
     stop = world.wait_for(world.launcher[1], StopInstance, idle)
     assert (stop.instance, stop.kill) == ("i0", False)
     world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
-    (report,) = world.wait_for(world.front_end[1], Drains, idle).reports
+    (report,) = world.wait_for(world.front_end[1], DrainReports, idle).reports
     assert (report.instance, report.outcome, report.requests) == ("i0", "empty", 0)
 
 
@@ -202,7 +198,7 @@ def test_what_is_left_after_the_deadline_is_replayed_and_what_then_is_left_is_cu
     stop = world.wait_for(world.launcher[1], StopInstance, busy)
     assert (stop.instance, stop.kill) == ("i0", True)
     world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
-    (report,) = world.wait_for(world.front_end[1], Drains, busy).reports
+    (report,) = world.wait_for(world.front_end[1], DrainReports, busy).reports
     assert (report.outcome, report.replayed, report.left) == ("cut off", 2, 3)
 
 

@@ -40,14 +40,8 @@ from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
-from llumnix.wire.messages import (
-    DrainInstance,
-    FleetChanged,
-    FrontEndLost,
-    InstanceGone,
-    InstanceServing,
-    InstanceStarting,
-)
+from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
+from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 Kind = TypeVar("Kind")
 

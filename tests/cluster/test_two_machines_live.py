@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 STRANGER = """
 import sys, time, zmq
 from llumnix.control.scheduler_events import StopInstance
-from llumnix.wire.messages import InstanceGone, encode
+from llumnix.wire.base import encode
+from llumnix.wire.news import InstanceGone
 context = zmq.Context()
 sockets = []
 for address in sys.argv[1:]:

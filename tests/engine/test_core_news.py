@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 from llumnix.control.scheduler_events import SetDraining
 from llumnix.engine.vllm.instance.core import AskedToEnd, LlumnixEngineCore
 from llumnix.types import InstanceId, InstanceState
-from llumnix.wire.messages import FrontEndLost
+from llumnix.wire.news import FrontEndLost
 
 pytestmark = pytest.mark.adapter
 

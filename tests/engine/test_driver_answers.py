@@ -24,11 +24,11 @@ from llumnix.engine.vllm.instance.state import stamp
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.victim import Wanted, choose_victims
 from llumnix.types import InstanceId, RequestId
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_instance import MoveOut, Peer
 
-I0, I1 = (
-    wire.InstanceInfo(id=InstanceId(f"i{n}"), index=n, slot=n, pid=n, node="", control="", data="") for n in (0, 1)
-)
+I0, I1 = (InstanceInfo(id=InstanceId(f"i{n}"), index=n, slot=n, pid=n, node="", control="", data="") for n in (0, 1))
 
 
 class Scheduler:
@@ -71,7 +71,7 @@ class Source:
     def __init__(self) -> None:
         self.at = 0.0
         self.asked: list[RequestId] = []
-        self._sent: list[wire.Wire] = []
+        self._sent: list[Mail] = []
         engine: Any = dict.fromkeys(
             ("structured_output", "rpc", "post", "forget", "has_adapter", "put_output", "wake_at"), _nothing
         )
@@ -93,14 +93,14 @@ class Source:
 
     def move_out(self, number: int) -> None:
         order = MoveOrder(move_id=MoveId(str(number)), target=I1.id, reason="", wanted=Wanted(room_blocks=100))
-        self.driver.move_out(wire.MoveOut(order=order, target=I1, reply_to=""))
-        for letter in [each.message for each in self._sent if isinstance(each, wire.Peer)]:
+        self.driver.move_out(MoveOut(order=order, target=I1, reply_to=""))
+        for letter in [each.message for each in self._sent if isinstance(each, Peer)]:
             if isinstance(letter, Prepare):
                 self.asked.append(letter.request)
                 refused = Refused(
                     request=letter.request, epoch=letter.epoch, sender=I1.id, reason="no such adapter here"
                 )
-                self.driver.peer_said(wire.Peer(sender=I1, message=refused), None)
+                self.driver.peer_said(Peer(sender=I1, message=refused), None)
         self._sent.clear()
 
 

@@ -22,7 +22,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
-from llumnix.control.messages import Adopted, AnyNotice, Moved
+from llumnix.control.messages import Adopted, AnyNotice, Moved, Verdict
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, Introduction
 from llumnix.engine.vllm.front_end import client as client_module
@@ -31,7 +31,9 @@ from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import on_one_machine
-from llumnix.wire.messages import Arbitration, InstanceGone, InstanceInfo, Report, Wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import InstanceGone, Report
+from llumnix.wire.outbox import Mail
 from move_outcomes import outcome
 
 A, B = InstanceId("i0"), InstanceId("i1")
@@ -44,7 +46,7 @@ class FrontEnd:
     """Its client, and what came of it. Instance A takes requests."""
 
     def __init__(self, folder: Path) -> None:
-        self.posted: list[tuple[str, Wire]] = []
+        self.posted: list[tuple[str, Mail]] = []
         self.errors: list[str] = []
         spec = FrontEndSpec(
             index=0,
@@ -142,7 +144,7 @@ async def test_request_moves_to_an_instance_that_takes_no_requests_of_this_front
     assert front.tokens == [1, 2, 3]
     (verdict,) = front.posted
     assert verdict[0] == "box-i1"
-    assert isinstance(verdict[1], Arbitration)
+    assert isinstance(verdict[1], Verdict)
 
 
 async def test_request_moves_to_an_instance_whose_first_report_is_still_to_be_read(front: FrontEnd) -> None:

@@ -13,11 +13,11 @@ from llumnix.control.messages import Prepared
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.letters import Letters
 from llumnix.types import Epoch, InstanceId, RequestId
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
 
 
-def instance(number: int) -> wire.InstanceInfo:
-    return wire.InstanceInfo(
+def instance(number: int) -> InstanceInfo:
+    return InstanceInfo(
         id=InstanceId(f"i{number}"), index=number, slot=0, pid=1, node="", control=f"ipc://i{number}", data=""
     )
 

@@ -10,7 +10,8 @@ pytest.importorskip("vllm")
 
 from llumnix.engine.vllm.instance.listing import SHARE, Listing
 from llumnix.types import RequestId
-from llumnix.wire.messages import ListRequests, RequestRow
+from llumnix.wire.to_front_end import RequestRow
+from llumnix.wire.to_instance import ListRequests
 
 ROW_S = 1e-5
 

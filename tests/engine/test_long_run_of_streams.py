@@ -17,7 +17,7 @@ from llumnix.control import gone, ownership
 from llumnix.control.messages import Adopted, AnyNotice, Moved
 from llumnix.engine.vllm.between import NOTICE
 from llumnix.types import Epoch, InstanceId
-from llumnix.wire.messages import Wire
+from llumnix.wire.outbox import Mail
 from move_outcomes import outcome
 
 FEW = 64
@@ -34,7 +34,7 @@ def notice(request: str, what: AnyNotice) -> EngineCoreOutput:
 
 
 class Arbiter(FrontEnd):
-    def _post(self, address: str, message: Wire) -> None:
+    def _post(self, address: str, message: Mail) -> None:
         """Verdicts go out, and nobody here needs them."""
 
 

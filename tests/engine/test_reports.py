@@ -16,8 +16,9 @@ from llumnix.engine.vllm.instance import reports
 from llumnix.engine.vllm.instance.reports import Reports
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import Report
 
 I0 = InstanceId("i0")
 
@@ -29,9 +30,9 @@ class Instance:
         self.now = 100.0
         self.unread = 0
         self.running = 0
-        self.heard: list[wire.Report] = []
+        self.heard: list[Report] = []
         self.to: list[str] = []
-        info = wire.InstanceInfo(id=I0, index=0, slot=0, pid=1, node="here", control="", data="")
+        info = InstanceInfo(id=I0, index=0, slot=0, pid=1, node="here", control="", data="")
         spec = InstanceSpec(
             id=I0,
             index=0,
@@ -56,7 +57,7 @@ class Instance:
             id=I0, at=fixed["at"], seq=fixed["seq"], total_blocks=10, free_blocks=10, running=self.running
         )
 
-    def _post(self, address: str, report: wire.Report) -> None:
+    def _post(self, address: str, report: Report) -> None:
         self.to.append(address.rpartition("/")[2])
         self.heard.append(report)
 

@@ -24,7 +24,9 @@ from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.streams import ENGINE_ENDS, Streams, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
-from llumnix.wire.messages import InstanceInfo, Report, Wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import Report
+from llumnix.wire.outbox import Mail
 
 A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
 
@@ -87,7 +89,7 @@ class FrontEnd:
         if self.answer_to_resume is not None:
             raise self.answer_to_resume
 
-    def _post(self, address: str, message: Wire) -> None:
+    def _post(self, address: str, message: Mail) -> None:
         raise AssertionError("nobody is asked to arbitrate here")
 
 

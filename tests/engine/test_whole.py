@@ -26,7 +26,8 @@ from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.lora import request_for
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import Report
 
 PAUSE, RESUME = Op("pause_scheduler", ("keep", True)), Op("resume_scheduler")
 
@@ -129,11 +130,11 @@ class Cluster:
         return core
 
     async def join(self, front: Whole, name: str) -> Member:
-        info = wire.InstanceInfo(
+        info = InstanceInfo(
             id=InstanceId(name), index=len(front._members.by_id), slot=0, pid=1, node="", control="", data=""
         )
         snapshot = InstanceSnapshot(id=info.id, at=1, seq=1, total_blocks=9, free_blocks=9)
-        member = front._members.call(wire.Report(info=info, snapshot=snapshot))
+        member = front._members.call(Report(info=info, snapshot=snapshot))
         await front.bring(member)
         front._members.admit(member)
         return member

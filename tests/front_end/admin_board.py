@@ -11,8 +11,11 @@ from fastapi import FastAPI
 
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.engine.vllm.front_end.admin.routes import add_routes
+from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
-from llumnix.wire import messages as wire
+from llumnix.wire.news import InstanceGone
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import Answer, MigrateAnswer, RequestRow, ScalingStatus
 
 
 class Board:
@@ -21,14 +24,14 @@ class Board:
     address = "inproc://board"
     scheduler_pid = 1
     scheduler_state = "running"
-    scaling: wire.ScalingStatus | None = None
+    scaling: ScalingStatus | None = None
 
     def __init__(self) -> None:
-        self.rows: list[tuple[InstanceId, wire.RequestRow]] = []
-        self.answers: dict[str, wire.MigrateAnswer] = {}
-        self.asked: list[wire.Wire] = []
-        self.records: list[wire.MigrationRecord] = []
-        self.scheduler_answer: wire.Answer | None = wire.Answer(query=1, ok=True)
+        self.rows: list[tuple[InstanceId, RequestRow]] = []
+        self.answers: dict[str, MigrateAnswer] = {}
+        self.asked: list[Mail] = []
+        self.records: list[MigrationRecord] = []
+        self.scheduler_answer: Answer | None = Answer(query=1, ok=True)
         self.spec = SimpleNamespace(
             book=SimpleNamespace(scheduler="inproc://scheduler"),
             cluster=ClusterConfig(),
@@ -39,19 +42,19 @@ class Board:
         by_id = {name: SimpleNamespace(snapshot=SimpleNamespace(state=state)) for name, state in states.items()}
         courted = {"i6": SimpleNamespace(info=SimpleNamespace(pid=7, node="here"))}
         self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id, courted=courted))
-        gone = wire.InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
+        gone = InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
         self.strangers = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
 
-    async def list_requests(self, like: str = "") -> list[tuple[InstanceId, wire.RequestRow]]:
+    async def list_requests(self, like: str = "") -> list[tuple[InstanceId, RequestRow]]:
         return self.rows
 
-    async def list_migrations(self, limit: int) -> list[wire.MigrationRecord]:
+    async def list_migrations(self, limit: int) -> list[MigrationRecord]:
         return self.records[:limit]
 
-    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+    async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
         return self.answers[row.request]
 
-    async def ask_one(self, address: str, make: Any, timeout_s: float) -> wire.Answer | None:
+    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | None:
         self.asked.append(make(1))
         return self.scheduler_answer
 

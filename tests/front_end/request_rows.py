@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llumnix.types import RequestId
-from llumnix.wire.messages import RequestRow
+from llumnix.wire.to_front_end import RequestRow
 
 
 def row(request: str, client_id: str, front_end: int = 0) -> RequestRow:

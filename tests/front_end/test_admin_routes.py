@@ -20,7 +20,9 @@ from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.admin.routes import MIGRATE_TIMEOUT_S
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
+from llumnix.wire.news import InstanceStarting
+from llumnix.wire.to_front_end import Answer, DrainReports, MigrateAnswer, RequestRow, ScalingStatus
+from llumnix.wire.to_scheduler import DrainInstance, UndrainInstance
 
 
 def record(request: str) -> MigrationRecord:
@@ -50,9 +52,7 @@ def order(target: str = "i1") -> dict[str, Any]:
 
 async def test_all_sequences_of_a_request_move(board: Board) -> None:
     board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
-    board.answers = {
-        request: wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")) for request in ("r0", "r1")
-    }
+    board.answers = {request: MigrateAnswer(query=1, status=200, record=record("cmpl-1")) for request in ("r0", "r1")}
     answer = await ask(board, "POST", "/migrations", **order())
     assert answer.status_code == 200
     body = answer.json()
@@ -62,15 +62,15 @@ async def test_all_sequences_of_a_request_move(board: Board) -> None:
 
 async def test_sequence_that_is_there_already_is_not_asked_again(board: Board) -> None:
     board.rows = [(InstanceId("i1"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
-    board.answers = {"r1": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1"))}
+    board.answers = {"r1": MigrateAnswer(query=1, status=200, record=record("cmpl-1"))}
     assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
 
 
 async def test_sequence_that_ended_meanwhile_does_not_matter(board: Board) -> None:
     board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
     board.answers = {
-        "r0": wire.MigrateAnswer(query=1, status=404, why="the request has ended"),
-        "r1": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
+        "r0": MigrateAnswer(query=1, status=404, why="the request has ended"),
+        "r1": MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
     }
     assert (await ask(board, "POST", "/migrations", **order())).status_code == 200
     board.answers["r1"] = board.answers["r0"]
@@ -80,8 +80,8 @@ async def test_sequence_that_ended_meanwhile_does_not_matter(board: Board) -> No
 async def test_refusal_says_how_far_it_came(board: Board) -> None:
     board.rows = [(InstanceId("i0"), row("r0", "0_cmpl-1-0")), (InstanceId("i0"), row("r1", "1_cmpl-1-0"))]
     board.answers = {
-        "r0": wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
-        "r1": wire.MigrateAnswer(query=1, status=409, why="refused: no room"),
+        "r0": MigrateAnswer(query=1, status=200, record=record("cmpl-1")),
+        "r1": MigrateAnswer(query=1, status=409, why="refused: no room"),
     }
     answer = await ask(board, "POST", "/migrations", **order())
     assert answer.status_code == 409
@@ -120,7 +120,7 @@ async def test_scheduler_that_does_not_answer_is_503(board: Board) -> None:
 
 
 async def test_refusal_of_the_scheduler_is_409(board: Board) -> None:
-    board.scheduler_answer = wire.Answer(query=1, ok=False, why="i0 is still starting")
+    board.scheduler_answer = Answer(query=1, ok=False, why="i0 is still starting")
     answer = await ask(board, "POST", "/instances/i0/drain")
     assert (answer.status_code, answer.json()["reason"]) == (409, "i0 is still starting.")
 
@@ -128,21 +128,21 @@ async def test_refusal_of_the_scheduler_is_409(board: Board) -> None:
 async def test_drain_passes_on_whether_to_keep(board: Board) -> None:
     for keep in ("true", "false"):
         assert (await ask(board, "POST", "/instances/i0/drain", params={"keep": keep})).status_code == 202
-    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    asked = [message for message in board.asked if isinstance(message, DrainInstance)]
     assert [message.keep for message in asked] == [True, False]
 
 
 async def test_last_instance_is_spared_unless_it_is_forced(board: Board) -> None:
     for force in ("true", "false"):
         assert (await ask(board, "POST", "/instances/i0/drain", params={"force": force})).status_code == 202
-    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    asked = [message for message in board.asked if isinstance(message, DrainInstance)]
     assert [message.spare_last for message in asked] == [False, True]
 
 
 async def test_undrain_is_the_schedulers_to_allow(board: Board) -> None:
     assert (await ask(board, "POST", "/instances/i2/undrain")).status_code == 202
-    assert board.asked == [wire.UndrainInstance(instance=InstanceId("i2"), query=1, reply_to=board.address)]
-    board.scheduler_answer = wire.Answer(query=1, ok=False, why="i2 cannot come back: it is being stopped already")
+    assert board.asked == [UndrainInstance(instance=InstanceId("i2"), query=1, reply_to=board.address)]
+    board.scheduler_answer = Answer(query=1, ok=False, why="i2 cannot come back: it is being stopped already")
     answer = await ask(board, "POST", "/instances/i2/undrain")
     assert (answer.status_code, "being stopped" in answer.json()["reason"]) == (409, True)
 
@@ -192,7 +192,7 @@ async def test_misspelt_parameter_is_not_ignored(board: Board, method: str, path
 
 async def test_move_that_nobody_answers_is_no_conflict(board: Board) -> None:
     board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
-    board.answers = {"r0": wire.MigrateAnswer(query=1, status=504, why="no answer from i0 within 60 s")}
+    board.answers = {"r0": MigrateAnswer(query=1, status=504, why="no answer from i0 within 60 s")}
     answer = await ask(board, "POST", "/migrations", **order())
     assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout_error")
 
@@ -201,9 +201,9 @@ async def test_sequences_of_a_request_share_the_time_of_one_move(board: Board, m
     board.rows = [(InstanceId("i0"), row(f"r{number}", f"{number}_cmpl-1-0")) for number in range(3)]
     clock, given = iter([0.0, 0.0, 50.0, 120.0]), []
 
-    async def migrate(row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+    async def migrate(row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
         given.append(timeout_s)
-        return wire.MigrateAnswer(query=1, status=200, record=record("cmpl-1"))
+        return MigrateAnswer(query=1, status=200, record=record("cmpl-1"))
 
     monkeypatch.setattr(board, "migrate", migrate)
     monkeypatch.setattr("llumnix.engine.vllm.front_end.admin.routes.monotonic", lambda: next(clock))
@@ -218,7 +218,7 @@ def test_clients_wait_longer_than_the_server_lets_a_move_take() -> None:
 async def test_drain_passes_its_deadline_on(board: Board) -> None:
     for params in ({}, {"timeout_s": "2.5"}):
         assert (await ask(board, "POST", "/instances/i0/drain", params=params)).status_code == 202
-    asked = [message for message in board.asked if isinstance(message, wire.DrainInstance)]
+    asked = [message for message in board.asked if isinstance(message, DrainInstance)]
     assert [message.timeout_s for message in asked] == [None, 2.5]
 
 
@@ -242,7 +242,7 @@ async def test_drains_are_the_schedulers_to_tell(board: Board) -> None:
         left=0,
         seconds=1.5,
     )
-    board.scheduler_answer = wire.Drains(query=1, reports=(report,))  # type: ignore[assignment]
+    board.scheduler_answer = DrainReports(query=1, reports=(report,))  # type: ignore[assignment]
     answer = await ask(board, "GET", "/drains")
     (row,) = answer.json()["drains"]
     assert (row["instance"], row["outcome"], row["moved"], row["seconds"]) == ("i0", "empty", 3, 1.5)
@@ -252,7 +252,7 @@ async def test_drains_are_the_schedulers_to_tell(board: Board) -> None:
 
 async def test_scaling_tells_the_time_weighted_number_of_instances(board: Board) -> None:
     assert (await ask(board, "GET", "/scaling")).status_code == 503
-    board.scaling = wire.ScalingStatus(
+    board.scaling = ScalingStatus(
         mode=ScalingMode.ADVISE,
         min_instances=1,
         max_instances=4,
@@ -309,7 +309,7 @@ async def test_instances_are_listed_as_people_count(board: Board) -> None:
     board.client.members.by_id = board.client.members.courted = {}
     names = ("i10", "i2", "i1")
     board.strangers.starting = {
-        name: wire.InstanceStarting(instance=InstanceId(name), index=0, pid=1, node="here") for name in names
+        name: InstanceStarting(instance=InstanceId(name), index=0, pid=1, node="here") for name in names
     }
     rows = (await ask(board, "GET", "/instances")).json()["instances"]
     assert [row["id"] for row in rows] == ["i1", "i2", "i10", "i9"], "and last those that are gone"

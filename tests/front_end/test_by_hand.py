@@ -17,13 +17,17 @@ from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import MigrateAnswer, MigrateByHand
+from llumnix.wire.to_instance import MoveOut
+from llumnix.wire.to_scheduler import MoveAnswer
 
 A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
 
 
 def member(instance: InstanceId) -> Member:
-    info = wire.InstanceInfo(id=instance, index=0, slot=0, pid=1, node="", control=instance, data="")
+    info = InstanceInfo(id=instance, index=0, slot=0, pid=1, node="", control=instance, data="")
     return Member(info, InstanceSnapshot(id=instance, seq=1, at=0.0, total_blocks=9, free_blocks=9))
 
 
@@ -31,7 +35,7 @@ async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_fi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(by_hand, "Metrics", lambda: SimpleNamespace(migration=lambda record: None))
-    posted: list[wire.Wire] = []
+    posted: list[Mail] = []
     members = {A: member(A), B: member(B)}
     session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)
     client = SimpleNamespace(
@@ -39,19 +43,19 @@ async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_fi
     )
     hand = ByHand(client, MigrationLog(), lambda _, message: posted.append(message), "me")  # type: ignore[arg-type]
     for query in (1, 2):
-        hand.start(wire.MigrateByHand(query=query, request=R, target=B, reply_to="x"))
+        hand.start(MigrateByHand(query=query, request=R, target=B, reply_to="x"))
     await asyncio.sleep(0.01)
     order, refusal = posted
-    assert isinstance(order, wire.MoveOut)
-    assert isinstance(refusal, wire.MigrateAnswer)
+    assert isinstance(order, MoveOut)
+    assert isinstance(refusal, MigrateAnswer)
     assert (refusal.query, refusal.status, refusal.why) == (2, 409, "the request is moving already")
     outcome = MoveOutcome(order=order.order, source=A, request=R)
-    hand.move_answered(wire.MoveAnswer(outcome=outcome))
+    hand.move_answered(MoveAnswer(outcome=outcome))
     await asyncio.sleep(0.01)
     hand.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome), 0.003)  # type: ignore[arg-type]
     await asyncio.sleep(0.01)
     answer = posted[-1]
-    assert isinstance(answer, wire.MigrateAnswer)
+    assert isinstance(answer, MigrateAnswer)
     assert answer.record is not None
     assert (answer.query, answer.status, answer.record.downtime_ms) == (1, 200, 3.0)
     assert answer.record.move_id == order.order.move_id

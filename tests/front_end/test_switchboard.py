@@ -18,8 +18,11 @@ from llumnix.engine.vllm.front_end import by_hand
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.news import FrontEndLost, InstanceGone
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import FRONT_END_MAIL, DoYourPart, ListMigrations, MigrateAnswer, Migrations, PartDone
+from llumnix.wire.to_instance import ListRequests
 
 ROW = row("r", "c", front_end=1)
 
@@ -35,9 +38,9 @@ async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     board.close()
 
 
-def tell(board: Switchboard, tmp_path: Path, message: wire.Wire) -> None:
+def tell(board: Switchboard, tmp_path: Path, message: Mail) -> None:
     """From another process's mailbox."""
-    sender = Mailbox(f"ipc://{tmp_path}/somebody", lambda _: None)
+    sender = Mailbox(f"ipc://{tmp_path}/somebody", FRONT_END_MAIL, lambda _: None)
     sender.start()
     sender.post(board.address, message)
     sender.close()
@@ -48,7 +51,7 @@ async def test_move_is_not_waited_for_when_the_front_end_that_streams_it_dies(
 ) -> None:
     asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
     await asyncio.sleep(0)
-    tell(board, tmp_path, wire.FrontEndLost(front_end=1))
+    tell(board, tmp_path, FrontEndLost(front_end=1))
     async with asyncio.timeout(10):
         answer = await asked
     assert (answer.status, answer.record) == (504, None)
@@ -58,9 +61,9 @@ async def test_move_is_not_waited_for_when_the_front_end_that_streams_it_dies(
 async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tmp_path: Path) -> None:
     asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
     await asyncio.sleep(0)
-    tell(board, tmp_path, wire.FrontEndLost(front_end=2))
+    tell(board, tmp_path, FrontEndLost(front_end=2))
     (query,) = board._questions
-    tell(board, tmp_path, wire.MigrateAnswer(query=query, status=409, why="it has ended"))
+    tell(board, tmp_path, MigrateAnswer(query=query, status=409, why="it has ended"))
     async with asyncio.timeout(10):
         answer = await asked
     assert (answer.status, answer.why) == (409, "it has ended")
@@ -84,14 +87,14 @@ async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Swit
         board.log.add(record(number))
     parts: list[int] = []
 
-    def other(message: wire.Wire) -> None:
-        if isinstance(message, wire.ListMigrations):
+    def other(message: Mail) -> None:
+        if isinstance(message, ListMigrations):
             mailbox.post(board.address, msgspec.structs.replace(message, reply_to=mailbox.address))
-        elif isinstance(message, wire.Migrations):
+        elif isinstance(message, Migrations):
             parts.append(len(message.records))
             mailbox.post(board.address, message)
 
-    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", other)
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, other)
     mailbox.start()
     board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
     found = await board.list_migrations(10_000, timeout_s=10.0)
@@ -105,7 +108,7 @@ async def test_answer_to_the_front_end_that_died_here_is_not_taken_for_ours(boar
     asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=0.05))
     await asyncio.sleep(0)
     for query in range(1, 100):
-        board._take(wire.MigrateAnswer(query=query, status=409, why="not asked by this one"))
+        board._take(MigrateAnswer(query=query, status=409, why="not asked by this one"))
     assert (await asked).status == 504
 
 
@@ -113,7 +116,7 @@ async def test_instance_that_fell_silent_is_listed_once(board: Switchboard) -> N
     """The scheduler and the launcher both tell of it."""
     board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
     for instance in ("i1", "i1", "i2"):
-        board._take(wire.InstanceGone(instance=InstanceId(instance), index=1, why="silent", expected=False))
+        board._take(InstanceGone(instance=InstanceId(instance), index=1, why="silent", expected=False))
     assert [message.instance for message, _ in board.strangers.gone] == ["i1", "i2"]
 
 
@@ -121,9 +124,9 @@ async def test_way_to_an_instance_that_is_gone_is_closed(board: Switchboard, tmp
     control = f"ipc://{tmp_path}/i1"
     board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
     board.client.members.known[InstanceId("i1")] = SimpleNamespace(info=SimpleNamespace(control=control))  # type: ignore[assignment]
-    board.post(control, wire.ListRequests(query=1, reply_to=board.address))
+    board.post(control, ListRequests(query=1, reply_to=board.address))
     assert control in board._mailbox.outbox._sockets
-    board._take(wire.InstanceGone(instance=InstanceId("i1"), index=1, why="silent", expected=False))
+    board._take(InstanceGone(instance=InstanceId("i1"), index=1, why="silent", expected=False))
     assert control not in board._mailbox.outbox._sockets
 
 
@@ -131,10 +134,10 @@ async def test_id_that_no_request_can_have_is_told_to_nobody(board: Switchboard,
     """Half a character, which no message can have in it."""
     asked: list[tuple[str, ...]] = []
 
-    def other(message: wire.Wire) -> None:
-        if isinstance(message, wire.DoYourPart):
+    def other(message: Mail) -> None:
+        if isinstance(message, DoYourPart):
             asked.append(message.request_ids)
-            mailbox.post(board.address, wire.PartDone(query=message.query, count=1))
+            mailbox.post(board.address, PartDone(query=message.query, count=1))
 
     mailbox = Mailbox(f"ipc://{tmp_path}/front-1", other)
     mailbox.start()

@@ -29,12 +29,13 @@ from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook, FrontAddresses
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.outbox import Mail
 
 MAX_TOKENS = 64
 FRONT_END = "front end"
-Posted = tuple[str, wire.Wire]
+Posted = tuple[str, Mail]
 
 
 @cache
@@ -97,10 +98,10 @@ class Wires:
     pulls: list[LatePull] = field(default_factory=list)
     now_s: float = 1000.0
 
-    def post(self, address: str, message: wire.Wire) -> None:
+    def post(self, address: str, message: Mail) -> None:
         self.letters.append((address, message))
 
-    def post_soon(self, addresses: Sequence[str], message: wire.Wire) -> None:
+    def post_soon(self, addresses: Sequence[str], message: Mail) -> None:
         for address in addresses:
             self.post(address, message)
 
@@ -167,7 +168,7 @@ class LateCore(LlumnixEngineCore):
         self.input_queue = queue.Queue()
         self.output_queue = queue.Queue()
         self.shutdown_state = EngineShutdownState.RUNNING
-        self._info = wire.InstanceInfo(
+        self._info = InstanceInfo(
             id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
         )
         self._peer_maker = self._make_maker()
@@ -209,7 +210,7 @@ class LateCore(LlumnixEngineCore):
         self._handle_client_request(kind, message)
         self._settle()
 
-    def mail(self, message: wire.Wire) -> None:
+    def mail(self, message: Mail) -> None:
         self._on_mail(message)
         self._settle()
 

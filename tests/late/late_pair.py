@@ -22,7 +22,8 @@ from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
 from llumnix.engine.vllm.instance.core import CONTROL, Tick
 from llumnix.types import InstanceId, RequestId
-from llumnix.wire import messages as wire
+from llumnix.wire.to_instance import MoveOut
+from llumnix.wire.to_scheduler import MoveAnswer
 
 NAMES = ("i0", "i1")
 
@@ -114,7 +115,7 @@ class LatePair:
             reason="a test",
             request=None if request is None else RequestId(request),
         )
-        self.cores[source].mail(wire.MoveOut(order=order, target=target, reply_to=FRONT_END))
+        self.cores[source].mail(MoveOut(order=order, target=target, reply_to=FRONT_END))
 
     def drive_out(self, session: Session) -> None:
         """It is replayed elsewhere."""
@@ -138,10 +139,9 @@ class LatePair:
             return
         to, letter = self.wires.letters.pop(number % len(self.wires.letters))
         if to == FRONT_END:
-            if isinstance(letter, wire.Arbitration):
-                assert isinstance(letter.message, Doubt)
-                self._obey(self._ownership.doubted(letter.message))
-            elif isinstance(letter, wire.MoveAnswer):
+            if isinstance(letter, Doubt):
+                self._obey(self._ownership.doubted(letter))
+            elif isinstance(letter, MoveAnswer):
                 self.moved += letter.outcome.ok
         else:
             self._by_name[to].mail(letter)
@@ -244,7 +244,7 @@ class LatePair:
                             assert isinstance(output, EngineCoreOutput)
                             self._take(session, output)
                 case own.Tell():
-                    self.wires.post(order.to, wire.Arbitration(message=order.verdict))
+                    self.wires.post(order.to, order.verdict)
                 case own.Abort():
                     self._by_name[order.to].abort(order.request)
                 case own.Replay():

@@ -17,7 +17,7 @@ from vllm.v1.request import RequestStatus
 from llumnix.control.messages import AnyMessage, Commit, Committed, Copied, Copy, Prepare, Prepared
 from llumnix.engine.vllm.instance.state import Identity
 from llumnix.types import Epoch, InstanceId
-from llumnix.wire import messages as wire
+from llumnix.wire.to_instance import Peer
 
 NONSENSE = b"\xc1"  # a byte that msgpack never uses
 
@@ -41,7 +41,7 @@ def fly_until(pair: LatePair, kind: type[AnyMessage]) -> int:
     """Everything arrives and both engines run until such a letter is on its way; returns its place."""
     for _ in range(300):
         for place, (_, letter) in enumerate(pair.wires.letters):
-            if isinstance(letter, wire.Peer) and isinstance(letter.message, kind):
+            if isinstance(letter, Peer) and isinstance(letter.message, kind):
                 return place
         pair.turn()
     raise AssertionError(f"no {kind.__name__}")
@@ -49,7 +49,7 @@ def fly_until(pair: LatePair, kind: type[AnyMessage]) -> int:
 
 def alter(pair: LatePair, place: int, **fields: Any) -> None:
     to, letter = pair.wires.letters[place]
-    assert isinstance(letter, wire.Peer)
+    assert isinstance(letter, Peer)
     message = msgspec.structs.replace(letter.message, **fields)
     pair.wires.letters[place] = to, msgspec.structs.replace(letter, message=message)
 
@@ -83,12 +83,12 @@ def test_description_of_another_request(pair: LatePair) -> None:
     pair.move(0, other.engine_id)
     place = fly_until(pair, Prepare)
     _, letter = pair.wires.letters[place]
-    assert isinstance(letter, wire.Peer)
+    assert isinstance(letter, Peer)
     assert isinstance(letter.message, Prepare)
     payload = letter.message.payload
     pair.move(0, moves.engine_id)
     for place, (_, letter) in enumerate(pair.wires.letters):
-        assert isinstance(letter, wire.Peer)
+        assert isinstance(letter, Peer)
         if letter.message.request == moves.engine_id:
             alter(pair, place, payload=payload)
         else:
@@ -101,7 +101,7 @@ def test_blocks_that_cannot_be(pair: LatePair) -> None:
     pair.move(0, sessions[0].engine_id)
     place = fly_until(pair, Copy | Commit)  # type: ignore[arg-type]
     _, letter = pair.wires.letters[place]
-    assert isinstance(letter, wire.Peer)
+    assert isinstance(letter, Peer)
     assert isinstance(letter.message, Copy | Commit)
     alter(pair, place, block_ids=(-1,) * len(letter.message.block_ids))
     nothing_moved(pair, *sessions)
@@ -119,7 +119,7 @@ def test_sender_whose_blocks_are_nowhere(pair: LatePair) -> None:
     pair.move(0, sessions[0].engine_id)
     place = fly_until(pair, Copy | Commit)  # type: ignore[arg-type]
     to, letter = pair.wires.letters[place]
-    assert isinstance(letter, wire.Peer)
+    assert isinstance(letter, Peer)
     lost = msgspec.structs.replace(letter.sender, data="nowhere")
     pair.wires.letters[place] = to, msgspec.structs.replace(letter, sender=lost)
     nothing_moved(pair, *sessions)
@@ -139,7 +139,7 @@ def test_answer_to_what_was_not_said_is_ignored_and_the_move_goes_on(
     kind, fields = wrong["kind"], {name: value for name, value in wrong.items() if name != "kind"}
     answer = kind(request=sessions[0].engine_id, epoch=Epoch(1), sender=InstanceId("i1"), **fields)
     with caplog.at_level(logging.ERROR):
-        pair.cores[0].mail(wire.Peer(sender=pair.cores[1]._info, message=answer))
+        pair.cores[0].mail(Peer(sender=pair.cores[1]._info, message=answer))
     assert "cannot have meant" in caplog.text
     pair.settle()
     assert pair.moved == 1

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
+from llumnix.wire.base import encode
 from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import FrontEndLost, Wire, encode
+from llumnix.wire.news import FrontEndLost
 from llumnix.wire.outbox import Outbox
+from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
 
 KEYS = CurveKeys.make()
 MESSAGE = FrontEndLost(front_end=3)
@@ -21,11 +23,11 @@ WAIT_S = 30.0
 
 class Guarded:
     def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[Wire] = queue.SimpleQueue()
-        self.mailbox = Mailbox("tcp://127.0.0.1:*", self.inbox.put, KEYS)
+        self.inbox: queue.SimpleQueue[ToInstance] = queue.SimpleQueue()
+        self.mailbox = Mailbox("tcp://127.0.0.1:*", INSTANCE_MAIL, self.inbox.put, KEYS)
         self.mailbox.start()
 
-    def heard(self) -> Wire:
+    def heard(self) -> ToInstance:
         return self.inbox.get(timeout=WAIT_S)
 
     def wait_for_refusal(self) -> None:

@@ -13,8 +13,9 @@ from queue import Queue
 import pytest
 
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import FrontEndLost, Wire
+from llumnix.wire.news import FrontEndLost
 from llumnix.wire.outbox import Outbox
+from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
 
 WAIT_S = 10.0
 PEERS = 1_100  # more than ZeroMQ allows unless it is told to
@@ -27,9 +28,9 @@ def outbox() -> Iterator[Outbox]:
     box.close()
 
 
-def receiver(address: str) -> tuple[Mailbox, Queue[Wire]]:
-    received: Queue[Wire] = Queue()
-    mailbox = Mailbox(address, received.put)
+def receiver(address: str) -> tuple[Mailbox, Queue[ToInstance]]:
+    received: Queue[ToInstance] = Queue()
+    mailbox = Mailbox(address, INSTANCE_MAIL, received.put)
     mailbox.start()
     return mailbox, received
 

@@ -58,7 +58,9 @@ from llumnix.flags import ServeArguments, has_flag
 from llumnix.wire.addresses import AddressBook, between_machines, on_one_machine, ports_needed
 from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import Mail, Report, Wire
+from llumnix.wire.news import Report
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_launcher import LAUNCHER_MAIL, ToLauncher
 
 _HOUSEKEEPING_INTERVAL_S = 30.0
 _NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.ray.launch", 10.0)}
@@ -102,7 +104,7 @@ class Launcher:
         )
         self._events: queue.SimpleQueue[supervision.Event] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._mailbox = Mailbox(self._book.launcher, self._on_message, self._book.keys)
+        self._mailbox = Mailbox(self._book.launcher, LAUNCHER_MAIL, self._on_message, self._book.keys)
         self._scheduler: SchedulerChild | None = None
         self._health: HealthWatch | None = None
         self._loaded = False
@@ -185,7 +187,7 @@ class Launcher:
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._post(supervision.Terminate())
 
-    def _on_message(self, message: Mail) -> None:
+    def _on_message(self, message: ToLauncher) -> None:
         """On the mailbox's thread."""
         match message:
             case Report():
@@ -194,7 +196,7 @@ class Launcher:
             case StartInstances() | StopInstance() | DeclareLost():
                 self._post(message)
             case _:
-                say(f"ignored a message that is not for the launcher: {type(message).__name__}", warning=True)
+                assert_never(message)
 
     def _on_nursery(self) -> None:
         match self._nursery.receive():
@@ -266,7 +268,7 @@ class Launcher:
         except OSError as error:  # too many processes, too little memory, a full disk: it is tried again
             self._post(supervision.SchedulerExited(f"it cannot be started: {error}"))
 
-    def _tell(self, message: Wire, audience: Audience) -> None:
+    def _tell(self, message: Mail, audience: Audience) -> None:
         addresses: list[str] = []
         if audience is not Audience.SERVING:
             addresses.append(self._book.scheduler)

@@ -29,27 +29,24 @@ from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.recording import recorder
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.messages import (
+from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import Answer, DrainReports, ScalingStatus, SchedulerAlive
+from llumnix.wire.to_instance import ClusterSize, MoveOut
+from llumnix.wire.to_scheduler import (
+    SCHEDULER_MAIL,
     AddInstances,
-    Answer,
-    ClusterSize,
     DrainInstance,
-    Drains,
     FleetChanged,
-    InstanceGone,
-    InstanceInfo,
     InstanceServing,
-    InstanceStarting,
     ListDrains,
-    Mail,
     MoveAnswer,
-    MoveOut,
     ReplayedElsewhere,
-    Report,
-    ScalingStatus,
-    SchedulerAlive,
+    ToScheduler,
     UndrainInstance,
+    Wish,
 )
 
 log = logging.getLogger(__name__)
@@ -91,8 +88,8 @@ class SchedulerProcess:
         self._autoscaler = self._scheduler.autoscaler
         self._record = recorder(begin.name, begin)
         self._began_s = time.monotonic()
-        self._inbox: queue.SimpleQueue[Mail | None] = queue.SimpleQueue()
-        self._mailbox = Mailbox(self._book.scheduler, self._inbox.put, self._book.keys)
+        self._inbox: queue.SimpleQueue[ToScheduler | None] = queue.SimpleQueue()
+        self._mailbox = Mailbox(self._book.scheduler, SCHEDULER_MAIL, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
         self._gone = Gone()
@@ -131,7 +128,7 @@ class SchedulerProcess:
 
     # messages to events
 
-    def _on_message(self, message: Mail) -> None:
+    def _on_message(self, message: ToScheduler) -> None:
         at = time.monotonic()
         match message:
             case Report():
@@ -157,11 +154,12 @@ class SchedulerProcess:
                 self._on_fleet(message.fleet, at)
             case ReplayedElsewhere():
                 self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
+            case DrainInstance() | UndrainInstance() | AddInstances() | ListDrains():
+                self._on_wish(message, at)
             case _:
-                self._on_order(message, at)
+                assert_never(message)
 
-    def _on_order(self, message: Mail, at: float) -> None:
-        """What an operator asks for, by way of a front end."""
+    def _on_wish(self, message: Wish, at: float) -> None:
         match message:
             case DrainInstance():
                 self._on_drain(message, at)
@@ -173,10 +171,10 @@ class SchedulerProcess:
             case AddInstances():
                 self._on_add(message, at)
             case ListDrains():
-                drains = Drains(query=message.query, reports=tuple(self._scheduler.drains.reports(at)))
+                drains = DrainReports(query=message.query, reports=tuple(self._scheduler.drains.reports(at)))
                 self._mailbox.post(message.reply_to, drains)
             case _:
-                log.warning("ignored a message that is not for the scheduler: %s", type(message).__name__)
+                assert_never(message)
 
     def _on_fleet(self, fleet: Fleet, at: float) -> None:
         self._handle(control.FleetReported(at=at, fleet=fleet))

@@ -21,7 +21,7 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
-from llumnix.wire.messages import Wire
+from llumnix.wire.outbox import Mail
 
 # events
 
@@ -110,7 +110,7 @@ class Audience(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    message: Wire
+    message: Mail
     to: Audience = Audience.EVERYBODY
 
 

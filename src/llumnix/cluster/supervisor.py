@@ -47,14 +47,8 @@ from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
-from llumnix.wire.messages import (
-    DrainInstance,
-    FleetChanged,
-    FrontEndLost,
-    InstanceGone,
-    InstanceServing,
-    InstanceStarting,
-)
+from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
+from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
 _REPLAY_S = 5.0  # of the time that a leaving machine has left: for what did not move in the rest of it

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Generic
 
+import msgspec
 import zmq
 
+from llumnix.wire.base import Kind, decode
 from llumnix.wire.curve import CurveKeys, Doorkeeper, bound_address
-from llumnix.wire.messages import Mail, decode
 from llumnix.wire.outbox import Outbox, allow_ipv6
 
 log = logging.getLogger(__name__)
@@ -17,18 +19,27 @@ log = logging.getLogger(__name__)
 _POLL_MS = 200
 
 
-class Mailbox:
+class Mailbox(Generic[Kind]):
     """Receives on `address` in a thread of its own, which calls `on_message` for each message.
 
-    `address` may leave the port open (`tcp://HOST:*`); afterwards `self.address` is the real one. With `keys` only
-    holders of the same keys are heard.
+    Only what `decoder` takes is heard: anything else is told in the log, counted, and dropped. `address` may leave the
+    port open (`tcp://HOST:*`); afterwards `self.address` is the real one. With `keys` only holders of the same keys are
+    heard.
 
     `on_message` must be quick and must not raise; an exception in it is our bug and ends the thread loudly.
     `post` and `post_soon` may be called from any thread.
     """
 
-    def __init__(self, address: str, on_message: Callable[[Mail], None], keys: CurveKeys | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        decoder: msgspec.msgpack.Decoder[Kind],
+        on_message: Callable[[Kind], None],
+        keys: CurveKeys | None = None,
+    ) -> None:
         self.malformed = 0
+        """Messages that were none of ours, or not for this process."""
+        self._decoder = decoder
         self.outbox = Outbox(keys)
         self.post = self.outbox.post
         self.post_soon = self.outbox.post_soon
@@ -77,7 +88,7 @@ class Mailbox:
                 continue
             frame = self._inbox.recv()
             try:
-                message = decode(frame)
+                message = decode(frame, self._decoder)
             except ValueError as error:
                 self.malformed += 1
                 log.warning("dropped a malformed control message: %s", error)

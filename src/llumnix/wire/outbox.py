@@ -9,8 +9,15 @@ from queue import SimpleQueue
 
 import zmq
 
+from llumnix.wire.base import encode
 from llumnix.wire.curve import CurveKeys
-from llumnix.wire.messages import Mail, encode
+from llumnix.wire.to_front_end import ToFrontEnd
+from llumnix.wire.to_instance import ToInstance
+from llumnix.wire.to_launcher import ToLauncher
+from llumnix.wire.to_scheduler import ToScheduler
+
+Mail = ToInstance | ToScheduler | ToLauncher | ToFrontEnd
+"""All that is ever posted."""
 
 log = logging.getLogger(__name__)
 

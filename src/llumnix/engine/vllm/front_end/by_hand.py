@@ -18,7 +18,10 @@ from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.report.records import MOVED, MigrationRecord, migration_record
-from llumnix.wire import messages as wire
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import MigrateAnswer, MigrateByHand
+from llumnix.wire.to_instance import MoveOut
+from llumnix.wire.to_scheduler import MoveAnswer
 
 BY_HAND = "by hand"
 _ANSWER_TIMEOUT_S = 60.0
@@ -37,7 +40,7 @@ class ByHand:
     """Also the observer of the streams: whatever moves, for whatever reason, is recorded and counted here."""
 
     def __init__(
-        self, client: LlumnixClient, log: MigrationLog, post: Callable[[str, wire.Wire], None], address: str
+        self, client: LlumnixClient, log: MigrationLog, post: Callable[[str, Mail], None], address: str
     ) -> None:
         self._client = client
         self._log = log
@@ -52,22 +55,22 @@ class ByHand:
 
     # -- an order
 
-    def start(self, order: wire.MigrateByHand) -> None:
+    def start(self, order: MigrateByHand) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(order))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def move_answered(self, answer: wire.MoveAnswer) -> None:
+    def move_answered(self, answer: MoveAnswer) -> None:
         order = self._orders.get(answer.outcome.order.move_id)
         if order is not None and not order.answered.done():
             order.answered.set_result(answer.outcome)
 
-    async def _answer(self, order: wire.MigrateByHand) -> None:
+    async def _answer(self, order: MigrateByHand) -> None:
         status, record, why = await self._carry_out(order)
-        answer = wire.MigrateAnswer(query=order.query, status=status, record=record, why=why)
+        answer = MigrateAnswer(query=order.query, status=status, record=record, why=why)
         self._post(order.reply_to, answer)
 
-    async def _carry_out(self, order: wire.MigrateByHand) -> tuple[int, MigrationRecord | None, str]:
+    async def _carry_out(self, order: MigrateByHand) -> tuple[int, MigrationRecord | None, str]:
         """(status, record, why): see `MigrateAnswer`."""
         session = self._client.streams.sessions.get(order.request)
         target = self._client.members.by_id.get(order.target)
@@ -85,7 +88,7 @@ class ByHand:
         pending = self._orders[move_id] = _Order()
         move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
         try:
-            self._post(source.info.control, wire.MoveOut(order=move, target=target.info, reply_to=self._address))
+            self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))
             outcome = await _outcome_or_loss(pending, source)
             if outcome is None and source.gone.is_set():
                 return 409, None, f"{source.info.id} was lost meanwhile"

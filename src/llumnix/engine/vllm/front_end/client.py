@@ -30,8 +30,9 @@ from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Streams, Ways
 from llumnix.engine.vllm.front_end.whole import Whole
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.curve import Doorkeeper
+from llumnix.wire.news import InstanceGone, Report
+from llumnix.wire.outbox import Mail
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _LAST_WORD_TIMEOUT_S = 2.0
 class LlumnixClient(AsyncMPClient):
     """All methods run on the front end's event loop."""
 
-    def __init__(self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, wire.Wire], None]) -> None:
+    def __init__(self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Mail], None]) -> None:
         # vLLM's own constructor starts engines or waits for a fixed set of them; see client_setup.py.
         self.doorkeeper: Doorkeeper | None = None
         set_up_sockets(self, vllm_config, spec)
@@ -66,7 +67,7 @@ class LlumnixClient(AsyncMPClient):
 
     # -- membership
 
-    def on_report(self, report: wire.Report) -> None:
+    def on_report(self, report: Report) -> None:
         """A load report; the first one of an instance starts the acquaintance."""
         instance = report.info.id
         member = self.members.known.get(instance)
@@ -114,7 +115,7 @@ class LlumnixClient(AsyncMPClient):
         self._dispatcher.on_report(member.snapshot, now)
         self.streams.place_parked()
 
-    def on_gone(self, gone: wire.InstanceGone) -> None:
+    def on_gone(self, gone: InstanceGone) -> None:
         """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
         word, which may still have to be read."""
         instance = gone.instance

@@ -24,7 +24,7 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.client import LlumnixClient
-from llumnix.wire.messages import Wire
+from llumnix.wire.outbox import Mail
 
 _DRAIN_POLL_S = 0.05
 _CHANGE_WEIGHTS = frozenset(
@@ -47,7 +47,7 @@ class LlumnixLLM(AsyncLLM):
         self,
         vllm_config: Any,
         spec: FrontEndSpec,
-        post: Callable[[str, Wire], None],
+        post: Callable[[str, Mail], None],
         args: argparse.Namespace,
         admitted: memoryview | None = None,
     ) -> None:

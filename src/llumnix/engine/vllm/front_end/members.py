@@ -10,7 +10,8 @@ from typing import Any
 from llumnix.control.gone import Gone
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import Report
 
 GONE = "the instance is gone"
 
@@ -22,7 +23,7 @@ _LONGEST_CALL_INTERVAL_S = 2.0
 class Member:
     """An instance that reports, and what it said last."""
 
-    info: wire.InstanceInfo
+    info: InstanceInfo
     snapshot: InstanceSnapshot
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     lacks: frozenset[int] = frozenset()
@@ -63,7 +64,7 @@ class Members:
         """Those that are called, and take no requests yet."""
         return {instance: member for instance, member in self.known.items() if instance not in self.by_id}
 
-    def call(self, report: wire.Report) -> Member:
+    def call(self, report: Report) -> Member:
         """From now on it is called."""
         member = self.known[report.info.id] = Member(report.info, report.snapshot)
         return member

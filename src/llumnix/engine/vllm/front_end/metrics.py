@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 from llumnix.report.records import MigrationRecord
-from llumnix.wire.messages import ScalingStatus
+from llumnix.wire.to_front_end import ScalingStatus
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
@@ -39,6 +39,11 @@ class Metrics:
         self.refused = Gauge(
             "llumnix_refused_connections",
             "Attempts to connect from elsewhere without the keys of this server, since the front end began.",
+            multiprocess_mode="livesum",
+        )
+        self.malformed = Gauge(
+            "llumnix_malformed_messages",
+            "Control messages that the front end could not read or that were not for it, since it began.",
             multiprocess_mode="livesum",
         )
 

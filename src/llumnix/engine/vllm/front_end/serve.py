@@ -169,4 +169,5 @@ async def _keep_metrics(board: Switchboard) -> None:
         if board.scaling is not None:
             board.metrics.scaling(board.scaling)
         board.metrics.refused.set(board.refused)
+        board.metrics.malformed.set(board.malformed)
         await asyncio.sleep(_METRICS_INTERVAL_S)

@@ -22,7 +22,7 @@ from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.types import InstanceId, Priority, RequestId
-from llumnix.wire import messages as wire
+from llumnix.wire.outbox import Mail
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Ways:
     """To an engine, if it is still there; returns at once."""
     resume: Callable[[InstanceId, bytes], Coroutine[Any, Any, Any]]
     """Has an engine take up a `Resume`. Raises ConnectionError if it is lost meanwhile."""
-    post: Callable[[str, wire.Wire], None]
+    post: Callable[[str, Mail], None]
     emit: Callable[[list[EngineCoreOutput]], None]
     """For outputs that do not come in a message of an engine."""
     spawn: Callable[[Coroutine[Any, Any, None]], None]
@@ -226,7 +226,7 @@ class Streams:
                 case own.Tell():
                     member = self._members.known.get(order.to)
                     if member is not None:  # else it is asked for again, or nobody is there to ask
-                        self._ways.post(member.info.control, wire.Arbitration(message=order.verdict))
+                        self._ways.post(member.info.control, order.verdict)
                 case own.Abort():
                     self._ways.send(order.to, EngineCoreRequestType.ABORT, [order.request])
                 case own.Replay():

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, assert_never
 
 from llumnix.control.messages import Doubt
 from llumnix.control.scheduler_events import ReplayRest
@@ -22,8 +22,28 @@ from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, by_number
-from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, Report
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import (
+    FRONT_END_MAIL,
+    Answer,
+    DoYourPart,
+    DrainReports,
+    Errand,
+    ListMigrations,
+    MigrateAnswer,
+    MigrateByHand,
+    Migrations,
+    PartDone,
+    RequestRow,
+    Requests,
+    ScalingStatus,
+    SchedulerAlive,
+    ToFrontEnd,
+)
+from llumnix.wire.to_instance import ListRequests
+from llumnix.wire.to_scheduler import MoveAnswer, ReplayedElsewhere
 
 _GONE_REMEMBERED = 100
 _SCHEDULER_SILENT_S = 2.0
@@ -34,8 +54,8 @@ _RECORDS_AT_ONCE = 500
 class Strangers:
     """Instances that are not (or no longer) members: those that start, and the last ones that ended."""
 
-    starting: dict[InstanceId, wire.InstanceStarting]
-    gone: deque[tuple[wire.InstanceGone, InstanceState]]
+    starting: dict[InstanceId, InstanceStarting]
+    gone: deque[tuple[InstanceGone, InstanceState]]
 
 
 @dataclass(slots=True)
@@ -56,7 +76,7 @@ class Switchboard:
         self.log = MigrationLog()
         self.strangers = Strangers({}, deque(maxlen=_GONE_REMEMBERED))
         self.scheduler_pid: int | None = None
-        self.scaling: wire.ScalingStatus | None = None
+        self.scaling: ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._numbers = numbers()
@@ -68,8 +88,8 @@ class Switchboard:
         """Requests that it serves, if vLLM counts them."""
         self._client: LlumnixClient | None = None
         self._by_hand: ByHand | None = None
-        self._mailbox = Mailbox(spec.book.front_end(spec.index), self._on_mail, spec.book.keys)
-        self.post: Callable[[str, wire.Mail], None] = self._mailbox.post
+        self._mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, self._on_mail, spec.book.keys)
+        self.post: Callable[[str, Mail], None] = self._mailbox.post
 
     def connect(self, client: LlumnixClient) -> None:
         """From here on messages are taken."""
@@ -90,6 +110,11 @@ class Switchboard:
         return self._mailbox.refused + (0 if doorkeeper is None else doorkeeper.refused)
 
     @property
+    def malformed(self) -> int:
+        """Messages that came here and are not for a front end, or none of ours."""
+        return self._mailbox.malformed
+
+    @property
     def address(self) -> str:
         return self._mailbox.address
 
@@ -106,21 +131,21 @@ class Switchboard:
 
     # -- questions
 
-    async def ask_one(self, address: str, make: Callable[[int], wire.Wire], timeout_s: float) -> Any | None:
+    async def ask_one(self, address: str, make: Callable[[int], Mail], timeout_s: float) -> Any | None:
         """The answer of one mailbox, or None when none came in time or its owner, a front end, died."""
         answers = await self._ask([address], make, timeout_s)
         return answers[0] if answers else None
 
-    async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, wire.RequestRow]]:
+    async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, RequestRow]]:
         """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
         of it, the source's row is dropped."""
         members = self.client.members.known.values()
         answers = await self._ask(
             [member.info.control for member in members],
-            lambda query: wire.ListRequests(query=query, reply_to=self.address, like=like),
+            lambda query: ListRequests(query=query, reply_to=self.address, like=like),
             timeout_s,
         )
-        found: dict[str, tuple[InstanceId, wire.RequestRow]] = {}
+        found: dict[str, tuple[InstanceId, RequestRow]] = {}
         for answer in sorted(answers, key=lambda answer: by_number(answer.instance)):
             for row in answer.rows:
                 known = found.get(row.request)
@@ -132,7 +157,7 @@ class Switchboard:
         """Of all front ends, newest first."""
         others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
         answers = await self._ask(
-            others, lambda query: wire.ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
+            others, lambda query: ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
         )
         records = [*self.log.newest(limit), *(record for answer in answers for record in answer.records)]
         records.sort(key=lambda record: record.at_s, reverse=True)
@@ -145,22 +170,22 @@ class Switchboard:
         others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
         answers = await self._ask(
             others,
-            lambda query: wire.DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
+            lambda query: DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
             timeout_s,
         )
         return sum(answer.count for answer in answers)
 
-    async def migrate(self, row: wire.RequestRow, target: InstanceId, timeout_s: float) -> wire.MigrateAnswer:
+    async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
         """Moves one sequence, by way of the front end that owns its stream."""
         answer = await self.ask_one(
             self.spec.book.front_end(row.front_end),
-            lambda query: wire.MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),
+            lambda query: MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),
             timeout_s,
         )
         why = f"the front end that streams it died, or did not answer within {timeout_s:g} s"
-        return answer or wire.MigrateAnswer(query=0, status=504, why=why)
+        return answer or MigrateAnswer(query=0, status=504, why=why)
 
-    async def _ask(self, addresses: Iterable[str], make: Callable[[int], wire.Wire], timeout_s: float) -> list[Any]:
+    async def _ask(self, addresses: Iterable[str], make: Callable[[int], Mail], timeout_s: float) -> list[Any]:
         asked = list(addresses)
         query = next(self._numbers)
         question = self._questions[query] = _Question(frozenset(asked))
@@ -173,7 +198,7 @@ class Switchboard:
             async with asyncio.timeout(timeout_s):
                 while left:
                     answer = await question.inbox.get()
-                    left -= not (isinstance(answer, wire.Migrations) and answer.more)
+                    left -= not (isinstance(answer, Migrations) and answer.more)
                     if answer is not None:
                         answers.append(answer)
         except TimeoutError:
@@ -182,39 +207,61 @@ class Switchboard:
             del self._questions[query]
         return answers
 
-    async def _do_my_part(self, message: wire.DoYourPart) -> None:
+    async def _do_my_part(self, message: DoYourPart) -> None:
         count = await self.parts[message.part](message.request_ids)
-        self.post(message.reply_to, wire.PartDone(query=message.query, count=count))
+        self.post(message.reply_to, PartDone(query=message.query, count=count))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _tell_migrations(self, asked: wire.ListMigrations) -> None:
+    async def _tell_migrations(self, asked: ListMigrations) -> None:
         """In parts: a long list must not keep the streams of clients waiting."""
         records = self.log.newest(asked.limit)
         for first in range(0, max(1, len(records)), _RECORDS_AT_ONCE):
             part = tuple(records[first : first + _RECORDS_AT_ONCE])
             more = first + _RECORDS_AT_ONCE < len(records)
-            self.post(asked.reply_to, wire.Migrations(query=asked.query, records=part, more=more))
+            self.post(asked.reply_to, Migrations(query=asked.query, records=part, more=more))
             await asyncio.sleep(0)
 
     # -- what comes in
 
-    def _on_mail(self, message: wire.Mail) -> None:
+    def _on_mail(self, message: ToFrontEnd) -> None:
         self._loop.call_soon_threadsafe(self._take, message)
 
-    def _take(self, message: wire.Mail) -> None:
+    def _take(self, message: ToFrontEnd) -> None:
         assert self._by_hand is not None
         match message:
-            case wire.Report():
+            case Report() | InstanceStarting() | InstanceGone():
+                self._on_instance(message)
+            case Doubt():
+                self.client.streams.doubted(message)
+            case SchedulerAlive():
+                self.scheduler_pid, self.scaling = message.pid, message.scaling
+                self._scheduler_seen_s = monotonic()
+            case MoveAnswer():
+                self._by_hand.move_answered(message)
+            case FrontEndLost():
+                self._answers_no_more(self.spec.book.front_end(message.front_end))
+            case Requests() | Migrations() | DrainReports() | Answer() | MigrateAnswer() | PartDone():
+                question = self._questions.get(message.query)
+                if question is not None:  # else it came too late
+                    question.inbox.put_nowait(message)
+            case ReplayRest() | MigrateByHand() | ListMigrations() | DoYourPart():
+                self._do(message)
+            case _:
+                assert_never(message)
+
+    def _on_instance(self, message: Report | InstanceStarting | InstanceGone) -> None:
+        match message:
+            case Report():
                 self.strangers.starting.pop(message.info.id, None)
                 self.client.on_report(message)
-            case wire.InstanceStarting():
+            case InstanceStarting():
                 if self.client.members.is_unknown(message.instance):
                     self.strangers.starting[message.instance] = message
-            case wire.InstanceGone():
+            case InstanceGone():
                 self.strangers.starting.pop(message.instance, None)
                 state = InstanceState.STOPPED if message.expected else InstanceState.LOST
                 if all(known.instance != message.instance for known, _ in self.strangers.gone):
@@ -224,43 +271,25 @@ class Switchboard:
                 self.client.on_gone(message)
                 if known is not None:
                     self._mailbox.forget(known.info.control)
-            case wire.Arbitration(message=Doubt() as doubt):
-                self.client.streams.doubted(doubt)
-            case wire.SchedulerAlive():
-                self.scheduler_pid, self.scaling = message.pid, message.scaling
-                self._scheduler_seen_s = monotonic()
             case _:
-                self._take_question_or_answer(message)
+                assert_never(message)
 
-    def _take_question_or_answer(self, message: wire.Mail) -> None:
+    def _answers_no_more(self, address: str) -> None:
+        for question in self._questions.values():
+            if address in question.asked:
+                question.inbox.put_nowait(None)
+
+    def _do(self, message: Errand) -> None:
         assert self._by_hand is not None
         match message:
             case ReplayRest():
                 count = self.client.streams.drive_out(message.instance, message.reason)
-                self.post(self.spec.book.scheduler, wire.ReplayedElsewhere(instance=message.instance, count=count))
-            case wire.MoveAnswer():
-                self._by_hand.move_answered(message)
-            case wire.MigrateByHand():
+                self.post(self.spec.book.scheduler, ReplayedElsewhere(instance=message.instance, count=count))
+            case MigrateByHand():
                 self._by_hand.start(message)
-            case wire.ListMigrations():
+            case ListMigrations():
                 self._spawn(self._tell_migrations(message))
-            case wire.DoYourPart():
+            case DoYourPart():
                 self._spawn(self._do_my_part(message))
-            case (
-                wire.Requests()
-                | wire.Migrations()
-                | wire.Drains()
-                | wire.Answer()
-                | wire.MigrateAnswer()
-                | wire.PartDone()
-            ):
-                question = self._questions.get(message.query)
-                if question is not None:  # else it came too late
-                    question.inbox.put_nowait(message)
-            case wire.FrontEndLost():
-                lost = self.spec.book.front_end(message.front_end)
-                for question in self._questions.values():
-                    if lost in question.asked:
-                        question.inbox.put_nowait(None)
             case _:
-                raise TypeError(f"a front end does not understand {type(message).__name__}")
+                assert_never(message)

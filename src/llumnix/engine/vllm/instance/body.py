@@ -20,8 +20,10 @@ from llumnix.engine.vllm.instance.snapshot import growth_blocks
 from llumnix.engine.vllm.instance.state import Hand, decode_hand, passport_of
 from llumnix.policy.relief import short_blocks
 from llumnix.types import Epoch, RequestId
-from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.to_instance import MoveOut
+from llumnix.wire.to_scheduler import MoveAnswer
 
 _MAX_ORDERS_REMEMBERED = 1024
 
@@ -51,7 +53,7 @@ class VllmBody:
 
     # -- from the driver
 
-    def new_order(self, order: wire.MoveOut) -> None:
+    def new_order(self, order: MoveOut) -> None:
         """Who gave it is remembered, for the answer."""
         self.letters.met(order.target)
         self._asked_by[order.order.move_id] = order.reply_to
@@ -87,7 +89,7 @@ class VllmBody:
             passport_of(kept).moved_s = self._clock()  # or the same one would be tried again and again
         asked_by = self._asked_by.get(outcome.order.move_id)
         if asked_by is not None:
-            self._engine.post_soon((asked_by,), wire.MoveAnswer(outcome=outcome))
+            self._engine.post_soon((asked_by,), MoveAnswer(outcome=outcome))
 
     def _count_relief(self, blocks: int) -> None:
         """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""
@@ -161,7 +163,7 @@ class VllmBody:
         self.incoming.drop((command.request, command.epoch))
 
 
-def _addresses(peer: wire.InstanceInfo) -> list[str]:
+def _addresses(peer: InstanceInfo) -> list[str]:
     """Of its workers' transports. Raises Refusal."""
     try:
         return msgspec.json.decode(peer.data, type=list[str])

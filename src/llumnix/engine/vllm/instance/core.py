@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 from vllm.config import VllmConfig
@@ -27,7 +27,7 @@ from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.request import Request
 
-from llumnix.control.messages import Prepare
+from llumnix.control.messages import Prepare, Verdict
 from llumnix.control.replay import LlumletBegin
 from llumnix.control.scheduler_events import SetDraining
 from llumnix.control.server_state import ServerState
@@ -49,8 +49,20 @@ from llumnix.engine.vllm.instance.state import decode_identity, stamp
 from llumnix.policy.catalogue import find_policy
 from llumnix.recording import recorder
 from llumnix.types import InstanceState
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.news import FrontEndLost, InstanceGone
+from llumnix.wire.to_front_end import RequestRow, Requests
+from llumnix.wire.to_instance import (
+    INSTANCE_MAIL,
+    BlocksReleased,
+    ClusterSize,
+    ListRequests,
+    MoveOut,
+    Peer,
+    PullEnded,
+    ToInstance,
+)
 
 CONTROL = "llumnix"
 """Kind of our messages in `EngineCoreProc.input_queue`, beside vLLM's (which are bytes)."""
@@ -76,7 +88,7 @@ class AskedToEnd(msgspec.Struct, frozen=True):
 class PreparedPeer(msgspec.Struct, frozen=True):
     """A `Prepare`, with the request that it describes, or why none can be made of it."""
 
-    peer: wire.Peer
+    peer: Peer
     made: Any
 
 
@@ -121,10 +133,10 @@ class LlumnixEngineCore(EngineCoreProc):
         self.rpc("llumnix_draw_apart", args=(spec.index,))
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
-        self._mailbox = Mailbox(spec.book.instance(spec.id), self._on_mail, spec.book.keys)
+        self._mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys)
         moves = not self._why_pinned
         addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret, moves))
-        self._info = wire.InstanceInfo(
+        self._info = InstanceInfo(
             id=spec.id,
             index=spec.index,
             slot=spec.slot,
@@ -284,16 +296,16 @@ class LlumnixEngineCore(EngineCoreProc):
 
     # -- control
 
-    def _on_mail(self, message: wire.Mail) -> None:
+    def _on_mail(self, message: ToInstance) -> None:
         """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
-        if isinstance(message, wire.FrontEndLost) and self._lines is not None:
+        if isinstance(message, FrontEndLost) and self._lines is not None:
             self._lines.excuse(message.front_end)
-        if isinstance(message, wire.Peer) and isinstance(message.message, Prepare):
+        if isinstance(message, Peer) and isinstance(message.message, Prepare):
             self._prepare(message, message.message.payload)
         else:
             self._to_main(message)
 
-    def _prepare(self, peer: wire.Peer, payload: bytes) -> None:
+    def _prepare(self, peer: Peer, payload: bytes) -> None:
         def made(request: Request | str) -> None:
             self._to_main(PreparedPeer(peer, request))
 
@@ -308,7 +320,7 @@ class LlumnixEngineCore(EngineCoreProc):
         """From any thread: wakes the engine's main thread if it sleeps."""
         self.input_queue.put_nowait((CONTROL, message))  # type: ignore[arg-type]
 
-    def _on_control(self, message: Any) -> None:
+    def _on_control(self, message: Tick | PreparedPeer | AskedToEnd | partial[None] | ToInstance) -> None:
         driver = self._driver
         assert driver is not None
         driver.tell_ends()  # an engine that is told to end has aborted all since its last step
@@ -317,25 +329,27 @@ class LlumnixEngineCore(EngineCoreProc):
                 driver.tick()
             case PreparedPeer():
                 driver.peer_said(message.peer, message.made)
-            case wire.Peer():
+            case Peer():
                 driver.peer_said(message, None)
-            case wire.Arbitration():
+            case Verdict():
                 driver.verdict(message)
-            case wire.MoveOut():
+            case MoveOut():
                 driver.move_out(message)
-            case wire.PullEnded():
+            case PullEnded():
                 driver.pull_ended(message)
-            case wire.BlocksReleased():
+            case BlocksReleased():
                 driver.incoming.blocks_released(message)
             case AskedToEnd():
                 self._reports.asked_to_end = True
                 self._set_draining(True, keep=False)
             case partial():
                 message()
-            case _:
+            case SetDraining() | InstanceGone() | ListRequests() | FrontEndLost() | ClusterSize():
                 self._on_news(message)
+            case _:
+                assert_never(message)
 
-    def _on_news(self, message: wire.Mail) -> None:
+    def _on_news(self, message: SetDraining | InstanceGone | ListRequests | FrontEndLost | ClusterSize) -> None:
         """What has nothing to do with a single migration."""
         driver = self._driver
         assert driver is not None
@@ -343,17 +357,17 @@ class LlumnixEngineCore(EngineCoreProc):
             case SetDraining():
                 if not self._reports.asked_to_end:  # from there no order leads back
                     self._set_draining(message.draining, message.keep)
-            case wire.InstanceGone():
+            case InstanceGone():
                 driver.peer_lost(message.instance)
-            case wire.ListRequests():
+            case ListRequests():
                 self._listing.ask(message)
-            case wire.FrontEndLost():
+            case FrontEndLost():
                 self._abort_orphans(message)
-            case wire.ClusterSize():
+            case ClusterSize():
                 self._reports.set_size(message.instances)
                 self._heart.interval_s = self._reports.heartbeat_s
             case _:
-                raise TypeError(f"an instance does not understand {type(message).__name__}")
+                assert_never(message)
 
     def _set_draining(self, draining: bool, keep: bool) -> None:
         assert self._driver is not None
@@ -361,11 +375,11 @@ class LlumnixEngineCore(EngineCoreProc):
         self._reports.drain_keep = keep
         self._driver.set_draining(draining)
 
-    def _answer_listing(self, question: wire.ListRequests, rows: tuple[wire.RequestRow, ...]) -> None:
-        answer = wire.Requests(query=question.query, instance=self._info.id, rows=rows)
+    def _answer_listing(self, question: ListRequests, rows: tuple[RequestRow, ...]) -> None:
+        answer = Requests(query=question.query, instance=self._info.id, rows=rows)
         self._mailbox.post_soon((question.reply_to,), answer)
 
-    def _abort_orphans(self, lost: wire.FrontEndLost) -> None:
+    def _abort_orphans(self, lost: FrontEndLost) -> None:
         """Relies on `arrival_time` being the front end's (vllm/v1/engine/input_processor.py)."""
         theirs = [one for one in self.scheduler.requests.values() if one.client_index == lost.front_end]
         self.abort_requests([one.request_id for one in theirs if one.arrival_time <= lost.until_unix_s])

@@ -13,14 +13,14 @@ from llumnix.config import MigrationConfig
 from llumnix.control import events
 from llumnix.control.body import LlumletLoop
 from llumnix.control.llumlet import Llumlet
-from llumnix.control.messages import AnyMessage
+from llumnix.control.messages import AnyMessage, Verdict
 from llumnix.engine.vllm.instance.body import VllmBody
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.errors import IllegalMessage
 from llumnix.types import Epoch, InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.to_instance import MoveOut, Peer, PullEnded
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ class LlumletDriver:
 
     # -- what happens
 
-    def move_out(self, order: wire.MoveOut) -> None:
+    def move_out(self, order: MoveOut) -> None:
         self._body.new_order(order)
         exact = order.order.wanted.at_least_blocks > 0
         candidates = request_snapshots(self._scheduler, bool(self.engine_pins), order.order.request, exact=exact)
         self.handle(events.MoveOut(self._clock(), order.order, candidates))
 
-    def peer_said(self, peer: wire.Peer, prepared: Request | str | None) -> None:
+    def peer_said(self, peer: Peer, prepared: Request | str | None) -> None:
         """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread, or why
         that failed."""
         self._body.letters.met(peer.sender)
@@ -59,8 +59,8 @@ class LlumletDriver:
         self._received(peer.message)
         self._body.forget(key)  # still there when the machine refused without a look at the engine
 
-    def verdict(self, arbitration: wire.Arbitration) -> None:
-        self._received(arbitration.message)
+    def verdict(self, verdict: Verdict) -> None:
+        self._received(verdict)
 
     def _received(self, message: AnyMessage) -> None:
         """What others do wrong must not end an instance, with all that runs here."""
@@ -77,7 +77,7 @@ class LlumletDriver:
         now = self._clock()
         self.handle(events.Draining(at=now) if draining else events.Accepting(at=now))
 
-    def pull_ended(self, ended: wire.PullEnded) -> None:
+    def pull_ended(self, ended: PullEnded) -> None:
         result = self.incoming.pull_ended(ended)
         if result is None:
             return

@@ -10,12 +10,13 @@ from vllm.v1.engine import EngineCoreOutputs
 
 from llumnix.engine.vllm.instance.incoming import CollectiveRpc
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
-from llumnix.wire import messages as wire
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.outbox import Mail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineAccess:
-    info: wire.InstanceInfo
+    info: InstanceInfo
     scheduler: MigrationSupport
     structured_output: Any
     rpc: CollectiveRpc
@@ -25,8 +26,8 @@ class EngineAccess:
     """Why no request of this engine can move; empty if they can."""
     has_adapter: Callable[[int], bool]
     """Whether requests may use the LoRA adapter with this id."""
-    post: Callable[[str, wire.Wire], None]
-    post_soon: Callable[[Sequence[str], wire.Wire], None]
+    post: Callable[[str, Mail], None]
+    post_soon: Callable[[Sequence[str], Mail], None]
     """For messages that nobody stands still for."""
     forget: Callable[[str], None]
     """Closes the way to a mailbox whose owner is gone."""

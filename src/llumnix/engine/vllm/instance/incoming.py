@@ -14,7 +14,7 @@ from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.types import RequestId
-from llumnix.wire.messages import BlocksReleased, PullEnded
+from llumnix.wire.to_instance import BlocksReleased, PullEnded
 
 Key = tuple[RequestId, int]
 """Request and epoch of the attempt."""

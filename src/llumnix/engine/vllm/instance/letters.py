@@ -26,26 +26,27 @@ from llumnix.engine.vllm.between import NOTICE, RequestCodec
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.state import hand_of, identity_of
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.to_instance import Peer
 
 
 class Letters:
     """Called on the engine's main thread only."""
 
     def __init__(self, engine: EngineAccess, book: AddressBook) -> None:
-        self._peers: dict[InstanceId, wire.InstanceInfo] = {}
+        self._peers: dict[InstanceId, InstanceInfo] = {}
         self._gone = Gone()
         self._engine = engine
         self._book = book
         self._codec = RequestCodec()
 
-    def met(self, peer: wire.InstanceInfo) -> None:
+    def met(self, peer: InstanceInfo) -> None:
         """It wrote to us, or we are to write to it. What comes from one that is gone was on its way for long."""
         if peer.id not in self._gone:
             self._peers[peer.id] = peer
 
-    def peer(self, instance: InstanceId) -> wire.InstanceInfo | None:
+    def peer(self, instance: InstanceId) -> InstanceInfo | None:
         """How to reach it; None if it is gone, or we never met."""
         return self._peers.get(instance)
 
@@ -61,7 +62,7 @@ class Letters:
         peer = self._peers.get(command.to)
         if peer is None:
             return  # lost meanwhile; the machine has been, or will be, told by PeerLost
-        letter = wire.Peer(sender=self._engine.info, message=self._filled_in(command.message))
+        letter = Peer(sender=self._engine.info, message=self._filled_in(command.message))
         if isinstance(command.message, Commit | Committed):  # the stream stands still until they arrive
             self._engine.post(peer.control, letter)
         else:
@@ -89,7 +90,7 @@ class Letters:
 
     def send_to_front_end(self, command: commands.SendToFrontEnd) -> None:
         request = self._engine.scheduler.requests[command.request]
-        self._engine.post(self._book.front_end(request.client_index), wire.Arbitration(message=command.message))
+        self._engine.post(self._book.front_end(request.client_index), command.message)
 
     def notify(self, command: commands.Notify) -> None:
         """In the token stream: after all earlier tokens of the request here, and before all later ones."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from math import inf
 
-from llumnix.wire.messages import ListRequests, RequestRow
+from llumnix.wire.to_front_end import RequestRow
+from llumnix.wire.to_instance import ListRequests
 
 SHARE = 0.02
 """Of the time that passes between two turns."""

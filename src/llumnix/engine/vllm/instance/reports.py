@@ -13,8 +13,9 @@ from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.snapshot import Fixed, instance_snapshot
 from llumnix.types import InstanceState
-from llumnix.wire import messages as wire
 from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.news import Report
+from llumnix.wire.to_instance import ToInstance
 
 
 class Reports:
@@ -25,7 +26,7 @@ class Reports:
         spec: InstanceSpec,
         scheduler: MigrationSupport,
         driver: LlumletDriver,
-        mailbox: Mailbox,
+        mailbox: Mailbox[ToInstance],
         dispatches_seen: Callable[[], tuple[int, ...]],
         unread: Callable[[], int],
     ) -> None:
@@ -91,7 +92,7 @@ class Reports:
             self._sent_s = now
             self._mailbox.post_soon(self._audience, self._last)
 
-    def make(self) -> wire.Report:
+    def make(self) -> Report:
         """One of this moment, newer than all that were sent."""
         self._number += 1
         fixed = Fixed(
@@ -106,7 +107,7 @@ class Reports:
             **self._driver.counters,  # type: ignore[typeddict-item]
         )
         snapshot = instance_snapshot(self._scheduler, fixed, self._spec.policy.relief_steps)
-        return wire.Report(info=self._driver.info, snapshot=snapshot)
+        return Report(info=self._driver.info, snapshot=snapshot)
 
     def beat(self) -> None:
         """On the heart's thread, once a first one was sent: to those who have not just heard a report. The launcher
@@ -127,6 +128,6 @@ class Reports:
         if not audience:
             return
         snapshot = replace(self._last.snapshot, at=self._progress_s, unread=unread)
-        last = wire.Report(info=self._last.info, snapshot=snapshot)
+        last = Report(info=self._last.info, snapshot=snapshot)
         for address in audience:
             self._mailbox.post(address, last)

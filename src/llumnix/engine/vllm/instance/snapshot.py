@@ -15,7 +15,7 @@ from llumnix.policy.relief import short_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, is_high
-from llumnix.wire.messages import RequestRow
+from llumnix.wire.to_front_end import RequestRow
 
 
 class Fixed(TypedDict):

@@ -18,9 +18,10 @@ from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
-from llumnix.wire import messages as wire
+from llumnix.wire import to_instance
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.outbox import Outbox
+from llumnix.wire.to_instance import BlocksReleased
 
 load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
 
@@ -87,7 +88,7 @@ class WorkerExtension:
                 self._llumnix_pulls.pop(key, None)
             self._llumnix_outbox.post(
                 self._llumnix_control,
-                wire.PullEnded(
+                to_instance.PullEnded(
                     request=RequestId(key[0]),
                     epoch=key[1],
                     stage=key[2],
@@ -102,7 +103,7 @@ class WorkerExtension:
         def released() -> None:
             self._llumnix_outbox.post(
                 self._llumnix_control,
-                wire.BlocksReleased(request=RequestId(key[0]), epoch=key[1], stage=key[2], rank=self.rank),
+                BlocksReleased(request=RequestId(key[0]), epoch=key[1], stage=key[2], rank=self.rank),
             )
 
         assert self._llumnix_transport is not None  # who moves nothing takes nothing

@@ -24,7 +24,7 @@ from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, by_number
-from llumnix.wire import messages as wire
+from llumnix.wire.to_front_end import RequestRow
 
 MIGRATE_TIMEOUT_S = 90.0
 """For all sequences of a request together."""
@@ -177,7 +177,7 @@ async def _one_request(board: Switchboard, request_id: str) -> Response:
     return listing("requests", await _sequences(board, request_id), _request_row)
 
 
-async def _sequences(board: Switchboard, request_id: str) -> list[tuple[InstanceId, wire.RequestRow]]:
+async def _sequences(board: Switchboard, request_id: str) -> list[tuple[InstanceId, RequestRow]]:
     """One, unless n > 1 or several prompts."""
     rows = await board.list_requests(like=request_id)
     found = [each for each in rows if client_visible_id(each[1].client_id) == request_id]
@@ -186,7 +186,7 @@ async def _sequences(board: Switchboard, request_id: str) -> list[tuple[Instance
     return found
 
 
-def _request_row(found: tuple[InstanceId, wire.RequestRow]) -> _RequestRow:
+def _request_row(found: tuple[InstanceId, RequestRow]) -> _RequestRow:
     instance, row = found
     return _RequestRow(
         id=client_visible_id(row.client_id),

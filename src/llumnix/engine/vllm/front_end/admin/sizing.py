@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from llumnix.engine.vllm.front_end.admin.answers import Bad, sentence, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
-from llumnix.wire import messages as wire
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance
 
 _SCHEDULER_TIMEOUT_S = 5.0
 _MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
@@ -21,7 +21,7 @@ _MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 async def start(board: Switchboard, count: Any) -> JSONResponse:
     if isinstance(count, bool) or not 1 <= count <= _MAX_MORE_INSTANCES:
         raise Bad(400, f"count must be a number from 1 to {_MAX_MORE_INSTANCES}, not {shown(count)}.")
-    await _ask_scheduler(board, lambda query: wire.AddInstances(count=count, query=query, reply_to=board.address))
+    await _ask_scheduler(board, lambda query: AddInstances(count=count, query=query, reply_to=board.address))
     return JSONResponse({"ok": True, "starting": count}, 202)
 
 
@@ -29,7 +29,7 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
     keep, force, timeout = _yes(params, "keep"), _yes(params, "force"), params.get("timeout_s")
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
-    order = wire.DrainInstance(
+    order = DrainInstance(
         instance=instance,
         keep=keep,
         query=0,
@@ -44,7 +44,7 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
 async def undrain(board: Switchboard, instance: InstanceId) -> JSONResponse:
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
-    order = wire.UndrainInstance(instance=instance, query=0, reply_to=board.address)
+    order = UndrainInstance(instance=instance, query=0, reply_to=board.address)
     await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
     return JSONResponse({"ok": True, "id": instance, "state": InstanceState.RUNNING}, 202)
 
@@ -53,7 +53,7 @@ async def drains(board: Switchboard) -> JSONResponse:
     """Drains under way, and reports of those that ended."""
     answer = await board.ask_one(
         board.spec.book.scheduler,
-        lambda query: wire.ListDrains(query=query, reply_to=board.address),
+        lambda query: ListDrains(query=query, reply_to=board.address),
         _SCHEDULER_TIMEOUT_S,
     )
     if answer is None:

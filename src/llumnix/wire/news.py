@@ -1,0 +1,43 @@
+"""What several processes hear."""
+
+from __future__ import annotations
+
+from math import inf
+
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId
+from llumnix.wire.base import InstanceInfo, Wire
+
+
+class Report(Wire, frozen=True, kw_only=True, tag=True):
+    """Load, heartbeat and introduction in one: whoever hears the first one knows the instance."""
+
+    info: InstanceInfo
+    snapshot: InstanceSnapshot
+
+
+class InstanceStarting(Wire, frozen=True, kw_only=True, tag=True):
+    """The launcher started a process; its first report follows when it can serve."""
+
+    instance: InstanceId
+    index: int
+    pid: int
+    node: str
+
+
+class InstanceGone(Wire, frozen=True, kw_only=True, tag=True):
+    """The instance will never speak again: it exited, or is fenced. Sent to everybody."""
+
+    instance: InstanceId
+    index: int
+    why: str
+    expected: bool
+    """True after a drain or a stop; False if it died or stalled."""
+
+
+class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):
+    """The front end died; its requests have no reader any more and are aborted, and it answers no question."""
+
+    front_end: int
+    until_unix_s: float = inf
+    """A request that arrived later, by the front ends' clock, is of the one that took its place: this may come late."""

@@ -1,0 +1,87 @@
+"""All that the scheduler takes: from instances, the launcher and front ends."""
+
+from __future__ import annotations
+
+import msgspec
+
+from llumnix.control.fleet import Fleet
+from llumnix.control.orders import MoveOutcome
+from llumnix.control.scheduler_events import ASKED_FOR
+from llumnix.types import InstanceId
+from llumnix.wire.base import Wire
+from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+
+
+class MoveAnswer(Wire, frozen=True, kw_only=True, tag=True):
+    """To whoever gave the order."""
+
+    outcome: MoveOutcome
+
+
+class InstanceServing(Wire, frozen=True, kw_only=True, tag=True):
+    """It serves, so its heartbeats are due, even if the scheduler has not heard one yet."""
+
+    instance: InstanceId
+
+
+class FleetChanged(Wire, frozen=True, kw_only=True, tag=True):
+    """From the launcher: what there is and what starts, at each change."""
+
+    fleet: Fleet
+
+
+class ReplayedElsewhere(Wire, frozen=True, kw_only=True, tag=True):
+    """A front end's answer to `ReplayRest`."""
+
+    instance: InstanceId
+    count: int
+
+
+class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
+    """Empty the instance by migration, then stop it (unless `keep`)."""
+
+    instance: InstanceId
+    keep: bool = False
+    query: int = 0
+    reply_to: str = ""
+    """Empty: nobody waits for an answer."""
+    timeout_s: float | None = None
+    """After this long what is left is replayed elsewhere; None: as configured."""
+    why: str = ASKED_FOR
+    firm: bool = False
+    """There is no way back: its node goes."""
+    spare_last: bool = False
+    """Refuse if no other instance takes requests."""
+
+
+class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
+    """Let a draining or drained instance take requests again."""
+
+    instance: InstanceId
+    query: int
+    reply_to: str
+
+
+class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
+    """Start `count` more."""
+
+    count: int
+    query: int
+    reply_to: str
+
+
+class ListDrains(Wire, frozen=True, kw_only=True, tag=True):
+    """Answered with `DrainReports`."""
+
+    query: int
+    reply_to: str
+
+
+Wish = DrainInstance | UndrainInstance | AddInstances | ListDrains
+"""What operators ask for, by way of a front end, and the launcher for them."""
+
+ToScheduler = (
+    Report | MoveAnswer | InstanceStarting | InstanceServing | InstanceGone | FleetChanged | ReplayedElsewhere | Wish
+)
+
+SCHEDULER_MAIL: msgspec.msgpack.Decoder[ToScheduler] = msgspec.msgpack.Decoder(ToScheduler)
