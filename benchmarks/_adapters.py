@@ -12,9 +12,8 @@ from lora_adapter import RANK, make_adapter
 from vllm_kinds import Kind, prompt
 from vllm_streams import COMPLETIONS, Output
 
-FLAGS = ("--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "64")
-"""More than an instance sees in its life here: on CPUs, vLLM computes a request without an adapter, beside one that
-has one, with what lies in the last place (index -1, vllm/lora/ops/torch_ops/lora_ops.py), so that is to stay empty."""
+FLAGS = ("--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "4")
+"""Fewer than an instance sees in its life: each place has been another adapter's."""
 
 ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 NAME = "adapter"

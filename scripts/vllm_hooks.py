@@ -26,6 +26,7 @@ every start; another version fails with the lines that do not fit.
 | the routes `/load`, `/metrics`, and `/abort_requests` in development mode | ours come before them in the app | they tell of, or act on, one server process ([routes](../use/routes.md)) |
 | `InputProcessor.vllm_config` | a copy whose `data_parallel_size` is the number of places | `X-data-parallel-rank` names a place among instances that come and go |
 | the class of `CPUModelRunner` objects | a subclass without state, on CPUs only | seeded requests in chunks end vLLM's engine there (`seeded_prefill.py`); a worker cannot be given a runner |
+| the class of `PunicaWrapperCPU` objects | a subclass without state, on CPUs only | vLLM's CPU kernels compute requests without an adapter with one (`without_adapter.py`); its platform names the class |
 | fields of `MPClient` | set by `client_setup.py` instead of `MPClient.__init__` | that constructor starts engines itself, or waits for a fixed set of them |
 
 Everything else is subclassing, and flags that exist for it (`scheduler_cls`, `worker_extension_cls`, `--middleware`).

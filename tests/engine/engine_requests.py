@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
+
+PICTURE = MultiModalFeatureSpec(
+    data=None, modality="image", identifier="p", mm_position=PlaceholderRange(offset=0, length=1), mm_hash="p"
+)
 
 
 def engine_request(request_id: str, **fields: Any) -> EngineCoreRequest:

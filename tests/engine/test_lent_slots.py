@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
-from vllm.v1.request import RequestStatus
+from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 
@@ -24,6 +25,7 @@ class StandIn:
         self.kv_holding_waiting = create_request_queue(SchedulingPolicy.PRIORITY)
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
+        self.block_size = 16
 
     def schedule(self, throttle_prefills: bool) -> Any:
         self.admitted_up_to = self.max_num_active_reqs
@@ -43,6 +45,10 @@ class Batch(MigrationSupport, StandIn):  # type: ignore[misc]
 
 def running(name: str) -> Any:
     return SimpleNamespace(request_id=name, status=RequestStatus.RUNNING)
+
+
+def waiting(name: str) -> Any:
+    return Request(name, [1, 2, 3], SamplingParams(max_tokens=4), None)
 
 
 @pytest.fixture
@@ -73,3 +79,18 @@ def test_places_of_arrivals_and_lent_requests_add_up(batch: Batch) -> None:
     batch.lend(batch.running[0])
     assert (batch.admits, batch.slots_kept) == (0, 2)
     assert batch.max_num_active_reqs == 3, "the limit is vLLM's own again after the step"
+
+
+def test_arrived_request_has_its_place_before_it_runs(batch: Batch) -> None:
+    """Else a second one would be let in, and stand still once its copy has ended."""
+    batch.running.pop()
+    assert batch.has_slot()
+    batch.kv_holding_waiting.add_request(waiting("arrived"))
+    assert not batch.has_slot()
+
+
+def test_request_that_waits_without_kv_has_no_place_yet(batch: Batch) -> None:
+    """Arrivals go before it."""
+    batch.running.pop()
+    batch.waiting.add_request(waiting("queued"))
+    assert batch.has_slot()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,11 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from engine_requests import PICTURE
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.pooling_params import PoolingParams
+from vllm.sampling_params import SamplingParams
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
@@ -21,9 +24,10 @@ from vllm.v1.kv_cache_interface import (
     MambaSpec,
     SlidingWindowSpec,
 )
+from vllm.v1.request import Request
 
 from llumnix import tiny_model
-from llumnix.engine.vllm.instance.movable import why_engine_pins
+from llumnix.engine.vllm.instance.movable import why_engine_pins, why_request_pinned
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.wire.addresses import AddressBook
 
@@ -36,10 +40,6 @@ MAMBA = MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,))
 @cache
 def _config() -> VllmConfig:
     return EngineArgs(model=str(tiny_model.ensure()), enforce_eager=True, max_model_len=64).create_engine_config()
-
-
-def _with(part: str, field: str, value: object) -> Callable[[Any], object]:
-    return lambda patch: patch.setattr(getattr(_config(), part), field, value)
 
 
 def _caches(*specs: Any) -> KVCacheConfig:
@@ -70,15 +70,64 @@ def test_caches_that_cannot_be_copied_pin_their_engine(caches: tuple[Any, ...], 
         ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
         ("parallel_config", "pipeline_parallel_size", 2, "pipeline parallelism"),
         ("parallel_config", "data_parallel_size", 2, "data parallel"),
+        (None, "speculative_config", object(), "speculative decoding"),
+        (None, "kv_transfer_config", object(), "KV connector"),
+        (None, "aux_output_config", SimpleNamespace(enabled=True), "auxiliary output"),
+        ("model_config", "is_encoder_decoder", True, "encoder-decoder"),
+        ("model_config", "uses_mrope", True, "M-RoPE"),
+        ("model_config", "runner_type", "pooling", "pooling models"),
         ("model_config", "enable_sleep_mode", True, "sleep mode"),
         ("attention_config", "hisparse_config", object(), "HiSparse"),
     ],
 )
-def test_ways_to_run_that_are_not_safe_pin_their_engine(
-    part: str, field: str, value: object, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _with(part, field, value)(monkeypatch)
-    assert why in why_engine_pins(_config(), _caches(FULL))
+def test_ways_to_run_that_are_not_safe_pin_their_engine(part: str | None, field: str, value: object, why: str) -> None:
+    """`part`: of the configuration, if it is not a field of the whole."""
+    config = copy(_config())
+    if part is not None:
+        setattr(config, part, _With(getattr(config, part), field, value))
+    else:
+        setattr(config, field, value)
+    assert why in why_engine_pins(config, _caches(FULL))
+
+
+class _With:
+    """As it is, but for one field, which may be a property there."""
+
+    def __init__(self, part: Any, field: str, value: object) -> None:
+        self._part = part
+        setattr(self, field, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
+def _request(**fields: Any) -> Request:
+    return Request("r", [1, 2, 3], SamplingParams(max_tokens=4), None, **fields)
+
+
+def _with_prompt_logprobs(tokens: int) -> Request:
+    request = Request("r", [1, 2, 3], SamplingParams(max_tokens=4, prompt_logprobs=1), None)
+    if tokens:
+        request.append_output_token_ids([7] * tokens)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (_request(), ""),
+        (_request(mm_features=[PICTURE]), "multi-modal input"),
+        (Request("r", None, SamplingParams(max_tokens=4), None, prompt_embeds=torch.zeros(3, 4)), "embeddings"),
+        (Request("r", [1], None, PoolingParams()), "pooling request"),
+        (_request(resumable=True), "streaming input session"),
+        (_with_prompt_logprobs(0), "prompt logprobs are being collected"),
+        (_with_prompt_logprobs(1), ""),
+    ],
+)
+def test_requests_that_cannot_move_say_why(request_: Request, why: str) -> None:
+    found = why_request_pinned(request_)
+    assert bool(found) == bool(why)
+    assert why in found
 
 
 def test_worker_without_a_cache_opens_no_transport() -> None:

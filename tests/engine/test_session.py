@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from engine_requests import engine_request
+import torch
+from engine_requests import PICTURE, engine_request
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llumnix.control.messages import Moved
@@ -91,6 +92,8 @@ def test_stream_that_said_nothing_can_always_start_again() -> None:
         ({"sampling_params": SamplingParams(temperature=1.0, seed=1)}, "seeded random generator"),
         ({"sampling_params": None}, "not a generation"),
         ({"resumable": True}, "streaming input session"),
+        ({"mm_features": [PICTURE]}, "not made of tokens alone"),
+        ({"prompt_token_ids": None, "prompt_embeds": torch.zeros(3, 4)}, "not made of tokens alone"),
         (
             {
                 "sampling_params": SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+")),

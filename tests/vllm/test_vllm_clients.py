@@ -78,6 +78,29 @@ async def test_completion_that_is_not_streamed_moves_too(server: Server) -> None
     assert answer.id in moved
 
 
+async def test_logprobs_of_the_prompt_are_the_same_of_one_that_moves(server: Server) -> None:
+    async with client_of(server) as client:
+        fixed: dict[str, Any] = {"model": "tiny", "prompt": "Once upon a lake", "temperature": 0, "max_tokens": 300}
+        asked = fixed | {"extra_body": {"prompt_logprobs": 1, "return_token_ids": True}}
+        still = (await client.completions.create(**asked)).choices[0].model_dump()
+        async with everything_moves(server) as moved:
+            answer = await client.completions.create(**asked)
+    said = answer.choices[0].model_dump()
+    assert said["prompt_logprobs"] == still["prompt_logprobs"]
+    assert len(said["prompt_logprobs"]) == len("Once upon a lake")
+    assert said["token_ids"] == still["token_ids"]
+    assert answer.id in moved
+
+
+async def test_sampled_answer_without_a_seed_moves(server: Server) -> None:
+    async with client_of(server) as client, everything_moves(server) as moved:
+        answer = await client.completions.create(
+            model="tiny", prompt="Once", temperature=1, max_tokens=300, extra_body={"ignore_eos": True}
+        )
+    assert (answer.choices[0].finish_reason, answer.usage and answer.usage.completion_tokens) == ("length", 300)
+    assert answer.id in moved
+
+
 async def test_structured_output_parses(server: Server) -> None:
     async with client_of(server) as client, everything_moves(server):
         for number in range(5):

@@ -55,6 +55,20 @@ async def test_request_with_an_adapter_moves(server: Server) -> None:
     await _same_when_moved(server, "north", ["i0", "i1"])
 
 
+async def test_request_without_an_adapter_says_the_same_beside_adapters(server: Server, tmp_path: Path) -> None:
+    """vLLM's CPU kernels take what lies in the last place for it, once that is filled: with two adapters here it is."""
+    adapter = make_adapter(tmp_path / "east", seed=3)
+    body = {"lora_name": "east", "lora_path": str(adapter)}
+    assert server.post("/v1/load_lora_adapter", json=body).status_code == 200
+    async with open_session(server.url) as session:
+        alone = await undisturbed(session, kind(0, "tiny"), "alone")
+        batch = [(model, n) for n in range(4) for model in ("tiny", "north", "east")]
+        said = await asyncio.gather(*(undisturbed(session, kind(0, model), f"{model}-{n}") for model, n in batch))
+    without = [output for (model, _), output in zip(batch, said, strict=True) if model == "tiny"]
+    assert [output.sequences[0].tokens for output in without] == [alone.sequences[0].tokens] * 4
+    assert server.post("/v1/unload_lora_adapter", json={"lora_name": "east"}).status_code == 200
+
+
 async def test_adapter_loaded_while_serving_is_on_all_instances(server: Server, tmp_path: Path) -> None:
     """Those that join later included."""
     adapter = make_adapter(tmp_path / "south", seed=2)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from typing import Any
 
 import aiohttp
 import pytest
-from vllm_kinds import Kind, make, prompt
+from equality import with_stop
+from vllm_kinds import WITH_STOP, Kind, make, prompt
 from vllm_server import Server, wait_for
 from vllm_streams import COMPLETIONS, Admin, Output, Streaming, open_session
 
@@ -80,8 +82,10 @@ async def test_every_kind_is_continued_or_says_why_not(server: Server) -> None:
     """Structured output, penalties, stop conditions and logprobs come through; what depends on a seed cannot."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
     names = ["greedy", "penalties", "logprobs", "min_tokens logit_bias", "regex", "json schema", "grammar", "chat"]
-    kinds = [make(name, random.Random(seed)) for seed, name in enumerate(names)]
+    names += ["choice", "three prompts", WITH_STOP]
+    made = [make(name, random.Random(seed)) for seed, name in enumerate(names)]
     async with open_session(server.url) as session:
+        kinds = [await with_stop(session, kind, number) for number, kind in enumerate(made)]
         crowd = Crowd(session, kinds, "kind")
         await crowd.speaks()
         seeded_ones = Crowd(session, [seeded(number) for number in range(4)], "seeded")
@@ -93,12 +97,45 @@ async def test_every_kind_is_continued_or_says_why_not(server: Server) -> None:
         sampled = await seeded_ones.done()
         undisturbed = await Crowd(session, kinds, "spared-kind").done()
     assert [o.error for o in continued] == [""] * len(kinds)
-    assert tokens_of(continued) == tokens_of(undisturbed)
-    assert [o.sequences[0].finish_reason for o in continued] == [o.sequences[0].finish_reason for o in undisturbed]
+    assert [_said(o) for o in continued] == [_said(o) for o in undisturbed]
     for each, output in zip(seeded_ones.streams, sampled, strict=True):
         lost = places.get(each.id) == victim  # it may have ended before
         assert ("seeded random generator is lost" in output.error) == lost, output.error
     server.wait_until_quiet()
+
+
+def _said(output: Output) -> dict[int, tuple[list[int], str | None, object]]:
+    return {n: (each.tokens, each.finish_reason, each.stop_reason) for n, each in output.sequences.items()}
+
+
+async def test_answer_that_is_not_streamed_is_whole_too(server: Server) -> None:
+    """Logprobs of the prompt, which are computed anew, and draws without a seed, of two sequences."""
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances")
+    prompted = greedy(300, 1000).body | {"prompt_logprobs": 1}
+    drawn = greedy(301, 1000).body | {"temperature": 1.0, "n": 2}
+    async with open_session(server.url) as session:
+
+        async def answer(body: dict[str, Any]) -> list[dict[str, Any]]:
+            async with session.post(COMPLETIONS, json=body | {"model": "tiny", "return_token_ids": True}) as response:
+                assert response.status == 200, await response.text()
+                choices: list[dict[str, Any]] = (await response.json())["choices"]
+                return choices
+
+        answers = [asyncio.create_task(answer(body)) for body in (prompted, drawn)]
+        rows = await asyncio.to_thread(wait_for, lambda: _speaking(server, 3), "all three sequences")
+        for victim in {row["instance"] for row in rows[:2]}:
+            server.signal_instance(victim, signal.SIGKILL)
+        (whole,), pair = [await each for each in answers]
+        (still,) = await answer(prompted)
+    assert whole["prompt_logprobs"] == still["prompt_logprobs"]
+    assert whole["token_ids"] == still["token_ids"]
+    assert [len(each["token_ids"]) for each in pair] == [1000, 1000]
+    server.wait_until_quiet()
+
+
+def _speaking(server: Server, count: int) -> list[dict[str, Any]]:
+    rows = [row for row in server.requests() if row["output_tokens"] >= 5]
+    return rows if len(rows) == count else []
 
 
 async def test_stopped_instance_is_given_up_and_does_no_harm_when_it_wakes(server: Server) -> None:

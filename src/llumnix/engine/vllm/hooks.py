@@ -156,6 +156,18 @@ HOOKS = (
         "self grammar_output",
         "overridden: seeded requests in chunks",
     ),
+    *(
+        Hook(
+            f"vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.{method}",
+            parameters,
+            "overridden: requests without an adapter on CPUs",
+        )
+        for method, parameters in (
+            ("add_expand", "self y x lora_b_stacked output_slices"),
+            ("add_lora_embedding", "self y x lora_b_stacked"),
+            ("add_lora_logits", "self y x lora_a_stacked lora_b_stacked scale"),
+        )
+    ),
     Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.add_request_async", "self request", "overridden: dispatch"),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async", "self request_ids", "overridden: owner"),

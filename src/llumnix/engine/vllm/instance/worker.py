@@ -54,11 +54,18 @@ class WorkerExtension:
         self._llumnix_pulls = {}
         self._llumnix_lock = threading.Lock()
         if self.device.type == "cpu":
-            from llumnix.engine.vllm.instance.seeded_prefill import make_patient
-
-            make_patient(self.model_runner)
+            self._mend_for_cpu()
         note_shared_memory()
         return "" if self._llumnix_transport is None else self._llumnix_transport.address
+
+    def _mend_for_cpu(self) -> None:
+        from llumnix.engine.vllm.instance.seeded_prefill import make_patient
+
+        make_patient(self.model_runner)
+        if self.vllm_config.lora_config is not None:
+            from llumnix.engine.vllm.instance.without_adapter import make_strict
+
+            make_strict(self.model_runner.lora_manager)
 
     def llumnix_draw_apart(self, index: int) -> None:
         """From here on draws for requests without a seed as no other instance does.
