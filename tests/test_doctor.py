@@ -9,6 +9,7 @@ import pytest
 
 from llumnix import doctor
 from llumnix.doctor import Finding, Mark
+from llumnix.errors import UsageError
 
 
 def found(what: str, findings: list[Finding]) -> Finding:
@@ -52,3 +53,9 @@ def test_taken_port_and_missing_model_keep_it_from_working(capsys: pytest.Captur
     out = capsys.readouterr().out
     assert " BAD  port" in out
     assert out.rstrip().endswith("of these would keep `llumnix serve` from working.")
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "x", ""])
+def test_port_that_cannot_be(port: str) -> None:
+    with pytest.raises(UsageError, match="--port must be a number below 65536"):
+        doctor.run(["--port", port])

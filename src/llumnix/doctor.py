@@ -49,11 +49,11 @@ def run(words: list[str]) -> int:
     parser = Parser(prog="llumnix doctor", description="Checks this machine, and says what to do.")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="Model to be served; without it, the tiny one.")
     parser.add_argument("--instances", type=int, default=2, help="Instances to be served. Default: 2.")
-    parser.add_argument("--port", type=int, default=preflight.DEFAULT_PORT, help="Port to be used. Default: 8000.")
+    parser.add_argument("--port", default=str(preflight.DEFAULT_PORT), help="Port to be used. Default: 8000.")
     values = parser.parse_args(words)
     if values.instances < 1:
         raise UsageError(f"--instances must be at least 1, not {values.instances}.")
-    findings = examine(values.model, values.instances, values.port)
+    findings = examine(values.model, values.instances, preflight.port_number(values.port))
     for finding in findings:
         print(finding)
     bad = sum(finding.mark is Mark.BAD for finding in findings)

@@ -116,13 +116,18 @@ def check_port(arguments: ServeArguments) -> None:
     if has_flag(arguments.engine_flags, "--uds"):
         return
     host = arguments.engine_flag("--host") or "127.0.0.1"
-    port = arguments.engine_flag("--port") or str(DEFAULT_PORT)
-    if not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--port must be a number below 65536, not {port}.")
-    for number in (int(port), arguments.cluster.admin_port):
+    port = port_number(arguments.engine_flag("--port") or str(DEFAULT_PORT))
+    for number in (port, arguments.cluster.admin_port):
         reason = why_taken(host, number)
         if reason is not None:
             raise UsageError(f"Port {number} on {host} cannot be opened: {reason}; choose another with --port.")
+
+
+def port_number(text: str) -> int:
+    """Raises UsageError if there can be no such port."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise UsageError(f"--port must be a number below 65536, not {text}.")
+    return int(text)
 
 
 def why_taken(host: str, port: int) -> str | None:

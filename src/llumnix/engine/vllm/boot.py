@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import mmap
 import os
+import re
 import socket
 import stat
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from llumnix.engine.vllm.front_end.origin import listening_host
 from llumnix.errors import UsageError
 
 _MAX_FRONT_ENDS = 64
+_FRAME = re.compile(r"\d+ validation errors? for|For further information")  # of what pydantic says
 _SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
 
 
@@ -192,9 +194,11 @@ def _refuse(message: str) -> NoReturn:
 def _first_sentence(error: Exception) -> str:
     """The gist of what vLLM (often through pydantic) has to say, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
-    text = telling[1] if len(telling) > 1 and len(telling[0].split()) == 1 else (telling or [type(error).__name__])[0]
-    text = text.removeprefix("Value error, ").split(" [type=")[0]
+    telling = [line for line in lines if not _FRAME.match(line)] or [type(error).__name__]
+    named = len(telling) > 1 and len(telling[0].split()) == 1  # pydantic: the field, then what is wrong with it
+    text = telling[named].removeprefix("Value error, ").split(" [type=")[0]
+    if named and text.startswith("Input "):
+        text = f"{telling[0].partition('.')[0]}: i{text[1:]}"
     end = text.find(". ", _SHORTEST_SENTENCE)
     text = text if end < 0 else text[: end + 1]
     return text if text.endswith(".") else f"{text}."
