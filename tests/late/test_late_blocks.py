@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from late_device import BLOCK_TOKENS
+from late_device import BLOCK_TOKENS, WINDOW
 from late_pair import LatePair, Session, next_token
 
 
@@ -59,6 +59,19 @@ def test_moved_stream_is_right(pair: LatePair) -> None:
     assert len(session.tokens) == 30
     assert pair.wrong == []
     assert pair.leftovers == []
+
+
+@pytest.mark.parametrize("tokens", range(20, 20 + BLOCK_TOKENS))
+@pytest.mark.parametrize("pair", [True], ids=["hybrid"], indirect=True)
+def test_room_for_an_arrival_has_all_blocks_that_its_window_is_still_in(pair: LatePair, tokens: int) -> None:
+    """However full its last block is."""
+    session = pair.ask(0, list(range(tokens)), 1)
+    scheduler = pair.cores[1].scheduler
+    request, _ = pair.cores[1].preprocess_add_request(session.request)
+    assert scheduler.reserve(request, scheduler.blocks_for(tokens)) == 0
+    window_begins = tokens - 1 - (WINDOW - 1)  # for the token that is computed next
+    _, behind_window = scheduler.kv_cache_manager.get_block_ids(request.request_id)
+    assert all(behind_window[window_begins // BLOCK_TOKENS :])
 
 
 def test_blocks_of_one_that_just_stopped_are_reserved_while_its_last_step_writes(pair: LatePair) -> None:

@@ -100,7 +100,7 @@ class IncomingRequests:
         if blocks:
             if not scheduler.has_slot():
                 raise Refusal(f"all {scheduler.max_num_running_reqs} batch slots are taken")
-            cached_tokens = scheduler.reserve(request, blocks * scheduler.block_size)
+            cached_tokens = scheduler.reserve(request, blocks)
             if cached_tokens is None:
                 free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
                 raise Refusal(f"no room: {blocks} blocks and a spare one are needed, {free} are free")

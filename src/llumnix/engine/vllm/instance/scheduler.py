@@ -151,15 +151,16 @@ class MigrationSupport(_Base):
 
     # -- at the target
 
-    def reserve(self, request: Request, settled_tokens: int) -> int | None:
-        """Allocates room for the settled tokens and a spare block; returns tokens already cached here.
+    def reserve(self, request: Request, blocks: int) -> int | None:
+        """Allocates so many blocks and a spare one; returns tokens already cached here, None when there is no room.
 
-        None when there is no room. Takes the way of vLLM's own remote prefill (`num_external_computed_tokens`),
-        which knows sliding windows and never zeroes blocks that are about to be written from outside.
+        Takes the way of vLLM's own remote prefill (`num_external_computed_tokens`), which knows sliding windows and
+        never zeroes blocks that are about to be written from outside. Behind a window no block is allocated, and the
+        window is where it is while the last block is still empty: with a full one it would have moved on too far.
         """
         manager = self.kv_cache_manager
         cached_blocks, cached_tokens, _ = manager.get_computed_blocks(request)
-        external = max(0, settled_tokens - cached_tokens)
+        external = max(0, (blocks - 1) * self.block_size - cached_tokens)
         groups = tuple(range(len(self.kv_cache_config.kv_cache_groups)))
         if cached_tokens or external:
             adopted = manager.allocate_slots(
@@ -174,7 +175,7 @@ class MigrationSupport(_Base):
             )
             if adopted is None:
                 return None
-        if not self.grow(request, max(settled_tokens, cached_tokens) + self.block_size):
+        if not self.grow(request, max(blocks * self.block_size, cached_tokens) + self.block_size):
             manager.free(request)
             return None
         return cached_tokens
