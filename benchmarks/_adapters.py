@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from equality import undisturbed
-from lora_adapter import RANK, make_adapter
-from vllm_kinds import Kind, prompt
-from vllm_streams import COMPLETIONS, Output
+from frame.equality import undisturbed
+from frame.kinds import Kind, prompt
+from frame.lora import RANK, make_adapter
+from frame.stream import COMPLETIONS, Output
 
 FLAGS = ("--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "4")
 """Fewer than an instance sees in its life: each place has been another adapter's."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import psutil
-from vllm_server import Server
-from vllm_streams import Admin
+from frame.admin import Admin
+from frame.checked import Server
 
 WEIGHTS = {
     "kill an instance": 4,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import psutil
-
-_SHARED = re.compile(r"/dev/shm/\S+")
-_MIB = 1 << 20
+from frame.checked import shared_memory
+from frame.vitals import pss_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Vitals:
 
     pid: int
     samples: list[Sample] = field(default_factory=list)
-    shared: set[str] = field(default_factory=set)
+    shared: set[Path] = field(default_factory=set)
     """Files of shared memory that any of the processes ever had."""
 
     def sample(self, at_s: float) -> None:
@@ -46,10 +44,10 @@ class Vitals:
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
                 role = self._role(process)
-                pss[role] += _pss_bytes(process.pid) / _MIB
+                pss[role] += pss_mib([process])
                 descriptors[process.pid] = process.num_fds()
                 instances += role == "instances"
-                self.shared |= set(_SHARED.findall(Path(f"/proc/{process.pid}/maps").read_text()))
+                self.shared |= shared_memory(process.pid)
         self.samples.append(Sample(at_s, instances, dict(pss), descriptors))
 
     def _role(self, process: psutil.Process) -> str:
@@ -76,13 +74,6 @@ class Vitals:
         last = self.samples[-1]
         return {pid: (first.descriptors[pid], now) for pid, now in last.descriptors.items() if pid in first.descriptors}
 
-    def left_behind(self) -> list[str]:
+    def left_behind(self) -> list[Path]:
         """Shared memory that is still there; ask when all processes have ended."""
-        return sorted(name for name in self.shared if Path(name).exists())
-
-
-def _pss_bytes(pid: int) -> int:
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    match = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
-    assert match is not None
-    return int(match[1]) * 1024
+        return sorted(path for path in self.shared if path.exists())

@@ -19,14 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# The same machinery as in the tests.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
-
-from equality import Row, compare
+from frame.checked import USUAL_FLAGS, Server
+from frame.equality import Row, compare
+from frame.stream import open_session
+from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 from rich.table import Table
-from vllm_server import USUAL_FLAGS, Server
-from vllm_streams import open_session
 
 
 def main() -> int:
@@ -34,8 +32,15 @@ def main() -> int:
     began_s = time.monotonic()
     with _server(arguments) as url:
         rows = asyncio.run(_run(url, arguments))
-    _print(rows, time.monotonic() - began_s)
-    return int(any(row.differing_tokens or row.problems for row in rows))
+    _print(rows)
+    return conclude(
+        Figure("requests", sum(row.requests for row in rows)),
+        Figure("moves", sum(row.moves for row in rows)),
+        Figure("tokens", sum(row.tokens for row in rows)),
+        Figure("differing tokens", sum(row.differing_tokens for row in rows), at_most(0)),
+        Figure("other problems", sum(len(row.problems) for row in rows), at_most(0)),
+        Figure("all of it", time.monotonic() - began_s, unit="s"),
+    )
 
 
 def _parse() -> argparse.Namespace:
@@ -69,7 +74,7 @@ async def _run(url: str, arguments: argparse.Namespace) -> list[Row]:
         return await compare(session, arguments.requests, seed=arguments.seed, concurrency=arguments.concurrency)
 
 
-def _print(rows: list[Row], wall_s: float) -> None:
+def _print(rows: list[Row]) -> None:
     table = Table("kind", *("requests", "moves", "fewest", "tokens", "differing", "other problems"))
     for row in rows:
         table.add_row(row.kind, *map(str, _figures(row)))
@@ -79,13 +84,12 @@ def _print(rows: list[Row], wall_s: float) -> None:
     table.add_row("all", *map(str, sums))
     console = Console()
     console.print(table)
-    refused = sum((row.refused for row in rows), Counter())
+    refused: Counter[str] = sum((row.refused for row in rows), Counter())
     for reason, count in refused.most_common():
         console.print(f"refused {count} times: {reason}", markup=False)
     for row in rows:
         for problem in row.problems:
             console.print(f"{row.kind}: {problem}", markup=False)
-    console.print(f"{wall_s:.0f} s")
 
 
 def _figures(row: Row) -> tuple[int, int, int, int, int, int]:

@@ -26,20 +26,20 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import numpy as np
+from _downtime_figures import MOST_STEPS, Figures, check_copied, draw, judged, print_table, write_csv
 from frame.admin import Admin
 from frame.models import paced_engine_flags, tiny_engine_flags
 from frame.server import llumnix_server
 from frame.stream import COMPLETIONS, Output, Streaming, exactly, open_session, served_model, stream
-from frame.verdict import Figure, at_most, conclude
+from frame.verdict import conclude
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 ROOM_TOKENS = 2048
@@ -49,31 +49,12 @@ QUIET_PIECES = 20
 PLAIN_TEXT = range(64)
 """Token ids to make prompts of: ASCII in the tiny model. Bytes that are no text make detokenisers slow."""
 HOME, AWAY = "i0", "i1"
-MOST_STEPS, FEWEST_STEPS = 4, 2
+FEWEST_STEPS = 2
 """Of a neighbour, per move."""
 TRIES = 3
 """A refusal is cheap and no error, but too many are."""
 NEIGHBOURS = 4
 NEIGHBOUR_PROMPT = 64
-FLAT, STEPS, SLOW_DOWN = 1.5, 1.5, 1.03
-"""Goals: largest over smallest downtime; downtime in normal steps; neighbours' step, migration on over off."""
-
-
-@dataclass(slots=True)
-class Figures:
-    """Of one length. Seconds."""
-
-    migration: list[float] = field(default_factory=list)
-    told: list[float] = field(default_factory=list)
-    """Downtime of the same moves as the server measured it."""
-    step: list[float] = field(default_factory=list)
-    """Normal step of the moved stream, one median per move."""
-    blocking: list[float] = field(default_factory=list)
-    recompute: list[float] = field(default_factory=list)
-    neighbours_off: list[float] = field(default_factory=list)
-    neighbours_on: list[float] = field(default_factory=list)
-    mib: list[float] = field(default_factory=list)
-    stages: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,115 +227,6 @@ async def measure_length(client: Client, blocker: Client, length: int, mine: Fig
     mine.neighbours_on += on
 
 
-def p50_ms(values: Sequence[float]) -> float:
-    return 1e3 * statistics.median(values)
-
-
-def spread(values: Sequence[float]) -> str:
-    """P50 [P25-P75], ms."""
-    low, middle, high = (1e3 * float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
-    digits = 0 if middle >= 100 else 1
-    return f"{middle:.{digits}f} [{low:.{digits}f}-{high:.{digits}f}]"
-
-
-def ratio(figures: Figures) -> float:
-    return statistics.median(figures.neighbours_on) / statistics.median(figures.neighbours_off)
-
-
-def print_table(figures: dict[int, Figures]) -> None:
-    print("P50 [P25-P75] in ms; downtime is what the client waited beyond a normal step.\n")
-    head = ("tokens", "downtime", "server's figure", "normal step", "blocking copy", "recompute")
-    rows: list[tuple[str, ...]] = [(*head, "neighbours off", "on", "on/off", "MiB", "stages", "moves")]
-    for length, mine in figures.items():
-        columns = (mine.migration, mine.told, mine.step, mine.blocking, mine.recompute)
-        rows.append(
-            (
-                *(str(length), *map(spread, columns)),
-                *(f"{p50_ms(mine.neighbours_off):.2f}", f"{p50_ms(mine.neighbours_on):.2f}", f"{ratio(mine):.3f}"),
-                *(f"{statistics.median(mine.mib):.1f}", f"{statistics.median(mine.stages):g}"),
-                str(len(mine.migration)),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def judged(figures: dict[int, Figures]) -> tuple[Figure, ...]:
-    downtimes = [statistics.median(mine.migration) for mine in figures.values()]
-    flat = max(downtimes) / max(min(downtimes), 1e-6)
-    steps = max(statistics.median(mine.migration) / statistics.median(mine.step) for mine in figures.values())
-    off = [gap for mine in figures.values() for gap in normed(mine.neighbours_off, mine)]
-    on = [gap for mine in figures.values() for gap in normed(mine.neighbours_on, mine)]
-    slow_down = statistics.median(on) / statistics.median(off)
-    return (
-        Figure("downtime, largest over smallest length", flat, at_most(FLAT)),
-        Figure("downtime in normal steps, worst length", steps, at_most(STEPS)),
-        Figure("neighbours' step, on/off, median over all lengths", slow_down, at_most(SLOW_DOWN)),
-        Figure(f"  of means over up to {MOST_STEPS} steps", len(on)),
-    )
-
-
-def normed(gaps: list[float], mine: Figures) -> list[float]:
-    """In units of the normal step at that length, so that lengths can be put together."""
-    normal = statistics.median(mine.neighbours_off)
-    return [gap / normal for gap in gaps]
-
-
-def check_copied(figures: dict[int, Figures]) -> None:
-    """Raises SystemExit if moves skipped blocks: bytes must grow as lengths do."""
-    per_token = [statistics.median(mine.mib) / length for length, mine in figures.items()]
-    if min(per_token) < 0.8 * max(per_token):
-        raise SystemExit(f"moves did not copy everything: MiB per token by length {per_token}")
-
-
-def draw(figures: dict[int, Figures], path: Path, title: str) -> None:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    lengths = list(figures)
-    lines = (
-        ("recompute", [mine.recompute for mine in figures.values()], "#d98e04", "s"),
-        ("blocking copy", [mine.blocking for mine in figures.values()], "#d1373f", "^"),
-        ("live migration", [mine.migration for mine in figures.values()], "#2f6fde", "o"),
-        ("one normal step", [mine.step for mine in figures.values()], "#8b949e", "."),
-    )
-    for name, samples, color, marker in lines:
-        low, middle, high = (
-            [max(1e3 * float(np.quantile(values, q)), 0.05) for values in samples] for q in (0.25, 0.5, 0.75)
-        )
-        left.plot(lengths, middle, marker=marker, color=color, label=name)
-        left.fill_between(lengths, low, high, color=color, alpha=0.15, linewidth=0)
-    left.set(
-        xscale="log", yscale="log", xlabel="sequence length (tokens)", ylabel="ms", title="Downtime (P50, quartiles)"
-    )
-    places = np.arange(len(lengths))
-    right.bar(
-        places - 0.2, [p50_ms(mine.neighbours_off) for mine in figures.values()], 0.38, label="normal", color="#8b949e"
-    )
-    right.bar(
-        places + 0.2, [p50_ms(mine.neighbours_on) for mine in figures.values()], 0.38,
-        label="while one is copied out", color="#2f6fde",
-    )  # fmt: skip
-    right.set(
-        xlabel="length of the sequence that moves (tokens)", ylabel="ms", title="Step of the others in its batch (P50)"
-    )
-    right.set_xticks(places, [str(length) for length in lengths])
-    right.set_ylim(top=1.2 * right.get_ylim()[1])
-    left.set_xticks(lengths, [str(length) for length in lengths], minor=False)
-    left.minorticks_off()
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e8eb")
-        axes.set_axisbelow(True)
-        axes.legend(frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Downtime of live migration, blocking copy and recompute by length.")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens, with commas between")
@@ -404,23 +276,6 @@ def _engine_flags(options: argparse.Namespace, stack: ExitStack) -> list[str]:
     if options.step_ms:
         return stack.enter_context(paced_engine_flags(options.step_ms, 0.0, window, kv_mib=128))
     return tiny_engine_flags(window, kv_mib=128)
-
-
-def write_csv(figures: dict[int, Figures], path: Path) -> None:
-    """Columns as in the paper's Figure 10 of `llumnix reproduce`; ms."""
-    rows = ["figure,trace,metric,policy,x,y,y_low,y_high"]
-    for length, mine in figures.items():
-        series = (
-            ("Downtime", "Migration", mine.migration),
-            ("Downtime", "Blocking copy", mine.blocking),
-            ("Downtime", "Recompute", mine.recompute),
-            ("Decode latency", "Migration", mine.neighbours_on),
-            ("Decode latency", "Normal", mine.neighbours_off),
-        )
-        for metric, policy, values in series:
-            low, middle, high = (1e3 * float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
-            rows.append(f"10,live,{metric},{policy},{length},{middle:.3f},{low:.3f},{high:.3f}")
-    path.write_text("\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

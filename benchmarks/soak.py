@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --minutes 30 --seed 1
 
-Starts a server with the tiny model and streams requests of every kind (tests/vllm/vllm_kinds.py), some of which leave
+Starts a server with the tiny model and streams requests of every kind (frame/kinds.py), some of which leave
 in the middle, while instances are killed, stopped and drained, engines hang in processes that live, auto-scaling starts
 and drains others, adapters are loaded and unloaded, the scheduler and front ends are killed, and running requests are
 moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
@@ -20,33 +20,27 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-# The same machinery as in the tests.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "vllm"))
-
 import _adapters
 import _faults
+import aiohttp
 from _adapters import Adapters
 from _faults import Faults, plan
+from _traffic import Piece, Soak, Tally
 from _vitals import Vitals
-from equality import differences, gist, undisturbed, with_stop
+from frame.admin import Admin
+from frame.checked import Server
+from frame.equality import undisturbed, with_stop
+from frame.kinds import KINDS, Kind, make
+from frame.stream import open_session
+from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 from rich.table import Table
-from vllm_kinds import KINDS, SHARED, Kind, make
-from vllm_server import Server
-from vllm_streams import Admin, Output, Sequence, open_session, stream
 
-STREAM_DEADLINE_S = 90.0
 CALM_DOWN_S = 60.0
 """After the last fault: until as many instances serve as in the beginning, and nothing is left on them."""
-_LEAVING = 0.1
-_MOVE_INTERVAL_S = 0.3
 _SAMPLE_INTERVAL_S = 3.0
 _MOST_GROWTH = 1.05
 _MORE_DESCRIPTORS = 16
@@ -59,153 +53,6 @@ _FLAGS = (
     *("--scaling", "on", "--scale-out-freeness", "0.01", "--scale-in-freeness", "0.1", "--scale-window-s", "2"),
 )
 _ROLES = ("launcher", "nursery", "scheduler", "front ends", "instances")
-
-
-class Left(Exception):
-    """The client cuts its stream off here, on purpose."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One of the requests that the traffic is made of, and what it says undisturbed."""
-
-    kind: Kind
-    reference: Output
-
-
-@dataclass(slots=True)
-class Tally:
-    requests: int = 0
-    whole: int = 0
-    left: int = 0
-    documented: int = 0
-    """Ended with the error that a request that cannot be replayed exactly is to end with."""
-    refused: int = 0
-    """503: there was no instance just then."""
-    cut: int = 0
-    """The front end that it went through was killed."""
-    tokens: int = 0
-    differing_tokens: int = 0
-
-
-@dataclass(slots=True)
-class Soak:
-    pieces: list[Piece]
-    faults: Faults
-    ends_s: float
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    moves: Counter[str] = field(default_factory=Counter)
-    violations: list[str] = field(default_factory=list)
-    hangs: int = 0
-
-    async def client(self, session: aiohttp.ClientSession, rng: random.Random, name: str) -> None:
-        number = 0
-        while time.monotonic() < self.ends_s:
-            piece = rng.choice(self.pieces)
-            leaves_at = rng.randint(1, 150) if rng.random() < _LEAVING else None
-            await self._one(session, piece, f"{name}-{number}", leaves_at)
-            number += 1
-
-    async def _one(self, session: aiohttp.ClientSession, piece: Piece, name: str, leaves_at: int | None) -> None:
-        tally = self.tallies.setdefault(piece.kind.name, Tally())
-        tally.requests += 1
-        began_s = time.monotonic()
-        seen = Output()
-
-        def on_piece(output: Output) -> None:
-            nonlocal seen
-            seen = output
-            if leaves_at is not None and output.tokens >= leaves_at:
-                raise Left
-
-        body = piece.kind.body if piece.kind.name == SHARED else piece.kind.body | {"cache_salt": name}
-        try:
-            async with asyncio.timeout(STREAM_DEADLINE_S):
-                seen = await stream(session, piece.kind.path, body, name=name, on_piece=on_piece)
-        except Left:
-            tally.left += 1
-        except TimeoutError:
-            self.hangs += 1
-            self.violations.append(f"{name} ({piece.kind.name}) hangs: {seen.tokens} tokens in {STREAM_DEADLINE_S:g} s")
-        except aiohttp.ClientError as error:
-            if any(death_s >= began_s - 1.0 for death_s in self.faults.front_end_deaths_s):
-                tally.cut += 1
-            else:
-                self.violations.append(f"{name} ({piece.kind.name}): {type(error).__name__}: {error}")
-        else:
-            await self._ended(tally, piece, seen, name)
-        self._compare_tokens(tally, piece, seen, name)
-
-    async def _ended(self, tally: Tally, piece: Piece, output: Output, name: str) -> None:
-        if "cannot be continued exactly" in output.error and "seed" in piece.kind.body:
-            tally.documented += 1
-        elif output.error.startswith("503: ") and "o instance " in output.error:
-            tally.refused += 1
-            await asyncio.sleep(1.0)  # what Retry-After says
-        elif not output.complete:
-            self.violations.append(f"{name} ({piece.kind.name}) did not end well: {output.error or 'no finish reason'}")
-        else:
-            tally.whole += 1
-            for index, whole in piece.reference.sequences.items():
-                _, problems = differences(output.sequences.get(index, Sequence()), whole)
-                self.violations += [f"{name} ({piece.kind.name}) [{index}]: {problem}" for problem in problems]
-
-    def _compare_tokens(self, tally: Tally, piece: Piece, output: Output, name: str) -> None:
-        """As far as they came, whatever became of the stream."""
-        for index, sequence in output.sequences.items():
-            whole = piece.reference.sequences[index].tokens
-            said = sequence.tokens
-            differing = sum(a != b for a, b in zip(said, whole, strict=False)) + max(0, len(said) - len(whole))
-            tally.tokens += len(said)
-            tally.differing_tokens += differing
-            if differing:
-                self.violations.append(f"{name} ({piece.kind.name}) [{index}]: {differing} tokens differ")
-
-    async def adapter_user(self, session: aiohttp.ClientSession, adapters: Adapters, rng: random.Random) -> None:
-        number = 0
-        while time.monotonic() < self.ends_s:
-            name = f"adapter-{number}"
-            number += 1
-            try:
-                async with asyncio.timeout(STREAM_DEADLINE_S):
-                    requests = await adapters.load(session, rng, name)
-                pieces = [Piece(kind, said) for kind, said in requests]
-                await asyncio.gather(
-                    *(self._one(session, piece, f"{name}-{place}", None) for place, piece in enumerate(pieces))
-                )
-                async with asyncio.timeout(STREAM_DEADLINE_S):
-                    await adapters.unload(session, name)
-            except aiohttp.ClientError:  # the front end that was asked died
-                adapters.refused += 1
-            except TimeoutError:
-                self.hangs += 1
-                self.violations.append(f"{name}: to load or unload it was not answered")
-            await asyncio.sleep(1.0)
-
-    async def mover(self, admin: Admin, rng: random.Random) -> None:
-        """Moves whatever runs to wherever it is not."""
-        while time.monotonic() < self.ends_s:
-            await asyncio.sleep(_MOVE_INTERVAL_S)
-            try:
-                async with asyncio.timeout(STREAM_DEADLINE_S):
-                    await self._move_one(admin, rng)
-            except aiohttp.ClientError:
-                self.moves["the front end that was asked died"] += 1
-            except TimeoutError:
-                self.hangs += 1
-                self.violations.append("a move by hand was not answered")
-
-    async def _move_one(self, admin: Admin, rng: random.Random) -> None:
-        rows = sorted((row["id"], row["instance"]) for row in await admin.get("requests"))
-        instances = sorted(await admin.running())
-        if not rows or len(instances) < 2:
-            return
-        request, place = rng.choice(rows)
-        status, answer = await admin.migrate(request, rng.choice([each for each in instances if each != place]))
-        outcome = "moved" if status == 200 else f"{status}: {gist(str(answer.get('reason', answer)))}"
-        self.moves[outcome] += 1
-        if status >= 500 and status != 504:
-            self.violations.append(f"a move by hand was answered with {status}: {answer}")
 
 
 def main() -> int:
@@ -234,12 +81,19 @@ def main() -> int:
     _tell(soak, vitals, arguments)
     refused = f"{adapters.refused} times it was refused or the front end died"
     print(f"{adapters.loads} adapters were loaded, used and unloaded; {refused}")
-    differing = sum(tally.differing_tokens for tally in soak.tallies.values())
-    counts = f"{soak.hangs} hangs, {differing} differing tokens, {len(soak.violations)} violations"
-    print(f"{time.monotonic() - before:.0f} s, {counts}")
     if soak.violations:
         print(f"logs: {arguments.logs}")
-    return int(bool(soak.violations))
+    tallies = soak.tallies.values()
+    return conclude(
+        Figure("requests", sum(tally.requests for tally in tallies)),
+        Figure("faults", sum(soak.faults.done.values())),
+        Figure("moves by hand", soak.moves["moved"]),
+        Figure("tokens", sum(tally.tokens for tally in tallies)),
+        Figure("differing tokens", sum(tally.differing_tokens for tally in tallies), at_most(0)),
+        Figure("hangs", soak.hangs, at_most(0)),
+        Figure("violations", len(soak.violations), at_most(0)),
+        Figure("all of it", time.monotonic() - before, unit="s"),
+    )
 
 
 def _parse() -> argparse.Namespace:

@@ -46,7 +46,7 @@ def test_status_is_a_table(
         "load": "roomy",
     }
     leaving = row("i1", "draining", freeness=None, load="leaving")
-    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [row("i0", **facts), leaving]}
+    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [row("i0", **facts), leaving]}  # type: ignore[arg-type]
     status["freeness_limits"] = {"give": 3.0, "take": 3.0}
     answer_with(lambda request: httpx.Response(200, json=status))
     assert main(["status"]) == 0

@@ -48,16 +48,18 @@ def wait_for(condition: Callable[[], Result | None], what: str, timeout_s: float
 
 
 class ServerProcess:
-    """A command with `--port` behind it, running; what it says goes to the file `console`."""
+    """A command with `--port` and flags behind it, running; what it says goes to the file `console`."""
 
-    def __init__(self, command: Sequence[str], console: Path, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, command: Sequence[str], flags: Sequence[str], console: Path, environment: Mapping[str, str]
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._console = console
         self._began_s = time.monotonic()
         self.ready_s = float("nan")
         """From the start of the process until `GET /health` said 200."""
-        words = [*command, "--port", str(self.port)]
+        words = [*command, "--port", str(self.port), *flags]
         with console.open("wb") as output:
             self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
 
@@ -92,6 +94,10 @@ class ServerProcess:
                 found += [process] if words in " ".join(process.cmdline()) else []
         return found
 
+    def end(self, timeout_s: float = WAIT_S) -> int:
+        """Waits for its end; returns its exit code. Raises subprocess.TimeoutExpired."""
+        return self.process.wait(timeout_s)
+
     def kill(self) -> None:
         """For a server that is no longer of use."""
         if self.process.poll() is None:
@@ -100,11 +106,11 @@ class ServerProcess:
                     process.kill()
         self.process.wait()
 
-    def end(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    def stop(self) -> None:
         """SIGTERM; SIGKILL to all of it if that is not heard in time."""
         self.process.terminate()
         try:
-            self.process.wait(timeout_s)
+            self.end(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -112,8 +118,8 @@ class ServerProcess:
 @contextmanager
 def llumnix_server(engine_flags: Sequence[str], *flags: str, instances: int) -> Iterator[ServerProcess]:
     """`llumnix serve`, all of whose instances run; ended at the end. Raises SystemExit with its last words."""
-    command = ["-m", "llumnix", "serve", *engine_flags, "--verbose", "--instances", str(instances), *flags]
-    with _running(command) as server:
+    command = ["-m", "llumnix", "serve", *engine_flags, "--verbose", "--instances", str(instances)]
+    with _running(command, flags) as server:
         wait_for_instances(server.url, instances)
         yield server
 
@@ -121,7 +127,7 @@ def llumnix_server(engine_flags: Sequence[str], *flags: str, instances: int) -> 
 @contextmanager
 def vllm_server(engine_flags: Sequence[str], *flags: str) -> Iterator[ServerProcess]:
     """`vllm serve` under the conditions that Llumnix makes; ended at the end. Raises SystemExit as above."""
-    with _running([str(Path(__file__).with_name("vllm_serve.py")), *engine_flags, *flags]) as server:
+    with _running([str(Path(__file__).with_name("vllm_serve.py")), *engine_flags], flags) as server:
         yield server
 
 
@@ -140,18 +146,18 @@ def running(client: AdminClient) -> set[str]:
 
 
 @contextmanager
-def _running(command: Sequence[str]) -> Iterator[ServerProcess]:
+def _running(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerProcess]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
     with tempfile.TemporaryDirectory(prefix="server-") as folder:
         words = [sys.executable, *command, "--host", "127.0.0.1"]
-        server = ServerProcess(words, Path(folder) / "console.txt", _like_ours() | os.environ)
+        server = ServerProcess(words, flags, Path(folder) / "console.txt", _like_ours() | os.environ)
         try:
             server.wait_until_healthy()
             yield server
         except AssertionError as error:
             raise SystemExit(f"{' '.join(words)}: {error}") from error
         finally:
-            server.end()
+            server.stop()
 
 
 def _like_ours() -> dict[str, str]:

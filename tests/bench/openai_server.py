@@ -87,7 +87,10 @@ class OpenAIServer:
             if sent > 2 and fault in ("close in the middle", "end in the middle", "hang", "error", "garbage", "abort"):
                 return await self._fail(writer, fault)
             finish = "length" if sent == total else None
-            event = {"id": f"cmpl-{sent_id}", "choices": [{"index": 0, "text": "a" * count, "finish_reason": finish}]}
+            event: dict[str, Any] = {
+                "id": f"cmpl-{sent_id}",
+                "choices": [{"index": 0, "text": "a" * count, "finish_reason": finish}],
+            }
             if self.continuous_usage:
                 event["usage"] = {"completion_tokens": sent, "prompt_tokens": len(body["prompt"])}
             line = f"data: {json.dumps(event)}\n\n"

@@ -73,7 +73,8 @@ def test_bad_lines_are_told_apart(line: bytes, kind: str) -> None:
 def test_lines_are_whole_however_the_bytes_come() -> None:
     text = b"data: one\r\n\r\ndata: two\n\nrest"
     for size in range(1, len(text) + 1):
-        splitter, lines = LineSplitter(), []
+        splitter = LineSplitter()
+        lines: list[bytes] = []
         for start in range(0, len(text), size):
             lines += splitter.feed(text[start : start + size])
         assert lines == [b"data: one", b"", b"data: two", b""]

@@ -85,7 +85,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     asked_to_end = threading.Event()
     hangs = threading.Event()
     signal.signal(END_NOW, lambda *_: ended.set())
-    signal.signal(signal.SIGTERM, lambda *_: (draining.set(), asked_to_end.set()))
+    signal.signal(signal.SIGTERM, lambda *_: (draining.set(), asked_to_end.set()))  # type: ignore[func-returns-value]
     signal.signal(signal.SIGUSR2, lambda *_: hangs.set())
 
     def on_message(message: ToInstance) -> None:

@@ -28,7 +28,7 @@ _QUICK_TO_NOTICE = {
 }
 
 
-_PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+_PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
 
 
 class Nodes:
@@ -54,7 +54,7 @@ class Nodes:
     def drain(self, name: str, seconds: str) -> bool:
         """As a cloud announces that it takes a machine back."""
         node = self._nodes[name].node_id
-        client = ray._raylet.GcsClient(address=self._cluster.address)
+        client = ray._raylet.GcsClient(address=self._cluster.address)  # type: ignore[attr-defined]
         deadline_ms = int((time.time() + float(seconds)) * 1e3)
         accepted, _why = client.drain_node(node, _PREEMPTION, "taken back", deadline_ms)
         return bool(accepted)
@@ -64,7 +64,7 @@ class Nodes:
 
     def close(self) -> None:
         ray.shutdown()
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from served import WAIT_S, Serve, is_alive, wait_for
+from frame.server import WAIT_S, wait_for
+from served import Serve, is_alive
 
 from two_machines import TOKEN
 
@@ -94,7 +96,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
     def start(*flags: str) -> Serve:
         token = TOKEN if "--ray-address" in flags else {}
-        started.append(Serve(tmp_path_factory.mktemp("s"), "--launcher", "ray", *flags, **token))
+        started.append(Serve(tmp_path_factory.mktemp("s"), "--launcher", "ray", *flags, more_environment=token))
         return started[-1]
 
     yield start
@@ -198,10 +200,12 @@ def test_nothing_is_left_of_a_killed_launcher_on_two_nodes(nodes: Nodes, serve: 
     wait_for(lambda: not any(is_alive(process) for process in processes), "the end of all processes")
     wait_for(lambda: nodes.ask("groups") == "0", "the end of all placement groups")
     for folder in (server.folder, nodes.folder):
-        wait_for(
-            lambda folder=folder: not list(folder.glob("llumnix-*")), f"the end of all private folders in {folder}"
-        )  # type: ignore[misc]
+        wait_for(partial(_is_empty, folder), f"the end of all private folders in {folder}")
     assert not [file for file in shared_memory if file.exists()]
+
+
+def _is_empty(folder: Path) -> bool:
+    return not list(folder.glob("llumnix-*"))
 
 
 def test_instance_for_which_no_node_is_large_enough(nodes: Nodes, serve: Callable[..., Serve]) -> None:

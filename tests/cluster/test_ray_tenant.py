@@ -61,7 +61,7 @@ class Ray:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.removed: list[str] = []
         room = SimpleNamespace(open=Method(dies), close=Method(dies))
-        made = SimpleNamespace(remote=lambda: room, options=lambda **_: made)
+        made: Any = SimpleNamespace(remote=lambda: room, options=lambda **_: made)
         nodes = [{"NodeID": "n", "Alive": True}]
         stand_in = SimpleNamespace(remote=lambda _: made, nodes=lambda: nodes, kill=lambda _: None)
         self._monkeypatch = monkeypatch
@@ -76,8 +76,8 @@ class Ray:
             monkeypatch.setattr(ray_tenant, name, call)
 
     def head_is_gone(self, how: Callable[..., Any]) -> None:
-        self._monkeypatch.setattr(ray_tenant.ray, "nodes", how)
-        self._monkeypatch.setattr(ray_tenant.ray, "kill", how)
+        self._monkeypatch.setattr("llumnix.cluster.ray.tenant.ray", "nodes", how)
+        self._monkeypatch.setattr("llumnix.cluster.ray.tenant.ray", "kill", how)
         self._monkeypatch.setattr(ray_tenant, "placement_group_table", how)
 
 

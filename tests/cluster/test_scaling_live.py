@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_serve_live import Serve, wait_for
+from frame.server import wait_for
+from served import Serve
 
 pytestmark = pytest.mark.live
 

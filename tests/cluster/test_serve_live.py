@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from served import Serve, is_alive, wait_for
+from frame.server import wait_for
+from served import Serve, is_alive
 
 pytestmark = pytest.mark.live
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from served import Serve, is_alive, wait_for
+from frame.server import wait_for
+from served import Serve, is_alive
 
 from two_machines import OURS, THEIRS, TOKEN, TwoMachines, why_not_possible
 
@@ -48,7 +49,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
 def server(machines: TwoMachines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     flags = ("--heartbeat-interval-s", "0.2", "--instance-timeout-s", "2", "--instances", "2")
     server = Serve(
-        tmp_path_factory.mktemp("s"), "--launcher", "ray", "--ray-address", machines.address, *flags, **TOKEN
+        tmp_path_factory.mktemp("s"),
+        "--launcher",
+        "ray",
+        "--ray-address",
+        machines.address,
+        *flags,
+        more_environment=TOKEN,
     )
     try:
         server.wait_until_serving()

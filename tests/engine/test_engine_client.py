@@ -59,7 +59,7 @@ class FrontEnd:
         self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter))
         quiet = {name: lambda *_: None for name in ("dispatched", "replayed", "stayed", "moved")}
         observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why))
-        self.client.streams.observer = observer  # type: ignore[assignment]
+        self.client.streams.observer = observer
         self.hear_report(A)
         self.admit(A)
 
@@ -91,7 +91,7 @@ class FrontEnd:
     @property
     def delivered(self) -> list[EngineCoreOutput]:
         queue = self.client.outputs_queue
-        return [output for _ in range(queue.qsize()) for output in queue.get_nowait().outputs]
+        return [output for _ in range(queue.qsize()) for output in queue.get_nowait().outputs]  # type: ignore[union-attr]
 
     @property
     def tokens(self) -> list[int]:
@@ -196,7 +196,7 @@ async def test_end_of_a_drained_instance_without_a_last_word(front: FrontEnd, mo
     await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
     await front.hear(A, token(1))
     front.lose(A, expected=True)
-    assert [(await front.client.outputs_queue.get()).outputs[0].finish_reason for _ in range(2)] == [
+    assert [(await front.client.outputs_queue.get()).outputs[0].finish_reason for _ in range(2)] == [  # type: ignore[union-attr]
         None,
         FinishReason.ERROR,
     ]
@@ -250,7 +250,7 @@ def llm(front: FrontEnd) -> LlumnixLLM:
     llm = HalfLLM()
     llm.engine_core, llm.output_processor = front.client, OutputProcessor(None, log_stats=False)
     llm._spec, llm._closing, llm.log_requests = front.client.spec, False, False
-    llm.scheduler_config = SimpleNamespace(max_num_queued_reqs=None, max_num_queued_tokens=None)
+    llm.scheduler_config = SimpleNamespace(max_num_queued_reqs=None, max_num_queued_tokens=None)  # type: ignore[assignment]
     llm.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))  # type: ignore[assignment]
     return llm
 

@@ -52,7 +52,7 @@ class Reasoner:
 
 def manager(reasoner: type | None = Reasoner) -> StructuredOutputManager:
     made = StructuredOutputManager.__new__(StructuredOutputManager)
-    made.enable_in_reasoning, made.reasoner_cls, made.tokenizer = False, reasoner, None  # type: ignore[assignment]
+    made.enable_in_reasoning, made.reasoner_cls, made.tokenizer = False, reasoner, None
     return made
 
 

@@ -31,8 +31,8 @@ def engine() -> Iterator[Engine]:
 
 def report(engine: Engine, **said: Any) -> InstanceSnapshot:
     usual: dict[str, Any] = {"id": InstanceId("i0"), "at": 0.0, "seq": 1, "state": InstanceState.RUNNING}
-    counts = ("incoming", "outgoing", "migrations_in", "migrations_out", "ended")
-    counts += ("preemptions_avoided", "recompute_tokens_saved")
+    ended = ("migrations_in", "migrations_out", "ended", "preemptions_avoided", "recompute_tokens_saved")
+    counts = ("incoming", "outgoing", *ended)
     flags = ("drain_keep", "asked_to_end", "pinned")
     usual |= dict.fromkeys(counts, 0) | dict.fromkeys(flags, False) | {"dispatches_seen": (0,)}
     return instance_snapshot(engine.scheduler, usual | said, 16)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_engine_without_a_kv_cache_has_the_room_of_its_batch(engine: Engine) -> 
     scheduler.max_num_running_reqs, scheduler.max_model_len = 4, 2 * BLOCK_TOKENS
     scheduler.kv_cache_config = SimpleNamespace(kv_cache_groups=[])  # type: ignore[assignment]
     dispatcher = Dispatcher(PolicyConfig())
-    dispatcher.on_report(report(engine))
+    dispatcher.on_report(report(engine), 0.0)
     asked = DispatchRequest(id=RequestId("r"), prompt_tokens=2 * BLOCK_TOKENS, priority=Priority(0))
     assert dispatcher.dispatch(asked) is not None
     engine.add("runs", 0, BLOCK_TOKENS)

@@ -24,7 +24,7 @@ from llumnix.engine.vllm.boot import _first_sentence
             "gpu_memory_utilization: input should be less than or equal to 1.",
         ),
         (lambda: LoRAConfig(max_loras=4, max_cpu_loras=2), "max_cpu_loras (2) must be >= max_loras (4)."),
-        (lambda: ModelConfig(str(tiny_model.ensure()), hf_overrides="{"), "hf_overrides: input should be a"),
+        (lambda: ModelConfig(str(tiny_model.ensure()), hf_overrides="{"), "hf_overrides: input should be a"),  # type: ignore[arg-type]
     ],
 )
 def test_names_what_is_wrong(objects: Callable[[], object], words: str) -> None:

@@ -63,7 +63,7 @@ def test_all_flags_at_once_mean_to_vllm_what_they_mean_alone() -> None:
         *("--middleware=p.q", "--default-chat-template-kwargs", '{"a": "b c"}', "--api-key", "k", "-ep"),
         '--override-generation-config={"a": 1}',
     ]
-    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
+    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))  # type: ignore[no-untyped-call]
     theirs = vars(parser.parse_args(["m", *line]))
     arguments = parse_serve([*line, "--seed=-3", "m"])
     ours = vars(parser.parse_args([arguments.model or "", *arguments.engine_flags]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ def test_every_hook_says_what_it_is_for() -> None:
 
 
 @pytest.fixture
-def with_hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def with_hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def replace(*wanted: Hook) -> None:
         monkeypatch.setattr(hooks, "HOOKS", wanted)
 

@@ -17,7 +17,7 @@ from llumnix.transport.port import PullResult
 def worker(pull: Any) -> WorkerExtension:
     made = WorkerExtension()
     made.rank = 0
-    made._llumnix_transport = SimpleNamespace(pull=pull)  # type: ignore[assignment]
+    made._llumnix_transport = SimpleNamespace(pull=pull)
     made._llumnix_outbox = SimpleNamespace(post=lambda *_: None)  # type: ignore[assignment]
     made._llumnix_control = ""
     made._llumnix_pulls = {}

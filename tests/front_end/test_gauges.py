@@ -56,6 +56,6 @@ def test_a_thousand_replacements_leave_no_more_lines_than_one() -> None:
 
 @pytest.mark.usefixtures("_metrics")
 def test_they_stand_in_the_order_in_which_people_count() -> None:
-    loads = {InstanceId(name): load(name) for name in ("i10", "i2")}
+    loads: dict[str, InstanceSnapshot] = {name: load(name) for name in ("i10", "i2")}
     lines = [line for line in exposition(lambda: loads).decode().splitlines() if line.startswith("llumnix_running{")]
     assert [line.split('"')[1] for line in lines] == ["i2", "i10"]

@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from llumnix.errors import UsageError
+
 pytest.importorskip("vllm")
 
 from admin_board import Board
@@ -66,8 +68,8 @@ def test_unix_socket_of_a_killed_server_is_replaced_and_one_in_use_is_not(
     path = str(tmp_path / "llm.sock")
     first = boot.listen(setup(uds=path))
     for begin in (lambda: None, first.listen):
-        begin()
-        with pytest.raises(boot.UsageError):
+        begin()  # type: ignore[no-untyped-call]
+        with pytest.raises(UsageError):
             boot.listen(setup(uds=path))
     first.close()
     assert stat.S_ISSOCK(Path(path).stat().st_mode), "left behind"
@@ -75,7 +77,7 @@ def test_unix_socket_of_a_killed_server_is_replaced_and_one_in_use_is_not(
         assert second.family == socket.AF_UNIX
     Path(path).unlink()
     Path(path).write_text("precious")
-    with pytest.raises(boot.UsageError):
+    with pytest.raises(UsageError):
         boot.listen(setup(uds=path))
     assert Path(path).read_text() == "precious"
 

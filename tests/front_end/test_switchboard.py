@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -75,7 +76,7 @@ async def test_question_without_an_answer_ends_in_time(board: Switchboard) -> No
 
 
 def record(number: int) -> MigrationRecord:
-    instances = {"source": InstanceId("i0"), "target": InstanceId("i1")}
+    instances: dict[str, Any] = {"source": InstanceId("i0"), "target": InstanceId("i1")}
     return MigrationRecord(
         at_s=float(number), request_id=f"cmpl-{number}", reason="by hand", outcome="moved", **instances
     )
@@ -139,7 +140,7 @@ async def test_id_that_no_request_can_have_is_told_to_nobody(board: Switchboard,
             asked.append(message.request_ids)
             mailbox.post(board.address, PartDone(query=message.query, count=1))
 
-    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", other)
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, other)
     mailbox.start()
     board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
     assert await board.all_others("abort", ["cmpl-\ud800", "cmpl-1"], timeout_s=10.0) == 1

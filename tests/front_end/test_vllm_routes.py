@@ -30,7 +30,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
     for mode in MODES:
         monkeypatch.setenv(mode, "1")
     tasks = tuple(task for kind in get_args(SupportedTask) for task in (get_args(kind) or (kind,)))
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([*FLAGS])
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([*FLAGS])  # type: ignore[no-untyped-call]
     model = SimpleNamespace(
         is_multimodal_model=True,
         hf_config=SimpleNamespace(architectures=[], num_labels=1),

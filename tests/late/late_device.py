@@ -204,7 +204,7 @@ class LateExecutor(Executor):
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
         return self._step
 
-    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, **_: Any) -> Any:
+    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, **_: Any) -> Any:  # type: ignore[override]
         return [getattr(self.worker, method)(*args)] if self.worker is not None else [None]
 
     def shutdown(self) -> None:

@@ -211,7 +211,7 @@ class LateCore(LlumnixEngineCore):
         self._settle()
 
     def mail(self, message: Mail) -> None:
-        self._on_mail(message)
+        self._on_mail(message)  # type: ignore[arg-type]
         self._settle()
 
     def add(self, request: Any) -> None:
@@ -223,7 +223,7 @@ class LateCore(LlumnixEngineCore):
     def _settle(self) -> None:
         while not self.input_queue.empty():
             kind, message = self.input_queue.get_nowait()
-            assert kind == CONTROL
+            assert kind == CONTROL  # type: ignore[comparison-overlap]
             self._handle_client_request(kind, message)
 
     @property
@@ -237,7 +237,7 @@ class LateCore(LlumnixEngineCore):
     def busy(self) -> bool:
         return self.scheduler.has_requests() or bool(self.batch_queue)
 
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """One turn of vLLM's loop: a step more in flight, or the output of the oldest one. Its nap while nothing can
         be scheduled is left out."""
         with patch.object(vllm_core, "time", SimpleNamespace(sleep=lambda _: None)):
@@ -258,7 +258,7 @@ class LateCore(LlumnixEngineCore):
         return ", ".join(f"{count} {what}" for what, count in found.items() if count)
 
     def said(self) -> list[EngineCoreOutputs]:
-        outputs = []
+        outputs: list[Any] = []
         while not self.output_queue.empty():
             outputs.append(self.output_queue.get_nowait()[1])
         return outputs

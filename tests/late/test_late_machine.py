@@ -16,7 +16,7 @@ from late_pair import LatePair, Session
 
 ENDS = st.integers(0, 1)
 SOME = st.integers(0, 5)
-PREFIXES = ([], list(range(8)), list(range(13)), list(range(16)), list(range(30)))
+PREFIXES: tuple[list[int], ...] = ([], list(range(8)), list(range(13)), list(range(16)), list(range(30)))
 STEPS = 60
 
 

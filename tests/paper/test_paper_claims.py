@@ -80,7 +80,7 @@ def test_seeds_are_averaged_with_the_interval_of_the_mean() -> None:
     results = {run.key: [("Normal", "Prefill P99", 2.0, 1.0 + run.seed)] for run in runs}
     (point,) = points_of(runs, results)
     assert point.y == 2.0
-    assert (point.y_low, point.y_high) == (pytest.approx(2 - 4.303 / 3**0.5), pytest.approx(2 + 4.303 / 3**0.5))
+    assert (point.y_low, point.y_high) == (pytest.approx(2 - 4.303 / 3**0.5), pytest.approx(2 + 4.303 / 3**0.5))  # type: ignore[comparison-overlap]
     assert interval([5.0]) == (None, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,8 @@ def small(all_runs: list[Run]) -> list[Run]:
 def test_a_figure_has_csv_picture_and_claims_in_the_form_of_the_contract(
     figure: int, trace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FIGURES, figure, lambda seed, make=FIGURES[figure]: small(make(seed)))
+    make = FIGURES[figure]
+    monkeypatch.setitem(FIGURES, figure, lambda seed: small(make(seed)))
     words = ["reproduce", str(figure), "--out", str(tmp_path), "--jobs", "1", "--seeds", "2", "--trace", trace]
     assert main(words) == 0
     header = (tmp_path / f"figure{figure}.csv").read_text().splitlines()[0]
@@ -54,7 +56,7 @@ def test_a_reproduction_that_was_killed_goes_on_where_it_was(tmp_path: Path, mon
     few = small(FIGURES[13](0))
     ran: list[str] = []
 
-    def measure_some(run: Run) -> runs.Measures:
+    def measure_some(run: Run) -> Any:
         if len(ran) == 2:
             raise KeyboardInterrupt
         ran.append(run.key)
@@ -65,7 +67,7 @@ def test_a_reproduction_that_was_killed_goes_on_where_it_was(tmp_path: Path, mon
         runs.run_all(few, tmp_path, 1, lambda run: None)
     first, ran[:] = list(ran), []
     (tmp_path / f"{first[1]}.json").write_text("{broken")
-    monkeypatch.setattr(runs, "measure", lambda run: ran.append(run.key) or [])
+    monkeypatch.setattr(runs, "measure", lambda run: ran.append(run.key) or [])  # type: ignore[func-returns-value]
     results = runs.run_all(few, tmp_path, 1, lambda run: None)
     assert first[0] not in ran
     assert first[1] in ran

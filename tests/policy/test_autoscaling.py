@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llumnix.errors import UsageError
@@ -39,7 +41,7 @@ IDLE = cluster(load("a", 900, 2), load("b", 950, 1), load("c", 900, 3))
 FINE = cluster(load("a", 600, 20), load("b", 600, 20))
 
 
-def test_one_idle_instance_does_not_outweigh_full_ones():
+def test_one_idle_instance_does_not_outweigh_full_ones() -> None:
     assert cluster_freeness([load("a", 1000, 0), *(load(f"b{i}", 0, 200) for i in range(9))]) < 1
 
 
@@ -56,26 +58,28 @@ def test_one_idle_instance_does_not_outweigh_full_ones():
         ("one is the least", cluster(load("a", 1000, 0)), 0, LONG_HIGH, LONG_HIGH),
     ],
 )
-def test_stays_when(situation: str, instances: ClusterSnapshot, starting: int, state: ScalingState, then: ScalingState):
+def test_stays_when(
+    situation: str, instances: ClusterSnapshot, starting: int, state: ScalingState, then: ScalingState
+) -> None:
     decision, after = scale(instances, starting, state, CONFIG)
     assert isinstance(decision, Stay), situation
     assert after == then, situation
 
 
-def test_scales_out_when_low_for_the_window():
+def test_scales_out_when_low_for_the_window() -> None:
     decision, state = scale(FULL, 0, LONG_LOW, CONFIG)
     assert decision == ScaleOut(1, "freeness 5 below 10 for 5 s; 30 with 1 more")
     assert state == ScalingState()
 
 
-def test_scales_out_by_as_many_as_it_takes():
+def test_scales_out_by_as_many_as_it_takes() -> None:
     queue = cluster(load("a", 0, 100, waiting=50, queued_blocks=1500, head_of_line_blocks=30))
     decision, _ = scale(queue, 0, LONG_LOW, CONFIG)
     assert isinstance(decision, ScaleOut)
     assert decision.count == 3
 
 
-def test_scales_out_no_further_than_the_limit():
+def test_scales_out_no_further_than_the_limit() -> None:
     queue = cluster(load("a", 0, 100, waiting=500, queued_blocks=90000, head_of_line_blocks=30))
     decision, _ = scale(queue, 2, LONG_LOW, CONFIG)
     assert isinstance(decision, ScaleOut)
@@ -84,13 +88,13 @@ def test_scales_out_no_further_than_the_limit():
     assert isinstance(scale(full_house, 0, LONG_LOW, CONFIG)[0], Stay)
 
 
-def test_missing_instances_are_replaced_at_once():
+def test_missing_instances_are_replaced_at_once() -> None:
     config = ScalingConfig(min_instances=3, max_instances=4)
     decision, _ = scale(cluster(load("a", 1000, 0)), 1, ScalingState(), config)
     assert decision == ScaleOut(1, "2 of at least 3 instances")
 
 
-def test_the_instance_that_is_cheapest_to_empty_leaves():
+def test_the_instance_that_is_cheapest_to_empty_leaves() -> None:
     decision, state = scale(IDLE, 0, LONG_HIGH, CONFIG)
     assert isinstance(decision, ScaleIn)
     assert decision.instance == "b"
@@ -107,13 +111,13 @@ def test_the_instance_that_is_cheapest_to_empty_leaves():
         ("all the same: the id", {"free": 900, "running": 2}, {"free": 900, "running": 2}),
     ],
 )
-def test_cheapest_to_empty_is(situation: str, one: dict[str, int], other: dict[str, int]):
+def test_cheapest_to_empty_is(situation: str, one: dict[str, int], other: dict[str, int]) -> None:
     decision, _ = scale(cluster(load("a", **one), load("b", **other)), 0, LONG_HIGH, CONFIG)
     assert isinstance(decision, ScaleIn), situation
     assert decision.instance == "a", situation
 
 
-def test_what_drains_or_fails_to_start_holds_a_place_but_is_no_capacity():
+def test_what_drains_or_fails_to_start_holds_a_place_but_is_no_capacity() -> None:
     leaving = load("c", 950, 1, state=InstanceState.DRAINING)
     config = ScalingConfig(scale_window_s=5.0, min_instances=1, max_instances=5)
     queue = cluster(
@@ -125,19 +129,19 @@ def test_what_drains_or_fails_to_start_holds_a_place_but_is_no_capacity():
     assert isinstance(scale(queue, 0, LONG_LOW, config, failing=2)[0], Stay)
 
 
-def test_no_more_than_the_places_even_to_reach_the_least():
+def test_no_more_than_the_places_even_to_reach_the_least() -> None:
     config = ScalingConfig(min_instances=2, max_instances=2)
     leaving = load("c", 950, 1, state=InstanceState.DRAINING)
     assert isinstance(scale(cluster(load("a", 900, 1), leaving), 0, ScalingState(), config)[0], Stay)
 
 
-def test_a_draining_instance_is_no_capacity_and_does_not_leave_twice():
+def test_a_draining_instance_is_no_capacity_and_does_not_leave_twice() -> None:
     leaving = load("b", 950, 0, state=InstanceState.DRAINING)
     decision, _ = scale(cluster(load("a", 900, 2), leaving), 0, LONG_HIGH, CONFIG)
     assert isinstance(decision, Stay)
 
 
-def test_nobody_leaves_if_the_others_could_not_carry_the_load():
+def test_nobody_leaves_if_the_others_could_not_carry_the_load() -> None:
     config = ScalingConfig(scale_out_freeness=50.0, scale_in_freeness=60.0, scale_window_s=5.0, max_instances=8)
     decision, state = scale(cluster(load("a", 620, 10), load("b", 620, 10)), 0, LONG_HIGH, config)
     assert isinstance(decision, Stay)
@@ -154,6 +158,6 @@ def test_nobody_leaves_if_the_others_could_not_carry_the_load():
         {"min_instances": 3, "max_instances": 2},
     ],
 )
-def test_knobs_that_make_no_sense_are_refused(facts):
+def test_knobs_that_make_no_sense_are_refused(facts: Any) -> None:
     with pytest.raises(UsageError):
         ScalingConfig(**facts)

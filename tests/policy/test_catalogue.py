@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llumnix.config import PolicyConfig
@@ -9,14 +11,14 @@ from llumnix.errors import UsageError
 from llumnix.policy.catalogue import DEFAULT, POLICIES, find_policy
 
 
-def test_names_are_the_contract():
+def test_names_are_the_contract() -> None:
     assert list(POLICIES) == [
         "llumnix", "llumnix-paper", "llumnix-base", "infaas++", "round-robin", "least-requests", "vllm-dp",
     ]  # fmt: skip
     assert PolicyConfig().policy == DEFAULT
 
 
-def test_unknown_policy_is_one_sentence_with_the_names():
+def test_unknown_policy_is_one_sentence_with_the_names() -> None:
     with pytest.raises(UsageError, match=r"^--policy must be one of llumnix, .*, vllm-dp, not best\.$"):
         find_policy("best")
 
@@ -32,17 +34,17 @@ def test_unknown_policy_is_one_sentence_with_the_names():
         ("llumnix-base", {"migrate_in_freeness": 20.0}, (3, 20)),
     ],
 )
-def test_thresholds_are_the_policys_unless_configured(policy, configured, thresholds):
+def test_thresholds_are_the_policys_unless_configured(policy: str, configured: Any, thresholds: Any) -> None:
     terms = POLICIES[policy].pairing_terms(PolicyConfig(policy=policy, **configured))
     assert (terms.migrate_out_freeness, terms.migrate_in_freeness) == thresholds
 
 
-def test_thresholds_that_would_bounce_requests_are_refused():
+def test_thresholds_that_would_bounce_requests_are_refused() -> None:
     with pytest.raises(UsageError, match="would bounce"):
         PolicyConfig(migrate_out_freeness=10.0, migrate_in_freeness=5.0)
 
 
-def test_baselines_never_migrate_and_know_no_priority():
+def test_baselines_never_migrate_and_know_no_priority() -> None:
     for name in ("infaas++", "round-robin", "least-requests", "vllm-dp"):
         assert POLICIES[name].pairing is None
         assert POLICIES[name].priority_target_tokens(PolicyConfig(policy=name)) is None

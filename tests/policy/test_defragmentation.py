@@ -19,16 +19,16 @@ def load(id: str, **facts: object) -> InstanceSnapshot:
     return InstanceSnapshot(**{**usual, "smallest_running_blocks": 300, **facts})  # type: ignore[arg-type]
 
 
-def pairs(*instances: InstanceSnapshot, terms: PairingTerms = TERMS) -> list[tuple[str, str, int, int]]:
+def pairs(*instances: InstanceSnapshot, terms: PairingTerms = TERMS) -> list[tuple[str, str, int, int | None]]:
     found = pair_and_make_room(ClusterSnapshot(at=0.0, instances=instances), terms).pairs
     return [(pair.source, pair.target, pair.wanted.at_least_blocks, pair.wanted.room_blocks) for pair in found]
 
 
-def test_a_piece_moves_to_where_it_is_idle_though_both_look_full():
+def test_a_piece_moves_to_where_it_is_idle_though_both_look_full() -> None:
     assert pairs(load("a", **BLOCKED), load("b", free_blocks=80, running=25)) == [("a", "b", 40, 45)]
 
 
-def test_an_instance_that_waits_itself_gives_its_piece_to_one_that_needs_less():
+def test_an_instance_that_waits_itself_gives_its_piece_to_one_that_needs_less() -> None:
     wants_more = {"free_blocks": 90, "running": 25, "waiting": 1, "head_of_line_blocks": 300, "queued_blocks": 300}
     assert pairs(load("a", **BLOCKED), load("b", **wants_more)) == [("a", "b", 40, 55)]
     wants_less = wants_more | {"head_of_line_blocks": 110, "queued_blocks": 110}
@@ -37,7 +37,7 @@ def test_an_instance_that_waits_itself_gives_its_piece_to_one_that_needs_less():
     assert pairs(load("a", **(BLOCKED | {"running": 40})), load("b", **wants_less)) == []
 
 
-def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts():
+def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts() -> None:
     instances = [
         load("a", **BLOCKED),
         load("b", **(BLOCKED | {"free_blocks": 90})),
@@ -64,24 +64,24 @@ def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts():
         ("nobody waits", {"waiting": 0, "head_of_line_blocks": 0, "queued_blocks": 0}, {}),
     ],
 )
-def test_nothing_moves_when(situation: str, giver: dict[str, object], taker: dict[str, object]):
+def test_nothing_moves_when(situation: str, giver: dict[str, object], taker: dict[str, object]) -> None:
     instances = load("a", **(BLOCKED | giver)), load("b", **({"free_blocks": 80, "running": 25} | taker))
     assert [pair for pair in pairs(*instances) if pair[2]] == [], situation
 
 
-def test_whoever_refused_or_had_nothing_a_moment_ago_is_left_alone():
+def test_whoever_refused_or_had_nothing_a_moment_ago_is_left_alone() -> None:
     a, b = load("a", **BLOCKED), load("b", free_blocks=80, running=25)
     refused = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, backing_off=frozenset({(a.id, b.id)}))
     empty = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, empty_handed=frozenset({a.id}))
     assert pairs(a, b, terms=refused) == pairs(a, b, terms=empty) == []
 
 
-def test_pairing_by_benefit_comes_first():
+def test_pairing_by_benefit_comes_first() -> None:
     roomy = load("c", free_blocks=800, running=5)
     assert [pair[:3] for pair in pairs(load("a", **BLOCKED), roomy)] == [("a", "c", 0)]
 
 
-def test_the_reason_says_what_is_missing():
+def test_the_reason_says_what_is_missing() -> None:
     instances = load("a", **BLOCKED), load("b", free_blocks=80, running=25)
     (pair,) = pair_and_make_room(ClusterSnapshot(at=0.0, instances=instances), TERMS).pairs
     assert isinstance(pair, Pair)
@@ -90,6 +90,6 @@ def test_the_reason_says_what_is_missing():
     )
 
 
-def test_an_empty_queue_wants_nothing_and_a_full_batch_spares_nothing():
+def test_an_empty_queue_wants_nothing_and_a_full_batch_spares_nothing() -> None:
     assert missing_blocks(load("a", free_blocks=0, running=9)) == 0
     assert spare_blocks(load("a", free_blocks=500, running=9, max_running=9), None) == 0

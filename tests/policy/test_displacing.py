@@ -22,5 +22,5 @@ SMALL_BATCH = Occupant(5, 2.0, 3)
         ("nothing is missing", [OLD], 0, []),
     ],
 )
-def test_displaced_when(situation: str, occupants: list[Occupant], missing: int, chosen: list[int]):
+def test_displaced_when(situation: str, occupants: list[Occupant], missing: int, chosen: list[int]) -> None:
     assert list(displaced(occupants, missing)) == chosen, situation

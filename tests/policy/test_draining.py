@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,20 +59,20 @@ def placed(source: InstanceSnapshot, *others: InstanceSnapshot, **facts: object)
         ("as few as asked", LEAVING, [load("a", 900, 2)], {"moves": 1}, [("a", 1)]),
     ],
 )  # fmt: skip
-def test_places_when(situation: str, source, others, facts, expected):
+def test_places_when(situation: str, source: InstanceSnapshot, others: Any, facts: Any, expected: object) -> None:
     assert placed(source, *others, **facts) == expected, situation
 
 
-def test_room_and_freeness_are_those_before_the_first_request_comes():
+def test_room_and_freeness_are_those_before_the_first_request_comes() -> None:
     (place,) = place_drained(LEAVING, (load("a", 900, 3),), DrainTerms(moves=3, max_incoming=4))
     assert str(place) == "freeness 300, room for 900 blocks"
     assert place.count == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 30), st.integers(0, 5)), max_size=8), st.integers(1, 9))
-def test_never_more_than_asked_and_never_over_a_limit(others: list[tuple[int, int, int]], moves: int):
+def test_never_more_than_asked_and_never_over_a_limit(others: list[tuple[int, int, int]], moves: int) -> None:
     instances = [load(f"i{k}", free, running, incoming=coming) for k, (free, running, coming) in enumerate(others)]
     incoming = {instance.id: instance.incoming for instance in instances}
     places = placed(LEAVING, *instances, moves=moves)
     assert sum(count for _, count in places) <= moves
-    assert all(incoming[target] + count <= 4 for target, count in places)
+    assert all(incoming[target] + count <= 4 for target, count in places)  # type: ignore[index]

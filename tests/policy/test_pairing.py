@@ -3,6 +3,8 @@ priority are situations here, not code."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from llumnix.policy.catalogue import POLICIES
 from llumnix.policy.pairing import (
     Load,
+    PairingRound,
     PairingTerms,
     Why,
     likely_victims,
@@ -35,11 +38,11 @@ def cluster(*instances: InstanceSnapshot) -> ClusterSnapshot:
     return ClusterSnapshot(at=0.0, instances=tuple(sorted(instances, key=lambda one: one.id)))
 
 
-def pairs(paired) -> list[tuple[str, str]]:
+def pairs(paired: PairingRound) -> list[tuple[str, str]]:
     return [(pair.source, pair.target) for pair in paired.pairs]
 
 
-def whys(paired) -> list[tuple[str, str | None, Why]]:
+def whys(paired: PairingRound) -> list[tuple[str, str | None, Why]]:
     return [(no.source, no.target, no.why) for no in paired.rejected]
 
 
@@ -79,7 +82,7 @@ HEAD = {"waiting": 1, "head_of_line_blocks": 60, "queued_blocks": 60}
         ("nobody", [], []),
     ],
 )  # fmt: skip
-def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected: list[tuple[str, str]]):
+def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected: list[tuple[str, str]]) -> None:
     assert pairs(pair_by_benefit(cluster(*instances), TERMS)) == expected, situation
 
 
@@ -106,7 +109,7 @@ def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected:
          ("full", "free", Why.WOULD_BOUNCE)),
     ],
 )  # fmt: skip
-def test_rejects_with_reason_when(situation: str, instances, terms, expected):
+def test_rejects_with_reason_when(situation: str, instances: Any, terms: dict[str, Any], expected: object) -> None:
     facts = {field: getattr(TERMS, field) for field in TERMS.__struct_fields__}
     paired = pair_by_benefit(cluster(*instances), PairingTerms(**facts | terms))
     assert pairs(paired) == [], situation
@@ -114,7 +117,7 @@ def test_rejects_with_reason_when(situation: str, instances, terms, expected):
     assert str(paired.rejected[0]).startswith("full")
 
 
-def test_next_target_is_tried_after_a_refusal():
+def test_next_target_is_tried_after_a_refusal() -> None:
     facts = {field: getattr(TERMS, field) for field in TERMS.__struct_fields__}
     terms = PairingTerms(**facts | {"backing_off": {("full", "freest")}})
     paired = pair_by_benefit(cluster(FULL, FREE, load("freest", 950, 5)), terms)
@@ -122,14 +125,14 @@ def test_next_target_is_tried_after_a_refusal():
     assert whys(paired) == [("full", "freest", Why.BACKING_OFF)]
 
 
-def test_shortest_running_one_goes_when_the_head_of_the_queue_is_too_large_for_the_target():
+def test_shortest_running_one_goes_when_the_head_of_the_queue_is_too_large_for_the_target() -> None:
     blocked = load("a", 100, 6, waiting=1, head_of_line_blocks=500, queued_blocks=500)
     paired = pair_by_benefit(cluster(blocked, load("b", 400, 6)), TERMS)
     assert pairs(paired) == [("a", "b")]
     assert paired.pairs[0].source_after == 120 - 500
 
 
-def test_an_evicting_move_counts_as_good_though_the_shortage_is_shared_by_fewer():
+def test_an_evicting_move_counts_as_good_though_the_shortage_is_shared_by_fewer() -> None:
     """Divided by the batch, −680/20 would become −660/19: lower. The shortage itself is what shrinks."""
     crowded = load("a", 220, 20, high_running=1)
     paired = pair_by_benefit(cluster(crowded, FREE), TERMS)
@@ -137,7 +140,7 @@ def test_an_evicting_move_counts_as_good_though_the_shortage_is_shared_by_fewer(
     assert (paired.pairs[0].source_freeness, paired.pairs[0].source_after) == (-680, -660)
 
 
-def test_reason_names_the_numbers():
+def test_reason_names_the_numbers() -> None:
     paired = pair_by_benefit(cluster(load("full", 20, 40, preempted=2), FREE), TERMS)
     assert str(paired.pairs[0]) == "freeness 0.5, 2 preempted against 180; 1.026 and 146.7 after the move"
     assert str(pair_by_rank(cluster(FULL, FREE), PAPER_TERMS).pairs[0]) == "freeness 0.5 against 180"
@@ -145,7 +148,7 @@ def test_reason_names_the_numbers():
     assert str(refused) == "full: no instance is free enough"
 
 
-def test_likely_victim_follows_the_victim_rule():
+def test_likely_victim_follows_the_victim_rule() -> None:
     queue = {"waiting": 4, "head_of_line_blocks": 60, "queued_blocks": 90}
     assert likely_victims(load("a", 0, 4, **queue)) == (Load(60, True), Load(20, False))
     assert likely_victims(load("a", 0, 4, **queue, high_waiting=1)) == (Load(60, True), Load(20, False))
@@ -153,7 +156,7 @@ def test_likely_victim_follows_the_victim_rule():
     assert likely_victims(load("a", 0, 4, high_running=4)) == ()
 
 
-def test_looking_ahead_keeps_the_books():
+def test_looking_ahead_keeps_the_books() -> None:
     instance = load("a", 100, 4, waiting=3, head_of_line_blocks=60, queued_blocks=100)
     gone = without(instance, Load(60, True))
     assert (gone.waiting, gone.queued_blocks, gone.head_of_line_blocks, gone.free_blocks) == (2, 40, 20, 100)
@@ -181,17 +184,17 @@ PAPER_QUEUE = {"waiting": 3, "head_of_line_blocks": 10, "queued_blocks": 400}
         ("a busy source costs the pair", [load("a", 20, 40, outgoing=1), FREE], []),
     ],
 )  # fmt: skip
-def test_paper_pairs_when(situation: str, instances: list[InstanceSnapshot], expected: list[tuple[str, str]]):
+def test_paper_pairs_when(situation: str, instances: list[InstanceSnapshot], expected: list[tuple[str, str]]) -> None:
     assert pairs(pair_by_rank(cluster(*instances), PAPER_TERMS)) == expected, situation
 
 
-def test_paper_round_says_why_pairs_fell_out():
+def test_paper_round_says_why_pairs_fell_out() -> None:
     instances = [FULL, load("fuller", 10, 40), load("b", 950, 5, incoming=1)]
     paired = pair_by_rank(cluster(*instances), PAPER_TERMS)
     assert whys(paired) == [("full", None, Why.NO_TARGET), ("fuller", "b", Why.TARGET_BUSY)]
-    terms = PairingTerms(migrate_out_freeness=3, migrate_in_freeness=3, backing_off={("full", "free")})
+    terms = PairingTerms(migrate_out_freeness=3, migrate_in_freeness=3, backing_off={("full", "free")})  # type: ignore[arg-type]
     assert whys(pair_by_rank(cluster(FULL, FREE), terms)) == [("full", "free", Why.BACKING_OFF)]
-    terms = PairingTerms(migrate_out_freeness=3, migrate_in_freeness=3, empty_handed={"full"})
+    terms = PairingTerms(migrate_out_freeness=3, migrate_in_freeness=3, empty_handed={"full"})  # type: ignore[arg-type]
     assert whys(pair_by_rank(cluster(FULL, FREE), terms)) == [("full", "free", Why.EMPTY_HANDED)]
 
 
@@ -225,7 +228,7 @@ clusters = st.tuples(*(loads(f"i{k}") for k in range(5))).map(lambda instances: 
 
 @settings(max_examples=60)
 @given(clusters)
-def test_a_pair_raises_the_lower_freeness_and_fits(snapshot: ClusterSnapshot):
+def test_a_pair_raises_the_lower_freeness_and_fits(snapshot: ClusterSnapshot) -> None:
     by_id = {instance.id: instance for instance in snapshot.instances}
     for pair in pair_by_benefit(snapshot, TERMS).pairs:
         source, target = by_id[pair.source], by_id[pair.target]
@@ -241,7 +244,7 @@ def test_a_pair_raises_the_lower_freeness_and_fits(snapshot: ClusterSnapshot):
 
 @settings(max_examples=60)
 @given(clusters, st.sampled_from(["llumnix", "llumnix-paper", "llumnix-base"]))
-def test_a_round_uses_each_instance_once_and_within_the_limit(snapshot: ClusterSnapshot, name: str):
+def test_a_round_uses_each_instance_once_and_within_the_limit(snapshot: ClusterSnapshot, name: str) -> None:
     rule = POLICIES[name].pairing
     assert rule is not None
     by_id = {instance.id: instance for instance in snapshot.instances}
@@ -258,7 +261,7 @@ def test_a_round_uses_each_instance_once_and_within_the_limit(snapshot: ClusterS
 
 @settings(max_examples=60)
 @given(clusters)
-def test_every_source_is_paired_or_told_why_not(snapshot: ClusterSnapshot):
+def test_every_source_is_paired_or_told_why_not(snapshot: ClusterSnapshot) -> None:
     paired = pair_by_benefit(snapshot, TERMS)
     answered = {pair.source for pair in paired.pairs} | {no.source for no in paired.rejected}
     needy = {

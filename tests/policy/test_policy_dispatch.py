@@ -44,44 +44,44 @@ def best(
         ("vllm-dp", False, "few"),
     ],
 )
-def test_policy_chooses(policy: str, high: bool, chosen: str):
+def test_policy_chooses(policy: str, high: bool, chosen: str) -> None:
     assert best(policy, ALL, high) == chosen
 
 
-def test_high_request_without_any_headroom_goes_where_least_must_be_evicted():
+def test_high_request_without_any_headroom_goes_where_least_must_be_evicted() -> None:
     assert best("llumnix", [ROOMY, FEW], high=True) == "roomy"
 
 
-def test_ours_takes_the_smallest_shortage_where_the_papers_takes_the_most_crowded():
+def test_ours_takes_the_smallest_shortage_where_the_papers_takes_the_most_crowded() -> None:
     a = load("a", free_blocks=0, running=5, waiting=5, head_of_line_blocks=20, queued_blocks=100)
     b = load("b", free_blocks=0, running=50, waiting=50, head_of_line_blocks=10, queued_blocks=500)
     assert best("llumnix", [a, b]) == "a"
     assert best("llumnix-paper", [a, b]) == "b"
 
 
-def test_equal_freeness_goes_to_the_fewest_requests_then_by_id():
+def test_equal_freeness_goes_to_the_fewest_requests_then_by_id() -> None:
     two, four = load("two", free_blocks=200, running=2), load("four", free_blocks=400, running=4)
     assert best("llumnix", [four, two]) == "two"
     assert best("llumnix", [load("b"), load("a")]) == "a"
 
 
-def test_round_robin_serves_whoever_waits_longest_and_does_not_flood_a_new_one():
+def test_round_robin_serves_whoever_waits_longest_and_does_not_flood_a_new_one() -> None:
     turns = {"roomy": 7, "few": 5, "queue": 6}
     assert best("round-robin", ALL, turns=turns) == "high"
     assert best("round-robin", ALL, turns={**turns, "high": 8}) == "few"
 
 
-def test_demand_is_in_whole_blocks():
+def test_demand_is_in_whole_blocks() -> None:
     assert [queued_demand_blocks(tokens, 16) for tokens in (0, 1, 16, 17)] == [1, 1, 1, 2]
 
 
-def test_reason_is_a_sentence_with_the_numbers():
+def test_reason_is_a_sentence_with_the_numbers() -> None:
     reason = DispatchReason("freeness", InstanceId("a"), 12.345, InstanceId("b"), 3.0, 16)
     assert str(reason) == "a has the best freeness of 16: 12.35 (next b: 3)"
     only = DispatchReason("turn", InstanceId("a"), 0.0, None, None, 1)
     assert str(only) == "a has the best turn of 1: 0 (the only one that can take it)"
 
 
-def test_measure_reads_the_way_people_count():
+def test_measure_reads_the_way_people_count() -> None:
     assert POLICIES["llumnix"].dispatch.number((-5.0, 1)) == 5.0
     assert POLICIES["vllm-dp"].dispatch.number((5, 0)) == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,23 +18,23 @@ TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0)
 SHORT = {"free_blocks": 4, "running": 20, "smallest_running_blocks": 20, "short_blocks": 6}
 
 
-def load(id: str, **facts: object) -> InstanceSnapshot:
+def load(id: str, **facts: Any) -> InstanceSnapshot:
     usual = {"id": InstanceId(id), "at": 0.0, "seq": 1, "total_blocks": 1000, "free_blocks": 1000}
-    return InstanceSnapshot(**{**usual, **facts})  # type: ignore[arg-type]
+    return InstanceSnapshot(**{**usual, **facts})
 
 
-def relief(giver: dict[str, object], *takers: InstanceSnapshot, terms: PairingTerms = TERMS) -> str | None:
+def relief(giver: dict[str, Any], *takers: InstanceSnapshot, terms: PairingTerms = TERMS) -> str | None:
     instance = load("short", **giver)
     freest_first = sorted((instance, *takers), key=lambda one: -migration_freeness(one, None))
     pair = find_relief(instance, freest_first, terms)
     return None if pair is None else pair.target
 
 
-def test_the_freest_takes_it():
+def test_the_freest_takes_it() -> None:
     assert relief(SHORT, load("b", free_blocks=300, running=10), load("c", free_blocks=300, running=5)) == "c"
 
 
-def test_a_target_below_the_threshold_of_pairing_will_do():
+def test_a_target_below_the_threshold_of_pairing_will_do() -> None:
     assert relief(SHORT, load("b", free_blocks=50, running=20)) == "b"
 
 
@@ -51,11 +53,11 @@ def test_a_target_below_the_threshold_of_pairing_will_do():
         ("nothing there can move", {"smallest_running_blocks": 0}, {}),
     ],
 )
-def test_nobody_takes_it_when(situation: str, giver: dict[str, object], taker: dict[str, object]):
+def test_nobody_takes_it_when(situation: str, giver: dict[str, Any], taker: dict[str, Any]) -> None:
     assert relief({**SHORT, **giver}, load("b", **taker)) is None, situation
 
 
-def test_a_pair_that_was_refused_a_moment_ago_is_left_alone():
+def test_a_pair_that_was_refused_a_moment_ago_is_left_alone() -> None:
     terms = PairingTerms(
         migrate_out_freeness=3.0,
         migrate_in_freeness=3.0,
@@ -66,11 +68,11 @@ def test_a_pair_that_was_refused_a_moment_ago_is_left_alone():
 
 
 @pytest.mark.parametrize(("growth", "free", "short"), [(0, 0, 0), (5, 9, 0), (9, 5, 4), (1, -20, 21)])
-def test_what_will_be_missing(growth: int, free: int, short: int):
+def test_what_will_be_missing(growth: int, free: int, short: int) -> None:
     assert short_blocks(growth, free) == short
 
 
-def test_the_freest_one_that_is_to_drain_and_has_not_said_so_yet_hides_nobody():
+def test_the_freest_one_that_is_to_drain_and_has_not_said_so_yet_hides_nobody() -> None:
     giver, leaver, taker = load("short", **SHORT), load("a", state=InstanceState.DRAINING), load("b")
     pair = find_relief(giver, (leaver, taker), TERMS)
     assert pair is not None

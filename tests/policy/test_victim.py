@@ -89,12 +89,12 @@ ALL = [LONG, SHORT, QUEUED, QUEUED_LATER, HIGH_ONE, PREFILLING, PINNED, MOVING, 
 )  # fmt: skip
 def test_victims_when(
     situation: str, rule: VictimRule, requests: list[RequestSnapshot], asked: VictimQuery, victims: list[str]
-):
+) -> None:
     assert list(choose_victims(rule, requests, asked).victims) == victims, situation
     assert list(choose_victims(rule, requests[::-1], asked).victims) == victims, f"{situation}, in any order"
 
 
-def test_choice_says_why_others_stay():
+def test_choice_says_why_others_stay() -> None:
     choice = choose_victims(CHEAPEST, [PINNED, MOVING, JUST_MOVED, HIGH_ONE, LONG], query(room_blocks=4))
     assert str(choice) == (
         "nothing to give: 1 pinned, 1 already moving, 1 moved a moment ago, 1 of high priority, 1 do not fit"

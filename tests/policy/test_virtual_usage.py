@@ -53,7 +53,9 @@ QUEUE = {**BUSY, "waiting": 3, "head_of_line_blocks": 50, "queued_blocks": 120}
         ("a full batch cannot use free blocks for newcomers", load(**BUSY, max_running=4), 150, 0, -300),
     ],
 )
-def test_freeness_when(situation: str, instance: InstanceSnapshot, moving: float, placing: float, placing_high: float):
+def test_freeness_when(
+    situation: str, instance: InstanceSnapshot, moving: float, placing: float, placing_high: float
+) -> None:
     assert migration_freeness(instance, TARGET_TOKENS) == pytest.approx(moving), situation
     assert dispatch_freeness(instance, False, TARGET_TOKENS) == pytest.approx(placing), situation
     assert dispatch_freeness(instance, True, TARGET_TOKENS) == pytest.approx(placing_high), situation
@@ -70,25 +72,25 @@ def test_freeness_when(situation: str, instance: InstanceSnapshot, moving: float
 )
 def test_paper_freeness_when(
     situation: str, instance: InstanceSnapshot, moving: float, placing: float, placing_high: float
-):
+) -> None:
     assert paper_migration_freeness(instance, TARGET_TOKENS) == pytest.approx(moving), situation
     assert paper_dispatch_freeness(instance, False, TARGET_TOKENS) == pytest.approx(placing), situation
     assert paper_dispatch_freeness(instance, True, TARGET_TOKENS) == pytest.approx(placing_high), situation
 
 
-def test_priorities_can_be_ignored():
+def test_priorities_can_be_ignored() -> None:
     instance = load(**BUSY, high_running=4)
     assert migration_freeness(instance, None) == 150
     assert dispatch_freeness(instance, True, None) == dispatch_freeness(instance, False, None) == 150
 
 
-def test_headroom_follows_the_block_size_and_never_exceeds_the_instance():
+def test_headroom_follows_the_block_size_and_never_exceeds_the_instance() -> None:
     assert headroom_blocks(load(high_running=1, block_tokens=32), TARGET_TOKENS) == 950
     assert headroom_blocks(load(high_running=1, total_blocks=64, free_blocks=64), TARGET_TOKENS) == 0
     assert headroom_blocks(load(high_running=1), 0) == 1000
 
 
-def test_an_instance_either_has_headroom_or_lacks_it():
+def test_an_instance_either_has_headroom_or_lacks_it() -> None:
     without, with_high = load(running=3), load(running=3, high_running=1)
     assert (headroom_blocks(without, TARGET_TOKENS), missing_headroom_blocks(without, TARGET_TOKENS)) == (0, 900)
     assert (headroom_blocks(with_high, TARGET_TOKENS), missing_headroom_blocks(with_high, TARGET_TOKENS)) == (900, 0)
@@ -103,7 +105,7 @@ def test_an_instance_either_has_headroom_or_lacks_it():
         ("nothing without a slot in the batch", load(free_blocks=500, running=3, incoming=1, max_running=4), 0),
     ],
 )
-def test_room_for_a_newcomer(situation: str, instance: InstanceSnapshot, room: int):
+def test_room_for_a_newcomer(situation: str, instance: InstanceSnapshot, room: int) -> None:
     assert room_blocks(instance) == room, situation
 
 
@@ -126,18 +128,18 @@ def loads(draw: st.DrawFn) -> InstanceSnapshot:
 
 
 @given(loads())
-def test_running_requests_and_headroom_are_never_charged_more_than_the_instance_has(instance: InstanceSnapshot):
+def test_running_requests_and_headroom_are_never_charged_more_than_the_instance_has(instance: InstanceSnapshot) -> None:
     assert 0 <= held_blocks(instance) <= instance.total_blocks
     assert 0 <= headroom_blocks(instance, TARGET_TOKENS) <= instance.total_blocks
 
 
 @given(loads())
-def test_placement_charges_at_least_what_migration_charges(instance: InstanceSnapshot):
+def test_placement_charges_at_least_what_migration_charges(instance: InstanceSnapshot) -> None:
     assert dispatch_usage(instance, False, TARGET_TOKENS) >= migration_usage(instance, TARGET_TOKENS)
 
 
 @given(loads(), st.integers(0, 500))
-def test_more_free_blocks_never_make_it_less_free(instance: InstanceSnapshot, more: int):
+def test_more_free_blocks_never_make_it_less_free(instance: InstanceSnapshot, more: int) -> None:
     facts = {field: getattr(instance, field) for field in instance.__struct_fields__}
     freer = load(**facts | {"free_blocks": min(instance.total_blocks, instance.free_blocks + more)})
     assert migration_freeness(freer, TARGET_TOKENS) >= migration_freeness(instance, TARGET_TOKENS)

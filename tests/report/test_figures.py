@@ -70,18 +70,18 @@ def test_pictures_without_data_are_not_drawn(tmp_path: Path) -> None:
 
 def test_latency_shows_one_curve_per_priority_and_leaves_failures_out() -> None:
     panel = draw_latency(WHOLE).axes[0]
-    curves = {line.get_label().split()[0]: line for line in panel.get_lines() if "P50" in line.get_label()}
+    curves = {line.get_label().split()[0]: line for line in panel.get_lines() if "P50" in line.get_label()}  # type: ignore[attr-defined, operator]
     assert list(curves) == ["normal", "high"]
-    drawn = max(max(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()))
+    drawn = max(max(line.get_xdata()) for line in panel.get_lines() if len(line.get_xdata()))  # type: ignore[arg-type, type-var]
     assert drawn == 29.5
 
 
 def test_counts_over_time_are_the_sums_of_the_instances() -> None:
     counts, load_panel, *_ = draw_timeline(WHOLE).axes
     serving = counts.get_lines()[0]
-    assert serving.get_ydata().tolist() == [1.0] * 10
+    assert serving.get_ydata().tolist() == [1.0] * 10  # type: ignore[union-attr]
     running = load_panel.get_lines()[0]
-    assert running.get_ydata().tolist() == [2, 2, 4, 4, 4, 4, 2, 2, 2, 2]
+    assert running.get_ydata().tolist() == [2, 2, 4, 4, 4, 4, 2, 2, 2, 2]  # type: ignore[union-attr]
 
 
 def test_preemptions_of_an_instance_that_is_gone_stay_counted() -> None:
@@ -93,13 +93,13 @@ def test_preemptions_of_an_instance_that_is_gone_stay_counted() -> None:
         load(3.0, "b"),
     ]
     preemptions = draw_timeline(Records([], [], rows)).axes[4]
-    assert preemptions.get_lines()[0].get_ydata().tolist() == [0, 2, 2, 2]
+    assert preemptions.get_lines()[0].get_ydata().tolist() == [0, 2, 2, 2]  # type: ignore[union-attr]
 
 
 def test_long_run_of_many_instances_is_thinned_out() -> None:
     rows = [load(t / 10, f"i{n:03d}") for t in range(2 * MOST_MOMENTS) for n in range(3)]
     figure = draw_timeline(Records([], [], rows))
-    assert len(figure.axes[0].get_lines()[0].get_xdata()) == MOST_MOMENTS
+    assert len(figure.axes[0].get_lines()[0].get_xdata()) == MOST_MOMENTS  # type: ignore[arg-type]
 
 
 def test_migrations_between_instances_without_a_series_are_drawn() -> None:
@@ -114,7 +114,7 @@ def test_migrations_are_told_apart_by_the_kind_of_their_reason_not_by_its_number
         "by hand",
     ]
     moves = [msgspec.structs.replace(move(float(n), "moved"), reason=reason) for n, reason in enumerate(reasons)]
-    labels = [text.get_text() for text in draw_migrations(Records([], moves)).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in draw_migrations(Records([], moves)).axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["by hand (1)", "drains (3)", "freeness (40)"]
 
 

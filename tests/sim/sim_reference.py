@@ -28,7 +28,9 @@ class Sequence:
 def reference_run(profile: Profile, rows: list[tuple[float, int, int]]) -> list[Sequence]:  # noqa: C901
     limits, size = profile.scheduler, profile.memory.block_tokens
     everyone = [Sequence(*row) for row in rows]
-    coming, waiting, running = list(everyone), [], []
+    coming = list(everyone)
+    waiting: list[Sequence] = []
+    running: list[Sequence] = []
     free, watermark, now = profile.memory.total_blocks, profile.watermark_blocks, 0.0
 
     def overhead_s(count: int) -> float:
@@ -39,7 +41,8 @@ def reference_run(profile: Profile, rows: list[tuple[float, int, int]]) -> list[
             now = max(now, coming[0].arrival_s)
         while coming and coming[0].arrival_s <= now:
             waiting.append(coming.pop(0))
-        admitted, tokens = [], 0
+        admitted: list[Sequence] = []
+        tokens = 0
         while waiting and len(running) + len(admitted) < limits.max_num_seqs:
             one = waiting[0]
             need = -(-one.length // size)

@@ -59,10 +59,10 @@ def test_an_order_is_followed_by_its_id_from_the_decision_to_the_record(tmp_path
         decided.order
     ]
     told = [c for e in source for c in e.commands if isinstance(c, Notify) and isinstance(c.message, Moved)]
-    (notice,) = [command.message for command in told if follows(command.message.outcome, record)]
-    assert notice.outcome.order == decided.order
+    (notice,) = [command.message for command in told if follows(command.message.outcome, record)]  # type: ignore[union-attr]
+    assert notice.outcome.order == decided.order  # type: ignore[union-attr]
     (heard,) = [e.event for e in scheduler if isinstance(e.event, MigrationEnded) and follows(e.event.outcome, record)]
-    assert heard.outcome == notice.outcome, "scheduler and front end hear the same"
+    assert heard.outcome == notice.outcome, "scheduler and front end hear the same"  # type: ignore[union-attr]
     assert (heard.outcome.request, heard.outcome.figures.bytes_copied) == (record.request_id, record.bytes)
 
 

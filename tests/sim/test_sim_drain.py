@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sim_cluster import assert_all_served
@@ -24,10 +25,11 @@ DEADLINE_S = ORDERED_S + ClusterConfig().drain_timeout_s
 WITHOUT_MOVES = PolicyConfig(policy="infaas++")
 
 
-def drained(requests: list[SimRequest], **setup: object) -> Outcome:
+def drained(requests: list[SimRequest], **setup: Any) -> Outcome:
     """What came of it that the first instance was ordered to drain."""
-    options = {"instances": 2, "profile": A10, "policy": WITHOUT_MOVES, "drains": (PlannedDrain(ORDERED_S, 0),)} | setup
-    outcome = simulate(requests, RunSetup(**options))
+    usual: dict[str, Any] = {"instances": 2, "profile": A10, "policy": WITHOUT_MOVES}
+    drains = (PlannedDrain(ORDERED_S, 0),)
+    outcome = simulate(requests, RunSetup(**{**usual, "drains": drains, **setup}))
     assert_all_served(outcome)
     return outcome
 

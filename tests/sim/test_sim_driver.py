@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sim_cluster import assert_all_served
@@ -17,24 +18,25 @@ from llumnix.sim import driver
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind, draw_victims, parse_fault
-from llumnix.sim.outcome import Outcome
+from llumnix.sim.instance import SimInstance
+from llumnix.sim.outcome import InstanceLife, Outcome
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import PlannedMove, RunSetup
+from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.workload.workload import load_workload
 
 A10 = load_profile("a10-llama-7b")
 CROWDED = "L-L?rate=0.8&requests=300&seed=1"
 
 
-def run(workload: str = CROWDED, **setup: object) -> Outcome:
-    options = {"instances": 4, "profile": A10, "policy": PolicyConfig(policy="llumnix")} | setup
+def run(workload: str = CROWDED, **setup: Any) -> Outcome:
+    options: dict[str, Any] = {"instances": 4, "profile": A10, "policy": PolicyConfig(policy="llumnix")} | setup
     return simulate(sim_requests(load_workload(workload)), RunSetup(**options))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
 def test_every_request_gets_every_token_and_every_block_comes_back(
-    policy: str, kind: str, instances: list[driver.SimInstance]
+    policy: str, kind: str, instances: list[SimInstance]
 ) -> None:
     outcome = run(profile=A10.with_scheduler(kind=kind), policy=PolicyConfig(policy=policy))
     assert_all_served(outcome)
@@ -47,7 +49,7 @@ def test_every_request_gets_every_token_and_every_block_comes_back(
         assert instance.engine.pool.total - instance.engine.pool.free == instance.body.arrivals.reserved_blocks
 
 
-def run_one(request: SimRequest, **setup: object) -> Outcome:
+def run_one(request: SimRequest, **setup: Any) -> Outcome:
     return simulate([request], RunSetup(instances=2, profile=A10, place_on=0, **setup))
 
 
@@ -241,7 +243,7 @@ def test_nothing_to_do_is_done_at_once() -> None:
 
 def test_instances_are_averaged_over_time() -> None:
     outcome = Outcome(requests=[], end_s=100.0)
-    outcome.lives = [driver.InstanceLife("a", 0.0), driver.InstanceLife("b", 50.0, 75.0)]
+    outcome.lives = [InstanceLife("a", 0.0), InstanceLife("b", 50.0, 75.0)]
     assert outcome.mean_instances == 1.25
 
 
@@ -279,7 +281,7 @@ def test_an_unbalanced_llumlet_config_still_ends() -> None:
 
 
 def test_an_instance_that_runs_out_of_blocks_gives_a_request_away_in_time(
-    instances: list[driver.SimInstance],
+    instances: list[SimInstance],
 ) -> None:
     ours = run()
     assert any("blocks short within" in row.reason for row in ours.migrations if row.outcome == MOVED)
@@ -294,7 +296,8 @@ def test_a_piece_of_memory_is_traded_for_the_first_of_a_queue() -> None:
 
 def test_instance_that_was_emptied_and_kept_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody plans that in a simulation; but what the scheduler orders is carried out there, too."""
-    name, seen = driver.instance_name(1), []
+    name = instance_name(1)
+    seen: list[Any] = []
 
     class Returning(driver._Run):
         def run(self) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, nan
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from llumnix.sim.kernel import Kernel
 
 
 def test_events_run_by_time_then_rank_then_order_of_asking() -> None:
-    kernel, ran = Kernel(), []
+    kernel = Kernel()
+    ran: list[Any] = []
     for name, time, rank in (("d", 2.0, 0), ("c", 1.0, 1), ("a", 1.0, 0), ("b", 1.0, 0)):
         kernel.at(time, ran.append, name, rank=rank)
     kernel.run()
@@ -19,7 +21,8 @@ def test_events_run_by_time_then_rank_then_order_of_asking() -> None:
 
 
 def test_a_cancelled_event_does_not_run_and_cancelling_twice_says_so() -> None:
-    kernel, ran = Kernel(), []
+    kernel = Kernel()
+    ran: list[Any] = []
     timer = kernel.at(1.0, ran.append, "never")
     assert kernel.cancel(timer)
     assert not kernel.cancel(timer)
@@ -36,7 +39,8 @@ def test_an_event_that_has_run_cannot_be_cancelled() -> None:
 
 
 def test_run_until_includes_the_last_moment_and_stops_the_clock_there() -> None:
-    kernel, ran = Kernel(), []
+    kernel = Kernel()
+    ran: list[Any] = []
     for time in (1.0, 2.0, 3.0):
         kernel.at(time, ran.append, time)
     kernel.run(until=2.0)
@@ -48,14 +52,16 @@ def test_run_until_includes_the_last_moment_and_stops_the_clock_there() -> None:
 
 
 def test_an_action_may_ask_for_more_at_the_same_moment() -> None:
-    kernel, ran = Kernel(), []
-    kernel.at(1.0, lambda: kernel.after(0.0, ran.append, kernel.now))
+    kernel = Kernel()
+    ran: list[Any] = []
+    kernel.at(1.0, lambda: kernel.after(0.0, ran.append, kernel.now))  # type: ignore[arg-type]
     kernel.run()
     assert ran == [1.0]
 
 
 def test_stop_leaves_the_rest_pending() -> None:
-    kernel, ran = Kernel(), []
+    kernel = Kernel()
+    ran: list[Any] = []
     kernel.at(1.0, kernel.stop)
     kernel.at(1.0, ran.append, "later")
     kernel.run(until=5.0)
@@ -85,8 +91,9 @@ def test_an_action_must_not_run_the_kernel() -> None:
 
 
 def test_an_exception_in_an_action_passes_through_and_the_kernel_goes_on() -> None:
-    kernel, ran = Kernel(), []
-    kernel.at(1.0, lambda: 1 // 0)
+    kernel = Kernel()
+    ran: list[Any] = []
+    kernel.at(1.0, lambda: 1 // 0)  # type: ignore[arg-type]
     kernel.at(2.0, ran.append, "on")
     with pytest.raises(ZeroDivisionError):
         kernel.run()

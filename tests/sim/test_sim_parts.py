@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llumnix.sim.engine.batch import DecodeBatch
 from llumnix.sim.engine.blocks import BlockPool, PrefixCache
 from llumnix.sim.engine.gaps import GapLog
-from llumnix.sim.engine.request import SimRequest
+from llumnix.sim.engine.request import Phase, SimRequest
 
 
 @given(st.lists(st.integers(0, 9), max_size=40))
@@ -55,7 +55,7 @@ def test_a_member_that_leaves_knows_its_length_blocks_and_gap(lengths: list[tupl
         batch.join(request)
     batch.advance(steps, 3.0, 0.5, 3.0 + 0.5 * (steps - 1), 0.5 * steps)
     for request, (prompt, generated) in zip(list(batch.members), lengths, strict=True):
-        batch.leave(request, "gone")
+        batch.leave(request, Phase.FINISHED)
         assert request.generated == generated + steps
         assert request.blocks == -(-(prompt + generated + steps - 1) // 16)
         assert request.largest_gap_s == 2.0
@@ -70,7 +70,7 @@ def test_the_shortest_member_and_the_next_end_forget_who_left() -> None:
         request.generated = 1
         batch.join(request)
     assert (batch.shortest_tokens(), batch.steps_to_next_end()) == (11, 4)
-    batch.leave(short, "gone")
+    batch.leave(short, Phase.FINISHED)
     assert (batch.shortest_tokens(), batch.steps_to_next_end()) == (501, 89)
 
 
@@ -88,7 +88,7 @@ def test_a_request_that_moved_to_another_batch_is_not_taken_for_a_member() -> No
     for one in (request, other):
         one.generated = 1
         here.join(one)
-    here.leave(request, "gone")
+    here.leave(request, Phase.FINISHED)
     there.join(request)
     assert here.steps_to_next_end() == 8
     assert here.shortest_tokens() == 21

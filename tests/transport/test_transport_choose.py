@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llumnix.transport.choose import Address, Choice, Way, choose
@@ -36,13 +38,13 @@ NOT_SPOKEN = "unix: this end does not speak it"
         pytest.param([UNIX], "a", (), [], [NOT_SPOKEN], id="nothing in common"),
     ],
 )
-def test_choice(offered, host, able, ways, passed_over):
+def test_choice(offered: Any, host: Any, able: Any, ways: Any, passed_over: Any) -> None:
     source = Address(incarnation="i", host="a", ways=tuple(offered))
     assert choose(source, host, able) == Choice(tuple(ways), tuple(passed_over))
 
 
 @pytest.mark.parametrize("ways", [(UNIX,), (UNIX, NETWORK), (Way("tcp", "[::1]:80"), UNIX), ()])
-def test_an_address_reads_as_it_was_written(ways):
+def test_an_address_reads_as_it_was_written(ways: Any) -> None:
     address = Address(incarnation="0f", host="boot-id", ways=ways)
     assert Address.parse(str(address)) == address
 
@@ -50,12 +52,12 @@ def test_an_address_reads_as_it_was_written(ways):
 @pytest.mark.parametrize(
     "text", ["", "x", "@host", "id@", "id@h,", "id@h,unix", "id@h,unix:", "id@h,:x", "id@h,tcp:host", "id@h,tcp:h:p"]
 )
-def test_what_is_not_an_address_is_told_apart(text):
+def test_what_is_not_an_address_is_told_apart(text: str) -> None:
     with pytest.raises(TransportError, match="is not the address of a transport"):
         Address.parse(text)
 
 
-def test_host_and_port_of_an_ipv6_way():
+def test_host_and_port_of_an_ipv6_way() -> None:
     assert Way("tcp", "[fe80::1]:4242").host_and_port == ("fe80::1", 4242)
 
 
@@ -72,6 +74,6 @@ def shape(fingerprint: str = "m", num_blocks: int = 8, chunk_bytes: tuple[int, .
         (shape(chunk_bytes=(16, 64)), "chunks of region 1 have 32 bytes here, 64 there"),
     ],
 )
-def test_shapes_that_do_not_match_say_where(other, complaint):
+def test_shapes_that_do_not_match_say_where(other: Any, complaint: str | None) -> None:
     mismatch = shape().mismatch(other)
-    assert mismatch is None if complaint is None else complaint in mismatch
+    assert mismatch is None if complaint is None else complaint in (mismatch or "")

@@ -11,23 +11,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from stalling_source import BLOCKS as STALLING_BLOCKS
 from stalling_source import CHUNK_BYTES, FINGERPRINT
-from transport_ends import PLENTY_S, SECRET, End, memory_of
+from transport_ends import PLENTY_S, SECRET, End, Kind, finished, memory_of
 
 from llumnix.transport.choose import Address
 from llumnix.transport.connection import PROTOCOL, Connection, Hello, Proof, Welcome
-from llumnix.transport.port import TransportError
+from llumnix.transport.port import Pull, TransportError
 from llumnix.transport.serving import ServerLimits
 
 SOON_S = 1.0
 
 
-def assert_copied(source: End, target: End, before: list[np.ndarray], source_blocks, target_blocks) -> None:
+def assert_copied(source: End, target: End, before: list[np.ndarray], source_blocks: Any, target_blocks: Any) -> None:
     others = np.setdiff1d(np.arange(len(before[0])), target_blocks)
     for here, there, was in zip(target.memory, source.memory, before, strict=True):
         np.testing.assert_array_equal(here[target_blocks], there[source_blocks])
@@ -49,7 +51,9 @@ def snapshot(end: End) -> list[np.ndarray]:
         pytest.param([], [], id="none"),
     ],
 )
-def test_named_blocks_arrive_and_no_other_changes(make_end, source_blocks, target_blocks):
+def test_named_blocks_arrive_and_no_other_changes(
+    make_end: Callable[..., End], source_blocks: Any, target_blocks: Any
+) -> None:
     source, target = make_end(1), make_end(2)
     before = snapshot(target)
     result = target.pulled(source.transport.address, source_blocks, target_blocks)
@@ -58,7 +62,7 @@ def test_named_blocks_arrive_and_no_other_changes(make_end, source_blocks, targe
     assert_copied(source, target, before, list(source_blocks), list(target_blocks))
 
 
-def test_more_pieces_than_one_system_call_takes(make_end, kind):
+def test_more_pieces_than_one_system_call_takes(make_end: Callable[..., End], kind: Kind) -> None:
     blocks = 3000
     source = make_end(memory=memory_of(3, blocks=blocks, scattered=kind.staged))
     target = make_end(memory=memory_of(4, blocks=blocks, scattered=kind.staged))
@@ -68,7 +72,7 @@ def test_more_pieces_than_one_system_call_takes(make_end, kind):
     assert_copied(source, target, before, sources, targets)
 
 
-def test_many_pulls_at_once_in_both_directions(make_end):
+def test_many_pulls_at_once_in_both_directions(make_end: Callable[..., End]) -> None:
     """Each end serves its lower half while it receives into its upper half."""
     left, right = make_end(1), make_end(2)
     before = {id(end): snapshot(end) for end in (left, right)}
@@ -82,14 +86,14 @@ def test_many_pulls_at_once_in_both_directions(make_end):
     assert_copied(left, right, before[id(right)], range(32), range(32, 64))
 
 
-def test_pulls_reuse_their_connection(make_end):
+def test_pulls_reuse_their_connection(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2)
     for block in range(10):
         assert target.pulled(source.transport.address, [block], [block]).ok
     assert len(_serving_threads()) == 1
 
 
-def test_an_instance_may_pull_from_itself(make_end):
+def test_an_instance_may_pull_from_itself(make_end: Callable[..., End]) -> None:
     end = make_end(1)
     before = snapshot(end)
     assert end.pulled(end.transport.address, [1, 2], [40, 50]).ok
@@ -99,24 +103,24 @@ def test_an_instance_may_pull_from_itself(make_end):
 # --- what is refused
 
 
-def test_another_model_is_refused(make_end):
+def test_another_model_is_refused(make_end: Callable[..., End]) -> None:
     source, target = make_end(1, fingerprint="llama/tp0"), make_end(2, fingerprint="llama/tp1")
     result = target.pulled(source.transport.address, [1], [1])
     assert not result.ok
     assert "'llama/tp1' here, 'llama/tp0' there" in result.reason
 
 
-def test_another_shape_is_refused(make_end):
+def test_another_shape_is_refused(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(memory=memory_of(2)[:2])
     assert "2 regions here, 3 there" in target.pulled(source.transport.address, [1], [1]).reason
 
 
-def test_the_number_of_blocks_may_differ(make_end, kind):
+def test_the_number_of_blocks_may_differ(make_end: Callable[..., End], kind: Kind) -> None:
     source, target = make_end(1), make_end(memory=memory_of(2, blocks=7, scattered=kind.staged))
     assert target.pulled(source.transport.address, [63], [6]).ok
 
 
-def test_a_wrong_secret_is_refused(make_end):
+def test_a_wrong_secret_is_refused(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2, secret=b"another secret of enough bytes")
     before = snapshot(target)
     assert "the secret is wrong" in target.pulled(source.transport.address, [1], [1]).reason
@@ -124,13 +128,15 @@ def test_a_wrong_secret_is_refused(make_end):
         np.testing.assert_array_equal(now, was)
 
 
-def test_a_short_secret_is_refused(make_end):
+def test_a_short_secret_is_refused(make_end: Callable[..., End]) -> None:
     with pytest.raises(TransportError, match="at least 16 bytes"):
         make_end(secret=b"short")
 
 
 @pytest.mark.parametrize("block", [64, 2**31])
-def test_a_block_that_the_source_does_not_have_is_refused_and_the_connection_stays(make_end, block):
+def test_a_block_that_the_source_does_not_have_is_refused_and_the_connection_stays(
+    make_end: Callable[..., End], block: Any
+) -> None:
     source, target = make_end(1), make_end(2)
     assert f"block {block} is not one of the 64" in target.pulled(source.transport.address, [block], [1]).reason
     before = _serving_threads()
@@ -148,13 +154,15 @@ def test_a_block_that_the_source_does_not_have_is_refused_and_the_connection_sta
         ([1, 2], [3, 3], "named twice"),
     ],
 )
-def test_a_bug_of_the_caller_is_raised(make_end, source_blocks, target_blocks, complaint):
+def test_a_bug_of_the_caller_is_raised(
+    make_end: Callable[..., End], source_blocks: Any, target_blocks: Any, complaint: str | None
+) -> None:
     end = make_end(1)
     with pytest.raises(ValueError, match=complaint):
         end.pull(end.transport.address, source_blocks, target_blocks)
 
 
-def test_a_request_longer_than_the_pool_ends_only_its_connection(make_end):
+def test_a_request_longer_than_the_pool_ends_only_its_connection(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2)
     assert (
         not target.pulled(source.transport.address, [1] * 65, range(64)[:0] or [*range(64), 0][:0] or []).ok
@@ -167,7 +175,7 @@ def test_a_request_longer_than_the_pool_ends_only_its_connection(make_end):
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "id@host", "id@host,unix:", "id@host,pigeon:coop"])
-def test_an_address_that_leads_nowhere_is_a_failed_pull(make_end, address):
+def test_an_address_that_leads_nowhere_is_a_failed_pull(make_end: Callable[..., End], address: str) -> None:
     result = make_end(1).pulled(address, [1], [1])
     assert not result.ok
     assert "not the address" in result.reason or "cannot be reached" in result.reason
@@ -184,7 +192,7 @@ def test_an_address_that_leads_nowhere_is_a_failed_pull(make_end, address):
         np.random.default_rng(0).bytes(1 << 16),
     ],
 )
-def test_garbage_on_the_port_harms_nobody(make_end, garbage):
+def test_garbage_on_the_port_harms_nobody(make_end: Callable[..., End], garbage: Any) -> None:
     source, target = make_end(1), make_end(2)
     # The source may hang up before it has read all of it.
     with _stranger(source.transport.address) as stranger, contextlib.suppress(ConnectionError):
@@ -196,14 +204,14 @@ def test_garbage_on_the_port_harms_nobody(make_end, garbage):
     assert target.pulled(source.transport.address, [1], [1]).ok
 
 
-def test_a_silent_stranger_is_shown_out(make_end):
+def test_a_silent_stranger_is_shown_out(make_end: Callable[..., End]) -> None:
     source = make_end(1, server=ServerLimits(handshake_s=0.1))
     with _stranger(source.transport.address) as stranger:
         assert stranger.recv(4096)  # the hello
         assert stranger.recv(4096) == b""
 
 
-def test_a_puller_beyond_the_bound_of_connections_is_turned_away(make_end):
+def test_a_puller_beyond_the_bound_of_connections_is_turned_away(make_end: Callable[..., End]) -> None:
     source = make_end(1, server=ServerLimits(max_connections=1, idle_s=0.2))
     first, second = make_end(2), make_end(3)
     assert first.pulled(source.transport.address, [1], [1]).ok  # and keeps its connection until that rested too long
@@ -213,7 +221,7 @@ def test_a_puller_beyond_the_bound_of_connections_is_turned_away(make_end):
         assert time.monotonic() < deadline
 
 
-def test_strangers_that_hold_connections_keep_no_puller_out(make_end):
+def test_strangers_that_hold_connections_keep_no_puller_out(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2)
     with contextlib.ExitStack() as stack:
         for _ in range(200):
@@ -221,7 +229,7 @@ def test_strangers_that_hold_connections_keep_no_puller_out(make_end):
         assert target.pulled(source.transport.address, [1], [1], deadline_s=3.0).ok
 
 
-def test_an_impostor_that_took_the_port_cannot_feed_bytes(make_end, tmp_path):
+def test_an_impostor_that_took_the_port_cannot_feed_bytes(make_end: Callable[..., End], tmp_path: Path) -> None:
     target = make_end(2)
     listener = socket.create_server(("127.0.0.1", 0))
     own = Address.parse(target.transport.address)
@@ -243,7 +251,7 @@ def test_an_impostor_that_took_the_port_cannot_feed_bytes(make_end, tmp_path):
     assert result.reason == "the source does not know the secret"
 
 
-def test_one_pull_too_many_fails_at_once(half_pulled):
+def test_one_pull_too_many_fails_at_once(half_pulled: tuple[str, End, Pull]) -> None:
     address, target, _ = half_pulled
     assert target.pulled(address, [0, 1], [2, 3]).reason == "1 pulls are in flight already"
 
@@ -254,7 +262,7 @@ def test_one_pull_too_many_fails_at_once(half_pulled):
 class Stalling:
     """A child process that serves the first half of a pull and then waits; `target` has a pull in that state."""
 
-    def __init__(self, make_end, deadline_s: float = PLENTY_S) -> None:
+    def __init__(self, make_end: Callable[..., End], deadline_s: float = PLENTY_S) -> None:
         memory = [np.zeros((STALLING_BLOCKS, CHUNK_BYTES), np.uint8)]
         self.target = make_end(memory=memory, fingerprint=FINGERPRINT)
         way = Address.parse(self.target.transport.address).ways[0]
@@ -271,8 +279,14 @@ class Stalling:
         assert self._says() == "half", self.pull.wait(0)
 
     def _says(self) -> str:
+        assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], PLENTY_S)
         return self.process.stdout.readline().strip() if readable else ""
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
 
     def __enter__(self) -> tuple[Stalling, End]:
         return self, self.target
@@ -282,7 +296,7 @@ class Stalling:
         self.process.communicate()
 
 
-def test_a_killed_source_fails_the_pull_at_once(make_end):
+def test_a_killed_source_fails_the_pull_at_once(make_end: Callable[..., End]) -> None:
     with Stalling(make_end) as (source, target):
         source.process.kill()
         result = target.results.get(timeout=SOON_S)
@@ -291,7 +305,7 @@ def test_a_killed_source_fails_the_pull_at_once(make_end):
         assert not target.pulled(source.address, [0], [0]).ok  # nobody is there any more
 
 
-def test_a_hung_source_fails_the_pull_at_its_deadline_and_nothing_lands_later(make_end):
+def test_a_hung_source_fails_the_pull_at_its_deadline_and_nothing_lands_later(make_end: Callable[..., End]) -> None:
     with Stalling(make_end, deadline_s=0.5) as (source, target):
         source.process.send_signal(signal.SIGSTOP)
         result = target.results.get(timeout=0.5 + SOON_S)
@@ -300,24 +314,22 @@ def test_a_hung_source_fails_the_pull_at_its_deadline_and_nothing_lands_later(ma
         assert 0.45 < result.seconds < 0.5 + SOON_S
         memory = target.memory[0]
         memory[:] = 99  # the blocks are somebody else's now
-        source.process.stdin.write("go on\n")
-        source.process.stdin.flush()
+        source.tell("go on")
         source.process.send_signal(signal.SIGCONT)
-        source.process.stdin.write("end\n")
-        source.process.stdin.flush()
+        source.tell("end")
         assert source.process.wait(PLENTY_S) == 0  # it sent all that it could, and closed
         assert (memory == 99).all()
 
 
-def test_a_cancelled_pull_ends_at_once(half_pulled):
+def test_a_cancelled_pull_ends_at_once(half_pulled: tuple[str, End, Pull]) -> None:
     _, target, pull = half_pulled
     pull.cancel()
     assert target.results.get(timeout=SOON_S).reason == "the pull was cancelled"
     pull.cancel()
-    assert pull.wait(PLENTY_S).reason == "the pull was cancelled"
+    assert finished(pull.wait(PLENTY_S)).reason == "the pull was cancelled"
 
 
-def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(half_pulled):
+def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(half_pulled: tuple[str, End, Pull]) -> None:
     address, target, pull = half_pulled
     pull.cancel()
     target.results.get(timeout=SOON_S)
@@ -327,7 +339,7 @@ def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(half_pulled
     assert target.results.get(timeout=SOON_S).reason == "the pull was cancelled"
 
 
-def test_closing_the_target_ends_its_pulls_and_tells_so(half_pulled):
+def test_closing_the_target_ends_its_pulls_and_tells_so(half_pulled: tuple[str, End, Pull]) -> None:
     _, target, _ = half_pulled
     started = time.monotonic()
     target.transport.close()
@@ -338,14 +350,14 @@ def test_closing_the_target_ends_its_pulls_and_tells_so(half_pulled):
     target.transport.close()
 
 
-def test_closing_the_source_ends_the_pulls_of_others(make_end):
+def test_closing_the_source_ends_the_pulls_of_others(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2)
     assert target.pulled(source.transport.address, [1], [1]).ok
     source.transport.close()
     assert "cannot be reached" in target.pulled(source.transport.address, [1], [1]).reason
 
 
-def test_a_restarted_peer_is_reached_under_its_new_address(make_end):
+def test_a_restarted_peer_is_reached_under_its_new_address(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2)
     assert target.pulled(source.transport.address, [1], [1]).ok
     source.transport.close()
@@ -355,7 +367,7 @@ def test_a_restarted_peer_is_reached_under_its_new_address(make_end):
     assert_copied(successor, target, before, [1], [1])
 
 
-def test_a_successor_on_the_same_port_is_not_mistaken_for_its_predecessor(make_end):
+def test_a_successor_on_the_same_port_is_not_mistaken_for_its_predecessor(make_end: Callable[..., End]) -> None:
     source, target = make_end(1), make_end(2)
     stale = Address.parse(source.transport.address)
     successor = make_end(3)
@@ -364,14 +376,16 @@ def test_a_successor_on_the_same_port_is_not_mistaken_for_its_predecessor(make_e
     assert "another incarnation" in target.pulled(address, [1], [1]).reason
 
 
-def test_an_idle_connection_that_the_source_closed_is_replaced(make_end):
+def test_an_idle_connection_that_the_source_closed_is_replaced(make_end: Callable[..., End]) -> None:
     source, target = make_end(1, server=ServerLimits(idle_s=0.05)), make_end(2)
     assert target.pulled(source.transport.address, [1], [1]).ok
     _wait_until(lambda: not _serving_threads())
     assert target.pulled(source.transport.address, [2], [2]).ok
 
 
-def test_an_idle_connection_that_the_source_closes_at_this_very_moment_is_replaced(make_end, monkeypatch):
+def test_an_idle_connection_that_the_source_closes_at_this_very_moment_is_replaced(
+    make_end: Callable[..., End], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = make_end(1, server=ServerLimits(idle_s=0.05)), make_end(2)
     assert target.pulled(source.transport.address, [1], [1]).ok
     _wait_until(lambda: not _serving_threads())
@@ -381,7 +395,7 @@ def test_an_idle_connection_that_the_source_closes_at_this_very_moment_is_replac
     assert_copied(source, target, before, [2], [2])
 
 
-def test_nothing_is_left_behind(make_end, tmp_path):
+def test_nothing_is_left_behind(make_end: Callable[..., End], tmp_path: Path) -> None:
     files, threads = _open_files(), set(threading.enumerate())
     source, target = make_end(1), make_end(2)
     for _ in range(3):
@@ -403,7 +417,7 @@ def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def _wait_until(condition) -> None:
+def _wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PLENTY_S
     while not condition():
         assert time.monotonic() < deadline

@@ -6,12 +6,13 @@ import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from llumnix.transport.memory import MemoryPool
-from llumnix.transport.port import Pool, PullResult, Transport
+from llumnix.transport.port import BlockIds, Pool, Pull, PullResult, Transport
 from llumnix.transport.sockets import SocketOptions
 from llumnix.transport.staging import StagedPool
 
@@ -33,14 +34,12 @@ class End:
     memory: list[np.ndarray]
     results: queue.SimpleQueue[PullResult] = field(default_factory=queue.SimpleQueue)
 
-    def pull(
-        self, source: str, source_blocks: Sequence[int], target_blocks: Sequence[int], deadline_s: float = PLENTY_S
-    ):
+    def pull(self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, deadline_s: float = PLENTY_S) -> Pull:
         return self.transport.pull(
             source, source_blocks, target_blocks, deadline_s, on_done=self.results.put, on_released=no_release
         )
 
-    def pulled(self, *args, **kwargs) -> PullResult:
+    def pulled(self, *args: Any, **kwargs: Any) -> PullResult:
         self.pull(*args, **kwargs)
         return self.results.get(timeout=PLENTY_S)
 
@@ -61,8 +60,8 @@ class Kind:
     scheme: str
     staged: bool
 
-    def options(self, folder: Path, **rest: object) -> SocketOptions:
-        where = {"folder": folder, "tcp_host": None} if self.scheme == "unix" else {}
+    def options(self, folder: Path, **rest: Any) -> SocketOptions:
+        where: dict[str, Any] = {"folder": folder, "tcp_host": None} if self.scheme == "unix" else {}
         return SocketOptions(**where, **rest)
 
     def pool(self, memory: Sequence[np.ndarray], fingerprint: str) -> Pool:
@@ -71,3 +70,9 @@ class Kind:
             tensors = [torch.from_numpy(array) for array in memory]
             return StagedPool(tensors, fingerprint=fingerprint, staging_bytes=9000)
         return MemoryPool.of_arrays(memory, fingerprint=fingerprint)
+
+
+def finished(result: PullResult | None) -> PullResult:
+    """What came of a pull that was waited for."""
+    assert result is not None, "it is still going on"
+    return result

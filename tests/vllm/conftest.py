@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_server import USUAL_FLAGS, Server
+from frame.checked import USUAL_FLAGS, Server
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Plain vLLM, no Llumnix: what a request without an adapter says alone, and beside one that has one.
 
-    python tests/vllm/plain_lora.py FOLDER
+    PYTHONPATH=benchmarks python tests/vllm/plain_lora.py FOLDER
 
 Prints JSON: how many of the tokens differ from what it says alone, by the situation.
 """
@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from lora_adapter import RANK, make_adapter
+from frame.lora import RANK, make_adapter
 
 from llumnix import tiny_model
 
@@ -24,7 +24,6 @@ def main(folder: Path) -> None:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    sizes = {"max_model_len": 256, "max_num_seqs": 4, "max_num_batched_tokens": 256, "kv_cache_memory_bytes": 1 << 25}
     llm = LLM(
         str(tiny_model.ensure()),
         dtype="float32",
@@ -33,7 +32,10 @@ def main(folder: Path) -> None:
         enable_lora=True,
         max_loras=2,
         max_lora_rank=RANK,
-        **sizes,
+        max_model_len=256,
+        max_num_seqs=4,
+        max_num_batched_tokens=256,
+        kv_cache_memory_bytes=1 << 25,
     )
     first, last = (LoRARequest(f"a{n}", n, str(make_adapter(folder / f"a{n}", seed=n))) for n in (1, 2))
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
@@ -41,7 +43,7 @@ def main(folder: Path) -> None:
     def says(*adapters: LoRARequest | None) -> list[int]:
         """The first of these requests, all in one batch."""
         prompts = [f"{n} amber basin cedar" for n in range(len(adapters))]
-        outputs = llm.generate(prompts, greedy, lora_request=list(adapters), use_tqdm=False)
+        outputs = llm.generate(prompts, greedy, lora_request=list(adapters), use_tqdm=False)  # type: ignore[arg-type]
         return list(outputs[0].outputs[0].token_ids)
 
     def differ(one: list[int], other: list[int]) -> int:

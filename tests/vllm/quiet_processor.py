@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, RequestLogitsProcessor
+from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, RequestLogitsProcessor  # type: ignore[attr-defined]
 
 FEW = 12
 

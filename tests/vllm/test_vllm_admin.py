@@ -11,9 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from vllm_kinds import prompt
-from vllm_server import Server, wait_for
-from vllm_streams import Admin, Streaming, open_session
+from frame.admin import Admin
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.server import wait_for
+from frame.stream import Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -169,7 +171,7 @@ async def test_answers_match_the_contract(server: Server) -> None:
         )
     }
     # A load report counts the move a moment after it was answered.
-    wait_for(lambda: server.instance(source)["migrations_out"] >= 1, "the source's count")
+    wait_for(lambda: server.instance(source)["migrations_out"] >= 1, "the source's count")  # type: ignore[arg-type]
     wait_for(lambda: server.instance(target)["migrations_in"] >= 1, "the target's count")
     scheduler = server.get(INSTANCES_URL).json()["scheduler"]
     assert scheduler["state"] == "running"

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
-from vllm_server import Server, wait_for
-from vllm_streams import COMPLETIONS, open_session
+from frame.checked import Server
+from frame.server import wait_for
+from frame.stream import COMPLETIONS, open_session
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -136,7 +137,7 @@ def rank_in_events(server: Server, events: zmq.Socket[bytes], slot: int) -> int:
     """Of a batch of events that a new prompt causes; a subscription takes a moment, so several are sent."""
     for attempt in range(20):
         asyncio.run(complete(server, 1, slot, prompt=f"{slot} {attempt} " * 40))
-        if events.poll(EVENTS_S * 1000 / 20):
+        if events.poll(int(EVENTS_S * 1000 / 20)):
             _, _, payload = events.recv_multipart()
             _, _, rank = msgspec.msgpack.decode(payload)
             return int(rank)

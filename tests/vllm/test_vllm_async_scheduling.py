@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from equality import assert_moved, compare
-from vllm_server import Server
-from vllm_streams import open_session
+from frame.checked import Server
+from frame.equality import assert_moved, compare
+from frame.stream import open_session
 
 pytestmark = pytest.mark.timeout(240)
 

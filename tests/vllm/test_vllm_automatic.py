@@ -6,9 +6,9 @@ import asyncio
 import random
 
 import pytest
-from vllm_kinds import prompt
-from vllm_server import Server
-from vllm_streams import COMPLETIONS, open_session, stream
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.stream import COMPLETIONS, open_session, stream
 
 pytestmark = pytest.mark.timeout(240)
 

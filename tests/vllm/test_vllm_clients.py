@@ -10,8 +10,9 @@ from typing import Any
 
 import openai
 import pytest
-from vllm_server import Server
-from vllm_streams import Admin, open_session
+from frame.admin import Admin
+from frame.checked import Server
+from frame.stream import open_session
 
 pytestmark = pytest.mark.timeout(240)
 

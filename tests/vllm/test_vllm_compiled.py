@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_kinds import prompt
-from vllm_server import Server, wait_for
-from vllm_streams import COMPLETIONS, Admin, Streaming, open_session, stream
+from frame.admin import Admin
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.server import wait_for
+from frame.stream import COMPLETIONS, Streaming, open_session, stream
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.vllm, pytest.mark.nightly]
 

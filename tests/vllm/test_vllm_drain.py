@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from vllm_kinds import make, prompt
-from vllm_server import Server, wait_for
-from vllm_streams import Output, Streaming, open_session
+from frame.checked import Server
+from frame.kinds import make, prompt
+from frame.server import wait_for
+from frame.stream import Output, Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
 

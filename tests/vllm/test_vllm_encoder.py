@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("vllm")
 
 import tiny_encoder
-from vllm_server import Server, wait_for
+from frame.checked import Server
+from frame.server import wait_for
 
 pytestmark = [pytest.mark.timeout(200), pytest.mark.vllm, pytest.mark.nightly]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from equality import assert_moved, compare
-from vllm_kinds import KINDS
-from vllm_server import Server
-from vllm_streams import open_session
+from frame.checked import Server
+from frame.equality import assert_moved, compare
+from frame.kinds import KINDS
+from frame.stream import open_session
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -16,9 +16,11 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
-from vllm_kinds import prompt
-from vllm_server import WAIT_S, Server, wait_for
-from vllm_streams import COMPLETIONS, Admin, Output, Streaming, open_session
+from frame.admin import Admin
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.server import WAIT_S, wait_for
+from frame.stream import COMPLETIONS, Output, Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -8,10 +8,11 @@ import random
 import signal
 
 import pytest
-from equality import Plan, moving, undisturbed
-from vllm_kinds import make
-from vllm_server import Server, wait_for
-from vllm_streams import Output, Streaming, open_session
+from frame.checked import Server
+from frame.equality import Plan, moving, undisturbed
+from frame.kinds import make
+from frame.server import wait_for
+from frame.stream import Output, Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equality import Plan, moving, undisturbed
-from lora_adapter import RANK, make_adapter
-from vllm_kinds import Kind, prompt
-from vllm_server import Server, wait_for
-from vllm_streams import COMPLETIONS, open_session
+from frame.checked import Server
+from frame.equality import Plan, moving, undisturbed
+from frame.kinds import Kind, prompt
+from frame.lora import RANK, make_adapter
+from frame.server import wait_for
+from frame.stream import COMPLETIONS, open_session
 
 pytestmark = pytest.mark.timeout(240)
 

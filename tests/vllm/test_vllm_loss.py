@@ -9,10 +9,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from equality import with_stop
-from vllm_kinds import WITH_STOP, Kind, make, prompt
-from vllm_server import Server, wait_for
-from vllm_streams import COMPLETIONS, Admin, Output, Streaming, open_session
+from frame.admin import Admin
+from frame.checked import Server
+from frame.equality import with_stop
+from frame.kinds import WITH_STOP, Kind, make, prompt
+from frame.server import wait_for
+from frame.stream import COMPLETIONS, Output, Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
 

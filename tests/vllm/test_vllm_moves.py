@@ -10,9 +10,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from vllm_kinds import prompt
-from vllm_server import Server
-from vllm_streams import COMPLETIONS, Admin, Output, Streaming, id_of, open_session, stream, streaming
+from frame.admin import Admin
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.stream import COMPLETIONS, Output, Streaming, id_of, open_session, stream, streaming
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from equality import Plan, moving, undisturbed
-from vllm_kinds import make
-from vllm_server import Server
-from vllm_streams import open_session
+from frame.checked import Server
+from frame.equality import Plan, moving, undisturbed
+from frame.kinds import make
+from frame.stream import open_session
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -10,9 +10,10 @@ import time
 
 import httpx
 import pytest
-from vllm_kinds import make
-from vllm_server import USUAL_FLAGS, Server, wait_for
-from vllm_streams import Streaming, open_session, stream
+from frame.checked import USUAL_FLAGS, Server
+from frame.kinds import make
+from frame.server import wait_for
+from frame.stream import Streaming, open_session, stream
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.nightly]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 def test_plain_vllm_answers_a_request_without_an_adapter_with_the_last_one(tmp_path: Path) -> None:
     """Once this fails, vLLM has mended it."""
     command = [sys.executable, plain_lora.__file__, str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=paths)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert json.loads(ran.stdout.splitlines()[-1]) == {
         "last place empty": 0,

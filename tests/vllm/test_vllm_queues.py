@@ -7,10 +7,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from equality import compare
-from vllm_kinds import prompt
-from vllm_server import Server
-from vllm_streams import COMPLETIONS, Admin, Streaming, open_session, stream
+from frame.admin import Admin
+from frame.checked import Server
+from frame.equality import compare
+from frame.kinds import prompt
+from frame.stream import COMPLETIONS, Streaming, open_session, stream
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from vllm_server import USUAL_FLAGS, Server
-from vllm_streams import Admin, Streaming, open_session
+from frame.admin import Admin
+from frame.checked import USUAL_FLAGS, Server
+from frame.stream import Streaming, open_session
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -6,9 +6,11 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from vllm_kinds import prompt
-from vllm_server import USUAL_FLAGS, Server, wait_for
-from vllm_streams import Admin, Streaming, open_session
+from frame.admin import Admin
+from frame.checked import USUAL_FLAGS, Server
+from frame.kinds import prompt
+from frame.server import wait_for
+from frame.stream import Streaming, open_session
 
 from two_machines import TOKEN, TwoMachines, why_not_possible
 

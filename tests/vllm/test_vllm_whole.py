@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from lora_adapter import RANK, make_adapter
-from vllm_server import Server, wait_for
+from frame.checked import Server
+from frame.lora import RANK, make_adapter
+from frame.server import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -163,7 +164,7 @@ def test_restarted_front_end_knows_what_the_others_know(all_of_it: Everywhere) -
 
 def _other_pid(server: Server, old: int) -> bool:
     try:
-        return server.descendant("front-0").pid != old
+        return bool(server.descendant("front-0").pid != old)
     except (AssertionError, psutil.Error):
         return False
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import quiet_processor
-from equality import Plan, assert_moved, compare, moving, undisturbed
-from vllm_kinds import Kind, prompt
-from vllm_server import Server, wait_for
-from vllm_streams import COMPLETIONS, Admin, Streaming, open_session
+from frame.admin import Admin
+from frame.checked import Server
+from frame.equality import Plan, assert_moved, compare, moving, undisturbed
+from frame.kinds import Kind, prompt
+from frame.server import wait_for
+from frame.stream import COMPLETIONS, Streaming, open_session
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.nightly]
 

@@ -6,7 +6,7 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser
 
 
-@ReasoningParserManager.register_module("tilde")
+@ReasoningParserManager.register_module("tilde")  # type: ignore[arg-type]
 class TildeReasoningParser(BaseThinkingReasoningParser):
     @property
     def start_token(self) -> str:

@@ -27,7 +27,7 @@ def _make_here(folder: Path) -> None:
     words = Tokenizer(WordLevel({word: n for n, word in enumerate((*MARKS, *string.ascii_lowercase))}, "[UNK]"))
     words.pre_tokenizer = Whitespace()
     words.post_processor = TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)  # type: ignore[no-untyped-call]
     torch.manual_seed(1)
     shape = BertConfig(
         vocab_size=64,
@@ -37,7 +37,7 @@ def _make_here(folder: Path) -> None:
         intermediate_size=64,
         max_position_embeddings=512,
     )
-    BertModel(shape).save_pretrained(folder)
+    BertModel(shape).save_pretrained(folder)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

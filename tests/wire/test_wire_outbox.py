@@ -28,7 +28,7 @@ def outbox() -> Iterator[Outbox]:
     box.close()
 
 
-def receiver(address: str) -> tuple[Mailbox, Queue[ToInstance]]:
+def receiver(address: str) -> tuple[Mailbox[ToInstance], Queue[ToInstance]]:
     received: Queue[ToInstance] = Queue()
     mailbox = Mailbox(address, INSTANCE_MAIL, received.put)
     mailbox.start()

@@ -1,6 +1,6 @@
 """Token equality: the same requests moved around while they stream, and left alone, must say the same.
 
-Used by the tests and by `benchmarks/equality.py`.
+Used by the tests, by `benchmarks/equality.py` and by `benchmarks/soak.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from itertools import zip_longest
 from typing import Any, TypeVar
 
 import aiohttp
-from vllm_kinds import KINDS, SHARED, Kind, make
-from vllm_streams import Admin, Output, Sequence, id_of, stream
+
+from frame.admin import Admin
+from frame.kinds import KINDS, SHARED, Kind, make
+from frame.stream import Output, Said, id_of, stream
 
 Result = TypeVar("Result")
 
@@ -209,14 +211,12 @@ def _judge(row: Row, output: Output, moves: Moves, reference: Output) -> None:
         if one.usage_tokens is not None and one.usage_tokens != one.tokens:
             row.problems.append(f"{which} {one.id} streamed {one.tokens} tokens and counts {one.usage_tokens}")
     for index in sorted({*output.sequences, *reference.sequences}):
-        differing, problems = differences(
-            output.sequences.get(index, Sequence()), reference.sequences.get(index, Sequence())
-        )
+        differing, problems = differences(output.sequences.get(index, Said()), reference.sequences.get(index, Said()))
         row.differing_tokens += differing
         row.problems += [f"{output.id} [{index}]: {problem}" for problem in problems]
 
 
-def differences(one: Sequence, other: Sequence) -> tuple[int, list[str]]:
+def differences(one: Said, other: Said) -> tuple[int, list[str]]:
     differing = [at for at, (a, b) in enumerate(zip_longest(one.tokens, other.tokens)) if a != b]
     problems = [f"tokens differ first at {differing[0]} of {len(other.tokens)}"] if differing else []
     if one.text != other.text:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_streams import CHAT, COMPLETIONS
+from frame.stream import CHAT, COMPLETIONS
 
 EOS = "257"  # of the tiny model's byte tokenizer
 

@@ -1,26 +1,26 @@
-"""A real `llumnix serve` with real vLLM engines and the tiny model, started and ended by a test."""
+"""A `llumnix serve` of the tiny model that must leave nothing behind when it stops."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
 
+from frame.server import ServerProcess, wait_for
 from llumnix.recording import RECORD, differences
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 45.0
-WAIT_S = 30.0
+QUIET_TIMEOUT_S = 30.0
 
 USUAL_FLAGS = (
     *("--no-migration", "--max-num-batched-tokens", "512"),
@@ -28,31 +28,13 @@ USUAL_FLAGS = (
 )
 """Requests move only when told to, long prompts are cut into chunks, tools can be called."""
 
-Result = TypeVar("Result")
-
 _CACHES = "torchinductor_"  # meant to stay
 _TAIL_LINES = 40
 _LINE_CHARACTERS = 200
 _TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|AssertionError|CRITICAL|cannot have meant")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for(condition: Callable[[], Result | None], what: str, timeout_s: float = WAIT_S) -> Result:
-    """The first true value of `condition`. Fails after the deadline."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline_s, f"waited {timeout_s:g} s in vain for: {what}"
-        time.sleep(0.05)
-    return result
-
-
-class Server:
+class Server(ServerProcess):
     """Made ready by the constructor. `folder` gets the console's output and all logs."""
 
     def __init__(
@@ -60,27 +42,21 @@ class Server:
         folder: Path,
         *flags: str,
         instances: int = 2,
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         api_key: str | None = None,
         recorded: bool = True,
     ) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
-        self._temporary = folder / "tmp"
+        self._temporary, self._recordings = folder / "tmp", folder / "recordings"
         self._temporary.mkdir()
+        self._recordings.mkdir()
+        self._recorded = recorded
+        own = {"TMPDIR": str(self._temporary)} | ({RECORD: str(self._recordings)} if recorded else {})
+        command = [sys.executable, "-m", "llumnix", "serve", "--log-dir", str(folder), "--instances", str(instances)]
+        more = ("--disable-uvicorn-access-log", *(("--api-key", api_key) if api_key else ()))
+        super().__init__(command, [*flags, *more], folder / "console.txt", {**os.environ, **own, **(environment or {})})
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self.url, timeout=60.0, headers=headers)
-        command = [sys.executable, "-m", "llumnix", "serve", "--port", str(self.port), "--log-dir", str(folder)]
-        words = [*command, "--instances", str(instances), "--disable-uvicorn-access-log", *flags]
-        words += ["--api-key", api_key] if api_key else []
-        self._recorded = recorded
-        self._recordings = folder / "recordings"
-        self._recordings.mkdir()
-        own = {"TMPDIR": str(self._temporary)} | ({RECORD: str(self._recordings)} if recorded else {})
-        variables = {**os.environ, **own, **(environment or {})}
-        with (folder / "console.txt").open("wb") as console:
-            self.process = subprocess.Popen(words, stdout=console, stderr=subprocess.STDOUT, env=variables)
         try:
             self._wait_until_ready(instances)
         except BaseException:
@@ -89,17 +65,10 @@ class Server:
             raise
 
     def _wait_until_ready(self, instances: int) -> None:
-        def ready() -> bool:
-            assert self.process.poll() is None, f"the server ended: {self.console()}"
-            try:
-                if self._http.get("/health").status_code != httpx.codes.OK:
-                    return False
-            except httpx.TransportError:
-                return False
-            # An instance is ready a moment before the front end takes it in.
-            return "serving" in self.console() and len(self.instances()) >= instances
-
-        wait_for(ready, "a server that is ready", START_TIMEOUT_S)
+        self.wait_until_healthy(START_TIMEOUT_S)
+        wait_for(lambda: "serving" in self.console(), "the word that it serves", START_TIMEOUT_S)
+        # An instance is ready a moment before the front end takes it in.
+        wait_for(lambda: len(self.instances()) >= instances, "all instances", START_TIMEOUT_S)
 
     # -- talk
 
@@ -129,7 +98,7 @@ class Server:
     def metrics(self) -> str:
         return self.get("/metrics").text
 
-    def wait_until_quiet(self, timeout_s: float = WAIT_S) -> None:
+    def wait_until_quiet(self, timeout_s: float = QUIET_TIMEOUT_S) -> None:
         """No request anywhere, and every block of every running instance is free."""
 
         def quiet() -> bool:
@@ -146,9 +115,6 @@ class Server:
             raise AssertionError(f"{error}; left: {self._left}") from None
 
     # -- the processes
-
-    def console(self) -> str:
-        return (self.folder / "console.txt").read_text(errors="replace")
 
     def logs(self) -> str:
         """The end of every log, for the report of a failed test."""
@@ -170,10 +136,11 @@ class Server:
         return sorted([*self.folder.glob("*.txt"), *self.folder.glob("*.log")])
 
     def descendant(self, name: str) -> psutil.Process:
-        """The process that calls itself `llumnix NAME`."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            if process.cmdline() and " ".join(process.cmdline()).strip() == f"llumnix {name}":
-                return process
+        """The process that calls itself `llumnix NAME`. Raises AssertionError if there is none (just now)."""
+        for process in self.descendants(f"llumnix {name}"):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if " ".join(process.cmdline()).strip() == f"llumnix {name}":
+                    return process
         raise AssertionError(f"no process {name}")
 
     def signal_instance(self, instance: str, number: signal.Signals) -> None:
@@ -182,11 +149,11 @@ class Server:
     def stop(self) -> None:
         """SIGTERM; everything must be gone after it, with exit code 0, and what the scheduler and the llumlets did must
         come out the same when they hear it again."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        shared = {path for child in children for path in _shared_memory(child.pid)}
+        children = self.descendants()
+        shared = {path for child in children for path in shared_memory(child.pid)}
         self.process.terminate()
         try:
-            code = self.process.wait(STOP_TIMEOUT_S)
+            code = self.end(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"still there {STOP_TIMEOUT_S:g} s after SIGTERM\n{self.logs()}") from None
@@ -204,13 +171,11 @@ class Server:
             assert not (found := differences(path)), f"{path.name}: {found[:3]}"
 
     def kill(self) -> None:
-        """For a server that is no longer of use: its children end with it."""
-        self.process.kill()
-        self.process.wait()
+        super().kill()
         self._http.close()
 
 
-def _shared_memory(pid: int) -> set[Path]:
+def shared_memory(pid: int) -> set[Path]:
     """Files of it that a process has mapped."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text()
