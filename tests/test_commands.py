@@ -385,3 +385,21 @@ def test_key_that_no_header_can_carry_is_bad_use(name: str, capsys: Captured) ->
 def test_server_of_an_earlier_version_is_shown_without_words(capsys: Captured) -> None:
     print_status({"instances": [row("i0", "running", freeness=2.0)], "scheduler": {"state": "lost"}})
     assert "scheduler: lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["status", "--interval-s", "2"], "--interval-s is for --watch."),
+        (["start", "2", "--timeout-s", "5"], "--timeout-s is for --wait."),
+        (["scale", "2", "--timeout-s", "5"], "--timeout-s is for --wait."),
+    ],
+)
+def test_flag_that_counts_only_with_another_one(
+    answer_with: Install, capsys: Captured, words: list[str], sentence: str
+) -> None:
+    server = Server("running")
+    answer_with(server)
+    assert main(words) == 2
+    assert sentence in capsys.readouterr().err
+    assert server.asked == []

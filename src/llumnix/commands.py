@@ -63,7 +63,7 @@ def _status_flags(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
     parser.add_argument("--watch", action="store_true", help="Show it again and again, until Ctrl-C.")
     parser.add_argument(
-        "--interval-s", type=_seconds, default=1.0, metavar="X", help="Seconds between two looks. Default: 1."
+        "--interval-s", type=_seconds, metavar="X", help="With --watch, seconds between two looks. Default: 1."
     )
 
 
@@ -72,8 +72,10 @@ def _status(client: Any, values: argparse.Namespace) -> None:
 
     if values.watch and values.json:
         raise UsageError("--watch and --json do not go together.")
+    if values.interval_s is not None and not values.watch:
+        raise UsageError("--interval-s is for --watch.")
     if values.watch:
-        watch_status(client.status, max(0.1, values.interval_s))
+        watch_status(client.status, 1.0 if values.interval_s is None else max(0.1, values.interval_s))
     elif values.json:
         _print_json(client.status())
     else:
@@ -174,8 +176,17 @@ def _undrain(client: Any, values: argparse.Namespace) -> None:
 def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="Wait until it is so.")
     parser.add_argument(
-        "--timeout-s", type=_seconds, default=600.0, metavar="X", help="Seconds to wait at most. Default: 600."
+        "--timeout-s", type=_seconds, metavar="X", help="With --wait, seconds to wait at most. Default: 600."
     )
+
+
+def _wait_s(values: argparse.Namespace) -> float | None:
+    """How long to wait; None: not at all."""
+    if not values.wait:
+        if values.timeout_s is not None:
+            raise UsageError("--timeout-s is for --wait.")
+        return None
+    return 600.0 if values.timeout_s is None else float(values.timeout_s)
 
 
 def _start_flags(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +198,7 @@ def _start_flags(parser: argparse.ArgumentParser) -> None:
 def _start(client: Any, values: argparse.Namespace) -> None:
     from llumnix.operations import start
 
-    start(client, values.count, _say, values.timeout_s if values.wait else None)
+    start(client, values.count, _say, _wait_s(values))
 
 
 def _scale_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +209,7 @@ def _scale_flags(parser: argparse.ArgumentParser) -> None:
 def _scale(client: Any, values: argparse.Namespace) -> None:
     from llumnix.operations import scale
 
-    scale(client, values.count, _say, values.timeout_s if values.wait else None)
+    scale(client, values.count, _say, _wait_s(values))
 
 
 def _restart_flags(parser: argparse.ArgumentParser) -> None:

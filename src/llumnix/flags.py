@@ -127,7 +127,10 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     if values.launcher == "ray":
         values.ray_address = values.ray_address or os.environ.get("RAY_ADDRESS", "")  # as Ray itself does
     cluster = build(ClusterConfig, values)
-    _refuse_what_does_nothing(_given(parser, words.ours), cluster, find_policy(values.policy), values.migration)
+    given = _given(parser, words.ours)
+    _refuse_ray_without_ray(given, cluster)
+    without = "--scaling on or --scaling advise" if cluster.scaling == "off" else ""
+    refuse_what_does_nothing(given, find_policy(values.policy), migration=values.migration, scales_with=without)
     scaling = build(ScalingConfig, values)
     if cluster.scaling != "off" and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
         raise UsageError(
@@ -189,16 +192,18 @@ def _given(parser: argparse.ArgumentParser, ours: Sequence[str]) -> dict[str, st
     return {parser._option_string_actions[name].dest: name for name in names}
 
 
-def _refuse_what_does_nothing(
-    given: Mapping[str, str], cluster: ClusterConfig, policy: Policy, migration: bool
-) -> None:
-    """Flags of ours that only count with others, which are not there. Raises UsageError."""
+def _refuse_ray_without_ray(given: Mapping[str, str], cluster: ClusterConfig) -> None:
+    for field in ("ray_address", "cluster_address", "placement", "instance_cpus"):
+        if field in given and cluster.launcher != "ray":
+            raise UsageError(f"{given[field]} is for --launcher ray.")
+
+
+def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migration: bool, scales_with: str) -> None:
+    """Flags of ours that only count with others, which are not there; `given` are those that are, by their fields.
+    `scales_with`: what would switch auto-scaling on; empty if it is on. Raises UsageError."""
     no_moves = "--no-migration" if not migration else "this --policy" if policy.pairing is None else ""
     idle = {
-        "is for auto-scaling, which is off: say --scaling on or --scaling advise": (
-            _SCALING if cluster.scaling == "off" else ()
-        ),
-        "is for --launcher ray": () if cluster.launcher == "ray" else _RAY,
+        f"is for auto-scaling, which is off: say {scales_with}": _SCALING if scales_with else (),
         f"is for requests that move by themselves, and with {no_moves} none does": _MOVING if no_moves else (),
         "is for policies that make room before it is short, and this --policy does not": (
             () if policy.relief else ("relief_steps",)
@@ -214,7 +219,6 @@ def _refuse_what_does_nothing(
 
 
 _SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
-_RAY = ("ray_address", "cluster_address", "placement", "instance_cpus")
 _MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps")
 
 

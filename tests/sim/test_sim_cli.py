@@ -114,6 +114,9 @@ def test_a_run_compared_with_itself_has_no_error(tmp_path: Path, capsys: pytest.
         (["--instances", "-2"], "--instances must be between"),
         (["--rate", "0"], "rate must be a number"),
         (["--seed", "-1"], "seed must be a whole number"),
+        (["--max-instances", "4"], "--max-instances is for auto-scaling, which is off: say --scale."),
+        (["--no-migration", "--relief-steps", "3"], "with --no-migration none does"),
+        (["--policy", "infaas++", "--migrate-in-freeness", "9"], "with this --policy none does"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(

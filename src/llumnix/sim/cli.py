@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from math import inf, lcm
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
-from llumnix.flags import add_flags, build
+from llumnix.flags import add_flags, build, refuse_what_does_nothing
 from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.policy.catalogue import find_policy
 from llumnix.report.pictures import require_matplotlib
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
 from llumnix.report.summary import SUMMARY_JSON, Fact, print_summary, summarize, write_summary
@@ -110,6 +112,10 @@ def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
         raise UsageError(f"--instances must be between 1 and {MOST_INSTANCES}, not {args.instances}.")
     if args.sample_s != 0 and not SHORTEST_SAMPLE_S <= args.sample_s < inf:
         raise UsageError(f"--sample-s must be 0 or at least {SHORTEST_SAMPLE_S:g}, not {args.sample_s:g}.")
+    scales_with = "" if args.scale else "--scale"
+    refuse_what_does_nothing(
+        _changed(args), find_policy(args.policy), migration=args.migration, scales_with=scales_with
+    )
     scaling = None
     if args.scale:
         if args.max_instances < args.instances:
@@ -128,6 +134,12 @@ def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
         unit_tokens=lcm(workload.hashed_tokens, profile.memory.block_tokens) if caches else 0,
         scaling=scaling,
     )
+
+
+def _changed(args: argparse.Namespace) -> dict[str, str]:
+    """Flags that say something else than their default does, by their fields."""
+    knobs = [*fields(PolicyConfig), *fields(ScalingConfig)]
+    return {knob.name: f"--{knob.name.replace('_', '-')}" for knob in knobs if getattr(args, knob.name) != knob.default}
 
 
 def _cut_a_few(workload: Workload, setup: RunSetup) -> Workload:
