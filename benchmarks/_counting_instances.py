@@ -20,7 +20,7 @@ from typing import NoReturn
 import msgspec
 import zmq
 
-from llumnix.cluster import linux
+from llumnix import linux
 from llumnix.config import ClusterConfig
 from llumnix.control.orders import MoveOutcome
 from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from llumnix.cluster import linux, supervision
+from llumnix import linux
+from llumnix.cluster import supervision
 from llumnix.cluster.launcher import Launcher
 from llumnix.cluster.nursery_messages import Forked, ForkInstance, channel, receive_from_nursery, send
 from llumnix.cluster.supervisor import Supervisor

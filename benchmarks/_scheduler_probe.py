@@ -14,7 +14,7 @@ import time
 
 import msgspec
 
-from llumnix.cluster import linux
+from llumnix import linux
 from llumnix.cluster.scheduler_process import SchedulerProcess, SchedulerSpec
 from llumnix.control import scheduler_events as control
 from llumnix.wire.news import Report

@@ -36,7 +36,7 @@ from frame.vitals import cpu_s
 from rich.console import Console
 from rich.table import Table
 
-from llumnix.cluster import linux
+from llumnix import linux
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.dispatcher import Dispatcher

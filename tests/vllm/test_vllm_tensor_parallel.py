@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
+import psutil
 import pytest
 from frame.checked import Server
 from frame.equality import assert_moved, compare
+from frame.server import wait_for
 from frame.stream import open_session
 
 pytestmark = pytest.mark.timeout(280)
@@ -21,3 +27,30 @@ async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> No
     assert [problem for row in rows for problem in row.problems] == []
     assert sum(row.differing_tokens for row in rows) == 0
     assert_moved(rows)
+
+
+@pytest.mark.nightly
+def test_workers_that_hang_end_with_their_instance_and_with_the_server(tmp_path: Path) -> None:
+    """They are stopped here: as in a driver that does not return, they notice nothing."""
+    server = Server(tmp_path, *FLAGS, instances=1, recorded=False)
+    try:
+        workers = hang_workers(server.instances()[0]["pid"])
+        server.signal_instance("i0", signal.SIGKILL)
+        wait_for(lambda: [row["id"] for row in server.instances()] == ["i1"], "i1 in place of i0", 120.0)
+        assert not any(is_alive(worker) for worker in workers)
+        workers = hang_workers(server.instances()[0]["pid"])
+    finally:
+        server.kill()
+    wait_for(lambda: not any(is_alive(worker) for worker in workers), "the end of all workers", 20.0)
+
+
+def hang_workers(instance: int) -> list[psutil.Process]:
+    workers = [child for child in psutil.Process(instance).children() if "resource_tracker" not in str(child.cmdline())]
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    return workers
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -22,7 +22,7 @@ from typing import IO
 import msgspec
 import psutil
 
-from llumnix.cluster import linux
+from llumnix import linux
 from llumnix.cluster.nursery_messages import FromNursery, ToNursery, channel, receive_from_nursery, send
 from llumnix.cluster.scheduler_process import SchedulerSpec
 

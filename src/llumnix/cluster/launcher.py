@@ -20,7 +20,8 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from llumnix.cluster import linux, logs, supervision
+from llumnix import linux
+from llumnix.cluster import logs, supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import say
 from llumnix.cluster.environment import (

@@ -25,7 +25,8 @@ from typing import Any, NoReturn, assert_never, cast
 
 import psutil
 
-from llumnix.cluster import linux, logs, run_dir
+from llumnix import linux
+from llumnix.cluster import logs, run_dir
 from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
     Cleared,

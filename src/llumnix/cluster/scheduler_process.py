@@ -16,7 +16,7 @@ from typing import assert_never
 
 import msgspec
 
-from llumnix.cluster import linux
+from llumnix import linux
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits

@@ -21,7 +21,7 @@ from typing import Any, assert_never
 import ray
 from ray.exceptions import RayError
 
-from llumnix.cluster import linux
+from llumnix import linux
 from llumnix.cluster.children import NurseryProcess
 from llumnix.cluster.environment import instance_needs
 from llumnix.cluster.nursery_messages import (

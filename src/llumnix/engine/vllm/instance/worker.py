@@ -8,12 +8,15 @@ which works the same whether the worker lives in the engine's process or in one 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 from typing import Any
 
 import torch
 from vllm.utils.torch_utils import set_random_seed
 
+from llumnix import linux
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
 from llumnix.transport.port import PullResult, Transport
@@ -56,6 +59,8 @@ class WorkerExtension:
         if self.device.type == "cpu":
             self._mend_for_cpu()
         note_shared_memory()
+        if multiprocessing.parent_process() is not None:  # vLLM has it notice by itself, if it does not hang
+            linux.die_with_parent(os.getppid())
         return "" if self._llumnix_transport is None else self._llumnix_transport.address
 
     def _mend_for_cpu(self) -> None:
