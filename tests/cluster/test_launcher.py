@@ -14,6 +14,7 @@ from llumnix.cluster.launcher import Launcher
 from llumnix.control.scheduler_events import StartInstances
 from llumnix.flags import parse_serve
 from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.to_launcher import SchedulerLives
 
 pytestmark = pytest.mark.io
 
@@ -32,6 +33,13 @@ def test_scheduler_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeyp
     (event,) = (launcher._events.get() for _ in range(launcher._events.qsize()))
     assert isinstance(event, supervision.SchedulerExited)
     assert "unavailable" in event.why
+    launcher._mailbox.close()
+
+
+def test_launcher_hears_that_the_scheduler_lives(tmp_path: Path) -> None:
+    launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
+    launcher._on_message(SchedulerLives())
+    assert launcher._events.get_nowait() == SchedulerLives()
     launcher._mailbox.close()
 
 

@@ -30,7 +30,7 @@ from llumnix.wire.news import InstanceGone, InstanceStarting, Report
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import FRONT_END_MAIL, Answer, DrainReports, SchedulerAlive
 from llumnix.wire.to_instance import INSTANCE_MAIL, ClusterSize, MoveOut
-from llumnix.wire.to_launcher import LAUNCHER_MAIL
+from llumnix.wire.to_launcher import LAUNCHER_MAIL, SchedulerLives
 from llumnix.wire.to_scheduler import (
     AddInstances,
     DrainInstance,
@@ -135,9 +135,9 @@ def nothing() -> None:
     pass
 
 
-def test_front_ends_hear_that_it_lives(world: World) -> None:
-    alive = world.wait_for(world.front_end[1], SchedulerAlive, nothing)
-    assert alive.pid == world.process.pid
+def test_front_ends_and_the_launcher_hear_that_it_lives(world: World) -> None:
+    assert world.wait_for(world.front_end[1], SchedulerAlive, nothing).pid == world.process.pid
+    world.wait_for(world.launcher[1], SchedulerLives, nothing)
 
 
 def test_loaded_instance_is_told_to_give_to_the_free_one(world: World) -> None:

@@ -41,6 +41,7 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
+from llumnix.wire.to_launcher import SchedulerLives
 from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 Kind = TypeVar("Kind")
@@ -73,6 +74,12 @@ class Server:
                 case ForkFrontEnd():
                     commands += self._fork(f"front-{command.index}", at)
         return commands
+
+    @property
+    def next_wake_s(self) -> float | None:
+        """Apart from the next look at whether the scheduler hangs."""
+        self.supervisor._scheduler_due_s = None
+        return self.supervisor.next_wake_s
 
     def _fork(self, child: str, at: float) -> list[Command]:
         self.running.append(child)
@@ -167,7 +174,7 @@ def test_pauses_grow_while_an_instance_keeps_dying() -> None:
     pauses = []
     for index in range(2, 11):
         server.exit(f"i{index}", at)
-        wake_s = server.supervisor.next_wake_s
+        wake_s = server.next_wake_s
         assert wake_s is not None
         pauses.append(wake_s - at)
         at = wake_s
@@ -190,6 +197,8 @@ def test_no_replacement_if_restarts_are_off() -> None:
     assert only(Say, commands) == [Say("i0 died: it broke", warning=True)]
     server.handle(TimePassed(), 1000.0)
     assert server.supervisor.instances == ("i1",)
+    said = only(Say, server.exit("i1", at=1001.0))
+    assert [say.text.partition(",")[0] for say in said] == ["i1 died: it broke", "no instance is left"]
 
 
 def test_server_gives_up_when_every_first_instance_fails() -> None:
@@ -212,7 +221,7 @@ def test_instance_that_does_not_start_in_time_is_killed() -> None:
     server = Server(instances=2, start_timeout_s=60)
     server.handle(TimePassed())
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
-    assert server.supervisor.next_wake_s == 60.0
+    assert server.next_wake_s == 60.0
     assert server.handle(TimePassed(), 60.0) == [Signal("i1", kill=True)]
     commands = server.exit("i1", at=60.1)
     assert "did not start within 60 s" in only(Say, commands)[0].text
@@ -224,6 +233,7 @@ def test_time_to_start_begins_when_there_is_room() -> None:
     supervisor.handle(TimePassed(), 0.0)
     (wait,) = only(Say, supervisor.handle(Waiting(child="i0", why="it needs a GPU"), 1.0))
     assert wait == Say("i0 waits for room: it needs a GPU", warning=True)
+    supervisor.handle(SchedulerLives(), 999.0)
     assert supervisor.handle(TimePassed(), 1000.0) == []
     (starting,) = told(
         InstanceStarting, supervisor.handle(Forked(child="i0", pid=7, node="node-2"), 2000.0), Audience.DECIDING
@@ -251,7 +261,7 @@ def test_drained_instance_stops_for_good() -> None:
     commands = server.exit("i0", at=5.5, why="exit code 0")
     (gone,) = told(InstanceGone, commands)
     assert gone.expected
-    assert server.handle(TimePassed(), 100.0) == []
+    assert server.handle(TimePassed(), 29.0) == []
     assert server.supervisor.instances == ("i1",)
 
 
@@ -374,6 +384,19 @@ def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:
     assert only(SpawnScheduler, commands)
     assert [message.instance for message in told(InstanceStarting, commands, Audience.DECIDING)] == ["i2"]
     assert [message.instance for message in told(InstanceServing, commands, Audience.SCHEDULER)] == ["i0", "i1"]
+
+
+def test_scheduler_that_hangs_is_killed_and_replaced() -> None:
+    server = Server()
+    server.serve()
+    assert only(StopScheduler, server.handle(SchedulerLives(), 20.0)) == []
+    assert server.supervisor.next_wake_s == 50.0
+    commands = server.handle(TimePassed(), 50.0)
+    assert only(StopScheduler, commands) == [StopScheduler(kill=True)]
+    assert server.supervisor.next_wake_s is None
+    server.handle(SchedulerLives(), 50.1)  # its last word
+    assert only(SpawnScheduler, server.handle(SchedulerExited("killed by SIGKILL"), 50.2)) == [SpawnScheduler()]
+    assert server.supervisor.next_wake_s == 80.2
 
 
 def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:
@@ -557,7 +580,7 @@ def test_place_is_not_used_while_workers_of_the_dead_one_hold_its_memory() -> No
     commands = server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 5.0)
     assert [gone.instance for gone in told(InstanceGone, commands)] == ["i0"], "everybody hears of it at once"
     assert only(ForkInstance, commands) == []
-    assert server.supervisor.next_wake_s is None
+    assert server.next_wake_s is None
     assert only(ForkInstance, server.handle(TimePassed(), 5.5)) == []
     assert only(ForkInstance, server.handle(Cleared(child="i0"), 6.0)) == [
         ForkInstance(id=InstanceId("i2"), index=2, slot=0)
@@ -605,7 +628,7 @@ def test_instance_whose_report_overtakes_the_news_of_its_start_is_not_killed_whe
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     commands = server.handle(Forked(child="i0", pid=101, node="there"), 2.0)
     assert told(InstanceStarting, commands, Audience.DECIDING) == []
-    assert server.supervisor.next_wake_s is None
+    assert server.next_wake_s is None
     assert only(Signal, server.handle(TimePassed(), 100.0)) == []
 
 

@@ -103,8 +103,11 @@ class SchedulerChild:
     def pid(self) -> int:
         return self._process.pid
 
-    def stop(self) -> None:
-        self._process.terminate()
+    def stop(self, kill: bool) -> None:
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
 
     def end(self) -> str:
         """Kills it if it still runs. How it ended, in words."""

@@ -35,6 +35,7 @@ from llumnix.wire.news import InstanceGone, InstanceStarting, Report
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import Answer, DrainReports, ScalingStatus, SchedulerAlive
 from llumnix.wire.to_instance import ClusterSize, MoveOut
+from llumnix.wire.to_launcher import SchedulerLives
 from llumnix.wire.to_scheduler import (
     SCHEDULER_MAIL,
     AddInstances,
@@ -110,7 +111,7 @@ class SchedulerProcess:
             while True:
                 now = time.monotonic()
                 if now >= alive_at_s:
-                    self._tell_front_ends(SchedulerAlive(pid=os.getpid(), scaling=self._scaling_status(now)))
+                    self._tell_that_it_lives(now)
                     alive_at_s = now + _ALIVE_INTERVAL_S
                 if self._wake_at_s is not None and now >= self._wake_at_s:
                     self._wake_at_s = None
@@ -320,6 +321,10 @@ class SchedulerProcess:
         info = self._instances.get(instance)
         if info is not None:
             self._mailbox.post(info.control, message)
+
+    def _tell_that_it_lives(self, at: float) -> None:
+        self._mailbox.post(self._book.launcher, SchedulerLives())
+        self._tell_front_ends(SchedulerAlive(pid=os.getpid(), scaling=self._scaling_status(at)))
 
     def _tell_front_ends(self, message: Mail) -> None:
         for address in self._book.all_front_ends:

@@ -22,6 +22,7 @@ from llumnix.cluster.nursery_messages import (
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.outbox import Mail
+from llumnix.wire.to_launcher import SchedulerLives
 
 # events
 
@@ -70,6 +71,7 @@ Event = (
     | Exited
     | Cleared
     | SchedulerExited
+    | SchedulerLives
     | NurseryEnded
     | InstanceServes
     | FrontEndServes
@@ -98,7 +100,9 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class StopScheduler:
-    pass
+    """As `Signal`, to the scheduler."""
+
+    kill: bool = False
 
 
 class Audience(Enum):

@@ -48,10 +48,12 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
+from llumnix.wire.to_launcher import SchedulerLives
 from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
 _REPLAY_S = 5.0  # of the time that a leaving machine has left: for what did not move in the rest of it
+_SCHEDULER_SILENT_S = 30.0  # after that it hangs; where cores are short it may take some seconds to start
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
 _FIRST_FRONT_END_ATTEMPTS = 3
 _EXTRA_INSTANCE_ATTEMPTS = 3
@@ -69,6 +71,8 @@ class Supervisor:
         self._roster = Roster(config.instances, front_ends)
         self._scheduler_attempts = Attempts()
         self._scheduler_started_s: float | None = None
+        self._scheduler_due_s: float | None = None
+        """When it is killed, unless it is heard before."""
         self._last_order = 0
         self._told_fleet: Fleet | None = None
         self._instance_ever_served = False
@@ -96,7 +100,7 @@ class Supervisor:
     def next_wake_s(self) -> float | None:
         """When the next deadline or pause ends; None if there is nothing to wait for."""
         roster = self._roster
-        times = [process.kill_at_s for process in roster.processes] + [self._end_at_s]
+        times = [process.kill_at_s for process in roster.processes] + [self._end_at_s, self._scheduler_due_s]
         if not self._stopping:
             places = list(roster.front_end_places.values())
             times += [place.attempts.not_before_s for place in places if place.process is None]
@@ -122,8 +126,8 @@ class Supervisor:
                 return self._on_instance_serves(event, at)
             case FrontEndServes():
                 return self._on_front_end_serves(event)
-            case SchedulerExited():
-                return self._on_scheduler_exited(event, at)
+            case SchedulerLives() | SchedulerExited():
+                return self._on_news_of_scheduler(event, at)
             case StartInstances():
                 return self._on_start_requested(event)
             case StopInstance():
@@ -159,7 +163,7 @@ class Supervisor:
             return []
         commands: list[Command] = []
         if self._scheduler_started_s is None and self._scheduler_attempts.not_before_s <= at:
-            self._scheduler_started_s = at
+            self._scheduler_started_s, self._scheduler_due_s = at, at + _SCHEDULER_SILENT_S
             self._last_order, self._told_fleet = 0, None  # it numbers its orders anew
             commands += [SpawnScheduler(), *self._introduce_the_starting()]
             serving = [instance.id for instance in self._roster.instances if not instance.starting]
@@ -325,7 +329,7 @@ class Supervisor:
         if expected or instance.leaves is not None:
             del self._roster.slots[instance.slot]
             said = Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)
-            return [*gone, said, *([] if self._roster.slots else [_NOBODY_LEFT])]
+            return [*gone, said, *self._who_is_left()]
         slot.attempts.failed(at, instance.served_s(at))
         slots = self._roster.slots.values()
         if not self._instance_ever_served and all(slot.attempts.failures > 0 for slot in slots):
@@ -333,8 +337,12 @@ class Supervisor:
         if slot.extra and slot.attempts.failures >= _EXTRA_INSTANCE_ATTEMPTS:
             del self._roster.slots[instance.slot]
             tries = slot.attempts.failures
-            return [*gone, Say(f"{instance.id} did not start: {why}; given up after {tries} attempts", warning=True)]
-        return [*gone, self._mourn(instance, slot.attempts.not_before_s - at, why)]
+            said = Say(f"{instance.id} did not start: {why}; given up after {tries} attempts", warning=True)
+            return [*gone, said, *self._who_is_left()]
+        return [*gone, self._mourn(instance, slot.attempts.not_before_s - at, why), *self._who_is_left()]
+
+    def _who_is_left(self) -> list[Command]:
+        return [] if self._roster.slots else [_NOBODY_LEFT]
 
     def _mourn(self, instance: Instance, pause_s: float, why: str) -> Command:
         what = "did not start" if instance.starting else "died"
@@ -358,10 +366,14 @@ class Supervisor:
             Say(f"{front_end.name} died: {event.how}; another takes its place", warning=True),
         ]
 
-    def _on_scheduler_exited(self, event: SchedulerExited, at: float) -> list[Command]:
+    def _on_news_of_scheduler(self, event: SchedulerLives | SchedulerExited, at: float) -> list[Command]:
+        if isinstance(event, SchedulerLives):
+            if self._scheduler_due_s is not None:
+                self._scheduler_due_s = at + _SCHEDULER_SILENT_S
+            return []
         assert self._scheduler_started_s is not None, "an exit of a scheduler that does not run"
         lived_s = at - self._scheduler_started_s
-        self._scheduler_started_s = None
+        self._scheduler_started_s = self._scheduler_due_s = None
         if self._stopping:
             return self._proceed_with_stopping(at)
         self._scheduler_attempts.failed(at, lived_s)
@@ -408,6 +420,10 @@ class Supervisor:
         if self._end_at_s is not None and self._end_at_s <= at:
             return self._finish(0, "")
         commands: list[Command] = []
+        if self._scheduler_due_s is not None and self._scheduler_due_s <= at:
+            self._scheduler_due_s = None
+            said = Say(f"the scheduler hangs: not heard for {_SCHEDULER_SILENT_S:g} s; it is killed", warning=True)
+            commands += [said, StopScheduler(kill=True)]
         for process in self._roster.processes:
             if process.kill_at_s is not None and process.kill_at_s <= at:
                 process.kill_at_s = None
