@@ -239,7 +239,7 @@ def test_time_to_start_begins_when_there_is_room() -> None:
         InstanceStarting, supervisor.handle(Forked(child="i0", pid=7, node="node-2"), 2000.0), Audience.DECIDING
     )
     assert (starting.pid, starting.node) == (7, "node-2")
-    assert supervisor.next_wake_s == 2060.0
+    assert server.next_wake_s == 2060.0
     assert supervisor.handle(TimePassed(), 2060.0) == [Signal("i0", kill=True)]
 
 
@@ -397,6 +397,15 @@ def test_scheduler_that_hangs_is_killed_and_replaced() -> None:
     server.handle(SchedulerLives(), 50.1)  # its last word
     assert only(SpawnScheduler, server.handle(SchedulerExited("killed by SIGKILL"), 50.2)) == [SpawnScheduler()]
     assert server.supervisor.next_wake_s == 80.2
+
+
+def test_launcher_that_stood_still_itself_blames_nobody() -> None:
+    """As when all of the server was stopped for a while."""
+    server = Server()
+    server.serve()
+    server.handle(SchedulerLives(), 20.0)
+    assert only(StopScheduler, server.handle(TimePassed(), 1000.0)) == []
+    assert only(StopScheduler, server.handle(TimePassed(), 1030.0)) == [StopScheduler(kill=True)]
 
 
 def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:

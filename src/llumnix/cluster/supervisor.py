@@ -54,6 +54,7 @@ from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServi
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
 _REPLAY_S = 5.0  # of the time that a leaving machine has left: for what did not move in the rest of it
 _SCHEDULER_SILENT_S = 30.0  # after that it hangs; where cores are short it may take some seconds to start
+_LATE_S = 5.0  # who looks this late at a deadline stood still itself, and so may everybody have
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
 _FIRST_FRONT_END_ATTEMPTS = 3
 _EXTRA_INSTANCE_ATTEMPTS = 3
@@ -420,7 +421,9 @@ class Supervisor:
         if self._end_at_s is not None and self._end_at_s <= at:
             return self._finish(0, "")
         commands: list[Command] = []
-        if self._scheduler_due_s is not None and self._scheduler_due_s <= at:
+        if self._scheduler_due_s is not None and self._scheduler_due_s <= at - _LATE_S:
+            self._scheduler_due_s = at + _SCHEDULER_SILENT_S
+        elif self._scheduler_due_s is not None and self._scheduler_due_s <= at:
             self._scheduler_due_s = None
             said = Say(f"the scheduler hangs: not heard for {_SCHEDULER_SILENT_S:g} s; it is killed", warning=True)
             commands += [said, StopScheduler(kill=True)]
