@@ -35,7 +35,7 @@ def order(draining: bool, keep: bool = False) -> SetDraining:
 def test_no_order_leads_back(heard: list[Any]) -> None:
     core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
     told: list[bool] = []
-    core._driver = SimpleNamespace(set_draining=told.append)
+    core._driver = SimpleNamespace(set_draining=told.append, tell_ends=lambda: None)
     core._reports = SimpleNamespace(state=InstanceState.RUNNING, drain_keep=False, asked_to_end=False)
     for message in heard:
         core._on_control(message)
@@ -49,7 +49,8 @@ def test_late_news_of_a_lost_front_end_aborts_nothing_of_its_successor() -> None
     core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
     aborted: list[str] = []
     core.abort_requests = aborted.extend
-    core._driver, core._resumes = object(), SimpleNamespace(abort_all_of=lambda *_: None)
+    core._driver = SimpleNamespace(tell_ends=lambda: None)
+    core._resumes = SimpleNamespace(abort_all_of=lambda *_: None)
     arrived = {
         "of the lost one": (1, 99.0),
         "its last": (1, 100.0),
