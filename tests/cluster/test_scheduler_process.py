@@ -244,7 +244,7 @@ def test_advice_is_told_to_the_front_ends_and_not_carried_out(world: World) -> N
         alive = world.wait_for(world.front_end[1], SchedulerAlive, full)
     assert (alive.scaling.mode, alive.scaling.last.start, alive.scaling.last.carried_out) == ("advise", 2, False)
     heard = [world.launcher[1].get_nowait() for _ in range(world.launcher[1].qsize())]
-    assert {type(message) for message in heard} == {SchedulerAlive}
+    assert {type(message) for message in heard} == {SchedulerLives}
 
 
 def test_launchers_order_to_drain_waits_for_the_first_report_that_a_new_scheduler_hears(world: World) -> None:
