@@ -26,6 +26,7 @@ from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.instance import core as engine_core
 from llumnix.engine.vllm.instance.core import CONTROL, LlumnixEngineCore
 from llumnix.engine.vllm.instance.following import Follower
+from llumnix.engine.vllm.instance.stillness import Stillness
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
@@ -134,6 +135,12 @@ class LateWorker(WorkerExtension):
         self._llumnix_pulls = {}
         self._llumnix_lock = Lock()
 
+    # what vLLM asks at the end of a pause
+
+    def synchronize_device(self) -> None: ...
+    def reset_mm_cache(self) -> None: ...
+    def reset_encoder_cache(self) -> None: ...
+
 
 def _spec(name: str, index: int) -> InstanceSpec:
     front = FrontAddresses(control=FRONT_END, requests="", tokens="")
@@ -168,6 +175,7 @@ class LateCore(LlumnixEngineCore):
         self.input_queue = queue.Queue()
         self.output_queue = queue.Queue()
         self.shutdown_state = EngineShutdownState.RUNNING
+        self.engines_running = False
         self._info = InstanceInfo(
             id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
         )
@@ -199,6 +207,8 @@ class LateCore(LlumnixEngineCore):
         self._heart = SimpleNamespace(wake_at=self._wake_at)  # type: ignore[assignment]
         with patch.object(engine_core, "monotonic", lambda: wires.now_s):
             self._driver = self._make_driver()
+        self._stillness = Stillness(self.scheduler, self._driver.incoming)
+        self._idle_state_callbacks = []
         self._resumes = self._make_resumes()
         self._resumes._thread = SimpleNamespace(submit=lambda work, *args: work(*args))  # type: ignore[assignment]
 

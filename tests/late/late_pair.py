@@ -205,12 +205,15 @@ class LatePair:
         """One of everything; False when nothing is left to happen but time."""
         happens = bool(self.wires.letters or self.wires.pulls or any(self._unread.values()))
         happens |= any(core.busy for core in self.cores)
-        self.deliver()
         self.copy(1)
+        self.turn_but_for_pulls()
+        return happens
+
+    def turn_but_for_pulls(self) -> None:
+        self.deliver()
         for at in range(2):
             self.read(at)
             self.step(at)
-        return happens
 
     # -- the front end
 

@@ -46,6 +46,7 @@ from llumnix.engine.vllm.instance.resume import Resumes
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.snapshot import request_rows
 from llumnix.engine.vllm.instance.state import decode_identity, stamp
+from llumnix.engine.vllm.instance.stillness import Stillness
 from llumnix.policy.catalogue import find_policy
 from llumnix.recording import recorder
 from llumnix.types import InstanceState
@@ -148,6 +149,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self._peer_maker = self._make_maker()  # used by the mailbox's thread alone
         self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
         self._driver = self._make_driver()
+        self._stillness = Stillness(self.scheduler, self._driver.incoming)
         self._resumes = self._make_resumes()
         self._reports = Reports(
             spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen, self.input_queue.qsize
@@ -224,11 +226,23 @@ class LlumnixEngineCore(EngineCoreProc):
                 super()._handle_client_request(request_type, request)
         if self._driver is not None:
             self._driver.after_step()
+            self._stillness.look()
             self._reports.made_progress()
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> Any:
+        """As vLLM's, which fails where blocks stay taken when nothing runs. Here those of requests on the move do: then
+        the answer is a Future."""
+        reset = partial(super().reset_prefix_cache, reset_running_requests, reset_connector)
+        return self._stillness.when_still(reset) if reset_running_requests else reset()
+
+    def _pause_complete(self) -> bool:
+        """A pause resets caches, too."""
+        return super()._pause_complete() and self._stillness.now
 
     def _notify_idle_state_callbacks(self) -> None:
         """vLLM calls this each time before the engine falls asleep on its queue."""
-        super()._notify_idle_state_callbacks()  # some take long
+        if self._stillness.now:
+            super()._notify_idle_state_callbacks()  # of pauses; some take long
         self._listing.finish()
         self._reports.before_sleep()
 
@@ -258,6 +272,7 @@ class LlumnixEngineCore(EngineCoreProc):
         executed = super()._process_engine_step()
         assert self._driver is not None
         self._driver.after_step()
+        self._stillness.look()
         self._reports.after_step()
         self._listing.go_on()
         return executed

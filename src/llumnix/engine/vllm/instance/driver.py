@@ -46,7 +46,8 @@ class LlumletDriver:
     def move_out(self, order: MoveOut) -> None:
         self._body.new_order(order)
         exact = order.order.wanted.at_least_blocks > 0
-        candidates = request_snapshots(self._scheduler, bool(self.engine_pins), order.order.request, exact=exact)
+        stay = bool(self.engine_pins or self.incoming.closed)
+        candidates = request_snapshots(self._scheduler, stay, order.order.request, exact=exact)
         self.handle(events.MoveOut(self._clock(), order.order, candidates))
 
     def peer_said(self, peer: Peer, prepared: Request | str | None) -> None:

@@ -67,6 +67,8 @@ class IncomingRequests:
         self._ranks = ranks
         self._has_adapter = has_adapter
         self._reservations: dict[Key, Reservation] = {}
+        self.closed = ""
+        """Why no request is taken just now; empty if they are."""
         self.zero_arrivals = False
         """Fault injection for the equality tests: what is pulled is overwritten with zeros."""
 
@@ -84,6 +86,8 @@ class IncomingRequests:
     def reserve(self, key: Key, request: Request, blocks: int) -> int:
         """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
         scheduler = self._scheduler
+        if self.closed:
+            raise Refusal(self.closed)
         if request.request_id != key[0]:
             raise Refusal(f"what describes {key[0]} is of {request.request_id}")
         # One that has just left would be forgotten by the workers with the next step, after it has come again.

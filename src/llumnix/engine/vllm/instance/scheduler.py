@@ -112,6 +112,11 @@ class MigrationSupport(_Base):
         queue = self.kv_holding_waiting if self._holds_kv_blocks(request) else self.waiting
         queue.prepend_request(request)
 
+    @property
+    def lent(self) -> int:
+        """Requests that keep their place in the batch, and their blocks, while they are handed over."""
+        return len(self._lent)
+
     # -- block tables
 
     def block_ids(self, request_id: str, first_block: int, blocks: int) -> list[int]:
@@ -264,7 +269,20 @@ class MigrationSupport(_Base):
         super()._preempt_request(request, timestamp, drop_stale_output)
         self.preemptions += 1
 
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        if reset_running_requests:
+            self._begin_arrived()
+        return super().reset_prefix_cache(reset_running_requests, reset_connector)
+
     # -- helpers
+
+    def _begin_arrived(self) -> None:
+        """Those that came with their KV and wait for their first step here are preempted with those that run."""
+        arrived = [each for each in self.kv_holding_waiting if not self._is_blocked_waiting_status(each.status)]
+        self.kv_holding_waiting.remove_requests(arrived)
+        for request in arrived:
+            request.status = RequestStatus.RUNNING
+            self.running.append(request)
 
     def _make_way(self, head: Request) -> None:
         """Preempts so that the first of the queue can start in this step, if it is important and that is enough.

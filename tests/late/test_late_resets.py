@@ -1,0 +1,93 @@
+"""Caches that are reset while requests are on the move: what is under way ends first, and nothing new begins."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from late_pair import LatePair, Session
+
+
+@pytest.fixture(params=[False, True], ids=["full", "hybrid"])
+def pair(request: pytest.FixtureRequest) -> LatePair:
+    return LatePair(hybrid=request.param)
+
+
+def under_way(pair: LatePair) -> Session:
+    """A request is being copied from i0 to i1."""
+    session = pair.ask(0, list(range(20)), 30)
+    while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
+        pair.step(0)
+    pair.move(0, session.engine_id)
+    while not pair.wires.pulls:
+        pair.turn_but_for_pulls()
+    return session
+
+
+def all_is_well(pair: LatePair, session: Session) -> None:
+    pair.settle()
+    assert len(session.tokens) == 30
+    assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["source", "target"])
+def test_reset_waits_for_the_move_and_is_whole(pair: LatePair, at: int) -> None:
+    session = under_way(pair)
+    core = pair.cores[at]
+    answer = core.reset_prefix_cache(reset_running_requests=True)
+    assert isinstance(answer, Future)
+    assert not answer.done()
+    all_is_well(pair, session)
+    assert answer.result(0) is True
+    assert pair.moved == 1
+
+
+def test_nothing_begins_to_move_while_a_reset_waits(pair: LatePair) -> None:
+    session = under_way(pair)
+    other = pair.ask(1, list(range(40, 60)), 30)
+    third = pair.ask(0, list(range(70, 90)), 30)
+    pair.cores[1].reset_prefix_cache(reset_running_requests=True)
+    for _ in range(4):
+        for at in range(2):
+            pair.step(at)
+    pair.move(1, other.engine_id)
+    pair.move(0, third.engine_id)
+    all_is_well(pair, session)
+    assert pair.moved == 1
+
+
+def test_request_that_has_just_come_is_reset_before_its_first_step(pair: LatePair) -> None:
+    session = under_way(pair)
+    core = pair.cores[1]
+    while session.engine_id not in core.scheduler.requests:
+        pair.deliver()
+        pair.copy(1)
+        pair.read(0)
+        pair.step(0)
+    assert core.scheduler.kv_holding_waiting
+    assert core.reset_prefix_cache(reset_running_requests=True) is True
+    assert core.scheduler.requests[session.engine_id].num_computed_tokens == 0
+    all_is_well(pair, session)
+
+
+def test_reset_of_what_is_free_alone_waits_for_nobody(pair: LatePair) -> None:
+    session = under_way(pair)
+    assert pair.cores[1].reset_prefix_cache() is False
+    all_is_well(pair, session)
+
+
+@pytest.mark.parametrize("mode", ["abort", "keep"])
+def test_pause_is_complete_once_nothing_is_on_the_move(pair: LatePair, mode: str) -> None:
+    session = under_way(pair)
+    core = pair.cores[1]
+    answer = core.pause_scheduler(mode)  # type: ignore[arg-type]
+    assert isinstance(answer, Future)
+    for _ in range(60):
+        pair.turn()
+        core._notify_idle_state_callbacks()
+    assert answer.result(0) is None
+    core.resume_scheduler()
+    all_is_well(pair, session)
