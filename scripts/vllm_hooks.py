@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llumnix.engine.vllm.hooks import HOOKS, SUPPORTED
+from llumnix.engine.vllm.hook import SUPPORTED
+from llumnix.engine.vllm.hooks import HOOKS
 
 TARGET = Path(__file__).parent.parent / "docs" / "change" / "vllm-hooks.md"
 
 HEAD = f"""# vLLM hooks
 
 Llumnix runs on unmodified vLLM {SUPPORTED}: no fork, no patch. This is every place that it relies on, made from
-`src/llumnix/engine/vllm/hooks.py` by `scripts/vllm_hooks.py`. The list is compared with the vLLM that is installed at
-every start; another version fails with the lines that do not fit.
+`hooks.py` of `src/llumnix/engine/vllm/instance/` and of `front_end/` beside it by `scripts/vllm_hooks.py`. The list is
+compared with the vLLM that is installed at every start; another version fails with the lines that do not fit.
 
 ## What is replaced, and why
 

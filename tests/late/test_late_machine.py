@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from concurrent.futures import Future
 
 import pytest
 
@@ -27,6 +27,7 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.pair = LatePair(self.hybrid)
         self.all: list[Session] = []
+        self.resets: list[Future[bool]] = []
 
     @rule(
         at=ENDS,
@@ -99,8 +100,9 @@ class AnyOrder(RuleBasedStateMachine):
         elif what in ("a second", "a minute"):
             self.pair.pass_time(1.0 if what == "a second" else 60.0)
         elif what in ("reset", "all preempted"):
-            with suppress(RuntimeError):  # vLLM's: it does not do so while blocks are reserved or pinned
-                self.pair.cores[at].scheduler.reset_prefix_cache(reset_running_requests=what == "all preempted")
+            answer = self.pair.cores[at].reset_prefix_cache(reset_running_requests=what == "all preempted")
+            if isinstance(answer, Future):
+                self.resets.append(answer)
 
     @invariant()
     def nothing_wrong(self) -> None:
@@ -111,6 +113,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.pair.wrong == []
         assert self.pair.leftovers == []
         assert all(session.ended for session in self.all)
+        assert all(reset.result(0) is True for reset in self.resets)
 
 
 class HybridAnyOrder(AnyOrder):

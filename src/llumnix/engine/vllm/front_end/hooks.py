@@ -1,0 +1,95 @@
+"""Every place of vLLM that a front end relies on."""
+
+from __future__ import annotations
+
+from llumnix.engine.vllm.hook import Hook
+
+FRONT_END_HOOKS = (
+    Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
+    Hook("vllm.v1.engine.core_client:AsyncMPClient.add_request_async", "self request", "overridden: dispatch"),
+    Hook("vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async", "self request_ids", "overridden: owner"),
+    Hook("vllm.v1.engine.core_client:AsyncMPClient._send_input", "self request_type request engine", "sending"),
+    Hook(
+        "vllm.v1.engine.core_client:AsyncMPClient._call_utility_async",
+        "self method",
+        "calls to one engine",
+        ("args", "engine"),
+    ),
+    Hook(
+        "vllm.v1.engine.core_client:_process_utility_output",
+        "output utility_results",
+        "answers to the calls of an earlier front end (client_setup.py)",
+    ),
+    Hook("vllm.v1.engine.core_client:AsyncMPClient.call_utility_async", "self method", "overridden: all engines"),
+    Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
+    Hook(
+        "vllm.v1.engine.async_llm:AsyncLLM._add_request",
+        "self request prompt parent_req index queue",
+        "overridden: forgets what cannot be sent",
+    ),
+    Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what was known before"),
+    Hook(
+        "vllm.v1.engine.admission_control:SharedAdmissionStats.__init__",
+        "self client_addresses client_count client_index",
+        "unfinished requests of all front ends",
+    ),
+    Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
+    Hook("vllm.v1.engine.async_llm:AsyncLLM.check_health", "self", "overridden: 503"),
+    Hook("vllm.v1.engine.async_llm:AsyncLLM.abort", "self request_id internal", "overridden: at all front ends"),
+    Hook(
+        "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc",
+        "self method timeout args kwargs",
+        "overridden: weights stay",
+    ),
+    Hook(
+        "vllm.v1.engine.async_llm:AsyncLLM.scale_elastic_ep",
+        "self new_data_parallel_size drain_timeout",
+        "overridden: refused",
+    ),
+    Hook(
+        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.load_lora_adapter",
+        "self request base_model_name",
+        "wrapped: adapters of all front ends (adapters.py)",
+    ),
+    Hook(
+        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.unload_lora_adapter",
+        "self request",
+        "wrapped: adapters of all front ends",
+    ),
+    Hook(
+        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.resolve_lora",
+        "self lora_name",
+        "wrapped: adapters of all front ends",
+    ),
+    Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
+    Hook(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",
+        "request raw_request",
+        "wrapped: service_tier",
+    ),
+    Hook(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._raise_if_error",
+        "self finish_reason request_id",
+        "wrapped: reasons of failures",
+    ),
+    Hook("vllm.v1.metrics.prometheus:get_prometheus_registry", "", "metrics: ours are shown beside vLLM's"),
+    Hook("vllm.entrypoints.launchers.app:build_app", "args supported_tasks model_config", "the server"),
+    Hook(
+        "vllm.entrypoints.launchers.api_server.app_state:init_app_state",
+        "engine_client state args supported_tasks",
+        "the server",
+    ),
+    Hook("vllm.entrypoints.launchers.launcher:serve_http", "app sock enable_ssl_refresh", "the server"),
+    Hook("vllm.entrypoints.launchers.launcher:setup_server", "args reuse_port", "the port"),
+    Hook("vllm.entrypoints.launchers.cli_args:make_arg_parser", "parser", "flags"),
+)
+
+CLIENT_FIELDS = frozenset(
+    (
+        *("vllm_config", "_renderer", "_effective_attention_block_sizes", "_kv_event_sources", "ctx", "resources"),
+        *("_finalizer", "engines_running", "stats_update_address", "input_socket", "encoder", "decoder"),
+        *("engine_ranks_managed", "core_engines", "core_engine", "utility_results", "client_count", "client_index"),
+        *("outputs_queue", "_engine_status"),
+    )
+)
+"""Fields that the constructors of vLLM's client set, and client_setup.py sets instead."""

@@ -1,0 +1,174 @@
+"""Every place of vLLM that an instance relies on."""
+
+from __future__ import annotations
+
+from llumnix.engine.vllm.hook import Hook
+
+INSTANCE_HOOKS = (
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc.__init__",
+        "self vllm_config local_client handshake_address executor_class log_stats client_handshake_address tensor_queue"
+        " engine_index",
+        "the instance's engine",
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._perform_handshakes",
+        "self handshake_address identity local_client vllm_config client_handshake_address",
+        "overridden: addresses are known",
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._handle_client_request",
+        "self request_type request",
+        "overridden: control messages",
+    ),
+    Hook("vllm.v1.engine.core:EngineCoreProc._process_input_queue", "self", "overridden: last blocks of arrivals"),
+    Hook("vllm.v1.engine.core:EngineCoreProc._process_engine_step", "self", "overridden: work between steps"),
+    Hook("vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks", "self", "overridden: last report"),
+    Hook("vllm.v1.engine.core:EngineCoreProc._handle_request_preproc_error", "self request", "overridden: ledger"),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._send_abort_outputs_to_client",
+        "self req_ids client_index",
+        "overridden: what an engine that ends turns away",
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._reject_utility_in_shutdown",
+        "self client_idx call_id method_name",
+        "resumes that an engine that ends turns away (its words: streams.py)",
+    ),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._send_error_outputs_to_client",
+        "self req_ids client_index",
+        "requests whose adapter cannot be loaded",
+    ),
+    Hook("vllm.v1.engine.core:EngineCoreProc.pause_scheduler", "self mode clear_cache", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.resume_scheduler", "self", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.sleep", "self level mode", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.wake_up", "self tags", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.release_kv_cache_memory", "self", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.profile", "self is_start", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCoreProc._pause_complete", "self", "overridden: while nothing is on the move"),
+    Hook(
+        "vllm.v1.engine.core:EngineCore.reset_prefix_cache",
+        "self reset_running_requests reset_connector",
+        "overridden: while nothing is on the move; state of the server",
+    ),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache",
+        "self reset_running_requests reset_connector",
+        "overridden: those that have just come, too",
+    ),
+    Hook("vllm.v1.engine.core:EngineCore.reset_mm_cache", "self", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.reset_encoder_cache", "self", "state of the server"),
+    Hook("vllm.v1.engine.core:EngineCore.add_lora", "self lora_request", "overridden: which adapters are there"),
+    Hook("vllm.v1.engine.core:EngineCoreProc._make_ready_response", "self", "first contact"),
+    Hook("vllm.v1.engine.core:EngineCoreProc.run_busy_loop", "self", "the instance's loop"),
+    Hook("vllm.v1.engine.core:EngineCore.preprocess_add_request", "self request", "overridden: keeps the original"),
+    Hook("vllm.v1.engine.core:EngineCore.add_request", "self request request_wave", "warm-up"),
+    Hook(
+        "vllm.v1.engine.core:EngineCore.abort_requests",
+        "self request_ids",
+        "overridden: requests that are taken up; orphans",
+    ),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "self throttle_prefills",
+        "overridden: kept batch slots, steps in flight",
+    ),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+        "self scheduler_output model_runner_output",
+        "overridden: steps in flight",
+    ),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks",
+        "self request",
+        "overridden: blocks that a step in flight still uses",
+    ),
+    Hook("vllm.utils.torch_utils:set_random_seed", "seed data_parallel_index", "each instance draws by itself"),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
+        "self request timestamp drop_stale_output",
+        "overridden: counted; called: who makes way for a high-priority request",
+    ),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler._request_blocks_can_be_freed", "self request", "who can make way"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.peek_request", "self", "who is first in the queue"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.add_request", "self request", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.pop_request", "self", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.prepend_request", "self request", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.prepend_requests", "self requests", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.remove_request", "self request", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.remove_requests", "self requests", "overridden: counted"),
+    Hook("vllm.v1.core.sched.request_queue:PriorityRequestQueue.__init__", "self", "the front of its `_heap`"),
+    Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler._free_request",
+        "self request delay_free_blocks",
+        "overridden: ends are told",
+    ),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler.finish_requests", "self request_ids finished_status", "release"),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler._holds_kv_blocks", "request", "which queue to go back to"),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler._is_blocked_waiting_status", "status", "which queue to go back to"),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler._inflight_prefill_reserved_blocks", "self", "room for reservations"),
+    Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks", "self request", "prefix hits"),
+    Hook(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
+        "self request num_new_tokens num_new_computed_tokens new_computed_blocks num_lookahead_tokens"
+        " num_external_computed_tokens delay_cache_blocks num_encoder_tokens full_sequence_must_fit reserved_blocks"
+        " has_scheduled_reqs skip_zeroing_group_ids",
+        "reservations",
+    ),
+    Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.free", "self request", "dropped reservations"),
+    Hook(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.remove_skipped_blocks",
+        "self request_id processed_computed_tokens num_prompt_tokens",
+        "sliding windows",
+    ),
+    Hook(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks",
+        "self request num_computed_tokens",
+        "prefixes of arrived requests",
+    ),
+    Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_blocks", "self request_id", "block tables"),
+    Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_block_ids", "self request_id", "block tables"),
+    Hook("vllm.v1.core.block_pool:BlockPool.touch", "self blocks", "pins"),
+    Hook("vllm.v1.core.block_pool:BlockPool.free_blocks", "self ordered_blocks", "pins"),
+    Hook("vllm.v1.structured_output:StructuredOutputManager.accept_tokens", "self request new_token_ids", "grammars"),
+    Hook(
+        "vllm.v1.worker.gpu_input_batch:CachedRequestState.__init__",
+        "self req_id prompt_token_ids mm_features sampling_params generator block_ids num_computed_tokens"
+        " output_token_ids",
+        "requests that arrive at the V1 runner",
+    ),
+    Hook(
+        "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
+        "self grammar_output",
+        "overridden: seeded requests in chunks",
+    ),
+    *(
+        Hook(
+            f"vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.{method}",
+            parameters,
+            "overridden: requests without an adapter on CPUs",
+        )
+        for method, parameters in (
+            ("add_expand", "self y x lora_b_stacked output_slices"),
+            ("add_lora_embedding", "self y x lora_b_stacked"),
+            ("add_lora_logits", "self y x lora_a_stacked lora_b_stacked scale"),
+        )
+    ),
+    Hook(
+        "vllm.v1.engine.core:make_zmq_socket",
+        "ctx path socket_type bind identity linger",
+        "replaced in instances on other machines: keys",
+    ),
+    Hook(
+        "vllm.compilation.decorators:_try_load_aot_compiled_fn",
+        "model aot_compilation_path",
+        "wrapped: compiled models are found again on CPUs",
+    ),
+    Hook(
+        "torch._inductor.codecache:_precompile_header",
+        "header hashable_cmd_line",
+        "replaced while a compiled model is loaded: its kernels need no header",
+    ),
+    Hook("vllm.compilation.caching:aot_compile_hash_factors", "vllm_config", "wrapped: and are this processor's"),
+)
