@@ -26,6 +26,8 @@ class StandIn:
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
         self.block_size = 16
+        self.kv_cache_manager = None
+        self.kv_cache_config = SimpleNamespace(kv_cache_groups=[])
 
     def schedule(self, throttle_prefills: bool) -> Any:
         self.admitted_up_to = self.max_num_active_reqs

@@ -260,7 +260,7 @@ class LateCore(LlumnixEngineCore):
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         found = {
             "blocks taken": BLOCKS - 1 - free,
-            "pins": scheduler.pinned_blocks,
+            "pins": scheduler.tables.pinned,
             "slots kept": scheduler.slots_kept,
             "requests": len(scheduler.requests),
             "pulls": len(self.model_executor.worker._llumnix_pulls),

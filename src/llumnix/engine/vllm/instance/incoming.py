@@ -119,7 +119,7 @@ class IncomingRequests:
         end = message.first_block + message.blocks
         if not scheduler.grow(reservation.request, (end + 1) * scheduler.block_size):
             raise Refusal(f"no room for blocks {message.first_block} to {end} and a spare one")
-        own = scheduler.block_ids(key[0], message.first_block, message.blocks)
+        own = scheduler.tables.ids(key[0], message.first_block, message.blocks)
         if len(own) != len(message.block_ids):
             raise Refusal(f"the source names {len(message.block_ids)} blocks, {len(own)} are laid out here")
         if not all(0 <= theirs < _MAX_BLOCKS for theirs in message.block_ids):
@@ -147,7 +147,7 @@ class IncomingRequests:
     def _begin_pull(self, reservation: Reservation) -> None:
         assert reservation.held_back is not None
         target, call = reservation.held_back
-        if not self._scheduler.are_in_use(target):
+        if not self._scheduler.steps.may_touch(target):
             reservation.held_back = None
             self._rpc("llumnix_pull", args=call)
 
@@ -236,7 +236,7 @@ class IncomingRequests:
             raise Refusal("its reasoning ends elsewhere here")
 
     def _all_blocks(self, reservation: Reservation) -> list[int]:
-        return [block.block_id for block in self._scheduler.held_blocks(reservation.request.request_id)]
+        return [block.block_id for block in self._scheduler.tables.held(reservation.request.request_id)]
 
 
 def for_worker(request: Request, computed_tokens: int = 0, sampler_state: bytes | None = None) -> dict[str, Any]:

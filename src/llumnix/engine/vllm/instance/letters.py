@@ -86,7 +86,7 @@ class Letters:
                 assert_never(message)
 
     def _block_ids(self, message: Copy | Commit) -> tuple[int, ...]:
-        return tuple(self._engine.scheduler.block_ids(message.request, message.first_block, message.blocks))
+        return tuple(self._engine.scheduler.tables.ids(message.request, message.first_block, message.blocks))
 
     def send_to_front_end(self, command: commands.SendToFrontEnd) -> None:
         request = self._engine.scheduler.requests[command.request]

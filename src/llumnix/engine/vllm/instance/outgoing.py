@@ -47,11 +47,11 @@ class OutgoingRequests:
         self._leaving.discard(request_id)
 
     def pin(self, request_id: RequestId, epoch: int, first_block: int, blocks: int) -> None:
-        held = self._scheduler.pin(request_id, first_block, blocks)
+        held = self._scheduler.tables.pin(request_id, first_block, blocks)
         self._pins.setdefault((request_id, epoch), []).extend(held)
 
     def unpin(self, request_id: RequestId, epoch: int) -> None:
-        self._scheduler.unpin(self._pins.pop((request_id, epoch), []))
+        self._scheduler.tables.unpin(self._pins.pop((request_id, epoch), []))
 
     def detach(self, request_id: RequestId) -> None:
         self._scheduler.lend(self._scheduler.requests[request_id])

@@ -10,18 +10,18 @@ here earlier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from vllm.utils.math_utils import cdiv
-from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.steps import StepsInFlight
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.types import RequestId, is_high
 
@@ -44,22 +44,18 @@ class MigrationSupport(_Base):
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
         self.makes_way = False
         """Running requests of normal priority make way for one of high priority that waits."""
-        self.pinned_blocks = 0
+        self.tables = BlockTables(self.kv_cache_manager, self.block_size, self._group_block_tokens())
+        self.steps = StepsInFlight()
         self.preemptions = 0
         self.ended: list[tuple[RequestId, str]] = []
         """Requests that ended here since the driver looked last, and why."""
-        # Steps that have something to compute: those that the workers were given, and those whose output is here.
-        # They end in the order in which they began.
-        self._steps_begun = 0
-        self._steps_done = 0
-        self._used_until: dict[int, int] = {}  # block -> the last step that may still write or read it
 
-    # -- steps in flight (with async scheduling there is one nearly always)
+    # -- while a request decodes at the source
 
     def is_settling(self, request: Request) -> bool:
         """Whether some of its computed tokens may be prefix hits that are still being computed: vLLM shares blocks as
         soon as the step that will fill them is scheduled."""
-        return passport_of(request).hits_settle_at > self._steps_done
+        return passport_of(request).hits_settle_at > self.steps.done
 
     def settled_tokens(self, request: Request) -> int:
         """Tokens whose KV is written and never changes again: steps in flight do not count.
@@ -70,13 +66,6 @@ class MigrationSupport(_Base):
         if self.is_settling(request):
             return 0
         return max(0, request.num_computed_tokens - request.num_in_flight_tokens)
-
-    def are_in_use(self, block_ids: Iterable[int]) -> bool:
-        """Whether a step in flight may still write or read these blocks of a reservation, for a request that had them
-        before. Steps follow each other on the device; bytes from another instance keep no order with them."""
-        return bool(self._used_until) and any(block in self._used_until for block in block_ids)
-
-    # -- while a request decodes at the source
 
     def blocks_for(self, tokens: int) -> int:
         return cdiv(tokens, self.block_size)
@@ -116,43 +105,6 @@ class MigrationSupport(_Base):
     def lent(self) -> int:
         """Requests that keep their place in the batch, and their blocks, while they are handed over."""
         return len(self._lent)
-
-    # -- block tables
-
-    def block_ids(self, request_id: str, first_block: int, blocks: int) -> list[int]:
-        """Ids of the blocks that hold tokens `[first_block, first_block + blocks) * block_size`.
-
-        All KV groups one after another; 0 (vLLM's null block) where a sliding window has left the
-        block behind. Groups may have block sizes of their own, all multiples or divisors of ours.
-        """
-        ids: list[int] = []
-        for table, size in zip(self.kv_cache_manager.get_block_ids(request_id), self._group_block_sizes(), strict=True):
-            first = first_block * self.block_size // size
-            last = cdiv((first_block + blocks) * self.block_size, size)
-            part = table[first:last]
-            ids.extend(part)
-            ids.extend([0] * (last - first - len(part)))
-        return ids
-
-    def pin(self, request_id: str, first_block: int, blocks: int) -> list[KVCacheBlock]:
-        """Keeps blocks from being reused until `unpin`, whatever becomes of the request."""
-        held: list[KVCacheBlock] = []
-        tables = self.kv_cache_manager.get_blocks(request_id).blocks
-        for table, size in zip(tables, self._group_block_sizes(), strict=True):
-            first = first_block * self.block_size // size
-            last = cdiv((first_block + blocks) * self.block_size, size)
-            held.extend(block for block in table[first:last] if not block.is_null)
-        self.kv_cache_manager.block_pool.touch(held)
-        self.pinned_blocks += len(held)
-        return held
-
-    def unpin(self, held: list[KVCacheBlock]) -> None:
-        self.kv_cache_manager.block_pool.free_blocks(reversed(held))
-        self.pinned_blocks -= len(held)
-
-    def held_blocks(self, request_id: str) -> Iterator[KVCacheBlock]:
-        for table in self.kv_cache_manager.get_blocks(request_id).blocks:
-            yield from (block for block in table if not block.is_null)
 
     # -- at the target
 
@@ -210,7 +162,7 @@ class MigrationSupport(_Base):
         enter the prefix cache.
         """
         manager = self.kv_cache_manager
-        passport_of(request).hits_settle_at = self._steps_begun  # what `reserve` found here
+        passport_of(request).hits_settle_at = self.steps.begun  # what `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
             manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
@@ -240,23 +192,20 @@ class MigrationSupport(_Base):
         finally:
             self.max_num_active_reqs = active
         if output.total_num_scheduled_tokens:
-            self._steps_begun += 1
+            self.steps.begins()
             began = [new.req_id for new in output.scheduled_new_reqs]
             for request_id in (*began, *output.scheduled_cached_reqs.resumed_req_ids):
-                passport_of(self.requests[request_id]).hits_settle_at = self._steps_begun
+                passport_of(self.requests[request_id]).hits_settle_at = self.steps.begun
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         if scheduler_output.total_num_scheduled_tokens:
-            self._steps_done += 1
-            if self._used_until:
-                self._used_until = {block: step for block, step in self._used_until.items() if step > self._steps_done}
+            self.steps.ends()
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _free_request_blocks(self, request: Request) -> None:
         if request.num_in_flight_tokens:
-            for block in self.held_blocks(request.request_id):
-                self._used_until[block.block_id] = self._steps_begun
+            self.steps.still_use(block.block_id for block in self.tables.held(request.request_id))
         super()._free_request_blocks(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
@@ -319,7 +268,7 @@ class MigrationSupport(_Base):
         """One block stays free beyond every reservation, so that the next step of the batch here fits."""
         return 1
 
-    def _group_block_sizes(self) -> list[int]:
+    def _group_block_tokens(self) -> list[int]:
         return [group.kv_cache_spec.block_size for group in self.kv_cache_config.kv_cache_groups]
 
 

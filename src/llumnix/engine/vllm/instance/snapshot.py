@@ -129,7 +129,7 @@ def request_snapshots(
 
 
 def _held_blocks(scheduler: MigrationSupport, request: Request) -> float:
-    return sum(1 / block.ref_cnt for block in scheduler.held_blocks(request.request_id))
+    return sum(1 / block.ref_cnt for block in scheduler.tables.held(request.request_id))
 
 
 def _candidates(scheduler: MigrationSupport) -> Iterator[Request]:

@@ -24,7 +24,7 @@ class Stillness:
     @property
     def now(self) -> bool:
         """Nothing is reserved for requests from elsewhere, copied by others, or being handed over."""
-        return not (self._incoming or self._scheduler.pinned_blocks or self._scheduler.lent)
+        return not (self._incoming or self._scheduler.tables.pinned or self._scheduler.lent)
 
     @property
     def holds(self) -> bool:
