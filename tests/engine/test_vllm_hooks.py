@@ -10,7 +10,9 @@ import pytest
 vllm = pytest.importorskip("vllm")
 
 from llumnix.engine.vllm import hooks  # noqa: E402
-from llumnix.engine.vllm.hooks import HOOKS, Hook, problems  # noqa: E402
+from llumnix.engine.vllm.front_end.hooks import CLIENT_FIELDS  # noqa: E402
+from llumnix.engine.vllm.hook import Hook  # noqa: E402
+from llumnix.engine.vllm.hooks import HOOKS, problems  # noqa: E402
 
 
 def test_installed_vllm_fits() -> None:
@@ -84,5 +86,5 @@ def test_new_parameter_with_a_default_does_not_matter(monkeypatch: pytest.Monkey
 
 
 def test_new_field_of_the_client_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "CLIENT_FIELDS", hooks.CLIENT_FIELDS - {"encoder"} | {"lamp"})
+    monkeypatch.setattr(hooks, "CLIENT_FIELDS", CLIENT_FIELDS - {"encoder"} | {"lamp"})
     assert problems() == ["the fields of its engine client changed: new ['encoder'], gone ['lamp']"]

@@ -47,8 +47,8 @@ def test_reset_waits_for_the_move_and_is_whole(pair: LatePair, at: int) -> None:
 
 def test_nothing_begins_to_move_while_a_reset_waits(pair: LatePair) -> None:
     session = under_way(pair)
-    other = pair.ask(1, list(range(40, 60)), 30)
-    third = pair.ask(0, list(range(70, 90)), 30)
+    other = pair.ask(1, list(range(40, 45)), 12)
+    third = pair.ask(0, list(range(70, 75)), 12)
     pair.cores[1].reset_prefix_cache(reset_running_requests=True)
     for _ in range(4):
         for at in range(2):
