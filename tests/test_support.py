@@ -16,7 +16,7 @@ Proofs = tuple[str, ...]
 
 EQUALITY: Proofs = ("test_vllm_equality.py::test_moved_streams_say_what_undisturbed_ones_say",)
 KILLED: Proofs = ("test_vllm_loss.py::test_every_kind_is_continued_or_says_why_not",)
-RESENT: Proofs = ("test_session.py::test_stream_that_said_nothing_can_always_start_again",)
+RESENT: Proofs = ("test_front_end_machine.py::test_stream_that_said_nothing_can_always_start_again",)
 CONTINUED: Proofs = ("test_session.py::test_stream_in_the_middle_is_continued_only_if_that_is_exact",)
 PINNED: Proofs = ("test_movable.py::test_requests_that_cannot_move_say_why",)
 

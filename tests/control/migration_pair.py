@@ -17,11 +17,12 @@ from llumnix.config import MigrationConfig
 from llumnix.control import commands as do
 from llumnix.control import events as ev
 from llumnix.control.body import LlumletLoop
+from llumnix.control.front_end_events import Abort, Deliver, TellVerdict
 from llumnix.control.hearing import Hearing
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Message, Prepare
 from llumnix.control.orders import MoveId, MoveOrder
-from llumnix.control.ownership import Abort, Deliver, Order, Ownership, Replay, Tell
+from llumnix.control.ownership import Order, Ownership, Replay
 from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, Wanted, choose_victims
 from llumnix.types import Epoch, InstanceId, RequestId
 
@@ -403,13 +404,13 @@ class World:
                 self._take_tokens(instance, request, tokens, finished)
 
     def _take_tokens(self, instance: InstanceId, request: RequestId, tokens: list[Token], finished: bool) -> None:
-        outputs = [(token, finished and token is tokens[-1]) for token in tokens]
+        outputs = tuple((token, finished and token is tokens[-1]) for token in tokens)
         stream = self.ownership.streams.get(request)
         if stream is not None and stream.live == instance:
             stream.delivered_tokens += len(tokens)
-            self.carry_out([Deliver(request, tuple(outputs))])
+            self.carry_out([Deliver(request, outputs)])
         else:
-            self.carry_out(self.ownership.outputs_arrived(request, instance, outputs, len(tokens)))
+            self.carry_out(self.ownership.outputs_arrived(request, instance, outputs, len(tokens), finished))
 
     def abort(self, client: Client) -> None:
         client.aborted = True
@@ -491,19 +492,19 @@ class World:
             match order:
                 case Deliver():
                     self._deliver_tokens(self.by_request[order.request], order)
-                case Tell():
+                case TellVerdict():
                     if order.to in self.known:
                         self.link.append((order.to, order.verdict))
                 case Abort():
                     if order.to in self.known:
                         self.instances[order.to].inbox.append(order.request)
                 case Replay():
-                    self._replay(self.by_request[order.request], order)
+                    self._replay(self.by_request[order.stream.request], order)
 
     def _deliver_tokens(self, client: Client, order: Deliver) -> None:
         assert order.request == client.request, f"tokens of {order.request}, which was replayed as {client.request}"
         assert not client.done, "tokens after the end"
-        for token, last in order.outputs:  # type: ignore[attr-defined]
+        for token, last in order.outputs:
             assert token.index == len(client.tokens), f"{order.request}: token {token.index} after {len(client.tokens)}"
             assert token.good, f"{order.request}: token {token.index} comes from a broken KV cache"
             client.tokens.append(token)
@@ -512,9 +513,8 @@ class World:
             self.carry_out(self.ownership.finished(order.request))
 
     def _replay(self, client: Client, order: Replay) -> None:
-        if client.done:
-            return
-        assert order.delivered_tokens == len(client.tokens) - client.first_index, "miscounted"
+        assert not client.done, "replayed after its end"
+        assert order.stream.delivered_tokens == len(client.tokens) - client.first_index, "miscounted"
         assert order.asked_for or self.ownership.lost, f"replayed although nobody died: {order.why}"
         client.replays.append(order.why)
         done, old = len(client.tokens), client.spec

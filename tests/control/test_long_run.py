@@ -10,7 +10,7 @@ from migration_walk import STORM, Action, open_one, start
 
 from containers import larger_than, sizes
 from llumnix.config import MigrationConfig, PolicyConfig
-from llumnix.control import attempts, drains, gone, ownership
+from llumnix.control import attempts, drains, gone, told_aborts
 from llumnix.control import events as ev
 from llumnix.control import messages as say
 from llumnix.control import scheduler_events as heard
@@ -41,7 +41,7 @@ BOUNDS = {
     "Gone._ids": gone.REMEMBERED,
     "Drains._ended": drains.REMEMBERED_DRAINS,
     "Attempts.ended": attempts.REMEMBERED,
-    "Ownership._aborts": ownership.ABORTS_REMEMBERED,
+    "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED,
     "Story._older": 1000,
     "Story._newer": 1000,
 }
@@ -186,7 +186,7 @@ def test_ownership_holds_the_streams_that_run() -> None:
             header = {"request": name, "epoch": Epoch(epoch)}
             if rng.random() < 0.8:
                 owners.notice_arrived(Adopted(**header, sender=target, output_tokens=stream.delivered_tokens))
-                owners.outputs_arrived(name, target, ["held"], 1)
+                owners.outputs_arrived(name, target, ("held",), 1)
             if rng.random() < 0.8:
                 owners.notice_arrived(Moved(**header, sender=stream.owner, outcome=outcome(stream.owner, target)))
             else:

@@ -11,12 +11,13 @@ from migration_walk import CONFUSED, walk
 
 from llumnix.control.commands import AnyCommand, Release, UnpinBlocks
 from llumnix.control.events import Detached, Installed
+from llumnix.control.front_end_events import Deliver
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Cancel, Committed
 from llumnix.control.migration import SOURCE, TARGET
 from llumnix.control.migration_source import MigrationSource, SourceState
 from llumnix.control.migration_target import MigrationTarget, TargetState
-from llumnix.control.ownership import Deliver, Order, Ownership
+from llumnix.control.ownership import Order, Ownership
 from llumnix.control.transitions import Edge
 
 Patch = pytest.MonkeyPatch
@@ -27,8 +28,8 @@ def edge(patch: Patch, table: Any, state: object, event: type, do: object, to: o
 
 
 def tokens_of_the_target_are_not_held(patch: Patch) -> None:
-    def deliver(self: Ownership, request: str, instance: str, outputs: list[object], tokens: int) -> list[Order]:
-        return [Deliver(request, tuple(outputs))] if request in self.streams else []  # type: ignore[arg-type]
+    def deliver(self: Ownership, request: str, instance: str, outputs: Any, tokens: int, last: bool) -> list[Order]:
+        return [Deliver(request, outputs)] if request in self.streams else []  # type: ignore[arg-type]
 
     patch.setattr(Ownership, "outputs_arrived", deliver)
 

@@ -13,7 +13,7 @@ from test_streams import FrontEnd, _token
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
 from containers import larger_than
-from llumnix.control import gone, ownership
+from llumnix.control import gone, told_aborts
 from llumnix.control.messages import Adopted, AnyNotice, Moved
 from llumnix.engine.vllm.between import NOTICE
 from llumnix.types import Epoch, InstanceId
@@ -24,7 +24,7 @@ FEW = 64
 ALIVE = 4
 INSTANCES = 2_000
 STREAMS_EACH = 10
-BOUNDS = {"Gone._ids": gone.REMEMBERED, "Ownership._aborts": ownership.ABORTS_REMEMBERED}
+BOUNDS = {"Gone._ids": gone.REMEMBERED, "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED}
 
 
 def notice(request: str, what: AnyNotice) -> EngineCoreOutput:
@@ -93,5 +93,5 @@ def test_front_end_holds_the_streams_that_run_and_the_instances_that_are_there()
     for name in last:
         life.go_on(name)
     assert life.front.why_failed == []
-    assert larger_than(FEW, BOUNDS, life.front.streams, life.front.members, life.front.dispatcher) == {}
+    assert larger_than(FEW, BOUNDS, life.front.streams, life.front.members) == {}
     assert life.front.streams.sessions == {}

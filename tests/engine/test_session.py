@@ -13,8 +13,8 @@ from engine_requests import PICTURE, engine_request
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from llumnix.control.messages import Moved
-from llumnix.control.ownership import Stream
-from llumnix.engine.vllm.front_end.session import Session
+from llumnix.control.stream import Stream
+from llumnix.engine.vllm.front_end.session import Session, why_not_exact
 from llumnix.types import Epoch, InstanceId, RequestId
 from move_outcomes import outcome
 
@@ -79,10 +79,6 @@ def test_empty_output_is_no_token() -> None:
     assert one.tokens == [7]
 
 
-def test_stream_that_said_nothing_can_always_start_again() -> None:
-    assert session(sampling_params=SamplingParams(temperature=1.0, seed=1)).why_not_replayable() == ""
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -105,26 +101,9 @@ def test_stream_that_said_nothing_can_always_start_again() -> None:
     ],
 )
 def test_stream_in_the_middle_is_continued_only_if_that_is_exact(fields: dict[str, Any], words: str) -> None:
-    one = session(**fields)
-    speak(one, 0.0)
-    why = one.why_not_replayable()
+    why = why_not_exact(engine_request(R, **fields))
     assert bool(why) == bool(words)
     assert words in why
-
-
-def test_request_that_ends_one_instance_after_the_other_is_given_up() -> None:
-    one = session()
-    one.fruitless_replays = 2
-    assert one.why_not_replayable() == ""
-    one.fruitless_replays = 3
-    assert "lost 3 times in a row" in one.why_not_replayable()
-
-
-def test_token_shows_that_the_instance_bears_the_request() -> None:
-    one = session()
-    one.fruitless_replays = 3
-    speak(one, 0.0)
-    assert one.why_not_replayable() == ""
 
 
 def test_client_knows_the_external_id() -> None:

@@ -16,7 +16,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 
 from llumnix.config import PolicyConfig
-from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.front_end import FrontEndMachine
+from llumnix.control.front_end_events import SendTo
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, TURNED_AWAY, Resume
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
@@ -36,7 +37,6 @@ class FrontEnd:
 
     def __init__(self, *instances: InstanceId) -> None:
         self.members = Members()
-        self.dispatcher = Dispatcher(PolicyConfig(), 0)
         self.sent: list[tuple[InstanceId, EngineCoreRequestType, Any]] = []
         self.emitted: list[EngineCoreOutput] = []
         self.resumed: list[tuple[InstanceId, Resume]] = []
@@ -51,7 +51,7 @@ class FrontEnd:
             spawn=_run,
             last_word=self.last_words.append,
         )
-        self.streams = Streams(self.members, self.dispatcher, ways)
+        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways)
         self.streams.observer = self
         for instance in instances:
             self.join(instance)
@@ -59,23 +59,17 @@ class FrontEnd:
     def join(self, instance: InstanceId) -> None:
         index = len(self.members.known)
         info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control="", data="")
-        self.members.admit(self.members.call(Report(info=info, snapshot=self.report(instance))))
-        self.streams.place_parked()
-
-    def report(self, instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
-        snapshot = InstanceSnapshot(id=instance, seq=seq, at=0.0, total_blocks=100, free_blocks=100, **fields)
-        self.dispatcher.on_report(snapshot, 0.0)
-        return snapshot
+        self.members.admit(self.members.call(Report(info=info, snapshot=_snapshot(instance))))
+        self.streams.reported(_snapshot(instance))
 
     def lose(self, instance: InstanceId) -> None:
         self.members.remove(instance)
-        self.dispatcher.on_removed(instance)
-        self.streams.instance_gone(instance)
+        self.streams.departed(instance)
 
     def open(self, request_id: str = "r", **fields: Any) -> InstanceId:
-        instance = self.streams.open(engine_request(request_id, **fields))
-        assert instance is not None
-        return instance
+        answer = self.streams.open(engine_request(request_id, **fields))
+        assert isinstance(answer, SendTo)
+        return answer.instance
 
     def replayed(self, request_id: str, why: str) -> None: ...
     def stayed(self, session: Session, notice: Stayed) -> None: ...
@@ -91,6 +85,10 @@ class FrontEnd:
 
     def _post(self, address: str, message: Mail) -> None:
         raise AssertionError("nobody is asked to arbitrate here")
+
+
+def _snapshot(instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
+    return InstanceSnapshot(id=instance, seq=seq, at=0.0, total_blocks=100, free_blocks=100, **fields)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -244,7 +242,7 @@ def test_driven_out_streams_go_on_elsewhere_and_the_rest_stays() -> None:
     homes = {name: front.open(name) for name in ("r", "s")}
     assert set(homes.values()) == {A, B}
     front.streams.sort_out(A, [_token(next(name for name, home in homes.items() if home == A), 7)])
-    front.report(A, seq=2, state=InstanceState.DRAINING)
+    front.streams.reported(_snapshot(A, seq=2, state=InstanceState.DRAINING))
     assert front.streams.drive_out(A, "it drains") == 1
     assert [to for to, _ in front.resumed] == [B]
 

@@ -11,14 +11,15 @@ from test_streams import A, B, FrontEnd, _token
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import FinishReason
 
-from llumnix.types import InstanceId
+from llumnix.control.front_end_events import GiveUp
+from llumnix.types import InstanceId, RequestId
 
 SOUTH, WEST = LoRARequest("south", 1, "/south"), LoRARequest("west", 2, "/west")
 
 
 def front_end_where_b_lacks_south() -> FrontEnd:
     front = FrontEnd(A, B)
-    front.members.by_id[B].lacks = frozenset({SOUTH.lora_int_id})
+    front.streams.equipped(B, (SOUTH.lora_int_id,))
     return front
 
 
@@ -30,10 +31,9 @@ def test_new_requests_go_to_who_has_it(lora: LoRARequest | None, where: set[Inst
 
 def test_nobody_has_it() -> None:
     front = front_end_where_b_lacks_south()
-    assert not front.members.all_lack(SOUTH)
-    front.members.by_id[A].lacks = frozenset({SOUTH.lora_int_id})
-    assert front.members.all_lack(SOUTH)
-    assert front.streams.open(engine_request("r", lora_request=SOUTH)) is None
+    front.streams.equipped(A, (SOUTH.lora_int_id,))
+    refused = front.streams.open(engine_request("r", lora_request=SOUTH))
+    assert refused == GiveUp(RequestId("r"), "No instance can load the adapter 'south' now.")
 
 
 def test_stream_whose_instance_is_lost_goes_to_one_that_has_it_or_ends_saying_why() -> None:

@@ -93,9 +93,11 @@ class Cluster:
         self.cores: dict[str, Core] = {}
         self.rng = rng
         self.tasks: set[asyncio.Task[None]] = set()
+        self.lacks: dict[InstanceId, tuple[int, ...]] = {}
+        """As front ends are told."""
         self.lines: dict[tuple[int, InstanceId], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.fronts = [
-            Whole(StateFile(str(folder)), Members(), partial(self._call, number), self._spawn)
+            Whole(StateFile(str(folder)), Members(), partial(self._call, number), self._spawn, self.lacks.__setitem__)
             for number in range(front_ends)
         ]
         for front in self.fronts:
@@ -311,15 +313,13 @@ async def test_adapter_that_cannot_be_loaded_keeps_no_instance_out_and_is_tried_
         write(with_adapters(one.file.read(), (south, west)))
     core = cluster.start("i2")
     core.missing = {"/south"}
-    member = await cluster.join(one, "i2")
-    assert (member.lacks, core.adapters) == ({1}, {2: "/west"})  # type: ignore[comparison-overlap]
-    assert one._members.lacking(request_for(south)) == {"i2"}
-    assert one._members.lacking(request_for(west)) == frozenset()
+    await cluster.join(one, "i2")
+    assert (cluster.lacks[InstanceId("i2")], core.adapters) == ((1,), {2: "/west"})
     assert (core.follower.has_adapter(1), core.follower.has_adapter(2)) == (False, True)
     assert not core.follower.can_serve(request_for(south)), "it must not meet it in a step"
     core.missing.clear()
     async with asyncio.timeout(5):
-        while member.lacks:  # noqa: ASYNC110 nothing else tells
+        while cluster.lacks[InstanceId("i2")]:  # noqa: ASYNC110 nothing else tells
             await asyncio.sleep(0.01)
     assert core.adapters == {1: "/south", 2: "/west"}
 

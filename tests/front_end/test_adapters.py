@@ -53,7 +53,7 @@ class FrontEnds:
         )
         modules = [LoRAModulePath(name=name, path=f"/{name}") for name in static]
         serving = OpenAIServingModels(client, [BaseModelPath("tiny", "/tiny")], lora_modules=modules)  # type: ignore[arg-type]
-        whole = Whole(StateFile(str(self.folder)), Members(), None, None)  # type: ignore[arg-type]
+        whole = Whole(StateFile(str(self.folder)), Members(), None, None, None)  # type: ignore[arg-type]
         await serving.init_static_loras()  # type: ignore[no-untyped-call]
         self.all.append((serving, whole))
         whole.tell_others = lambda: self._tell(whole)

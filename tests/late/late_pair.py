@@ -16,9 +16,11 @@ from late_engine import FRONT_END, LateCore, Wires
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 
+from llumnix.control import front_end_events as fe
 from llumnix.control import ownership as own
 from llumnix.control.messages import AnyNotice, Doubt
 from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.stream import Stream
 from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
 from llumnix.engine.vllm.instance.core import CONTROL, Tick
 from llumnix.types import InstanceId, RequestId
@@ -37,7 +39,7 @@ def _cores(hybrid: bool) -> tuple[LateCore, LateCore]:
 @dataclass(slots=True, eq=False)
 class Session:
     request: EngineCoreRequest
-    stream: own.Stream
+    stream: Stream
     engine_id: str
     tokens: list[int] = field(default_factory=list)
     cells: list[int] = field(default_factory=list)
@@ -180,7 +182,11 @@ class LatePair:
         else:
             self._obey(
                 self._ownership.outputs_arrived(
-                    RequestId(output.request_id), InstanceId(NAMES[at]), (output,), len(output.new_token_ids)
+                    RequestId(output.request_id),
+                    InstanceId(NAMES[at]),
+                    (output,),
+                    len(output.new_token_ids),
+                    output.finish_reason is not None,
                 )
             )
 
@@ -240,18 +246,18 @@ class LatePair:
     def _obey(self, orders: list[own.Order]) -> None:
         for order in orders:
             match order:
-                case own.Deliver():
+                case fe.Deliver():
                     for output in order.outputs:
                         session = self.sessions.get(order.request)
                         if session is not None:
                             assert isinstance(output, EngineCoreOutput)
                             self._take(session, output)
-                case own.Tell():
+                case fe.TellVerdict():
                     self.wires.post(order.to, order.verdict)
-                case own.Abort():
+                case fe.Abort():
                     self._by_name[order.to].abort(order.request)
                 case own.Replay():
-                    self._replay(self.sessions.pop(order.request))
+                    self._replay(self.sessions.pop(order.stream.request))
         self._listen_all()
 
     def _replay(self, session: Session) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Container
 from itertools import chain, islice
 
 import msgspec
@@ -175,6 +176,17 @@ class Dispatcher:
             passed_over,
             sum(key[2] in self._standing for key in order) if self._standing <= avoid else 0,
         )
+
+    def takes_requests(self, other_than: InstanceId) -> bool:
+        """Whether another instance takes new requests."""
+        return any(key[2] != other_than for key in self._orders[0])
+
+    def is_removed(self, instance: InstanceId) -> bool:
+        return instance in self._removed
+
+    def all_but(self, instances: Container[InstanceId]) -> frozenset[InstanceId]:
+        """The known instances, these left out."""
+        return frozenset(known for known in self._entries if known not in instances)
 
     def forget(self, request: RequestId, instance: InstanceId) -> None:
         """The request was booked but never sent, so the instance will never count it."""

@@ -1,6 +1,6 @@
 """Who owns a token stream: the front end's side of a migration.
 
-The front end holds one `Stream` per engine request. Every instance that has or had the request sends its tokens
+There is one `Stream` per engine request. Every instance that has or had the request sends its tokens
 and notices in one ordered stream of its own; only the owner's reach the client. An instance may have a request more
 than once, so its part of the stream falls into tenures: the first owner's has epoch 0, every other begins with
 `Adopted` and has its epoch.
@@ -13,101 +13,27 @@ request is replayed under a new id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import msgspec
 
+from llumnix.control.front_end_events import Abort, Deliver, TellVerdict
 from llumnix.control.gone import Gone
 from llumnix.control.messages import FRONT_END, NOBODY, Adopted, AnyNotice, Doubt, Fenced, Moved, Stayed, Verdict
+from llumnix.control.stream import FIRST, Held, Stream, Tenure
+from llumnix.control.told_aborts import ToldAborts
 from llumnix.types import Epoch, InstanceId, RequestId
-
-_FIRST = Epoch(0)
-
-ABORTS_REMEMBERED = 4096
-
-OUTPUTS_PER_ABORT = 16
-"""An engine that still makes tokens of a request which it was told to abort is told again after so many."""
-
-
-class Deliver(msgspec.Struct, frozen=True):
-    """Hand these outputs to the client's stream, in order."""
-
-    request: RequestId
-    outputs: tuple[object, ...]
-
-
-class Tell(msgspec.Struct, frozen=True):
-    """Send the verdict to the llumlet of an instance, over the control channel. May get lost: it is asked for again."""
-
-    to: InstanceId
-    verdict: Verdict
-
-
-class Abort(msgspec.Struct, frozen=True):
-    """Tell the engine of an instance to abort the request, on the channel by which requests are sent."""
-
-    to: InstanceId
-    request: RequestId
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """No instance goes on with this id, and it is forgotten: start the request under a NEW id, with the prompt and the
-    delivered tokens as its prompt. Unless an output that was delivered just before was its last."""
+    """No instance goes on with this stream, and its id is forgotten: begin the request anew under a NEW id, with the
+    prompt and the delivered tokens as its prompt."""
 
-    request: RequestId
-    delivered_tokens: int
+    stream: Stream
     why: str
     asked_for: bool = False
     """Nothing broke: its instance is to be empty."""
 
 
-Order = Deliver | Tell | Abort | Replay
-
-
-class Held(msgspec.Struct, frozen=True):
-    """Outputs that came before it was clear whether their sender owns the request."""
-
-    outputs: tuple[object, ...]
-    tokens: int
-
-
-@dataclass(slots=True)
-class Tenure:
-    """The request at an instance that adopted it and does not own it, yet or any more."""
-
-    instance: InstanceId
-    adopted_tokens: int
-    """Output tokens that it came with."""
-    waiting: list[Held | Moved | Stayed] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Stream:
-    """One engine request. The hot path is
-
-    if stream.live == instance:
-        stream.delivered_tokens += tokens  # and deliver
-    else:
-        orders = ownership.outputs_arrived(request, instance, outputs, tokens)
-    """
-
-    request: RequestId
-    owner: InstanceId
-    live: InstanceId | None
-    """Whose outputs go straight to the client. None until the new owner's tenure has begun in its stream: what it may
-    still send of an older one is not for the client."""
-    delivered_tokens: int = 0
-    epoch: Epoch = _FIRST
-    """The owner's tenure."""
-    decided: Epoch = _FIRST
-    """Attempts up to this one are over: whoever has the request from one of them and is not the owner is fenced."""
-    promised: tuple[Epoch, InstanceId] | None = None
-    """A verdict for a target, whose source has not confirmed it in its stream yet."""
-    tenures: dict[InstanceId, Epoch] = field(default_factory=dict)
-    """The epoch that each instance's stream is at."""
-    contenders: dict[Epoch, Tenure] = field(default_factory=dict)
-    """By attempt, those that adopted and are not decided."""
+Order = Deliver | TellVerdict | Abort | Replay
 
 
 class Ownership:
@@ -122,29 +48,28 @@ class Ownership:
         self.lost = Gone()
         self.dropped = 0
         """Outputs that came from an instance that was not to send them: fenced, lost, or of a request that is over."""
-        self._aborts: dict[tuple[InstanceId, RequestId], int] = {}  # lately sent, and outputs that came since
+        self._aborts = ToldAborts()
 
     def opened(self, request: RequestId, owner: InstanceId) -> Stream:
         """The request was sent to `owner`. Its id must never have been used."""
-        stream = Stream(request, owner, live=owner, tenures={owner: _FIRST})
+        stream = Stream(request, owner, live=owner, tenures={owner: FIRST})
         self.streams[request] = stream
         return stream
 
     def outputs_arrived(
-        self, request: RequestId, instance: InstanceId, outputs: Sequence[object], tokens: int
+        self, request: RequestId, instance: InstanceId, outputs: tuple[object, ...], tokens: int, last: bool = False
     ) -> list[Order]:
         """Outputs (`tokens` new tokens in all) of an instance that is not `stream.live`, or of an unknown request."""
         stream = self.streams.get(request)
         if stream is not None:
             if stream.live == instance:
-                stream.delivered_tokens += tokens
-                return [Deliver(request, tuple(outputs))]
-            tenure = _contender(stream, instance)
+                return self._deliver(stream, Held(outputs, tokens, last))
+            tenure = stream.contender(instance)
             if tenure is not None:
-                tenure.waiting.append(Held(tuple(outputs), tokens))
+                tenure.waiting.append(Held(outputs, tokens, last))
                 return []
         self.dropped += len(outputs)
-        return self._abort_unless_told(instance, request) if stream is None else []
+        return self._abort_again(instance, request) if stream is None else []
 
     def notice_arrived(self, notice: AnyNotice) -> list[Order]:
         """A notice, at its place among the outputs of `notice.sender`."""
@@ -155,7 +80,7 @@ class Ownership:
             return self._adopted(stream, notice)
         if stream.live == notice.sender:
             return self._apply(stream, notice)
-        tenure = _contender(stream, notice.sender)
+        tenure = stream.contender(notice.sender)
         if tenure is not None:
             if isinstance(notice, Fenced):
                 del stream.contenders[notice.epoch]
@@ -216,17 +141,17 @@ class Ownership:
 
     def finished(self, request: RequestId) -> list[Order]:
         """The owner's last output was delivered."""
-        stream = self.streams.pop(request, None)  # None: its owner is gone, and it was among what was held of it
-        return [] if stream is None else self._abort(request, _others(stream))
+        stream = self._close(request)
+        return [] if stream is None else self._abort(request, stream.others)
 
     def aborted(self, request: RequestId) -> list[Order]:
         """The client went away, or a stop string ended the request: free it everywhere."""
-        stream = self.streams.pop(request)
-        return self._abort(request, [stream.owner, *_others(stream)])
+        stream = self._close(request)
+        return [] if stream is None else self._abort(request, [stream.owner, *stream.others])
 
-    def never_sent(self, request: RequestId) -> None:
+    def never_sent(self, request: RequestId) -> Stream:
         """It was opened, and then could not be sent: nobody has it."""
-        del self.streams[request]
+        return self.streams.pop(request)
 
     # notices
 
@@ -270,15 +195,17 @@ class Ownership:
             stream.live = stream.owner
         orders: list[Order] = []
         for item in tenure.waiting:
-            if isinstance(item, Held):
-                stream.delivered_tokens += item.tokens
-                orders.append(Deliver(stream.request, item.outputs))
-            else:
-                orders += self._apply(stream, item)
+            if stream.request not in self.streams:
+                break
+            orders += self._deliver(stream, item) if isinstance(item, Held) else self._apply(stream, item)
         if stream.owner == tenure.instance and stream.request in self.streams and tenure.instance in self.lost:
-            # Unless what was held is all of it, which shows when it is delivered.
             orders += self._replay(stream, f"{tenure.instance}, where it had moved, was lost")
         return orders
+
+    def _deliver(self, stream: Stream, held: Held) -> list[Order]:
+        stream.delivered_tokens += held.tokens
+        deliver = Deliver(stream.request, held.outputs)
+        return [deliver, *self.finished(stream.request)] if held.last else [deliver]
 
     def _decide(self, stream: Stream, epoch: Epoch) -> None:
         stream.decided = max(stream.decided, epoch)
@@ -300,53 +227,30 @@ class Ownership:
         return self._pass_on(stream, tenure.instance, epoch)
 
     def _replay(self, stream: Stream, why: str, asked_for: bool = False) -> list[Order]:
-        del self.streams[stream.request]
-        aborts = self._abort(stream.request, [stream.owner, *_others(stream)])
-        return [*aborts, Replay(stream.request, stream.delivered_tokens, why, asked_for)]
+        return [*self.aborted(stream.request), Replay(stream, why, asked_for)]
 
     # requests that are over
 
+    def _close(self, request: RequestId) -> Stream | None:
+        stream = self.streams.pop(request, None)
+        if stream is not None:
+            stream.live = None
+        return stream
+
     def _abort(self, request: RequestId, holders: list[InstanceId]) -> list[Order]:
-        return [order for holder in holders for order in self._abort_at(holder, request)]
+        return [self._aborts.tell(holder, request) for holder in holders if holder not in self.lost]
 
-    def _abort_at(self, instance: InstanceId, request: RequestId) -> list[Order]:
-        if instance in self.lost:
-            return []
-        self._aborts[instance, request] = 0
-        if len(self._aborts) > ABORTS_REMEMBERED:
-            del self._aborts[next(iter(self._aborts))]
-        return [Abort(instance, request)]
-
-    def _abort_unless_told(self, instance: InstanceId, request: RequestId) -> list[Order]:
-        """An instance still has a request that is over: its front end died, or an abort did not find it."""
-        outputs = self._aborts.get((instance, request), OUTPUTS_PER_ABORT) + 1
-        if outputs > OUTPUTS_PER_ABORT:
-            return self._abort_at(instance, request)
-        self._aborts[instance, request] = outputs  # the last ones are on their way while it is told
-        return []
+    def _abort_again(self, instance: InstanceId, request: RequestId) -> list[Order]:
+        again = None if instance in self.lost else self._aborts.goes_on(instance, request)
+        return [] if again is None else [again]
 
     def _free_unknown(self, notice: AnyNotice) -> list[Order]:
         if isinstance(notice, Adopted):
-            return self._abort_at(notice.sender, notice.request)
+            return self._abort(notice.request, [notice.sender])
         if isinstance(notice, Moved):
-            return self._abort_at(notice.target, notice.request)
+            return self._abort(notice.request, [notice.target])
         return []
 
 
-def _contender(stream: Stream, instance: InstanceId) -> Tenure | None:
-    """The undecided tenure that the instance's stream is at."""
-    epoch = stream.tenures.get(instance)
-    tenure = None if epoch is None else stream.contenders.get(epoch)
-    return tenure if tenure is not None and tenure.instance == instance else None
-
-
-def _others(stream: Stream) -> list[InstanceId]:
-    """Who else may have the request."""
-    holders = [tenure.instance for tenure in stream.contenders.values()]
-    if stream.promised is not None:
-        holders.append(stream.promised[1])
-    return sorted({*holders} - {stream.owner})
-
-
-def _tell(to: InstanceId, request: RequestId, epoch: Epoch, owner: InstanceId) -> Tell:
-    return Tell(to, Verdict(request=request, epoch=epoch, sender=FRONT_END, owner=owner))
+def _tell(to: InstanceId, request: RequestId, epoch: Epoch, owner: InstanceId) -> TellVerdict:
+    return TellVerdict(to, Verdict(request=request, epoch=epoch, sender=FRONT_END, owner=owner))

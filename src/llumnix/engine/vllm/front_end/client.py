@@ -11,7 +11,6 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
-from time import monotonic
 from typing import Any
 
 import msgspec
@@ -19,7 +18,8 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import AsyncMPClient
 
-from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.front_end import FrontEndMachine
+from llumnix.control.front_end_events import GiveUp
 from llumnix.control.hearing import Hearing
 from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
@@ -50,7 +50,6 @@ class LlumnixClient(AsyncMPClient):
         self.spec = spec
         self.members = Members()
         self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
-        self._dispatcher = Dispatcher(spec.policy, spec.index)
         ways = Ways(
             send=self._send_soon,
             resume=self._resume,
@@ -59,11 +58,14 @@ class LlumnixClient(AsyncMPClient):
             spawn=self._spawn,
             last_word=self._last_word,
         )
-        self.streams = Streams(self.members, self._dispatcher, ways)
+        self._machine = FrontEndMachine(spec.policy, spec.index)
+        self.streams = Streams(self.members, self._machine, ways)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self.whole = Whole(StateFile(spec.book.run_dir), self.members, self._tell_state, self._spawn)
+        self.whole = Whole(
+            StateFile(spec.book.run_dir), self.members, self._tell_state, self._spawn, self.streams.equipped
+        )
 
     # -- membership
 
@@ -74,9 +76,7 @@ class LlumnixClient(AsyncMPClient):
         if member is not None:
             member.snapshot = report.snapshot
             if instance in self.members.by_id:
-                self._dispatcher.on_report(report.snapshot, monotonic())
-                if self.streams.parked:
-                    self.streams.place_parked()
+                self.streams.reported(report.snapshot)
         elif self.members.is_unknown(instance):
             member = self.members.call(report)
             self._make_room_for(report.info.slot)
@@ -110,10 +110,8 @@ class LlumnixClient(AsyncMPClient):
         self.members.admit(member)
         self.core_engines.append(member.identity)
         self.core_engine = self.core_engines[0]
-        now = monotonic()
-        self._dispatcher.on_report(hello.snapshot, now)  # the first one: what it counts, an earlier front end sent
-        self._dispatcher.on_report(member.snapshot, now)
-        self.streams.place_parked()
+        self.streams.reported(hello.snapshot)  # the first one: what it counts, an earlier front end sent
+        self.streams.reported(member.snapshot)
 
     def on_gone(self, gone: InstanceGone) -> None:
         """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
@@ -126,7 +124,7 @@ class LlumnixClient(AsyncMPClient):
             self.core_engines.remove(member.identity)
             if self.core_engines:
                 self.core_engine = self.core_engines[0]
-        self._dispatcher.on_removed(instance)
+        self.streams.closed(instance)
         if self._hearing.ended(instance, gone.expected):
             self._bury(instance)
         else:
@@ -137,7 +135,7 @@ class LlumnixClient(AsyncMPClient):
             self._bury(instance)
 
     def _bury(self, instance: InstanceId) -> None:
-        self.streams.instance_gone(instance, complete=self._hearing.gone(instance))
+        self.streams.departed(instance, complete=self._hearing.gone(instance))
 
     @property
     def queued_requests(self) -> int:
@@ -152,17 +150,13 @@ class LlumnixClient(AsyncMPClient):
             if known.stream.owner in self.members.known:  # else the session is about to end, and says why
                 await self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
             return
-        instance = self.streams.open(request)
-        if instance is None:
-            lora = request.lora_request
-            why = "No instance can take the request now."
-            if lora is not None and self.members.all_lack(lora):
-                why = f"No instance can load the adapter {lora.lora_name!r} now."
-            raise GracefulHTTPError(why, HTTPStatus.SERVICE_UNAVAILABLE)
+        answer = self.streams.open(request)
+        if isinstance(answer, GiveUp):
+            raise GracefulHTTPError(answer.why, HTTPStatus.SERVICE_UNAVAILABLE)
         try:
-            sent = self._send_to(instance, EngineCoreRequestType.ADD, request)
+            sent = self._send_to(answer.instance, EngineCoreRequestType.ADD, request)
         except BaseException:
-            self.streams.never_sent(request.request_id)
+            self.streams.unsent(request.request_id)
             raise
         await sent
 

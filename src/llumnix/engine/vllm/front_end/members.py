@@ -85,21 +85,12 @@ class Members:
             self.joined.clear()
         return member
 
-    def lacking(self, lora: Any | None) -> frozenset[InstanceId]:
-        """Those that could not load this adapter."""
-        if lora is None:
-            return frozenset()
-        return frozenset(i for i, member in self.by_id.items() if lora.lora_int_id in member.lacks)
+    def in_slot(self, slot: int) -> tuple[InstanceId, ...]:
+        return tuple(instance for instance, member in self.by_id.items() if member.info.slot == slot)
 
-    def all_lack(self, lora: Any) -> bool:
-        return bool(self.by_id) and len(self.lacking(lora)) == len(self.by_id)
-
-    def running(self, other_than: InstanceId | None = None) -> bool:
+    def running(self) -> bool:
         """Whether an instance takes new requests."""
-        return any(
-            member.snapshot.state is InstanceState.RUNNING and instance != other_than
-            for instance, member in self.by_id.items()
-        )
+        return any(member.snapshot.state is InstanceState.RUNNING for member in self.by_id.values())
 
 
 async def first_answer(call: Callable[[], Coroutine[Any, Any, Any]], gone: asyncio.Event) -> Any:

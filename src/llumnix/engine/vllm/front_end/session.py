@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.messages import Moved
-from llumnix.control.ownership import Stream
+from llumnix.control.stream import Stream
 
 _SMOOTHING = 0.1
-_MAX_FRUITLESS_REPLAYS = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -22,9 +21,6 @@ class Session:
     stream: Stream
     tokens: list[int] = field(default_factory=list)
     """Output tokens that reached the client."""
-    replays: int = 0
-    fruitless_replays: int = 0
-    """Replays since the last token reached the client."""
     last_token_s: float | None = None
     step_s: float = 0.0
     """Time between two tokens, smoothed."""
@@ -45,7 +41,6 @@ class Session:
     def tokens_delivered(self, token_ids: list[int], now: float) -> float | None:
         """Takes note of tokens; returns the downtime in seconds if they are the first after a move."""
         self.tokens += token_ids
-        self.fruitless_replays = 0
         last, self.last_token_s = self.last_token_s, now
         if self.move is not None and self.before_move_s is not None:
             downtime_s = max(0.0, now - self.before_move_s - self.step_s)
@@ -60,19 +55,17 @@ class Session:
         self.move = notice
         self.before_move_s = self.last_token_s
 
-    def why_not_replayable(self) -> str:
-        """Why the stream cannot be continued exactly by computing its tokens anew, or an empty string."""
-        if self.fruitless_replays >= _MAX_FRUITLESS_REPLAYS:
-            return f"it was lost {self.fruitless_replays} times in a row, perhaps because it is what ends instances"
-        if not self.tokens:
-            return ""
-        sampling = self.request.sampling_params
-        if self.request.mm_features or self.request.prompt_embeds is not None:
-            return "its prompt is not made of tokens alone"
-        if self.request.resumable:
-            return "it is a streaming input session"
-        if sampling is None:
-            return "it is not a generation"
-        if sampling.seed is not None and sampling.temperature > 0:
-            return "the state of its seeded random generator is lost"
-        return ""
+
+def why_not_exact(request: EngineCoreRequest) -> str:
+    """Why a stream that has made a token cannot be continued exactly by computing its tokens anew, or an empty
+    string."""
+    sampling = request.sampling_params
+    if request.mm_features or request.prompt_embeds is not None:
+        return "its prompt is not made of tokens alone"
+    if request.resumable:
+        return "it is a streaming input session"
+    if sampling is None:
+        return "it is not a generation"
+    if sampling.seed is not None and sampling.temperature > 0:
+        return "the state of its seeded random generator is lost"
+    return ""

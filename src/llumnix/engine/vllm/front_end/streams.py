@@ -1,4 +1,4 @@
-"""The token streams of a front end: where each was sent, who owns it, and its replay when its owner is lost.
+"""The token streams of a front end: what its mind (`control/front_end.py`) decides about them is done here.
 
 `sort_out` is the front end's hot path, once per engine step.
 """
@@ -14,13 +14,13 @@ from typing import Any, Protocol, assert_never
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
-from llumnix.control import ownership as own
-from llumnix.control.dispatcher import Dispatcher
+from llumnix.control import front_end_events as fe
+from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, TURNED_AWAY, RequestCodec, Resume
 from llumnix.engine.vllm.front_end.members import Members
-from llumnix.engine.vllm.front_end.session import Session
-from llumnix.policy.dispatch import DispatchRequest
+from llumnix.engine.vllm.front_end.session import Session, why_not_exact
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire.outbox import Mail
 
@@ -61,15 +61,13 @@ class Streams:
     observer: Observer
     """To be set before the first instance is admitted."""
 
-    def __init__(self, members: Members, dispatcher: Dispatcher, ways: Ways) -> None:
+    def __init__(self, members: Members, machine: FrontEndMachine, ways: Ways) -> None:
         self.sessions: dict[str, Session] = {}
-        """By engine id."""
+        """By engine id; those that wait for an instance, too."""
         self._members = members
-        self._dispatcher = dispatcher
+        self._machine = machine
         self._ways = ways
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
-        self._parked: list[tuple[Session, str]] = []
-        self._ownership = own.Ownership()
         self._codec = RequestCodec()
 
     # -- requests
@@ -81,45 +79,39 @@ class Streams:
     @property
     def parked(self) -> int:
         """Requests that wait for an instance to be replayed on."""
-        return len(self._parked)
+        return self._machine.parked
 
-    def open(self, request: EngineCoreRequest) -> InstanceId | None:
-        """Where the new request is to be sent; None if no instance can take it."""
-        instance = self._choose(request, len(request.prompt_token_ids or ()))
-        if instance is not None:
-            stream = self._ownership.opened(RequestId(request.request_id), instance)
-            self.sessions[request.request_id] = Session(request, request.request_id, stream)
-        return instance
+    def open(self, request: EngineCoreRequest) -> fe.SendTo | fe.GiveUp:
+        """Where the new request is to be sent, or why it is not."""
+        name, lora, slot = RequestId(request.request_id), request.lora_request, request.data_parallel_rank
+        arrived = fe.Arrived(
+            monotonic(),
+            name,
+            prompt_tokens=len(request.prompt_token_ids or ()),
+            priority=Priority(request.priority),
+            only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
+            adapter=None if lora is None else fe.NeededAdapter(lora.lora_int_id, lora.lora_name),
+            not_exact=why_not_exact(request),
+        )
+        (answer,) = self._machine.handle(arrived)
+        assert isinstance(answer, fe.SendTo | fe.GiveUp)
+        if isinstance(answer, fe.SendTo):
+            log.debug("%s goes to %s", name, answer)
+            stream = self._machine.stream(name)
+            assert stream is not None
+            self.sessions[name] = Session(request, name, stream)
+        return answer
 
-    def never_sent(self, request_id: str) -> None:
+    def unsent(self, request_id: str) -> None:
         """It was opened just now, and then could not be sent."""
-        session = self.sessions.pop(request_id)
-        self._dispatcher.forget(RequestId(request_id), session.stream.owner)
-        self._ownership.never_sent(RequestId(request_id))
+        del self.sessions[request_id]
+        self._machine.handle(fe.Unsent(monotonic(), RequestId(request_id)))
 
     def abort(self, request_id: str) -> None:
         session = self.session_of(request_id)
-        if session is None:
-            self._engine_ids.pop(request_id, None)
-            self._parked = [(waiting, why) for waiting, why in self._parked if waiting.id != request_id]
-        else:
+        if session is not None:
             self._forget(session)
-            self._obey(self._ownership.aborted(RequestId(session.engine_id)))
-
-    def _choose(self, request: EngineCoreRequest, tokens: int, anywhere: bool = False) -> InstanceId | None:
-        """`anywhere`: also elsewhere than where the client wanted it, which may be gone for good."""
-        avoid = self._members.lacking(request.lora_request)
-        wanted = request.data_parallel_rank  # the client may name a slot (X-data-parallel-rank)
-        if wanted is not None and not anywhere:
-            avoid |= {i for i, member in self._members.by_id.items() if member.info.slot != wanted}
-        asked = DispatchRequest(
-            id=RequestId(request.request_id), prompt_tokens=tokens, priority=Priority(request.priority)
-        )
-        decision = self._dispatcher.dispatch(asked, avoid)
-        if decision is None:
-            return None
-        log.debug("%s goes to %s", request.request_id, decision)
-        return decision.instance
+            self._tell(fe.Aborted(monotonic(), RequestId(session.engine_id)))
 
     def _forget(self, session: Session) -> None:
         self.sessions.pop(session.engine_id, None)
@@ -137,7 +129,7 @@ class Streams:
                 session.stream.delivered_tokens += len(output.new_token_ids)
                 self._deliver(session, output, now, kept)
             else:
-                kept += self._unusual(instance, output)
+                kept += self._unusual(instance, output, now)
         return kept
 
     def _deliver(self, session: Session, output: EngineCoreOutput, now: float, to: list[EngineCoreOutput]) -> None:
@@ -145,36 +137,30 @@ class Streams:
             downtime_s = session.tokens_delivered(output.new_token_ids, now)
             if downtime_s is not None:
                 self._record_move(session, downtime_s)
-        if session.replays:
+        if session.stream.replays:
             output.request_id = session.id
             output.prefill_stats = None  # of the replay; the client's prefill was reported long ago
         if output.finish_reason is not None:
             self._record_move(session, None)
             self._forget(session)
-            self._obey(self._ownership.finished(RequestId(session.engine_id)))
+            self._obey(self._machine.handle(fe.Finished(now, RequestId(session.engine_id))))
         to.append(output)
 
-    def _unusual(self, instance: InstanceId, output: EngineCoreOutput) -> list[EngineCoreOutput]:
+    def _unusual(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
-        params = output.kv_transfer_params or {}
+        params = output.kv_transfer_params or {}  # vLLM has its own use for them
         if NOTICE in params:
-            return self._take_notice(msgspec.msgpack.decode(params[NOTICE], type=AnyNotice))
-        request = RequestId(output.request_id)
-        if TURNED_AWAY in params:
-            return self._turned_away(request, instance)
+            return self._take_notice(msgspec.msgpack.decode(params[NOTICE], type=AnyNotice), now)
         if LAST_WORD in params:
             self._ways.last_word(instance)
             return []
-        session = self.sessions.get(request)
-        if session is not None and session.stream.live == instance:  # vLLM's own use of the field
-            session.stream.delivered_tokens += len(output.new_token_ids)
-            delivered: list[EngineCoreOutput] = []
-            self._deliver(session, output, monotonic(), delivered)
-            return delivered
-        orders = self._ownership.outputs_arrived(request, instance, (output,), len(output.new_token_ids))
-        return self._obey(orders)
+        request = RequestId(output.request_id)
+        if TURNED_AWAY in params:
+            return self._obey(self._machine.handle(fe.TurnedAway(now, instance, request)))
+        tokens, last = len(output.new_token_ids), output.finish_reason is not None
+        return self._obey(self._machine.handle(fe.Outputs(now, instance, request, tokens, (output,), last)))
 
-    def _take_notice(self, notice: AnyNotice) -> list[EngineCoreOutput]:
+    def _take_notice(self, notice: AnyNotice, now: float) -> list[EngineCoreOutput]:
         session = self.sessions.get(notice.request)
         if session is not None and isinstance(notice, Moved):
             self._record_move(session, None)  # an earlier one whose first token never came
@@ -183,96 +169,90 @@ class Streams:
                 self._record_move(session, None)
         elif session is not None and isinstance(notice, Stayed):
             self.observer.stayed(session, notice)
-        return self._obey(self._ownership.notice_arrived(notice))
-
-    def _turned_away(self, request: RequestId, instance: InstanceId) -> list[EngineCoreOutput]:
-        self._dispatcher.on_removed(instance)  # nor will it take another one
-        return self._obey(self._ownership.turned_away(request, instance))
-
-    def doubted(self, doubt: Doubt) -> None:
-        self._ways.emit(self._obey(self._ownership.doubted(doubt)))
+        return self._obey(self._machine.handle(fe.Noticed(now, notice)))
 
     def _record_move(self, session: Session, downtime_s: float | None) -> None:
         if session.move is not None:
             self.observer.moved(session, session.move, downtime_s)
             session.move = None
 
-    # -- instances that go
+    # -- what is heard of instances otherwise
 
-    def instance_gone(self, instance: InstanceId, complete: bool = False) -> None:
+    def reported(self, snapshot: InstanceSnapshot) -> None:
+        """By an instance that takes requests."""
+        self._tell(fe.Reported(monotonic(), snapshot))
+
+    def equipped(self, instance: InstanceId, lacks: tuple[int, ...]) -> None:
+        self._tell(fe.Equipped(monotonic(), instance, lacks))
+
+    def closed(self, instance: InstanceId) -> None:
+        """It takes no more requests; what it still says counts."""
+        self._tell(fe.Closed(monotonic(), instance))
+
+    def departed(self, instance: InstanceId, complete: bool = False) -> None:
         """What it owned goes on elsewhere. `complete`: all that it said was read."""
-        self._ways.emit(self._obey(self._ownership.instance_gone(instance, complete)))
+        self._tell(fe.Departed(monotonic(), instance, complete))
+
+    def doubted(self, doubt: Doubt) -> None:
+        self._tell(fe.Doubted(monotonic(), doubt))
 
     def drive_out(self, instance: InstanceId, why: str) -> int:
         """Starts what is on a draining instance anew elsewhere, with the tokens so far; returns how many. What cannot
         be continued exactly, and everything if there is no place for it, stays and goes on."""
-        if not self._members.running(other_than=instance):
-            return 0
-        there = [s for s in self.sessions.values() if s.stream.owner == instance and not s.why_not_replayable()]
-        for session in there:
-            self._ways.emit(self._obey(self._ownership.driven_out(RequestId(session.engine_id), why)))
-        return len(there)
+        *commands, answer = self._machine.handle(fe.DriveOut(monotonic(), instance, why))
+        assert isinstance(answer, fe.DroveOut)
+        self._ways.emit(self._obey(commands))
+        return answer.count
 
-    def _obey(self, orders: list[own.Order]) -> list[EngineCoreOutput]:
-        """Carries orders out; returns the outputs that go to the client now."""
+    # -- what the machine wants
+
+    def _tell(self, event: fe.FrontEndEvent) -> None:
+        self._ways.emit(self._obey(self._machine.handle(event)))
+
+    def _obey(self, commands: list[fe.FrontEndCommand]) -> list[EngineCoreOutput]:
+        """Carries commands out; returns the outputs that go to the client now."""
         outputs: list[EngineCoreOutput] = []
-        for order in orders:
-            match order:
-                case own.Deliver():
-                    session = self.sessions.get(order.request)
-                    for output in order.outputs:
-                        if session is not None:
-                            self._deliver(session, output, monotonic(), outputs)  # type: ignore[arg-type]
-                case own.Tell():
-                    member = self._members.known.get(order.to)
+        for command in commands:
+            match command:
+                case fe.Deliver():
+                    for output in command.outputs:
+                        self._deliver(self.sessions[command.request], output, monotonic(), outputs)
+                case fe.TellVerdict():
+                    member = self._members.known.get(command.to)
                     if member is not None:  # else it is asked for again, or nobody is there to ask
-                        self._ways.post(member.info.control, order.verdict)
-                case own.Abort():
-                    self._ways.send(order.to, EngineCoreRequestType.ABORT, [order.request])
-                case own.Replay():
-                    session = self.sessions.pop(order.request, None)
-                    if session is not None:
-                        self._replay(session, order.why, fruitless=not order.asked_for)
+                        self._ways.post(member.info.control, command.verdict)
+                case fe.Abort():
+                    self._ways.send(command.to, EngineCoreRequestType.ABORT, [command.request])
+                case fe.ReplayAt():
+                    self._replay(command)
+                case fe.GiveUp():
+                    outputs += self._fail(command)
+                case fe.Park():
+                    log.info("request %s waits for an instance: %s", command.request, command.why)
+                case fe.SendTo() | fe.DroveOut():
+                    raise AssertionError(f"nobody asked for {command}")
                 case _:
-                    assert_never(order)
+                    assert_never(command)
         return outputs
 
-    # -- token replay
-
-    def _replay(self, session: Session, why: str, fruitless: bool = True) -> None:
-        """Starts the request anew elsewhere, where it left off; parks it while there is no room anywhere. `fruitless`
-        until its next token: it may be what ends instances."""
-        problem = session.why_not_replayable()
-        if problem:
-            self._fail(session, f"{why}; the stream cannot be continued exactly: {problem}")
-            return
-        request = session.request
-        tokens = len(request.prompt_token_ids or ()) + len(session.tokens)
-        instance = self._choose(request, tokens, anywhere=True)
-        if instance is None:
-            lora = request.lora_request
-            if lora is not None and self._members.all_lack(lora):
-                self._fail(session, f"{why}; no instance can load its adapter {lora.lora_name!r}")
-            else:
-                self._parked.append((session, why))
-            return
-        session.replays += 1
-        session.fruitless_replays += fruitless
-        session.engine_id = f"{session.id}~{session.replays}"
-        session.stream = self._ownership.opened(RequestId(session.engine_id), instance)
-        session.stream.delivered_tokens = len(session.tokens)
-        self.sessions[session.engine_id] = session
-        self._engine_ids[session.id] = session.engine_id
-        renamed = msgspec.structs.replace(request, request_id=session.engine_id)
-        self.observer.replayed(session.client_id, why)
+    def _replay(self, command: fe.ReplayAt) -> None:
+        """Starts the request anew elsewhere, where it left off."""
+        session, stream = self.sessions.pop(command.request), self._machine.stream(command.new_id)
+        assert stream is not None
+        session.engine_id, session.stream = command.new_id, stream
+        self.sessions[command.new_id] = session
+        self._engine_ids[session.id] = command.new_id
+        renamed = msgspec.structs.replace(session.request, request_id=command.new_id)
+        self.observer.replayed(session.client_id, command.why)
         if session.tokens:
-            self._ways.spawn(self._resume(session, renamed, instance))
+            self._ways.spawn(self._resume(session, renamed, command.instance))
         else:
-            self._ways.send(instance, EngineCoreRequestType.ADD, renamed)
+            self._ways.send(command.instance, EngineCoreRequestType.ADD, renamed)
 
     async def _resume(self, session: Session, renamed: EngineCoreRequest, instance: InstanceId) -> None:
+        request = RequestId(renamed.request_id)
         resume = Resume(
-            request_id=renamed.request_id,
+            request_id=request,
             front_end=renamed.client_index,
             request=self._codec.encode(renamed),
             output_token_ids=list(session.tokens),
@@ -280,25 +260,20 @@ class Streams:
         try:
             await self._ways.resume(instance, msgspec.msgpack.encode(resume))
         except ConnectionError:
-            return  # that one died, too: `instance_gone` replays the stream once more
+            return  # that one died, too: `departed` replays the stream once more
         except Exception as error:  # noqa: BLE001 vLLM turns whatever the engine raised into a bare Exception
             if str(error) == ENGINE_ENDS:
-                self._ways.emit(self._turned_away(RequestId(renamed.request_id), instance))
-            elif self.sessions.pop(renamed.request_id, None) is not None:
-                self._obey(self._ownership.aborted(RequestId(renamed.request_id)))
-                self._fail(session, f"token replay failed: {error}")
+                self._tell(fe.TurnedAway(monotonic(), instance, request))
+            else:
+                self._tell(fe.NotResumed(monotonic(), request, str(error)))
 
-    def place_parked(self) -> None:
-        """There may be room again."""
-        parked, self._parked = self._parked, []
-        for session, why in parked:
-            self._replay(session, why)
-
-    def _fail(self, session: Session, why: str) -> None:
-        log.error("request %s ends: %s", session.client_id, why)
-        self.observer.failed(session, why)
-        self._engine_ids.pop(session.id, None)
-        output = EngineCoreOutput(
-            request_id=session.id, new_token_ids=[], finish_reason=FinishReason.ERROR, stop_reason=why
-        )
-        self._ways.emit([output])
+    def _fail(self, command: fe.GiveUp) -> list[EngineCoreOutput]:
+        session = self.sessions[command.request]
+        log.error("request %s ends: %s", session.client_id, command.why)
+        self._forget(session)
+        self.observer.failed(session, command.why)
+        return [
+            EngineCoreOutput(
+                request_id=session.id, new_token_ids=[], finish_reason=FinishReason.ERROR, stop_reason=command.why
+            )
+        ]

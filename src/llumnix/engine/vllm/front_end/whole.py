@@ -17,6 +17,7 @@ import msgspec
 from llumnix.control.server_state import Applied, Op, ServerState, after, awake, undone
 from llumnix.engine.vllm.front_end.members import Member, Members
 from llumnix.engine.vllm.front_end.state_file import StateFile
+from llumnix.types import InstanceId
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,15 @@ class Whole:
         members: Members,
         call: Callable[[Member, bytes], Coroutine[Any, Any, bytes]],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        equipped: Callable[[InstanceId, tuple[int, ...]], None],
     ) -> None:
-        """`call`: `llumnix_follow` of an instance; raises ConnectionError when that is gone."""
+        """`call`: `llumnix_follow` of an instance; raises ConnectionError when that is gone. `equipped` is told which
+        adapters an instance lacks."""
         self.file = file
         self._members = members
         self._call = call
         self._spawn = spawn
+        self._equipped = equipped
         self.tell_others: Callable[[], Awaitable[Any]] = _nobody
         """Has every other front end `follow`, and waits for it."""
         self.followers: list[Callable[[ServerState], None]] = []
@@ -131,6 +135,7 @@ class Whole:
         answer = await self._call(member, msgspec.msgpack.encode(state))
         applied = msgspec.msgpack.decode(answer, type=Applied)
         member.lacks = frozenset(applied.lacks)
+        self._equipped(member.info.id, applied.lacks)
         if member.lacks and not member.tries_again:
             member.tries_again = True
             asyncio.get_running_loop().call_later(_AGAIN_S, self._try_again, member)
