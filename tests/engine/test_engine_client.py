@@ -295,16 +295,6 @@ async def test_requests_of_the_front_end_that_died_here_are_not_waited_for(front
     assert front.waiting == {A: 0, B: 0}
 
 
-async def test_chunk_for_an_instance_that_has_just_ended_ends_with_it(front: FrontEnd) -> None:
-    """Its last words are still to be read, and it knows nobody any more to be sent something."""
-    await front.client.add_request_async(engine_request("r", resumable=True))
-    front.lose(A, expected=True)
-    await front.client.add_request_async(engine_request("r", resumable=True))
-    await front.hear(A, token(1), LAST)
-    assert front.tokens == [1]
-    assert front.errors == ["i0 was lost; the stream cannot be continued exactly: it is a streaming input session"]
-
-
 async def test_instance_that_is_called_is_courted_until_it_takes_requests(front: FrontEnd) -> None:
     front.hear_report(B)
     assert list(front.client.members.courted) == [B]
