@@ -16,6 +16,8 @@ import psutil
 from frame.admin import Admin
 from frame.checked import Server
 
+from llumnix.api.bodies import InstanceRow
+
 WEIGHTS = {
     "kill an instance": 4,
     "stop an instance": 2,
@@ -90,20 +92,20 @@ class Faults:
         }
         return await acts[fault.what](fault.lot)
 
-    async def _victim(self, lot: float) -> dict[str, object] | None:
-        rows = [row for row in await self.admin.get("instances") if row["state"] == "running"]
-        rows.sort(key=lambda row: row["id"])
+    async def _victim(self, lot: float) -> InstanceRow | None:
+        rows = [row for row in (await self.admin.status()).instances if row.state == "running"]
+        rows.sort(key=lambda row: row.id)
         return rows[int(lot * len(rows))] if len(rows) >= _FEWEST else None
 
     async def _signal_instance(self, lot: float, number: signal.Signals) -> bool:
         victim = await self._victim(lot)
-        return victim is not None and _signal(int(str(victim["pid"])), number)
+        return victim is not None and victim.pid is not None and _signal(victim.pid, number)
 
     async def _drain(self, lot: float) -> bool:
         victim = await self._victim(lot)
         if victim is None:
             return False
-        return await self.admin.drain(str(victim["id"])) == 202  # or the scheduler has just been killed, perhaps
+        return await self.admin.drain(victim.id) == 202  # or the scheduler has just been killed, perhaps
 
     async def _start(self, _lot: float) -> bool:
         return await self.admin.start(1) == 202

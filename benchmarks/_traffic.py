@@ -156,7 +156,7 @@ class Soak:
                 self.violations.append("a move by hand was not answered")
 
     async def _move_one(self, admin: Admin, rng: random.Random) -> None:
-        rows = sorted((row["id"], row["instance"]) for row in await admin.get("requests"))
+        rows = sorted((row.id, row.instance) for row in await admin.requests())
         instances = sorted(await admin.running())
         if not rows or len(instances) < 2:
             return

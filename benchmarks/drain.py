@@ -30,6 +30,8 @@ from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 from rich.table import Table
 
+from llumnix.control.scheduler_events import DrainReport
+
 GOAL_S = 5.0
 MODEL_LEN = 8192
 KV_MIB = 1800  # 50 sequences of 8192 tokens, 4 KiB each
@@ -41,7 +43,7 @@ TOKENS_AFTER = 60
 class Drained:
     """One drain as its clients and the server saw it."""
 
-    report: dict[str, Any]
+    report: DrainReport
     wall_s: float
     """From the order until the report was there, seen from outside."""
     tokens: list[list[int]]
@@ -101,7 +103,7 @@ async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limi
             await stream.reaches(TOKENS_BEFORE)
         left = [body["max_tokens"] - stream.output.tokens for body, stream in zip(bodies, streams, strict=True)]
         admin = Admin(session)
-        (instance,) = {row["instance"] for row in await admin.get("requests")}
+        (instance,) = {row.instance for row in await admin.requests()}
         began_s = time.monotonic()
         if (status := await admin.drain(instance, f"?timeout_s={limit_s}")) >= 400:
             raise SystemExit(f"the drain was refused: HTTP {status}")
@@ -123,11 +125,11 @@ async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limi
     )
 
 
-async def _report(admin: Admin, instance: str, until_s: float) -> dict[str, Any]:
+async def _report(admin: Admin, instance: str, until_s: float) -> DrainReport:
     """As soon as the drain has ended, or as it stands at the limit."""
     while True:
-        report = next(report for report in await admin.get("drains") if report["instance"] == instance)
-        if report["outcome"] != "draining" or time.monotonic() >= until_s:
+        report = next(report for report in await admin.drains() if report.instance == instance)
+        if report.outcome != "draining" or time.monotonic() >= until_s:
             return report
         await asyncio.sleep(0.05)
 
@@ -150,12 +152,12 @@ def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None
     )
     table = Table("", "with migration", "without")
     rows: list[tuple[str, Any, Any]] = [
-        ("running when it began", drained.report["requests"], waited and waited.report["requests"]),
+        ("running when it began", drained.report.requests, waited and waited.report.requests),
         ("tokens still to come, longest", max(drained.left_tokens), waited and max(waited.left_tokens)),
-        ("empty after s", f"{drained.report['seconds']:.2f}", waited and _seconds(waited.report)),
-        ("moved", drained.report["moved"], waited and waited.report["moved"]),
-        ("replayed", drained.report["replayed"], waited and waited.report["replayed"]),
-        ("finished there", drained.report["finished"], waited and waited.report["finished"]),
+        ("empty after s", f"{drained.report.seconds:.2f}", waited and _seconds(waited.report)),
+        ("moved", drained.report.moved, waited and waited.report.moved),
+        ("replayed", drained.report.replayed, waited and waited.report.replayed),
+        ("finished there", drained.report.finished, waited and waited.report.finished),
         ("gap P50 / P99 / max, ms", _gap_figures(drained.gaps_s), ""),
     ]
     for row in rows:
@@ -165,10 +167,10 @@ def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None
     for error in sorted(set(drained.errors)):
         console.print(error, markup=False)
     return conclude(
-        Figure("running when it began", drained.report["requests"]),
+        Figure("running when it began", drained.report.requests),
         Figure("empty after", _empty_s(drained), at_most(GOAL_S), "s"),
-        Figure("moved", drained.report["moved"]),
-        Figure("replayed", drained.report["replayed"]),
+        Figure("moved", drained.report.moved),
+        Figure("replayed", drained.report.replayed),
         Figure("failed streams", len(drained.errors), at_most(0)),
         Figure("tokens compared", sum(map(len, undisturbed))),
         Figure("differing tokens", differing, at_most(0)),
@@ -177,11 +179,11 @@ def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None
 
 
 def _empty_s(one: Drained) -> float | None:
-    return one.report["seconds"] if one.report["outcome"] == "empty" else None
+    return one.report.seconds if one.report.outcome == "empty" else None
 
 
-def _seconds(report: dict[str, Any]) -> str:
-    return f"{report['seconds']:.1f}" if report["outcome"] == "empty" else f"more than {report['seconds']:.0f}"
+def _seconds(report: DrainReport) -> str:
+    return f"{report.seconds:.1f}" if report.outcome == "empty" else f"more than {report.seconds:.0f}"
 
 
 def _gap_figures(gaps_s: list[float]) -> str:

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import numpy as np
@@ -33,6 +32,8 @@ from frame.server import ServerProcess, llumnix_server
 from frame.stream import Output, Streaming, exactly, open_session
 from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
+
+from llumnix.api.bodies import InstancesAnswer
 
 GOAL_REPREFILL, GOAL_DETECTION_S, GOAL_TTFT = 1.5, 0.5, 1.2
 _INSTANCES = 3
@@ -91,7 +92,7 @@ class Clients:
 
     async def running(self) -> dict[str, int]:
         """Pids by id."""
-        return _running(await self._admin.ask("instances"))
+        return _running(await self._admin.status())
 
     async def all_serve(self) -> None:
         """Waits for all instances and the scheduler. A new instance has the place of the one that was killed."""
@@ -101,9 +102,9 @@ class Clients:
         new = sorted(set(now) - set(self.places), key=lambda name: int(name[1:]))
         self.places = [name if name in now else new.pop(0) for name in self.places] or new
 
-    async def until(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+    async def until(self, condition: Callable[[InstancesAnswer], bool]) -> None:
         while True:
-            if condition(await self._admin.ask("instances")):
+            if condition(await self._admin.status()):
                 return
             await asyncio.sleep(_POLL_S)
 
@@ -120,12 +121,12 @@ class Clients:
         self._streams.clear()
 
 
-def _running(status: dict[str, Any]) -> dict[str, int]:
-    return {row["id"]: row["pid"] for row in status["instances"] if row["state"] == "running"}
+def _running(status: InstancesAnswer) -> dict[str, int]:
+    return {row.id: row.pid for row in status.instances if row.state == "running" and row.pid is not None}
 
 
-def _schedules(status: dict[str, Any]) -> bool:
-    return bool(status["scheduler"]["state"] == "running")
+def _schedules(status: InstancesAnswer) -> bool:
+    return status.scheduler.state == "running"
 
 
 def main() -> int:

@@ -97,9 +97,7 @@ class Client:
 
     async def _noted_at(self, streaming: Streaming) -> float:
         """When the server saw the first token after the stream's last move; seconds since the epoch."""
-        rows = await self._admin.get("migrations", "?limit=8")
-        at: float = next(row["at"] for row in rows if row["request_id"] == streaming.id)
-        return at
+        return next(row.at_s for row in await self._admin.moves(8) if row.request_id == streaming.id)
 
     async def _post_move(self, streaming: Streaming, target: str) -> tuple[float, dict[str, Any]]:
         """When the move was asked for, and what the server tells of it. A refusal is kept, and the move tried again."""

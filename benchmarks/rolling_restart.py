@@ -14,7 +14,6 @@ import asyncio
 import random
 import sys
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 import numpy as np
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llumnix.client import AdminClient
+from llumnix.control.scheduler_events import DrainReport
 from llumnix.operations import restart_rolling
 
 GOAL_GAP_S = 1.0
@@ -113,7 +113,7 @@ async def _measure(admin: AdminClient, url: str, arguments: argparse.Namespace) 
 
 
 def _tell(
-    periods: list[Period], clients: Clients, drains: list[dict[str, Any]], instances: tuple[set[str], set[str]]
+    periods: list[Period], clients: Clients, drains: list[DrainReport], instances: tuple[set[str], set[str]]
 ) -> int:
     table = Table("", *(period.name for period in periods))
     table.add_row("seconds", *(f"{period.seconds:.1f}" for period in periods))
@@ -124,8 +124,8 @@ def _tell(
     console.print(table)
     for report in drains:
         console.print(
-            f"{report['instance']}: {report['requests']} requests, {report['moved']} moved, {report['replayed']} "
-            f"replayed, {report['finished']} finished, empty after {report['seconds']:.2f} s"
+            f"{report.instance}: {report.requests} requests, {report.moved} moved, {report.replayed} "
+            f"replayed, {report.finished} finished, empty after {report.seconds:.2f} s"
         )
     before, after = instances
     console.print(f"instances before {sorted(before)}, after {sorted(after)}", markup=False)

@@ -142,7 +142,7 @@ def wait_for_instances(url: str, count: int) -> None:
 
 def running(client: AdminClient) -> set[str]:
     """Ids of the instances that run."""
-    return {row["id"] for row in client.instances() if row["state"] == "running"}
+    return {row.id for row in client.instances() if row.state == "running"}
 
 
 @contextmanager

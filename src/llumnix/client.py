@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
+from llumnix.api import bodies
+from llumnix.api.routes import PREFIX
+from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
+from llumnix.report.records import MigrationRecord
 
 ASK_TIMEOUT_S = 30.0
 MOVE_TIMEOUT_S = 120.0
@@ -17,7 +22,7 @@ MOVE_TIMEOUT_S = 120.0
 _MOST_AT_ONCE = 64
 """Instances that the server starts by one order."""
 
-Row = dict[str, Any]
+Answer = TypeVar("Answer")
 
 
 class AdminClient:
@@ -32,73 +37,70 @@ class AdminClient:
     def close(self) -> None:
         self._http.close()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> bodies.InstancesAnswer:
         """The scheduler and every instance with its load."""
-        return self._ask("GET", "/llumnix/v1/instances", "instances")
+        return self._ask("GET", "/instances", bodies.InstancesAnswer)
 
-    def instances(self) -> list[Row]:
-        return self._rows("/llumnix/v1/instances", "instances")
+    def instances(self) -> list[bodies.InstanceRow]:
+        return self.status().instances
 
-    def requests(self) -> list[Row]:
+    def requests(self) -> list[bodies.ClientRequest]:
         """Every request that runs or waits."""
-        return self._rows("/llumnix/v1/requests", "requests")
+        return self._ask("GET", "/requests", bodies.RequestsAnswer).requests
 
-    def moves(self, limit: int) -> list[Row]:
+    def moves(self, limit: int) -> list[MigrationRecord]:
         """The last attempts to move a request, newest first."""
-        return self._rows(f"/llumnix/v1/migrations?limit={limit}", "migrations")
+        return self._ask("GET", f"/migrations?limit={limit}", bodies.MigrationsAnswer).migrations
 
-    def migrate(self, request: str, target: str) -> dict[str, Any]:
+    def migrate(self, request: str, target: str) -> bodies.MovedAnswer:
         """Moves one request; returns how it went, after the move."""
-        order = {"request_id": request, "target": target}
-        return self._ask("POST", "/llumnix/v1/migrations", "ok", json=order, timeout=MOVE_TIMEOUT_S)
+        order = bodies.MigrateBody(request_id=request, target=target)
+        return self._ask("POST", "/migrations", bodies.MovedAnswer, order, timeout=MOVE_TIMEOUT_S)
 
-    def drain(
-        self, instance: str, keep: bool, timeout_s: float | None = None, *, force: bool = False
-    ) -> dict[str, Any]:
+    def drain(self, instance: str, keep: bool, timeout_s: float | None = None, *, force: bool = False) -> None:
         """Begins to empty an instance by migration; it then stops, unless `keep`. What is left after `timeout_s` is
         replayed elsewhere. The last one that takes requests is drained with `force` only."""
         params = {"keep": "true"} if keep else {}
         params |= {"force": "true"} if force else {}
         params |= {} if timeout_s is None else {"timeout_s": str(timeout_s)}
-        return self._ask("POST", f"/llumnix/v1/instances/{_part(instance)}/drain", "ok", params=params)
+        self._ask("POST", f"/instances/{_part(instance)}/drain", bodies.StateAnswer, params=params)
 
-    def undrain(self, instance: str) -> dict[str, Any]:
+    def undrain(self, instance: str) -> None:
         """Lets a drained or draining instance take requests again."""
-        return self._ask("POST", f"/llumnix/v1/instances/{_part(instance)}/undrain", "ok")
+        self._ask("POST", f"/instances/{_part(instance)}/undrain", bodies.StateAnswer)
 
-    def drains(self) -> list[Row]:
+    def drains(self) -> list[DrainReport]:
         """A report of every drain, whether it has ended or not."""
-        return self._rows("/llumnix/v1/drains", "drains")
+        return self._ask("GET", "/drains", bodies.DrainsAnswer).drains
 
-    def scaling(self) -> dict[str, Any]:
+    def scaling(self) -> bodies.ScalingRow:
         """Size of the cluster, and what auto-scaling makes of it."""
-        return self._ask("GET", "/llumnix/v1/scaling", "mode")
+        return self._ask("GET", "/scaling", bodies.ScalingRow)
 
     def start(self, count: int) -> None:
         """Begins to start `count` more instances."""
         while count > 0:
             at_once = min(count, _MOST_AT_ONCE)
-            self._ask("POST", "/llumnix/v1/instances", "ok", json={"count": at_once})
+            self._ask("POST", "/instances", bodies.StartedAnswer, bodies.StartBody(count=at_once))
             count -= at_once
 
-    def _rows(self, path: str, key: str) -> list[Row]:
-        rows = self._ask("GET", path, key)[key]
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise self._stranger()
-        return rows
-
-    def _ask(self, method: str, path: str, key: str, **options: Any) -> dict[str, Any]:
-        """The answer, an object that has `key`."""
+    def _ask(
+        self, method: str, path: str, kind: type[Answer], body: msgspec.Struct | None = None, **options: Any
+    ) -> Answer:
+        if body is not None:
+            options |= {"content": msgspec.json.encode(body), "headers": {"content-type": "application/json"}}
         try:
-            response = self._http.request(method, path, **options)
+            response = self._http.request(method, PREFIX + path, **options)
         except httpx.HTTPError as error:
             raise unreachable(self._url, error) from error
-        body = _json_object(response)
-        if response.is_success and body is not None and key in body:
-            return body
+        if response.is_success:
+            try:
+                return msgspec.json.decode(response.content, type=kind)
+            except msgspec.DecodeError as error:
+                raise self._stranger() from error
         if response.status_code == httpx.codes.UNAUTHORIZED:
             raise UsageError(WANTS_KEY)
-        reason = _reason(body)
+        reason = _reason(_json_object(response))
         if not reason and (response.status_code < httpx.codes.INTERNAL_SERVER_ERROR):
             raise self._stranger()
         if response.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND):

@@ -30,7 +30,9 @@ def _say(line: str) -> None:
 
 
 def _print_json(answer: object) -> None:
-    print(json.dumps(answer, indent=2))
+    import msgspec
+
+    print(json.dumps(msgspec.to_builtins(answer), indent=2))
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +92,7 @@ def _requests_flags(parser: argparse.ArgumentParser) -> None:
 
 def _requests(client: Any, values: argparse.Namespace) -> None:
     wanted = {key: value for key in ("instance", "state") if (value := getattr(values, key)) is not None}
-    rows = [row for row in client.requests() if all(row.get(key) == value for key, value in wanted.items())]
+    rows = [row for row in client.requests() if all(getattr(row, key) == value for key, value in wanted.items())]
     if values.json:
         _print_json({"requests": rows})
         return
@@ -130,11 +132,10 @@ def _migrate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _migrate(client: Any, values: argparse.Namespace) -> None:
     moved = client.migrate(values.request, values.target)
-    downtime_ms = moved.get("downtime_ms")
-    downtime = "downtime not measured" if downtime_ms is None else f"downtime {downtime_ms:.1f} ms"
+    downtime = "downtime not measured" if moved.downtime_ms is None else f"downtime {moved.downtime_ms:.1f} ms"
     print(
-        f"moved {values.request} from {moved['source']} to {moved['target']}: {downtime} "
-        f"(hand-over {moved['handover_ms']:.1f} ms, {moved['stages']} stages, {moved['bytes']} bytes)"
+        f"moved {values.request} from {moved.source} to {moved.target}: {downtime} "
+        f"(hand-over {moved.handover_ms:.1f} ms, {moved.stages} stages, {moved.bytes} bytes)"
     )
 
 

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llumnix.client import AdminClient, Row
+from llumnix.api.bodies import InstanceRow
+from llumnix.client import AdminClient
+from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.errors import ServerRefused, UsageError
-from llumnix.types import by_number
+from llumnix.types import InstanceId, by_number
 
 Say = Callable[[str], None]
 
 _POLL_S = 0.25
 _GONE = ("stopped", "lost")
+_ENDS = {DrainOutcome.EMPTY: "is empty", DrainOutcome.CUT_OFF: "was cut off", DrainOutcome.LOST: "was lost"}
 
 
 def restart_rolling(client: AdminClient, say: Say, timeout_s: float) -> None:
@@ -25,22 +28,22 @@ def restart_rolling(client: AdminClient, say: Say, timeout_s: float) -> None:
     if not old:
         raise ServerRefused("No instance is running, so there is nothing to restart.")
     for instance in old:
-        before = {row["id"] for row in client.instances()}
+        before = {row.id for row in client.instances()}
         client.start(1)
         new = _wait(partial(_new_running, client, before), "A new instance did not start", timeout_s)
         say(f"{new} runs; emptying {instance}")
         client.drain(instance, keep=False)
         _wait(partial(_is_gone, client, instance), f"{instance} did not become empty", timeout_s)
         say(f"{instance} stopped")
-    scaling = client.status().get("scaling")
-    if scaling is None or scaling["mode"] != "on":  # else their number is not ours to say
+    scaling = client.status().scaling
+    if scaling is None or scaling.mode != "on":  # else their number is not ours to say
         missing = f"Fewer than the {len(old)} instances from before run"
         _wait(lambda: len(_running(client)) >= len(old), missing, timeout_s)
 
 
 def start(client: AdminClient, count: int, say: Say, wait_s: float | None) -> None:
     """Starts `count` more instances. With `wait_s` it waits for them and says so; raises ServerRefused after that."""
-    before = {row["id"] for row in client.instances()}
+    before = {row.id for row in client.instances()}
     client.start(count)
     say(f"starting {count} more")
     if wait_s is not None:
@@ -53,12 +56,12 @@ def scale(client: AdminClient, count: int, say: Say, wait_s: float | None) -> No
     """Starts or drains as many instances as it takes until `count` serve; those with the least to do are drained.
     With `wait_s` it waits until that is so. Raises UsageError when auto-scaling would undo it."""
     status = client.status()
-    scaling = status.get("scaling") or {}
-    if scaling.get("mode") == "on":
+    scaling = status.scaling
+    if scaling is not None and scaling.mode == "on":
         raise UsageError("Auto-scaling is on and decides how many instances run; it would undo this.")
-    running = [row for row in status["instances"] if row["state"] == "running"]
-    coming = sum(row["state"] == "starting" for row in status["instances"])
-    have = max(len(running) + coming, scaling.get("serving", 0) + scaling.get("starting", 0))
+    running = [row for row in status.instances if row.state == "running"]
+    coming = sum(row.state == "starting" for row in status.instances)
+    have = max(len(running) + coming, 0 if scaling is None else scaling.serving + scaling.starting)
     if count > have:
         start(client, count - have, say, wait_s)
     elif count == have:
@@ -69,62 +72,63 @@ def scale(client: AdminClient, count: int, say: Say, wait_s: float | None) -> No
         _drain_least_busy(client, running, have - count, say, wait_s)
 
 
-def _drain_least_busy(client: AdminClient, running: list[Row], count: int, say: Say, wait_s: float | None) -> None:
+def _drain_least_busy(
+    client: AdminClient, running: list[InstanceRow], count: int, say: Say, wait_s: float | None
+) -> None:
     if len(running) <= count:
         raise ServerRefused("Instances are still starting; wait until they run, or fewer would be left than asked for.")
-    leaving = sorted(running, key=lambda row: (row["running"] + row["waiting"], by_number(row["id"])))[:count]
+    leaving = sorted(running, key=lambda row: (row.running + row.waiting, by_number(row.id)))[:count]
     for row in leaving:
-        client.drain(row["id"], keep=False)
-        say(f"{row['id']} is being emptied and then stops")
+        client.drain(row.id, keep=False)
+        say(f"{row.id} is being emptied and then stops")
     for row in leaving if wait_s is not None else []:
-        say(drain_sentence(wait_for_drain(client, row["id"], wait_s or 0.0)))
+        say(drain_sentence(wait_for_drain(client, row.id, wait_s or 0.0)))
 
 
-def wait_for_drain(client: AdminClient, instance: str, timeout_s: float) -> dict[str, Any]:
+def wait_for_drain(client: AdminClient, instance: str, timeout_s: float) -> DrainReport:
     """The report, once the instance is empty. Raises ServerRefused when that takes longer than `timeout_s`, or when the
     scheduler, which keeps the reports, was restarted meanwhile and has none."""
 
-    def ended() -> dict[str, Any] | None:
-        reports = {report["instance"]: report for report in client.drains()}
-        report = reports.get(instance)
+    def ended() -> DrainReport | None:
+        report = next((report for report in reversed(client.drains()) if report.instance == instance), None)
         if report is not None:
-            return None if report["outcome"] == "draining" else report
+            return None if report.outcome is DrainOutcome.DRAINING else report
         if _is_gone(client, instance):
             raise ServerRefused(f"{instance} is gone; the scheduler was restarted and has no report of its drain.")
         return None
 
-    report: dict[str, Any] = _wait(ended, f"{instance} did not become empty", timeout_s)
+    report: DrainReport = _wait(ended, f"{instance} did not become empty", timeout_s)
     return report
 
 
-def drain_sentence(report: dict[str, Any]) -> str:
+def drain_sentence(report: DrainReport) -> str:
     """A drain's report for people."""
-    counts = {name: report[name] for name in ("moved", "replayed", "finished")}
-    if report["outcome"] == "cut off":
-        counts["failed"] = report["left"]
-    if report["outcome"] == "lost":
-        counts["left to replay"] = report["left"]
-    what = {"empty": "is empty", "cut off": "was cut off", "lost": "was lost"}.get(report["outcome"], report["outcome"])
-    then = " (it stays, empty)" if report["keep"] and report["outcome"] == "empty" else ""
+    counts = {"moved": report.moved, "replayed": report.replayed, "finished": report.finished}
+    if report.outcome is DrainOutcome.CUT_OFF:
+        counts["failed"] = report.left
+    if report.outcome is DrainOutcome.LOST:
+        counts["left to replay"] = report.left
+    what = _ENDS.get(report.outcome, report.outcome)
+    then = " (it stays, empty)" if report.keep and report.outcome is DrainOutcome.EMPTY else ""
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"{report['instance']} {what} after {report['seconds']:.2f} s{then}: {said}"
+    return f"{report.instance} {what} after {report.seconds:.2f} s{then}: {said}"
 
 
-def _running(client: AdminClient) -> list[str]:
-    return [row["id"] for row in client.instances() if row["state"] == "running"]
+def _running(client: AdminClient) -> list[InstanceId]:
+    return [row.id for row in client.instances() if row.state == "running"]
 
 
-def _new_running(client: AdminClient, known: set[str]) -> str | None:
-    return next((row["id"] for row in client.instances() if row["id"] not in known and row["state"] == "running"), None)
+def _new_running(client: AdminClient, known: set[InstanceId]) -> InstanceId | None:
+    return next((row.id for row in client.instances() if row.id not in known and row.state == "running"), None)
 
 
-def _all_running(client: AdminClient, known: set[str], count: int) -> list[str] | None:
-    new = [row["id"] for row in client.instances() if row["id"] not in known and row["state"] == "running"]
+def _all_running(client: AdminClient, known: set[InstanceId], count: int) -> list[InstanceId] | None:
+    new = [row.id for row in client.instances() if row.id not in known and row.state == "running"]
     return new if len(new) >= count else None
 
 
 def _is_gone(client: AdminClient, instance: str) -> bool:
-    return all(row["id"] != instance or row["state"] in _GONE for row in client.instances())
+    return all(row.id != instance or row.state in _GONE for row in client.instances())
 
 
 def _wait(condition: Callable[[], Any], failure: str, timeout_s: float) -> Any:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llumnix.api.bodies import ClientRequest, InstanceRow, InstancesAnswer, ScalingRow
 from llumnix.errors import ServerRefused
+from llumnix.report.records import MOVED, MigrationRecord
 from llumnix.types import by_number
-
-Row = dict[str, Any]
 
 _STATES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
 _LOADS = {"tight": "yellow", "over": "red"}
@@ -22,11 +21,11 @@ _LONG = ("reason", "can move", "outcome")
 _LEFT = ("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "order", "reason", "when")
 
 
-def print_status(status: dict[str, Any], console: Console | None = None) -> None:
+def print_status(status: InstancesAnswer, console: Console | None = None) -> None:
     _print(_status(status), console)
 
 
-def watch_status(ask: Callable[[], dict[str, Any]], interval_s: float, console: Console | None = None) -> None:
+def watch_status(ask: Callable[[], InstancesAnswer], interval_s: float, console: Console | None = None) -> None:
     """Shows the status again and again until Ctrl-C: in place on a terminal, else one below the other. A server that
     was there and does not answer now is waited for."""
     console = console or _console()
@@ -45,29 +44,29 @@ def watch_status(ask: Callable[[], dict[str, Any]], interval_s: float, console: 
         return
 
 
-def print_requests(rows: list[Row], console: Console | None = None) -> None:
+def print_requests(rows: list[ClientRequest], console: Console | None = None) -> None:
     table = _table("id", "instance", "state", "priority", "prompt tokens", "output tokens", "moves", "can move")
-    for row in sorted(rows, key=lambda row: (by_number(row["instance"]), row["id"])):
-        movable = "yes" if row["movable"] else f"no: {row['why_pinned']}"
+    for row in sorted(rows, key=lambda row: (by_number(row.instance), row.id)):
+        movable = "yes" if row.movable else f"no: {row.why_pinned}"
         facts = ("id", "instance", "state", "priority", "prompt_tokens", "output_tokens", "migrations")
-        table.add_row(*(_shown(row[fact]) for fact in facts), Text(movable))
+        table.add_row(*(_shown(getattr(row, fact)) for fact in facts), Text(movable))
     _print_rows(table, "no request runs or waits", console)
 
 
-def print_moves(rows: list[Row], console: Console | None = None) -> None:
+def print_moves(rows: list[MigrationRecord], console: Console | None = None) -> None:
     """Oldest first, as in a log: the newest stands above the prompt."""
     table = _table("when", "id", "from", "to", "downtime", "MB", "outcome", "order", "reason")
     for row in reversed(rows):
-        moved = row["outcome"] == "moved"
-        downtime = f"{row['downtime_ms']:.1f} ms" if row.get("downtime_ms") is not None else "–"
+        moved = row.outcome == MOVED
+        downtime = f"{row.downtime_ms:.1f} ms" if row.downtime_ms is not None else "–"
         table.add_row(
-            time.strftime("%H:%M:%S", time.localtime(row["at"])),
-            *(_shown(row[key]) for key in ("request_id", "source", "target")),
+            time.strftime("%H:%M:%S", time.localtime(row.at_s)),
+            *(row.request_id, row.source, row.target),
             downtime,
-            f"{row['bytes'] / 1e6:.1f}" if moved else "–",
-            Text(row["outcome"], style="" if moved else "yellow"),
-            Text(row.get("move_id") or "–"),
-            Text(row["reason"]),
+            f"{row.bytes / 1e6:.1f}" if moved else "–",
+            Text(row.outcome, style="" if moved else "yellow"),
+            Text(row.move_id or "–"),
+            Text(row.reason),
         )
     _print_rows(table, "nothing has moved yet", console)
 
@@ -93,7 +92,7 @@ def _table(*names: str) -> Table:
     return table
 
 
-def _look(ask: Callable[[], dict[str, Any]]) -> Group:
+def _look(ask: Callable[[], InstancesAnswer]) -> Group:
     try:
         return _stamped(_status(ask()))
     except ServerRefused as error:
@@ -107,55 +106,45 @@ def _stamped(shown: Group | Text) -> Group:
 # the status
 
 
-def _status(status: dict[str, Any]) -> Group:
+def _status(status: InstancesAnswer) -> Group:
     table = _table(*("id", "state", "pid", "run", "wait", "free/blocks", "freeness", "preempt", "in", "out"))
-    for row in status["instances"]:
+    for row in status.instances:
         table.add_row(*_cells(row))
     return Group(table, *_below(status))
 
 
-def _cells(row: Row) -> Iterable[str | Text]:
-    state = row["state"]
-    yield row["id"]
-    yield Text(state, style=_STATES.get(state, ""))
-    yield from (_shown(row.get(key)) for key in ("pid", "running", "waiting"))
-    yield f"{row['free_blocks']}/{row['total_blocks']}" if row.get("total_blocks") else "–"
+def _cells(row: InstanceRow) -> Iterable[str | Text]:
+    yield row.id
+    yield Text(row.state, style=_STATES.get(row.state, ""))
+    yield from map(_shown, (row.pid, row.running, row.waiting))
+    yield f"{row.free_blocks}/{row.total_blocks}" if row.total_blocks else "–"
     yield _freeness(row)
-    yield from (_shown(row.get(key)) for key in ("preemptions", "migrations_in", "migrations_out"))
+    yield from map(_shown, (row.preemptions, row.migrations_in, row.migrations_out))
 
 
-def _freeness(row: Row) -> Text:
-    freeness, word = row.get("freeness"), row.get("load") or ""
-    number = "" if freeness is None else f"{freeness:.1f} "
+def _freeness(row: InstanceRow) -> Text:
+    number = "" if row.freeness is None else f"{row.freeness:.1f} "
+    word = row.load or ""
     return Text(f"{number}{word}".strip() or "–", style=_LOADS.get(word, ""))
 
 
-def _below(status: dict[str, Any]) -> Iterable[Text]:
-    limits = status.get("freeness_limits")
-    if limits is not None:
-        give, take = f"{limits['give']:g}", f"{limits['take']:g}"
-        between = "" if give == take else f" ≤ steady < {take}"
-        yield Text(
-            f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} ≤ roomy; in, out: moves",
-            style="dim",
-        )
-    scheduler = status.get("scheduler")
-    if scheduler is not None:
-        pid = scheduler.get("pid")
-        yield Text(f"scheduler: {scheduler['state']}" + (f" (pid {pid})" if pid else ""))
-    scaling = status.get("scaling")
-    if scaling is not None and scaling["mode"] != "off":
-        yield Text(_scaling(scaling))
+def _below(status: InstancesAnswer) -> Iterable[Text]:
+    give, take = f"{status.freeness_limits.give:g}", f"{status.freeness_limits.take:g}"
+    between = "" if give == take else f" ≤ steady < {take}"
+    yield Text(
+        f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} ≤ roomy; in, out: moves",
+        style="dim",
+    )
+    pid = status.scheduler.pid
+    yield Text(f"scheduler: {status.scheduler.state}" + (f" (pid {pid})" if pid else ""))
+    if status.scaling is not None and status.scaling.mode != "off":
+        yield Text(_scaling(status.scaling))
 
 
-def _scaling(scaling: dict[str, Any]) -> str:
-    last = scaling["last"]
-    last_step = ""
-    if last is not None:
-        what = f"start {last['start']}" if last["start"] else f"drain {last['drain']}"
-        last_step = f"; last: {what} ({last['reason']})"
-    limits = f"{scaling['min_instances']} to {scaling['max_instances']} instances"
-    return f"scaling: {scaling['mode']}, {limits}; {scaling['now']}{last_step}"
+def _scaling(scaling: ScalingRow) -> str:
+    last = "" if scaling.last is None else f"; last: {scaling.last.what} ({scaling.last.reason})"
+    limits = f"{scaling.min_instances} to {scaling.max_instances} instances"
+    return f"scaling: {scaling.mode}, {limits}; {scaling.now}{last}"
 
 
 def _shown(value: object) -> str:

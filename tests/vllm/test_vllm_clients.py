@@ -41,10 +41,10 @@ async def everything_moves(server: Server) -> AsyncIterator[list[str]]:
         async with open_session(server.url) as session:
             admin = Admin(session)
             while True:
-                for row in await admin.get("requests"):
-                    status, _ = await admin.migrate(row["id"], "i1" if row["instance"] == "i0" else "i0")
+                for row in await admin.requests():
+                    status, _ = await admin.migrate(row.id, "i1" if row.instance == "i0" else "i0")
                     if status == 200:
-                        moved.append(row["id"])
+                        moved.append(row.id)
                 await asyncio.sleep(0.05)
 
     task = asyncio.create_task(shuffle())

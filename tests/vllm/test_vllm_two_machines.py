@@ -54,11 +54,11 @@ async def test_requests_move_between_machines_and_outlive_one(server: Server, ma
         for each in streams:
             await each.reaches(20)
         moves = []
-        for row in await admin.get("requests"):
-            (target,) = instances - {row["instance"]}
-            moves.append(await admin.migrate(row["id"], target))
+        for row in await admin.requests():
+            (target,) = instances - {row.instance}
+            moves.append(await admin.migrate(row.id, target))
         assert [answer["bytes"] > 0 for status, answer in moves if status == 200] == [True] * STREAMS, moves
-        assert {row["instance"] for row in await admin.get("requests")} == instances
+        assert {row.instance for row in await admin.requests()} == instances
         machines.power_off()
         outputs = [await each for each in streams]
     assert [output.error for output in outputs] == [""] * STREAMS

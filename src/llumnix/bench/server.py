@@ -14,6 +14,8 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
+from llumnix.api.bodies import InstancesAnswer, MigrationsAnswer
+from llumnix.api.routes import PREFIX
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY, no_answer
 from llumnix.report.records import InstanceRecord, MigrationRecord
@@ -34,27 +36,6 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
-
-
-class _Instance(msgspec.Struct):
-    id: str
-    state: InstanceState
-    total_blocks: int = 0
-    free_blocks: int = 0
-    running: int = 0
-    waiting: int = 0
-    preemptions: int = 0
-    preemptions_avoided: int = 0
-    recompute_tokens_saved: int = 0
-    freeness: float | None = None
-
-
-class _Instances(msgspec.Struct):
-    instances: list[_Instance]
-
-
-class _Migrations(msgspec.Struct):
-    migrations: list[MigrationRecord]
 
 
 class Server:
@@ -92,7 +73,7 @@ class Server:
 
     async def instances(self, at_s: float) -> list[InstanceRecord] | None:
         """The load of every instance, stamped `at_s`; None if the server did not say (this time or at all)."""
-        rows = await self._ask("/llumnix/v1/instances", _Instances)
+        rows = await self._ask("/instances", InstancesAnswer)
         if rows is None:
             return None
         return [
@@ -115,7 +96,7 @@ class Server:
 
     async def migrations(self, since_unix_s: float) -> list[MigrationRecord] | None:
         """Attempts that ended after `since_unix_s`, oldest first, times relative to it; None if it did not say."""
-        answer = await self._ask(f"/llumnix/v1/migrations?limit={MOST_MIGRATIONS}", _Migrations)
+        answer = await self._ask(f"/migrations?limit={MOST_MIGRATIONS}", MigrationsAnswer)
         if answer is None:
             return None
         recent = [row for row in answer.migrations if row.at_s >= since_unix_s]
@@ -124,7 +105,7 @@ class Server:
 
     async def _ask(self, path: str, kind: type[Answer]) -> Answer | None:
         try:
-            return msgspec.json.decode(await self._get(path), type=kind)
+            return msgspec.json.decode(await self._get(PREFIX + path), type=kind)
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
             return None
 

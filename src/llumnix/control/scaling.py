@@ -32,9 +32,12 @@ class ScalingStep(msgspec.Struct, frozen=True, kw_only=True):
     drain: InstanceId | None = None
     carried_out: bool
 
+    @property
+    def what(self) -> str:
+        return f"start {self.start}" if self.drain is None else f"drain {self.drain}"
+
     def __str__(self) -> str:
-        what = f"start {self.start}" if self.drain is None else f"drain {self.drain}"
-        return f"{what}: {self.reason}"
+        return f"{self.what}: {self.reason}"
 
 
 ADVISE_AGAIN_S = 10.0

@@ -9,8 +9,11 @@ from datetime import date
 from pathlib import Path
 
 import httpx
+import msgspec
 from rich.console import Console
 
+from llumnix.api.bodies import InstancesAnswer
+from llumnix.api.routes import PREFIX
 from llumnix.client import unreachable
 from llumnix.errors import UsageError
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
@@ -122,12 +125,13 @@ async def ask_server(url: str, api_key: str | None) -> Told:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
-            answer = (await client.get("/llumnix/v1/instances")).raise_for_status().json()
-        rows = [row for row in answer["instances"] if row["total_blocks"]]
-        return Told(int(rows[0]["total_blocks"]), int(rows[0]["block_tokens"]), len(rows))
+            answer = (await client.get(f"{PREFIX}/instances")).raise_for_status()
+        status = msgspec.json.decode(answer.content, type=InstancesAnswer)
+        rows = [row for row in status.instances if row.total_blocks]
+        return Told(rows[0].total_blocks, rows[0].block_tokens, len(rows))
     except httpx.TransportError as error:
         raise unreachable(url, error) from error
-    except (httpx.HTTPError, KeyError, IndexError, ValueError, TypeError) as error:
+    except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise UsageError(WANTS_KEY) from error
         raise UsageError(f"{url} does not tell of its KV cache: give --blocks and --block-tokens.") from None

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from llumnix.control.messages import Doubt
 from llumnix.control.scheduler_events import ReplayRest
@@ -124,7 +124,7 @@ class Switchboard:
         return self._client
 
     @property
-    def scheduler_state(self) -> str:
+    def scheduler_state(self) -> Literal["starting", "running", "lost"]:
         if self.scheduler_pid is None:
             return "starting"
         return "running" if monotonic() - self._scheduler_seen_s < _SCHEDULER_SILENT_S else "lost"

@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from llumnix.api import bodies
 from llumnix.engine.vllm.front_end.client_ids import is_text
 from llumnix.engine.vllm.front_end.origin import KnownHosts
 
@@ -63,9 +64,13 @@ async def _no_app(*_: Any) -> None:
     raise AssertionError("only its check of the key is used")
 
 
-def _error(bad: Bad) -> JSONResponse:
-    error = {"message": bad.message, "type": bad.kind, "param": None, "code": bad.status}
-    return JSONResponse({"ok": False, "reason": bad.message, "error": error}, bad.status)
+def _error(bad: Bad) -> Response:
+    error = bodies.ErrorDetail(message=bad.message, type=bad.kind, code=bad.status)
+    return answer(bodies.RefusalAnswer(reason=bad.message, error=error), bad.status)
+
+
+def answer(body: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 
 def refuse_in_our_shape(app: FastAPI) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any
 
-import msgspec
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from vllm import envs
 
+from llumnix.api import bodies
+from llumnix.api.routes import OPENAPI, PREFIX
 from llumnix.engine.vllm.front_end.admin import sizing
-from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, body_of, listing, query_of, sentence, shown
+from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, answer, body_of, listing, query_of, sentence, shown
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.gauges import freeness_of
 from llumnix.engine.vllm.front_end.members import Member
@@ -23,17 +23,13 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId, InstanceState, by_number
+from llumnix.types import InstanceId, InstanceState, RequestState, by_number
 from llumnix.wire.to_front_end import RequestRow
 
 MIGRATE_TIMEOUT_S = 90.0
 """For all sequences of a request together."""
 _MAX_LIMIT = 1_000_000
 _KINDS = {409: "conflict_error", 504: "timeout_error"}
-_COUNTS = (
-    *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
-    *("recompute_tokens_saved", "migrations_in", "migrations_out"),
-)
 
 
 def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> None:
@@ -46,7 +42,7 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> No
 
 
 def _router(board: Switchboard, guard: Guard) -> APIRouter:
-    router = APIRouter(prefix="/llumnix/v1")
+    router = APIRouter(prefix=PREFIX)
     _add_looking(router, guard, board)
     _add_acting(router, guard, board)
     return router
@@ -77,11 +73,15 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     async def drains(request: Request) -> Response:
         return await guard.answer(request, lambda: sizing.drains(board))
 
+    @router.get("/openapi.json")
+    async def openapi(request: Request) -> Response:
+        return await guard.answer(request, _openapi)
+
 
 def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.post("/migrations")
     async def migrate(request: Request) -> Response:
-        async def act() -> JSONResponse:
+        async def act() -> Response:
             body = await body_of(request, {"request_id": str, "target": str | int})
             return await _migrate(board, body["request_id"], InstanceId(str(body["target"])))
 
@@ -89,7 +89,7 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
 
     @router.post("/instances")
     async def add(request: Request) -> Response:
-        async def act() -> JSONResponse:
+        async def act() -> Response:
             return await sizing.start(board, (await body_of(request, {"count": int}))["count"])
 
         return await guard.answer(request, act)
@@ -105,68 +105,50 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
         return await guard.answer(request, lambda: sizing.undrain(board, InstanceId(instance)))
 
 
-async def _instances(board: Switchboard) -> JSONResponse:
+async def _openapi() -> Response:
+    return Response(OPENAPI.read_bytes(), media_type="application/json")
+
+
+async def _instances(board: Switchboard) -> Response:
     terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
     members = board.client.members
     rows = [_member_row(members.by_id[instance], terms) for instance in sorted(members.by_id, key=by_number)]
     starting = {name: (message.pid, message.node) for name, message in board.strangers.starting.items()}
     starting |= {name: (member.info.pid, member.info.node) for name, member in members.courted.items()}
-    rows += [_empty_row(name, InstanceState.STARTING, *starting[name]) for name in sorted(starting, key=by_number)]
-    rows += [_empty_row(message.instance, state, None, None, message.why) for message, state in board.strangers.gone]
-    scheduler = {"pid": board.scheduler_pid, "state": board.scheduler_state}
-    limits = {"give": terms.migrate_out_freeness, "take": terms.migrate_in_freeness}
-    scaling = sizing.scaling_row(board)
-    return JSONResponse({"instances": rows, "scheduler": scheduler, "scaling": scaling, "freeness_limits": limits})
+    for name in sorted(starting, key=by_number):
+        pid, node = starting[name]
+        rows.append(bodies.InstanceRow(id=name, state=InstanceState.STARTING, pid=pid, node=node, why=""))
+    rows += [bodies.InstanceRow(id=gone.instance, state=state, why=gone.why) for gone, state in board.strangers.gone]
+    return answer(
+        bodies.InstancesAnswer(
+            instances=rows,
+            scheduler=bodies.SchedulerRow(pid=board.scheduler_pid, state=board.scheduler_state),
+            scaling=sizing.scaling_row(board),
+            freeness_limits=bodies.FreenessLimits(give=terms.migrate_out_freeness, take=terms.migrate_in_freeness),
+        )
+    )
 
 
-def _member_row(member: Member, terms: PairingTerms) -> dict[str, Any]:
+def _member_row(member: Member, terms: PairingTerms) -> bodies.InstanceRow:
     load = member.snapshot
-    return {
-        "id": member.info.id,
-        "state": load.state,
-        "pid": member.info.pid,
-        "node": member.info.node,
-        "block_tokens": load.block_tokens,
-        "total_blocks": load.total_blocks,
-        "free_blocks": load.free_blocks,
-        "running": load.running,
-        "waiting": load.waiting,
-        "preemptions": load.preemptions,
-        "preemptions_avoided": load.preemptions_avoided,
-        "recompute_tokens_saved": load.recompute_tokens_saved,
-        "freeness": freeness_of(load),
-        "load": load_word(load, terms),
-        "migrations_in": load.migrations_in,
-        "migrations_out": load.migrations_out,
-    }
-
-
-def _empty_row(
-    instance: InstanceId, state: InstanceState, pid: int | None, node: str | None, why: str = ""
-) -> dict[str, Any]:
-    counts = dict.fromkeys(_COUNTS, 0)
-    return {
-        "id": instance,
-        "state": state,
-        "pid": pid,
-        "node": node,
-        **counts,
-        "freeness": None,
-        "load": None,
-        "why": why,
-    }
-
-
-class _RequestRow(msgspec.Struct, frozen=True):
-    id: str
-    instance: InstanceId
-    priority: str
-    prompt_tokens: int
-    output_tokens: int
-    state: str
-    migrations: int
-    movable: bool
-    why_pinned: str | None
+    return bodies.InstanceRow(
+        id=member.info.id,
+        state=load.state,
+        pid=member.info.pid,
+        node=member.info.node,
+        block_tokens=load.block_tokens,
+        total_blocks=load.total_blocks,
+        free_blocks=load.free_blocks,
+        running=load.running,
+        waiting=load.waiting,
+        preemptions=load.preemptions,
+        preemptions_avoided=load.preemptions_avoided,
+        recompute_tokens_saved=load.recompute_tokens_saved,
+        freeness=freeness_of(load),
+        load=load_word(load, terms),
+        migrations_in=load.migrations_in,
+        migrations_out=load.migrations_out,
+    )
 
 
 async def _requests(board: Switchboard) -> Response:
@@ -186,15 +168,15 @@ async def _sequences(board: Switchboard, request_id: str) -> list[tuple[Instance
     return found
 
 
-def _request_row(found: tuple[InstanceId, RequestRow]) -> _RequestRow:
+def _request_row(found: tuple[InstanceId, RequestRow]) -> bodies.ClientRequest:
     instance, row = found
-    return _RequestRow(
+    return bodies.ClientRequest(
         id=client_visible_id(row.client_id),
         instance=instance,
         priority="high" if row.priority < 0 else "normal",
         prompt_tokens=row.prompt_tokens,
         output_tokens=row.output_tokens,
-        state=row.state,
+        state=RequestState(row.state),
         migrations=row.migrations,
         movable=not row.why_pinned,
         why_pinned=row.why_pinned or None,
@@ -208,7 +190,7 @@ async def _migrations(board: Switchboard, params: Mapping[str, str]) -> Response
     return listing("migrations", await board.list_migrations(int(limit)))
 
 
-async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> JSONResponse:
+async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> Response:
     """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet."""
     found = await _sequences(board, request_id)
     member = board.client.members.by_id.get(target)
@@ -222,27 +204,26 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> J
     moved: list[MigrationRecord] = []
     deadline_s = monotonic() + MIGRATE_TIMEOUT_S
     for row in sorted(elsewhere, key=lambda row: row.request):
-        answer = await board.migrate(row, target, max(0.0, deadline_s - monotonic()))
-        if answer.record is not None:
-            moved.append(answer.record)
-        elif answer.status != 404:  # else this sequence ended meanwhile
+        said = await board.migrate(row, target, max(0.0, deadline_s - monotonic()))
+        if said.record is not None:
+            moved.append(said.record)
+        elif said.status != 404:  # else this sequence ended meanwhile
             before = f"{len(moved)} of {len(elsewhere)} sequences moved, then: " if moved else ""
-            raise Bad(answer.status, sentence(before + answer.why), _KINDS[answer.status])
+            raise Bad(said.status, sentence(before + said.why), _KINDS[said.status])
     if not moved:
         raise _unknown_request(request_id)
     downtimes = [record.downtime_ms for record in moved if record.downtime_ms is not None]
-    return JSONResponse(
-        {
-            "ok": True,
-            "source": moved[0].source,
-            "target": target,
-            "stages": max(record.stages for record in moved),
-            "bytes": sum(record.bytes for record in moved),
-            "blocks_skipped": sum(record.blocks_skipped for record in moved),
-            "copy_ms": sum(record.copy_ms or 0.0 for record in moved),
-            "handover_ms": max(record.handover_ms or 0.0 for record in moved),
-            "downtime_ms": max(downtimes, default=None),
-        }
+    return answer(
+        bodies.MovedAnswer(
+            source=moved[0].source,
+            target=target,
+            stages=max(record.stages for record in moved),
+            bytes=sum(record.bytes for record in moved),
+            blocks_skipped=sum(record.blocks_skipped for record in moved),
+            copy_ms=sum(record.copy_ms or 0.0 for record in moved),
+            handover_ms=max(record.handover_ms or 0.0 for record in moved),
+            downtime_ms=max(downtimes, default=None),
+        )
     )
 
 

@@ -7,9 +7,10 @@ from math import isfinite
 from typing import Any
 
 import msgspec
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
-from llumnix.engine.vllm.front_end.admin.answers import Bad, sentence, shown
+from llumnix.api import bodies
+from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, sentence, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance
@@ -18,14 +19,14 @@ _SCHEDULER_TIMEOUT_S = 5.0
 _MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 
 
-async def start(board: Switchboard, count: Any) -> JSONResponse:
+async def start(board: Switchboard, count: Any) -> Response:
     if isinstance(count, bool) or not 1 <= count <= _MAX_MORE_INSTANCES:
         raise Bad(400, f"count must be a number from 1 to {_MAX_MORE_INSTANCES}, not {shown(count)}.")
     await _ask_scheduler(board, lambda query: AddInstances(count=count, query=query, reply_to=board.address))
-    return JSONResponse({"ok": True, "starting": count}, 202)
+    return answer(bodies.StartedAnswer(starting=count), 202)
 
 
-async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, str]) -> JSONResponse:
+async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, str]) -> Response:
     keep, force, timeout = _yes(params, "keep"), _yes(params, "force"), params.get("timeout_s")
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
@@ -38,45 +39,44 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
         spare_last=not force,
     )
     await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
-    return JSONResponse({"ok": True, "id": instance, "state": InstanceState.DRAINING}, 202)
+    return answer(bodies.StateAnswer(id=instance, state=InstanceState.DRAINING), 202)
 
 
-async def undrain(board: Switchboard, instance: InstanceId) -> JSONResponse:
+async def undrain(board: Switchboard, instance: InstanceId) -> Response:
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
     order = UndrainInstance(instance=instance, query=0, reply_to=board.address)
     await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
-    return JSONResponse({"ok": True, "id": instance, "state": InstanceState.RUNNING}, 202)
+    return answer(bodies.StateAnswer(id=instance, state=InstanceState.RUNNING), 202)
 
 
-async def drains(board: Switchboard) -> JSONResponse:
+async def drains(board: Switchboard) -> Response:
     """Drains under way, and reports of those that ended."""
-    answer = await board.ask_one(
+    said = await board.ask_one(
         board.spec.book.scheduler,
         lambda query: ListDrains(query=query, reply_to=board.address),
         _SCHEDULER_TIMEOUT_S,
     )
-    if answer is None:
+    if said is None:
         raise _scheduler_silent()
-    return JSONResponse({"drains": msgspec.to_builtins(answer.reports)})
+    return answer(bodies.DrainsAnswer(drains=list(said.reports)))
 
 
-async def scaling(board: Switchboard) -> JSONResponse:
+async def scaling(board: Switchboard) -> Response:
     """Size of the cluster and what auto-scaling makes of it, as of half a second ago at most."""
     row = scaling_row(board)
     if row is None:
         raise _scheduler_silent()
-    return JSONResponse(row)
+    return answer(row)
 
 
-def scaling_row(board: Switchboard) -> dict[str, Any] | None:
+def scaling_row(board: Switchboard) -> bodies.ScalingRow | None:
     """None while the scheduler is silent."""
     status = board.scaling
     if status is None or board.scheduler_state != "running":
         return None
-    row: dict[str, Any] = msgspec.to_builtins(status)
-    row["mean_instances"] = status.instance_seconds / status.watched_s if status.watched_s else None
-    return row
+    mean_instances = status.instance_seconds / status.watched_s if status.watched_s else None
+    return bodies.ScalingRow(**msgspec.structs.asdict(status), mean_instances=mean_instances)
 
 
 def unknown_or_gone(board: Switchboard, instance: InstanceId) -> Bad:
@@ -107,11 +107,11 @@ def _seconds(name: str, text: str) -> float:
 
 
 async def _ask_scheduler(board: Switchboard, make: Any) -> None:
-    answer = await board.ask_one(board.spec.book.scheduler, make, _SCHEDULER_TIMEOUT_S)
-    if answer is None:
+    said = await board.ask_one(board.spec.book.scheduler, make, _SCHEDULER_TIMEOUT_S)
+    if said is None:
         raise _scheduler_silent()
-    if not answer.ok:
-        raise Bad(409, sentence(answer.why), "conflict_error")
+    if not said.ok:
+        raise Bad(409, sentence(said.why), "conflict_error")
 
 
 def _scheduler_silent() -> Bad:

@@ -1,0 +1,188 @@
+"""Every body of the admin API and every row in one. The server encodes with these, clients decode.
+
+A client ignores what it does not know, so that a later server may say more. The reference (docs/use/http.md) and the
+OpenAPI document are made from this file by scripts/http_reference.py: docstrings are what they say.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from llumnix.control.scheduler_events import DrainReport
+from llumnix.report.records import MigrationRecord
+from llumnix.types import InstanceId, InstanceState, RequestState
+from llumnix.wire.to_front_end import ScalingStatus
+
+
+class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance, by its last load report. Counts are 0 for one that is starting or gone."""
+
+    id: InstanceId
+    state: InstanceState
+    pid: int | None = None
+    """Null for one that is gone."""
+    node: str | None = None
+    """The machine that it runs on."""
+    block_tokens: int = 0
+    """Tokens in a block of its KV cache."""
+    total_blocks: int = 0
+    free_blocks: int = 0
+    """Unused, or cached and evictable."""
+    running: int = 0
+    """Requests in its batch."""
+    waiting: int = 0
+    """Requests in its queue."""
+    preemptions: int = 0
+    """Since it started, as all counts below."""
+    preemptions_avoided: int = 0
+    """Requests that left in time, so that none had to be preempted."""
+    recompute_tokens_saved: int = 0
+    """Tokens of those, which would have been computed twice."""
+    freeness: float | None = None
+    """Free blocks less what the queue needs, per request; null for one that takes no requests."""
+    load: str | None = None
+    """One word for it: idle, roomy, steady, tight, over, leaving, kept."""
+    migrations_in: int = 0
+    migrations_out: int = 0
+    why: str | UnsetType = UNSET
+    """Why it is gone. Left out for one that takes requests, or drains."""
+
+
+class SchedulerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler's process. Without it requests are served, but nothing moves by itself."""
+
+    pid: int | None
+    state: Literal["starting", "running", "lost"]
+
+
+class FreenessLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The thresholds in force."""
+
+    give: float
+    """An instance with less gives requests away."""
+    take: float
+    """An instance with as much takes them."""
+
+
+class ScalingRow(ScalingStatus, frozen=True, kw_only=True):
+    """Size of the cluster, and what auto-scaling makes of it."""
+
+    mean_instances: float | None
+    """Weighted by time; null at the very beginning."""
+
+
+class InstancesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Instances that serve or drain, then those that start, then the last that went."""
+
+    instances: list[InstanceRow]
+    scheduler: SchedulerRow
+    scaling: ScalingRow | None
+    """Null while the scheduler is silent."""
+    freeness_limits: FreenessLimits
+
+
+class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A sequence of a request that runs or waits. With n > 1, or several prompts, a request has several."""
+
+    id: str
+    """As its client was given it."""
+    instance: InstanceId
+    priority: Literal["high", "normal"]
+    prompt_tokens: int
+    output_tokens: int
+    """So far."""
+    state: RequestState
+    migrations: int
+    """Moves so far."""
+    movable: bool
+    why_pinned: str | None
+    """Why it cannot move, if it cannot."""
+
+
+class RequestsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    requests: list[ClientRequest]
+
+
+class MigrationsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Attempts to move a request, newest first."""
+
+    migrations: list[MigrationRecord]
+
+
+class MigrateBody(msgspec.Struct, frozen=True, kw_only=True):
+    request_id: str
+    """As its client was given it."""
+    target: str | int
+    """The instance that it is to move to."""
+
+
+class MovedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How a move went, once it is over; of several sequences the largest number, or the sum."""
+
+    ok: Literal[True] = True
+    source: str
+    target: str
+    stages: int
+    """Copy rounds, the hand-over included."""
+    bytes: int
+    blocks_skipped: int
+    """Blocks that the target had in its prefix cache already."""
+    copy_ms: float
+    """The request kept decoding."""
+    handover_ms: float
+    """Out of the source's batch to in the target's."""
+    downtime_ms: float | None
+    """What the client saw: the gap at the hand-over, less one normal decode step. Null if no token has come since."""
+
+
+class StartBody(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    """From 1 to 64."""
+
+
+class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    ok: Literal[True] = True
+    starting: int
+
+
+class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the instance is from now on."""
+
+    ok: Literal[True] = True
+    id: InstanceId
+    state: InstanceState
+
+
+class DrainsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Drains under way, and the last that ended."""
+
+    drains: list[DrainReport]
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """As OpenAI has it."""
+
+    message: str
+    """One sentence."""
+    type: str
+    param: None = None
+    code: int
+    """The HTTP status."""
+
+
+class RefusalAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whatever was not done."""
+
+    ok: Literal[False] = False
+    reason: str
+    """The same sentence as in `error`."""
+    error: ErrorDetail
+
+
+class IndexAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    server: Literal["llumnix"] = "llumnix"
+    routes: dict[str, str]
+    """`METHOD PATH`, and what it is for."""

@@ -1,0 +1,138 @@
+"""Every route of the admin API, once: what it takes, what it answers, how it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llumnix.api import bodies
+
+PREFIX = "/llumnix/v1"
+OPENAPI = Path(__file__).parent / "openapi.json"
+"""The OpenAPI document, as scripts/http_reference.py makes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Behind the question mark."""
+
+    name: str
+    kind: type[bool] | type[int] | type[float]
+    text: str
+    default: bool | int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    method: str
+    path: str
+    """Behind `PREFIX`."""
+    text: str
+    """What it is for, as the index says it."""
+    answer: Any
+    """A struct of bodies.py; None: the OpenAPI document."""
+    status: int = 200
+    body: Any = None
+    parameters: tuple[Parameter, ...] = ()
+    refusals: dict[int, str]
+    """Beside `ALWAYS`: HTTP status, and when."""
+    guarded: bool = True
+    """Whether it wants the key, where there is one, and refuses web pages of strangers, where there is none."""
+
+
+ALWAYS = {
+    401: "The API key is missing or wrong, and the server has one.",
+    403: "The server has no API key, and the request comes from a web page of somebody else, or by a name that is not "
+    "known here.",
+}
+_SILENT = {503: "The scheduler does not answer; it is being restarted. `Retry-After` says when to come back."}
+_BODY = "The body is not as it must be."
+_LARGE = "The body has more than 1 MiB."
+_PARAMETER = "A parameter is unknown or wrong."
+_INSTANCE = {
+    404: "There is no such instance.",
+    409: "It is starting, gone, or cannot do that; the reason says which.",
+}
+
+ROUTES = (
+    Route(method="GET", path="", text="which routes there are", answer=bodies.IndexAnswer, refusals={}, guarded=False),
+    Route(
+        method="GET",
+        path="/instances",
+        text="every instance with its load",
+        answer=bodies.InstancesAnswer,
+        refusals={},
+    ),
+    Route(
+        method="POST",
+        path="/instances",
+        text="starts more",
+        body=bodies.StartBody,
+        answer=bodies.StartedAnswer,
+        status=202,
+        refusals={400: _BODY, 409: "The scheduler will not; the reason says why.", 413: _LARGE, **_SILENT},
+    ),
+    Route(
+        method="POST",
+        path="/instances/{id}/drain",
+        text="empties one, then stops it",
+        parameters=(
+            Parameter("keep", bool, "Leave it running, empty, until it is undrained.", False),
+            Parameter("force", bool, "Also if no other instance takes requests.", False),
+            Parameter(
+                "timeout_s", float, "Seconds after which what is left is replayed elsewhere (`--drain-timeout-s`)."
+            ),
+        ),
+        answer=bodies.StateAnswer,
+        status=202,
+        refusals={400: _PARAMETER, **_INSTANCE, **_SILENT},
+    ),
+    Route(
+        method="POST",
+        path="/instances/{id}/undrain",
+        text="lets it take requests again",
+        answer=bodies.StateAnswer,
+        status=202,
+        refusals={**_INSTANCE, **_SILENT},
+    ),
+    Route(
+        method="GET",
+        path="/requests",
+        text="every request, and where it is",
+        answer=bodies.RequestsAnswer,
+        refusals={},
+    ),
+    Route(
+        method="GET",
+        path="/requests/{id}",
+        text="one of them",
+        answer=bodies.RequestsAnswer,
+        refusals={404: "No such request runs or waits."},
+    ),
+    Route(
+        method="GET",
+        path="/migrations",
+        text="the last moves, with their reasons",
+        parameters=(Parameter("limit", int, "At most so many, from 1 to 1,000,000.", 100),),
+        answer=bodies.MigrationsAnswer,
+        refusals={400: _PARAMETER},
+    ),
+    Route(
+        method="POST",
+        path="/migrations",
+        text="moves a request",
+        body=bodies.MigrateBody,
+        answer=bodies.MovedAnswer,
+        refusals={
+            400: _BODY,
+            404: "No such request runs or waits, or there is no such instance.",
+            409: "It is there already, is moving or cannot move, or the instance takes none; the reason says which.",
+            413: _LARGE,
+            504: "The move did not end in time. It may go on.",
+        },
+    ),
+    Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),
+    Route(method="GET", path="/scaling", text="size of the cluster", answer=bodies.ScalingRow, refusals=_SILENT),
+    Route(method="GET", path="/openapi.json", text="these routes, for programs", answer=None, refusals={}),
+)
