@@ -126,7 +126,7 @@ def _running(status: InstancesAnswer) -> dict[str, int]:
 
 
 def _schedules(status: InstancesAnswer) -> bool:
-    return status.scheduler.state == "running"
+    return status.scheduler is not None and status.scheduler.state == "running"
 
 
 def main() -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from admin_answers import drain_report, moved_answer, scaling_row, started_answer, state_answer, status_answer
+from admin_answers import instance_row as row
 from llumnix.cli import main
 from llumnix.client import AdminClient
 from llumnix.errors import ServerRefused, UsageError
@@ -28,10 +30,6 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
     return install
 
 
-def row(instance: str, state: str = "running", **facts: Any) -> dict[str, Any]:
-    return {"id": instance, "state": state, **facts}
-
-
 def test_status_is_a_table(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,15 +43,14 @@ def test_status_is_a_table(
         "freeness": 20.04,
         "load": "roomy",
     }
-    leaving = row("i1", "draining", freeness=None, load="leaving")
-    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [row("i0", **facts), leaving]}  # type: ignore[arg-type]
-    status["freeness_limits"] = {"give": 3.0, "take": 3.0}
+    starting = row("i1", "starting")
+    status = status_answer(row("i0", **facts), starting)
     answer_with(lambda request: httpx.Response(200, json=status))
     assert main(["status"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[1].split()[:7] == ["i0", "running", "17", "2", "1", "60/100", "20.0"]
     assert out[1].split()[7] == "roomy"
-    assert out[2].split()[:7] == ["i1", "draining", "–", "–", "–", "–", "leaving"]
+    assert out[2].split()[:7] == ["i1", "starting", "–", "0", "0", "–", "–"]
     assert out[3] == "freeness: free blocks per request, over < 0 ≤ tight < 3 ≤ roomy; in, out: moves"
     assert out[4] == "scheduler: running (pid 5)"
 
@@ -61,7 +58,7 @@ def test_status_is_a_table(
 def test_status_as_json_is_the_answer(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": []}
+    status = status_answer(row("i0"), row("i1", "lost", why="killed by SIGKILL"), scaling=scaling_row())
     answer_with(lambda request: httpx.Response(200, json=status))
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == status
@@ -82,8 +79,7 @@ def test_key_is_sent(answer_with: Callable[[Answer], None]) -> None:
 def test_migrate_tells_how_it_went(answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         assert json.loads(request.content) == {"request_id": "cmpl-1", "target": "i1"}
-        moved = {"ok": True, "source": "i0", "target": "i1", "stages": 2, "bytes": 4096, "handover_ms": 3.21}
-        return httpx.Response(200, json=moved | {"downtime_ms": 7.25})
+        return httpx.Response(200, json=moved_answer(handover_ms=3.21, downtime_ms=7.25))
 
     answer_with(answer)
     assert main(["migrate", "cmpl-1", "i1"]) == 0
@@ -128,7 +124,7 @@ def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: 
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url)
-        return httpx.Response(202, json={"ok": True})
+        return httpx.Response(202, json=state_answer("i1", "draining"))
 
     answer_with(answer)
     assert main(["drain", "i1", *flags]) == 0
@@ -136,8 +132,8 @@ def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: 
 
 
 def report(outcome: str, **facts: Any) -> dict[str, Any]:
-    usual = {"instance": "i1", "keep": False, "moved": 3, "replayed": 1, "finished": 2, "left": 0, "seconds": 1.256}
-    return {**usual, "outcome": outcome, **facts}
+    usual = {"instance": "i1", "moved": 3, "replayed": 1, "finished": 2, "seconds": 1.256}
+    return drain_report(**{**usual, "outcome": outcome, **facts})
 
 
 @pytest.mark.parametrize(
@@ -157,7 +153,8 @@ def test_drain_that_waits_prints_the_report(
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/llumnix/v1/drains":
             return httpx.Response(200, json={"drains": next(reports)})
-        return httpx.Response(202, json={"ok": True, "instances": [row("i1", "draining")]})
+        known = state_answer("i1", "draining") | status_answer(row("i1", "draining"))
+        return httpx.Response(202, json=known)
 
     answer_with(answer)
     assert main(["drain", "i1", "--wait"]) == 0
@@ -168,7 +165,9 @@ def test_drain_of_which_nobody_has_a_report_does_not_wait_for_ever(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer_with(
-        lambda request: httpx.Response(200, json={"ok": True, "drains": [], "instances": [row("i1", "stopped")]})
+        lambda request: httpx.Response(
+            200, json=state_answer("i1", "draining") | status_answer(row("i1", "stopped"), drains=[])
+        )
     )
     assert main(["drain", "i1", "--wait"]) == 1
     assert "has no report of its drain" in capsys.readouterr().err
@@ -178,14 +177,8 @@ def test_status_tells_what_auto_scaling_makes_of_it(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    scaling = {
-        "mode": "advise",
-        "min_instances": 1,
-        "max_instances": 4,
-        "now": "freeness 9, 2 instances",
-        "last": {"start": 1, "drain": None, "reason": "freeness 4 below 10"},
-    }
-    status = {"scheduler": {"pid": 5, "state": "running"}, "instances": [], "scaling": scaling}
+    last_step = {"at": 1.0, "start": 1, "drain": None, "reason": "freeness 4 below 10", "carried_out": False}
+    status = status_answer(scaling=scaling_row(mode="advise", now="freeness 9, 2 instances", last=last_step))
     answer_with(lambda request: httpx.Response(200, json=status))
     assert main(["status"]) == 0
     last = "; last: start 1 (freeness 4 below 10)"
@@ -208,11 +201,11 @@ class Cluster:
             instance = request.url.path.split("/")[-2]
             self.states[instance] = "stopped"
             self.story.append(f"-{instance}")
-        else:
-            instance = f"i{len(self.states)}"
-            self.states[instance] = "running"
-            self.story.append(f"+{instance}")
-        return httpx.Response(202, json={"ok": True})
+            return httpx.Response(202, json=state_answer(instance, "draining"))
+        instance = f"i{len(self.states)}"
+        self.states[instance] = "running"
+        self.story.append(f"+{instance}")
+        return httpx.Response(202, json=started_answer(1))
 
 
 def test_rolling_restart_never_has_fewer_instances(answer_with: Callable[[Answer], None]) -> None:
@@ -225,7 +218,7 @@ def test_rolling_restart_never_has_fewer_instances(answer_with: Callable[[Answer
 
 
 def test_rolling_restart_stops_when_no_instance_comes(answer_with: Callable[[Answer], None]) -> None:
-    answer_with(lambda request: httpx.Response(200, json={"ok": True, "instances": [row("i0")]}))
+    answer_with(lambda request: httpx.Response(200, json=started_answer(1) | status_answer(row("i0"))))
     with pytest.raises(ServerRefused, match="A new instance did not start within 0 s"):
         restart_rolling(AdminClient("http://server"), lambda line: None, timeout_s=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,6 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ADMIN_ROUTES = ROOT / "src/llumnix/engine/vllm/front_end/admin/routes.py"
 PAGES = sorted(path for folder in ("", "benchmarks", "deploy") for path in (ROOT / folder).glob("*.md"))
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
@@ -25,7 +25,9 @@ def _script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["configuration_reference", "routes_reference", "vllm_flags", "vllm_hooks"])
+@pytest.mark.parametrize(
+    "name", ["configuration_reference", "http_reference", "routes_reference", "vllm_flags", "vllm_hooks"]
+)
 def test_a_generated_page_is_what_its_source_says(name: str) -> None:
     script = _script(name)
     assert script.TARGET.read_text() == script.reference(), f"run scripts/{name}.py"
@@ -43,11 +45,9 @@ def test_every_metric_of_ours_is_explained() -> None:
     assert names <= explained
 
 
-def test_every_admin_route_is_listed() -> None:
-    routes = re.findall(r'@router\.get\("(/[a-z]+)"\)', ADMIN_ROUTES.read_text())
-    page = (ROOT / "docs/use/observing.md").read_text()
-    assert routes
-    assert [route for route in routes if f"GET /llumnix/v1{route}" not in page] == []
+def test_openapi_document_is_what_the_structs_and_the_routes_say() -> None:
+    script = _script("http_reference")
+    assert json.loads(script.OPENAPI.read_text()) == script.document(), "run scripts/http_reference.py"
 
 
 def test_the_index_leads_to_every_page() -> None:

@@ -129,14 +129,16 @@ def _freeness(row: InstanceRow) -> Text:
 
 
 def _below(status: InstancesAnswer) -> Iterable[Text]:
-    give, take = f"{status.freeness_limits.give:g}", f"{status.freeness_limits.take:g}"
-    between = "" if give == take else f" ≤ steady < {take}"
-    yield Text(
-        f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} ≤ roomy; in, out: moves",
-        style="dim",
-    )
-    pid = status.scheduler.pid
-    yield Text(f"scheduler: {status.scheduler.state}" + (f" (pid {pid})" if pid else ""))
+    limits, scheduler = status.freeness_limits, status.scheduler
+    if limits is not None:
+        give, take = f"{limits.give:g}", f"{limits.take:g}"
+        between = "" if give == take else f" ≤ steady < {take}"
+        yield Text(
+            f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} ≤ roomy; in, out: moves",
+            style="dim",
+        )
+    if scheduler is not None:
+        yield Text(f"scheduler: {scheduler.state}" + (f" (pid {scheduler.pid})" if scheduler.pid else ""))
     if status.scaling is not None and status.scaling.mode != "off":
         yield Text(_scaling(status.scaling))
 

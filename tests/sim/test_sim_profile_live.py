@@ -128,7 +128,7 @@ async def test_a_server_is_measured_by_its_streams(instances: int) -> None:
     ],
 )
 async def test_the_server_is_asked_for_its_cache(rows: list[dict[str, int]], told: Told | None) -> None:
-    body = json.dumps({"instances": rows}).encode()
+    body = json.dumps({"instances": [{"id": "i0", "state": "running"} | row for row in rows]}).encode()
 
     async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

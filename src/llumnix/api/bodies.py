@@ -1,7 +1,8 @@
 """Every body of the admin API and every row in one. The server encodes with these, clients decode.
 
-A client ignores what it does not know, so that a later server may say more. The reference (docs/use/http.md) and the
-OpenAPI document are made from this file by scripts/http_reference.py: docstrings are what they say.
+A client ignores what it does not know, so that a later server may say more; what an earlier one may not say has a
+default. The reference (docs/use/http.md) and the OpenAPI document are made from this file by scripts/http_reference.py:
+docstrings are what they say.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ class InstancesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Instances that serve or drain, then those that start, then the last that went."""
 
     instances: list[InstanceRow]
-    scheduler: SchedulerRow
-    scaling: ScalingRow | None
+    scheduler: SchedulerRow | None = None
+    scaling: ScalingRow | None = None
     """Null while the scheduler is silent."""
-    freeness_limits: FreenessLimits
+    freeness_limits: FreenessLimits | None = None
 
 
 class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -127,7 +127,7 @@ async def ask_server(url: str, api_key: str | None) -> Told:
         async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
             answer = (await client.get(f"{PREFIX}/instances")).raise_for_status()
         status = msgspec.json.decode(answer.content, type=InstancesAnswer)
-        rows = [row for row in status.instances if row.total_blocks]
+        rows = [row for row in status.instances if row.total_blocks and row.block_tokens]
         return Told(rows[0].total_blocks, rows[0].block_tokens, len(rows))
     except httpx.TransportError as error:
         raise unreachable(url, error) from error

@@ -1,0 +1,173 @@
+"""The admin API as its table and its structs have it: nobody finds more at a server, or less."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+pytest.importorskip("vllm")
+
+from admin_board import Board, app_of, ask
+from fastapi import FastAPI
+from jsonschema import Draft202012Validator
+from request_rows import row
+
+from llumnix.api.bodies import RefusalAnswer
+from llumnix.api.routes import OPENAPI, PREFIX, ROUTES, Route
+from llumnix.control.scaling import ScalingMode, ScalingStep
+from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.engine.vllm.front_end import index
+from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.vllm_routes import paths
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.report.records import MigrationRecord
+from llumnix.types import InstanceId
+from llumnix.wire import messages as wire
+
+I0, I1 = InstanceId("i0"), InstanceId("i1")
+ASKED: dict[str, Any] = {
+    "POST /instances": {"json": {"count": 1}},
+    "POST /migrations": {"json": {"request_id": "cmpl-1", "target": "i1"}},
+}
+COUNTS = {
+    *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
+    *("recompute_tokens_saved", "migrations_in", "migrations_out"),
+}
+INSTANCE = {"id", "state", "pid", "node", "freeness", "load", *COUNTS}
+MOVED = {"source", "target", "stages", "bytes", "blocks_skipped", "copy_ms", "handover_ms", "downtime_ms"}
+KEYS: dict[str, set[str]] = {
+    "GET ": {"server", "routes"},
+    "GET /instances": {"instances", "scheduler", "scaling", "freeness_limits"},
+    "POST /instances": {"ok", "starting"},
+    "POST /instances/{id}/drain": {"ok", "id", "state"},
+    "POST /instances/{id}/undrain": {"ok", "id", "state"},
+    "GET /requests": {"requests"},
+    "GET /requests/{id}": {"requests"},
+    "GET /migrations": {"migrations"},
+    "POST /migrations": {"ok", *MOVED},
+    "GET /drains": {"drains"},
+    "GET /scaling": {
+        *("mode", "min_instances", "max_instances", "serving", "draining", "starting", "failing", "now", "last"),
+        *("starts", "drains", "instance_seconds", "watched_s", "mean_instances"),
+    },
+}
+"""What clients of the first version rely on."""
+
+
+@pytest.fixture
+def board() -> Board:
+    """Of everything there is some."""
+    board = Board()
+    for number, name in enumerate((I0, I1)):
+        info = wire.InstanceInfo(id=name, index=number, slot=number, pid=9, node="here", control="", data="")
+        load = InstanceSnapshot(id=name, at=1.0, seq=1, total_blocks=100, free_blocks=60, running=2)
+        board.client.members.by_id[name] = Member(info, load)  # type: ignore[assignment]
+    del board.client.members.by_id["i2"]
+    board.strangers.starting["i8"] = wire.InstanceStarting(instance=InstanceId("i8"), index=8, pid=8, node="here")  # type: ignore[assignment]
+    board.rows = [(I0, row("r0", "cmpl-1-0"))]
+    moved = MigrationRecord(
+        at_s=1.0, request_id="cmpl-1", source=I0, target=I1, outcome="moved", copy_ms=1.0, downtime_ms=7.3
+    )
+    board.records = [moved]
+    board.answers = {"r0": wire.MigrateAnswer(query=1, status=200, record=moved)}
+    step = ScalingStep(at=9.0, reason="freeness 3 below 10", start=1, carried_out=False)
+    counts = dict.fromkeys(("draining", "starting", "failing", "starts", "drains"), 0)
+    sizes = {"min_instances": 1, "max_instances": 4, "serving": 2, "instance_seconds": 50.0, "watched_s": 20.0}
+    board.scaling = wire.ScalingStatus(mode=ScalingMode.ADVISE, now="", last=step, **sizes, **counts)  # type: ignore[arg-type]
+    return board
+
+
+def report() -> DrainReport:
+    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), 1)
+    return DrainReport(instance=I0, keep=False, why="asked for", outcome=DrainOutcome.EMPTY, seconds=1.5, **counts)
+
+
+async def answer_of(board: Board, route: Route) -> httpx.Response:
+    if route.path == "/drains":
+        board.scheduler_answer = wire.Drains(query=1, reports=(report(),))  # type: ignore[assignment]
+    if not route.path:
+        return await _index()
+    asked = f"{route.method} {route.path}"
+    path = route.path.replace("{id}", "cmpl-1" if "/requests" in route.path else "i0")
+    return await ask(board, route.method, path, **ASKED.get(asked, {}))
+
+
+async def _index() -> httpx.Response:
+    app = FastAPI()
+    index.add_routes(app, openai=True, admin=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        return await client.get(PREFIX)
+
+
+ANSWERED = pytest.mark.parametrize(
+    "route", [route for route in ROUTES if route.answer], ids=lambda route: f"{route.method}{route.path}"
+)
+
+
+@ANSWERED
+async def test_answer_is_what_the_table_says(board: Board, route: Route) -> None:
+    answer = await answer_of(board, route)
+    assert answer.status_code == route.status
+    body = answer.json()
+    assert msgspec.to_builtins(msgspec.json.decode(answer.content, type=route.answer)) == body
+    assert set(body) == KEYS[f"{route.method} {route.path}"]
+
+
+@ANSWERED
+async def test_answer_is_what_the_openapi_document_says(board: Board, route: Route) -> None:
+    document = json.loads(OPENAPI.read_text())
+    said = document["paths"][PREFIX + route.path][route.method.lower()]["responses"][str(route.status)]
+    schema = said["content"]["application/json"]["schema"] | {"components": document["components"]}
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate((await answer_of(board, route)).json())
+
+
+async def test_rows_have_the_keys_that_they_always_had(board: Board) -> None:
+    rows = {one["id"]: set(one) for one in (await ask(board, "GET", "/instances")).json()["instances"]}
+    assert rows == {"i0": INSTANCE, "i1": INSTANCE} | {name: INSTANCE | {"why"} for name in ("i6", "i8", "i9")}
+    (request,) = (await ask(board, "GET", "/requests")).json()["requests"]
+    facts = {"priority", "prompt_tokens", "output_tokens", "migrations", "movable", "why_pinned"}
+    assert set(request) == {"id", "instance", "state", *facts}
+    (moved,) = (await ask(board, "GET", "/migrations")).json()["migrations"]
+    assert set(moved) == {"at", "request_id", "reason", "outcome", "move_id", *MOVED}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/requests/none", 404), ("POST", "/instances/i9/drain", 409), ("GET", "/migrations?limit=x", 400)],
+)
+async def test_refusal_is_what_the_table_says(board: Board, method: str, path: str, status: int) -> None:
+    answer = await ask(board, method, path)
+    assert answer.status_code == status
+    refusal = msgspec.json.decode(answer.content, type=RefusalAnswer)
+    assert (refusal.ok, refusal.error.code, refusal.error.message) == (False, status, refusal.reason)
+    assert msgspec.to_builtins(refusal) == answer.json()
+
+
+def test_every_route_that_is_served_is_in_the_table_and_the_other_way_round() -> None:
+    app = app_of(Board())
+    served = {f"{next(iter(route.methods))} {route.path}" for route in _all_routes(app) if PREFIX in route.path}
+    named = {f"{route.method} {PREFIX}{route.path}" for route in ROUTES if route.path}
+    assert {each.replace("{instance}", "{id}").replace("{request_id:path}", "{id}") for each in served} == named
+
+
+def _all_routes(app: FastAPI) -> list[Any]:
+    routes: list[Any] = []
+    rest = list(app.routes)
+    while rest:
+        one = rest.pop()
+        router = getattr(one, "original_router", None)
+        rest += [] if router is None else router.routes
+        routes += [one] if router is None else []
+    assert sorted(each.path for each in routes) == sorted(paths(app.routes))
+    return routes
+
+
+async def test_openapi_document_is_served_under_the_key_as_it_is_stored() -> None:
+    answer = await ask(Board(), "GET", "/openapi.json", keys=["sesame"], headers={"Authorization": "Bearer sesame"})
+    assert (answer.status_code, answer.content) == (200, OPENAPI.read_bytes())
+    assert (await ask(Board(), "GET", "/openapi.json", keys=["sesame"])).status_code == 401
