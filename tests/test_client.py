@@ -34,7 +34,7 @@ def test_status_is_a_table(
     answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    facts = {
+    facts: dict[str, Any] = {
         "pid": 17,
         "total_blocks": 100,
         "free_blocks": 60,

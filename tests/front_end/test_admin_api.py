@@ -26,7 +26,7 @@ from llumnix.engine.vllm.front_end.vllm_routes import paths
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
-from llumnix.wire import messages as wire
+from llumnix.wire import base, news, to_front_end
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 ASKED: dict[str, Any] = {
@@ -63,21 +63,22 @@ def board() -> Board:
     """Of everything there is some."""
     board = Board()
     for number, name in enumerate((I0, I1)):
-        info = wire.InstanceInfo(id=name, index=number, slot=number, pid=9, node="here", control="", data="")
+        info = base.InstanceInfo(id=name, index=number, slot=number, pid=9, node="here", control="", data="")
         load = InstanceSnapshot(id=name, at=1.0, seq=1, total_blocks=100, free_blocks=60, running=2)
-        board.client.members.by_id[name] = Member(info, load)  # type: ignore[assignment]
+        board.client.members.by_id[name] = Member(info, load)
     del board.client.members.by_id["i2"]
-    board.strangers.starting["i8"] = wire.InstanceStarting(instance=InstanceId("i8"), index=8, pid=8, node="here")  # type: ignore[assignment]
+    board.strangers.starting["i8"] = news.InstanceStarting(instance=InstanceId("i8"), index=8, pid=8, node="here")
     board.rows = [(I0, row("r0", "cmpl-1-0"))]
     moved = MigrationRecord(
         at_s=1.0, request_id="cmpl-1", source=I0, target=I1, outcome="moved", copy_ms=1.0, downtime_ms=7.3
     )
     board.records = [moved]
-    board.answers = {"r0": wire.MigrateAnswer(query=1, status=200, record=moved)}
+    board.answers = {"r0": to_front_end.MigrateAnswer(query=1, status=200, record=moved)}
     step = ScalingStep(at=9.0, reason="freeness 3 below 10", start=1, carried_out=False)
     counts = dict.fromkeys(("draining", "starting", "failing", "starts", "drains"), 0)
-    sizes = {"min_instances": 1, "max_instances": 4, "serving": 2, "instance_seconds": 50.0, "watched_s": 20.0}
-    board.scaling = wire.ScalingStatus(mode=ScalingMode.ADVISE, now="", last=step, **sizes, **counts)  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"min_instances": 1, "max_instances": 4, "serving": 2}
+    sizes |= {"instance_seconds": 50.0, "watched_s": 20.0}
+    board.scaling = to_front_end.ScalingStatus(mode=ScalingMode.ADVISE, now="", last=step, **sizes, **counts)
     return board
 
 
@@ -88,7 +89,7 @@ def report() -> DrainReport:
 
 async def answer_of(board: Board, route: Route) -> httpx.Response:
     if route.path == "/drains":
-        board.scheduler_answer = wire.Drains(query=1, reports=(report(),))  # type: ignore[assignment]
+        board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(report(),))  # type: ignore[assignment]
     if not route.path:
         return await _index()
     asked = f"{route.method} {route.path}"
