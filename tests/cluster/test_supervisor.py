@@ -41,7 +41,7 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
-from llumnix.wire.to_launcher import SchedulerLives
+from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
 from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 Kind = TypeVar("Kind")
@@ -63,6 +63,7 @@ class Server:
         self.supervisor = Supervisor(cluster, "here", front_ends, parallel_starts)
         self.running: list[str] = []
         self.next_pid = 100
+        self.pids: dict[str, int] = {}
 
     def handle(self, event: Event, at: float = 0.0) -> list[Command]:
         """All commands, those that follow from carrying them out included."""
@@ -78,12 +79,13 @@ class Server:
     @property
     def next_wake_s(self) -> float | None:
         """Apart from the next look at whether the scheduler hangs."""
-        self.supervisor._scheduler_due_s = None
+        self.supervisor._scheduler_watch.due_s = None
         return self.supervisor.next_wake_s
 
     def _fork(self, child: str, at: float) -> list[Command]:
         self.running.append(child)
         self.next_pid += 1
+        self.pids[child] = self.next_pid
         return self.handle(Forked(child=child, pid=self.next_pid), at)
 
     def exit(self, child: str, at: float = 0.0, why: str = "it broke") -> list[Command]:
@@ -406,6 +408,33 @@ def test_launcher_that_stood_still_itself_blames_nobody() -> None:
     server.handle(SchedulerLives(), 20.0)
     assert only(StopScheduler, server.handle(TimePassed(), 1000.0)) == []
     assert only(StopScheduler, server.handle(TimePassed(), 1030.0)) == [StopScheduler(kill=True)]
+
+
+def test_front_end_that_hangs_is_killed_and_replaced_and_its_requests_are_aborted() -> None:
+    server = Server(front_ends=2, step_timeout_s=60.0)
+    server.serve()
+    pid = server.pids["front-1"]
+    assert server.handle(FrontEndLives(front_end=1, pid=pid), 10.0) == []
+    assert server.next_wake_s == 70.0
+    server.handle(FrontEndLives(front_end=1, pid=pid), 40.0)
+    server.handle(SchedulerLives(), 99.0)
+    assert server.handle(TimePassed(), 100.0) == [Signal("front-1", kill=True)]
+    assert server.handle(FrontEndLives(front_end=1, pid=pid), 100.1) == [], "its last word"
+    commands = server.exit("front-1", at=100.2, why="killed by SIGKILL")
+    assert [lost.front_end for lost in told(FrontEndLost, commands, Audience.SERVING)] == [1]
+    assert only(ForkFrontEnd, commands) == [ForkFrontEnd(index=1)]
+    assert "it hung for 60 s" in only(Say, commands)[0].text
+    assert server.handle(FrontEndLives(front_end=1, pid=pid), 100.3) == [], "late news of the old one"
+    assert server.next_wake_s is None, "the new one has not begun to serve"
+
+
+def test_front_end_that_lets_its_last_requests_finish_has_the_time_for_that_and_no_less() -> None:
+    server = Server(step_timeout_s=60.0, shutdown_timeout_s=600.0)
+    server.serve()
+    server.handle(FrontEndLives(front_end=0, pid=server.pids["front-0"]), 10.0)
+    server.handle(Terminate(), 20.0)
+    assert server.next_wake_s == 625.0
+    assert server.handle(TimePassed(), 80.0) == []
 
 
 def test_front_end_that_died_is_replaced_and_its_requests_are_aborted() -> None:

@@ -61,7 +61,7 @@ from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_launcher import LAUNCHER_MAIL, SchedulerLives, ToLauncher
+from llumnix.wire.to_launcher import LAUNCHER_MAIL, FrontEndLives, SchedulerLives, ToLauncher
 
 _HOUSEKEEPING_INTERVAL_S = 30.0
 _NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.ray.launch", 10.0)}
@@ -194,7 +194,7 @@ class Launcher:
             case Report():
                 if not self._supervisor.serves(message.info.id):  # else a heartbeat like thousands before it
                     self._post(supervision.InstanceServes(message.info.id, message.info.control))
-            case StartInstances() | StopInstance() | DeclareLost() | SchedulerLives():
+            case StartInstances() | StopInstance() | DeclareLost() | SchedulerLives() | FrontEndLives():
                 self._post(message)
             case _:
                 assert_never(message)

@@ -16,6 +16,7 @@ INDICES = 65_536
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _HEALTHY_S = 60.0  # who lived this long is forgiven its earlier failures
+_LATE_S = 5.0
 _FAILING = 2  # failures in a row after which nobody should count on it
 
 
@@ -37,6 +38,26 @@ class Attempts:
 
 
 @dataclass(slots=True)
+class Watch:
+    """Whether something that should be heard again and again has fallen silent: then it hangs."""
+
+    patience_s: float
+    due_s: float | None = None
+    """None: nothing is expected of it."""
+
+    def heard(self, at: float) -> None:
+        self.due_s = at + self.patience_s
+
+    def finds_it_hanging(self, at: float) -> bool:
+        """True once. Whoever looks long after the time stood still himself, and so may everybody have."""
+        if self.due_s is None or at < self.due_s:
+            return False
+        late = at >= self.due_s + _LATE_S
+        self.due_s = at + self.patience_s if late else None
+        return not late
+
+
+@dataclass(slots=True)
 class Process:
     """A process that runs, or is being forked (`pid` is None until the nursery says so)."""
 
@@ -51,6 +72,8 @@ class Process:
 @dataclass(slots=True)
 class FrontEnd(Process):
     index: int = field(kw_only=True)
+    watch: Watch = field(kw_only=True)
+    """From its first heartbeat on, which comes when it begins to serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +206,7 @@ class Roster:
         self.slots[slot].process = self._by_name[instance.name] = instance
         return instance
 
-    def place_front_end(self, index: int, at: float) -> None:
-        front_end = FrontEnd(name=front_end_name(index), forked_s=at, index=index)
+    def place_front_end(self, index: int, at: float, patience_s: float) -> None:
+        """`patience_s`: so long it may be silent once it was heard."""
+        front_end = FrontEnd(name=front_end_name(index), forked_s=at, index=index, watch=Watch(patience_s))
         self.front_end_places[index].process = self._by_name[front_end.name] = front_end

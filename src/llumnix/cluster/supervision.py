@@ -22,7 +22,7 @@ from llumnix.cluster.nursery_messages import (
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_launcher import SchedulerLives
+from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
 
 # events
 
@@ -75,6 +75,7 @@ Event = (
     | NurseryEnded
     | InstanceServes
     | FrontEndServes
+    | FrontEndLives
     | StartInstances
     | StopInstance
     | DeclareLost

@@ -24,7 +24,7 @@ from llumnix.cluster.nursery_messages import (
     StopListening,
     Waiting,
 )
-from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Leave, Roster
+from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Leave, Roster, Watch
 from llumnix.cluster.supervision import (
     Announce,
     Audience,
@@ -48,13 +48,12 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
-from llumnix.wire.to_launcher import SchedulerLives
+from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
 from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
 _REPLAY_S = 5.0  # of the time that a leaving machine has left: for what did not move in the rest of it
-_SCHEDULER_SILENT_S = 30.0  # after that it hangs; where cores are short it may take some seconds to start
-_LATE_S = 5.0  # who looks this late at a deadline stood still itself, and so may everybody have
+_SILENT_S = 30.0  # after that, at the earliest, something hangs; where cores are short a start may take some seconds
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
 _FIRST_FRONT_END_ATTEMPTS = 3
 _EXTRA_INSTANCE_ATTEMPTS = 3
@@ -72,8 +71,7 @@ class Supervisor:
         self._roster = Roster(config.instances, front_ends)
         self._scheduler_attempts = Attempts()
         self._scheduler_started_s: float | None = None
-        self._scheduler_due_s: float | None = None
-        """When it is killed, unless it is heard before."""
+        self._scheduler_watch = Watch(_SILENT_S)
         self._last_order = 0
         self._told_fleet: Fleet | None = None
         self._instance_ever_served = False
@@ -101,8 +99,9 @@ class Supervisor:
     def next_wake_s(self) -> float | None:
         """When the next deadline or pause ends; None if there is nothing to wait for."""
         roster = self._roster
-        times = [process.kill_at_s for process in roster.processes] + [self._end_at_s, self._scheduler_due_s]
+        times = [process.kill_at_s for process in roster.processes] + [self._end_at_s]
         if not self._stopping:
+            times += [watch.due_s for watch in self._watches]
             places = list(roster.front_end_places.values())
             times += [place.attempts.not_before_s for place in places if place.process is None]
             if roster.starting < self._parallel_starts:
@@ -110,6 +109,10 @@ class Supervisor:
             if self._scheduler_started_s is None:
                 times.append(self._scheduler_attempts.not_before_s)
         return min((time for time in times if time is not None), default=None)
+
+    @property
+    def _watches(self) -> list[Watch]:
+        return [self._scheduler_watch, *(front_end.watch for front_end in self._roster.front_ends)]
 
     def handle(self, event: Event, at: float) -> list[Command]:
         if self._finished or (isinstance(event, InstanceServes) and self.serves(event.instance)):
@@ -125,8 +128,8 @@ class Supervisor:
                 return self._on_news_of_child(event, at)
             case InstanceServes():
                 return self._on_instance_serves(event, at)
-            case FrontEndServes():
-                return self._on_front_end_serves(event)
+            case FrontEndServes() | FrontEndLives():
+                return self._on_news_of_front_end(event, at)
             case SchedulerLives() | SchedulerExited():
                 return self._on_news_of_scheduler(event, at)
             case StartInstances():
@@ -164,7 +167,8 @@ class Supervisor:
             return []
         commands: list[Command] = []
         if self._scheduler_started_s is None and self._scheduler_attempts.not_before_s <= at:
-            self._scheduler_started_s, self._scheduler_due_s = at, at + _SCHEDULER_SILENT_S
+            self._scheduler_started_s = at
+            self._scheduler_watch.heard(at)
             self._last_order, self._told_fleet = 0, None  # it numbers its orders anew
             commands += [SpawnScheduler(), *self._introduce_the_starting()]
             serving = [instance.id for instance in self._roster.instances if not instance.starting]
@@ -172,7 +176,7 @@ class Supervisor:
             commands += [self._order_drain(i, at) for i in self._roster.instances if i.leaves is not None]
         for index, place in self._roster.front_end_places.items():
             if place.due(at):
-                self._roster.place_front_end(index, at)
+                self._roster.place_front_end(index, at, max(_SILENT_S, self._config.step_timeout_s))
                 commands += [ForkFrontEnd(index=index), *self._introduce_the_starting()]
         return commands + self._start_instances(at)
 
@@ -239,9 +243,14 @@ class Supervisor:
         ready = Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")
         return [ready, Announce(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
 
-    def _on_front_end_serves(self, event: FrontEndServes) -> list[Command]:
-        self._ever_served = True
-        return [Say(event.sentence)]
+    def _on_news_of_front_end(self, event: FrontEndServes | FrontEndLives, at: float) -> list[Command]:
+        if isinstance(event, FrontEndServes):
+            self._ever_served = True
+            return [Say(event.sentence)]
+        front_end = self._roster.front_end_places[event.front_end].process
+        if front_end is not None and front_end.pid == event.pid and not front_end.end:
+            front_end.watch.heard(at)
+        return []
 
     def _on_start_requested(self, event: StartInstances) -> list[Command]:
         if self._stopping:
@@ -364,17 +373,17 @@ class Supervisor:
             return self._finish(2, f"The front end does not start: {event.how}")
         return [
             lost,
-            Say(f"{front_end.name} died: {event.how}; another takes its place", warning=True),
+            Say(f"{front_end.name} died: {front_end.end or event.how}; another takes its place", warning=True),
         ]
 
     def _on_news_of_scheduler(self, event: SchedulerLives | SchedulerExited, at: float) -> list[Command]:
         if isinstance(event, SchedulerLives):
-            if self._scheduler_due_s is not None:
-                self._scheduler_due_s = at + _SCHEDULER_SILENT_S
+            if self._scheduler_watch.due_s is not None:
+                self._scheduler_watch.heard(at)
             return []
         assert self._scheduler_started_s is not None, "an exit of a scheduler that does not run"
         lived_s = at - self._scheduler_started_s
-        self._scheduler_started_s = self._scheduler_due_s = None
+        self._scheduler_started_s = self._scheduler_watch.due_s = None
         if self._stopping:
             return self._proceed_with_stopping(at)
         self._scheduler_attempts.failed(at, lived_s)
@@ -421,15 +430,22 @@ class Supervisor:
         if self._end_at_s is not None and self._end_at_s <= at:
             return self._finish(0, "")
         commands: list[Command] = []
-        if self._scheduler_due_s is not None and self._scheduler_due_s <= at - _LATE_S:
-            self._scheduler_due_s = at + _SCHEDULER_SILENT_S
-        elif self._scheduler_due_s is not None and self._scheduler_due_s <= at:
-            self._scheduler_due_s = None
-            said = Say(f"the scheduler hangs: not heard for {_SCHEDULER_SILENT_S:g} s; it is killed", warning=True)
-            commands += [said, StopScheduler(kill=True)]
+        if not self._stopping:
+            commands += self._end_what_hangs(at)
         for process in self._roster.processes:
             if process.kill_at_s is not None and process.kill_at_s <= at:
                 process.kill_at_s = None
                 process.end = process.end or f"it did not start within {self._config.start_timeout_s:g} s"
                 commands.append(Signal(process.name, kill=True))
+        return commands
+
+    def _end_what_hangs(self, at: float) -> list[Command]:
+        commands: list[Command] = []
+        if self._scheduler_watch.finds_it_hanging(at):
+            said = Say(f"the scheduler hangs: not heard for {_SILENT_S:g} s; it is killed", warning=True)
+            commands += [said, StopScheduler(kill=True)]
+        for front_end in self._roster.front_ends:
+            if front_end.watch.finds_it_hanging(at):
+                front_end.end = f"it hung for {front_end.watch.patience_s:g} s"
+                commands.append(Signal(front_end.name, kill=True))
         return commands

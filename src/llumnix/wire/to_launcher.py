@@ -1,5 +1,5 @@
-"""All that the launcher takes: reports, for the first of each instance, the scheduler's commands as they are, and its
-heartbeats."""
+"""All that the launcher takes: reports, for the first of each instance, the scheduler's commands as they are, and
+heartbeats of the scheduler and the front ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class SchedulerLives(Wire, frozen=True, kw_only=True, tag=True):
     """If it is not heard for long, the scheduler hangs."""
 
 
-ToLauncher = Report | StartInstances | StopInstance | DeclareLost | SchedulerLives
+class FrontEndLives(Wire, frozen=True, kw_only=True, tag=True):
+    """Its event loop turns; if this is not heard for long, it hangs. `pid` tells it from others at the same place."""
+
+    front_end: int
+    pid: int
+
+
+ToLauncher = Report | StartInstances | StopInstance | DeclareLost | SchedulerLives | FrontEndLives
 
 LAUNCHER_MAIL: msgspec.msgpack.Decoder[ToLauncher] = msgspec.msgpack.Decoder(ToLauncher)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from typing import Any
 
@@ -24,10 +25,12 @@ from llumnix.engine.vllm.front_end.retry_after import RetryAfter
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_parts
 from llumnix.engine.vllm.front_end.vllm_routes import undecided
+from llumnix.wire.to_launcher import FrontEndLives
 
 log = logging.getLogger(__name__)
 
 _METRICS_INTERVAL_S = 1.0
+_ALIVE_INTERVAL_S = 5.0
 
 
 async def serve_front_end(
@@ -52,7 +55,7 @@ async def serve_front_end(
         await llm.engine_core.members.joined.wait()
         await llm.forget_dummies()
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(_keep_metrics(board))]
+            beside = [group.create_task(_keep_metrics(board)), group.create_task(_tell_that_it_lives(board))]
             if spec.admin_socket is not None:
                 beside.append(group.create_task(_serve_admin(args, board, spec.admin_socket)))
             await _serve_http(args, llm, board, sock, None if connections is None else (connections, spec.index))
@@ -161,6 +164,14 @@ def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
         "ssl_cert_reqs": args.ssl_cert_reqs,
         "ssl_ciphers": args.ssl_ciphers,
     }
+
+
+async def _tell_that_it_lives(board: Switchboard) -> None:
+    """As long as this event loop turns. Else clients would wait for it for ever, and new ones with them."""
+    alive = FrontEndLives(front_end=board.spec.index, pid=os.getpid())
+    while True:
+        await asyncio.sleep(_ALIVE_INTERVAL_S)
+        board.post(board.spec.book.launcher, alive)
 
 
 async def _keep_metrics(board: Switchboard) -> None:
