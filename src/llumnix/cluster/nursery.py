@@ -122,7 +122,7 @@ class Nursery:
             ready = {descriptor for descriptor, _ in poll.poll(patience_ms)}
             if child_ended in ready:
                 os.read(child_ended, 4096)
-            if child_ended in ready or not ready:
+            if child_ended in ready or (look_s is not None and time.monotonic() >= look_s):
                 self._report_exits()
             if self._channel.fileno() in ready:
                 message = receive_from_launcher(self._channel)
