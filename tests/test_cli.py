@@ -48,6 +48,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     [
         (["dance"], "There is no command 'dance'; `llumnix --help` lists them."),
         (["serv"], "There is no command 'serv'; did you mean serve?"),
+        (["--versio"], "There is no command '--versio'; did you mean --version?"),
         (["serve", "--instnces", "4"], "There is no flag --instnces; did you mean --instances?"),
         (["serve", "--max-modl-len", "4"], "There is no flag --max-modl-len; did you mean --max-model-len?"),
         (["status", "--ulr", "x"], "There is no flag --ulr; did you mean --url?"),

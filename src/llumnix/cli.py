@@ -46,7 +46,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         from llumnix.command_line import closest
 
-        meant = closest(words[0], COMMANDS)
+        meant = closest(words[0], [*COMMANDS, "--version", "--help"])
         raise UsageError(
             f"There is no command {words[0]!r}; "
             + (f"did you mean {meant}?" if meant else "`llumnix --help` lists them.")

@@ -156,6 +156,14 @@ def test_a_server_that_is_not_there_is_one_sentence(
     assert "does not tell" not in said
 
 
+@pytest.mark.parametrize("out", [".", "nowhere/p.toml"])
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / out)]) == 2
+    assert "Cannot write a file at --out" in capsys.readouterr().err
+
+
 def test_a_profile_that_was_fitted_can_be_simulated(tmp_path: Path) -> None:
     from llumnix.sim.profiles.file import write_profile
 

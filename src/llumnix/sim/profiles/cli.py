@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -66,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix profile`. Returns 0; raises UsageError for bad input, ServerRefused for a server that does
     not answer."""
     plan = _plan(args)
+    if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):  # said before minutes of measuring
+        raise UsageError(f"Cannot write a file at --out {args.out}.")
     args.url = server_url(args.url)
     check_key(args.api_key)
     blocks, block_tokens = args.blocks, args.block_tokens
