@@ -23,10 +23,11 @@ from vllm.v1.engine.core import EngineCore, EngineShutdownState
 from llumnix import tiny_model
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import InstanceSpec
-from llumnix.engine.vllm.instance import core as engine_core
-from llumnix.engine.vllm.instance.core import CONTROL, LlumnixEngineCore
+from llumnix.engine.vllm.instance import office as office_module
+from llumnix.engine.vllm.instance.core import LlumnixEngineCore
 from llumnix.engine.vllm.instance.following import Follower
-from llumnix.engine.vllm.instance.stillness import Stillness
+from llumnix.engine.vllm.instance.ledger import Ledger
+from llumnix.engine.vllm.instance.office import CONTROL, Office
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
@@ -163,10 +164,9 @@ class LateCore(LlumnixEngineCore):
 
     def __init__(self, name: str, index: int, hybrid: bool) -> None:
         self._spec = _spec(name, index)
-        self._driver = None
+        self._office = None
         self._lines = None
         self._follower = Follower(self)
-        self._listing = Mock()
         config = late_config(hybrid)
         executor = type("Executor", (LateExecutor,), {"hybrid": hybrid})
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
@@ -179,8 +179,6 @@ class LateCore(LlumnixEngineCore):
         self._info = InstanceInfo(
             id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
         )
-        self._peer_maker = self._make_maker()
-        self._reports = Mock()
 
     def begin(self, wires: Wires) -> None:
         """As if it had just started: nothing of an earlier test is left."""
@@ -198,19 +196,21 @@ class LateCore(LlumnixEngineCore):
         name = self._info.id
         assert self.batch_queue is not None
         self.batch_queue.clear()
-        self._added, self._refused = [0], [0]
+        self._ledger = Ledger(1)
         wires.devices[name] = self.device = new_device(old.kv_cache_config)
         executor: Any = self.model_executor
         executor.device, executor.worker = self.device, LateWorker(name, wires)
         self.alarm: float | None = None
-        self._mailbox = wires  # type: ignore[assignment]
-        self._heart = SimpleNamespace(wake_at=self._wake_at)  # type: ignore[assignment]
-        with patch.object(engine_core, "monotonic", lambda: wires.now_s):
-            self._driver = self._make_driver()
-        self._stillness = Stillness(self.scheduler, self._driver.incoming)
         self._idle_state_callbacks = []
-        self._resumes = self._make_resumes()
-        self._resumes._thread = SimpleNamespace(submit=lambda work, *args: work(*args))  # type: ignore[assignment]
+        mailbox: Any = wires
+        heart = SimpleNamespace(wake_at=self._wake_at)
+        with (
+            patch.object(office_module, "monotonic", lambda: wires.now_s),
+            patch.object(office_module, "Heart", lambda *_: heart),
+        ):
+            self._office = office = Office(self, self._spec, self._info, mailbox, self._follower, self._ledger)
+        office.resumes._thread = SimpleNamespace(submit=lambda work, *args: work(*args))  # type: ignore[assignment]
+        office.reports, office.listing = Mock(), Mock()
 
     def _wake_at(self, at: float) -> None:
         self.alarm = at
@@ -239,9 +239,9 @@ class LateCore(LlumnixEngineCore):
     @property
     def moving(self) -> bool:
         """Some request is on its way in or out, or has come and is not confirmed."""
-        assert self._driver is not None
-        attempts = self._driver._loop.llumlet.attempts
-        return bool(attempts.sources or attempts.targets or self._driver.incoming)
+        driver = self.office.driver
+        attempts = driver._loop.llumlet.attempts
+        return bool(attempts.sources or attempts.targets or driver.incoming)
 
     @property
     def busy(self) -> bool:

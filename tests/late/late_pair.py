@@ -22,7 +22,7 @@ from llumnix.control.messages import AnyNotice, Doubt
 from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
-from llumnix.engine.vllm.instance.core import CONTROL, Tick
+from llumnix.engine.vllm.instance.office import CONTROL, Tick
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.to_instance import MoveOut
 from llumnix.wire.to_scheduler import MoveAnswer

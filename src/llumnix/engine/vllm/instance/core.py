@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, assert_never
+from typing import Any
 
 import msgspec
 from vllm.config import VllmConfig
@@ -27,47 +27,21 @@ from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.request import Request
 
-from llumnix.control.messages import Prepare, Verdict
-from llumnix.control.replay import LlumletBegin
-from llumnix.control.scheduler_events import SetDraining
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.between import LAST_WORD, TURNED_AWAY, Introduction, Resume
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
-from llumnix.engine.vllm.instance.driver import LlumletDriver
-from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.following import Follower
-from llumnix.engine.vllm.instance.heart import Heart
-from llumnix.engine.vllm.instance.listing import Listing
-from llumnix.engine.vllm.instance.making import Maker
+from llumnix.engine.vllm.instance.ledger import Ledger
 from llumnix.engine.vllm.instance.movable import why_engine_pins
-from llumnix.engine.vllm.instance.reports import Reports
-from llumnix.engine.vllm.instance.resume import Resumes
+from llumnix.engine.vllm.instance.office import CONTROL, AskedToEnd, Office
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
-from llumnix.engine.vllm.instance.snapshot import request_rows
-from llumnix.engine.vllm.instance.state import decode_identity, stamp
-from llumnix.engine.vllm.instance.stillness import Stillness
+from llumnix.engine.vllm.instance.state import stamp
 from llumnix.policy.catalogue import find_policy
-from llumnix.recording import recorder
-from llumnix.types import InstanceState
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.news import FrontEndLost, InstanceGone
-from llumnix.wire.to_front_end import RequestRow, Requests
-from llumnix.wire.to_instance import (
-    INSTANCE_MAIL,
-    BlocksReleased,
-    ClusterSize,
-    ListRequests,
-    MoveOut,
-    Peer,
-    PullEnded,
-    ToInstance,
-)
-
-CONTROL = "llumnix"
-"""Kind of our messages in `EngineCoreProc.input_queue`, beside vLLM's (which are bytes)."""
-
+from llumnix.wire.news import FrontEndLost
+from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
 
 HANG = signal.SIGUSR2
 """With the fault `hang`, at this signal the main thread stands still for ever, while all others go on."""
@@ -78,21 +52,6 @@ def _hang(*_: object) -> None:
         time.sleep(3600)
 
 
-class Tick(msgspec.Struct, frozen=True):
-    """The heart rang."""
-
-
-class AskedToEnd(msgspec.Struct, frozen=True):
-    """Its process is to end once it is empty, whoever orders what from now on."""
-
-
-class PreparedPeer(msgspec.Struct, frozen=True):
-    """A `Prepare`, with the request that it describes, or why none can be made of it."""
-
-    peer: Peer
-    made: Any
-
-
 class LlumnixEngineCore(EngineCoreProc):
     """Call `open_for_business` once it is built, then `run_busy_loop`, then `close`."""
 
@@ -100,10 +59,8 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def __init__(self, spec: InstanceSpec, vllm_config: VllmConfig, *, log_stats: bool) -> None:
         self._spec = spec
-        # Never reset: a front end that takes a dead one's place begins to count where it says hello.
-        self._added = [0] * spec.book.front_ends
-        self._refused = [0] * spec.book.front_ends  # counted by the input thread alone
-        self._driver: LlumletDriver | None = None
+        self._office: Office | None = None
+        self._ledger = Ledger(spec.book.front_ends)
         self._follower = Follower(self)
         keys = spec.book.keys
         self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
@@ -134,53 +91,43 @@ class LlumnixEngineCore(EngineCoreProc):
         self.rpc("llumnix_draw_apart", args=(spec.index,))
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
-        self._mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys)
-        moves = not self._why_pinned
-        addresses = self.rpc("llumnix_open", args=(spec.book, self._mailbox.address, spec.secret, moves))
-        self._info = InstanceInfo(
+        mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys)
+        moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
+        addresses = self.rpc("llumnix_open", args=(spec.book, mailbox.address, spec.secret, moves))
+        info = InstanceInfo(
             id=spec.id,
             index=spec.index,
             slot=spec.slot,
             pid=pid,
             node=spec.node,
-            control=self._mailbox.address,
+            control=mailbox.address,
             data=msgspec.json.encode(addresses).decode(),
         )
-        self._peer_maker = self._make_maker()  # used by the mailbox's thread alone
-        self._heart = Heart(spec.cluster.heartbeat_interval_s, self._beat, self._ring)
-        self._driver = self._make_driver()
-        self._stillness = Stillness(self.scheduler, self._driver.incoming)
-        self._resumes = self._make_resumes()
-        self._reports = Reports(
-            spec, self.scheduler, self._driver, self._mailbox, self._dispatches_seen, self.input_queue.qsize
-        )
-        self._listing = Listing(
-            partial(request_rows, self.scheduler, self._driver.engine_pins), self._answer_listing, monotonic
-        )
-        self._reports.send()
-        self._heart.interval_s = self._reports.heartbeat_s
-        self._mailbox.start()
-        self._heart.start()
+        self._office = Office(self, spec, info, mailbox, self._follower, self._ledger)
+        self._office.open()
+
+    @property
+    def office(self) -> Office:
+        """Once it is open; before, nobody asks."""
+        assert self._office is not None
+        return self._office
 
     def ask_to_drain(self) -> None:
         """From a thread, once it is open: it takes no more requests and says so, and the scheduler empties it."""
-        self._to_main(AskedToEnd())
+        self.office.to_main(AskedToEnd())
 
     def inject_fault(self, fault: str) -> None:
         """Lets something fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
-        assert self._driver is not None
         if fault not in ("", "zero-arrivals", "hang"):
             raise ValueError(f"unknown fault {fault!r}")
-        self._driver.incoming.zero_arrivals = fault == "zero-arrivals"
+        self.office.driver.incoming.zero_arrivals = fault == "zero-arrivals"
         if fault == "hang":
             signal.signal(HANG, _hang)
 
     def close(self) -> None:
-        if self._driver is not None:
+        if self._office is not None:
             self._mark(range(self._spec.book.front_ends), LAST_WORD, [""])
-            self._heart.stop()
-            self._mailbox.close()
-            self._resumes.close()
+            self._office.close()
             self.rpc("llumnix_close")
         self.shutdown()
 
@@ -192,11 +139,11 @@ class LlumnixEngineCore(EngineCoreProc):
         return made, wave
 
     def abort_requests(self, request_ids: list[str]) -> None:
-        self._resumes.abort(request_ids)
+        self.office.resumes.abort(request_ids)
         super().abort_requests(request_ids)
 
     def _handle_request_preproc_error(self, request: EngineCoreRequest) -> None:
-        self._refused[request.client_index] += 1
+        self._ledger.refused[request.client_index] += 1
         super()._handle_request_preproc_error(request)
 
     def _send_abort_outputs_to_client(self, req_ids: list[str], client_index: int) -> None:
@@ -213,10 +160,10 @@ class LlumnixEngineCore(EngineCoreProc):
             self.output_queue.put_nowait((front_end, EngineCoreOutputs(outputs=marked)))
 
     def _handle_client_request(self, request_type: Any, request: Any) -> None:
-        if self._driver is not None:
-            self._reports.begins()
+        office = self.office
+        office.reports.begins()
         if request_type == CONTROL:
-            self._on_control(request)
+            office.take(request)
         else:
             if request_type == EngineCoreRequestType.ADD:
                 self._count(request[0])
@@ -224,27 +171,26 @@ class LlumnixEngineCore(EngineCoreProc):
                 self._send_error_outputs_to_client([request[0].request_id], request[0].client_index)
             else:
                 super()._handle_client_request(request_type, request)
-        if self._driver is not None:
-            self._driver.after_step()
-            self._stillness.look()
-            self._reports.made_progress()
+        office.after_message()
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> Any:
         """As vLLM's, which fails where blocks stay taken when nothing runs. Here those of requests on the move do: then
         the answer is a Future."""
         reset = partial(super().reset_prefix_cache, reset_running_requests, reset_connector)
-        return self._stillness.when_still(reset) if reset_running_requests else reset()
+        return self.office.stillness.when_still(reset) if reset_running_requests else reset()
 
     def _pause_complete(self) -> bool:
         """A pause resets caches, too."""
-        return super()._pause_complete() and self._stillness.now
+        stillness = self.office.stillness
+        if not stillness.now:
+            stillness.when_still(lambda: None)  # nothing new begins
+        return super()._pause_complete() and stillness.now
 
     def _notify_idle_state_callbacks(self) -> None:
         """vLLM calls this each time before the engine falls asleep on its queue."""
-        if self._stillness.now:
+        if self.office.stillness.now:
             super()._notify_idle_state_callbacks()  # of pauses; some take long
-        self._listing.finish()
-        self._reports.before_sleep()
+        self.office.before_sleep()
 
     def _process_input_queue(self) -> None:
         super()._process_input_queue()
@@ -256,8 +202,7 @@ class LlumnixEngineCore(EngineCoreProc):
         They are few. The moment costs the batch here less than a whole step more would cost the request, which
         stands still until they have come.
         """
-        assert self._driver is not None
-        incoming = self._driver.incoming
+        incoming = self.office.driver.incoming
         if not incoming or not incoming.awaits_last_blocks:
             return
         until = monotonic() + self._spec.migration.last_blocks_grace_s
@@ -270,27 +215,20 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def _process_engine_step(self) -> bool:
         executed = super()._process_engine_step()
-        assert self._driver is not None
-        self._driver.after_step()
-        self._stillness.look()
-        self._reports.after_step()
-        self._listing.go_on()
+        self.office.after_step()
         return executed
 
     def _count(self, request: Request) -> None:
         """For the front end's ledger: a further chunk of a streaming session is no dispatch."""
         if request.request_id not in self.scheduler.requests:
-            self._added[request.client_index] += 1
-
-    def _dispatches_seen(self) -> tuple[int, ...]:
-        return tuple(added + refused for added, refused in zip(self._added, self._refused, strict=True))
+            self._ledger.added[request.client_index] += 1
 
     # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
 
     def llumnix_hello(self) -> bytes:
         """First contact: proves both sockets. The answer is a `Introduction`."""
         ready = msgspec.msgpack.encode(self._make_ready_response())
-        return msgspec.msgpack.encode(Introduction(ready=ready, snapshot=self._reports.make().snapshot))
+        return msgspec.msgpack.encode(Introduction(ready=ready, snapshot=self.office.reports.make().snapshot))
 
     def llumnix_follow(self, state: bytes) -> bytes | Future[bytes]:
         """Where the server as a whole is: a `ServerState`, answered with an `Applied`."""
@@ -306,152 +244,16 @@ class LlumnixEngineCore(EngineCoreProc):
     def llumnix_resume(self, payload: bytes) -> Future[None]:
         """Token replay: takes up a request where its dead owner left it. The payload is a `Resume`."""
         resume = msgspec.msgpack.decode(payload, type=Resume)
-        self._added[resume.front_end] += 1
-        return self._resumes.start(resume)
+        self._ledger.added[resume.front_end] += 1
+        return self.office.resumes.start(resume)
 
-    # -- control
+    # -- for the office
 
     def _on_mail(self, message: ToInstance) -> None:
-        """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
+        """On the mailbox's thread."""
         if isinstance(message, FrontEndLost) and self._lines is not None:
             self._lines.excuse(message.front_end)
-        if isinstance(message, Peer) and isinstance(message.message, Prepare):
-            self._prepare(message, message.message.payload)
-        else:
-            self._to_main(message)
-
-    def _prepare(self, peer: Peer, payload: bytes) -> None:
-        def made(request: Request | str) -> None:
-            self._to_main(PreparedPeer(peer, request))
-
-        try:
-            identity = decode_identity(payload)
-        except msgspec.DecodeError as error:
-            made(f"what describes it cannot be read: {error}")
-        else:
-            self._peer_maker.start(identity.request, identity.output_token_ids, made)
-
-    def _to_main(self, message: Any) -> None:
-        """From any thread: wakes the engine's main thread if it sleeps."""
-        self.input_queue.put_nowait((CONTROL, message))  # type: ignore[arg-type]
-
-    def _on_control(self, message: Tick | PreparedPeer | AskedToEnd | partial[None] | ToInstance) -> None:
-        driver = self._driver
-        assert driver is not None
-        driver.tell_ends()  # an engine that is told to end has aborted all since its last step
-        match message:
-            case Tick():
-                driver.tick()
-            case PreparedPeer():
-                driver.peer_said(message.peer, message.made)
-            case Peer():
-                driver.peer_said(message, None)
-            case Verdict():
-                driver.verdict(message)
-            case MoveOut():
-                driver.move_out(message)
-            case PullEnded():
-                driver.pull_ended(message)
-            case BlocksReleased():
-                driver.incoming.blocks_released(message)
-            case AskedToEnd():
-                self._reports.asked_to_end = True
-                self._set_draining(True, keep=False)
-            case partial():
-                message()
-            case SetDraining() | InstanceGone() | ListRequests() | FrontEndLost() | ClusterSize():
-                self._on_news(message)
-            case _:
-                assert_never(message)
-
-    def _on_news(self, message: SetDraining | InstanceGone | ListRequests | FrontEndLost | ClusterSize) -> None:
-        """What has nothing to do with a single migration."""
-        driver = self._driver
-        assert driver is not None
-        match message:
-            case SetDraining():
-                if not self._reports.asked_to_end:  # from there no order leads back
-                    self._set_draining(message.draining, message.keep)
-            case InstanceGone():
-                driver.peer_lost(message.instance)
-            case ListRequests():
-                self._listing.ask(message)
-            case FrontEndLost():
-                self._abort_orphans(message)
-            case ClusterSize():
-                self._reports.set_size(message.instances)
-                self._heart.interval_s = self._reports.heartbeat_s
-            case _:
-                assert_never(message)
-
-    def _set_draining(self, draining: bool, keep: bool) -> None:
-        assert self._driver is not None
-        self._reports.state = InstanceState.DRAINING if draining else InstanceState.RUNNING
-        self._reports.drain_keep = keep
-        self._driver.set_draining(draining)
-
-    def _answer_listing(self, question: ListRequests, rows: tuple[RequestRow, ...]) -> None:
-        answer = Requests(query=question.query, instance=self._info.id, rows=rows)
-        self._mailbox.post_soon((question.reply_to,), answer)
-
-    def _abort_orphans(self, lost: FrontEndLost) -> None:
-        """Relies on `arrival_time` being the front end's (vllm/v1/engine/input_processor.py)."""
-        theirs = [one for one in self.scheduler.requests.values() if one.client_index == lost.front_end]
-        self.abort_requests([one.request_id for one in theirs if one.arrival_time <= lost.until_unix_s])
-        self._resumes.abort_all_of(lost.front_end, lost.until_unix_s)
-
-    # -- the heart's thread
-
-    def _beat(self) -> None:
-        self._reports.beat()
-
-    def _ring(self) -> None:
-        self._to_main(Tick())
-
-    # -- making
-
-    def _make_driver(self) -> LlumletDriver:
-        spec = self._spec
-        config = self.vllm_config
-        begin = LlumletBegin(
-            instance=spec.id,
-            policy=spec.policy.policy,
-            config=spec.migration,
-            cooldown_s=spec.policy.request_cooldown_s,
-        )
-        llumlet = begin.make(recorder(spec.id, begin))
-        engine = EngineAccess(
-            info=self._info,
-            scheduler=self.scheduler,
-            structured_output=self.structured_output_manager,
-            rpc=self.rpc,
-            ranks=config.parallel_config.world_size,
-            pins=self._why_pinned,
-            has_adapter=self._follower.has_adapter,
-            post=self._mailbox.post,
-            post_soon=self._mailbox.post_soon,
-            forget=self._mailbox.forget,
-            put_output=self.output_queue.put_nowait,
-            wake_at=self._heart.wake_at,
-            clock=monotonic,
-        )
-        return LlumletDriver(engine, llumlet, spec.migration, spec.book, spec.policy.relief_steps)
-
-    @property
-    def _why_pinned(self) -> str:
-        return why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
-
-    def _make_resumes(self) -> Resumes:
-        return Resumes(
-            self.scheduler,
-            self.rpc,
-            self._make_maker(),
-            can_serve=self._follower.can_serve,
-            to_main=lambda call: self._to_main(partial(call)),
-        )
-
-    def _make_maker(self) -> Maker:
-        return Maker(lambda original: self.preprocess_add_request(original)[0], self.structured_output_manager)
+        self.office.on_mail(message)
 
     def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """Calls a method of `WorkerExtension` on every worker."""

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from llumnix.control.scheduler_events import SetDraining
-from llumnix.engine.vllm.instance.core import AskedToEnd, LlumnixEngineCore
+from llumnix.engine.vllm.instance.office import AskedToEnd, Office
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.news import FrontEndLost
 
@@ -33,35 +33,35 @@ def order(draining: bool, keep: bool = False) -> SetDraining:
     ],
 )
 def test_no_order_leads_back(heard: list[Any]) -> None:
-    core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
+    office: Any = Office.__new__(Office)
     told: list[bool] = []
-    core._driver = SimpleNamespace(set_draining=told.append, tell_ends=lambda: None)
-    core._reports = SimpleNamespace(state=InstanceState.RUNNING, drain_keep=False, asked_to_end=False)
+    office.driver = SimpleNamespace(set_draining=told.append, tell_ends=lambda: None)
+    office.reports = SimpleNamespace(state=InstanceState.RUNNING, drain_keep=False, asked_to_end=False)
     for message in heard:
-        core._on_control(message)
-    said = core._reports
+        office.take(message)
+    said = office.reports
     assert (said.state, said.drain_keep, said.asked_to_end) == (InstanceState.DRAINING, False, True)
     assert told[-1] is True
 
 
 def test_late_news_of_a_lost_front_end_aborts_nothing_of_its_successor() -> None:
     """Both have the same index; a request of the successor's that was aborted here would wait for ever there."""
-    core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
+    office: Any = Office.__new__(Office)
     aborted: list[str] = []
-    core.abort_requests = aborted.extend
-    core._driver = SimpleNamespace(tell_ends=lambda: None)
-    core._resumes = SimpleNamespace(abort_all_of=lambda *_: None)
+    office.driver = SimpleNamespace(tell_ends=lambda: None)
+    office.resumes = SimpleNamespace(abort_all_of=lambda *_: None)
     arrived = {
         "of the lost one": (1, 99.0),
         "its last": (1, 100.0),
         "the successor's": (1, 100.4),
         "another's": (0, 99.0),
     }
-    core.scheduler = SimpleNamespace(
+    scheduler = SimpleNamespace(
         requests={
             name: SimpleNamespace(request_id=name, client_index=front_end, arrival_time=at)
             for name, (front_end, at) in arrived.items()
         }
     )
-    core._on_control(FrontEndLost(front_end=1, until_unix_s=100.0))
+    office._core = SimpleNamespace(abort_requests=aborted.extend, scheduler=scheduler)
+    office.take(FrontEndLost(front_end=1, until_unix_s=100.0))
     assert aborted == ["of the lost one", "its last"]
