@@ -167,6 +167,7 @@ class LateCore(LlumnixEngineCore):
         self._office = None
         self._lines = None
         self._follower = Follower(self)
+        self._grammars = Lock()
         config = late_config(hybrid)
         executor = type("Executor", (LateExecutor,), {"hybrid": hybrid})
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):

@@ -12,8 +12,9 @@ import signal
 import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from threading import Lock
 from time import monotonic
 from typing import Any
 
@@ -37,6 +38,7 @@ from llumnix.engine.vllm.instance.movable import why_engine_pins
 from llumnix.engine.vllm.instance.office import CONTROL, AskedToEnd, Office
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import stamp
+from llumnix.engine.vllm.instance.warm_up import warm_up_request
 from llumnix.policy.catalogue import find_policy
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
@@ -62,6 +64,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self._office: Office | None = None
         self._ledger = Ledger(spec.book.front_ends)
         self._follower = Follower(self)
+        self._grammars = Lock()
         keys = spec.book.keys
         self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
         super().__init__(
@@ -134,7 +137,11 @@ class LlumnixEngineCore(EngineCoreProc):
     # -- overridden: what comes in
 
     def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Request, int]:
-        made, wave = super().preprocess_add_request(request)
+        """On several threads, where vLLM knows one: what it makes with the first grammar is made once."""
+        sampling = request.sampling_params
+        structured = sampling is not None and sampling.structured_outputs is not None
+        with self._grammars if structured else nullcontext():
+            made, wave = super().preprocess_add_request(request)
         stamp(made, request)
         return made, wave
 
@@ -262,22 +269,9 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def _warm_up(self) -> None:
         """One short request, start to end: the first step of an engine is slow (lazy kernels, allocations)."""
-        from vllm.sampling_params import SamplingParams
-
         if self.vllm_config.model_config.runner_type != "generate":
             return
-        original = EngineCoreRequest(
-            request_id="llumnix-warm-up",
-            prompt_token_ids=[1, 2, 3, 4],
-            mm_features=None,
-            sampling_params=SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
-        request, wave = self.preprocess_add_request(original)
+        request, wave = self.preprocess_add_request(warm_up_request())
         self.add_request(request, wave)
         while self.scheduler.has_requests() or self.batch_queue:
             self.step_fn()

@@ -21,10 +21,9 @@ from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
-from llumnix.wire import to_instance
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.outbox import Outbox
-from llumnix.wire.to_instance import BlocksReleased
+from llumnix.wire.to_instance import BlocksReleased, PullEnded
 
 load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
 
@@ -94,29 +93,22 @@ class WorkerExtension:
         `key` is (request, epoch, stage).
         """
         key = (key[0], key[1], key[2])
+        named: dict[str, Any] = {"request": RequestId(key[0]), "epoch": key[1], "stage": key[2], "rank": self.rank}
 
         def done(result: PullResult) -> None:
             with self._llumnix_lock:
                 self._llumnix_pulls.pop(key, None)
-            self._llumnix_outbox.post(
-                self._llumnix_control,
-                to_instance.PullEnded(
-                    request=RequestId(key[0]),
-                    epoch=key[1],
-                    stage=key[2],
-                    rank=self.rank,
-                    ok=result.ok,
-                    reason=result.reason,
-                    bytes_read=result.bytes_read,
-                    quarantined=result.quarantined,
-                ),
+            ended = PullEnded(
+                **named,
+                ok=result.ok,
+                reason=result.reason,
+                bytes_read=result.bytes_read,
+                quarantined=result.quarantined,
             )
+            self._llumnix_outbox.post(self._llumnix_control, ended)
 
         def released() -> None:
-            self._llumnix_outbox.post(
-                self._llumnix_control,
-                BlocksReleased(request=RequestId(key[0]), epoch=key[1], stage=key[2], rank=self.rank),
-            )
+            self._llumnix_outbox.post(self._llumnix_control, BlocksReleased(**named))
 
         assert self._llumnix_transport is not None  # who moves nothing takes nothing
         with self._llumnix_lock:
