@@ -222,6 +222,16 @@ async def test_chunk_for_an_instance_that_is_just_gone_ends_with_the_session_and
     assert error.endswith("it is a streaming input session")
 
 
+async def test_session_is_not_begun_anew_with_its_first_chunk_alone(front: FrontEnd) -> None:
+    front.hear_report(B)
+    front.admit(B)
+    for _ in range(2):
+        await front.client.add_request_async(engine_request("r", resumable=True))
+    front.lose(A)
+    (error,) = front.errors
+    assert error.endswith("it is a streaming input session")
+
+
 UNSENDABLE = [
     {"sampling_params": SamplingParams(top_k=2**70)},
     {"cache_salt": "\ud800"},

@@ -41,6 +41,8 @@ class Arrived(_FrontEndEvent, frozen=True, tag=True):
     adapter: NeededAdapter | None = None
     not_exact: str = ""
     """Why its stream could not be continued exactly elsewhere once it has made a token; empty: it could."""
+    more_comes: bool = False
+    """This is the beginning of its prompt: it cannot even begin anew elsewhere."""
     may_wait: bool = False
     """Without an instance that can take it, it is parked; else it is given up."""
 

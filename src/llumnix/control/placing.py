@@ -128,7 +128,9 @@ def why_not_replayable(stream: Stream) -> str:
     if fruitless >= MOST_FRUITLESS_REPLAYS:
         return f"it was lost {fruitless} times in a row, perhaps because it is what ends instances"
     asked = stream.asked
-    return asked.not_exact if asked is not None and stream.delivered_tokens else ""
+    if asked is None or not (stream.delivered_tokens or asked.more_comes):
+        return ""
+    return asked.not_exact
 
 
 def _fruitless(stream: Stream) -> int:

@@ -92,6 +92,7 @@ class Streams:
             only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
             adapter=None if lora is None else fe.NeededAdapter(lora.lora_int_id, lora.lora_name),
             not_exact=why_not_exact(request),
+            more_comes=request.resumable,
         )
         (answer,) = self._machine.handle(arrived)
         assert isinstance(answer, fe.SendTo | fe.GiveUp)
