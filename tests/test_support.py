@@ -90,6 +90,7 @@ ENGINES: dict[str, Proofs] = {
     "no KV cache at all (encoders)": (
         *CACHES_PINNED,
         "test_movable.py::test_worker_without_a_cache_opens_no_transport",
+        "test_vllm_encoder.py::test_both_instances_answer_and_alike",
     ),
 }
 
