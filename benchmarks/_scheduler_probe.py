@@ -33,10 +33,10 @@ class Probed(SchedulerProcess):
             self.ages_s.append((now, now - message.snapshot.at))
         super()._on_message(message)
 
-    def _handle(self, event: control.Event) -> None:
+    def _handle(self, event: control.SchedulerEvent) -> None:
         began_s = time.perf_counter()
         super()._handle(event)
-        if isinstance(event, control.TimerFired):
+        if isinstance(event, control.RoundDue):
             self.rounds_s.append((time.monotonic(), time.perf_counter() - began_s))
 
 

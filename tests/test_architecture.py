@@ -156,6 +156,15 @@ def test_no_kind_of_command_event_or_message_is_dropped_in_silence() -> None:
     assert found == set()
 
 
+def test_no_class_name_stands_for_two_things() -> None:
+    where: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT / "src" / "llumnix")))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
 def test_such_a_match_is_found(tmp_path: Path) -> None:
     body = "def f(x):\n    match x:\n        case int():\n            return 1\n"
     for last, names in (

@@ -47,9 +47,9 @@ def test_exits_are_seen_while_events_come_faster_than_they_are_handled(tmp_path:
     launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
     ours, nursery = nursery_messages.channel()
     launcher._nursery = SimpleNamespace(channel=ours, receive=lambda: nursery_messages.receive_from_nursery(ours))
-    seen: list[supervision.Event] = []
+    seen: list[supervision.SupervisorEvent] = []
 
-    def handle(event: supervision.Event, _at: float) -> list[supervision.Command]:
+    def handle(event: supervision.SupervisorEvent, _at: float) -> list[supervision.SupervisorCommand]:
         seen.append(event)
         assert len(seen) < _STORM, "the loop never comes to the exit"
         launcher._post(StartInstances(count=1, reason="each one brings another one", order=1))

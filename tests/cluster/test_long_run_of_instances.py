@@ -33,7 +33,7 @@ from llumnix.wire.to_scheduler import DrainInstance
 
 FEW = 64
 ALIVE = 8
-BOUNDS = {"Gone._ids": gone.REMEMBERED, "Drains._ended": drains.REMEMBERED_DRAINS}
+BOUNDS = {"GoneIds._ids": gone.REMEMBERED, "Drains._ended": drains.REMEMBERED_DRAINS}
 
 
 def test_supervisor_holds_the_processes_that_run() -> None:
@@ -115,4 +115,4 @@ def test_scheduler_process_holds_who_is_there_although_last_words_come_late(
     mailbox: Mailbox = process._mailbox  # type: ignore[assignment]
     assert larger_than(FEW, BOUNDS, process) == {}
     assert len(mailbox.ways) <= FEW
-    assert sizes(process)["Gone._ids"] == gone.REMEMBERED, "it did not run long enough"
+    assert sizes(process)["GoneIds._ids"] == gone.REMEMBERED, "it did not run long enough"

@@ -20,7 +20,7 @@ from llumnix.cluster.nursery_messages import (
     Exited,
     ForkInstance,
     FromNursery,
-    Prepare,
+    LoadEngine,
     channel,
     receive_from_nursery,
 )
@@ -86,8 +86,8 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
     return Ray(monkeypatch)
 
 
-def prepared(folder: Path) -> Prepare:
-    return Prepare(
+def prepared(folder: Path) -> LoadEngine:
+    return LoadEngine(
         engine="none",
         engine_flags=(),
         model="",

@@ -20,8 +20,6 @@ from llumnix.cluster.roster import Roster
 from llumnix.cluster.supervision import (
     Announce,
     Audience,
-    Command,
-    Event,
     Finish,
     Forget,
     FrontEndServes,
@@ -32,6 +30,8 @@ from llumnix.cluster.supervision import (
     Signal,
     SpawnScheduler,
     StopScheduler,
+    SupervisorCommand,
+    SupervisorEvent,
     Terminate,
     TimePassed,
 )
@@ -47,11 +47,11 @@ from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServi
 Kind = TypeVar("Kind")
 
 
-def only(kind: type[Kind], commands: list[Command]) -> list[Kind]:
+def only(kind: type[Kind], commands: list[SupervisorCommand]) -> list[Kind]:
     return [command for command in commands if isinstance(command, kind)]
 
 
-def told(kind: type[Kind], commands: list[Command], to: Audience = Audience.EVERYBODY) -> list[Kind]:
+def told(kind: type[Kind], commands: list[SupervisorCommand], to: Audience = Audience.EVERYBODY) -> list[Kind]:
     return [tell.message for tell in only(Announce, commands) if tell.to is to and isinstance(tell.message, kind)]
 
 
@@ -65,7 +65,7 @@ class Server:
         self.next_pid = 100
         self.pids: dict[str, int] = {}
 
-    def handle(self, event: Event, at: float = 0.0) -> list[Command]:
+    def handle(self, event: SupervisorEvent, at: float = 0.0) -> list[SupervisorCommand]:
         """All commands, those that follow from carrying them out included."""
         commands = self.supervisor.handle(event, at)
         for command in list(commands):
@@ -82,13 +82,13 @@ class Server:
         self.supervisor._scheduler_watch.due_s = None
         return self.supervisor.next_wake_s
 
-    def _fork(self, child: str, at: float) -> list[Command]:
+    def _fork(self, child: str, at: float) -> list[SupervisorCommand]:
         self.running.append(child)
         self.next_pid += 1
         self.pids[child] = self.next_pid
         return self.handle(Forked(child=child, pid=self.next_pid), at)
 
-    def exit(self, child: str, at: float = 0.0, why: str = "it broke") -> list[Command]:
+    def exit(self, child: str, at: float = 0.0, why: str = "it broke") -> list[SupervisorCommand]:
         self.running.remove(child)
         return self.handle(Exited(child=child, how=why), at)
 
@@ -306,7 +306,7 @@ def test_more_instances_take_the_smallest_free_slots() -> None:
     assert [(spawn.id, spawn.slot) for spawn in only(ForkInstance, commands)] == [("i3", 1), ("i4", 3)]
 
 
-def fleets(commands: list[Command]) -> list[Fleet]:
+def fleets(commands: list[SupervisorCommand]) -> list[Fleet]:
     return [message.fleet for message in told(FleetChanged, commands, Audience.SCHEDULER)]
 
 
@@ -534,13 +534,13 @@ def test_request_to_stop_before_anything_started_ends_at_once() -> None:
 @pytest.mark.parametrize(
     "event", [Exited(child="i99", how="gone"), StopInstance(instance=InstanceId("i99"), reason="gone", kill=True)]
 )
-def test_word_of_an_unknown_instance_changes_nothing(event: Event) -> None:
+def test_word_of_an_unknown_instance_changes_nothing(event: SupervisorEvent) -> None:
     server = Server()
     server.serve()
     assert server.handle(event, 5.0) == []
 
 
-def drains(commands: list[Command]) -> list[DrainInstance]:
+def drains(commands: list[SupervisorCommand]) -> list[DrainInstance]:
     return told(DrainInstance, commands, Audience.SCHEDULER)
 
 

@@ -374,7 +374,7 @@ class World:
             request=request,
             wanted=Wanted(count=count, room_blocks=1000),
         )
-        instance.handle(ev.MoveOut(self.now, order, candidates))
+        instance.handle(ev.MoveOrdered(self.now, order, candidates))
 
     def deliver(self, place: int, *, keep: bool = False) -> None:
         """Hands over one message of the link; with `keep` it will come a second time."""

@@ -46,8 +46,8 @@ def request(name: str, blocks: int = 4, **facts) -> RequestSnapshot:
     return RequestSnapshot(id=name, **{**known, **facts})
 
 
-def move(*candidates: RequestSnapshot, name: str | None = None, count: int = 1, at: float = 0.0) -> ev.MoveOut:
-    return ev.MoveOut(at, order(name, count), candidates)
+def move(*candidates: RequestSnapshot, name: str | None = None, count: int = 1, at: float = 0.0) -> ev.MoveOrdered:
+    return ev.MoveOrdered(at, order(name, count), candidates)
 
 
 def order(name: str | None = None, count: int = 1, target: str = "c") -> MoveOrder:
@@ -124,10 +124,10 @@ def test_queued_request_asks_for_no_blocks() -> None:
             move(request("r", state=RequestState.MIGRATING), name="r"),
             "it is on the move already, or its last move is not confirmed yet",
         ),
-        (ev.MoveOut(0.0, order("r", target="b"), (request("r"),)), "it is there already"),
+        (ev.MoveOrdered(0.0, order("r", target="b"), (request("r"),)), "it is there already"),
     ],
 )
-def test_named_request_that_cannot_move(asked: ev.MoveOut, why: str) -> None:
+def test_named_request_that_cannot_move(asked: ev.MoveOrdered, why: str) -> None:
     assert llumlet().handle(asked) == [cannot(asked.order, why)]
 
 

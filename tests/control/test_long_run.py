@@ -38,7 +38,7 @@ FEW = 64
 """As much as is there at once, and the fields of what is there."""
 
 BOUNDS = {
-    "Gone._ids": gone.REMEMBERED,
+    "GoneIds._ids": gone.REMEMBERED,
     "Drains._ended": drains.REMEMBERED_DRAINS,
     "Attempts.ended": attempts.REMEMBERED,
     "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED,
@@ -64,7 +64,7 @@ class Cluster:
         self.at = self.seq = 0
         self.sent: dict[str, int] = {}
 
-    def tell(self, event: heard.Event) -> None:
+    def tell(self, event: heard.SchedulerEvent) -> None:
         for command in self.scheduler.handle(event):
             if isinstance(command, heard.MoveRequest) and self.rng.random() < 0.8:  # else the answer is lost
                 named = RequestId("r") if self.rng.random() < 0.7 else None
@@ -106,7 +106,7 @@ class Cluster:
             self.load(each)
         if number % 3 == 0:
             self.tell(heard.DrainRequested(at=self.at, instance=InstanceId(f"i{leaver}")))
-        self.tell(heard.TimerFired(at=self.at))
+        self.tell(heard.RoundDue(at=self.at))
         if leaver >= 0:
             self.tell(heard.InstanceLost(at=self.at, instance=InstanceId(f"i{leaver}"), why="it ended"))
             self.dispatcher.on_removed(InstanceId(f"i{leaver}"))
@@ -121,7 +121,7 @@ def test_scheduler_and_dispatcher_hold_who_is_there() -> None:
         for request in range(4 * number, 4 * number + 4):
             cluster.dispatch(request)
     assert larger_than(FEW, BOUNDS, cluster.scheduler, cluster.dispatcher) == {}
-    assert sizes(cluster.scheduler)["Gone._ids"] == gone.REMEMBERED, "it did not run long enough"
+    assert sizes(cluster.scheduler)["GoneIds._ids"] == gone.REMEMBERED, "it did not run long enough"
 
 
 def candidate(number: int) -> RequestSnapshot:
@@ -147,7 +147,7 @@ def test_llumlet_holds_the_migrations_that_are_under_way() -> None:
     for number in range(REQUESTS):
         at, there, name = 0.01 * number, InstanceId(f"i{number // 10}"), RequestId(f"r{number}")
         order = MoveOrder(move_id=MoveId(f"m{number}"), target=there, reason="balance", request=name)
-        llumlet.handle(ev.MoveOut(at, order, (candidate(number),)))
+        llumlet.handle(ev.MoveOrdered(at, order, (candidate(number),)))
         epoch = llumlet.attempts.epoch
         fate = rng.choice(("refused", "gone", "lost", "silent"))
         if fate == "refused":
@@ -199,7 +199,7 @@ def test_ownership_holds_the_streams_that_run() -> None:
         if name in owners.streams:
             owners.finished(name) if rng.random() < 0.8 else owners.aborted(name)
     assert larger_than(FEW, BOUNDS, owners) == {}
-    assert sizes(owners)["Gone._ids"] == gone.REMEMBERED, "it did not run long enough"
+    assert sizes(owners)["GoneIds._ids"] == gone.REMEMBERED, "it did not run long enough"
 
 
 def few_at_once(world: World, rng: random.Random) -> None:
@@ -222,7 +222,7 @@ def test_whole_protocol_leaves_nothing_behind_while_messages_are_lost_and_instan
     llumlets = [instance.llumlet for instance in world.living]
     assert (
         larger_than(
-            FEW, BOUNDS | {"Attempts.ended": 300, "Gone._ids": len(world.instances)}, world.ownership, *llumlets
+            FEW, BOUNDS | {"Attempts.ended": 300, "GoneIds._ids": len(world.instances)}, world.ownership, *llumlets
         )
         == {}
     )

@@ -13,19 +13,19 @@ from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
-    Command,
     DeclareLost,
     DrainRequested,
-    Event,
     InstanceLost,
     InstanceStarted,
     LoadReported,
     MigrationEnded,
     MoveRequest,
+    RoundAt,
+    RoundDue,
+    SchedulerCommand,
+    SchedulerEvent,
     StartInstances,
     StartRequested,
-    TimerFired,
-    WakeAt,
 )
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
@@ -54,36 +54,38 @@ class Body:
         self.wake_at: float | None = None
         self.seq = 0
 
-    def tell(self, event: Event) -> list[Command]:
+    def tell(self, event: SchedulerEvent) -> list[SchedulerCommand]:
         commands = self.scheduler.handle(event)
         for command in commands:
-            if isinstance(command, WakeAt):
+            if isinstance(command, RoundAt):
                 self.wake_at = command.at
-        return [command for command in commands if not isinstance(command, WakeAt)]
+        return [command for command in commands if not isinstance(command, RoundAt)]
 
-    def report(self, id: str, **facts: object) -> list[Command]:
+    def report(self, id: str, **facts: object) -> list[SchedulerCommand]:
         self.seq += 1
         usual = {"id": InstanceId(id), "at": self.at, "seq": self.seq, "total_blocks": 1000, "free_blocks": 1000}
         return self.tell(LoadReported(at=self.at, snapshot=InstanceSnapshot(**{**usual, **facts})))  # type: ignore[arg-type]
 
-    def wait(self, seconds: float) -> list[Command]:
+    def wait(self, seconds: float) -> list[SchedulerCommand]:
         """All that comes out while the time passes."""
         end, commands = self.at + seconds, []
         while self.wake_at is not None and self.wake_at <= end:
             self.at, self.wake_at = self.wake_at, None
-            commands += self.tell(TimerFired(at=self.at))
+            commands += self.tell(RoundDue(at=self.at))
         self.at = end
         return commands
 
-    def end(self, source: str, target: str, ok: bool = True, request: str | None = "r", why: str = "") -> list[Command]:
+    def end(
+        self, source: str, target: str, ok: bool = True, request: str | None = "r", why: str = ""
+    ) -> list[SchedulerCommand]:
         return self.tell(
             MigrationEnded(at=self.at, outcome=outcome(source, target, request, None if ok else why or "refused"))
         )
 
-    def lose(self, id: str, why: str = "killed") -> list[Command]:
+    def lose(self, id: str, why: str = "killed") -> list[SchedulerCommand]:
         return self.tell(InstanceLost(at=self.at, instance=InstanceId(id), why=why))
 
-    def drain(self, id: str, keep: bool = False, timeout_s: float | None = None) -> list[Command]:
+    def drain(self, id: str, keep: bool = False, timeout_s: float | None = None) -> list[SchedulerCommand]:
         return self.tell(DrainRequested(at=self.at, instance=InstanceId(id), keep=keep, timeout_s=timeout_s))
 
 
@@ -94,11 +96,11 @@ def body(**knobs: object) -> Body:
     return made
 
 
-def moves(commands: list[Command]) -> list[tuple[str, str, int]]:
+def moves(commands: list[SchedulerCommand]) -> list[tuple[str, str, int]]:
     return [(one.source, one.order.target, one.order.wanted.count) for one in commands if isinstance(one, MoveRequest)]
 
 
-def kinds(commands: list[Command]) -> list[str]:
+def kinds(commands: list[SchedulerCommand]) -> list[str]:
     return [type(command).__name__ for command in commands]
 
 
@@ -140,12 +142,12 @@ def test_timer_runs_only_while_there_are_instances():
 
 def test_timer_that_fires_early_is_asked_for_again():
     b = body()
-    assert b.scheduler.handle(TimerFired(at=0.5)) == [WakeAt(at=1.0)]
+    assert b.scheduler.handle(RoundDue(at=0.5)) == [RoundAt(at=1.0)]
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
 
 
 def test_timer_that_nobody_asked_for_is_ignored():
-    assert Body().tell(TimerFired(at=5.0)) == []
+    assert Body().tell(RoundDue(at=5.0)) == []
 
 
 @pytest.mark.parametrize("knobs", [{"migration": False}, {"policy": "round-robin"}, {"policy": "infaas++"}])
@@ -277,9 +279,9 @@ class Beats:
             id=InstanceId("a"), at=0.0, seq=self.body.seq, total_blocks=1000, free_blocks=1000, **load
         )
 
-    def go_on(self, seconds: int, progress: bool, unread: int = 0) -> list[Command]:
+    def go_on(self, seconds: int, progress: bool, unread: int = 0) -> list[SchedulerCommand]:
         """What the scheduler says; with progress, each beat names the present as the time of it."""
-        said: list[Command] = []
+        said: list[SchedulerCommand] = []
         for _ in range(seconds):
             said += self.body.wait(1.0)
             self.last = replace(self.last, at=self.body.at if progress else self.last.at, unread=unread)
@@ -357,7 +359,7 @@ def test_own_pause_is_not_taken_for_everybodys_silence():
     b.report("a")
     b.report("b")
     b.at, b.wake_at = 100.0, None
-    assert b.tell(TimerFired(at=100.0)) == []
+    assert b.tell(RoundDue(at=100.0)) == []
     b.wait(5.0)
     b.report("a")
     assert [command.instance for command in b.wait(6.0) if isinstance(command, DeclareLost)] == ["b"]

@@ -15,13 +15,13 @@ from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
     DeclareLost,
     DrainRequested,
-    Event,
     InstanceLost,
     LoadReported,
     MigrationEnded,
     MoveRequest,
-    TimerFired,
-    WakeAt,
+    RoundAt,
+    RoundDue,
+    SchedulerEvent,
 )
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
@@ -49,11 +49,11 @@ class SchedulerModel(RuleBasedStateMachine):
         self.lost: set[InstanceId] = set()
         self.seen: set[InstanceId] = set()
 
-    def tell(self, event: Event) -> None:
-        if isinstance(event, TimerFired):
+    def tell(self, event: SchedulerEvent) -> None:
+        if isinstance(event, RoundDue):
             self.in_flight = {ends: (n, at) for ends, (n, at) in self.in_flight.items() if at > self.at}
         for command in self.scheduler.handle(event):
-            if isinstance(command, WakeAt):
+            if isinstance(command, RoundAt):
                 assert command.at > self.at
                 self.wake_at = command.at
                 continue
@@ -84,7 +84,7 @@ class SchedulerModel(RuleBasedStateMachine):
         self.at += seconds
         if self.wake_at is not None and self.wake_at <= self.at:
             self.wake_at = None
-            self.tell(TimerFired(at=self.at))
+            self.tell(RoundDue(at=self.at))
 
     @rule(
         id=st.sampled_from(IDS),

@@ -8,9 +8,9 @@ from test_scheduler import Body, kinds, moves
 from llumnix.control.fleet import Fleet
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
-    Command,
     FleetReported,
     ScalingDecided,
+    SchedulerCommand,
     SetDraining,
     StartInstances,
     StartRequested,
@@ -33,9 +33,9 @@ def fleet(b: Body, **counts: int) -> None:
     b.tell(FleetReported(at=b.at, fleet=Fleet(**{"serving": 0, "starting": 0, **counts})))
 
 
-def pass_time(body: Body, seconds: int, /, **loads: dict[str, object]) -> list[Command]:
+def pass_time(body: Body, seconds: int, /, **loads: dict[str, object]) -> list[SchedulerCommand]:
     """Every second a report of each."""
-    commands: list[Command] = []
+    commands: list[SchedulerCommand] = []
     for _ in range(seconds):
         for name, load in loads.items():
             commands += body.report(name, **load)
@@ -43,11 +43,11 @@ def pass_time(body: Body, seconds: int, /, **loads: dict[str, object]) -> list[C
     return commands
 
 
-def starts(commands: list[Command]) -> list[int]:
+def starts(commands: list[SchedulerCommand]) -> list[int]:
     return [command.count for command in commands if isinstance(command, StartInstances)]
 
 
-def drained(commands: list[Command]) -> list[str]:
+def drained(commands: list[SchedulerCommand]) -> list[str]:
     return [command.instance for command in commands if isinstance(command, SetDraining)]
 
 

@@ -6,11 +6,11 @@ from test_scheduler import Body, kinds, moves
 
 from llumnix.control.drain import DrainLimits
 from llumnix.control.scheduler_events import (
-    Command,
     DrainFinished,
     DrainOutcome,
     DrainRequested,
     DrainWithdrawn,
+    SchedulerCommand,
     SetDraining,
 )
 from llumnix.types import InstanceId, InstanceState
@@ -29,7 +29,7 @@ def body(running: int = 10, timeout_s: float = 1000.0, **knobs: object) -> Body:
     return made
 
 
-def undrain(b: Body) -> list[Command]:
+def undrain(b: Body) -> list[SchedulerCommand]:
     assert b.scheduler.drains.why_not_withdrawn(A) == ""
     return b.tell(DrainWithdrawn(at=b.at, instance=A))
 
@@ -79,7 +79,7 @@ def test_order_that_was_lost_is_repeated():
     b.report("a", **KEPT)
     b.wait(1.0)
     undrain(b)
-    again: list[Command] = []
+    again: list[SchedulerCommand] = []
     for _ in range(3):
         b.at += 4.0
         b.report("b")

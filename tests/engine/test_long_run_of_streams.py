@@ -24,7 +24,7 @@ FEW = 64
 ALIVE = 4
 INSTANCES = 2_000
 STREAMS_EACH = 10
-BOUNDS = {"Gone._ids": gone.REMEMBERED, "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED}
+BOUNDS = {"GoneIds._ids": gone.REMEMBERED, "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED}
 
 
 def notice(request: str, what: AnyNotice) -> EngineCoreOutput:

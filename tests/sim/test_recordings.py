@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from llumnix.control.commands import Notify
-from llumnix.control.events import MoveOut
+from llumnix.control.events import MoveOrdered
 from llumnix.control.messages import Moved
 from llumnix.control.replay import SchedulerEntry
 from llumnix.control.scheduler_events import MigrationEnded, MoveRequest
@@ -55,7 +55,7 @@ def test_an_order_is_followed_by_its_id_from_the_decision_to_the_record(tmp_path
     (decided,) = [c for e in scheduler for c in e.commands if isinstance(c, MoveRequest) and follows(c, record)]
     assert decided.order.reason == record.reason
     source = entries(tmp_path / f"{record.source}.jsonl", Entry)
-    assert [e.event.order for e in source if isinstance(e.event, MoveOut) and follows(e.event, record)] == [
+    assert [e.event.order for e in source if isinstance(e.event, MoveOrdered) and follows(e.event, record)] == [
         decided.order
     ]
     told = [c for e in source for c in e.commands if isinstance(c, Notify) and isinstance(c.message, Moved)]
@@ -79,7 +79,9 @@ def test_a_command_that_was_not_given_is_found(of_scheduler: bool, recordings: l
     kinds = [path for path in recordings if (path.stem == "scheduler") == of_scheduler]
     lines = max((path.read_bytes() for path in kinds), key=len).splitlines()
     forged = msgspec.json.decode(lines[7])
-    forged[1 if isinstance(forged, list) else "commands"].append({"type": "WakeAt", "at": 0.5})
+    forged[1 if isinstance(forged, list) else "commands"].append(
+        {"type": "RoundAt" if of_scheduler else "WakeAt", "at": 0.5}
+    )
     (tmp_path / "forged.jsonl").write_bytes(b"\n".join([*lines[:7], msgspec.json.encode(forged), *lines[8:], b""]))
     (found,) = differences(tmp_path / "forged.jsonl")
     assert found.number == 7

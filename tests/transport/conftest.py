@@ -11,7 +11,7 @@ import pytest
 from stalling_source import BLOCKS, CHUNK_BYTES, FINGERPRINT, StallingPool
 from transport_ends import PLENTY_S, SECRET, End, Kind, memory_of
 
-from llumnix.transport.port import Pull
+from llumnix.transport.port import PullInFlight
 from llumnix.transport.sockets import SocketTransport
 
 
@@ -47,7 +47,7 @@ def make_end(kind: Kind, tmp_path: Path) -> Iterator[Callable[..., End]]:
 
 
 @pytest.fixture
-def half_pulled(kind: Kind, make_end: Callable[..., End], tmp_path: Path) -> Iterator[tuple[str, End, Pull]]:
+def half_pulled(kind: Kind, make_end: Callable[..., End], tmp_path: Path) -> Iterator[tuple[str, End, PullInFlight]]:
     """A source's address, a target, and the one pull that it can have in flight: only half of it arrives."""
     half = threading.Event()
     pool = StallingPool.filled(on_half=half.set)

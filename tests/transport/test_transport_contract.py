@@ -23,7 +23,7 @@ from transport_ends import PLENTY_S, SECRET, End, Kind, finished, memory_of
 
 from llumnix.transport.choose import Address
 from llumnix.transport.connection import PROTOCOL, Connection, Hello, Proof, Welcome
-from llumnix.transport.port import Pull, TransportError
+from llumnix.transport.port import PullInFlight, TransportError
 from llumnix.transport.serving import ServerLimits
 
 SOON_S = 1.0
@@ -251,7 +251,7 @@ def test_an_impostor_that_took_the_port_cannot_feed_bytes(make_end: Callable[...
     assert result.reason == "the source does not know the secret"
 
 
-def test_one_pull_too_many_fails_at_once(half_pulled: tuple[str, End, Pull]) -> None:
+def test_one_pull_too_many_fails_at_once(half_pulled: tuple[str, End, PullInFlight]) -> None:
     address, target, _ = half_pulled
     assert target.pulled(address, [0, 1], [2, 3]).reason == "1 pulls are in flight already"
 
@@ -321,7 +321,7 @@ def test_a_hung_source_fails_the_pull_at_its_deadline_and_nothing_lands_later(ma
         assert (memory == 99).all()
 
 
-def test_a_cancelled_pull_ends_at_once(half_pulled: tuple[str, End, Pull]) -> None:
+def test_a_cancelled_pull_ends_at_once(half_pulled: tuple[str, End, PullInFlight]) -> None:
     _, target, pull = half_pulled
     pull.cancel()
     assert target.results.get(timeout=SOON_S).reason == "the pull was cancelled"
@@ -329,7 +329,9 @@ def test_a_cancelled_pull_ends_at_once(half_pulled: tuple[str, End, Pull]) -> No
     assert finished(pull.wait(PLENTY_S)).reason == "the pull was cancelled"
 
 
-def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(half_pulled: tuple[str, End, Pull]) -> None:
+def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(
+    half_pulled: tuple[str, End, PullInFlight],
+) -> None:
     address, target, pull = half_pulled
     pull.cancel()
     target.results.get(timeout=SOON_S)
@@ -339,7 +341,7 @@ def test_a_cancelled_pull_over_a_connection_used_before_ends_at_once(half_pulled
     assert target.results.get(timeout=SOON_S).reason == "the pull was cancelled"
 
 
-def test_closing_the_target_ends_its_pulls_and_tells_so(half_pulled: tuple[str, End, Pull]) -> None:
+def test_closing_the_target_ends_its_pulls_and_tells_so(half_pulled: tuple[str, End, PullInFlight]) -> None:
     _, target, _ = half_pulled
     started = time.monotonic()
     target.transport.close()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from llumnix.transport.memory import MemoryPool
-from llumnix.transport.port import BlockIds, Pool, Pull, PullResult, Transport
+from llumnix.transport.port import BlockIds, Pool, PullInFlight, PullResult, Transport
 from llumnix.transport.sockets import SocketOptions
 from llumnix.transport.staging import StagedPool
 
@@ -34,7 +34,9 @@ class End:
     memory: list[np.ndarray]
     results: queue.SimpleQueue[PullResult] = field(default_factory=queue.SimpleQueue)
 
-    def pull(self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, deadline_s: float = PLENTY_S) -> Pull:
+    def pull(
+        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, deadline_s: float = PLENTY_S
+    ) -> PullInFlight:
         return self.transport.pull(
             source, source_blocks, target_blocks, deadline_s, on_done=self.results.put, on_released=no_release
         )

@@ -41,7 +41,7 @@ from llumnix.cluster.nursery_messages import (
     ForkFrontEnd,
     ForkInstance,
     Leaving,
-    Prepare,
+    LoadEngine,
     Ready,
     SignalChild,
     StopListening,
@@ -103,7 +103,7 @@ class Launcher:
         self._supervisor = Supervisor(
             arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster.launcher)
         )
-        self._events: queue.SimpleQueue[supervision.Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[supervision.SupervisorEvent] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._mailbox = Mailbox(self._book.launcher, LAUNCHER_MAIL, self._on_message, self._book.keys)
         self._scheduler: SchedulerChild | None = None
@@ -180,7 +180,7 @@ class Launcher:
         for _ in range(self._events.qsize()):
             self._tell_supervisor(self._events.get())
 
-    def _post(self, event: supervision.Event) -> None:
+    def _post(self, event: supervision.SupervisorEvent) -> None:
         """From other threads and from signal handlers."""
         self._events.put(event)
         os.eventfd_write(self._wakeup, 1)
@@ -236,11 +236,11 @@ class Launcher:
 
     # what is done
 
-    def _tell_supervisor(self, event: supervision.Event) -> None:
+    def _tell_supervisor(self, event: supervision.SupervisorEvent) -> None:
         for command in self._supervisor.handle(event, time.monotonic()):
             self._carry_out(command)
 
-    def _carry_out(self, command: supervision.Command) -> None:
+    def _carry_out(self, command: supervision.SupervisorCommand) -> None:
         match command:
             case ForkInstance() | ForkFrontEnd() | StopListening():
                 self._nursery.send(command)
@@ -298,9 +298,9 @@ class Launcher:
 
     # what the children are told
 
-    def _prepare(self) -> Prepare:
+    def _prepare(self) -> LoadEngine:
         arguments = self._arguments
-        return Prepare(
+        return LoadEngine(
             engine=arguments.engine,
             engine_flags=engine_flags(arguments),
             model=self._model,

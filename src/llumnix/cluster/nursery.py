@@ -37,7 +37,7 @@ from llumnix.cluster.nursery_messages import (
     ForkFrontEnd,
     ForkInstance,
     FromNursery,
-    Prepare,
+    LoadEngine,
     Ready,
     SignalChild,
     StopListening,
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # threads of a Ray actor, which may be our parent, block most
     channel = socket.socket(fileno=int(arguments[0]))
     first = receive_from_launcher(channel)
-    if not isinstance(first, Prepare):
+    if not isinstance(first, LoadEngine):
         return 1
     try:
         nursery = Nursery(channel, first)
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Nursery:
-    def __init__(self, channel: socket.socket, prepare: Prepare) -> None:
+    def __init__(self, channel: socket.socket, prepare: LoadEngine) -> None:
         """Imports and prepares the engine and opens the sockets. Raises UsageError."""
         self._channel = channel
         self._common = prepare
@@ -143,7 +143,7 @@ class Nursery:
                         os.kill(pid, message.signal)
             case StopListening():
                 self._close_sockets()
-            case Prepare():
+            case LoadEngine():
                 raise AssertionError("it was prepared before")
             case _:
                 assert_never(message)

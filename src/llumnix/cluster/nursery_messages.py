@@ -21,7 +21,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 # to the nursery
 
 
-class Prepare(_Message, frozen=True, kw_only=True, tag=True):
+class LoadEngine(_Message, frozen=True, kw_only=True, tag=True):
     """The first message: everything that all children have in common."""
 
     engine: str
@@ -148,7 +148,7 @@ def is_front_end(name: str) -> bool:
     return name.startswith(_FRONT_END)
 
 
-ToNursery = Prepare | ForkInstance | ForkFrontEnd | SignalChild | StopListening
+ToNursery = LoadEngine | ForkInstance | ForkFrontEnd | SignalChild | StopListening
 FromNursery = Ready | Failed | Waiting | Forked | Leaving | Exited | Cleared
 
 _to_nursery = msgspec.json.Decoder(ToNursery)

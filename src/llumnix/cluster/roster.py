@@ -21,7 +21,7 @@ _FAILING = 2  # failures in a row after which nobody should count on it
 
 
 @dataclass(slots=True)
-class Attempts:
+class Retries:
     """How often in a row something failed, and so how long to wait before the next attempt."""
 
     failures: int = 0
@@ -70,7 +70,7 @@ class Process:
 
 
 @dataclass(slots=True)
-class FrontEnd(Process):
+class FrontEndProcess(Process):
     index: int = field(kw_only=True)
     watch: Watch = field(kw_only=True)
     """From its first heartbeat on, which comes when it begins to serve."""
@@ -122,7 +122,7 @@ ProcessT = TypeVar("ProcessT", bound=Process)
 class Place(Generic[ProcessT]):
     """Room for one process; empty while it waits for its turn or for the end of a pause."""
 
-    attempts: Attempts = field(default_factory=Attempts)
+    attempts: Retries = field(default_factory=Retries)
     process: ProcessT | None = None
     extra: bool = False
     """Asked for while others serve, and never filled yet: not worth trying for ever."""
@@ -134,10 +134,10 @@ class Place(Generic[ProcessT]):
 class Roster:
     def __init__(self, instances: int, front_ends: int) -> None:
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
-        self.front_end_places: dict[int, Place[FrontEnd]] = {index: Place() for index in range(front_ends)}
+        self.front_end_places: dict[int, Place[FrontEndProcess]] = {index: Place() for index in range(front_ends)}
         self.littered: dict[int, str] = {}
         """Slots that may not be used yet: something of the instance that was there holds their GPUs."""
-        self._by_name: dict[str, Instance | FrontEnd] = {}
+        self._by_name: dict[str, Instance | FrontEndProcess] = {}
         self._numbers = count()
 
     @property
@@ -145,11 +145,11 @@ class Roster:
         return [place.process for _, place in sorted(self.slots.items()) if place.process is not None]
 
     @property
-    def front_ends(self) -> list[FrontEnd]:
+    def front_ends(self) -> list[FrontEndProcess]:
         return [place.process for place in self.front_end_places.values() if place.process is not None]
 
     @property
-    def processes(self) -> list[Instance | FrontEnd]:
+    def processes(self) -> list[Instance | FrontEndProcess]:
         return list(self._by_name.values())
 
     @property
@@ -176,14 +176,14 @@ class Roster:
                 starting += 1
         return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order)
 
-    def find(self, name: str) -> Instance | FrontEnd | None:
+    def find(self, name: str) -> Instance | FrontEndProcess | None:
         return self._by_name.get(name)
 
     def instance(self, instance: InstanceId) -> Instance | None:
         process = self._by_name.get(instance)
         return process if isinstance(process, Instance) else None
 
-    def gone(self, process: Instance | FrontEnd) -> None:
+    def gone(self, process: Instance | FrontEndProcess) -> None:
         """Its process ended; its place is empty."""
         place = self.slots[process.slot] if isinstance(process, Instance) else self.front_end_places[process.index]
         place.process = None
@@ -208,5 +208,5 @@ class Roster:
 
     def place_front_end(self, index: int, at: float, patience_s: float) -> None:
         """`patience_s`: so long it may be silent once it was heard."""
-        front_end = FrontEnd(name=front_end_name(index), forked_s=at, index=index, watch=Watch(patience_s))
+        front_end = FrontEndProcess(name=front_end_name(index), forked_s=at, index=index, watch=Watch(patience_s))
         self.front_end_places[index].process = self._by_name[front_end.name] = front_end

@@ -21,7 +21,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits
 from llumnix.control.fleet import Fleet
-from llumnix.control.gone import Gone
+from llumnix.control.gone import GoneIds
 from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
@@ -93,7 +93,7 @@ class SchedulerProcess:
         self._mailbox = Mailbox(self._book.scheduler, SCHEDULER_MAIL, self._inbox.put, self._book.keys)
         self._instances: dict[InstanceId, InstanceInfo] = {}
         self._starting: set[InstanceId] = set()
-        self._gone = Gone()
+        self._gone = GoneIds()
         self._size = SizeTold(cluster.instances)
         self._early_drains: dict[InstanceId, tuple[float, DrainInstance]] = {}
         """Orders of the launcher's, and when they came, for instances of which no report has come yet: this scheduler
@@ -115,7 +115,7 @@ class SchedulerProcess:
                     alive_at_s = now + _ALIVE_INTERVAL_S
                 if self._wake_at_s is not None and now >= self._wake_at_s:
                     self._wake_at_s = None
-                    self._handle(control.TimerFired(at=now))
+                    self._handle(control.RoundDue(at=now))
                 deadline_s = alive_at_s if self._wake_at_s is None else min(alive_at_s, self._wake_at_s)
                 try:
                     message = self._inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
@@ -242,16 +242,16 @@ class SchedulerProcess:
 
     # commands to messages
 
-    def _handle(self, event: control.Event) -> None:
+    def _handle(self, event: control.SchedulerEvent) -> None:
         commands = self._scheduler.handle(event)
         if self._record is not None:
             self._record(event, commands)
         for command in commands:
             self._carry_out(command)
 
-    def _carry_out(self, command: control.Command) -> None:
+    def _carry_out(self, command: control.SchedulerCommand) -> None:
         match command:
-            case control.WakeAt():
+            case control.RoundAt():
                 self._wake_at_s = command.at
             case control.MoveRequest():
                 self._move(command)

@@ -63,7 +63,7 @@ class Terminate:
     """The user wants it to end; the second time at once."""
 
 
-Event = (
+SupervisorEvent = (
     TimePassed
     | Forked
     | Waiting
@@ -142,7 +142,7 @@ class Finish:
     sentence: str
 
 
-Command = (
+SupervisorCommand = (
     ForkInstance
     | ForkFrontEnd
     | SpawnScheduler

@@ -24,12 +24,10 @@ from llumnix.cluster.nursery_messages import (
     StopListening,
     Waiting,
 )
-from llumnix.cluster.roster import Attempts, FrontEnd, Instance, Leave, Roster, Watch
+from llumnix.cluster.roster import FrontEndProcess, Instance, Leave, Retries, Roster, Watch
 from llumnix.cluster.supervision import (
     Announce,
     Audience,
-    Command,
-    Event,
     Finish,
     Forget,
     FrontEndServes,
@@ -40,6 +38,8 @@ from llumnix.cluster.supervision import (
     Signal,
     SpawnScheduler,
     StopScheduler,
+    SupervisorCommand,
+    SupervisorEvent,
     Terminate,
     TimePassed,
 )
@@ -69,7 +69,7 @@ class Supervisor:
         self._node = node
         self._parallel_starts = parallel_starts
         self._roster = Roster(config.instances, front_ends)
-        self._scheduler_attempts = Attempts()
+        self._scheduler_attempts = Retries()
         self._scheduler_started_s: float | None = None
         self._scheduler_watch = Watch(_SILENT_S)
         self._last_order = 0
@@ -114,13 +114,13 @@ class Supervisor:
     def _watches(self) -> list[Watch]:
         return [self._scheduler_watch, *(front_end.watch for front_end in self._roster.front_ends)]
 
-    def handle(self, event: Event, at: float) -> list[Command]:
+    def handle(self, event: SupervisorEvent, at: float) -> list[SupervisorCommand]:
         if self._finished or (isinstance(event, InstanceServes) and self.serves(event.instance)):
             return []
         commands = self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
         return commands + self._tell_fleet()
 
-    def _react(self, event: Event, at: float) -> list[Command]:
+    def _react(self, event: SupervisorEvent, at: float) -> list[SupervisorCommand]:
         match event:
             case TimePassed():
                 return []
@@ -145,7 +145,9 @@ class Supervisor:
             case _:
                 assert_never(event)
 
-    def _on_news_of_child(self, event: Forked | Waiting | Leaving | Exited | Cleared, at: float) -> list[Command]:
+    def _on_news_of_child(
+        self, event: Forked | Waiting | Leaving | Exited | Cleared, at: float
+    ) -> list[SupervisorCommand]:
         match event:
             case Forked():
                 return self._on_forked(event, at)
@@ -162,10 +164,10 @@ class Supervisor:
 
     # starting
 
-    def _start_what_is_due(self, at: float) -> list[Command]:
+    def _start_what_is_due(self, at: float) -> list[SupervisorCommand]:
         if self._stopping or self._finished:
             return []
-        commands: list[Command] = []
+        commands: list[SupervisorCommand] = []
         if self._scheduler_started_s is None and self._scheduler_attempts.not_before_s <= at:
             self._scheduler_started_s = at
             self._scheduler_watch.heard(at)
@@ -180,25 +182,25 @@ class Supervisor:
                 commands += [ForkFrontEnd(index=index), *self._introduce_the_starting()]
         return commands + self._start_instances(at)
 
-    def _start_instances(self, at: float) -> list[Command]:
+    def _start_instances(self, at: float) -> list[SupervisorCommand]:
         may_start = self._parallel_starts - self._roster.starting
         if may_start <= 0:
             return []
         due = [number for number, slot in self._roster.usable_slots.items() if slot.due(at)]
-        commands: list[Command] = []
+        commands: list[SupervisorCommand] = []
         for number in due[:may_start]:
             instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
             commands.append(ForkInstance(id=instance.id, index=instance.index, slot=number))
         return commands
 
-    def _on_waits(self, event: Waiting) -> list[Command]:
+    def _on_waits(self, event: Waiting) -> list[SupervisorCommand]:
         process = self._roster.find(event.child)
         if process is None or process.end:
             return []
         process.kill_at_s = None  # its time to start begins when it has a place
         return [Say(f"{event.child} waits for room: {event.why}", warning=True)]
 
-    def _on_forked(self, event: Forked, at: float) -> list[Command]:
+    def _on_forked(self, event: Forked, at: float) -> list[SupervisorCommand]:
         process = self._roster.find(event.child)
         if process is None:
             return []
@@ -213,16 +215,16 @@ class Supervisor:
             process.kill_at_s = at + self._config.start_timeout_s
         return [self._introduce(process)]
 
-    def _introduce(self, instance: Instance) -> Command:
+    def _introduce(self, instance: Instance) -> SupervisorCommand:
         assert instance.pid is not None
         starting = InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node)
         return Announce(starting, Audience.DECIDING)
 
-    def _introduce_the_starting(self) -> list[Command]:
+    def _introduce_the_starting(self) -> list[SupervisorCommand]:
         """For a listener that is new itself: instances that serve introduce themselves, these cannot yet."""
         return [self._introduce(i) for i in self._roster.instances if i.starting and i.pid is not None]
 
-    def _tell_fleet(self) -> list[Command]:
+    def _tell_fleet(self) -> list[SupervisorCommand]:
         fleet = self._roster.fleet(self._last_order)
         if self._stopping or self._scheduler_started_s is None or fleet == self._told_fleet:
             return []
@@ -231,7 +233,7 @@ class Supervisor:
 
     # serving
 
-    def _on_instance_serves(self, event: InstanceServes, at: float) -> list[Command]:
+    def _on_instance_serves(self, event: InstanceServes, at: float) -> list[SupervisorCommand]:
         instance = self._roster.instance(event.instance)
         if instance is None or not instance.starting or instance.end:
             return []
@@ -243,7 +245,7 @@ class Supervisor:
         ready = Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")
         return [ready, Announce(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
 
-    def _on_news_of_front_end(self, event: FrontEndServes | FrontEndLives, at: float) -> list[Command]:
+    def _on_news_of_front_end(self, event: FrontEndServes | FrontEndLives, at: float) -> list[SupervisorCommand]:
         if isinstance(event, FrontEndServes):
             self._ever_served = True
             return [Say(event.sentence)]
@@ -252,7 +254,7 @@ class Supervisor:
             front_end.watch.heard(at)
         return []
 
-    def _on_start_requested(self, event: StartInstances) -> list[Command]:
+    def _on_start_requested(self, event: StartInstances) -> list[SupervisorCommand]:
         if self._stopping:
             return []
         self._roster.add_slots(event.count)
@@ -261,7 +263,7 @@ class Supervisor:
 
     # ending
 
-    def _on_leaves(self, event: Leaving, at: float) -> list[Command]:
+    def _on_leaves(self, event: Leaving, at: float) -> list[SupervisorCommand]:
         """One that serves is drained in the time that is left, and another one starts for it; one that does not serve
         yet starts elsewhere."""
         instance = self._roster.instance(InstanceId(event.child))
@@ -278,14 +280,14 @@ class Supervisor:
         instance.leaves = Leave(event.why, by_s=at + timeout_s)
         return [said, self._order_drain(instance, at)]
 
-    def _order_drain(self, instance: Instance, at: float) -> Command:
+    def _order_drain(self, instance: Instance, at: float) -> SupervisorCommand:
         """Once to each scheduler: one that dies may take the order with it."""
         assert instance.leaves is not None
         timeout_s = max(0.0, instance.leaves.by_s - at)
         drain = DrainInstance(instance=instance.id, timeout_s=timeout_s, why=instance.leaves.why, firm=True)
         return Announce(drain, Audience.SCHEDULER)
 
-    def _on_stop_requested(self, event: StopInstance, at: float) -> list[Command]:
+    def _on_stop_requested(self, event: StopInstance, at: float) -> list[SupervisorCommand]:
         if event.kill:
             return self._kill(event.instance, event.reason, replace=False)
         instance = self._roster.instance(event.instance)
@@ -295,19 +297,19 @@ class Supervisor:
         instance.kill_at_s = at + _STOP_TIMEOUT_S
         return [Signal(instance.id)]
 
-    def _kill(self, name: InstanceId, why: str, *, replace: bool) -> list[Command]:
+    def _kill(self, name: InstanceId, why: str, *, replace: bool) -> list[SupervisorCommand]:
         instance = self._roster.instance(name)
         if instance is None or instance.end:
             return []
         instance.end, instance.replace = why, replace
         return [Say(f"{instance.id} is killed: {why}", warning=True), Signal(instance.id, kill=True)]
 
-    def _on_exited(self, event: Exited, at: float) -> list[Command]:
-        commands: list[Command] = []
+    def _on_exited(self, event: Exited, at: float) -> list[SupervisorCommand]:
+        commands: list[SupervisorCommand] = []
         match self._roster.find(event.child):
             case Instance() as instance:
                 commands = self._on_instance_exited(instance, event, at)
-            case FrontEnd() as front_end:
+            case FrontEndProcess() as front_end:
                 commands = self._on_front_end_exited(front_end, event, at)
             case None:
                 pass
@@ -315,7 +317,7 @@ class Supervisor:
                 assert_never(unknown)
         return commands + (self._proceed_with_stopping(at) if self._stopping else [])
 
-    def _on_cleared(self, event: Cleared) -> list[Command]:
+    def _on_cleared(self, event: Cleared) -> list[SupervisorCommand]:
         self._roster.cleared(event.child)
         if not event.stuck:
             return []
@@ -323,14 +325,14 @@ class Supervisor:
         what = f"{event.child} left processes that do not end although they were killed ({pids})"
         return [Say(f"{what}; they may hold its memory", warning=True)]
 
-    def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[Command]:
+    def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[SupervisorCommand]:
         slot = self._roster.slots[instance.slot]
         self._roster.gone(instance)
         if event.remains:
             self._roster.littered[instance.slot] = instance.id
         expected = self._stopping or (bool(instance.end) and not instance.replace)
         why = instance.end or event.how
-        gone: list[Command] = [
+        gone: list[SupervisorCommand] = [
             Announce(InstanceGone(instance=instance.id, index=instance.index, why=why, expected=expected)),
             Forget(instance.control),
         ]
@@ -351,10 +353,10 @@ class Supervisor:
             return [*gone, said, *self._who_is_left()]
         return [*gone, self._mourn(instance, slot.attempts.not_before_s - at, why), *self._who_is_left()]
 
-    def _who_is_left(self) -> list[Command]:
+    def _who_is_left(self) -> list[SupervisorCommand]:
         return [] if self._roster.slots else [_NOBODY_LEFT]
 
-    def _mourn(self, instance: Instance, pause_s: float, why: str) -> Command:
+    def _mourn(self, instance: Instance, pause_s: float, why: str) -> SupervisorCommand:
         what = "did not start" if instance.starting else "died"
         if not self._config.restart_instances:
             del self._roster.slots[instance.slot]
@@ -362,7 +364,7 @@ class Supervisor:
         then = "another takes its place" + (f" in {pause_s:g} s" if pause_s > 0 else "")
         return Say(f"{instance.id} {what}: {why}; {then}", warning=True)
 
-    def _on_front_end_exited(self, front_end: FrontEnd, event: Exited, at: float) -> list[Command]:
+    def _on_front_end_exited(self, front_end: FrontEndProcess, event: Exited, at: float) -> list[SupervisorCommand]:
         place = self._roster.front_end_places[front_end.index]
         self._roster.gone(front_end)
         lost = Announce(FrontEndLost(front_end=front_end.index, until_unix_s=event.heard_unix_s), Audience.SERVING)
@@ -376,7 +378,7 @@ class Supervisor:
             Say(f"{front_end.name} died: {front_end.end or event.how}; another takes its place", warning=True),
         ]
 
-    def _on_news_of_scheduler(self, event: SchedulerLives | SchedulerExited, at: float) -> list[Command]:
+    def _on_news_of_scheduler(self, event: SchedulerLives | SchedulerExited, at: float) -> list[SupervisorCommand]:
         if isinstance(event, SchedulerLives):
             if self._scheduler_watch.due_s is not None:
                 self._scheduler_watch.heard(at)
@@ -391,12 +393,12 @@ class Supervisor:
 
     # the end of everything
 
-    def _on_terminate(self, at: float) -> list[Command]:
+    def _on_terminate(self, at: float) -> list[SupervisorCommand]:
         if self._stopping:
             return self._finish(0, "")
         self._stopping = True
         limit_s = self._config.shutdown_timeout_s
-        commands: list[Command] = [
+        commands: list[SupervisorCommand] = [
             Say(f"stopping; running requests have up to {limit_s:g} s (once more stops at once)"),
             StopListening(),
         ]
@@ -408,7 +410,7 @@ class Supervisor:
                 commands.append(Signal(instance.id, kill=True))
         return commands + self._proceed_with_stopping(at)
 
-    def _proceed_with_stopping(self, at: float) -> list[Command]:
+    def _proceed_with_stopping(self, at: float) -> list[SupervisorCommand]:
         """Front ends first, for they have clients; then instances and scheduler; then the end."""
         if self._roster.front_ends:
             return []
@@ -417,19 +419,19 @@ class Supervisor:
         if self._end_at_s is not None:
             return []
         self._end_at_s = at + _STOP_TIMEOUT_S
-        commands: list[Command] = [Signal(instance.id) for instance in self._roster.instances]
+        commands: list[SupervisorCommand] = [Signal(instance.id) for instance in self._roster.instances]
         return [*commands, StopScheduler()] if self._scheduler_started_s is not None else commands
 
-    def _finish(self, exit_code: int, sentence: str) -> list[Command]:
+    def _finish(self, exit_code: int, sentence: str) -> list[SupervisorCommand]:
         self._finished = True
         return [Finish(exit_code, sentence)]
 
-    def _enforce_deadlines(self, at: float) -> list[Command]:
+    def _enforce_deadlines(self, at: float) -> list[SupervisorCommand]:
         if self._finished:
             return []
         if self._end_at_s is not None and self._end_at_s <= at:
             return self._finish(0, "")
-        commands: list[Command] = []
+        commands: list[SupervisorCommand] = []
         if not self._stopping:
             commands += self._end_what_hangs(at)
         for process in self._roster.processes:
@@ -439,8 +441,8 @@ class Supervisor:
                 commands.append(Signal(process.name, kill=True))
         return commands
 
-    def _end_what_hangs(self, at: float) -> list[Command]:
-        commands: list[Command] = []
+    def _end_what_hangs(self, at: float) -> list[SupervisorCommand]:
+        commands: list[SupervisorCommand] = []
         if self._scheduler_watch.finds_it_hanging(at):
             said = Say(f"the scheduler hangs: not heard for {_SILENT_S:g} s; it is killed", warning=True)
             commands += [said, StopScheduler(kill=True)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from llumnix.control.drain import Drain
-from llumnix.control.gone import Gone
+from llumnix.control.gone import GoneIds
 from llumnix.control.moves import MovesInFlight
-from llumnix.control.progress import Progress
+from llumnix.control.progress import EngineWatch
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -22,7 +22,7 @@ class Known:
 
     def __init__(self, heard_s: float) -> None:
         self.heard_s = heard_s
-        self.progress = Progress(heard_s)
+        self.progress = EngineWatch(heard_s)
         self.unread = 0
         self.new_until_s = heard_s + NEWCOMER_S
         self.snapshot: InstanceSnapshot | None = None
@@ -48,7 +48,7 @@ class ClusterView:
         self._moves = moves
         self._ignored = ignored
         self._known: dict[InstanceId, Known] = {}
-        self._lost = Gone()
+        self._lost = GoneIds()
 
     def __len__(self) -> int:
         return len(self._known)

@@ -14,14 +14,14 @@ from llumnix.control.orders import MoveOutcome
 from llumnix.types import Epoch, InstanceId, RequestId
 
 
-class Command(msgspec.Struct, frozen=True, tag=True):
+class _Command(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
 # talk
 
 
-class Send(Command, frozen=True, tag=True):
+class Send(_Command, frozen=True, tag=True):
     """Send to the llumlet of an instance. May be lost, doubled, late.
 
     The driver fills in `payload` and `block_ids`: for `Prepare` the request's identity, for `Copy` the ids of
@@ -32,14 +32,14 @@ class Send(Command, frozen=True, tag=True):
     message: AnyMessage
 
 
-class SendToFrontEnd(Command, frozen=True, tag=True):
+class SendToFrontEnd(_Command, frozen=True, tag=True):
     """Send over the control channel to the front end whose request this is. The machine asks again if it must."""
 
     request: RequestId
     message: Doubt
 
 
-class Notify(Command, frozen=True, tag=True):
+class Notify(_Command, frozen=True, tag=True):
     """Put a notice into the token stream to the request's front end: after every token that the request has made
     here so far, before any later one. Comes before the `Release` that forgets the request."""
 
@@ -50,19 +50,19 @@ class Notify(Command, frozen=True, tag=True):
 # the engine, at the source
 
 
-class WatchProgress(Command, frozen=True, tag=True):
+class WatchProgress(_Command, frozen=True, tag=True):
     """From now on send `Progress` after each engine step, and `Preempted`, for this request."""
 
     request: RequestId
 
 
-class Unwatch(Command, frozen=True, tag=True):
+class Unwatch(_Command, frozen=True, tag=True):
     """End of `WatchProgress`."""
 
     request: RequestId
 
 
-class PinBlocks(Command, frozen=True, tag=True):
+class PinBlocks(_Command, frozen=True, tag=True):
     """Blocks `[first_block, first_block + blocks)` of the sequence will be read by the target: keep their content
     until `UnpinBlocks`, even if the request ends."""
 
@@ -72,28 +72,28 @@ class PinBlocks(Command, frozen=True, tag=True):
     blocks: int
 
 
-class UnpinBlocks(Command, frozen=True, tag=True):
+class UnpinBlocks(_Command, frozen=True, tag=True):
     """Give back every pin of this attempt. Nobody will use what is read from now on."""
 
     request: RequestId
     epoch: Epoch
 
 
-class Detach(Command, frozen=True, tag=True):
+class Detach(_Command, frozen=True, tag=True):
     """Take the request out of the batch (or the queue), keep its blocks, let steps in flight finish and their tokens
     go out. Then `Detached`; or `Gone` if it ended meanwhile. Neither comes after a `Reattach`."""
 
     request: RequestId
 
 
-class Reattach(Command, frozen=True, tag=True):
+class Reattach(_Command, frozen=True, tag=True):
     """Put the request back into the batch (or the queue), as if nothing had happened; or forget a `Detach` that is
     not through yet."""
 
     request: RequestId
 
 
-class Release(Command, frozen=True, tag=True):
+class Release(_Command, frozen=True, tag=True):
     """Free the request and its blocks without a word to the client: another instance has it, or nobody needs it.
     No `Gone` follows."""
 
@@ -103,7 +103,7 @@ class Release(Command, frozen=True, tag=True):
 # the engine, at the target
 
 
-class Reserve(Command, frozen=True, tag=True):
+class Reserve(_Command, frozen=True, tag=True):
     """Reserve `blocks` blocks for the request described by the message. Then `Reserved`, or `ReserveFailed`, also if
     this engine has a request of that id."""
 
@@ -113,7 +113,7 @@ class Reserve(Command, frozen=True, tag=True):
     message: Prepare
 
 
-class Pull(Command, frozen=True, tag=True):
+class Pull(_Command, frozen=True, tag=True):
     """Read the blocks that the message names from `message.sender`; grow the reservation if they are more.
     Then `Pulled` or `PullFailed`, or neither after a `Drop`."""
 
@@ -123,7 +123,7 @@ class Pull(Command, frozen=True, tag=True):
     message: Copy | Commit
 
 
-class Install(Command, frozen=True, tag=True):
+class Install(_Command, frozen=True, tag=True):
     """Turn reservation and state into a request that runs (or queues, if it has no blocks). Then `Installed`, before
     its first step here; or `InstallFailed`."""
 
@@ -132,7 +132,7 @@ class Install(Command, frozen=True, tag=True):
     message: Commit
 
 
-class Drop(Command, frozen=True, tag=True):
+class Drop(_Command, frozen=True, tag=True):
     """Give the reservation back. An answer that is under way does no harm. Blocks under a running pull stay in
     quarantine until the pull has ended, because a late write may still reach them."""
 
@@ -143,13 +143,13 @@ class Drop(Command, frozen=True, tag=True):
 # the driver itself
 
 
-class AnswerMove(Command, frozen=True, tag=True):
+class AnswerMove(_Command, frozen=True, tag=True):
     """To whoever gave the order."""
 
     outcome: MoveOutcome
 
 
-class WakeAt(Command, frozen=True, tag=True):
+class WakeAt(_Command, frozen=True, tag=True):
     """Send `TimerFired` at this time; replaces the time of an earlier `WakeAt`."""
 
     at: float

@@ -20,8 +20,8 @@ import msgspec
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
-from llumnix.control.gone import Gone
-from llumnix.control.progress import Progress
+from llumnix.control.gone import GoneIds
+from llumnix.control.progress import EngineWatch
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import STANDING_S, DispatchReason, DispatchRequest, queued_demand_blocks
 from llumnix.policy.priority import headroom_blocks
@@ -70,7 +70,7 @@ class _Entry:
 
     def __init__(self, reported: InstanceSnapshot, dispatched: int, at: float) -> None:
         self.reported = reported
-        self.progress = Progress(at)
+        self.progress = EngineWatch(at)
         self.view = reported
         """`reported` with the dispatches under way counted as waiting."""
         self.dispatched = dispatched
@@ -104,7 +104,7 @@ class Dispatcher:
         self._target_tokens = policy.priority_target_tokens(config)
         self._front_end = front_end
         self._entries: dict[InstanceId, _Entry] = {}
-        self._removed = Gone()
+        self._removed = GoneIds()
         self._turn = 0
         by_priority = self._rule.by_priority and self._target_tokens is not None
         self._orders: list[list[_Key]] = [[], []] if by_priority else [[]]

@@ -17,11 +17,11 @@ import msgspec
 from llumnix.config import ClusterConfig, MigrationConfig
 from llumnix.control.scheduler_events import (
     ASKED_FOR,
-    Command,
     DrainFinished,
     DrainOutcome,
     DrainReport,
     ReplayRest,
+    SchedulerCommand,
     SetDraining,
     StopInstance,
 )
@@ -124,7 +124,7 @@ class Drain:
 
     def orders(
         self, at: float, snapshot: InstanceSnapshot | None, moves_in_flight: int, others_serve: bool
-    ) -> list[Command]:
+    ) -> list[SchedulerCommand]:
         """What to tell the instance, its launcher and the front ends now, by the last report (None: it never reported).
         `others_serve`: there is an instance that could take what it has."""
         if snapshot is not None:
@@ -148,7 +148,7 @@ class Drain:
             self._empty_since_s = at
         return self._order_to_end(at) if at >= self._empty_since_s + SETTLE_S else []
 
-    def lost(self, at: float) -> list[Command]:
+    def lost(self, at: float) -> list[SchedulerCommand]:
         """The instance is gone: nothing if it was empty."""
         if self._finished_s is not None:
             return []
@@ -188,7 +188,7 @@ class Drain:
             seconds=until_s - self.order.at,
         )
 
-    def _order_to_drain(self, at: float, snapshot: InstanceSnapshot | None) -> list[Command]:
+    def _order_to_drain(self, at: float, snapshot: InstanceSnapshot | None) -> list[SchedulerCommand]:
         if self._ordered_s is not None and at < self._ordered_s + self._repeat_s:
             return []
         self._ordered_s = at
@@ -197,14 +197,14 @@ class Drain:
         reason = f"drain {self.order.why}: {holds}it {then}"
         return [SetDraining(instance=self.order.instance, keep=self.order.keep, reason=reason)]
 
-    def _order_back(self, at: float) -> list[Command]:
+    def _order_back(self, at: float) -> list[SchedulerCommand]:
         if self._ordered_s is not None and at < self._ordered_s + self._repeat_s:
             return []
         self._ordered_s = at
         reason = "it takes requests again"
         return [SetDraining(instance=self.order.instance, keep=False, reason=reason, draining=False)]
 
-    def _drive_out(self, at: float, left: int) -> list[Command]:
+    def _drive_out(self, at: float, left: int) -> list[SchedulerCommand]:
         if at >= self._cut_off_s and not self.order.keep:
             self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.CUT_OFF, at, at
             reason = f"drained for {at - self.order.at:.3g} s: {left} requests can be neither moved nor replayed"
@@ -217,7 +217,7 @@ class Drain:
         reason = f"{self.order.instance} drains for {at - self.order.at:.3g} s, {left} left"
         return [ReplayRest(instance=self.order.instance, reason=reason)]
 
-    def _order_to_end(self, at: float) -> list[Command]:
+    def _order_to_end(self, at: float) -> list[SchedulerCommand]:
         again = self._ordered_s is not None and at >= self._ordered_s + self._repeat_s
         if self._finished_s is not None and (self.order.keep or not again):
             return []
@@ -228,7 +228,7 @@ class Drain:
         report = self.report(at)
         what_became = f"{report.moved} moved, {report.replayed} replayed, {report.finished} finished"
         reason = f"empty after {report.seconds:.2f} s, {what_became}"
-        commands: list[Command] = [DrainFinished(report=report, reason=reason)] if first_time else []
+        commands: list[SchedulerCommand] = [DrainFinished(report=report, reason=reason)] if first_time else []
         self._ordered_s = at
         if not self.order.keep:
             commands.append(StopInstance(instance=self.order.instance, reason=reason))

@@ -7,7 +7,7 @@ from llumnix.control.drain import Drain, DrainLimits, DrainOrder
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveOrder
-from llumnix.control.scheduler_events import Command, DrainFinished, DrainReport, MoveRequest, RequestsReplayed
+from llumnix.control.scheduler_events import DrainFinished, DrainReport, MoveRequest, RequestsReplayed, SchedulerCommand
 from llumnix.policy.draining import DrainTerms, place_drained
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState, by_number
@@ -40,7 +40,7 @@ class Drains:
         self._moves_requests = moves_requests
         self._ended: dict[InstanceId, DrainReport] = {}
 
-    def begin(self, order: DrainOrder) -> list[Command]:
+    def begin(self, order: DrainOrder) -> list[SchedulerCommand]:
         """Empties the instance. One that drains already goes on; a new deadline counts."""
         known = self._view[order.instance]
         drain = known.drain
@@ -62,7 +62,7 @@ class Drains:
         why = known.drain.why_not_withdrawn(known.snapshot)
         return why and f"{instance} cannot come back: {why}"
 
-    def withdraw(self, at: float, instance: InstanceId) -> list[Command]:
+    def withdraw(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
         """The instance takes requests again. Moves that are under way end as they do."""
         known = self._view.get(instance)
         if known is None or known.drain is None or known.drain.why_not_withdrawn(known.snapshot):
@@ -72,7 +72,7 @@ class Drains:
             known.drain.withdraw(at)
         return self.go_on(at, instance)
 
-    def go_on(self, at: float, instance: InstanceId) -> list[Command]:
+    def go_on(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
         """The next orders and moves; none for an instance that is not draining."""
         known = self._view.get(instance)
         if known is None or known.drain is None:
@@ -94,7 +94,7 @@ class Drains:
         else:
             known.drain.replayed(event.count)
 
-    def lost(self, at: float, known: Known) -> list[Command]:
+    def lost(self, at: float, known: Known) -> list[SchedulerCommand]:
         """The instance is gone, on purpose or not."""
         return [] if known.drain is None else self._remember(known.drain.lost(at))
 
@@ -104,12 +104,12 @@ class Drains:
         reports = self._ended | {i: drain.report(at) for i, drain in known.items() if drain is not None}
         return [reports[instance] for instance in sorted(reports, key=by_number)]
 
-    def _end_withdrawn(self, at: float, known: Known) -> list[Command]:
+    def _end_withdrawn(self, at: float, known: Known) -> list[SchedulerCommand]:
         assert known.drain is not None
         report, known.drain = known.drain.report(at), None
         return self._remember([DrainFinished(report=report, reason=f"{report.instance} takes requests again")])
 
-    def _move_out(self, at: float, known: Known, in_flight: int) -> list[Command]:
+    def _move_out(self, at: float, known: Known, in_flight: int) -> list[SchedulerCommand]:
         snapshot = known.snapshot
         assert snapshot is not None
         left = snapshot.running + snapshot.waiting - known.given - in_flight
@@ -120,7 +120,7 @@ class Drains:
             backing_off=self._back_off.pairs(at),
         )
         places = place_drained(snapshot, self._freest.first(TARGETS_TRIED), terms) if terms.moves > 0 else ()
-        commands: list[Command] = []
+        commands: list[SchedulerCommand] = []
         for place in places:
             order = MoveOrder(
                 move_id=self._moves.ask(at, (snapshot.id, place.target), place.count),
@@ -131,7 +131,7 @@ class Drains:
             commands.append(MoveRequest(source=snapshot.id, order=order))
         return commands
 
-    def _remember(self, commands: list[Command]) -> list[Command]:
+    def _remember(self, commands: list[SchedulerCommand]) -> list[SchedulerCommand]:
         for command in commands:
             if isinstance(command, DrainFinished):
                 self._ended.pop(command.report.instance, None)

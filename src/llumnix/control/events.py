@@ -14,14 +14,14 @@ from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 
 
-class Event(msgspec.Struct, frozen=True, tag=True):
+class _Event(msgspec.Struct, frozen=True, tag=True):
     at: float
 
 
 # orders and news from outside
 
 
-class MoveOut(Event, frozen=True, tag=True):
+class MoveOrdered(_Event, frozen=True, tag=True):
     """An order came. `candidates` describes every unfinished request of this instance (or at least the one named), as
     of now.
 
@@ -33,34 +33,34 @@ class MoveOut(Event, frozen=True, tag=True):
     candidates: tuple[RequestSnapshot, ...]
 
 
-class Received(Event, frozen=True, tag=True):
+class Received(_Event, frozen=True, tag=True):
     """A control message arrived from another llumlet, or a `Verdict` from the front end."""
 
     message: AnyMessage
 
 
-class PeerLost(Event, frozen=True, tag=True):
+class PeerLost(_Event, frozen=True, tag=True):
     """An instance is gone for good (its id is never used again)."""
 
     instance: InstanceId
 
 
-class Draining(Event, frozen=True, tag=True):
+class Draining(_Event, frozen=True, tag=True):
     """From now on this instance refuses incoming migrations."""
 
 
-class Accepting(Event, frozen=True, tag=True):
+class Accepting(_Event, frozen=True, tag=True):
     """This instance takes migrations again."""
 
 
-class TimerFired(Event, frozen=True, tag=True):
+class TimerFired(_Event, frozen=True, tag=True):
     """The time of the last `WakeAt` has come. One too many, or one too early, does no harm."""
 
 
 # from the engine, about a request that is to leave
 
 
-class Progress(Event, frozen=True, tag=True):
+class Progress(_Event, frozen=True, tag=True):
     """After an engine step, for each request under `WatchProgress`.
 
     `settled_blocks` counts FULL blocks whose content never changes again, from the start of the sequence;
@@ -77,7 +77,7 @@ class Progress(Event, frozen=True, tag=True):
     """It holds no blocks and is in no step."""
 
 
-class Detached(Event, frozen=True, tag=True):
+class Detached(_Event, frozen=True, tag=True):
     """Answer to `Detach`: out of the batch, no step in flight, every token that it made has gone out."""
 
     request: RequestId
@@ -86,13 +86,13 @@ class Detached(Event, frozen=True, tag=True):
     output_tokens: int
 
 
-class Preempted(Event, frozen=True, tag=True):
+class Preempted(_Event, frozen=True, tag=True):
     """A watched request lost its blocks and went back to the queue."""
 
     request: RequestId
 
 
-class Gone(Event, frozen=True, tag=True):
+class Gone(_Event, frozen=True, tag=True):
     """A request ended here: finished, aborted, or its front end is gone. Its blocks are free, pinned ones apart.
 
     To be sent for every request that ends (those that no machine knows cost one look-up), but not for one
@@ -106,7 +106,7 @@ class Gone(Event, frozen=True, tag=True):
 # from the engine, about a request that is to come
 
 
-class Reserved(Event, frozen=True, tag=True):
+class Reserved(_Event, frozen=True, tag=True):
     """Answer to `Reserve`. The first `skip_blocks` blocks need no copying: the prefix cache has them."""
 
     request: RequestId
@@ -114,13 +114,13 @@ class Reserved(Event, frozen=True, tag=True):
     skip_blocks: int
 
 
-class ReserveFailed(Event, frozen=True, tag=True):
+class ReserveFailed(_Event, frozen=True, tag=True):
     request: RequestId
     epoch: Epoch
     reason: str
 
 
-class Pulled(Event, frozen=True, tag=True):
+class Pulled(_Event, frozen=True, tag=True):
     """Answer to `Pull`: the bytes are in the reserved blocks."""
 
     request: RequestId
@@ -129,14 +129,14 @@ class Pulled(Event, frozen=True, tag=True):
     bytes_read: int
 
 
-class PullFailed(Event, frozen=True, tag=True):
+class PullFailed(_Event, frozen=True, tag=True):
     request: RequestId
     epoch: Epoch
     stage: int
     reason: str
 
 
-class Installed(Event, frozen=True, tag=True):
+class Installed(_Event, frozen=True, tag=True):
     """Answer to `Install`: the request is in this engine with `output_tokens` output tokens, no new one yet."""
 
     request: RequestId
@@ -144,14 +144,14 @@ class Installed(Event, frozen=True, tag=True):
     output_tokens: int
 
 
-class InstallFailed(Event, frozen=True, tag=True):
+class InstallFailed(_Event, frozen=True, tag=True):
     request: RequestId
     epoch: Epoch
     reason: str
 
 
 AnyEvent = (
-    MoveOut
+    MoveOrdered
     | Received
     | PeerLost
     | Draining

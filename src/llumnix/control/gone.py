@@ -8,7 +8,7 @@ REMEMBERED = 4096
 """Ids never come back, but messages that were on their way may: nothing of so many losses ago is still under way."""
 
 
-class Gone:
+class GoneIds:
     """A set that forgets its oldest member when it is full."""
 
     def __init__(self) -> None:

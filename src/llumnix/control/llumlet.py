@@ -21,7 +21,7 @@ from llumnix.control.events import (
     Gone,
     Installed,
     InstallFailed,
-    MoveOut,
+    MoveOrdered,
     PeerLost,
     Preempted,
     Progress,
@@ -145,7 +145,7 @@ class Llumlet:
                 return []
             case TimerFired():
                 return self._timer_fired(event.at)
-            case MoveOut():
+            case MoveOrdered():
                 return self._move_out(event)
             case PeerLost():
                 return self._peer_lost(event)
@@ -203,7 +203,7 @@ class Llumlet:
 
     # giving away
 
-    def _move_out(self, move: MoveOut) -> list[AnyCommand]:
+    def _move_out(self, move: MoveOrdered) -> list[AnyCommand]:
         order = move.order
         if order.request is not None:
             snapshot = next((each for each in move.candidates if each.id == order.request), None)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import msgspec
 
 from llumnix.control.front_end_events import Abort, Deliver, TellVerdict
-from llumnix.control.gone import Gone
+from llumnix.control.gone import GoneIds
 from llumnix.control.messages import FRONT_END, NOBODY, Adopted, AnyNotice, Doubt, Fenced, Moved, Stayed, Verdict
 from llumnix.control.stream import FIRST, Held, Stream, Tenure
 from llumnix.control.told_aborts import ToldAborts
@@ -45,7 +45,7 @@ class Ownership:
 
     def __init__(self) -> None:
         self.streams: dict[RequestId, Stream] = {}
-        self.lost = Gone()
+        self.lost = GoneIds()
         self.dropped = 0
         """Outputs that came from an instance that was not to send them: fenced, lost, or of a request that is over."""
         self._aborts = ToldAborts()

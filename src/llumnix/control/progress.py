@@ -7,7 +7,7 @@ from math import inf
 from llumnix.policy.snapshot import InstanceSnapshot
 
 
-class Progress:
+class EngineWatch:
     """A report is news of the engine; a heartbeat repeats the last one, and dates it. Times are the listener's."""
 
     __slots__ = ("_dated_s", "_seen_s", "_seq", "heard_s")

@@ -20,7 +20,7 @@ from llumnix.control.events import AnyEvent
 from llumnix.control.llumlet import ChooseVictims, Llumlet
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
-from llumnix.control.scheduler_events import Command, Event
+from llumnix.control.scheduler_events import SchedulerCommand, SchedulerEvent
 from llumnix.control.story import Entry, light_commands
 from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import find_policy
@@ -105,15 +105,15 @@ Begin = LlumletBegin | SchedulerBegin
 
 
 class SchedulerEntry(msgspec.Struct, frozen=True):
-    event: Event
-    commands: list[Command]
+    event: SchedulerEvent
+    commands: list[SchedulerCommand]
 
 
 class Differs(msgspec.Struct, frozen=True):
     """An event, the `number`-th from 1, that is answered otherwise now than then."""
 
     number: int
-    event: AnyEvent | Event
+    event: AnyEvent | SchedulerEvent
     then: list[Any]
     now: list[Any]
 

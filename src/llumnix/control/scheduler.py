@@ -24,11 +24,9 @@ from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveOrder
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
-    Command,
     DeclareLost,
     DrainRequested,
     DrainWithdrawn,
-    Event,
     FleetReported,
     InstanceLost,
     InstanceStarted,
@@ -36,11 +34,13 @@ from llumnix.control.scheduler_events import (
     MigrationEnded,
     MoveRequest,
     RequestsReplayed,
+    RoundAt,
+    RoundDue,
     ScalingDecided,
+    SchedulerCommand,
+    SchedulerEvent,
     StartInstances,
     StartRequested,
-    TimerFired,
-    WakeAt,
 )
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Pair, PairingRound, PairingTerms
@@ -94,12 +94,12 @@ class GlobalScheduler:
         self.last_round = PairingRound((), ())
         """What the last round of pairing decided and why, for display."""
 
-    def handle(self, event: Event) -> list[Command]:
+    def handle(self, event: SchedulerEvent) -> list[SchedulerCommand]:
         """Takes one event. Times must not go backwards."""
         match event:
             case LoadReported():
                 return self._on_report(event) + self._arm(event.at)
-            case TimerFired():
+            case RoundDue():
                 return self._on_timer(event.at)
             case MigrationEnded():
                 return self._on_migration_ended(event)
@@ -132,7 +132,7 @@ class GlobalScheduler:
 
     # what is heard
 
-    def _on_report(self, event: LoadReported) -> list[Command]:
+    def _on_report(self, event: LoadReported) -> list[SchedulerCommand]:
         report = event.snapshot
         known = self._view.read(event.at, report)
         if known is None:
@@ -148,7 +148,7 @@ class GlobalScheduler:
             return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=report.drain_keep, firm=firm))
         return self._relieve(event.at, report.id) if report.short_blocks else []
 
-    def _on_migration_ended(self, event: MigrationEnded) -> list[Command]:
+    def _on_migration_ended(self, event: MigrationEnded) -> list[SchedulerCommand]:
         outcome = event.outcome
         source, target, nothing_left = outcome.source, outcome.order.target, outcome.request is None
         if not self.moves.end((source, target), whole=nothing_left):
@@ -163,7 +163,7 @@ class GlobalScheduler:
             self._back_off.refused(event.at, source, None if nothing_left else target)
         return self.drains.go_on(event.at, source)
 
-    def _on_drain_requested(self, event: DrainRequested) -> list[Command]:
+    def _on_drain_requested(self, event: DrainRequested) -> list[SchedulerCommand]:
         if self._view.get(event.instance) is None:
             self._view.ignore("drain of an unknown instance")
             return []
@@ -180,7 +180,7 @@ class GlobalScheduler:
     def _start(self, at: float, count: int, reason: str) -> StartInstances:
         return StartInstances(count=count, reason=reason, order=self.fleet.order(at, count))
 
-    def _forget(self, at: float, instance: InstanceId) -> list[Command]:
+    def _forget(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
         known = self._view.forget(instance)
         self._freest.forget(instance)
         self.moves.forget(instance)
@@ -189,19 +189,19 @@ class GlobalScheduler:
 
     # the round
 
-    def _arm(self, at: float) -> list[Command]:
+    def _arm(self, at: float) -> list[SchedulerCommand]:
         """Sets the timer if it is not set and there is anything to watch."""
         if self._wake_at_s is not None or not self._view:
             return []
         self._wake_at_s = at + self._config.pairing_interval_s
-        return [WakeAt(at=self._wake_at_s)]
+        return [RoundAt(at=self._wake_at_s)]
 
-    def _on_timer(self, at: float) -> list[Command]:
+    def _on_timer(self, at: float) -> list[SchedulerCommand]:
         if self._wake_at_s is None:
             return []
         if at < self._wake_at_s:
             self._view.ignore("timer before its time")
-            return [WakeAt(at=self._wake_at_s)]
+            return [RoundAt(at=self._wake_at_s)]
         late_s, self._wake_at_s = at - self._wake_at_s, None
         commands = self._declare_lost(at, late_s)
         self.moves.expire(at)
@@ -213,24 +213,24 @@ class GlobalScheduler:
         commands += self._pair(at)
         return commands + self._arm(at)
 
-    def _declare_lost(self, at: float, late_s: float) -> list[Command]:
+    def _declare_lost(self, at: float, late_s: float) -> list[SchedulerCommand]:
         """Whoever was silent, or got nothing done, for too long. After a pause of our own (a stopped process, a long
         swap) nobody is: their reports wait in our queue behind the timer."""
         if late_s > self._instance_timeout_s / 2:
             self._view.excuse_silence(at)
-        commands: list[Command] = []
+        commands: list[SchedulerCommand] = []
         for instance, why in self._view.lost(at, self._instance_timeout_s, self._step_timeout_s).items():
             commands += self._forget(at, instance)
             commands.append(DeclareLost(instance=instance, why=why))
         return commands
 
-    def _scale(self, at: float) -> list[Command]:
+    def _scale(self, at: float) -> list[SchedulerCommand]:
         if self.autoscaler is None or self.autoscaler.mode is ScalingMode.OFF:
             return []
         step = self.autoscaler.look(self.snapshot(at), self.fleet)
         if step is None:
             return []
-        commands: list[Command] = [ScalingDecided(step=step)]
+        commands: list[SchedulerCommand] = [ScalingDecided(step=step)]
         if step.carried_out and step.start:
             commands.append(self._start(at, step.start, f"auto-scaling: {step.reason}"))
         elif step.carried_out and step.drain is not None:
@@ -238,7 +238,7 @@ class GlobalScheduler:
             commands += self.drains.begin(order)
         return commands
 
-    def _pair(self, at: float) -> list[Command]:
+    def _pair(self, at: float) -> list[SchedulerCommand]:
         if self._policy.pairing is None or not self._config.migration:
             return []
         newcomers = self._newcomers(at)
@@ -273,7 +273,7 @@ class GlobalScheduler:
             wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
         return self._ask(at, pair, wanted, str(pair))
 
-    def _relieve(self, at: float, instance: InstanceId) -> list[Command]:
+    def _relieve(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
         """A request leaves before one has to be preempted."""
         if not self._policy.relief or not self._config.migration:
             return []

@@ -17,39 +17,39 @@ ASKED_FOR = "asked for"
 """Why an instance drains, if whoever asked gave no other reason."""
 
 
-class SchedulerEvent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     at: float
     """Seconds on the scheduler's own clock."""
 
 
-class InstanceStarted(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class InstanceStarted(_Event, frozen=True, kw_only=True, tag=True):
     """The instance can serve; its reports follow."""
 
     instance: InstanceId
 
 
-class LoadReported(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class LoadReported(_Event, frozen=True, kw_only=True, tag=True):
     """A report, which is a heartbeat, too. One of an unknown instance makes it known (a restarted scheduler
     learns everything so); one of a lost instance is ignored."""
 
     snapshot: InstanceSnapshot
 
 
-class InstanceLost(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class InstanceLost(_Event, frozen=True, kw_only=True, tag=True):
     """The instance is gone, on purpose or not. Its id never comes back."""
 
     instance: InstanceId
     why: str
 
 
-class MigrationEnded(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class MigrationEnded(_Event, frozen=True, kw_only=True, tag=True):
     """The source's answer to one of the moves that it was asked for. If it had nothing (more) to give, that ends all
     that is still asked of the pair."""
 
     outcome: MoveOutcome
 
 
-class DrainRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class DrainRequested(_Event, frozen=True, kw_only=True, tag=True):
     """Empty the instance; then stop it, or leave it running, empty, with `keep`."""
 
     instance: InstanceId
@@ -61,34 +61,34 @@ class DrainRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
     """There is no way back: its node goes."""
 
 
-class DrainWithdrawn(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class DrainWithdrawn(_Event, frozen=True, kw_only=True, tag=True):
     """The instance is to take requests again (`Drains.why_not_withdrawn` was asked first)."""
 
     instance: InstanceId
 
 
-class RequestsReplayed(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class RequestsReplayed(_Event, frozen=True, kw_only=True, tag=True):
     """A front end's answer to `ReplayRest`."""
 
     instance: InstanceId
     count: int
 
 
-class StartRequested(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class StartRequested(_Event, frozen=True, kw_only=True, tag=True):
     count: int
 
 
-class FleetReported(SchedulerEvent, frozen=True, kw_only=True, tag=True):
+class FleetReported(_Event, frozen=True, kw_only=True, tag=True):
     """What the launcher has and starts: at each change."""
 
     fleet: Fleet
 
 
-class TimerFired(SchedulerEvent, frozen=True, kw_only=True, tag=True):
-    """Answer to `WakeAt`. One that comes early is ignored."""
+class RoundDue(_Event, frozen=True, kw_only=True, tag=True):
+    """Answer to `RoundAt`. One that comes early is ignored."""
 
 
-Event = (
+SchedulerEvent = (
     InstanceStarted
     | LoadReported
     | InstanceLost
@@ -98,7 +98,7 @@ Event = (
     | RequestsReplayed
     | StartRequested
     | FleetReported
-    | TimerFired
+    | RoundDue
 )
 
 
@@ -131,18 +131,18 @@ class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """From the order until it was empty, or until now."""
 
 
-class SchedulerCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class _Command(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pass
 
 
-class MoveRequest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class MoveRequest(_Command, frozen=True, kw_only=True, tag=True):
     """To the source's llumlet, which answers for each request with `MigrationEnded`."""
 
     source: InstanceId
     order: MoveOrder
 
 
-class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class SetDraining(_Command, frozen=True, kw_only=True, tag=True):
     """To the llumlet: report `DRAINING` (and `drain_keep`) from now on, take no requests and no migrations. Without
     `draining`: report `RUNNING`, take them again."""
 
@@ -152,21 +152,21 @@ class SetDraining(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     draining: bool = True
 
 
-class ReplayRest(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class ReplayRest(_Command, frozen=True, kw_only=True, tag=True):
     """To every front end: start the requests that you have on this instance anew elsewhere, if that is exact."""
 
     instance: InstanceId
     reason: str
 
 
-class DrainFinished(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class DrainFinished(_Command, frozen=True, kw_only=True, tag=True):
     """For the record: the drain has ended. `StopInstance` follows unless the instance is kept."""
 
     report: DrainReport
     reason: str
 
 
-class StopInstance(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class StopInstance(_Command, frozen=True, kw_only=True, tag=True):
     """Stop the instance for good; it is empty, unless `kill`. `InstanceLost` confirms."""
 
     instance: InstanceId
@@ -174,7 +174,7 @@ class StopInstance(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     kill: bool = False
 
 
-class DeclareLost(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class DeclareLost(_Command, frozen=True, kw_only=True, tag=True):
     """Nothing was heard of the instance for too long: fence it, tell the front ends, kill it, have another one in its
     place."""
 
@@ -182,26 +182,26 @@ class DeclareLost(SchedulerCommand, frozen=True, kw_only=True, tag=True):
     why: str
 
 
-class StartInstances(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class StartInstances(_Command, frozen=True, kw_only=True, tag=True):
     count: int
     reason: str
     order: int
     """Number of this order; the launcher repeats it in its counts (`Fleet.last_order`)."""
 
 
-class ScalingDecided(SchedulerCommand, frozen=True, kw_only=True, tag=True):
+class ScalingDecided(_Command, frozen=True, kw_only=True, tag=True):
     """For the record: auto-scaling did this, or would do it (`step.carried_out`)."""
 
     step: ScalingStep
 
 
-class WakeAt(SchedulerCommand, frozen=True, kw_only=True, tag=True):
-    """Send `TimerFired` at this time. A later `WakeAt` replaces it."""
+class RoundAt(_Command, frozen=True, kw_only=True, tag=True):
+    """Send `RoundDue` at this time. A later `RoundAt` replaces it."""
 
     at: float
 
 
-Command = (
+SchedulerCommand = (
     MoveRequest
     | SetDraining
     | ReplayRest
@@ -210,5 +210,5 @@ Command = (
     | DeclareLost
     | StartInstances
     | ScalingDecided
-    | WakeAt
+    | RoundAt
 )

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from llumnix.control.commands import AnyCommand, Install, Pull, Reserve, Send
-from llumnix.control.events import AnyEvent, MoveOut, Received
+from llumnix.control.events import AnyEvent, MoveOrdered, Received
 from llumnix.control.messages import AnyMessage, Commit, Copy, Prepare
 from llumnix.types import RequestId
 
@@ -58,7 +58,7 @@ class Story:
 
     def add(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
         self._newer.append(Entry(light(event), light_commands(commands)))
-        if isinstance(event, MoveOut):
+        if isinstance(event, MoveOrdered):
             self._newer_candidates += len(event.candidates)
 
     @property

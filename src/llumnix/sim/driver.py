@@ -226,16 +226,16 @@ class _Run:
         ended = sched.MigrationEnded(at=self.kernel.now + self._network.message_s, outcome=outcome)
         self._network.deliver(self._schedule, ended)
 
-    def _schedule(self, event: sched.Event) -> None:
+    def _schedule(self, event: sched.SchedulerEvent) -> None:
         commands = self._scheduler.handle(event)
         if self._record is not None:
             self._record(event, commands)
         for command in commands:
             self._obey(command)
 
-    def _obey(self, command: sched.Command) -> None:
+    def _obey(self, command: sched.SchedulerCommand) -> None:
         match command:
-            case sched.WakeAt():
+            case sched.RoundAt():
                 self._wake_at(command.at)
             case sched.MoveRequest():
                 source = self._instances.get(command.source)
@@ -282,7 +282,7 @@ class _Run:
 
     def _wake_scheduler(self) -> None:
         self._wake = None
-        self._schedule(sched.TimerFired(at=self.kernel.now))
+        self._schedule(sched.RoundDue(at=self.kernel.now))
 
     # ------------------------------------------------------------------ the launcher, and what goes wrong
 

@@ -61,7 +61,7 @@ class SimInstance:
         if not self.account.alive or self._reads_later(self.move_out, order):
             return
         all_here = candidates(self.account, self.engine, tells_rest=not self._world.paper_body)
-        self.hear(told.MoveOut(self._kernel.now, order, all_here))
+        self.hear(told.MoveOrdered(self._kernel.now, order, all_here))
 
     def set_draining(self, draining: bool, keep: bool) -> None:
         if self._reads_later(self.set_draining, draining, keep):

@@ -40,7 +40,7 @@ _LENGTH = struct.Struct(">I")
 _TIMEVAL = struct.Struct("@ll")
 
 
-class Refused(Exception):
+class SourceRefused(Exception):
     """The peer understood and said no; `str(error)` is its reason. The connection stays usable."""
 
 
@@ -196,15 +196,15 @@ def welcome_puller(connection: Connection, secret: bytes, incarnation: str, shap
 
 
 def greet_source(connection: Connection, secret: bytes, incarnation: str, shape: PoolShape) -> None:
-    """The puller's side of the handshake. Raises Refused, or ProtocolError when the source cannot prove itself."""
+    """The puller's side of the handshake. Raises SourceRefused, and ProtocolError if the source cannot prove itself."""
     hello = connection.receive(Hello, HANDSHAKE_FRAME_BYTES)
     if hello.protocol != PROTOCOL:
-        raise Refused(f"the source speaks version {hello.protocol} of the protocol, this end version {PROTOCOL}")
+        raise SourceRefused(f"the source speaks version {hello.protocol} of the protocol, this end version {PROTOCOL}")
     nonce = os.urandom(16)
     connection.send(Proof(nonce, _mac(secret, b"puller", hello.nonce + nonce, incarnation), shape))
     welcome = connection.receive(Welcome, HANDSHAKE_FRAME_BYTES)
     if welcome.refused:
-        raise Refused(welcome.refused)
+        raise SourceRefused(welcome.refused)
     if not hmac.compare_digest(welcome.mac, _mac(secret, b"source", hello.nonce + nonce, incarnation)):
         raise ProtocolError("the source does not know the secret")
 

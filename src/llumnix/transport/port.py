@@ -104,7 +104,7 @@ class PullResult(msgspec.Struct, frozen=True, kw_only=True):
     """Late bytes may still land in the target blocks: do not reuse them before `on_released`."""
 
 
-class Pull(Protocol):
+class PullInFlight(Protocol):
     """A pull in flight."""
 
     def cancel(self) -> None:
@@ -133,7 +133,7 @@ class Transport(Protocol):
         *,
         on_done: Callable[[PullResult], None],
         on_released: Callable[[], None],
-    ) -> Pull:
+    ) -> PullInFlight:
         """Copies the peer's `source_blocks` into `target_blocks` (same order) in a background thread.
 
         `on_done` is called exactly once, from that thread, at most `deadline_s` seconds from now (a little

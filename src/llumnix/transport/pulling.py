@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llumnix.transport.choose import Address, Way, choose
-from llumnix.transport.connection import Connection, ProtocolError, Refused, Reply, Request, greet_source
+from llumnix.transport.connection import Connection, ProtocolError, Reply, Request, SourceRefused, greet_source
 from llumnix.transport.pieces import total_bytes
 from llumnix.transport.port import Pool, PullResult, TransportError
 
@@ -34,7 +34,7 @@ MAX_IDLE = 32
 
 
 class SocketPull:
-    """A pull in flight (`port.Pull`)."""
+    """A pull in flight (`port.PullInFlight`)."""
 
     def __init__(self, blocks: NDArray[np.uint64], target_blocks: NDArray[np.uint64], deadline_s: float) -> None:
         self.source_blocks = blocks
@@ -143,7 +143,7 @@ class Puller:
         try:
             if not self._fetch_over_idle(address, pull):
                 self._fetch_over(self._connect(Address.parse(address), pull), address, pull)
-        except Refused as refused:
+        except SourceRefused as refused:
             return f"the source refused: {refused}"
         except TimeoutError:
             return pull.called_off or f"not complete within {pull.deadline_s:g} s"
@@ -173,7 +173,7 @@ class Puller:
             pull.use(connection)
             self._fetch(connection, pull)
             healthy = True
-        except Refused:
+        except SourceRefused:
             healthy = True
             raise
         finally:
@@ -188,7 +188,7 @@ class Puller:
             connection.send(Request.of(pull.source_blocks, pull.until - time.monotonic()))
             reply = connection.receive(Reply, MAX_REPLY_BYTES)
             if reply.refused:
-                raise Refused(reply.refused)
+                raise SourceRefused(reply.refused)
             expected = len(pull.target_blocks) * self._pool.shape.block_bytes
             if reply.bytes != expected:
                 raise ProtocolError(f"the source offers {reply.bytes} bytes where {expected} were asked for")
@@ -199,7 +199,7 @@ class Puller:
                 batch = next(batches, None)
 
     def _connect(self, source: Address, pull: SocketPull) -> Connection:
-        """Tries each way in turn. Raises TransportError when none works, Refused when the source says no."""
+        """Tries each way in turn. Raises TransportError when none works, SourceRefused when the source says no."""
         choice = choose(source, self._host, SCHEMES)
         failures = list(choice.passed_over)
         for way in choice.ways:

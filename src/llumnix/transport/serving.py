@@ -36,7 +36,7 @@ class ServerLimits:
     """Seconds a connection stays open without a request. Making a new one takes less than a millisecond."""
 
 
-class Server:
+class BlockServer:
     """Serves the blocks of `pool` on `listeners` to whoever proves to know `secret`."""
 
     def __init__(

@@ -19,7 +19,7 @@ from llumnix.transport.choose import Address, Way
 from llumnix.transport.pieces import block_ids
 from llumnix.transport.port import BlockIds, Pool, PullResult, TransportError
 from llumnix.transport.pulling import Puller, SocketPull
-from llumnix.transport.serving import Server, ServerLimits
+from llumnix.transport.serving import BlockServer, ServerLimits
 
 UNIX_PATH_BYTES = 107
 """Longest path of a unix socket (Linux, `man 7 unix`, without the final zero)."""
@@ -70,7 +70,7 @@ class SocketTransport:
         host = host_id()
         self._address = str(Address(incarnation=incarnation, host=host, ways=tuple(ways)))
         self._puller = Puller(pool, secret, host, options.max_pulls)
-        self._server = Server(pool, listeners, secret, incarnation, options.server)
+        self._server = BlockServer(pool, listeners, secret, incarnation, options.server)
         self._closed = False
 
     @property

@@ -29,7 +29,7 @@ from llumnix.cluster.nursery_messages import (
     ForkFrontEnd,
     ForkInstance,
     FromNursery,
-    Prepare,
+    LoadEngine,
     SignalChild,
     StopListening,
     receive_from_launcher,
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     linux.die_with_parent(int(arguments[1]))
     channel = socket.socket(fileno=int(arguments[0]))
     prepare = receive_from_launcher(channel)
-    if not isinstance(prepare, Prepare):
+    if not isinstance(prepare, LoadEngine):
         return 1
     home = NurseryProcess(os.environ, log=None)  # it loads the engine while we connect
     home.send(prepare)
@@ -105,7 +105,7 @@ def _on_the_spot(instances: int, needs: Resources, stack: contextlib.ExitStack) 
 class House:
     """One nursery to the launcher: front ends at home, each instance in a room of its own on some node."""
 
-    def __init__(self, channel: socket.socket, home: NurseryProcess, prepare: Prepare) -> None:
+    def __init__(self, channel: socket.socket, home: NurseryProcess, prepare: LoadEngine) -> None:
         self._channel = channel
         self._home = home
         self._prepare = prepare
@@ -140,7 +140,7 @@ class House:
                 group.create_task(self._house(order.id, tenant))
             case SignalChild() if order.child in self._tenants:
                 self._tenants[order.child].signal(order)
-            case ForkFrontEnd() | SignalChild() | StopListening() | Prepare():
+            case ForkFrontEnd() | SignalChild() | StopListening() | LoadEngine():
                 self._home.send(order)
             case _:
                 assert_never(order)

@@ -23,7 +23,7 @@ from llumnix.cluster.nursery_messages import (
     Failed,
     ForkInstance,
     FromNursery,
-    Prepare,
+    LoadEngine,
     SignalChild,
     decode_order,
     encode,
@@ -48,7 +48,7 @@ class NodeRoom:
         """Starts a nursery for `instance`, told what the launcher said, made fit for this node. Returns its name."""
         self._nursery_log = f"nursery-{instance}"
         asked = decode_order(prepare)
-        assert isinstance(asked, Prepare)
+        assert isinstance(asked, LoadEngine)
         node = node_name()
         self._nursery, here = self._start(asked, node, dict(os.environ) | environment)
         asyncio.get_running_loop().add_reader(self._nursery.channel, self._hear)
@@ -77,7 +77,7 @@ class NodeRoom:
             self._nursery = None
         self._stack.close()
 
-    def _start(self, asked: Prepare, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, Prepare]:
+    def _start(self, asked: LoadEngine, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, LoadEngine]:
         run_dir = self._stack.enter_context(private_run_dir())
         host = _LOOPBACK if asked.book.host == _LOOPBACK else ray.util.get_node_ip_address()
         self._log_dir = logs.open_folder(asked.cluster, run_dir)

@@ -27,7 +27,7 @@ from llumnix.cluster.nursery_messages import (
     ForkInstance,
     FromNursery,
     Leaving,
-    Prepare,
+    LoadEngine,
     Ready,
     SignalChild,
     Waiting,
@@ -72,7 +72,7 @@ class Tenant:
     def __init__(
         self,
         fork: ForkInstance,
-        prepare: Prepare,
+        prepare: LoadEngine,
         tell: Callable[[FromNursery], None],
         neighbours: Neighbours,
     ) -> None:

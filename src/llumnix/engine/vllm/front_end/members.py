@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from llumnix.control.gone import Gone
+from llumnix.control.gone import GoneIds
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.base import InstanceInfo
@@ -54,7 +54,7 @@ class Members:
         """Those that are called, and the members."""
         self.joined = asyncio.Event()
         """Set while at least one instance takes requests."""
-        self._gone = Gone()
+        self._gone = GoneIds()
 
     def is_unknown(self, instance: InstanceId) -> bool:
         return not (instance in self.known or instance in self._gone)

@@ -48,7 +48,7 @@ class LlumletDriver:
         exact = order.order.wanted.at_least_blocks > 0
         stay = bool(self.engine_pins or self.incoming.closed)
         candidates = request_snapshots(self._scheduler, stay, order.order.request, exact=exact)
-        self.handle(events.MoveOut(self._clock(), order.order, candidates))
+        self.handle(events.MoveOrdered(self._clock(), order.order, candidates))
 
     def peer_said(self, peer: Peer, prepared: Request | str | None) -> None:
         """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread, or why

@@ -8,7 +8,7 @@ import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from llumnix.control import commands
-from llumnix.control.gone import Gone
+from llumnix.control.gone import GoneIds
 from llumnix.control.messages import (
     AnyMessage,
     Cancel,
@@ -36,7 +36,7 @@ class Letters:
 
     def __init__(self, engine: EngineAccess, book: AddressBook) -> None:
         self._peers: dict[InstanceId, InstanceInfo] = {}
-        self._gone = Gone()
+        self._gone = GoneIds()
         self._engine = engine
         self._book = book
         self._codec = RequestCodec()
