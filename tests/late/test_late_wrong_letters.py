@@ -15,8 +15,9 @@ from late_pair import LatePair, Session
 from vllm.v1.request import RequestStatus
 
 from llumnix.control.messages import AnyMessage, Commit, Committed, Copied, Copy, Prepare, Prepared
-from llumnix.engine.vllm.instance.state import Identity
-from llumnix.types import Epoch, InstanceId
+from llumnix.engine.vllm.instance.incoming import Refusal
+from llumnix.engine.vllm.instance.state import Identity, passport_of
+from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.to_instance import Peer
 
 NONSENSE = b"\xc1"  # a byte that msgpack never uses
@@ -158,3 +159,22 @@ def test_letter_to_an_engine_that_has_just_aborted_all_of_its_requests(pair: Lat
     while pair.wires.letters or pair.wires.pulls:
         pair.deliver()
         pair.copy(BLOCKS)
+
+
+def test_request_comes_back_before_the_workers_have_forgotten_it(pair: LatePair) -> None:
+    """The V1 runner forgets what has left with the next step, after it was told of what came meanwhile."""
+    core = pair.cores[1]
+    session = pair.ask(1, list(range(20)), 30)
+    pair.step(1)
+    request = core.scheduler.requests[session.engine_id]
+    core.abort(session.engine_id)
+    again, _ = core.preprocess_add_request(passport_of(request).original)
+    incoming = core.office.driver.incoming
+    key = RequestId(session.engine_id), Epoch(1)
+    with pytest.raises(Refusal, match="a copy of the request is still here"):
+        incoming.reserve(key, again, 1)
+    while core.busy:
+        core.step()
+    incoming.reserve(key, again, 1)
+    incoming.drop(key)
+    assert pair.leftovers == []

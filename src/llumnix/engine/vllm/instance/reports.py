@@ -49,6 +49,7 @@ class Reports:
         self._number = 0
         self._look_s = self._sent_s = self._told_launcher_s = 0.0
         self._pace = ReportPace(spec.cluster, spec.cluster.instances)
+        self._last = self.make()
 
     @property
     def heartbeat_s(self) -> float:
@@ -110,7 +111,7 @@ class Reports:
         return Report(info=self._driver.info, snapshot=snapshot)
 
     def beat(self) -> None:
-        """On the heart's thread, once a first one was sent: to those who have not just heard a report. The launcher
+        """On the heart's thread: to those who have not just heard a report. The launcher
         needs no load, only to know when an instance serves. Who sleeps although something waits for it does not rest,
         but hangs."""
         now = monotonic()
