@@ -460,8 +460,8 @@ class World:
         self.now = max(self.now, min(alarms, default=self.now)) if seconds is None else self.now + seconds
         for instance in [each for each, deadline in self.deadlines.items() if deadline <= self.now]:
             self._bury(instance)
-        for instance in self.living:
-            instance.fire_timer()
+        for living in self.living:
+            living.fire_timer()
 
     @property
     def living(self) -> list[Instance]:

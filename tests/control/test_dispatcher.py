@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -29,7 +31,7 @@ def dispatcher(*reports: InstanceSnapshot, policy: str = "llumnix", front_end: i
     return made
 
 
-def placed(dispatcher: Dispatcher, count: int, **facts) -> list[str]:
+def placed(dispatcher: Dispatcher, count: int, **facts: Any) -> list[str]:
     chosen = [dispatcher.dispatch(request(f"r{k}", **facts)) for k in range(count)]
     return [one.instance if one else "none" for one in chosen]
 
@@ -38,24 +40,24 @@ def waiting(dispatcher: Dispatcher) -> dict[str, tuple[int, int]]:
     return {one.id: (one.waiting, one.queued_blocks) for one in dispatcher.snapshot(0.0).instances}
 
 
-def test_nobody_to_take_it():
+def test_nobody_to_take_it() -> None:
     assert dispatcher().dispatch(request()) is None
 
 
-def test_burst_is_spread_though_no_report_comes():
+def test_burst_is_spread_though_no_report_comes() -> None:
     d = dispatcher(report("a"), report("b"), report("c"))
     assert placed(d, 6) == ["a", "b", "c", "a", "b", "c"]
     assert waiting(d) == {"a": (2, 20), "b": (2, 20), "c": (2, 20)}
 
 
-def test_decision_says_why():
+def test_decision_says_why() -> None:
     d = dispatcher(report("a", free_blocks=500, running=10), report("b", free_blocks=900, running=10))
     dispatch = d.dispatch(request())
     assert dispatch is not None
     assert str(dispatch.reason) == "b has the best freeness of 2: 90 (next a: 50)"
 
 
-def test_report_closes_exactly_the_dispatches_that_it_counts():
+def test_report_closes_exactly_the_dispatches_that_it_counts() -> None:
     d = dispatcher(report("a"))
     placed(d, 3)
     d.on_report(report("a", 2, waiting=1, queued_blocks=10, head_of_line_blocks=10, dispatches_seen=(1,)), 0.0)
@@ -64,35 +66,35 @@ def test_report_closes_exactly_the_dispatches_that_it_counts():
     assert waiting(d) == {"a": (0, 0)}
 
 
-def test_each_front_end_has_its_own_count():
+def test_each_front_end_has_its_own_count() -> None:
     d = dispatcher(report("a", dispatches_seen=(9, 4)), front_end=1)
     placed(d, 2)
     d.on_report(report("a", 2, dispatches_seen=(20, 5)), 0.0)
     assert waiting(d)["a"] == (1, 10)
 
 
-def test_report_that_does_not_know_this_front_end_yet_counts_nothing():
+def test_report_that_does_not_know_this_front_end_yet_counts_nothing() -> None:
     d = dispatcher(report("a"), front_end=3)
     placed(d, 2)
     d.on_report(report("a", 2, dispatches_seen=(7,)), 0.0)
     assert waiting(d)["a"] == (2, 20)
 
 
-def test_restarted_front_end_starts_from_the_count_that_it_finds():
+def test_restarted_front_end_starts_from_the_count_that_it_finds() -> None:
     d = dispatcher(report("a", dispatches_seen=(50,)))
     placed(d, 2)
     d.on_report(report("a", 2, dispatches_seen=(51,)), 0.0)
     assert waiting(d)["a"] == (1, 10)
 
 
-def test_older_report_that_comes_late_changes_nothing():
+def test_older_report_that_comes_late_changes_nothing() -> None:
     d = dispatcher(report("a", 5, running=7))
     d.on_report(report("a", 5, running=1), 0.0)
     d.on_report(report("a", 4, running=2), 0.0)
     assert d.snapshot(0.0).instances[0].running == 7
 
 
-def test_request_that_was_never_sent_is_forgotten_and_the_count_stays_exact():
+def test_request_that_was_never_sent_is_forgotten_and_the_count_stays_exact() -> None:
     d = dispatcher(report("a"))
     first, second = d.dispatch(request("x", 160)), d.dispatch(request("y", 320))
     assert first is not None
@@ -105,12 +107,12 @@ def test_request_that_was_never_sent_is_forgotten_and_the_count_stays_exact():
 
 
 @pytest.mark.parametrize("state", [state for state in InstanceState if state is not InstanceState.RUNNING])
-def test_only_running_instances_are_chosen(state: InstanceState):
+def test_only_running_instances_are_chosen(state: InstanceState) -> None:
     d = dispatcher(report("a", state=state), report("b", running=200, free_blocks=0))
     assert placed(d, 3) == ["b", "b", "b"]
 
 
-def test_instance_that_begins_to_drain_gets_no_more():
+def test_instance_that_begins_to_drain_gets_no_more() -> None:
     d = dispatcher(report("a"), report("b", running=200, free_blocks=0))
     assert placed(d, 1) == ["a"]
     d.on_report(report("a", 2, state=InstanceState.DRAINING), 0.0)
@@ -119,7 +121,7 @@ def test_instance_that_begins_to_drain_gets_no_more():
     assert placed(d, 1) == ["a"]
 
 
-def test_removed_instance_is_gone_for_good():
+def test_removed_instance_is_gone_for_good() -> None:
     d = dispatcher(report("a"), report("b"))
     placed(d, 2)
     d.on_removed(InstanceId("a"))
@@ -133,7 +135,7 @@ def test_removed_instance_is_gone_for_good():
     assert d.dispatch(request()) is None
 
 
-def test_memory_of_removed_instances_is_bounded():
+def test_memory_of_removed_instances_is_bounded() -> None:
     d = dispatcher()
     for k in range(REMEMBERED + 1):
         d.on_removed(InstanceId(f"gone-{k}"))
@@ -143,7 +145,7 @@ def test_memory_of_removed_instances_is_bounded():
     assert len(d.snapshot(0.0).instances) == 1
 
 
-def test_replay_avoids_the_instance_that_failed():
+def test_replay_avoids_the_instance_that_failed() -> None:
     d = dispatcher(report("a"), report("b", running=100, free_blocks=10), report("c", running=100, free_blocks=5))
     dispatch = d.dispatch(request(), avoid=frozenset({InstanceId("a"), InstanceId("unknown")}))
     assert dispatch is not None
@@ -151,14 +153,14 @@ def test_replay_avoids_the_instance_that_failed():
     assert d.dispatch(request(), avoid=frozenset({InstanceId("a"), InstanceId("b"), InstanceId("c")})) is None
 
 
-def test_request_goes_only_where_it_could_ever_run():
+def test_request_goes_only_where_it_could_ever_run() -> None:
     d = dispatcher(report("small", total_blocks=10, free_blocks=10, watermark_blocks=1), report("big", running=30))
     assert placed(d, 1, tokens=145) == ["big"]
     assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=161) == ["none"]
     assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=160) == ["small"]
 
 
-def test_high_requests_share_an_instance_and_normals_keep_away():
+def test_high_requests_share_an_instance_and_normals_keep_away() -> None:
     d = dispatcher(*(report(name, free_blocks=500, running=5) for name in "abc"))
     assert placed(d, 2, priority=HIGH) == ["a", "a"]
     assert "a" not in placed(d, 4)
@@ -172,19 +174,19 @@ def test_high_requests_share_an_instance_and_normals_keep_away():
         ("vllm-dp", ["b", "c", "b", "a", "c", "b"]),
     ],
 )
-def test_baselines_place_a_burst(policy: str, chosen: list[str]):
+def test_baselines_place_a_burst(policy: str, chosen: list[str]) -> None:
     d = dispatcher(report("a", running=7), report("b", running=1), report("c", running=3), policy=policy)
     assert placed(d, 6) == chosen
 
 
-def test_round_robin_gives_a_new_instance_one_turn_not_a_flood():
+def test_round_robin_gives_a_new_instance_one_turn_not_a_flood() -> None:
     d = dispatcher(report("a"), report("b"), policy="round-robin")
     placed(d, 4)
     d.on_report(report("c"), 0.0)
     assert placed(d, 4) == ["c", "a", "b", "c"]
 
 
-def test_display_is_sorted_by_id():
+def test_display_is_sorted_by_id() -> None:
     assert [one.id for one in dispatcher(report("b"), report("c"), report("a")).snapshot(4.0).instances] == list("abc")
 
 
@@ -209,7 +211,7 @@ def beat(said: InstanceSnapshot, **facts: object) -> InstanceSnapshot:
     return replace(said, **facts)
 
 
-def test_engine_that_stands_still_is_the_last_choice_until_it_goes_on():
+def test_engine_that_stands_still_is_the_last_choice_until_it_goes_on() -> None:
     hung, slow = report("a", running=1), report("b", running=40, free_blocks=400)
     d = dispatcher(hung, slow)
     for at in (1.0, 1.9):
@@ -222,12 +224,14 @@ def test_engine_that_stands_still_is_the_last_choice_until_it_goes_on():
         str(dispatch.reason)
         == "b has the best freeness of 1, 1 more standing still: 10 (the only one that can take it)"
     )
-    assert d.dispatch(request(), frozenset({InstanceId("b")})).instance == "a", "better than nobody"
+    dispatch = d.dispatch(request(), frozenset({InstanceId("b")}))
+    assert dispatch is not None
+    assert dispatch.instance == "a", "better than nobody"
     d.on_report(report("a", 2, running=1), 3.0)
     assert placed(d, 1) == ["a"]
 
 
-def test_engine_that_dates_its_heartbeats_anew_does_not_stand_still():
+def test_engine_that_dates_its_heartbeats_anew_does_not_stand_still() -> None:
     said = report("a", running=1)
     d = dispatcher(said, report("b", running=40, free_blocks=400))
     for at in range(1, 20):
@@ -235,7 +239,7 @@ def test_engine_that_dates_its_heartbeats_anew_does_not_stand_still():
     assert placed(d, 1) == ["a"]
 
 
-def test_idle_engine_that_reads_nothing_any_more_stands_still():
+def test_idle_engine_that_reads_nothing_any_more_stands_still() -> None:
     said = report("a")
     d = dispatcher(said, report("b", running=40, free_blocks=400))
     d.on_report(said, 100.0)
@@ -244,7 +248,7 @@ def test_idle_engine_that_reads_nothing_any_more_stands_still():
     assert placed(d, 1) == ["b"]
 
 
-def test_where_all_engines_stand_still_the_freest_is_taken():
+def test_where_all_engines_stand_still_the_freest_is_taken() -> None:
     both = [report("a", running=1), report("b", running=1, free_blocks=900)]
     d = dispatcher(*both)
     for one in both:
@@ -254,7 +258,7 @@ def test_where_all_engines_stand_still_the_freest_is_taken():
     assert placed(d, 1) == ["b"]
 
 
-def test_the_papers_dispatch_does_not_look_whether_an_engine_stands_still():
+def test_the_papers_dispatch_does_not_look_whether_an_engine_stands_still() -> None:
     hung = report("a", running=1)
     d = dispatcher(hung, report("b", running=40, free_blocks=400), policy="llumnix-paper")
     d.on_report(hung, 100.0)

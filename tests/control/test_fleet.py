@@ -5,13 +5,13 @@ from __future__ import annotations
 from llumnix.control.fleet import ORDER_DEADLINE_S, Fleet, FleetView
 
 
-def test_nothing_is_known_before_the_launcher_spoke():
+def test_nothing_is_known_before_the_launcher_spoke() -> None:
     view = FleetView()
     assert not view.known
     assert view.starting(heard=0) == 0
 
 
-def test_an_order_counts_as_starting_until_the_launcher_counts_it():
+def test_an_order_counts_as_starting_until_the_launcher_counts_it() -> None:
     view = FleetView()
     view.tell(0.0, Fleet(serving=1, starting=0))
     assert view.order(1.0, 2) == 1
@@ -23,14 +23,14 @@ def test_an_order_counts_as_starting_until_the_launcher_counts_it():
     assert view.starting(heard=1) == 3
 
 
-def test_one_that_serves_and_was_not_heard_yet_is_coming():
+def test_one_that_serves_and_was_not_heard_yet_is_coming() -> None:
     view = FleetView()
     view.tell(0.0, Fleet(serving=3, starting=1))
     assert view.starting(heard=2) == 2
     assert view.starting(heard=4) == 1, "its report was faster than the launcher's word"
 
 
-def test_an_order_that_got_lost_is_forgotten():
+def test_an_order_that_got_lost_is_forgotten() -> None:
     view = FleetView()
     view.tell(0.0, Fleet(serving=1, starting=0))
     view.order(0.0, 1)
@@ -40,7 +40,7 @@ def test_an_order_that_got_lost_is_forgotten():
     assert view.starting(heard=1) == 0
 
 
-def test_instance_seconds_are_the_time_that_each_existed():
+def test_instance_seconds_are_the_time_that_each_existed() -> None:
     view = FleetView()
     assert view.instance_seconds(0.0) == 0
     view.tell(10.0, Fleet(serving=1, starting=1))

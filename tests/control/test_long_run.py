@@ -4,6 +4,7 @@ is there, and what they are meant to remember."""
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from migration_pair import World
 from migration_walk import STORM, Action, open_one, start
@@ -183,7 +184,7 @@ def test_ownership_holds_the_streams_that_run() -> None:
         stream = owners.opened(name, places[0])
         for epoch in range(1, rng.randint(1, 4)):
             target = rng.choice([place for place in places if place != stream.owner])
-            header = {"request": name, "epoch": Epoch(epoch)}
+            header: dict[str, Any] = {"request": name, "epoch": Epoch(epoch)}
             if rng.random() < 0.8:
                 owners.notice_arrived(Adopted(**header, sender=target, output_tokens=stream.delivered_tokens))
                 owners.outputs_arrived(name, target, ("held",), 1)

@@ -5,6 +5,8 @@ The world (`migration_pair`) checks after every step; `settle` checks that all c
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from migration_walk import CALM, CONFUSED, LATE, STORM, WEIGHTS, expendable, wal
 PLACE = st.integers(min_value=0, max_value=10)
 
 
-def pick(choices: list, place: int):
+def pick(choices: list[Any], place: int) -> Any:
     return choices[place % len(choices)]
 
 
@@ -93,7 +95,7 @@ class MigrationModel(RuleBasedStateMachine):
     def abort(self, place: int) -> None:
         self.world.abort(pick([each for each in self.world.clients if not each.done and not each.aborted], place))
 
-    @precondition(lambda self: expendable(self.world))
+    @precondition(lambda self: bool(expendable(self.world)))
     @rule(place=PLACE, unread=st.sampled_from([0, 1, 100]), expected=st.booleans())
     def kill(self, place: int, unread: int, expected: bool) -> None:
         self.world.kill(pick(expendable(self.world), place), unread, expected)

@@ -24,7 +24,7 @@ Patch = pytest.MonkeyPatch
 
 
 def edge(patch: Patch, table: Any, state: object, event: type, do: object, to: object) -> None:
-    patch.setitem(table[state], event, Edge(do, to))  # type: ignore[arg-type, type-var]
+    patch.setitem(table[state], event, Edge(do, to))  # type: ignore[arg-type]
 
 
 def tokens_of_the_target_are_not_held(patch: Patch) -> None:

@@ -1,5 +1,7 @@
 """The front end's side: who owns a stream, what is held, what is dropped, who is told what."""
 
+# Ids are plain strings here, and of what class a command is, the test itself shows.
+# mypy: disable-error-code="arg-type, index, type-arg, union-attr"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -332,7 +334,8 @@ def test_abort_that_did_not_find_its_request_is_sent_again(front: Ownership) -> 
     """One that arrived while the grammar of a resumed request was still compiled, say."""
     front.aborted("r")
     late = [token(front, "a", value) for value in range(OUTPUTS_PER_ABORT + 1)]
-    assert late == [[]] * OUTPUTS_PER_ABORT + [[Abort("a", "r")]]
+    assert late[:-1] == [[]] * OUTPUTS_PER_ABORT
+    assert late[-1] == [Abort("a", "r")]
 
 
 def test_aborts_are_remembered_for_a_while(front: Ownership) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -107,7 +109,7 @@ def kinds(commands: list[SchedulerCommand]) -> list[str]:
 # rounds
 
 
-def test_round_moves_a_request_and_says_why():
+def test_round_moves_a_request_and_says_why() -> None:
     b = body()
     assert b.wait(1.0) == [
         MoveRequest(
@@ -122,13 +124,13 @@ def test_round_moves_a_request_and_says_why():
     ]
 
 
-def test_nothing_happens_between_rounds():
+def test_nothing_happens_between_rounds() -> None:
     b = body()
     assert b.wait(0.99) == []
     assert b.report("c", **FREE) == []
 
 
-def test_timer_runs_only_while_there_are_instances():
+def test_timer_runs_only_while_there_are_instances() -> None:
     b = Body()
     assert b.wake_at is None
     b.report("a")
@@ -140,22 +142,22 @@ def test_timer_runs_only_while_there_are_instances():
     assert b.wake_at == 6.0
 
 
-def test_timer_that_fires_early_is_asked_for_again():
+def test_timer_that_fires_early_is_asked_for_again() -> None:
     b = body()
     assert b.scheduler.handle(RoundDue(at=0.5)) == [RoundAt(at=1.0)]
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
 
 
-def test_timer_that_nobody_asked_for_is_ignored():
+def test_timer_that_nobody_asked_for_is_ignored() -> None:
     assert Body().tell(RoundDue(at=5.0)) == []
 
 
 @pytest.mark.parametrize("knobs", [{"migration": False}, {"policy": "round-robin"}, {"policy": "infaas++"}])
-def test_no_pairing_when(knobs):
+def test_no_pairing_when(knobs: dict[str, Any]) -> None:
     assert body(**knobs).wait(3.0) == []
 
 
-def test_paper_policy_pairs_by_its_own_threshold():
+def test_paper_policy_pairs_by_its_own_threshold() -> None:
     b = Body(policy="llumnix-paper")
     b.report("a", free_blocks=350, running=40)
     b.report("b", free_blocks=900, running=5)
@@ -164,7 +166,7 @@ def test_paper_policy_pairs_by_its_own_threshold():
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
 
 
-def test_rejections_are_kept_for_display():
+def test_rejections_are_kept_for_display() -> None:
     b = Body()
     b.report("a", **FULL)
     b.wait(1.0)
@@ -174,7 +176,7 @@ def test_rejections_are_kept_for_display():
 # moves in flight
 
 
-def test_busy_instances_wait_for_the_answer():
+def test_busy_instances_wait_for_the_answer() -> None:
     b = body()
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
     b.report("c", **FREE)
@@ -183,14 +185,14 @@ def test_busy_instances_wait_for_the_answer():
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
 
 
-def test_limit_of_two_lets_an_instance_make_two():
+def test_limit_of_two_lets_an_instance_make_two() -> None:
     b = body(max_migrations_per_instance=2)
     assert moves(b.wait(3.0)) == [("a", "b", 1), ("a", "b", 1)]
     b.end("a", "b")
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
 
 
-def test_moves_that_reports_count_count_once():
+def test_moves_that_reports_count_count_once() -> None:
     b = body(max_migrations_per_instance=2)
     b.wait(1.0)
     b.report("a", **FULL, outgoing=1)
@@ -199,7 +201,7 @@ def test_moves_that_reports_count_count_once():
     assert moves(b.wait(1.0)) == []
 
 
-def test_lost_answer_blocks_nobody_for_ever():
+def test_lost_answer_blocks_nobody_for_ever() -> None:
     b = body()
     b.wait(1.0)
     assert b.wait(MOVE_DEADLINE_S - 0.5) == []
@@ -207,14 +209,14 @@ def test_lost_answer_blocks_nobody_for_ever():
     assert len(b.scheduler.moves) == 1
 
 
-def test_answer_that_comes_after_the_deadline_changes_nothing():
+def test_answer_that_comes_after_the_deadline_changes_nothing() -> None:
     b = body(migration=False)
     b.end("a", "b")
     b.end("x", "y", ok=False)
     assert b.scheduler.ignored == {"answer to a move that is not in flight": 2}
 
 
-def test_refused_pair_is_left_alone_twice_as_long_each_time():
+def test_refused_pair_is_left_alone_twice_as_long_each_time() -> None:
     b = body(pairing_interval_s=0.125)
     b.wait(0.125)
     for wait_s in (FIRST_BACK_OFF_S, 2 * FIRST_BACK_OFF_S, 4 * FIRST_BACK_OFF_S):
@@ -227,7 +229,7 @@ def test_refused_pair_is_left_alone_twice_as_long_each_time():
     assert moves(b.wait(FIRST_BACK_OFF_S)) == [("a", "b", 1)]
 
 
-def test_refusal_by_one_target_leaves_the_others():
+def test_refusal_by_one_target_leaves_the_others() -> None:
     b = body()
     b.report("c", **FREE | {"free_blocks": 800})
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
@@ -239,7 +241,7 @@ def test_refusal_by_one_target_leaves_the_others():
     assert len(b.scheduler._back_off) == 2
 
 
-def test_source_with_nothing_to_give_is_left_alone_with_all_targets():
+def test_source_with_nothing_to_give_is_left_alone_with_all_targets() -> None:
     b = body(pairing_interval_s=0.125)
     b.report("c", **FREE)
     b.wait(0.125)
@@ -248,7 +250,7 @@ def test_source_with_nothing_to_give_is_left_alone_with_all_targets():
     assert moves(b.wait(0.125)) == [("a", "b", 1)]
 
 
-def test_old_refusals_are_forgotten():
+def test_old_refusals_are_forgotten() -> None:
     b = body(migration=False)
     b.scheduler._back_off.refused(b.at, InstanceId("a"), InstanceId("b"))
     b.wait(FIRST_BACK_OFF_S + LONGEST_BACK_OFF_S + 1.0)
@@ -258,7 +260,7 @@ def test_old_refusals_are_forgotten():
 # losses
 
 
-def test_silent_instance_is_declared_lost():
+def test_silent_instance_is_declared_lost() -> None:
     b = Body(timeout_s=10.0)
     b.report("a")
     b.report("b")
@@ -272,7 +274,7 @@ def test_silent_instance_is_declared_lost():
 class Beats:
     """A heartbeat each second of one instance, whose engine made its last report at 0."""
 
-    def __init__(self, step_timeout_s: float, **load: int) -> None:
+    def __init__(self, step_timeout_s: float, **load: Any) -> None:
         self.body = Body(timeout_s=3.0, step_timeout_s=step_timeout_s)
         self.body.report("a", **load)
         self.last = InstanceSnapshot(
@@ -289,7 +291,7 @@ class Beats:
         return said
 
 
-def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost():
+def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost() -> None:
     beats = Beats(20.0, running=3, waiting=1)
     assert beats.go_on(20, progress=False) == []
     (command,) = beats.go_on(2, progress=False)
@@ -297,46 +299,46 @@ def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost():
     assert command == DeclareLost(instance=InstanceId("a"), why=why)
 
 
-def test_instance_without_work_whose_heartbeats_are_late_is_not_hung():
+def test_instance_without_work_whose_heartbeats_are_late_is_not_hung() -> None:
     beats = Beats(1.0)
     assert beats.go_on(3, progress=False) + beats.body.wait(2.5) == []
 
 
-def test_busy_instance_that_falls_silent_is_not_taken_for_hung():
+def test_busy_instance_that_falls_silent_is_not_taken_for_hung() -> None:
     """Its last word told of progress; for silence there is a limit of its own."""
     beats = Beats(2.0, running=3)
     assert beats.go_on(10, progress=True) + beats.body.wait(2.5) == []
 
 
-def test_instance_without_work_beats_on():
+def test_instance_without_work_beats_on() -> None:
     assert Beats(20.0).go_on(3600, progress=False) == []
 
 
-def test_instance_with_work_that_rests_beats_on():
+def test_instance_with_work_that_rests_beats_on() -> None:
     """Such as one that is paused, or whose only session waits for more input."""
     assert Beats(20.0, waiting=1).go_on(3600, progress=True) == []
 
 
-def test_idle_instance_that_reads_nothing_any_more_is_declared_lost():
+def test_idle_instance_that_reads_nothing_any_more_is_declared_lost() -> None:
     beats = Beats(20.0)
     assert beats.go_on(100, progress=False) == []
     assert kinds(beats.go_on(22, progress=False, unread=1)) == ["DeclareLost"]
 
 
-def test_long_step_is_no_hang():
+def test_long_step_is_no_hang() -> None:
     beats = Beats(20.0, running=3)
     for _ in range(10):
         assert beats.go_on(15, progress=False) == []
         assert beats.go_on(1, progress=True) == []
 
 
-def test_started_instance_that_never_reports_is_declared_lost():
+def test_started_instance_that_never_reports_is_declared_lost() -> None:
     b = Body(timeout_s=10.0)
     b.tell(InstanceStarted(at=0.0, instance=InstanceId("a")))
     assert kinds(b.wait(11.0)) == ["DeclareLost"]
 
 
-def test_lost_instance_does_not_come_back_with_a_late_report():
+def test_lost_instance_does_not_come_back_with_a_late_report() -> None:
     b = body()
     b.lose("b")
     b.report("b", **FREE)
@@ -345,7 +347,7 @@ def test_lost_instance_does_not_come_back_with_a_late_report():
     assert b.scheduler.ignored == {"word of a lost instance": 2}
 
 
-def test_loss_ends_the_moves_of_the_instance():
+def test_loss_ends_the_moves_of_the_instance() -> None:
     b = body()
     b.wait(1.0)
     b.report("c", **FREE)
@@ -354,7 +356,7 @@ def test_loss_ends_the_moves_of_the_instance():
     assert moves(b.wait(1.0)) == [("a", "c", 1)]
 
 
-def test_own_pause_is_not_taken_for_everybodys_silence():
+def test_own_pause_is_not_taken_for_everybodys_silence() -> None:
     b = Body(timeout_s=10.0)
     b.report("a")
     b.report("b")
@@ -365,25 +367,25 @@ def test_own_pause_is_not_taken_for_everybodys_silence():
     assert [command.instance for command in b.wait(6.0) if isinstance(command, DeclareLost)] == ["b"]
 
 
-def test_older_report_changes_nothing():
+def test_older_report_changes_nothing() -> None:
     b = body()
     stale = InstanceSnapshot(id=InstanceId("a"), at=0.0, seq=0, total_blocks=1000, free_blocks=1000)
     b.tell(LoadReported(at=0.0, snapshot=stale))
     assert moves(b.wait(1.0)) == [("a", "b", 1)]
 
 
-def test_memory_of_lost_instances_is_bounded():
+def test_memory_of_lost_instances_is_bounded() -> None:
     b = Body()
     for k in range(REMEMBERED + 10):
         b.lose(f"i{k}")
     assert len(b.scheduler._view._lost) == REMEMBERED
 
 
-def test_start_is_passed_on():
+def test_start_is_passed_on() -> None:
     assert Body().tell(StartRequested(at=0.0, count=2)) == [StartInstances(count=2, reason="2 more asked for", order=1)]
 
 
-def test_restarted_scheduler_needs_only_the_next_reports():
+def test_restarted_scheduler_needs_only_the_next_reports() -> None:
     b = body()
     b.wait(1.0)
     b.report("a", **FULL, outgoing=1)
@@ -397,7 +399,7 @@ def test_restarted_scheduler_needs_only_the_next_reports():
     assert moves(again.wait(1.0)) == [("a", "b", 1)]
 
 
-def test_instance_that_is_about_to_run_out_of_blocks_does_not_wait_for_the_round():
+def test_instance_that_is_about_to_run_out_of_blocks_does_not_wait_for_the_round() -> None:
     b = Body()
     b.report("b", **FREE)
     (move,) = b.report("a", **FULL, short_blocks=7)
@@ -409,7 +411,7 @@ def test_instance_that_is_about_to_run_out_of_blocks_does_not_wait_for_the_round
 
 
 @pytest.mark.parametrize("knobs", [{"migration": False}, {"policy": "infaas++"}])
-def test_nobody_is_relieved_where_nothing_moves(knobs: dict[str, object]):
+def test_nobody_is_relieved_where_nothing_moves(knobs: dict[str, object]) -> None:
     b = Body(**knobs)  # type: ignore[arg-type]
     b.report("b", **FREE)
     assert b.report("a", **FULL, short_blocks=7) == []

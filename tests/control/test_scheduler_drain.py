@@ -29,7 +29,7 @@ def body(running: int = 10, **knobs: object) -> Body:
     return made
 
 
-def test_drain_starts_at_once_with_several_moves():
+def test_drain_starts_at_once_with_several_moves() -> None:
     order, *rest = body().drain("a")
     assert order == SetDraining(
         instance=A, keep=False, reason="drain asked for: 10 running, 0 waiting; it stops when empty"
@@ -39,13 +39,13 @@ def test_drain_starts_at_once_with_several_moves():
     assert rest[0].order.reason == "a drains, 10 left; freeness 180, room for 900 blocks"
 
 
-def test_each_answer_is_followed_by_the_next_move():
+def test_each_answer_is_followed_by_the_next_move() -> None:
     b = body()
     b.drain("a")
     assert moves(b.end("a", "b")) == [("a", "b", 1)]
 
 
-def test_no_more_moves_than_requests():
+def test_no_more_moves_than_requests() -> None:
     b = body(running=1)
     assert moves(b.drain("a")) == [("a", "b", 1)]
     assert moves(b.wait(2.0)) == []
@@ -53,7 +53,7 @@ def test_no_more_moves_than_requests():
     assert moves(b.wait(2.0)) == []
 
 
-def test_empty_instance_is_watched_and_then_stopped_once():
+def test_empty_instance_is_watched_and_then_stopped_once() -> None:
     b = body(running=4)
     b.drain("a")
     for target in "bbcc":
@@ -68,14 +68,14 @@ def test_empty_instance_is_watched_and_then_stopped_once():
     assert b.wait(9.0) == []
 
 
-def test_kept_instance_is_reported_empty_once_and_never_stopped():
+def test_kept_instance_is_reported_empty_once_and_never_stopped() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **LEAVING, drain_keep=True)
     assert [type(command) for command in b.wait(30.0)] == [DrainFinished]
 
 
-def test_instance_is_not_stopped_before_it_says_that_it_drains():
+def test_instance_is_not_stopped_before_it_says_that_it_drains() -> None:
     b = body(running=0)
     b.drain("a")
     assert b.wait(5.0) == []
@@ -90,7 +90,7 @@ def test_instance_is_not_stopped_before_it_says_that_it_drains():
         ("something still moves out", {"outgoing": 1}),
     ],
 )
-def test_instance_is_not_stopped_while(situation: str, facts: dict[str, int]):
+def test_instance_is_not_stopped_while(situation: str, facts: dict[str, int]) -> None:
     b = body(running=0)
     b.drain("a")
     b.report("a", **LEAVING)
@@ -99,7 +99,7 @@ def test_instance_is_not_stopped_while(situation: str, facts: dict[str, int]):
     assert "StopInstance" not in kinds(b.wait(5.0)), situation
 
 
-def test_request_that_comes_late_is_moved_away_and_the_watch_starts_anew():
+def test_request_that_comes_late_is_moved_away_and_the_watch_starts_anew() -> None:
     b = body(running=0)
     b.drain("a")
     b.report("a", **LEAVING)
@@ -111,7 +111,7 @@ def test_request_that_comes_late_is_moved_away_and_the_watch_starts_anew():
     assert kinds(b.wait(2.0)) == ["DrainFinished", "StopInstance"]
 
 
-def test_orders_without_effect_are_repeated():
+def test_orders_without_effect_are_repeated() -> None:
     b = body(running=0, timeout_s=10.0)
     b.drain("a")
 
@@ -131,25 +131,25 @@ def test_orders_without_effect_are_repeated():
     assert pass_time(2, **LEAVING) == ["StopInstance"]
 
 
-def test_drain_moves_though_migration_is_off():
+def test_drain_moves_though_migration_is_off() -> None:
     assert moves(body(migration=False).drain("a")) != []
 
 
-def test_policy_that_never_migrates_lets_the_requests_finish():
+def test_policy_that_never_migrates_lets_the_requests_finish() -> None:
     b = body(policy="round-robin")
     assert kinds(b.drain("a")) == ["SetDraining"]
     b.report("a", **LEAVING)
     assert kinds(b.wait(2.0)) == ["DrainFinished", "StopInstance"]
 
 
-def test_refused_move_goes_to_another_target():
+def test_refused_move_goes_to_another_target() -> None:
     b = body()
     b.drain("a")
     commands = b.end("a", "b", ok=False, why="no room")
     assert moves(commands) == [("a", "c", 1)]
 
 
-def test_drain_pauses_when_nothing_can_move():
+def test_drain_pauses_when_nothing_can_move() -> None:
     b = body()
     b.drain("a")
     b.end("a", "c", ok=False, request=None, why="nothing to give: 10 pinned")
@@ -158,7 +158,7 @@ def test_drain_pauses_when_nothing_can_move():
     assert moves(b.wait(1.0)) != []
 
 
-def test_no_room_anywhere_then_room():
+def test_no_room_anywhere_then_room() -> None:
     b = body()
     b.report("b", free_blocks=5, running=5)
     b.report("c", free_blocks=5, running=5)
@@ -167,27 +167,27 @@ def test_no_room_anywhere_then_room():
     assert moves(b.wait(1.0)) == [("a", "c", 4)]
 
 
-def test_asking_twice_is_asking_once_and_keep_can_be_changed():
+def test_asking_twice_is_asking_once_and_keep_can_be_changed() -> None:
     b = body(running=0)
     assert kinds(b.drain("a")) == ["SetDraining"]
     assert b.drain("a") == []
     assert [command.keep for command in b.drain("a", keep=True) if isinstance(command, SetDraining)] == [True]
 
 
-def test_drain_of_an_unknown_instance_changes_nothing():
+def test_drain_of_an_unknown_instance_changes_nothing() -> None:
     b = Body()
     assert b.drain("nobody") == []
     assert b.scheduler.ignored == {"drain of an unknown instance": 1}
 
 
-def test_drain_of_one_that_never_reported_waits_for_its_report():
+def test_drain_of_one_that_never_reported_waits_for_its_report() -> None:
     b = body()
     b.tell(InstanceStarted(at=b.at, instance=InstanceId("d")))
     (order,) = b.drain("d")
     assert order == SetDraining(instance=InstanceId("d"), keep=False, reason="drain asked for: it stops when empty")
 
 
-def test_restarted_scheduler_goes_on_with_a_drain_that_it_finds():
+def test_restarted_scheduler_goes_on_with_a_drain_that_it_finds() -> None:
     b = Body()
     b.report("a", **LEAVING, running=1, free_blocks=980, smallest_running_blocks=20)
     b.report("k", **LEAVING, drain_keep=True)
@@ -200,7 +200,7 @@ def test_restarted_scheduler_goes_on_with_a_drain_that_it_finds():
     assert kinds(b.wait(3.0)) == ["DrainFinished", "StopInstance"]
 
 
-def test_two_drains_share_the_targets_limits():
+def test_two_drains_share_the_targets_limits() -> None:
     b = body()
     b.report("d", free_blocks=800, running=10, smallest_running_blocks=20)
     b.report("c", free_blocks=0, running=50)
@@ -209,7 +209,7 @@ def test_two_drains_share_the_targets_limits():
     assert moves(second) == []
 
 
-def test_lost_while_draining_is_in_the_report():
+def test_lost_while_draining_is_in_the_report() -> None:
     b = body()
     b.drain("a")
     b.wait(2.0)
@@ -220,7 +220,7 @@ def test_lost_while_draining_is_in_the_report():
     assert b.scheduler.drains.reports(b.at) == [finished.report]
 
 
-def test_end_of_a_stopped_instance_is_no_loss():
+def test_end_of_a_stopped_instance_is_no_loss() -> None:
     b = body(running=0)
     b.drain("a")
     b.report("a", **LEAVING)
@@ -229,7 +229,7 @@ def test_end_of_a_stopped_instance_is_no_loss():
     assert [report.outcome for report in b.scheduler.drains.reports(b.at)] == [DrainOutcome.EMPTY]
 
 
-def test_report_counts_what_moved_what_was_replayed_and_what_ended_there():
+def test_report_counts_what_moved_what_was_replayed_and_what_ended_there() -> None:
     b = body(limits=DrainLimits(timeout_s=5.0, moves=4))
     b.drain("a")
     b.report("a", **LEAVING, running=4, free_blocks=920, migrations_out=5, ended=1)
@@ -244,7 +244,7 @@ def test_report_counts_what_moved_what_was_replayed_and_what_ended_there():
     assert (report.why, report.keep, report.seconds) == ("asked for", False, 6.0)
 
 
-def test_past_the_deadline_what_is_left_is_replayed_and_nothing_moves_any_more():
+def test_past_the_deadline_what_is_left_is_replayed_and_nothing_moves_any_more() -> None:
     b = body(limits=DrainLimits(timeout_s=5.0, grace_s=5.0))
     b.drain("a")
     b.end("a", "b", ok=False, request=None, why="nothing to give: 10 pinned")
@@ -255,7 +255,7 @@ def test_past_the_deadline_what_is_left_is_replayed_and_nothing_moves_any_more()
     assert kinds(b.wait(2.0)) == ["ReplayRest", "ReplayRest"], "in case that something was on its way"
 
 
-def test_what_can_neither_move_nor_be_replayed_is_cut_off_in_the_end():
+def test_what_can_neither_move_nor_be_replayed_is_cut_off_in_the_end() -> None:
     b = body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
     b.drain("a")
     b.report("a", **LEAVING, running=2, free_blocks=960)
@@ -270,14 +270,14 @@ def test_what_can_neither_move_nor_be_replayed_is_cut_off_in_the_end():
     assert [(report.outcome, report.left) for report in b.scheduler.drains.reports(b.at)] == [(DrainOutcome.CUT_OFF, 2)]
 
 
-def test_kept_instance_is_never_cut_off():
+def test_kept_instance_is_never_cut_off() -> None:
     b = body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
     b.drain("a", keep=True)
     b.report("a", **LEAVING, drain_keep=True, running=2, free_blocks=960)
     assert set(kinds(b.wait(20.0))) == {"ReplayRest"}
 
 
-def test_nobody_is_driven_out_of_the_last_instance():
+def test_nobody_is_driven_out_of_the_last_instance() -> None:
     b = Body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
     b.report("a", running=2, free_blocks=960)
     b.drain("a")
@@ -287,27 +287,27 @@ def test_nobody_is_driven_out_of_the_last_instance():
     assert kinds(b.wait(1.0)) == ["DrainFinished", "StopInstance"]
 
 
-def test_deadline_of_one_order_is_its_own():
+def test_deadline_of_one_order_is_its_own() -> None:
     b = body()
     b.drain("a", timeout_s=0.0)
     b.report("a", **LEAVING, running=10, free_blocks=800)
     assert "ReplayRest" in kinds(b.wait(1.0))
 
 
-def test_asking_again_with_a_deadline_hurries_it():
+def test_asking_again_with_a_deadline_hurries_it() -> None:
     b = body()
     b.drain("a")
     b.report("a", **LEAVING, running=10, free_blocks=800)
     assert "ReplayRest" in kinds(b.drain("a", timeout_s=0.0))
 
 
-def test_instance_that_drains_by_its_own_will_is_emptied_at_once():
+def test_instance_that_drains_by_its_own_will_is_emptied_at_once() -> None:
     b = body()
     commands = b.report("a", **LEAVING, running=10, free_blocks=800, smallest_running_blocks=20)
     assert moves(commands) == [("a", "b", 2), ("a", "c", 2)]
 
 
-def test_replay_of_what_drains_no_more_changes_nothing():
+def test_replay_of_what_drains_no_more_changes_nothing() -> None:
     b = body()
     assert b.tell(RequestsReplayed(at=b.at, instance=A, count=3)) == []
     assert b.scheduler.ignored == {"replay of what drains no more": 1}
@@ -315,7 +315,7 @@ def test_replay_of_what_drains_no_more_changes_nothing():
     assert len(b.scheduler.moves) == 0
 
 
-def test_drains_are_listed_as_people_count():
+def test_drains_are_listed_as_people_count() -> None:
     b = Body()
     for name in ("i2", "i10", "i1"):
         b.report(name)

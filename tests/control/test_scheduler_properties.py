@@ -60,7 +60,7 @@ class SchedulerModel(RuleBasedStateMachine):
             if isinstance(command, MoveRequest):
                 assert command.order.reason
             else:
-                assert command.why if isinstance(command, DeclareLost) else command.reason
+                assert command.why if isinstance(command, DeclareLost) else command.reason  # type: ignore[union-attr]
             if isinstance(command, DeclareLost):
                 self.forget(command.instance)
             elif isinstance(command, MoveRequest):

@@ -1,5 +1,7 @@
 """Auto-scaling inside the scheduler: orders, what starts meanwhile, new instances, advice."""
 
+# Ids are plain strings here, and of what class a command is, the test itself shows.
+# mypy: disable-error-code="arg-type"
 from __future__ import annotations
 
 import pytest
@@ -24,7 +26,7 @@ IDLE = {"free_blocks": 980, "running": 1, "smallest_running_blocks": 20}
 
 def body(mode: ScalingMode = ScalingMode.ON, serving: int = 2, **config: object) -> Body:
     usual = {"min_instances": 1, "max_instances": 4, "scale_window_s": 5.0}
-    made = Body(autoscaler=Autoscaler(ScalingConfig(**{**usual, **config}), mode))  # type: ignore[arg-type]
+    made = Body(autoscaler=Autoscaler(ScalingConfig(**{**usual, **config}), mode))
     fleet(made, serving=serving)
     return made
 
@@ -51,7 +53,7 @@ def drained(commands: list[SchedulerCommand]) -> list[str]:
     return [command.instance for command in commands if isinstance(command, SetDraining)]
 
 
-def test_starts_one_when_it_is_full_for_the_window_and_not_twice():
+def test_starts_one_when_it_is_full_for_the_window_and_not_twice() -> None:
     b = body()
     assert starts(pass_time(b, 5, a=BUSY, b=BUSY)) == []
     commands = pass_time(b, 1, a=BUSY, b=BUSY)
@@ -63,7 +65,7 @@ def test_starts_one_when_it_is_full_for_the_window_and_not_twice():
     assert starts(pass_time(b, 10, a=BUSY, b=BUSY)) == [], "it is starting"
 
 
-def test_one_that_keeps_failing_to_start_is_no_help():
+def test_one_that_keeps_failing_to_start_is_no_help() -> None:
     b = body()
     fleet(b, serving=2, starting=0, failing=1)
     assert starts(pass_time(b, 8, a=BUSY, b=BUSY)) == [1]
@@ -71,7 +73,7 @@ def test_one_that_keeps_failing_to_start_is_no_help():
     assert starts(pass_time(b, 20, a=BUSY, b=BUSY)) == [], "no place is left"
 
 
-def test_drains_the_cheapest_when_it_is_idle_for_the_window():
+def test_drains_the_cheapest_when_it_is_idle_for_the_window() -> None:
     b = body()
     heavier = {**IDLE, "free_blocks": 900}
     assert drained(pass_time(b, 5, a=heavier, b=IDLE)) == []
@@ -83,21 +85,21 @@ def test_drains_the_cheapest_when_it_is_idle_for_the_window():
     assert b.scheduler.drains.reports(b.at)[0].why.startswith("by auto-scaling")
 
 
-def test_never_below_the_least_and_a_drain_by_hand_is_made_up_for():
+def test_never_below_the_least_and_a_drain_by_hand_is_made_up_for() -> None:
     b = body(min_instances=2)
     assert drained(pass_time(b, 20, a=IDLE, b=IDLE)) == []
     b.drain("a")
     assert starts(pass_time(b, 2, a={**IDLE, "state": InstanceState.DRAINING}, b=IDLE)) == [1]
 
 
-def test_nothing_is_decided_before_the_launcher_has_said_what_there_is():
+def test_nothing_is_decided_before_the_launcher_has_said_what_there_is() -> None:
     b = Body(autoscaler=Autoscaler(ScalingConfig(min_instances=2, max_instances=4, scale_window_s=0.0)))
     assert pass_time(b, 20, a=BUSY) == []
     fleet(b, serving=2)
     assert starts(pass_time(b, 1, a=BUSY)) == [], "the other one has only not been heard yet"
 
 
-def test_one_that_is_lost_is_replaced_by_the_launcher_alone():
+def test_one_that_is_lost_is_replaced_by_the_launcher_alone() -> None:
     b = body(min_instances=2)
     pass_time(b, 1, a=IDLE, b=IDLE)
     b.lose("a")
@@ -106,7 +108,7 @@ def test_one_that_is_lost_is_replaced_by_the_launcher_alone():
     assert starts(pass_time(b, 10, b=IDLE)) == []
 
 
-def test_one_that_is_lost_for_good_is_replaced_when_there_are_too_few():
+def test_one_that_is_lost_for_good_is_replaced_when_there_are_too_few() -> None:
     b = body(min_instances=2)
     pass_time(b, 1, a=IDLE, b=IDLE)
     b.lose("a")
@@ -114,7 +116,7 @@ def test_one_that_is_lost_for_good_is_replaced_when_there_are_too_few():
     assert starts(pass_time(b, 1, b=IDLE)) == [1]
 
 
-def test_start_by_hand_is_numbered_too():
+def test_start_by_hand_is_numbered_too() -> None:
     b = body()
     (start,) = b.tell(StartRequested(at=b.at, count=1))
     assert isinstance(start, StartInstances)
@@ -122,7 +124,7 @@ def test_start_by_hand_is_numbered_too():
     assert starts(pass_time(b, 10, a=BUSY, b=BUSY)) == [], "it counts as coming"
 
 
-def test_new_instance_gets_requests_that_would_otherwise_stay():
+def test_new_instance_gets_requests_that_would_otherwise_stay() -> None:
     comfortable = {"free_blocks": 180, "running": 20, "smallest_running_blocks": 30}  # freeness 9: above 3, below 10
     b = body(serving=1)
     assert moves(pass_time(b, 15, a=comfortable)) == []
@@ -130,7 +132,7 @@ def test_new_instance_gets_requests_that_would_otherwise_stay():
     assert moves(b.wait(1.0)) == [("a", "new", 1)]
 
 
-def test_new_instance_gets_several_from_a_queue_at_once():
+def test_new_instance_gets_several_from_a_queue_at_once() -> None:
     queue = {"free_blocks": 0, "running": 20, "waiting": 9, "queued_blocks": 90, "head_of_line_blocks": 10}
     b = body(serving=1)
     pass_time(b, 11, a=queue)
@@ -138,7 +140,7 @@ def test_new_instance_gets_several_from_a_queue_at_once():
     assert moves(b.wait(1.0)) == [("a", "new", 4)]
 
 
-def test_after_a_while_it_is_new_no_more():
+def test_after_a_while_it_is_new_no_more() -> None:
     comfortable = {"free_blocks": 180, "running": 20, "smallest_running_blocks": 30}
     b = body(serving=2)
     pass_time(b, 11, a=comfortable, new={})
@@ -146,14 +148,14 @@ def test_after_a_while_it_is_new_no_more():
 
 
 @pytest.mark.parametrize("mode", [ScalingMode.OFF, ScalingMode.ADVISE])
-def test_nothing_is_done_when_it_is_not_on(mode: ScalingMode):
+def test_nothing_is_done_when_it_is_not_on(mode: ScalingMode) -> None:
     b = body(mode)
     commands = pass_time(b, 30, a=BUSY, b=BUSY) + pass_time(b, 30, a=IDLE, b=IDLE)
     assert starts(commands) == []
     assert drained(commands) == []
 
 
-def test_advice_says_what_would_be_done_and_repeats_itself_seldom():
+def test_advice_says_what_would_be_done_and_repeats_itself_seldom() -> None:
     b = body(ScalingMode.ADVISE)
     commands = pass_time(b, 28, a=BUSY, b=BUSY)
     advice = [command.step for command in commands if isinstance(command, ScalingDecided)]

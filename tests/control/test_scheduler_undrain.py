@@ -38,7 +38,7 @@ def why_not(b: Body) -> str:
     return b.scheduler.drains.why_not_withdrawn(A)
 
 
-def test_kept_instance_comes_back_and_is_used_again():
+def test_kept_instance_comes_back_and_is_used_again() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -52,7 +52,7 @@ def test_kept_instance_comes_back_and_is_used_again():
     assert why_not(b) == "a does not drain"
 
 
-def test_instance_that_still_empties_keeps_what_it_has():
+def test_instance_that_still_empties_keeps_what_it_has() -> None:
     b = body()
     assert moves(b.drain("a"))
     b.report("a", **LEAVING, running=8, free_blocks=840)
@@ -62,7 +62,7 @@ def test_instance_that_still_empties_keeps_what_it_has():
     assert kinds(b.report("a", running=7, free_blocks=860)) == ["DrainFinished"]
 
 
-def test_report_from_before_the_order_does_not_begin_the_drain_anew():
+def test_report_from_before_the_order_does_not_begin_the_drain_anew() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -73,7 +73,7 @@ def test_report_from_before_the_order_does_not_begin_the_drain_anew():
     assert b.wait(20.0) == []
 
 
-def test_order_that_was_lost_is_repeated():
+def test_order_that_was_lost_is_repeated() -> None:
     b = body(running=0, timeout_s=10.0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -88,7 +88,7 @@ def test_order_that_was_lost_is_repeated():
     assert [command for command in again if isinstance(command, SetDraining)] == [BACK]
 
 
-def test_asking_twice_changes_nothing():
+def test_asking_twice_changes_nothing() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -96,7 +96,7 @@ def test_asking_twice_changes_nothing():
     assert undrain(b) == []
 
 
-def test_drain_may_follow_on_the_way_back():
+def test_drain_may_follow_on_the_way_back() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -107,14 +107,14 @@ def test_drain_may_follow_on_the_way_back():
     assert (order.draining, order.keep) == (True, True)
 
 
-def test_no_way_back_before_the_instance_has_heard_of_the_drain():
+def test_no_way_back_before_the_instance_has_heard_of_the_drain() -> None:
     b = body()
     b.drain("a")
     assert "has not begun to drain" in why_not(b)
     assert b.tell(DrainWithdrawn(at=b.at, instance=A)) == []  # whoever did not ask changes nothing
 
 
-def test_no_way_back_once_it_is_told_to_stop():
+def test_no_way_back_once_it_is_told_to_stop() -> None:
     b = body(running=0)
     b.drain("a")
     b.report("a", **LEAVING)
@@ -124,7 +124,7 @@ def test_no_way_back_once_it_is_told_to_stop():
     assert "is being stopped already" in why_not(b)
 
 
-def test_no_way_back_once_it_was_cut_off():
+def test_no_way_back_once_it_was_cut_off() -> None:
     b = body(limits=DrainLimits(timeout_s=1.0, grace_s=1.0))
     b.drain("a")
     b.report("a", **LEAVING, running=10, free_blocks=800)
@@ -132,13 +132,13 @@ def test_no_way_back_once_it_was_cut_off():
     assert "is being stopped already" in why_not(b)
 
 
-def test_no_way_back_when_its_process_was_asked_to_end():
+def test_no_way_back_when_its_process_was_asked_to_end() -> None:
     b = body()
     b.report("a", **ENDING, running=10, free_blocks=800)
     assert "its process was asked to end" in why_not(b)
 
 
-def test_no_way_back_when_its_process_is_asked_to_end_while_it_drains_by_order():
+def test_no_way_back_when_its_process_is_asked_to_end_while_it_drains_by_order() -> None:
     b = body()
     b.drain("a")
     b.report("a", **LEAVING, running=10, free_blocks=800)
@@ -148,7 +148,7 @@ def test_no_way_back_when_its_process_is_asked_to_end_while_it_drains_by_order()
     assert b.tell(DrainWithdrawn(at=b.at, instance=A)) == []
 
 
-def test_process_that_is_asked_to_end_on_its_way_back_stops():
+def test_process_that_is_asked_to_end_on_its_way_back_stops() -> None:
     b = body(running=0)
     b.drain("a")
     b.report("a", **LEAVING)
@@ -158,13 +158,13 @@ def test_process_that_is_asked_to_end_on_its_way_back_stops():
     assert "StopInstance" in kinds(b.wait(5.0))
 
 
-def test_restarted_scheduler_lets_one_come_back_that_drains_by_the_order_of_the_one_before():
+def test_restarted_scheduler_lets_one_come_back_that_drains_by_the_order_of_the_one_before() -> None:
     b = body(running=3)
     b.report("a", **LEAVING, running=3, free_blocks=940)
     assert undrain(b) == [BACK]
 
 
-def test_kept_instance_whose_process_is_asked_to_end_stops():
+def test_kept_instance_whose_process_is_asked_to_end_stops() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -175,7 +175,7 @@ def test_kept_instance_whose_process_is_asked_to_end_stops():
     assert "its process was asked to end" in why_not(b)
 
 
-def test_kept_instance_whose_process_is_asked_to_end_on_its_way_back_stops():
+def test_kept_instance_whose_process_is_asked_to_end_on_its_way_back_stops() -> None:
     b = body(running=0)
     b.drain("a", keep=True)
     b.report("a", **KEPT)
@@ -184,7 +184,7 @@ def test_kept_instance_whose_process_is_asked_to_end_on_its_way_back_stops():
     assert "StopInstance" in kinds(b.wait(5.0))
 
 
-def test_no_way_back_when_its_node_goes_even_if_it_drained_before():
+def test_no_way_back_when_its_node_goes_even_if_it_drained_before() -> None:
     b = body()
     b.drain("a", keep=True)
     b.report("a", **KEPT, running=10, free_blocks=800)
@@ -196,19 +196,19 @@ def test_no_way_back_when_its_node_goes_even_if_it_drained_before():
     assert "its node goes" in why_not(b)
 
 
-def test_restarted_scheduler_lets_a_kept_instance_come_back():
+def test_restarted_scheduler_lets_a_kept_instance_come_back() -> None:
     b = body(running=0)
     b.report("a", **KEPT)
     assert undrain(b) == [BACK]
 
 
-def test_unknown_instance_cannot_come_back():
+def test_unknown_instance_cannot_come_back() -> None:
     b = Body()
     assert why_not(b) == "there is no instance a"
     assert b.tell(DrainWithdrawn(at=0.0, instance=A)) == []
 
 
-def test_last_one_is_the_one_without_which_nobody_takes_requests():
+def test_last_one_is_the_one_without_which_nobody_takes_requests() -> None:
     b = body()
     assert not b.scheduler.is_last(A)
     b.drain("b")
