@@ -35,6 +35,7 @@ from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import InstanceGone, Report
 from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
+from llumnix.wire.to_launcher import FrontEndLives
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,19 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
 
     mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, on_message, spec.book.keys)
     mailbox.start()
+    told_s = 0.0
+
+    def tell_that_it_lives() -> None:
+        nonlocal told_s
+        if time.monotonic() >= told_s + 1.0:
+            told_s = time.monotonic()
+            mailbox.post(spec.book.launcher, FrontEndLives(front_end=spec.index, pid=os.getpid()))
+
     server = http.server.ThreadingHTTPServer((setup.host, setup.port), Handler, bind_and_activate=False)
     server.daemon_threads = False  # closing waits for the requests that run
     server.socket.close()
     server.socket = sock
+    server.service_actions = tell_that_it_lives  # type: ignore[method-assign]
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     server.serve_forever(poll_interval=0.05)
     server.server_close()

@@ -103,6 +103,23 @@ def shared_memory_of(pid: int) -> Path:
     return Path(f"/dev/shm/llumnix-test-{pid}")
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(240)
+def test_scheduler_and_front_end_that_hang_are_replaced(serve: Callable[..., Serve]) -> None:
+    server = serve("--instances", "1", "--api-server-count", "2", "--step-timeout-s", "1")
+    server.wait_until_serving()
+    front_end, scheduler = psutil.Process(int(server.get("/pid").text)), server.descendant("scheduler_process")
+    for process in (front_end, scheduler):
+        process.suspend()
+    server.wait_for_line("the scheduler hangs: not heard for 30 s; it is killed")
+    server.wait_for_line(r"^llumnix: front-\d died: it hung for 30 s; another takes its place")
+    assert not is_alive(front_end)
+    wait_for(lambda: server.descendant("scheduler_process").pid != scheduler.pid, "another scheduler")
+    wait_for(lambda: int(server.get("/pid").text) != front_end.pid, "an answer of another front end")
+    server.process.terminate()
+    assert server.end() == 0
+
+
 def test_killed_scheduler_and_front_end_come_back(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "1")
     server.wait_until_serving()
