@@ -165,6 +165,48 @@ def test_no_class_name_stands_for_two_things() -> None:
     assert {name: files for name, files in where.items() if len(files) > 1} == {}
 
 
+UNITS = ("_s", "_ms", "_us", "_blocks", "_tokens", "_bytes", "_steps", "seconds", "freeness")
+MOMENTS = {"at", "now"}
+"""When something happens, in seconds by the clock of whoever it happens to."""
+OF_VLLM = {"timeout", "timestamp"}
+"""Parameters of methods that override vLLM's."""
+RATIOS = {"rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend"}
+COUNTS = {"instance_cpus", "mean_instances"}
+OF_WHAT_IS_MEASURED = {
+    *("mean", "p50", "p80", "p95", "p99", "max", "shortest", "longest", "value", "x", "y", "y_low", "y_high", "offset"),
+    *("measured", "predicted", "out", "default", "configured", "least", "most", "number", "runner_up_number", "before"),
+    *("after", "source_after", "target_after", "give", "take"),
+}
+"""Figures whose unit is that of what they describe: a distribution, a knob, a policy's rank, a point in a plot."""
+
+
+def test_names_of_numbers_carry_units() -> None:
+    """A duration is `…timeout_s` or what it is, an instant `…at_s`, `…until_s` or `deadline_s`."""
+    plain = MOMENTS | OF_VLLM | RATIOS | COUNTS | OF_WHAT_IS_MEASURED
+    found = {name for path in SOURCES for name in names_of_floats(path)}
+    assert {name for name in found - plain if not name.endswith(UNITS)} == set()
+    assert plain - found == set(), "these are listed and stand nowhere (any more)"
+
+
+def test_a_deadline_is_an_instant_and_a_timeout_a_duration() -> None:
+    sums = re.compile(
+        r"(time\(\)|monotonic\(\)|\bat|now) \+ (self\.)?\w*deadline_s|(<=|>=|<|>) \w*timeout_s\b.*(monotonic|time)\(\)"
+    )
+    assert [str(path) for path in SOURCES if sums.search(path.read_text())] == []
+
+
+def names_of_floats(path: Path) -> Iterable[str]:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            named = [(node.target.id, node.annotation)]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            named = [(one.arg, one.annotation) for one in arguments if one.annotation is not None]
+        else:
+            continue
+        yield from (name for name, kind in named if ast.unparse(kind) in ("float", "float | None"))
+
+
 def test_such_a_match_is_found(tmp_path: Path) -> None:
     body = "def f(x):\n    match x:\n        case int():\n            return 1\n"
     for last, names in (

@@ -476,7 +476,7 @@ def test_every_wait_of_the_source_has_a_deadline(past: list[object], deadline: f
     source = a_source()
     for event in past:
         follow(SOURCE, source, 1.0, event)
-    assert source.deadline == deadline
+    assert source.deadline_s == deadline
 
 
 @pytest.mark.parametrize(
@@ -495,4 +495,4 @@ def test_every_wait_of_the_target_has_a_deadline(past: list[object], deadline: f
     target = a_target()
     for event in past:
         follow(TARGET, target, 1.0, event)
-    assert target.deadline == deadline
+    assert target.deadline_s == deadline

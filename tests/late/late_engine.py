@@ -116,7 +116,7 @@ class LateTransport:
         self._name, self._wires = name, wires
 
     def pull(
-        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, deadline_s: float, **told: Any
+        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, timeout_s: float, **told: Any
     ) -> LatePull:
         pairs = [(int(theirs), int(ours)) for theirs, ours in zip(source_blocks, target_blocks, strict=True)]
         devices = self._wires.devices

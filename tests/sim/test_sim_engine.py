@@ -130,8 +130,8 @@ def test_free_blocks_in_the_middle_of_a_run_of_steps_are_exact() -> None:
         one_kernel.at(0.0, one_engine.add, SimRequest(0, 0.0, 33, 400))
         one_kernel.at(0.5, one_engine.add, SimRequest(1, 0.5, 47, 300))
     for tenths in range(1, 150):
-        kernel.run(until=tenths / 10)
-        stepped_kernel.run(until=tenths / 10)
+        kernel.run(until_s=tenths / 10)
+        stepped_kernel.run(until_s=tenths / 10)
         assert engine.free_blocks() == stepped.free_blocks()
         assert engine.batch.shortest_tokens(engine.steps_started()) == stepped.batch.shortest_tokens(
             stepped.steps_started()
@@ -178,7 +178,7 @@ def test_a_crash_keeps_the_tokens_that_had_gone_out() -> None:
     running, queued = SimRequest(0, 0.0, 32, 500), SimRequest(1, 0.5, 1590, 5)
     for request in (running, queued):
         kernel.at(request.arrival_s, engine.add, request)
-    kernel.run(until=3.0)
+    kernel.run(until_s=3.0)
     before = engine.generated_of(running)
     assert engine.crash() == [running, queued]
     assert running.generated == before > 20
@@ -189,7 +189,7 @@ def test_a_crash_keeps_the_tokens_that_had_gone_out() -> None:
 def test_a_reservation_is_refused_when_it_would_touch_the_watermark() -> None:
     kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100, watermark=0.05))
     kernel.at(0.0, engine.add, SimRequest(0, 0.0, 32, 50))
-    kernel.run(until=0.5)
+    kernel.run(until_s=0.5)
     free = engine.free_blocks()
     assert not engine.reserve(free - 4)
     assert engine.reserve(free - 5)

@@ -43,9 +43,9 @@ def test_run_until_includes_the_last_moment_and_stops_the_clock_there() -> None:
     ran: list[Any] = []
     for time in (1.0, 2.0, 3.0):
         kernel.at(time, ran.append, time)
-    kernel.run(until=2.0)
+    kernel.run(until_s=2.0)
     assert ran == [1.0, 2.0]
-    kernel.run(until=2.5)
+    kernel.run(until_s=2.5)
     assert kernel.now == 2.5
     kernel.run()
     assert ran == [1.0, 2.0, 3.0]
@@ -64,7 +64,7 @@ def test_stop_leaves_the_rest_pending() -> None:
     ran: list[Any] = []
     kernel.at(1.0, kernel.stop)
     kernel.at(1.0, ran.append, "later")
-    kernel.run(until=5.0)
+    kernel.run(until_s=5.0)
     assert (kernel.now, ran, len(kernel)) == (1.0, [], 1)
     kernel.run()
     assert ran == ["later"]
@@ -72,15 +72,15 @@ def test_stop_leaves_the_rest_pending() -> None:
 
 @pytest.mark.parametrize("time", [0.5, nan, inf, -inf])
 def test_an_event_that_cannot_be_reached_is_refused(time: float) -> None:
-    kernel = Kernel(start=1.0)
+    kernel = Kernel(start_s=1.0)
     with pytest.raises(ValueError, match="cannot be reached"):
         kernel.at(time, lambda: None)
 
 
 def test_running_backwards_is_refused() -> None:
-    kernel = Kernel(start=3.0)
+    kernel = Kernel(start_s=3.0)
     with pytest.raises(ValueError, match="cannot run until"):
-        kernel.run(until=2.0)
+        kernel.run(until_s=2.0)
 
 
 def test_an_action_must_not_run_the_kernel() -> None:

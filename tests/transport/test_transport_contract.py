@@ -226,7 +226,7 @@ def test_strangers_that_hold_connections_keep_no_puller_out(make_end: Callable[.
     with contextlib.ExitStack() as stack:
         for _ in range(200):
             assert stack.enter_context(_stranger(source.transport.address)).recv(4096)  # taken: the queue stays short
-        assert target.pulled(source.transport.address, [1], [1], deadline_s=3.0).ok
+        assert target.pulled(source.transport.address, [1], [1], timeout_s=3.0).ok
 
 
 def test_an_impostor_that_took_the_port_cannot_feed_bytes(make_end: Callable[..., End], tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_one_pull_too_many_fails_at_once(half_pulled: tuple[str, End, PullInFlig
 class Stalling:
     """A child process that serves the first half of a pull and then waits; `target` has a pull in that state."""
 
-    def __init__(self, make_end: Callable[..., End], deadline_s: float = PLENTY_S) -> None:
+    def __init__(self, make_end: Callable[..., End], timeout_s: float = PLENTY_S) -> None:
         memory = [np.zeros((STALLING_BLOCKS, CHUNK_BYTES), np.uint8)]
         self.target = make_end(memory=memory, fingerprint=FINGERPRINT)
         way = Address.parse(self.target.transport.address).ways[0]
@@ -275,7 +275,7 @@ class Stalling:
         )
         self.address = self._says()
         everything = range(STALLING_BLOCKS)
-        self.pull = self.target.pull(self.address, everything, everything, deadline_s)
+        self.pull = self.target.pull(self.address, everything, everything, timeout_s)
         assert self._says() == "half", self.pull.wait(0)
 
     def _says(self) -> str:
@@ -306,7 +306,7 @@ def test_a_killed_source_fails_the_pull_at_once(make_end: Callable[..., End]) ->
 
 
 def test_a_hung_source_fails_the_pull_at_its_deadline_and_nothing_lands_later(make_end: Callable[..., End]) -> None:
-    with Stalling(make_end, deadline_s=0.5) as (source, target):
+    with Stalling(make_end, timeout_s=0.5) as (source, target):
         source.process.send_signal(signal.SIGSTOP)
         result = target.results.get(timeout=0.5 + SOON_S)
         assert "not complete within 0.5 s" in result.reason

@@ -35,10 +35,10 @@ class End:
     results: queue.SimpleQueue[PullResult] = field(default_factory=queue.SimpleQueue)
 
     def pull(
-        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, deadline_s: float = PLENTY_S
+        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, timeout_s: float = PLENTY_S
     ) -> PullInFlight:
         return self.transport.pull(
-            source, source_blocks, target_blocks, deadline_s, on_done=self.results.put, on_released=no_release
+            source, source_blocks, target_blocks, timeout_s, on_done=self.results.put, on_released=no_release
         )
 
     def pulled(self, *args: Any, **kwargs: Any) -> PullResult:

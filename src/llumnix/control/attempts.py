@@ -40,7 +40,7 @@ class Attempts(msgspec.Struct, kw_only=True):
     targets: dict[RequestId, MigrationTarget] = {}
     ended: dict[RequestId, Ended] = {}
     """Oldest first."""
-    wake_at: float | None = None
+    wake_at_s: float | None = None
     late: int = 0
     """Doubled, overtaken and stale messages so far, of attempts that are over."""
 
@@ -83,9 +83,9 @@ class Attempts(msgspec.Struct, kw_only=True):
         yield from self.targets.values()
 
     @property
-    def next_deadline(self) -> float | None:
-        deadlines = (machine.deadline for machine in self.machines)
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+    def next_deadline_s(self) -> float | None:
+        deadlines = (machine.deadline_s for machine in self.machines)
+        return min((each for each in deadlines if each is not None), default=None)
 
     @property
     def incoming(self) -> int:
@@ -100,7 +100,7 @@ class Attempts(msgspec.Struct, kw_only=True):
             assert not machine.over, f"{machine.request} is {machine.state} and still held"
             assert machine.epoch <= self.epoch, f"{machine.request} has epoch {machine.epoch} of the future"
             machine.validate()
-        deadline = self.next_deadline
-        if deadline is not None:
-            assert self.wake_at is not None, "nobody will wake the machines"
-            assert self.wake_at <= deadline, f"the alarm at {self.wake_at} is after the deadline {deadline}"
+        deadline_s = self.next_deadline_s
+        if deadline_s is not None:
+            assert self.wake_at_s is not None, "nobody will wake the machines"
+            assert self.wake_at_s <= deadline_s, f"the alarm at {self.wake_at_s} is after the deadline {deadline_s}"

@@ -183,22 +183,22 @@ class Llumlet:
         return commands
 
     def _timer_fired(self, at: float) -> list[AnyCommand]:
-        self.attempts.wake_at = None
+        self.attempts.wake_at_s = None
         commands: list[AnyCommand] = []
         for source in list(self.attempts.sources.values()):
-            if source.deadline is not None and source.deadline <= at:
+            if source.deadline_s is not None and source.deadline_s <= at:
                 commands += self.attempts.follow_source(source, at, Expired())
         for target in list(self.attempts.targets.values()):
-            if target.deadline is not None and target.deadline <= at:
+            if target.deadline_s is not None and target.deadline_s <= at:
                 commands += self.attempts.follow_target(target, at, Expired())
         return commands
 
     def _alarm(self) -> list[AnyCommand]:
         # An alarm that is too early is cheap: it finds no deadline passed and is set again.
-        deadline, wake_at = self.attempts.next_deadline, self.attempts.wake_at
+        deadline, wake_at = self.attempts.next_deadline_s, self.attempts.wake_at_s
         if deadline is None or (wake_at is not None and wake_at <= deadline):
             return []
-        self.attempts.wake_at = deadline
+        self.attempts.wake_at_s = deadline
         return [WakeAt(deadline)]
 
     # giving away

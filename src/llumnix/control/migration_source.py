@@ -78,7 +78,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     """It holds no blocks: there is nothing to copy."""
 
     state: SourceState = SourceState.PREPARING
-    deadline: float | None = None
+    deadline_s: float | None = None
     late: int = 0
     stage: int = 0
     """The last stage sent, the commit included."""
@@ -95,8 +95,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     held_blocks: int = 0
     """When it left the batch."""
     bytes_copied: int = 0
-    copy_from: float | None = None
-    handover_from: float | None = None
+    copy_from_s: float | None = None
+    handover_from_s: float | None = None
 
     @property
     def target(self) -> InstanceId:
@@ -108,14 +108,14 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def start(self, at: float, blocks: int, tokens: int) -> list[AnyCommand]:
         """Asks the target for room for `blocks` blocks."""
-        self.deadline = at + self.config.prepare_timeout_s
+        self.deadline_s = at + self.config.prepare_timeout_s
         prepare = Prepare(request=self.request, epoch=self.epoch, sender=self.me, blocks=blocks, tokens=tokens)
         return [WatchProgress(self.request), Send(self.target, prepare)]
 
     def validate(self) -> None:
         """Raises AssertionError, in words, if the machine contradicts itself."""
         waits = not self.over
-        assert waits == (self.deadline is not None), f"{self.state} has deadline {self.deadline}"
+        assert waits == (self.deadline_s is not None), f"{self.state} has deadline {self.deadline_s}"
         may_pin = self.state in (SourceState.COPYING, SourceState.COMMITTING, SourceState.DOUBT)
         assert may_pin or self.pinned_blocks == 0, f"{self.state} has {self.pinned_blocks} blocks pinned"
         assert self.there_blocks >= self.skipped_blocks, "fewer blocks at the target than it had from the start"
@@ -157,16 +157,16 @@ class MigrationSource(msgspec.Struct, kw_only=True):
             return self._copy(at, left_blocks)
         if self.state is not SourceState.WAITING:
             self.state = SourceState.WAITING
-            self.deadline = at + self.config.stage_timeout_s
+            self.deadline_s = at + self.config.stage_timeout_s
         return []
 
     def _copy(self, at: float, blocks: int) -> list[AnyCommand]:
         self.state = SourceState.COPYING
-        self.deadline = at + self.config.stage_timeout_s
+        self.deadline_s = at + self.config.stage_timeout_s
         self.stage += 1
         self.decoding_stages += self.decoding
-        if self.copy_from is None:
-            self.copy_from = at
+        if self.copy_from_s is None:
+            self.copy_from_s = at
         pin = self._pin(blocks)
         copy = Copy(
             request=self.request,
@@ -182,13 +182,13 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def _detach(self, at: float) -> list[AnyCommand]:
         self.state = SourceState.DETACHING
-        self.deadline = at + self.config.detach_timeout_s
-        self.handover_from = at
+        self.deadline_s = at + self.config.detach_timeout_s
+        self.handover_from_s = at
         return [Unwatch(self.request), Detach(self.request)]
 
     def detached(self, at: float, event: Detached) -> list[AnyCommand]:
         self.state = SourceState.COMMITTING
-        self.deadline = at + self.config.commit_timeout_s
+        self.deadline_s = at + self.config.commit_timeout_s
         self.stage += 1
         self.held_blocks = event.total_blocks
         blocks = max(0, event.total_blocks - self.there_blocks)
@@ -215,7 +215,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def ask(self, at: float, event: Expired | PeerLost) -> list[AnyCommand]:
         self.state = SourceState.DOUBT
-        self.deadline = at + self.config.verdict_timeout_s
+        self.deadline_s = at + self.config.verdict_timeout_s
         doubt = Doubt(request=self.request, epoch=self.epoch, sender=self.me, target=self.target)
         return [SendToFrontEnd(self.request, doubt)]
 
@@ -276,18 +276,18 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def _end(self, state: SourceState, at: float, why_not: str | None = None) -> MoveOutcome:
         self.state = state
-        self.deadline = None
+        self.deadline_s = None
         return MoveOutcome(
             order=self.order, source=self.me, request=self.request, why_not=why_not, figures=self._figures(at)
         )
 
     def _figures(self, at: float) -> MoveFigures:
-        copied_until = at if self.handover_from is None else self.handover_from
+        copied_until = at if self.handover_from_s is None else self.handover_from_s
         return MoveFigures(
             stages=self.stage,
             bytes_copied=self.bytes_copied,
             blocks_skipped=self.skipped_blocks,
             held_blocks=self.held_blocks,
-            copy_s=0.0 if self.copy_from is None else copied_until - self.copy_from,
-            handover_s=0.0 if self.handover_from is None else at - self.handover_from,
+            copy_s=0.0 if self.copy_from_s is None else copied_until - self.copy_from_s,
+            handover_s=0.0 if self.handover_from_s is None else at - self.handover_from_s,
         )

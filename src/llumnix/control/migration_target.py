@@ -78,7 +78,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
     config: MigrationConfig
 
     state: TargetState = TargetState.RESERVING
-    deadline: float | None = None
+    deadline_s: float | None = None
     late: int = 0
     skip_blocks: int = 0
     stage: int = 0
@@ -96,13 +96,13 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
 
     def start(self, at: float, message: Prepare) -> list[AnyCommand]:
         """Asks the engine for room."""
-        self.deadline = at + self.config.prepare_timeout_s
+        self.deadline_s = at + self.config.prepare_timeout_s
         return [Reserve(self.request, self.epoch, message.blocks, message)]
 
     def validate(self) -> None:
         """Raises AssertionError, in words, if the machine contradicts itself."""
         waits = not self.over
-        assert waits == (self.deadline is not None), f"{self.state} has deadline {self.deadline}"
+        assert waits == (self.deadline_s is not None), f"{self.state} has deadline {self.deadline_s}"
         works = self.state in (TargetState.PULLING, TargetState.INSTALLING)
         assert works == (self.pulling is not None), f"{self.state} works on {self.pulling}"
         assert self.here_blocks >= self.skip_blocks, "has fewer blocks than were cached from the start"
@@ -120,7 +120,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
     def _ready(self, at: float) -> list[AnyCommand]:
         # A source may wait for a prefill and then for its engine, each with a deadline of its own.
         self.state = TargetState.READY
-        self.deadline = at + self.config.stage_timeout_s + self.config.detach_timeout_s
+        self.deadline_s = at + self.config.stage_timeout_s + self.config.detach_timeout_s
         return []
 
     # stages
@@ -131,7 +131,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
         if message.stage != self.stage + 1 or message.first_block != self.here_blocks:
             return self.out_of_step(at, message)
         self.pulling = message
-        self.deadline = at + self.config.stage_timeout_s
+        self.deadline_s = at + self.config.stage_timeout_s
         if message.blocks == 0 and isinstance(message, Commit):
             self.stage = message.stage
             self.bytes_read = 0
@@ -155,7 +155,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
         self.here_blocks += message.blocks
         self.bytes_read = event.bytes_read
         if isinstance(message, Commit):
-            self.deadline = at + self.config.stage_timeout_s
+            self.deadline_s = at + self.config.stage_timeout_s
             return self._install(message)
         self.pulling = None
         copied = Copied(
@@ -172,7 +172,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
     def installed(self, at: float, event: Installed) -> list[AnyCommand]:
         self.state = TargetState.ADOPTED
         self.pulling = None
-        self.deadline = at + self.config.commit_timeout_s
+        self.deadline_s = at + self.config.commit_timeout_s
         adopted = Adopted(request=self.request, epoch=self.epoch, sender=self.me, output_tokens=event.output_tokens)
         return [Notify(self.request, adopted), *self.committed_again(at, event)]
 
@@ -181,7 +181,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
         return [Send(self.source, message)]
 
     def ask(self, at: float, event: Expired) -> list[AnyCommand]:
-        self.deadline = at + self.config.verdict_timeout_s
+        self.deadline_s = at + self.config.verdict_timeout_s
         doubt = Doubt(request=self.request, epoch=self.epoch, sender=self.me, target=self.me)
         return [SendToFrontEnd(self.request, doubt)]
 
@@ -228,5 +228,5 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
 
     def _end(self, state: TargetState) -> None:
         self.state = state
-        self.deadline = None
+        self.deadline_s = None
         self.pulling = None

@@ -22,8 +22,8 @@ class Kernel:
 
     __slots__ = ("_cancelled", "_heap", "_running", "_seq", "_stopping", "executed", "now")
 
-    def __init__(self, start: float = 0.0) -> None:
-        self.now = start
+    def __init__(self, start_s: float = 0.0) -> None:
+        self.now = start_s
         self.executed = 0
         self._heap: list[Timer] = []
         self._seq = 0
@@ -35,18 +35,18 @@ class Kernel:
         """How many events are pending."""
         return len(self._heap) - self._cancelled
 
-    def at(self, time: float, action: Callable[..., None], *args: Any, rank: int = 0) -> Timer:
-        """Runs `action(*args)` at `time`. Raises ValueError for the past, for NaN and for infinity."""
-        if not self.now <= time < inf:
-            raise ValueError(f"an event at {time!r} cannot be reached: it is {self.now!r} now")
+    def at(self, time_s: float, action: Callable[..., None], *args: Any, rank: int = 0) -> Timer:
+        """Runs `action(*args)` at `time_s`. Raises ValueError for the past, for NaN and for infinity."""
+        if not self.now <= time_s < inf:
+            raise ValueError(f"an event at {time_s!r} cannot be reached: it is {self.now!r} now")
         self._seq += 1
-        timer: Timer = [time, rank, self._seq, action, args]
+        timer: Timer = [time_s, rank, self._seq, action, args]
         heappush(self._heap, timer)
         return timer
 
-    def after(self, delay: float, action: Callable[..., None], *args: Any, rank: int = 0) -> Timer:
-        """Runs `action(*args)` `delay` from now; a negative delay raises ValueError."""
-        return self.at(self.now + delay, action, *args, rank=rank)
+    def after(self, delay_s: float, action: Callable[..., None], *args: Any, rank: int = 0) -> Timer:
+        """Runs `action(*args)` `delay_s` from now; a negative delay raises ValueError."""
+        return self.at(self.now + delay_s, action, *args, rank=rank)
 
     def cancel(self, timer: Timer) -> bool:
         """Takes an event back. False if it has run, runs now, or was cancelled before."""
@@ -60,21 +60,21 @@ class Kernel:
             self._cancelled = 0
         return True
 
-    def run(self, until: float = inf) -> None:
-        """Runs every event up to and including `until`, then sets `now` to it if it is finite.
+    def run(self, until_s: float = inf) -> None:
+        """Runs every event up to and including `until_s`, then sets `now` to it if it is finite.
 
         An action may ask for more events and cancel others; it must not call `run`. An exception in
         an action passes through, and the kernel can go on with the event after it.
         """
         if self._running:
             raise RuntimeError("run() was called by an action of the same kernel")
-        if not until >= self.now:
-            raise ValueError(f"cannot run until {until!r}: it is {self.now!r} already")
+        if not until_s >= self.now:
+            raise ValueError(f"cannot run until {until_s!r}: it is {self.now!r} already")
         self._running = True
         self._stopping = False
         heap = self._heap
         try:
-            while heap and heap[0][_TIME] <= until and not self._stopping:
+            while heap and heap[0][_TIME] <= until_s and not self._stopping:
                 timer = heappop(heap)
                 action, args = timer[_ACTION], timer[_ARGS]
                 if action is None:
@@ -86,8 +86,8 @@ class Kernel:
                 action(*args)
         finally:
             self._running = False
-        if until < inf and not self._stopping:
-            self.now = until
+        if until_s < inf and not self._stopping:
+            self.now = until_s
 
     def stop(self) -> None:
         """Makes `run` return after the action that called this; what is pending stays pending."""

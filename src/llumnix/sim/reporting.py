@@ -118,9 +118,9 @@ class Reporter:
         now, engine = self._kernel.now, self._engine
         self._timer = None
         self._looked_s = now
-        stalled = engine.stalled_until_s
+        stalled_s = engine.stalled_until_s
         next_s: float | None = None
-        if stalled <= now:
+        if stalled_s <= now:
             self._beats = False
             self._pace.set_size(self._world.size)
             load = self.snapshot()
@@ -133,12 +133,12 @@ class Reporter:
             unread = self._account.dispatches_seen - self._last.dispatches_seen[0]
             self._world.reported(replace(self._last, unread=unread), 0.0)
         if self._timer is None:
-            self._set(self._next_s(now, stalled) if next_s is None else next_s)
+            self._set(self._next_s(now, stalled_s) if next_s is None else next_s)
 
-    def _next_s(self, now: float, stalled: float) -> float:
-        if stalled <= now:
+    def _next_s(self, now: float, stalled_s: float) -> float:
+        if stalled_s <= now:
             return now + (IDLE_REPORT_S if self._engine.idle else DRIFT_REPORT_S)
-        return min(stalled, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled
+        return min(stalled_s, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled_s
 
 
 def candidates(account: Account, engine: EngineModel, tells_rest: bool) -> tuple[RequestSnapshot, ...]:

@@ -96,7 +96,7 @@ class Connection:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
-        self.until = math.inf
+        self.until_s = math.inf
         """No call goes on beyond this instant of `time.monotonic`: it raises TimeoutError."""
 
     def send(self, message: msgspec.Struct) -> None:
@@ -166,11 +166,11 @@ class Connection:
         return received
 
     def _limit(self, option: int) -> None:
-        """Lets the kernel end the next call at `until`. Raises TimeoutError when that has passed."""
-        if math.isinf(self.until):
+        """Lets the kernel end the next call at `until_s`. Raises TimeoutError when that has passed."""
+        if math.isinf(self.until_s):
             left_s = 0.0  # to the kernel: no limit
         else:
-            left_s = self.until - time.monotonic()
+            left_s = self.until_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError("the deadline passed")
         seconds, rest = divmod(left_s, 1)

@@ -69,7 +69,7 @@ class MemoryPool:
             raise TransportError(f"the regions of a pool need one number of blocks, not {sorted(counts)}")
         return cls([Region.of_array(array) for array in arrays], num_blocks=counts.pop(), fingerprint=fingerprint)
 
-    def reading(self, blocks: BlockIds, until: float) -> Batches:
+    def reading(self, blocks: BlockIds, until_s: float) -> Batches:
         """See `Pool`. Raises ValueError for ids that are not blocks of the pool."""
         ids = block_ids(blocks, self.shape.num_blocks)
         if not len(ids):

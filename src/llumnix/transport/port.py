@@ -6,7 +6,7 @@ whoever knows the secret, and pulls blocks of other pools into its own::
     pool = pool_of(kv_views, fingerprint="llama-8b/bf16/tp0of2")     # transport.staging: vLLM's KV tensors
     transport = SocketTransport(pool, secret, SocketOptions(folder=run_dir))
     ...                                    # transport.address travels in the control plane
-    pull = transport.pull(peer_address, [7, 8, 31], [2, 90, 4], deadline_s=5.0, on_done=..., on_released=...)
+    pull = transport.pull(peer_address, [7, 8, 31], [2, 90, 4], timeout_s=5.0, on_done=..., on_released=...)
     pull.cancel()                          # when the migration is called off
     transport.close()
 
@@ -78,14 +78,14 @@ class Pool(Protocol):
     @property
     def shape(self) -> PoolShape: ...
 
-    def reading(self, blocks: BlockIds, until: float) -> Batches:
+    def reading(self, blocks: BlockIds, until_s: float) -> Batches:
         """Yields pieces to send. A batch stays valid until the next one is asked for.
 
-        Raises TimeoutError when it has to wait beyond `until` (of `time.monotonic`), and TransportError when the
+        Raises TimeoutError when it has to wait beyond `until_s` (of `time.monotonic`), and TransportError when the
         memory cannot be copied (a device may have none left, or break)."""
         ...
 
-    def writing(self, blocks: BlockIds, until: float) -> Batches:
+    def writing(self, blocks: BlockIds, until_s: float) -> Batches:
         """Yields pieces to fill. Asking for the next batch says that this one is filled; when the
         iterator ends, all bytes are in the blocks. Closing it early abandons the batch at hand:
         nothing is written any more when the close returns. Raises as `reading`."""
@@ -129,14 +129,14 @@ class Transport(Protocol):
         source_address: str,
         source_blocks: BlockIds,
         target_blocks: BlockIds,
-        deadline_s: float,
+        timeout_s: float,
         *,
         on_done: Callable[[PullResult], None],
         on_released: Callable[[], None],
     ) -> PullInFlight:
         """Copies the peer's `source_blocks` into `target_blocks` (same order) in a background thread.
 
-        `on_done` is called exactly once, from that thread, at most `deadline_s` seconds from now (a little
+        `on_done` is called exactly once, from that thread, at most `timeout_s` seconds from now (a little
         more on a loaded machine); whatever the peer does, a failure is a result and not an exception.
         If the result says `quarantined`, `on_released` is called once, later, when the target blocks may be
         reused; otherwise never. Neither may block.

@@ -36,12 +36,12 @@ MAX_IDLE = 32
 class SocketPull:
     """A pull in flight (`port.PullInFlight`)."""
 
-    def __init__(self, blocks: NDArray[np.uint64], target_blocks: NDArray[np.uint64], deadline_s: float) -> None:
+    def __init__(self, blocks: NDArray[np.uint64], target_blocks: NDArray[np.uint64], timeout_s: float) -> None:
         self.source_blocks = blocks
         self.target_blocks = target_blocks
-        self.started = time.monotonic()
-        self.deadline_s = deadline_s
-        self.until = self.started + deadline_s
+        self.started_s = time.monotonic()
+        self.timeout_s = timeout_s
+        self.until_s = self.started_s + timeout_s
         self.bytes_read = 0
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -69,7 +69,7 @@ class SocketPull:
             if self._called_off:
                 raise ConnectionAbortedError(self._called_off)
             self._connection = connection
-        connection.until = self.until
+        connection.until_s = self.until_s
 
     def let_go(self) -> None:
         """From here on a cancel leaves the connection alone: it may be closed, or another pull's."""
@@ -131,7 +131,7 @@ class Puller:
         with self._lock:
             self._in_flight.discard(pull)
         result = PullResult(
-            ok=not reason, reason=reason, bytes_read=pull.bytes_read, seconds=time.monotonic() - pull.started
+            ok=not reason, reason=reason, bytes_read=pull.bytes_read, seconds=time.monotonic() - pull.started_s
         )
         try:
             on_done(result)
@@ -146,7 +146,7 @@ class Puller:
         except SourceRefused as refused:
             return f"the source refused: {refused}"
         except TimeoutError:
-            return pull.called_off or f"not complete within {pull.deadline_s:g} s"
+            return pull.called_off or f"not complete within {pull.timeout_s:g} s"
         except (OSError, EOFError, TransportError) as error:
             return pull.called_off or str(error)
         return ""
@@ -181,11 +181,11 @@ class Puller:
             self._put_away(address, connection, healthy)
 
     def _fetch(self, connection: Connection, pull: SocketPull) -> None:
-        with closing(self._pool.writing(pull.target_blocks, pull.until)) as batches:
+        with closing(self._pool.writing(pull.target_blocks, pull.until_s)) as batches:
             # The first batch before the request: a pool that stages takes its buffers here, and a source
             # never holds buffers of its own for a puller that still waits for some.
             batch = next(batches, None)
-            connection.send(Request.of(pull.source_blocks, pull.until - time.monotonic()))
+            connection.send(Request.of(pull.source_blocks, pull.until_s - time.monotonic()))
             reply = connection.receive(Reply, MAX_REPLY_BYTES)
             if reply.refused:
                 raise SourceRefused(reply.refused)
@@ -235,7 +235,7 @@ class Puller:
         if not healthy:
             connection.close()
             return
-        connection.until = math.inf
+        connection.until_s = math.inf
         with self._lock:
             self._idle.append((address, connection))
             oldest = self._idle.pop(0)[1] if len(self._idle) > MAX_IDLE else None
@@ -245,7 +245,7 @@ class Puller:
 
 def _open(way: Way, pull: SocketPull) -> Connection:
     """A connection over `way`, which a cancel of the pull ends. Raises OSError."""
-    limit_s = min(max(pull.until - time.monotonic(), 0.001), CONNECT_S)
+    limit_s = min(max(pull.until_s - time.monotonic(), 0.001), CONNECT_S)
     if way.scheme == "unix":
         sock = socket.socket(socket.AF_UNIX)
     else:

@@ -102,7 +102,7 @@ class BlockServer:
 
     def _serve(self, connection: Connection, strangers: dict[Connection, None]) -> None:
         try:
-            connection.until = time.monotonic() + self._limits.handshake_s
+            connection.until_s = time.monotonic() + self._limits.handshake_s
             refused = welcome_puller(connection, self._secret, self._incarnation, self._pool.shape)
             if refused is not None:
                 log.warning("refused a puller: %s", refused)
@@ -138,15 +138,15 @@ class BlockServer:
 
     def _answer_one(self, connection: Connection) -> None:
         shape = self._pool.shape
-        connection.until = time.monotonic() + self._limits.idle_s
+        connection.until_s = time.monotonic() + self._limits.idle_s
         request = connection.receive(Request, max_bytes=4 * shape.num_blocks + 64)
-        connection.until = until = time.monotonic() + min(request.time_left_s, MAX_SERVING_S)
+        connection.until_s = until_s = time.monotonic() + min(request.time_left_s, MAX_SERVING_S)
         try:
             blocks = block_ids(request.block_ids, shape.num_blocks)
         except ValueError as error:
             connection.send(Reply(0, str(error)))
             return
-        with closing(self._pool.reading(blocks, until)) as batches:
+        with closing(self._pool.reading(blocks, until_s)) as batches:
             try:
                 batch = next(batches, None)  # before the reply: what a device cannot do shows here
             except TransportError as error:

@@ -83,7 +83,7 @@ class SocketTransport:
         source_address: str,
         source_blocks: BlockIds,
         target_blocks: BlockIds,
-        deadline_s: float,
+        timeout_s: float,
         *,
         on_done: Callable[[PullResult], None],
         on_released: Callable[[], None],
@@ -95,7 +95,7 @@ class SocketTransport:
             raise ValueError(f"{len(sources)} source blocks do not fit {len(targets)} target blocks")
         if len(np.unique(targets)) != len(targets):
             raise ValueError("a target block is named twice")
-        pull = SocketPull(sources, targets, deadline_s)
+        pull = SocketPull(sources, targets, timeout_s)
         self._puller.start(source_address, pull, on_done)
         return pull
 

@@ -151,10 +151,10 @@ class StagedPool:
             self._scatter(stream.ids, parts, buffer)
             buffer.wait()
 
-    def reading(self, blocks: BlockIds, until: float) -> Batches:
+    def reading(self, blocks: BlockIds, until_s: float) -> Batches:
         """See `Pool`. Raises ValueError for ids that are not blocks of the pool, or more than it has."""
         numbers = self._numbers(blocks)
-        with self._stream_of_bytes(self._readers_left, until) as stream:
+        with self._stream_of_bytes(self._readers_left, until_s) as stream:
             self._name(numbers, stream)
             ready: tuple[_Buffer, list[_Part]] | None = None
             for turn, parts in enumerate(self._batches(len(numbers))):
@@ -166,10 +166,10 @@ class StagedPool:
             if ready is not None:
                 yield from _sent(*ready)
 
-    def writing(self, blocks: BlockIds, until: float) -> Batches:
+    def writing(self, blocks: BlockIds, until_s: float) -> Batches:
         """See `Pool`. Raises ValueError for ids that are not blocks of the pool, or more than it has."""
         numbers = self._numbers(blocks)
-        with self._stream_of_bytes(self._writers_left, until) as stream:
+        with self._stream_of_bytes(self._writers_left, until_s) as stream:
             self._name(numbers, stream)
             for turn, parts in enumerate(self._batches(len(numbers))):
                 buffer = stream.buffers[turn % 2]
@@ -252,9 +252,9 @@ class StagedPool:
             yield
 
     @contextmanager
-    def _stream_of_bytes(self, left: threading.BoundedSemaphore, until: float) -> Generator[_Stream]:
+    def _stream_of_bytes(self, left: threading.BoundedSemaphore, until_s: float) -> Generator[_Stream]:
         """Lends two buffers; no copy from or to them is under way when they come back."""
-        if not left.acquire(timeout=max(until - time.monotonic(), 0)):
+        if not left.acquire(timeout=max(until_s - time.monotonic(), 0)):
             raise TimeoutError("no staging buffer came free in time")
         stream = self._free.pop()
         try:

@@ -113,7 +113,7 @@ class IncomingRequests:
         self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
         return skip_blocks
 
-    def pull(self, key: Key, message: Copy | Commit, addresses: list[str], deadline_s: float) -> bool:
+    def pull(self, key: Key, message: Copy | Commit, addresses: list[str], timeout_s: float) -> bool:
         """Starts to pull what the message names; False when there is nothing to pull. Raises Refusal."""
         reservation, scheduler = self._reservations[key], self._scheduler
         end = message.first_block + message.blocks
@@ -134,7 +134,7 @@ class IncomingRequests:
         reservation.bytes_read, reservation.failed = 0, ""
         reservation.last = isinstance(message, Commit)
         source, target = [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
-        reservation.held_back = target, ((*key, message.stage), addresses, source, target, deadline_s)
+        reservation.held_back = target, ((*key, message.stage), addresses, source, target, timeout_s)
         self._begin_pull(reservation)
         return True
 

@@ -86,7 +86,7 @@ class WorkerExtension:
         addresses: list[str],
         source_blocks: list[int],
         target_blocks: list[int],
-        deadline_s: float,
+        timeout_s: float,
     ) -> None:
         """Copies blocks from the peer's worker of the same rank; a `PullEnded` to the instance says how it went.
 
@@ -113,7 +113,7 @@ class WorkerExtension:
         assert self._llumnix_transport is not None  # who moves nothing takes nothing
         with self._llumnix_lock:
             self._llumnix_pulls[key] = self._llumnix_transport.pull(
-                addresses[self.rank], source_blocks, target_blocks, deadline_s, on_done=done, on_released=released
+                addresses[self.rank], source_blocks, target_blocks, timeout_s, on_done=done, on_released=released
             )
 
     def llumnix_cancel(self, request: str, epoch: int) -> None:
