@@ -56,10 +56,9 @@ class FrontEnd:
             migration=MigrationConfig(),
             cluster=ClusterConfig(instances=2),
         )
-        self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter))
-        quiet = {name: lambda *_: None for name in ("dispatched", "replayed", "stayed", "moved")}
+        quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved")}
         observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why))
-        self.client.streams.observer = observer
+        self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter), observer)
         self.hear_report(A)
         self.admit(A)
 

@@ -51,8 +51,7 @@ class FrontEnd:
             spawn=_run,
             last_word=self.last_words.append,
         )
-        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways)
-        self.streams.observer = self
+        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, self)
         for instance in instances:
             self.join(instance)
 

@@ -11,10 +11,10 @@ pytest.importorskip("vllm")
 
 from llumnix.control.messages import Moved
 from llumnix.control.orders import MoveOutcome
-from llumnix.engine.vllm.front_end import by_hand
+from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.members import Member
-from llumnix.engine.vllm.front_end.migration_log import MigrationLog
+from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.base import InstanceInfo
@@ -34,14 +34,15 @@ def member(instance: InstanceId) -> Member:
 async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(by_hand, "Metrics", lambda: SimpleNamespace(migration=lambda record: None))
+    monkeypatch.setattr(stream_log, "Metrics", lambda: SimpleNamespace(migration=lambda record: None))
     posted: list[Mail] = []
     members = {A: member(A), B: member(B)}
     session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)
     client = SimpleNamespace(
         streams=SimpleNamespace(sessions={R: session}), members=SimpleNamespace(by_id=members, known=members)
     )
-    hand = ByHand(client, MigrationLog(), lambda _, message: posted.append(message), "me")  # type: ignore[arg-type]
+    log = StreamLog()
+    hand = ByHand(client, log, lambda _, message: posted.append(message), "me")  # type: ignore[arg-type]
     for query in (1, 2):
         hand.start(MigrateByHand(query=query, request=R, target=B, reply_to="x"))
     await asyncio.sleep(0.01)
@@ -52,7 +53,7 @@ async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_fi
     outcome = MoveOutcome(order=order.order, source=A, request=R)
     hand.move_answered(MoveAnswer(outcome=outcome))
     await asyncio.sleep(0.01)
-    hand.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome), 0.003)  # type: ignore[arg-type]
+    log.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome), 0.003)  # type: ignore[arg-type]
     await asyncio.sleep(0.01)
     answer = posted[-1]
     assert isinstance(answer, MigrateAnswer)

@@ -15,14 +15,22 @@ pytest.importorskip("vllm")
 
 from request_rows import row
 
-from llumnix.engine.vllm.front_end import by_hand
+from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost, InstanceGone
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import FRONT_END_MAIL, DoYourPart, ListMigrations, MigrateAnswer, Migrations, PartDone
+from llumnix.wire.to_front_end import (
+    FRONT_END_MAIL,
+    DoYourPart,
+    ListMigrations,
+    MigrateAnswer,
+    Migrations,
+    PartDone,
+    ToFrontEnd,
+)
 from llumnix.wire.to_instance import ListRequests
 
 ROW = row("r", "c", front_end=1)
@@ -30,13 +38,18 @@ ROW = row("r", "c", front_end=1)
 
 @pytest.fixture
 async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switchboard]:
-    monkeypatch.setattr(by_hand, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
-    book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}", keys=None)
-    board = Switchboard(SimpleNamespace(index=0, book=book))  # type: ignore[arg-type]
+    monkeypatch.setattr(stream_log, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
+    book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}")
     client = SimpleNamespace(streams=SimpleNamespace(), members=SimpleNamespace(known={}))
-    board.connect(client)  # type: ignore[arg-type]
-    yield board
-    board.close()
+
+    def hear(message: ToFrontEnd) -> None:
+        made.hear(message)
+
+    mailbox = Mailbox(book.front_end(0), FRONT_END_MAIL, hear)
+    made = Switchboard(SimpleNamespace(index=0, book=book), mailbox, client, stream_log.StreamLog())  # type: ignore[arg-type]
+    mailbox.start()
+    yield made
+    mailbox.close()
 
 
 def tell(board: Switchboard, tmp_path: Path, message: Mail) -> None:
@@ -85,7 +98,7 @@ def record(number: int) -> MigrationRecord:
 async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Switchboard, tmp_path: Path) -> None:
     """Front end 1 is a mailbox that passes the question on to the one here, and its answers back."""
     for number in range(1200):
-        board.log.add(record(number))
+        board.log.moves.add(record(number))
     parts: list[int] = []
 
     def other(message: Mail) -> None:

@@ -1,23 +1,17 @@
-"""Moves asked for by hand, and the record of every move of this front end's streams."""
+"""Moves asked for by hand."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import time
 
-from llumnix.control.messages import Moved, Stayed
 from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.engine.vllm.front_end.client import LlumnixClient
-from llumnix.engine.vllm.front_end.client_ids import client_visible_id
-from llumnix.engine.vllm.front_end.failures import Failures
 from llumnix.engine.vllm.front_end.members import Member
-from llumnix.engine.vllm.front_end.metrics import Metrics
-from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
-from llumnix.engine.vllm.front_end.session import Session
-from llumnix.report.records import MOVED, MigrationRecord, migration_record
+from llumnix.engine.vllm.front_end.stream_log import StreamLog, record_of
+from llumnix.report.records import MigrationRecord
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import MigrateAnswer, MigrateByHand
 from llumnix.wire.to_instance import MoveOut
@@ -37,23 +31,16 @@ class _Order:
 
 
 class ByHand:
-    """Also the observer of the streams: whatever moves, for whatever reason, is recorded and counted here."""
+    """Moves of this front end's streams that somebody asked for."""
 
-    def __init__(
-        self, client: LlumnixClient, log: MigrationLog, post: Callable[[str, Mail], None], address: str
-    ) -> None:
+    def __init__(self, client: LlumnixClient, log: StreamLog, post: Callable[[str, Mail], None], address: str) -> None:
         self._client = client
         self._log = log
         self._post = post
         self._address = address
         self._numbers = numbers()
         self._orders: dict[MoveId, _Order] = {}
-        self._recorded: dict[str, asyncio.Future[MigrationRecord]] = {}  # by engine id
         self._tasks: set[asyncio.Task[None]] = set()
-        self.metrics = Metrics()
-        self.failures = Failures()
-
-    # -- an order
 
     def start(self, order: MigrateByHand) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(order))
@@ -81,48 +68,26 @@ class ByHand:
         if session.stream.owner == order.target:
             return 409, None, f"the request is on {order.target} already"
         source = self._client.members.known.get(session.stream.owner)
-        if source is None or session.move is not None or session.engine_id in self._recorded:
+        if source is None or session.move is not None or self._log.is_awaited(session.engine_id):
             return 409, None, "the request is moving already"
-        recorded = self._recorded[session.engine_id] = asyncio.get_running_loop().create_future()
         move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
         pending = self._orders[move_id] = _Order()
         move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
         try:
-            self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))
-            outcome = await _outcome_or_loss(pending, source)
-            if outcome is None and source.gone.is_set():
-                return 409, None, f"{source.info.id} was lost meanwhile"
-            if outcome is None:
-                return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
-            if outcome.why_not is not None:
-                return 409, None, outcome.why_not
-            await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
-            # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
-            return 200, recorded.result() if recorded.done() else _record_of(session, outcome), ""
+            with self._log.next_move(session.engine_id) as recorded:
+                self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))
+                outcome = await _outcome_or_loss(pending, source)
+                if outcome is None and source.gone.is_set():
+                    return 409, None, f"{source.info.id} was lost meanwhile"
+                if outcome is None:
+                    return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
+                if outcome.why_not is not None:
+                    return 409, None, outcome.why_not
+                await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
+                # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
+                return 200, recorded.result() if recorded.done() else record_of(session, outcome), ""
         finally:
             del self._orders[move_id]
-            del self._recorded[order.request]
-
-    # -- the observer
-
-    def replayed(self, request_id: str, why: str) -> None:
-        self.metrics.replays.inc()
-
-    def failed(self, session: Session, why: str) -> None:
-        self.failures.remember(client_visible_id(session.client_id), why)
-
-    def stayed(self, session: Session, notice: Stayed) -> None:
-        self._keep(session, _record_of(session, notice.outcome))
-
-    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
-        self._keep(session, _record_of(session, notice.outcome, downtime_s))
-
-    def _keep(self, session: Session, record: MigrationRecord) -> None:
-        self._log.add(record)
-        self.metrics.migration(record)
-        waiting = self._recorded.get(session.engine_id)
-        if record.outcome == MOVED and waiting is not None and not waiting.done():
-            waiting.set_result(record)
 
 
 async def _outcome_or_loss(order: _Order, source: Member) -> MoveOutcome | None:
@@ -133,7 +98,3 @@ async def _outcome_or_loss(order: _Order, source: Member) -> MoveOutcome | None:
     finally:
         gone.cancel()
     return order.answered.result() if order.answered.done() else None
-
-
-def _record_of(session: Session, outcome: MoveOutcome, downtime_s: float | None = None) -> MigrationRecord:
-    return migration_record(time(), client_visible_id(session.client_id), outcome, downtime_s)

@@ -27,7 +27,7 @@ from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, unless_gone
 from llumnix.engine.vllm.front_end.state_file import StateFile
-from llumnix.engine.vllm.front_end.streams import Streams, Ways
+from llumnix.engine.vllm.front_end.streams import Observer, Streams, Ways
 from llumnix.engine.vllm.front_end.whole import Whole
 from llumnix.types import InstanceId
 from llumnix.wire.curve import Doorkeeper
@@ -43,7 +43,9 @@ _LAST_WORD_TIMEOUT_S = 2.0
 class LlumnixClient(AsyncMPClient):
     """All methods run on the front end's event loop."""
 
-    def __init__(self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Mail], None]) -> None:
+    def __init__(
+        self, vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Mail], None], observer: Observer
+    ) -> None:
         # vLLM's own constructor starts engines or waits for a fixed set of them; see client_setup.py.
         self.doorkeeper: Doorkeeper | None = None
         set_up_sockets(self, vllm_config, spec)
@@ -59,7 +61,7 @@ class LlumnixClient(AsyncMPClient):
             last_word=self._last_word,
         )
         self._machine = FrontEndMachine(spec.policy, spec.index)
-        self.streams = Streams(self.members, self._machine, ways)
+        self.streams = Streams(self.members, self._machine, ways, observer)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
         self._tasks: set[asyncio.Task[None]] = set()

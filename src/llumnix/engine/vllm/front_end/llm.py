@@ -24,6 +24,7 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.streams import Observer
 from llumnix.wire.outbox import Mail
 
 _DRAIN_POLL_S = 0.05
@@ -48,6 +49,7 @@ class LlumnixLLM(AsyncLLM):
         vllm_config: Any,
         spec: FrontEndSpec,
         post: Callable[[str, Mail], None],
+        observer: Observer,
         args: argparse.Namespace,
         admitted: memoryview | None = None,
     ) -> None:
@@ -61,7 +63,7 @@ class LlumnixLLM(AsyncLLM):
         """Has all other front ends `abort_here`; to be set by whoever knows them."""
 
         def make_client(**given: Any) -> LlumnixClient:
-            return LlumnixClient(given["vllm_config"], spec, post)
+            return LlumnixClient(given["vllm_config"], spec, post, observer)
 
         # `AsyncLLM.__init__` calls this static factory and has no other way to be given a client. It is
         # replaced while the constructor runs, and nowhere else.

@@ -22,9 +22,12 @@ from llumnix.engine.vllm.front_end.failures import tell_why
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.retry_after import RetryAfter
+from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_parts
 from llumnix.engine.vllm.front_end.vllm_routes import undecided
+from llumnix.wire.mailbox import Mailbox
+from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 from llumnix.wire.to_launcher import FrontEndLives
 
 log = logging.getLogger(__name__)
@@ -46,11 +49,17 @@ async def serve_front_end(
     `connections`, `admitted`: open connections and unfinished requests per front end, shared by all of them; None if
     nobody needs to know. With `connections` new ones are accepted one at a time.
     """
-    board = Switchboard(spec)
-    llm = LlumnixLLM(config, spec, board.post, args, admitted)
+
+    def hear(message: ToFrontEnd) -> None:
+        board.hear(message)
+
+    mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, hear, spec.book.keys)
+    log = StreamLog()
+    llm = LlumnixLLM(config, spec, mailbox.post, log, args, admitted)
+    board = Switchboard(spec, mailbox, llm.engine_core, log)
     connect_parts(board, llm)
-    board.connect(llm.engine_core)
     llm.engine_core.on_more_slots = llm.grow
+    mailbox.start()
     try:
         await llm.engine_core.members.joined.wait()
         await llm.forget_dummies()
@@ -63,7 +72,7 @@ async def serve_front_end(
                 task.cancel()
     finally:
         llm.shutdown()
-        board.close()
+        mailbox.close()
         sock.close()
 
 
@@ -121,7 +130,7 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     await share_adapters(app.state.openai_serving_models, whole)
     llm.follow(whole.file.read())
     honour_service_tier(app.state)
-    tell_why(app.state, board.failures)
+    tell_why(app.state, board.log.failures)
     return app
 
 
@@ -178,7 +187,7 @@ async def _keep_metrics(board: Switchboard) -> None:
     """Keeps what no event changes near the truth."""
     while True:
         if board.scaling is not None:
-            board.metrics.scaling(board.scaling)
-        board.metrics.refused.set(board.refused)
-        board.metrics.malformed.set(board.malformed)
+            board.log.metrics.scaling(board.scaling)
+        board.log.metrics.refused.set(board.refused)
+        board.log.metrics.malformed.set(board.malformed)
         await asyncio.sleep(_METRICS_INTERVAL_S)

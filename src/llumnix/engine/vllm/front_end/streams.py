@@ -58,15 +58,13 @@ class Ways:
 class Streams:
     """All methods run on the front end's event loop."""
 
-    observer: Observer
-    """To be set before the first instance is admitted."""
-
-    def __init__(self, members: Members, machine: FrontEndMachine, ways: Ways) -> None:
+    def __init__(self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer) -> None:
         self.sessions: dict[str, Session] = {}
         """By engine id; those that wait for an instance, too."""
         self._members = members
         self._machine = machine
         self._ways = ways
+        self._observer = observer
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
         self._codec = RequestCodec()
 
@@ -169,12 +167,12 @@ class Streams:
             if session.before_move_s is None:  # it has said nothing yet: no gap to wait for
                 self._record_move(session, None)
         elif session is not None and isinstance(notice, Stayed):
-            self.observer.stayed(session, notice)
+            self._observer.stayed(session, notice)
         return self._obey(self._machine.handle(fe.Noticed(now, notice)))
 
     def _record_move(self, session: Session, downtime_s: float | None) -> None:
         if session.move is not None:
-            self.observer.moved(session, session.move, downtime_s)
+            self._observer.moved(session, session.move, downtime_s)
             session.move = None
 
     # -- what is heard of instances otherwise
@@ -244,7 +242,7 @@ class Streams:
         self.sessions[command.new_id] = session
         self._engine_ids[session.id] = command.new_id
         renamed = msgspec.structs.replace(session.request, request_id=command.new_id)
-        self.observer.replayed(session.client_id, command.why)
+        self._observer.replayed(session.client_id, command.why)
         if session.tokens:
             self._ways.spawn(self._resume(session, renamed, command.instance))
         else:
@@ -272,7 +270,7 @@ class Streams:
         session = self.sessions[command.request]
         log.error("request %s ends: %s", session.client_id, command.why)
         self._forget(session)
-        self.observer.failed(session, command.why)
+        self._observer.failed(session, command.why)
         return [
             EngineCoreOutput(
                 request_id=session.id, new_token_ids=[], finish_reason=FinishReason.ERROR, stop_reason=command.why

@@ -18,15 +18,14 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_ids import is_text
-from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.numbers import numbers
+from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, by_number
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, Report
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import (
-    FRONT_END_MAIL,
     Answer,
     DoYourPart,
     DrainReports,
@@ -69,11 +68,12 @@ class _Question:
 
 
 class Switchboard:
-    """Made and used on the event loop; only the mailbox's thread is elsewhere."""
+    """Made and used on the event loop; only the mailbox's thread, which calls `hear`, is elsewhere."""
 
-    def __init__(self, spec: FrontEndSpec) -> None:
+    def __init__(self, spec: FrontEndSpec, mailbox: Mailbox[ToFrontEnd], client: LlumnixClient, log: StreamLog) -> None:
         self.spec = spec
-        self.log = MigrationLog()
+        self.client = client
+        self.log = log
         self.strangers = Strangers({}, deque(maxlen=_GONE_REMEMBERED))
         self.scheduler_pid: int | None = None
         self.scaling: ScalingStatus | None = None
@@ -83,25 +83,12 @@ class Switchboard:
         self._questions: dict[int, _Question] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.parts: dict[str, Callable[[tuple[str, ...]], Awaitable[int]]] = {}
-        """What this front end does of `DoYourPart`; to be set before it is connected."""
+        """What this front end does of `DoYourPart`; to be set before the mailbox is started."""
         self.load: Callable[[], int] = lambda: 0
         """Requests that it serves, if vLLM counts them."""
-        self._client: LlumnixClient | None = None
-        self._by_hand: ByHand | None = None
-        self._mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, self._on_mail, spec.book.keys)
-        self.post: Callable[[str, Mail], None] = self._mailbox.post
-
-    def connect(self, client: LlumnixClient) -> None:
-        """From here on messages are taken."""
-        self._client = client
-        self._by_hand = ByHand(client, self.log, self.post, self.address)
-        client.streams.observer = self._by_hand
-        self.metrics = self._by_hand.metrics
-        self.failures = self._by_hand.failures
-        self._mailbox.start()
-
-    def close(self) -> None:
-        self._mailbox.close()
+        self._mailbox = mailbox
+        self.post: Callable[[str, Mail], None] = mailbox.post
+        self._by_hand = ByHand(client, log, mailbox.post, mailbox.address)
 
     @property
     def refused(self) -> int:
@@ -117,11 +104,6 @@ class Switchboard:
     @property
     def address(self) -> str:
         return self._mailbox.address
-
-    @property
-    def client(self) -> LlumnixClient:
-        assert self._client is not None
-        return self._client
 
     @property
     def scheduler_state(self) -> Literal["starting", "running", "lost"]:
@@ -159,7 +141,7 @@ class Switchboard:
         answers = await self._ask(
             others, lambda query: ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
         )
-        records = [*self.log.newest(limit), *(record for answer in answers for record in answer.records)]
+        records = [*self.log.moves.newest(limit), *(record for answer in answers for record in answer.records)]
         records.sort(key=lambda record: record.at_s, reverse=True)
         return records[:limit]
 
@@ -218,7 +200,7 @@ class Switchboard:
 
     async def _tell_migrations(self, asked: ListMigrations) -> None:
         """In parts: a long list must not keep the streams of clients waiting."""
-        records = self.log.newest(asked.limit)
+        records = self.log.moves.newest(asked.limit)
         for first in range(0, max(1, len(records)), _RECORDS_AT_ONCE):
             part = tuple(records[first : first + _RECORDS_AT_ONCE])
             more = first + _RECORDS_AT_ONCE < len(records)
@@ -227,11 +209,11 @@ class Switchboard:
 
     # -- what comes in
 
-    def _on_mail(self, message: ToFrontEnd) -> None:
+    def hear(self, message: ToFrontEnd) -> None:
+        """From any thread."""
         self._loop.call_soon_threadsafe(self._take, message)
 
     def _take(self, message: ToFrontEnd) -> None:
-        assert self._by_hand is not None
         match message:
             case Report() | InstanceStarting() | InstanceGone():
                 self._on_instance(message)
@@ -280,7 +262,6 @@ class Switchboard:
                 question.inbox.put_nowait(None)
 
     def _do(self, message: Errand) -> None:
-        assert self._by_hand is not None
         match message:
             case ReplayRest():
                 count = self.client.streams.drive_out(message.instance, message.reason)

@@ -1,0 +1,62 @@
+"""What becomes of a front end's streams: every move is recorded, replays and failures are counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import time
+
+from llumnix.control.messages import Moved, Stayed
+from llumnix.control.orders import MoveOutcome
+from llumnix.engine.vllm.front_end.client_ids import client_visible_id
+from llumnix.engine.vllm.front_end.failures import Failures
+from llumnix.engine.vllm.front_end.metrics import Metrics
+from llumnix.engine.vllm.front_end.migration_log import MigrationLog
+from llumnix.engine.vllm.front_end.session import Session
+from llumnix.report.records import MOVED, MigrationRecord, migration_record
+
+
+class StreamLog:
+    """The observer of the streams (streams.py)."""
+
+    def __init__(self) -> None:
+        self.moves = MigrationLog()
+        self.metrics = Metrics()
+        self.failures = Failures()
+        self._awaited: dict[str, asyncio.Future[MigrationRecord]] = {}  # by engine id
+
+    def replayed(self, request_id: str, why: str) -> None:
+        self.metrics.replays.inc()
+
+    def failed(self, session: Session, why: str) -> None:
+        self.failures.remember(client_visible_id(session.client_id), why)
+
+    def stayed(self, session: Session, notice: Stayed) -> None:
+        self._keep(session, record_of(session, notice.outcome))
+
+    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
+        self._keep(session, record_of(session, notice.outcome, downtime_s))
+
+    def is_awaited(self, engine_id: str) -> bool:
+        return engine_id in self._awaited
+
+    @contextmanager
+    def next_move(self, engine_id: str) -> Iterator[asyncio.Future[MigrationRecord]]:
+        """Gets the record of the request's next move, if there is one. One at a time may wait for it."""
+        self._awaited[engine_id] = record = asyncio.get_running_loop().create_future()
+        try:
+            yield record
+        finally:
+            del self._awaited[engine_id]
+
+    def _keep(self, session: Session, record: MigrationRecord) -> None:
+        self.moves.add(record)
+        self.metrics.migration(record)
+        awaited = self._awaited.get(session.engine_id)
+        if record.outcome == MOVED and awaited is not None and not awaited.done():
+            awaited.set_result(record)
+
+
+def record_of(session: Session, outcome: MoveOutcome, downtime_s: float | None = None) -> MigrationRecord:
+    return migration_record(time(), client_visible_id(session.client_id), outcome, downtime_s)
