@@ -26,7 +26,6 @@ LONG_FILES = {
     "src/llumnix/cluster/supervisor.py": "one machine, whose length is its edges",
     "src/llumnix/control/llumlet.py": "one machine, whose length is its edges",
     "src/llumnix/sim/driver.py": "one simulated body: every command of the scheduler and the launcher has a hand",
-    "src/llumnix/sim/engine/engine.py": "one engine: steps, admission and moves share its counts of blocks",
 }
 """Those that may be longer, and why."""
 

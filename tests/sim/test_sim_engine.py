@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sim_engines import new_engine, run_engine, small_profile
 from sim_reference import reference_run
 
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import DETACHED, FINISHED, WAITING, SimRequest
 
 ROWS = st.lists(
     st.tuples(st.floats(0, 20, allow_nan=False).map(lambda x: round(x, 3)), st.integers(1, 150), st.integers(1, 150)),
@@ -143,9 +143,9 @@ def test_a_detached_request_keeps_its_blocks_until_they_are_released() -> None:
     stays, leaves = SimRequest(0, 0.0, 32, 50), SimRequest(1, 0.0, 64, 50)
     for request in (stays, leaves):
         kernel.at(0.0, engine.add, request)
-    kernel.at(1.0, engine.at_boundary, lambda: engine.detach(leaves))
+    kernel.at(1.0, engine.steps.at_boundary, lambda: engine.detach(leaves))
     kernel.run()
-    assert (stays.state, leaves.state) == (Phase.FINISHED, Phase.DETACHED)
+    assert (stays.state, leaves.state) == (FINISHED, DETACHED)
     assert engine.pool.total - engine.pool.free == leaves.blocks >= 4
     engine.release(leaves.blocks, 0, ())
     assert engine.pool.free == engine.pool.total
@@ -155,8 +155,8 @@ def test_a_detached_request_that_comes_back_goes_on_where_it_was() -> None:
     kernel, engine, _ = new_engine(small_profile("vllm-0.1", blocks=100))
     request = SimRequest(0, 0.0, 32, 50)
     kernel.at(0.0, engine.add, request)
-    kernel.at(1.0, engine.at_boundary, lambda: engine.detach(request))
-    kernel.at(3.0, engine.at_boundary, lambda: engine.attach(request))
+    kernel.at(1.0, engine.steps.at_boundary, lambda: engine.detach(request))
+    kernel.at(3.0, engine.steps.at_boundary, lambda: engine.attach(request))
     kernel.run()
     assert request.generated == 50
     assert request.largest_gap_s == pytest.approx(2.0, abs=0.1)
@@ -168,7 +168,7 @@ def test_a_stalled_engine_loses_the_time_and_nothing_else() -> None:
     kernel, engine, _ = new_engine(profile)
     request = SimRequest(0, 0.0, 32, 50)
     kernel.at(0.0, engine.add, request)
-    kernel.at(1.0, engine.stall, 5.0)
+    kernel.at(1.0, engine.steps.stall, 5.0)
     kernel.run()
     assert request.finish_s - plain.finish_s == pytest.approx(5.0, abs=0.1)
 
@@ -204,8 +204,8 @@ def test_memory_that_comes_back_lets_the_queue_in() -> None:
     request = SimRequest(0, 0.0, 160, 2)
     kernel.at(0.0, engine.add, request)
     kernel.run()
-    assert request.state is Phase.WAITING
+    assert request.state is WAITING
     kernel.at(5.0, engine.give_back, 95)
     kernel.run()
-    assert request.state is Phase.FINISHED  # type: ignore[comparison-overlap]
+    assert request.state is FINISHED
     assert request.first_token_s > 5.0

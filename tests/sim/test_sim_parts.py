@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llumnix.sim.engine.batch import DecodeBatch
 from llumnix.sim.engine.blocks import BlockPool, PrefixCache
 from llumnix.sim.engine.gaps import GapLog
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import FINISHED, SimRequest
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=40))
 def test_largest_gap_since_any_position_is_the_maximum_from_there(values: list[int]) -> None:
     log = GapLog()
@@ -24,6 +25,7 @@ def test_largest_gap_since_any_position_is_the_maximum_from_there(values: list[i
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, before=st.integers(0, 20), steps=st.integers(0, 70))
 def test_blocks_of_many_steps_are_the_sum_of_single_steps(
     lengths: list[tuple[int, int]], before: int, steps: int
@@ -46,6 +48,7 @@ def test_blocks_of_many_steps_are_the_sum_of_single_steps(
     assert batch.blocks_for(most) <= counted < batch.blocks_for(most + 1)
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, steps=st.integers(1, 30))
 def test_a_member_that_leaves_knows_its_length_blocks_and_gap(lengths: list[tuple[int, int]], steps: int) -> None:
     batch = DecodeBatch(16)
@@ -55,7 +58,7 @@ def test_a_member_that_leaves_knows_its_length_blocks_and_gap(lengths: list[tupl
         batch.join(request)
     batch.advance(steps, 3.0, 0.5, 3.0 + 0.5 * (steps - 1), 0.5 * steps)
     for request, (prompt, generated) in zip(list(batch.members), lengths, strict=True):
-        batch.leave(request, Phase.FINISHED)
+        batch.leave(request, FINISHED)
         assert request.generated == generated + steps
         assert request.blocks == -(-(prompt + generated + steps - 1) // 16)
         assert request.largest_gap_s == 2.0
@@ -70,7 +73,7 @@ def test_the_shortest_member_and_the_next_end_forget_who_left() -> None:
         request.generated = 1
         batch.join(request)
     assert (batch.shortest_tokens(), batch.steps_to_next_end()) == (11, 4)
-    batch.leave(short, Phase.FINISHED)
+    batch.leave(short, FINISHED)
     assert (batch.shortest_tokens(), batch.steps_to_next_end()) == (501, 89)
 
 
@@ -88,7 +91,7 @@ def test_a_request_that_moved_to_another_batch_is_not_taken_for_a_member() -> No
     for one in (request, other):
         one.generated = 1
         here.join(one)
-    here.leave(request, Phase.FINISHED)
+    here.leave(request, FINISHED)
     there.join(request)
     assert here.steps_to_next_end() == 8
     assert here.shortest_tokens() == 21

@@ -1,7 +1,7 @@
 """What the body of a llumlet can do, and the one loop that drives it.
 
 A body is an engine and its lines to the world: vLLM's, a simulated one, a tiny one in tests. What each command means,
-and what must follow, is told in control/commands.py; all bodies pass the same suite (tests/control/body_contract.py).
+and what must follow, is told in control/commands.py; all bodies pass the same suite (tests/body_contract.py).
 """
 
 from __future__ import annotations
@@ -46,17 +46,16 @@ class LlumletLoop:
     def __init__(self, llumlet: Llumlet, body: LlumletBody) -> None:
         self.llumlet = llumlet
         self._body = body
-        self.busy = False
-        """Commands are being carried out: what is heard now waits."""
         self._events: deque[told.AnyEvent] = deque()
+        self._busy = False
 
     def hear(self, event: told.AnyEvent) -> None:
         """All commands of one event are carried out before the next event is looked at: what is heard meanwhile waits,
         answers included. Raises IllegalEvent (`Llumlet.handle`)."""
         self._events.append(event)
-        if self.busy:
+        if self._busy:
             return
-        self.busy = True
+        self._busy = True
         try:
             while self._events:
                 for command in self.llumlet.handle(self._events.popleft()):
@@ -64,7 +63,7 @@ class LlumletLoop:
                     if answer is not None:
                         self._events.append(answer)
         finally:
-            self.busy = False
+            self._busy = False
 
 
 def carry_out(body: LlumletBody, command: do.AnyCommand) -> told.AnyEvent | None:  # noqa: C901 (one line per command)

@@ -9,7 +9,7 @@ from llumnix.control import commands as do
 from llumnix.control import events as told
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
-from llumnix.sim.engine.request import Handover, Phase
+from llumnix.sim.engine.request import DETACHED, Handover
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
 
@@ -48,7 +48,7 @@ class Arrivals:
         """`kept`: requests that are here still."""
         name, epoch, now = command.request, command.epoch, self._kernel.now
         limits = self._engine.profile.scheduler
-        if name in self._reservations or name in kept:
+        if name in self._reservations or name in kept or self._world.request(name).is_on(self._account.id):
             return told.ReserveFailed(now, name, epoch, "it has this request already")
         if self._engine.running + len(self._reservations) >= limits.max_num_seqs:
             return told.ReserveFailed(now, name, epoch, "its batch is full")
@@ -89,7 +89,7 @@ class Arrivals:
             self._hear(told.Pulled(self._kernel.now, command.request, command.epoch, command.stage, read))
 
     def install(self, command: do.Install) -> None:
-        self._engine.at_boundary(partial(self._install_now, command))
+        self._engine.steps.at_boundary(partial(self._install_now, command))
 
     def _install_now(self, command: do.Install) -> None:
         name, epoch, now = command.request, command.epoch, self._kernel.now
@@ -97,7 +97,7 @@ class Arrivals:
         if reservation is None or reservation.epoch != epoch:
             return
         request = self._world.request(name)
-        if request.state is not Phase.DETACHED or self._world.is_fenced(name, epoch):
+        if request.state is not DETACHED or self._world.is_fenced(name, epoch):
             self._hear(told.InstallFailed(now, name, epoch, "the request is not to be had any more"))
             return
         del self._reservations[name]
@@ -108,7 +108,7 @@ class Arrivals:
         if reservation.blocks:
             request.blocks = reservation.blocks
             self._engine.attach(request)
-            request.handover = Handover(now - request.left_s, self._engine.step_s())
+            request.handover = Handover(now - request.left_s, self._engine.steps.decode_s())
             surplus = reservation.blocks - self._engine.held_blocks(request)
             if surplus > 0:
                 self._engine.give_back(surplus)

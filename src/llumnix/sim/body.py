@@ -15,7 +15,7 @@ from llumnix.control import events as told
 from llumnix.sim.account import Account
 from llumnix.sim.arrivals import Arrivals
 from llumnix.sim.engine.engine import EngineModel
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import DECODING, DETACHED, NEW, PREFILLING, WAITING, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
@@ -44,10 +44,10 @@ class SimBody:
     def settled(self, request: SimRequest) -> None:
         """A watched one changed between computing, decoding and waiting."""
         name = RequestId(request.id)
-        if request.state is Phase.WAITING:
+        if request.state is WAITING:
             self._put_in_limbo(request)
             self._hear(told.Preempted(self._kernel.now, name))
-        elif request.state is Phase.DECODING:
+        elif request.state is DECODING:
             if name in self._leaving:
                 self._detach_at_boundary(request)
             else:
@@ -65,8 +65,8 @@ class SimBody:
         lost = []
         for kept in self._kept:
             request = self._world.request(kept)
-            if request.state is Phase.DETACHED:
-                request.state = Phase.NEW
+            if request.state is DETACHED:
+                request.state = NEW
                 lost.append(request)
         return lost
 
@@ -105,8 +105,8 @@ class SimBody:
 
     def _woken(self) -> None:
         self._wake = None
-        if self._engine.stalled_until_s > self._kernel.now:
-            self._wake = self._kernel.at(self._engine.stalled_until_s, self._woken)
+        if self._engine.steps.stalled_until_s > self._kernel.now:
+            self._wake = self._kernel.at(self._engine.steps.stalled_until_s, self._woken)
             return
         self._hear(told.TimerFired(self._kernel.now))
 
@@ -119,18 +119,18 @@ class SimBody:
     def _progress(self, request: SimRequest) -> told.Progress | None:
         """What is settled now; None if the request is not (or no longer) here and watched."""
         engine = self._engine
-        if request.id not in engine.watched or request.state not in (Phase.DECODING, Phase.PREFILLING, Phase.WAITING):
+        if request.id not in engine.watched or request.state not in (DECODING, PREFILLING, WAITING):
             return None
-        decoding = request.state is Phase.DECODING
+        decoding = request.state is DECODING
         tokens = engine.tokens_of(request) - 1 if decoding else request.prefilled
         return told.Progress(
             self._kernel.now,
             RequestId(request.id),
-            settled_blocks=0 if request.state is Phase.WAITING else tokens // engine.batch.block_tokens,
+            settled_blocks=0 if request.state is WAITING else tokens // engine.batch.block_tokens,
             total_blocks=engine.held_blocks(request),
             output_tokens=engine.generated_of(request),
             decoding=decoding,
-            queued=request.state is Phase.WAITING,
+            queued=request.state is WAITING,
         )
 
     def unwatch(self, command: do.Unwatch) -> None:
@@ -158,13 +158,13 @@ class SimBody:
         self._leaving.add(command.request)
         self._engine.watched.add(command.request)
         request = self._world.request(command.request)
-        if request.state is Phase.WAITING:
+        if request.state is WAITING:
             self._try_detach(request)
         else:
             self._detach_at_boundary(request)
 
     def _detach_at_boundary(self, request: SimRequest) -> None:
-        self._engine.at_boundary(partial(self._try_detach, request))
+        self._engine.steps.at_boundary(partial(self._try_detach, request))
 
     def _try_detach(self, request: SimRequest) -> None:
         name = RequestId(request.id)
@@ -187,11 +187,11 @@ class SimBody:
         self._engine.watched.discard(command.request)
         kept = self._kept.pop(command.request, None)
         request = self._world.request(command.request)
-        if kept is None or request.state is not Phase.DETACHED:
+        if kept is None or request.state is not DETACHED:
             return
         request.blocks, request.cached_units = kept
         if request.blocks:
-            self._engine.at_boundary(partial(self._engine.attach, request))
+            self._engine.steps.at_boundary(partial(self._engine.attach, request))
         else:
             self._engine.add(request)
 
@@ -200,7 +200,7 @@ class SimBody:
         request = self._world.request(command.request)
         if kept is not None:
             self._engine.release(*kept, request.hashes)
-        elif request.instances and request.instances[-1] == self._account.id:
+        elif request.is_on(self._account.id):
             self._engine.abort(request)
 
     # ------------------------------------------------------------------ at the target

@@ -26,7 +26,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
 from llumnix.sim.engine.engine import Scheduler
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import NEW, SimRequest
 from llumnix.sim.engine.vllm01 import PrefillFirst
 from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
@@ -348,7 +348,7 @@ class _Run:
         self._schedule(sched.InstanceLost(at=self.kernel.now, instance=name, why=why))
         self._tell_fleet()
         for request in sorted(lost, key=lambda one: one.order):
-            if request.state is Phase.NEW:
+            if request.state is NEW:
                 self._front_end.replay(request)
 
     def _kill(self, name: InstanceId) -> None:
@@ -368,7 +368,7 @@ class _Run:
         elif fault.kind is FaultKind.CRASH:
             self._kill(victim.id)
         elif fault.kind is FaultKind.STALL:
-            victim.engine.stall(fault.duration_s)
+            victim.engine.steps.stall(fault.duration_s)
         else:
             victim.hang(fault.duration_s)
 

@@ -11,7 +11,7 @@ from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.messages import FRONT_END, NOBODY, AnyNotice, Doubt, Moved, Verdict
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import FINISHED, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import Network
@@ -126,7 +126,7 @@ class FrontEnd:
         request = self.by_id[doubt.request]
         holder = InstanceId(request.instances[-1])
         key = (doubt.request, doubt.epoch)
-        over = request.state is Phase.FINISHED or holder not in (doubt.sender, doubt.target)
+        over = request.state is FINISHED or holder not in (doubt.sender, doubt.target)
         owner = NOBODY if over else holder
         if owner == doubt.sender != doubt.target:
             self._fenced.add(key)

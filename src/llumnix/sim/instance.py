@@ -15,7 +15,7 @@ from llumnix.control.orders import MoveOrder
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import NEW, SimRequest
 from llumnix.sim.reporting import Reporter, candidates
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId
@@ -78,14 +78,14 @@ class SimInstance:
         told of each when the step in flight has ended."""
         there = [*self.engine.running_requests(), *self.engine.waiting]
         if there:
-            self.engine.at_boundary(partial(self._abort, there, aborted))
+            self.engine.steps.at_boundary(partial(self._abort, there, aborted))
         return len(there)
 
     def _abort(self, requests: list[SimRequest], aborted: Callable[[SimRequest], None]) -> None:
         for request in filter(self.engine.abort_now, requests):
             self.account.ended += 1
             self.body.ended(request)
-            request.state = Phase.NEW
+            request.state = NEW
             if self._loop is not None:
                 self.hear(told.Gone(self._kernel.now, RequestId(request.id), "aborted"))
             aborted(request)
@@ -98,12 +98,12 @@ class SimInstance:
 
     def hang(self, seconds: float) -> None:
         """The engine does nothing for so long, while its process beats (a fault)."""
-        self.engine.stall(seconds)
+        self.engine.steps.stall(seconds)
         self.reports.beat()
 
     def _reads_later(self, action: Callable[..., None], *mail: object) -> bool:
         """The thread that would read it stands still: then `action` follows when it goes on."""
-        on_s = self.engine.stalled_until_s
+        on_s = self.engine.steps.stalled_until_s
         if on_s <= self._kernel.now:
             return False
         self._kernel.at(on_s, action, *mail)
@@ -133,7 +133,7 @@ class SimInstance:
     def on_queued(self) -> None:
         if self._world.paper_body:
             # Seen at the start of the next step at the earliest.
-            self.reports.not_after(self.engine.step_end_s())
+            self.reports.not_after(self.engine.steps.end_s())
         else:
             self.reports.soon()
 

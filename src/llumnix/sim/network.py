@@ -61,7 +61,7 @@ class Network:
         self._copies[number] = _Copy(source, target, done, timer)
         for end in (source, target):
             end.copies += 1
-            end.engine.set_slowdown(self._profile.migration.slowdown)
+            end.engine.steps.set_slowdown(self._profile.migration.slowdown)
         self.bytes_copied += blocks * self._profile.memory.block_bytes
         self.copy_s += duration
 
@@ -77,5 +77,5 @@ class Network:
         for end in (copy.source, copy.target):
             end.copies -= 1
             if not end.copies:
-                end.engine.set_slowdown(0.0)
+                end.engine.steps.set_slowdown(0.0)
         copy.done(why_not)

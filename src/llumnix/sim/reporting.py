@@ -10,7 +10,7 @@ from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState
@@ -118,7 +118,7 @@ class Reporter:
         now, engine = self._kernel.now, self._engine
         self._timer = None
         self._looked_s = now
-        stalled_s = engine.stalled_until_s
+        stalled_s = engine.steps.stalled_until_s
         next_s: float | None = None
         if stalled_s <= now:
             self._beats = False
@@ -127,7 +127,7 @@ class Reporter:
             if not self._pace.sends(now, load):
                 next_s = self._pace.next_s(load)
             else:
-                late_s = engine.step_end_s() - now if self._world.paper_body else 0.0
+                late_s = engine.steps.end_s() - now if self._world.paper_body else 0.0
                 self._world.reported(load, late_s)
         elif self._beats and self._last is not None:
             unread = self._account.dispatches_seen - self._last.dispatches_seen[0]
@@ -137,7 +137,7 @@ class Reporter:
 
     def _next_s(self, now: float, stalled_s: float) -> float:
         if stalled_s <= now:
-            return now + (IDLE_REPORT_S if self._engine.idle else DRIFT_REPORT_S)
+            return now + (IDLE_REPORT_S if self._engine.steps.idle else DRIFT_REPORT_S)
         return min(stalled_s, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled_s
 
 
@@ -154,7 +154,7 @@ def _describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel,
     tokens = engine.tokens_of(request)
     return RequestSnapshot(
         id=RequestId(request.id),
-        state=RequestState.WAITING if request.state is Phase.WAITING else RequestState.RUNNING,
+        state=RequestState.WAITING if request.state is WAITING else RequestState.RUNNING,
         priority=Priority(request.priority),
         arrival_s=request.arrival_s,
         prompt_tokens=request.prompt_tokens,

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from operator import attrgetter
 
 from llumnix.sim.engine.gaps import GapLog
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import DECODING, Phase, SimRequest
 from llumnix.types import is_high
 
 _ORDER = attrgetter("order")
@@ -51,7 +51,7 @@ class DecodeBatch:
     def join(self, request: SimRequest) -> None:
         """Adds a request whose whole sequence but the newest token is in the cache."""
         length = request.prompt_tokens + request.generated
-        request.state = Phase.DECODING
+        request.state = DECODING
         request.batch = self
         request.finish_step = self.steps + request.output_tokens - request.generated
         request.slot = (self.steps - length + 1) % self.block_tokens

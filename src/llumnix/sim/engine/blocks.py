@@ -34,6 +34,19 @@ class BlockPool:
         if self.free > self.total:
             raise AssertionError(f"{self.free} blocks are free of {self.total}")
 
+    def release(self, blocks: int, cached_units: int, hashes: Sequence[int]) -> None:
+        """Gives back what a request held, the cached units at the start of its prefix among them."""
+        if cached_units:
+            assert self.cache is not None
+            blocks += self.cache.release(hashes[:cached_units]) - cached_units * self.cache.unit_blocks
+        self.give_back(blocks)
+
+    def publish(self, hashes: Sequence[int], cached_units: int, tokens: int) -> int:
+        """Lends the blocks of a prompt of so many tokens to the cache; returns how many units were added."""
+        if self.cache is None or not hashes:
+            return 0
+        return self.cache.publish(hashes[cached_units : tokens // self.cache.unit_tokens])
+
     def can_admit(self, blocks: int) -> bool:
         """Whether a request from the queue may take so many."""
         return blocks + self.watermark <= self.free

@@ -1,25 +1,23 @@
 """One inference engine, by arithmetic: continuous batching over an exact count of KV blocks.
 
-Time passes in *segments*: either a run of decode steps in which nothing happens, skipped as one (see
-sim/engine/batch.py), or one step that prefills. At the end of a segment the local scheduler (sim/engine/vllm01.py,
-sim/engine/vllm1.py) plans the next. What comes from outside (a new request, a request to leave the batch)
-cuts a run of steps at the end of the step in flight, which is where a real engine would notice it.
+The local scheduler (sim/engine/vllm01.py, sim/engine/vllm1.py) plans the segments, sim/engine/steps.py lets them pass;
+here is who waits, who runs, and what each holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import inf
 from operator import attrgetter
 from typing import Protocol
 
 from llumnix.policy.relief import short_blocks
 from llumnix.sim.engine.batch import DecodeBatch
 from llumnix.sim.engine.blocks import BlockPool, PrefixCache
-from llumnix.sim.engine.flight import Flight, Segment
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.flight import Segment
+from llumnix.sim.engine.listener import Listener
+from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.engine.steps import Steps
 from llumnix.sim.engine.waiting import WaitingQueue
-from llumnix.sim.kernel import Kernel, Timer
+from llumnix.sim.kernel import Kernel
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import is_high
 
@@ -34,21 +32,6 @@ class Scheduler(Protocol):
 
     def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         """False only if `request`, first in the queue, certainly cannot start at the next step."""
-
-
-class Listener(Protocol):
-    """Who is told what happens inside."""
-
-    def on_queued(self) -> None:
-        """A request came and waits."""
-
-    def on_changed(self) -> None:
-        """The load changed otherwise: a request started, ended, was preempted, or memory was given back."""
-
-    def on_finished(self, request: SimRequest) -> None: ...
-
-    def on_settled(self, request: SimRequest) -> None:
-        """A request that somebody watches (`EngineModel.watched`) changed between computing, decoding, waiting."""
 
 
 class EngineModel:
@@ -71,25 +54,12 @@ class EngineModel:
         """Ids of requests whose changes the listener wants to hear of."""
         self.preemptions = 0
         self.high_running = 0
-        self.slowdown = 0.0
-        self.stalled_until_s = 0.0
-        self.stopped = False
         self._scheduler = scheduler
         self._listener = listener
-        self._at_boundary: list[Callable[[], object]] = []
-        sizes = range(1, profile.scheduler.max_num_seqs + 1)
-        self._overhead_s = [0.0, *(profile.host.overhead_s(size) for size in sizes)]
-        self._batch_s = [0.0, *(profile.decode.batch_step_ms(size) / 1e3 + self._overhead_s[size] for size in sizes)]
-        self._token_s = profile.decode.per_context_token_ms / 1e3
-        self._busy = False
-        self._timer: Timer | None = None
-        self._flight = Flight()
+        self.steps = Steps(kernel, profile, self.batch, self)
+        self._flight = self.steps.flight
 
     # ------------------------------------------------------------------ from outside
-
-    @property
-    def idle(self) -> bool:
-        return self._timer is None
 
     def blocks_of(self, tokens: int) -> int:
         return -(-tokens // self.profile.memory.block_tokens)
@@ -97,22 +67,20 @@ class EngineModel:
     def add(self, request: SimRequest) -> None:
         """Puts a request into the queue (a new one, or one that moves without its KV)."""
         self.queue.add(request)
-        if self._timer is None:
-            self._boundary()
-        elif self.waiting[0] is request and self._scheduler.could_admit(self, request):
-            self._cut()
+        if self.steps.idle or (self.waiting[0] is request and self._scheduler.could_admit(self, request)):
+            self.steps.plan_soon()
         self._listener.on_queued()
 
     def abort(self, request: SimRequest) -> None:
         """Ends a request at the next step boundary; a queued one at once."""
-        if request.state is Phase.WAITING:
+        if request.state is WAITING:
             self.abort_now(request)
-        elif request.state in (Phase.DECODING, Phase.PREFILLING):
-            self.at_boundary(lambda: self.abort_now(request))
+        elif request.state in (DECODING, PREFILLING):
+            self.steps.at_boundary(lambda: self.abort_now(request))
 
     def abort_now(self, request: SimRequest) -> bool:
         """The same when no step is in flight; False if it is not here (any more)."""
-        if request.state is Phase.WAITING and request in self.waiting:
+        if request.state is WAITING and request in self.waiting:
             self.queue.remove(request)
         elif request.batch is self.batch or request in self.prefilling:
             self._take_out(request)
@@ -120,24 +88,16 @@ class EngineModel:
             self._free(request)
         else:
             return False
-        request.state = Phase.ABORTED
+        request.state = ABORTED
         request.prefilled = 0
         self._listener.on_changed()
         return True
-
-    def at_boundary(self, action: Callable[[], object]) -> None:
-        """Runs `action` when no step is in flight: now, or at the end of the one that is."""
-        self._at_boundary.append(action)
-        if self._timer is None:
-            self._boundary()
-        else:
-            self._cut()
 
     def detach(self, request: SimRequest) -> bool:
         """At a boundary: takes a decoding request out of the batch; its blocks stay taken."""
         if request.batch is not self.batch:
             return False
-        self.batch.leave(request, Phase.DETACHED)
+        self.batch.leave(request, DETACHED)
         self._count_running(request, -1)
         self._listener.on_changed()
         return True
@@ -150,16 +110,16 @@ class EngineModel:
 
     def withdraw(self, request: SimRequest) -> bool:
         """Takes a queued request out of the queue (it moves on without KV)."""
-        if request.state is not Phase.WAITING or request not in self.waiting:
+        if request.state is not WAITING or request not in self.waiting:
             return False
         self.queue.remove(request)
-        request.state = Phase.DETACHED
+        request.state = DETACHED
         self._listener.on_changed()
         return True
 
     def release(self, blocks: int, cached_units: int, hashes: tuple[int, ...]) -> None:
         """Gives back what a detached request held here: its blocks, the cached units of its prefix among them."""
-        self._give_blocks_back(blocks, cached_units, hashes)
+        self.pool.release(blocks, cached_units, hashes)
         self._listener.on_changed()
         self._look_again()
 
@@ -168,7 +128,7 @@ class EngineModel:
         spare = self.pool.free - self._taken_in_flight()
         if blocks + self.pool.watermark > spare:
             return False
-        self._cut()
+        self.steps.cut()
         self.pool.take(blocks)
         self._listener.on_changed()
         return True
@@ -179,33 +139,14 @@ class EngineModel:
         self._listener.on_changed()
         self._look_again()
 
-    def set_slowdown(self, slowdown: float) -> None:
-        """From the next step on, steps take (1 + slowdown) times as long (a copy runs)."""
-        if slowdown != self.slowdown:
-            self.slowdown = slowdown
-            self._cut()
-
-    def stall(self, seconds: float) -> None:
-        """The engine does nothing for so long, from the end of the step in flight (a fault)."""
-        self.stalled_until_s = max(self.stalled_until_s, self.kernel.now + seconds)
-        self._cut()
-
     def crash(self) -> list[SimRequest]:
         """The engine is gone. Returns its queued and running requests with the tokens that had gone out by now."""
-        if self._timer is not None:
-            self.kernel.cancel(self._timer)
-            self._timer = None
-        flight = self._flight
-        done = flight.steps_done(self.kernel.now)
-        if done:
-            end = flight.end_of_s(done)
-            self.batch.advance(done, flight.first_end_s(), flight.step_s(done), end, end - flight.begin_s)
-        self.stopped = True
+        self.steps.crash()
         lost = [*self.batch.members, *self.prefilling, *self.waiting]
         for request in list(self.batch.members):
-            self.batch.leave(request, Phase.NEW)
+            self.batch.leave(request, NEW)
         for request in lost:
-            request.state = Phase.NEW
+            request.state = NEW
             request.blocks = request.cached_units = request.prefilled = 0
         return lost
 
@@ -214,17 +155,6 @@ class EngineModel:
     @property
     def running(self) -> int:
         return len(self.batch.members) + len(self.prefilling)
-
-    def step_s(self) -> float:
-        """Duration of a decode step of the batch as it is, between two steps."""
-        return self._batch_s[len(self.batch.members)] + self._token_s * self.batch.tokens
-
-    def step_end_s(self) -> float:
-        """When the step in flight ends; now, if there is none."""
-        if self._timer is None:
-            return self.kernel.now
-        flight, now = self._flight, self.kernel.now
-        return flight.end_s if flight.steps <= 1 else max(flight.end_of_s(flight.steps_done(now) + 1), now)
 
     def steps_started(self) -> int:
         """Decode steps of the current segment that have begun."""
@@ -268,15 +198,15 @@ class EngineModel:
     def start(self, request: SimRequest, blocks: int) -> None:
         """Takes the first request out of the queue and makes it a prefilling one that holds `blocks` blocks."""
         self.queue.remove(request)
-        request.state = Phase.PREFILLING
+        request.state = PREFILLING
         request.blocks = blocks
         self.prefilling.append(request)
         self._count_running(request, 1)
 
     def preempt(self, request: SimRequest) -> None:
         """Throws a running request's KV away and puts it back into the queue (recompute)."""
-        if request.state is Phase.DECODING:
-            self.batch.leave(request, Phase.WAITING)
+        if request.state is DECODING:
+            self.batch.leave(request, WAITING)
         else:
             self.prefilling.remove(request)
         self._count_running(request, -1)
@@ -294,10 +224,7 @@ class EngineModel:
     def _look_again(self) -> None:
         """Memory came back from outside a step: perhaps the first in the queue fits now."""
         if self.waiting and self._scheduler.could_admit(self, self.waiting[0]):
-            if self._timer is None:
-                self._boundary()
-            else:
-                self._cut()
+            self.steps.plan_soon()
 
     def _count_running(self, request: SimRequest, change: int) -> None:
         if is_high(request.priority):
@@ -305,20 +232,13 @@ class EngineModel:
 
     def _take_out(self, request: SimRequest) -> None:
         if request.batch is self.batch:
-            self.batch.leave(request, Phase.ABORTED)
+            self.batch.leave(request, ABORTED)
         else:
             self.prefilling.remove(request)
 
     def _free(self, request: SimRequest) -> None:
-        self._give_blocks_back(request.blocks, request.cached_units, request.hashes)
+        self.pool.release(request.blocks, request.cached_units, request.hashes)
         request.blocks = request.cached_units = 0
-
-    def _give_blocks_back(self, blocks: int, cached_units: int, hashes: tuple[int, ...]) -> None:
-        pool = self.pool
-        if cached_units:
-            assert pool.cache is not None
-            blocks += pool.cache.release(hashes[:cached_units]) - cached_units * pool.cache.unit_blocks
-        pool.give_back(blocks)
 
     def _tell(self, request: SimRequest) -> None:
         if request.id in self.watched:
@@ -327,68 +247,49 @@ class EngineModel:
     def _taken_in_flight(self) -> int:
         return self.batch.blocks_for(self.steps_started()) if self._flight.steps else 0
 
-    def _cut(self) -> None:
-        """Ends a run of decode steps with the one in flight."""
-        if self._timer is not None and self._flight.cut(self.kernel.now):
-            self.kernel.cancel(self._timer)
-            self._timer = self.kernel.at(self._flight.end_s, self._finish_segment)
+    # ------------------------------------------------------------------ the owner of the steps
 
-    def _finish_segment(self) -> None:
-        self._timer = None
-        self._busy = True
+    def plan(self) -> Segment | None:
+        return self._scheduler.plan(self)
+
+    def landed(self) -> None:
         flight, batch = self._flight, self.batch
         steps, chunks = flight.steps, flight.chunks
         if steps:
-            self.pool.free -= batch.blocks_for(steps)
-            if self.pool.cache is not None:
-                self.pool.cache.shrink_to(self.pool.free)
-            computing_s = flight.end_s - flight.begin_s - steps * self._overhead_s[len(batch.members)]
+            self.pool.take(batch.blocks_for(steps))
+            computing_s = flight.end_s - flight.begin_s - steps * self.steps.overhead_s[len(batch.members)]
             batch.advance(steps, flight.first_end_s(), flight.step_s(steps), flight.end_s, computing_s)
             while (request := batch.pop_ended()) is not None:
-                batch.leave(request, Phase.FINISHED)
+                batch.leave(request, FINISHED)
                 self._end(request)
         for request, tokens in chunks:
             self._computed(request, tokens)
-        flight.land()
-        self._busy = False
-        self._boundary()
+
+    def went_on(self) -> None:
         self._listener.on_changed()
 
     def _computed(self, request: SimRequest, tokens: int) -> None:
         """A part of a prompt was computed in the step that ends now."""
-        if request.state is not Phase.PREFILLING:
+        if request.state is not PREFILLING:
             return
         now = self.kernel.now
         request.prefilled += tokens
-        request.exec_s += self._flight.end_s - self._flight.begin_s - self._overhead_s[1]
+        request.exec_s += self._flight.end_s - self._flight.begin_s - self.steps.overhead_s[1]
         if request.prefilled < request.prompt_tokens + request.generated:
             return
         self.prefilling.remove(request)
-        if self.pool.cache is not None and request.hashes:
-            self._publish(request)
-        request.generated += 1
-        if request.first_token_s == inf:
-            request.first_token_s = now
-        else:
-            request.largest_gap_s = max(request.largest_gap_s, now - request.last_token_s)
+        request.cached_units += self.pool.publish(request.hashes, request.cached_units, request.prompt_tokens)
+        request.emit(now)
         if request.preempted_at_s is not None:
-            step_s = self._batch_s[min(len(self.batch.members) + 1, len(self._batch_s) - 1)]
-            request.lost_s += now - request.preempted_at_s - step_s - self._token_s * self.batch.tokens
+            step_s = self.steps.batch_s[min(len(self.batch.members) + 1, len(self.steps.batch_s) - 1)]
+            request.lost_s += now - request.preempted_at_s - step_s - self.steps.token_s * self.batch.tokens
             request.preempted_at_s = None
-        request.last_token_s = now
         if request.generated >= request.output_tokens:
-            request.state = Phase.FINISHED
+            request.state = FINISHED
             self._end(request)
         else:
             self.batch.join(request)
             self._tell(request)
-
-    def _publish(self, request: SimRequest) -> None:
-        """Lends the blocks of the prompt's units to the prefix cache."""
-        cache = self.pool.cache
-        assert cache is not None
-        units = request.prompt_tokens // cache.unit_tokens
-        request.cached_units += cache.publish(request.hashes[request.cached_units : units])
 
     def _end(self, request: SimRequest) -> None:
         request.finish_s = self.kernel.now
@@ -396,42 +297,3 @@ class EngineModel:
         self._free(request)
         self._tell(request)
         self._listener.on_finished(request)
-
-    def _boundary(self) -> None:
-        """No step is in flight: carries out what waited for that, and begins the next segment."""
-        if self._busy or self.stopped:
-            return
-        self._busy = True
-        segment = None
-        while segment is None:
-            while self._at_boundary:
-                actions, self._at_boundary = self._at_boundary, []
-                for action in actions:
-                    action()
-            segment = self._scheduler.plan(self)
-            if not self._at_boundary:
-                break
-        self._busy = False
-        if segment is not None and not self.stopped:
-            # A preemption may have made somebody ask for the next boundary.
-            self._begin(Segment(1) if self._at_boundary and segment.steps > 1 else segment)
-
-    def _begin(self, segment: Segment) -> None:
-        now = self.kernel.now
-        batch = self.batch
-        pace = 1.0 + self.slowdown
-        size = len(batch.members)
-        chunk_s = self._chunks_s(segment.chunks, alone=not segment.steps) if segment.chunks else 0.0
-        first_s, growth_s = chunk_s * pace, 0.0
-        if segment.steps:
-            first_s = (self._batch_s[size] + self._token_s * batch.tokens + chunk_s) * pace
-            growth_s = self._token_s * size * pace
-        self._flight.begin(segment, now, max(0.0, self.stalled_until_s - now), first_s, growth_s)
-        self._timer = self.kernel.at(self._flight.end_s, self._finish_segment)
-
-    def _chunks_s(self, chunks: tuple[tuple[SimRequest, int], ...], alone: bool) -> float:
-        prefill = self.profile.prefill
-        compute_ms = prefill.base_ms if alone else 0.0
-        for request, tokens in chunks:
-            compute_ms += prefill.compute_ms(tokens, request.prefilled)
-        return compute_ms / 1e3 + (self._overhead_s[len(chunks)] if alone else 0.0)

@@ -36,6 +36,10 @@ class Phase(StrEnum):
     ABORTED = "aborted"
 
 
+NEW, WAITING, PREFILLING, DECODING, DETACHED, FINISHED, ABORTED = Phase
+"""By themselves: reading a member of an enum costs a call on Python 3.11, and they are read at every step."""
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class SimRequest:
     """Everything that is known of one request. Written by the instance that holds it and by the driver.
@@ -56,7 +60,7 @@ class SimRequest:
     order: tuple[int, float, int] = field(init=False)
     """Place in queues and victim order: most important first, then oldest first."""
 
-    state: Phase = field(default=Phase.NEW, init=False)
+    state: Phase = field(default=NEW, init=False)
     generated: int = field(default=0, init=False)
     """Output tokens so far."""
     prefilled: int = field(default=0, init=False)
@@ -102,6 +106,19 @@ class SimRequest:
     def tokens(self) -> int:
         """Length of its sequence: prompt and output so far."""
         return self.prompt_tokens + self.generated
+
+    def emit(self, now_s: float) -> None:
+        """The token at the end of a prefill goes out; those of decoding are the batch's."""
+        self.generated += 1
+        if self.first_token_s == inf:
+            self.first_token_s = now_s
+        else:
+            self.largest_gap_s = max(self.largest_gap_s, now_s - self.last_token_s)
+        self.last_token_s = now_s
+
+    def is_on(self, instance: str) -> bool:
+        """The one that it was sent to, or came to, last."""
+        return bool(self.instances) and self.instances[-1] == instance
 
     def __repr__(self) -> str:
         return f"<{self.id} {self.state} {self.prompt_tokens}+{self.generated}/{self.output_tokens}>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from llumnix.sim.engine.request import Phase, SimRequest
+from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.types import is_high
 
 _ORDER = attrgetter("order")
@@ -25,7 +25,7 @@ class WaitingQueue:
         self._block_tokens = block_tokens
 
     def add(self, request: SimRequest) -> None:
-        request.state = Phase.WAITING
+        request.state = WAITING
         requests = self.requests
         if requests and requests[-1].order > request.order:
             insort(requests, request, key=_ORDER)

@@ -48,7 +48,7 @@ class LlumletDriver:
         exact = order.order.wanted.at_least_blocks > 0
         stay = bool(self.engine_pins or self.incoming.closed)
         candidates = request_snapshots(self._scheduler, stay, order.order.request, exact=exact)
-        self.handle(events.MoveOrdered(self._clock(), order.order, candidates))
+        self._loop.hear(events.MoveOrdered(self._clock(), order.order, candidates))
 
     def peer_said(self, peer: Peer, prepared: Request | str | None) -> None:
         """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread, or why
@@ -66,17 +66,17 @@ class LlumletDriver:
     def _received(self, message: AnyMessage) -> None:
         """What others do wrong must not end an instance, with all that runs here."""
         try:
-            self.handle(events.Received(at=self._clock(), message=message))
+            self._loop.hear(events.Received(at=self._clock(), message=message))
         except IllegalMessage as error:
             log.error("ignored a message that %s cannot have meant: %s", message.sender, error)
 
     def peer_lost(self, instance: InstanceId) -> None:
         self._body.letters.lost(instance)
-        self.handle(events.PeerLost(at=self._clock(), instance=instance))
+        self._loop.hear(events.PeerLost(at=self._clock(), instance=instance))
 
     def set_draining(self, draining: bool) -> None:
         now = self._clock()
-        self.handle(events.Draining(at=now) if draining else events.Accepting(at=now))
+        self._loop.hear(events.Draining(at=now) if draining else events.Accepting(at=now))
 
     def pull_ended(self, ended: PullEnded) -> None:
         result = self.incoming.pull_ended(ended)
@@ -84,26 +84,20 @@ class LlumletDriver:
             return
         ok, reason, bytes_read = result
         named = (self._clock(), ended.request, Epoch(ended.epoch), ended.stage)
-        self.handle(events.Pulled(*named, bytes_read) if ok else events.PullFailed(*named, reason))
+        self._loop.hear(events.Pulled(*named, bytes_read) if ok else events.PullFailed(*named, reason))
 
     def tick(self) -> None:
-        self.handle(events.TimerFired(at=self._clock()))
+        self._loop.hear(events.TimerFired(at=self._clock()))
 
     def after_step(self) -> None:
-        """To be called after every engine step and after every abort: cheap when nothing migrates."""
+        """To be called after every engine step, every abort and whatever was heard: cheap when nothing migrates."""
         self.tell_ends()
         if self.incoming:
             self.incoming.after_step()
         if self._outgoing.watching:
             for event in self._outgoing.progress():
-                self.handle(event)
+                self._loop.hear(event)
         if self._outgoing.leaving:
-            self._report_detached()
-
-    def handle(self, event: events.AnyEvent) -> None:
-        """Feeds the machine. What was to leave and is in no step in flight has left once all is quiet."""
-        self._loop.hear(event)
-        if self._outgoing.leaving and not self._loop.busy:
             self._report_detached()
 
     @property
@@ -125,8 +119,8 @@ class LlumletDriver:
         self.ended += len(ended)
         for request_id, why in ended:
             self._outgoing.ended(request_id)
-            self.handle(events.Gone(at=self._clock(), request=request_id, why=why))
+            self._loop.hear(events.Gone(at=self._clock(), request=request_id, why=why))
 
     def _report_detached(self) -> None:
         for event in self._outgoing.detached():
-            self.handle(event)
+            self._loop.hear(event)

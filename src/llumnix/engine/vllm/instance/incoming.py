@@ -98,8 +98,9 @@ class IncomingRequests:
         lora = request.lora_request
         if lora is not None and not self._has_adapter(lora.lora_int_id):
             raise Refusal(f"the adapter {lora.lora_name!r} is not loaded here")
-        if request.num_tokens > scheduler.max_model_len:
-            raise Refusal(f"{request.num_tokens} tokens are more than the window here ({scheduler.max_model_len})")
+        tokens = max(request.num_tokens, (blocks - 1) * scheduler.block_size + 1)
+        if tokens > scheduler.max_model_len:
+            raise Refusal(f"{tokens} tokens are more than the window here ({scheduler.max_model_len})")
         skip_blocks = 0
         if blocks:
             if not scheduler.has_slot():

@@ -1,0 +1,166 @@
+"""The simulated body: engines by arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from body_contract import BodyContract, Commander
+from llumnix.config import ClusterConfig
+from llumnix.control import events as told
+from llumnix.control.llumlet import Llumlet
+from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
+from llumnix.control.orders import MoveOutcome
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.sim.engine.request import SimRequest
+from llumnix.sim.engine.vllm1 import TokenBudget
+from llumnix.sim.instance import SimInstance
+from llumnix.sim.kernel import Kernel
+from llumnix.sim.network import CopyEnded
+from llumnix.sim.profiles.file import load_profile
+from llumnix.types import Epoch, InstanceId, RequestId
+
+
+class TestWorld:
+    """As much of a cluster as two instances need; what travels, arrives when the test says so."""
+
+    __test__ = False
+    size = 2
+    paper_body = False
+    relief_steps = 0
+
+    def __init__(self) -> None:
+        self.kernel = Kernel()
+        self.profile = load_profile("a10-llama-7b").with_scheduler(kind="vllm-1")
+        self.cluster = ClusterConfig()
+        self.commanders: dict[InstanceId, Commander] = {}
+        self.requests: dict[RequestId, SimRequest] = {}
+        self.letters: list[tuple[InstanceId, AnyMessage]] = []
+        self.copies: list[CopyEnded] = []
+        self.notices: list[tuple[AnyNotice, int]] = []
+        """With the tokens that had gone out before."""
+        self.lost: set[InstanceId] = set()
+
+    def new_llumlet(self, instance: InstanceId) -> Llumlet:
+        return self.commanders[instance]  # type: ignore[return-value]
+
+    def request(self, request: RequestId) -> SimRequest:
+        return self.requests[request]
+
+    def send(self, to: InstanceId, message: AnyMessage) -> None:
+        self.letters.append((to, message))
+
+    def ask_front_end(self, doubt: Doubt) -> None: ...
+
+    def noticed(self, notice: AnyNotice) -> None:
+        self.notices.append((notice, self.requests[notice.request].generated))
+
+    def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
+        return False
+
+    def move_answered(self, outcome: MoveOutcome) -> None: ...
+
+    def copy(self, source: InstanceId, target: InstanceId, blocks: int, done: CopyEnded) -> bool:
+        if source not in self.lost:
+            self.copies.append(done)
+        return source not in self.lost
+
+    def reported(self, snapshot: InstanceSnapshot, late_s: float) -> None: ...
+    def finished(self, request: SimRequest) -> None: ...
+
+
+class SimEnd:
+    def __init__(self, world: TestWorld, id: InstanceId) -> None:
+        self.id = id
+        self.commander = world.commanders[id] = Commander()
+        self.instance = SimInstance(id, world, TokenBudget())
+        self._world = world
+        self._numbers = itertools.count()
+        self._made: dict[RequestId, int] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        return self.instance.engine.free_blocks()
+
+    def tick(self) -> None:
+        self.instance.hear(told.TimerFired(self._world.kernel.now))
+
+    def queue(self) -> RequestId:
+        """It takes the place of one that is computed now and does not go away."""
+        engine = self.instance.engine
+        stays = SimRequest(-1, 0.0, 640, 1000, id="first")
+        if engine.steps.idle:
+            engine.add(stays)
+        return self._add(30)
+
+    def _add(self, tokens: int) -> RequestId:
+        number = next(self._numbers)
+        request = SimRequest(number, float(number), 48, tokens, id=f"{self.id}-{number}")
+        self._world.requests[RequestId(request.id)] = request
+        self.instance.add(request)
+        return RequestId(request.id)
+
+    def admit(self, tokens: int = 30) -> RequestId:
+        name = self._add(tokens)
+        self.step()
+        return name
+
+    def step(self) -> None:
+        """To the end of the one in flight, and into the next."""
+        through: list[bool] = []
+        self.instance.engine.steps.at_boundary(lambda: through.append(True))
+        while not through:
+            self._world.kernel.run(self._world.kernel.now + 0.001)
+
+    def abort(self, request: RequestId) -> None:
+        through: list[SimRequest] = []
+        self.instance.abort_all(through.append)
+        while not through:
+            self._world.kernel.run(self._world.kernel.now + 0.001)
+
+    def preempt(self, request: RequestId) -> None:
+        engine = self.instance.engine
+        engine.steps.at_boundary(lambda: engine.preempt(self._world.requests[request]))
+
+    def tokens(self, request: RequestId) -> int:
+        is_here = self._world.requests[request].instances[-1] == self.id
+        if is_here:
+            self._made[request] = self.instance.engine.generated_of(self._world.requests[request])
+        return self._made.get(request, 0)
+
+    def tokens_before(self, notice: type[AnyNotice]) -> int | None:
+        return next((tokens for told, tokens in self._world.notices if isinstance(told, notice)), None)
+
+
+class SimPair:
+    def __init__(self) -> None:
+        self._world = TestWorld()
+        self.source, self.target = (SimEnd(self._world, InstanceId(name)) for name in ("i0", "i1"))
+
+    def deliver(self) -> None:
+        letters, self._world.letters = self._world.letters, []
+        for to, message in letters:
+            (self.source if to == self.source.id else self.target).instance.receive(message)
+
+    def end_copies(self) -> None:
+        copies, self._world.copies = self._world.copies, []
+        for done in copies:
+            done(None)
+
+    def lose_source(self) -> None:
+        self._world.lost.add(self.source.id)
+
+    def pass_time(self, seconds: float) -> None:
+        self._world.kernel.run(self._world.kernel.now + seconds)
+
+    @property
+    def wrong(self) -> list[str]:
+        """It has no tokens, only their number."""
+        return []
+
+
+class TestSimBody(BodyContract):
+    @pytest.fixture
+    def pair(self) -> SimPair:
+        return SimPair()
