@@ -15,7 +15,7 @@ from llumnix.sim.engine.blocks import BlockPool, PrefixCache
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.listener import Listener
 from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
-from llumnix.sim.engine.steps import Steps
+from llumnix.sim.engine.steps import StepClock
 from llumnix.sim.engine.waiting import WaitingQueue
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.profiles.cost_model import Profile
@@ -56,7 +56,7 @@ class EngineModel:
         self.high_running = 0
         self._scheduler = scheduler
         self._listener = listener
-        self.steps = Steps(kernel, profile, self.batch, self)
+        self.steps = StepClock(kernel, profile, self.batch, self)
         self._flight = self.steps.flight
 
     # ------------------------------------------------------------------ from outside

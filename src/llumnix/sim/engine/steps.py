@@ -30,7 +30,7 @@ class StepOwner(Protocol):
         """And the next one has begun, if there is one."""
 
 
-class Steps:
+class StepClock:
     """Runs one segment after the other. All methods act at `kernel.now`."""
 
     def __init__(self, kernel: Kernel, profile: Profile, batch: DecodeBatch, owner: StepOwner) -> None:
