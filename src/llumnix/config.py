@@ -19,6 +19,12 @@ def knob(default: Any, help: str, values: tuple[str, ...] = (), also: tuple[str,
     return field(default=default, metadata={"help": help, "values": values, "also": also})
 
 
+LARGEST_START = 64
+"""Instances that are started by one request, at most."""
+
+MOST_FRONT_ENDS = 64
+
+
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise UsageError(sentence)

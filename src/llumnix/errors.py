@@ -4,7 +4,6 @@
     ├── UsageError        the user's: one sentence, exit code 2 (or a 4xx)
     ├── IllegalEvent      ours: an event that the table of a machine has no edge for; raised loudly
     │   └── IllegalMessage a peer's: a message that breaks the protocol; logged loudly, ends nobody else
-    ├── EngineMismatch    the environment's: vLLM is not the version, or not shaped, as relied on
     └── ServerRefused     another's: a server cannot be reached, or will not do it; exit code 1
 
 A peer that is late is not an error: its message is counted and ignored. A peer that is gone is an event.
@@ -27,10 +26,6 @@ class IllegalEvent(LlumnixError):
 
 class IllegalMessage(IllegalEvent):
     """A peer sent what it cannot have meant; the machine is as it was."""
-
-
-class EngineMismatch(LlumnixError):
-    """vLLM does not have a hook with the signature that the adapter relies on."""
 
 
 class ServerRefused(LlumnixError):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from llumnix import vllm_words
 from llumnix.command_line import Vocabulary, closest, refuse_wrong_values, tell_apart
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.config_file import with_file
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import ScalingConfig
@@ -122,8 +122,8 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     _refuse_what_does_not_fit(engine_flags, known)
     if known.complete:
         refuse_wrong_values(engine_flags, known)
-    if not 1 <= values.front_ends <= 64:
-        raise UsageError(f"--api-server-count must be between 1 and 64, not {values.front_ends}.")
+    if not 1 <= values.front_ends <= MOST_FRONT_ENDS:
+        raise UsageError(f"--api-server-count must be between 1 and {MOST_FRONT_ENDS}, not {values.front_ends}.")
     if values.launcher == "ray":
         values.ray_address = values.ray_address or os.environ.get("RAY_ADDRESS", "")  # as Ray itself does
     cluster = build(ClusterConfig, values)

@@ -63,7 +63,7 @@ def cannot(order: MoveOrder, why: str) -> do.AnswerMove:
 
 
 def prepare(name: str = "r", epoch: int = 5, sender: str = "a", at: float = 0.0) -> ev.Received:
-    return ev.Received(at, say.Prepare(request=name, epoch=epoch, sender=sender, blocks=4, tokens=60))
+    return ev.Received(at, say.Prepare(request=name, epoch=epoch, sender=sender, blocks=4))
 
 
 def header(epoch: int = 5, sender: str = "a", name: str = "r") -> dict:
@@ -92,7 +92,7 @@ def test_the_cheapest_request_is_picked() -> None:
     commands = llumlet().handle(move(request("long", 40), request("short", 4)))
     assert commands[:2] == [
         do.WatchProgress("short"),
-        do.Send("c", say.Prepare(**header(1, "b", "short"), blocks=4, tokens=63)),
+        do.Send("c", say.Prepare(**header(1, "b", "short"), blocks=4)),
     ]
 
 
@@ -356,7 +356,7 @@ def test_story_of_one_request() -> None:
 
 def test_story_keeps_no_payload() -> None:
     taker = llumlet()
-    heavy = say.Prepare(**header(), blocks=1, tokens=9, payload=b"x" * 1000)
+    heavy = say.Prepare(**header(), blocks=1, payload=b"x" * 1000)
     commands = taker.handle(ev.Received(0.0, heavy))
     assert commands[0].message.payload == heavy.payload
     assert "xxx" not in json.dumps(dump(taker))

@@ -160,7 +160,7 @@ def test_llumlet_holds_the_migrations_that_are_under_way() -> None:
             llumlet.handle(ev.PeerLost(at, there))
         comer = RequestId(f"comer-{number}")
         epoch = Epoch(epoch + 1)
-        asked = say.Prepare(request=comer, epoch=epoch, sender=there, blocks=4, tokens=60)
+        asked = say.Prepare(request=comer, epoch=epoch, sender=there, blocks=4)
         llumlet.handle(ev.Received(at, asked))
         if comer in llumlet.attempts.targets:
             if rng.random() < 0.5:

@@ -43,7 +43,7 @@ REFUSED = say.Refused(**FROM_TARGET, reason="no room")
 DETACHED = ev.Detached(2.0, "r", 12, 9)
 PREEMPTED = ev.Preempted(2.0, "r")
 GONE = ev.Gone(2.0, "r", "aborted")
-PREPARE = say.Prepare(**FROM_SOURCE, blocks=10, tokens=150)
+PREPARE = say.Prepare(**FROM_SOURCE, blocks=10)
 COPY_1 = say.Copy(**FROM_SOURCE, stage=1, first_block=0, blocks=8)
 COPY_2 = say.Copy(**FROM_SOURCE, stage=2, first_block=8, blocks=4)
 COPY_WITH_A_GAP = say.Copy(**FROM_SOURCE, stage=1, first_block=3, blocks=8)
@@ -241,7 +241,7 @@ ORDER = MoveOrder(move_id="m1", target="b", reason="balance")
 
 def a_source() -> MigrationSource:
     source = MigrationSource(me="a", order=ORDER, request="r", epoch=5, config=CONFIG, queued=False)
-    source.start(0.0, blocks=10, tokens=150)
+    source.start(0.0, blocks=10)
     return source
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from llumnix.config import PolicyConfig
 from llumnix.errors import UsageError
-from llumnix.policy.catalogue import DEFAULT, POLICIES, find_policy
+from llumnix.policy.catalogue import POLICIES, find_policy
 
 
 def test_names_are_the_contract() -> None:
     assert list(POLICIES) == [
         "llumnix", "llumnix-paper", "llumnix-base", "infaas++", "round-robin", "least-requests", "vllm-dp",
     ]  # fmt: skip
-    assert PolicyConfig().policy == DEFAULT
+    assert PolicyConfig().policy == "llumnix"
 
 
 def test_unknown_policy_is_one_sentence_with_the_names() -> None:

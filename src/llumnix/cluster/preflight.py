@@ -20,7 +20,7 @@ from llumnix.cluster.ports import split_address
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 
-SUPPORTED_VLLM = "0.32"
+SUPPORTED_VLLM = vllm_words.VERSION.rpartition(".")[0]
 DEFAULT_PORT = 8000
 
 _GIB = 1024**3

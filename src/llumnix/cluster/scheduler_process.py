@@ -17,7 +17,7 @@ from typing import assert_never
 import msgspec
 
 from llumnix import linux
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import LARGEST_START, ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits
 from llumnix.control.fleet import Fleet
@@ -58,7 +58,6 @@ _WHY_NOT_THE_LAST = (
     "that it has could go nowhere. Start another one first (`llumnix start`), or force it (`--force`, `?force=true`): "
     "then it takes no more requests, finishes those that it has and stops, and the server waits for `llumnix start`"
 )
-_LARGEST_START = 64  # instances by one request
 
 
 class SchedulerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,8 +228,8 @@ class SchedulerProcess:
             self._on_drain(msgspec.structs.replace(order, timeout_s=left_s), at)
 
     def _on_add(self, message: AddInstances, at: float) -> None:
-        if not 1 <= message.count <= _LARGEST_START:
-            why = f"count must be between 1 and {_LARGEST_START}, not {message.count}"
+        if not 1 <= message.count <= LARGEST_START:
+            why = f"count must be between 1 and {LARGEST_START}, not {message.count}"
             self._answer(message.reply_to, message.query, why)
             return
         self._answer(message.reply_to, message.query)

@@ -37,9 +37,9 @@ REPLAY_AGAIN_S = 1.0
 
 
 class DrainLimits(msgspec.Struct, frozen=True, kw_only=True):
-    timeout_s: float = 30.0
+    timeout_s: float = ClusterConfig().drain_timeout_s
     """From the order to drain until what is left is replayed."""
-    grace_s: float = 30.0
+    grace_s: float = ClusterConfig().shutdown_timeout_s
     """After that, for what can be neither moved nor replayed."""
     moves: int = 4
     """Requests that are on their way out at once, and that one target takes at once."""

@@ -257,7 +257,7 @@ class Llumlet:
         )
         self.attempts.sources[snapshot.id] = source
         blocks = 0 if queued else snapshot.needed_blocks
-        return source.start(at, blocks, snapshot.prompt_tokens + snapshot.output_tokens)
+        return source.start(at, blocks)
 
     # messages
 

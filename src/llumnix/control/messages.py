@@ -32,7 +32,6 @@ class Prepare(Message, frozen=True, kw_only=True, tag=True):
     """Asks the target to reserve `blocks` blocks (0: the request is queued and moves without KV)."""
 
     blocks: int
-    tokens: int
     payload: bytes = b""
 
 

@@ -106,10 +106,10 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     def over(self) -> bool:
         return self.state in _OVER
 
-    def start(self, at: float, blocks: int, tokens: int) -> list[AnyCommand]:
+    def start(self, at: float, blocks: int) -> list[AnyCommand]:
         """Asks the target for room for `blocks` blocks."""
         self.deadline_s = at + self.config.prepare_timeout_s
-        prepare = Prepare(request=self.request, epoch=self.epoch, sender=self.me, blocks=blocks, tokens=tokens)
+        prepare = Prepare(request=self.request, epoch=self.epoch, sender=self.me, blocks=blocks)
         return [WatchProgress(self.request), Send(self.target, prepare)]
 
     def validate(self) -> None:

@@ -45,8 +45,6 @@ class Policy:
         )
 
 
-DEFAULT = "llumnix"
-
 POLICIES: dict[str, Policy] = {
     "llumnix": Policy(
         help="freest instance with room, live migration with a test of benefit, de-fragmentation, priorities (default)",

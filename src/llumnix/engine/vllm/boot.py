@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llumnix.config import MOST_FRONT_ENDS
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.engine.vllm.front_end.origin import listening_host
 from llumnix.errors import UsageError
 
-_MAX_FRONT_ENDS = 64
 _FRAME = re.compile(r"\d+ validation errors? for|For further information")  # of what pydantic says
 _SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
 
@@ -80,8 +80,8 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
         raise UsageError(_first_sentence(error)) from error
     _adjust(config, args)
     _import_ahead(config)
-    admitted = SharedAdmissionStats.num_counters(_MAX_FRONT_ENDS)
-    return VllmSetup(args, config, _shared_numbers(_MAX_FRONT_ENDS), _shared_numbers(admitted))
+    admitted = SharedAdmissionStats.num_counters(MOST_FRONT_ENDS)
+    return VllmSetup(args, config, _shared_numbers(MOST_FRONT_ENDS), _shared_numbers(admitted))
 
 
 def _shared_numbers(count: int) -> memoryview:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SUPPORTED = "0.32"
+from llumnix.vllm_words import VERSION
+
+SUPPORTED = VERSION.rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId, InstanceState, RequestState, by_number
+from llumnix.types import InstanceId, InstanceState, RequestState, by_number, is_high
 from llumnix.wire.to_front_end import RequestRow
 
 MIGRATE_TIMEOUT_S = 90.0
@@ -173,7 +173,7 @@ def _request_row(found: tuple[InstanceId, RequestRow]) -> bodies.ClientRequest:
     return bodies.ClientRequest(
         id=client_visible_id(row.client_id),
         instance=instance,
-        priority="high" if row.priority < 0 else "normal",
+        priority="high" if is_high(row.priority) else "normal",
         prompt_tokens=row.prompt_tokens,
         output_tokens=row.output_tokens,
         state=RequestState(row.state),

@@ -10,18 +10,18 @@ import msgspec
 from fastapi.responses import Response
 
 from llumnix.api import bodies
+from llumnix.config import LARGEST_START
 from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, sentence, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance
 
 _SCHEDULER_TIMEOUT_S = 5.0
-_MAX_MORE_INSTANCES = 64  # as many as the scheduler starts by one request
 
 
 async def start(board: Switchboard, count: Any) -> Response:
-    if isinstance(count, bool) or not 1 <= count <= _MAX_MORE_INSTANCES:
-        raise Bad(400, f"count must be a number from 1 to {_MAX_MORE_INSTANCES}, not {shown(count)}.")
+    if isinstance(count, bool) or not 1 <= count <= LARGEST_START:
+        raise Bad(400, f"count must be a number from 1 to {LARGEST_START}, not {shown(count)}.")
     await _ask_scheduler(board, lambda query: AddInstances(count=count, query=query, reply_to=board.address))
     return answer(bodies.StartedAnswer(starting=count), 202)
 
