@@ -38,10 +38,9 @@ from rich.table import Table
 
 from llumnix import linux
 from llumnix.cluster.scheduler_process import SchedulerSpec
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.pace import pace_of
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire.addresses import AddressBook, on_one_machine

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
-from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 
 TARGET = Path(__file__).parent.parent / "docs" / "use" / "configuration.md"
 

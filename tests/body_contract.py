@@ -108,7 +108,7 @@ def send(pair: BodyPair, message: say.AnyMessage, reply: Reply, to: End | None =
 
 
 def reserve(pair: BodyPair, request: RequestId, blocks: int, to: End | None = None, epoch: Epoch = EPOCH) -> None:
-    asked = say.Prepare(request=request, epoch=epoch, sender=pair.source.id, blocks=blocks, tokens=1)
+    asked = say.Prepare(request=request, epoch=epoch, sender=pair.source.id, blocks=blocks)
     send(pair, asked, lambda arrived: do.Reserve(request, epoch, blocks, arrived), to=to)
 
 

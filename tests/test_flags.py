@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, flag_value, parse_serve, serve_parser, vocabulary
-from llumnix.policy.autoscaling import ScalingConfig
 
 
 def test_no_words_give_the_defaults() -> None:

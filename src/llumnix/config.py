@@ -193,3 +193,28 @@ class ClusterConfig:
             not self.ray_address.startswith("ray://"),
             "--ray-address must be HOST:PORT of the head, not ray://: serve on a machine of the cluster.",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingConfig:
+    """Auto-scaling. Freeness is in blocks per request, over the whole cluster."""
+
+    scale_out_freeness: float = knob(10.0, "Start instances when the cluster's freeness stays below this.")
+    scale_in_freeness: float = knob(60.0, "Drain an instance when the cluster's freeness stays above this.")
+    scale_window_s: float = knob(10.0, "Seconds that the freeness must stay there.")
+    min_instances: int = knob(1, "Never fewer instances than this.")
+    max_instances: int = knob(1, "Never more instances than this.")
+
+    def __post_init__(self) -> None:
+        if not self.scale_in_freeness > self.scale_out_freeness:
+            raise UsageError(
+                f"--scale-in-freeness ({self.scale_in_freeness:g}) must be above "
+                f"--scale-out-freeness ({self.scale_out_freeness:g}), or instances would come and go."
+            )
+        if not self.scale_window_s >= 0:
+            raise UsageError("--scale-window-s must not be negative.")
+        if not 1 <= self.min_instances <= self.max_instances:
+            raise UsageError(
+                f"--min-instances ({self.min_instances}) must be at least 1 and not above "
+                f"--max-instances ({self.max_instances})."
+            )

@@ -10,10 +10,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from llumnix import vllm_words
 from llumnix.command_line import Vocabulary, closest, refuse_wrong_values, tell_apart
-from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.config_file import with_file
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import POLICIES, Policy, find_policy
 
 Config = TypeVar("Config")

@@ -19,10 +19,9 @@ from llumnix.cluster.supervision import (
     SchedulerExited,
     TimePassed,
 )
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import drains, gone
 from llumnix.control.scheduler_events import StartInstances, StopInstance
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine

@@ -16,10 +16,9 @@ import msgspec
 import pytest
 
 from llumnix.cluster.scheduler_process import SchedulerSpec
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, ReplayRest, SetDraining, StartInstances, StopInstance
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
 from llumnix.types import InstanceId

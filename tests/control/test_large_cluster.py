@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from llumnix.config import PolicyConfig
+from llumnix.config import PolicyConfig, ScalingConfig
 from llumnix.control.cluster_view import ClusterView
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import DrainRequested, InstanceLost, LoadReported, MigrationEnded, MoveRequest
 from llumnix.policy import autoscaling, defragmentation
-from llumnix.policy.autoscaling import ScaleOut, ScalingConfig, ScalingState, scale
+from llumnix.policy.autoscaling import ScaleOut, ScalingState, scale
 from llumnix.policy.pairing import PairingTerms
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState

@@ -10,7 +10,7 @@ from migration_pair import World
 from migration_walk import STORM, Action, open_one, start
 
 from containers import larger_than, sizes
-from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.config import MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import attempts, drains, gone, told_aborts
 from llumnix.control import events as ev
 from llumnix.control import messages as say
@@ -24,7 +24,6 @@ from llumnix.control.orders import MoveId, MoveOrder
 from llumnix.control.ownership import Ownership
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import CHEAPEST, choose_victims

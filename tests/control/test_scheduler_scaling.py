@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 from test_scheduler import Body, kinds, moves
 
+from llumnix.config import ScalingConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
@@ -17,7 +18,6 @@ from llumnix.control.scheduler_events import (
     StartInstances,
     StartRequested,
 )
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.types import InstanceState
 
 BUSY = {"free_blocks": 100, "running": 20, "smallest_running_blocks": 40}

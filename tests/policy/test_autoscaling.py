@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 
+from llumnix.config import ScalingConfig
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import (
-    ScaleIn,
-    ScaleOut,
-    ScalingConfig,
-    ScalingState,
-    Stay,
-    cluster_freeness,
-    scale,
-)
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingState, Stay, cluster_freeness, scale
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 

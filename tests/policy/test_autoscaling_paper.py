@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig, Stay
+from llumnix.config import ScalingConfig
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, Stay
 from llumnix.policy.autoscaling_paper import paper_scale
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from sim_cluster import assert_all_served
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.scheduler_events import DrainRequested, DrainWithdrawn
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import POLICIES
 from llumnix.report.records import MOVED
 from llumnix.sim import driver

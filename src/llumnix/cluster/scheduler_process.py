@@ -17,7 +17,7 @@ from typing import assert_never
 import msgspec
 
 from llumnix import linux
-from llumnix.config import LARGEST_START, ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import LARGEST_START, ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits
 from llumnix.control.fleet import Fleet
@@ -25,7 +25,6 @@ from llumnix.control.gone import GoneIds
 from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.recording import recorder
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.attempts import Attempts
 from llumnix.control.commands import AnyCommand
 from llumnix.control.drain import DrainLimits
@@ -22,7 +22,6 @@ from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import SchedulerCommand, SchedulerEvent
 from llumnix.control.story import Entry, light_commands
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.victim import choose_victims
 from llumnix.types import InstanceId

@@ -11,8 +11,9 @@ from typing import assert_never
 
 import msgspec
 
+from llumnix.config import ScalingConfig
 from llumnix.control.fleet import FleetView
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig, ScalingDecision, ScalingState, Stay, scale
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingDecision, ScalingState, Stay, scale
 from llumnix.policy.snapshot import ClusterSnapshot
 from llumnix.types import InstanceId
 

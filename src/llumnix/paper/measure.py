@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.config import ClusterConfig, PolicyConfig, ScalingConfig
 from llumnix.paper.experiments import PAPER_PAIRING_INTERVAL_S, POLICY_OF, Run
 from llumnix.paper.points import LLUMNIX, OURS
 from llumnix.paper.stall import batch_size, central_stall_s, report_stall_s
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.outcome import mean_gap_s

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from llumnix.policy.autoscaling import (
-    ScaleIn,
-    ScaleOut,
-    ScalingConfig,
-    ScalingDecision,
-    Stay,
-    cluster_freeness,
-)
+from llumnix.config import ScalingConfig
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingDecision, Stay, cluster_freeness
 from llumnix.policy.snapshot import ClusterSnapshot
 from llumnix.types import InstanceState
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.config import MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.errors import UsageError
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.report.pictures import require_matplotlib
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records

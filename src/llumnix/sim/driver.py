@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
-from llumnix.config import PolicyConfig
+from llumnix.config import PolicyConfig, ScalingConfig
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits, drain_limits
 from llumnix.control.fleet import Fleet
@@ -20,7 +20,7 @@ from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.control.replay import LlumletBegin, SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingConfig
+from llumnix.policy.autoscaling import ScaleIn, ScaleOut
 from llumnix.policy.autoscaling_paper import PAPER_CHECK_INTERVAL_S, paper_scale
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot

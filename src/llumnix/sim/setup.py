@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
-from llumnix.policy.autoscaling import ScalingConfig
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.sim.faults import Fault
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import InstanceId
