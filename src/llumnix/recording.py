@@ -1,32 +1,33 @@
 """Recordings of the control machines: every event and the commands that it caused, one JSON line each.
 
-With the environment variable `LLUMNIX_RECORD=DIR` the scheduler process and every instance write one file each into
-DIR. The first line says how the machine was made (`control/replay.py`), so a file is all that it takes to run it again:
+With the environment variable `LLUMNIX_RECORD=DIR` the scheduler process, every front end and every instance write one
+file each into DIR. The first line says how the machine was made (`control/replay.py`), so a file is all that it takes
+to run it again:
 
     from llumnix.recording import differences
     assert not differences(Path("DIR/i0.jsonl"))
 
-Events of requests that never move are not recorded: they change nothing. Prompts and KV never reach these machines.
+A llumlet's events of requests that never move are not recorded: they change nothing. Prompts, outputs and KV are in no
+recording.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llumnix.control.replay import Begin, Differs, LlumletBegin, SchedulerEntry, replay_recording
-from llumnix.control.story import Entry, light, light_commands
+from llumnix.control.replay import Begin, Differs, replay_recording
 from llumnix.errors import UsageError
 
 RECORD = "LLUMNIX_RECORD"
 """Environment variable: the folder that recordings go to; without it nothing is recorded."""
 
-Record = Callable[[Any, Sequence[Any]], None]
-"""record(event, commands)"""
+Record = Callable[..., None]
+"""record(event, commands), and of a front end the tokens that were delivered before."""
 
 
 def recorder(name: str, begin: Begin) -> Record | None:
@@ -39,12 +40,11 @@ def recorder(name: str, begin: Begin) -> Record | None:
     path = Path(folder) / f"{name}.jsonl"
     path.write_bytes(msgspec.json.encode(begin) + b"\n")
     encoder = msgspec.json.Encoder()
-    of_llumlet = isinstance(begin, LlumletBegin)
+    entry: Callable[..., Any] = begin.entry
 
-    def record(event: Any, commands: Sequence[Any]) -> None:
-        entry = Entry(light(event), light_commands([*commands])) if of_llumlet else SchedulerEntry(event, [*commands])
+    def record(*happened: Any) -> None:
         with path.open("ab") as file:
-            file.write(encoder.encode(entry) + b"\n")
+            file.write(encoder.encode(entry(*happened)) + b"\n")
 
     return record
 
@@ -60,11 +60,10 @@ def differences(path: Path) -> list[Differs]:
         begin = msgspec.json.decode(lines[0] if lines else b"", type=Begin)
     except msgspec.DecodeError as error:
         raise UsageError(f"{path}:1: not the beginning of a recording: {error}.") from None
-    kind: Any = Entry if isinstance(begin, LlumletBegin) else SchedulerEntry
     entries = []
     for number, line in enumerate(lines[1:], start=2):
         try:
-            entries.append(msgspec.json.decode(line, type=kind))
+            entries.append(msgspec.json.decode(line, type=begin.entry_type))
         except msgspec.DecodeError as error:
             raise UsageError(f"{path}:{number}: not an entry of a recording: {error}.") from None
     return replay_recording(begin, entries)

@@ -29,6 +29,7 @@ from llumnix.engine.vllm.front_end import client as client_module
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.recording import RECORD, differences
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.base import InstanceInfo
@@ -122,7 +123,9 @@ LAST = EngineCoreOutput(request_id="", new_token_ids=[], kv_transfer_params={LAS
 
 
 @pytest.fixture
-async def front(tmp_path: Path) -> AsyncIterator[FrontEnd]:
+async def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FrontEnd]:
+    """Whatever happens to it, its mind answers the same when it hears the recording."""
+    monkeypatch.setenv(RECORD, str(tmp_path / "recordings"))
     front = FrontEnd(tmp_path)
     yield front
     for instance in (A, B):
@@ -130,6 +133,8 @@ async def front(tmp_path: Path) -> AsyncIterator[FrontEnd]:
     context = front.client.resources.ctx
     front.client.shutdown()
     context.destroy(linger=0)
+    (recording,) = (tmp_path / "recordings").iterdir()
+    assert differences(recording) == []
 
 
 async def test_request_moves_to_an_instance_that_takes_no_requests_of_this_front_end_yet(front: FrontEnd) -> None:

@@ -28,7 +28,7 @@ from llumnix.workload.workload import load_workload
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Of a crowded run in which instances die, stall and talk slowly."""
     folder = tmp_path_factory.mktemp("recordings")
-    faults = tuple(map(parse_fault, ("crash@40", "stall@60+4", "slow-link@80+30:200")))
+    faults = tuple(map(parse_fault, ("crash@40", "crash@120", "stall@60+4", "slow-link@80+30:200")))
     setup = RunSetup(instances=4, profile=load_profile("a10-llama-7b"), faults=faults, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(RECORD, str(folder))
@@ -38,8 +38,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_every_recorded_machine_answers_as_it_did(recordings: list[Path]) -> None:
     names = {path.stem for path in recordings}
-    assert "scheduler" in names
-    assert len(names) >= 3
+    assert {"scheduler", "front-end"} < names
+    assert len(names) >= 4
     assert sum(path.read_bytes().count(b"\n") for path in recordings) > 500
     for path in recordings:
         assert differences(path) == [], path.name
@@ -74,14 +74,27 @@ def follows(part: Any, record: MigrationRecord) -> bool:
     return bool(part.order.move_id == record.move_id)
 
 
-@pytest.mark.parametrize("of_scheduler", [True, False])
-def test_a_command_that_was_not_given_is_found(of_scheduler: bool, recordings: list[Path], tmp_path: Path) -> None:
-    kinds = [path for path in recordings if (path.stem == "scheduler") == of_scheduler]
+def test_front_end_was_asked_for_all_that_it_decides(recordings: list[Path]) -> None:
+    (recording,) = (path.read_text() for path in recordings if path.stem == "front-end")
+    for kind in ("Arrived", "Noticed", "Departed", "Finished", "SendTo", "ReplayAt", "TellVerdict"):
+        assert f'"type":"{kind}"' in recording, kind
+
+
+@pytest.mark.parametrize(
+    ("machine", "command"),
+    [
+        ("scheduler", {"type": "RoundAt", "at": 0.5}),
+        ("front-end", {"type": "Park", "request": "r", "why": "none"}),
+        ("i", {"type": "WakeAt", "at": 0.5}),
+    ],
+)
+def test_a_command_that_was_not_given_is_found(
+    machine: str, command: dict[str, object], recordings: list[Path], tmp_path: Path
+) -> None:
+    kinds = [path for path in recordings if path.stem.startswith(machine)]
     lines = max((path.read_bytes() for path in kinds), key=len).splitlines()
     forged = msgspec.json.decode(lines[7])
-    forged[1 if isinstance(forged, list) else "commands"].append(
-        {"type": "RoundAt" if of_scheduler else "WakeAt", "at": 0.5}
-    )
+    forged[1 if isinstance(forged, list) else "commands"].append(command)
     (tmp_path / "forged.jsonl").write_bytes(b"\n".join([*lines[:7], msgspec.json.encode(forged), *lines[8:], b""]))
     (found,) = differences(tmp_path / "forged.jsonl")
     assert found.number == 7

@@ -41,6 +41,7 @@ class TestWorld:
         self.notices: list[tuple[AnyNotice, int]] = []
         """With the tokens that had gone out before."""
         self.lost: set[InstanceId] = set()
+        self.aborted: list[str] = []
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet:
         return self.commanders[instance]  # type: ignore[return-value]
@@ -68,6 +69,9 @@ class TestWorld:
 
     def reported(self, snapshot: InstanceSnapshot, late_s: float) -> None: ...
     def finished(self, request: SimRequest) -> None: ...
+
+    def left(self, request: SimRequest) -> None:
+        self.aborted.append(request.id)
 
 
 class SimEnd:
@@ -114,9 +118,8 @@ class SimEnd:
             self._world.kernel.run(self._world.kernel.now + 0.001)
 
     def abort(self, request: RequestId) -> None:
-        through: list[SimRequest] = []
-        self.instance.abort_all(through.append)
-        while not through:
+        self.instance.abort(request)
+        while request not in self._world.aborted:
             self._world.kernel.run(self._world.kernel.now + 0.001)
 
     def preempt(self, request: RequestId) -> None:

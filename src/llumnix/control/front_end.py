@@ -61,11 +61,19 @@ class FrontEndMachine:
 
     def handle(self, event: FrontEndEvent) -> list[FrontEndCommand]:
         """Never raises for what the world does: what comes late, twice or about nobody changes nothing."""
-        if self.record is None:
-            return self._route(event)
-        delivered = {stream.request: stream.delivered_tokens for stream in self.concerned(event)}
-        commands = self._route(event)
-        self.record(event, commands, delivered)
+        delivered: dict[RequestId, int] = {}
+        if self.record is not None:
+            delivered = {stream.request: stream.delivered_tokens for stream in self.concerned(event)}
+        if isinstance(event, Reported):  # most are
+            commands = self._placing.reported(event.snapshot, event.at_s)
+        elif isinstance(event, OfRequests):
+            commands = self._of_requests(event)
+        elif isinstance(event, OfInstances):
+            commands = self._of_instances(event)
+        else:
+            commands = self._in_streams(event)
+        if self.record is not None:
+            self.record(event, commands, delivered)
         return commands
 
     def stream(self, request: RequestId) -> Stream | None:
@@ -107,17 +115,8 @@ class FrontEndMachine:
 
     # routing
 
-    def _route(self, event: FrontEndEvent) -> list[FrontEndCommand]:
-        if isinstance(event, OfInstances):
-            return self._of_instances(event)
-        if isinstance(event, OfRequests):
-            return self._of_requests(event)
-        return self._in_streams(event)
-
     def _of_instances(self, event: OfInstances) -> list[FrontEndCommand]:
         match event:
-            case Reported():
-                return self._placing.reported(event.snapshot, event.at_s)
             case Equipped():
                 return self._placing.equipped(event.instance, event.lacks)
             case Closed():
@@ -137,11 +136,11 @@ class FrontEndMachine:
         match event:
             case Arrived():
                 return [self._placing.arrived(event)]
+            case Finished():
+                return self._obey(self._ownership.finished(event.request))
             case Unsent():
                 self._placing.unsent(event.request)
                 return []
-            case Finished():
-                return self._obey(self._ownership.finished(event.request))
             case Aborted():
                 self._placing.wait_no_more(event.request)
                 return self._obey(self._ownership.aborted(event.request))
@@ -166,13 +165,7 @@ class FrontEndMachine:
                 assert_never(event)
 
     def _obey(self, orders: list[Order]) -> list[FrontEndCommand]:
-        commands: list[FrontEndCommand] = []
-        for order in orders:
-            if isinstance(order, Replay):
-                commands.append(self._placing.begin_anew(order))
-            else:
-                commands.append(order)
-        return commands
+        return [self._placing.begin_anew(order) if isinstance(order, Replay) else order for order in orders]
 
     def _drive_out(self, event: DriveOut) -> list[FrontEndCommand]:
         there: list[Stream] = []

@@ -16,7 +16,7 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import NORMAL, InstanceId, Priority, RequestId
 
 
-class _FrontEndEvent(msgspec.Struct, frozen=True, tag=True):
+class _FrontEndEvent(msgspec.Struct, frozen=True, tag=True, gc=False):
     at_s: float
 
 
@@ -146,11 +146,11 @@ class DriveOut(_FrontEndEvent, frozen=True, tag=True):
 
 OfRequests = Arrived | Unsent | Finished | Aborted | NotResumed
 InStreams = Outputs | Noticed | TurnedAway
-OfInstances = Reported | Equipped | Closed | Departed | Doubted | DriveOut
-FrontEndEvent = OfRequests | InStreams | OfInstances
+OfInstances = Equipped | Closed | Departed | Doubted | DriveOut
+FrontEndEvent = Reported | OfRequests | OfInstances | InStreams
 
 
-class _FrontEndCommand(msgspec.Struct, frozen=True, tag=True):
+class _FrontEndCommand(msgspec.Struct, frozen=True, tag=True, gc=False):
     pass
 
 

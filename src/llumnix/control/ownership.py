@@ -142,7 +142,8 @@ class Ownership:
     def finished(self, request: RequestId) -> list[Order]:
         """The owner's last output was delivered."""
         stream = self._close(request)
-        return [] if stream is None else self._abort(request, stream.others)
+        others = None if stream is None else stream.others
+        return self._abort(request, others) if others else []
 
     def aborted(self, request: RequestId) -> list[Order]:
         """The client went away, or a stop string ended the request: free it everywhere."""

@@ -33,9 +33,8 @@ class Tenure:
     waiting: list[Held | Moved | Stayed] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Stream:
-    """The hot path of a front end, once per request and engine step, is
+class Stream(msgspec.Struct, eq=False):
+    """Mutable: the machine and its driver share it. The hot path of a front end, once per request and engine step, is
 
     if stream.live == instance:
         stream.delivered_tokens += tokens  # and deliver; if it was the last output: Finished
@@ -56,9 +55,9 @@ class Stream:
     """Attempts up to this one are over: whoever has the request from one of them and is not the owner is fenced."""
     promised: tuple[Epoch, InstanceId] | None = None
     """A verdict for a target, whose source has not confirmed it in its stream yet."""
-    tenures: dict[InstanceId, Epoch] = field(default_factory=dict)
+    tenures: dict[InstanceId, Epoch] = {}
     """The epoch that each instance's stream is at."""
-    contenders: dict[Epoch, Tenure] = field(default_factory=dict)
+    contenders: dict[Epoch, Tenure] = {}
     """By attempt, those that adopted and are not decided."""
     asked: Arrived | None = None
     """What to begin anew with; None where only the owner matters."""
@@ -77,6 +76,8 @@ class Stream:
     @property
     def others(self) -> list[InstanceId]:
         """Who may have the request besides its owner."""
+        if self.promised is None and not self.contenders:
+            return []
         holders = [tenure.instance for tenure in self.contenders.values()]
         if self.promised is not None:
             holders.append(self.promised[1])

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from llumnix.control import commands as do
 from llumnix.control import events as told
 from llumnix.sim.account import Account
 from llumnix.sim.arrivals import Arrivals
 from llumnix.sim.engine.engine import EngineModel
-from llumnix.sim.engine.request import DECODING, DETACHED, NEW, PREFILLING, WAITING, SimRequest
+from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, PREFILLING, WAITING, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
+
+
+class _Kept(NamedTuple):
+    """Of a request that was taken out to move, until it is known to be elsewhere."""
+
+    name: RequestId
+    blocks: int
+    cached_units: int
+    generated: int
 
 
 class SimBody:
@@ -34,7 +44,7 @@ class SimBody:
         self._kernel = world.kernel
         self._hear = hear
         self._leaving: set[RequestId] = set()
-        self._kept: dict[RequestId, tuple[int, int]] = {}
+        self._kept: dict[RequestId, _Kept] = {}
         self._pins: dict[tuple[RequestId, Epoch], int] = {}
         self._limbo: dict[tuple[RequestId, Epoch], int] = {}
         self._wake: Timer | None = None
@@ -62,13 +72,24 @@ class SimBody:
         """The process is gone: returns the requests that were out of the batch, on their way out."""
         if self._wake is not None:
             self._kernel.cancel(self._wake)
-        lost = []
-        for kept in self._kept:
-            request = self._world.request(kept)
-            if request.state is DETACHED:
-                request.state = NEW
-                lost.append(request)
-        return lost
+        return [request for name in self._kept if self._is_nowhere_else(request := self._world.request(name), name)]
+
+    def gives_up(self, request: SimRequest) -> bool:
+        """It was aborted: frees what was kept of it while it is on its way out, if anything was."""
+        kept = self._kept.pop(RequestId(request.id), None)
+        if kept is None:
+            return False
+        self._let_go(request, kept)
+        return True
+
+    def _let_go(self, request: SimRequest, kept: _Kept) -> None:
+        self._engine.release(kept.blocks, kept.cached_units, request.hashes)
+        if self._is_nowhere_else(request, kept.name):
+            request.state = ABORTED
+
+    def _is_nowhere_else(self, request: SimRequest, name: RequestId) -> bool:
+        """Nobody has taken over what is kept here, and it does not go on under another id."""
+        return request.state is DETACHED and request.id == name and request.is_on(self._account.id)
 
     def tell_progress(self, request: SimRequest) -> None:
         progress = self._progress(request)
@@ -171,25 +192,31 @@ class SimBody:
         if name not in self._leaving:
             return
         if self._engine.detach(request):
-            self._kept[name] = (request.blocks, request.cached_units)
+            self._kept[name] = _Kept(name, request.blocks, request.cached_units, request.generated)
             request.blocks = request.cached_units = 0
         elif self._engine.withdraw(request):
-            self._kept[name] = (0, 0)
+            self._kept[name] = _Kept(name, 0, 0, request.generated)
         else:
             return  # it is being computed: its first token will bring us here again
         request.left_s = self._kernel.now
         self._leaving.discard(name)
         self._engine.watched.discard(name)
-        self._hear(told.Detached(self._kernel.now, name, self._kept[name][0], request.generated))
+        self._hear(told.Detached(self._kernel.now, name, self._kept[name].blocks, request.generated))
 
     def reattach(self, command: do.Reattach) -> None:
         self._leaving.discard(command.request)
         self._engine.watched.discard(command.request)
         kept = self._kept.pop(command.request, None)
         request = self._world.request(command.request)
-        if kept is None or request.state is not DETACHED:
+        if kept is None:
             return
-        request.blocks, request.cached_units = kept
+        if request.id != kept.name:
+            self._let_go(request, kept)
+            return
+        if not request.is_on(self._account.id):  # who had taken it over was lost, with the tokens that it made
+            request.instances.append(self._account.id)
+        request.generated = kept.generated
+        request.blocks, request.cached_units = kept.blocks, kept.cached_units
         if request.blocks:
             self._engine.steps.at_boundary(partial(self._engine.attach, request))
         else:
@@ -199,8 +226,8 @@ class SimBody:
         kept = self._kept.pop(command.request, None)
         request = self._world.request(command.request)
         if kept is not None:
-            self._engine.release(*kept, request.hashes)
-        elif request.is_on(self._account.id):
+            self._let_go(request, kept)
+        elif request.id == command.request and request.is_on(self._account.id):
             self._engine.abort(request)
 
     # ------------------------------------------------------------------ at the target

@@ -26,11 +26,11 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
 from llumnix.sim.engine.engine import Scheduler
-from llumnix.sim.engine.request import NEW, SimRequest
+from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.engine.vllm01 import PrefillFirst
 from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.faults import Fault, FaultKind, draw_victims
-from llumnix.sim.front_end import FrontEnd
+from llumnix.sim.front_end import SimFrontEnd
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.network import CopyEnded, Network
@@ -126,7 +126,9 @@ class _Run:
             for request in self._requests:
                 request.order = (request.priority, request.arrival_s, request.index)
         self._instances: dict[InstanceId, SimInstance] = {}
-        self._front_end = FrontEnd(self._requests, setup, self.kernel, self._network, self._instances)
+        self._front_end = SimFrontEnd(
+            self._requests, setup, self.kernel, self._network, self._instances, self._one_over
+        )
         self._wake: Timer | None = None
         self._unfinished = len(self._requests)
         self._outcome = Outcome(requests=self._requests)
@@ -164,6 +166,13 @@ class _Run:
     # ------------------------------------------------------------------ requests
 
     def finished(self, request: SimRequest) -> None:
+        self._front_end.finished(request)
+
+    def left(self, request: SimRequest) -> None:
+        self._front_end.left(request)
+
+    def _one_over(self) -> None:
+        """A client has its request to its end."""
         self._unfinished -= 1
         if self._progress is not None and self._unfinished % 256 == 0:
             self._progress(len(self._requests) - self._unfinished, self.kernel.now)
@@ -246,7 +255,7 @@ class _Run:
                 if leaver is not None:
                     self._network.deliver(leaver.set_draining, command.draining, command.keep)
             case sched.ReplayRest():
-                self._network.deliver(self._drive_out, command.instance)
+                self._network.deliver(self._drive_out, command.instance, command.reason)
             case sched.StopInstance():
                 self._remove(command.instance, "stopped")
             case sched.DeclareLost():
@@ -266,8 +275,8 @@ class _Run:
             self.kernel.cancel(self._wake)
         self._wake = self.kernel.at(max(at, self.kernel.now), self._wake_scheduler, rank=2)
 
-    def _drive_out(self, instance: InstanceId) -> None:
-        count = self._front_end.drive_out(instance)
+    def _drive_out(self, instance: InstanceId, why: str) -> None:
+        count = self._front_end.drive_out(instance, why)
         answer = sched.RequestsReplayed(at=self.kernel.now + self._network.message_s, instance=instance, count=count)
         self._network.deliver(self._schedule, answer)
 
@@ -338,18 +347,18 @@ class _Run:
         self._lives[name].ended_s = self.kernel.now
         self.size = self._existing
         self._network.lose(name)
-        self.kernel.after(DEATH_NOTICED_S, self._mourn, name, lost, why)
+        for request in lost:
+            self._front_end.left(request)
+        self.kernel.after(DEATH_NOTICED_S, self._mourn, name, why)
 
-    def _mourn(self, name: InstanceId, lost: list[SimRequest], why: str) -> None:
-        """Everybody hears that an instance is gone; its requests are placed anew with their tokens so far."""
+    def _mourn(self, name: InstanceId, why: str) -> None:
+        """Everybody hears that an instance is gone; its requests go on elsewhere with their tokens so far."""
         self._front_end.on_removed(name)
         for instance in list(self._instances.values()):
             instance.lose_peer(name)
         self._schedule(sched.InstanceLost(at=self.kernel.now, instance=name, why=why))
         self._tell_fleet()
-        for request in sorted(lost, key=lambda one: one.order):
-            if request.state is NEW:
-                self._front_end.replay(request)
+        self._front_end.on_departed(name)
 
     def _kill(self, name: InstanceId) -> None:
         if name in self._instances:

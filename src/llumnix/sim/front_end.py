@@ -1,26 +1,34 @@
-"""The simulated front end: it places requests, and says who owns one when two instances are in doubt.
+"""The body of the simulated front end: when requests arrive, and how long what its mind decides is on its way.
 
-Twin of the live front end. The `Dispatcher` in here is the live one; requests travel for as long as the profile says.
+Its mind is the one that serves live (`control/front_end.py`). Two things are simpler than live. A simulated request is
+one thing, wherever it is: tokens reach the client as they are made, so they are counted only where somebody asks; a
+target's `Adopted` is heard at once; and a request that was replayed while its old instance lives begins anew when it
+has left there. And clients never go away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import assert_never
 
-from llumnix.control.dispatcher import Dispatcher
-from llumnix.control.messages import FRONT_END, NOBODY, AnyNotice, Doubt, Moved, Verdict
-from llumnix.policy.dispatch import DispatchRequest
+from llumnix.control import front_end_events as fe
+from llumnix.control.messages import Adopted, AnyNotice, Doubt, Verdict
+from llumnix.control.replay import FrontEndBegin
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.sim.engine.request import FINISHED, SimRequest
+from llumnix.recording import recorder
+from llumnix.sim.engine.request import ABORTED, FINISHED, NEW, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import Network
 from llumnix.sim.setup import RunSetup, instance_name
-from llumnix.types import Epoch, InstanceId, InstanceState, Priority, RequestId
+from llumnix.types import Epoch, InstanceId, Priority, RequestId
+
+_ALL = ("all that was held",)
 
 
-class FrontEnd:
-    """Requests by time of arrival go in, `instances` is the cluster as it is."""
+class SimFrontEnd:
+    """Requests by time of arrival go in, `instances` is the cluster as it is; `over` is told of each request that the
+    client has to its end."""
 
     def __init__(
         self,
@@ -29,22 +37,27 @@ class FrontEnd:
         kernel: Kernel,
         network: Network,
         instances: Mapping[InstanceId, SimInstance],
+        over: Callable[[], None],
     ) -> None:
-        self.by_id = {request.id: request for request in requests}
+        self.by_id: dict[str, SimRequest] = {request.id: request for request in requests}
+        """By the ids that they have and had."""
         self._requests = requests
-        self._setup = setup
+        self._request_s = setup.profile.host.request_ms / 1e3
+        self._only_on = None if setup.place_on is None else (instance_name(setup.place_on),)
         self._kernel = kernel
         self._network = network
         self._instances = instances
-        self._dispatcher = Dispatcher(setup.policy)
+        self._over = over
+        begin = FrontEndBegin(policy=setup.policy, ledger=not setup.paper_body)
+        self._machine = begin.make(recorder("front-end", begin))
         self._next_arrival = 0
-        self._unplaced: list[SimRequest] = []
+        self._leaving: dict[SimRequest, fe.ReplayAt] = {}
+        """Those that are to begin anew when they have left where they are."""
         self._admitted: set[InstanceId] = set()
         self._strangers: dict[InstanceId, InstanceSnapshot] = {}
         """Last report of those that are not admitted yet."""
-        self._fenced: set[tuple[RequestId, Epoch]] = set()
 
-    # ------------------------------------------------------------------ placing requests
+    # ------------------------------------------------------------------ what happens
 
     def start(self) -> None:
         """The first request arrives at its time, and each one announces the next."""
@@ -55,45 +68,27 @@ class FrontEnd:
         self._next_arrival += 1
         if self._next_arrival < len(self._requests):
             self._kernel.at(self._requests[self._next_arrival].arrival_s, self._arrive)
-        self.dispatch(request)
+        name, priority = RequestId(request.id), Priority(request.priority)
+        self._tell(fe.Arrived(self._kernel.now, name, request.prompt_tokens, priority, self._only_on, may_wait=True))
 
-    def dispatch(self, request: SimRequest) -> None:
-        """Sends a request to the instance that the policy chooses; it waits here as long as there is none."""
-        delay = self._setup.profile.host.request_ms / 1e3 + self._network.message_s
-        if self._setup.place_on is not None:
-            self._kernel.after(delay, self._hand_in, request, instance_name(self._setup.place_on))
-            return
-        decision = self._dispatcher.dispatch(
-            DispatchRequest(RequestId(request.id), request.tokens, Priority(request.priority))
-        )
-        if decision is None:
-            self._unplaced.append(request)
-            return
-        if self._setup.paper_body:
-            self._dispatcher.forget(decision.request, decision.instance)
-        self._kernel.after(delay, self._hand_in, request, decision.instance)
-
-    def replay(self, request: SimRequest) -> None:
-        """Starts a request anew elsewhere, with the tokens so far."""
-        request.replays += 1
-        self.dispatch(request)
-
-    def drive_out(self, instance: InstanceId) -> int:
-        """Starts what is on a draining instance anew elsewhere; returns how many. What is being handed over stays, and
-        everything if there is no other place."""
-        there = self._instances.get(instance)
-        others = (
-            one for one in self._instances.values() if one is not there and one.account.state is InstanceState.RUNNING
-        )
-        return 0 if there is None or next(others, None) is None else there.abort_all(self.replay)
-
-    def _hand_in(self, request: SimRequest, instance: InstanceId) -> None:
-        target = self._instances.get(instance)
-        if target is None:
-            # It died while the request was under way.
-            self.dispatch(request)
+    def finished(self, request: SimRequest) -> None:
+        """An engine made its last token."""
+        name = RequestId(request.id)
+        stream = self._machine.stream(name)
+        if stream is not None and stream.live is not None and request.is_on(stream.live):
+            self._tell(fe.Finished(self._kernel.now, name))
+            self._over()
+        elif stream is not None:
+            held = request.generated - stream.delivered_tokens
+            self._tell(fe.Outputs(self._kernel.now, InstanceId(request.instances[-1]), name, held, _ALL, last=True))
         else:
-            target.add(request)
+            self.left(request)
+
+    def left(self, request: SimRequest) -> None:
+        """It is in no engine any more."""
+        command = self._leaving.pop(request, None)
+        if command is not None:
+            self._begin_anew(request, command)
 
     def admit(self, instance: InstanceId) -> None:
         """It answered the front end's greeting: from now on requests are sent there."""
@@ -105,42 +100,119 @@ class FrontEnd:
     def on_report(self, snapshot: InstanceSnapshot) -> None:
         if snapshot.id not in self._admitted:
             self._strangers[snapshot.id] = snapshot
-            return
-        self._dispatcher.on_report(snapshot, self._kernel.now)
-        if self._unplaced:
-            waiting, self._unplaced = self._unplaced, []
-            for request in waiting:
-                self.dispatch(request)
+        else:
+            commands = self._machine.handle(fe.Reported(self._kernel.now, snapshot))
+            if commands:
+                self._obey(commands)
 
     def on_removed(self, instance: InstanceId) -> None:
         self._strangers.pop(instance, None)
-        self._dispatcher.on_removed(instance)
+        self._tell(fe.Closed(self._kernel.now, instance))
 
-    # ------------------------------------------------------------------ whose request it is
+    def on_departed(self, instance: InstanceId) -> None:
+        self._tell_with_counts(fe.Departed(self._kernel.now, instance))
+
+    def drive_out(self, instance: InstanceId, why: str) -> int:
+        """Starts what is on a draining instance anew elsewhere; returns how many requests that were."""
+        event = fe.DriveOut(self._kernel.now, instance, why)
+        self._count(event)
+        *commands, answer = self._machine.handle(event)
+        assert isinstance(answer, fe.DroveOut)
+        self._obey(commands)
+        return answer.count
 
     def ask(self, doubt: Doubt) -> None:
         self._network.deliver(self._judge, doubt)
 
     def _judge(self, doubt: Doubt) -> None:
-        """The front end's verdict. It knows who has the request; a source that still holds it keeps it."""
-        request = self.by_id[doubt.request]
-        holder = InstanceId(request.instances[-1])
-        key = (doubt.request, doubt.epoch)
-        over = request.state is FINISHED or holder not in (doubt.sender, doubt.target)
-        owner = NOBODY if over else holder
-        if owner == doubt.sender != doubt.target:
-            self._fenced.add(key)
-        verdict = Verdict(request=doubt.request, epoch=doubt.epoch, sender=FRONT_END, owner=owner)
-        for end in {doubt.sender: None, doubt.target: None}:
-            self._post(end, verdict)
+        self._tell(fe.Doubted(self._kernel.now, doubt))
 
     def noticed(self, notice: AnyNotice) -> None:
-        if isinstance(notice, Moved):
-            verdict = Verdict(request=notice.request, epoch=notice.epoch, sender=FRONT_END, owner=notice.target)
-            self._network.deliver(self._post, notice.target, verdict)
+        if not isinstance(notice, Adopted):
+            self._network.deliver(self._take_notice, notice)
+            return
+        # Its source has said all that it had to say.
+        self._machine.counted({notice.request: notice.output_tokens})
+        self._take_notice(notice)
+
+    def _take_notice(self, notice: AnyNotice) -> None:
+        self._tell_with_counts(fe.Noticed(self._kernel.now, notice))
+
+    # ------------------------------------------------------------------ what is asked
 
     def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
-        return (request, epoch) in self._fenced
+        """What an instance has of this attempt is of no account."""
+        stream = self._machine.stream(request)
+        return stream is None or epoch <= stream.decided
+
+    def _tell_with_counts(self, event: fe.FrontEndEvent) -> None:
+        self._count(event)
+        self._tell(event)
+
+    def _count(self, event: fe.FrontEndEvent) -> None:
+        """The tokens of the streams that the answer depends on, where their owner has the request."""
+        delivered: dict[RequestId, int] = {}
+        for stream in self._machine.concerned(event):
+            request = self.by_id[stream.request]
+            if stream.live is not None and request.id == stream.request and request.is_on(stream.live):
+                there = self._instances.get(stream.live)
+                generated = request.generated if there is None else there.engine.generated_of(request)
+                delivered[stream.request] = generated
+        self._machine.counted(delivered)
+
+    # ------------------------------------------------------------------ what is decided
+
+    def _tell(self, event: fe.FrontEndEvent) -> None:
+        commands = self._machine.handle(event)
+        if commands:
+            self._obey(commands)
+
+    def _obey(self, commands: list[fe.FrontEndCommand]) -> None:
+        for command in commands:
+            match command:
+                case fe.SendTo():
+                    self._send(self.by_id[command.request], command.instance)
+                case fe.ReplayAt():
+                    self._replay(self.by_id[command.request], command)
+                case fe.Abort():
+                    self._network.deliver(self._abort, command)
+                case fe.TellVerdict():
+                    self._post(command.to, command.verdict)
+                case fe.Deliver() | fe.GiveUp():
+                    self._over()
+                case fe.Park():
+                    pass
+                case fe.DroveOut():
+                    raise AssertionError(f"nobody asked for {command}")
+                case _:
+                    assert_never(command)
+
+    def _send(self, request: SimRequest, instance: InstanceId) -> None:
+        self._kernel.after(self._request_s + self._network.message_s, self._hand_in, request, request.id, instance)
+
+    def _hand_in(self, request: SimRequest, name: str, instance: InstanceId) -> None:
+        there = self._instances.get(instance)
+        if there is not None and request.id == name:  # else it died meanwhile, or is to begin anew
+            there.add(request)
+
+    def _replay(self, request: SimRequest, command: fe.ReplayAt) -> None:
+        request.replays += 1
+        self.by_id[command.new_id] = request
+        in_an_engine = request.state not in (NEW, ABORTED, FINISHED)
+        if in_an_engine and request.instances[-1] in self._instances:
+            self._leaving[request] = command
+        else:
+            self._begin_anew(request, command)
+
+    def _begin_anew(self, request: SimRequest, command: fe.ReplayAt) -> None:
+        """What the client has not got is lost."""
+        request.id, request.state, request.generated = command.new_id, NEW, command.delivered_tokens
+        self._send(request, command.instance)
+
+    def _abort(self, command: fe.Abort) -> None:
+        there = self._instances.get(command.to)
+        if there is not None:
+            there.abort(command.request)
 
     def _post(self, to: InstanceId, verdict: Verdict) -> None:
         receiver = self._instances.get(to)

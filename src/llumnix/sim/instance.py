@@ -15,7 +15,7 @@ from llumnix.control.orders import MoveOrder
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
-from llumnix.sim.engine.request import NEW, SimRequest
+from llumnix.sim.engine.request import ABORTED, SimRequest
 from llumnix.sim.reporting import Reporter, candidates
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId
@@ -73,22 +73,22 @@ class SimInstance:
             self.hear((told.Draining if draining else told.Accepting)(self._kernel.now))
             self.reports.soon()
 
-    def abort_all(self, aborted: Callable[[SimRequest], None]) -> int:
-        """The front end takes all requests back, but those that are being handed over; returns how many. `aborted` is
-        told of each when the step in flight has ended."""
-        there = [*self.engine.running_requests(), *self.engine.waiting]
-        if there:
-            self.engine.steps.at_boundary(partial(self._abort, there, aborted))
-        return len(there)
+    def abort(self, name: RequestId) -> None:
+        """The front end's order arrives: what is here of the request is freed when the step in flight has ended."""
+        if self.account.alive and not self._reads_later(self.abort, name):
+            self.engine.steps.at_boundary(partial(self._abort, name))
 
-    def _abort(self, requests: list[SimRequest], aborted: Callable[[SimRequest], None]) -> None:
-        for request in filter(self.engine.abort_now, requests):
+    def _abort(self, name: RequestId) -> None:
+        request = self._world.request(name)
+        if request.id != name:
+            return  # it goes on under a new one
+        if self.engine.abort_now(request) or self.body.gives_up(request):
             self.account.ended += 1
             self.body.ended(request)
-            request.state = NEW
             if self._loop is not None:
-                self.hear(told.Gone(self._kernel.now, RequestId(request.id), "aborted"))
-            aborted(request)
+                self.hear(told.Gone(self._kernel.now, name, "aborted"))
+        if request.state is ABORTED:
+            self._world.left(request)
 
     def lose_peer(self, instance: InstanceId) -> None:
         if self._reads_later(self.lose_peer, instance):
@@ -111,7 +111,7 @@ class SimInstance:
 
     def die(self) -> list[SimRequest]:
         """The process is gone at once; nothing more comes from it. Returns the requests that it had, those that
-        were on their way out included."""
+        were on their way out included (a target that has all their blocks may still take them)."""
         self.account.alive = False
         self.reports.stop()
         return self.engine.crash() + self.body.crash()

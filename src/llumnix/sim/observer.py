@@ -27,7 +27,7 @@ class RunObserver:
     def migration_ended(self, at_s: float, request: SimRequest, outcome: MoveOutcome) -> None:
         handover = request.handover if outcome.ok else None
         self._handovers.append(handover)
-        record = migration_record(at_s, request.id, outcome)
+        record = migration_record(at_s, request.client_id, outcome)
         if outcome.why_not is not None:
             record = replace(record, reason="", outcome=outcome.why_not)
         handover_ms = None if handover is None else handover.out_s * 1e3

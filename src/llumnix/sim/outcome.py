@@ -62,7 +62,7 @@ def request_record(request: SimRequest) -> RequestRecord:
     done = request.finish_s < inf
     several = done and request.output_tokens > 1
     return RequestRecord(
-        id=request.id,
+        id=request.client_id,
         arrival_s=request.arrival_s,
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.generated,

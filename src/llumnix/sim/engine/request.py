@@ -56,7 +56,9 @@ class SimRequest:
     hashes: tuple[int, ...] = ()
     """Hashes of the prompt's full prefix blocks, if the trace has them."""
     id: str = ""
-    """Made of `index` if the trace has none."""
+    """Inside the engines: a new one after each replay. Made of `index` if the trace has none."""
+    client_id: str = field(init=False)
+    """The first one, which its client knows."""
     order: tuple[int, float, int] = field(init=False)
     """Place in queues and victim order: most important first, then oldest first."""
 
@@ -99,7 +101,7 @@ class SimRequest:
     instances: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.id = self.id or f"r{self.index}"
+        self.id = self.client_id = self.id or f"r{self.index}"
         self.order = (0, self.arrival_s, self.index)
 
     @property

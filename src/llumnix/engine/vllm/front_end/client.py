@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
@@ -18,9 +19,9 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import AsyncMPClient
 
-from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import GiveUp
 from llumnix.control.hearing import Hearing
+from llumnix.control.replay import FrontEndBegin
 from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import Introduction
@@ -29,6 +30,7 @@ from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_a
 from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Observer, Streams, Ways
 from llumnix.engine.vllm.front_end.whole import Whole
+from llumnix.recording import recorder
 from llumnix.types import InstanceId
 from llumnix.wire.curve import Doorkeeper
 from llumnix.wire.news import InstanceGone, Report
@@ -60,7 +62,8 @@ class LlumnixClient(AsyncMPClient):
             spawn=self._spawn,
             last_word=self._last_word,
         )
-        self._machine = FrontEndMachine(spec.policy, spec.index)
+        begin = FrontEndBegin(policy=spec.policy, index=spec.index)
+        self._machine = begin.make(recorder(f"front-end-{spec.index}-{os.getpid()}", begin))
         self.streams = Streams(self.members, self._machine, ways, observer)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
