@@ -37,7 +37,7 @@ NONE_AVOIDED: frozenset[InstanceId] = frozenset()
 _Key = tuple[float, int, InstanceId]
 
 
-class Dispatch(msgspec.Struct, frozen=True):
+class Dispatch(msgspec.Struct, frozen=True, gc=False):
     """The instance that takes the request, and why. Already booked."""
 
     request: RequestId
@@ -45,7 +45,7 @@ class Dispatch(msgspec.Struct, frozen=True):
     reason: DispatchReason
 
 
-class _Sent(msgspec.Struct, frozen=True):
+class _Sent(msgspec.Struct, frozen=True, gc=False):
     """A dispatch that the instance's reports do not count yet."""
 
     request: RequestId

@@ -61,7 +61,7 @@ class FrontEndMachine:
 
     def handle(self, event: FrontEndEvent) -> list[FrontEndCommand]:
         """Never raises for what the world does: what comes late, twice or about nobody changes nothing."""
-        delivered: dict[RequestId, int] = {}
+        delivered = None
         if self.record is not None:
             delivered = {stream.request: stream.delivered_tokens for stream in self.concerned(event)}
         if isinstance(event, Reported):  # most are
@@ -72,7 +72,7 @@ class FrontEndMachine:
             commands = self._of_instances(event)
         else:
             commands = self._in_streams(event)
-        if self.record is not None:
+        if self.record is not None and delivered is not None:
             self.record(event, commands, delivered)
         return commands
 

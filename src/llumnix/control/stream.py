@@ -33,7 +33,7 @@ class Tenure:
     waiting: list[Held | Moved | Stayed] = field(default_factory=list)
 
 
-class Stream(msgspec.Struct, eq=False):
+class Stream(msgspec.Struct, eq=False, gc=False):
     """Mutable: the machine and its driver share it. The hot path of a front end, once per request and engine step, is
 
     if stream.live == instance:

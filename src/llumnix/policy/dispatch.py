@@ -49,7 +49,7 @@ class DispatchRule:
         return -rank[0] if self.more_is_better else rank[0]
 
 
-class DispatchRequest(msgspec.Struct, frozen=True):
+class DispatchRequest(msgspec.Struct, frozen=True, gc=False):
     """A request that looks for an instance. Tokens: its prompt, or all tokens so far when it is replayed."""
 
     id: RequestId
@@ -57,7 +57,7 @@ class DispatchRequest(msgspec.Struct, frozen=True):
     priority: Priority
 
 
-class DispatchReason(msgspec.Struct, frozen=True):
+class DispatchReason(msgspec.Struct, frozen=True, gc=False):
     """Why an instance was chosen: `str(reason)` is the sentence."""
 
     rule: str

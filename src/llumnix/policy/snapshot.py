@@ -35,7 +35,7 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """When it last arrived here by migration (or an attempt to move it failed): for the cooldown."""
 
 
-class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The load of one instance at one moment. `free_blocks` counts evictable cached blocks as free."""
 
     id: InstanceId
