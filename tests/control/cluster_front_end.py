@@ -58,6 +58,8 @@ class ModelFrontEnd:
         self.latest: dict[InstanceId, InstanceSnapshot] = {}
         self.deadlines: dict[InstanceId, float] = {}
         self.clients: dict[RequestId, ClientStream] = {}
+        self.sent: dict[InstanceId, int] = {}
+        """Requests that each member has got, or will get, from front ends of this index."""
 
     # clients
 
@@ -92,8 +94,6 @@ class ModelFrontEnd:
             self.world.instances[instance].inbox.append(Hello(self.index, self.incarnation))
 
     def on_gone(self, instance: InstanceId, expected: bool) -> None:
-        if instance in self.gone:
-            return
         self.gone.add(instance)
         self._meet(instance)
         self.known.discard(instance)
@@ -143,6 +143,7 @@ class ModelFrontEnd:
             case Introduction():
                 if word.incarnation == self.incarnation and instance in self.known:
                     self.members.add(instance)
+                    self.sent[instance] = word.snapshot.dispatches_seen[self.index]
                     self.tell(fe.Reported(now, word.snapshot))
                     self.tell(fe.Reported(now, self.latest[instance]))
             case TurnedAway():
@@ -194,8 +195,20 @@ class ModelFrontEnd:
                 assert_never(command)
 
     def _send(self, instance: InstanceId, what: Spec | RequestId) -> None:
+        if isinstance(what, Spec):
+            self.sent[instance] += 1
         if instance in self.known:
             self.world.instances[instance].inbox.append(what)
+
+    def check(self) -> None:
+        """What is charged is what is on its way, by the last report."""
+        entries = self.machine.dispatcher._entries
+        for instance in (
+            self.members & entries.keys()
+        ):  # one that turned a request away is closed before its end is heard
+            counted = entries[instance].reported.dispatches_seen[self.index]
+            charged, on_its_way = len(entries[instance].under_way), self.sent[instance] - counted
+            assert charged == on_its_way, f"{instance} is charged {charged} requests, {on_its_way} are on their way"
 
     def _deliver(self, request: RequestId, outputs: tuple[object, ...]) -> None:
         client = self.clients[request]

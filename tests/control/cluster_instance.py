@@ -78,10 +78,12 @@ class ClusterInstance(Instance):
         self.keep = self.asked_to_end = self.hangs = False
         self.last: InstanceSnapshot | None = None
         self.ended = self.moved_out = 0
+        self.unread = 0
+        """Mail that came while it hung."""
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inbox) or (self.last is not None and self.last.running + self.last.waiting > 0)
+        return bool(self.unread or self.inbox) or (self.last is not None and self.last.running + self.last.waiting > 0)
 
     # talk
 
@@ -91,11 +93,12 @@ class ClusterInstance(Instance):
     def answer_move(self, command: do.AnswerMove) -> None:
         super().answer_move(command)
         self.moved_out += command.outcome.ok
-        self.world.post("scheduler", command.outcome)
+        if command.outcome.order.reason != "by hand":
+            self.world.post("scheduler", command.outcome)
 
     def ordered(self, order: MoveOrder) -> None:
         candidates = tuple(sequence.snapshot() for sequence in self.engine.sequences.values())
-        self.handle(ev.MoveOut(self.world.now, order, candidates))
+        self.handle(ev.MoveOrdered(self.world.now, order, candidates))
 
     def set_draining(self, command: SetDraining) -> None:
         if not self.asked_to_end:
@@ -114,9 +117,14 @@ class ClusterInstance(Instance):
     def snapshot(self) -> InstanceSnapshot:
         """A report; of an engine that hangs a heartbeat, which repeats the last one."""
         if self.hangs and self.last is not None:
-            return msgspec.structs.replace(self.last, unread=len(self.inbox))
+            return msgspec.structs.replace(self.last, unread=self.unread + len(self.inbox))
         self.last = self._report()
         return self.last
+
+    def hang(self) -> None:
+        """In the middle of a step: what it has taken up is in its last report."""
+        self.last = self._report()
+        self.hangs = True
 
     def _report(self) -> InstanceSnapshot:
         self.seq += 1

@@ -20,6 +20,15 @@ def open_one(world: Cluster, rng: random.Random) -> None:
         front_end.open(prompt, tokens, seeded=rng.random() < 0.2, may_wait=rng.random() < 0.3)
 
 
+def move(world: Cluster, rng: random.Random) -> None:
+    """By hand, or by a scheduler that knows more than the front ends do."""
+    giving = [each for each in working(world) if each.engine.sequences]
+    if giving and len(world.living) > 1:
+        source = rng.choice(giving)
+        target = rng.choice([each.id for each in world.living if each is not source])
+        world.move(source.id, target, rng.choice(list(source.engine.sequences)))
+
+
 def report(world: Cluster, rng: random.Random) -> None:
     if world.living:
         world.report(rng.choice(world.living).id)
@@ -126,7 +135,7 @@ def kill(world: Cluster, rng: random.Random) -> None:
 
 def hang(world: Cluster, rng: random.Random) -> None:
     if expendable(world):
-        world.instances[rng.choice(expendable(world))].hangs = True
+        world.instances[rng.choice(expendable(world))].hang()
 
 
 def drain(world: Cluster, rng: random.Random) -> None:
@@ -182,6 +191,7 @@ FAULTS: dict[Action, float] = {
 }
 WEIGHTS: dict[Action, float] = {
     open_one: 2.5,
+    move: 1.5,
     report: 5,
     deliver: 16,
     read_stream: 10,
@@ -198,11 +208,27 @@ WEIGHTS: dict[Action, float] = {
 }
 
 
-def walk(seed: int, steps: int = 400) -> Cluster:
+CONFUSED = {
+    **WEIGHTS,
+    move: 4,
+    lose: 3,
+    double: 4,
+    long_sleep: 0.8,
+    read_stream: 4,
+    kill: 0.02,
+    hang: 0.01,
+    sigterm: 0.02,
+}
+"""Mail comes twice or never, alarms fire, and front ends read late."""
+STRANGERS = {**WEIGHTS, move: 8, start: 2, report: 1, deliver: 3, lose: 3, drain: 0.5, abort: 0.05}
+"""Instances come and go, requests move to them at once, and front ends hear of them late."""
+
+
+def walk(seed: int, steps: int = 400, weights: dict[Action, float] = WEIGHTS) -> Cluster:
     """Raises AssertionError or IllegalEvent as soon as something is wrong; the world is at rest in the end."""
     rng = random.Random(seed)
     world = Cluster(total_blocks=rng.choice((24, 60)), front_ends=rng.choice((1, 2)), scaling=rng.random() < 0.5)
-    actions, chances = list(WEIGHTS), list(WEIGHTS.values())
+    actions, chances = list(weights), list(weights.values())
     for action in rng.choices(actions, chances, k=steps):
         action(world, rng)
         world.check()

@@ -23,7 +23,7 @@ from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits
 from llumnix.control.fleet import Fleet
 from llumnix.control.messages import Message
-from llumnix.control.orders import MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.policy.autoscaling import ScalingConfig
@@ -42,7 +42,9 @@ INSTANCE_TIMEOUT_S, STEP_TIMEOUT_S = 5.0, 8.0
 
 
 class Cluster:
-    def __init__(self, instances: int = 3, front_ends: int = 2, total_blocks: int = 40, *, scaling: bool = False) -> None:
+    def __init__(
+        self, instances: int = 3, front_ends: int = 2, total_blocks: int = 40, *, scaling: bool = False
+    ) -> None:
         self.now = 0.0
         self.size = front_ends
         self.total_blocks = total_blocks
@@ -54,7 +56,7 @@ class Cluster:
         """(which instance is to hear, index and incarnation of the front end that is gone)."""
         self.fleets: deque[Fleet] = deque()
         """On their way from the launcher to the scheduler."""
-        self.launcher_inbox: deque[sched.Command] = deque()
+        self.launcher_inbox: deque[sched.SchedulerCommand] = deque()
         self.last_order = 0
         self.stopping: set[InstanceId] = set()
         self.instances: dict[InstanceId, ClusterInstance] = {}
@@ -63,6 +65,7 @@ class Cluster:
         self.clients: list[ClientStream] = []
         self.names: set[RequestId] = set()
         self.finished_drains: list[sched.DrainReport] = []
+        self.moves_asked = 0
         self.given: set[str] = set()
         """Ids of orders to move."""
         self.schedulers = 0
@@ -127,12 +130,12 @@ class Cluster:
         self._is_gone(instance, expected=True)
 
     def _is_gone(self, instance: InstanceId, expected: bool, why: str = "it ended") -> None:
-        if instance not in self.ended:
-            self.ended.add(instance)
-            lost = sched.InstanceLost(at=self.now, instance=instance, why=why)
-            front_ends: list[Address] = [("front end", index) for index in range(self.size)]
-            who = [*front_ends, "scheduler", *(other for other in self.instances if other != instance)]
-            self.news += [(to, lost, expected) for to in who]
+        """Everybody is told, perhaps twice: by the scheduler that declares it lost, and by the launcher when it ends."""
+        self.ended.add(instance)
+        lost = sched.InstanceLost(at=self.now, instance=instance, why=why)
+        front_ends: list[Address] = [("front end", index) for index in range(self.size)]
+        who = [*front_ends, "scheduler", *(other for other in self.instances if other != instance)]
+        self.news += [(to, lost, expected) for to in who]
         self._tell_fleet()
 
     def _tell_fleet(self) -> None:
@@ -161,7 +164,9 @@ class Cluster:
                 front_end.on_report(mail)
             else:
                 front_end.on_mail(mail)
-        elif (instance := self.instances[InstanceId(to)]).alive and not instance.hangs:
+        elif (instance := self.instances[InstanceId(to)]).hangs:
+            instance.unread += 1
+        elif instance.alive:
             self._instance_gets(instance, mail)
 
     def _instance_gets(self, instance: ClusterInstance, mail: Message | MoveOrder | sched.SetDraining) -> None:
@@ -205,7 +210,13 @@ class Cluster:
         if (instance := self.instances[who]).alive and not instance.hangs:
             instance.orphaned(index, incarnation)
 
-    # the scheduler
+    # the scheduler, and who asks it
+
+    def move(self, source: InstanceId, target: InstanceId, request: RequestId) -> None:
+        """A front end has it moved by hand; the answer is for whoever asked."""
+        self.moves_asked += 1
+        name = MoveId(f"by hand {self.moves_asked}")
+        self.post(source, MoveOrder(move_id=name, target=target, reason="by hand", request=request))
 
     def drain(self, instance: InstanceId, keep: bool = False, timeout_s: float | None = None) -> None:
         if instance in self.heard:
@@ -215,11 +226,11 @@ class Cluster:
         if not self.scheduler.drains.why_not_withdrawn(instance):
             self.tell(sched.DrainWithdrawn(at=self.now, instance=instance))
 
-    def tell(self, event: sched.Event) -> None:
+    def tell(self, event: sched.SchedulerEvent) -> None:
         for command in self.scheduler.handle(event):
             self._obey(command)
 
-    def _obey(self, command: sched.Command) -> None:
+    def _obey(self, command: sched.SchedulerCommand) -> None:
         match command:
             case sched.MoveRequest():
                 order = command.order
@@ -244,7 +255,7 @@ class Cluster:
                 self.finished_drains.append(command.report)
             case sched.ScalingDecided():
                 pass
-            case sched.WakeAt():
+            case sched.RoundAt():
                 self.alarm = command.at
             case _:
                 assert_never(command)
@@ -286,10 +297,10 @@ class Cluster:
                 instance.fire_timer()
         if self.alarm is not None and self.alarm <= self.now:
             self.alarm = None
-            self.tell(sched.TimerFired(at=self.now))
+            self.tell(sched.RoundDue(at=self.now))
 
     def _alarms(self) -> Iterable[float]:
-        yield from (each.alarm for each in self.living if each.alarm is not None)
+        yield from (each.alarm for each in self.living if each.alarm is not None and not each.hangs)
         for front_end in self.front_ends:
             yield from front_end.deadlines.values()
         if self.alarm is not None:
@@ -314,6 +325,8 @@ class Cluster:
         """After every step."""
         for instance in self.living:
             instance.check_blocks()
+        for front_end in self.front_ends:
+            front_end.check()
         for client in self.clients:
             index, incarnation = client.front_end
             front_end = self.front_ends[index]
@@ -400,7 +413,7 @@ class Cluster:
     def _what_is_left(self) -> list[str]:
         """Beside what is wrong at rest: that may still end by itself, in its time."""
         left = [f"{each.id} hangs" for each in self.living if each.hangs and each.has_work]
-        left += [f"{each.id} has an alarm" for each in self.living if each.alarm is not None]
+        left += [f"{each.id} has an alarm" for each in self.living if each.alarm is not None and not each.hangs]
         left += [f"{client.request} is not over" for client in self.clients if not client.over]
         left += [f"front end {each.index} awaits last words" for each in self.front_ends if each.deadlines]
         left += [
@@ -424,7 +437,7 @@ class Cluster:
             assert not front_end.clients, f"front end {front_end.index} still serves {sorted(front_end.clients)}"
             assert not machine._ownership.streams, f"streams are left: {sorted(machine._ownership.streams)}"
             there = {each.id for each in self.living}
-            assert front_end.members == there, f"front end {front_end.index} serves with {front_end.members}, of {there}"
+            assert front_end.members == there, f"front end {front_end.index}: {front_end.members}, not {there}"
             for view in machine.dispatcher.snapshot(self.now).instances:
                 assert not view.waiting, f"front end {front_end.index} charges {view.id} for what it has not"
         for instance in self.living:
