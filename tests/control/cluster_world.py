@@ -130,7 +130,7 @@ class Cluster:
         self._is_gone(instance, expected=True)
 
     def _is_gone(self, instance: InstanceId, expected: bool, why: str = "it ended") -> None:
-        """Everybody is told, perhaps twice: by the scheduler that declares it lost, and by the launcher when it ends."""
+        """Everybody is told, perhaps twice: by the scheduler that declares it lost, by the launcher when it ends."""
         self.ended.add(instance)
         lost = sched.InstanceLost(at=self.now, instance=instance, why=why)
         front_ends: list[Address] = [("front end", index) for index in range(self.size)]

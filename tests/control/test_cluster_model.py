@@ -1,5 +1,5 @@
-"""Scheduler, front ends, llumlets and engines together, any interleaving, with deaths of each: no token is lost or doubled,
-nothing is leaked, everything ends.
+"""Scheduler, front ends, llumlets and engines together, any interleaving, with deaths of each: no token is lost or
+doubled, nothing is leaked, everything ends.
 
 The world (`cluster_world`) checks after every step; `settle` checks that all comes to its end and all is given back.
 """
