@@ -17,7 +17,7 @@ from cluster_front_end import ClientStream, ModelFrontEnd, replayed
 from cluster_instance import ClusterInstance
 from migration_pair import HOUR
 
-from llumnix.config import PolicyConfig
+from llumnix.config import PolicyConfig, ScalingConfig
 from llumnix.control import events as ev
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits
@@ -26,7 +26,6 @@ from llumnix.control.messages import Message
 from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
-from llumnix.policy.autoscaling import ScalingConfig
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState, RequestId
 
