@@ -17,22 +17,21 @@ from typing import assert_never
 import msgspec
 
 from llumnix import linux
-from llumnix.config import LARGEST_START, ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.cluster.wishes import HeardOf, Wishes
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.drain import drain_limits
 from llumnix.control.fleet import Fleet
-from llumnix.control.gone import GoneIds
 from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
 from llumnix.recording import recorder
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook
-from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import InstanceGone, InstanceStarting, Report
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import Answer, DrainReports, ScalingStatus, SchedulerAlive
+from llumnix.wire.to_front_end import ScalingStatus, SchedulerAlive
 from llumnix.wire.to_instance import ClusterSize, MoveOut
 from llumnix.wire.to_launcher import SchedulerLives
 from llumnix.wire.to_scheduler import (
@@ -46,17 +45,11 @@ from llumnix.wire.to_scheduler import (
     ReplayedElsewhere,
     ToScheduler,
     UndrainInstance,
-    Wish,
 )
 
 log = logging.getLogger(__name__)
 
 _ALIVE_INTERVAL_S = 0.5
-_WHY_NOT_THE_LAST = (
-    "{instance} is the last instance that takes requests: new ones would get 503 until another one runs, and those "
-    "that it has could go nowhere. Start another one first (`llumnix start`), or force it (`--force`, `?force=true`): "
-    "then it takes no more requests, finishes those that it has and stops, and the server waits for `llumnix start`"
-)
 
 
 class SchedulerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,13 +82,10 @@ class SchedulerProcess:
         self._began_s = time.monotonic()
         self._inbox: queue.SimpleQueue[ToScheduler | None] = queue.SimpleQueue()
         self._mailbox = Mailbox(self._book.scheduler, SCHEDULER_MAIL, self._inbox.put, self._book.keys)
-        self._instances: dict[InstanceId, InstanceInfo] = {}
-        self._starting: set[InstanceId] = set()
-        self._gone = GoneIds()
+        self._heard_of = HeardOf()
+        self._instances = self._heard_of.serving
         self._size = SizeTold(cluster.instances)
-        self._early_drains: dict[InstanceId, tuple[float, DrainInstance]] = {}
-        """Orders of the launcher's, and when they came, for instances of which no report has come yet: this scheduler
-        may be younger than they are."""
+        self._wishes = Wishes(self._scheduler, self._heard_of, self._handle, self._mailbox.post)
         self._wake_at_s: float | None = None
 
     def stop(self) -> None:
@@ -142,8 +132,8 @@ class SchedulerProcess:
                 )
                 self._handle(control.MigrationEnded(at=at, outcome=outcome))
             case InstanceStarting():
-                if message.instance not in self._instances and message.instance not in self._gone:
-                    self._starting.add(message.instance)
+                if message.instance not in self._instances and message.instance not in self._heard_of.gone:
+                    self._heard_of.starting.add(message.instance)
             case InstanceServing():
                 self._handle(control.InstanceStarted(at=at, instance=message.instance))
             case InstanceGone():
@@ -154,24 +144,7 @@ class SchedulerProcess:
             case ReplayedElsewhere():
                 self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
             case DrainInstance() | UndrainInstance() | AddInstances() | ListDrains():
-                self._on_wish(message, at)
-            case _:
-                assert_never(message)
-
-    def _on_wish(self, message: Wish, at: float) -> None:
-        match message:
-            case DrainInstance():
-                self._on_drain(message, at)
-            case UndrainInstance():
-                why = self._scheduler.drains.why_not_withdrawn(message.instance)
-                self._answer(message.reply_to, message.query, why)
-                if not why:
-                    self._handle(control.DrainWithdrawn(at=at, instance=message.instance))
-            case AddInstances():
-                self._on_add(message, at)
-            case ListDrains():
-                drains = DrainReports(query=message.query, reports=tuple(self._scheduler.drains.reports(at)))
-                self._mailbox.post(message.reply_to, drains)
+                self._wishes.take(message, at)
             case _:
                 assert_never(message)
 
@@ -183,60 +156,15 @@ class SchedulerProcess:
 
     def _on_report(self, report: Report, at: float) -> None:
         instance = report.info.id
-        if instance in self._gone:
+        if instance in self._heard_of.gone:
             return
-        self._starting.discard(instance)
+        self._heard_of.starting.discard(instance)
         is_new = instance not in self._instances
         self._instances[instance] = report.info
         if is_new and self._size.newcomers_ask:
             self._tell_size(instance)
         self._handle(control.LoadReported(at=at, snapshot=report.snapshot))
-        if self._early_drains:
-            self._take_up_drain(instance, at)
-
-    def _on_drain(self, message: DrainInstance, at: float) -> None:
-        instance = message.instance
-        if instance in self._instances and message.spare_last and self._scheduler.is_last(instance):
-            self._answer(message.reply_to, message.query, _WHY_NOT_THE_LAST.format(instance=instance))
-        elif instance in self._instances:
-            self._answer(message.reply_to, message.query)
-            self._handle(
-                control.DrainRequested(
-                    at=at,
-                    instance=instance,
-                    keep=message.keep,
-                    timeout_s=message.timeout_s,
-                    why=message.why,
-                    firm=message.firm,
-                )
-            )
-        elif instance in self._gone:
-            self._answer(message.reply_to, message.query, f"{instance} is gone")
-        elif not message.reply_to:
-            self._early_drains[instance] = (at, message)
-        elif instance in self._starting:
-            self._answer(message.reply_to, message.query, f"{instance} is still starting")
-        else:
-            self._answer(message.reply_to, message.query, f"there is no instance {instance}")
-
-    def _take_up_drain(self, instance: InstanceId, at: float) -> None:
-        """Its time has run since the order came."""
-        came_s, order = self._early_drains.pop(instance, (at, None))
-        if order is not None:
-            left_s = None if order.timeout_s is None else max(0.0, order.timeout_s - (at - came_s))
-            self._on_drain(msgspec.structs.replace(order, timeout_s=left_s), at)
-
-    def _on_add(self, message: AddInstances, at: float) -> None:
-        if not 1 <= message.count <= LARGEST_START:
-            why = f"count must be between 1 and {LARGEST_START}, not {message.count}"
-            self._answer(message.reply_to, message.query, why)
-            return
-        self._answer(message.reply_to, message.query)
-        self._handle(control.StartRequested(at=at, count=message.count))
-
-    def _answer(self, address: str, query: int, why: str = "") -> None:
-        if address:
-            self._mailbox.post(address, Answer(query=query, ok=not why, why=why))
+        self._wishes.reported(instance, at)
 
     # commands to messages
 
@@ -330,9 +258,9 @@ class SchedulerProcess:
 
     def _forget(self, instance: InstanceId) -> None:
         """It is gone; what it still had to say, and what is said of it, changes nothing."""
-        self._gone.add(instance)
-        self._starting.discard(instance)
-        self._early_drains.pop(instance, None)
+        self._heard_of.gone.add(instance)
+        self._heard_of.starting.discard(instance)
+        self._wishes.forget(instance)
         info = self._instances.pop(instance, None)
         if info is not None:
             self._mailbox.forget(info.control)
