@@ -22,7 +22,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 40
 LONG_FILES = {
     "src/llumnix/cluster/launcher.py": "one process: its loop, and a hand for every command of the supervisor",
     "src/llumnix/cluster/nursery.py": "one process: what it forks, hears of children and tells the launcher",
-    "src/llumnix/cluster/scheduler_process.py": "one process: every message becomes an event, every command a message",
     "src/llumnix/cluster/supervisor.py": "one machine, whose length is its edges",
     "src/llumnix/control/llumlet.py": "one machine, whose length is its edges",
     "src/llumnix/sim/driver.py": "one simulated body: every command of the scheduler and the launcher has a hand",
