@@ -64,7 +64,7 @@ class Ray:
         made: Any = SimpleNamespace(remote=lambda: room, options=lambda **_: made)
         nodes = [{"NodeID": "n", "Alive": True}]
         stand_in = SimpleNamespace(remote=lambda _: made, nodes=lambda: nodes, kill=lambda _: None)
-        self._monkeypatch = monkeypatch
+        self._monkeypatch, self._stand_in = monkeypatch, stand_in
         monkeypatch.setattr(ray_tenant, "ray", stand_in)
         for name, call in (
             ("PlacementGroupSchedulingStrategy", lambda _: None),
@@ -76,8 +76,8 @@ class Ray:
             monkeypatch.setattr(ray_tenant, name, call)
 
     def head_is_gone(self, how: Callable[..., Any]) -> None:
-        self._monkeypatch.setattr("llumnix.cluster.ray.tenant.ray", "nodes", how)
-        self._monkeypatch.setattr("llumnix.cluster.ray.tenant.ray", "kill", how)
+        self._monkeypatch.setattr(self._stand_in, "nodes", how)
+        self._monkeypatch.setattr(self._stand_in, "kill", how)
         self._monkeypatch.setattr(ray_tenant, "placement_group_table", how)
 
 
