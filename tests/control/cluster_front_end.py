@@ -14,7 +14,7 @@ from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.hearing import Hearing
 from llumnix.control.messages import Doubt, Message
-from llumnix.control.scheduler_events import ReplayRest, RequestsReplayed
+from llumnix.control.scheduler_events import ReplayRest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -190,7 +190,7 @@ class ModelFrontEnd:
             case fe.Park():
                 self.clients[command.request].parks += 1
             case fe.DroveOut():
-                self.world.post("scheduler", (command.instance, command.count))
+                self.world.post("scheduler", command)
             case _:
                 assert_never(command)
 
@@ -235,7 +235,3 @@ class ModelFrontEnd:
         self.clients[command.new_id] = client
         spec = Spec(command.new_id, asked.prompt_tokens + done, done, asked.max_tokens - done, 0)
         self._send(command.instance, spec)
-
-
-def replayed(mail: tuple[InstanceId, int], at: float) -> RequestsReplayed:
-    return RequestsReplayed(at=at, instance=mail[0], count=mail[1])

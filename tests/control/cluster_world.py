@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, assert_never
 
-from cluster_front_end import ClientStream, ModelFrontEnd, replayed
+from cluster_front_end import ClientStream, ModelFrontEnd
 from cluster_instance import ClusterInstance
 from migration_pair import HOUR
 
@@ -22,6 +22,7 @@ from llumnix.control import events as ev
 from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits
 from llumnix.control.fleet import Fleet
+from llumnix.control.front_end_events import DroveOut
 from llumnix.control.messages import Message
 from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.control.scaling import Autoscaler, ScalingMode
@@ -179,7 +180,7 @@ class Cluster:
             case _:
                 assert_never(mail)
 
-    def _scheduler_gets(self, mail: InstanceSnapshot | MoveOutcome | tuple[InstanceId, int]) -> None:
+    def _scheduler_gets(self, mail: InstanceSnapshot | MoveOutcome | DroveOut) -> None:
         match mail:
             case InstanceSnapshot():
                 if mail.id not in self.buried:
@@ -187,8 +188,8 @@ class Cluster:
                     self.tell(sched.LoadReported(at=self.now, snapshot=mail))
             case MoveOutcome():
                 self.tell(sched.MigrationEnded(at=self.now, outcome=mail))
-            case tuple():
-                self.tell(replayed(mail, self.now))
+            case DroveOut():
+                self.tell(sched.RequestsReplayed(at=self.now, instance=mail.instance, count=mail.count))
             case _:
                 assert_never(mail)
 
@@ -356,7 +357,7 @@ class Cluster:
         for _ in range(limit):
             if not self.useful:  # all are kept empty, or hang: somebody starts one
                 self.start_instance()
-            if not self._quiet_round() and self._at_rest():
+            if not self._quiet_round() and not self._what_is_left():
                 break
         else:
             raise AssertionError(f"never comes to rest: {self._what_is_left()}")
@@ -406,9 +407,6 @@ class Cluster:
                     busy = True
         return busy
 
-    def _at_rest(self) -> bool:
-        return not self._what_is_left()
-
     def _what_is_left(self) -> list[str]:
         """Beside what is wrong at rest: that may still end by itself, in its time."""
         left = [f"{each.id} hangs" for each in self.living if each.hangs and each.has_work]
@@ -440,11 +438,4 @@ class Cluster:
             for view in machine.dispatcher.snapshot(self.now).instances:
                 assert not view.waiting, f"front end {front_end.index} charges {view.id} for what it has not"
         for instance in self.living:
-            attempts = instance.llumlet.attempts
-            assert not attempts.sources, f"{instance.id} still gives away {sorted(attempts.sources)}"
-            assert not attempts.targets, f"{instance.id} still takes {sorted(attempts.targets)}"
-            assert not instance.engine.sequences, f"{instance.id} still has {sorted(instance.engine.sequences)}"
-            assert not instance.pins, f"{instance.id} still pins {sorted(instance.pins)}"
-            assert not instance.reservations, f"{instance.id} still reserves {sorted(instance.reservations)}"
-            assert not instance.watched, f"{instance.id} still watches {sorted(instance.watched)}"
-            assert instance.engine.free_blocks == len(instance.engine.holders), f"{instance.id} lost blocks"
+            instance.check_rest()

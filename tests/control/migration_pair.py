@@ -293,6 +293,17 @@ class Instance:
                 expected[block] += 1
         assert expected == self.engine.holders, f"{self.id} leaks or shares blocks: {expected} {self.engine.holders}"
 
+    def check_rest(self) -> None:
+        """It has given back all that it had."""
+        attempts = self.llumlet.attempts
+        assert not attempts.sources, f"{self.id} still gives away {sorted(attempts.sources)}"
+        assert not attempts.targets, f"{self.id} still takes {sorted(attempts.targets)}"
+        assert not self.engine.sequences, f"{self.id} still has {sorted(self.engine.sequences)}"
+        assert not self.pins, f"{self.id} still pins {sorted(self.pins)}"
+        assert not self.reservations, f"{self.id} still reserves {sorted(self.reservations)}"
+        assert not self.watched, f"{self.id} still watches {sorted(self.watched)}"
+        assert self.engine.free_blocks == len(self.engine.holders), f"{self.id} lost blocks"
+
 
 @dataclass
 class Client:
@@ -594,11 +605,4 @@ class World:
                 assert len(client.tokens) == client.spec.max_tokens, "ended too early or too late"
         assert not self.ownership.streams, f"streams {sorted(self.ownership.streams)} are left"
         for instance in self.living:
-            attempts = instance.llumlet.attempts
-            assert not attempts.sources, f"{instance.id} still gives away {sorted(attempts.sources)}"
-            assert not attempts.targets, f"{instance.id} still takes {sorted(attempts.targets)}"
-            assert not instance.engine.sequences, f"{instance.id} still has {sorted(instance.engine.sequences)}"
-            assert not instance.pins, f"{instance.id} still pins {sorted(instance.pins)}"
-            assert not instance.reservations, f"{instance.id} still reserves {sorted(instance.reservations)}"
-            assert not instance.watched, f"{instance.id} still watches {sorted(instance.watched)}"
-            assert instance.engine.free_blocks == len(instance.engine.holders), f"{instance.id} lost blocks"
+            instance.check_rest()

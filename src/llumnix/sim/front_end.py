@@ -101,9 +101,7 @@ class SimFrontEnd:
         if snapshot.id not in self._admitted:
             self._strangers[snapshot.id] = snapshot
         else:
-            commands = self._machine.handle(fe.Reported(self._kernel.now, snapshot))
-            if commands:
-                self._obey(commands)
+            self._tell(fe.Reported(self._kernel.now, snapshot))
 
     def on_removed(self, instance: InstanceId) -> None:
         self._strangers.pop(instance, None)
