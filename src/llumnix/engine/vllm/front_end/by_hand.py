@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.engine.vllm.front_end.client import LlumnixClient
@@ -23,13 +22,6 @@ _FIRST_TOKEN_TIMEOUT_S = 10.0
 """How long an answer waits for the first token from the new owner, which ends the downtime."""
 
 
-@dataclass(slots=True)
-class _Order:
-    """One move that this front end asked for."""
-
-    answered: asyncio.Future[MoveOutcome] = field(default_factory=asyncio.Future)
-
-
 class ByHand:
     """Moves of this front end's streams that somebody asked for."""
 
@@ -39,7 +31,8 @@ class ByHand:
         self._post = post
         self._address = address
         self._numbers = numbers()
-        self._orders: dict[MoveId, _Order] = {}
+        self._orders: dict[MoveId, asyncio.Future[MoveOutcome]] = {}
+        """Their answers."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, order: MigrateByHand) -> None:
@@ -48,9 +41,9 @@ class ByHand:
         task.add_done_callback(self._tasks.discard)
 
     def move_answered(self, answer: MoveAnswer) -> None:
-        order = self._orders.get(answer.outcome.order.move_id)
-        if order is not None and not order.answered.done():
-            order.answered.set_result(answer.outcome)
+        answered = self._orders.get(answer.outcome.order.move_id)
+        if answered is not None and not answered.done():
+            answered.set_result(answer.outcome)
 
     async def _answer(self, order: MigrateByHand) -> None:
         status, record, why = await self._carry_out(order)
@@ -71,12 +64,12 @@ class ByHand:
         if source is None or session.move is not None or self._log.is_awaited(session.engine_id):
             return 409, None, "the request is moving already"
         move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
-        pending = self._orders[move_id] = _Order()
+        answered = self._orders[move_id] = asyncio.get_running_loop().create_future()
         move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
         try:
             with self._log.next_move(session.engine_id) as recorded:
                 self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))
-                outcome = await _outcome_or_loss(pending, source)
+                outcome = await _outcome_or_loss(answered, source)
                 if outcome is None and source.gone.is_set():
                     return 409, None, f"{source.info.id} was lost meanwhile"
                 if outcome is None:
@@ -90,11 +83,11 @@ class ByHand:
             del self._orders[move_id]
 
 
-async def _outcome_or_loss(order: _Order, source: Member) -> MoveOutcome | None:
+async def _outcome_or_loss(answered: asyncio.Future[MoveOutcome], source: Member) -> MoveOutcome | None:
     """None when the source was lost, or did not answer in time."""
     gone = asyncio.ensure_future(source.gone.wait())
     try:
-        await asyncio.wait((order.answered, gone), timeout=_ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answered, gone), timeout=_ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
-    return order.answered.result() if order.answered.done() else None
+    return answered.result() if answered.done() else None
