@@ -174,7 +174,7 @@ class Dispatcher:
             self._rule.number(runner_up[:2]) if runner_up else None,
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
             passed_over,
-            sum(key[2] in self._standing for key in order) if self._standing <= avoid else 0,
+            sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
         )
 
     def takes_requests(self, other_than: InstanceId) -> bool:

@@ -70,6 +70,7 @@ class ReportPace:
 
     def __init__(self, config: ClusterConfig, instances: int) -> None:
         self._config = config
+        self._instances = -1
         self.set_size(instances)
         self._sent: InstanceSnapshot | None = None
         self._sent_s = self._counted_until_s = 0.0
@@ -77,7 +78,10 @@ class ReportPace:
 
     def set_size(self, instances: int) -> None:
         """There are so many now."""
-        self.pace = pace_of(self._config, instances)
+        if instances != self._instances:
+            self._instances = instances
+            self.pace = pace_of(self._config, instances)
+            self._is_unpaced = self.pace.report_s <= self._config.report_interval_s
 
     def sends(self, at: float, load: InstanceSnapshot) -> bool:
         """Whether this one goes out now."""
@@ -108,10 +112,6 @@ class ReportPace:
         if self._saved >= _WHOLE:
             return is_news(sent, load) or is_urgent(sent, load)
         return self._saved >= _WHOLE - CREDIT_REPORTS and is_urgent(sent, load)
-
-    @property
-    def _is_unpaced(self) -> bool:
-        return self.pace.report_s <= self._config.report_interval_s
 
 
 class SizeTold:

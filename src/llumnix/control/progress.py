@@ -28,11 +28,13 @@ class EngineWatch:
 
     def look_at(self, at: float, report: InstanceSnapshot) -> None:
         self.heard_s = at
-        newer = report.seq > self._seq or report.at > self._dated_s
-        if newer or not (report.running or report.waiting or report.unread):
-            self._seen_s = at
-            self._seq = max(self._seq, report.seq)
-            self._dated_s = max(self._dated_s, report.at)
+        if report.seq > self._seq:
+            self._seq = report.seq
+        elif report.at <= self._dated_s and (report.running or report.waiting or report.unread):
+            return
+        self._seen_s = at
+        if report.at > self._dated_s:
+            self._dated_s = report.at
 
     def excuse(self, at: float) -> None:
         """The listener was deaf himself."""

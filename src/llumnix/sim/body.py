@@ -111,8 +111,8 @@ class SimBody:
         outcome = command.outcome
         if outcome.ok:
             self._account.migrations_out += 1
-            held = outcome.figures.held_blocks
-            if outcome.order.wanted.urgent and self._engine.short_blocks(self._world.relief_steps, held):
+            held, free = outcome.figures.held_blocks, self._engine.free_blocks()
+            if outcome.order.wanted.urgent and self._engine.short_blocks(self._world.relief_steps, free - held):
                 self._account.preemptions_avoided += 1
                 self._account.recompute_tokens_saved += held * self._engine.batch.block_tokens
         elif outcome.request is not None:

@@ -75,6 +75,7 @@ class Reporter:
         queue = engine.queue
         block_tokens = engine.batch.block_tokens
         started = engine.steps_started()
+        free_blocks = engine.pool.free - engine.batch.blocks_for(started)
         moving = account.llumlet
         shortest = engine.batch.shortest_tokens(started)
         return InstanceSnapshot(
@@ -84,7 +85,7 @@ class Reporter:
             state=account.state,
             total_blocks=engine.pool.total,
             watermark_blocks=engine.pool.watermark,
-            free_blocks=engine.pool.free - (engine.batch.blocks_for(started) if started else 0),
+            free_blocks=free_blocks,
             block_tokens=block_tokens,
             max_running=engine.profile.scheduler.max_num_seqs,
             running=engine.running,
@@ -96,7 +97,7 @@ class Reporter:
             high_waiting=queue.high,
             incoming=moving.incoming if moving is not None else 0,
             outgoing=moving.outgoing if moving is not None else 0,
-            short_blocks=engine.short_blocks(self._world.relief_steps),
+            short_blocks=engine.short_blocks(self._world.relief_steps, free_blocks),
             preemptions=engine.preemptions,
             preemptions_avoided=account.preemptions_avoided,
             recompute_tokens_saved=account.recompute_tokens_saved,

@@ -164,10 +164,10 @@ class EngineModel:
         """Free blocks now: what the step in flight took is gone."""
         return self.pool.free - self._taken_in_flight()
 
-    def short_blocks(self, steps: int, taken: int = 0) -> int:
-        """Blocks that the batch will take within `steps` more decode steps and that are not free now, as if nobody
-        ended until then, and as if `taken` more were not free; 0 for no look ahead."""
-        batch, free = self.batch, self.free_blocks() - taken
+    def short_blocks(self, steps: int, free: int) -> int:
+        """Blocks that the batch will take within `steps` more decode steps beyond `free` ones, as if nobody ended until
+        then; 0 for no look ahead."""
+        batch = self.batch
         if not steps or free >= len(batch.members) * (1 + steps // batch.block_tokens):
             return 0
         started = self.steps_started()
