@@ -73,9 +73,10 @@ def against(other: Path, rounds: int) -> list[Figure]:
     with ExitStack() as stack:
         probes = [stack.enter_context(_probe(checkout)) for checkout in (ROOT, other)]
         for policy in POLICIES:
-            ours, theirs = [], []
+            ours: list[float] = []
+            theirs: list[float] = []
             for number in range(rounds):
-                for probe, taken_s in list(zip(probes, (ours, theirs), strict=True))[:: -1 if number % 2 else 1]:
+                for probe, taken_s in list(zip(probes, (ours, theirs), strict=True))[:: 1 if number % 2 else -1]:
                     taken_s.append(_ask(probe, f"{policy} 16 2048"))
             ratios = [there / here for here, there in zip(ours, theirs, strict=True)]
             print(f"{policy}: best {min(ours):.3f} s here, {min(theirs):.3f} s there")
@@ -94,7 +95,8 @@ def _probe(checkout: Path) -> subprocess.Popen[str]:
 
 
 def _ask(probe: subprocess.Popen[str], what: str) -> float:
-    assert probe.stdin is not None and probe.stdout is not None
+    assert probe.stdin is not None
+    assert probe.stdout is not None
     print(what, file=probe.stdin, flush=True)
     return float(probe.stdout.readline())
 

@@ -66,10 +66,12 @@ class ClusterView:
 
     def hear(self, at: float, instance: InstanceId) -> Known | None:
         """A sign of life; None if the instance is lost already, and what it says does not count."""
-        if instance in self._lost:
-            self.ignore("word of a lost instance")
-            return None
-        known = self._known.setdefault(instance, Known(at))
+        known = self._known.get(instance)
+        if known is None:
+            if instance in self._lost:
+                self.ignore("word of a lost instance")
+                return None
+            known = self._known[instance] = Known(at)
         known.heard_s = at
         return known
 

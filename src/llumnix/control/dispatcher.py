@@ -124,7 +124,8 @@ class Dispatcher:
             entry.progress.look_at(at, snapshot)
         else:
             entry.progress.look_at(at, snapshot)
-            self._note_standing(snapshot.id, entry.progress.standing_s >= STANDING_S)
+            if (entry.progress.standing_s >= STANDING_S) != (snapshot.id in self._standing):
+                self._standing ^= {snapshot.id}
             if snapshot.seq <= entry.reported.seq:
                 return
         entry.reported = snapshot
@@ -137,7 +138,7 @@ class Dispatcher:
         """The instance is gone for good. Its requests are the caller's to place anew."""
         entry = self._entries.pop(instance, None)
         self._removed.add(instance)
-        self._note_standing(instance, False)
+        self._standing -= {instance}
         if entry is not None:
             self._place(entry, [None, None])
 
@@ -202,10 +203,6 @@ class Dispatcher:
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster as dispatch sees it: reports plus ledger."""
         return ClusterSnapshot(at=at, instances=tuple(self._entries[known].view for known in sorted(self._entries)))
-
-    def _note_standing(self, instance: InstanceId, stands: bool) -> None:
-        if stands != (instance in self._standing):
-            self._standing ^= {instance}
 
     def _counted(self, snapshot: InstanceSnapshot) -> int:
         seen = snapshot.dispatches_seen
