@@ -24,7 +24,6 @@ LONG_FILES = {
     "src/llumnix/cluster/nursery.py": "one process: what it forks, hears of children and tells the launcher",
     "src/llumnix/cluster/supervisor.py": "one machine, whose length is its edges",
     "src/llumnix/control/llumlet.py": "one machine, whose length is its edges",
-    "src/llumnix/sim/driver.py": "one simulated body: every command of the scheduler and the launcher has a hand",
 }
 """Those that may be longer, and why."""
 

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from llumnix.sim import driver
+from llumnix.sim import launcher
+from llumnix.sim.instance import SimInstance
 
 
 @pytest.fixture
-def instances(monkeypatch: pytest.MonkeyPatch) -> list[driver.SimInstance]:
+def instances(monkeypatch: pytest.MonkeyPatch) -> list[SimInstance]:
     """Every instance that a run makes."""
-    made: list[driver.SimInstance] = []
+    made: list[SimInstance] = []
 
-    class Kept(driver.SimInstance):
+    class Kept(SimInstance):
         def __init__(self, *args: object) -> None:
-            super().__init__(*args)
+            super().__init__(*args)  # type: ignore[arg-type]
             made.append(self)
 
-    monkeypatch.setattr(driver, "SimInstance", Kept)
+    monkeypatch.setattr(launcher, "SimInstance", Kept)
     return made

@@ -22,13 +22,16 @@ class World(Protocol):
     kernel: Kernel
     profile: Profile
     cluster: ClusterConfig
-    size: int
-    """Instances that there are or will be, as all of them know."""
     paper_body: bool
     """As in the paper's artifact, reports describe the start of a step and go out with its tokens, and nobody knows how
     many tokens a request has still to make."""
     relief_steps: int
     """How many decode steps ahead an instance looks for a shortage of blocks; 0: not at all."""
+
+    @property
+    def size(self) -> int:
+        """Instances that there are or will be, as all of them know."""
+        ...
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet: ...
     def request(self, request: RequestId) -> SimRequest: ...
