@@ -1,10 +1,15 @@
 """Token equality, measured: streams that are moved about must say what undisturbed ones say.
 
     python benchmarks/equality.py --requests 200
+    python benchmarks/equality.py --family sliding llava --requests 100
 
 Starts two instances of the tiny model (or uses the server at --url, whose model must be called `tiny`), streams
 requests of every kind that can move, each moved one to eight times at random moments while others run, then the
 same ones undisturbed, and compares token by token. Exit code 1 if anything differs or anything is left behind.
+
+With --family: the same for tiny models of other kinds (`families/table.py`), one after another, each moved one to six
+times; then some requests with copies that are wrong on purpose, which must be seen. What is pinned is said, with its
+reason.
 """
 
 from __future__ import annotations
@@ -19,16 +24,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from families.equality import Verdict, judge
+from families.table import FAMILIES
 from frame.checked import USUAL_FLAGS, Server
 from frame.equality import Row, compare
 from frame.stream import open_session
-from frame.verdict import Figure, at_most, conclude
+from frame.verdict import Figure, at_least, at_most, conclude
 from rich.console import Console
 from rich.table import Table
 
 
 def main() -> int:
     arguments = _parse()
+    if arguments.family:
+        return _families(arguments)
     began_s = time.monotonic()
     with _server(arguments) as url:
         rows = asyncio.run(_run(url, arguments))
@@ -50,6 +59,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--instances", type=int, default=2)
     parser.add_argument("--url", help="A server that runs; it must not move requests by itself.")
+    parser.add_argument("--family", nargs="+", metavar="NAME", choices=[*FAMILIES, "all"], help=", ".join(FAMILIES))
     return parser.parse_args()
 
 
@@ -90,6 +100,42 @@ def _print(rows: list[Row]) -> None:
     for row in rows:
         for problem in row.problems:
             console.print(f"{row.kind}: {problem}", markup=False)
+
+
+def _families(arguments: argparse.Namespace) -> int:
+    names = list(FAMILIES) if "all" in arguments.family else arguments.family
+    verdicts = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            verdict = judge(
+                name,
+                Path(folder),
+                requests=arguments.requests,
+                seed=arguments.seed,
+                concurrency=arguments.concurrency,
+            )
+        verdicts.append(verdict)
+        if verdict.rows:
+            _print(verdict.rows)
+        if verdict.pinned or verdict.broken:
+            Console().print(
+                f"{name}: {'pinned: ' + verdict.pinned if verdict.pinned else verdict.broken}", markup=False
+            )
+    return conclude(*(figure for verdict in verdicts for figure in _of_family(verdict)))
+
+
+def _of_family(verdict: Verdict) -> list[Figure]:
+    name = verdict.family
+    if verdict.pinned:
+        return [Figure(f"{name} (pinned: {verdict.pinned})", None)]
+    return [
+        Figure(f"{name}: requests", sum(row.requests for row in verdict.rows)),
+        Figure(f"{name}: moves", sum(row.moves for row in verdict.rows)),
+        Figure(f"{name}: tokens", sum(row.tokens for row in verdict.rows)),
+        Figure(f"{name}: differing tokens", verdict.differing_tokens, at_most(0)),
+        Figure(f"{name}: other problems", len(verdict.problems), at_most(0)),
+        Figure(f"{name}: wrong copies that were seen, of {verdict.controls}", verdict.seen, at_least(1)),
+    ]
 
 
 def _figures(row: Row) -> tuple[int, int, int, int, int, int]:

@@ -52,16 +52,22 @@ class Row:
 
 
 async def compare(
-    session: aiohttp.ClientSession, requests: int, *, seed: int, concurrency: int = 10, kinds: Iterable[str] = KINDS
+    session: aiohttp.ClientSession,
+    requests: int,
+    *,
+    seed: int,
+    concurrency: int = 10,
+    kinds: Iterable[str] = KINDS,
+    most_moves: int = 8,
 ) -> list[Row]:
-    """Runs `requests` requests twice, moved one to eight times and undisturbed, and compares token by token."""
+    """Runs `requests` requests twice, moved one to `most_moves` times and undisturbed, and compares token by token."""
     rng = random.Random(seed)
     names = list(kinds)
     made = [make(names[number % len(names)], random.Random(rng.random())) for number in range(requests)]
     limit = asyncio.Semaphore(concurrency)
     made = await _all(limit, [with_stop(session, kind, number) for number, kind in enumerate(made)])
     instances = await Admin(session).running()
-    plans = [Plan(instances, random.Random(rng.random())) for _ in made]
+    plans = [Plan(instances, random.Random(rng.random()), most_moves) for _ in made]
     moved = await _all(
         limit, [_moved_at_least_once(session, kind, f"moved-{seed}-{n}", plans[n]) for n, kind in enumerate(made)]
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import random
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +129,52 @@ KINDS: dict[str, Make] = {
     "high priority": lambda rng: _completion(rng, priority=-1),
 }
 
+
+def png(rng: random.Random, width: int, height: int) -> bytes:
+    """An image of noise."""
+    rows = b"".join(b"\0" + rng.randbytes(3 * width) for _ in range(height))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # eight bits for each of three colours
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+_SIDES = (28, 56, 84, 112, 150)
+
+
+def _pictured(rng: random.Random, images: int, **fields: Any) -> tuple[str, dict[str, Any]]:
+    seen = [png(rng, rng.choice(_SIDES), rng.choice(_SIDES)) for _ in range(images)]
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(image).decode()}"}}
+        for image in seen
+    ]
+    content.append({"type": "text", "text": prompt(rng, rng.randint(5, 40))})
+    return _chat(rng, **{"messages": [{"role": "user", "content": content}]} | fields)
+
+
+PICTURED: dict[str, Make] = {
+    "image": lambda rng: _pictured(rng, 1),
+    "image seeded": lambda rng: _pictured(rng, 1, **_sampled(rng)),
+    "two images": lambda rng: _pictured(rng, 2),
+    "image penalties": lambda rng: _pictured(rng, 1, presence_penalty=0.8, repetition_penalty=1.2),
+    "image json schema": lambda rng: _pictured(
+        rng,
+        1,
+        response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": _SCHEMA}},
+        ignore_eos=False,
+    ),
+}
+"""For models that look at images: of several sizes and shapes."""
+
+REPETITIVE: dict[str, Make] = {
+    "few words": lambda rng: _completion(rng, allowed_token_ids=rng.sample(range(40, 220), 6)),
+    "refrain": lambda rng: _constrained(rng, regex=f"({' '.join(rng.sample(_WORDS, 6))}[0-9]{{1,2}}, ){{10,14}}"),
+}
+"""What is said again and again, so that guesses from what was said before are often right."""
+
+ALL = KINDS | PICTURED | REPETITIVE
+
 SHARED = "cached prefix"
 """The kind whose requests may find each other's blocks; all others have a cache of their own each."""
 
@@ -133,5 +182,5 @@ WITH_STOP = "stop string"
 
 
 def make(kind: str, rng: random.Random) -> Kind:
-    path, body = KINDS[kind](rng)
+    path, body = ALL[kind](rng)
     return Kind(kind, path, body, stop_after=170 if kind == WITH_STOP else 0)

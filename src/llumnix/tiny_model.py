@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def ensure(cache: Path | None = None) -> Path:
 
     The folder's name is a hash of the recipe, so another recipe is another model; it appears whole or not at all.
     """
-    target = (cache or _cache_dir()) / f"tiny-{_recipe_hash()}"
+    target = (cache or cache_dir()) / f"tiny-{_recipe_hash()}"
     if target.is_dir():
         return target
     try:
@@ -54,7 +55,7 @@ def ensure(cache: Path | None = None) -> Path:
         raise UsageError(f"The tiny model cannot be written to {target.parent}: {error.strerror}.") from error
     try:
         _make_in_child(unfinished)
-        _publish(unfinished, target)
+        publish(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
@@ -69,7 +70,8 @@ def _make_in_child(folder: Path) -> None:
         raise UsageError(f"The tiny model could not be made: {reason}")
 
 
-def _publish(unfinished: Path, target: Path) -> None:
+def publish(unfinished: Path, target: Path) -> None:
+    """Gives a folder that is whole its name, unless somebody else was quicker."""
     try:
         unfinished.rename(target)
     except OSError:
@@ -77,7 +79,8 @@ def _publish(unfinished: Path, target: Path) -> None:
             raise
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
+    """Where what is made once is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "llumnix"
 
@@ -91,7 +94,7 @@ def make(folder: Path) -> None:
     # By name, because their own types differ from version to version and nothing here depends on them.
     torch: Any = import_module("torch")
     transformers: Any = import_module("transformers")
-    tokenizer = _byte_tokenizer(transformers)
+    tokenizer = byte_tokenizer(transformers)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
@@ -106,15 +109,17 @@ def make(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _byte_tokenizer(transformers: Any) -> Any:
-    """One token per byte, and the two that begin and end a text: it can say everything and needs no training."""
+def byte_tokenizer(transformers: Any, special: Sequence[str] = ()) -> Any:
+    """One token per byte, the two that begin and end a text, and the `special` ones: it can say everything and needs no
+    training."""
     tokenizers: Any = import_module("tokenizers")
     byte_level = tokenizers.pre_tokenizers.ByteLevel
-    words = [*sorted(byte_level.alphabet()), "<s>", "</s>"]
+    words = [*sorted(byte_level.alphabet()), "<s>", "</s>", *special]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     wrapped.chat_template = _CHAT_TEMPLATE
     return wrapped

@@ -1,0 +1,16 @@
+"""What the families are asked, by the names of `frame.kinds`: where two runs with one seed must say the same."""
+
+from __future__ import annotations
+
+from frame.kinds import KINDS, PICTURED, REPETITIVE
+
+TEXT = tuple(KINDS)
+
+IMAGES = (*PICTURED, "greedy", "chat", "seeded top_p")
+
+DRAFTED = (
+    *("greedy", "penalties", "stop string", "regex", "json schema", "choice", "grammar"),
+    *("three prompts", "chat", "chat tool", "long prompt", "cached prefix", *REPETITIVE),
+)
+"""Nothing seeded: how often vLLM draws for a token depends on how many guesses came before it. And nothing that vLLM
+refuses beside drafts: min_p, min_tokens and logit_bias."""

@@ -1,0 +1,76 @@
+"""Models that guess what others will say, so near to them that a part of the guesses is right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from families.hybrids import HYBRIDS
+from families.recipes import SHAPE, Recipe, Tensors
+from families.text import TEXT
+
+_NOISE = 0.003
+"""Beside weights of 0.1: enough to guess wrong now and then."""
+
+_LAST = f"model.layers.{SHAPE['num_hidden_layers'] - 1}."
+
+
+def _with_noise(tensors: Tensors, _config: dict[str, Any]) -> None:
+    torch: Any = import_module("torch")
+    generator = torch.Generator().manual_seed(2)
+    for _, tensor in sorted(tensors.items()):
+        tensor += torch.empty_like(tensor).normal_(0.0, _NOISE, generator=generator)
+
+
+def _joins(width: int) -> Any:
+    """Of a token's embedding and the state before it: their sum."""
+    torch: Any = import_module("torch")
+    return torch.cat((torch.eye(width), torch.eye(width)), dim=1)
+
+
+def _is_a_head(tensors: Tensors, config: dict[str, Any]) -> None:
+    """One layer behind the other model's last one, whose embeddings and output layer it shares."""
+    layer = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if ".layers.0." in name}
+    tensors.clear()
+    tensors.update({name: tensor for name, tensor in layer.items() if "input_layernorm" not in name})
+    tensors["fc.weight"] = _joins(config["hidden_size"])
+
+
+def _also_predicts_one_more(tensors: Tensors, config: dict[str, Any]) -> None:
+    """DeepSeek's way: a layer with the number after the last one's."""
+    torch: Any = import_module("torch")
+    width, place = config["hidden_size"], f"model.layers.{config['num_hidden_layers']}."
+    tensors |= {place + name.removeprefix(_LAST): tensor.clone() for name, tensor in _layer(tensors).items()}
+    tensors |= {place + name: torch.ones(width) for name in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")}
+    tensors[place + "eh_proj.weight"] = _joins(width)
+    tensors[place + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[place + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    config["num_nextn_predict_layers"] = 1
+
+
+def _also_predicts_two_more(tensors: Tensors, config: dict[str, Any]) -> None:
+    """Qwen's way: a model of one layer beside it."""
+    torch: Any = import_module("torch")
+    width = config["hidden_size"]
+    tensors |= {f"mtp.layers.0.{name.removeprefix(_LAST)}": tensor.clone() for name, tensor in _layer(tensors).items()}
+    norms = ("norm.weight", "pre_fc_norm_hidden.weight", "pre_fc_norm_embedding.weight")
+    tensors |= {f"mtp.{name}": torch.ones(width) for name in norms}
+    tensors["mtp.fc.weight"] = _joins(width)
+    config["num_nextn_predict_layers"] = 1
+
+
+def _layer(tensors: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(_LAST)}
+
+
+DRAFTS = {
+    "llama-draft": replace(TEXT["llama"], finish=_with_noise),
+    "llama-eagle": Recipe(
+        "LlamaForCausalLM",
+        lambda transformers: transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": 1}),
+        finish=_is_a_head,
+    ),
+    "deepseek-v3-mtp": replace(TEXT["deepseek-v3"], finish=_also_predicts_one_more),
+    "qwen3-next-mtp": replace(HYBRIDS["qwen3-next"], finish=_also_predicts_two_more),
+}

@@ -1,0 +1,100 @@
+"""A family's streams, moved about between two engines, beside undisturbed ones; and beside a copy that is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frame.admin import Admin
+from frame.checked import USUAL_FLAGS, Server
+from frame.equality import Plan, Row, compare, moving, undisturbed
+from frame.kinds import make
+from frame.stream import Streaming, open_session
+
+from families.table import FAMILIES, engine_flags
+
+MOST_MOVES = 6
+_CONTROLS = 4
+_WRONG_COPIES = {"LLUMNIX_FAULT": "zero-arrivals"}
+
+
+@dataclass(slots=True)
+class Verdict:
+    family: str
+    pinned: str = ""
+    """Why its requests do not move, if they do not: then nothing else is known."""
+    rows: list[Row] = field(default_factory=list)
+    controls: int = 0
+    """Requests that were moved with wrong copies, ..."""
+    seen: int = 0
+    """... and those among them whose output showed it."""
+    broken: str = ""
+    """What the server itself did wrong."""
+
+    @property
+    def differing_tokens(self) -> int:
+        return sum(row.differing_tokens for row in self.rows)
+
+    @property
+    def problems(self) -> list[str]:
+        found = [f"{row.kind}: {problem}" for row in self.rows for problem in row.problems]
+        return [*found, *([self.broken] if self.broken else [])]
+
+
+def judge(family: str, folder: Path, *, requests: int, seed: int, concurrency: int) -> Verdict:
+    """Runs two servers after each other, whose logs are in `folder`: one that copies rightly, and one that does not."""
+    verdict = Verdict(family)
+    try:
+        with _server(family, folder / "right", {}) as server:
+            asyncio.run(_compare(server, verdict, requests, seed, concurrency))
+            server.wait_until_quiet()
+        if not verdict.pinned:
+            with _server(family, folder / "wrong", _WRONG_COPIES) as server:
+                asyncio.run(_control(server, verdict, seed))
+    except AssertionError as error:
+        verdict.broken = str(error)
+    return verdict
+
+
+@contextmanager
+def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+    folder.mkdir(parents=True)
+    server = Server(folder, *engine_flags(family), *USUAL_FLAGS, environment=environment)
+    try:
+        yield server
+        if trouble := server.trouble():
+            raise AssertionError("\n".join(trouble))
+    finally:
+        server.stop()
+
+
+async def _compare(server: Server, verdict: Verdict, requests: int, seed: int, concurrency: int) -> None:
+    kinds = FAMILIES[verdict.family].kinds
+    async with open_session(server.url) as session:
+        kind = make(kinds[0], random.Random(seed))
+        probe = Streaming(session, kind.body, name="probe", path=kind.path)
+        await probe.reaches(1)
+        rows = await Admin(session).requests()
+        await probe.cancel()
+        verdict.pinned = next((row.why_pinned or "" for row in rows if row.id == probe.id), "")
+        if not verdict.pinned:
+            verdict.rows = await compare(
+                session, requests, seed=seed, concurrency=concurrency, kinds=kinds, most_moves=MOST_MOVES
+            )
+
+
+async def _control(server: Server, verdict: Verdict, seed: int) -> None:
+    rng = random.Random(seed)
+    kind = FAMILIES[verdict.family].kinds[0]
+    async with open_session(server.url) as session:
+        for number in range(_CONTROLS):
+            request = make(kind, rng)
+            plan = Plan(["i0", "i1"], rng, most_moves=1)
+            moved, moves = await moving(session, request, f"moved-{number}", plan)
+            still = await undisturbed(session, request, f"still-{number}")
+            verdict.controls += bool(moves.made)
+            verdict.seen += bool(moves.made) and moved.sequences[0].tokens != still.sequences[0].tokens

@@ -1,0 +1,134 @@
+"""The families: which checkpoint, what `llumnix serve` is told, what it is asked, and what vLLM's CPU build lacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from families import asked
+from families.checkpoints import ensure
+
+_SMALL_BLOCKS = ("--block-size", "32")  # the smallest for most CPU kernels: streams of some hundred tokens have many
+_NO_PREFIX_CACHE = ("--no-enable-prefix-caching",)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    recipe: str
+    """The name of its checkpoint's recipe."""
+    like: str
+    """What of it is published, and what is special about it here."""
+    dtype: str = "float32"
+    flags: tuple[str, ...] = _SMALL_BLOCKS
+    """Beyond what all get."""
+    drafts: Mapping[str, object] = field(default_factory=dict)
+    """vLLM's speculative configuration; `model` is the name of a recipe."""
+    kinds: tuple[str, ...] = asked.TEXT
+    """Of `frame.kinds`: what it can be asked so that two runs must say the same."""
+    gap: str = ""
+    """What vLLM's CPU build cannot do with it, and why."""
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        draft = self.drafts.get("model")
+        return (self.recipe, draft) if isinstance(draft, str) else (self.recipe,)
+
+
+_SCAN = (
+    "with prefix caching vLLM's CPU engine ends in its first prefill: its scan returns one state for each sequence, "
+    "where mamba_mixer2.py wants one for each chunk (IndexError)"
+)
+_MLA = ("--attention-backend", "CPU_MLA")  # the other one of CPUs, where there is AMX, takes bfloat16 alone
+_BF16_GDN = "only in bfloat16: vLLM's CPU kernels of gated delta nets take nothing else"
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", "Llama 3, Qwen 2.5, Mistral: dense, full attention"),
+    "sliding": Family("gemma3", "Gemma 3: three layers with a window for each one without"),
+    "chunked": Family("llama4", "Llama 4: attention within chunks, experts in every second layer"),
+    "gpt-oss": Family("gpt-oss", "gpt-oss: windows, sinks, experts"),
+    "experts": Family("qwen3-moe", "Qwen 3 MoE, Mixtral: experts in every layer"),
+    "mla-v2": Family("deepseek-v2", "DeepSeek V2: latent attention", flags=_MLA),
+    "mla": Family("deepseek-v3", "DeepSeek V3, Kimi K2: latent attention, experts", flags=_MLA),
+    "qwen2-vl": Family("qwen2-vl", "Qwen 2 VL: images, M-RoPE", kinds=asked.IMAGES),
+    "qwen3-vl": Family("qwen3-vl", "Qwen 3 VL: images into several layers, M-RoPE", kinds=asked.IMAGES),
+    "llava": Family("llava", "LLaVA: images", kinds=asked.IMAGES),
+    "gemma3-vision": Family("gemma3-vision", "Gemma 3: images, windows", kinds=asked.IMAGES),
+    "granite4": Family("granite4", "Granite 4: Mamba 2, attention, experts", flags=_NO_PREFIX_CACHE, gap=_SCAN),
+    "falcon-h1": Family("falcon-h1", "Falcon H1: both in each layer", flags=_NO_PREFIX_CACHE, gap=_SCAN),
+    "nemotron-h": Family("nemotron-h", "Nemotron H: Mamba 2, attention", flags=_NO_PREFIX_CACHE, gap=_SCAN),
+    "lfm2": Family("lfm2", "LFM 2: short convolutions, attention", flags=_NO_PREFIX_CACHE),
+    "qwen3-next": Family(
+        "qwen3-next",
+        "Qwen 3 Next: gated delta nets, attention, experts",
+        dtype="bfloat16",
+        flags=_NO_PREFIX_CACHE,
+        gap=_BF16_GDN,
+    ),
+    "qwen3-next-cached": Family(
+        "qwen3-next",
+        "the same with prefix caching: states are kept at the ends of blocks",
+        dtype="bfloat16",
+        flags=(),
+        gap=_BF16_GDN,
+    ),
+    "ngram": Family(
+        "llama",
+        "drafts from what was said before",
+        drafts={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4},
+        kinds=asked.DRAFTED,
+    ),
+    "draft-model": Family(
+        "llama",
+        "drafts of a smaller model",
+        drafts={"method": "draft_model", "model": "llama-draft", "num_speculative_tokens": 3},
+        kinds=asked.DRAFTED,
+    ),
+    "eagle": Family(
+        "llama",
+        "drafts of a head, EAGLE",
+        drafts={"method": "eagle", "model": "llama-eagle", "num_speculative_tokens": 3},
+        kinds=asked.DRAFTED,
+    ),
+    "mtp": Family(
+        "deepseek-v3-mtp",
+        "DeepSeek V3: a layer that predicts one more token",
+        flags=_MLA,
+        drafts={"method": "mtp", "num_speculative_tokens": 1},
+        kinds=asked.DRAFTED,
+    ),
+    "mtp-hybrid": Family(
+        "qwen3-next-mtp",
+        "Qwen 3 Next: drafts of a layer, on states that are overwritten",
+        dtype="bfloat16",
+        flags=_NO_PREFIX_CACHE,
+        drafts={"method": "mtp", "num_speculative_tokens": 2},
+        kinds=asked.DRAFTED,
+        gap=_BF16_GDN,
+    ),
+}
+
+CANNOT_RUN = {
+    "Jamba (Mamba 1)": "vLLM's CPU build lacks the kernel `_C.selective_scan_fwd`",
+    "Kimi Linear (KDA)": "its kernels are Triton's, which the CPU build does not have",
+    "suffix decoding": "needs the package arctic-inference",
+}
+"""What has no family here, and why: vLLM's CPU build does not run it."""
+
+
+def engine_flags(name: str, cache: Path | None = None) -> list[str]:
+    """Model and flags for `llumnix serve` and `vllm serve` alike, under the name `tiny`; what is missing is made."""
+    family = FAMILIES[name]
+    made = ensure(family.recipes, cache)
+    flags = [
+        str(made[family.recipe]),
+        *("--served-model-name", "tiny", "--dtype", family.dtype, "--enforce-eager"),
+        *("--max-model-len", "8192", "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "16"),
+        *family.flags,
+    ]
+    if family.drafts:
+        model = family.drafts.get("model")
+        where = {"model": str(made[model])} if isinstance(model, str) else {}
+        flags += ["--speculative-config", json.dumps({**family.drafts, **where})]
+    return flags

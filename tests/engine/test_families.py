@@ -1,0 +1,71 @@
+"""Every family of the table is a checkpoint that vLLM reads, and is asked what is known."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from families.checkpoints import RECIPES, ensure
+from families.table import CANNOT_RUN, FAMILIES, engine_flags
+from frame.kinds import ALL
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models import registry
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made() -> None:
+    """All in one go: the import of PyTorch takes longer than the models."""
+    ensure(sorted({recipe for family in FAMILIES.values() for recipe in family.recipes}))
+
+
+@pytest.fixture(autouse=True)
+def looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM would look at each model's class in a process of its own, for seconds each."""
+
+    def inspect(model: Any) -> Any:
+        return registry._ModelInfo.from_model_cls(model.load_model_cls())
+
+    monkeypatch.setattr(registry._LazyRegisteredModel, "inspect_model_cls", inspect)
+
+
+def _engine_args(name: str) -> EngineArgs:
+    model, *flags = engine_flags(name)
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
+    made: EngineArgs = EngineArgs.from_cli_args(parser.parse_args(["--model", model, *flags]))
+    return made
+
+
+def _needs_torchvision(name: str) -> Any:
+    """vLLM's models that look at images import it, and the environment need not have it."""
+    missing = importlib.util.find_spec("torchvision") is None
+    lacks = missing and bool(RECIPES[FAMILIES[name].recipe].special)
+    return pytest.param(name, marks=pytest.mark.skipif(lacks, reason="vLLM wants torchvision for images"))
+
+
+@pytest.mark.parametrize("name", [_needs_torchvision(name) for name in FAMILIES])
+def test_vllm_reads_the_checkpoint_and_the_flags(name: str) -> None:
+    family = FAMILIES[name]
+    config = _engine_args(name).create_engine_config()
+    assert config.model_config.architectures == [RECIPES[family.recipe].model]
+    assert str(config.model_config.dtype) == f"torch.{family.dtype}"
+    assert (config.speculative_config is not None) == bool(family.drafts)
+    assert config.model_config.is_multimodal_model == bool(RECIPES[family.recipe].special)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_is_asked_what_the_frame_knows(name: str) -> None:
+    assert set(FAMILIES[name].kinds) <= set(ALL)
+
+
+def test_every_recipe_is_of_a_family() -> None:
+    assert {recipe for family in FAMILIES.values() for recipe in family.recipes} == set(RECIPES)
+
+
+def test_what_the_cpu_build_cannot_do_is_a_sentence() -> None:
+    for name, gap in ({name: family.gap for name, family in FAMILIES.items() if family.gap} | CANNOT_RUN).items():
+        assert "vLLM" in gap or "Triton" in gap or "package" in gap, name
