@@ -43,13 +43,13 @@ def _nemotron(transformers: Any) -> Any:
 
 
 def _lfm2(transformers: Any) -> Any:
+    """Its output layer is its embedding: vLLM has no other."""
     return transformers.Lfm2Config(
         **{name: value for name, value in SHAPE.items() if name != "tie_word_embeddings"},
         layer_types=["conv", "full_attention", "conv", "conv"],
         conv_L_cache=3,
         **dict.fromkeys(("block_dim", "conv_dim", "conv_dim_out"), SHAPE["hidden_size"]),
         block_auto_adjust_ff_dim=False,
-        tie_embedding=False,
     )
 
 

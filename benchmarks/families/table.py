@@ -124,7 +124,7 @@ def engine_flags(name: str, cache: Path | None = None) -> list[str]:
     flags = [
         str(made[family.recipe]),
         *("--served-model-name", "tiny", "--dtype", family.dtype, "--enforce-eager"),
-        *("--max-model-len", "8192", "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "16"),
+        *("--max-model-len", "8192", "--kv-cache-memory-bytes", str(128 << 20), "--max-num-seqs", "16"),
         *family.flags,
     ]
     if family.drafts:

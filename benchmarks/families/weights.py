@@ -38,6 +38,7 @@ def _draw(torch: Any, model: Any, scale: float) -> None:
     def uniform(parameter: Any, low: float, high: float) -> None:
         parameter.copy_(torch.empty_like(parameter).uniform_(low, high, generator=generator))
 
+    head = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             lower = name.lower()
@@ -54,9 +55,9 @@ def _draw(torch: Any, model: Any, scale: float) -> None:
             elif parameter.ndim == 1:
                 uniform(parameter, 0.1, 0.9)
             else:
-                spread = _HEAD_SCALE if "lm_head" in lower else scale
+                spread = _HEAD_SCALE if head in lower else scale
                 parameter.copy_(torch.empty_like(parameter).normal_(0.0, spread, generator=generator))
-            if "lm_head" in lower:
+            if head in lower:
                 parameter[EOS - 1 :] = 0.0  # what is special is not said by chance
 
 
