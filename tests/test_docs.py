@@ -26,7 +26,8 @@ def _script(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    "name", ["configuration_reference", "http_reference", "routes_reference", "vllm_flags", "vllm_hooks"]
+    "name",
+    ["configuration_reference", "http_reference", "routes_reference", "support_reference", "vllm_flags", "vllm_hooks"],
 )
 def test_a_generated_page_is_what_its_source_says(name: str) -> None:
     script = _script(name)

@@ -1,0 +1,160 @@
+"""Writes docs/use/support.md from the rows below: what moves, and the tests that show it. `--check` only compares."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+TARGET = Path(__file__).parent.parent / "docs" / "use" / "support.md"
+
+HEAD = """# What can move
+
+Everything is served; this is about what can change its instance while it runs. `GET /llumnix/v1/requests` says
+for each request whether it is `movable`, and if not, `why_pinned`. Made from the rows in
+`scripts/support_reference.py`, each of which names the tests that show it; `benchmarks/equality.py --family NAME` shows
+it of a tiny model of that kind, stream by stream.
+
+"""
+
+FOOT = """
+On CPUs, vLLM 0.32 computes a request without an adapter, in one batch with a request that has one, with what was last
+in the last of its `--max-loras` places, also after that adapter is gone; its output is that adapter's. Engines under
+Llumnix do not: such requests say the same whatever is beside them. On GPUs, vLLM's kernels are right by themselves.
+
+Platforms: Linux, Python 3.11 and later, vLLM 0.32. The CPU build is what the tests run on. The GPU path (V2 model
+runner, staging through pinned memory) follows the same code and has not been run on a GPU yet.
+"""
+
+Proofs = tuple[str, ...]
+"""Tests, each as `file.py::test`, files by their name alone."""
+
+
+class Asked(NamedTuple):
+    """A kind of request."""
+
+    what: str
+    moves: str
+    moved: Proofs
+    continues: str
+    """After its instance died."""
+    continued: Proofs
+
+
+class Run(NamedTuple):
+    """A kind of engine."""
+
+    what: str
+    moves: str
+    moved: Proofs
+
+
+EQUAL: Proofs = ("test_vllm_equality.py::test_moved_streams_say_what_undisturbed_ones_say",)
+KILLED: Proofs = ("test_vllm_loss.py::test_every_kind_is_continued_or_says_why_not",)
+RESENT: Proofs = ("test_front_end_machine.py::test_stream_that_said_nothing_can_always_start_again",)
+EXACT: Proofs = ("test_session.py::test_stream_in_the_middle_is_continued_only_if_that_is_exact",)
+PINNED: Proofs = ("test_movable.py::test_requests_that_cannot_move_say_why",)
+WAY_PINNED: Proofs = ("test_movable.py::test_ways_to_run_that_are_not_safe_pin_their_engine",)
+CACHE_PINNED: Proofs = ("test_movable.py::test_caches_that_cannot_be_copied_pin_their_engine",)
+FIFTY: Proofs = ("test_vllm_loss.py::test_killed_instance_under_fifty_streams",)
+UNSEEDED: Proofs = ("test_vllm_clients.py::test_sampled_answer_without_a_seed_moves",)
+PROMPT_LOGPROBS: Proofs = ("test_vllm_clients.py::test_logprobs_of_the_prompt_are_the_same_of_one_that_moves",)
+REASONED: Proofs = ("test_vllm_reasoning.py::test_moves_and_dies_after_its_reasoning_has_ended",)
+ADAPTED: Proofs = (
+    "test_vllm_lora.py::test_request_with_an_adapter_moves",
+    "test_vllm_lora.py::test_adapter_loaded_while_serving_is_on_all_instances",
+)
+ADAPTED_AGAIN: Proofs = (
+    "test_streams_adapters.py::test_stream_whose_instance_is_lost_goes_to_one_that_has_it_or_ends_saying_why",
+    "test_resume.py::test_one_whose_adapter_cannot_be_loaded_fails_and_never_meets_a_step",
+)
+QUEUED: Proofs = (
+    "test_vllm_queues.py::test_queued_request_moves_without_kv_and_runs_at_once",
+    "test_vllm_queues.py::test_queued_and_preempted_requests_move_and_say_the_same",
+)
+PROCESSOR: Proofs = ("test_vllm_windows.py::test_logits_processor_sees_the_whole_output_of_one_that_moved",)
+PROCESSOR_AGAIN: Proofs = (
+    "test_vllm_windows.py::test_logits_processor_sees_the_whole_output_of_one_whose_instance_died",
+)
+APPENDED: Proofs = (
+    "test_vllm_windows.py::test_streams_move_that_have_left_their_window",
+    "test_late_blocks.py::test_moved_stream_is_right",
+    "test_late_machine.py::test_any_order",
+    "test_movable.py::test_what_tokens_are_appended_to_moves",
+)
+RANK_TO_RANK: Proofs = ("test_vllm_tensor_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",)
+ASYNC: Proofs = ("test_vllm_async_scheduling.py::test_moved_streams_say_what_undisturbed_ones_say", *EQUAL)
+NO_CACHE: Proofs = (
+    *CACHE_PINNED,
+    "test_movable.py::test_worker_without_a_cache_opens_no_transport",
+    "test_vllm_encoder.py::test_both_instances_answer_and_alike",
+)
+
+_NO_SEED = "no: the generator's state is lost; ends with an error that says so"
+_ADAPTERS = "if the target has the adapter ([adapters are loaded on all instances](serving.md#lora-adapters))"
+_PREFILL = "its blocks are copied meanwhile, it moves when the first token is out"
+_CUSTOM = "yes; one that keeps more than it can tell from the tokens begins anew"
+_STRUCTURED = "structured output (regex, JSON schema, grammar, choice)"
+
+REQUESTS = (
+    Asked("greedy", "yes, same tokens", EQUAL, "yes, same tokens", FIFTY),
+    Asked("sampled, no seed", "yes", UNSEEDED, "yes (another draw from the same distribution)", EXACT),
+    Asked("sampled with a seed", "yes, same tokens", EQUAL, _NO_SEED, KILLED),
+    Asked("penalties, `logit_bias`, `min_tokens`, stop strings", "yes", EQUAL, "yes", KILLED),
+    Asked("logprobs", "yes", EQUAL, "yes", KILLED),
+    Asked("prompt logprobs", "once the first token is out", (*PINNED, *PROMPT_LOGPROBS), "yes", EXACT),
+    Asked(_STRUCTURED, "yes", (*EQUAL, *REASONED), "yes", (*KILLED, *REASONED)),
+    Asked("`n > 1`, several prompts", "yes, each sequence by itself", EQUAL, "yes", KILLED),
+    Asked("LoRA", _ADAPTERS, ADAPTED, "yes, on an instance that has it", ADAPTED_AGAIN),
+    Asked("queued or preempted", "yes, without KV", QUEUED, "yes", RESENT),
+    Asked("in the middle of its prefill", _PREFILL, EQUAL, "yes", RESENT),
+    Asked("multi-modal input", "no", PINNED, "before the first token only", (*RESENT, *EXACT)),
+    Asked("prompt embeddings", "no", PINNED, "before the first token only", (*RESENT, *EXACT)),
+    Asked("pooling, embeddings, classification", "no (one step)", PINNED, "yes", RESENT),
+    Asked("streaming input sessions", "no", PINNED, "no", EXACT),
+    Asked("custom logits processors", _CUSTOM, PROCESSOR, "the same", PROCESSOR_AGAIN),
+)
+
+_ZEROED = "pinned: blocks that arrive would be zeroed, incomplete or gone"
+
+ENGINES = (
+    Run("full attention, sliding window, several KV groups of these kinds", "yes", APPENDED),
+    Run("tensor parallel (same size on both sides)", "yes, rank to rank", RANK_TO_RANK),
+    Run("async scheduling, chunked prefill, prefix caching", "yes", ASYNC),
+    Run("attention within chunks (Llama 4)", "not yet: pinned", CACHE_PINNED),
+    Run("state that is overwritten in place (Mamba and other hybrids)", "not yet: pinned", CACHE_PINNED),
+    Run("M-RoPE", "not yet: pinned", WAY_PINNED),
+    Run("speculative decoding", "not yet: pinned", WAY_PINNED),
+    Run("pipeline parallel", "not yet: pinned", WAY_PINNED),
+    Run("engines that are themselves data parallel", "not yet: pinned", WAY_PINNED),
+    Run("context parallel", "not yet: pinned", WAY_PINNED),
+    Run("encoder-decoder, KV connectors, routed experts in the answers", "not yet: pinned", WAY_PINNED),
+    Run("caches of several precisions", _ZEROED, CACHE_PINNED),
+    Run("HiSparse, `--enable-sleep-mode`", _ZEROED, WAY_PINNED),
+    Run("no KV cache at all (encoders)", "nothing to move", NO_CACHE),
+)
+
+
+def reference() -> str:
+    requests = [f"| {row.what} | {row.moves} | {row.continues} |" for row in REQUESTS]
+    engines = [f"| {row.what} | {row.moves} |" for row in ENGINES]
+    tables = (
+        ["| request | moves live | goes on after its instance died |", "|---|---|---|", *requests],
+        ["| engine | moves |", "|---|---|", *engines],
+    )
+    return HEAD + "\n\n".join("\n".join(lines) for lines in tables) + "\n" + FOOT
+
+
+def main() -> int:
+    text = reference()
+    if "--check" in sys.argv[1:]:
+        if TARGET.read_text() == text:
+            return 0
+        print("docs/use/support.md is not what the rows say: run scripts/support_reference.py")
+        return 1
+    TARGET.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
