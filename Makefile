@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TORCH_INDEX
 
-.PHONY: help env serve test nightly check hello soak clean
+.PHONY: help env triton serve test nightly check hello soak clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -17,13 +17,16 @@ help:           ## this list
 env:            ## the environment .venv, made or repaired
 	@$(PYTHON) requirements/make_env.py
 
+triton: env     ## what runs kernels of GPUs in tests, in a folder of its own: 290 MB to load
+	@$(PYTHON) requirements/make_triton.py
+
 serve: env      ## serve a tiny model, or what ARGS says
 	@$(BIN)/llumnix serve $(ARGS)
 
-test: env       ## all tests: some 15 minutes on 2 cores; pytest's own words in ARGS
+test: env triton ## all tests: some 15 minutes on 2 cores; pytest's own words in ARGS
 	@timeout -k 10 1440 $(BIN)/python -m pytest $(ARGS)
 
-nightly: env    ## tests that are too slow for every day
+nightly: env triton ## tests that are too slow for every day
 	@timeout -k 10 3600 $(BIN)/python -m pytest -m nightly $(ARGS)
 
 check: env      ## format, lint, types, and who may import whom

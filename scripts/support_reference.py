@@ -22,8 +22,9 @@ On CPUs, vLLM 0.32 computes a request without an adapter, in one batch with a re
 in the last of its `--max-loras` places, also after that adapter is gone; its output is that adapter's. Engines under
 Llumnix do not: such requests say the same whatever is beside them. On GPUs, vLLM's kernels are right by themselves.
 
-Platforms: Linux, Python 3.11 and later, vLLM 0.32. The CPU build is what the tests run on. The GPU path (V2 model
-runner, staging through pinned memory) follows the same code and has not been run on a GPU yet.
+Platforms: Linux, Python 3.11 and later, vLLM 0.32. The CPU build is what the tests run on, with its V1
+model runner and with V2, the one of GPUs (in Triton's interpreter). Staging through pinned memory has not been run on
+a GPU yet.
 """
 
 Proofs = tuple[str, ...]

@@ -32,6 +32,32 @@ compared with the vLLM that is installed at every start; another version fails w
 
 Everything else is subclassing, and flags that exist for it (`scheduler_cls`, `worker_extension_cls`, `--middleware`).
 
+## The two model runners
+
+GPUs get vLLM's V2 model runner (`vllm/v1/worker/gpu/`), with practically all models; its CPU build, which has no Triton, takes
+V1. Both run in the tests, V2 with its kernels in Triton's interpreter. Of an instance only its worker (`worker.py`) knows
+which one it has:
+
+| | V1 | V2 |
+|---|---|---|
+| a request that comes | is looked up in `model_runner.requests`, where `llumnix_install` puts it | comes whole with the step that takes it up (`NewRequestData.prefill_token_ids`): `add_requests` makes its slot, block table, counts of penalties, adapter and last token from that, so nothing is installed |
+| what it draws with | its random generator, which moves with it | noise made of seed, position and token: nothing moves; a request without a seed gets another one |
+| a request that leaves | `finished_req_ids` of the next step | the same, and its slot is free before that step's arrivals get theirs; ids that the runner does not know are passed over |
+| one that is lent and comes back | sat out some steps: its row is made again from `requests` | sat out some steps: its slot was kept, and its place in the batch with it (`slots_kept`) |
+
+In the interpreter a step is over when it returns. On a GPU it is not, and what the adapter takes for granted there is, as read
+in vLLM 0.32:
+
+* The sampled tokens are copied on a stream of their own, which waits for the forward (`AsyncOutput`). So when the scheduler
+  hears of a step, that step's KV is written. A drafter runs behind that event: what it writes for the last tokens may come
+  later. Drafts that are made of a block copied too early are rejected; no token is wrong.
+* A step reads the block table that it was launched with. What it may still write to is not pulled into before the scheduler
+  has heard of it (`StepsInFlight`). Zeroing and copies of shared blocks run at the start of a step, in the order of its stream.
+* Token ids, lengths, seeds and penalties are in host memory that the device reads (`UvaBackedTensor`), in as many copies as
+  there are steps in flight. vLLM alone writes there, at the start of a step; nothing of ours does.
+* Blocks that arrive are copied by a stream of the transport, and a request is taken up after its last event: the step that
+  reads them is launched later.
+
 ## What is relied on
 
 | hook | used for |

@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 LOGPROB_TOLERANCE = 2e-3
 _RETRY_S = 0.05
 _ATTEMPTS = 10
+_LAST_MOVE = 120
 
 
 @dataclass(slots=True)
@@ -59,15 +60,20 @@ async def compare(
     concurrency: int = 10,
     kinds: Iterable[str] = KINDS,
     most_moves: int = 8,
+    most_tokens: int | None = None,
 ) -> list[Row]:
-    """Runs `requests` requests twice, moved one to `most_moves` times and undisturbed, and compares token by token."""
+    """Runs `requests` requests twice, moved one to `most_moves` times and undisturbed, and compares token by token.
+    `most_tokens`: shortens them, for engines that are slow."""
     rng = random.Random(seed)
     names = list(kinds)
     made = [make(names[number % len(names)], random.Random(rng.random())) for number in range(requests)]
+    if most_tokens is not None:
+        made = [kind.shortened(most_tokens) for kind in made]
     limit = asyncio.Semaphore(concurrency)
     made = await _all(limit, [with_stop(session, kind, number) for number, kind in enumerate(made)])
     instances = await Admin(session).running()
-    plans = [Plan(instances, random.Random(rng.random()), most_moves) for _ in made]
+    last_move = _LAST_MOVE if most_tokens is None else min(_LAST_MOVE, most_tokens // 2)
+    plans = [Plan(instances, random.Random(rng.random()), most_moves, last_move) for _ in made]
     moved = await _all(
         limit, [_moved_at_least_once(session, kind, f"moved-{seed}-{n}", plans[n]) for n, kind in enumerate(made)]
     )
@@ -123,11 +129,14 @@ class Plan:
     instances: list[str]
     rng: random.Random
     most_moves: int = 8
+    last_move: int = _LAST_MOVE
+    """Tokens at the latest one."""
 
     def moments(self) -> list[int]:
         """Move when the first sequence has this many tokens; 0 is before its first one, queue and prefill included."""
         return sorted(
-            self.rng.choice((0, self.rng.randint(1, 120))) for _ in range(self.rng.randint(1, self.most_moves))
+            self.rng.choice((0, self.rng.randint(1, self.last_move)))
+            for _ in range(self.rng.randint(1, self.most_moves))
         )
 
 

@@ -7,7 +7,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frame.stream import CHAT, COMPLETIONS
@@ -50,6 +50,13 @@ class Kind:
     body: dict[str, Any]
     stop_after: int = 0
     """If above 0: to be given a stop string that an undisturbed run says at about this character."""
+
+    def shortened(self, most_tokens: int) -> Kind:
+        """The same with at most so many tokens, for engines that are slow."""
+        body = self.body | {"max_tokens": min(self.body["max_tokens"], most_tokens)}
+        if "min_tokens" in body:
+            body["min_tokens"] = min(body["min_tokens"], most_tokens // 2)
+        return replace(self, body=body, stop_after=min(self.stop_after, most_tokens // 2))
 
 
 Make = Callable[[random.Random], tuple[str, dict[str, Any]]]

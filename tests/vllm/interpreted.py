@@ -1,0 +1,15 @@
+"""How a server is started whose engines have the V2 model runner (interpreted_engine.py), with async scheduling as
+GPUs have it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+SYNCHRONOUS = (
+    *("--engine-module", "interpreted_engine", "--scheduling-policy", "priority"),
+    *("--no-migration", "--max-num-batched-tokens", "512", "--max-num-seqs", "32"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+)
+FLAGS = (*SYNCHRONOUS, "--async-scheduling")
