@@ -56,16 +56,16 @@ class Drained:
 
 def main() -> int:
     arguments = _parse()
-    bodies = [_body(random.Random(f"{arguments.seed}-{n}")) for n in range(arguments.streams)]
-    with _serving() as server:
-        drained = asyncio.run(_drain(server.url, bodies, TOKENS_AFTER, GOAL_S * 12))
+    bodies = [long_request(random.Random(f"{arguments.seed}-{n}")) for n in range(arguments.streams)]
+    with serving() as server:
+        drained = asyncio.run(drain_under_load(server.url, bodies, TOKENS_AFTER, GOAL_S * 12))
         print(f"drained: {drained.report}", flush=True)
         lengths = [len(tokens) for tokens in drained.tokens]
         undisturbed = asyncio.run(_undisturbed(server.url, bodies, lengths))
     waited: Drained | None = None
     if arguments.longest_wait_s:
-        with _serving("--policy", "infaas++", "--drain-timeout-s", str(arguments.longest_wait_s)) as server:
-            waited = asyncio.run(_drain(server.url, bodies, 0, arguments.longest_wait_s))
+        with serving("--policy", "infaas++", "--drain-timeout-s", str(arguments.longest_wait_s)) as server:
+            waited = asyncio.run(drain_under_load(server.url, bodies, 0, arguments.longest_wait_s))
     return _tell(drained, undisturbed, waited)
 
 
@@ -79,11 +79,11 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _serving(*flags: str) -> AbstractContextManager[ServerProcess]:
+def serving(*flags: str) -> AbstractContextManager[ServerProcess]:
     return llumnix_server(tiny_engine_flags(MODEL_LEN, KV_MIB), *flags, instances=2)
 
 
-def _body(rng: random.Random) -> dict[str, Any]:
+def long_request(rng: random.Random) -> dict[str, Any]:
     """Greedy, up to the end of the window: thousands of tokens."""
     prompt = [rng.randrange(256) for _ in range(rng.randint(30, 600))]
     most = rng.randint(3000, MODEL_LEN - len(prompt))
@@ -95,7 +95,7 @@ def _session(url: str) -> aiohttp.ClientSession:
     return open_session(url, timeout_s=None)
 
 
-async def _drain(url: str, bodies: list[dict[str, Any]], tokens_after: int, limit_s: float) -> Drained:
+async def drain_under_load(url: str, bodies: list[dict[str, Any]], tokens_after: int, limit_s: float) -> Drained:
     """All streams on the first instance; it is drained when each has begun."""
     async with _session(url) as session:
         streams = [Streaming(session, body, name=f"s{n}", engine=0) for n, body in enumerate(bodies)]

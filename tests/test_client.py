@@ -14,7 +14,7 @@ from admin_answers import instance_row as row
 from llumnix.cli import main
 from llumnix.client import AdminClient
 from llumnix.errors import ServerRefused, UsageError
-from llumnix.operations import restart_rolling
+from llumnix.operations import restart_rolling, start
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -221,6 +221,41 @@ def test_rolling_restart_stops_when_no_instance_comes(answer_with: Callable[[Ans
     answer_with(lambda request: httpx.Response(200, json=started_answer(1) | status_answer(row("i0"))))
     with pytest.raises(ServerRefused, match="A new instance did not start within 0 s"):
         restart_rolling(AdminClient("http://server"), lambda line: None, timeout_s=0)
+
+
+def test_many_instances_are_ordered_in_the_time_that_one_answer_may_take(
+    answer_with: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many orders that takes: a server that answers each one late holds nobody up for long."""
+    now, ordered = [100.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def late(request: httpx.Request) -> httpx.Response:
+        now[0] += 12.0
+        ordered.append(json.loads(request.content)["count"])
+        return httpx.Response(202, json=started_answer(ordered[-1]))
+
+    answer_with(late)
+    AdminClient("http://server").start(130)
+    assert ordered == [64, 64, 2]
+    with pytest.raises(ServerRefused, match="did not take all orders within 30 s; 192 may start"):
+        AdminClient("http://server").start(200)
+
+
+def test_the_time_to_start_counts_from_the_order(
+    answer_with: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def late(request: httpx.Request) -> httpx.Response:
+        now[0] += 6.0
+        return httpx.Response(200, json=started_answer(1) | status_answer(row("i0")))
+
+    answer_with(late)
+    with pytest.raises(ServerRefused, match="Fewer than 1 new instances run within 15 s"):
+        start(AdminClient("http://server"), 1, lambda line: None, wait_s=15.0)
+    assert now == [118.0], "asked before, ordered, and looked once"
 
 
 def test_address_without_a_scheme_is_bad_use() -> None:

@@ -208,12 +208,26 @@ def test_limits_of_scaling_count_when_it_only_advises() -> None:
         ("--verbose --log-dir logs", "--verbose has every process write to the console, --log-dir to files."),
         ("--ray-address auto", "--ray-address is for --launcher ray."),
         ("--placement spread", "--placement is for --launcher ray."),
+        ("--displace --scheduling-policy fcfs", "--displace is for instances that know priorities"),
+        ("--scheduling_policy=fcfs --displace", "--displace is for instances that know priorities"),
+        ("--admin-allowed-hosts proxy --api-key k", "--admin-allowed-hosts is for servers without an API key"),
     ],
 )
 def test_flag_that_counts_only_with_another_one_is_refused_without_it(line: str, sentence: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_serve(line.split())
     assert str(error.value).startswith(sentence)
+
+
+def test_allowed_hosts_do_nothing_beside_a_key_in_the_environment_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    with pytest.raises(UsageError, match="is for servers without an API key"):
+        parse_serve(["--admin-allowed-hosts", "proxy"])
+
+
+@pytest.mark.parametrize("line", ["--no-displace --scheduling-policy fcfs", "--displace --scheduling-policy priority"])
+def test_displacing_may_be_said_where_it_is_so(line: str) -> None:
+    assert parse_serve(line.split()).policy.displace == line.startswith("--displace")
 
 
 def test_flags_of_moves_that_count_without_moves_of_the_policys_own() -> None:

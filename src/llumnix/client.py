@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -77,12 +78,16 @@ class AdminClient:
         """Size of the cluster, and what auto-scaling makes of it."""
         return self._ask("GET", "/scaling", bodies.ScalingRow)
 
-    def start(self, count: int) -> None:
-        """Begins to start `count` more instances."""
-        while count > 0:
-            at_once = min(count, _MOST_AT_ONCE)
-            self._ask("POST", "/instances", bodies.StartedAnswer, bodies.StartBody(count=at_once))
-            count -= at_once
+    def start(self, count: int, timeout_s: float = ASK_TIMEOUT_S) -> None:
+        """Begins to start `count` more instances, by as many orders as it takes. Raises ServerRefused when they are not
+        all answered in time; what was ordered until then stays ordered."""
+        deadline_s = time.monotonic() + timeout_s
+        for ordered in range(0, count, _MOST_AT_ONCE):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise ServerRefused(f"The server did not take all orders within {timeout_s:g} s; {ordered} may start.")
+            body = bodies.StartBody(count=min(count - ordered, _MOST_AT_ONCE))
+            self._ask("POST", "/instances", bodies.StartedAnswer, body, timeout=left_s)
 
     def _ask(
         self, method: str, path: str, kind: type[Answer], body: msgspec.Struct | None = None, **options: Any

@@ -129,7 +129,9 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     given = _given(parser, words.ours)
     _refuse_ray_without_ray(given, cluster)
     without = "--scaling on or --scaling advise" if cluster.scaling == "off" else ""
-    refuse_what_does_nothing(given, find_policy(values.policy), migration=values.migration, scales_with=without)
+    policy = find_policy(values.policy)
+    refuse_what_does_nothing(given, policy, migration=values.migration, scales_with=without)
+    _refuse_what_vllm_makes_idle(given, engine_flags)
     scaling = build(ScalingConfig, values)
     if cluster.scaling != "off" and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
         raise UsageError(
@@ -195,6 +197,19 @@ def _refuse_ray_without_ray(given: Mapping[str, str], cluster: ClusterConfig) ->
     for field in ("ray_address", "cluster_address", "placement", "instance_cpus"):
         if field in given and cluster.launcher != "ray":
             raise UsageError(f"{given[field]} is for --launcher ray.")
+
+
+def _refuse_what_vllm_makes_idle(given: Mapping[str, str], engine_flags: Sequence[str]) -> None:
+    """Flags of ours that do nothing beside these of vLLM's. Raises UsageError."""
+    if given.get("displace") == "--displace" and flag_value(engine_flags, "--scheduling-policy") == "fcfs":
+        raise UsageError(
+            "--displace is for instances that know priorities, and with --scheduling-policy fcfs they do not."
+        )
+    key = has_flag(engine_flags, "--api-key") or os.environ.get("VLLM_API_KEY")
+    if "admin_allowed_hosts" in given and key:
+        raise UsageError(
+            "--admin-allowed-hosts is for servers without an API key: with one, that is what the admin routes ask for."
+        )
 
 
 def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migration: bool, scales_with: str) -> None:

@@ -42,13 +42,15 @@ def restart_rolling(client: AdminClient, say: Say, timeout_s: float) -> None:
 
 
 def start(client: AdminClient, count: int, say: Say, wait_s: float | None) -> None:
-    """Starts `count` more instances. With `wait_s` it waits for them and says so; raises ServerRefused after that."""
+    """Starts `count` more instances. With `wait_s` it waits for them and says so; raises ServerRefused when all of that
+    takes longer."""
+    began_s = time.monotonic()
     before = {row.id for row in client.instances()}
     client.start(count)
     say(f"starting {count} more")
     if wait_s is not None:
         missing = f"Fewer than {count} new instances run"
-        new = _wait(lambda: _all_running(client, before, count), missing, wait_s)
+        new = _wait(lambda: _all_running(client, before, count), missing, wait_s, began_s)
         say(f"{', '.join(new)} {'runs' if count == 1 else 'run'}")
 
 
@@ -77,17 +79,18 @@ def _drain_least_busy(
 ) -> None:
     if len(running) <= count:
         raise ServerRefused("Instances are still starting; wait until they run, or fewer would be left than asked for.")
+    began_s = time.monotonic()
     leaving = sorted(running, key=lambda row: (row.running + row.waiting, by_number(row.id)))[:count]
     for row in leaving:
         client.drain(row.id, keep=False)
         say(f"{row.id} is being emptied and then stops")
     for row in leaving if wait_s is not None else []:
-        say(drain_sentence(wait_for_drain(client, row.id, wait_s or 0.0)))
+        say(drain_sentence(wait_for_drain(client, row.id, wait_s or 0.0, began_s)))
 
 
-def wait_for_drain(client: AdminClient, instance: str, timeout_s: float) -> DrainReport:
-    """The report, once the instance is empty. Raises ServerRefused when that takes longer than `timeout_s`, or when the
-    scheduler, which keeps the reports, was restarted meanwhile and has none."""
+def wait_for_drain(client: AdminClient, instance: str, timeout_s: float, began_s: float | None = None) -> DrainReport:
+    """The report, once the instance is empty. Raises ServerRefused when that takes longer than `timeout_s` from now (or
+    from `began_s`), or when the scheduler, which keeps the reports, was restarted meanwhile and has none."""
 
     def ended() -> DrainReport | None:
         report = next((report for report in reversed(client.drains()) if report.instance == instance), None)
@@ -97,7 +100,7 @@ def wait_for_drain(client: AdminClient, instance: str, timeout_s: float) -> Drai
             raise ServerRefused(f"{instance} is gone; the scheduler was restarted and has no report of its drain.")
         return None
 
-    report: DrainReport = _wait(ended, f"{instance} did not become empty", timeout_s)
+    report: DrainReport = _wait(ended, f"{instance} did not become empty", timeout_s, began_s)
     return report
 
 
@@ -131,8 +134,9 @@ def _is_gone(client: AdminClient, instance: str) -> bool:
     return all(row.id != instance or row.state in _GONE for row in client.instances())
 
 
-def _wait(condition: Callable[[], Any], failure: str, timeout_s: float) -> Any:
-    deadline_s = time.monotonic() + timeout_s
+def _wait(condition: Callable[[], Any], failure: str, timeout_s: float, began_s: float | None = None) -> Any:
+    """`began_s`: since when, on the monotonic clock; None: from now on."""
+    deadline_s = (time.monotonic() if began_s is None else began_s) + timeout_s
     while not (result := condition()):
         if time.monotonic() > deadline_s:
             raise ServerRefused(f"{failure} within {timeout_s:g} s.")

@@ -389,7 +389,7 @@ def test_scheduler_that_died_is_restarted_and_told_who_is_there() -> None:
 
 
 def test_scheduler_that_hangs_is_killed_and_replaced() -> None:
-    server = Server()
+    server = Server(front_ends=0)
     server.serve()
     assert only(StopScheduler, server.handle(SchedulerLives(), 20.0)) == []
     assert server.supervisor.next_wake_s == 50.0
@@ -425,7 +425,25 @@ def test_front_end_that_hangs_is_killed_and_replaced_and_its_requests_are_aborte
     assert only(ForkFrontEnd, commands) == [ForkFrontEnd(index=1)]
     assert "it hung for 60 s" in only(Say, commands)[0].text
     assert server.handle(FrontEndLives(front_end=1, pid=pid), 100.3) == [], "late news of the old one"
-    assert server.next_wake_s is None, "the new one has not begun to serve"
+    assert server.next_wake_s == 601.0, "the new one has not begun to serve, nor has the other one"
+
+
+def test_front_end_that_hangs_before_it_ever_said_that_it_lives_is_killed_and_replaced() -> None:
+    """It begins to serve when there is an instance, so its time to start runs from then on."""
+    server = Server(front_ends=2, start_timeout_s=60.0)
+    server.handle(TimePassed())
+    assert server.handle(TimePassed(), 59.0) == []
+    server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 59.5)
+    server.handle(FrontEndLives(front_end=1, pid=server.pids["front-1"]), 61.0)
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 80.0)
+    for at in (90.0, 110.0):
+        server.handle(SchedulerLives(), at)
+    assert only(Signal, server.handle(TimePassed(), 119.4)) == []
+    assert only(Signal, server.handle(TimePassed(), 119.5)) == [Signal("front-0", kill=True)]
+    commands = server.exit("front-0", at=119.6, why="killed by SIGKILL")
+    assert "it did not start within 60 s" in only(Say, commands)[0].text
+    assert only(ForkFrontEnd, commands) == [ForkFrontEnd(index=0)]
+    assert only(Signal, server.handle(TimePassed(), 179.7)) == [Signal("front-0", kill=True)]
 
 
 def test_front_end_that_lets_its_last_requests_finish_has_the_time_for_that_and_no_less() -> None:
@@ -613,7 +631,7 @@ def test_machine_that_leaves_while_the_server_ends() -> None:
 
 
 def test_place_is_not_used_while_workers_of_the_dead_one_hold_its_memory() -> None:
-    server = Server(instances=2)
+    server = Server(instances=2, front_ends=0)
     server.serve()
     commands = server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 5.0)
     assert [gone.instance for gone in told(InstanceGone, commands)] == ["i0"], "everybody hears of it at once"
@@ -661,7 +679,7 @@ def test_front_end_is_replaced_at_once_whatever_the_dead_one_left() -> None:
 
 def test_instance_whose_report_overtakes_the_news_of_its_start_is_not_killed_when_its_time_to_start_is_over() -> None:
     """Reports come straight from it; what is said of it comes by way of the nursery, or of Ray."""
-    server = Server(instances=1, start_timeout_s=60.0)
+    server = Server(instances=1, front_ends=0, start_timeout_s=60.0)
     server.supervisor.handle(TimePassed(), 0.0)
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 1.0)
     commands = server.handle(Forked(child="i0", pid=101, node="there"), 2.0)

@@ -149,7 +149,7 @@ class ModelFrontEnd:
             case TurnedAway():
                 self.tell(fe.TurnedAway(now, instance, word.request))
             case NotTaken():
-                self.tell(fe.NotResumed(now, word.request, "the engine would not"))
+                self.tell(fe.Broken(now, word.request, "token replay failed: the engine would not"))
             case Message():
                 self.tell(fe.Noticed(now, word))  # type: ignore[arg-type]
             case (request, tokens, finished):

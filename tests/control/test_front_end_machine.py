@@ -12,6 +12,7 @@ from llumnix.control.front_end_events import (
     Abort,
     Aborted,
     Arrived,
+    Broken,
     Closed,
     Deliver,
     Departed,
@@ -25,7 +26,6 @@ from llumnix.control.front_end_events import (
     GiveUp,
     NeededAdapter,
     Noticed,
-    NotResumed,
     Outputs,
     Park,
     ReplayAt,
@@ -292,9 +292,9 @@ def test_engine_that_cannot_take_up_a_stream_ends_it() -> None:
     front.arrive()
     front.speak()
     front.tell(Departed, A)
-    ends = [Abort(B, R1), GiveUp(R1, "token replay failed: its grammar does not fit")]
-    assert front.tell(NotResumed, R1, "its grammar does not fit") == ends
-    assert front.tell(NotResumed, R1, "its grammar does not fit") == []
+    ends = [Abort(B, R1), GiveUp(R1, "its grammar does not fit")]
+    assert front.tell(Broken, R1, "its grammar does not fit") == ends
+    assert front.tell(Broken, R1, "its grammar does not fit") == []
 
 
 def test_driven_out_streams_go_on_elsewhere_and_the_rest_stays() -> None:
@@ -333,7 +333,7 @@ def test_what_runs_nowhere_is_over_however_late_it_is_heard_of() -> None:
     front = Driver(A, B)
     front.arrive()
     assert front.tell(Finished, R) == []
-    for event in (Finished(0.0, R), Aborted(0.0, R), TurnedAway(0.0, C, R), NotResumed(0.0, R, "")):
+    for event in (Finished(0.0, R), Aborted(0.0, R), TurnedAway(0.0, C, R), Broken(0.0, R, "")):
         assert front.machine.handle(event) == []
     assert front.tell(Noticed, moved(A, B)) == [Abort(B, R)]
 

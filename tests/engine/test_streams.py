@@ -202,6 +202,19 @@ def test_request_that_an_ending_engine_turns_away_is_sent_elsewhere() -> None:
     assert [front.open(f"r{n}") for n in range(3)] == [_other(first)] * 3  # it takes no others either
 
 
+@pytest.mark.parametrize("said", [b"", b"\xc1", msgspec.msgpack.encode({"type": "Sold"}), 7, None])
+def test_notice_that_cannot_be_read_ends_the_stream_that_it_speaks_of_and_no_other(said: object) -> None:
+    front = FrontEnd(A)
+    front.open("r")
+    front.open("s")
+    unreadable = EngineCoreOutput(request_id="r", new_token_ids=[], kv_transfer_params={NOTICE: said})
+    ended, other = front.streams.sort_out(A, [_token("r", 7), unreadable, _token("s", 8)])[1:]
+    assert (ended.request_id, ended.finish_reason) == ("r", FinishReason.ERROR)
+    assert (other.request_id, other.new_token_ids) == ("s", [8])
+    assert "cannot be read" in front.why_failed[0]
+    assert front.sent == [(A, EngineCoreRequestType.ABORT, ["r"])]
+
+
 def test_last_word_of_an_instance_is_told() -> None:
     front = FrontEnd(A)
     assert front.streams.sort_out(A, [_notice(LAST_WORD)]) == []

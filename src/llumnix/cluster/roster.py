@@ -73,7 +73,7 @@ class Process:
 class FrontEndProcess(Process):
     index: int = field(kw_only=True)
     watch: Watch = field(kw_only=True)
-    """From its first heartbeat on, which comes when it begins to serve."""
+    """From its first heartbeat on, which comes when it begins to serve; until then `kill_at_s` counts."""
 
 
 @dataclass(frozen=True, slots=True)

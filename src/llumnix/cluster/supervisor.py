@@ -180,6 +180,7 @@ class Supervisor:
             if place.due(at):
                 self._roster.place_front_end(index, at, max(_SILENT_S, self._config.step_timeout_s))
                 commands += [ForkFrontEnd(index=index), *self._introduce_the_starting()]
+                self._expect_front_ends(at)
         return commands + self._start_instances(at)
 
     def _start_instances(self, at: float) -> list[SupervisorCommand]:
@@ -242,6 +243,7 @@ class Supervisor:
         instance.kill_at_s = None
         self._roster.slots[instance.slot].extra = False
         self._instance_ever_served = True
+        self._expect_front_ends(at)
         ready = Say(f"{instance.id} ready in {at - instance.forked_s:.1f} s")
         return [ready, Announce(InstanceServing(instance=instance.id), Audience.SCHEDULER)]
 
@@ -251,8 +253,18 @@ class Supervisor:
             return [Say(event.sentence)]
         front_end = self._roster.front_end_places[event.front_end].process
         if front_end is not None and front_end.pid == event.pid and not front_end.end:
+            if front_end.watch.due_s is None and not self._stopping:
+                front_end.kill_at_s = None
             front_end.watch.heard(at)
         return []
+
+    def _expect_front_ends(self, at: float) -> None:
+        """The first heartbeat of each that was not heard yet: it begins to serve when there is an instance."""
+        if all(instance.starting for instance in self._roster.instances):
+            return
+        for front_end in self._roster.front_ends:
+            if front_end.watch.due_s is None and front_end.kill_at_s is None and not front_end.end:
+                front_end.kill_at_s = at + self._config.start_timeout_s
 
     def _on_start_requested(self, event: StartInstances) -> list[SupervisorCommand]:
         if self._stopping:

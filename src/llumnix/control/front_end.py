@@ -21,6 +21,7 @@ from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.front_end_events import (
     Aborted,
     Arrived,
+    Broken,
     Closed,
     Departed,
     Doubted,
@@ -33,7 +34,6 @@ from llumnix.control.front_end_events import (
     GiveUp,
     InStreams,
     Noticed,
-    NotResumed,
     OfInstances,
     OfRequests,
     Outputs,
@@ -101,7 +101,7 @@ class FrontEndMachine:
             return [stream for stream in self._ownership.streams.values() if stream.owner == event.instance]
         if isinstance(event, Noticed):
             stream = self.stream(event.notice.request)
-        elif isinstance(event, Outputs | TurnedAway | NotResumed):
+        elif isinstance(event, Outputs | TurnedAway | Broken):
             stream = self.stream(event.request)
         else:
             stream = None
@@ -144,11 +144,10 @@ class FrontEndMachine:
             case Aborted():
                 self._placing.wait_no_more(event.request)
                 return self._obey(self._ownership.aborted(event.request))
-            case NotResumed():
+            case Broken():
                 if self.stream(event.request) is None:
                     return []
-                give_up = GiveUp(event.request, f"token replay failed: {event.why}")
-                return [*self._obey(self._ownership.aborted(event.request)), give_up]
+                return [*self._obey(self._ownership.aborted(event.request)), GiveUp(event.request, event.why)]
             case _:
                 assert_never(event)
 

@@ -65,8 +65,9 @@ class Aborted(_FrontEndEvent, frozen=True, tag=True):
     request: RequestId
 
 
-class NotResumed(_FrontEndEvent, frozen=True, tag=True):
-    """The engine answered `ReplayAt` with an error: the stream ends."""
+class Broken(_FrontEndEvent, frozen=True, tag=True):
+    """The stream cannot go on, say because an engine answered `ReplayAt` with an error: it ends, and the request is
+    freed everywhere."""
 
     request: RequestId
     why: str
@@ -144,7 +145,7 @@ class DriveOut(_FrontEndEvent, frozen=True, tag=True):
     why: str
 
 
-OfRequests = Arrived | Unsent | Finished | Aborted | NotResumed
+OfRequests = Arrived | Unsent | Finished | Aborted | Broken
 InStreams = Outputs | Noticed | TurnedAway
 OfInstances = Equipped | Closed | Departed | Doubted | DriveOut
 FrontEndEvent = Reported | OfRequests | OfInstances | InStreams
@@ -166,7 +167,7 @@ class SendTo(_FrontEndCommand, frozen=True, tag=True):
 class ReplayAt(_FrontEndCommand, frozen=True, tag=True):
     """No instance goes on with `request`, and that id is forgotten. Send the request to the instance under `new_id`,
     with its prompt and the `delivered_tokens` tokens that the client has; it goes on behind them. May fail
-    (`NotResumed`, `TurnedAway`); an instance that is lost meanwhile needs no answer."""
+    (`Broken`, `TurnedAway`); an instance that is lost meanwhile needs no answer."""
 
     request: RequestId
     new_id: RequestId

@@ -55,8 +55,9 @@ class FrontEndSpec:
     """One front end of `book.front_ends`. A restarted one has the same index.
 
     SIGTERM ends it: it stops accepting, lets the running requests finish for at most
-    `cluster.shutdown_timeout_s`, and `run_front_end` returns. Once it has told the launcher that it lives
-    (`wire.to_launcher.FrontEndLives`) it goes on to do so every few seconds, or counts as one that hangs.
+    `cluster.shutdown_timeout_s`, and `run_front_end` returns. It tells the launcher that it lives
+    (`wire.to_launcher.FrontEndLives`) within `cluster.start_timeout_s` from when it was forked and an instance serves,
+    and goes on to do so every few seconds, or counts as one that hangs.
     """
 
     index: int

@@ -26,6 +26,8 @@ from llumnix.wire.outbox import Mail
 
 log = logging.getLogger(__name__)
 
+_NOTICES: msgspec.msgpack.Decoder[AnyNotice] = msgspec.msgpack.Decoder(AnyNotice)
+
 ENGINE_ENDS = "Server shutting down"
 """What vLLM answers calls with once its engine is told to end (`EngineCoreProc._reject_utility_in_shutdown`)."""
 
@@ -149,7 +151,7 @@ class Streams:
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
         params = output.kv_transfer_params or {}  # vLLM has its own use for them
         if NOTICE in params:
-            return self._take_notice(msgspec.msgpack.decode(params[NOTICE], type=AnyNotice), now)
+            return self._read_notice(instance, output, now)
         if LAST_WORD in params:
             self._ways.last_word(instance)
             return []
@@ -158,6 +160,16 @@ class Streams:
             return self._obey(self._machine.handle(fe.TurnedAway(now, instance, request)))
         tokens, last = len(output.new_token_ids), output.finish_reason is not None
         return self._obey(self._machine.handle(fe.Outputs(now, instance, request, tokens, (output,), last)))
+
+    def _read_notice(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
+        """One that cannot be read costs the stream that it speaks of, which may wait for what it says, and no other."""
+        assert output.kv_transfer_params is not None
+        try:
+            notice = _NOTICES.decode(output.kv_transfer_params[NOTICE])
+        except (msgspec.DecodeError, TypeError) as error:
+            why = f"{instance} said something of it that cannot be read: {error}"
+            return self._obey(self._machine.handle(fe.Broken(now, RequestId(output.request_id), why)))
+        return self._take_notice(notice, now)
 
     def _take_notice(self, notice: AnyNotice, now: float) -> list[EngineCoreOutput]:
         session = self.sessions.get(notice.request)
@@ -264,7 +276,7 @@ class Streams:
             if str(error) == ENGINE_ENDS:
                 self._tell(fe.TurnedAway(monotonic(), instance, request))
             else:
-                self._tell(fe.NotResumed(monotonic(), request, str(error)))
+                self._tell(fe.Broken(monotonic(), request, f"token replay failed: {error}"))
 
     def _fail(self, command: fe.GiveUp) -> list[EngineCoreOutput]:
         session = self.sessions[command.request]
