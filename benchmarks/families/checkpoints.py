@@ -24,6 +24,9 @@ from families.text import TEXT
 from families.weights import make
 from llumnix.tiny_model import cache_dir, publish
 
+_SOURCES = ("recipes", "text", "hybrids", "images", "drafts", "weights")
+"""What decides about a checkpoint."""
+
 RECIPES = TEXT | HYBRIDS | IMAGES | DRAFTS
 
 
@@ -53,11 +56,10 @@ def _make_in_child(folder: Path, names: Sequence[str]) -> None:
 
 
 def _hash_of_sources() -> str:
-    """Other recipes are other models; what is asked of them is not a part of it."""
+    """Other recipes are other models."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in ("asked", "table"):
-            digest.update(path.read_bytes())
+    for name in _SOURCES:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -98,6 +98,15 @@ FAMILIES: dict[str, Family] = {
         drafts={"method": "mtp", "num_speculative_tokens": 1},
         kinds=asked.DRAFTED,
     ),
+    "ngram-hybrid": Family(
+        "qwen3-next",
+        "drafts from what was said before, on states that are overwritten",
+        dtype="bfloat16",
+        flags=_NO_PREFIX_CACHE,
+        drafts={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
+        kinds=asked.DRAFTED,
+        gap=_BF16_GDN,
+    ),
     "mtp-hybrid": Family(
         "qwen3-next-mtp",
         "Qwen 3 Next: drafts of a layer, on states that are overwritten",

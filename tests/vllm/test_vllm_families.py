@@ -1,0 +1,24 @@
+"""Token equality of every family: moved about between two engines, beside undisturbed, beside copies that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from families.equality import judge
+from families.table import FAMILIES
+
+pytestmark = [pytest.mark.vllm, pytest.mark.nightly, pytest.mark.timeout(400)]
+
+REQUESTS = 20
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_moved_streams_say_what_undisturbed_ones_say(name: str, tmp_path: Path) -> None:
+    verdict = judge(name, tmp_path, requests=REQUESTS, seed=1, concurrency=6)
+    if verdict.pinned:
+        pytest.skip(f"pinned: {verdict.pinned}")
+    assert verdict.problems == []
+    assert verdict.differing_tokens == 0
+    assert verdict.controls
+    assert verdict.seen
