@@ -86,7 +86,8 @@ class Soak:
             tally.left += 1
         except TimeoutError:
             self.hangs += 1
-            self.violations.append(f"{name} ({piece.kind.name}) hangs: {seen.tokens} tokens in {STREAM_DEADLINE_S:g} s")
+            until = f"{seen.tokens} tokens in {STREAM_DEADLINE_S:g} s until {time.strftime('%X')}"
+            self.violations.append(f"{name} ({piece.kind.name}) hangs: {until}")
         except aiohttp.ClientError as error:
             if any(death_s >= began_s - 1.0 for death_s in self.faults.front_end_deaths_s):
                 tally.cut += 1

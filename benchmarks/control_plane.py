@@ -104,7 +104,7 @@ class FrontEnd:
 
     def _take(self, report: Report) -> None:
         self.loads[report.info.id] = report
-        self._dispatcher.on_report(report.snapshot, time.monotonic())
+        self._dispatcher.on_report(report.snapshot)
         if len(self.loads) == self._figures.instances:
             self.heard_all.set()
 

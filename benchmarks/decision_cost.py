@@ -50,7 +50,7 @@ def time_dispatch(policy: str, instances: int) -> tuple[float, float]:
     rng = random.Random(instances)
     dispatcher = Dispatcher(PolicyConfig(policy=policy))
     for number in range(instances):
-        dispatcher.on_report(report(rng, number, 1, rng.randint(0, 2000)), 0.0)
+        dispatcher.on_report(report(rng, number, 1, rng.randint(0, 2000)))
     sent = [0] * instances
     dispatch_ns = report_ns = 0
     for k in range(DISPATCHES):
@@ -63,7 +63,7 @@ def time_dispatch(policy: str, instances: int) -> tuple[float, float]:
         number = rng.randrange(instances)
         news = report(rng, number, k + 2, rng.randint(0, 2000), sent[number])
         began = time.perf_counter_ns()
-        dispatcher.on_report(news, 0.0)
+        dispatcher.on_report(news)
         report_ns += time.perf_counter_ns() - began
     return dispatch_ns / DISPATCHES / 1e3, report_ns / DISPATCHES / 1e3
 

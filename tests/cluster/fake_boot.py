@@ -78,7 +78,7 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
     if setup.fail_start or spec.index < setup.fail_first:
         raise ValueError("no room for the KV cache")
     Path(tempfile.gettempdir(), "rendezvous").touch()  # as engines do, and never remove
-    hold_shared_memory(f"llumnix-test-{os.getpid()}")
+    hold_shared_memory(shared_memory_name(os.environ["LLUMNIX_TEST_SERVER"], os.getpid()))
     if setup.workers:
         start_stubborn_workers()
     ended = threading.Event()
@@ -120,6 +120,11 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
             mailbox.post(address, report)
     mailbox.close()
     print("ended when it was told to")
+
+
+def shared_memory_name(server: str, pid: int) -> str:
+    """A pid alone may have been another's, minutes or runs ago."""
+    return f"llumnix-test-{server}-{pid}"
 
 
 def hold_shared_memory(name: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import re
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import psutil
+from fake_boot import shared_memory_name
 from frame.server import WAIT_S, ServerProcess, wait_for
 
 
@@ -24,7 +26,9 @@ class Serve(ServerProcess):
         model = folder / "model"
         model.mkdir()
         (model / "config.json").write_text("{}")
+        self._id = secrets.token_hex(4)
         environment = os.environ | {
+            "LLUMNIX_TEST_SERVER": self._id,
             "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
             "TMPDIR": str(folder),
             "PYTHONUNBUFFERED": "1",
@@ -62,6 +66,10 @@ class Serve(ServerProcess):
         """Pids by id, as the front end heard of them."""
         pids: dict[str, int] = ast.literal_eval(self.get("/instances").text)
         return pids
+
+    def shared_memory(self, pid: int) -> Path:
+        """Of the instance that has, or had, this pid."""
+        return Path("/dev/shm", shared_memory_name(self._id, pid))
 
     def nodes(self) -> dict[str, str]:
         """Names of their machines by id, as the front end heard of them."""

@@ -191,7 +191,7 @@ def test_nothing_is_left_of_a_killed_launcher_on_two_nodes(nodes: Nodes, serve: 
     server.wait_until_serving()
     where = wait_for_instances(server, 2)
     assert len(set(where.values())) == 2, "spread"
-    shared_memory = [Path(f"/dev/shm/llumnix-test-{pid}") for pid in server.instances().values()]
+    shared_memory = [server.shared_memory(pid) for pid in server.instances().values()]
     assert all(file.exists() for file in shared_memory)
     assert len(list(nodes.folder.glob("llumnix-*"))) == 2
     processes = [psutil.Process(pid) for pid in server.instances().values()] + server.descendants()

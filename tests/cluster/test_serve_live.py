@@ -36,7 +36,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 def assert_nothing_is_left(server: Serve, children: list[psutil.Process]) -> None:
     assert [path.name for path in server.folder.iterdir()] == ["model"]
     assert [child for child in children if child.is_running()] == []
-    assert [child for child in children if shared_memory_of(child.pid).exists()] == []
+    assert [child for child in children if server.shared_memory(child.pid).exists()] == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", server.port)) != 0
 
@@ -90,17 +90,13 @@ def test_nothing_is_left_of_an_instance_that_was_killed(serve: Callable[..., Ser
     assert (private / "i0").is_socket()
     assert (private / "i0.tmp" / "rendezvous").exists()
     pid = server.instances()["i0"]
-    assert shared_memory_of(pid).exists()
+    assert server.shared_memory(pid).exists()
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: set(server.instances()) == {"i1", "i2"}, "i2 in place of i0")
-    assert not shared_memory_of(pid).exists()
+    assert not server.shared_memory(pid).exists()
     assert {path.name for path in private.iterdir() if path.name.startswith("i")} >= {"i1", "i2", "i1.tmp", "i2.tmp"}
     assert not [path for path in private.iterdir() if path.name.startswith("i0")]
     assert [path.name for path in server.folder.iterdir() if path != private] == ["model"]
-
-
-def shared_memory_of(pid: int) -> Path:
-    return Path(f"/dev/shm/llumnix-test-{pid}")
 
 
 @pytest.mark.nightly
@@ -183,7 +179,7 @@ def test_killed_launcher_leaves_nothing(serve: Callable[..., Serve]) -> None:
     server.end()
     wait_for(lambda: not any(is_alive(child) for child in children), "the end of all children")
     wait_for(lambda: not list(server.folder.glob("llumnix-*")), "the end of the private folder")
-    assert not [child for child in children if shared_memory_of(child.pid).exists()]
+    assert not [child for child in children if server.shared_memory(child.pid).exists()]
 
 
 def test_running_request_may_finish_while_new_ones_are_refused(serve: Callable[..., Serve], tmp_path: Path) -> None:

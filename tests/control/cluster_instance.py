@@ -76,6 +76,7 @@ class ClusterInstance(Instance):
         self.seq = 0
         self.state = InstanceState.RUNNING
         self.keep = self.asked_to_end = self.hangs = False
+        self.hung_s = 0.0
         self.last: InstanceSnapshot | None = None
         self.ended = self.moved_out = 0
         self.unread = 0
@@ -117,14 +118,15 @@ class ClusterInstance(Instance):
     def snapshot(self) -> InstanceSnapshot:
         """A report; of an engine that hangs a heartbeat, which repeats the last one."""
         if self.hangs and self.last is not None:
-            return msgspec.structs.replace(self.last, unread=self.unread + len(self.inbox))
+            standing_s = self.world.now - self.hung_s if self.has_work else 0.0
+            return msgspec.structs.replace(self.last, unread=self.unread + len(self.inbox), standing_s=standing_s)
         self.last = self._report()
         return self.last
 
     def hang(self) -> None:
         """In the middle of a step: what it has taken up is in its last report."""
         self.last = self._report()
-        self.hangs = True
+        self.hangs, self.hung_s = True, self.world.now
 
     def _report(self) -> InstanceSnapshot:
         self.seq += 1

@@ -24,7 +24,7 @@ Patch = pytest.MonkeyPatch
 
 def ledger_of_a_new_front_end_begins_at_zero(patch: Patch) -> None:
     entry = dispatcher._Entry
-    patch.setattr(dispatcher, "_Entry", lambda reported, dispatched, at: entry(reported, 0, at))
+    patch.setattr(dispatcher, "_Entry", lambda reported, _dispatched: entry(reported, 0))
 
 
 def request_that_was_counted_stays_charged(patch: Patch) -> None:

@@ -27,7 +27,7 @@ def request(id: str = "r", tokens: int = 160, priority: int = NORMAL) -> Dispatc
 def dispatcher(*reports: InstanceSnapshot, policy: str = "llumnix", front_end: int = 0) -> Dispatcher:
     made = Dispatcher(PolicyConfig(policy=policy), front_end)
     for one in reports:
-        made.on_report(one, 0.0)
+        made.on_report(one)
     return made
 
 
@@ -60,37 +60,37 @@ def test_decision_says_why() -> None:
 def test_report_closes_exactly_the_dispatches_that_it_counts() -> None:
     d = dispatcher(report("a"))
     placed(d, 3)
-    d.on_report(report("a", 2, waiting=1, queued_blocks=10, head_of_line_blocks=10, dispatches_seen=(1,)), 0.0)
+    d.on_report(report("a", 2, waiting=1, queued_blocks=10, head_of_line_blocks=10, dispatches_seen=(1,)))
     assert waiting(d) == {"a": (3, 30)}
-    d.on_report(report("a", 3, running=3, free_blocks=970, dispatches_seen=(3,)), 0.0)
+    d.on_report(report("a", 3, running=3, free_blocks=970, dispatches_seen=(3,)))
     assert waiting(d) == {"a": (0, 0)}
 
 
 def test_each_front_end_has_its_own_count() -> None:
     d = dispatcher(report("a", dispatches_seen=(9, 4)), front_end=1)
     placed(d, 2)
-    d.on_report(report("a", 2, dispatches_seen=(20, 5)), 0.0)
+    d.on_report(report("a", 2, dispatches_seen=(20, 5)))
     assert waiting(d)["a"] == (1, 10)
 
 
 def test_report_that_does_not_know_this_front_end_yet_counts_nothing() -> None:
     d = dispatcher(report("a"), front_end=3)
     placed(d, 2)
-    d.on_report(report("a", 2, dispatches_seen=(7,)), 0.0)
+    d.on_report(report("a", 2, dispatches_seen=(7,)))
     assert waiting(d)["a"] == (2, 20)
 
 
 def test_restarted_front_end_starts_from_the_count_that_it_finds() -> None:
     d = dispatcher(report("a", dispatches_seen=(50,)))
     placed(d, 2)
-    d.on_report(report("a", 2, dispatches_seen=(51,)), 0.0)
+    d.on_report(report("a", 2, dispatches_seen=(51,)))
     assert waiting(d)["a"] == (1, 10)
 
 
 def test_older_report_that_comes_late_changes_nothing() -> None:
     d = dispatcher(report("a", 5, running=7))
-    d.on_report(report("a", 5, running=1), 0.0)
-    d.on_report(report("a", 4, running=2), 0.0)
+    d.on_report(report("a", 5, running=1))
+    d.on_report(report("a", 4, running=2))
     assert d.snapshot(0.0).instances[0].running == 7
 
 
@@ -102,7 +102,7 @@ def test_request_that_was_never_sent_is_forgotten_and_the_count_stays_exact() ->
     d.forget(first.request, first.instance)
     d.forget(first.request, first.instance)
     assert waiting(d)["a"] == (1, 20)
-    d.on_report(report("a", 2, dispatches_seen=(1,)), 0.0)
+    d.on_report(report("a", 2, dispatches_seen=(1,)))
     assert waiting(d)["a"] == (0, 0)
 
 
@@ -115,9 +115,9 @@ def test_only_running_instances_are_chosen(state: InstanceState) -> None:
 def test_instance_that_begins_to_drain_gets_no_more() -> None:
     d = dispatcher(report("a"), report("b", running=200, free_blocks=0))
     assert placed(d, 1) == ["a"]
-    d.on_report(report("a", 2, state=InstanceState.DRAINING), 0.0)
+    d.on_report(report("a", 2, state=InstanceState.DRAINING))
     assert placed(d, 1) == ["b"]
-    d.on_report(report("a", 3, dispatches_seen=(1,)), 0.0)
+    d.on_report(report("a", 3, dispatches_seen=(1,)))
     assert placed(d, 1) == ["a"]
 
 
@@ -126,7 +126,7 @@ def test_removed_instance_is_gone_for_good() -> None:
     placed(d, 2)
     d.on_removed(InstanceId("a"))
     d.on_removed(InstanceId("a"))
-    d.on_report(report("a", 9), 0.0)
+    d.on_report(report("a", 9))
     assert placed(d, 2) == ["b", "b"]
     dispatch = d.dispatch(request())
     assert dispatch is not None
@@ -139,9 +139,9 @@ def test_memory_of_removed_instances_is_bounded() -> None:
     d = dispatcher()
     for k in range(REMEMBERED + 1):
         d.on_removed(InstanceId(f"gone-{k}"))
-    d.on_report(report("gone-1"), 0.0)
+    d.on_report(report("gone-1"))
     assert d.snapshot(0.0).instances == ()
-    d.on_report(report("gone-0"), 0.0)
+    d.on_report(report("gone-0"))
     assert len(d.snapshot(0.0).instances) == 1
 
 
@@ -182,7 +182,7 @@ def test_baselines_place_a_burst(policy: str, chosen: list[str]) -> None:
 def test_round_robin_gives_a_new_instance_one_turn_not_a_flood() -> None:
     d = dispatcher(report("a"), report("b"), policy="round-robin")
     placed(d, 4)
-    d.on_report(report("c"), 0.0)
+    d.on_report(report("c"))
     assert placed(d, 4) == ["c", "a", "b", "c"]
 
 
@@ -207,17 +207,17 @@ def test_a_prompt_that_fits_nowhere_now_goes_to_the_freest() -> None:
     assert (sent.instance, sent.reason.passed_over) == ("b", 0)
 
 
-def beat(said: InstanceSnapshot, **facts: object) -> InstanceSnapshot:
-    return replace(said, **facts)
+def beat(said: InstanceSnapshot, standing_s: float) -> InstanceSnapshot:
+    return replace(said, standing_s=standing_s)
 
 
 def test_engine_that_stands_still_is_the_last_choice_until_it_goes_on() -> None:
     hung, slow = report("a", running=1), report("b", running=40, free_blocks=400)
     d = dispatcher(hung, slow)
-    for at in (1.0, 1.9):
-        d.on_report(hung, at)
+    for standing_s in (1.0, 1.9):
+        d.on_report(beat(hung, standing_s))
         assert placed(d, 1) == ["a"]
-    d.on_report(hung, STANDING_S)
+    d.on_report(beat(hung, STANDING_S))
     dispatch = d.dispatch(request())
     assert dispatch is not None
     assert (
@@ -227,39 +227,24 @@ def test_engine_that_stands_still_is_the_last_choice_until_it_goes_on() -> None:
     dispatch = d.dispatch(request(), frozenset({InstanceId("b")}))
     assert dispatch is not None
     assert dispatch.instance == "a", "better than nobody"
-    d.on_report(report("a", 2, running=1), 3.0)
+    d.on_report(report("a", 2, running=1))
     assert placed(d, 1) == ["a"]
 
 
-def test_engine_that_dates_its_heartbeats_anew_does_not_stand_still() -> None:
-    said = report("a", running=1)
-    d = dispatcher(said, report("b", running=40, free_blocks=400))
-    for at in range(1, 20):
-        d.on_report(beat(said, at=float(at)), float(at))
-    assert placed(d, 1) == ["a"]
-
-
-def test_idle_engine_that_reads_nothing_any_more_stands_still() -> None:
-    said = report("a")
-    d = dispatcher(said, report("b", running=40, free_blocks=400))
-    d.on_report(said, 100.0)
-    assert placed(d, 1) == ["a"]
-    d.on_report(beat(said, unread=1), 102.5)
+def test_engine_that_stood_still_before_this_front_end_began_is_the_last_choice_at_once() -> None:
+    d = dispatcher(beat(report("a", running=1), 60.0), report("b", running=40, free_blocks=400))
     assert placed(d, 1) == ["b"]
 
 
 def test_where_all_engines_stand_still_the_freest_is_taken() -> None:
     both = [report("a", running=1), report("b", running=1, free_blocks=900)]
-    d = dispatcher(*both)
-    for one in both:
-        d.on_report(one, 5.0)
+    d = dispatcher(*(beat(one, 5.0) for one in both))
     assert placed(d, 1) == ["a"]
     d.on_removed(InstanceId("a"))
     assert placed(d, 1) == ["b"]
 
 
 def test_the_papers_dispatch_does_not_look_whether_an_engine_stands_still() -> None:
-    hung = report("a", running=1)
+    hung = beat(report("a", running=1), 100.0)
     d = dispatcher(hung, report("b", running=40, free_blocks=400), policy="llumnix-paper")
-    d.on_report(hung, 100.0)
     assert placed(d, 1) == ["a"]

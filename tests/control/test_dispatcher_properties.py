@@ -59,7 +59,7 @@ class DispatcherModel(RuleBasedStateMachine):
             state=state,
             dispatches_seen=(77, counted),
         )
-        self.dispatcher.on_report(snapshot, 0.0)
+        self.dispatcher.on_report(snapshot)
         if id not in self.gone and (id not in self.reports or not late):
             self.reports[id] = snapshot
             self.counted[id] = counted

@@ -86,7 +86,7 @@ class Cluster:
             number, self.seq, self.at, short_blocks=self.rng.choice((0, 0, 7)), dispatches_seen=(seen,), **known
         )
         self.tell(heard.LoadReported(at=self.at, snapshot=said))
-        self.dispatcher.on_report(said, self.at)
+        self.dispatcher.on_report(said)
 
     def dispatch(self, number: int) -> None:
         chosen = self.dispatcher.dispatch(DispatchRequest(RequestId(f"r{number}"), 100, NORMAL))

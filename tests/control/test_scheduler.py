@@ -272,21 +272,27 @@ def test_silent_instance_is_declared_lost() -> None:
 
 
 class Beats:
-    """A heartbeat each second of one instance, whose engine made its last report at 0."""
+    """A heartbeat each second of one instance, whose engine has done nothing for `standing_s` at first."""
 
-    def __init__(self, step_timeout_s: float, **load: Any) -> None:
+    def __init__(self, step_timeout_s: float, standing_s: float = 0.0, **load: Any) -> None:
         self.body = Body(timeout_s=3.0, step_timeout_s=step_timeout_s)
         self.body.report("a", **load)
         self.last = InstanceSnapshot(
-            id=InstanceId("a"), at=0.0, seq=self.body.seq, total_blocks=1000, free_blocks=1000, **load
+            id=InstanceId("a"),
+            at=0.0,
+            seq=self.body.seq,
+            total_blocks=1000,
+            free_blocks=1000,
+            standing_s=standing_s,
+            **load,
         )
 
     def go_on(self, seconds: int, progress: bool, unread: int = 0) -> list[SchedulerCommand]:
-        """What the scheduler says; with progress, each beat names the present as the time of it."""
+        """What the scheduler says."""
         said: list[SchedulerCommand] = []
         for _ in range(seconds):
             said += self.body.wait(1.0)
-            self.last = replace(self.last, at=self.body.at if progress else self.last.at, unread=unread)
+            self.last = replace(self.last, standing_s=0.0 if progress else self.last.standing_s + 1.0, unread=unread)
             said += self.body.tell(LoadReported(at=self.body.at, snapshot=self.last))
         return said
 
@@ -297,6 +303,13 @@ def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost() 
     (command,) = beats.go_on(2, progress=False)
     why = "it lives, but its engine did nothing for 21 s, with 3 running, 1 waiting, 0 unread (limit 20 s)"
     assert command == DeclareLost(instance=InstanceId("a"), why=why)
+
+
+def test_engine_that_hung_before_the_scheduler_was_restarted_is_lost_with_its_first_word() -> None:
+    """Else a scheduler that is killed again and again would never see it."""
+    beats = Beats(20.0, standing_s=19.0, running=3)
+    assert beats.go_on(1, progress=False) == []
+    assert kinds(beats.go_on(2, progress=False)) == ["DeclareLost"]
 
 
 def test_instance_without_work_whose_heartbeats_are_late_is_not_hung() -> None:
@@ -311,7 +324,7 @@ def test_busy_instance_that_falls_silent_is_not_taken_for_hung() -> None:
 
 
 def test_instance_without_work_beats_on() -> None:
-    assert Beats(20.0).go_on(3600, progress=False) == []
+    assert Beats(20.0).go_on(3600, progress=True) == []
 
 
 def test_instance_with_work_that_rests_beats_on() -> None:
@@ -321,7 +334,7 @@ def test_instance_with_work_that_rests_beats_on() -> None:
 
 def test_idle_instance_that_reads_nothing_any_more_is_declared_lost() -> None:
     beats = Beats(20.0)
-    assert beats.go_on(100, progress=False) == []
+    assert beats.go_on(100, progress=True) == []
     assert kinds(beats.go_on(22, progress=False, unread=1)) == ["DeclareLost"]
 
 

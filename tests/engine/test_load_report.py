@@ -79,7 +79,7 @@ def test_engine_without_a_kv_cache_has_the_room_of_its_batch(engine: Engine) -> 
     scheduler.max_num_running_reqs, scheduler.max_model_len = 4, 2 * BLOCK_TOKENS
     scheduler.kv_cache_config = SimpleNamespace(kv_cache_groups=[])  # type: ignore[assignment]
     dispatcher = Dispatcher(PolicyConfig())
-    dispatcher.on_report(report(engine), 0.0)
+    dispatcher.on_report(report(engine))
     asked = DispatchRequest(id=RequestId("r"), prompt_tokens=2 * BLOCK_TOKENS, priority=Priority(0))
     assert dispatcher.dispatch(asked) is not None
     engine.add("runs", 0, BLOCK_TOKENS)

@@ -71,21 +71,21 @@ def instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Instance:
     return Instance(monkeypatch, tmp_path)
 
 
-def test_heartbeat_repeats_the_last_report_and_dates_it_by_the_last_progress(instance: Instance) -> None:
+def test_heartbeat_repeats_the_last_report_and_says_for_how_long_nothing_was_done(instance: Instance) -> None:
     instance.reports.after_step()
     seq = instance.beat().seq
     instance.now = 103.0
     beat = instance.beat()
-    assert (beat.seq, beat.at) == (seq, 100.0), "it sits in a step"
+    assert (beat.seq, beat.standing_s) == (seq, 3.0), "it sits in a step"
     instance.reports.made_progress()
     instance.now = 104.0
-    assert instance.beat().at == 103.0
+    assert instance.beat().standing_s == 1.0
 
 
 def test_engine_that_rests_has_nothing_to_get_done(instance: Instance) -> None:
     instance.reports.before_sleep()
     instance.now = 500.0
-    assert instance.beat().at == 500.0
+    assert instance.beat().standing_s == 0.0
 
 
 def test_engine_that_sleeps_although_something_waits_for_it_hangs(instance: Instance) -> None:
@@ -94,7 +94,7 @@ def test_engine_that_sleeps_although_something_waits_for_it_hangs(instance: Inst
     instance.beat()
     instance.now, instance.unread = 500.0, 2
     beat = instance.beat()
-    assert (beat.at, beat.unread) == (110.0, 2)
+    assert (beat.standing_s, beat.unread) == (390.0, 2)
 
 
 def test_who_has_just_heard_a_report_needs_no_heartbeat(instance: Instance) -> None:
@@ -136,8 +136,8 @@ def test_engine_that_hangs_with_what_woke_it_in_its_hand_is_not_at_rest(instance
     instance.reports.begins()
     instance.now = 500.0
     beat = instance.beat()
-    assert (beat.at, beat.unread) == (110.0, 1)
+    assert (beat.standing_s, beat.unread) == (390.0, 1)
     instance.reports.made_progress()
     instance.now = 501.0
     beat = instance.beat()
-    assert (beat.at, beat.unread) == (500.0, 0)
+    assert (beat.standing_s, beat.unread) == (1.0, 0)

@@ -41,7 +41,8 @@ def free_ports(count: int) -> int:
 
 EVENTS = free_ports(4)
 ENGINE_PORTS = free_ports(96)
-FOLDER = Path(tempfile.mkdtemp(prefix="apart-"))
+_folder = tempfile.TemporaryDirectory(prefix="apart-")  # goes when this process ends
+FOLDER = Path(_folder.name)
 FILE = FOLDER / "flags.yaml"
 FILE.write_text(
     json.dumps(

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 from llumnix.control.drain import Drain
 from llumnix.control.gone import GoneIds
 from llumnix.control.moves import MovesInFlight
-from llumnix.control.progress import EngineWatch
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -18,22 +17,17 @@ NEWCOMER_S = 10.0
 class Known:
     """One instance: when it was last heard of, and what it said (None: nothing yet)."""
 
-    __slots__ = ("drain", "given", "heard_s", "new_until_s", "progress", "snapshot", "unread")
+    __slots__ = ("drain", "given", "heard_s", "new_until_s", "snapshot", "standing_s", "unread")
 
     def __init__(self, heard_s: float) -> None:
         self.heard_s = heard_s
-        self.progress = EngineWatch(heard_s)
         self.unread = 0
+        self.standing_s = 0.0
         self.new_until_s = heard_s + NEWCOMER_S
         self.snapshot: InstanceSnapshot | None = None
         self.drain: Drain | None = None
         self.given = 0
         """Requests that it gave away since that report."""
-
-    def look_at(self, at: float, report: InstanceSnapshot) -> None:
-        """Any report says that the process lives; whether its engine does, too, is seen by what changes."""
-        self.unread = report.unread
-        self.progress.look_at(at, report)
 
     @property
     def serves(self) -> bool:
@@ -80,7 +74,7 @@ class ClusterView:
         known = self.hear(at, report.id)
         if known is None:
             return None
-        known.look_at(at, report)
+        known.unread, known.standing_s = report.unread, report.standing_s
         if known.snapshot is not None and report.seq <= known.snapshot.seq:
             self.ignore("report older than the known one")
             return None
@@ -101,7 +95,6 @@ class ClusterView:
         """We were deaf ourselves: their reports wait in our queue."""
         for known in self._known.values():
             known.heard_s = at
-            known.progress.excuse(at)
 
     def others_serve(self, instance: InstanceId) -> bool:
         return any(known.serves for other, known in self._known.items() if other != instance)
@@ -136,11 +129,13 @@ class ClusterView:
 
 
 def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) -> str:
-    silent_s, stuck_s = at - known.heard_s, known.progress.standing_s
+    silent_s = at - known.heard_s
     if silent_s > timeout_s:
         return f"no heartbeat for {silent_s:.3g} s (limit {timeout_s:g} s)"
     load = known.snapshot
-    if load is None or stuck_s <= step_timeout_s or not (load.running or load.waiting or known.unread):
+    if load is None or known.standing_s <= step_timeout_s or not (load.running or load.waiting or known.unread):
         return ""  # one without work whose heartbeats are late is no engine that hangs
     work = f"{load.running} running, {load.waiting} waiting, {known.unread} unread"
-    return f"it lives, but its engine did nothing for {stuck_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"
+    return (
+        f"it lives, but its engine did nothing for {known.standing_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"
+    )

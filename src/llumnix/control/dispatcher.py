@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.gone import GoneIds
-from llumnix.control.progress import EngineWatch
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import STANDING_S, DispatchReason, DispatchRequest, queued_demand_blocks
 from llumnix.policy.priority import headroom_blocks
@@ -60,7 +59,6 @@ class _Entry:
         "dispatched",
         "keys",
         "last_turn",
-        "progress",
         "reported",
         "under_way",
         "under_way_blocks",
@@ -68,9 +66,8 @@ class _Entry:
         "view",
     )
 
-    def __init__(self, reported: InstanceSnapshot, dispatched: int, at: float) -> None:
+    def __init__(self, reported: InstanceSnapshot, dispatched: int) -> None:
         self.reported = reported
-        self.progress = EngineWatch(at)
         self.view = reported
         """`reported` with the dispatches under way counted as waiting."""
         self.dispatched = dispatched
@@ -110,24 +107,21 @@ class Dispatcher:
         self._orders: list[list[_Key]] = [[], []] if by_priority else [[]]
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
 
-    def on_report(self, snapshot: InstanceSnapshot, at: float) -> None:
+    def on_report(self, snapshot: InstanceSnapshot) -> None:
         """Takes a newer report and closes the ledger's entries that it counts. Reports that are older than the known
         one, or of a removed instance, change nothing; heartbeats only tell whether its engine stands still."""
         entry = self._entries.get(snapshot.id)
+        if entry is None and snapshot.id in self._removed:
+            return
         counted = self._counted(snapshot)
+        if (snapshot.standing_s >= STANDING_S) != (snapshot.id in self._standing):
+            self._standing ^= {snapshot.id}
         if entry is None:
-            if snapshot.id in self._removed:
-                return
             # What an earlier front end of this index sent before is not ours to wait for. So the first report must be
             # one that was made when all of that was counted, and none of ours.
-            entry = self._entries[snapshot.id] = _Entry(snapshot, counted, at)
-            entry.progress.look_at(at, snapshot)
-        else:
-            entry.progress.look_at(at, snapshot)
-            if (entry.progress.standing_s >= STANDING_S) != (snapshot.id in self._standing):
-                self._standing ^= {snapshot.id}
-            if snapshot.seq <= entry.reported.seq:
-                return
+            entry = self._entries[snapshot.id] = _Entry(snapshot, counted)
+        elif snapshot.seq <= entry.reported.seq:
+            return
         entry.reported = snapshot
         under_way = max(0, entry.dispatched - counted)
         while len(entry.under_way) > under_way:

@@ -65,7 +65,7 @@ class FrontEndMachine:
         if self.record is not None:
             delivered = {stream.request: stream.delivered_tokens for stream in self.concerned(event)}
         if isinstance(event, Reported):  # most are
-            commands = self._placing.reported(event.snapshot, event.at_s)
+            commands = self._placing.reported(event.snapshot)
         elif isinstance(event, OfRequests):
             commands = self._of_requests(event)
         elif isinstance(event, OfInstances):

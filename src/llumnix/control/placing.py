@@ -33,8 +33,8 @@ class Placing:
 
     # instances
 
-    def reported(self, snapshot: InstanceSnapshot, at_s: float) -> list[FrontEndCommand]:
-        self.dispatcher.on_report(snapshot, at_s)
+    def reported(self, snapshot: InstanceSnapshot) -> list[FrontEndCommand]:
+        self.dispatcher.on_report(snapshot)
         return self._place_waiting() if self._waiting else []
 
     def equipped(self, instance: InstanceId, lacks: tuple[int, ...]) -> list[FrontEndCommand]:

@@ -40,8 +40,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     id: InstanceId
     at: float
-    """By the instance's clock, when its engine last did something or had nothing to do. A heartbeat is the last report
-    with `at` and `unread` renewed: if `at` stays, although there is work, the engine hangs."""
+    """By the instance's clock, when this was counted. A heartbeat is the last report with `unread` and `standing_s`
+    renewed."""
     seq: int
     """Grows with every report of this instance; an older report than the one known is ignored."""
     state: InstanceState = InstanceState.RUNNING
@@ -88,6 +88,9 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Per front end: how many of its dispatches this report already counts."""
     unread: int = 0
     """In heartbeats: messages that its engine has not taken up."""
+    standing_s: float = 0.0
+    """In heartbeats: for how long its engine has done nothing although it had something to do. The instance says so
+    itself, so that whoever starts to listen knows it at once."""
     drain_keep: bool = False
     """It is draining and is to be left running, empty; a restarted scheduler reads its intent here."""
     asked_to_end: bool = False

@@ -40,6 +40,8 @@ class Reporter:
         self._beats = False
         """It repeats its last report while its engine stands still."""
         self._last: InstanceSnapshot | None = None
+        self._progress_s = 0.0
+        """When the engine last did something, or had nothing to do, as far as its reports and heartbeats told."""
 
     def soon(self) -> None:
         """The load changed: a report may go out now, or when the shortest interval since the last look is over."""
@@ -67,6 +69,7 @@ class Reporter:
     def snapshot(self) -> InstanceSnapshot:
         """The load now, as a numbered report."""
         self._seq += 1
+        self._progress_s = self._kernel.now
         self._last = self._describe()
         return self._last
 
@@ -132,7 +135,9 @@ class Reporter:
                 self._world.reported(load, late_s)
         elif self._beats and self._last is not None:
             unread = self._account.dispatches_seen - self._last.dispatches_seen[0]
-            self._world.reported(replace(self._last, unread=unread), 0.0)
+            if not (self._last.running or self._last.waiting or unread):
+                self._progress_s = now
+            self._world.reported(replace(self._last, unread=unread, standing_s=now - self._progress_s), 0.0)
         if self._timer is None:
             self._set(self._next_s(now, stalled_s) if next_s is None else next_s)
 

@@ -128,7 +128,7 @@ class Reports:
             audience += self._audience
         if not audience:
             return
-        snapshot = replace(self._last.snapshot, at=self._progress_s, unread=unread)
+        snapshot = replace(self._last.snapshot, unread=unread, standing_s=now - self._progress_s)
         last = Report(info=self._last.info, snapshot=snapshot)
         for address in audience:
             self._mailbox.post(address, last)
