@@ -3,7 +3,7 @@
 Its behaviour is asked for by flags, as one asks vLLM: `--fail-start`, `--fail-first N`, `--slow-until FILE`,
 `--busy-while FILE`: as long as the file is there, every instance reports that it is full; and `--workers`: each
 instance starts some processes that do not end with it. At SIGUSR2 an instance goes on as one whose engine hangs with a
-request: it repeats its last report.
+request that it does not read: it repeats its last report.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def run_instance(setup: Setup, spec: InstanceSpec) -> None:
         seq += 1
         busy = setup.busy_while is not None and setup.busy_while.exists()
         if hangs.is_set():
-            seq -= report.snapshot.running  # a request came before it hung; from then on nothing new is said
-            report = replace(report, snapshot=replace(report.snapshot, seq=seq, running=1))
+            standing_s = report.snapshot.standing_s + spec.cluster.heartbeat_interval_s
+            report = replace(report, snapshot=replace(report.snapshot, unread=1, standing_s=standing_s))
         else:
             report = _report(info, seq, draining.is_set(), busy)
             report = replace(report, snapshot=replace(report.snapshot, asked_to_end=asked_to_end.is_set()))

@@ -143,7 +143,9 @@ def test_instance_that_beats_while_its_engine_hangs_is_killed_and_replaced(serve
     wait_for(lambda: len(server.instances()) == 2, "two instances")
     pid = server.instances()["i1"]
     os.kill(pid, signal.SIGUSR2)
-    server.wait_for_line(r"i1 is killed: it lives, but its engine did nothing for .* with 1 running")
+    server.wait_for_line(
+        r"i1 is killed: it lives, but its engine did nothing for .* with 0 running, 0 waiting, 1 unread"
+    )
     wait_for(lambda: set(server.instances()) == {"i0", "i2"}, "i2 in place of i1")
     assert not psutil.pid_exists(pid)
 
