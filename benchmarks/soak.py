@@ -184,7 +184,7 @@ def _what_is_left(server: Server, vitals: Vitals, arguments: argparse.Namespace)
 
 def _tell(soak: Soak, vitals: Vitals, arguments: argparse.Namespace) -> None:
     console = Console(width=160)
-    columns = ("requests", "whole", "left", "documented error", "refused", "cut", "tokens", "differing")
+    columns = ("requests", "whole", "left", "refused", "cut", "tokens", "differing")
     table = Table("kind", *columns)
     rows = [(name, _figures(tally)) for name, tally in sorted(soak.tallies.items())]
     for name, figures in rows:
@@ -206,7 +206,7 @@ def _tell(soak: Soak, vitals: Vitals, arguments: argparse.Namespace) -> None:
 
 
 def _figures(tally: Tally) -> tuple[Any, ...]:
-    ends = (tally.requests, tally.whole, tally.left, tally.documented, tally.refused, tally.cut)
+    ends = (tally.requests, tally.whole, tally.left, tally.refused, tally.cut)
     return (*ends, tally.tokens, tally.differing_tokens)
 
 

@@ -85,7 +85,7 @@ def test_empty_output_is_no_token() -> None:
         ({}, ""),
         ({"sampling_params": SamplingParams(temperature=1.0)}, ""),
         ({"sampling_params": SamplingParams(temperature=0.0, seed=1)}, ""),
-        ({"sampling_params": SamplingParams(temperature=1.0, seed=1)}, "seeded random generator"),
+        ({"sampling_params": SamplingParams(temperature=1.0, seed=1)}, "who draws is gone"),
         ({"sampling_params": None}, "not a generation"),
         ({"resumable": True}, "streaming input session"),
         ({"mm_features": [PICTURE]}, "not made of tokens alone"),
@@ -101,9 +101,13 @@ def test_empty_output_is_no_token() -> None:
     ],
 )
 def test_stream_in_the_middle_is_continued_only_if_that_is_exact(fields: dict[str, Any], words: str) -> None:
-    why = why_not_exact(engine_request(R, **fields))
+    why = why_not_exact(engine_request(R, **fields), "who draws is gone")
     assert bool(why) == bool(words)
     assert words in why
+
+
+def test_seeded_stream_is_continued_where_the_engines_know_how() -> None:
+    assert why_not_exact(engine_request(R, sampling_params=SamplingParams(temperature=1.0, seed=1)), "") == ""
 
 
 def test_client_knows_the_external_id() -> None:

@@ -233,11 +233,24 @@ def test_client_that_left_while_its_request_moved_frees_it_once_at_the_new_owner
 
 def test_stream_that_cannot_be_continued_exactly_ends_with_the_reason() -> None:
     front = FrontEnd(A, B)
+    front.streams.seeds_lost = "who draws is gone"
     first = front.open(sampling_params=SamplingParams(temperature=1.0, seed=1))
     front.streams.sort_out(first, [_token("r", 7)])
     front.lose(first)
-    assert "seeded random generator" in front.why_failed[0]
+    assert front.why_failed[0].endswith("cannot be continued exactly: who draws is gone")
     assert front.emitted[0].finish_reason is FinishReason.ERROR
+
+
+def test_seeded_stream_whose_instances_die_goes_on_with_all_its_tokens_each_time() -> None:
+    front = FrontEnd(A, B, C)
+    owner, said = front.open(sampling_params=SamplingParams(temperature=1.0, seed=1)), []
+    for token, name in ((7, "r"), (8, "r~1")):
+        front.streams.sort_out(owner, [_token(name, token)])
+        front.lose(owner)
+        owner, resume = front.resumed[-1]
+        said.append((resume.request_id, resume.output_token_ids))
+    assert said == [("r~1", [7]), ("r~2", [7, 8])]
+    assert front.why_failed == []
 
 
 def test_finished_request_is_forgotten() -> None:

@@ -80,30 +80,48 @@ async def test_killed_instance_under_fifty_streams(server: Server) -> None:
     server.wait_until_quiet()
 
 
-async def test_every_kind_is_continued_or_says_why_not(server: Server) -> None:
-    """Structured output, penalties, stop conditions and logprobs come through; what depends on a seed cannot."""
+async def test_every_kind_goes_on_and_says_the_same(server: Server) -> None:
+    """Structured output, penalties, stop conditions, logprobs, and all that draws with a seed."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
     names = ["greedy", "penalties", "logprobs", "min_tokens logit_bias", "regex", "json schema", "grammar", "chat"]
-    names += ["choice", "three prompts", WITH_STOP]
+    names += ["choice", "three prompts", WITH_STOP, "seeded top_p", "seeded top_k min_p", "penalties seeded"]
+    names += ["regex seeded", "n = 2 seeded", "chat logprobs seeded"]
     made = [make(name, random.Random(seed)) for seed, name in enumerate(names)]
     async with open_session(server.url) as session:
         kinds = [await with_stop(session, kind, number) for number, kind in enumerate(made)]
         crowd = Crowd(session, kinds, "kind")
         await crowd.speaks()
-        seeded_ones = Crowd(session, [seeded(number) for number in range(4)], "seeded")
-        await seeded_ones.speaks()
-        places = {row["id"]: row["instance"] for row in server.requests()}
-        victim = places[seeded_ones.streams[0].id]
-        server.signal_instance(victim, signal.SIGKILL)
+        victim = max(server.instances(), key=lambda row: row["running"])
+        server.signal_instance(victim["id"], signal.SIGKILL)
         continued = await crowd.done()
-        sampled = await seeded_ones.done()
         undisturbed = await Crowd(session, kinds, "spared-kind").done()
     assert [o.error for o in continued] == [""] * len(kinds)
     assert [_said(o) for o in continued] == [_said(o) for o in undisturbed]
-    for each, output in zip(seeded_ones.streams, sampled, strict=True):
-        lost = places.get(each.id) == victim  # it may have ended before
-        assert ("seeded random generator is lost" in output.error) == lost, output.error
     server.wait_until_quiet()
+
+
+async def test_seeded_streams_that_moved_are_lost_twice_and_say_the_same(server: Server) -> None:
+    """The generator of each was handed over once, and is then drawn anew, at two instances one after the other."""
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances")
+    bodies = [seeded(number) for number in range(12)]
+    async with open_session(server.url) as session:
+        admin = Admin(session)
+        crowd = Crowd(session, bodies, "seeded")
+        await crowd.speaks()
+        ids = sorted(running_ids(server))
+        for row in server.requests():
+            await admin.migrate(row["id"], ids[(ids.index(row["instance"]) + 1) % 3])
+        for victim in ids[:2]:
+            held = server.instance(victim)["running"]
+            server.signal_instance(victim, signal.SIGKILL)
+            assert held, "nothing was lost"
+            await asyncio.sleep(0.5)
+        outputs = await crowd.done()
+        undisturbed = await Crowd(session, bodies, "spared-seeded").done()
+    assert [output.error for output in outputs] == [""] * 12
+    assert tokens_of(outputs) == tokens_of(undisturbed)
+    server.wait_until_quiet()
+    wait_for(lambda: len(running_ids(server)) == 3, "three instances again")
 
 
 def _said(output: Output) -> dict[int, tuple[list[int], str | None, object]]:

@@ -26,6 +26,8 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True):
     """vLLM's ready response."""
     snapshot: InstanceSnapshot
     """Of this moment: what it counts of this front end's requests, an earlier one of this index sent."""
+    seeds_lost: str = ""
+    """Why a request with a seed cannot go on exactly elsewhere when this engine has died; empty: it can."""
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):

@@ -113,6 +113,7 @@ class LlumnixClient(AsyncMPClient):
 
     def _admit(self, member: Member, hello: Introduction) -> None:
         self.members.admit(member)
+        self.streams.seeds_lost = hello.seeds_lost
         self.core_engines.append(member.identity)
         self.core_engine = self.core_engines[0]
         self.streams.reported(hello.snapshot)  # the first one: what it counts, an earlier front end sent

@@ -56,9 +56,9 @@ class Session:
         self.before_move_s = self.last_token_s
 
 
-def why_not_exact(request: EngineCoreRequest) -> str:
+def why_not_exact(request: EngineCoreRequest, seeds_lost: str) -> str:
     """Why a stream that has made a token cannot be continued exactly by computing its tokens anew, or an empty
-    string."""
+    string. `seeds_lost`: why none with a seed can, by word of the engines."""
     sampling = request.sampling_params
     if request.mm_features or request.prompt_embeds is not None:
         return "its prompt is not made of tokens alone"
@@ -67,5 +67,5 @@ def why_not_exact(request: EngineCoreRequest) -> str:
     if sampling is None:
         return "it is not a generation"
     if sampling.seed is not None and sampling.temperature > 0:
-        return "the state of its seeded random generator is lost"
+        return seeds_lost
     return ""

@@ -63,6 +63,8 @@ class Streams:
     def __init__(self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer) -> None:
         self.sessions: dict[str, Session] = {}
         """By engine id; those that wait for an instance, too."""
+        self.seeds_lost = ""
+        """Why a stream with a seed cannot go on exactly when its instance dies, by word of the latest that came."""
         self._members = members
         self._machine = machine
         self._ways = ways
@@ -91,7 +93,7 @@ class Streams:
             priority=Priority(request.priority),
             only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
             adapter=None if lora is None else fe.NeededAdapter(lora.lora_int_id, lora.lora_name),
-            not_exact=why_not_exact(request),
+            not_exact=why_not_exact(request, self.seeds_lost),
             more_comes=request.resumable,
         )
         (answer,) = self._machine.handle(arrived)

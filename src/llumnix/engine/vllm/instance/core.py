@@ -65,6 +65,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self._ledger = Ledger(spec.book.front_ends)
         self._follower = Follower(self)
         self._grammars = Lock()
+        self._seeds_lost = ""
         keys = spec.book.keys
         self._lines = None if keys is None else guard_engine_sockets(spec.book, keys)
         super().__init__(
@@ -97,6 +98,7 @@ class LlumnixEngineCore(EngineCoreProc):
         mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys)
         moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
         addresses = self.rpc("llumnix_open", args=(spec.book, mailbox.address, spec.secret, moves))
+        self._seeds_lost = next(filter(None, self.rpc("llumnix_why_seeds_are_lost")), "")
         info = InstanceInfo(
             id=spec.id,
             index=spec.index,
@@ -234,8 +236,12 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def llumnix_hello(self) -> bytes:
         """First contact: proves both sockets. The answer is a `Introduction`."""
-        ready = msgspec.msgpack.encode(self._make_ready_response())
-        return msgspec.msgpack.encode(Introduction(ready=ready, snapshot=self.office.reports.make().snapshot))
+        introduction = Introduction(
+            ready=msgspec.msgpack.encode(self._make_ready_response()),
+            snapshot=self.office.reports.make().snapshot,
+            seeds_lost=self._seeds_lost,
+        )
+        return msgspec.msgpack.encode(introduction)
 
     def llumnix_follow(self, state: bytes) -> bytes | Future[bytes]:
         """Where the server as a whole is: a `ServerState`, answered with an `Applied`."""

@@ -2,7 +2,7 @@
 
 The request arrives as what it is, prompt here and output there, so that penalties, `min_tokens`, stop
 conditions, grammar and priorities see exactly what they would have seen; vLLM recomputes it as one that was
-preempted. Only a random generator cannot be brought back.
+preempted. Its random generator, if it has a seed, is brought to where it stood (`seeds.py`).
 """
 
 from __future__ import annotations

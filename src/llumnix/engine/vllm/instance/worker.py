@@ -19,6 +19,7 @@ from vllm.utils.torch_utils import set_random_seed
 from llumnix import linux
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
+from llumnix.engine.vllm.instance.seeds import generator_after, why_seeds_are_lost
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire.addresses import AddressBook
@@ -133,6 +134,10 @@ class WorkerExtension:
         generator = getattr(request, "generator", None)
         return None if generator is None else generator.get_state().numpy().tobytes()
 
+    def llumnix_why_seeds_are_lost(self) -> str:
+        """Why a request with a seed whose owner died could not go on exactly here, or an empty string."""
+        return why_seeds_are_lost(self.model_runner, self.vllm_config, self.device)
+
     def llumnix_install(self, request: dict[str, Any]) -> None:
         """Makes the V1 runner know a request as one that was preempted here; the V2 runner needs nothing.
 
@@ -143,8 +148,9 @@ class WorkerExtension:
             return
         from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-        generator = None
-        if request["sampler_state"] is not None:
+        if request["sampler_state"] is None:  # there is none, or nobody knows it any more
+            generator = generator_after(request["sampling_params"], len(request["output_token_ids"]), self.device)
+        else:
             generator = torch.Generator(device=self.device)
             generator.set_state(torch.frombuffer(bytearray(request["sampler_state"]), dtype=torch.uint8))
         self.model_runner.requests[request["id"]] = CachedRequestState(
