@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llumnix.engine.vllm.hook import SUPPORTED
+from llumnix.engine.vllm.hook import OLDEST, Hook
 from llumnix.engine.vllm.hooks import HOOKS
+from llumnix.vllm_words import SUPPORTED_WORDS
 
 TARGET = Path(__file__).parent.parent / "docs" / "change" / "vllm-hooks.md"
 
 HEAD = f"""# vLLM hooks
 
-Llumnix runs on unmodified vLLM {SUPPORTED}: no fork, no patch. This is every place that it relies on, made from
+Llumnix runs on unmodified vLLM {SUPPORTED_WORDS}: no fork, no patch. This is every place that it relies on, made from
 `hooks.py` of `src/llumnix/engine/vllm/instance/` and of `front_end/` beside it by `scripts/vllm_hooks.py`. The list is
 compared with the vLLM that is installed at every start; another version fails with the lines that do not fit.
 
@@ -66,7 +67,13 @@ in vLLM 0.32:
 
 
 def reference() -> str:
-    return HEAD + "".join(f"| `{hook.where}` | {hook.used_for} |\n" for hook in HOOKS)
+    return HEAD + "".join(f"| `{hook.where}` | {hook.used_for}{_span(hook)} |\n" for hook in HOOKS)
+
+
+def _span(hook: Hook) -> str:
+    """In which versions, if not in all."""
+    since = f" (since {'.'.join(map(str, hook.since))})" if hook.since > OLDEST else ""
+    return since if hook.until is None else f"{since} (before {'.'.join(map(str, hook.until))})"
 
 
 def main() -> int:

@@ -88,13 +88,14 @@ def test_missing_engine_is_told_with_what_to_do(
     assert "run `make env`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("version", ["0.30.1", "0.34.0rc1", "1.31.0", "0.3", "dev"])
 def test_other_version_of_the_engine_is_refused(
-    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    version: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: "0.31.1")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: version)
     assert main(["serve", model]) == 2
-    assert "vLLM 0.31.1 is installed, but 0.32 is needed" in capsys.readouterr().err
+    told = f"vLLM {version} is installed, but 0.31, 0.32 or 0.33 is needed: `pip install 'vllm==0.32.*'`."
+    assert told in capsys.readouterr().err
 
 
 def test_server_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

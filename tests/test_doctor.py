@@ -55,6 +55,26 @@ def test_taken_port_and_missing_model_keep_it_from_working(capsys: pytest.Captur
     assert out.rstrip().endswith("of these would keep `llumnix serve` from working.")
 
 
+@pytest.mark.parametrize(
+    ("version", "mark", "words"),
+    [
+        ("0.31.2", Mark.GOOD, ""),
+        ("0.32.0", Mark.GOOD, ""),
+        ("0.33.0", Mark.NOTE, "no test has run on this version"),
+        ("0.34.0", Mark.BAD, "0.31, 0.32 or 0.33 is needed"),
+        (None, Mark.BAD, "vLLM is not installed"),
+    ],
+)
+def test_which_versions_of_vllm_will_do(
+    version: str | None, mark: Mark, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llumnix.vllm_words.installed_version", lambda: version)
+    monkeypatch.setattr(doctor, "installed_version", lambda: version)
+    finding = doctor._vllm()
+    assert (finding.mark, words in finding.advice) == (mark, True)
+    assert mark is Mark.BAD or "0.31, 0.32 or 0.33 will do" in finding.what
+
+
 @pytest.mark.parametrize("port", ["-1", "65536", "x", ""])
 def test_port_that_cannot_be(port: str) -> None:
     with pytest.raises(UsageError, match="--port must be a number below 65536"):

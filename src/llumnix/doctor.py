@@ -17,7 +17,7 @@ import psutil
 from llumnix.cluster import preflight
 from llumnix.cluster.environment import runs_on_cpu
 from llumnix.errors import UsageError
-from llumnix.vllm_words import installed_version
+from llumnix.vllm_words import ADVICE, NEVER_RUN, SUPPORTED_WORDS, installed_version
 
 _GIB = 1024**3
 _SHARED_MEMORY = Path("/dev/shm")
@@ -86,8 +86,11 @@ def _vllm() -> Finding:
         preflight.check_vllm()
     except UsageError as error:
         return Finding(Mark.BAD, f"vLLM {installed_version() or 'is missing'}", str(error))
-    build = "CPU build" if runs_on_cpu() else "GPU build"
-    return Finding(Mark.GOOD, f"vLLM {installed_version()} ({build})")
+    version = installed_version() or ""
+    what = f"vLLM {version} ({'CPU' if runs_on_cpu() else 'GPU'} build); {SUPPORTED_WORDS} will do"
+    if version.startswith(NEVER_RUN):
+        return Finding(Mark.NOTE, what, "All that Llumnix relies on is there, but no test has run on this version.")
+    return Finding(Mark.GOOD, what)
 
 
 def _torch() -> Finding:
@@ -95,7 +98,7 @@ def _torch() -> Finding:
         return Finding(Mark.BAD, "PyTorch is missing", "It comes with vLLM; run `make env` in a checkout.")
     version = importlib.metadata.version("torch")
     if runs_on_cpu() and Path("/dev/nvidia0").exists():
-        advice = f"This machine has a GPU; pip install 'vllm=={preflight.SUPPORTED_VLLM}.*' to use it."
+        advice = f"This machine has a GPU; {ADVICE} to use it."
         return Finding(Mark.NOTE, f"PyTorch {version}, without the GPU", advice)
     return Finding(Mark.GOOD, f"PyTorch {version}")
 

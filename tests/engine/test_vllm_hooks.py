@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 vllm = pytest.importorskip("vllm")
 
 from llumnix.engine.vllm import hooks  # noqa: E402
-from llumnix.engine.vllm.front_end.hooks import CLIENT_FIELDS  # noqa: E402
-from llumnix.engine.vllm.hook import Hook  # noqa: E402
+from llumnix.engine.vllm.front_end.hooks import client_fields  # noqa: E402
+from llumnix.engine.vllm.hook import OLDEST, Hook, release_of  # noqa: E402
 from llumnix.engine.vllm.hooks import HOOKS, problems  # noqa: E402
+from llumnix.vllm_words import SUPPORTED, installed_version, supports  # noqa: E402
 
 
 def test_installed_vllm_fits() -> None:
@@ -21,7 +23,19 @@ def test_installed_vllm_fits() -> None:
 
 def test_every_hook_says_what_it_is_for() -> None:
     assert [hook.where for hook in HOOKS if not hook.used_for] == []
-    assert len({hook.where for hook in HOOKS}) == len(HOOKS)
+    releases = [release_of(version) for version in SUPPORTED]
+    for release in releases:
+        concerned = [hook.where for hook in HOOKS if hook.concerns(release)]
+        assert len(set(concerned)) == len(concerned), "two of one place for one version"
+    assert [hook.where for hook in HOOKS if not any(map(hook.concerns, releases))] == []
+
+
+def test_hook_concerns_the_versions_from_the_first_to_before_the_last() -> None:
+    span = Hook("vllm:x", "", "", since=(0, 32), until=(0, 34))
+    assert [release for release in [OLDEST, (0, 32), (0, 33), (0, 34), (1, 0)] if span.concerns(release)] == [
+        (0, 32),
+        (0, 33),
+    ]
 
 
 @pytest.fixture
@@ -32,9 +46,24 @@ def with_hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return replace
 
 
-def test_other_version_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "__version__", "0.33.1")
-    assert problems() == ["its version is 0.33.1, and the adapter is for 0.32"]
+@pytest.mark.parametrize("version", ["0.30.3", "0.34.0", "dev"])
+def test_other_version_is_reported(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    assert problems() == [f"its version is {version}, and the adapter is for 0.31, 0.32 or 0.33"]
+
+
+def test_what_only_another_version_has_is_not_missed(monkeypatch: pytest.MonkeyPatch, with_hook: Any) -> None:
+    with_hook(Hook("vllm:vanished", "", "", until=(0, 31)), Hook("vllm:to_come", "", "", since=(0, 34)))
+    assert problems() == []
+
+
+def test_version_is_known_without_asking_vllm_or_how_it_was_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", nobody)
+    assert installed_version() == vllm.__version__
+    assert supports(vllm.__version__)
 
 
 def test_missing_function_is_reported(with_hook: Any) -> None:
@@ -86,5 +115,5 @@ def test_new_parameter_with_a_default_does_not_matter(monkeypatch: pytest.Monkey
 
 
 def test_new_field_of_the_client_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "CLIENT_FIELDS", CLIENT_FIELDS - {"encoder"} | {"lamp"})
+    monkeypatch.setattr(hooks, "client_fields", lambda release: client_fields(release) - {"encoder"} | {"lamp"})
     assert problems() == ["the fields of its engine client changed: new ['encoder'], gone ['lamp']"]

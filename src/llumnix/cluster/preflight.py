@@ -20,7 +20,6 @@ from llumnix.cluster.ports import split_address
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 
-SUPPORTED_VLLM = vllm_words.VERSION.rpartition(".")[0]
 DEFAULT_PORT = 8000
 
 _GIB = 1024**3
@@ -74,14 +73,13 @@ def check_files(arguments: ServeArguments) -> None:
 
 def check_vllm() -> None:
     version = vllm_words.installed_version()
-    if version is None or importlib.util.find_spec("vllm") is None:
+    if version is None:
         raise UsageError(
-            "vLLM is not installed; run `make env` in a checkout, or "
-            f"`pip install 'vllm=={SUPPORTED_VLLM}.*'` on a machine with GPUs."
+            f"vLLM is not installed; run `make env` in a checkout, or {vllm_words.ADVICE} on a machine with GPUs."
         )
-    if not version.startswith(SUPPORTED_VLLM + "."):
+    if not vllm_words.supports(version):
         raise UsageError(
-            f"vLLM {version} is installed, but {SUPPORTED_VLLM} is needed: pip install 'vllm=={SUPPORTED_VLLM}.*'"
+            f"vLLM {version} is installed, but {vllm_words.SUPPORTED_WORDS} is needed: {vllm_words.ADVICE}."
         )
 
 

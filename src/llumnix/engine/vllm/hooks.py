@@ -12,9 +12,10 @@ import inspect
 import textwrap
 from typing import Any
 
-from llumnix.engine.vllm.front_end.hooks import CLIENT_FIELDS, FRONT_END_HOOKS
-from llumnix.engine.vllm.hook import SUPPORTED, Hook
+from llumnix.engine.vllm.front_end.hooks import FRONT_END_HOOKS, client_fields
+from llumnix.engine.vllm.hook import Hook, Release, release_of
 from llumnix.engine.vllm.instance.hooks import INSTANCE_HOOKS
+from llumnix.vllm_words import SUPPORTED_WORDS, supports
 
 HOOKS = (*INSTANCE_HOOKS, *FRONT_END_HOOKS)
 
@@ -23,12 +24,11 @@ def problems() -> list[str]:
     """What is not as relied on: one sentence each, empty if all is well."""
     import vllm
 
-    found: list[str] = []
-    version = getattr(vllm, "__version__", "unknown")
-    if not version.startswith(f"{SUPPORTED}."):
-        found.append(f"its version is {version}, and the adapter is for {SUPPORTED}")
-    found += [problem for hook in HOOKS if (problem := _problem(hook))]
-    return found + _client_field_problems()
+    if not supports(vllm.__version__):
+        return [f"its version is {vllm.__version__}, and the adapter is for {SUPPORTED_WORDS}"]
+    release = release_of(vllm.__version__)
+    found = [problem for hook in HOOKS if hook.concerns(release) and (problem := _problem(hook))]
+    return found + _client_field_problems(release)
 
 
 def _problem(hook: Hook) -> str:
@@ -56,7 +56,7 @@ def _find(where: str) -> Any:
     return target
 
 
-def _client_field_problems() -> list[str]:
+def _client_field_problems(release: Release) -> list[str]:
     """Compares what the constructors of vLLM's client assign to `self` with what we assign."""
     from vllm.v1.engine.core_client import AsyncMPClient, MPClient
 
@@ -65,9 +65,10 @@ def _client_field_problems() -> list[str]:
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(owner.__init__)))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
                 theirs.add(node.attr)
-    if theirs == CLIENT_FIELDS:
+    ours = client_fields(release)
+    if theirs == ours:
         return []
-    new, gone = sorted(theirs - CLIENT_FIELDS), sorted(CLIENT_FIELDS - theirs)
+    new, gone = sorted(theirs - ours), sorted(ours - theirs)
     return [f"the fields of its engine client changed: new {new}, gone {gone}"]
 
 

@@ -242,6 +242,10 @@ class LlumnixClient(AsyncMPClient):
     async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
         await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
 
+    pause_generation_async = (
+        pause_scheduler_async  # since 0.33, where vLLM refuses new requests meanwhile; here they wait
+    )
+
     async def resume_scheduler_async(self) -> None:
         await self.whole.do(Op("resume_scheduler"))
 
@@ -278,9 +282,11 @@ class LlumnixClient(AsyncMPClient):
         return [answer for answers in await self.call_utility_all_async("collective_rpc", *call) for answer in answers]
 
     async def compute_weight_checksums_async(self) -> list[dict[str, str]]:
-        """All instances have the same weights, so one of them speaks for all."""
-        sums: list[dict[str, str]] = await self.call_utility_consensus_async("compute_weight_checksums")
-        return sums
+        """All instances have the same weights, so one of them speaks for all. Raises RuntimeError if they have not."""
+        sums, *others = await self.call_utility_all_async("compute_weight_checksums")
+        if any(other != sums for other in others):
+            raise RuntimeError(f"The instances have different weights: {[sums, *others]}")
+        return list(sums)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,6 +1,6 @@
 """The sockets and fields of `MPClient`, without starting or waiting for engines.
 
-`MPClient.__init__` (vllm/v1/engine/core_client.py, 0.32) starts its engines or, when they are external, waits
+`MPClient.__init__` (vllm/v1/engine/core_client.py) starts its engines or, when they are external, waits
 for a READY of exactly the ranks 0..n-1: neither fits engines that come and go, or a front end that is
 restarted while its engines run on. So this sets the same fields itself; `hooks.py` compares the list with
 what vLLM's constructors set, so that a new field fails a test and not a request.
@@ -69,6 +69,9 @@ def set_up_sockets(client: Any, vllm_config: Any, spec: FrontEndSpec) -> None:
             doorkeeper.watch(socket)
     client.encoder = MsgpackEncoder()
     client.decoder = MsgpackDecoder(EngineCoreOutputs)
+    client.input_address = client.input_socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    client.output_address = client.resources.output_socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    client.coordinator_input_address = client.coordinator_output_address = None
     client.engine_ranks_managed = list(range(spec.cluster.instances))
     client.core_engines = []
     client.core_engine = b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llumnix.engine.vllm.hook import Hook
+from llumnix.engine.vllm.hook import Hook, Release
 
 FRONT_END_HOOKS = (
     Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
@@ -21,6 +21,12 @@ FRONT_END_HOOKS = (
         "answers to the calls of an earlier front end (client_setup.py)",
     ),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.call_utility_async", "self method", "overridden: all engines"),
+    Hook(
+        "vllm.v1.engine.core_client:AsyncMPClient.pause_generation_async",
+        "self mode clear_cache",
+        "overridden: state of the server",
+        since=(0, 33),
+    ),
     Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
     Hook(
         "vllm.v1.engine.async_llm:AsyncLLM._add_request",
@@ -81,7 +87,20 @@ FRONT_END_HOOKS = (
     ),
     Hook("vllm.entrypoints.launchers.launcher:serve_http", "app sock enable_ssl_refresh", "the server"),
     Hook("vllm.entrypoints.launchers.launcher:setup_server", "args reuse_port", "the port"),
-    Hook("vllm.entrypoints.launchers.cli_args:make_arg_parser", "parser", "flags"),
+    Hook("vllm.entrypoints.launchers.cli_args:make_arg_parser", "parser", "flags", until=(0, 33)),
+    Hook("vllm.entrypoints.launchers.cli_args:validate_parsed_serve_args", "args", "flags", until=(0, 33)),
+    Hook("vllm.entrypoints.common.cli_args:make_arg_parser", "parser", "flags", since=(0, 33)),
+    Hook("vllm.entrypoints.common.cli_args:validate_parsed_serve_args", "args", "flags", since=(0, 33)),
+    Hook(
+        "vllm.entrypoints.launchers.cli_args:propagate_flash_late_interaction",
+        "args engine_args",
+        "flags",
+        since=(0, 32),
+        until=(0, 33),
+    ),
+    Hook(
+        "vllm.entrypoints.common.cli_args:propagate_flash_late_interaction", "args engine_args", "flags", since=(0, 33)
+    ),
 )
 
 CLIENT_FIELDS = frozenset(
@@ -93,3 +112,14 @@ CLIENT_FIELDS = frozenset(
     )
 )
 """Fields that the constructors of vLLM's client set, and client_setup.py sets instead."""
+
+ADDED_CLIENT_FIELDS = {
+    (0, 33): frozenset(
+        ("input_address", "output_address", "coordinator_input_address", "coordinator_output_address"),
+    )
+}
+"""Those that a later version added. They are set for all."""
+
+
+def client_fields(release: Release) -> frozenset[str]:
+    return CLIENT_FIELDS.union(*(added for since, added in ADDED_CLIENT_FIELDS.items() if since <= release))

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from llumnix.engine.vllm.hook import Hook
 
+_ALLOCATE_SLOTS = (
+    "self request num_new_tokens num_new_computed_tokens new_computed_blocks num_lookahead_tokens"
+    " num_external_computed_tokens delay_cache_blocks num_encoder_tokens full_sequence_must_fit reserved_blocks"
+    " has_scheduled_reqs"
+)
+
 INSTANCE_HOOKS = (
     Hook(
         "vllm.v1.engine.core:EngineCoreProc.__init__",
@@ -84,7 +90,13 @@ INSTANCE_HOOKS = (
         "self request",
         "overridden: blocks that a step in flight still uses",
     ),
-    Hook("vllm.utils.torch_utils:set_random_seed", "seed data_parallel_index", "each instance draws by itself"),
+    Hook("vllm.utils.torch_utils:set_random_seed", "seed", "each instance draws by itself", until=(0, 32)),
+    Hook(
+        "vllm.utils.torch_utils:set_random_seed",
+        "seed data_parallel_index",
+        "each instance draws by itself",
+        since=(0, 32),
+    ),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._preempt_request",
         "self request timestamp drop_stale_output",
@@ -111,10 +123,15 @@ INSTANCE_HOOKS = (
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks", "self request", "prefix hits"),
     Hook(
         "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
-        "self request num_new_tokens num_new_computed_tokens new_computed_blocks num_lookahead_tokens"
-        " num_external_computed_tokens delay_cache_blocks num_encoder_tokens full_sequence_must_fit reserved_blocks"
-        " has_scheduled_reqs skip_zeroing_group_ids",
+        _ALLOCATE_SLOTS,
         "reservations",
+        until=(0, 32),
+    ),
+    Hook(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
+        f"{_ALLOCATE_SLOTS} skip_zeroing_group_ids",
+        "reservations",
+        since=(0, 32),
     ),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.free", "self request", "dropped reservations"),
     Hook(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import vllm
 
 from llumnix.transport.port import Transport
 from llumnix.transport.sockets import SocketOptions, SocketTransport
@@ -48,11 +49,12 @@ def open_transport(worker: Any, book: AddressBook, secret: bytes) -> Transport:
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
-    """Equal if blocks of the two workers mean the same: model, cache type, block shape and place in the TP group."""
+    """Equal if blocks of the two workers mean the same: vLLM, model, cache type, block shape and place in the TP group.
+    Another version may lay out or compute what looks the same otherwise."""
     config = worker.vllm_config
     shapes = {f"{tuple(view.shape[1:])}/{view.dtype}" for view in views}
     model = config.model_config
     return (
-        f"{model.model}@{model.revision}/{model.dtype}/{config.cache_config.cache_dtype}"
+        f"vllm{vllm.__version__}/{model.model}@{model.revision}/{model.dtype}/{config.cache_config.cache_dtype}"
         f"/tp{worker.rank}of{config.parallel_config.tensor_parallel_size}/{'+'.join(sorted(shapes))}"
     )

@@ -22,6 +22,7 @@ from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
+from llumnix.engine.vllm.versions import not_zeroed
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.types import RequestId, is_high
 
@@ -128,7 +129,7 @@ class MigrationSupport(_Base):
                 num_external_computed_tokens=external,
                 delay_cache_blocks=True,
                 reserved_blocks=self._inflight_prefill_reserved_blocks() + self.watermark_spare,
-                skip_zeroing_group_ids=groups,
+                **not_zeroed(groups),
             )
             if adopted is None:
                 return None

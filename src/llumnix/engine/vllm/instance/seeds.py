@@ -1,7 +1,7 @@
-"""Where the random generator of a request with a seed stands after so many tokens, so that a replay draws on from there.
+"""Where the random generator of a request with a seed stands after so many tokens: a replay draws on from there.
 
-The V2 runner has no generators: what it draws follows from the seed and the position (vllm/v1/worker/gpu/sample/gumbel.py),
-so there is nothing to bring back. The V1 runner keeps one for each request and draws once for every token; how, depends
+The V2 runner has no generators: what it draws follows from the seed and the position
+(vllm/v1/worker/gpu/sample/gumbel.py), so there is nothing to bring back. The V1 runner keeps one for each request and draws once for every token; how, depends
 on the sampler (vllm/v1/sample/ops/topk_topp_sampler.py):
 
 * on CPUs, one integer (`forward_cpu`); drawing n at once leaves the generator as drawing n times one does;
@@ -42,7 +42,9 @@ def why_seeds_are_lost(model_runner: Any, config: Any, device: torch.device) -> 
     if device.type != "cuda":
         return _UNKNOWN
     kind = torch.float64 if sampler.use_fp64_gumbel else torch.float32
-    return "" if _philox_step(device, model_runner.model_config.get_vocab_size(), kind) == _PHILOX_STEP else _LARGE_STEPS
+    return (
+        "" if _philox_step(device, model_runner.model_config.get_vocab_size(), kind) == _PHILOX_STEP else _LARGE_STEPS
+    )
 
 
 def _philox_step(device: torch.device, words: int, kind: torch.dtype) -> int:

@@ -14,12 +14,12 @@ import threading
 from typing import Any
 
 import torch
-from vllm.utils.torch_utils import set_random_seed
 
 from llumnix import linux
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
 from llumnix.engine.vllm.instance.seeds import generator_after, why_seeds_are_lost
+from llumnix.engine.vllm.versions import draw_apart
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire.addresses import AddressBook
@@ -79,7 +79,7 @@ class WorkerExtension:
         `index` is never used twice, so not even a successor repeats what its predecessor drew. The seed is mixed as
         vLLM mixes it for its data parallel ranks: `--seed` still decides everything, and 0 draws as a vLLM alone.
         """
-        set_random_seed(self.vllm_config.model_config.seed, index)
+        draw_apart(self.vllm_config.model_config.seed, index)
 
     def llumnix_pull(
         self,

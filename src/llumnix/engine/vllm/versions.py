@@ -1,0 +1,46 @@
+"""What differs between the versions of vLLM that are supported: the only place that asks which one it is.
+
+Which names exist in which version says the list of hooks (`since` and `until` in a `hooks.py` of each side).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import vllm
+from vllm.utils.torch_utils import set_random_seed
+
+from llumnix.engine.vllm.hook import release_of
+
+RELEASE = release_of(vllm.__version__)
+
+
+def command_line() -> Any:
+    """The module with `make_arg_parser` and `validate_parsed_serve_args`. Takes long to import."""
+    folder = "common" if RELEASE >= (0, 33) else "launchers"
+    return importlib.import_module(f"vllm.entrypoints.{folder}.cli_args")
+
+
+def propagate(args: Any, engine_args: Any) -> None:
+    """Flags that belong to both sides of the engine, from one to the other. 0.31 has none."""
+    if RELEASE >= (0, 32):
+        command_line().propagate_flash_late_interaction(args, engine_args)
+
+
+def not_zeroed(groups: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of `KVCacheManager.allocate_slots`: KV cache groups whose new blocks are filled from outside. 0.31
+    cannot be told."""
+    return {"skip_zeroing_group_ids": groups} if RELEASE >= (0, 32) else {}
+
+
+def draw_apart(seed: int, index: int) -> None:
+    """Has this process draw as vLLM's data parallel rank `index` does; 0.31 has all of them draw alike."""
+    if RELEASE >= (0, 32):
+        set_random_seed(seed, index)
+    elif index:
+        from numpy.random import SeedSequence
+
+        set_random_seed(int(SeedSequence((seed, index)).generate_state(1)[0]))
+    else:
+        set_random_seed(seed)
