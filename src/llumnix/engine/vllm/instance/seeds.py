@@ -1,8 +1,8 @@
 """Where the random generator of a request with a seed stands after so many tokens: a replay draws on from there.
 
 The V2 runner has no generators: what it draws follows from the seed and the position
-(vllm/v1/worker/gpu/sample/gumbel.py), so there is nothing to bring back. The V1 runner keeps one for each request and draws once for every token; how, depends
-on the sampler (vllm/v1/sample/ops/topk_topp_sampler.py):
+(vllm/v1/worker/gpu/sample/gumbel.py), so there is nothing to bring back. The V1 runner keeps one for each request and
+draws once for every token; how, depends on the sampler (vllm/v1/sample/ops/topk_topp_sampler.py):
 
 * on CPUs, one integer (`forward_cpu`); drawing n at once leaves the generator as drawing n times one does;
 * on GPUs, one row of exponentials (`random_sample`). A Philox generator counts what it gave in its offset, and
