@@ -8,11 +8,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TORCH_INDEX
 
-.PHONY: help env triton serve test nightly check hello soak clean
+.PHONY: help env triton serve test test-versions nightly check hello soak clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
-	@sed -n 's/^\([a-z]*\): .*## */  make \1\t/p; s/^\([a-z]*\):  *## */  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\): .*## */  make \1\t/p; s/^\([a-z-]*\):  *## */  make \1\t/p' $(MAKEFILE_LIST)
 
 env:            ## the environment .venv, made or repaired
 	@$(PYTHON) requirements/make_env.py
@@ -25,6 +25,9 @@ serve: env      ## serve a tiny model, or what ARGS says
 
 test: env triton ## all tests: some 15 minutes on 2 cores; pytest's own words in ARGS
 	@timeout -k 10 1440 $(BIN)/python -m pytest $(ARGS)
+
+test-versions: env  ## the other versions of vLLM, each in build/versions/: some 10 minutes each (VERSIONS="0.31 0.33")
+	@$(BIN)/python scripts/try_versions.py $(VERSIONS)
 
 nightly: env triton ## tests that are too slow for every day
 	@timeout -k 10 3600 $(BIN)/python -m pytest -m nightly $(ARGS)

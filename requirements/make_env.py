@@ -1,5 +1,7 @@
 """Makes `.venv` from the lock files, or repairs it; does nothing when it is as they say. Needs a bare Python 3.11+.
 
+With a version of vLLM that has a lock file of its own (`make_env.py 0.31`) it makes `build/versions/0.31` instead.
+
 The environment is finished only when its stamp says which lock files it was made from: one that is half made, broken
 or of older locks is completed in place, or made again if its Python does not run.
 
@@ -18,10 +20,13 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+VERSION = "".join(sys.argv[1:2])
+VENV = ROOT / "build" / "versions" / VERSION if VERSION else ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "made-from"
-LOCKS = tuple(ROOT / "requirements" / f"{name}.lock" for name in ("cpu", "ray", "dev"))
+LOCKS = tuple(
+    ROOT / "requirements" / f"{name}.lock" for name in (f"vllm-{VERSION}" if VERSION else "cpu", "ray", "dev")
+)
 
 _LOCK_LINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 
@@ -68,7 +73,7 @@ def check_locks() -> str:
             if line.startswith("torch=="):
                 torch = line.removeprefix("torch==").partition("+")[0]
     if torch is None:
-        fail("requirements/cpu.lock does not name a version of torch: restore it from the repository.")
+        fail(f"{LOCKS[0].relative_to(ROOT)} does not name a version of torch: restore it from the repository.")
     return torch
 
 
@@ -81,7 +86,7 @@ def fingerprint() -> str:
 
 def make(torch: str) -> None:
     if not runs("import pip"):
-        say("making .venv")
+        say(f"making {VENV.relative_to(ROOT)}")
         command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
         run(command, "a virtual environment cannot be made (on Debian and Ubuntu: apt install python3-venv)")
     say(f"installing PyTorch {torch} for the CPU")

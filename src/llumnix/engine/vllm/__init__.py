@@ -1,1 +1,1 @@
-"""The adapter to vLLM 0.32: the only folder that knows vLLM's inside. `hooks.py` lists what it relies on."""
+"""The adapter to vLLM: the only folder that knows vLLM's inside. `hooks.py` lists what it relies on."""
