@@ -49,7 +49,7 @@ def _try(version: str) -> int:
 
 
 def _pytest(python: Path, tests: tuple[str, ...]) -> int:
-    command = ["timeout", "-k", "10", str(_LIMIT_S), python, "-m", "pytest", *tests]
+    command = ["timeout", "-k", "10", str(_LIMIT_S), str(python), "-m", "pytest", *tests]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
