@@ -37,6 +37,7 @@ def drawn(sampler: TopKTopPSampler, generator: torch.Generator, first: int, last
     return tokens
 
 
+@pytest.mark.skipif(not seeds.ONE_INTEGER, reason="vLLM 0.31 draws otherwise, and seeds_lost says so")
 @pytest.mark.parametrize("top", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7, 16, 17, 59])
 def test_stream_that_goes_on_with_a_new_generator_says_the_same(tokens: int, top: bool) -> None:
@@ -67,7 +68,7 @@ PLAIN, DRAFTS = SimpleNamespace(speculative_config=None), SimpleNamespace(specul
 @pytest.mark.parametrize(
     ("model_runner", "config", "words"),
     [
-        (runner(), PLAIN, ""),
+        (runner(), PLAIN, "" if seeds.ONE_INTEGER else "as many numbers for each token as there are words"),
         (runner(), DRAFTS, "drafts"),
         (runner("forward_native"), PLAIN, "as many numbers for each token as there are words"),
         (runner(fp64=True), PLAIN, "as many numbers for each token as there are words"),

@@ -12,13 +12,17 @@ import pytest
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import with_stop
-from frame.kinds import WITH_STOP, Kind, make, prompt
+from frame.kinds import KINDS, WITH_STOP, Kind, make, prompt
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, Output, Streaming, open_session
+
+from llumnix.vllm_words import installed_version
 
 pytestmark = pytest.mark.timeout(240)
 
 INSTANCES = 3
+OLD = (installed_version() or "").startswith("0.31.")
+SEEDED = [] if OLD else [name for name in KINDS if "seeded" in name]
 FLAGS = ("--instance-timeout-s", "3")
 
 
@@ -84,8 +88,7 @@ async def test_every_kind_goes_on_and_says_the_same(server: Server) -> None:
     """Structured output, penalties, stop conditions, logprobs, and all that draws with a seed."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
     names = ["greedy", "penalties", "logprobs", "min_tokens logit_bias", "regex", "json schema", "grammar", "chat"]
-    names += ["choice", "three prompts", WITH_STOP, "seeded top_p", "seeded top_k min_p", "penalties seeded"]
-    names += ["regex seeded", "n = 2 seeded", "chat logprobs seeded"]
+    names += ["choice", "three prompts", WITH_STOP, *SEEDED]
     made = [make(name, random.Random(seed)) for seed, name in enumerate(names)]
     async with open_session(server.url) as session:
         kinds = [await with_stop(session, kind, number) for number, kind in enumerate(made)]
@@ -100,6 +103,7 @@ async def test_every_kind_goes_on_and_says_the_same(server: Server) -> None:
     server.wait_until_quiet()
 
 
+@pytest.mark.skipif(OLD, reason="how it draws on CPUs cannot be followed")
 async def test_seeded_streams_that_moved_are_lost_twice_and_say_the_same(server: Server) -> None:
     """The generator of each was handed over once, and is then drawn anew, at two instances one after the other."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")

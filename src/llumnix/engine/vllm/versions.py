@@ -15,6 +15,9 @@ from llumnix.engine.vllm.hook import release_of
 
 RELEASE = release_of(vllm.__version__)
 
+ONE_INTEGER = RELEASE >= (0, 32)
+"""Whether on CPUs the sampler draws one integer for a token with a seed. 0.31 draws a number for every word."""
+
 
 def command_line() -> Any:
     """The module with `make_arg_parser` and `validate_parsed_serve_args`. Takes long to import."""
@@ -26,6 +29,12 @@ def propagate(args: Any, engine_args: Any) -> None:
     """Flags that belong to both sides of the engine, from one to the other. 0.31 has none."""
     if RELEASE >= (0, 32):
         command_line().propagate_flash_late_interaction(args, engine_args)
+
+
+def accepted_in_turn(peer_loads: tuple[Any, int] | None) -> dict[str, Any]:
+    """Arguments of `serve_http`: how many connections each front end has, so that the least loaded one takes the next.
+    In 0.31 whoever is first takes it."""
+    return {"peer_loads": peer_loads} if RELEASE >= (0, 32) else {}
 
 
 def not_zeroed(groups: tuple[int, ...]) -> dict[str, Any]:

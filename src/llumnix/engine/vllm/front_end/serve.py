@@ -26,6 +26,7 @@ from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_parts
 from llumnix.engine.vllm.front_end.vllm_routes import undecided
+from llumnix.engine.vllm.versions import accepted_in_turn
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 from llumnix.wire.to_launcher import FrontEndLives
@@ -95,7 +96,7 @@ async def _serve_http(
         app,
         sock=sock,
         enable_ssl_refresh=args.enable_ssl_refresh,
-        peer_loads=peer_loads,
+        **accepted_in_turn(peer_loads),
         host=args.host,
         port=args.port,
         log_level=args.uvicorn_log_level,

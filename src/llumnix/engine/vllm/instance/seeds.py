@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from vllm.sampling_params import SamplingParams, SamplingType
 
+from llumnix.engine.vllm.versions import ONE_INTEGER
+
 _PHILOX_STEP = 4
 
 _SPECULATION = "what speculative decoding drew for it depends on its drafts"
@@ -37,8 +39,8 @@ def why_seeds_are_lost(model_runner: Any, config: Any, device: torch.device) -> 
     if sampler is None:
         return ""  # draws nothing, as pooling models
     if device.type == "cpu":
-        one_integer = sampler.forward.__name__ == "forward_cpu" and not sampler.use_fp64_gumbel
-        return "" if one_integer else _MANY_DRAWS
+        usual = sampler.forward.__name__ == "forward_cpu" and not sampler.use_fp64_gumbel
+        return "" if usual and ONE_INTEGER else _MANY_DRAWS
     if device.type != "cuda":
         return _UNKNOWN
     kind = torch.float64 if sampler.use_fp64_gumbel else torch.float32
