@@ -17,6 +17,7 @@ from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 from llumnix.engine.vllm.instance import seeds
 from llumnix.engine.vllm.instance.seeds import generator_after, why_seeds_are_lost
 from llumnix.engine.vllm.instance.worker import WorkerExtension
+from llumnix.engine.vllm.versions import ONE_INTEGER
 
 CPU = torch.device("cpu")
 SEEDED = SamplingParams(temperature=1.0, seed=11)
@@ -37,7 +38,7 @@ def drawn(sampler: TopKTopPSampler, generator: torch.Generator, first: int, last
     return tokens
 
 
-@pytest.mark.skipif(not seeds.ONE_INTEGER, reason="vLLM 0.31 draws otherwise, and seeds_lost says so")
+@pytest.mark.skipif(not ONE_INTEGER, reason="vLLM 0.31 draws otherwise, and seeds_lost says so")
 @pytest.mark.parametrize("top", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7, 16, 17, 59])
 def test_stream_that_goes_on_with_a_new_generator_says_the_same(tokens: int, top: bool) -> None:
@@ -68,7 +69,7 @@ PLAIN, DRAFTS = SimpleNamespace(speculative_config=None), SimpleNamespace(specul
 @pytest.mark.parametrize(
     ("model_runner", "config", "words"),
     [
-        (runner(), PLAIN, "" if seeds.ONE_INTEGER else "as many numbers for each token as there are words"),
+        (runner(), PLAIN, "" if ONE_INTEGER else "as many numbers for each token as there are words"),
         (runner(), DRAFTS, "drafts"),
         (runner("forward_native"), PLAIN, "as many numbers for each token as there are words"),
         (runner(fp64=True), PLAIN, "as many numbers for each token as there are words"),
