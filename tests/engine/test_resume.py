@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.adopted: list[Request] = []
+        self.installed: list[dict[str, Any]] = []
         self.compiling: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.makers: set[str] = set()
         self.problem = ""
@@ -36,7 +38,7 @@ class Engine:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.resumes = Resumes(
             SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request)),  # type: ignore[arg-type]
-            lambda *_, **__: [],
+            lambda _, args: self.installed.extend(args),
             Maker(self._make, SimpleNamespace(accept_tokens=lambda *_: True)),
             can_serve=lambda lora: not self.lacks_adapter,
             to_main=self._calls.put,
@@ -57,7 +59,7 @@ class Engine:
     def start(self, request_id: str, front_end: int = 0) -> Future[None]:
         request = RequestCodec().encode(engine_request(request_id))
         return self.resumes.start(
-            Resume(request_id=request_id, front_end=front_end, request=request, output_token_ids=[7, 8])
+            Resume(request_id=request_id, front_end=front_end, request=request, output_token_ids=[7, 8], thrown_away=3)
         )
 
     def compiled(self) -> None:
@@ -81,6 +83,7 @@ def test_request_goes_on_with_its_output(engine: Engine) -> None:
     engine.step()
     assert done.done()
     assert [list(request.output_token_ids) for request in engine.adopted] == [[7, 8]]
+    assert [made["drawn_tokens"] for made in engine.installed] == [5]
     assert engine.makers == {"resume_0"}, "made on the main thread, for which the batch would have to wait"
 
 

@@ -101,13 +101,13 @@ def test_worker_makes_the_generator_anew_or_takes_the_one_that_is_handed_over() 
     worker.device = CPU
     worker.model_runner = SimpleNamespace(requests={}, kv_cache_config=SimpleNamespace(kv_cache_groups=[0]))
     asked = {"prompt_token_ids": [1], "sampling_params": SEEDED, "lora_request": None, "num_computed_tokens": 0}
-    asked |= {"output_token_ids": [5, 6, 7]}
+    asked |= {"output_token_ids": [5, 6, 7], "drawn_tokens": 5}
     handed = generator_after(SEEDED, 4, CPU)
     assert handed is not None
     worker.llumnix_install(asked | {"id": "anew", "sampler_state": None})
     worker.llumnix_install(asked | {"id": "handed", "sampler_state": handed.get_state().numpy().tobytes()})
     states = {name: state.generator.get_state() for name, state in worker.model_runner.requests.items()}
-    expected = generator_after(SEEDED, 3, CPU)
+    expected = generator_after(SEEDED, 5, CPU)
     assert expected is not None
     assert torch.equal(states["anew"], expected.get_state())
     assert torch.equal(states["handed"], handed.get_state())

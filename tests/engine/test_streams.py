@@ -19,7 +19,7 @@ from llumnix.config import PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import SendTo
 from llumnix.control.messages import Adopted, Moved, Stayed
-from llumnix.engine.vllm.between import LAST_WORD, NOTICE, TURNED_AWAY, Resume
+from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.streams import ENGINE_ENDS, Streams, Ways
@@ -251,6 +251,16 @@ def test_seeded_stream_whose_instances_die_goes_on_with_all_its_tokens_each_time
         said.append((resume.request_id, resume.output_token_ids))
     assert said == [("r~1", [7]), ("r~2", [7, 8])]
     assert front.why_failed == []
+
+
+def test_tokens_that_were_drawn_for_nobody_count_in_a_replay() -> None:
+    front = FrontEnd(A, B)
+    owner = front.open(sampling_params=SamplingParams(temperature=1.0, seed=1))
+    drawn = EngineCoreOutput("r", [], kv_transfer_params={THROWN_AWAY: True})
+    assert front.streams.sort_out(owner, [_token("r", 7), drawn, drawn])[1:] == []
+    front.lose(owner)
+    ((_, resume),) = front.resumed
+    assert (resume.output_token_ids, resume.thrown_away) == ([7], 2)
 
 
 def test_finished_request_is_forgotten() -> None:

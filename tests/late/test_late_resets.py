@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -71,6 +75,38 @@ def test_request_that_has_just_come_is_reset_before_its_first_step(pair: LatePai
     assert core.reset_prefix_cache(reset_running_requests=True) is True
     assert core.scheduler.requests[session.engine_id].num_computed_tokens == 0
     all_is_well(pair, session)
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_token_that_a_reset_throws_away_is_told_if_it_was_drawn_with_a_seed(pair: LatePair, seed: int | None) -> None:
+    session = pair.ask(0, list(range(20)), 30)
+    core = pair.cores[0]
+    request = core.scheduler.requests[session.engine_id]
+    assert request.sampling_params is not None
+    request.sampling_params.seed = seed
+    drawn, told = [0], [0]
+    with counted(drawn, core.device, "_run", bool), counted(told, core, "_mark", lambda _: True):
+        while request.num_output_tokens < 5:
+            pair.step(0)
+        assert request.num_in_flight_tokens == 1
+        assert core.reset_prefix_cache(reset_running_requests=True) is True
+        all_is_well(pair, session)
+    assert drawn == [30 + 1]
+    assert told == [1 if seed else 0]
+
+
+@contextmanager
+def counted(into: list[int], owner: Any, method: str, counts: Callable[[Any], bool]) -> Iterator[None]:
+    """Calls whose result counts."""
+    original = getattr(owner, method)
+
+    def wrapped(*args: Any) -> Any:
+        result = original(*args)
+        into[0] += counts(result)
+        return result
+
+    with patch.object(owner, method, wrapped):
+        yield
 
 
 def test_reset_of_what_is_free_alone_waits_for_nobody(pair: LatePair) -> None:

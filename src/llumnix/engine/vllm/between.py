@@ -15,6 +15,9 @@ NOTICE = "llumnix"
 TURNED_AWAY = "llumnix-turned-away"
 """As `NOTICE`, of an engine that ends: it did not take the request, or gave it up. Goes on elsewhere."""
 
+THROWN_AWAY = "llumnix-thrown-away"
+"""As `NOTICE`: a token was drawn for the request with its seed that nobody will get (instance/thrown_away.py)."""
+
 LAST_WORD = "llumnix-last-word"
 """As `NOTICE`, of no request: nothing follows in this stream."""
 
@@ -37,6 +40,8 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     front_end: int
     request: bytes
     output_token_ids: list[int]
+    thrown_away: int = 0
+    """Tokens that were drawn beside these."""
 
 
 class RequestCodec:

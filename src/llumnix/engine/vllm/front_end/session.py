@@ -21,6 +21,8 @@ class Session:
     stream: Stream
     tokens: list[int] = field(default_factory=list)
     """Output tokens that reached the client."""
+    thrown_away: int = 0
+    """Tokens that were drawn for it with its seed, and that nobody got."""
     last_token_s: float | None = None
     step_s: float = 0.0
     """Time between two tokens, smoothed."""

@@ -17,7 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
-from llumnix.engine.vllm.between import LAST_WORD, NOTICE, TURNED_AWAY, RequestCodec, Resume
+from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec, Resume
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.session import Session, why_not_exact
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -154,6 +154,10 @@ class Streams:
         params = output.kv_transfer_params or {}  # vLLM has its own use for them
         if NOTICE in params:
             return self._read_notice(instance, output, now)
+        if THROWN_AWAY in params:
+            if (drawn := self.sessions.get(output.request_id)) is not None:
+                drawn.thrown_away += 1
+            return []
         if LAST_WORD in params:
             self._ways.last_word(instance)
             return []
@@ -269,6 +273,7 @@ class Streams:
             front_end=renamed.client_index,
             request=self._codec.encode(renamed),
             output_token_ids=list(session.tokens),
+            thrown_away=session.thrown_away,
         )
         try:
             await self._ways.resume(instance, msgspec.msgpack.encode(resume))

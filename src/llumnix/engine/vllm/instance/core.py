@@ -30,7 +30,7 @@ from vllm.v1.request import Request
 
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import InstanceSpec
-from llumnix.engine.vllm.between import LAST_WORD, TURNED_AWAY, Introduction, Resume
+from llumnix.engine.vllm.between import LAST_WORD, THROWN_AWAY, TURNED_AWAY, Introduction, Resume
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.instance.ledger import Ledger
@@ -224,6 +224,8 @@ class LlumnixEngineCore(EngineCoreProc):
 
     def _process_engine_step(self) -> bool:
         executed = super()._process_engine_step()
+        for request in self.scheduler.thrown_away.take():
+            self._mark((request.client_index,), THROWN_AWAY, [request.request_id])
         self.office.after_step()
         return executed
 

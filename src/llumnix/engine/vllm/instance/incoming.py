@@ -240,8 +240,11 @@ class IncomingRequests:
         return [block.block_id for block in self._scheduler.tables.held(reservation.request.request_id)]
 
 
-def for_worker(request: Request, computed_tokens: int = 0, sampler_state: bytes | None = None) -> dict[str, Any]:
-    """What `llumnix_install` takes."""
+def for_worker(
+    request: Request, computed_tokens: int = 0, sampler_state: bytes | None = None, thrown_away: int = 0
+) -> dict[str, Any]:
+    """What `llumnix_install` takes. `thrown_away`: tokens that were drawn beside its output; matters only where its
+    sampler's state is not known."""
     return {
         "id": request.request_id,
         "prompt_token_ids": request.prompt_token_ids,
@@ -250,4 +253,5 @@ def for_worker(request: Request, computed_tokens: int = 0, sampler_state: bytes 
         "lora_request": request.lora_request,
         "num_computed_tokens": computed_tokens,
         "sampler_state": sampler_state,
+        "drawn_tokens": request.num_output_tokens + thrown_away,
     }

@@ -77,12 +77,12 @@ class Resumes:
             done.set_exception(ValueError("its adapter cannot be loaded"))
         else:
             if wanted:
-                self._queue(request)
+                self._queue(request, resume.thrown_away)
             done.set_result(None)
 
-    def _queue(self, request: Request) -> None:
+    def _queue(self, request: Request, thrown_away: int) -> None:
         if request.structured_output_request is not None:
             request.status = RequestStatus.WAITING
         if request.num_output_tokens:
-            self._rpc("llumnix_install", args=(for_worker(request),))
+            self._rpc("llumnix_install", args=(for_worker(request, thrown_away=thrown_away),))
         self._scheduler.adopt(request, computed_tokens=0)

@@ -22,6 +22,7 @@ from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
+from llumnix.engine.vllm.instance.thrown_away import ThrownAway
 from llumnix.engine.vllm.versions import not_zeroed
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.types import RequestId, is_high
@@ -48,6 +49,7 @@ class MigrationSupport(_Base):
         self.tables = BlockTables(self.kv_cache_manager, self.block_size, self._group_block_tokens())
         self.steps = StepsInFlight()
         self.preemptions = 0
+        self.thrown_away = ThrownAway()
         self.ended: list[tuple[RequestId, str]] = []
         """Requests that ended here since the driver looked last, and why."""
 
@@ -202,6 +204,7 @@ class MigrationSupport(_Base):
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         if scheduler_output.total_num_scheduled_tokens:
             self.steps.ends()
+            self.thrown_away.step_ended(self.requests, scheduler_output, model_runner_output)
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _free_request_blocks(self, request: Request) -> None:
@@ -217,6 +220,7 @@ class MigrationSupport(_Base):
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         super()._preempt_request(request, timestamp, drop_stale_output)
+        self.thrown_away.preempted(request, drop_stale_output)
         self.preemptions += 1
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:

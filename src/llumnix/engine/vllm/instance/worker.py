@@ -149,7 +149,7 @@ class WorkerExtension:
         from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
         if request["sampler_state"] is None:  # there is none, or nobody knows it any more
-            generator = generator_after(request["sampling_params"], len(request["output_token_ids"]), self.device)
+            generator = generator_after(request["sampling_params"], request["drawn_tokens"], self.device)
         else:
             generator = torch.Generator(device=self.device)
             generator.set_state(torch.frombuffer(bytearray(request["sampler_state"]), dtype=torch.uint8))
