@@ -38,11 +38,15 @@ class Engine:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.resumes = Resumes(
             SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request)),  # type: ignore[arg-type]
-            lambda _, args: self.installed.extend(args),
+            self._install,
             Maker(self._make, SimpleNamespace(accept_tokens=lambda *_: True)),
             can_serve=lambda lora: not self.lacks_adapter,
             to_main=self._calls.put,
         )
+
+    def _install(self, _method: str, args: tuple[dict[str, Any]]) -> list[Any]:
+        self.installed += args
+        return []
 
     def _make(self, original: EngineCoreRequest) -> Request:
         self.makers.add(threading.current_thread().name)
