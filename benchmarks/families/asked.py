@@ -6,6 +6,9 @@ from frame.kinds import KINDS, PICTURED, REPETITIVE
 
 TEXT = tuple(KINDS)
 
+COMPLETIONS = tuple(kind for kind in KINDS if not kind.startswith("chat"))
+"""For models whose chats have a form of their own."""
+
 IMAGES = (*PICTURED, "greedy", "chat", "seeded top_p")
 
 DRAFTED = (

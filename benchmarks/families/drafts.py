@@ -13,6 +13,11 @@ from families.text import TEXT
 _NOISE = 0.003
 """Beside weights of 0.1: enough to guess wrong now and then."""
 
+_EMBEDDINGS = "model.embed_tokens.weight"
+_OUT = ("o_proj.weight", "down_proj.weight")
+_QUIET = 0.02
+"""A layer that guesses adds so much of what it would: the last token itself decides nearly alone."""
+
 _LAST = f"model.layers.{SHAPE['num_hidden_layers'] - 1}."
 
 
@@ -23,28 +28,48 @@ def _with_noise(tensors: Tensors, _config: dict[str, Any]) -> None:
         tensor += torch.empty_like(tensor).normal_(0.0, _NOISE, generator=generator)
 
 
-def _joins(width: int) -> Any:
-    """Of a token's embedding and the state before it: their sum."""
+def _leaning(times: float) -> Any:
+    """Embeddings so many times as large: what comes next depends on the last token, and less on all others."""
+
+    def lean(tensors: Tensors, _config: dict[str, Any]) -> None:
+        tensors[_EMBEDDINGS] *= times
+
+    return lean
+
+
+def _looks_at_the_token(width: int) -> Any:
+    """Of a token's embedding and the state before it: the first."""
     torch: Any = import_module("torch")
-    return torch.cat((torch.eye(width), torch.eye(width)), dim=1)
+    return torch.cat((torch.eye(width), torch.zeros(width, width)), dim=1)
+
+
+def _quiet_layer(tensors: Tensors, prefix: str) -> Tensors:
+    """A copy of one, by what its tensors are called within it."""
+    return {
+        name.removeprefix(prefix): tensor * (_QUIET if name.endswith(_OUT) else 1.0)
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _is_a_head(tensors: Tensors, config: dict[str, Any]) -> None:
     """One layer behind the other model's last one, whose embeddings and output layer it shares."""
-    layer = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if ".layers.0." in name}
+    layer = _quiet_layer(tensors, "model.layers.0.")
+    del layer["input_layernorm.weight"]
     tensors.clear()
-    tensors.update({name: tensor for name, tensor in layer.items() if "input_layernorm" not in name})
-    tensors["fc.weight"] = _joins(config["hidden_size"])
+    tensors.update({f"layers.0.{name}": tensor for name, tensor in layer.items()})
+    tensors["fc.weight"] = _looks_at_the_token(config["hidden_size"])
 
 
 def _also_predicts_one_more(tensors: Tensors, config: dict[str, Any]) -> None:
     """DeepSeek's way: a layer with the number after the last one's."""
     torch: Any = import_module("torch")
+    _leaning(300.0)(tensors, config)
     width, place = config["hidden_size"], f"model.layers.{config['num_hidden_layers']}."
-    tensors |= {place + name.removeprefix(_LAST): tensor.clone() for name, tensor in _layer(tensors).items()}
+    tensors |= {place + name: tensor for name, tensor in _quiet_layer(tensors, _LAST).items()}
     tensors |= {place + name: torch.ones(width) for name in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")}
-    tensors[place + "eh_proj.weight"] = _joins(width)
-    tensors[place + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[place + "eh_proj.weight"] = _looks_at_the_token(width)
+    tensors[place + "embed_tokens.weight"] = tensors[_EMBEDDINGS].clone()
     tensors[place + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
     config["num_nextn_predict_layers"] = 1
 
@@ -52,20 +77,18 @@ def _also_predicts_one_more(tensors: Tensors, config: dict[str, Any]) -> None:
 def _also_predicts_two_more(tensors: Tensors, config: dict[str, Any]) -> None:
     """Qwen's way: a model of one layer beside it."""
     torch: Any = import_module("torch")
+    _leaning(100.0)(tensors, config)
     width = config["hidden_size"]
-    tensors |= {f"mtp.layers.0.{name.removeprefix(_LAST)}": tensor.clone() for name, tensor in _layer(tensors).items()}
+    tensors |= {f"mtp.layers.0.{name}": tensor for name, tensor in _quiet_layer(tensors, _LAST).items()}
     norms = ("norm.weight", "pre_fc_norm_hidden.weight", "pre_fc_norm_embedding.weight")
     tensors |= {f"mtp.{name}": torch.ones(width) for name in norms}
-    tensors["mtp.fc.weight"] = _joins(width)
+    tensors["mtp.fc.weight"] = _looks_at_the_token(width)
     config["num_nextn_predict_layers"] = 1
-
-
-def _layer(tensors: Tensors) -> Tensors:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(_LAST)}
 
 
 DRAFTS = {
     "llama-draft": replace(TEXT["llama"], finish=_with_noise),
+    "llama-leaning": replace(TEXT["llama"], finish=_leaning(20.0)),
     "llama-eagle": Recipe(
         "LlamaForCausalLM",
         lambda transformers: transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": 1}),

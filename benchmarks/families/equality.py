@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from frame.admin import Admin
-from frame.checked import USUAL_FLAGS, Server
+from frame.checked import Server
 from frame.equality import Plan, Row, compare, moving, undisturbed
 from frame.kinds import make
 from frame.stream import Streaming, open_session
@@ -19,6 +19,8 @@ from families.table import FAMILIES, engine_flags
 
 MOST_MOVES = 6
 _CONTROLS = 4
+_FLAGS = ("--no-migration", "--max-num-batched-tokens", "512")
+_WITH_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 _WRONG_COPIES = {"LLUMNIX_FAULT": "zero-arrivals"}
 
 
@@ -46,8 +48,11 @@ class Verdict:
 
 
 def judge(family: str, folder: Path, *, requests: int, seed: int, concurrency: int) -> Verdict:
-    """Runs two servers after each other, whose logs are in `folder`: one that copies rightly, and one that does not."""
+    """Runs two servers after each other, whose logs are in `folder`: one that copies rightly, and one that does not.
+
+    `concurrency`: streams at once, of families that say the same whatever is beside them."""
     verdict = Verdict(family)
+    concurrency = 1 if FAMILIES[family].alone else concurrency
     try:
         with _server(family, folder / "right", {}) as server:
             asyncio.run(_compare(server, verdict, requests, seed, concurrency))
@@ -63,7 +68,8 @@ def judge(family: str, folder: Path, *, requests: int, seed: int, concurrency: i
 @contextmanager
 def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     folder.mkdir(parents=True)
-    server = Server(folder, *engine_flags(family), *USUAL_FLAGS, environment=environment)
+    tools = _WITH_TOOLS if "chat tool" in FAMILIES[family].kinds else ()
+    server = Server(folder, *engine_flags(family), *_FLAGS, *tools, environment=environment)
     try:
         yield server
         if trouble := server.trouble():

@@ -27,6 +27,8 @@ class Family:
     """vLLM's speculative configuration; `model` is the name of a recipe."""
     kinds: tuple[str, ...] = asked.TEXT
     """Of `frame.kinds`: what it can be asked so that two runs must say the same."""
+    alone: bool = False
+    """Whether it says something else when it is computed together with others; then nothing else runs beside it."""
     gap: str = ""
     """What vLLM's CPU build cannot do with it, and why."""
 
@@ -41,16 +43,20 @@ _SCAN = (
     "where mamba_mixer2.py wants one for each chunk (IndexError)"
 )
 _MLA = ("--attention-backend", "CPU_MLA")  # the other one of CPUs, where there is AMX, takes bfloat16 alone
+_MLA_BATCHES = "vLLM's CPU kernels of latent attention say something else of prompts that are computed in one batch"
+_CONV_BATCHES = "vLLM's CPU kernel of short convolutions says something else in another batch"
 _BF16_GDN = "only in bfloat16: vLLM's CPU kernels of gated delta nets take nothing else"
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "Llama 3, Qwen 2.5, Mistral: dense, full attention"),
     "sliding": Family("gemma3", "Gemma 3: three layers with a window for each one without"),
     "chunked": Family("llama4", "Llama 4: attention within chunks, experts in every second layer"),
-    "gpt-oss": Family("gpt-oss", "gpt-oss: windows, sinks, experts"),
+    "gpt-oss": Family("gpt-oss", "gpt-oss: windows, sinks, experts", kinds=asked.COMPLETIONS),
     "experts": Family("qwen3-moe", "Qwen 3 MoE, Mixtral: experts in every layer"),
-    "mla-v2": Family("deepseek-v2", "DeepSeek V2: latent attention", flags=_MLA),
-    "mla": Family("deepseek-v3", "DeepSeek V3, Kimi K2: latent attention, experts", flags=_MLA),
+    "mla-v2": Family("deepseek-v2", "DeepSeek V2: latent attention", flags=_MLA, alone=True, gap=_MLA_BATCHES),
+    "mla": Family(
+        "deepseek-v3", "DeepSeek V3, Kimi K2: latent attention, experts", flags=_MLA, alone=True, gap=_MLA_BATCHES
+    ),
     "qwen2-vl": Family("qwen2-vl", "Qwen 2 VL: images, M-RoPE", kinds=asked.IMAGES),
     "qwen3-vl": Family("qwen3-vl", "Qwen 3 VL: images into several layers, M-RoPE", kinds=asked.IMAGES),
     "llava": Family("llava", "LLaVA: images", kinds=asked.IMAGES),
@@ -58,7 +64,9 @@ FAMILIES: dict[str, Family] = {
     "granite4": Family("granite4", "Granite 4: Mamba 2, attention, experts", flags=_NO_PREFIX_CACHE, gap=_SCAN),
     "falcon-h1": Family("falcon-h1", "Falcon H1: both in each layer", flags=_NO_PREFIX_CACHE, gap=_SCAN),
     "nemotron-h": Family("nemotron-h", "Nemotron H: Mamba 2, attention", flags=_NO_PREFIX_CACHE, gap=_SCAN),
-    "lfm2": Family("lfm2", "LFM 2: short convolutions, attention", flags=_NO_PREFIX_CACHE),
+    "lfm2": Family(
+        "lfm2", "LFM 2: short convolutions, attention", flags=_NO_PREFIX_CACHE, alone=True, gap=_CONV_BATCHES
+    ),
     "qwen3-next": Family(
         "qwen3-next",
         "Qwen 3 Next: gated delta nets, attention, experts",
@@ -86,7 +94,7 @@ FAMILIES: dict[str, Family] = {
         kinds=asked.DRAFTED,
     ),
     "eagle": Family(
-        "llama",
+        "llama-leaning",
         "drafts of a head, EAGLE",
         drafts={"method": "eagle", "model": "llama-eagle", "num_speculative_tokens": 3},
         kinds=asked.DRAFTED,
@@ -97,6 +105,8 @@ FAMILIES: dict[str, Family] = {
         flags=_MLA,
         drafts={"method": "mtp", "num_speculative_tokens": 1},
         kinds=asked.DRAFTED,
+        alone=True,
+        gap=_MLA_BATCHES,
     ),
     "ngram-hybrid": Family(
         "qwen3-next",
