@@ -81,6 +81,7 @@ class LlumnixLLM(AsyncLLM):
 
         self._count_places(spec.cluster.instances)
         self._profile_session_guard_enabled = True  # vLLM's is off where front ends know nothing of each other
+        self._profile_session_active = False  # 0.31 has neither
         self.engine_core.whole.followers.append(self.follow)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
