@@ -4,12 +4,14 @@
 
 Compared are the list of hooks for that version, the fields of vLLM's engine client, every name that the adapter
 imports, and every attribute that its subclasses of vLLM's classes use. One line for each thing that does not fit, and
-exit code 1.
+exit code 1. A last line, which a person has to judge, has the words that the adapter uses as attributes or arguments,
+that the installed vLLM uses too, and that are nowhere in this one.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 import zipfile
@@ -25,6 +27,8 @@ from llumnix.engine.vllm.hooks import HOOKS
 ADAPTER = Path(__file__).parent.parent / "src" / "llumnix" / "engine" / "vllm"
 _MOST_STEPS = 6
 """From where a name is asked for to where it is defined."""
+
+_WHERE_WORDS_ARE = tuple(f"vllm/{name}/" for name in ("v1", "config", "entrypoints", "engine", "lora", "multimodal"))
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -48,14 +52,30 @@ class Source:
         if self.place.is_dir():
             file = self.place / name
             return file.read_text() if file.is_file() else None
-        with zipfile.ZipFile(self.place) as wheel:
-            return wheel.read(name).decode() if name in wheel.namelist() else None
+        try:
+            return self._wheel().read(name).decode()
+        except KeyError:
+            return None
+
+    @cache  # noqa: B019 there is one
+    def _wheel(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.place)
 
     @property
     def version(self) -> str:
         text = self._read("vllm/_version.py") or ""
         found = re.search(r"version = ['\"]([^'\"]+)['\"]", text)
         return found[1] if found else ""
+
+    def files(self) -> Iterator[str]:
+        """The text of all that is vLLM's but for models and kernels."""
+        if self.place.is_dir():
+            names = [str(path.relative_to(self.place)) for path in (self.place / "vllm").rglob("*.py")]
+        else:
+            names = [name for name in self._wheel().namelist() if name.endswith(".py")]
+        for name in names:
+            if name.startswith(_WHERE_WORDS_ARE):
+                yield self._read(name) or ""
 
     def find(self, module: str, name: str, steps: int = _MOST_STEPS) -> tuple[ast.AST, str] | None:
         """What a module's name means, and the module that it is defined in; through imports from elsewhere in vLLM."""
@@ -221,6 +241,24 @@ def _unexplained(source: Source, ours: list[ast.ClassDef], theirs: list[tuple[st
     return used - known
 
 
+def words_gone(source: Source, installed: Source, adapter: Path) -> list[str]:
+    ours = set().union(*(_used_words(path.read_text()) for path in adapter.rglob("*.py")))
+    then, now = (set().union(*map(_words, each.files())) for each in (installed, source))
+    return sorted((ours & then) - now)
+
+
+def _used_words(text: str) -> set[str]:
+    """Names of attributes, and of arguments by name."""
+    nodes = list(ast.walk(ast.parse(text)))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {
+        node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg
+    }
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w+", text))
+
+
 def problems(source: Source) -> list[str]:
     return [
         *of_hooks(source, HOOKS),
@@ -237,6 +275,10 @@ def main(words: list[str]) -> int:
         return 2
     found = problems(source)
     print(*found, sep="\n", end="\n" if found else "")
+    installed = importlib.util.find_spec("vllm")
+    if installed is not None and installed.origin is not None:
+        there = Source(Path(installed.origin).parent.parent)
+        print("gone since", there.version, "(or nobody's):", *words_gone(source, there, ADAPTER))
     hooks = sum(hook.concerns(release_of(source.version)) for hook in HOOKS)
     print(f"vLLM {source.version}: {hooks} hooks, {len(found) or 'nothing'} of what is relied on does not fit")
     return 1 if found else 0

@@ -97,6 +97,13 @@ def test_what_the_adapter_imports_or_uses_of_a_base_class_is_missed(fits: Module
     ]
 
 
+def test_words_that_are_nowhere_any_more_are_shown(fits: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "ours.py").write_text("thing.kept = f(gone=other.lost.ours)\n")
+    old = fits.Source(module(tmp_path / "old.whl", **{"v1/a": "kept, gone, lost = 1, 2, 3"}))
+    new = fits.Source(module(tmp_path / "new.whl", **{"v1/b": "kept = 1", "models/a": "gone = 1"}))
+    assert fits.words_gone(new, old, tmp_path) == ["gone", "lost"]
+
+
 def test_fields_of_the_client_are_compared(fits: ModuleType, tmp_path: Path) -> None:
     client = "class MPClient:\n    def __init__(self):\n        self.lamp = 1\nclass AsyncMPClient(MPClient): ...\n"
     source = fits.Source(module(tmp_path / "w.whl", **{"v1/engine/core_client": client}))
