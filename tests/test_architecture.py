@@ -153,13 +153,31 @@ def test_no_kind_of_command_event_or_message_is_dropped_in_silence() -> None:
     assert found == set()
 
 
-def test_no_class_name_stands_for_two_things() -> None:
+def test_no_name_of_a_class_or_type_stands_for_two_things() -> None:
     where: dict[str, list[str]] = {}
     for path in SOURCES:
-        for node in parsed(path).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                where.setdefault(node.name, []).append(str(path.relative_to(ROOT / "src" / "llumnix")))
+        for name in types_of(path):
+            where.setdefault(name, []).append(str(path.relative_to(ROOT / "src" / "llumnix")))
     assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
+def test_such_a_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "Row = int\n_Row = int\nROW: int = 1\nRowT = TypeVar('RowT')\nclass Run: ...\nAll: X = 1"
+    )
+    assert types_of(tmp_path / "a.py") == ["Row", "Run", "All"]
+
+
+def types_of(path: Path) -> list[str]:
+    """Classes and aliases of types that others may import; a variable of types means nothing by itself."""
+    names = []
+    for node in parsed(path).body:
+        if isinstance(node, ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and "TypeVar(" not in ast.unparse(node):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if re.fullmatch("[A-Z]+[a-z]\\w*", name)]
 
 
 UNITS = ("_s", "_ms", "_us", "_blocks", "_tokens", "_bytes", "_steps", "seconds", "freeness")

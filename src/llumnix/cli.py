@@ -16,7 +16,7 @@ from llumnix.commands import SERVER_COMMANDS
 from llumnix.errors import LlumnixError, UsageError
 from llumnix.remote import add_server_flags
 
-Run = Callable[[list[str]], int]
+Main = Callable[[list[str]], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +83,7 @@ def _serve(words: list[str]) -> int:
     return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()))
 
 
-def _in_module(name: str, module: str) -> Run:
+def _in_module(name: str, module: str) -> Main:
     """A command whose module has `add_arguments(parser)` and `run(values) -> int`."""
 
     def run(words: list[str]) -> int:
@@ -102,7 +102,7 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return Parser(prog=f"llumnix {name}", description=description.strip().partition("\n\n")[0])
 
 
-def _ask_server(name: str) -> Run:
+def _ask_server(name: str) -> Main:
     """A command that talks to a running server."""
 
     def run(words: list[str]) -> int:
@@ -129,7 +129,7 @@ def _doctor(words: list[str]) -> int:
     return run(words)
 
 
-COMMANDS: dict[str, tuple[str, Run]] = {
+COMMANDS: dict[str, tuple[str, Main]] = {
     "serve": ("Serve a model on several engines behind one OpenAI-compatible address.", _serve),
     "bench": ("Load a running server and measure it.", _in_module("bench", "llumnix.bench.cli")),
     "simulate": ("The same, simulated: policies in virtual time.", _in_module("simulate", "llumnix.sim.cli")),

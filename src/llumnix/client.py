@@ -23,7 +23,7 @@ MOVE_TIMEOUT_S = 120.0
 _MOST_AT_ONCE = 64
 """Instances that the server starts by one order."""
 
-Answer = TypeVar("Answer")
+AnswerT = TypeVar("AnswerT")
 
 
 class AdminClient:
@@ -90,8 +90,8 @@ class AdminClient:
             self._ask("POST", "/instances", bodies.StartedAnswer, body, timeout=left_s)
 
     def _ask(
-        self, method: str, path: str, kind: type[Answer], body: msgspec.Struct | None = None, **options: Any
-    ) -> Answer:
+        self, method: str, path: str, kind: type[AnswerT], body: msgspec.Struct | None = None, **options: Any
+    ) -> AnswerT:
         if body is not None:
             options |= {"content": msgspec.json.encode(body), "headers": {"content-type": "application/json"}}
         try:

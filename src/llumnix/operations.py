@@ -13,14 +13,14 @@ from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.types import InstanceId, by_number
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 _POLL_S = 0.25
 _GONE = ("stopped", "lost")
 _ENDS = {DrainOutcome.EMPTY: "is empty", DrainOutcome.CUT_OFF: "was cut off", DrainOutcome.LOST: "was lost"}
 
 
-def restart_rolling(client: AdminClient, say: Say, timeout_s: float) -> None:
+def restart_rolling(client: AdminClient, say: Print, timeout_s: float) -> None:
     """Replaces every instance, one after the other: a new one starts before an old one is emptied and stopped, so
     capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused when a step
     takes longer than `timeout_s`."""
@@ -41,7 +41,7 @@ def restart_rolling(client: AdminClient, say: Say, timeout_s: float) -> None:
         _wait(lambda: len(_running(client)) >= len(old), missing, timeout_s)
 
 
-def start(client: AdminClient, count: int, say: Say, wait_s: float | None) -> None:
+def start(client: AdminClient, count: int, say: Print, wait_s: float | None) -> None:
     """Starts `count` more instances. With `wait_s` it waits for them and says so; raises ServerRefused when all of that
     takes longer."""
     began_s = time.monotonic()
@@ -54,7 +54,7 @@ def start(client: AdminClient, count: int, say: Say, wait_s: float | None) -> No
         say(f"{', '.join(new)} {'runs' if count == 1 else 'run'}")
 
 
-def scale(client: AdminClient, count: int, say: Say, wait_s: float | None) -> None:
+def scale(client: AdminClient, count: int, say: Print, wait_s: float | None) -> None:
     """Starts or drains as many instances as it takes until `count` serve; those with the least to do are drained.
     With `wait_s` it waits until that is so. Raises UsageError when auto-scaling would undo it."""
     status = client.status()
@@ -75,7 +75,7 @@ def scale(client: AdminClient, count: int, say: Say, wait_s: float | None) -> No
 
 
 def _drain_least_busy(
-    client: AdminClient, running: list[InstanceRow], count: int, say: Say, wait_s: float | None
+    client: AdminClient, running: list[InstanceRow], count: int, say: Print, wait_s: float | None
 ) -> None:
     if len(running) <= count:
         raise ServerRefused("Instances are still starting; wait until they run, or fewer would be left than asked for.")

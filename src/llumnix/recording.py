@@ -26,11 +26,11 @@ from llumnix.errors import UsageError
 RECORD = "LLUMNIX_RECORD"
 """Environment variable: the folder that recordings go to; without it nothing is recorded."""
 
-Record = Callable[..., None]
+RecordStep = Callable[..., None]
 """record(event, commands), and of a front end the tokens that were delivered before."""
 
 
-def recorder(name: str, begin: Begin) -> Record | None:
+def recorder(name: str, begin: Begin) -> RecordStep | None:
     """What writes `DIR/NAME.jsonl`; None if nobody asked for recordings. Each line is out before the next event: a
     process that is killed leaves a whole file."""
     folder = os.environ.get(RECORD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llumnix.report.records import InstanceRecord, Records, RequestRecord
-from llumnix.sim.compare import Row, compare
+from llumnix.sim.compare import Comparison, compare
 from llumnix.types import InstanceState
 
 
@@ -44,7 +44,7 @@ def _seen(at_s: float, preemptions: int) -> InstanceRecord:
     )
 
 
-def rows(measured: Records, predicted: Records) -> dict[str, Row]:
+def rows(measured: Records, predicted: Records) -> dict[str, Comparison]:
     return {row.name: row for row in compare(measured, predicted)}
 
 

@@ -26,7 +26,7 @@ MOST_MIGRATIONS = 1_000_000
 QUERY_TIMEOUT_S = 10.0
 SAMPLE_INTERVAL_S = 1.0
 
-Answer = TypeVar("Answer")
+AnswerT = TypeVar("AnswerT")
 
 
 class _Model(msgspec.Struct):
@@ -103,7 +103,7 @@ class Server:
         recent.sort(key=lambda row: row.at_s)
         return [msgspec.structs.replace(row, at_s=row.at_s - since_unix_s) for row in recent]
 
-    async def _ask(self, path: str, kind: type[Answer]) -> Answer | None:
+    async def _ask(self, path: str, kind: type[AnswerT]) -> AnswerT | None:
         try:
             return msgspec.json.decode(await self._get(PREFIX + path), type=kind)
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):

@@ -128,7 +128,7 @@ class Records:
     instances: Sequence[InstanceRecord] = ()
 
 
-Record = TypeVar("Record", RequestRecord, MigrationRecord, InstanceRecord)
+RecordT = TypeVar("RecordT", RequestRecord, MigrationRecord, InstanceRecord)
 
 REQUESTS_CSV, MIGRATIONS_CSV, INSTANCES_CSV = "requests.csv", "migrations.csv", "instances.csv"
 
@@ -154,7 +154,7 @@ def read_records(directory: Path) -> Records:
     )
 
 
-def write_rows(path: Path, kind: type[Record], rows: Iterable[Record]) -> None:
+def write_rows(path: Path, kind: type[RecordT], rows: Iterable[RecordT]) -> None:
     """Writes `rows`, all of type `kind`, under a header. Lines end in LF on every machine."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -163,9 +163,9 @@ def write_rows(path: Path, kind: type[Record], rows: Iterable[Record]) -> None:
             writer.writerow([_text(value) for value in msgspec.structs.astuple(row)])
 
 
-def read_rows(path: Path, kind: type[Record]) -> list[Record]:
+def read_rows(path: Path, kind: type[RecordT]) -> list[RecordT]:
     """The rows of `path`. Raises UsageError, with file and line, for one that cannot be a `kind`."""
-    rows: list[Record] = []
+    rows: list[RecordT] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restkey=_TOO_MANY)
@@ -179,7 +179,7 @@ def read_rows(path: Path, kind: type[Record]) -> list[Record]:
 _TOO_MANY = ""
 
 
-def _row(path: Path, line: int, texts: dict[str, str], kind: type[Record]) -> Record:
+def _row(path: Path, line: int, texts: dict[str, str], kind: type[RecordT]) -> RecordT:
     if _TOO_MANY in texts:
         raise UsageError(f"{path}:{line}: not a row of {path.name}: it has more fields than the header.")
     names = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}

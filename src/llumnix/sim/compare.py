@@ -15,7 +15,7 @@ from llumnix.report.summary import summarize
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Comparison:
     """One quantity. `error` is relative to what was measured; None where that is 0 or not known."""
 
     name: str
@@ -30,7 +30,7 @@ class Row:
         return self.predicted / self.measured - 1
 
 
-def compare(measured: Records, predicted: Records) -> list[Row]:
+def compare(measured: Records, predicted: Records) -> list[Comparison]:
     """TTFT, TPOT and latency at P50 and P99 over the requests that finished in both, preemptions, migrations.
 
     Raises UsageError if the two have no finished request in common.
@@ -53,9 +53,9 @@ def compare(measured: Records, predicted: Records) -> list[Row]:
                 float(np.percentile([pair[side] for pair in known], percentile)) * factor if known else None
                 for side in (0, 1)
             ]
-            rows.append(Row(f"{title} P{percentile}", unit, *values))
-    rows.append(Row("preemptions", "", summarize(measured).preemptions, summarize(predicted).preemptions))
-    rows.append(Row("migrations", "", _migrations(measured), _migrations(predicted)))
+            rows.append(Comparison(f"{title} P{percentile}", unit, *values))
+    rows.append(Comparison("preemptions", "", summarize(measured).preemptions, summarize(predicted).preemptions))
+    rows.append(Comparison("migrations", "", _migrations(measured), _migrations(predicted)))
     return rows
 
 
@@ -66,7 +66,7 @@ def _migrations(records: Records) -> float | None:
     return float(sum(record.migrations or 0 for record in known)) if known else None
 
 
-def _cells(row: Row) -> tuple[str, str, str, str]:
+def _cells(row: Comparison) -> tuple[str, str, str, str]:
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:,.4g} {row.unit}".strip()
 
@@ -74,7 +74,7 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
     return row.name, number(row.measured), number(row.predicted), error
 
 
-def print_comparison(rows: list[Row], console: Console | None = None) -> None:
+def print_comparison(rows: list[Comparison], console: Console | None = None) -> None:
     table = Table(title="predicted beside measured", title_justify="left")
     for column in ("", "measured", "predicted", "error"):
         table.add_column(column, justify="right" if column else "left")
@@ -83,7 +83,7 @@ def print_comparison(rows: list[Row], console: Console | None = None) -> None:
     (console or Console()).print(table)
 
 
-def write_comparison(path: Path, rows: list[Row]) -> None:
+def write_comparison(path: Path, rows: list[Comparison]) -> None:
     """Writes the table as Markdown."""
     lines = ["| | measured | predicted | error |", "|---|---:|---:|---:|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]

@@ -31,7 +31,7 @@ from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.workload.workload import Workload
 
-Progress = Callable[[int, float], None]
+OnProgress = Callable[[int, float], None]
 """Called now and then with the number of finished requests and the virtual time."""
 
 
@@ -58,7 +58,7 @@ def _together(hashes: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(hash(hashes[end - count : end]) for end in range(count, len(hashes) + 1, count))
 
 
-def simulate(requests: Sequence[SimRequest], setup: RunSetup, progress: Progress | None = None) -> Outcome:
+def simulate(requests: Sequence[SimRequest], setup: RunSetup, progress: OnProgress | None = None) -> Outcome:
     """Runs all requests to their end. Raises UsageError for one that no instance could ever hold."""
     most = setup.profile.max_sequence_tokens
     for request in requests:
@@ -73,7 +73,7 @@ def simulate(requests: Sequence[SimRequest], setup: RunSetup, progress: Progress
 class _Run:
     """One run: the cluster as the instances see it (`World`), and its parts."""
 
-    def __init__(self, requests: Sequence[SimRequest], setup: RunSetup, progress: Progress | None) -> None:
+    def __init__(self, requests: Sequence[SimRequest], setup: RunSetup, progress: OnProgress | None) -> None:
         self.kernel = Kernel()
         self.profile = setup.profile
         self.cluster = setup.cluster

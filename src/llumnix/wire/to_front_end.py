@@ -133,14 +133,22 @@ class MigrateAnswer(Wire, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
-Reply = Requests | DrainReports | Answer | Migrations | PartDone | MigrateAnswer
+AnswerToFrontEnd = Requests | DrainReports | Answer | Migrations | PartDone | MigrateAnswer
 """To a question of this front end, whose number it repeats."""
 
 Errand = ReplayRest | ListMigrations | DoYourPart | MigrateByHand
 """What others want done, and have answered."""
 
 ToFrontEnd = (
-    Report | InstanceStarting | InstanceGone | FrontEndLost | SchedulerAlive | Doubt | MoveAnswer | Errand | Reply
+    Report
+    | InstanceStarting
+    | InstanceGone
+    | FrontEndLost
+    | SchedulerAlive
+    | Doubt
+    | MoveAnswer
+    | Errand
+    | AnswerToFrontEnd
 )
 
 FRONT_END_MAIL: msgspec.msgpack.Decoder[ToFrontEnd] = msgspec.msgpack.Decoder(ToFrontEnd)

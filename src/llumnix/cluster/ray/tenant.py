@@ -47,10 +47,10 @@ _HEAD_S = 30.0  # in which Ray's head answers a question
 HEAD_SILENT = (RayError, RuntimeError, ConnectionError, TimeoutError)
 """What Ray raises while its head does not answer, and what a wait for it ends with."""
 
-Answer = TypeVar("Answer")
+AnswerT = TypeVar("AnswerT")
 
 
-async def ask_head(call: Callable[..., Answer], *arguments: Any) -> Answer:
+async def ask_head(call: Callable[..., AnswerT], *arguments: Any) -> AnswerT:
     """For every call that waits for Ray's head: all tenants share one event loop, and one of them must not stop the
     others. Raises one of `HEAD_SILENT`."""
     async with asyncio.timeout(_HEAD_S):

@@ -7,9 +7,9 @@ from typing import Any
 
 _SECONDS = b"1"
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Receive = Callable[[], Awaitable[Message]]
+AsgiMessage = MutableMapping[str, Any]
+AsgiSend = Callable[[AsgiMessage], Awaitable[None]]
+Receive = Callable[[], Awaitable[AsgiMessage]]
 
 
 class RetryAfter:
@@ -18,12 +18,12 @@ class RetryAfter:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiMessage, receive: Receive, send: AsgiSend) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def send_with_hint(message: Message) -> None:
+        async def send_with_hint(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start" and message["status"] == 503:
                 headers = list(message.get("headers", ()))
                 if not any(name.lower() == b"retry-after" for name, _ in headers):

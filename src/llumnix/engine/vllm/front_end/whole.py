@@ -21,7 +21,7 @@ from llumnix.types import InstanceId
 
 log = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+AnswerT = TypeVar("AnswerT")
 
 _AGAIN_S = 5.0
 """Between two attempts to bring an instance to the state, or to load an adapter there."""
@@ -66,7 +66,7 @@ class Whole:
             if self.file.read().version == state.version:
                 return
 
-    async def to_the_end(self, change: Coroutine[Any, Any, Answer]) -> Answer:
+    async def to_the_end(self, change: Coroutine[Any, Any, AnswerT]) -> AnswerT:
         """What has begun to change for all is not left half done when whoever asked for it goes away."""
         task = asyncio.ensure_future(change)
         self._changes.add(task)

@@ -19,7 +19,7 @@ from llumnix.wire.to_instance import BlocksReleased, PullEnded
 Key = tuple[RequestId, int]
 """Request and epoch of the attempt."""
 
-Pull = tuple[int, int]
+PullName = tuple[int, int]
 """Stage and worker rank."""
 
 _MAX_BLOCKS = 1 << 32  # of any pool
@@ -32,7 +32,7 @@ class Reservation:
     request: Request
     """Not yet known to vLLM's scheduler; only its block table is."""
     keeps_slot: bool
-    pulling: set[Pull] = field(default_factory=set)
+    pulling: set[PullName] = field(default_factory=set)
     held_back: tuple[list[int], tuple[Any, ...]] | None = None
     """A pull into blocks that a step in flight uses, for requests that had them before: the blocks, and the call."""
     failed: str = ""
@@ -40,7 +40,7 @@ class Reservation:
     """What is being pulled are its last blocks: it stands still until they are here."""
     bytes_read: int = 0
     """Of the stage that is being pulled, over all ranks."""
-    quarantined: set[Pull] = field(default_factory=set)
+    quarantined: set[PullName] = field(default_factory=set)
     """Pulls that were given up while late bytes may still land."""
     dropped: bool = False
 
