@@ -25,7 +25,7 @@ from rich.table import Table
 
 from llumnix.cli import main as llumnix
 from llumnix.report.records import read_records
-from llumnix.sim.compare import Row, compare
+from llumnix.sim.compare import Comparison, compare
 
 WORKLOAD = "gamma:rate={rate},cv=3,prompt=zipf128,output=zipf256,cap=600,requests=250,seed={seed}"
 NAMES = ("live", "again")
@@ -64,7 +64,7 @@ def main() -> int:
     return conclude(*(_figure(title, row) for title, rows in predicted for row in rows if row.name in GOALS))
 
 
-def _figure(title: str, row: Row) -> Figure:
+def _figure(title: str, row: Comparison) -> Figure:
     """Without a goal where nothing was measured that could be off, as without preemptions."""
     if row.error is None:
         return Figure(f"{title}: {row.name}, off by", None)
@@ -92,19 +92,19 @@ def _records(out: Path, name: str, rate: float) -> Path:
     return out / f"{name}-{rate:g}"
 
 
-def _compare_again(out: Path, rate: float) -> list[Row]:
+def _compare_again(out: Path, rate: float) -> list[Comparison]:
     first, second = (read_records(_records(out, name, rate)) for name in NAMES)
     return compare(first, second)
 
 
-def _predict(out: Path, rate: float, profile: Path) -> list[Row]:
+def _predict(out: Path, rate: float, profile: Path) -> list[Comparison]:
     live, simulated = _records(out, "live", rate), _records(out, "simulated", rate)
     count = ("--instances", str(INSTANCES))
     _command("simulate", "--compare", str(live), "--profile", str(profile), "--out", str(simulated), *count)
     return compare(read_records(live), read_records(simulated))
 
 
-def _print(columns: list[tuple[str, list[Row]]]) -> None:
+def _print(columns: list[tuple[str, list[Comparison]]]) -> None:
     if not columns:
         return
     table = Table("", *(f"{title} / measured" for title, _ in columns), "goal")
@@ -114,7 +114,7 @@ def _print(columns: list[tuple[str, list[Row]]]) -> None:
     Console().print(table)
 
 
-def _cell(row: Row) -> str:
+def _cell(row: Comparison) -> str:
     if row.predicted is None or row.measured is None:
         return "–"
     error = "" if row.error is None else f" ({row.error:+.1%})"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from llumnix.engine.vllm.front_end.retry_after import Message, RetryAfter
+from llumnix.engine.vllm.front_end.retry_after import AsgiMessage, RetryAfter
 
 
 async def headers_of(status: int, *given: tuple[bytes, bytes], kind: str = "http") -> list[tuple[bytes, bytes]]:
-    async def app(scope: Message, receive: Any, send: Any) -> None:
+    async def app(scope: AsgiMessage, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": status, "headers": list(given)})
         await send({"type": "http.response.body", "body": b""})
 
-    sent: list[Message] = []
+    sent: list[AsgiMessage] = []
 
-    async def send(message: Message) -> None:
+    async def send(message: AsgiMessage) -> None:
         sent.append(message)
 
-    async def receive() -> Message:
+    async def receive() -> AsgiMessage:
         raise AssertionError("nobody asks for the body")
 
     await RetryAfter(app)({"type": kind}, receive, send)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llumnix.engine.vllm.front_end import room
-from llumnix.engine.vllm.front_end.retry_after import Message
+from llumnix.engine.vllm.front_end.retry_after import AsgiMessage
 from llumnix.engine.vllm.front_end.room import Room, room_for_connections
 
 
@@ -23,7 +23,7 @@ class Server:
         self._room = Room(self._work)
         self._go = asyncio.Event()
 
-    async def _work(self, scope: Message, receive: Any, send: Any) -> None:
+    async def _work(self, scope: AsgiMessage, receive: Any, send: Any) -> None:
         await self._go.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -31,13 +31,13 @@ class Server:
     def let_go(self) -> None:
         self._go.set()
 
-    async def ask(self, path: str = "/v1/completions", kind: str = "http") -> list[Message]:
-        sent: list[Message] = []
+    async def ask(self, path: str = "/v1/completions", kind: str = "http") -> list[AsgiMessage]:
+        sent: list[AsgiMessage] = []
 
-        async def send(message: Message) -> None:
+        async def send(message: AsgiMessage) -> None:
             sent.append(message)
 
-        async def receive() -> Message:
+        async def receive() -> AsgiMessage:
             raise AssertionError("nobody asks for the body")
 
         await self._room({"type": kind, "path": path}, receive, send)

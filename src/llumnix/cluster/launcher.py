@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import queue
-import secrets
 import select
 import signal
 import socket
@@ -24,13 +23,7 @@ from llumnix import linux
 from llumnix.cluster import logs, supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import say
-from llumnix.cluster.environment import (
-    child_environment,
-    engine_flags,
-    parallel_starts,
-    ray_environment,
-    workers_per_instance,
-)
+from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, ServerAddress
 from llumnix.cluster.nursery_messages import (
@@ -41,23 +34,20 @@ from llumnix.cluster.nursery_messages import (
     ForkFrontEnd,
     ForkInstance,
     Leaving,
-    LoadEngine,
     Ready,
     SignalChild,
     StopListening,
     Waiting,
     is_front_end,
 )
-from llumnix.cluster.ports import numeric, own_address, reserve_ports
+from llumnix.cluster.orders_to_children import address_book, load_engine, scheduler_spec
 from llumnix.cluster.run_dir import private_run_dir
-from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments, has_flag
-from llumnix.wire.addresses import AddressBook, between_machines, on_one_machine, ports_needed
-from llumnix.wire.curve import CurveKeys
+from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
@@ -78,18 +68,8 @@ def serve(arguments: ServeArguments, model: str) -> int:
     """Serves `model` until a signal; returns the exit code. Call `preflight.check` first."""
     linux.allow_many_files()
     with private_run_dir() as run_dir, ExitStack() as stack:
-        book = _address_book(arguments, run_dir, stack)
+        book = address_book(arguments, run_dir, stack)
         return Launcher(arguments, model, book).run()
-
-
-def _address_book(arguments: ServeArguments, run_dir: Path, stack: ExitStack) -> AddressBook:
-    """Unix sockets; with Ray, ports that stay reserved until `stack` ends, and fresh keys. Raises UsageError."""
-    cluster = arguments.cluster
-    if cluster.launcher == "local":
-        return on_one_machine(run_dir, arguments.front_ends)
-    host = numeric(cluster.cluster_address) if cluster.cluster_address else own_address(cluster.ray_address)
-    held = [stack.enter_context(sock) for sock in reserve_ports(host, ports_needed(arguments.front_ends))]
-    return between_machines(run_dir, host, [sock.getsockname()[1] for sock in held], CurveKeys.make())
 
 
 class Launcher:
@@ -115,13 +95,14 @@ class Launcher:
         linux.adopt_orphans()
         handlers = {number: signal.signal(number, self._on_signal) for number in _terminating()}
         self._mailbox.start()
-        cluster = self._arguments.cluster
+        arguments, cluster = self._arguments, self._arguments.cluster
         module, patience_s = _NURSERIES[cluster.launcher]
         environment = ray_environment(cluster, self._environment) | self._environment
         self._nursery = NurseryProcess(environment, self._log("nursery"), module, patience_s)
         try:
-            say(f"loading the engine and {self._arguments.model or 'a tiny random model'}")
-            self._nursery.send(self._prepare())
+            say(f"loading the engine and {arguments.model or 'a tiny random model'}")
+            log_dir = None if self._log_dir is None else str(self._log_dir)
+            self._nursery.send(load_engine(arguments, self._model, self._node, self._book, log_dir))
             finish = self._loop()
         finally:
             self._clean_up()
@@ -265,7 +246,9 @@ class Launcher:
 
     def _spawn_scheduler(self) -> None:
         try:
-            self._scheduler = SchedulerChild(self._scheduler_spec(), self._environment, self._log("scheduler"))
+            self._scheduler = SchedulerChild(
+                scheduler_spec(self._arguments, self._book), self._environment, self._log("scheduler")
+            )
         except OSError as error:  # too many processes, too little memory, a full disk: it is tried again
             self._post(supervision.SchedulerExited(f"it cannot be started: {error}"))
 
@@ -295,34 +278,6 @@ class Launcher:
             self._scheduler.end()
         end_all_descendants(timeout_s=5.0)
         self._mailbox.close()
-
-    # what the children are told
-
-    def _prepare(self) -> LoadEngine:
-        arguments = self._arguments
-        return LoadEngine(
-            engine=arguments.engine,
-            engine_flags=engine_flags(arguments),
-            model=self._model,
-            tiny_model=arguments.model is None and self._model != "",
-            node=self._node,
-            book=self._book,
-            log_dir=None if self._log_dir is None else str(self._log_dir),
-            secret=secrets.token_bytes(32),
-            policy=arguments.policy,
-            migration=arguments.migration,
-            cluster=arguments.cluster,
-            workers=workers_per_instance(arguments),
-        )
-
-    def _scheduler_spec(self) -> SchedulerSpec:
-        return SchedulerSpec(
-            book=self._book,
-            policy=self._arguments.policy,
-            migration=self._arguments.migration,
-            cluster=self._arguments.cluster,
-            scaling=self._arguments.scaling,
-        )
 
     # logs
 

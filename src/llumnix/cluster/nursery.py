@@ -9,24 +9,20 @@ no asyncio, no tensor arithmetic. It knows nothing of what its children do; the 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import select
 import signal
 import socket
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, assert_never, cast
 
-import psutil
-
 from llumnix import linux
-from llumnix.cluster import logs, run_dir
+from llumnix.cluster import forking, logs, run_dir
 from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
     Cleared,
@@ -47,8 +43,9 @@ from llumnix.cluster.nursery_messages import (
     receive_from_launcher,
     send,
 )
+from llumnix.cluster.ports import listen_for_admin
 from llumnix.engine.port import Boot, FrontEndSpec, InstanceSpec
-from llumnix.errors import LlumnixError, UsageError
+from llumnix.errors import LlumnixError
 
 _END_S = 3.0  # in which all descendants are gone once they were killed
 _END_PAUSE_S = 0.01
@@ -92,8 +89,8 @@ class Nursery:
         self._admin_socket: socket.socket | None = None
         if not prepare.alone:
             self._socket = self._engine.listen(self._setup)
-            self._admin_socket = _listen_for_admin(self._setup.host, prepare.cluster.admin_port)
-        _settle_memory()
+            self._admin_socket = listen_for_admin(self._setup.host, prepare.cluster.admin_port)
+        forking.settle_memory()
         example = (
             None if self._setup.example is None else Example(path=self._setup.example[0], body=self._setup.example[1])
         )
@@ -108,7 +105,7 @@ class Nursery:
     def run(self) -> None:
         """Obeys the launcher until it is gone; then nothing of the children is left."""
         linux.adopt_orphans()
-        self._own = _children()  # the engine's, from its import
+        self._own = forking.children()  # the engine's, from its import
         child_ended, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._inherited = (child_ended, wakeup)
         signal.signal(signal.SIGCHLD, _do_nothing)  # without a handler nothing is written to the wake-up pipe
@@ -160,7 +157,7 @@ class Nursery:
                 self._remove_traces(child)
             self._tell(Exited(child=child, how=linux.describe_exit(status), remains=remains))
         for pid, number in steps.signals:
-            _note(f"{signal.Signals(number).name} to process {pid}, which a child that ended left running")
+            forking.note(f"{signal.Signals(number).name} to process {pid}, which a child that ended left running")
             with contextlib.suppress(PermissionError):  # it took on another user; then it is told of as stuck
                 os.kill(pid, number)
         for child, stuck in steps.cleared.items():
@@ -178,7 +175,7 @@ class Nursery:
         return ended
 
     def _orphans(self) -> set[int]:
-        return _children() - self._pids.keys() - self._own
+        return forking.children() - self._pids.keys() - self._own
 
     def _end_everybody(self) -> None:
         """Whoever is below this process, by force."""
@@ -211,7 +208,7 @@ class Nursery:
     # children
 
     def _fork(self, child: str, run: Callable[[], None]) -> None:
-        _warn_about_threads()
+        forking.warn_about_threads()
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -236,7 +233,7 @@ class Nursery:
                 os.close(descriptor)
             if self._common.log_dir is not None:
                 logs.write_to(logs.log_file(Path(self._common.log_dir), child))
-            _name_process(f"llumnix {child}")
+            forking.name_process(f"llumnix {child}")
             run()
             code = 0
         except SystemExit as end:
@@ -251,7 +248,7 @@ class Nursery:
 
     def _run_instance(self, fork: ForkInstance) -> None:
         self._close_sockets()
-        _keep_temporary_files_in(self._temporary(fork.id))
+        forking.keep_temporary_files_in(self._temporary(fork.id))
         common = self._common
         spec = InstanceSpec(
             id=fork.id,
@@ -286,55 +283,6 @@ class Nursery:
             if sock is not None:
                 sock.close()
         self._socket = self._admin_socket = None
-
-
-def _children() -> set[int]:
-    """Of this process; adopted ones, and those that ended and were not waited for, included."""
-    return {child.pid for child in psutil.Process().children()}
-
-
-def _keep_temporary_files_in(folder: Path) -> None:
-    """Of this process and its children. Engines leave sockets and rendezvous files behind when they are killed."""
-    folder.mkdir(mode=0o700)
-    os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # asks the environment anew
-
-
-def _listen_for_admin(host: str, port: int) -> socket.socket | None:
-    if port == 0:
-        return None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UsageError(f"The admin port {port} cannot be opened: {error.strerror}.") from error
-
-
-def _settle_memory() -> None:
-    """Moves all objects so far out of the collector's sight: a collection in a child would touch, and so copy, them."""
-    gc.collect()
-    gc.freeze()
-
-
-def _warn_about_threads() -> None:
-    threads = os.listdir("/proc/self/task")
-    if len(threads) > 1:
-        _note(f"warning: forking with {len(threads)} threads; a lock held by one of them hangs the child")
-
-
-def _note(text: str) -> None:
-    """In the log, unless the disk is full."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def _name_process(name: str) -> None:
-    """For ps and top; the engine's package brings setproctitle along, a fake one need not."""
-    try:
-        setproctitle = importlib.import_module("setproctitle")
-    except ImportError:
-        return
-    setproctitle.setproctitle(name)
 
 
 def _do_nothing(_signal: int, _frame: object) -> None:

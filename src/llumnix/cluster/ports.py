@@ -66,3 +66,14 @@ def _route(host: str) -> str | None:
         address: str = probe.getsockname()[0]
         return address
     return None
+
+
+def listen_for_admin(host: str, port: int) -> socket.socket | None:
+    """None for port 0: the admin routes have none of their own. Raises UsageError."""
+    if port == 0:
+        return None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"The admin port {port} cannot be opened: {error.strerror}.") from error

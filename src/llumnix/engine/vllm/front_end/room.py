@@ -7,7 +7,7 @@ import os
 import resource
 from typing import Any
 
-from llumnix.engine.vllm.front_end.retry_after import Message, Receive, Send
+from llumnix.engine.vllm.front_end.retry_after import AsgiMessage, AsgiSend, Receive
 
 _KEPT_FREE = 96
 """Descriptors for what is not a request: instances that join, connections that are about to be refused, files."""
@@ -31,7 +31,7 @@ class Room:
         self._running = 0
         self._most = room_for_connections()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiMessage, receive: Receive, send: AsgiSend) -> None:
         if scope["type"] not in _CONNECTIONS or scope["path"].startswith(_ALWAYS):
             await self._app(scope, receive, send)
         elif self._running >= self._most:
@@ -55,7 +55,7 @@ def is_scarce() -> bool:
     return room_for_connections() < _PLENTY
 
 
-async def _refuse(send: Send, most: int) -> None:
+async def _refuse(send: AsgiSend, most: int) -> None:
     message = f"This front end may have no more than {most} requests open (limit of open files, ulimit -n)."
     error = {"message": message, "type": "ServiceUnavailableError", "param": None, "code": 503}
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
@@ -63,6 +63,6 @@ async def _refuse(send: Send, most: int) -> None:
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
-async def _hang_up(send: Send, most: int) -> None:
+async def _hang_up(send: AsgiSend, most: int) -> None:
     """Before it is accepted: the client reads 403 from it, as ASGI has no other word."""
     await send({"type": "websocket.close", "code": 1013, "reason": f"no more than {most} requests may be open"})

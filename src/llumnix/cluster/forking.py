@@ -1,0 +1,52 @@
+"""What a process does to itself around a fork: the one that forks, and the one that was forked."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+
+def children() -> set[int]:
+    """Of this process; adopted ones, and those that ended and were not waited for, included."""
+    return {child.pid for child in psutil.Process().children()}
+
+
+def settle_memory() -> None:
+    """Moves all objects so far out of the collector's sight: a collection in a child would touch, and so copy, them."""
+    gc.collect()
+    gc.freeze()
+
+
+def warn_about_threads() -> None:
+    threads = os.listdir("/proc/self/task")
+    if len(threads) > 1:
+        note(f"warning: forking with {len(threads)} threads; a lock held by one of them hangs the child")
+
+
+def keep_temporary_files_in(folder: Path) -> None:
+    """Of this process and its children. Engines leave sockets and rendezvous files behind when they are killed."""
+    folder.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # asks the environment anew
+
+
+def name_process(name: str) -> None:
+    """For ps and top; the engine's package brings setproctitle along, a fake one need not."""
+    try:
+        setproctitle = importlib.import_module("setproctitle")
+    except ImportError:
+        return
+    setproctitle.setproctitle(name)
+
+
+def note(text: str) -> None:
+    """In the log, unless the disk is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
