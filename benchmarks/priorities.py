@@ -12,7 +12,6 @@ Each step lasts as if every instance had a device of its own (--step-ms, --token
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -21,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
-from frame.models import add_pace_flags, paced_engine_flags
+from frame.models import paced_engine_flags, rounds_of_paced_load
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_least, at_most, conclude
 from rich.console import Console
@@ -57,7 +56,7 @@ class Outcome:
 
 
 def main() -> int:
-    arguments = _parse()
+    arguments = rounds_of_paced_load(__doc__ or "", WORKLOAD)
     pairs: list[tuple[Outcome, Outcome]] = []
     flags = ("--priority-target-tokens", str(TARGET_TOKENS), "--max-num-seqs", "64")
     pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
@@ -71,15 +70,6 @@ def main() -> int:
             outcomes = {id(one): _run(server.url, one, important) for one in order}
             pairs.append((outcomes[id(workload)], outcomes[id(equal)]))
     return _compare(pairs)
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
-    parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
-    parser.add_argument("--seed", type=int, default=1)
-    add_pace_flags(parser)
-    return parser.parse_args()
 
 
 def _made_normal(request: WorkloadRequest) -> WorkloadRequest:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from frame.models import add_pace_flags, paced_engine_flags
+from frame.models import paced_engine_flags, rounds_of_paced_load
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_most, conclude, median
 from rich.console import Console
@@ -57,7 +57,7 @@ class Figures:
 
 
 def main() -> int:
-    arguments = _parse()
+    arguments = rounds_of_paced_load(__doc__ or "", WORKLOAD)
     rounds: dict[str, list[Figures]] = {policy: [] for policy in POLICIES}
     for number in range(arguments.rounds):
         order = POLICIES if number % 2 == 0 else POLICIES[::-1]
@@ -65,15 +65,6 @@ def main() -> int:
             rounds[policy].append(_run(policy, arguments, arguments.seed + number))
             _tell(policy, number, rounds[policy][-1])
     return _compare(rounds["llumnix"], rounds["infaas++"])
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
-    parser.add_argument("--workload", default=WORKLOAD, help=f"Default: {WORKLOAD}")
-    parser.add_argument("--seed", type=int, default=1)
-    add_pace_flags(parser)
-    return parser.parse_args()
 
 
 def _run(policy: str, arguments: argparse.Namespace, seed: int) -> Figures:

@@ -5,9 +5,14 @@ Tests that start processes say so themselves (`live`, `vllm`); the ring of all o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from two_machines import TwoMachines
 
 _RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
 _RING_OF_FOLDER = {
@@ -44,3 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _ring(item: pytest.Item) -> str | None:
     """The slowest that the test is marked with."""
     return next((ring for ring in reversed(_RINGS) if item.get_closest_marker(ring)), None)
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
+    """Skips where namespaces cannot be made."""
+    from two_machines import TwoMachines, why_not_possible
+
+    if (why_not := why_not_possible()) is not None:
+        pytest.skip(why_not)
+    machines = TwoMachines(tmp_path_factory.mktemp("m"))
+    yield machines
+    machines.close()

@@ -44,6 +44,16 @@ def add_pace_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
 
 
+def rounds_of_paced_load(doc: str, workload: str) -> argparse.Namespace:
+    """What a script was told that runs a workload against paced servers, round after round."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
+    parser.add_argument("--workload", default=workload, help=f"Default: {workload}")
+    parser.add_argument("--seed", type=int, default=1)
+    add_pace_flags(parser)
+    return parser.parse_args()
+
+
 @contextmanager
 def paced_engine_flags(step_ms: float, token_ms: float, max_model_len: int, kv_mib: int) -> Iterator[list[str]]:
     """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device (_paced/).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,6 @@ from served import Serve
 pytestmark = pytest.mark.live
 
 SCALING = ("--scaling", "on", "--min-instances", "1", "--max-instances", "3", "--scale-window-s", "0.3")
-
-
-@pytest.fixture
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Serve]]:
-    started: list[Serve] = []
-
-    def start(*flags: str) -> Serve:
-        started.append(Serve(tmp_path_factory.mktemp("s"), *flags))
-        return started[-1]
-
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.end()
 
 
 def test_grows_to_the_most_when_full_and_shrinks_to_the_least_when_idle(

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,21 +16,6 @@ from frame.server import wait_for
 from served import Serve, is_alive
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Serve]]:
-    started: list[Serve] = []
-
-    def start(*flags: str, console: Path | None = None) -> Serve:
-        started.append(Serve(tmp_path_factory.mktemp("s"), *flags, console=console))
-        return started[-1]
-
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.end()
 
 
 def assert_nothing_is_left(server: Serve, children: list[psutil.Process]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from frame.server import wait_for
 from served import Serve, is_alive
 
-from two_machines import OURS, THEIRS, TOKEN, TwoMachines, why_not_possible
+from two_machines import OURS, THEIRS, TOKEN, TwoMachines
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
@@ -34,15 +34,6 @@ for address in sys.argv[1:]:
 time.sleep(1.5)  # enough for several attempts to get in
 context.destroy(linger=0)
 """
-
-
-@pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
-    if (why_not := why_not_possible()) is not None:
-        pytest.skip(why_not)
-    machines = TwoMachines(tmp_path_factory.mktemp("m"))
-    yield machines
-    machines.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from cluster_instance import ClusterInstance
 from cluster_world import Cluster
+from link_faults import double, lose
 
 from llumnix.types import InstanceId, InstanceState
 
@@ -38,16 +39,6 @@ def deliver(world: Cluster, rng: random.Random) -> None:
     for _ in range(min(3, len(world.link))):
         # Mostly in order, or nothing would ever get through.
         world.deliver(0 if rng.random() < 0.7 else rng.randrange(len(world.link)))
-
-
-def double(world: Cluster, rng: random.Random) -> None:
-    if world.link:
-        world.deliver(rng.randrange(len(world.link)), keep=True)
-
-
-def lose(world: Cluster, rng: random.Random) -> None:
-    if world.link:
-        world.link.pop(rng.randrange(len(world.link)))
 
 
 def read_stream(world: Cluster, rng: random.Random) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from link_faults import double, lose
 from migration_pair import Instance, World
 
 from llumnix.control.events import Accepting, Draining
@@ -31,16 +32,6 @@ def deliver(world: World, rng: random.Random) -> None:
     if world.link:
         # Mostly in order, or nothing would ever get through.
         world.deliver(0 if rng.random() < 0.6 else rng.randrange(len(world.link)))
-
-
-def double(world: World, rng: random.Random) -> None:
-    if world.link:
-        world.deliver(rng.randrange(len(world.link)), keep=True)
-
-
-def lose(world: World, rng: random.Random) -> None:
-    if world.link:
-        world.link.pop(rng.randrange(len(world.link)))
 
 
 def read_stream(world: World, rng: random.Random) -> None:

@@ -12,20 +12,11 @@ from frame.kinds import prompt
 from frame.server import wait_for
 from frame.stream import Streaming, open_session
 
-from two_machines import TOKEN, TwoMachines, why_not_possible
+from two_machines import TOKEN, TwoMachines
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 STREAMS = 8
-
-
-@pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
-    if (why_not := why_not_possible()) is not None:
-        pytest.skip(why_not)
-    machines = TwoMachines(tmp_path_factory.mktemp("m"))
-    yield machines
-    machines.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from llumnix.vllm_words import SUPPORTED
 
-Release = tuple[int, int]
+VllmRelease = tuple[int, int]
 """0.32 is (0, 32)."""
 
 
-def release_of(version: str) -> Release:
+def release_of(version: str) -> VllmRelease:
     """Raises ValueError for what is no version."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
@@ -28,10 +28,10 @@ class Hook:
     used_for: str
     by_name: tuple[str, ...] = ()
     """Further required parameters, always given by name."""
-    since: Release = OLDEST
+    since: VllmRelease = OLDEST
     """The first version in which it is relied on."""
-    until: Release | None = None
+    until: VllmRelease | None = None
     """The first one in which it is not any more."""
 
-    def concerns(self, release: Release) -> bool:
+    def concerns(self, release: VllmRelease) -> bool:
         return self.since <= release and (self.until is None or release < self.until)

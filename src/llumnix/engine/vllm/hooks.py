@@ -13,7 +13,7 @@ import textwrap
 from typing import Any
 
 from llumnix.engine.vllm.front_end.hooks import FRONT_END_HOOKS, client_fields
-from llumnix.engine.vllm.hook import Hook, Release, release_of
+from llumnix.engine.vllm.hook import Hook, VllmRelease, release_of
 from llumnix.engine.vllm.instance.hooks import INSTANCE_HOOKS
 from llumnix.vllm_words import SUPPORTED_WORDS, supports
 
@@ -56,7 +56,7 @@ def _find(where: str) -> Any:
     return target
 
 
-def _client_field_problems(release: Release) -> list[str]:
+def _client_field_problems(release: VllmRelease) -> list[str]:
     """Compares what the constructors of vLLM's client assign to `self` with what we assign."""
     from vllm.v1.engine.core_client import AsyncMPClient, MPClient
 

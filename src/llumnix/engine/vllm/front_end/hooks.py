@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llumnix.engine.vllm.hook import Hook, Release
+from llumnix.engine.vllm.hook import Hook, VllmRelease
 
 FRONT_END_HOOKS = (
     Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
@@ -127,5 +127,5 @@ ADDED_CLIENT_FIELDS = {
 """Those that a later version added. They are set for all."""
 
 
-def client_fields(release: Release) -> frozenset[str]:
+def client_fields(release: VllmRelease) -> frozenset[str]:
     return CLIENT_FIELDS.union(*(added for since, added in ADDED_CLIENT_FIELDS.items() if since <= release))
