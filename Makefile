@@ -36,6 +36,8 @@ check: env      ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@for each in $$(find tests -name conftest.py); do \
+	  MYPYPATH=$$(dirname $$each):tests $(BIN)/mypy --no-error-summary $$each || exit 1; done
 	$(BIN)/lint-imports
 
 hello: env      ## 2,000 requests to a tiny model on two instances, and how it went

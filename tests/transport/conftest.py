@@ -20,7 +20,8 @@ from llumnix.transport.sockets import SocketTransport
     ids=["unix", "tcp", "staged-unix", "staged-tcp"],
 )
 def kind(request: pytest.FixtureRequest) -> Kind:
-    return request.param
+    kind: Kind = request.param
+    return kind
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""The one server of real engines that runs at a time, kept from module to module as long as they ask for the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from frame.checked import USUAL_FLAGS, Server
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a module wants of its server: its constants `FLAGS`, `INSTANCES`, `ENVIRONMENT`, `API_KEY`."""
+
+    flags: tuple[str, ...]
+    instances: int
+    environment: tuple[tuple[str, str], ...]
+    api_key: str | None
+
+    @classmethod
+    def of(cls, module: Any) -> Wish:
+        environment = getattr(module, "ENVIRONMENT", {})
+        return cls(
+            flags=getattr(module, "FLAGS", USUAL_FLAGS),
+            instances=getattr(module, "INSTANCES", 2),
+            environment=tuple(sorted(environment.items())),
+            api_key=getattr(module, "API_KEY", None),
+        )
+
+
+class Garage:
+    """Holds the one server that runs."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self._running: Server | None = None
+        self._wish: Wish | None = None
+
+    def server(self, wish: Wish) -> Server:
+        if self._running is None or wish != self._wish:
+            self.close()
+            self._running = Server(
+                self._factory.mktemp("server"),
+                *wish.flags,
+                instances=wish.instances,
+                environment=dict(wish.environment),
+                api_key=wish.api_key,
+            )
+            self._wish = wish
+        return self._running
+
+    def close(self) -> None:
+        """Nothing may be left of it."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.stop()
