@@ -30,7 +30,7 @@ test-versions: env  ## the other versions of vLLM, each in build/versions/: some
 	@$(BIN)/python scripts/try_versions.py $(VERSIONS)
 
 nightly: env triton ## tests that are too slow for every day
-	@timeout -k 10 3600 $(BIN)/python -m pytest -m nightly $(ARGS)
+	@timeout -k 10 10800 $(BIN)/python -m pytest -m nightly $(ARGS)
 
 check: env      ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

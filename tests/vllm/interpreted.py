@@ -10,6 +10,5 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.env
 SYNCHRONOUS = (
     *("--engine-module", "interpreted_engine", "--scheduling-policy", "priority"),
     *("--no-migration", "--max-num-batched-tokens", "512", "--max-num-seqs", "32"),
-    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 )
 FLAGS = (*SYNCHRONOUS, "--async-scheduling")
