@@ -84,6 +84,14 @@ APPENDED: Proofs = (
     "test_late_machine.py::test_any_order",
     "test_movable.py::test_what_tokens_are_appended_to_moves",
 )
+CHUNKED: Proofs = ("test_late_machine.py::test_any_order", "test_movable.py::test_what_tokens_are_appended_to_moves")
+STATES: Proofs = (
+    "test_vllm_hybrids.py::test_moved_streams_say_what_undisturbed_ones_say",
+    "test_late_states.py::test_what_is_copied_while_a_stream_stands_still_does_not_grow_with_its_length",
+    "test_late_machine.py::test_any_order",
+    "test_movable.py::test_state_that_is_overwritten_moves",
+)
+PRECISIONS: Proofs = (*CHUNKED, "test_late_states.py::test_steps_here_do_not_zero_what_is_being_copied")
 RANK_TO_RANK: Proofs = ("test_vllm_tensor_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",)
 ASYNC: Proofs = ("test_vllm_async_scheduling.py::test_moved_streams_say_what_undisturbed_ones_say", *EQUAL)
 NO_CACHE: Proofs = (
@@ -117,22 +125,25 @@ REQUESTS = (
     Asked("custom logits processors", _CUSTOM, PROCESSOR, "the same", PROCESSOR_AGAIN),
 )
 
-_ZEROED = "pinned: blocks that arrive would be zeroed, incomplete or gone"
+_INCOMPLETE = "pinned: what arrives would be incomplete or gone"
+_HYBRIDS = "states that are overwritten in place (Mamba, gated delta nets, short convolutions; hybrids)"
+_STANDS_STILL = "yes; the state follows while the request stands still, in a time that its length does not change"
 
 ENGINES = (
     Run("full attention, sliding window, several KV groups of these kinds", "yes", APPENDED),
     Run("tensor parallel (same size on both sides)", "yes, rank to rank", RANK_TO_RANK),
     Run("async scheduling, chunked prefill, prefix caching", "yes", ASYNC),
-    Run("attention within chunks (Llama 4)", "not yet: pinned", CACHE_PINNED),
-    Run("state that is overwritten in place (Mamba and other hybrids)", "not yet: pinned", CACHE_PINNED),
+    Run("attention within chunks (Llama 4)", "yes", CHUNKED),
+    Run(_HYBRIDS, _STANDS_STILL, STATES),
+    Run("rings that are overwritten in place (DeepSeek V4)", "not yet: pinned", CACHE_PINNED),
     Run("M-RoPE", "not yet: pinned", WAY_PINNED),
     Run("speculative decoding", "not yet: pinned", WAY_PINNED),
     Run("pipeline parallel", "not yet: pinned", WAY_PINNED),
     Run("engines that are themselves data parallel", "not yet: pinned", WAY_PINNED),
     Run("context parallel", "not yet: pinned", WAY_PINNED),
     Run("encoder-decoder, KV connectors, routed experts in the answers", "not yet: pinned", WAY_PINNED),
-    Run("caches of several precisions", _ZEROED, CACHE_PINNED),
-    Run("HiSparse, `--enable-sleep-mode`", _ZEROED, WAY_PINNED),
+    Run("caches of several precisions", "yes", PRECISIONS),
+    Run("HiSparse, `--enable-sleep-mode`", _INCOMPLETE, WAY_PINNED),
     Run("no KV cache at all (encoders)", "nothing to move", NO_CACHE),
 )
 

@@ -34,8 +34,9 @@ I0, I1 = (InstanceInfo(id=InstanceId(f"i{n}"), index=n, slot=n, pid=n, node="", 
 class Scheduler:
     """Five requests run, of 1 to 5 blocks."""
 
-    block_size = 16
+    block_tokens = 16
     slots_kept = 0
+    tables = SimpleNamespace(state_blocks=0, pin=lambda *_: [], unpin=lambda _: None)
 
     def __init__(self) -> None:
         self.ended: list[Any] = []
@@ -63,6 +64,8 @@ class Scheduler:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // 16)
+
+    held_by = blocks_for
 
 
 class Source:

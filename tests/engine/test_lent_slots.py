@@ -26,7 +26,11 @@ class StandIn:
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
         self.block_size = 16
-        self.kv_cache_manager = None
+        self.kv_cache_manager = SimpleNamespace(
+            coordinator=SimpleNamespace(single_type_managers=()),
+            block_pool=None,
+            kv_cache_config=SimpleNamespace(needs_kv_cache_zeroing=False),
+        )
         self.kv_cache_config = SimpleNamespace(kv_cache_groups=[])
 
     def schedule(self, throttle_prefills: bool) -> Any:

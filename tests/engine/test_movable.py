@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,14 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    CircularBufferSpec,
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
     MambaSpec,
     SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
 )
 from vllm.v1.request import Request
 
@@ -34,7 +38,17 @@ from llumnix.wire.addresses import AddressBook
 FULL = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32)
 SHORT = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
 SLIDING = SlidingWindowSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32, sliding_window=64)
+CHUNKED = ChunkedLocalAttentionSpec(
+    block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32, attention_chunk_size=64
+)
+RING = CircularBufferSpec(block_size=16, num_kv_heads=1, head_size=64, dtype=torch.float32)
 MAMBA = MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,))
+MAMBA_OF_DRAFTS = replace(MAMBA, num_speculative_blocks=2)
+
+
+def _wrapped(*specs: Any) -> UniformTypeKVCacheSpecs:
+    """Layers of one type and different sizes."""
+    return UniformTypeKVCacheSpecs(block_size=16, kv_cache_specs={f"layer {n}": spec for n, spec in enumerate(specs)})
 
 
 @cache
@@ -46,8 +60,24 @@ def _caches(*specs: Any) -> KVCacheConfig:
     return KVCacheConfig(64, [], [KVCacheGroupSpec([f"layer {n}"], spec) for n, spec in enumerate(specs)])
 
 
-@pytest.mark.parametrize("specs", [(FULL,), (SLIDING,), (FULL, SLIDING)])
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (FULL,),
+        (SLIDING,),
+        (FULL, SLIDING),
+        (CHUNKED, FULL),
+        (FULL, SHORT),
+        (_wrapped(FULL, replace(FULL, head_size=32)),),
+    ],
+    ids=["full", "window", "both", "chunks", "two precisions", "layers of two sizes"],
+)
 def test_what_tokens_are_appended_to_moves(specs: tuple[Any, ...]) -> None:
+    assert why_engine_pins(_config(), _caches(*specs)) == ""
+
+
+@pytest.mark.parametrize("specs", [(FULL, MAMBA), (MAMBA,), (FULL, replace(MAMBA, mamba_cache_mode="align"))])
+def test_state_that_is_overwritten_moves(specs: tuple[Any, ...]) -> None:
     assert why_engine_pins(_config(), _caches(*specs)) == ""
 
 
@@ -55,8 +85,9 @@ def test_what_tokens_are_appended_to_moves(specs: tuple[Any, ...]) -> None:
     ("caches", "why"),
     [
         ((), "no KV cache"),
-        ((FULL, MAMBA), "state of kind MambaSpec"),
-        ((FULL, SHORT), "zeroed by the next step"),  # of two precisions
+        ((FULL, MAMBA_OF_DRAFTS), "state of kind MambaSpec"),
+        ((FULL, RING), "state of kind CircularBufferSpec"),
+        ((_wrapped(FULL, RING),), "state of kind CircularBufferSpec"),
     ],
 )
 def test_caches_that_cannot_be_copied_pin_their_engine(caches: tuple[Any, ...], why: str) -> None:

@@ -19,11 +19,19 @@ import torch
 from numpy.typing import NDArray
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 BLOCK_TOKENS = 4
 BLOCKS = 32  # one of them is vLLM's null block
+MAX_TOKENS = 64
 WINDOW = 8  # whole blocks: whoever rounds up what is computed loses one that is still in it
 VOCABULARY = 97
 _START = 0x9E3779B97F4A7C15
@@ -31,6 +39,24 @@ _ALL_BITS = (1 << 64) - 1
 
 Tables = tuple[list[int], ...]
 """Block ids per KV group."""
+
+
+_SHAPE: dict[str, Any] = {"block_size": BLOCK_TOKENS, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
+_FULL = FullAttentionSpec(**_SHAPE)
+_STATE: dict[str, Any] = {"shapes": ((64,),), "dtypes": (torch.float32,)}  # as many bytes as a block of tokens
+SPECS: dict[str, dict[str, KVCacheSpec]] = {
+    "full": {"full": _FULL},
+    "windows": {"full": _FULL, "window": SlidingWindowSpec(**_SHAPE, sliding_window=WINDOW)},
+    "chunks": {"full": _FULL, "chunk": ChunkedLocalAttentionSpec(**_SHAPE, attention_chunk_size=WINDOW)},
+    "two precisions": {
+        "full": _FULL,
+        "window": SlidingWindowSpec(**{**_SHAPE, "head_size": 16, "dtype": torch.bfloat16}, sliding_window=WINDOW),
+    },
+    "states": {"full": _FULL, "state": MambaSpec(block_size=MAX_TOKENS, **_STATE)},
+    "snapshots": {"full": _FULL, "state": MambaSpec(block_size=BLOCK_TOKENS, mamba_cache_mode="align", **_STATE)},
+    "states alone": {"state": MambaSpec(block_size=MAX_TOKENS, **_STATE)},
+}
+"""Per layout of the KV cache, its layers: each is a group of its own."""
 
 
 def cell_after(before: int, token: int) -> int:
@@ -70,12 +96,42 @@ class Part:
     tables: Tables
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What its layers read and write."""
+
+    spec: KVCacheSpec
+
+    @property
+    def is_state(self) -> bool:
+        """One cell, which is that of the last token."""
+        return isinstance(self.spec, MambaSpec)
+
+    def lowest(self, first: int) -> int:
+        """The first position that a step from `first` on reads."""
+        match self.spec:
+            case SlidingWindowSpec():
+                return max(0, first - self.spec.sliding_window + 1)
+            case ChunkedLocalAttentionSpec():
+                return first // self.spec.attention_chunk_size * self.spec.attention_chunk_size
+            case MambaSpec():
+                return max(0, first - 1)
+            case _:
+                return 0
+
+    def place(self, table: list[int], position: int) -> tuple[int, int]:
+        """Block and cell."""
+        return table[position // self.spec.block_size], 0 if self.is_state else position % self.spec.block_size
+
+
 class Step(Future[ModelRunnerOutput]):
     """Runs at the latest when its result is asked for."""
 
     def __init__(self, device: LateDevice, parts: list[Part]) -> None:
         super().__init__()
         self.parts = parts
+        self.zeroed: list[int] = []
+        """Blocks, before all else."""
         self._device = device
 
     def result(self, timeout: float | None = None) -> ModelRunnerOutput:
@@ -85,13 +141,15 @@ class Step(Future[ModelRunnerOutput]):
 
 
 class LateDevice:
-    def __init__(self, windows: Sequence[int | None]) -> None:
-        """`windows`: of each KV group; None reads everything."""
+    def __init__(self, groups: Sequence[Group], zeroes: bool) -> None:
+        """`zeroes`: new blocks for tokens must be zeroed before they are used."""
         self.kv: NDArray[np.uint64] = np.zeros((BLOCKS, BLOCK_TOKENS), dtype=np.uint64)
         self.launched: deque[Step] = deque()
         self.wrong: list[str] = []
         """Cells that were not what a step had to find, in words."""
-        self._windows = windows
+        self._groups = groups
+        self._zeroes = zeroes
+        self._to_zero: list[int] = []
         self._rows: dict[str, Row] = {}
 
     def launch(self, output: SchedulerOutput) -> Step:
@@ -110,15 +168,18 @@ class LateDevice:
             if blocks is not None:
                 for table, more in zip(self._rows[name].tables, blocks, strict=True):
                     table.extend(more)
+        self._to_zero += output.new_block_ids_to_zero or ()
         step = Step(self, [])
         for name, count in output.num_scheduled_tokens.items():
             row = self._rows[name]
+            step.zeroed, self._to_zero = [*step.zeroed, *self._to_zero], []
             step.parts.append(Part(row, first[name], count, tuple(list(table) for table in row.tables)))
         self.launched.append(step)
         return step
 
     def run_next(self) -> None:
         step = self.launched.popleft()
+        self.kv[step.zeroed] = 0
         sampled = [self._run(part) for part in step.parts]
         names = [part.row.name for part in step.parts]
         step.set_result(ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled))
@@ -128,51 +189,50 @@ class LateDevice:
         row, end = part.row, part.first + part.count
         assert end <= len(row.tokens), f"{row.name}: a step up to token {end}, of which {len(row.tokens)} are known"
         chain(row.tokens, row.cells)
-        for group, window in enumerate(self._windows):
-            lowest = 0 if window is None else max(0, part.first - window + 1)
-            for position in range(lowest, part.first):
+        for group, each in enumerate(self._groups):
+            for position in range(each.lowest(part.first), part.first):
                 self._check(part, group, position)
         before = self._cell(part, 0, part.first - 1) if part.first else _START
         for position in range(part.first, end):
             before = cell_after(before, row.tokens[position])
-            for group, table in enumerate(part.tables):
-                self.kv[table[position // BLOCK_TOKENS], position % BLOCK_TOKENS] = before ^ group
+            for group in range(len(self._groups)):
+                self._write(part, group, position, before, last=position == end - 1)
         if end < len(row.tokens):
             return []
         row.tokens.append(token_after(before))
         return [row.tokens[-1]]
 
+    def _write(self, part: Part, group: int, position: int, cell: int, last: bool) -> None:
+        kind = self._groups[group]
+        if kind.is_state:
+            if last:
+                self.kv[kind.place(part.tables[group], position)[0]] = cell ^ group
+            return
+        block, offset = kind.place(part.tables[group], position)
+        if self._zeroes and self.kv[block, offset:].any():
+            self.wrong.append(f"{part.row.name}: block {block} of group {group} was not zeroed after cell {offset}")
+        self.kv[block, offset] = cell ^ group
+
     def _cell(self, part: Part, group: int, position: int) -> int:
-        block = part.tables[group][position // BLOCK_TOKENS]
-        return int(self.kv[block, position % BLOCK_TOKENS]) ^ group
+        return int(self.kv[self._groups[group].place(part.tables[group], position)]) ^ group
 
     def _check(self, part: Part, group: int, position: int) -> None:
         if self._cell(part, group, position) != part.row.cells[position]:
-            block = part.tables[group][position // BLOCK_TOKENS]
+            block, _ = self._groups[group].place(part.tables[group], position)
             self.wrong.append(f"{part.row.name}: token {position} of group {group} in block {block}")
 
 
 class LateExecutor(Executor):
     """As much of an executor as vLLM's engine core asks of it. What the worker is asked goes to `worker`."""
 
-    hybrid = False
-    """Every second layer has a sliding window."""
+    layout = "full"
 
     def _init_executor(self) -> None:
         self.worker: Any = None
-        self.device = LateDevice([])
+        self.device = LateDevice([], zeroes=False)
 
     def get_kv_cache_specs(self) -> list[dict[str, KVCacheSpec]]:
-        shape: dict[str, Any] = {
-            "block_size": BLOCK_TOKENS,
-            "num_kv_heads": 1,
-            "head_size": 8,
-            "dtype": torch.float32,
-        }
-        specs: dict[str, KVCacheSpec] = {"full": FullAttentionSpec(**shape)}
-        if self.hybrid:
-            specs["window"] = SlidingWindowSpec(**shape, sliding_window=WINDOW)
-        return [specs]
+        return [SPECS[self.layout]]
 
     def get_supported_kv_cache_layouts(self) -> list[list[str]]:
         return [["LBHNC"]]
@@ -212,5 +272,4 @@ class LateExecutor(Executor):
 
 
 def new_device(config: KVCacheConfig) -> LateDevice:
-    specs = [group.kv_cache_spec for group in config.kv_cache_groups]
-    return LateDevice([spec.sliding_window if isinstance(spec, SlidingWindowSpec) else None for spec in specs])
+    return LateDevice([Group(each.kv_cache_spec) for each in config.kv_cache_groups], config.needs_kv_cache_zeroing)

@@ -13,12 +13,13 @@ from unittest.mock import Mock, patch
 
 import torch
 import vllm.v1.engine.core as vllm_core
-from late_device import BLOCK_TOKENS, BLOCKS, LateDevice, LateExecutor, new_device
+from late_device import BLOCK_TOKENS, BLOCKS, MAX_TOKENS, SPECS, LateDevice, LateExecutor, new_device
 from vllm import envs
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineShutdownState
+from vllm.v1.kv_cache_interface import MambaSpec
 
 from llumnix import tiny_model
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
@@ -35,26 +36,28 @@ from llumnix.wire.addresses import AddressBook, FrontAddresses
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.outbox import Mail
 
-MAX_TOKENS = 64
 FRONT_END = "front end"
 Posted = tuple[str, Mail]
 
 
 @cache
-def late_config(hybrid: bool) -> VllmConfig:
+def late_config(layout: str) -> VllmConfig:
     """As on a GPU: asynchronous scheduling, and the V2 runner's side of the scheduler."""
+    states = [spec for spec in SPECS[layout].values() if isinstance(spec, MambaSpec)]
     arguments = EngineArgs(
         model=str(tiny_model.ensure()),
         enforce_eager=True,
         max_model_len=MAX_TOKENS,
         block_size=BLOCK_TOKENS,
         num_gpu_blocks_override=BLOCKS,
-        enable_prefix_caching=True,
+        enable_prefix_caching=all(spec.mamba_cache_mode == "align" for spec in states),
         scheduling_policy="priority",
         max_num_seqs=6,
         max_num_batched_tokens=24,
     )
     config = arguments.create_engine_config()
+    for spec in states:
+        config.cache_config.mamba_cache_mode = spec.mamba_cache_mode  # type: ignore[assignment]
     config.scheduler_config.async_scheduling = True
     config.scheduler_config.scheduler_cls = "llumnix.engine.vllm.instance.scheduler.LlumnixAsyncScheduler"
     return config
@@ -162,14 +165,14 @@ def _spec(name: str, index: int) -> InstanceSpec:
 class LateCore(LlumnixEngineCore):
     """vLLM's core and ours, but for what starts threads or opens sockets."""
 
-    def __init__(self, name: str, index: int, hybrid: bool) -> None:
+    def __init__(self, name: str, index: int, layout: str) -> None:
         self._spec = _spec(name, index)
         self._office = None
         self._lines = None
         self._follower = Follower(self)
         self._grammars = Lock()
-        config = late_config(hybrid)
-        executor = type("Executor", (LateExecutor,), {"hybrid": hybrid})
+        config = late_config(layout)
+        executor = type("Executor", (LateExecutor,), {"layout": layout})
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
             EngineCore.__init__(self, config, executor, log_stats=False)
         envs.disable_envs_cache()  # it would keep the variable for whoever comes after us in this process

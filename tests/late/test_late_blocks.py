@@ -6,13 +6,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from late_device import BLOCK_TOKENS, WINDOW
+from late_device import BLOCK_TOKENS, SPECS, WINDOW
 from late_pair import LatePair, Session, next_token
 
 
-@pytest.fixture(params=[False, True], ids=["full", "hybrid"])
+@pytest.fixture(params=list(SPECS))
 def pair(request: pytest.FixtureRequest) -> LatePair:
-    return LatePair(hybrid=request.param)
+    return LatePair(request.param)
 
 
 def said(prompt: list[int], count: int) -> list[int]:
@@ -27,6 +27,10 @@ def run_until_decoding(pair: LatePair, at: int, session: Session, tokens: int = 
     request = pair.cores[at].scheduler.requests[session.engine_id]
     while request.num_output_tokens < tokens:
         pair.step(at)
+
+
+def _under_way(pair: LatePair) -> set[str]:
+    return {part.row.name for step in pair.cores[0].device.launched for part in step.parts}
 
 
 def one_that_stops_with_a_step_in_flight(pair: LatePair, at: int) -> Session:
@@ -62,7 +66,7 @@ def test_moved_stream_is_right(pair: LatePair) -> None:
 
 
 @pytest.mark.parametrize("tokens", range(20, 20 + BLOCK_TOKENS))
-@pytest.mark.parametrize("pair", [True], ids=["hybrid"], indirect=True)
+@pytest.mark.parametrize("pair", ["windows"], indirect=True)
 def test_room_for_an_arrival_has_all_blocks_that_its_window_is_still_in(pair: LatePair, tokens: int) -> None:
     """However full its last block is."""
     session = pair.ask(0, list(range(tokens)), 1)
@@ -103,12 +107,14 @@ def test_preempted_one_reads_its_blocks_in_a_step_in_flight_while_they_are_reser
 
 
 def test_prefix_of_another_is_not_copied_before_it_is_computed(pair: LatePair) -> None:
-    """vLLM shares blocks when it schedules them: both are in one step, which has not run yet."""
+    """vLLM shares blocks when it schedules them: the step that computes them has not run yet."""
     prefix = list(range(4 * BLOCK_TOKENS))
     pair.ask(0, prefix, 20)
     second = pair.ask(0, [*prefix, 50, 51, 52], 20)
     pair.step(0)
-    assert second.engine_id in {part.row.name for part in pair.cores[0].device.launched[0].parts}
+    if second.engine_id not in _under_way(pair):  # a snapshot of a state is shared one step later
+        pair.step(0)
+    assert second.engine_id in _under_way(pair)
     pair.move(0, second.engine_id)
     pair.fly()
     pair.settle()

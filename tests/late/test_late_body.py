@@ -24,7 +24,7 @@ from llumnix.types import InstanceId, RequestId
 
 @cache
 def _cores() -> tuple[LateCore, LateCore]:
-    return LateCore("i0", 0, hybrid=False), LateCore("i1", 1, hybrid=False)
+    return LateCore("i0", 0, layout="full"), LateCore("i1", 1, layout="full")
 
 
 class LateEnd:

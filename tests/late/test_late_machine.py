@@ -11,21 +11,22 @@ pytest.importorskip("vllm")
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from late_device import VOCABULARY
+from late_device import SPECS, VOCABULARY
 from late_pair import LatePair, Session
 
 ENDS = st.integers(0, 1)
 SOME = st.integers(0, 5)
 PREFIXES: tuple[list[int], ...] = ([], list(range(8)), list(range(13)), list(range(16)), list(range(30)))
 STEPS = 60
+USUAL = ("full", "windows")
 
 
 class AnyOrder(RuleBasedStateMachine):
-    hybrid = False
+    layout = "full"
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = LatePair(self.hybrid)
+        self.pair = LatePair(self.layout)
         self.all: list[Session] = []
         self.resets: list[Future[bool]] = []
 
@@ -116,23 +117,20 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(reset.result(0) is True for reset in self.resets)
 
 
-class HybridAnyOrder(AnyOrder):
-    hybrid = True
+def machine(layout: str) -> type[AnyOrder]:
+    return type("AnyOrder", (AnyOrder,), {"layout": layout})
 
 
-MACHINES = pytest.mark.parametrize("machine", [AnyOrder, HybridAnyOrder], ids=["full", "hybrid"])
-
-
-@MACHINES
-def test_any_order(machine: type[AnyOrder]) -> None:
-    run(machine, examples=200)
+@pytest.mark.parametrize(("layout", "examples"), [(each, 200 if each in USUAL else 40) for each in SPECS])
+def test_any_order(layout: str, examples: int) -> None:
+    run(machine(layout), examples)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
-@MACHINES
-def test_any_order_a_thousand_times(machine: type[AnyOrder]) -> None:
-    run(machine, examples=1000)
+@pytest.mark.parametrize("layout", SPECS)
+def test_any_order_a_thousand_times(layout: str) -> None:
+    run(machine(layout), examples=1000)
 
 
 def run(machine: type[AnyOrder], examples: int) -> None:

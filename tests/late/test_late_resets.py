@@ -15,9 +15,9 @@ pytest.importorskip("vllm")
 from late_pair import LatePair, Session
 
 
-@pytest.fixture(params=[False, True], ids=["full", "hybrid"])
+@pytest.fixture(params=["full", "windows", "snapshots"])
 def pair(request: pytest.FixtureRequest) -> LatePair:
-    return LatePair(hybrid=request.param)
+    return LatePair(request.param)
 
 
 def under_way(pair: LatePair) -> Session:

@@ -212,10 +212,11 @@ class Dispatcher:
         of the headroom."""
         view = self._entries[key[2]].view
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
-        return queued_demand_blocks(request.prompt_tokens, view.block_tokens) <= room
+        return queued_demand_blocks(request.prompt_tokens, view.block_tokens, view.state_blocks) <= room
 
     def _book(self, entry: _Entry, request: DispatchRequest, high: bool) -> None:
-        blocks = queued_demand_blocks(request.prompt_tokens, entry.reported.block_tokens)
+        reported = entry.reported
+        blocks = queued_demand_blocks(request.prompt_tokens, reported.block_tokens, reported.state_blocks)
         entry.add(_Sent(request.id, blocks, high))
         self._turn += 1
         entry.last_turn = self._turn

@@ -84,6 +84,8 @@ class Detached(_Event, frozen=True, tag=True):
     total_blocks: int
     """All its blocks, the last one partly filled; 0 for a queued request."""
     output_tokens: int
+    state_blocks: int = 0
+    """Those it holds beside them, which come with the commit."""
 
 
 class Preempted(_Event, frozen=True, tag=True):

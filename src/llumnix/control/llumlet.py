@@ -256,7 +256,7 @@ class Llumlet:
             queued=queued,
         )
         self.attempts.sources[snapshot.id] = source
-        blocks = 0 if queued else snapshot.needed_blocks
+        blocks = 0 if queued else snapshot.needed_blocks - snapshot.state_blocks  # its state comes with the commit
         return source.start(at, blocks)
 
     # messages

@@ -82,9 +82,9 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
         return f"{chosen} (next {self.runner_up}: {self.runner_up_number:.4g})"
 
 
-def queued_demand_blocks(prompt_tokens: int, block_tokens: int) -> int:
+def queued_demand_blocks(prompt_tokens: int, block_tokens: int, state_blocks: int = 0) -> int:
     """Blocks that a request will ask for when it leaves the queue."""
-    return max(1, -(-prompt_tokens // block_tokens))
+    return max(1, -(-prompt_tokens // block_tokens)) + state_blocks
 
 
 def _by_freeness(

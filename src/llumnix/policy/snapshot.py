@@ -26,7 +26,9 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     held_blocks: float
     """Blocks charged to it: a block shared by n requests counts 1/n for each."""
     needed_blocks: int
-    """Blocks it needs to run its next step from nothing (its whole sequence so far)."""
+    """Blocks it needs to run its next step from nothing (its whole sequence so far, and its state)."""
+    state_blocks: int = 0
+    """Of these, the ones with a state that is overwritten in place: the same number however long it is."""
     movable: bool
     preemptions: int = 0
     remaining_tokens: int | None = None
@@ -50,6 +52,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     watermark_blocks: int = 0
     free_blocks: int
     block_tokens: int = 16
+    state_blocks: int = 0
+    """That each request holds beyond those of its tokens, however long it is."""
     max_running: int = 256
     running: int = 0
     """Requests in the batch. One that is just being handed over is in none: `outgoing` counts it at its source, and

@@ -146,6 +146,11 @@ INSTANCE_HOOKS = (
     ),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_blocks", "self request_id", "block tables"),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_block_ids", "self request_id", "block tables"),
+    Hook(
+        "vllm.v1.core.single_type_kv_cache_manager:MambaManager.allocate_new_blocks",
+        "self request_id num_tokens num_tokens_main_model",
+        "block tables of states",
+    ),
     Hook("vllm.v1.core.block_pool:BlockPool.touch", "self blocks", "pins"),
     Hook("vllm.v1.core.block_pool:BlockPool.free_blocks", "self ordered_blocks", "pins"),
     Hook("vllm.v1.structured_output:StructuredOutputManager.accept_tokens", "self request new_token_ids", "grammars"),

@@ -98,7 +98,7 @@ class IncomingRequests:
         lora = request.lora_request
         if lora is not None and not self._has_adapter(lora.lora_int_id):
             raise Refusal(f"the adapter {lora.lora_name!r} is not loaded here")
-        tokens = max(request.num_tokens, (blocks - 1) * scheduler.block_size + 1)
+        tokens = max(request.num_tokens, (blocks - 1) * scheduler.block_tokens + 1)
         if tokens > scheduler.max_model_len:
             raise Refusal(f"{tokens} tokens are more than the window here ({scheduler.max_model_len})")
         skip_blocks = 0
@@ -109,7 +109,7 @@ class IncomingRequests:
             if cached_tokens is None:
                 free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
                 raise Refusal(f"no room: {blocks} blocks and a spare one are needed, {free} are free")
-            skip_blocks = cached_tokens // scheduler.block_size
+            skip_blocks = cached_tokens // scheduler.block_tokens
             scheduler.slots_for_arrivals += 1
         self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
         return skip_blocks
@@ -118,9 +118,14 @@ class IncomingRequests:
         """Starts to pull what the message names; False when there is nothing to pull. Raises Refusal."""
         reservation, scheduler = self._reservations[key], self._scheduler
         end = message.first_block + message.blocks
-        if not scheduler.grow(reservation.request, (end + 1) * scheduler.block_size):
+        if not scheduler.grow(reservation.request, (end + 1) * scheduler.block_tokens):
             raise Refusal(f"no room for blocks {message.first_block} to {end} and a spare one")
         own = scheduler.tables.ids(key[0], message.first_block, message.blocks)
+        if isinstance(message, Commit):
+            states = scheduler.tables.states.reserved_ids(key[0])
+            own += states
+            if states and 0 in message.block_ids[-len(states) :]:
+                raise Refusal("the source names no block with its state")
         if len(own) != len(message.block_ids):
             raise Refusal(f"the source names {len(message.block_ids)} blocks, {len(own)} are laid out here")
         if not all(0 <= theirs < _MAX_BLOCKS for theirs in message.block_ids):
@@ -186,7 +191,7 @@ class IncomingRequests:
         """Turns the reservation into a request of this engine; returns its output tokens. Raises Refusal."""
         reservation, scheduler = self._reservations[key], self._scheduler
         request = reservation.request
-        if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.block_size):
+        if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.block_tokens):
             raise Refusal("no spare block for its next tokens")
         request.num_preemptions = hand.preemptions
         self._follow(request, hand)

@@ -1,8 +1,10 @@
 """vLLM's KV cache as a pool of blocks that a transport can serve.
 
 0.32 has one logical layout: the first dimension of every layer's view is (kernel) blocks, whatever the
-physical order (`vllm/v1/kv_cache_layout.py`). Layers of different KV groups may share memory, block ids are
-unique over all groups, so each distinct tensor is one region and a scheduler block id indexes all of them.
+physical order (`vllm/v1/kv_cache_layout.py`). Groups overlay each other (`allocate_kv_cache` in
+vllm/v1/worker/utils.py): layers of different groups may share memory, and one may use less of it than another. Block
+ids are unique over all groups, so each place in memory is one region, as long as whoever uses most of it, and a
+scheduler block id indexes all.
 """
 
 from __future__ import annotations
@@ -21,20 +23,19 @@ from llumnix.wire.addresses import AddressBook
 
 
 def kv_views(model_runner: Any) -> list[torch.Tensor]:
-    """One view per distinct KV tensor, indexed by scheduler block id in dimension 0.
+    """One view per place in memory, indexed by scheduler block id in dimension 0, with all that any layer keeps there.
 
     Relies on `model_runner.kv_caches` and `kv_cache_config.num_blocks` (both runners, 0.32). A backend may cut
     a scheduler block into several kernel blocks: these follow each other in dimension 0.
     """
     num_blocks = model_runner.kv_cache_config.num_blocks
-    seen: set[int] = set()
-    views: list[torch.Tensor] = []
+    largest: dict[int, torch.Tensor] = {}
     for layer in model_runner.kv_caches:
-        if layer.data_ptr() in seen:
-            continue
-        seen.add(layer.data_ptr())
-        views.append(layer.unflatten(0, (num_blocks, layer.shape[0] // num_blocks)))
-    return views
+        view = layer.unflatten(0, (num_blocks, layer.shape[0] // num_blocks))
+        known = largest.get(layer.data_ptr())
+        if known is None or view.nbytes > known.nbytes:
+            largest[layer.data_ptr()] = view
+    return list(largest.values())
 
 
 def open_transport(worker: Any, book: AddressBook, secret: bytes) -> Transport:

@@ -78,8 +78,10 @@ class Letters:
                 return msgspec.structs.replace(message, block_ids=self._block_ids(message))
             case Commit():
                 state = self._engine.rpc("llumnix_sampler_state", args=(message.request,))[0]
-                payload = hand_of(scheduler.requests[message.request], state)
-                return msgspec.structs.replace(message, block_ids=self._block_ids(message), payload=payload)
+                request = scheduler.requests[message.request]
+                states = scheduler.tables.states.after(message.request, request.num_computed_tokens)
+                block_ids = (*self._block_ids(message), *(block.block_id for block in states))
+                return msgspec.structs.replace(message, block_ids=block_ids, payload=hand_of(request, state))
             case Cancel() | Prepared() | Copied() | Committed() | Refused() | Doubt() | Verdict():
                 return message
             case _:

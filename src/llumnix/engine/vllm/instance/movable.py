@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheSpec,
+    MambaSpec,
+    SlidingWindowSpec,
+    iter_layer_specs,
+)
 from vllm.v1.request import Request
 
 
@@ -35,14 +43,20 @@ def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
 def _why_cache_stays(kv_cache_config: KVCacheConfig) -> str:
     if not kv_cache_config.kv_cache_groups:
         return "it has no KV cache"
-    kinds = {type(group.kv_cache_spec) for group in kv_cache_config.kv_cache_groups}
-    for kind in sorted(kinds, key=lambda kind: kind.__name__):
-        # Only caches to which tokens are appended: a state that is overwritten in place has no settled blocks.
-        if not issubclass(kind, FullAttentionSpec | SlidingWindowSpec):
-            return f"its KV cache has state of kind {kind.__name__}"
-    if kv_cache_config.needs_kv_cache_zeroing:
-        return "new blocks of its KV cache are zeroed by the next step, whatever was copied there"
-    return ""
+    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in iter_layer_specs(group.kv_cache_spec)]
+    return next((f"its KV cache has state of kind {kind}" for kind in sorted(map(_unknown_kind, specs)) if kind), "")
+
+
+def _unknown_kind(spec: KVCacheSpec) -> str:
+    """Its name, if it is neither a cache to which tokens are appended nor a state of which one block per request is
+    valid (see state_blocks.py)."""
+    match spec:
+        case FullAttentionSpec() | SlidingWindowSpec() | ChunkedLocalAttentionSpec():
+            return ""
+        case MambaSpec(mamba_cache_mode="none" | "align", num_speculative_blocks=0):
+            return ""
+        case _:
+            return type(spec).__name__
 
 
 def why_request_pinned(request: Request) -> str:

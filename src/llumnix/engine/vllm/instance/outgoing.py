@@ -47,7 +47,11 @@ class OutgoingRequests:
         self._leaving.discard(request_id)
 
     def pin(self, request_id: RequestId, epoch: int, first_block: int, blocks: int) -> None:
-        held = self._scheduler.tables.pin(request_id, first_block, blocks)
+        request = self._scheduler.requests[request_id]
+        state_tokens = (
+            request.num_computed_tokens if self._scheduler.is_lent(request) else 0
+        )  # it is overwritten before
+        held = self._scheduler.tables.pin(request_id, first_block, blocks, state_tokens)
         self._pins.setdefault((request_id, epoch), []).extend(held)
 
     def unpin(self, request_id: RequestId, epoch: int) -> None:
@@ -90,6 +94,7 @@ class OutgoingRequests:
                     request=request_id,
                     total_blocks=self._scheduler.blocks_for(request.num_computed_tokens),
                     output_tokens=request.num_output_tokens,
+                    state_blocks=self._scheduler.tables.state_blocks if request.num_computed_tokens else 0,
                 )
 
     def _progress(self, request: Request) -> events.Progress:
@@ -99,7 +104,7 @@ class OutgoingRequests:
         return events.Progress(
             at=self._clock(),
             request=RequestId(request.request_id),
-            settled_blocks=self._scheduler.settled_tokens(request) // self._scheduler.block_size,
+            settled_blocks=self._scheduler.settled_tokens(request) // self._scheduler.block_tokens,
             total_blocks=self._scheduler.blocks_for(request.num_computed_tokens),
             output_tokens=request.num_output_tokens,
             decoding=decoding and request.num_output_tokens > 0,

@@ -40,13 +40,16 @@ class MigrationSupport(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.waiting = CountedQueue(self.waiting, self.blocks_for)
+        self.tables = BlockTables(self.kv_cache_manager, self.block_size)
+        self.block_tokens = self.tables.block_tokens
+        """What a block of a sequence is here and in all that is said about it. vLLM's `block_size` is a multiple of the
+        block sizes of all groups, which may be as long as the window."""
+        self.waiting = CountedQueue(self.waiting, self.held_by)
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
         self.makes_way = False
         """Running requests of normal priority make way for one of high priority that waits."""
-        self.tables = BlockTables(self.kv_cache_manager, self.block_size, self._group_block_tokens())
         self.steps = StepsInFlight()
         self.preemptions = 0
         self.thrown_away = ThrownAway()
@@ -71,7 +74,11 @@ class MigrationSupport(_Base):
         return max(0, request.num_computed_tokens - request.num_in_flight_tokens)
 
     def blocks_for(self, tokens: int) -> int:
-        return cdiv(tokens, self.block_size)
+        return cdiv(tokens, self.block_tokens)
+
+    def held_by(self, tokens: int) -> int:
+        """Blocks that a request of so many tokens holds, those of its state included."""
+        return self.blocks_for(tokens) + self.tables.state_blocks
 
     def is_queued(self, request: Request) -> bool:
         return request.status != RequestStatus.RUNNING
@@ -120,7 +127,9 @@ class MigrationSupport(_Base):
         """
         manager = self.kv_cache_manager
         cached_blocks, cached_tokens, _ = manager.get_computed_blocks(request)
-        external = max(0, (blocks - 1) * self.block_size - cached_tokens)
+        if not self.tables.may_share(cached_blocks, cached_tokens):
+            cached_tokens = 0
+        external = max(0, (blocks - 1) * self.block_tokens - cached_tokens)
         groups = tuple(range(len(self.kv_cache_config.kv_cache_groups)))
         if cached_tokens or external:
             adopted = manager.allocate_slots(
@@ -135,15 +144,23 @@ class MigrationSupport(_Base):
             )
             if adopted is None:
                 return None
-        if not self.grow(request, max(blocks * self.block_size, cached_tokens) + self.block_size):
+        if not self._extend(request, max(blocks * self.block_tokens, cached_tokens) + self.block_tokens):
             manager.free(request)
             return None
+        self.tables.states.keep_newest(request.request_id)
         return cached_tokens
 
     def grow(self, request: Request, tokens: int) -> bool:
         """Extends the reservation to `tokens` tokens; False when there is no room (nothing changed)."""
+        grown = self._extend(request, tokens)
+        self.tables.states.keep_first(request.request_id)
+        return grown
+
+    def _extend(self, request: Request, tokens: int) -> bool:
         limit = min(tokens, self.max_model_len)
-        return self.kv_cache_manager.allocate_slots(request, limit, delay_cache_blocks=True) is not None
+        grown = self.kv_cache_manager.allocate_slots(request, limit, delay_cache_blocks=True) is not None
+        self.tables.keep_from_zeroing(request.request_id)
+        return grown
 
     def release_reservation(self, request: Request) -> None:
         self.kv_cache_manager.free(request)
@@ -168,6 +185,8 @@ class MigrationSupport(_Base):
         passport_of(request).hits_settle_at = self.steps.begun  # what `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
+            self.tables.states.place(request.request_id, computed_tokens)
+            self.tables.zero_after(request.request_id, computed_tokens)
             manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
             manager.cache_blocks(request, computed_tokens)
         self.requests[request.request_id] = request
@@ -247,7 +266,7 @@ class MigrationSupport(_Base):
         if not is_high(head.priority) or self._is_blocked_waiting_status(head.status) or head.num_stale_output_tokens:
             return
         manager = self.kv_cache_manager
-        needed = self.blocks_for(head.num_tokens) + manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
+        needed = self.held_by(head.num_tokens) + manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
         missing = needed - manager.block_pool.get_num_free_blocks()
         if self._slots_taken >= self.max_num_running_reqs:
             missing = max(missing, 1)
@@ -257,7 +276,7 @@ class MigrationSupport(_Base):
             each for each in self.running if not is_high(each.priority) and self._request_blocks_can_be_freed(each)
         ]
         occupants = [
-            Occupant(each.priority, each.arrival_time, self.blocks_for(each.num_computed_tokens)) for each in normal
+            Occupant(each.priority, each.arrival_time, self.held_by(each.num_computed_tokens)) for each in normal
         ]
         for position in displaced(occupants, missing):
             self.running.remove(normal[position])
@@ -272,9 +291,6 @@ class MigrationSupport(_Base):
     def watermark_spare(self) -> int:
         """One block stays free beyond every reservation, so that the next step of the batch here fits."""
         return 1
-
-    def _group_block_tokens(self) -> list[int]:
-        return [group.kv_cache_spec.block_size for group in self.kv_cache_config.kv_cache_groups]
 
 
 class LlumnixScheduler(MigrationSupport, Scheduler):

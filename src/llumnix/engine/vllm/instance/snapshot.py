@@ -49,12 +49,13 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         total_blocks=total_blocks,
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
         free_blocks=free_blocks,
-        block_tokens=scheduler.block_size,
+        block_tokens=scheduler.block_tokens,
+        state_blocks=scheduler.tables.state_blocks,
         max_running=scheduler.max_num_running_reqs,
         running=len(scheduler.running),
         waiting=len(queue) + len(scheduler.kv_holding_waiting),
         preempted=queue.preempted,
-        head_of_line_blocks=scheduler.blocks_for(queue.peek_request().num_tokens) if queue else 0,
+        head_of_line_blocks=scheduler.held_by(queue.peek_request().num_tokens) if queue else 0,
         queued_blocks=queue.blocks,
         high_running=sum([is_high(request.priority) for request in scheduler.running]),
         high_waiting=queue.high,
@@ -95,7 +96,7 @@ def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
             and not why_request_pinned(request)
         ):
             smallest = tokens
-    return 0 if smallest is None else scheduler.blocks_for(smallest)
+    return 0 if smallest is None else scheduler.held_by(smallest)
 
 
 def _remaining_tokens(request: Request) -> int:
@@ -115,10 +116,9 @@ def request_snapshots(
             arrival_s=request.arrival_time,
             prompt_tokens=request.num_prompt_tokens,
             output_tokens=request.num_output_tokens,
-            held_blocks=_held_blocks(scheduler, request)
-            if exact
-            else scheduler.blocks_for(request.num_computed_tokens),
-            needed_blocks=scheduler.blocks_for(request.num_tokens),
+            held_blocks=_held_blocks(scheduler, request) if exact else scheduler.held_by(request.num_computed_tokens),
+            needed_blocks=scheduler.held_by(request.num_tokens),
+            state_blocks=scheduler.tables.state_blocks,
             movable=not engine_pins and not why_request_pinned(request),
             preemptions=request.num_preemptions,
             remaining_tokens=_remaining_tokens(request),
