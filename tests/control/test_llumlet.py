@@ -96,6 +96,11 @@ def test_the_cheapest_request_is_picked() -> None:
     ]
 
 
+def test_room_is_asked_for_without_the_state_that_the_target_adds() -> None:
+    commands = llumlet().handle(move(request("r", 7, state_blocks=3)))
+    assert commands[1].message.blocks == 4
+
+
 def test_several_are_picked_and_the_rest_is_answered() -> None:
     commands = llumlet().handle(move(request("one"), request("two"), count=3))
     assert kinds(commands) == ["WatchProgress", "Prepare", "WatchProgress", "Prepare", "AnswerMove"]

@@ -443,6 +443,18 @@ def test_figures_of_a_move() -> None:
     assert commands[1].message.outcome == outcome, "the front end is told the same"
 
 
+def test_state_is_read_although_all_blocks_are_there_already() -> None:
+    source, target = a_source(), a_target()
+    follow(SOURCE, source, 1.0, progress(10))
+    follow(SOURCE, source, 1.0, say.Prepared(**FROM_TARGET, skip_blocks=10))
+    (send,) = follow(SOURCE, source, 1.0, ev.Detached(1.0, "r", 10, 9, 2))
+    assert send.message == say.Commit(**FROM_SOURCE, stage=1, first_block=10, blocks=0, state_blocks=2)
+    follow(TARGET, target, 1.0, ev.Reserved(1.0, "r", 5, 10))
+    assert follow(TARGET, target, 1.0, send.message) == [do.Pull("r", 5, 1, send.message)]
+    commands = follow(SOURCE, source, 1.0, COMMITTED)
+    assert commands[-1].outcome.figures.held_blocks == 12
+
+
 def test_queued_request_moves_without_blocks() -> None:
     source = a_source()
     source.queued = True

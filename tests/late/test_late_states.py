@@ -106,6 +106,20 @@ def test_snapshot_that_others_share_stays_what_it_is() -> None:
     assert (pair.wrong, pair.leftovers) == ([], [])
 
 
+@pytest.mark.parametrize("tokens", range(1, 1 + 2 * BLOCK_TOKENS))
+def test_state_moves_although_all_blocks_are_there(tokens: int) -> None:
+    """An equal request ended there."""
+    pair = LatePair("snapshots")
+    pair.ask(1, list(range(16)), 24)
+    pair.settle()
+    session = pair.ask(0, list(range(16)), 24)
+    run_until(pair, session, tokens)
+    pair.move(0, session.engine_id)
+    pair.fly()
+    pair.settle()
+    assert (pair.moved, pair.wrong, pair.leftovers) == (1, [], [])
+
+
 @pytest.mark.parametrize("layout", ["two precisions", *WITH_STATES])
 def test_steps_here_do_not_zero_what_is_being_copied(layout: str) -> None:
     pair = LatePair(layout)

@@ -73,6 +73,7 @@ def test_round_robin_serves_whoever_waits_longest_and_does_not_flood_a_new_one()
 
 def test_demand_is_in_whole_blocks() -> None:
     assert [queued_demand_blocks(tokens, 16) for tokens in (0, 1, 16, 17)] == [1, 1, 1, 2]
+    assert queued_demand_blocks(17, 16, state_blocks=3) == 5
 
 
 def test_reason_is_a_sentence_with_the_numbers() -> None:

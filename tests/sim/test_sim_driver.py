@@ -12,13 +12,14 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, Scaling
 from llumnix.control.scheduler_events import DrainRequested, DrainWithdrawn
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import POLICIES
-from llumnix.report.records import MOVED
+from llumnix.report.records import MOVED, MigrationRecord
 from llumnix.sim import driver
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind, draw_victims, parse_fault
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import InstanceLife, Outcome
+from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.workload.workload import load_workload
@@ -312,3 +313,25 @@ def test_instance_that_was_emptied_and_kept_comes_back(monkeypatch: pytest.Monke
     assert_all_served(run())
     assert seen[0] == 0
     assert seen[1] > 0
+
+
+HYBRID = replace(A10, memory=replace(A10.memory, state_blocks=5))
+
+
+@pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
+def test_states_of_hybrids_are_held_moved_and_given_back(kind: str, instances: list[SimInstance]) -> None:
+    outcome = run(profile=HYBRID.with_scheduler(kind=kind), migration=MigrationConfig())
+    assert_all_served(outcome)
+    assert any(row.outcome == MOVED for row in outcome.migrations)
+    for instance in instances:
+        assert instance.engine.pool.total - instance.engine.pool.free == instance.body.arrivals.reserved_blocks
+
+
+def test_a_hybrids_move_copies_its_state_once_and_frees_it() -> None:
+    def move(profile: Profile) -> MigrationRecord:
+        setup = RunSetup(instances=2, profile=profile, place_on=0, moves=(PlannedMove(3.0, "r0", 0, 1),))
+        return simulate([SimRequest(0, 0.0, 4000, 200)], setup).migrations[0]
+
+    plain, hybrid = move(A10), move(HYBRID)
+    assert hybrid.stages == plain.stages
+    assert hybrid.bytes - plain.bytes == 5 * A10.memory.block_bytes

@@ -50,6 +50,8 @@ class Commit(Message, frozen=True, kw_only=True, tag=True):
     stage: int
     first_block: int
     blocks: int
+    state_blocks: int = 0
+    """Blocks to read beside these, with a state that is overwritten in place."""
     block_ids: tuple[int, ...] = ()
     payload: bytes = b""
 

@@ -199,6 +199,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
             stage=self.stage,
             first_block=self.there_blocks,
             blocks=blocks,
+            state_blocks=event.state_blocks,
         )
         return [*self._pin(blocks), Send(self.target, commit)]
 

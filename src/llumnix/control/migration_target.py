@@ -132,7 +132,7 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
             return self.out_of_step(at, message)
         self.pulling = message
         self.deadline_s = at + self.config.stage_timeout_s
-        if message.blocks == 0 and isinstance(message, Commit):
+        if isinstance(message, Commit) and not (message.blocks or message.state_blocks):
             self.stage = message.stage
             self.bytes_read = 0
             return self._install(message)

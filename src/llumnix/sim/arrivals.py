@@ -7,6 +7,7 @@ from functools import partial
 
 from llumnix.control import commands as do
 from llumnix.control import events as told
+from llumnix.control.messages import Commit, Copy
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import DETACHED, Handover
@@ -52,22 +53,24 @@ class Arrivals:
             return told.ReserveFailed(now, name, epoch, "it has this request already")
         if self._engine.running + len(self._reservations) >= limits.max_num_seqs:
             return told.ReserveFailed(now, name, epoch, "its batch is full")
-        if command.blocks and not self._engine.reserve(command.blocks):
+        blocks = command.blocks + self._engine.state_blocks if command.blocks else 0
+        if blocks and not self._engine.reserve(blocks):
             return told.ReserveFailed(now, name, epoch, "not enough free blocks")
-        self._reservations[name] = _Reservation(epoch, command.blocks)
+        self._reservations[name] = _Reservation(epoch, blocks)
         return told.Reserved(now, name, epoch, 0)
 
     def pull(self, command: do.Pull) -> told.PullFailed | None:
         reservation = self._reservations[command.request]
         message = command.message
-        more = message.first_block + message.blocks - reservation.blocks
+        end_block = message.first_block + message.blocks
+        more = end_block + (self._engine.state_blocks if end_block else 0) - reservation.blocks
         if more > 0:
             if not self._engine.reserve(more):
                 return self._failed(command, "not enough free blocks")
             reservation.blocks += more
         reservation.pulling = True
         done = partial(self._pulled, command, reservation)
-        if not self._world.copy(message.sender, self._account.id, message.blocks, done):
+        if not self._world.copy(message.sender, self._account.id, _copied_blocks(message), done):
             reservation.pulling = False
             return self._failed(command, "the source is gone")
         return None
@@ -85,7 +88,7 @@ class Arrivals:
         elif why_not is not None:
             self._hear(self._failed(command, why_not))
         else:
-            read = command.message.blocks * self._engine.profile.memory.block_bytes
+            read = _copied_blocks(command.message) * self._engine.profile.memory.block_bytes
             self._hear(told.Pulled(self._kernel.now, command.request, command.epoch, command.stage, read))
 
     def install(self, command: do.Install) -> None:
@@ -125,3 +128,7 @@ class Arrivals:
             reservation.dropped = True
         elif reservation.blocks:
             self._engine.give_back(reservation.blocks)
+
+
+def _copied_blocks(message: Copy | Commit) -> int:
+    return message.blocks + (message.state_blocks if isinstance(message, Commit) else 0)

@@ -114,7 +114,8 @@ class SimBody:
             held, free = outcome.figures.held_blocks, self._engine.free_blocks()
             if outcome.order.wanted.urgent and self._engine.short_blocks(self._world.relief_steps, free - held):
                 self._account.preemptions_avoided += 1
-                self._account.recompute_tokens_saved += held * self._engine.batch.block_tokens
+                tokens = (held - self._engine.state_blocks) * self._engine.batch.block_tokens
+                self._account.recompute_tokens_saved += tokens
         elif outcome.request is not None:
             self._world.request(outcome.request).moved_s = self._kernel.now
         self._world.move_answered(outcome)
@@ -148,7 +149,7 @@ class SimBody:
             self._kernel.now,
             RequestId(request.id),
             settled_blocks=0 if request.state is WAITING else tokens // engine.batch.block_tokens,
-            total_blocks=engine.held_blocks(request),
+            total_blocks=max(0, engine.held_blocks(request) - engine.state_blocks),
             output_tokens=engine.generated_of(request),
             decoding=decoding,
             queued=request.state is WAITING,
@@ -201,7 +202,9 @@ class SimBody:
         request.left_s = self._kernel.now
         self._leaving.discard(name)
         self._engine.watched.discard(name)
-        self._hear(told.Detached(self._kernel.now, name, self._kept[name].blocks, request.generated))
+        blocks = self._kept[name].blocks
+        state_blocks = min(blocks, self._engine.state_blocks)
+        self._hear(told.Detached(self._kernel.now, name, blocks - state_blocks, request.generated, state_blocks))
 
     def reattach(self, command: do.Reattach) -> None:
         self._leaving.discard(command.request)

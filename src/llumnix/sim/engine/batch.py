@@ -25,12 +25,14 @@ class DecodeBatch:
     """Requests that decode together, and when each of their tokens came."""
 
     __slots__ = (
-        "_ends", "_gaps", "_phase", "_seq", "_shortest", "block_tokens", "decode_s", "fresh", "last_emission_s",
-        "members", "steps", "tokens",
+        "_ends", "_gaps", "_phase", "_seq", "_shortest", "_state_blocks", "block_tokens", "decode_s", "fresh",
+        "last_emission_s", "members", "steps", "tokens",
     )  # fmt: skip
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, block_tokens: int, state_blocks: int = 0) -> None:
+        """`state_blocks`: what each member holds beside those of its tokens."""
         self.block_tokens = block_tokens
+        self._state_blocks = state_blocks
         self.members: list[SimRequest] = []
         """Sorted: most important first, then oldest first; so the last one is the first victim."""
         self.steps = 0
@@ -76,7 +78,7 @@ class DecodeBatch:
         self.members.remove(request)
         request.generated = self.generated(request)
         length = request.prompt_tokens + request.generated
-        request.blocks = (length - 2) // self.block_tokens + 1 if length > 1 else 0
+        request.blocks = self._state_blocks + ((length - 2) // self.block_tokens + 1 if length > 1 else 0)
         self._phase[request.slot] -= 1
         self.tokens -= length
         if request in self.fresh:

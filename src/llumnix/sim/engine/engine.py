@@ -45,8 +45,9 @@ class EngineModel:
         block_tokens = profile.memory.block_tokens
         cache = PrefixCache(unit_tokens, block_tokens) if unit_tokens else None
         self.pool = BlockPool(profile.memory.total_blocks, profile.watermark_blocks, cache)
-        self.batch = DecodeBatch(block_tokens)
-        self.queue = WaitingQueue(block_tokens)
+        self.state_blocks = profile.memory.state_blocks  # in all that a request is said to hold
+        self.batch = DecodeBatch(block_tokens, self.state_blocks)
+        self.queue = WaitingQueue(block_tokens, self.state_blocks)
         self.waiting = self.queue.requests
         """Sorted: most important first, then oldest first."""
         self.prefilling: list[SimRequest] = []
@@ -62,7 +63,7 @@ class EngineModel:
     # ------------------------------------------------------------------ from outside
 
     def blocks_of(self, tokens: int) -> int:
-        return -(-tokens // self.profile.memory.block_tokens)
+        return -(-tokens // self.profile.memory.block_tokens) + self.state_blocks
 
     def add(self, request: SimRequest) -> None:
         """Puts a request into the queue (a new one, or one that moves without its KV)."""

@@ -14,15 +14,16 @@ _ORDER = attrgetter("order")
 class WaitingQueue:
     """`requests` is sorted: most important first, then oldest first. The sums are what a load report says."""
 
-    __slots__ = ("_block_tokens", "blocks", "high", "preempted", "requests")
+    __slots__ = ("_block_tokens", "_state_blocks", "blocks", "high", "preempted", "requests")
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, block_tokens: int, state_blocks: int = 0) -> None:
         self.requests: list[SimRequest] = []
         self.blocks = 0
         """Needed by all of them."""
         self.preempted = 0
         self.high = 0
         self._block_tokens = block_tokens
+        self._state_blocks = state_blocks
 
     def add(self, request: SimRequest) -> None:
         request.state = WAITING
@@ -49,4 +50,4 @@ class WaitingQueue:
             self.high += sign
 
     def _blocks_of(self, tokens: int) -> int:
-        return -(-tokens // self._block_tokens)
+        return -(-tokens // self._block_tokens) + self._state_blocks

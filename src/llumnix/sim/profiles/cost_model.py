@@ -29,11 +29,17 @@ class MemoryProfile:
     total_blocks: int
     block_tokens: int = 16
     block_bytes: int = 8 * 1024 * 1024
+    state_blocks: int = 0
+    """Blocks that each request holds beyond those of its tokens, for a state that every token overwrites."""
 
     def __post_init__(self) -> None:
         _require(self.total_blocks >= 1, "memory.total_blocks must be at least 1.")
         _require(self.block_tokens >= 1, "memory.block_tokens must be at least 1.")
         _require(self.block_bytes >= 1, "memory.block_bytes must be at least 1.")
+        _require(
+            0 <= self.state_blocks < self.total_blocks,
+            "memory.state_blocks must be from 0 to below memory.total_blocks.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +172,8 @@ class Profile:
     @property
     def max_sequence_tokens(self) -> int:
         """The longest sequence that an empty instance can hold to its end."""
-        return (self.memory.total_blocks - self.watermark_blocks) * self.memory.block_tokens
+        memory = self.memory
+        return max(0, memory.total_blocks - self.watermark_blocks - memory.state_blocks) * memory.block_tokens
 
     def copy_s(self, blocks: int) -> float:
         """Duration of one copy round of `blocks` blocks on an otherwise free link."""

@@ -97,7 +97,7 @@ class VllmBody:
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         if short_blocks(growth_blocks(scheduler, self._relief_steps), free - blocks):
             self.preemptions_avoided += 1
-            self.recompute_tokens_saved += blocks * scheduler.block_tokens
+            self.recompute_tokens_saved += (blocks - scheduler.tables.state_blocks) * scheduler.block_tokens
 
     def wake_at(self, command: commands.WakeAt) -> None:
         self._engine.wake_at(command.at)
