@@ -87,6 +87,7 @@ APPENDED: Proofs = (
 CHUNKED: Proofs = ("test_late_machine.py::test_any_order", "test_movable.py::test_what_tokens_are_appended_to_moves")
 STATES: Proofs = (
     "test_vllm_hybrids.py::test_moved_streams_say_what_undisturbed_ones_say",
+    "test_vllm_families.py::test_moved_streams_say_what_undisturbed_ones_say",
     "test_late_states.py::test_what_is_copied_while_a_stream_stands_still_does_not_grow_with_its_length",
     "test_late_machine.py::test_any_order",
     "test_movable.py::test_state_that_is_overwritten_moves",

@@ -193,6 +193,8 @@ class IncomingRequests:
         request = reservation.request
         if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.block_tokens):
             raise Refusal("no spare block for its next tokens")
+        if not hand.computed_tokens:
+            scheduler.release_reservation(request)  # preempted since it asked for room: it comes without KV
         request.num_preemptions = hand.preemptions
         self._follow(request, hand)
         del self._reservations[key]

@@ -50,13 +50,11 @@ def _why_cache_stays(kv_cache_config: KVCacheConfig) -> str:
 def _unknown_kind(spec: KVCacheSpec) -> str:
     """Its name, if it is neither a cache to which tokens are appended nor a state of which one block per request is
     valid (see state_blocks.py)."""
-    match spec:
-        case FullAttentionSpec() | SlidingWindowSpec() | ChunkedLocalAttentionSpec():
-            return ""
-        case MambaSpec(mamba_cache_mode="none" | "align", num_speculative_blocks=0):
-            return ""
-        case _:
-            return type(spec).__name__
+    if isinstance(spec, FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec):
+        return ""
+    if isinstance(spec, MambaSpec) and spec.mamba_cache_mode in ("none", "align") and not spec.num_speculative_blocks:
+        return ""
+    return type(spec).__name__
 
 
 def why_request_pinned(request: Request) -> str:
