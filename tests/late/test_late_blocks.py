@@ -151,11 +151,12 @@ def test_prefix_that_is_being_computed_where_a_request_arrives_is_not_moved_on_b
 def test_one_that_was_preempted_after_it_had_asked_for_room_begins_anew_where_it_comes(pair: LatePair) -> None:
     """Where its first tokens are known, too."""
     prompt = list(range(13))
-    pair.ask(1, [*prompt, 14], 2)
     comes = pair.ask(0, [*prompt, 7], 11)
-    run_until_decoding(pair, 0, comes)
-    pair.step(1)
+    for _ in range(3):
+        pair.step(0)
+    pair.ask(1, [*prompt, 7], 2)
     pair.move(0, comes.engine_id)
+    pair.step(1)
     pair.ask(0, [7], 2)
     assert pair.cores[0].reset_prefix_cache(reset_running_requests=True)
     pair.settle()
