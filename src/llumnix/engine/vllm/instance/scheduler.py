@@ -42,8 +42,7 @@ class MigrationSupport(_Base):
         super().__init__(*args, **kwargs)
         self.tables = BlockTables(self.kv_cache_manager, self.block_size)
         self.block_tokens = self.tables.block_tokens
-        """What a block of a sequence is here and in all that is said about it. vLLM's `block_size` is a multiple of the
-        block sizes of all groups, which may be as long as the window."""
+        """Of a block in all that is said here; vLLM's `block_size` may be as long as the window."""
         self.waiting = CountedQueue(self.waiting, self.held_by)
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
