@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -106,21 +107,19 @@ def _families(arguments: argparse.Namespace) -> int:
     names = list(FAMILIES) if "all" in arguments.family else arguments.family
     verdicts = []
     for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            verdict = judge(
-                name,
-                Path(folder),
-                requests=arguments.requests,
-                seed=arguments.seed,
-                concurrency=arguments.concurrency,
-            )
+        folder = Path(tempfile.mkdtemp(prefix=f"family-{name}-"))
+        verdict = judge(
+            name, folder, requests=arguments.requests, seed=arguments.seed, concurrency=arguments.concurrency
+        )
         verdicts.append(verdict)
         if verdict.rows:
             _print(verdict.rows)
-        if verdict.pinned or verdict.broken:
-            Console().print(
-                f"{name}: {'pinned: ' + verdict.pinned if verdict.pinned else verdict.broken}", markup=False
-            )
+        if verdict.pinned:
+            Console().print(f"{name}: pinned: {verdict.pinned}", markup=False)
+        if verdict.broken:
+            Console().print(f"{name}: {verdict.broken} (logs: {folder})", markup=False)
+        else:
+            shutil.rmtree(folder)
     return conclude(*(figure for verdict in verdicts for figure in _of_family(verdict)))
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import Plan, Row, compare, moving, undisturbed
@@ -60,9 +61,17 @@ def judge(family: str, folder: Path, *, requests: int, seed: int, concurrency: i
         if not verdict.pinned:
             with _server(family, folder / "wrong", _WRONG_COPIES) as server:
                 asyncio.run(_control(server, verdict, seed))
-    except AssertionError as error:
-        verdict.broken = str(error)
+    except* (AssertionError, TimeoutError, aiohttp.ClientError) as errors:
+        verdict.broken = "; ".join(f"{type(error).__name__}: {error}" for error in _leaves(errors))
     return verdict
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 @contextmanager
