@@ -94,6 +94,18 @@ STATES: Proofs = (
 )
 PRECISIONS: Proofs = (*CHUNKED, "test_late_states.py::test_steps_here_do_not_zero_what_is_being_copied")
 RANK_TO_RANK: Proofs = ("test_vllm_tensor_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",)
+STAGE_TO_STAGE: Proofs = (
+    "test_vllm_pipeline_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",
+    "test_letters.py::test_random_generator_is_that_of_the_last_worker",
+)
+DRAFTED: Proofs = (
+    "test_vllm_ngram_drafts.py::test_moved_streams_say_what_undisturbed_ones_say",
+    "test_vllm_draft_model.py::test_moved_streams_say_what_undisturbed_ones_say_and_their_drafts_stay_good",
+    "test_late_drafts.py::test_moved_stream_is_right_and_is_drafted_for_at_its_new_place",
+    "test_movable.py::test_engines_with_drafts_that_can_be_dropped_move",
+)
+SEEDED_DRAFTS: Proofs = ("test_movable.py::test_requests_whose_seed_draws_by_their_drafts_stay",)
+DP_REFUSED: Proofs = (*WAY_PINNED, "test_flags.py::test_what_is_wrong_with_a_flag_of_vllm_is_told_at_once")
 ASYNC: Proofs = ("test_vllm_async_scheduling.py::test_moved_streams_say_what_undisturbed_ones_say", *EQUAL)
 NO_CACHE: Proofs = (
     *CACHE_PINNED,
@@ -129,6 +141,11 @@ REQUESTS = (
 _INCOMPLETE = "pinned: what arrives would be incomplete or gone"
 _HYBRIDS = "states that are overwritten in place (Mamba, gated delta nets, short convolutions; hybrids)"
 _STANDS_STILL = "yes; the state follows while the request stands still, in a time that its length does not change"
+_DRAFTS = "speculative decoding: ngram, suffix, Medusa, draft model, EAGLE, MTP (the same on both sides)"
+_DROPPED = "yes, without the pending drafts; the drafter's KV goes along"
+_SEED_STAYS = "pinned: what a seed draws depends on the drafts, which stay behind"
+
+_DP_REFUSED = "refused at the start; [what it would take](../change/data-parallel.md)"
 
 ENGINES = (
     Run("full attention, sliding window, several KV groups of these kinds", "yes", APPENDED),
@@ -138,9 +155,11 @@ ENGINES = (
     Run(_HYBRIDS, _STANDS_STILL, STATES),
     Run("rings that are overwritten in place (DeepSeek V4)", "not yet: pinned", CACHE_PINNED),
     Run("M-RoPE", "not yet: pinned", WAY_PINNED),
-    Run("speculative decoding", "not yet: pinned", WAY_PINNED),
-    Run("pipeline parallel", "not yet: pinned", WAY_PINNED),
-    Run("engines that are themselves data parallel", "not yet: pinned", WAY_PINNED),
+    Run(_DRAFTS, _DROPPED, DRAFTED),
+    Run("speculative decoding, and a request is sampled with a seed", _SEED_STAYS, SEEDED_DRAFTS),
+    Run("speculative decoding with a drafter class of one's own", "pinned: it may keep a state", WAY_PINNED),
+    Run("pipeline parallel (same size on both sides)", "yes, rank to rank", STAGE_TO_STAGE),
+    Run("data parallel with experts spread over the ranks", _DP_REFUSED, DP_REFUSED),
     Run("context parallel", "not yet: pinned", WAY_PINNED),
     Run("encoder-decoder, KV connectors, routed experts in the answers", "not yet: pinned", WAY_PINNED),
     Run("caches of several precisions", "yes", PRECISIONS),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from engine_requests import engine_request
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
 from llumnix.control import commands
-from llumnix.control.messages import Prepared
+from llumnix.control.messages import Commit, Prepared
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.letters import Letters
+from llumnix.engine.vllm.instance.state import decode_hand, stamp
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.base import InstanceInfo
 
@@ -38,3 +44,27 @@ def test_way_to_a_peer_is_closed_when_it_is_gone_and_not_opened_again_by_its_las
     letters.met(instance(1))
     letters.send(answer)
     assert (posted, closed, letters.peer(InstanceId("i1"))) == (["ipc://i1"], ["ipc://i1"], None)
+
+
+def test_random_generator_is_that_of_the_last_worker() -> None:
+    """In a pipeline the others never draw."""
+    request = Request("r", [1, 2, 3], SamplingParams(seed=1), None)
+    stamp(request, engine_request("r"))
+    tables = SimpleNamespace(ids=lambda *_: [])
+    names = ("structured_output", "post_soon", "put_output", "wake_at", "clock", "has_adapter", "forget")
+    posted: list[Any] = []
+    engine: Any = dict.fromkeys(names) | {"info": instance(0), "ranks": 2, "pins": ""}
+    engine["scheduler"] = SimpleNamespace(requests={"r": request}, tables=tables)
+    engine["rpc"] = lambda *_, **__: [b"first stage", b"last stage"]
+    letters = Letters(EngineAccess(**engine, post=lambda _, letter: posted.append(letter)), book=None)  # type: ignore[arg-type]
+    letters.met(instance(1))
+    commit = Commit(
+        request=RequestId("r"),
+        epoch=Epoch(1),
+        sender=InstanceId("i0"),
+        stage=1,
+        first_block=0,
+        blocks=0,
+    )
+    letters.send(commands.Send(InstanceId("i1"), commit))
+    assert decode_hand(posted[0].message.payload).sampler_state == b"last stage"

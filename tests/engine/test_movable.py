@@ -99,9 +99,9 @@ def test_caches_that_cannot_be_copied_pin_their_engine(caches: tuple[Any, ...], 
     [
         ("parallel_config", "decode_context_parallel_size", 2, "context parallelism"),
         ("parallel_config", "prefill_context_parallel_size", 2, "context parallelism"),
-        ("parallel_config", "pipeline_parallel_size", 2, "pipeline parallelism"),
         ("parallel_config", "data_parallel_size", 2, "data parallel"),
-        (None, "speculative_config", object(), "speculative decoding"),
+        (None, "speculative_config", SimpleNamespace(method="custom_class"), "its drafter may keep a state"),
+        (None, "speculative_config", SimpleNamespace(method="extract_hidden_states"), "its drafter may keep a state"),
         (None, "kv_transfer_config", object(), "KV connector"),
         (None, "aux_output_config", SimpleNamespace(enabled=True), "auxiliary output"),
         ("model_config", "is_encoder_decoder", True, "encoder-decoder"),
@@ -119,6 +119,23 @@ def test_ways_to_run_that_are_not_safe_pin_their_engine(part: str | None, field:
     else:
         setattr(config, field, value)
     assert why in why_engine_pins(config, _caches(FULL))
+
+
+@pytest.mark.parametrize("method", ["ngram", "ngram_gpu", "suffix", "medusa", "draft_model", "eagle", "eagle3", "mtp"])
+def test_engines_with_drafts_that_can_be_dropped_move(method: str) -> None:
+    config = copy(_config())
+    config.speculative_config = SimpleNamespace(method=method)  # type: ignore[assignment]
+    assert why_engine_pins(config, _caches(FULL)) == ""
+
+
+def test_requests_whose_seed_draws_by_their_drafts_stay() -> None:
+    def sampled(**params: Any) -> Request:
+        return Request("r", [1, 2, 3], SamplingParams(max_tokens=4, **params), None)
+
+    assert "its drafts" in why_request_pinned(sampled(seed=1, temperature=1.0), drafts=True)
+    assert why_request_pinned(sampled(seed=1, temperature=1.0), drafts=False) == ""
+    assert why_request_pinned(sampled(seed=1, temperature=0.0), drafts=True) == ""
+    assert why_request_pinned(sampled(temperature=1.0), drafts=True) == ""
 
 
 class _With:
@@ -156,7 +173,7 @@ def _with_prompt_logprobs(tokens: int) -> Request:
     ],
 )
 def test_requests_that_cannot_move_say_why(request_: Request, why: str) -> None:
-    found = why_request_pinned(request_)
+    found = why_request_pinned(request_, drafts=False)
     assert bool(found) == bool(why)
     assert why in found
 

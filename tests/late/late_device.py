@@ -86,14 +86,27 @@ class Row:
     tables: Tables
     cells: list[int] = field(default_factory=list)
     """The right ones."""
+    drafts: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Part:
     row: Row
     first: int
+    """As far as the scheduler knows: drafts of a step in flight are not rejected yet."""
     count: int
     tables: Tables
+    drafts: int
+    """Of `count`."""
+
+    @property
+    def begin(self) -> int:
+        return min(self.first, len(self.row.tokens) - 1)
+
+    @property
+    def end(self) -> int:
+        """Of what is no draft."""
+        return self.begin + self.count - self.drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +186,8 @@ class LateDevice:
         for name, count in output.num_scheduled_tokens.items():
             row = self._rows[name]
             step.zeroed, self._to_zero = [*step.zeroed, *self._to_zero], []
-            step.parts.append(Part(row, first[name], count, tuple(list(table) for table in row.tables)))
+            drafts = len(output.scheduled_spec_decode_tokens.get(name, ()))
+            step.parts.append(Part(row, first[name], count, tuple(list(table) for table in row.tables), drafts))
         self.launched.append(step)
         return step
 
@@ -185,22 +199,26 @@ class LateDevice:
         step.set_result(ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled))
 
     def _run(self, part: Part) -> list[int]:
-        """Reads all cells before `first`, writes those of its tokens; the next token where the sequence ends there."""
-        row, end = part.row, part.first + part.count
+        """Reads all cells before its own, writes those of its tokens; the next token where the sequence ends there."""
+        row, begin, end = part.row, part.begin, part.end
         assert end <= len(row.tokens), f"{row.name}: a step up to token {end}, of which {len(row.tokens)} are known"
         chain(row.tokens, row.cells)
         for group, each in enumerate(self._groups):
-            for position in range(each.lowest(part.first), part.first):
+            for position in range(each.lowest(begin), begin):
                 self._check(part, group, position)
-        before = self._cell(part, 0, part.first - 1) if part.first else _START
-        for position in range(part.first, end):
-            before = cell_after(before, row.tokens[position])
-            for group in range(len(self._groups)):
-                self._write(part, group, position, before, last=position == end - 1)
+        before = self._cell(part, 0, begin - 1) if begin else _START
+        for position in range(begin, end):
+            before = self._compute(part, position, row.tokens[position], before, last=position == end - 1)
         if end < len(row.tokens):
             return []
         row.tokens.append(token_after(before))
         return [row.tokens[-1]]
+
+    def _compute(self, part: Part, position: int, token: int, before: int, last: bool) -> int:
+        cell = cell_after(before, token)
+        for group in range(len(self._groups)):
+            self._write(part, group, position, cell, last)
+        return cell
 
     def _write(self, part: Part, group: int, position: int, cell: int, last: bool) -> None:
         kind = self._groups[group]
@@ -226,10 +244,11 @@ class LateExecutor(Executor):
     """As much of an executor as vLLM's engine core asks of it. What the worker is asked goes to `worker`."""
 
     layout = "full"
+    device_class: type[LateDevice] = LateDevice
 
     def _init_executor(self) -> None:
         self.worker: Any = None
-        self.device = LateDevice([], zeroes=False)
+        self.device = self.device_class([], zeroes=False)
 
     def get_kv_cache_specs(self) -> list[dict[str, KVCacheSpec]]:
         return [SPECS[self.layout]]
@@ -244,7 +263,11 @@ class LateExecutor(Executor):
         return [1 << 30]
 
     def initialize_from_config(self, kv_cache_configs: list[KVCacheConfig]) -> None:
-        self.device = new_device(kv_cache_configs[0])
+        self.device = self.new_device(kv_cache_configs[0])
+
+    def new_device(self, config: KVCacheConfig) -> LateDevice:
+        groups = [Group(each.kv_cache_spec) for each in config.kv_cache_groups]
+        return self.device_class(groups, config.needs_kv_cache_zeroing)
 
     def compile_or_warm_up_model(self) -> None:
         pass
@@ -269,7 +292,3 @@ class LateExecutor(Executor):
 
     def shutdown(self) -> None:
         pass
-
-
-def new_device(config: KVCacheConfig) -> LateDevice:
-    return LateDevice([Group(each.kv_cache_spec) for each in config.kv_cache_groups], config.needs_kv_cache_zeroing)

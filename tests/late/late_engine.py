@@ -13,7 +13,8 @@ from unittest.mock import Mock, patch
 
 import torch
 import vllm.v1.engine.core as vllm_core
-from late_device import BLOCK_TOKENS, BLOCKS, MAX_TOKENS, SPECS, LateDevice, LateExecutor, new_device
+from late_device import BLOCK_TOKENS, BLOCKS, MAX_TOKENS, SPECS, LateDevice, LateExecutor
+from late_drafts import DRAFTS, DraftingDevice
 from vllm import envs
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -41,8 +42,9 @@ Posted = tuple[str, Mail]
 
 
 @cache
-def late_config(layout: str) -> VllmConfig:
+def late_config(layout: str, drafts: bool) -> VllmConfig:
     """As on a GPU: asynchronous scheduling, and the V2 runner's side of the scheduler."""
+    drafter = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": DRAFTS}
     states = [spec for spec in SPECS[layout].values() if isinstance(spec, MambaSpec)]
     arguments = EngineArgs(
         model=str(tiny_model.ensure()),
@@ -54,6 +56,7 @@ def late_config(layout: str) -> VllmConfig:
         scheduling_policy="priority",
         max_num_seqs=6,
         max_num_batched_tokens=24,
+        speculative_config=drafter if drafts else None,
     )
     config = arguments.create_engine_config()
     for spec in states:
@@ -131,6 +134,7 @@ class LateTransport:
 class LateWorker(WorkerExtension):
     def __init__(self, name: str, wires: Wires) -> None:
         self.model_runner = SimpleNamespace()
+        self._device = wires.devices[name]
         self.device = torch.device("cpu")
         self.rank = 0
         self._llumnix_transport = LateTransport(name, wires)  # type: ignore[assignment]
@@ -140,6 +144,10 @@ class LateWorker(WorkerExtension):
         self._llumnix_lock = Lock()
 
     # what vLLM asks at the end of a pause
+
+    def llumnix_wait_for_device(self) -> None:
+        if isinstance(self._device, DraftingDevice):
+            self._device.draft()
 
     def synchronize_device(self) -> None: ...
     def reset_mm_cache(self) -> None: ...
@@ -165,14 +173,15 @@ def _spec(name: str, index: int) -> InstanceSpec:
 class LateCore(LlumnixEngineCore):
     """vLLM's core and ours, but for what starts threads or opens sockets."""
 
-    def __init__(self, name: str, index: int, layout: str) -> None:
+    def __init__(self, name: str, index: int, layout: str, drafts: bool = False) -> None:
         self._spec = _spec(name, index)
         self._office = None
         self._lines = None
         self._follower = Follower(self)
         self._grammars = Lock()
-        config = late_config(layout)
-        executor = type("Executor", (LateExecutor,), {"layout": layout})
+        config = late_config(layout, drafts)
+        device = DraftingDevice if drafts else LateDevice
+        executor = type("Executor", (LateExecutor,), {"layout": layout, "device_class": device})
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
             EngineCore.__init__(self, config, executor, log_stats=False)
         envs.disable_envs_cache()  # it would keep the variable for whoever comes after us in this process
@@ -201,8 +210,8 @@ class LateCore(LlumnixEngineCore):
         assert self.batch_queue is not None
         self.batch_queue.clear()
         self._ledger = Ledger(1)
-        wires.devices[name] = self.device = new_device(old.kv_cache_config)
         executor: Any = self.model_executor
+        wires.devices[name] = self.device = executor.new_device(old.kv_cache_config)
         executor.device, executor.worker = self.device, LateWorker(name, wires)
         self.alarm: float | None = None
         self._idle_state_callbacks = []

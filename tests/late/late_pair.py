@@ -31,8 +31,8 @@ NAMES = ("i0", "i1")
 
 
 @cache
-def _cores(layout: str) -> tuple[LateCore, LateCore]:
-    first, second = (LateCore(name, index, layout) for index, name in enumerate(NAMES))
+def _cores(layout: str, drafts: bool) -> tuple[LateCore, LateCore]:
+    first, second = (LateCore(name, index, layout, drafts) for index, name in enumerate(NAMES))
     return first, second
 
 
@@ -55,9 +55,9 @@ def next_token(tokens: list[int], cells: list[int] | None = None) -> int:
 
 
 class LatePair:
-    def __init__(self, layout: str = "full") -> None:
+    def __init__(self, layout: str = "full", drafts: bool = False) -> None:
         self.wires = Wires()
-        self.cores = _cores(layout)
+        self.cores = _cores(layout, drafts)
         for core in self.cores:
             core.begin(self.wires)
         self._by_name = dict(zip(NAMES, self.cores, strict=True))

@@ -23,10 +23,11 @@ USUAL = ("full", "windows")
 
 class AnyOrder(RuleBasedStateMachine):
     layout = "full"
+    drafts = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = LatePair(self.layout)
+        self.pair = LatePair(self.layout, self.drafts)
         self.all: list[Session] = []
         self.resets: list[Future[bool]] = []
 
@@ -124,6 +125,10 @@ def machine(layout: str) -> type[AnyOrder]:
 @pytest.mark.parametrize(("layout", "examples"), [(each, 200 if each in USUAL else 40) for each in SPECS])
 def test_any_order(layout: str, examples: int) -> None:
     run(machine(layout), examples)
+
+
+def test_any_order_of_requests_with_drafts() -> None:
+    run(type("AnyOrder", (AnyOrder,), {"drafts": True}), examples=200)
 
 
 @pytest.mark.nightly

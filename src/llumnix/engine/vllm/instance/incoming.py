@@ -118,7 +118,7 @@ class IncomingRequests:
         """Starts to pull what the message names; False when there is nothing to pull. Raises Refusal."""
         reservation, scheduler = self._reservations[key], self._scheduler
         end = message.first_block + message.blocks
-        if not scheduler.grow(reservation.request, (end + 1) * scheduler.block_tokens):
+        if not scheduler.grow(reservation.request, end * scheduler.block_tokens + scheduler.spare_tokens):
             raise Refusal(f"no room for blocks {message.first_block} to {end} and a spare one")
         own = scheduler.tables.ids(key[0], message.first_block, message.blocks)
         if isinstance(message, Commit):
@@ -153,7 +153,11 @@ class IncomingRequests:
     def _begin_pull(self, reservation: Reservation) -> None:
         assert reservation.held_back is not None
         target, call = reservation.held_back
-        if not self._scheduler.steps.may_touch(target):
+        steps = self._scheduler.steps
+        if steps.may_touch(target) and steps.idle:
+            self._rpc("llumnix_wait_for_device")  # for the drafter of the last step: a moment
+            steps.drafter_ended()
+        if not steps.may_touch(target):
             reservation.held_back = None
             self._rpc("llumnix_pull", args=call)
 
@@ -191,7 +195,7 @@ class IncomingRequests:
         """Turns the reservation into a request of this engine; returns its output tokens. Raises Refusal."""
         reservation, scheduler = self._reservations[key], self._scheduler
         request = reservation.request
-        if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.block_tokens):
+        if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.spare_tokens):
             raise Refusal("no spare block for its next tokens")
         if not hand.computed_tokens:
             scheduler.release_reservation(request)  # preempted since it asked for room: it comes without KV

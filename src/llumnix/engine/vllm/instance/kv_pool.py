@@ -50,12 +50,24 @@ def open_transport(worker: Any, book: AddressBook, secret: bytes) -> Transport:
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
-    """Equal if blocks of the two workers mean the same: vLLM, model, cache type, block shape and place in the TP group.
-    Another version may lay out or compute what looks the same otherwise."""
+    """Equal if blocks of the two workers mean the same: vLLM, model, drafter, cache type, block shape and place among
+    the engine's workers. Another version may lay out or compute what looks the same otherwise."""
     config = worker.vllm_config
+    parallel = config.parallel_config
     shapes = {f"{tuple(view.shape[1:])}/{view.dtype}" for view in views}
     model = config.model_config
     return (
         f"vllm{vllm.__version__}/{model.model}@{model.revision}/{model.dtype}/{config.cache_config.cache_dtype}"
-        f"/tp{worker.rank}of{config.parallel_config.tensor_parallel_size}/{'+'.join(sorted(shapes))}"
+        f"/{_drafter(config)}/rank{worker.rank}of{parallel.tensor_parallel_size}x{parallel.pipeline_parallel_size}"
+        f"/{'+'.join(sorted(shapes))}"
     )
+
+
+def _drafter(config: Any) -> str:
+    """Whose KV is in the blocks beside the model's."""
+    speculative = config.speculative_config
+    if speculative is None:
+        return "no drafts"
+    draft = speculative.draft_model_config
+    model = "" if draft is None else f"{draft.model}@{draft.revision}/{draft.dtype}"
+    return f"{speculative.method}{speculative.num_speculative_tokens}:{model}"

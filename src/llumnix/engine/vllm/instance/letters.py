@@ -77,7 +77,8 @@ class Letters:
             case Copy():
                 return msgspec.structs.replace(message, block_ids=self._block_ids(message))
             case Commit():
-                state = self._engine.rpc("llumnix_sampler_state", args=(message.request,))[0]
+                # Of a pipeline's workers only those of the last stage draw; of a stage, all alike.
+                state = self._engine.rpc("llumnix_sampler_state", args=(message.request,))[-1]
                 request = scheduler.requests[message.request]
                 states = scheduler.tables.states.after(message.request, request.num_computed_tokens)
                 block_ids = (*self._block_ids(message), *(block.block_id for block in states))

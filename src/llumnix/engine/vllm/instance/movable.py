@@ -16,6 +16,12 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.request import Request
 
+_DRAFTERS_BEGIN_ANYWHERE = frozenset({"ngram", "ngram_gpu", "suffix", "medusa"})
+"""Make drafts of the tokens, or of the last step's hidden states: nothing is left behind."""
+
+_DRAFTERS_WITH_A_CACHE = frozenset({"draft_model", "eagle", "eagle3", "mtp", "dflash", "dspark"})
+"""Their KV is in the blocks, as that of further layers (`VllmConfig.num_lookahead_tokens`)."""
+
 
 def why_engine_pins(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     """Why no request of this engine can move, or an empty string."""
@@ -26,8 +32,7 @@ def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
     model, parallel = config.model_config, config.parallel_config
     spread = parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
     return (
-        (config.speculative_config is not None, "speculative decoding keeps draft state in the worker"),
-        (parallel.pipeline_parallel_size > 1, "pipeline parallelism"),
+        (not _drafts_can_be_dropped(config), "its drafter may keep a state of its own"),
         (parallel.data_parallel_size > 1, "the engine is itself data parallel"),
         (spread > 1, "context parallelism spreads a block over several workers"),
         (config.kv_transfer_config is not None, "a KV connector owns the blocks"),
@@ -38,6 +43,13 @@ def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
         (model.enable_sleep_mode, "sleep mode takes the memory away that others read from"),
         (config.attention_config.hisparse_config is not None, "HiSparse keeps a part of the KV cache on the host"),
     )
+
+
+def _drafts_can_be_dropped(config: VllmConfig) -> bool:
+    """Whether a request can go without its pending drafts: where it arrives, vLLM gives it placeholders that are always
+    rejected, and drafts anew from the next token on."""
+    speculative = config.speculative_config
+    return speculative is None or speculative.method in _DRAFTERS_BEGIN_ANYWHERE | _DRAFTERS_WITH_A_CACHE
 
 
 def _why_cache_stays(kv_cache_config: KVCacheConfig) -> str:
@@ -57,8 +69,8 @@ def _unknown_kind(spec: KVCacheSpec) -> str:
     return type(spec).__name__
 
 
-def why_request_pinned(request: Request) -> str:
-    """Why this request cannot move (now), or an empty string."""
+def why_request_pinned(request: Request, drafts: bool) -> str:
+    """Why this request cannot move (now), or an empty string. `drafts`: its engine makes some."""
     if request.pooling_params is not None:
         return "pooling request"
     if request.mm_features:
@@ -70,6 +82,8 @@ def why_request_pinned(request: Request) -> str:
     sampling: Any = request.sampling_params
     if sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
         return "prompt logprobs are being collected"
+    if drafts and sampling.seed is not None and sampling.temperature > 0:
+        return "what its seed draws depends on its drafts, which stay behind"
     if request.kv_transfer_params is not None or request.ec_transfer_params is not None:
         return "a connector moves its cache"
     return ""

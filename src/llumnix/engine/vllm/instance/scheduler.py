@@ -49,7 +49,9 @@ class MigrationSupport(_Base):
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
         self.makes_way = False
         """Running requests of normal priority make way for one of high priority that waits."""
-        self.steps = StepsInFlight()
+        self.steps = StepsInFlight(drafts_follow=self.num_lookahead_tokens > 0)
+        self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
+        """What a request that has just come takes in its first step at most: a block, or more for its drafts."""
         self.preemptions = 0
         self.thrown_away = ThrownAway()
         self.ended: list[tuple[RequestId, str]] = []
@@ -63,14 +65,12 @@ class MigrationSupport(_Base):
         return passport_of(request).hits_settle_at > self.steps.done
 
     def settled_tokens(self, request: Request) -> int:
-        """Tokens whose KV is written and never changes again: steps in flight do not count.
-
-        Relies on `Request.num_in_flight_tokens` (0.32): `num_computed_tokens` runs ahead of the device
-        under async scheduling.
-        """
+        """Tokens whose KV is written and never changes again: none of steps in flight (`num_in_flight_tokens`, which has
+        placeholders for drafts), none a drafter is at, nor the last, where one of several modules computes them anew."""
         if self.is_settling(request):
             return 0
-        return max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+        unsettled = request.num_in_flight_tokens + self.steps.drafting.get(request.request_id, 0)
+        return max(0, request.num_computed_tokens - unsettled - max(0, self.num_prefill_lookahead - 1))
 
     def blocks_for(self, tokens: int) -> int:
         return cdiv(tokens, self.block_tokens)
@@ -143,7 +143,7 @@ class MigrationSupport(_Base):
             )
             if adopted is None:
                 return None
-        if not self._extend(request, max(blocks * self.block_tokens, cached_tokens) + self.block_tokens):
+        if not self._extend(request, max(blocks * self.block_tokens, cached_tokens) + self.spare_tokens):
             manager.free(request)
             return None
         self.tables.states.keep_newest(request.request_id)
@@ -221,12 +221,12 @@ class MigrationSupport(_Base):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         if scheduler_output.total_num_scheduled_tokens:
-            self.steps.ends()
+            self.steps.ends(scheduler_output.num_scheduled_tokens)
             self.thrown_away.step_ended(self.requests, scheduler_output, model_runner_output)
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _free_request_blocks(self, request: Request) -> None:
-        if request.num_in_flight_tokens:
+        if request.num_in_flight_tokens or request.request_id in self.steps.drafting:
             self.steps.still_use(block.block_id for block in self.tables.held(request.request_id))
         super()._free_request_blocks(request)
 

@@ -1,28 +1,48 @@
 """Steps that an engine's workers were given and whose output is not here yet: with asynchronous scheduling there is one
-nearly always."""
+nearly always. And drafts: a step's output comes before the drafter has run on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class StepsInFlight:
     """Counts steps that have something to compute. They end in the order in which they began, and follow each other on
     the device; bytes from another instance keep no order with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, drafts_follow: bool = False) -> None:
+        """`drafts_follow`: a drafter with a KV cache of its own writes the KV of a step's tokens when the step's
+        output is sampled, so maybe after the scheduler has it, but before the next step."""
         self.begun = 0
-        self.done = 0
+        self.drafting: Mapping[str, int] = {}
+        """Tokens of each request of the last step whose output is here, while its drafter may still be at work."""
+        self._drafts_follow = drafts_follow
+        self._ended = 0
         self._used_until: dict[int, int] = {}  # block -> the last step that may still write or read it
+
+    @property
+    def done(self) -> int:
+        """Steps of which nothing is computed any more."""
+        return self._ended - bool(self.drafting)
+
+    @property
+    def idle(self) -> bool:
+        """The output of every step is here: no other follows soon, maybe."""
+        return self._ended == self.begun
 
     def begins(self) -> None:
         self.begun += 1
 
-    def ends(self) -> None:
-        """The output of the oldest one is here."""
-        self.done += 1
-        if self._used_until:
-            self._used_until = {block: step for block, step in self._used_until.items() if step > self.done}
+    def ends(self, tokens: Mapping[str, int]) -> None:
+        """The output of the oldest one is here. `tokens`: how many each request was given."""
+        self._ended += 1
+        self.drafting = tokens if self._drafts_follow else {}
+        self._forget()
+
+    def drafter_ended(self) -> None:
+        """The device was seen to have nothing to do while `idle`."""
+        self.drafting = {}
+        self._forget()
 
     def still_use(self, blocks: Iterable[int]) -> None:
         """Blocks that have just been freed by a request of a step in flight."""
@@ -32,3 +52,7 @@ class StepsInFlight:
     def may_touch(self, blocks: Iterable[int]) -> bool:
         """Whether a step in flight may still write or read one of these, for a request that had it before."""
         return bool(self._used_until) and any(block in self._used_until for block in blocks)
+
+    def _forget(self) -> None:
+        if self._used_until:
+            self._used_until = {block: step for block, step in self._used_until.items() if step > self.done}

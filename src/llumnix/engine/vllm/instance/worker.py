@@ -165,6 +165,11 @@ class WorkerExtension:
             lora_request=request["lora_request"],
         )
 
+    def llumnix_wait_for_device(self) -> None:
+        """Returns once all that the engine has launched is computed."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
     def llumnix_zero_blocks(self, blocks: list[int]) -> None:
         """Overwrites blocks with zeros: the negative control of the equality tests."""
         from llumnix.engine.vllm.instance.kv_pool import kv_views
