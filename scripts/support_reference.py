@@ -100,7 +100,8 @@ STAGE_TO_STAGE: Proofs = (
 )
 DRAFTED: Proofs = (
     "test_vllm_ngram_drafts.py::test_moved_streams_say_what_undisturbed_ones_say",
-    "test_vllm_draft_model.py::test_moved_streams_say_what_undisturbed_ones_say_and_their_drafts_stay_good",
+    "test_vllm_draft_model.py::test_moved_streams_say_what_undisturbed_ones_say",
+    "test_vllm_draft_model.py::test_drafts_are_as_good_after_a_move",
     "test_late_drafts.py::test_moved_stream_is_right_and_is_drafted_for_at_its_new_place",
     "test_movable.py::test_engines_with_drafts_that_can_be_dropped_move",
 )

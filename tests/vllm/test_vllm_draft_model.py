@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 
 import pytest
 from frame.checked import Server
-from frame.equality import assert_moved, compare
+from frame.equality import Plan, assert_moved, compare, moving
+from frame.kinds import make
 from frame.stream import open_session
 
 from llumnix import tiny_model
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.vllm]
 
-DRAFTER = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": 3}
-FLAGS = (
-    *("--no-migration", "--max-num-batched-tokens", "512", "--max-model-len", "4096"),  # twice the KV per token
-    *("--speculative-config", json.dumps(DRAFTER)),
-)
-KINDS = ("greedy", "logprobs", "regex", "long prompt", "cached prefix")
+KINDS = ("greedy", "logprobs", "long prompt", "cached prefix")
+MOVES_AFTER_63_TOKENS = 6
+"""A seed of `Plan`."""
 
 
-async def test_moved_streams_say_what_undisturbed_ones_say_and_their_drafts_stay_good(server: Server) -> None:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    drafter = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": 3}
+    window = ("--max-model-len", "4096")  # a token takes twice the KV
+    flags = ("--no-migration", "--max-num-batched-tokens", "512", "--speculative-config", json.dumps(drafter))
+    made = Server(tmp_path_factory.mktemp("server"), *flags, *window)
+    yield made
+    made.stop()
+    assert made.trouble() == []
+
+
+async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:
     async with open_session(server.url) as session:
         rows = await compare(session, len(KINDS), seed=6, kinds=KINDS)
     assert [problem for row in rows for problem in row.problems] == []
     assert sum(row.differing_tokens for row in rows) == 0
     assert_moved(rows)
     server.wait_until_quiet()
-    drafted, accepted = count(server, "drafts"), count(server, "accepted_tokens")
-    print(accepted, drafted)
 
 
-def count(server: Server, what: str) -> float:
+async def test_drafts_are_as_good_after_a_move(server: Server) -> None:
+    """A drafter that finds nothing of the tokens before it guesses."""
+    drafted, accepted = tokens(server, "draft"), tokens(server, "accepted")
+    instances = [row["id"] for row in server.instances()]
+    plan = Plan(instances, random.Random(MOVES_AFTER_63_TOKENS), most_moves=1)
+    async with open_session(server.url) as session:
+        _, moves = await moving(session, make("greedy", random.Random(1)), "drafted", plan)
+    assert moves.made == 1
+    assert tokens(server, "accepted") - accepted > 0.85 * (tokens(server, "draft") - drafted)
+
+
+def tokens(server: Server, what: str) -> float:
     lines = server.metrics().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:spec_decode_num_{what}_total"))
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith(f"vllm:spec_decode_num_{what}_tokens_total")
+    )
