@@ -35,6 +35,7 @@ class Scheduler:
     """Five requests run, of 1 to 5 blocks."""
 
     block_tokens = 16
+    num_spec_tokens = 0
     slots_kept = 0
     tables = SimpleNamespace(state_blocks=0, pin=lambda *_: [], unpin=lambda _: None)
 

@@ -65,7 +65,7 @@ class MigrationSupport(_Base):
         return passport_of(request).hits_settle_at > self.steps.done
 
     def settled_tokens(self, request: Request) -> int:
-        """Tokens whose KV is written and never changes again: none of steps in flight (`num_in_flight_tokens`, 0.32, has
+        """Tokens whose KV is written and never changes again: none of steps in flight (`num_in_flight_tokens`, with
         placeholders for drafts), none a drafter is at, nor the last where one of several modules computes them anew."""
         if self.is_settling(request):
             return 0
