@@ -9,6 +9,9 @@ TEXT = tuple(KINDS)
 COMPLETIONS = tuple(kind for kind in KINDS if not kind.startswith("chat"))
 """For models whose chats have a form of their own."""
 
+SEVERAL = ("n = 2 seeded", "three prompts")
+"""Several sequences at once."""
+
 IMAGES = (*PICTURED, "greedy", "chat", "seeded top_p")
 
 DRAFTED = (

@@ -88,7 +88,7 @@ def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[
 
 
 async def _compare(server: Server, verdict: Verdict, requests: int, seed: int, concurrency: int) -> None:
-    kinds = FAMILIES[verdict.family].kinds
+    kinds = FAMILIES[verdict.family].asked
     async with open_session(server.url) as session:
         kind = make(kinds[0], random.Random(seed))
         probe = Streaming(session, kind.body, name="probe", path=kind.path)

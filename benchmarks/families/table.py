@@ -33,6 +33,11 @@ class Family:
     """What vLLM's CPU build cannot do with it, and why."""
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """Of its kinds, those that leave nothing to what happens to be computed beside them."""
+        return tuple(kind for kind in self.kinds if not (self.alone and kind in asked.SEVERAL))
+
+    @property
     def recipes(self) -> tuple[str, ...]:
         draft = self.drafts.get("model")
         return (self.recipe, draft) if isinstance(draft, str) else (self.recipe,)
@@ -45,7 +50,10 @@ _SCAN = (
 _MLA = ("--attention-backend", "CPU_MLA")  # the other one of CPUs, where there is AMX, takes bfloat16 alone
 _MLA_BATCHES = "vLLM's CPU kernels of latent attention say something else of prompts that are computed in one batch"
 _CONV_BATCHES = "vLLM's CPU kernel of short convolutions says something else in another batch"
-_BF16_GDN = "only in bfloat16: vLLM's CPU kernels of gated delta nets take nothing else"
+_BF16_GDN = (
+    "only in bfloat16, where another batch or another cut of a prompt rounds otherwise: vLLM's CPU kernels of gated "
+    "delta nets take nothing else"
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "Llama 3, Qwen 2.5, Mistral: dense, full attention"),
@@ -72,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         "Qwen 3 Next: gated delta nets, attention, experts",
         dtype="bfloat16",
         flags=_NO_PREFIX_CACHE,
+        alone=True,
         gap=_BF16_GDN,
     ),
     "qwen3-next-cached": Family(
@@ -79,6 +88,7 @@ FAMILIES: dict[str, Family] = {
         "the same with prefix caching: states are kept at the ends of blocks",
         dtype="bfloat16",
         flags=(),
+        alone=True,
         gap=_BF16_GDN,
     ),
     "ngram": Family(
@@ -115,6 +125,7 @@ FAMILIES: dict[str, Family] = {
         flags=_NO_PREFIX_CACHE,
         drafts={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3},
         kinds=asked.DRAFTED,
+        alone=True,
         gap=_BF16_GDN,
     ),
     "mtp-hybrid": Family(
@@ -124,6 +135,7 @@ FAMILIES: dict[str, Family] = {
         flags=_NO_PREFIX_CACHE,
         drafts={"method": "mtp", "num_speculative_tokens": 2},
         kinds=asked.DRAFTED,
+        alone=True,
         gap=_BF16_GDN,
     ),
 }
