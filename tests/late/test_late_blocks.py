@@ -159,6 +159,7 @@ def test_one_that_was_preempted_after_it_had_asked_for_room_begins_anew_where_it
     pair.step(1)
     pair.ask(0, [7], 2)
     assert pair.cores[0].reset_prefix_cache(reset_running_requests=True)
+    pair.fly()
     pair.settle()
     assert len(comes.tokens) == 11
     assert (pair.wrong, pair.leftovers) == ([], [])
