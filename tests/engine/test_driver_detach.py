@@ -36,6 +36,8 @@ class Machine:
 
 
 class Scheduler:
+    tables = SimpleNamespace(state_blocks=0)
+
     def __init__(self) -> None:
         self.ended: list[Any] = []
         self.requests = {

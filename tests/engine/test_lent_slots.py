@@ -26,6 +26,7 @@ class StandIn:
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
         self.block_size = 16
+        self.num_spec_tokens = self.num_lookahead_tokens = 0
         self.kv_cache_manager = SimpleNamespace(
             coordinator=SimpleNamespace(single_type_managers=()),
             block_pool=None,

@@ -47,9 +47,11 @@ def test_engines_of_two_versions_exchange_no_blocks(monkeypatch: pytest.MonkeyPa
         return _fingerprint(worker, [torch.zeros(2, 4)])
 
     model = SimpleNamespace(model="m", revision=None, dtype="d")
-    parallel = SimpleNamespace(tensor_parallel_size=1)
+    parallel = SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1)
     cache = SimpleNamespace(cache_dtype="auto")
-    config: Any = SimpleNamespace(model_config=model, parallel_config=parallel, cache_config=cache)
+    config: Any = SimpleNamespace(
+        model_config=model, parallel_config=parallel, cache_config=cache, speculative_config=None
+    )
     worker = SimpleNamespace(vllm_config=config, rank=0)
     assert fingerprint("0.32.0") == fingerprint("0.32.0")
     assert fingerprint("0.32.0") != fingerprint("0.31.0")
