@@ -78,6 +78,14 @@ PROCESSOR: Proofs = ("test_vllm_windows.py::test_logits_processor_sees_the_whole
 PROCESSOR_AGAIN: Proofs = (
     "test_vllm_windows.py::test_logits_processor_sees_the_whole_output_of_one_whose_instance_died",
 )
+LOOKING: Proofs = (
+    "test_vllm_images.py::test_streams_say_the_same_wherever_they_move",
+    "test_vllm_images.py::test_queued_one_moves_without_kv_and_after_its_first_tokens_with_it",
+)
+LOOKING_AGAIN: Proofs = (
+    "test_vllm_images.py::test_streams_go_on_when_their_instance_dies",
+    "test_media.py::test_stream_whose_images_are_not_kept_says_so_when_its_instance_dies",
+)
 APPENDED: Proofs = (
     "test_vllm_windows.py::test_streams_move_that_have_left_their_window",
     "test_late_blocks.py::test_moved_stream_is_right",
@@ -118,6 +126,8 @@ _SEEDED = "yes, same tokens ([but for these](failures.md#streams-that-cannot-go-
 _ADAPTERS = "if the target has the adapter ([adapters are loaded on all instances](serving.md#lora-adapters))"
 _PREFILL = "its blocks are copied meanwhile, it moves when the first token is out"
 _CUSTOM = "yes; one that keeps more than it can tell from the tokens begins anew"
+_QUEUED_TOO = "yes, queued and running"
+_KEPT = "yes, up to [`--kept-media-mb`](failures.md#streams-that-cannot-go-on-exactly)"
 _STRUCTURED = "structured output (regex, JSON schema, grammar, choice)"
 
 REQUESTS = (
@@ -132,13 +142,14 @@ REQUESTS = (
     Asked("LoRA", _ADAPTERS, ADAPTED, "yes, on an instance that has it", ADAPTED_AGAIN),
     Asked("queued or preempted", "yes, without KV", QUEUED, "yes", RESENT),
     Asked("in the middle of its prefill", _PREFILL, EQUAL, "yes", RESENT),
-    Asked("multi-modal input", "no", PINNED, "before the first token only", (*RESENT, *EXACT)),
-    Asked("prompt embeddings", "no", PINNED, "before the first token only", (*RESENT, *EXACT)),
+    Asked("images and other multi-modal input", _QUEUED_TOO, LOOKING, _KEPT, LOOKING_AGAIN),
+    Asked("prompt embeddings", _QUEUED_TOO, LOOKING, _KEPT, LOOKING_AGAIN),
     Asked("pooling, embeddings, classification", "no (one step)", PINNED, "yes", RESENT),
     Asked("streaming input sessions", "no", PINNED, "no", EXACT),
     Asked("custom logits processors", _CUSTOM, PROCESSOR, "the same", PROCESSOR_AGAIN),
 )
 
+_ENCODER = "pinned: positions, or what the encoder made, are with the worker or the connector alone"
 _INCOMPLETE = "pinned: what arrives would be incomplete or gone"
 _HYBRIDS = "states that are overwritten in place (Mamba, gated delta nets, short convolutions; hybrids)"
 _STANDS_STILL = "yes; the state follows while the request stands still, in a time that its length does not change"
@@ -155,7 +166,7 @@ ENGINES = (
     Run("attention within chunks (Llama 4)", "yes", CHUNKED),
     Run(_HYBRIDS, _STANDS_STILL, STATES),
     Run("rings that are overwritten in place (DeepSeek V4)", "not yet: pinned", CACHE_PINNED),
-    Run("M-RoPE", "not yet: pinned", WAY_PINNED),
+    Run("M-RoPE", "yes", LOOKING),
     Run(_DRAFTS, _DROPPED, DRAFTED),
     Run("speculative decoding, and a request is sampled with a seed", _SEED_STAYS, SEEDED_DRAFTS),
     Run("speculative decoding with a drafter class of one's own", "pinned: it may keep a state", WAY_PINNED),
@@ -165,6 +176,7 @@ ENGINES = (
     Run("encoder-decoder, KV connectors, routed experts in the answers", "not yet: pinned", WAY_PINNED),
     Run("caches of several precisions", "yes", PRECISIONS),
     Run("HiSparse, `--enable-sleep-mode`", _INCOMPLETE, WAY_PINNED),
+    Run("video pruning (`--video-pruning-rate`), connectors of encoders", _ENCODER, WAY_PINNED),
     Run("no KV cache at all (encoders)", "nothing to move", NO_CACHE),
 )
 

@@ -61,7 +61,7 @@ is set apart in `src/llumnix/engine/vllm/apart.py`:
 | TCP ports between workers | any free one; with `VLLM_PORT` each slot begins 32 further on |
 | compiled code | shared |
 | counters for `/metrics`, open connections, `--max-num-queued-reqs` | one set over all front ends |
-| cache of multi-modal inputs | off: it assumes that there is one engine |
+| cache of processed images and the like (`--mm-processor-cache-gb`) | one per front end; engines have none |
 """
 
 

@@ -154,6 +154,11 @@ class ClusterConfig:
         30.0, "Seconds after which the requests that are left on a draining instance are replayed elsewhere."
     )
     max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
+    kept_media_mb: int = knob(
+        4096,
+        "MB of processed images and the like that a front end keeps of running streams, so that these go on when their "
+        "instance dies (those that do not fit end with an error then).",
+    )
     restart_instances: bool = knob(True, "Start a new instance in place of one that died.")
     admin_port: int = knob(0, "Port of the admin routes, if not the one of the others (0: the same).")
     admin_allowed_hosts: str = knob(
@@ -180,6 +185,7 @@ class ClusterConfig:
         _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
+        _require(self.kept_media_mb >= 0, "--kept-media-mb must not be negative.")
         _require(
             not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."
         )

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+import torch
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFeatureSpec,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    PlaceholderRange,
+)
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 PICTURE = MultiModalFeatureSpec(
     data=None, modality="image", identifier="p", mm_position=PlaceholderRange(offset=0, length=1), mm_hash="p"
 )
+
+PIXELS = torch.arange(100, dtype=torch.float32).reshape(4, 25)
+"""400 bytes: more than vLLM's encoding takes into the first frame."""
+
+
+def picture(pixels: torch.Tensor = PIXELS) -> MultiModalFeatureSpec:
+    """An image that was processed."""
+    element = MultiModalFieldElem(data=pixels, field=MultiModalBatchedField())
+    return MultiModalFeatureSpec(
+        data=MultiModalKwargsItem({"pixel_values": element}),
+        modality="image",
+        identifier="p",
+        mm_position=PlaceholderRange(offset=0, length=1),
+        mm_hash="p",
+    )
 
 
 def engine_request(request_id: str, **fields: Any) -> EngineCoreRequest:

@@ -77,7 +77,7 @@ class Source:
         self.asked: list[RequestId] = []
         self._sent: list[Mail] = []
         engine: Any = dict.fromkeys(
-            ("structured_output", "rpc", "post", "forget", "has_adapter", "put_output", "wake_at"), _nothing
+            ("structured_output", "rpc", "post", "ship", "forget", "has_adapter", "put_output", "wake_at"), _nothing
         )
         rule = find_policy("llumnix").victim
         self.driver = LlumletDriver(

@@ -54,7 +54,18 @@ class Scheduler:
 def test_each_is_reported_once_when_its_last_step_is_through() -> None:
     machine, scheduler = Machine(), Scheduler()
     engine: Any = dict.fromkeys(
-        ("info", "structured_output", "rpc", "post", "post_soon", "forget", "put_output", "wake_at", "has_adapter")
+        (
+            "info",
+            "structured_output",
+            "rpc",
+            "post",
+            "post_soon",
+            "ship",
+            "forget",
+            "put_output",
+            "wake_at",
+            "has_adapter",
+        )
     )
     driver = LlumletDriver(
         EngineAccess(**engine, scheduler=scheduler, ranks=1, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ def test_grammar_that_does_not_compile_or_breaks_is_told() -> None:
 def test_what_cannot_be_made_is_told() -> None:
     told: list[Request | str] = []
     maker = Maker(lambda _original: pytest.fail("there is nothing to make it of"), manager())
-    maker.start(b"\xc1", [], told.append)
+    maker.start((b"\xc1",), [], told.append)
     assert [str(each).startswith("it cannot be made here: ") for each in told] == [True]
 
 

@@ -31,7 +31,7 @@ def instance(number: int) -> InstanceInfo:
 def test_way_to_a_peer_is_closed_when_it_is_gone_and_not_opened_again_by_its_last_words() -> None:
     posted: list[str] = []
     closed: list[str] = []
-    names = ("scheduler", "structured_output", "rpc", "post", "put_output", "wake_at", "clock", "has_adapter")
+    names = ("scheduler", "structured_output", "rpc", "post", "ship", "put_output", "wake_at", "clock", "has_adapter")
     engine: Any = dict.fromkeys(names) | {"info": instance(0), "ranks": 1, "pins": "", "forget": closed.append}
     letters = Letters(EngineAccess(**engine, post_soon=lambda addresses, _letter: posted.extend(addresses)), book=None)  # type: ignore[arg-type]
     answer = commands.Send(

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 import torch
 from engine_requests import PICTURE
-from vllm.config import VllmConfig
+from vllm.config import MultiModalConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams
@@ -103,9 +103,10 @@ def test_caches_that_cannot_be_copied_pin_their_engine(caches: tuple[Any, ...], 
         (None, "speculative_config", SimpleNamespace(method="custom_class"), "its drafter may keep a state"),
         (None, "speculative_config", SimpleNamespace(method="extract_hidden_states"), "its drafter may keep a state"),
         (None, "kv_transfer_config", object(), "KV connector"),
+        (None, "ec_transfer_config", object(), "outputs of the encoder"),
         (None, "aux_output_config", SimpleNamespace(enabled=True), "auxiliary output"),
         ("model_config", "is_encoder_decoder", True, "encoder-decoder"),
-        ("model_config", "uses_mrope", True, "M-RoPE"),
+        ("model_config", "multimodal_config", MultiModalConfig(video_pruning_rate=0.5), "video pruning"),
         ("model_config", "runner_type", "pooling", "pooling models"),
         ("model_config", "enable_sleep_mode", True, "sleep mode"),
         ("attention_config", "hisparse_config", object(), "HiSparse"),
@@ -164,8 +165,8 @@ def _with_prompt_logprobs(tokens: int) -> Request:
     ("request_", "why"),
     [
         (_request(), ""),
-        (_request(mm_features=[PICTURE]), "multi-modal input"),
-        (Request("r", None, SamplingParams(max_tokens=4), None, prompt_embeds=torch.zeros(3, 4)), "embeddings"),
+        (_request(mm_features=[PICTURE]), ""),
+        (Request("r", None, SamplingParams(max_tokens=4), None, prompt_embeds=torch.zeros(3, 4)), ""),
         (Request("r", [1], None, PoolingParams()), "pooling request"),
         (_request(resumable=True), "streaming input session"),
         (_with_prompt_logprobs(0), "prompt logprobs are being collected"),

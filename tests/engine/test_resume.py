@@ -63,7 +63,14 @@ class Engine:
     def start(self, request_id: str, front_end: int = 0) -> Future[None]:
         request = RequestCodec().encode(engine_request(request_id))
         return self.resumes.start(
-            Resume(request_id=request_id, front_end=front_end, request=request, output_token_ids=[7, 8], thrown_away=3)
+            Resume(
+                request_id=request_id,
+                front_end=front_end,
+                arrived_unix_s=ARRIVED_S,
+                request=[memoryview(frame) for frame in request],
+                output_token_ids=[7, 8],
+                thrown_away=3,
+            )
         )
 
     def compiled(self) -> None:

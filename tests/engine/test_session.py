@@ -88,8 +88,8 @@ def test_empty_output_is_no_token() -> None:
         ({"sampling_params": SamplingParams(temperature=1.0, seed=1)}, "who draws is gone"),
         ({"sampling_params": None}, "not a generation"),
         ({"resumable": True}, "streaming input session"),
-        ({"mm_features": [PICTURE]}, "not made of tokens alone"),
-        ({"prompt_token_ids": None, "prompt_embeds": torch.zeros(3, 4)}, "not made of tokens alone"),
+        ({"mm_features": [PICTURE]}, ""),
+        ({"prompt_token_ids": None, "prompt_embeds": torch.zeros(3, 4)}, ""),
         (
             {
                 "sampling_params": SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+")),

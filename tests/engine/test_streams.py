@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 from llumnix.config import PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import SendTo
+from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
@@ -30,6 +31,7 @@ from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
 
 A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
+MOST_MEDIA_BYTES = 1000
 
 
 class FrontEnd:
@@ -51,7 +53,7 @@ class FrontEnd:
             spawn=_run,
             last_word=self.last_words.append,
         )
-        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, self)
+        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, self, KeptMedia(MOST_MEDIA_BYTES))
         for instance in instances:
             self.join(instance)
 

@@ -34,7 +34,7 @@ from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook, FrontAddresses
-from llumnix.wire.base import InstanceInfo
+from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.outbox import Mail
 
 FRONT_END = "front end"
@@ -112,6 +112,9 @@ class Wires:
     def post_soon(self, addresses: Sequence[str], message: Mail) -> None:
         for address in addresses:
             self.post(address, message)
+
+    def ship(self, address: str, message: Mail, freight: Sequence[Frame]) -> None:
+        raise AssertionError("requests of late engines are made of tokens")
 
     def forget(self, address: str) -> None:
         pass

@@ -275,7 +275,8 @@ class LatePair:
         resume = Resume(
             request_id=renamed.request_id,
             front_end=renamed.client_index,
-            request=self._codec.encode(renamed),
+            arrived_unix_s=renamed.arrival_time,
+            request=[memoryview(frame) for frame in self._codec.encode(renamed)],
             output_token_ids=list(session.tokens),
         )
         core.llumnix_resume(msgspec.msgpack.encode(resume))

@@ -17,6 +17,9 @@ WIRE_VERSION = 1
 
 Kind = TypeVar("Kind")
 
+Frame = bytes | bytearray | memoryview
+"""What comes beside a message, as it is: pixels, mostly."""
+
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Base of all wire messages."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic
 
 import msgspec
 import zmq
 
-from llumnix.wire.base import Kind, decode
+from llumnix.wire.base import Frame, Kind, decode
 from llumnix.wire.curve import CurveKeys, Doorkeeper, bound_address
 from llumnix.wire.outbox import Outbox, allow_ipv6
 
@@ -26,8 +26,9 @@ class Mailbox(Generic[Kind]):
     port open (`tcp://HOST:*`); afterwards `self.address` is the real one. With `keys` only holders of the same keys are
     heard.
 
-    `on_message` must be quick and must not raise; an exception in it is our bug and ends the thread loudly.
-    `post` and `post_soon` may be called from any thread.
+    `on_message` must be quick and must not raise; an exception in it is our bug and ends the thread loudly. So must
+    `on_freight`, which is told of messages that come with frames beside them; without it there may be none.
+    `post`, `post_soon` and `ship` may be called from any thread.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Mailbox(Generic[Kind]):
         decoder: msgspec.msgpack.Decoder[Kind],
         on_message: Callable[[Kind], None],
         keys: CurveKeys | None = None,
+        on_freight: Callable[[Kind, Sequence[Frame]], None] | None = None,
     ) -> None:
         self.malformed = 0
         """Messages that were none of ours, or not for this process."""
@@ -43,7 +45,9 @@ class Mailbox(Generic[Kind]):
         self.outbox = Outbox(keys)
         self.post = self.outbox.post
         self.post_soon = self.outbox.post_soon
+        self.ship = self.outbox.ship
         self._on_message = on_message
+        self._on_freight = on_freight
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.setsockopt(zmq.RCVHWM, 0)
@@ -87,10 +91,16 @@ class Mailbox(Generic[Kind]):
             if not self._inbox.poll(_POLL_MS):
                 continue
             frame = self._inbox.recv()
+            freight = self._inbox.recv_multipart(copy=False) if self._inbox.get(zmq.RCVMORE) else ()
             try:
+                if freight and self._on_freight is None:
+                    raise ValueError("nothing may come beside it")
                 message = decode(frame, self._decoder)
             except ValueError as error:
                 self.malformed += 1
                 log.warning("dropped a malformed control message: %s", error)
                 continue
-            self._on_message(message)
+            if freight and self._on_freight is not None:
+                self._on_freight(message, [part.buffer for part in freight])
+            else:
+                self._on_message(message)

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 import zmq
 
-from llumnix.wire.base import encode
+from llumnix.wire.base import Frame, encode
 from llumnix.wire.curve import CurveKeys
 from llumnix.wire.to_front_end import ToFrontEnd
 from llumnix.wire.to_instance import ToInstance
@@ -22,12 +22,13 @@ Mail = ToInstance | ToScheduler | ToLauncher | ToFrontEnd
 log = logging.getLogger(__name__)
 
 _MAX_UNREAD = 10_000  # messages kept for a peer that does not read
+_MAX_UNREAD_FREIGHT = 64
 _LINGER_MS = 500
 _MAX_SOCKETS = 16_384  # ZeroMQ's own limit of 1,023 would be one of instances
 
 
 class Outbox:
-    """`post` and `post_soon` may be called from any thread and return at once.
+    """`post`, `post_soon` and `ship` may be called from any thread and return at once.
 
     Messages to one address keep their order while the connection lives. A peer that is gone or does not
     read is not waited for: beyond a bound its messages are dropped and counted. Whoever needs an answer
@@ -41,9 +42,10 @@ class Outbox:
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._docks: dict[str, zmq.Socket[bytes]] = {}  # likewise, for what has freight
         self._lock = threading.Lock()
         self._closed = False
-        self._letters: SimpleQueue[tuple[Sequence[str], Mail] | None] = SimpleQueue()
+        self._letters: SimpleQueue[tuple[Sequence[str], Mail, Sequence[Frame]] | None] = SimpleQueue()
         self._clerk: threading.Thread | None = None
 
     def post(self, address: str, message: Mail) -> None:
@@ -55,39 +57,54 @@ class Outbox:
         A send wakes ZeroMQ's own thread, which costs the caller 50 to 200 microseconds on a busy virtual machine; a
         step of a small model takes some milliseconds. What is posted this way may be overtaken by what is not.
         """
+        self._have_sent(addresses, message)
+
+    def ship(self, address: str, message: Mail, freight: Sequence[Frame]) -> None:
+        """As `post_soon`, with megabytes beside it, which are not copied: they must stay as they are.
+
+        They have a connection of their own, and mailboxes read from all connections in turn. So what is posted
+        meanwhile does not wait for them, and overtakes them.
+        """
+        self._have_sent((address,), message, freight)
+
+    def _have_sent(self, addresses: Sequence[str], message: Mail, freight: Sequence[Frame] = ()) -> None:
         if self._clerk is None:
             with self._lock:
                 if self._clerk is None:
                     self._clerk = threading.Thread(target=self._send_letters, name="outbox", daemon=True)
                     self._clerk.start()
-        self._letters.put((addresses, message))
+        self._letters.put((addresses, message, freight))
 
     def _send_letters(self) -> None:
         while (letter := self._letters.get()) is not None:
-            addresses, message = letter
+            addresses, message, freight = letter
             frame = encode(message)
             for address in addresses:
-                self._send(address, frame)
+                self._send(address, frame, freight)
 
-    def _send(self, address: str, frame: bytes) -> None:
+    def _send(self, address: str, frame: bytes, freight: Sequence[Frame] = ()) -> None:
         with self._lock:
             if self._closed:
                 return
+            sockets, bound = (self._docks, _MAX_UNREAD_FREIGHT) if freight else (self._sockets, _MAX_UNREAD)
             try:
-                socket = self._sockets.get(address)
+                socket = sockets.get(address)
                 if socket is None:
-                    socket = self._sockets[address] = self._connected(address)
-                socket.send(frame, zmq.NOBLOCK)
+                    socket = sockets[address] = self._connected(address, bound)
+                if freight:
+                    socket.send_multipart((frame, *freight), zmq.NOBLOCK, copy=False)
+                else:
+                    socket.send(frame, zmq.NOBLOCK)
             except zmq.Again:
                 self.dropped += 1
             except zmq.ZMQError as error:  # whoever gave us such an address is wrong, and only he gets no answer
                 self.dropped += 1
                 log.error("cannot write to %r: %s", address, error)
 
-    def _connected(self, address: str) -> zmq.Socket[bytes]:
+    def _connected(self, address: str, max_unread: int) -> zmq.Socket[bytes]:
         """Raises ZMQError if the address is none, or there can be no more sockets."""
         socket: zmq.Socket[bytes] = self._context.socket(zmq.PUSH)
-        socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD)
+        socket.setsockopt(zmq.SNDHWM, max_unread)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         allow_ipv6(socket, address)
         if self._keys is not None:
@@ -102,9 +119,10 @@ class Outbox:
     def forget(self, address: str) -> None:
         """Closes the way to a peer that is gone, with whatever it did not read."""
         with self._lock:
-            socket = self._sockets.pop(address, None)
-            if socket is not None:
-                socket.close(linger=0)
+            for sockets in (self._sockets, self._docks):
+                socket = sockets.pop(address, None)
+                if socket is not None:
+                    socket.close(linger=0)
 
     def close(self) -> None:
         """What was posted has half a second to leave."""
@@ -115,9 +133,10 @@ class Outbox:
             if self._closed:
                 return
             self._closed = True
-            for socket in self._sockets.values():
-                socket.close()
-            self._sockets.clear()
+            for sockets in (self._sockets, self._docks):
+                for socket in sockets.values():
+                    socket.close()
+                sockets.clear()
         self._context.term()
 
 

@@ -3,11 +3,14 @@ the other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.wire.base import Frame
 
 NOTICE = "llumnix"
 """Key of a notice in `EngineCoreOutput.kv_transfer_params`: a free-form field that vLLM passes through."""
@@ -34,11 +37,13 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True):
-    """`request`: the EngineCoreRequest in vLLM's encoding, under its new engine id."""
+    """`request`: the frames of the EngineCoreRequest in vLLM's encoding, under its new engine id."""
 
     request_id: str
     front_end: int
-    request: bytes
+    arrived_unix_s: float
+    """At the front end."""
+    request: list[memoryview]
     output_token_ids: list[int]
     thrown_away: int = 0
     """Tokens that were drawn beside these."""
@@ -54,11 +59,15 @@ class RequestCodec:
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
 
-    def encode(self, request: EngineCoreRequest) -> bytes:
-        # Only tensors leave the first frame, and requests with tensors do not move (instance/movable.py).
-        (frame,) = self._encoder.encode(request)
-        return bytes(frame)  # type: ignore[arg-type]
+    def encode(self, request: EngineCoreRequest) -> list[Frame]:
+        """One frame, and one more for each large tensor: those are not copied, so they change with the tensors."""
+        return list(self._encoder.encode(request))  # type: ignore[arg-type]
 
-    def decode(self, frame: bytes) -> EngineCoreRequest:
-        request: EngineCoreRequest = self._decoder.decode(frame)
+    def decode(self, frames: Sequence[Frame]) -> EngineCoreRequest:
+        """Its tensors lie where the frames are. PyTorch wants memory that could be written to: what is not is copied.
+
+        Raises whatever vLLM's decoder does with frames that are not of a request."""
+        head, *tensors = frames
+        writable = [bytearray(frame) if memoryview(frame).readonly else frame for frame in tensors]
+        request: EngineCoreRequest = self._decoder.decode([head, *writable])
         return request

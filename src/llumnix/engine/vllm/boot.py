@@ -149,6 +149,9 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
 
     set_apart(setup.config, spec)
     _give_devices(setup.config, spec.device_slot)
+    multimodal = setup.config.model_config.multimodal_config
+    if multimodal is not None:
+        multimodal.mm_processor_cache_gb = 0  # what front ends send is whole (front_end/llm.py)
     if setup.config.device_config.device_type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     serve_instance(setup.config, spec, log_stats=not setup.args.disable_log_stats)
@@ -203,7 +206,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _adjust(config: Any, args: argparse.Namespace) -> None:
-    """What differs from a plain `vllm serve`: the scheduler class, and caches that assume a single engine."""
+    """What differs from a plain `vllm serve`: the scheduler class, and our middleware."""
     scheduling = config.scheduler_config
     if args.async_scheduling:
         # The CPU platform switches it off in the config; it works there, too.
@@ -216,10 +219,6 @@ def _adjust(config: Any, args: argparse.Namespace) -> None:
     # Each further one is outside the ones before it.
     ours = "llumnix.engine.vllm.front_end"
     args.middleware = [*args.middleware, f"{ours}.room.Room", f"{ours}.retry_after.RetryAfter"]
-    multimodal = config.model_config.multimodal_config
-    if multimodal is not None:
-        # The sender's side of this cache assumes one receiver; ours are many.
-        multimodal.mm_processor_cache_gb = 0
 
 
 def _import_ahead(config: Any) -> None:

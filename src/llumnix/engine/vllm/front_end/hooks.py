@@ -6,6 +6,12 @@ from llumnix.engine.vllm.hook import Hook, VllmRelease
 
 FRONT_END_HOOKS = (
     Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
+    Hook("vllm.renderers.base:processor_cache_from_config", "vllm_config", "replaced while AsyncLLM is made"),
+    Hook(
+        "vllm.multimodal.cache.factories:processor_only_cache_from_config",
+        "vllm_config",
+        "processed images, kept by front ends alone",
+    ),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.add_request_async", "self request", "overridden: dispatch"),
     Hook("vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async", "self request_ids", "overridden: owner"),
     Hook("vllm.v1.engine.core_client:AsyncMPClient._send_input", "self request_type request engine", "sending"),

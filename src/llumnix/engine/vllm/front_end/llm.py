@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from http import HTTPStatus
 from time import monotonic, sleep
@@ -12,6 +13,8 @@ from typing import Any
 from unittest import mock
 
 from vllm.exceptions import GracefulHTTPError
+from vllm.multimodal.cache.factories import processor_only_cache_from_config
+from vllm.renderers import base as renderers
 from vllm.utils.async_utils import cancel_task_threadsafe
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -65,9 +68,7 @@ class LlumnixLLM(AsyncLLM):
         def make_client(**given: Any) -> LlumnixClient:
             return LlumnixClient(given["vllm_config"], spec, post, observer)
 
-        # `AsyncLLM.__init__` calls this static factory and has no other way to be given a client. It is
-        # replaced while the constructor runs, and nowhere else.
-        with mock.patch.object(EngineCoreClient, "make_async_mp_client", staticmethod(make_client)):
+        with _made_with(make_client):
             super().__init__(
                 vllm_config,
                 Executor.get_class(vllm_config),
@@ -225,6 +226,18 @@ class LlumnixLLM(AsyncLLM):
         )
         if hasattr(self, "_logger_ref"):  # set when the output handler started
             self._logger_ref[0] = self.logger_manager
+
+
+@contextmanager
+def _made_with(make_client: Callable[..., LlumnixClient]) -> Iterator[None]:
+    """`AsyncLLM.__init__` calls these factories and has no other way to be given a client, and a cache of processed
+    images that does not count on one engine having the same images in its own. They are replaced while the constructor
+    runs, and nowhere else."""
+    with (
+        mock.patch.object(EngineCoreClient, "make_async_mp_client", staticmethod(make_client)),
+        mock.patch.object(renderers, "processor_cache_from_config", processor_only_cache_from_config),
+    ):
+        yield
 
 
 async def _nowhere(_request_ids: tuple[str, ...]) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
+import torch
+from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.messages import Moved
@@ -19,6 +23,8 @@ class Session:
     engine_id: str
     """The id inside the engines: a new one after each token replay."""
     stream: Stream
+    keeps_media: bool = True
+    """Once it has made a token, too: it can still be replayed."""
     tokens: list[int] = field(default_factory=list)
     """Output tokens that reached the client."""
     thrown_away: int = 0
@@ -44,6 +50,8 @@ class Session:
         """Takes note of tokens; returns the downtime in seconds if they are the first after a move."""
         self.tokens += token_ids
         last, self.last_token_s = self.last_token_s, now
+        if last is None and not self.keeps_media:
+            self.request = msgspec.structs.replace(self.request, mm_features=None, prompt_embeds=None)
         if self.move is not None and self.before_move_s is not None:
             downtime_s = max(0.0, now - self.before_move_s - self.step_s)
             self.before_move_s = None
@@ -62,8 +70,6 @@ def why_not_exact(request: EngineCoreRequest, seeds_lost: str) -> str:
     """Why a stream that has made a token cannot be continued exactly by computing its tokens anew, or an empty
     string. `seeds_lost`: why none with a seed can, by word of the engines."""
     sampling = request.sampling_params
-    if request.mm_features or request.prompt_embeds is not None:
-        return "its prompt is not made of tokens alone"
     if request.resumable:
         return "it is a streaming input session"
     if sampling is None:
@@ -71,3 +77,18 @@ def why_not_exact(request: EngineCoreRequest, seeds_lost: str) -> str:
     if sampling.seed is not None and sampling.temperature > 0:
         return seeds_lost
     return ""
+
+
+def media_bytes(request: EngineCoreRequest) -> int:
+    """Of what it has beside tokens: pixels and the like as the model takes them, a prompt given as embeddings."""
+    parts = [request.prompt_embeds, *(each.data for each in request.mm_features or ())]
+    return sum(_bytes(part) for part in parts)
+
+
+def _bytes(part: Any) -> int:
+    """Of vLLM's nested tensors (vllm/multimodal/inputs.py)."""
+    if isinstance(part, torch.Tensor):
+        return part.nbytes
+    if isinstance(part, MultiModalKwargsItem):
+        return sum(_bytes(element.data) for element in part.values())
+    return sum(_bytes(each) for each in part) if isinstance(part, list | tuple) else 0

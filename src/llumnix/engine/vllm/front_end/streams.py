@@ -12,14 +12,16 @@ from time import monotonic
 from typing import Any, Protocol, assert_never
 
 import msgspec
+from vllm.utils import length_from_prompt_token_ids_or_embeds
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
 from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
+from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec, Resume
 from llumnix.engine.vllm.front_end.members import Members
-from llumnix.engine.vllm.front_end.session import Session, why_not_exact
+from llumnix.engine.vllm.front_end.session import Session, media_bytes, why_not_exact
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire.outbox import Mail
@@ -60,7 +62,9 @@ class Ways:
 class Streams:
     """All methods run on the front end's event loop."""
 
-    def __init__(self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer) -> None:
+    def __init__(
+        self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer, kept: KeptMedia
+    ) -> None:
         self.sessions: dict[str, Session] = {}
         """By engine id; those that wait for an instance, too."""
         self.seeds_lost = ""
@@ -69,6 +73,7 @@ class Streams:
         self._machine = machine
         self._ways = ways
         self._observer = observer
+        self._kept = kept
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
         self._codec = RequestCodec()
 
@@ -86,14 +91,16 @@ class Streams:
     def open(self, request: EngineCoreRequest) -> fe.SendTo | fe.GiveUp:
         """Where the new request is to be sent, or why it is not."""
         name, lora, slot = RequestId(request.request_id), request.lora_request, request.data_parallel_rank
+        size = media_bytes(request)
+        not_kept = self._kept.keep(name, size) if size else ""
         arrived = fe.Arrived(
             monotonic(),
             name,
-            prompt_tokens=len(request.prompt_token_ids or ()),
+            prompt_tokens=length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds),
             priority=Priority(request.priority),
             only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
             adapter=None if lora is None else fe.NeededAdapter(lora.lora_int_id, lora.lora_name),
-            not_exact=why_not_exact(request, self.seeds_lost),
+            not_exact=why_not_exact(request, self.seeds_lost) or not_kept,
             more_comes=request.resumable,
         )
         (answer,) = self._machine.handle(arrived)
@@ -102,12 +109,14 @@ class Streams:
             log.debug("%s goes to %s", name, answer)
             stream = self._machine.stream(name)
             assert stream is not None
-            self.sessions[name] = Session(request, name, stream)
+            self.sessions[name] = Session(request, name, stream, keeps_media=not not_kept)
+        else:
+            self._kept.forget(name)
         return answer
 
     def unsent(self, request_id: str) -> None:
         """It was opened just now, and then could not be sent."""
-        del self.sessions[request_id]
+        self._forget(self.sessions[request_id])
         self._machine.handle(fe.Unsent(monotonic(), RequestId(request_id)))
 
     def abort(self, request_id: str) -> None:
@@ -119,6 +128,7 @@ class Streams:
     def _forget(self, session: Session) -> None:
         self.sessions.pop(session.engine_id, None)
         self._engine_ids.pop(session.id, None)
+        self._kept.forget(RequestId(session.id))
 
     # -- what instances say
 
@@ -271,7 +281,8 @@ class Streams:
         resume = Resume(
             request_id=request,
             front_end=renamed.client_index,
-            request=self._codec.encode(renamed),
+            arrived_unix_s=renamed.arrival_time,
+            request=[memoryview(frame) for frame in self._codec.encode(renamed)],
             output_token_ids=list(session.tokens),
             thrown_away=session.thrown_away,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import signal
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -40,7 +40,7 @@ from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import stamp
 from llumnix.engine.vllm.instance.warm_up import warm_up_request
 from llumnix.policy.catalogue import find_policy
-from llumnix.wire.base import InstanceInfo
+from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost
 from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
@@ -95,7 +95,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self.rpc("llumnix_draw_apart", args=(spec.index,))
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
-        mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys)
+        mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys, self._on_mail)
         moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
         addresses = self.rpc("llumnix_open", args=(spec.book, mailbox.address, spec.secret, moves))
         self._seeds_lost = next(filter(None, self.rpc("llumnix_why_seeds_are_lost")), "")
@@ -264,11 +264,11 @@ class LlumnixEngineCore(EngineCoreProc):
 
     # -- for the office
 
-    def _on_mail(self, message: ToInstance) -> None:
+    def _on_mail(self, message: ToInstance, freight: Sequence[Frame] = ()) -> None:
         """On the mailbox's thread."""
         if isinstance(message, FrontEndLost) and self._lines is not None:
             self._lines.excuse(message.front_end)
-        self.office.on_mail(message)
+        self.office.on_mail(message, freight)
 
     def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """Calls a method of `WorkerExtension` on every worker."""

@@ -10,7 +10,7 @@ from vllm.v1.engine import EngineCoreOutputs
 
 from llumnix.engine.vllm.instance.incoming import CollectiveRpc
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
-from llumnix.wire.base import InstanceInfo
+from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.outbox import Mail
 
 
@@ -29,6 +29,8 @@ class EngineAccess:
     post: Callable[[str, Mail], None]
     post_soon: Callable[[Sequence[str], Mail], None]
     """For messages that nobody stands still for."""
+    ship: Callable[[str, Mail, Sequence[Frame]], None]
+    """For messages with megabytes beside them, which nothing else waits behind."""
     forget: Callable[[str], None]
     """Closes the way to a mailbox whose owner is gone."""
     put_output: Callable[[tuple[int, EngineCoreOutputs]], None]

@@ -161,6 +161,11 @@ INSTANCE_HOOKS = (
         "requests that arrive at the V1 runner",
     ),
     Hook(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._init_mrope_positions",
+        "self req_state",
+        "M-RoPE positions of requests that arrive at the V1 runner",
+    ),
+    Hook(
         "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
         "self grammar_output",
         "overridden: seeded requests in chunks",

@@ -11,6 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 from llumnix.control.messages import Commit, Copy
 from llumnix.engine.vllm.instance.grammar import follow
 from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
+from llumnix.engine.vllm.instance.media import announce, has_media
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.types import RequestId
@@ -112,6 +113,7 @@ class IncomingRequests:
             skip_blocks = cached_tokens // scheduler.block_tokens
             scheduler.slots_for_arrivals += 1
         self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
+        announce(request, scheduler, self._rpc)
         return skip_blocks
 
     def pull(self, key: Key, message: Copy | Commit, addresses: list[str], timeout_s: float) -> bool:
@@ -205,6 +207,8 @@ class IncomingRequests:
         self._give_slot_back(reservation)
         if request.num_output_tokens:
             self._rpc("llumnix_install", args=(for_worker(request, hand.computed_tokens, hand.sampler_state),))
+        elif has_media(request):
+            self._rpc("llumnix_forget", args=(request.request_id,))
         passport = passport_of(request)
         passport.migrations, passport.moved_s = hand.migrations, now_s
         scheduler.adopt(request, hand.computed_tokens)
@@ -227,6 +231,8 @@ class IncomingRequests:
     def _free_if_quiet(self, key: Key, reservation: Reservation) -> None:
         if not reservation.pulling and not reservation.quarantined:
             self._scheduler.release_reservation(reservation.request)
+            if has_media(reservation.request):
+                self._rpc("llumnix_forget", args=(key[0],))
             del self._reservations[key]
 
     def _give_slot_back(self, reservation: Reservation) -> None:

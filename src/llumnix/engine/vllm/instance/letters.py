@@ -27,7 +27,7 @@ from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.state import hand_of, identity_of
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook
-from llumnix.wire.base import InstanceInfo
+from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.to_instance import Peer
 
 
@@ -62,29 +62,33 @@ class Letters:
         peer = self._peers.get(command.to)
         if peer is None:
             return  # lost meanwhile; the machine has been, or will be, told by PeerLost
-        letter = Peer(sender=self._engine.info, message=self._filled_in(command.message))
-        if isinstance(command.message, Commit | Committed):  # the stream stands still until they arrive
+        message, freight = self._filled_in(command.message)
+        letter = Peer(sender=self._engine.info, message=message)
+        if freight:
+            self._engine.ship(peer.control, letter, freight)
+        elif isinstance(message, Commit | Committed):  # the stream stands still until they arrive
             self._engine.post(peer.control, letter)
         else:
             self._engine.post_soon((peer.control,), letter)
 
-    def _filled_in(self, message: AnyMessage) -> AnyMessage:
+    def _filled_in(self, message: AnyMessage) -> tuple[AnyMessage, list[Frame]]:
+        """With its freight."""
         scheduler = self._engine.scheduler
         match message:
             case Prepare():
-                payload = identity_of(scheduler.requests[message.request], self._codec)
-                return msgspec.structs.replace(message, payload=payload)
+                payload, freight = identity_of(scheduler.requests[message.request], self._codec)
+                return msgspec.structs.replace(message, payload=payload), freight
             case Copy():
-                return msgspec.structs.replace(message, block_ids=self._block_ids(message))
+                return msgspec.structs.replace(message, block_ids=self._block_ids(message)), []
             case Commit():
                 # Of a pipeline's workers only those of the last stage draw; of a stage, all alike.
                 state = self._engine.rpc("llumnix_sampler_state", args=(message.request,))[-1]
                 request = scheduler.requests[message.request]
                 states = scheduler.tables.states.after(message.request, request.num_computed_tokens)
                 block_ids = (*self._block_ids(message), *(block.block_id for block in states))
-                return msgspec.structs.replace(message, block_ids=block_ids, payload=hand_of(request, state))
+                return msgspec.structs.replace(message, block_ids=block_ids, payload=hand_of(request, state)), []
             case Cancel() | Prepared() | Copied() | Committed() | Refused() | Doubt() | Verdict():
-                return message
+                return message, []
             case _:
                 assert_never(message)
 

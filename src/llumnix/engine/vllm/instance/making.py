@@ -7,7 +7,7 @@ request alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +16,7 @@ from vllm.v1.request import Request
 
 from llumnix.engine.vllm.between import RequestCodec
 from llumnix.engine.vllm.instance.grammar import follow, why_not_compiled
+from llumnix.wire.base import Frame
 
 Then = Callable[[Request | str], None]
 """Told what was made, or why it cannot go on here."""
@@ -31,11 +32,11 @@ class Maker:
         self._structured_output = structured_output
         self._codec = RequestCodec()
 
-    def start(self, frame: bytes, output_token_ids: list[int], then: Then) -> None:
-        """`frame`: the EngineCoreRequest in vLLM's encoding. Calls `then` on this thread, or on one that compiles
+    def start(self, frames: Sequence[Frame], output_token_ids: list[int], then: Then) -> None:
+        """`frames`: of the EngineCoreRequest in vLLM's encoding. Calls `then` on this thread, or on one that compiles
         grammars."""
         try:
-            request = self._make(self._codec.decode(frame))
+            request = self._make(self._codec.decode(frames))
         except Exception as error:  # noqa: BLE001 see above
             then(f"it cannot be made here: {error}")
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
@@ -36,9 +36,10 @@ def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
         (parallel.data_parallel_size > 1, "the engine is itself data parallel"),
         (spread > 1, "context parallelism spreads a block over several workers"),
         (config.kv_transfer_config is not None, "a KV connector owns the blocks"),
+        (config.ec_transfer_config is not None, "a connector owns the outputs of the encoder"),
         (config.aux_output_config.enabled, "auxiliary output, such as routed experts, is collected in the worker"),
         (model.is_encoder_decoder, "encoder-decoder models keep cross-attention state"),
-        (model.uses_mrope, "M-RoPE positions live in the worker"),
+        (_prunes_video(model), "video pruning makes positions of embeddings that only the worker has"),
         (model.runner_type != "generate", "pooling models finish in one step"),
         (model.enable_sleep_mode, "sleep mode takes the memory away that others read from"),
         (config.attention_config.hisparse_config is not None, "HiSparse keeps a part of the KV cache on the host"),
@@ -50,6 +51,11 @@ def _drafts_can_be_dropped(config: VllmConfig) -> bool:
     rejected, and drafts anew from the next token on."""
     speculative = config.speculative_config
     return speculative is None or speculative.method in _DRAFTERS_BEGIN_ANYWHERE | _DRAFTERS_WITH_A_CACHE
+
+
+def _prunes_video(model: ModelConfig) -> bool:
+    """Relies on `MultiModalConfig.is_multimodal_pruning_enabled` (vllm/config/multimodal.py)."""
+    return model.multimodal_config is not None and model.multimodal_config.is_multimodal_pruning_enabled()
 
 
 def _why_cache_stays(kv_cache_config: KVCacheConfig) -> str:
@@ -73,10 +79,6 @@ def why_request_pinned(request: Request, drafts: bool) -> str:
     """Why this request cannot move (now), or an empty string. `drafts`: its engine makes some."""
     if request.pooling_params is not None:
         return "pooling request"
-    if request.mm_features:
-        return "multi-modal input"
-    if request.prompt_embeds is not None or request.prompt_token_ids is None:
-        return "prompt given as embeddings"
     if request.resumable:
         return "streaming input session"
     sampling: Any = request.sampling_params

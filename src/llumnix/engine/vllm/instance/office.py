@@ -6,6 +6,7 @@ those that make requests. All that is not said to be another thread's runs on th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol, assert_never
@@ -35,7 +36,7 @@ from llumnix.engine.vllm.instance.state import decode_identity
 from llumnix.engine.vllm.instance.stillness import Stillness
 from llumnix.recording import recorder
 from llumnix.types import InstanceState
-from llumnix.wire.base import InstanceInfo
+from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost, InstanceGone
 from llumnix.wire.to_front_end import RequestRow, Requests
@@ -146,14 +147,14 @@ class Office:
 
     # -- messages
 
-    def on_mail(self, message: ToInstance) -> None:
+    def on_mail(self, message: ToInstance, freight: Sequence[Frame] = ()) -> None:
         """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
         if isinstance(message, Peer) and isinstance(message.message, Prepare):
-            self._prepare(message, message.message.payload)
+            self._prepare(message, message.message.payload, freight)
         else:
             self.to_main(message)
 
-    def _prepare(self, peer: Peer, payload: bytes) -> None:
+    def _prepare(self, peer: Peer, payload: bytes, freight: Sequence[Frame]) -> None:
         def made(request: Request | str) -> None:
             self.to_main(PreparedPeer(peer, request))
 
@@ -162,7 +163,7 @@ class Office:
         except msgspec.DecodeError as error:
             made(f"what describes it cannot be read: {error}")
         else:
-            self._peer_maker.start(identity.request, identity.output_token_ids, made)
+            self._peer_maker.start((identity.request, *freight), identity.output_token_ids, made)
 
     def to_main(self, message: Control) -> None:
         """From any thread: wakes the engine's main thread if it sleeps."""
@@ -257,6 +258,7 @@ class Office:
             has_adapter=follower.has_adapter,
             post=mailbox.post,
             post_soon=mailbox.post_soon,
+            ship=mailbox.ship,
             forget=mailbox.forget,
             put_output=core.output_queue.put_nowait,
             wake_at=self._heart.wake_at,

@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
 
-from llumnix.engine.vllm.between import RequestCodec, Resume
+from llumnix.engine.vllm.between import Resume
 from llumnix.engine.vllm.instance.incoming import CollectiveRpc, for_worker
 from llumnix.engine.vllm.instance.making import Maker
+from llumnix.engine.vllm.instance.media import announce
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 
 
@@ -60,8 +61,7 @@ class Resumes:
     def abort_all_of(self, front_end: int, until_unix_s: float) -> None:
         """Of those that arrived at the front end until then."""
         theirs = [each for each in self._under_way.values() if each.front_end == front_end]
-        codec = RequestCodec()
-        self.abort([each.request_id for each in theirs if codec.decode(each.request).arrival_time <= until_unix_s])
+        self.abort([each.request_id for each in theirs if each.arrived_unix_s <= until_unix_s])
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -84,5 +84,6 @@ class Resumes:
         if request.structured_output_request is not None:
             request.status = RequestStatus.WAITING
         if request.num_output_tokens:
+            announce(request, self._scheduler, self._rpc)
             self._rpc("llumnix_install", args=(for_worker(request, thrown_away=thrown_away),))
         self._scheduler.adopt(request, computed_tokens=0)

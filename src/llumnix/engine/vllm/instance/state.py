@@ -9,6 +9,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.between import RequestCodec
+from llumnix.wire.base import Frame
 
 _PASSPORT = "_llumnix_passport"
 
@@ -40,7 +41,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Payload of `Prepare`: what the target needs to find cached prefixes and compile a grammar."""
 
     request: bytes
-    """The EngineCoreRequest, in vLLM's encoding."""
+    """First frame of the EngineCoreRequest, in vLLM's encoding. Its large tensors (pixels, prompts given as embeddings)
+    come beside the letter, as its freight."""
     output_token_ids: list[int]
 
 
@@ -56,13 +58,11 @@ class Hand(msgspec.Struct, frozen=True, kw_only=True):
     sampler_state: bytes | None
 
 
-def identity_of(request: Request, codec: RequestCodec) -> bytes:
-    return msgspec.msgpack.encode(
-        Identity(
-            request=codec.encode(passport_of(request).original),
-            output_token_ids=list(request.output_token_ids),
-        )
-    )
+def identity_of(request: Request, codec: RequestCodec) -> tuple[bytes, list[Frame]]:
+    """Payload and freight of its `Prepare`."""
+    head, *tensors = codec.encode(passport_of(request).original)
+    identity = Identity(request=bytes(head), output_token_ids=list(request.output_token_ids))
+    return msgspec.msgpack.encode(identity), tensors
 
 
 def hand_of(request: Request, sampler_state: bytes | None) -> bytes:

@@ -37,6 +37,8 @@ class WorkerExtension:
     _llumnix_control: str
     _llumnix_pulls: dict[tuple[str, int, int], Any]
     """Those in flight."""
+    _llumnix_media: dict[str, dict[str, Any]]
+    """Of requests on their way here."""
     _llumnix_lock: threading.Lock
     """Held until a pull that starts is in `_llumnix_pulls`, so that its end always finds it there."""
 
@@ -55,6 +57,7 @@ class WorkerExtension:
         self._llumnix_outbox = Outbox(book.keys)
         self._llumnix_control = control
         self._llumnix_pulls = {}
+        self._llumnix_media = {}
         self._llumnix_lock = threading.Lock()
         if self.device.type == "cpu":
             self._mend_for_cpu()
@@ -138,11 +141,21 @@ class WorkerExtension:
         """Why a request with a seed whose owner died could not go on exactly here, or an empty string."""
         return why_seeds_are_lost(self.model_runner, self.vllm_config, self.device)
 
+    def llumnix_expect(self, request_id: str, media: dict[str, Any]) -> None:
+        """What a request that may be installed has beside its tokens (`announce`): megabytes, on their way to each
+        worker while the request still runs elsewhere."""
+        self._llumnix_media[request_id] = media
+
+    def llumnix_forget(self, request_id: str) -> None:
+        """It is not installed after all."""
+        self._llumnix_media.pop(request_id, None)
+
     def llumnix_install(self, request: dict[str, Any]) -> None:
         """Makes the V1 runner know a request as one that was preempted here; the V2 runner needs nothing.
 
         A resumed request is looked up in `model_runner.requests` by `_update_states`
-        (vllm/v1/worker/gpu_model_runner.py); block ids and tokens come with the scheduler's output.
+        (vllm/v1/worker/gpu_model_runner.py); block ids and tokens come with the scheduler's output. M-RoPE positions
+        are computed as there, from the prompt and the sizes of its images.
         """
         if not hasattr(self.model_runner, "requests"):
             return
@@ -153,17 +166,23 @@ class WorkerExtension:
         else:
             generator = torch.Generator(device=self.device)
             generator.set_state(torch.frombuffer(bytearray(request["sampler_state"]), dtype=torch.uint8))
-        self.model_runner.requests[request["id"]] = CachedRequestState(
+        media = self._llumnix_media.pop(request["id"], {})
+        state = CachedRequestState(
             req_id=request["id"],
             prompt_token_ids=request["prompt_token_ids"],
-            mm_features=[],
+            mm_features=media.get("mm_features", []),
             sampling_params=request["sampling_params"],
             generator=generator,
             block_ids=tuple([] for _ in self.model_runner.kv_cache_config.kv_cache_groups),
             num_computed_tokens=request["num_computed_tokens"],
             output_token_ids=list(request["output_token_ids"]),
             lora_request=request["lora_request"],
+            prompt_embeds=media.get("prompt_embeds"),
+            prompt_is_token_ids=media.get("prompt_is_token_ids"),
         )
+        self.model_runner.requests[request["id"]] = state
+        if self.model_runner.uses_mrope:
+            self.model_runner._init_mrope_positions(state)
 
     def llumnix_wait_for_device(self) -> None:
         """Returns once all that the engine has launched is computed."""
