@@ -16,7 +16,7 @@ from frame.equality import Plan, Row, compare, moving, undisturbed
 from frame.kinds import make
 from frame.stream import Streaming, open_session
 
-from families.table import FAMILIES, engine_flags
+from families.table import FAMILIES, engine_environment, engine_flags
 
 MOST_MOVES = 6
 _CONTROLS = 4
@@ -78,7 +78,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     folder.mkdir(parents=True)
     tools = _WITH_TOOLS if "chat tool" in FAMILIES[family].kinds else ()
-    server = Server(folder, *engine_flags(family), *_FLAGS, *tools, environment=environment)
+    flags, own = (*engine_flags(family), *_FLAGS, *tools), engine_environment(family)
+    server = Server(folder, *flags, environment=own | environment)
     try:
         yield server
         if trouble := server.trouble():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from families import asked
-from families.checkpoints import ensure
+from families.checkpoints import RECIPES, ensure
 
 _SMALL_BLOCKS = ("--block-size", "32")  # the smallest for most CPU kernels: streams of some hundred tokens have many
 _NO_PREFIX_CACHE = ("--no-enable-prefix-caching",)
+_TORCHVISION = Path(__file__).parents[1] / "_torchvision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +166,11 @@ def engine_flags(name: str, cache: Path | None = None) -> list[str]:
         where = {"model": str(made[model])} if isinstance(model, str) else {}
         flags += ["--speculative-config", json.dumps({**family.drafts, **where})]
     return flags
+
+
+def engine_environment(name: str) -> dict[str, str]:
+    """What a server of this family has in its environment: models that look at images want torchvision, and where that
+    is not installed a stand-in does (`_torchvision/`)."""
+    if not RECIPES[FAMILIES[name].recipe].special or importlib.util.find_spec("torchvision") is not None:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_TORCHVISION), os.environ.get("PYTHONPATH"))))}

@@ -6,21 +6,19 @@ A tiny Qwen 2 VL: how long an image is in tokens depends on its size, and positi
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
-from families.table import engine_flags
+from families.table import engine_environment, engine_flags
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import assert_moved, compare
@@ -30,7 +28,6 @@ from frame.stream import COMPLETIONS, Streaming, open_session, stream
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.vllm]
 
-TORCHVISION = Path(__file__).parents[2] / "benchmarks" / "_torchvision"
 ROOM = 4  # requests that an instance runs at once
 FLAGS = ("--no-migration", "--max-num-batched-tokens", "512", "--enable-prompt-embeds", "--max-num-seqs", str(ROOM))
 EMBEDDINGS = """
@@ -43,10 +40,8 @@ print(base64.b64encode(saved.getvalue()).decode())
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    path = os.pathsep.join(filter(None, (str(TORCHVISION), os.environ.get("PYTHONPATH"))))
-    made = Server(
-        tmp_path_factory.mktemp("server"), *engine_flags("qwen2-vl"), *FLAGS, environment={"PYTHONPATH": path}
-    )
+    flags, environment = engine_flags("qwen2-vl"), engine_environment("qwen2-vl")
+    made = Server(tmp_path_factory.mktemp("server"), *flags, *FLAGS, environment=environment)
     yield made
     made.wait_until_quiet()
     made.stop()
