@@ -18,7 +18,6 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 from llumnix.config import PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import SendTo
-from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
@@ -53,7 +52,7 @@ class FrontEnd:
             spawn=_run,
             last_word=self.last_words.append,
         )
-        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, self, KeptMedia(MOST_MEDIA_BYTES))
+        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, self, MOST_MEDIA_BYTES)
         for instance in instances:
             self.join(instance)
 

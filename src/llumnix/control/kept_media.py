@@ -13,16 +13,21 @@ class KeptMedia:
         self._kept: dict[RequestId, int] = {}
         self.bytes = 0
 
-    def keep(self, request: RequestId, size: int) -> str:
-        """Why so many bytes are not kept; empty if they are."""
-        if self.bytes + size > self._most_bytes:
-            return (
-                f"its images and the like ({_mb(size)}) were not kept for that, as --kept-media-mb allows "
-                f"{_mb(self._most_bytes)} of them for all streams together"
-            )
-        self._kept[request] = size
-        self.bytes += size
-        return ""
+    def why_not(self, size: int) -> str:
+        """Why so many bytes would not be kept now; empty if they would."""
+        if not size or self.bytes + size <= self._most_bytes:
+            return ""
+        return (
+            f"its images and the like ({_mb(size)}) were not kept for that, as --kept-media-mb allows "
+            f"{_mb(self._most_bytes)} of them for all streams together"
+        )
+
+    def keep(self, request: RequestId, size: int) -> bool:
+        """Whether they are kept from now on."""
+        if size and not self.why_not(size):
+            self._kept[request] = size
+            self.bytes += size
+        return not size or request in self._kept
 
     def forget(self, request: RequestId) -> None:
         self.bytes -= self._kept.pop(request, 0)

@@ -21,7 +21,6 @@ from vllm.v1.engine.core_client import AsyncMPClient
 
 from llumnix.control.front_end_events import GiveUp
 from llumnix.control.hearing import Hearing
-from llumnix.control.kept_media import KeptMedia
 from llumnix.control.replay import FrontEndBegin
 from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
@@ -65,8 +64,7 @@ class LlumnixClient(AsyncMPClient):
         )
         begin = FrontEndBegin(policy=spec.policy, index=spec.index)
         self._machine = begin.make(recorder(f"front-end-{spec.index}-{os.getpid()}", begin))
-        kept = KeptMedia(spec.cluster.kept_media_mb << 20)
-        self.streams = Streams(self.members, self._machine, ways, observer, kept)
+        self.streams = Streams(self.members, self._machine, ways, observer, spec.cluster.kept_media_mb << 20)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
         self._tasks: set[asyncio.Task[None]] = set()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.utils import length_from_prompt_token_ids_or_embeds
 from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.messages import Moved
@@ -77,6 +78,11 @@ def why_not_exact(request: EngineCoreRequest, seeds_lost: str) -> str:
     if sampling.seed is not None and sampling.temperature > 0:
         return seeds_lost
     return ""
+
+
+def prompt_tokens(request: EngineCoreRequest) -> int:
+    """Of one given as embeddings, too."""
+    return length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds)
 
 
 def media_bytes(request: EngineCoreRequest) -> int:

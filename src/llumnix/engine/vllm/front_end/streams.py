@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any, Protocol, assert_never
 
 import msgspec
-from vllm.utils import length_from_prompt_token_ids_or_embeds
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
 
 from llumnix.control import front_end_events as fe
@@ -21,7 +20,7 @@ from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec, Resume
 from llumnix.engine.vllm.front_end.members import Members
-from llumnix.engine.vllm.front_end.session import Session, media_bytes, why_not_exact
+from llumnix.engine.vllm.front_end.session import Session, media_bytes, prompt_tokens, why_not_exact
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, Priority, RequestId
 from llumnix.wire.outbox import Mail
@@ -63,7 +62,7 @@ class Streams:
     """All methods run on the front end's event loop."""
 
     def __init__(
-        self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer, kept: KeptMedia
+        self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer, most_media_bytes: int
     ) -> None:
         self.sessions: dict[str, Session] = {}
         """By engine id; those that wait for an instance, too."""
@@ -73,7 +72,7 @@ class Streams:
         self._machine = machine
         self._ways = ways
         self._observer = observer
-        self._kept = kept
+        self._kept = KeptMedia(most_media_bytes)
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
         self._codec = RequestCodec()
 
@@ -91,16 +90,15 @@ class Streams:
     def open(self, request: EngineCoreRequest) -> fe.SendTo | fe.GiveUp:
         """Where the new request is to be sent, or why it is not."""
         name, lora, slot = RequestId(request.request_id), request.lora_request, request.data_parallel_rank
-        size = media_bytes(request)
-        not_kept = self._kept.keep(name, size) if size else ""
+        media = media_bytes(request)
         arrived = fe.Arrived(
             monotonic(),
             name,
-            prompt_tokens=length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds),
+            prompt_tokens=prompt_tokens(request),
             priority=Priority(request.priority),
             only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
             adapter=None if lora is None else fe.NeededAdapter(lora.lora_int_id, lora.lora_name),
-            not_exact=why_not_exact(request, self.seeds_lost) or not_kept,
+            not_exact=why_not_exact(request, self.seeds_lost) or self._kept.why_not(media),
             more_comes=request.resumable,
         )
         (answer,) = self._machine.handle(arrived)
@@ -109,9 +107,7 @@ class Streams:
             log.debug("%s goes to %s", name, answer)
             stream = self._machine.stream(name)
             assert stream is not None
-            self.sessions[name] = Session(request, name, stream, keeps_media=not not_kept)
-        else:
-            self._kept.forget(name)
+            self.sessions[name] = Session(request, name, stream, keeps_media=self._kept.keep(name, media))
         return answer
 
     def unsent(self, request_id: str) -> None:
