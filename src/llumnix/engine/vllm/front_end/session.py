@@ -13,6 +13,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
+from llumnix.engine.vllm.between import RequestCodec, Resume
 
 _SMOOTHING = 0.1
 
@@ -61,6 +62,17 @@ class Session:
             gap = now - last
             self.step_s = gap if self.step_s == 0.0 else self.step_s + _SMOOTHING * (gap - self.step_s)
         return None
+
+    def as_resume(self, renamed: EngineCoreRequest, codec: RequestCodec) -> Resume:
+        """How an instance is told to go on where it stands. `renamed`: its request under a new engine id."""
+        return Resume(
+            request_id=renamed.request_id,
+            front_end=renamed.client_index,
+            arrived_unix_s=renamed.arrival_time,
+            request=[memoryview(frame) for frame in codec.encode(renamed)],
+            output_token_ids=list(self.tokens),
+            thrown_away=self.thrown_away,
+        )
 
     def moved(self, notice: Moved) -> None:
         self.move = notice

@@ -18,7 +18,7 @@ from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
-from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec, Resume
+from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.session import Session, media_bytes, prompt_tokens, why_not_exact
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -274,16 +274,8 @@ class Streams:
 
     async def _resume(self, session: Session, renamed: EngineCoreRequest, instance: InstanceId) -> None:
         request = RequestId(renamed.request_id)
-        resume = Resume(
-            request_id=request,
-            front_end=renamed.client_index,
-            arrived_unix_s=renamed.arrival_time,
-            request=[memoryview(frame) for frame in self._codec.encode(renamed)],
-            output_token_ids=list(session.tokens),
-            thrown_away=session.thrown_away,
-        )
         try:
-            await self._ways.resume(instance, msgspec.msgpack.encode(resume))
+            await self._ways.resume(instance, msgspec.msgpack.encode(session.as_resume(renamed, self._codec)))
         except ConnectionError:
             return  # that one died, too: `departed` replays the stream once more
         except Exception as error:  # noqa: BLE001 vLLM turns whatever the engine raised into a bare Exception
