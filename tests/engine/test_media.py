@@ -38,7 +38,8 @@ def given_as_embeddings(**fields: Any) -> dict[str, Any]:
 
 
 def pixels_of(request: EngineCoreRequest | Request) -> torch.Tensor:
-    (feature,) = request.mm_features or ()
+    assert request.mm_features
+    (feature,) = request.mm_features
     assert feature.data is not None
     pixels = feature.data["pixel_values"].data
     assert isinstance(pixels, torch.Tensor)
