@@ -1,4 +1,4 @@
-"""Requests that look at images, and prompts given as embeddings: they move and are replayed like others.
+"""Requests that look at images, and prompts given as embeddings: they move, are replayed and are drained like others.
 
 A tiny Qwen 2 VL: how long an image is in tokens depends on its size, and positions have three parts (M-RoPE).
 """
@@ -134,3 +134,19 @@ def processed(server: Server) -> tuple[float, float]:
         return sum(float(line.split()[-1]) for line in server.metrics().splitlines() if line.startswith(name))
 
     return value("vllm:mm_cache_queries_total"), value("vllm:mm_cache_hits_total")
+
+
+async def test_streams_leave_a_drained_instance_while_they_run(server: Server) -> None:
+    await two_instances(server)
+    kinds = [looking(n, max_tokens=300) for n in (31, 32)] + [embedded(max_tokens=300)]
+    async with open_session(server.url) as session:
+        streams = [begun(session, kind, f"drained-{n}") for n, kind in enumerate(kinds)]
+        for each in streams:
+            await each.reaches(5)
+        drained = await Admin(session).where(streams[0].id)
+        assert server.post(f"/llumnix/v1/instances/{drained}/drain").is_success
+        outputs = [await each for each in streams]
+        assert [output.error for output in outputs] == [""] * len(kinds)
+        assert [output.sequences[0].tokens for output in outputs] == [await undisturbed(session, k) for k in kinds]
+    moves = [row for row in server.migrations() if row["source"] == drained and row["outcome"] == "moved"]
+    assert streams[0].id in {row["request_id"] for row in moves}
