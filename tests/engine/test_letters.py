@@ -51,7 +51,7 @@ def test_random_generator_is_that_of_the_last_worker() -> None:
     request = Request("r", [1, 2, 3], SamplingParams(seed=1), None)
     stamp(request, engine_request("r"))
     tables = SimpleNamespace(ids=lambda *_: [], states=SimpleNamespace(after=lambda *_: []))
-    names = ("structured_output", "post_soon", "put_output", "wake_at", "clock", "has_adapter", "forget")
+    names = ("structured_output", "ship", "post_soon", "put_output", "wake_at", "clock", "has_adapter", "forget")
     posted: list[Any] = []
     engine: Any = dict.fromkeys(names) | {"info": instance(0), "ranks": 2, "pins": ""}
     engine["scheduler"] = SimpleNamespace(requests={"r": request}, tables=tables)

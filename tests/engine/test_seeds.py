@@ -98,8 +98,10 @@ def test_other_devices_are_not_guessed_at() -> None:
 
 def test_worker_makes_the_generator_anew_or_takes_the_one_that_is_handed_over() -> None:
     worker = WorkerExtension()
-    worker.device = CPU
-    worker.model_runner = SimpleNamespace(requests={}, kv_cache_config=SimpleNamespace(kv_cache_groups=[0]))
+    worker.device, worker._llumnix_media = CPU, {}
+    worker.model_runner = SimpleNamespace(
+        requests={}, kv_cache_config=SimpleNamespace(kv_cache_groups=[0]), uses_mrope=False
+    )
     asked = {"prompt_token_ids": [1], "sampling_params": SEEDED, "lora_request": None, "num_computed_tokens": 0}
     asked |= {"output_token_ids": [5, 6, 7], "drawn_tokens": 5}
     handed = generator_after(SEEDED, 4, CPU)
