@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+    "VLLM_LOGGING_LEVEL": "INFO",  # its log says which runner it is
+}
 SYNCHRONOUS = (
     *("--engine-module", "interpreted_engine", "--scheduling-policy", "priority"),
     *("--no-migration", "--max-num-batched-tokens", "512", "--max-num-seqs", "32"),
