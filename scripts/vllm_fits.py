@@ -17,12 +17,13 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from llumnix.engine.vllm.front_end.hooks import client_fields
 from llumnix.engine.vllm.hook import Hook, release_of
 from llumnix.engine.vllm.hooks import HOOKS
+from llumnix.vllm_words import version_in
 
 ADAPTER = Path(__file__).parent.parent / "src" / "llumnix" / "engine" / "vllm"
 _MOST_STEPS = 6
@@ -53,26 +54,24 @@ class Source:
             file = self.place / name
             return file.read_text() if file.is_file() else None
         try:
-            return self._wheel().read(name).decode()
+            return self._wheel.read(name).decode()
         except KeyError:
             return None
 
-    @cache  # noqa: B019 there is one
+    @cached_property
     def _wheel(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.place)
 
     @property
     def version(self) -> str:
-        text = self._read("vllm/_version.py") or ""
-        found = re.search(r"version = ['\"]([^'\"]+)['\"]", text)
-        return found[1] if found else ""
+        return version_in(self._read("vllm/_version.py") or "")
 
     def files(self) -> Iterator[str]:
         """The text of all that is vLLM's but for models and kernels."""
         if self.place.is_dir():
             names = [str(path.relative_to(self.place)) for path in (self.place / "vllm").rglob("*.py")]
         else:
-            names = [name for name in self._wheel().namelist() if name.endswith(".py")]
+            names = [name for name in self._wheel.namelist() if name.endswith(".py")]
         for name in names:
             if name.startswith(_WHERE_WORDS_ARE):
                 yield self._read(name) or ""

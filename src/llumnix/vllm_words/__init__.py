@@ -59,9 +59,15 @@ def installed_version() -> str | None:
     found = importlib.util.find_spec("vllm")
     for folder in (found and found.submodule_search_locations) or ():
         own = Path(folder) / "_version.py"
-        if own.is_file() and (word := _OWN_WORD.search(own.read_text())):
-            return word[1]
+        if own.is_file() and (version := version_in(own.read_text())):
+            return version
     return None
+
+
+def version_in(own_word: str) -> str:
+    """The version that a vLLM's `vllm/_version.py` names; empty if it names none."""
+    word = _OWN_WORD.search(own_word)
+    return "" if word is None else word[1]
 
 
 def supports(version: str) -> bool:

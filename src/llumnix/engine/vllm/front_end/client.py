@@ -242,9 +242,8 @@ class LlumnixClient(AsyncMPClient):
     async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
         await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
 
-    pause_generation_async = (
-        pause_scheduler_async  # since 0.33, where vLLM refuses new requests meanwhile; here they wait
-    )
+    # Since 0.33, where vLLM refuses new requests meanwhile; here they wait.
+    pause_generation_async = pause_scheduler_async
 
     async def resume_scheduler_async(self) -> None:
         await self.whole.do(Op("resume_scheduler"))

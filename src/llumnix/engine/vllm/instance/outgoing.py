@@ -48,9 +48,8 @@ class OutgoingRequests:
 
     def pin(self, request_id: RequestId, epoch: int, first_block: int, blocks: int) -> None:
         request = self._scheduler.requests[request_id]
-        state_tokens = (
-            request.num_computed_tokens if self._scheduler.is_lent(request) else 0
-        )  # it is overwritten before
+        # Each step overwrites its state, so there is none to keep before it has left the batch.
+        state_tokens = request.num_computed_tokens if self._scheduler.is_lent(request) else 0
         held = self._scheduler.tables.pin(request_id, first_block, blocks, state_tokens)
         self._pins.setdefault((request_id, epoch), []).extend(held)
 

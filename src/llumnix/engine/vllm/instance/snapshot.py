@@ -93,10 +93,14 @@ def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
         if (
             (smallest is None or tokens < smallest)
             and not is_high(request.priority)
-            and not why_request_pinned(request, scheduler.num_spec_tokens > 0)
+            and not _why_pinned(scheduler, request)
         ):
             smallest = tokens
     return 0 if smallest is None else scheduler.held_by(smallest)
+
+
+def _why_pinned(scheduler: MigrationSupport, request: Request) -> str:
+    return why_request_pinned(request, drafts=scheduler.num_spec_tokens > 0)
 
 
 def _remaining_tokens(request: Request) -> int:
@@ -119,7 +123,7 @@ def request_snapshots(
             held_blocks=_held_blocks(scheduler, request) if exact else scheduler.held_by(request.num_computed_tokens),
             needed_blocks=scheduler.held_by(request.num_tokens),
             state_blocks=scheduler.tables.state_blocks,
-            movable=not engine_pins and not why_request_pinned(request, scheduler.num_spec_tokens > 0),
+            movable=not engine_pins and not _why_pinned(scheduler, request),
             preemptions=request.num_preemptions,
             remaining_tokens=_remaining_tokens(request),
             moved_s=passport_of(request).moved_s,
@@ -161,7 +165,7 @@ def request_rows(scheduler: MigrationSupport, engine_pins: str, like: str = "") 
             output_tokens=request.num_output_tokens,
             state=_state(scheduler, request),
             migrations=passport_of(request).migrations,
-            why_pinned=engine_pins or why_request_pinned(request, scheduler.num_spec_tokens > 0),
+            why_pinned=engine_pins or _why_pinned(scheduler, request),
         )
 
 
