@@ -129,6 +129,10 @@ def _of_family(verdict: Verdict) -> list[Figure]:
     name = verdict.family
     if verdict.pinned:
         return [Figure(f"{name} (pinned: {verdict.pinned})", None)]
+    drafts = [
+        Figure(f"{name}: drafted tokens", verdict.drafted),
+        Figure(f"{name}: accepted of them", verdict.accepted, at_least(1)),
+    ]
     return [
         Figure(f"{name}: requests", sum(row.requests for row in verdict.rows)),
         Figure(f"{name}: moves", sum(row.moves for row in verdict.rows)),
@@ -136,6 +140,7 @@ def _of_family(verdict: Verdict) -> list[Figure]:
         Figure(f"{name}: differing tokens", verdict.differing_tokens, at_most(0)),
         Figure(f"{name}: other problems", len(verdict.problems), at_most(0)),
         Figure(f"{name}: wrong copies that were seen, of {verdict.controls}", verdict.seen, at_least(1)),
+        *(drafts if FAMILIES[name].drafts else ()),
     ]
 
 

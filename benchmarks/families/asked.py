@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frame.kinds import KINDS, PICTURED, REPETITIVE
+from frame.kinds import ADAPTED, KINDS, PICTURED, REPETITIVE
 
 TEXT = tuple(KINDS)
 
@@ -13,6 +13,9 @@ SEVERAL = ("n = 2 seeded", "three prompts")
 """Several sequences at once."""
 
 IMAGES = (*PICTURED, "greedy", "chat", "seeded top_p")
+
+WITH_ADAPTERS = (*ADAPTED, "greedy", "seeded top_p")
+"""Of two, and without any."""
 
 DRAFTED = (
     *("greedy", "penalties", "stop string", "regex", "json schema", "choice", "grammar"),

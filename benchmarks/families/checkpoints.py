@@ -24,7 +24,7 @@ from families.text import TEXT
 from families.weights import make
 from llumnix.tiny_model import cache_dir, publish
 
-_SOURCES = ("recipes", "text", "hybrids", "images", "drafts", "weights")
+_SOURCES = ("recipes", "text", "hybrids", "images", "drafts", "weights", "../frame/lora")
 """What decides about a checkpoint."""
 
 RECIPES = TEXT | HYBRIDS | IMAGES | DRAFTS
@@ -59,7 +59,7 @@ def _hash_of_sources() -> str:
     """Other recipes are other models."""
     digest = hashlib.sha256()
     for name in _SOURCES:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -35,6 +35,10 @@ class Verdict:
     """Requests that were moved with wrong copies, ..."""
     seen: int = 0
     """... and those among them whose output showed it."""
+    drafted: int = 0
+    """Tokens that were guessed, ..."""
+    accepted: int = 0
+    """... and those among them that were right."""
     broken: str = ""
     """What the server itself did wrong."""
 
@@ -58,6 +62,7 @@ def judge(family: str, folder: Path, *, requests: int, seed: int, concurrency: i
         with _server(family, folder / "right", {}) as server:
             asyncio.run(_compare(server, verdict, requests, seed, concurrency))
             server.wait_until_quiet()
+            verdict.drafted, verdict.accepted = server.drafted(), server.drafted("accepted")
         if not verdict.pinned:
             with _server(family, folder / "wrong", _WRONG_COPIES) as server:
                 asyncio.run(_control(server, verdict, seed))

@@ -47,6 +47,10 @@ class Recipe:
     """Tokens that stand for images and what is around them; the first has the number EOS + 1."""
     named_special: dict[str, str] = field(default_factory=dict)
     """Those that the processor asks the tokenizer for by a name."""
+    chat_template: str = ""
+    """If the tiny model's does not do."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters, each in a folder of its name beside the model's files."""
     scale: float = 0.1
     """Of the weights: so large that greedy output wanders instead of repeating itself."""
     finish: Callable[[Tensors, dict[str, Any]], None] = as_drawn

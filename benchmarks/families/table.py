@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from frame.lora import RANK
+
 from families import asked
 from families.checkpoints import RECIPES, ensure
 
 _SMALL_BLOCKS = ("--block-size", "32")  # the smallest for most CPU kernels: streams of some hundred tokens have many
 _NO_PREFIX_CACHE = ("--no-enable-prefix-caching",)
-_TORCHVISION = Path(__file__).parents[1] / "_torchvision"
+TORCHVISION = Path(__file__).parents[1] / "_torchvision"
+_STAGES = Path(__file__).parents[1] / "_stages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Family:
     """Whether it says something else when it is computed together with others; then nothing else runs beside it."""
     gap: str = ""
     """What vLLM's CPU build cannot do with it, and why."""
+    plugin: Path | None = None
+    """A folder with a plugin of vLLM's that fills such a gap."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -53,6 +58,7 @@ _SCAN = (
 _MLA = ("--attention-backend", "CPU_MLA")  # the other one of CPUs, where there is AMX, takes bfloat16 alone
 _MLA_BATCHES = "vLLM's CPU kernels of latent attention say something else of prompts that are computed in one batch"
 _CONV_BATCHES = "vLLM's CPU kernel of short convolutions says something else in another batch"
+_NO_BUFFERS = "without `_stages/`: vLLM's CPU runner makes no buffers for what a stage gives the next"
 _BF16_GDN = (
     "only in bfloat16, where another batch or another cut of a prompt rounds otherwise: vLLM's CPU kernels of gated "
     "delta nets take nothing else"
@@ -93,6 +99,19 @@ FAMILIES: dict[str, Family] = {
         flags=(),
         alone=True,
         gap=_BF16_GDN,
+    ),
+    "adapters": Family(
+        "llama-adapted",
+        "LoRA adapters",
+        flags=(*_SMALL_BLOCKS, "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2"),
+        kinds=asked.WITH_ADAPTERS,
+    ),
+    "pipeline": Family(
+        "llama",
+        "two stages, each in a process of its own",
+        flags=(*_SMALL_BLOCKS, "--pipeline-parallel-size", "2", "--distributed-executor-backend", "mp"),
+        gap=_NO_BUFFERS,
+        plugin=_STAGES,
     ),
     "ngram": Family(
         "llama",
@@ -161,6 +180,8 @@ def engine_flags(name: str, cache: Path | None = None) -> list[str]:
         *("--max-model-len", "8192", "--kv-cache-memory-bytes", str(128 << 20), "--max-num-seqs", "16"),
         *family.flags,
     ]
+    if adapters := RECIPES[family.recipe].adapters:
+        flags += ["--lora-modules", *(f"{adapter}={made[family.recipe] / adapter}" for adapter in adapters)]
     if family.drafts:
         model = family.drafts.get("model")
         where = {"model": str(made[model])} if isinstance(model, str) else {}
@@ -169,8 +190,12 @@ def engine_flags(name: str, cache: Path | None = None) -> list[str]:
 
 
 def engine_environment(name: str) -> dict[str, str]:
-    """What a server of this family has in its environment: models that look at images want torchvision, and where that
-    is not installed a stand-in does (`_torchvision/`)."""
-    if not RECIPES[FAMILIES[name].recipe].special or importlib.util.find_spec("torchvision") is not None:
+    """What a server of this family has in its environment: where its plugin is found, and for models that look at
+    images the stand-in for torchvision."""
+    family = FAMILIES[name]
+    folders = [family.plugin] if family.plugin else []
+    if RECIPES[family.recipe].special and importlib.util.find_spec("torchvision") is None:
+        folders.append(TORCHVISION)
+    if not folders:
         return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_TORCHVISION), os.environ.get("PYTHONPATH"))))}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("PYTHONPATH"))))}

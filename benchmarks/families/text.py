@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from frame.kinds import ADAPTERS
+
 from families.recipes import HEAD_SIZE, SHAPE, Recipe
 
 WINDOW = 96
@@ -95,6 +97,7 @@ def _deepseek_v3(transformers: Any) -> Any:
 
 TEXT = {
     "llama": Recipe("LlamaForCausalLM", _llama),
+    "llama-adapted": Recipe("LlamaForCausalLM", _llama, adapters=ADAPTERS),
     "gemma3": Recipe("Gemma3ForCausalLM", _gemma),
     "llama4": Recipe("Llama4ForCausalLM", _llama4),
     "gpt-oss": Recipe("GptOssForCausalLM", _gpt_oss),

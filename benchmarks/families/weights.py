@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from frame.lora import make_adapter
+
 from families.recipes import EOS, Recipe
 from llumnix.tiny_model import byte_tokenizer
 
@@ -28,7 +30,10 @@ def make(recipe: Recipe, folder: Path) -> None:
     tokenizer = byte_tokenizer(transformers, recipe.special)
     for name, word in recipe.named_special.items():
         tokenizer.init_kwargs[name] = word
+    tokenizer.chat_template = recipe.chat_template or tokenizer.chat_template
     tokenizer.save_pretrained(folder)
+    for number, name in enumerate(recipe.adapters, start=1):
+        make_adapter(folder / name, seed=number, model=folder)
 
 
 def _draw(torch: Any, model: Any, scale: float) -> None:

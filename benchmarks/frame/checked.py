@@ -98,6 +98,12 @@ class Server(ServerProcess):
     def metrics(self) -> str:
         return self.get("/metrics").text
 
+    def drafted(self, what: str = "draft") -> int:
+        """Tokens that were guessed since the start, or, of `what` = "accepted", those that proved right."""
+        name = f"vllm:spec_decode_num_{what}_tokens_total"
+        lines = self.metrics().splitlines()
+        return int(sum(float(line.split()[-1]) for line in lines if line.startswith(name)))
+
     def wait_until_quiet(self, timeout_s: float = QUIET_TIMEOUT_S) -> None:
         """No request anywhere, and every block of every running instance is free."""
 

@@ -180,7 +180,22 @@ REPETITIVE: dict[str, Make] = {
 }
 """What is said again and again, so that guesses from what was said before are often right."""
 
-ALL = KINDS | PICTURED | REPETITIVE
+ADAPTERS = ("north", "south")
+
+
+def _adapted(rng: random.Random, **fields: Any) -> tuple[str, dict[str, Any]]:
+    return _completion(rng, model=rng.choice(ADAPTERS), **fields)
+
+
+ADAPTED: dict[str, Make] = {
+    "adapter": _adapted,
+    "adapter seeded": lambda rng: _adapted(rng, **_sampled(rng)),
+    "adapter json schema": lambda rng: _adapted(rng, structured_outputs={"json": _SCHEMA}, ignore_eos=False),
+    "adapter long prompt": lambda rng: _adapted(rng, prompt=prompt(rng, rng.randint(250, 600))),
+}
+"""For servers that have LoRA adapters of these names."""
+
+ALL = KINDS | PICTURED | REPETITIVE | ADAPTED
 
 SHARED = "cached prefix"
 """The kind whose requests may find each other's blocks; all others have a cache of their own each."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from families.checkpoints import RECIPES, ensure
-from families.table import CANNOT_RUN, FAMILIES, engine_flags
+from families.table import CANNOT_RUN, FAMILIES, TORCHVISION, engine_flags
 from frame.kinds import ALL
+from transformers.utils import import_utils
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import registry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -33,6 +36,25 @@ def looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry._LazyRegisteredModel, "inspect_model_cls", inspect)
 
 
+@pytest.fixture(autouse=True)
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models that look at images import it; where it is not installed, the stand-in of the benchmarks does."""
+    if importlib.util.find_spec("torchvision") is not None:
+        yield
+        return
+    monkeypatch.syspath_prepend(str(TORCHVISION))
+    _forget_torchvision()
+    yield
+    _forget_torchvision()
+
+
+def _forget_torchvision() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    import_utils.is_torchvision_available.cache_clear()
+    import_utils.is_torchvision_v2_available.cache_clear()
+
+
 def _engine_args(name: str) -> EngineArgs:
     model, *flags = engine_flags(name)
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
@@ -40,14 +62,7 @@ def _engine_args(name: str) -> EngineArgs:
     return made
 
 
-def _needs_torchvision(name: str) -> Any:
-    """vLLM's models that look at images import it, and the environment need not have it."""
-    missing = importlib.util.find_spec("torchvision") is None
-    lacks = missing and bool(RECIPES[FAMILIES[name].recipe].special)
-    return pytest.param(name, marks=pytest.mark.skipif(lacks, reason="vLLM wants torchvision for images"))
-
-
-@pytest.mark.parametrize("name", [_needs_torchvision(name) for name in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_vllm_reads_the_checkpoint_and_the_flags(name: str) -> None:
     family = FAMILIES[name]
     config = _engine_args(name).create_engine_config()

@@ -22,3 +22,4 @@ def test_moved_streams_say_what_undisturbed_ones_say(name: str, tmp_path: Path) 
     assert verdict.differing_tokens == 0
     assert verdict.controls
     assert verdict.seen
+    assert bool(verdict.accepted) == bool(FAMILIES[name].drafts)

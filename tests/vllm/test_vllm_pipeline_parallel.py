@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from families.table import engine_environment
 from frame.checked import Server
 from frame.equality import assert_moved, compare
 from frame.stream import open_session
@@ -16,8 +14,7 @@ FLAGS = (
     *("--no-migration", "--pipeline-parallel-size", "2", "--max-model-len", "2048", "--enforce-eager"),
     *("--distributed-executor-backend", "mp"),
 )
-STAGES = str(Path(__file__).with_name("_stages"))
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, (STAGES, os.environ.get("PYTHONPATH"))))}
+ENVIRONMENT = engine_environment("pipeline")
 
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:
