@@ -58,6 +58,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=10, help="Streams at once. Default: 10.")
+    parser.add_argument("--most-tokens", type=int, help="Of a stream. Default: 200 to 380, as it comes.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--instances", type=int, default=2)
     parser.add_argument("--url", help="A server that runs; it must not move requests by itself.")
@@ -83,7 +84,13 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
 
 async def _run(url: str, arguments: argparse.Namespace) -> list[Row]:
     async with open_session(url) as session:
-        return await compare(session, arguments.requests, seed=arguments.seed, concurrency=arguments.concurrency)
+        return await compare(
+            session,
+            arguments.requests,
+            seed=arguments.seed,
+            concurrency=arguments.concurrency,
+            most_tokens=arguments.most_tokens,
+        )
 
 
 def _print(rows: list[Row]) -> None:
@@ -111,7 +118,12 @@ def _families(arguments: argparse.Namespace) -> int:
     for name in names:
         folder = Path(tempfile.mkdtemp(prefix=f"family-{name}-"))
         verdict = judge(
-            name, folder, requests=arguments.requests, seed=arguments.seed, concurrency=arguments.concurrency
+            name,
+            folder,
+            requests=arguments.requests,
+            seed=arguments.seed,
+            concurrency=arguments.concurrency,
+            most_tokens=arguments.most_tokens,
         )
         verdicts.append(verdict)
         if verdict.rows:

@@ -52,15 +52,18 @@ class Verdict:
         return [*found, *([self.broken] if self.broken else [])]
 
 
-def judge(family: str, folder: Path, *, requests: int, seed: int, concurrency: int) -> Verdict:
+def judge(
+    family: str, folder: Path, *, requests: int, seed: int, concurrency: int, most_tokens: int | None = None
+) -> Verdict:
     """Runs two servers after each other, whose logs are in `folder`: one that copies rightly, and one that does not.
 
-    `concurrency`: streams at once, of families that say the same whatever is beside them."""
+    `concurrency`: streams at once, of families that say the same whatever is beside them. `most_tokens`: shortens them.
+    """
     verdict = Verdict(family)
     concurrency = 1 if FAMILIES[family].alone else concurrency
     try:
         with _server(family, folder / "right", {}) as server:
-            asyncio.run(_compare(server, verdict, requests, seed, concurrency))
+            asyncio.run(_compare(server, verdict, requests, seed, concurrency, most_tokens))
             server.wait_until_quiet()
             verdict.drafted, verdict.accepted = server.drafted(), server.drafted("accepted")
         if not verdict.pinned:
@@ -93,7 +96,9 @@ def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[
         server.stop()
 
 
-async def _compare(server: Server, verdict: Verdict, requests: int, seed: int, concurrency: int) -> None:
+async def _compare(
+    server: Server, verdict: Verdict, requests: int, seed: int, concurrency: int, most_tokens: int | None
+) -> None:
     kinds = FAMILIES[verdict.family].asked
     async with open_session(server.url) as session:
         kind = make(kinds[0], random.Random(seed))
@@ -104,7 +109,13 @@ async def _compare(server: Server, verdict: Verdict, requests: int, seed: int, c
         verdict.pinned = next((row.why_pinned or "" for row in rows if row.id == probe.id), "")
         if not verdict.pinned:
             verdict.rows = await compare(
-                session, requests, seed=seed, concurrency=concurrency, kinds=kinds, most_moves=MOST_MOVES
+                session,
+                requests,
+                seed=seed,
+                concurrency=concurrency,
+                kinds=kinds,
+                most_moves=MOST_MOVES,
+                most_tokens=most_tokens,
             )
 
 
