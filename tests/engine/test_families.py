@@ -58,7 +58,7 @@ def _forget_torchvision() -> None:
 def _engine_args(name: str) -> EngineArgs:
     model, *flags = engine_flags(name)
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())  # type: ignore[no-untyped-call]
-    arguments, of_the_server = parser.parse_known_args(["--model", model, *flags])
+    arguments, of_the_server = parser.parse_known_args(["--model", model, *flags])  # type: ignore[no-untyped-call]
     assert of_the_server[:1] in ([], ["--lora-modules"])
     made: EngineArgs = EngineArgs.from_cli_args(arguments)
     return made
