@@ -183,11 +183,11 @@ MOMENTS = {"at", "now"}
 """When something happens, in seconds by the clock of whoever it happens to."""
 OF_VLLM = {"timeout", "timestamp"}
 """Parameters of methods that override vLLM's."""
-RATIOS = {"rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend"}
+RATIOS = {"rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend", "step_cost_error"}
 COUNTS = {"instance_cpus", "mean_instances"}
 OF_WHAT_IS_MEASURED = {
     *("mean", "p50", "p80", "p95", "p99", "max", "shortest", "longest", "value", "x", "y", "y_low", "y_high", "offset"),
-    *("measured", "predicted", "out", "default", "configured", "least", "most", "number", "runner_up_number", "before"),
+    *("measured", "predicted", "out", "default", "configured", "least", "most", "number", "cost", "before"),
     *("after", "source_after", "target_after", "give", "take"),
 }
 """Figures whose unit is that of what they describe: a distribution, a knob, a policy's rank, a point in a plot."""

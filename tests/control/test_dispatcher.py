@@ -11,7 +11,7 @@ from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.gone import REMEMBERED
 from llumnix.policy.dispatch import STANDING_S, DispatchRequest
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId
 
 
@@ -55,6 +55,36 @@ def test_decision_says_why() -> None:
     dispatch = d.dispatch(request())
     assert dispatch is not None
     assert str(dispatch.reason) == "b has the best freeness of 2: 90 (next a: 50)"
+
+
+def test_decision_names_the_next_best_with_their_numbers() -> None:
+    loads = {"a": 900, "b": 100, "c": 800, "d": 700, "e": 600, "f": 500, "g": 400}
+    d = dispatcher(*(report(name, free_blocks=free, running=10) for name, free in loads.items()))
+    dispatch = d.dispatch(request(tokens=13_000))
+    assert dispatch is not None
+    told = [(one.instance, one.number, one.has_room) for one in dispatch.reason.candidates]
+    assert told == [("a", 90, True), ("c", 80, False), ("d", 70, False), ("e", 60, False), ("f", 50, False)]
+
+
+def test_tokens_under_way_count_until_a_report_does() -> None:
+    d = dispatcher(report("a", prefill_tokens=50))
+    placed(d, 2, tokens=300)
+    assert d.snapshot(0.0).instances[0].prefill_tokens == 650
+    d.on_report(report("a", 2, prefill_tokens=350, dispatches_seen=(1,)))
+    assert d.snapshot(0.0).instances[0].prefill_tokens == 650
+    d.on_report(report("a", 3, prefill_tokens=120, dispatches_seen=(2,)))
+    assert d.snapshot(0.0).instances[0].prefill_tokens == 120
+
+
+def test_instance_that_knows_no_costs_yet_is_taken_to_be_like_the_last_that_told_its_own() -> None:
+    known = StepCost(fixed_ms=5.0, prefill_token_us=100.0, request_us=50.0, context_token_us=0.5)
+    d = dispatcher(report("a"), report("b"))
+    assert [one.step_cost for one in d.snapshot(0.0).instances] == [None, None]
+    d.on_report(report("b", 2, step_cost=known))
+    d.on_report(report("c"))
+    assert [one.step_cost for one in d.snapshot(0.0).instances] == [None, known, known]
+    d.on_report(report("a", 2))
+    assert d.snapshot(0.0).instances[0].step_cost == known
 
 
 def test_report_closes_exactly_the_dispatches_that_it_counts() -> None:

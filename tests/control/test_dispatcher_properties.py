@@ -28,7 +28,7 @@ class DispatcherModel(RuleBasedStateMachine):
         super().__init__()
         self.dispatcher = Dispatcher(PolicyConfig(policy=self.policy), FRONT_END)
         self.reports: dict[InstanceId, InstanceSnapshot] = {}
-        self.sent: dict[InstanceId, list[tuple[Dispatch, int, bool]]] = {}
+        self.sent: dict[InstanceId, list[tuple[Dispatch, int, int, bool]]] = {}
         self.counted: dict[InstanceId, int] = {}
         self.gone: set[InstanceId] = set()
         self.number = 0
@@ -75,7 +75,7 @@ class DispatcherModel(RuleBasedStateMachine):
         if dispatch is not None:
             assert self.reports[dispatch.instance].state is InstanceState.RUNNING
             assert dispatch.instance not in avoid
-            self.sent[dispatch.instance].append((dispatch, queued_demand_blocks(tokens, 16), high))
+            self.sent[dispatch.instance].append((dispatch, queued_demand_blocks(tokens, 16), tokens, high))
 
     @rule(id=st.sampled_from(IDS))
     def forget_the_latest(self, id: InstanceId) -> None:
@@ -96,8 +96,9 @@ class DispatcherModel(RuleBasedStateMachine):
             under_way = self.sent[known][self.counted[known] :]
             facts = {field: getattr(reported, field) for field in reported.__struct_fields__}
             facts["waiting"] += len(under_way)
-            facts["queued_blocks"] += sum(blocks for _, blocks, _ in under_way)
-            facts["high_waiting"] += sum(high for _, _, high in under_way)
+            facts["queued_blocks"] += sum(blocks for _, blocks, _, _ in under_way)
+            facts["prefill_tokens"] += sum(tokens for _, _, tokens, _ in under_way)
+            facts["high_waiting"] += sum(high for _, _, _, high in under_way)
             if under_way:
                 facts["head_of_line_blocks"] = under_way[0][1]
             views[known] = InstanceSnapshot(**facts)

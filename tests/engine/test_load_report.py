@@ -15,11 +15,14 @@ from vllm.sampling_params import SamplingParams
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.step_fit import FEWEST_STEPS
 from llumnix.engine.vllm.instance.snapshot import instance_snapshot
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.step_cost import step_s
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId
+from llumnix.wire.base import encode
 
 
 @pytest.fixture
@@ -46,6 +49,30 @@ def test_queue_is_told_by_its_sums_and_its_first(engine: Engine) -> None:
     told = report(engine)
     assert (told.running, told.waiting, told.high_waiting, told.preempted) == (1, 2, 1, 0)
     assert (told.head_of_line_blocks, told.queued_blocks) == (5, 11)
+
+
+def test_what_is_still_to_be_computed_is_told_beside_those_that_decode(engine: Engine) -> None:
+    engine.scheduler.max_num_scheduled_tokens = 64
+    engine.add("decodes", 0, 3 * BLOCK_TOKENS)
+    engine.step()
+    engine.add("computes", 0, 6 * BLOCK_TOKENS)
+    engine.step()
+    engine.add("waits", 0, 5 * BLOCK_TOKENS)
+    told = report(engine)
+    assert (told.decoding, told.context_tokens, told.step_tokens) == (1, 3 * BLOCK_TOKENS + 2, 64)
+    assert told.prefill_tokens == (6 * BLOCK_TOKENS - 63) + 5 * BLOCK_TOKENS
+    assert (told.running, told.waiting, told.step_cost) == (2, 1, None)
+
+
+def test_what_steps_cost_is_told_once_there_were_enough(engine: Engine) -> None:
+    for k in range(FEWEST_STEPS // 2 + 1):
+        engine.add(f"r{k}", 0, (1 + k % 5) * BLOCK_TOKENS, output_tokens=2)
+        engine.step()
+        engine.step()
+    told = report(engine)
+    assert told.step_cost is not None
+    assert 0 < step_s(told.step_cost, 0, 1, 2 * BLOCK_TOKENS) < 1
+    assert len(encode(told)) < 1024
 
 
 def test_shortest_running_one_is_one_that_may_move(engine: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llumnix.policy.catalogue import POLICIES
-from llumnix.policy.dispatch import DispatchReason, queued_demand_blocks
+from llumnix.policy.dispatch import DispatchReason, Judged, queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 
@@ -77,9 +77,13 @@ def test_demand_is_in_whole_blocks() -> None:
 
 
 def test_reason_is_a_sentence_with_the_numbers() -> None:
-    reason = DispatchReason("freeness", InstanceId("a"), 12.345, InstanceId("b"), 3.0, 16)
+    best, next_best = Judged(InstanceId("a"), 12.345), Judged(InstanceId("b"), 3.0, has_room=False)
+    reason = DispatchReason("freeness", (best, next_best), 16)
     assert str(reason) == "a has the best freeness of 16: 12.35 (next b: 3)"
-    only = DispatchReason("turn", InstanceId("a"), 0.0, None, None, 1)
+    assert reason.chosen == "a"
+    timed = DispatchReason("time to a first token", (best, next_best), 16, unit="s")
+    assert str(timed) == "a has the best time to a first token of 16: 12.35 s (next b: 3 s)"
+    only = DispatchReason("turn", (Judged(InstanceId("a"), 0.0),), 1)
     assert str(only) == "a has the best turn of 1: 0 (the only one that can take it)"
 
 

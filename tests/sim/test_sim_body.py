@@ -12,12 +12,13 @@ from llumnix.control import events as told
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.orders import MoveOutcome
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import CopyEnded
+from llumnix.sim.profiles.cost_model import step_cost
 from llumnix.sim.profiles.file import load_profile
 from llumnix.types import Epoch, InstanceId, RequestId
 
@@ -42,6 +43,9 @@ class TestWorld:
         """With the tokens that had gone out before."""
         self.lost: set[InstanceId] = set()
         self.aborted: list[str] = []
+
+    def step_cost(self, instance: InstanceId) -> StepCost:
+        return step_cost(self.profile)
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet:
         return self.commanders[instance]  # type: ignore[return-value]

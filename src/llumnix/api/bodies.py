@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from llumnix.control.scheduler_events import DrainReport
+from llumnix.policy.snapshot import StepCost
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, RequestState
 from llumnix.wire.to_front_end import ScalingStatus
@@ -46,6 +47,15 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     """Free blocks less what the queue needs, per request; null for one that takes no requests."""
     load: str | None = None
     """One word for it: idle, roomy, steady, tight, over, leaving, kept."""
+    prefill_tokens: int = 0
+    """To be computed before all that it has have their first token."""
+    first_token_s: float | None = None
+    """In how many seconds a short request that came now would have its first token, if there is memory for it. Null
+    while too little is known of the instance's steps; it is measured as they go."""
+    token_s: float | None = None
+    """Seconds between two tokens of a request in its batch. Null as above."""
+    step_cost: StepCost | None = None
+    """What these two are made of. Null as above."""
     migrations_in: int = 0
     migrations_out: int = 0
     why: str | UnsetType = UNSET

@@ -6,25 +6,33 @@ instance that looked freest a moment ago. Requests of one front end reach an ins
 sent, so one number per front end in the report (`dispatches_seen`) says exactly which are counted.
 
 Instances are kept sorted by the rank that the policy gives them. A report or a dispatch moves one entry (O(log n)
-comparisons), a decision reads the first two.
+comparisons), a decision reads the first few.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Container
-from itertools import chain, islice
 
 import msgspec
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.gone import GoneIds
+from llumnix.control.known_instance import KnownInstance, RankKey, Sent
 from llumnix.policy.catalogue import find_policy
-from llumnix.policy.dispatch import STANDING_S, DispatchReason, DispatchRequest, queued_demand_blocks
+from llumnix.policy.dispatch import (
+    MOST_SHOWN,
+    STANDING_S,
+    Candidate,
+    DispatchReason,
+    DispatchRequest,
+    Judged,
+    Judgement,
+    queued_demand_blocks,
+)
 from llumnix.policy.priority import headroom_blocks
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, RequestId, is_high
 
@@ -32,8 +40,6 @@ ROOM_TRIES = 32
 """Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
-
-_Key = tuple[float, int, InstanceId]
 
 
 class Dispatch(msgspec.Struct, frozen=True, gc=False):
@@ -44,67 +50,22 @@ class Dispatch(msgspec.Struct, frozen=True, gc=False):
     reason: DispatchReason
 
 
-class _Sent(msgspec.Struct, frozen=True, gc=False):
-    """A dispatch that the instance's reports do not count yet."""
-
-    request: RequestId
-    blocks: int
-    high: bool
-
-
-class _Entry:
-    """One instance: what it reported, and the ledger."""
-
-    __slots__ = (
-        "dispatched",
-        "keys",
-        "last_turn",
-        "reported",
-        "under_way",
-        "under_way_blocks",
-        "under_way_high",
-        "view",
-    )
-
-    def __init__(self, reported: InstanceSnapshot, dispatched: int) -> None:
-        self.reported = reported
-        self.view = reported
-        """`reported` with the dispatches under way counted as waiting."""
-        self.dispatched = dispatched
-        """All dispatches of this front end to it, counted as its reports count them."""
-        self.under_way: deque[_Sent] = deque()
-        self.under_way_blocks = 0
-        self.under_way_high = 0
-        self.last_turn = 0
-        self.keys: list[_Key | None] = [None, None]
-        """Where it stands in the order for normal and for high requests; None if it takes none."""
-
-    def add(self, sent: _Sent) -> None:
-        self.under_way.append(sent)
-        self.under_way_blocks += sent.blocks
-        self.under_way_high += sent.high
-        self.dispatched += 1
-
-    def close(self, sent: _Sent) -> None:
-        """The first of the ledger, or one that was never sent, is charged no more."""
-        self.under_way.remove(sent)
-        self.under_way_blocks -= sent.blocks
-        self.under_way_high -= sent.high
-
-
 class Dispatcher:
     """`front_end` is this front end's index in `InstanceSnapshot.dispatches_seen`."""
 
     def __init__(self, config: PolicyConfig, front_end: int = 0) -> None:
         policy = find_policy(config.policy)
-        self._rule = policy.dispatch
+        self._wanted = policy.dispatch
+        self._rule = policy.dispatch.without_step_costs or policy.dispatch
+        self._step_cost: StepCost | None = None
+        """The latest that was heard: an instance that has not measured its own yet is taken to be like that one."""
         self._target_tokens = policy.priority_target_tokens(config)
         self._front_end = front_end
-        self._entries: dict[InstanceId, _Entry] = {}
+        self._entries: dict[InstanceId, KnownInstance] = {}
         self._removed = GoneIds()
         self._turn = 0
-        by_priority = self._rule.by_priority and self._target_tokens is not None
-        self._orders: list[list[_Key]] = [[], []] if by_priority else [[]]
+        by_priority = policy.dispatch.by_priority and self._target_tokens is not None
+        self._orders: list[list[RankKey]] = [[], []] if by_priority else [[]]
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
 
     def on_report(self, snapshot: InstanceSnapshot) -> None:
@@ -119,10 +80,12 @@ class Dispatcher:
         if entry is None:
             # What an earlier front end of this index sent before is not ours to wait for. So the first report must be
             # one that was made when all of that was counted, and none of ours.
-            entry = self._entries[snapshot.id] = _Entry(snapshot, counted)
+            entry = self._entries[snapshot.id] = KnownInstance(snapshot, counted)
         elif snapshot.seq <= entry.reported.seq:
             return
         entry.reported = snapshot
+        if snapshot.step_cost is not None:
+            self._hear_of(snapshot.step_cost)
         under_way = max(0, entry.dispatched - counted)
         while len(entry.under_way) > under_way:
             entry.close(entry.under_way[0])
@@ -150,27 +113,45 @@ class Dispatcher:
         return Dispatch(request.id, reason.chosen, reason)
 
     def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
-        order = self._orders[high if len(self._orders) > 1 else 0]
-        able = (key for key in order if key[2] not in avoid and self._could_ever_hold(key[2], request))
-        chosen, runner_up = next(able, None), next(able, None)
-        if chosen is None:
+        rule, by_rank = self._rule, len(self._orders) > 1 and high
+        order = self._orders[by_rank]
+        keys, candidates = self._candidates(order, request, rule.room_first and not high, avoid)
+        if not keys:
             return None
-        passed_over = 0
-        if self._rule.room_first and not high and runner_up is not None and not self._has_room(chosen, request):
-            for place, key in enumerate(islice(chain((runner_up,), able), ROOM_TRIES), start=1):
-                if self._has_room(key, request):
-                    chosen, passed_over = key, place
-                    break
+        if rule.judge is None or by_rank:
+            judged = [Judgement(place, rule.number(key[:2])) for place, key in enumerate(keys)]
+        else:
+            judged = rule.judge(request, candidates)
+        places = sorted(range(len(keys)), key=lambda place: (judged[place].cost, place))
+        chosen = next((place for place in places if candidates[place].has_room), places[0])
+        passed_over = places.index(chosen)
+        shown = [chosen, *(place for place in places if place != chosen)][:MOST_SHOWN]
         return DispatchReason(
-            self._rule.measure,
-            chosen[2],
-            self._rule.number(chosen[:2]),
-            runner_up[2] if runner_up else None,
-            self._rule.number(runner_up[:2]) if runner_up else None,
+            rule.measure,
+            tuple(Judged(keys[place][2], judged[place].number, candidates[place].has_room) for place in shown),
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
             passed_over,
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
+            rule.unit,
         )
+
+    def _candidates(
+        self, order: list[RankKey], request: DispatchRequest, room_first: bool, avoid: frozenset[InstanceId]
+    ) -> tuple[list[RankKey], list[Candidate]]:
+        """The first by rank; if room counts and none of them has it, those behind them up to one that does."""
+        keys: list[RankKey] = []
+        found: list[Candidate] = []
+        is_roomy = False
+        for key in order:
+            if len(keys) >= (MOST_SHOWN if is_roomy or not room_first else ROOM_TRIES):
+                break
+            if key[2] in avoid or not self._could_ever_hold(key[2], request):
+                continue
+            has_room = not room_first or self._has_room(key, request)
+            is_roomy |= has_room
+            keys.append(key)
+            found.append(Candidate(self._entries[key[2]].view, has_room))
+        return keys, found
 
     def takes_requests(self, other_than: InstanceId) -> bool:
         """Whether another instance takes new requests."""
@@ -202,36 +183,46 @@ class Dispatcher:
         seen = snapshot.dispatches_seen
         return seen[self._front_end] if self._front_end < len(seen) else 0
 
+    def _hear_of(self, step_cost: StepCost) -> None:
+        is_first, self._step_cost = self._step_cost is None, step_cost
+        if is_first and self._rule is not self._wanted:
+            self._rule = self._wanted
+            for entry in self._entries.values():
+                self._refresh(entry)
+
     def _could_ever_hold(self, instance: InstanceId, request: DispatchRequest) -> bool:
         reported = self._entries[instance].reported
         room_tokens = (reported.total_blocks - reported.watermark_blocks) * reported.block_tokens
         return request.prompt_tokens <= room_tokens
 
-    def _has_room(self, key: _Key, request: DispatchRequest) -> bool:
+    def _has_room(self, key: RankKey, request: DispatchRequest) -> bool:
         """A normal request can start there at once, behind whoever waits and whatever is on its way, and takes nothing
         of the headroom."""
         view = self._entries[key[2]].view
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         return queued_demand_blocks(request.prompt_tokens, view.block_tokens, view.state_blocks) <= room
 
-    def _book(self, entry: _Entry, request: DispatchRequest, high: bool) -> None:
+    def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool) -> None:
         reported = entry.reported
         blocks = queued_demand_blocks(request.prompt_tokens, reported.block_tokens, reported.state_blocks)
-        entry.add(_Sent(request.id, blocks, high))
+        entry.add(Sent(request.id, blocks, request.prompt_tokens, high))
         self._turn += 1
         entry.last_turn = self._turn
         self._refresh(entry)
 
-    def _refresh(self, entry: _Entry) -> None:
+    def _refresh(self, entry: KnownInstance) -> None:
         """Recomputes the view and the ranks of one instance after its report or its ledger changed."""
-        entry.view = view = _with_ledger(entry)
+        view = entry.with_ledger()
+        if view.step_cost is None and self._step_cost is not None:
+            view = replace(view, step_cost=self._step_cost)
+        entry.view = view
         if view.state is not InstanceState.RUNNING:
             self._place(entry, [None, None])
             return
         rank, turn, target = self._rule.rank, entry.last_turn, self._target_tokens
         self._place(entry, [(*rank(view, high > 0, turn, target), view.id) for high in range(len(self._orders))])
 
-    def _place(self, entry: _Entry, keys: list[_Key] | list[None]) -> None:
+    def _place(self, entry: KnownInstance, keys: list[RankKey] | list[None]) -> None:
         for order, old, new in zip(self._orders, entry.keys, keys, strict=False):
             if old == new:
                 continue
@@ -240,16 +231,3 @@ class Dispatcher:
             if new is not None:
                 insort(order, new)
         entry.keys = [*keys]
-
-
-def _with_ledger(entry: _Entry) -> InstanceSnapshot:
-    if not entry.under_way:
-        return entry.reported
-    reported = entry.reported
-    return replace(
-        reported,
-        waiting=reported.waiting + len(entry.under_way),
-        queued_blocks=reported.queued_blocks + entry.under_way_blocks,
-        high_waiting=reported.high_waiting + entry.under_way_high,
-        head_of_line_blocks=reported.head_of_line_blocks or entry.under_way[0].blocks,
-    )

@@ -1,14 +1,16 @@
 """Which instance takes a new request: the freest one (paper section 4.3).
 
 A dispatch rule ranks one instance at a time, in O(1), so that whoever dispatches keeps the ranks sorted and a
-decision does not look at the whole cluster. A decision carries its reason; the sentence is made only when
-somebody reads it, because a front end decides thousands of times a second.
+decision does not look at the whole cluster; a rule may then judge the first few once more, for the very request. A
+decision carries its reason; the sentence is made only when somebody reads it, because a front end decides thousands of
+times a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,33 +22,16 @@ STANDING_S = 2.0
 """An engine that has work and got nothing done for so long takes new requests only where all others do no better: a
 step that lasts so long is a slow one at least, and a hung engine is found out after minutes."""
 
-DispatchRank = tuple[float, int]
-"""Lowest first: the cost by the rule's measure, then the requests there. What is left of a tie, the id breaks."""
+MOST_SHOWN = 5
+"""Instances that a decision names."""
+
+DispatchRank = tuple[float, float]
+"""Lowest first: the cost by the rule's measure, then what tells equals apart. What is left of a tie, the id breaks."""
 
 RankInstance = Callable[[InstanceSnapshot, bool, int, int | None], DispatchRank]
 """rank(instance, high, last_turn, priority_target_tokens): `instance` counts what was sent there since its report as
 waiting; `high` is the class of the new request; `last_turn` is the number of the last dispatch that went there (0:
 none yet)."""
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchRule:
-    """One way to rank instances, and the words to explain it."""
-
-    measure: str
-    rank: RankInstance
-    more_is_better: bool = False
-    by_priority: bool = False
-    """High-priority requests may rank instances differently from normal ones."""
-    room_first: bool = False
-    """A normal request goes to the best instance on which it can start at once, if there is one; only then to the best
-    of all. The measure is per request of a batch, so a long prompt may not fit where short ones have plenty left."""
-    standing_last: bool = False
-    """Instances whose engines have stood still for `STANDING_S` come after all others."""
-
-    def number(self, rank: DispatchRank) -> float:
-        """The measure as people read it."""
-        return -rank[0] if self.more_is_better else rank[0]
 
 
 class DispatchRequest(msgspec.Struct, frozen=True, gc=False):
@@ -57,29 +42,92 @@ class DispatchRequest(msgspec.Struct, frozen=True, gc=False):
     priority: Priority
 
 
+class Candidate(NamedTuple):
+    """An instance that may take the request."""
+
+    instance: InstanceSnapshot
+    """With what was sent there since its report as waiting."""
+    has_room: bool
+    """The request can start there at once, as far as memory goes. True where the rule does not ask."""
+
+
+class Judgement(NamedTuple):
+    """What a rule makes of one candidate for one request."""
+
+    cost: float
+    """Lowest first; of equals the one that is first by rank."""
+    number: float
+    """For people to read."""
+
+
+JudgeCandidates = Callable[[DispatchRequest, Sequence[Candidate]], list[Judgement]]
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchRule:
+    """One way to rank instances, and the words to explain it."""
+
+    measure: str
+    rank: RankInstance
+    more_is_better: bool = False
+    unit: str = ""
+    by_priority: bool = False
+    """High-priority requests may rank instances differently from normal ones, and are placed by rank alone."""
+    room_first: bool = False
+    """A normal request goes to the best instance on which it can start at once, if there is one; only then to the best
+    of all. The measure is per request of a batch, so a long prompt may not fit where short ones have plenty left."""
+    standing_last: bool = False
+    """Instances whose engines have stood still for `STANDING_S` come after all others."""
+    judge: JudgeCandidates | None = None
+    """Looks at the request, too, and chooses among the first by rank; None: rank alone decides."""
+    without_step_costs: DispatchRule | None = None
+    """The rule in force until an instance has said what its steps cost; None: this one does not ask for that."""
+
+    def number(self, rank: DispatchRank) -> float:
+        """The measure as people read it."""
+        return -rank[0] if self.more_is_better else rank[0]
+
+
+class Judged(msgspec.Struct, frozen=True, gc=False):
+    """An instance that was weighed, as a decision names it."""
+
+    instance: InstanceId
+    number: float
+    """By the rule's measure."""
+    has_room: bool = True
+    """False: the request would have to wait there for memory."""
+
+
 class DispatchReason(msgspec.Struct, frozen=True, gc=False):
     """Why an instance was chosen: `str(reason)` is the sentence."""
 
     rule: str
-    chosen: InstanceId
-    number: float
-    runner_up: InstanceId | None
-    runner_up_number: float | None
+    candidates: tuple[Judged, ...]
+    """The chosen one, then the next best, `MOST_SHOWN` at most."""
     considered: int
     """Serving instances, those to be avoided left out."""
     passed_over: int = 0
     """Better ones that have no room for the request now."""
     standing: int = 0
     """Left out, because their engines stand still."""
+    unit: str = ""
+
+    @property
+    def chosen(self) -> InstanceId:
+        return self.candidates[0].instance
 
     def __str__(self) -> str:
         still = f", {self.standing} more standing still" if self.standing else ""
-        chosen = f"{self.chosen} has the best {self.rule} of {self.considered}{still}: {self.number:.4g}"
+        best, *others = self.candidates
+        chosen = f"{best.instance} has the best {self.rule} of {self.considered}{still}: {self._number(best)}"
         if self.passed_over:
             return f"{chosen} (but for {self.passed_over} without room for it now)"
-        if self.runner_up is None or self.runner_up_number is None:
+        if not others:
             return f"{chosen} (the only one that can take it)"
-        return f"{chosen} (next {self.runner_up}: {self.runner_up_number:.4g})"
+        return f"{chosen} (next {others[0].instance}: {self._number(others[0])})"
+
+    def _number(self, judged: Judged) -> str:
+        return f"{judged.number:.4g}{self.unit and ' '}{self.unit}"
 
 
 def queued_demand_blocks(prompt_tokens: int, block_tokens: int, state_blocks: int = 0) -> int:

@@ -37,6 +37,16 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """When it last arrived here by migration (or an attempt to move it failed): for the cooldown."""
 
 
+class StepCost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a step of an instance takes: so much in any case, and so much for each token of prompts that it computes,
+    for each request that it makes a token for, and for each token that those have already. None is negative."""
+
+    fixed_ms: float
+    prefill_token_us: float
+    request_us: float
+    context_token_us: float
+
+
 class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The load of one instance at one moment. `free_blocks` counts evictable cached blocks as free."""
 
@@ -66,6 +76,16 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Blocks needed by the first request in the queue; 0 if none waits."""
     queued_blocks: int = 0
     """Blocks needed by all requests in the queue, the first included."""
+    prefill_tokens: int = 0
+    """Tokens to be computed before all that run or wait there have their first (or, preempted, their next) token."""
+    decoding: int = 0
+    """Running requests that have made a token, and make one more in each step."""
+    context_tokens: int = 0
+    """Length of those, together."""
+    step_tokens: int = 0
+    """Tokens that one step computes at most, a token of each decoding request among them; 0: not known."""
+    step_cost: StepCost | None = None
+    """As measured of its latest steps; None until it has done enough of them (`control/step_fit.py`)."""
     high_running: int = 0
     high_waiting: int = 0
     incoming: int = 0

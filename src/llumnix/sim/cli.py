@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample-s", type=float, default=1.0, help="seconds between rows of instances.csv (1; 0: none)"
     )
+    parser.add_argument(
+        "--step-cost-error",
+        type=float,
+        default=0.0,
+        help="spread of the factors by which instances misjudge what their steps cost (0: none; 0.2: some 20 %%)",
+    )
     parser.add_argument("--plot", action="store_true", help="draw pictures of the run, too")
     parser.add_argument(
         "--compare", type=Path, help="records of a live run: replay them, show predicted beside measured"
@@ -111,6 +117,8 @@ def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
         raise UsageError(f"--instances must be between 1 and {MOST_INSTANCES}, not {args.instances}.")
     if args.sample_s != 0 and not SHORTEST_SAMPLE_S <= args.sample_s < inf:
         raise UsageError(f"--sample-s must be 0 or at least {SHORTEST_SAMPLE_S:g}, not {args.sample_s:g}.")
+    if not 0 <= args.step_cost_error <= 2:
+        raise UsageError(f"--step-cost-error must be between 0 and 2, not {args.step_cost_error:g}.")
     scales_with = "" if args.scale else "--scale"
     refuse_what_does_nothing(
         _changed(args), find_policy(args.policy), migration=args.migration, scales_with=scales_with
@@ -132,6 +140,7 @@ def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
         sample_interval_s=args.sample_s,
         unit_tokens=lcm(workload.hashed_tokens, profile.memory.block_tokens) if caches else 0,
         scaling=scaling,
+        step_cost_error=args.step_cost_error,
     )
 
 

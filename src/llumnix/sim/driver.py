@@ -8,6 +8,8 @@ of the instances are the live ones; around each is what its live process adds (`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import exp
+from random import Random
 
 from llumnix.control import scheduler_events as sched
 from llumnix.control.llumlet import Llumlet
@@ -16,7 +18,7 @@ from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
 from llumnix.control.replay import LlumletBegin
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import find_policy
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.recording import recorder
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.front_end import SimFrontEnd
@@ -26,6 +28,7 @@ from llumnix.sim.launcher import SimLauncher
 from llumnix.sim.network import CopyEnded, Network
 from llumnix.sim.observer import RunObserver
 from llumnix.sim.outcome import Outcome
+from llumnix.sim.profiles.cost_model import step_cost
 from llumnix.sim.scheduler import SimScheduler
 from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -153,6 +156,11 @@ class _Run:
 
     def request(self, request: RequestId) -> SimRequest:
         return self._front_end.by_id[request]
+
+    def step_cost(self, instance: InstanceId) -> StepCost:
+        """The profile's own, as far as four numbers can say it; wrong by a factor of the instance's own if so asked."""
+        draw = Random(f"{self._setup.seed} {instance}")
+        return step_cost(self.profile, exp(draw.gauss(0.0, self._setup.step_cost_error)))
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet:
         policy = self._setup.policy

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from msgspec.structs import replace
 
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.pace import ReportPace
-from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
@@ -32,6 +34,7 @@ class Reporter:
         self._engine = engine
         self._world = world
         self._kernel = world.kernel
+        self._step_cost = world.step_cost(account.id)
         self._seq = 0
         self._timer: Timer | None = None
         self._due_s = 0.0
@@ -97,6 +100,7 @@ class Reporter:
             preempted=queue.preempted,
             head_of_line_blocks=queue.head_blocks(),
             queued_blocks=queue.blocks,
+            **_ahead(engine, started, self._step_cost),
             high_running=engine.high_running,
             high_waiting=queue.high,
             incoming=moving.incoming if moving is not None else 0,
@@ -146,6 +150,27 @@ class Reporter:
         if stalled_s <= now:
             return now + (IDLE_REPORT_S if self._engine.steps.idle else DRIFT_REPORT_S)
         return min(stalled_s, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled_s
+
+
+class _Ahead(TypedDict):
+    """What a report says of the steps that come."""
+
+    prefill_tokens: int
+    decoding: int
+    context_tokens: int
+    step_tokens: int
+    step_cost: StepCost
+
+
+def _ahead(engine: EngineModel, steps_started: int, cost: StepCost) -> _Ahead:
+    decoding = len(engine.batch.members)
+    return _Ahead(
+        prefill_tokens=engine.queue.tokens + sum(each.tokens - each.prefilled for each in engine.prefilling),
+        decoding=decoding,
+        context_tokens=engine.batch.tokens + steps_started * decoding,
+        step_tokens=engine.profile.scheduler.max_num_batched_tokens,
+        step_cost=cost,
+    )
 
 
 def candidates(account: Account, engine: EngineModel, tells_rest: bool) -> tuple[RequestSnapshot, ...]:

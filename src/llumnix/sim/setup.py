@@ -46,6 +46,8 @@ class RunSetup:
     """Tokens behind one hash of a request's prefix, whole blocks; 0 for no prefix cache."""
     restart_instances: bool = True
     scaling: ScalingConfig | None = None
+    step_cost_error: float = 0.0
+    """Standard deviation of the logarithm by which each instance is wrong about what its steps cost."""
     place_on: int | None = None
     """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
     moves: tuple[PlannedMove, ...] = ()

@@ -8,7 +8,7 @@ from llumnix.config import ClusterConfig
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.orders import MoveOutcome
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import CopyEnded
@@ -31,6 +31,10 @@ class World(Protocol):
     @property
     def size(self) -> int:
         """Instances that there are or will be, as all of them know."""
+        ...
+
+    def step_cost(self, instance: InstanceId) -> StepCost:
+        """What its reports say of its steps."""
         ...
 
     def new_llumlet(self, instance: InstanceId) -> Llumlet: ...

@@ -14,12 +14,14 @@ _ORDER = attrgetter("order")
 class WaitingQueue:
     """`requests` is sorted: most important first, then oldest first. The sums are what a load report says."""
 
-    __slots__ = ("_block_tokens", "_state_blocks", "blocks", "high", "preempted", "requests")
+    __slots__ = ("_block_tokens", "_state_blocks", "blocks", "high", "preempted", "requests", "tokens")
 
     def __init__(self, block_tokens: int, state_blocks: int = 0) -> None:
         self.requests: list[SimRequest] = []
         self.blocks = 0
         """Needed by all of them."""
+        self.tokens = 0
+        """Of all of them."""
         self.preempted = 0
         self.high = 0
         self._block_tokens = block_tokens
@@ -44,6 +46,7 @@ class WaitingQueue:
 
     def _count(self, request: SimRequest, sign: int) -> None:
         self.blocks += sign * self._blocks_of(request.tokens)
+        self.tokens += sign * request.tokens
         if request.preemptions:
             self.preempted += sign
         if is_high(request.priority):

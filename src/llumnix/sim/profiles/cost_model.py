@@ -15,6 +15,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from llumnix.errors import UsageError
+from llumnix.policy.snapshot import StepCost
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -183,3 +184,18 @@ class Profile:
     def with_scheduler(self, **changes: object) -> Profile:
         """The same device under other scheduler limits; raises UsageError for a bad one."""
         return replace(self, scheduler=replace(self.scheduler, **changes))  # type: ignore[arg-type]
+
+
+def step_cost(profile: Profile, factor: float = 1.0) -> StepCost:
+    """What an instance of this profile would fit to its steps, times `factor`: decoding by the line through its first
+    and its last measured batch, prompts without the term of long ones."""
+    decode, host = profile.decode, profile.host
+    first, last = decode.batch[0], decode.batch[-1]
+    request_ms = max(0.0, (decode.batch_ms[-1] - decode.batch_ms[0]) / (last - first))
+    fixed_ms = max(0.0, decode.batch_ms[0] - request_ms * first)
+    return StepCost(
+        fixed_ms=factor * (fixed_ms + host.step_overhead_ms),
+        prefill_token_us=factor * 1e3 * profile.prefill.per_token_ms,
+        request_us=factor * 1e3 * (request_ms + host.sequence_overhead_ms),
+        context_token_us=factor * 1e3 * decode.per_context_token_ms,
+    )

@@ -38,6 +38,7 @@ from llumnix.engine.vllm.instance.movable import why_engine_pins
 from llumnix.engine.vllm.instance.office import CONTROL, AskedToEnd, Office
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import stamp
+from llumnix.engine.vllm.instance.step_watch import StepWatch
 from llumnix.engine.vllm.instance.warm_up import warm_up_request
 from llumnix.policy.catalogue import find_policy
 from llumnix.wire.base import Frame, InstanceInfo
@@ -284,3 +285,4 @@ class LlumnixEngineCore(EngineCoreProc):
         while self.scheduler.has_requests() or self.batch_queue:
             self.step_fn()
         self.scheduler.ended.clear()
+        self.scheduler.watch = StepWatch()  # nor do later ones cost what the first did

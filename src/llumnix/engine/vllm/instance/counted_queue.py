@@ -22,11 +22,13 @@ class CountedQueue(RequestQueue):
     def __init__(self, queue: RequestQueue, blocks_for: Callable[[int], int]) -> None:
         self.blocks = 0
         """Needed by all of them."""
+        self.tokens = 0
+        """Of all of them."""
         self.preempted = 0
         self.high = 0
         self._queue = queue
         self._blocks_for = blocks_for
-        self._counted: dict[str, tuple[int, bool, bool]] = {}
+        self._counted: dict[str, tuple[int, int, bool, bool]] = {}
 
     def first(self, count: int) -> list[Request]:
         """The first ones, in order, whatever stands behind them."""
@@ -91,15 +93,17 @@ class CountedQueue(RequestQueue):
     # -- counting
 
     def _count(self, request: Request) -> None:
-        blocks = self._blocks_for(request.num_tokens)
+        tokens, blocks = request.num_tokens, self._blocks_for(request.num_tokens)
         preempted, high = request.status == RequestStatus.PREEMPTED, is_high(request.priority)
-        self._counted[request.request_id] = blocks, preempted, high
+        self._counted[request.request_id] = tokens, blocks, preempted, high
+        self.tokens += tokens
         self.blocks += blocks
         self.preempted += preempted
         self.high += high
 
     def _forget(self, request: Request) -> None:
-        blocks, preempted, high = self._counted.pop(request.request_id)
+        tokens, blocks, preempted, high = self._counted.pop(request.request_id)
+        self.tokens -= tokens
         self.blocks -= blocks
         self.preempted -= preempted
         self.high -= high

@@ -86,6 +86,16 @@ INSTANCE_HOOKS = (
         "overridden: steps in flight",
     ),
     Hook(
+        "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
+        "self scheduler_output",
+        "a planned step's tokens count as computed: what steps cost",
+    ),
+    Hook(
+        "vllm.v1.core.sched.interface:SchedulerInterface.has_unfinished_requests",
+        "self",
+        "whether one step follows the other: what steps cost",
+    ),
+    Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks",
         "self request",
         "overridden: blocks that a step in flight still uses",

@@ -1,7 +1,7 @@
 """vLLM's scheduler, able to lend a request to a migration: take it out of the batch, put it back, adopt one.
 
 Nothing of vLLM's scheduling is replaced. Before each step, though, high-priority requests may take the place of normal
-ones (`policy/displacing.py`), by the way in which vLLM itself preempts.
+ones (making_way.py), by the way in which vLLM itself preempts.
 
 An adopted request resumes through vLLM's own path for requests that hold computed tokens while they wait
 (`Scheduler.kv_holding_waiting`), so the stock `schedule()` and both model runners treat it as one that was preempted
@@ -10,7 +10,6 @@ here earlier.
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from vllm.utils.math_utils import cdiv
@@ -20,12 +19,13 @@ from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.making_way import make_way
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
 from llumnix.engine.vllm.instance.thrown_away import ThrownAway
 from llumnix.engine.vllm.versions import not_zeroed
-from llumnix.policy.displacing import Occupant, displaced
-from llumnix.types import RequestId, is_high
+from llumnix.types import RequestId
 
 if TYPE_CHECKING:
     _Base = Scheduler
@@ -50,6 +50,7 @@ class MigrationSupport(_Base):
         self.makes_way = False
         """Running requests of normal priority make way for one of high priority that waits."""
         self.steps = StepsInFlight(drafts_follow=self.num_lookahead_tokens > 0)
+        self.watch = StepWatch()
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
         """What a request that has just come takes in its first step at most: a block, or more for its drafts."""
         self.preemptions = 0
@@ -204,7 +205,7 @@ class MigrationSupport(_Base):
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if self.makes_way and self.waiting:
-            self._make_way(self.waiting.peek_request())
+            make_way(self, self.waiting.peek_request(), self.held_by, self.has_slot())
         # `max_num_active_reqs` bounds admission from the queue; `schedule` reads it once per request.
         active = self.max_num_active_reqs
         self.max_num_active_reqs = active - self.slots_kept
@@ -214,6 +215,7 @@ class MigrationSupport(_Base):
             self.max_num_active_reqs = active
         if output.total_num_scheduled_tokens:
             self.steps.begins()
+            self.watch.begins(load_of(self.requests, output.num_scheduled_tokens))
             began = [new.req_id for new in output.scheduled_new_reqs]
             for request_id in (*began, *output.scheduled_cached_reqs.resumed_req_ids):
                 passport_of(self.requests[request_id]).hits_settle_at = self.steps.begun
@@ -223,7 +225,10 @@ class MigrationSupport(_Base):
         if scheduler_output.total_num_scheduled_tokens:
             self.steps.ends(scheduler_output.num_scheduled_tokens)
             self.thrown_away.step_ended(self.requests, scheduler_output, model_runner_output)
-        return super().update_from_output(scheduler_output, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if scheduler_output.total_num_scheduled_tokens:
+            self.watch.ends(goes_on=self.has_unfinished_requests())
+        return outputs
 
     def _free_request_blocks(self, request: Request) -> None:
         if request.num_in_flight_tokens or request.request_id in self.steps.drafting:
@@ -255,31 +260,6 @@ class MigrationSupport(_Base):
         for request in arrived:
             request.status = RequestStatus.RUNNING
             self.running.append(request)
-
-    def _make_way(self, head: Request) -> None:
-        """Preempts so that the first of the queue can start in this step, if it is important and that is enough.
-
-        Relies on `Scheduler._preempt_request` naming the request in the next `SchedulerOutput.preempted_req_ids`, as
-        it does when vLLM preempts all to reset its prefix cache.
-        """
-        if not is_high(head.priority) or self._is_blocked_waiting_status(head.status) or head.num_stale_output_tokens:
-            return
-        manager = self.kv_cache_manager
-        needed = self.held_by(head.num_tokens) + manager.watermark_blocks + self._inflight_prefill_reserved_blocks()
-        missing = needed - manager.block_pool.get_num_free_blocks()
-        if self._slots_taken >= self.max_num_running_reqs:
-            missing = max(missing, 1)
-        if missing <= 0:
-            return
-        normal = [
-            each for each in self.running if not is_high(each.priority) and self._request_blocks_can_be_freed(each)
-        ]
-        occupants = [
-            Occupant(each.priority, each.arrival_time, self.held_by(each.num_computed_tokens)) for each in normal
-        ]
-        for position in displaced(occupants, missing):
-            self.running.remove(normal[position])
-            self._preempt_request(normal[position], monotonic())
 
     @property
     def _slots_taken(self) -> int:

@@ -8,9 +8,11 @@ from typing import TypedDict
 
 from vllm.v1.request import Request
 
+from llumnix.control.step_fit import StepLoad
 from llumnix.engine.vllm.instance.movable import why_request_pinned
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.step_watch import is_decoding
 from llumnix.policy.relief import short_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
@@ -45,6 +47,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
     """
     total_blocks, free_blocks = _blocks(scheduler)
     queue = scheduler.waiting
+    ahead = _ahead(scheduler)
     return InstanceSnapshot(
         total_blocks=total_blocks,
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
@@ -57,6 +60,11 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         preempted=queue.preempted,
         head_of_line_blocks=scheduler.held_by(queue.peek_request().num_tokens) if queue else 0,
         queued_blocks=queue.blocks,
+        prefill_tokens=queue.tokens + ahead.prefill_tokens,
+        decoding=ahead.decoding,
+        context_tokens=ahead.context_tokens,
+        step_tokens=scheduler.max_num_scheduled_tokens,
+        step_cost=scheduler.watch.cost,
         high_running=sum([is_high(request.priority) for request in scheduler.running]),
         high_waiting=queue.high,
         preemptions=scheduler.preemptions,
@@ -74,6 +82,18 @@ def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
         return pool.num_gpu_blocks - 1, pool.get_num_free_blocks()  # without the null block
     total_blocks = scheduler.max_num_running_reqs * scheduler.blocks_for(scheduler.max_model_len)
     return total_blocks, total_blocks - sum(scheduler.blocks_for(request.num_tokens) for request in scheduler.running)
+
+
+def _ahead(scheduler: MigrationSupport) -> StepLoad:
+    """All that the batch still computes of prompts, and those that are past that."""
+    prefill_tokens = decoding = context_tokens = 0
+    for request in scheduler.running:
+        if is_decoding(request, request.num_computed_tokens):
+            decoding += 1
+            context_tokens += request.num_tokens
+        else:
+            prefill_tokens += request.num_tokens - request.num_computed_tokens
+    return StepLoad(prefill_tokens, decoding, context_tokens)
 
 
 def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:

@@ -22,6 +22,7 @@ from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
 from llumnix.policy.pairing import PairingTerms
+from llumnix.policy.step_cost import first_token_s, token_s
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, RequestState, by_number, is_high
 from llumnix.wire.to_front_end import RequestRow
@@ -146,6 +147,10 @@ def _member_row(member: Member, terms: PairingTerms) -> bodies.InstanceRow:
         recompute_tokens_saved=load.recompute_tokens_saved,
         freeness=freeness_of(load),
         load=load_word(load, terms),
+        prefill_tokens=load.prefill_tokens,
+        first_token_s=first_token_s(load, 1),
+        token_s=token_s(load),
+        step_cost=load.step_cost,
         migrations_in=load.migrations_in,
         migrations_out=load.migrations_out,
     )

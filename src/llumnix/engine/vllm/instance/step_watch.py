@@ -1,0 +1,56 @@
+"""What the engine's steps cost, measured as they end (`control/step_fit.py`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from time import monotonic
+
+from vllm.v1.request import Request
+
+from llumnix.control.step_fit import StepFit, StepLoad
+from llumnix.policy.snapshot import StepCost
+
+
+class StepWatch:
+    """A step takes from the end of the one before to its own, all that the host does between them included; but one
+    that follows a rest of the engine begins when it is given out."""
+
+    def __init__(self) -> None:
+        self._fit = StepFit()
+        self._given: deque[tuple[StepLoad, float]] = deque()
+        self._ended_s: float | None = None
+        """When the last step ended; None if the engine had nothing to do then."""
+
+    @property
+    def cost(self) -> StepCost | None:
+        return self._fit.cost
+
+    def begins(self, load: StepLoad) -> None:
+        self._given.append((load, monotonic()))
+
+    def ends(self, goes_on: bool) -> None:
+        """The output of the oldest one is here. `goes_on`: the engine has more to do."""
+        load, given_s = self._given.popleft()
+        now_s = monotonic()
+        self._fit.add(load, now_s - (given_s if self._ended_s is None else self._ended_s))
+        self._ended_s = now_s if goes_on else None
+
+
+def load_of(requests: Mapping[str, Request], scheduled_tokens: Mapping[str, int]) -> StepLoad:
+    """Of a step that was just planned. Relies on `Scheduler._update_after_schedule` having counted its tokens as
+    computed already."""
+    prefill_tokens = decoding = context_tokens = 0
+    for name, tokens in scheduled_tokens.items():
+        request = requests[name]
+        if is_decoding(request, request.num_computed_tokens - tokens):
+            decoding += 1
+            context_tokens += request.num_tokens
+        else:
+            prefill_tokens += tokens
+    return StepLoad(prefill_tokens, decoding, context_tokens)
+
+
+def is_decoding(request: Request, computed_tokens: int) -> bool:
+    """Only its newest token is left to compute, which an asynchronous step may not even have made yet."""
+    return request.num_tokens - computed_tokens <= 1

@@ -1,0 +1,42 @@
+"""How soon: what an instance's next steps, and the first token of a request, will take.
+
+Freeness says whether a request fits; this says when it will have its first token, and how long each further one takes.
+Both follow from what a step of the instance costs (`StepCost`, fitted by `control/step_fit.py`), what it has still to
+compute before its queue has first tokens, and the batch that every step carries along.
+"""
+
+from __future__ import annotations
+
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
+
+
+def step_s(cost: StepCost, prefill_tokens: int, decoding: int, context_tokens: int) -> float:
+    """Seconds of one step that computes so many tokens of prompts, and a token for each of `decoding` requests, which
+    are `context_tokens` long together."""
+    us = cost.prefill_token_us * prefill_tokens + cost.request_us * decoding + cost.context_token_us * context_tokens
+    return cost.fixed_ms / 1e3 + us / 1e6
+
+
+def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float | None:
+    """Seconds between two tokens of a request there, once prompts are computed and `more` requests of `tokens` tokens
+    in all have joined the batch; None while nothing is known of its steps."""
+    cost = instance.step_cost
+    if cost is None:
+        return None
+    return step_s(cost, 0, instance.decoding + more, instance.context_tokens + tokens)
+
+
+def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
+    """Seconds until a request that comes now, with `tokens` tokens to compute, has its first token; None while nothing
+    is known of the instance's steps.
+
+    Everything that waits there is computed before it, in as many steps as the token budget takes, and each of them
+    carries the batch along. That the request may have to wait for memory is not in it."""
+    cost = instance.step_cost
+    if cost is None:
+        return None
+    prompts = instance.prefill_tokens + tokens
+    budget = instance.step_tokens - instance.decoding
+    steps = max(1, -(-prompts // budget)) if budget > 0 else 1
+    batch_s = step_s(cost, 0, instance.decoding, instance.context_tokens)
+    return steps * batch_s + prompts * cost.prefill_token_us / 1e6

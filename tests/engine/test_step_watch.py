@@ -1,0 +1,95 @@
+"""From when to when a step lasts, and what of it is prompts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from llumnix.control.step_fit import StepFit, StepLoad
+from llumnix.engine.vllm.instance import step_watch
+from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
+
+LOAD = StepLoad(10, 1, 100)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def lasted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the steps lasted that were taken note of."""
+    seen: list[float] = []
+    monkeypatch.setattr(StepFit, "add", lambda _, load, took_s: seen.append(round(took_s, 6)))
+    return seen
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(step_watch, "monotonic", made)
+    return made
+
+
+def test_step_after_a_rest_lasts_from_when_it_was_given_out(clock: Clock, lasted: list[float]) -> None:
+    watch = StepWatch()
+    watch.begins(LOAD)
+    clock.now_s += 0.02
+    watch.ends(goes_on=False)
+    clock.now_s += 5
+    watch.begins(LOAD)
+    clock.now_s += 0.03
+    watch.ends(goes_on=True)
+    assert lasted == [0.02, 0.03]
+
+
+def test_what_the_host_does_between_two_steps_counts(clock: Clock, lasted: list[float]) -> None:
+    watch = StepWatch()
+    watch.begins(LOAD)
+    clock.now_s += 0.02
+    watch.ends(goes_on=True)
+    clock.now_s += 0.004
+    watch.begins(LOAD)
+    clock.now_s += 0.02
+    watch.ends(goes_on=True)
+    assert lasted == [0.02, 0.024]
+
+
+def test_step_that_was_given_out_while_another_ran_lasts_from_the_end_of_that(
+    clock: Clock, lasted: list[float]
+) -> None:
+    watch = StepWatch()
+    watch.begins(LOAD)
+    clock.now_s += 0.001
+    watch.begins(LOAD)
+    clock.now_s += 0.019
+    watch.ends(goes_on=True)
+    clock.now_s += 0.02
+    watch.ends(goes_on=True)
+    assert lasted == [0.02, 0.02]
+
+
+def request(prompt: int, made: int, computed: int) -> Any:
+    return SimpleNamespace(num_tokens=prompt + made, num_computed_tokens=computed)
+
+
+def test_load_of_a_step() -> None:
+    """Of the planned ones vLLM counts the tokens as computed already. What was preempted computes its output anew."""
+    requests = {
+        "decodes": request(50, made=7, computed=57),
+        "token on its way": request(30, made=3, computed=34),
+        "last chunk": request(100, made=0, computed=100),
+        "a chunk": request(5000, made=0, computed=900),
+        "again": request(20, made=40, computed=60),
+        "waits": request(9, made=0, computed=0),
+    }
+    tokens = {"decodes": 1, "token on its way": 1, "last chunk": 36, "a chunk": 500, "again": 60}
+    assert load_of(requests, tokens) == StepLoad(36 + 500 + 60, 2, 57 + 33)
