@@ -36,9 +36,15 @@ def test_each_step_that_the_budget_takes_carries_the_batch_along() -> None:
 
 
 def test_token_in_between_takes_a_step_of_the_batch() -> None:
-    busy = load(prefill_tokens=9999, decoding=20, context_tokens=10_000)
+    busy = load(running=20, decoding=20, context_tokens=10_000)
     assert token_s(busy) == pytest.approx(0.030)
     assert token_s(busy, more=1, tokens=500) == pytest.approx(0.031)
+
+
+def test_those_that_will_decode_count_as_if_they_did() -> None:
+    """Else a burst would all go where the batch has not grown yet."""
+    burst = load(running=20, decoding=18, context_tokens=10_000, waiting=4, prefill_tokens=3000)
+    assert token_s(burst) == pytest.approx(0.010 + 24 * 0.0005 + 0.013)
 
 
 def test_nothing_is_said_of_an_instance_whose_steps_are_not_known() -> None:

@@ -53,7 +53,7 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     """In how many seconds a short request that came now would have its first token, if there is memory for it. Null
     while too little is known of the instance's steps; it is measured as they go."""
     token_s: float | None = None
-    """Seconds between two tokens of a request in its batch. Null as above."""
+    """Seconds between two tokens of a request there, once all that it has decode. Null as above."""
     step_cost: StepCost | None = None
     """What these two are made of. Null as above."""
     migrations_in: int = 0

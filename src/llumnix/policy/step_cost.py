@@ -18,12 +18,13 @@ def step_s(cost: StepCost, prefill_tokens: int, decoding: int, context_tokens: i
 
 
 def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float | None:
-    """Seconds between two tokens of a request there, once prompts are computed and `more` requests of `tokens` tokens
-    in all have joined the batch; None while nothing is known of its steps."""
+    """Seconds between two tokens of a request there, once all that it has decode, and `more` requests of `tokens`
+    tokens in all with them; None while nothing is known of its steps."""
     cost = instance.step_cost
     if cost is None:
         return None
-    return step_s(cost, 0, instance.decoding + more, instance.context_tokens + tokens)
+    requests = instance.running + instance.waiting + more
+    return step_s(cost, 0, requests, instance.context_tokens + instance.prefill_tokens + tokens)
 
 
 def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
