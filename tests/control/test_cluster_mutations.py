@@ -12,6 +12,7 @@ from llumnix.control import dispatcher
 from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.front_end_events import Arrived, ReplayAt, TellVerdict
 from llumnix.control.hearing import Hearing
+from llumnix.control.known_instance import KnownInstance
 from llumnix.control.messages import FRONT_END, Doubt, Verdict
 from llumnix.control.moves import MovesInFlight
 from llumnix.control.ownership import Order, Ownership, Replay
@@ -23,8 +24,7 @@ Patch = pytest.MonkeyPatch
 
 
 def ledger_of_a_new_front_end_begins_at_zero(patch: Patch) -> None:
-    entry = dispatcher._Entry
-    patch.setattr(dispatcher, "_Entry", lambda reported, _dispatched: entry(reported, 0))
+    patch.setattr(dispatcher, "KnownInstance", lambda reported, _dispatched: KnownInstance(reported, 0))
 
 
 def request_that_was_counted_stays_charged(patch: Patch) -> None:
