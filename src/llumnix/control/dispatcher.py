@@ -101,16 +101,24 @@ class Dispatcher:
 
     def dispatch(self, request: DispatchRequest, avoid: frozenset[InstanceId] = NONE_AVOIDED) -> Dispatch | None:
         """Chooses and books. None if no running instance outside `avoid` is large enough for the request."""
-        high = is_high(request.priority)
-        reason = None
-        if self._standing and self._rule.standing_last:
-            reason = self._choose(request, high, avoid | self._standing)
-        if reason is None:
-            reason = self._choose(request, high, avoid)
+        reason = self._decide(request, avoid)
         if reason is None:
             return None
-        self._book(self._entries[reason.chosen], request, high)
+        self._book(self._entries[reason.chosen], request, is_high(request.priority))
         return Dispatch(request.id, reason.chosen, reason)
+
+    def would_go_to(self, request: DispatchRequest) -> InstanceSnapshot | None:
+        """The instance that would be chosen, with what is on its way there; nothing is booked. None: none could be."""
+        reason = self._decide(request, NONE_AVOIDED)
+        return None if reason is None else self._entries[reason.chosen].view
+
+    def _decide(self, request: DispatchRequest, avoid: frozenset[InstanceId]) -> DispatchReason | None:
+        high = is_high(request.priority)
+        if self._standing and self._rule.standing_last:
+            reason = self._choose(request, high, avoid | self._standing)
+            if reason is not None:
+                return reason
+        return self._choose(request, high, avoid)
 
     def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
         rule, by_rank = self._rule, len(self._orders) > 1 and high

@@ -13,6 +13,7 @@ from typing import assert_never
 
 from llumnix.control import front_end_events as fe
 from llumnix.control.messages import Adopted, AnyNotice, Doubt, Verdict
+from llumnix.control.openings import DispatchOpenings
 from llumnix.control.replay import FrontEndBegin
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
@@ -20,6 +21,7 @@ from llumnix.sim.engine.request import ABORTED, FINISHED, NEW, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.network import Network
+from llumnix.sim.reception import Reception
 from llumnix.sim.setup import RunSetup, instance_name
 from llumnix.types import Epoch, InstanceId, Priority, RequestId
 
@@ -47,9 +49,13 @@ class SimFrontEnd:
         self._kernel = kernel
         self._network = network
         self._instances = instances
-        self._over = over
+        self._one_over = over
         begin = FrontEndBegin(policy=setup.policy, ledger=not setup.paper_body)
         self._machine = begin.make(recorder("front-end", begin))
+        self._reception = None
+        if setup.classes is not None:
+            openings = DispatchOpenings(self._machine.dispatcher)
+            self._reception = Reception(setup.classes, kernel, openings, self._open, over)
         self._next_arrival = 0
         self._leaving: dict[SimRequest, fe.ReplayAt] = {}
         """Those that are to begin anew when they have left where they are."""
@@ -68,8 +74,20 @@ class SimFrontEnd:
         self._next_arrival += 1
         if self._next_arrival < len(self._requests):
             self._kernel.at(self._requests[self._next_arrival].arrival_s, self._arrive)
+        if self._reception is None:
+            self._open(request)
+        else:
+            self._reception.arrives(request)
+
+    def _open(self, request: SimRequest) -> None:
         name, priority = RequestId(request.id), Priority(request.priority)
         self._tell(fe.Arrived(self._kernel.now, name, request.prompt_tokens, priority, self._only_on, may_wait=True))
+
+    def _over(self, request: SimRequest) -> None:
+        """Its client has it to its end."""
+        if self._reception is not None:
+            self._reception.ended(request)
+        self._one_over()
 
     def finished(self, request: SimRequest) -> None:
         """An engine made its last token."""
@@ -77,7 +95,7 @@ class SimFrontEnd:
         stream = self._machine.stream(name)
         if stream is not None and stream.live is not None and request.is_on(stream.live):
             self._tell(fe.Finished(self._kernel.now, name))
-            self._over()
+            self._over(request)
         elif stream is not None:
             held = request.generated - stream.delivered_tokens
             self._tell(fe.Outputs(self._kernel.now, InstanceId(request.instances[-1]), name, held, _ALL, last=True))
@@ -102,6 +120,8 @@ class SimFrontEnd:
             self._strangers[snapshot.id] = snapshot
         else:
             self._tell(fe.Reported(self._kernel.now, snapshot))
+            if self._reception is not None:
+                self._reception.call()
 
     def on_removed(self, instance: InstanceId) -> None:
         self._strangers.pop(instance, None)
@@ -177,7 +197,7 @@ class SimFrontEnd:
                 case fe.TellVerdict():
                     self._post(command.to, command.verdict)
                 case fe.Deliver() | fe.GiveUp():
-                    self._over()
+                    self._over(self.by_id[command.request])
                 case fe.Park():
                     pass
                 case fe.DroveOut():

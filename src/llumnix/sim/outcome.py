@@ -74,7 +74,7 @@ def request_record(request: SimRequest) -> RequestRecord:
         preemptions=request.preemptions,
         migrations=request.migrations,
         instances=tuple(request.instances),
-        error="" if done else "not finished",
+        error="" if done else request.declined or "not finished",
     )
 
 

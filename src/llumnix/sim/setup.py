@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.policy.classes import Classes
 from llumnix.sim.faults import Fault
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.types import InstanceId
@@ -52,6 +53,8 @@ class RunSetup:
     """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
     moves: tuple[PlannedMove, ...] = ()
     drains: tuple[PlannedDrain, ...] = ()
+    classes: Classes | None = None
+    """Requests are admitted and held by these, each as `SimRequest.tenant`'s; None: all go to an instance at once."""
     paper_body: bool = False
     """Everything around the policy as in the paper's artifact: a report is one step old when it comes, a request that
     was sent is not charged until a report counts it, and scaling follows its rule. Otherwise as live: reports are

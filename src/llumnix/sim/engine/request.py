@@ -57,6 +57,8 @@ class SimRequest:
     """Hashes of the prompt's full prefix blocks, if the trace has them."""
     id: str = ""
     """Inside the engines: a new one after each replay. Made of `index` if the trace has none."""
+    tenant: str = ""
+    """Whose it is, where the run has classes."""
     client_id: str = field(init=False)
     """The first one, which its client knows."""
     order: tuple[int, float, int] = field(init=False)
@@ -98,6 +100,8 @@ class SimRequest:
     handover: Handover | None = field(default=None, init=False)
     """Its last hand-over, if there was one."""
     replays: int = field(default=0, init=False)
+    declined: str = field(default="", init=False)
+    """Why it was not taken."""
     instances: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:

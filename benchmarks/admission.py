@@ -1,0 +1,212 @@
+"""Goodput below, at and beyond capacity, with `--classes` and without; whether tenants are served alike (simulated).
+
+    python benchmarks/admission.py
+    python benchmarks/admission.py --seeds 1 --requests 1500      a first look
+
+azure-conv on 8 × `a100-llama-7b`; a request is good if its first token comes within 1 s and the others within 100 ms
+each, on average. Capacity (`--capacity`) is the rate at which, everybody let in, nine of ten requests are still good.
+Each seed is another part of the trace. Goodput is good requests per second of arrivals.
+
+*Wrongly refused*: of the requests that were declined at twice the capacity, one in forty is let in all the same in a
+second run, and waits for its turn however long that takes: those that are good then were refused wrongly.
+
+*Served alike*: eight tenants, the first of whom asks five times as often as the last, all for more than their part;
+Jain's index of the work that was done for each while all of them waited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from unittest import mock
+
+import msgspec
+import numpy as np
+from frame.verdict import Figure, at_least, at_most, conclude
+from policy_comparison import workload
+
+from llumnix.config import PolicyConfig
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.held_requests import HeldRequest, QueueName
+from llumnix.control.openings import DispatchOpenings
+from llumnix.control.waiting_room import OUTPUT_WEIGHT, Ask, Called, GaveUp, Openings, WaitingRoom
+from llumnix.policy.classes import Classes, Declined, ServiceClass, TenantTerms
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.sim import reception
+from llumnix.sim.driver import sim_requests, simulate
+from llumnix.sim.engine.request import SimRequest
+from llumnix.sim.outcome import mean_gap_s
+from llumnix.sim.profiles.file import load_profile
+from llumnix.sim.setup import RunSetup
+from llumnix.types import InstanceId, RequestId
+
+TTFT_S, TPOT_S = 1.0, 0.1
+LOADS = (0.7, 1.0, 1.3, 2.0)
+INSTANCES = 8
+PROFILE = load_profile("a100-llama-7b")
+SPARED = 40
+"""One in so many of the declined is let in."""
+
+_SPARED: set[str] = set()
+
+
+class Sparing(WaitingRoom):
+    """Some requests are never declined for being late."""
+
+    def _too_late(self, held: HeldRequest, queue: QueueName, openings: Openings) -> Declined | None:
+        return None if held.request in _SPARED else super()._too_late(held, queue, openings)
+
+    def _out_of_patience(self, at_s: float) -> GaveUp | None:
+        for queue, held in list(self._held.oldest()):
+            if held.request in _SPARED:
+                self._held.take(held.request)
+                self._held.add(queue, msgspec.structs.replace(held, at_s=at_s))
+        return super()._out_of_patience(at_s)
+
+
+def classes_of(count: int, **promises: float) -> Classes:
+    tenants = [TenantTerms(name=f"t{number}", classes=("c",)) for number in range(count)]
+    return Classes(
+        classes={"c": ServiceClass(name="c", **promises)},  # type: ignore[arg-type]
+        tenants={tenant.name: tenant for tenant in tenants},
+        tenant_header="X-Tenant",
+    )
+
+
+def requests_at(rate: float, seed: int, count: int, weights: Sequence[float]) -> list[SimRequest]:
+    """Of as many tenants as there are weights, which say how often each asks."""
+    made = sim_requests(workload("azure-conv", rate, seed, count))
+    rng = random.Random(seed)
+    for request in made:
+        request.tenant = f"t{rng.choices(range(len(weights)), weights)[0]}"
+    return made
+
+
+def is_good(request: SimRequest) -> bool:
+    return request.first_token_s - request.arrival_s <= TTFT_S and mean_gap_s(request) <= TPOT_S
+
+
+def goodput(requests: list[SimRequest]) -> float:
+    return sum(map(is_good, requests)) / (requests[-1].arrival_s - requests[0].arrival_s)
+
+
+def run(requests: list[SimRequest], classes: Classes | None) -> list[SimRequest]:
+    simulate(requests, RunSetup(instances=INSTANCES, profile=PROFILE, classes=classes))
+    return requests
+
+
+@contextmanager
+def sparing(requests: list[SimRequest]) -> Iterator[None]:
+    _SPARED.update(request.client_id for request in requests)
+    with mock.patch.object(reception, "WaitingRoom", Sparing):
+        yield
+    _SPARED.clear()
+
+
+def wrongly_refused(declined: list[SimRequest], again: list[SimRequest], classes: Classes) -> float:
+    """Share of those that would have been good, by a sample."""
+    sample = declined[SPARED // 2 :: SPARED]
+    if not sample:
+        return 0.0
+    with sparing(sample):
+        by_id = {request.client_id: request for request in run(again, classes)}
+    return fmean(is_good(by_id[request.client_id]) for request in sample)
+
+
+def jain_of_service(rate: float, seed: int, count: int) -> float:
+    """While all wait: from when a quarter of the requests have come until three quarters have."""
+    tenants = 8
+    weights = [5.0 - 4 * number / (tenants - 1) for number in range(tenants)]
+    requests = requests_at(4 * rate, seed, count, weights)
+    run(requests, classes_of(tenants, max_hold_s=1e6, max_held=10**6))
+    begin_s, end_s = (requests[len(requests) * part // 4].arrival_s for part in (1, 3))
+    served = dict.fromkeys((f"t{number}" for number in range(tenants)), 0.0)
+    for request in requests:
+        if begin_s <= request.first_token_s <= end_s:
+            served[request.tenant] += request.prompt_tokens + OUTPUT_WEIGHT * request.output_tokens
+    work = np.array(list(served.values()))
+    return float(work.sum() ** 2 / (len(work) * (work**2).sum()))
+
+
+def admission_p99_us(tenants: int = 100, held: int = 1000, instances: int = 64) -> float:
+    """What a request costs where many of many tenants wait: its asking and a call, without the sending."""
+    dispatcher = Dispatcher(PolicyConfig())
+    for number in range(instances):
+        load = InstanceSnapshot(id=InstanceId(f"i{number}"), at=0.0, seq=1, total_blocks=2000, free_blocks=1000)
+        dispatcher.on_report(load)
+    openings, room = DispatchOpenings(dispatcher), WaitingRoom(classes_of(tenants, max_held=10**6), 0.0)
+    costs_ns = []
+    for number in range(5000):
+        ask = Ask(RequestId(f"r{number}"), f"t{number % tenants}", "c", 1000, 200)
+        began = time.perf_counter_ns()
+        room.ask(number * 1e-3, ask, openings)
+        answer = room.call(number * 1e-3, openings) if number >= held else None
+        costs_ns.append(time.perf_counter_ns() - began)
+        if isinstance(answer, Called):
+            room.ended(answer.request, 200)
+    return float(np.percentile(costs_ns[held:], 99)) / 1e3
+
+
+class Point(msgspec.Struct):
+    """One load, over the seeds."""
+
+    all_in: list[float] = msgspec.field(default_factory=list)
+    """Goodput without classes."""
+    admitted: list[float] = msgspec.field(default_factory=list)
+    declined: list[float] = msgspec.field(default_factory=list)
+    wrongly: list[float] = msgspec.field(default_factory=list)
+
+
+def measure(load: float, capacity: float, seed: int, count: int, point: Point) -> None:
+    rate, classes = load * capacity, classes_of(10, ttft_s=TTFT_S, max_hold_s=TTFT_S / 2)
+    weights = [1 / (rank + 1) for rank in range(10)]
+    point.all_in.append(goodput(run(requests_at(rate, seed, count, weights), None)))
+    requests = run(requests_at(rate, seed, count, weights), classes)
+    declined = [request for request in requests if request.declined]
+    point.admitted.append(goodput(requests))
+    point.declined.append(len(declined) / len(requests))
+    point.wrongly.append(wrongly_refused(declined, requests_at(rate, seed, count, weights), classes))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--capacity", type=float, default=26.0, help="Requests per second. Default: 26.")
+    parser.add_argument("--requests", type=int, default=3000, help="Of each run. Default: 3000.")
+    parser.add_argument("--seeds", type=int, default=3)
+    values = parser.parse_args()
+    points = {load: Point() for load in LOADS}
+    print(f"{'load':>6}{'offered/s':>11}{'good/s, all let in':>20}{'with classes':>14}{'declined':>10}{'wrongly':>9}")
+    for load, point in points.items():
+        for seed in range(values.seeds):
+            measure(load, values.capacity, seed, values.requests, point)
+        cells = (fmean(point.all_in), fmean(point.admitted), fmean(point.declined), fmean(point.wrongly))
+        print("{:6g}{:11.1f}{:20.1f}{:14.1f}{:10.1%}{:9.1%}".format(load, load * values.capacity, *cells), flush=True)
+    jain = fmean(jain_of_service(values.capacity, seed, values.requests) for seed in range(values.seeds))
+    at_capacity, beyond = points[1.0], points[2.0]
+    return conclude(
+        Figure(
+            "goodput at 2 × capacity over that at capacity",
+            fmean(beyond.admitted) / fmean(at_capacity.admitted),
+            at_least(0.95),
+        ),
+        Figure("the same, all let in", fmean(beyond.all_in) / fmean(at_capacity.all_in)),
+        Figure("goodput at 2 × capacity over that of all let in", fmean(beyond.admitted) / fmean(beyond.all_in)),
+        Figure(
+            "goodput at 0.7 × capacity over that of all let in",
+            fmean(points[0.7].admitted) / fmean(points[0.7].all_in),
+            at_least(0.98),
+        ),
+        Figure("wrongly refused at 2 × capacity", 100 * fmean(beyond.wrongly), at_most(5), "%"),
+        Figure("refused at 0.7 × capacity", 100 * fmean(points[0.7].declined), at_most(5), "%"),
+        Figure("Jain's index of service of eight who wait", jain, at_least(0.98)),
+        Figure("admission, P99, 1,000 of 100 tenants wait", admission_p99_us(), at_most(50), "µs"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

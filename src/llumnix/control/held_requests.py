@@ -1,0 +1,71 @@
+"""Requests that wait for their call: by class and tenant, each tenant's by when they are due, each class's by age."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import msgspec
+
+from llumnix.types import RequestId
+
+
+class QueueName(msgspec.Struct, frozen=True, order=True):
+    cls: str
+    tenant: str
+
+
+class HeldRequest(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Sorted by when its first token is due, then by arrival."""
+
+    due_s: float
+    number: int
+    at_s: float
+    request: RequestId
+    prompt_tokens: int
+    expected_output: float
+
+    @property
+    def tokens(self) -> float:
+        return self.prompt_tokens + self.expected_output
+
+
+class HeldRequests:
+    """`queues` has only those in which somebody waits."""
+
+    def __init__(self) -> None:
+        self.queues: dict[QueueName, list[HeldRequest]] = {}
+        self.prompt_tokens = 0
+        self._by_age: dict[str, OrderedDict[RequestId, tuple[QueueName, HeldRequest]]] = {}
+        self._class_of: dict[RequestId, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._class_of)
+
+    def __contains__(self, request: RequestId) -> bool:
+        return request in self._class_of
+
+    def count(self, cls: str) -> int:
+        return len(self._by_age.get(cls, ()))
+
+    def oldest(self) -> Iterator[tuple[QueueName, HeldRequest]]:
+        """Of each class in which somebody waits."""
+        return (next(iter(there.values())) for there in self._by_age.values() if there)
+
+    def add(self, queue: QueueName, held: HeldRequest) -> None:
+        """It came last of all."""
+        insort(self.queues.setdefault(queue, []), held)
+        self._by_age.setdefault(queue.cls, OrderedDict())[held.request] = (queue, held)
+        self._class_of[held.request] = queue.cls
+        self.prompt_tokens += held.prompt_tokens
+
+    def take(self, request: RequestId) -> tuple[QueueName, HeldRequest]:
+        """Of one that is there."""
+        queue, held = self._by_age[self._class_of.pop(request)].pop(request)
+        there = self.queues[queue]
+        del there[bisect_left(there, held)]
+        if not there:
+            del self.queues[queue]
+        self.prompt_tokens -= held.prompt_tokens
+        return queue, held

@@ -1,0 +1,100 @@
+"""What one tenant has used of its limits."""
+
+from __future__ import annotations
+
+from math import inf
+
+import msgspec
+
+from llumnix.control.token_bucket import TokenBucket
+from llumnix.policy.classes import Declined, TenantTerms
+
+FIRST_GUESS_TOKENS = 256.0
+"""Output of a tenant's first request, as far as anybody knows."""
+
+_REMEMBERED = 100
+"""Requests whose mean output is what the next one is expected to make."""
+
+
+class Allowance(msgspec.Struct, frozen=True):
+    """One of the limits, as OpenAI's `x-ratelimit-*` headers tell it."""
+
+    what: str
+    limit: float
+    remaining: float
+    reset_s: float
+
+
+class TenantAccount:
+    """Tokens are reserved when a request is taken (its prompt, and the output that is expected of it), and settled when
+    it ends. Buckets are full at first: what an earlier front end counted is forgotten."""
+
+    def __init__(self, terms: TenantTerms, at_s: float) -> None:
+        self.running = 0
+        self._mean_output = FIRST_GUESS_TOKENS
+        self._ended = 0
+        self._buckets: dict[str, TokenBucket] = {}
+        self.change(terms, at_s)
+
+    def change(self, terms: TenantTerms, at_s: float) -> None:
+        """Other limits from now on; what was used stays used."""
+        self.terms = terms
+        limits = {"requests": terms.requests_per_minute, "tokens": terms.tokens_per_minute}
+        before = self._buckets
+        self._buckets = {what: TokenBucket(limit, at_s) for what, limit in limits.items() if limit is not None}
+        for what, bucket in self._buckets.items():
+            if what in before:
+                bucket.take(before[what].capacity - before[what].level(at_s))
+
+    @property
+    def may_run(self) -> bool:
+        return self.terms.concurrent is None or self.running < self.terms.concurrent
+
+    def expected_output(self, most_tokens: int) -> float:
+        return min(self._mean_output, most_tokens)
+
+    def declines(self, tokens: float, at_s: float) -> Declined | None:
+        """Why a request with so many tokens goes beyond a limit; None: it does not."""
+        if self.terms.concurrent == 0:
+            return Declined(429, "rate_limit_exceeded", f"The tenant {self.terms.name} may run no requests.")
+        for what, amount in (("requests", 1.0), ("tokens", tokens)):
+            bucket = self._buckets.get(what)
+            wait_s = 0.0 if bucket is None else bucket.wait_s(amount, at_s)
+            if bucket is not None and wait_s > 0:
+                return self._declined(what, amount, bucket, wait_s, at_s)
+        return None
+
+    def reserve(self, tokens: float) -> None:
+        """For a request that was not declined."""
+        self._take("requests", 1.0)
+        self._take("tokens", tokens)
+
+    def give_back(self, tokens: float) -> None:
+        """It was never sent: as if it had not come."""
+        self._take("requests", -1.0)
+        self._take("tokens", -tokens)
+
+    def settle(self, expected_output: float, output_tokens: int) -> None:
+        """It ended, and made so much."""
+        self._take("tokens", output_tokens - expected_output)
+        self._ended = min(_REMEMBERED, self._ended + 1)
+        self._mean_output += (output_tokens - self._mean_output) / self._ended
+
+    def allowances(self, at_s: float) -> tuple[Allowance, ...]:
+        return tuple(
+            Allowance(what, bucket.capacity, max(0.0, bucket.level(at_s)), bucket.full_in_s(at_s))
+            for what, bucket in self._buckets.items()
+        )
+
+    def _take(self, what: str, amount: float) -> None:
+        if what in self._buckets:
+            self._buckets[what].take(amount)
+
+    def _declined(self, what: str, amount: float, bucket: TokenBucket, wait_s: float, at_s: float) -> Declined:
+        limit = f"The tenant {self.terms.name} may have {bucket.capacity:g} {what} a minute"
+        if wait_s == inf:
+            return Declined(429, "rate_limit_exceeded", f"{limit}, and this request needs {amount:g}.")
+        left = max(0.0, bucket.level(at_s))
+        return Declined(
+            429, "rate_limit_exceeded", f"{limit}; {left:.0f} of them are left, {amount:.0f} needed.", wait_s
+        )

@@ -1,0 +1,44 @@
+"""Whose turn it is: fair service of those who have something waiting, by virtual token counters.
+
+VTC (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024, algorithm 2): each has a counter of the work
+done for it, over its weight; the least one is next. Two who wait all the time never differ by more than twice what one
+request costs. Who had nothing waiting and comes back is lifted to the least of the others: it keeps no credit for the
+time in which it wanted nothing. Nobody is held back while others have nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class _Sortable(Hashable, Protocol):
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
+Key = TypeVar("Key", bound=_Sortable)
+
+
+class Turns(Generic[Key]):
+    """Keeps a counter for each key that ever came; those that do not come any more are to be dropped (`keep`)."""
+
+    def __init__(self) -> None:
+        self._served: dict[Key, float] = {}
+        self._latest = 0.0
+        """The counter of whoever was served last."""
+
+    def comes(self, key: Key, waiting: Iterable[Key]) -> None:
+        """It has something waiting from now on, as have these others."""
+        least = min((self._served[one] for one in waiting), default=self._latest)
+        self._served[key] = max(self._served.get(key, 0.0), least)
+
+    def serve(self, key: Key, work: float) -> None:
+        """So much was done for it; less than nothing, where more was charged before than it took."""
+        self._latest = self._served[key] = self._served[key] + work
+
+    def next(self, waiting: Iterable[Key]) -> Key:
+        """Of these, of whom there must be one."""
+        return min(waiting, key=lambda key: (self._served[key], key))
+
+    def keep(self, keys: Iterable[Key]) -> None:
+        self._served = {key: self._served[key] for key in keys if key in self._served}

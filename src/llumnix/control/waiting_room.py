@@ -1,0 +1,262 @@
+"""Requests on their way to an instance: admitted or declined, held until one can begin them, called by turns.
+
+A machine without I/O, driven live by `engine/vllm/front_end/desk.py` and in virtual time by `sim/front_end.py`. What is
+sent to an instance is about to begin there: the order is decided here, and the queues of the engines stay short. Called
+first is the class of the highest priority; among those the one that had least for its share, within it the tenant that
+had least for its weight (turns.py), of that tenant's requests the one that is due first.
+
+A driver asks for each request (`ask`), then calls until nobody comes (`call`), sending each that comes before it calls
+the next; it calls again when a report comes, when a request ends, and at `wake_at_s`. It says of each that came how it
+ended (`ended`), and of one that is held when its client goes (`left`). Times must not go backwards.
+"""
+
+from __future__ import annotations
+
+from math import ceil, inf
+from typing import Protocol
+
+import msgspec
+
+from llumnix.control.held_requests import HeldRequest, HeldRequests, QueueName
+from llumnix.control.tenant_account import Allowance, TenantAccount
+from llumnix.control.turns import Turns
+from llumnix.policy.classes import Classes, Declined, ServiceClass
+from llumnix.types import Priority, RequestId
+
+OUTPUT_WEIGHT = 2.0
+"""Work of an output token in turns; a prompt token is 1 (as in the paper of VTC, after the prices of such services)."""
+
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 1, 30
+"""Told to clients of a server that is full."""
+
+_SMOOTHING = 0.1
+
+
+class Openings(Protocol):
+    """What the instances would do with a request."""
+
+    def takes(self, prompt_tokens: int, priority: Priority) -> bool:
+        """Whether it would begin soon where it would be sent now. True, too, if no instance can ever have it: then it
+        is told so at once."""
+
+    def first_token_s(self, prompt_tokens: int, ahead_tokens: float) -> float | None:
+        """Seconds until its first token, behind what is there and so many prompt tokens that are held before it; None:
+        nobody knows."""
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """A request that wants to be served. `tenant` and `cls` are in the room's classes."""
+
+    request: RequestId
+    tenant: str
+    cls: str
+    prompt_tokens: int
+    most_output_tokens: int
+
+
+class Called(msgspec.Struct, frozen=True, gc=False):
+    """It is to be sent to an instance now."""
+
+    request: RequestId
+    held_s: float
+
+
+class GaveUp(msgspec.Struct, frozen=True, gc=False):
+    """It waited as long as its class may, and is declined."""
+
+    request: RequestId
+    declined: Declined
+
+
+class _Sent(msgspec.Struct, frozen=True, gc=False):
+    queue: QueueName
+    expected_output: float
+
+
+class WaitingRoom:
+    """All of it is bounded: by the classes' `max_held`, and by what runs."""
+
+    def __init__(self, classes: Classes, at_s: float) -> None:
+        self._classes: dict[str, ServiceClass] = {}
+        self._accounts: dict[str, TenantAccount] = {}
+        self._held = HeldRequests()
+        self._sent: dict[RequestId, _Sent] = {}
+        self._class_turns: Turns[str] = Turns()
+        self._tenant_turns: Turns[QueueName] = Turns()
+        self._number = 0
+        self._called_s: float | None = None
+        self._call_gap_s = 0.0
+        """Between two calls while others wait, smoothed."""
+        self.change(classes, at_s)
+
+    def change(self, classes: Classes, at_s: float) -> None:
+        """Other classes and limits from now on; what was used of a limit that stays is not forgotten, and what is here
+        under a name that is no more goes on by its old terms."""
+        used = {*self._held.queues, *(sent.queue for sent in self._sent.values())}
+        old_classes = {queue.cls: self._classes[queue.cls] for queue in used}
+        self._classes = {**old_classes, **classes.classes}
+        accounts, terms = self._accounts, classes.all_tenants
+        self._accounts = {queue.tenant: accounts[queue.tenant] for queue in used}
+        for name, each in terms.items():
+            known = self._accounts[name] = accounts.get(name) or TenantAccount(each, at_s)
+            known.change(each, at_s)
+        self._class_turns.keep(self._classes)
+        self._tenant_turns.keep(QueueName(cls, tenant) for cls in self._classes for tenant in self._accounts)
+
+    # ------------------------------------------------------------------ what happens
+
+    def at_the_door(self, at_s: float, tenant: str, cls: str | None) -> Declined | None:
+        """Why a request of which no more is known need not come in; nothing is charged."""
+        declined = self._accounts[tenant].declines(0.0, at_s)
+        return declined if declined is not None or cls is None else self._no_room(self._classes[cls])
+
+    def ask(self, at_s: float, ask: Ask, openings: Openings) -> Declined | None:
+        """None: it waits for its call, which may come at once."""
+        cls, account, queue = self._classes[ask.cls], self._accounts[ask.tenant], QueueName(ask.cls, ask.tenant)
+        output = account.expected_output(ask.most_output_tokens)
+        self._number += 1
+        target_s = cls.max_hold_s if cls.ttft_s is None else cls.ttft_s
+        held = HeldRequest(at_s + target_s, self._number, at_s, ask.request, ask.prompt_tokens, output)
+        declined = account.declines(held.tokens, at_s) or self._no_room(cls) or self._too_late(held, queue, openings)
+        if declined is None:
+            account.reserve(held.tokens)
+            self._enter(queue, held)
+        return declined
+
+    def call(self, at_s: float, openings: Openings) -> Called | GaveUp | None:
+        """The next one, if an instance would begin it soon; or one that has waited too long."""
+        if not self._held:
+            return None
+        late = self._out_of_patience(at_s)
+        if late is not None:
+            return late
+        queue = self._next_queue()
+        if queue is None:
+            return None
+        first = self._held.queues[queue][0]
+        if not openings.takes(first.prompt_tokens, self._classes[queue.cls].priority):
+            return None
+        self._held.take(first.request)
+        self._send(at_s, queue, first)
+        return Called(first.request, at_s - first.at_s)
+
+    def ended(self, request: RequestId, output_tokens: int) -> None:
+        """It was called, and made so many tokens."""
+        sent = self._sent.pop(request)
+        account = self._accounts[sent.queue.tenant]
+        account.running -= 1
+        account.settle(sent.expected_output, output_tokens)
+        self._charge(sent.queue, OUTPUT_WEIGHT * (output_tokens - sent.expected_output))
+
+    def left(self, request: RequestId) -> None:
+        """Its client does not wait any more. Nothing happens if it does not wait here."""
+        if request in self._held:
+            queue, held = self._held.take(request)
+            self._accounts[queue.tenant].give_back(held.tokens)
+
+    # ------------------------------------------------------------------ to look at
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
+    @property
+    def held_tokens(self) -> int:
+        """Of the prompts that wait."""
+        return self._held.prompt_tokens
+
+    @property
+    def wake_at_s(self) -> float:
+        """When the patience of the next one ends; inf if nobody waits."""
+        return min(
+            (held.at_s + self._classes[queue.cls].max_hold_s for queue, held in self._held.oldest()), default=inf
+        )
+
+    def held_of(self, cls: str) -> int:
+        return self._held.count(cls)
+
+    def account(self, tenant: str) -> TenantAccount:
+        return self._accounts[tenant]
+
+    def allowances(self, at_s: float, tenant: str) -> tuple[Allowance, ...]:
+        return self._accounts[tenant].allowances(at_s)
+
+    # ------------------------------------------------------------------ who may come in
+
+    def _no_room(self, cls: ServiceClass) -> Declined | None:
+        waiting = self._held.count(cls.name)
+        if waiting < cls.max_held:
+            return None
+        why = f"{waiting} requests of the class {cls.name} wait already (limit {cls.max_held})."
+        return Declined(503, "overloaded", why, _retry_s(waiting * self._call_gap_s))
+
+    def _too_late(self, held: HeldRequest, queue: QueueName, openings: Openings) -> Declined | None:
+        limit_s = self._classes[queue.cls].patience_s
+        foreseen_s = openings.first_token_s(held.prompt_tokens, self._ahead_tokens(queue, held.prompt_tokens))
+        if foreseen_s is None or foreseen_s <= limit_s:
+            return None
+        why = f"Its first token would take {foreseen_s:.1f} s, and the class {queue.cls} waits {limit_s:g} s."
+        return Declined(503, "overloaded", why, _retry_s(foreseen_s - limit_s))
+
+    def _ahead_tokens(self, queue: QueueName, prompt_tokens: int) -> float:
+        """Prompt tokens that will be called before it: all that wait, or what the others get of theirs while this
+        tenant's own are served by turns."""
+        if not self._held:
+            return 0.0
+        own = sum(one.prompt_tokens for one in self._held.queues.get(queue, ()))
+        weights = {name: self._weight(name) for name in (*self._held.queues, queue)}
+        by_turns = (own + prompt_tokens) * sum(weights.values()) / weights[queue] - prompt_tokens
+        return min(float(self._held.prompt_tokens), by_turns)
+
+    def _weight(self, queue: QueueName) -> float:
+        return self._accounts[queue.tenant].terms.weight * self._classes[queue.cls].share
+
+    # ------------------------------------------------------------------ who is next
+
+    def _enter(self, queue: QueueName, held: HeldRequest) -> None:
+        queues = self._held.queues
+        peers = [other for other in queues if other.cls == queue.cls]
+        if not peers:
+            self._class_turns.comes(queue.cls, {other.cls for other in queues})
+        if queue not in queues:
+            self._tenant_turns.comes(queue, peers)
+        self._held.add(queue, held)
+
+    def _next_queue(self) -> QueueName | None:
+        able = [queue for queue in self._held.queues if self._accounts[queue.tenant].may_run]
+        if not able:
+            return None
+        first = min(self._classes[queue.cls].priority for queue in able)
+        chosen = self._class_turns.next({queue.cls for queue in able if self._classes[queue.cls].priority == first})
+        return self._tenant_turns.next(queue for queue in able if queue.cls == chosen)
+
+    def _out_of_patience(self, at_s: float) -> GaveUp | None:
+        for queue, held in self._held.oldest():
+            limit_s = self._classes[queue.cls].max_hold_s
+            if at_s >= held.at_s + limit_s:
+                self.left(held.request)
+                return GaveUp(held.request, self._waited_too_long(queue.tenant, limit_s))
+        return None
+
+    def _waited_too_long(self, tenant: str, limit_s: float) -> Declined:
+        account, retry_s = self._accounts[tenant], _retry_s(len(self._held) * self._call_gap_s)
+        if account.may_run:
+            return Declined(503, "overloaded", f"It waited for {limit_s:g} s, and no instance could begin it.", retry_s)
+        at_once = f"its tenant may have {account.terms.concurrent} requests at once"
+        return Declined(429, "rate_limit_exceeded", f"It waited for {limit_s:g} s: {at_once}.", retry_s)
+
+    def _send(self, at_s: float, queue: QueueName, held: HeldRequest) -> None:
+        self._accounts[queue.tenant].running += 1
+        self._sent[held.request] = _Sent(queue, held.expected_output)
+        self._charge(queue, held.prompt_tokens + OUTPUT_WEIGHT * held.expected_output)
+        if self._called_s is not None and self._held:
+            self._call_gap_s += _SMOOTHING * (at_s - self._called_s - self._call_gap_s)
+        self._called_s = at_s
+
+    def _charge(self, queue: QueueName, work: float) -> None:
+        self._class_turns.serve(queue.cls, work / self._classes[queue.cls].share)
+        self._tenant_turns.serve(queue, work / self._accounts[queue.tenant].terms.weight)
+
+
+def _retry_s(about_s: float) -> float:
+    return float(min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, ceil(about_s))))

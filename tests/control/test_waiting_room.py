@@ -1,0 +1,244 @@
+"""Who is admitted, who is held, who is called next, and what those are told who are not taken."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from waiting_people import People, classes_of, tenant
+
+from llumnix.policy.classes import Declined, ServiceClass
+from llumnix.types import HIGH, RequestId
+
+URGENT = ServiceClass(name="urgent", priority=HIGH)
+FAST = ServiceClass(name="fast", ttft_s=1.0, share=3.0, max_hold_s=0.5)
+SLOW = ServiceClass(name="slow", max_hold_s=100.0)
+
+
+def names(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def test_with_room_somewhere_a_request_is_called_at_once() -> None:
+    people = People(classes_of(tenant("t")))
+    people.ask("a")
+    assert people.calls(free=1) == ["a"]
+    assert people.room.held == 0
+    assert people.room.wake_at_s == inf
+
+
+def test_while_all_instances_have_enough_requests_wait_in_order() -> None:
+    people = People(classes_of(tenant("t")))
+    for name in names("r", 5):
+        people.ask(name)
+    assert people.calls() == []
+    assert people.calls(free=2) == ["r0", "r1"]
+    assert (people.room.held, people.room.held_tokens) == (3, 300)
+    assert people.calls(free=9) == ["r2", "r3", "r4"]
+
+
+def test_tenant_with_ten_times_the_requests_gets_no_more_than_the_other() -> None:
+    people = People(classes_of(tenant("loud"), tenant("quiet")))
+    for name in names("l", 20):
+        people.ask(name, "loud")
+    for name in names("q", 2):
+        people.ask(name, "quiet")
+    first = people.calls(free=4)
+    assert sum(name.startswith("q") for name in first) == 2
+
+
+def test_weights_and_shares_say_how_much_each_gets() -> None:
+    people = People(classes_of(tenant("small"), tenant("large", weight=3.0)))
+    for name in names("s", 20):
+        people.ask(name, "small")
+    for name in names("l", 20):
+        people.ask(name, "large")
+    assert sum(name.startswith("l") for name in people.calls(free=12)) == 9
+    people = People(classes_of(tenant("t", "fast", "slow"), classes=(FAST, SLOW)))
+    for name in names("f", 20):
+        people.ask(name, cls="fast")
+    for name in names("s", 20):
+        people.ask(name, cls="slow")
+    assert sum(name.startswith("f") for name in people.calls(free=12)) == 9
+
+
+def test_a_class_of_high_priority_goes_first_whatever_was_served() -> None:
+    people = People(classes_of(tenant("t", "urgent", "slow"), classes=(URGENT, SLOW)))
+    for name in names("s", 3):
+        people.ask(name, cls="slow")
+    for name in names("u", 3):
+        people.ask(name, cls="urgent")
+    assert people.calls(free=4) == ["u0", "u1", "u2", "s0"]
+
+
+def test_work_counts_and_not_requests() -> None:
+    """One with prompts of 900 tokens gets one request for four of 100."""
+    people = People(classes_of(tenant("long"), tenant("short")))
+    for name in names("l", 10):
+        people.ask(name, "long", prompt=900, output=50)
+    for name in names("s", 20):
+        people.ask(name, "short", prompt=150, output=50)
+    first = people.calls(free=15)
+    assert sum(name.startswith("l") for name in first) == 3
+
+
+def test_outputs_that_were_longer_than_expected_are_charged_when_they_end() -> None:
+    people = People(classes_of(tenant("a"), tenant("b")))
+    for name in names("a", 6):
+        people.ask(name, "a", output=4096)
+    for name in names("b", 6):
+        people.ask(name, "b", output=256)
+    assert people.calls(free=2) == ["a0", "b0"]
+    people.end("a0", "b0")
+    assert people.calls(free=4) == ["b1", "b2", "b3", "b4"]
+
+
+def test_high_priority_held_behind_its_tenants_limit_lets_the_others_by() -> None:
+    people = People(classes_of(tenant("t", "urgent", concurrent=1), tenant("o", "slow"), classes=(URGENT, SLOW)))
+    for name in names("u", 2):
+        people.ask(name, cls="urgent")
+    people.ask("s", "o", "slow")
+    assert people.calls(free=3) == ["u0", "s"]
+    people.end("u0")
+    assert people.calls() == ["u1"]
+
+
+def test_who_waits_too_long_is_told_so_and_is_charged_nothing() -> None:
+    people = People(classes_of(tenant("t", "fast", tokens_per_minute=1000.0), classes=(FAST,)))
+    people.ask("r", cls="fast")
+    assert people.room.wake_at_s == 0.5
+    people.now_s = 0.49
+    assert people.calls() == []
+    people.now_s = 0.5
+    answer = people.room.call(0.5, people)
+    assert answer is not None
+    assert isinstance(answer.declined, Declined)  # type: ignore[union-attr]
+    assert (answer.declined.status, answer.declined.retry_after_s) == (503, 1.0)  # type: ignore[union-attr]
+    (tokens,) = people.room.allowances(0.5, "t")
+    assert tokens.remaining == 1000.0
+
+
+def test_who_waits_too_long_for_his_own_others_is_told_that_it_is_his_limit() -> None:
+    people = People(classes_of(tenant("t", "fast", concurrent=1), classes=(FAST,)))
+    people.ask("a", cls="fast")
+    people.ask("b", cls="fast")
+    assert people.calls(free=2) == ["a"]
+    people.now_s = 1.0
+    answer = people.room.call(1.0, people)
+    assert answer is not None
+    assert answer.declined.status == 429  # type: ignore[union-attr]
+    assert "may have 1 requests at once" in answer.declined.why  # type: ignore[union-attr]
+
+
+def test_client_that_goes_while_it_waits_leaves_nothing() -> None:
+    people = People(classes_of(tenant("t", requests_per_minute=60.0, tokens_per_minute=6000.0)))
+    people.ask("r")
+    people.room.left(RequestId("r"))
+    people.room.left(RequestId("r"))
+    assert people.calls(free=1) == []
+    assert people.room.held == people.room.held_tokens == 0
+    assert [each.remaining for each in people.room.allowances(0.0, "t")] == [60.0, 6000.0]
+
+
+def test_beyond_the_limit_of_requests_the_answer_says_when_to_come_back() -> None:
+    people = People(classes_of(tenant("t", requests_per_minute=2.0)))
+    assert people.ask("a") is people.ask("b") is None
+    people.now_s = 10.0
+    answer = people.ask("c")
+    assert answer is not None
+    assert (answer.status, answer.kind) == (429, "rate_limit_exceeded")
+    assert answer.retry_after_s == pytest.approx(20.0)
+    assert people.room.at_the_door(10.0, "t", "c") == answer
+    people.now_s = 30.0
+    assert people.ask("c") is None
+
+
+def test_tokens_that_were_reserved_and_not_made_are_given_back() -> None:
+    people = People(classes_of(tenant("t", tokens_per_minute=1000.0)))
+    assert people.ask("a", prompt=400, output=500) is None  # 256 of these are expected
+    answer = people.ask("b", prompt=400)
+    assert answer is not None
+    assert answer.retry_after_s == pytest.approx((500 - 344) * 60 / 1000)
+    people.calls(free=1)
+    people.outputs[RequestId("a")] = 6
+    people.end("a")
+    assert people.room.allowances(0.0, "t")[0].remaining == 594.0
+    assert people.ask("b", prompt=400) is None
+
+
+def test_a_request_that_is_larger_than_a_minutes_worth_is_never_taken() -> None:
+    people = People(classes_of(tenant("t", tokens_per_minute=100.0)))
+    answer = people.ask("a", prompt=101, output=0)
+    assert answer is not None
+    assert (answer.status, answer.retry_after_s) == (429, None)
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "concurrent"])
+def test_a_limit_of_zero_lets_nothing_through(limit: str) -> None:
+    people = People(classes_of(tenant("t", **{limit: 0})))
+    answer = people.ask("a")
+    assert answer is not None
+    assert (answer.status, answer.retry_after_s) == (429, None)
+    assert people.calls(free=1) == []
+
+
+def test_a_class_of_which_enough_wait_takes_no_more() -> None:
+    people = People(classes_of(tenant("t"), classes=(ServiceClass(name="c", max_held=2),)))
+    assert people.ask("a") is people.ask("b") is None
+    answer = people.ask("c")
+    assert answer is not None
+    assert (answer.status, answer.kind) == (503, "overloaded")
+    assert people.room.at_the_door(0.0, "t", "c") == answer
+    people.calls(free=1)
+    assert people.ask("c") is None
+
+
+def test_retry_after_of_a_full_class_is_about_how_long_those_before_it_take() -> None:
+    people = People(classes_of(tenant("t"), classes=(ServiceClass(name="c", max_held=8),)))
+    for number in range(60):
+        people.now_s = 1.0 * number
+        people.ask(f"r{number}")
+        people.calls(free=number > 8)
+    people.ask("the last")
+    answer = people.ask("one too many")
+    assert answer is not None
+    assert answer.retry_after_s == 8.0
+
+
+def test_whose_first_token_would_come_too_late_is_not_taken_where_that_can_be_foreseen() -> None:
+    people = People(classes_of(tenant("t", "fast"), classes=(FAST,)), foreseen_s=1.0)
+    assert people.ask("a", cls="fast", prompt=900) is None
+    answer = people.ask("b", cls="fast", prompt=3000)
+    assert answer is not None
+    assert (answer.status, answer.retry_after_s) == (503, 3.0)
+    people.foreseen_s = None
+    assert people.ask("b", cls="fast", prompt=3000) is None
+
+
+def test_only_what_goes_before_it_by_turns_is_foreseen() -> None:
+    """A long queue of somebody else's does not keep out who has none."""
+    people = People(classes_of(tenant("loud", "slow"), tenant("quiet", "slow"), classes=(SLOW,)), foreseen_s=30.0)
+    for name in names("l", 30):
+        people.ask(name, "loud", "slow")
+    assert people.ask("more", "loud", "slow", prompt=400) is not None
+    assert people.ask("q", "quiet", "slow", prompt=400) is None
+
+
+def test_other_limits_keep_what_was_used_and_whoever_is_in() -> None:
+    before = classes_of(tenant("t", requests_per_minute=10.0), tenant("gone"))
+    people = People(before)
+    for name in names("t", 4):
+        people.ask(name)
+    people.ask("g0", "gone")
+    people.ask("g1", "gone")
+    assert people.calls(free=2) == ["g0", "t0"]
+    after = classes_of(tenant("t", "d", requests_per_minute=5.0), classes=(ServiceClass(name="d"),))
+    people.room.change(after, 0.0)
+    assert people.room.allowances(0.0, "t")[0].remaining == 1.0
+    assert people.ask("t4", cls="d") is None
+    assert people.ask("t5", cls="d") is not None
+    assert sorted(people.calls(free=9)) == ["g1", "t1", "t2", "t3", "t4"]
+    people.end("g0", "g1", "t0", "t1", "t2", "t3", "t4")
+    people.room.change(after, 0.0)
+    assert set(people.room._classes) == {"d"}
+    assert set(people.room._accounts) == {"t"}

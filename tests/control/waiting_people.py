@@ -1,0 +1,68 @@
+"""Waiting rooms for tests: classes in a line, and a cluster that takes as many as it is told to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
+from llumnix.policy.classes import Classes, Declined, ServiceClass, TenantTerms
+from llumnix.types import Priority, RequestId
+
+
+def tenant(name: str, *classes: str, **limits: float) -> TenantTerms:
+    return TenantTerms(name=name, classes=classes or ("c",), **limits)  # type: ignore[arg-type]
+
+
+def classes_of(*tenants: TenantTerms, classes: tuple[ServiceClass, ...] = (ServiceClass(name="c"),)) -> Classes:
+    return Classes(
+        classes={each.name: each for each in classes},
+        tenants={each.name: each for each in tenants},
+        tenant_header="X-Tenant",
+    )
+
+
+@dataclass
+class People:
+    """Who asks a room. `free`: requests that the instances would still begin."""
+
+    classes: Classes
+    free: int = 0
+    foreseen_s: float | None = None
+    """Until a first token, per 1,000 prompt tokens before it and its own."""
+    now_s: float = 0.0
+    outputs: dict[RequestId, int] = field(default_factory=dict)
+    asked: dict[RequestId, Ask] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.room = WaitingRoom(self.classes, self.now_s)
+
+    def takes(self, prompt_tokens: int, priority: Priority) -> bool:
+        return self.free > 0
+
+    def first_token_s(self, prompt_tokens: int, ahead_tokens: float) -> float | None:
+        return None if self.foreseen_s is None else self.foreseen_s * (prompt_tokens + ahead_tokens) / 1000
+
+    def ask(self, name: str, who: str = "t", cls: str = "c", prompt: int = 100, output: int = 100) -> Declined | None:
+        """`output`: the most that it may make, and what it makes."""
+        ask = Ask(RequestId(name), who, cls, prompt, output)
+        answer = self.room.ask(self.now_s, ask, self)
+        if answer is None:
+            self.outputs[ask.request], self.asked[ask.request] = output, ask
+        return answer
+
+    def calls(self, free: int = 0) -> list[str]:
+        """Names of those who are called when so many more places are free; with `!` those who gave up."""
+        self.free += free
+        names = []
+        while (answer := self.room.call(self.now_s, self)) is not None:
+            match answer:
+                case Called():
+                    self.free -= 1
+                    names.append(str(answer.request))
+                case GaveUp():
+                    names.append(f"{answer.request}!")
+        return names
+
+    def end(self, *names: str) -> None:
+        for name in names:
+            self.room.ended(RequestId(name), self.outputs.pop(RequestId(name)))
