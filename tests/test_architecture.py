@@ -133,7 +133,7 @@ def test_dependencies_of_the_base_package_are_all_named() -> None:
     """What is imported at the top of a module must be installed with the package, unless an extra brings it along."""
     pyproject = (ROOT / "pyproject.toml").read_text()
     named = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)', pyproject, re.MULTILINE)}
-    distributions = {"zmq": "pyzmq"}
+    distributions = {"zmq": "pyzmq", "yaml": "pyyaml"}
     named -= {"matplotlib"}
     with_the_engine = ("engine/vllm", "cluster/ray")
     with_figures = ("report/figures", "paper/figures", "report/style", "report/timeline")
