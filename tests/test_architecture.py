@@ -178,17 +178,31 @@ def types_of(path: Path) -> list[str]:
     return [name for name in names if re.fullmatch("[A-Z]+[a-z]\\w*", name)]
 
 
-UNITS = ("_s", "_ms", "_us", "_blocks", "_tokens", "_bytes", "_steps", "seconds", "freeness")
+UNITS = ("_s", "_ms", "_us", "_blocks", "_tokens", "_bytes", "_steps", "seconds", "freeness", "per_minute")
 MOMENTS = {"at", "now"}
 """When something happens, in seconds by the clock of whoever it happens to."""
 OF_VLLM = {"timeout", "timestamp"}
 """Parameters of methods that override vLLM's."""
-RATIOS = {"rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend", "step_cost_error"}
+RATIOS = {
+    *(
+        "rate",
+        "cv",
+        "factor",
+        "slowdown",
+        "time_scale",
+        "watermark",
+        "hashed_share",
+        "bend",
+        "step_cost_error",
+        "share",
+    ),
+    "weight",
+}
 COUNTS = {"instance_cpus", "mean_instances"}
 OF_WHAT_IS_MEASURED = {
     *("mean", "p50", "p80", "p95", "p99", "max", "shortest", "longest", "value", "x", "y", "y_low", "y_high", "offset"),
     *("measured", "predicted", "out", "default", "configured", "least", "most", "number", "cost", "before"),
-    *("after", "source_after", "target_after", "give", "take"),
+    *("after", "source_after", "target_after", "give", "take", "above", "amount", "limit", "remaining", "work"),
 }
 """Figures whose unit is that of what they describe: a distribution, a knob, a policy's rank, a point in a plot."""
 

@@ -24,11 +24,11 @@ class HeldRequest(msgspec.Struct, frozen=True, order=True, gc=False):
     at_s: float
     request: RequestId
     prompt_tokens: int
-    expected_output: float
+    expected_tokens: float
 
     @property
     def tokens(self) -> float:
-        return self.prompt_tokens + self.expected_output
+        return self.prompt_tokens + self.expected_tokens
 
 
 class HeldRequests:

@@ -53,30 +53,30 @@ class TenantAccount:
     def expected_output(self, most_tokens: int) -> float:
         return min(self._mean_output, most_tokens)
 
-    def declines(self, tokens: float, at_s: float) -> Declined | None:
+    def declines(self, needed_tokens: float, at_s: float) -> Declined | None:
         """Why a request with so many tokens goes beyond a limit; None: it does not."""
         if self.terms.concurrent == 0:
             return Declined(429, "rate_limit_exceeded", f"The tenant {self.terms.name} may run no requests.")
-        for what, amount in (("requests", 1.0), ("tokens", tokens)):
+        for what, amount in (("requests", 1.0), ("tokens", needed_tokens)):
             bucket = self._buckets.get(what)
             wait_s = 0.0 if bucket is None else bucket.wait_s(amount, at_s)
             if bucket is not None and wait_s > 0:
                 return self._declined(what, amount, bucket, wait_s, at_s)
         return None
 
-    def reserve(self, tokens: float) -> None:
+    def reserve(self, needed_tokens: float) -> None:
         """For a request that was not declined."""
         self._take("requests", 1.0)
-        self._take("tokens", tokens)
+        self._take("tokens", needed_tokens)
 
-    def give_back(self, tokens: float) -> None:
+    def give_back(self, needed_tokens: float) -> None:
         """It was never sent: as if it had not come."""
         self._take("requests", -1.0)
-        self._take("tokens", -tokens)
+        self._take("tokens", -needed_tokens)
 
-    def settle(self, expected_output: float, output_tokens: int) -> None:
+    def settle(self, expected_tokens: float, output_tokens: int) -> None:
         """It ended, and made so much."""
-        self._take("tokens", output_tokens - expected_output)
+        self._take("tokens", output_tokens - expected_tokens)
         self._ended = min(_REMEMBERED, self._ended + 1)
         self._mean_output += (output_tokens - self._mean_output) / self._ended
 

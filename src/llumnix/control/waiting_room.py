@@ -70,7 +70,7 @@ class GaveUp(msgspec.Struct, frozen=True, gc=False):
 
 class _Sent(msgspec.Struct, frozen=True, gc=False):
     queue: QueueName
-    expected_output: float
+    expected_tokens: float
 
 
 class WaitingRoom:
@@ -145,8 +145,8 @@ class WaitingRoom:
         sent = self._sent.pop(request)
         account = self._accounts[sent.queue.tenant]
         account.running -= 1
-        account.settle(sent.expected_output, output_tokens)
-        self._charge(sent.queue, OUTPUT_WEIGHT * (output_tokens - sent.expected_output))
+        account.settle(sent.expected_tokens, output_tokens)
+        self._charge(sent.queue, OUTPUT_WEIGHT * (output_tokens - sent.expected_tokens))
 
     def left(self, request: RequestId) -> None:
         """Its client does not wait any more. Nothing happens if it does not wait here."""
@@ -247,8 +247,8 @@ class WaitingRoom:
 
     def _send(self, at_s: float, queue: QueueName, held: HeldRequest) -> None:
         self._accounts[queue.tenant].running += 1
-        self._sent[held.request] = _Sent(queue, held.expected_output)
-        self._charge(queue, held.prompt_tokens + OUTPUT_WEIGHT * held.expected_output)
+        self._sent[held.request] = _Sent(queue, held.expected_tokens)
+        self._charge(queue, held.prompt_tokens + OUTPUT_WEIGHT * held.expected_tokens)
         if self._called_s is not None and self._held:
             self._call_gap_s += _SMOOTHING * (at_s - self._called_s - self._call_gap_s)
         self._called_s = at_s
