@@ -184,19 +184,8 @@ MOMENTS = {"at", "now"}
 OF_VLLM = {"timeout", "timestamp"}
 """Parameters of methods that override vLLM's."""
 RATIOS = {
-    *(
-        "rate",
-        "cv",
-        "factor",
-        "slowdown",
-        "time_scale",
-        "watermark",
-        "hashed_share",
-        "bend",
-        "step_cost_error",
-        "share",
-    ),
-    "weight",
+    *("rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend", "step_cost_error"),
+    *("share", "weight"),
 }
 COUNTS = {"instance_cpus", "mean_instances"}
 OF_WHAT_IS_MEASURED = {
