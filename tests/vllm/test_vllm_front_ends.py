@@ -35,6 +35,21 @@ async def test_streams_through_both_are_moved_through_either(server: Server) -> 
     server.wait_until_quiet()
 
 
+async def test_seeded_streams_through_both_go_on_when_their_instance_dies(server: Server) -> None:
+    kinds = [make("seeded top_p", random.Random(80 + number)) for number in range(8)]
+    async with open_session(server.url) as session:
+        streams = [Streaming(session, kind.body, name=f"seeded-{n}", engine=n % 2) for n, kind in enumerate(kinds)]
+        for each in streams:
+            await each.reaches(20)
+        server.signal_instance("i0", signal.SIGKILL)
+        outputs = [await each for each in streams]
+        await asyncio.to_thread(wait_for, lambda: len(server.instances()) == 2, "a successor")
+        still = await asyncio.gather(*(undisturbed(session, kind, f"spared-{n}") for n, kind in enumerate(kinds)))
+    assert [output.failure for output in outputs] == [""] * len(kinds)
+    assert [output.sequences for output in outputs] == [output.sequences for output in still]
+    server.wait_until_quiet()
+
+
 async def test_orphans_of_a_killed_front_end_are_aborted_and_the_other_goes_on(server: Server) -> None:
     kinds = [make("greedy", random.Random(50 + number)) for number in range(12)]
     for kind in kinds:
