@@ -34,7 +34,16 @@ ASKED: dict[str, Any] = {
     "POST /migrations": {"json": {"request_id": "cmpl-1", "target": "i1"}},
 }
 COUNTS = {
-    *("block_tokens", "total_blocks", "free_blocks", "running", "waiting", "preemptions", "preemptions_avoided"),
+    *(
+        "block_tokens",
+        "state_blocks",
+        "total_blocks",
+        "free_blocks",
+        "running",
+        "waiting",
+        "preemptions",
+        "preemptions_avoided",
+    ),
     *("recompute_tokens_saved", "migrations_in", "migrations_out"),
 }
 INSTANCE = {"id", "state", "pid", "node", "freeness", "load", *COUNTS}

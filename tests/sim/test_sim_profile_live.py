@@ -15,7 +15,7 @@ from llumnix.sim.profiles.cli import Told, ask_server
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.profiles.live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
 
-UNSEEN = Unseen(total_blocks=500)
+UNSEEN = Unseen(total_blocks=500, state_blocks=3)
 
 
 def samples(noise: float = 0.0) -> tuple[list[PrefillSample], list[DecodeSample]]:
@@ -38,6 +38,7 @@ def test_exact_samples_give_the_coefficients_back() -> None:
     assert profile.decode.batch_ms == pytest.approx((8, 9, 11, 15))
     assert profile.decode.per_context_token_ms == pytest.approx(0.002)
     assert profile.prefill.base_ms + profile.host.request_ms == pytest.approx(20)
+    assert (profile.memory.total_blocks, profile.memory.state_blocks) == (500, 3)
     assert max(worst_error(profile, *samples())) < 1e-6
 
 
@@ -122,7 +123,8 @@ async def test_a_server_is_measured_by_its_streams(instances: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"total_blocks": 0, "block_tokens": 0}, *[{"total_blocks": 64, "block_tokens": 32}] * 3], Told(64, 32, 3)),
+        ([{"total_blocks": 0, "block_tokens": 0}, *[{"total_blocks": 64, "block_tokens": 32}] * 3], Told(64, 32, 0, 3)),
+        ([{"total_blocks": 64, "block_tokens": 32, "state_blocks": 2}], Told(64, 32, 2, 1)),
         ([], None),
         ([{"total_blocks": 64}], None),
     ],

@@ -30,6 +30,8 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     """The machine that it runs on."""
     block_tokens: int = 0
     """Tokens in a block of its KV cache."""
+    state_blocks: int = 0
+    """That each request holds beyond those of its tokens, however long it is: of hybrid models."""
     total_blocks: int = 0
     free_blocks: int = 0
     """Unused, or cached and evictable."""

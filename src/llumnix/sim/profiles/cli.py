@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=int, help="KV blocks of an instance (default: ask the server)")
     parser.add_argument("--block-tokens", type=int, help="tokens of a KV block (default: ask the server)")
     parser.add_argument(
+        "--state-blocks",
+        type=int,
+        help="KV blocks that a request's state takes, of a hybrid model (default: as for --instances; else 0)",
+    )
+    parser.add_argument(
         "--instances",
         type=int,
         help="of the server, measured together (default: ask the server; 1 if --blocks and --block-tokens are given)",
@@ -71,11 +76,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"Cannot write a file at --out {args.out}.")
     args.url = server_url(args.url)
     check_key(args.api_key)
-    blocks, block_tokens = args.blocks, args.block_tokens
+    blocks, block_tokens, state_blocks = args.blocks, args.block_tokens, args.state_blocks or 0
     if blocks is None or block_tokens is None:
         told = asyncio.run(ask_server(args.url, args.api_key))
         blocks = told.total_blocks if blocks is None else blocks
         block_tokens = told.block_tokens if block_tokens is None else block_tokens
+        state_blocks = told.state_blocks if args.state_blocks is None else state_blocks
         plan = replace(plan, instances=told.instances if args.instances is None else args.instances)
     console = Console(stderr=True)
     console.print(f"Measuring {args.url} …")
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         total_blocks=blocks,
         block_tokens=block_tokens,
         block_bytes=args.block_bytes,
+        state_blocks=state_blocks,
         gigabytes_per_s=args.gigabytes_per_s,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
@@ -120,6 +127,7 @@ class Told:
 
     total_blocks: int
     block_tokens: int
+    state_blocks: int
     instances: int
 
 
@@ -131,7 +139,7 @@ async def ask_server(url: str, api_key: str | None) -> Told:
             answer = (await client.get(f"{PREFIX}/instances")).raise_for_status()
         status = msgspec.json.decode(answer.content, type=InstancesAnswer)
         rows = [row for row in status.instances if row.total_blocks and row.block_tokens]
-        return Told(rows[0].total_blocks, rows[0].block_tokens, len(rows))
+        return Told(rows[0].total_blocks, rows[0].block_tokens, rows[0].state_blocks, len(rows))
     except httpx.TransportError as error:
         raise unreachable(url, error) from error
     except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:

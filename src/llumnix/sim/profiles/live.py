@@ -177,6 +177,7 @@ class Unseen:
     total_blocks: int
     block_tokens: int = 16
     block_bytes: int = 1 << 20
+    state_blocks: int = 0
     gigabytes_per_s: float = 1.0
     stage_ms: float = 5.0
     slowdown: float = 0.05
@@ -205,7 +206,10 @@ def fit(
         name=name,
         origin=origin,
         memory=MemoryProfile(
-            total_blocks=unseen.total_blocks, block_tokens=unseen.block_tokens, block_bytes=unseen.block_bytes
+            total_blocks=unseen.total_blocks,
+            block_tokens=unseen.block_tokens,
+            block_bytes=unseen.block_bytes,
+            state_blocks=unseen.state_blocks,
         ),
         prefill=PrefillProfile(base_ms=base_ms, per_token_ms=max(slope, 1e-6), per_token_squared_ms=square),
         decode=DecodeProfile(

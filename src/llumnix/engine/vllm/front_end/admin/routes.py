@@ -138,6 +138,7 @@ def _member_row(member: Member, terms: PairingTerms) -> bodies.InstanceRow:
         pid=member.info.pid,
         node=member.info.node,
         block_tokens=load.block_tokens,
+        state_blocks=load.state_blocks,
         total_blocks=load.total_blocks,
         free_blocks=load.free_blocks,
         running=load.running,
