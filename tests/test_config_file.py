@@ -135,3 +135,12 @@ def test_a_file_that_is_not_there_is_told(words: list[str], sentence: str) -> No
 )
 def test_the_hub_is_left_alone_only_where_everything_is_ours(words: str, offline: bool) -> None:
     assert ("HF_HUB_OFFLINE" in child_environment(parse_serve(words.split()), {})) == offline
+
+
+def test_processes_on_cpus_have_one_thread_to_compute_with_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llumnix.cluster.environment.runs_on_cpu", lambda: True)
+    made = child_environment(parse_serve([]), {"OMP_NUM_THREADS": "4"})
+    assert made["NUMBA_NUM_THREADS"] == "1"
+    assert made["OMP_NUM_THREADS"] == "4"

@@ -163,7 +163,7 @@ def _running(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerPro
 def _like_ours() -> dict[str, str]:
     """What `llumnix serve` sets for its own processes on CPUs, so that both run under the same conditions."""
     return {
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",

@@ -15,8 +15,9 @@ from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 from llumnix.vllm_words import stays_here, variable_rows
 
 # One arithmetic thread per process unless the user says otherwise: instances share the cores, and a process that
-# has a thread pool must not fork.
-_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# has a thread pool must not fork. Numba looks for drafts (ngram): vLLM lets it use one thread, yet all of its pool meet
+# after each step, and where cores are busy that takes several times as long as the step.
+_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 _ABROAD = ("VLLM_", "HF_", "LLUMNIX_", "TOKENIZERS_PARALLELISM", *_ONE_THREAD)
 _AT_HOME = ("HF_HOME", "HF_HUB_CACHE", "LLUMNIX_URL", "LLUMNIX_API_KEY")
