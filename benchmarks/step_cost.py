@@ -87,7 +87,7 @@ async def _stream(
     session: aiohttp.ClientSession, rng: random.Random, prompt: int, tokens: int, after_s: float = 0.0
 ) -> Output:
     await asyncio.sleep(after_s)
-    body = exactly("tiny", [rng.randrange(10, 900) for _ in range(prompt)], tokens)
+    body = exactly("tiny", [rng.randrange(10, 250) for _ in range(prompt)], tokens)
     output = await stream(session, COMPLETIONS, body)
     assert output.complete, output.failure
     return output
