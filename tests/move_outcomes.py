@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome, StayCause
 from llumnix.types import InstanceId, RequestId
 
 
-def outcome(source: str, target: str, request: str | None = "r", why_not: str | None = None) -> MoveOutcome:
+def outcome(
+    source: str,
+    target: str,
+    request: str | None = "r",
+    why_not: str | None = None,
+    stayed: StayCause | None = None,
+) -> MoveOutcome:
     """It moved, unless something says why not."""
     return MoveOutcome(
-        order=MoveOrder(move_id=MoveId("m1"), target=InstanceId(target), reason="balance"),
+        order=MoveOrder(move_id=MoveId("m1"), target=InstanceId(target), cause=MoveCause.BALANCE, reason="balance"),
         source=InstanceId(source),
         request=None if request is None else RequestId(request),
         why_not=why_not,
+        stayed=stayed,
     )

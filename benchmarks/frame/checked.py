@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from frame.server import ServerProcess, wait_for
 from llumnix.recording import RECORD, differences
@@ -98,11 +99,15 @@ class Server(ServerProcess):
     def metrics(self) -> str:
         return self.get("/metrics").text
 
+    def counted(self, sample: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        families = text_string_to_metric_families(self.metrics())
+        samples = (each for family in families for each in family.samples if each.name == sample)
+        return sum(each.value for each in samples if labels.items() <= each.labels.items())
+
     def drafted(self, what: str = "draft") -> int:
         """Tokens that were guessed since the start, or, of `what` = "accepted", those that proved right."""
-        name = f"vllm:spec_decode_num_{what}_tokens_total"
-        lines = self.metrics().splitlines()
-        return int(sum(float(line.split()[-1]) for line in lines if line.startswith(name)))
+        return int(self.counted(f"vllm:spec_decode_num_{what}_tokens_total"))
 
     def wait_until_quiet(self, timeout_s: float = QUIET_TIMEOUT_S) -> None:
         """No request anywhere, and every block of every running instance is free."""

@@ -21,7 +21,7 @@ from llumnix.control.front_end_events import Abort, Deliver, TellVerdict
 from llumnix.control.hearing import Hearing
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Commit, Copy, Doubt, Message, Prepare
-from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.ownership import Order, Ownership, Replay
 from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, Wanted, choose_victims
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -381,6 +381,7 @@ class World:
         order = MoveOrder(
             move_id=MoveId(f"m{instance.moves_asked}"),
             target=target,
+            cause=MoveCause.BALANCE,
             reason="balance",
             request=request,
             wanted=Wanted(count=count, room_blocks=1000),

@@ -16,7 +16,7 @@ from llumnix.control import events as ev
 from llumnix.control import messages as say
 from llumnix.control.attempts import REMEMBER_S, REMEMBERED, Attempts, Ended
 from llumnix.control.llumlet import Llumlet
-from llumnix.control.orders import MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveOrder, MoveOutcome, StayCause
 from llumnix.control.replay import dump, replay
 from llumnix.control.story import HALF_CANDIDATES
 from llumnix.errors import IllegalEvent
@@ -55,11 +55,14 @@ def move(*candidates: RequestSnapshot, name: str | None = None, count: int = 1, 
 
 def order(name: str | None = None, count: int = 1, target: str = "c") -> MoveOrder:
     wanted = Wanted(count=count, room_blocks=100)
-    return MoveOrder(move_id="m7", target=target, reason="balance", request=name, wanted=wanted)
+    return MoveOrder(
+        move_id="m7", target=target, cause=MoveCause.BALANCE, reason="balance", request=name, wanted=wanted
+    )
 
 
 def cannot(order: MoveOrder, why: str) -> do.AnswerMove:
-    return do.AnswerMove(MoveOutcome(order=order, source="b", request=order.request, why_not=why))
+    stayed = StayCause.NOT_STARTED
+    return do.AnswerMove(MoveOutcome(order=order, source="b", request=order.request, why_not=why, stayed=stayed))
 
 
 def prepare(name: str = "r", epoch: int = 5, sender: str = "a", at: float = 0.0) -> ev.Received:

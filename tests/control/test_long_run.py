@@ -20,7 +20,7 @@ from llumnix.control.drain import DrainLimits
 from llumnix.control.fleet import Fleet
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Adopted, Moved, Stayed
-from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.ownership import Ownership
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
@@ -146,7 +146,9 @@ def test_llumlet_holds_the_migrations_that_are_under_way() -> None:
     )
     for number in range(REQUESTS):
         at, there, name = 0.01 * number, InstanceId(f"i{number // 10}"), RequestId(f"r{number}")
-        order = MoveOrder(move_id=MoveId(f"m{number}"), target=there, reason="balance", request=name)
+        order = MoveOrder(
+            move_id=MoveId(f"m{number}"), target=there, cause=MoveCause.BALANCE, reason="balance", request=name
+        )
         llumlet.handle(ev.MoveOrdered(at, order, (candidate(number),)))
         epoch = llumlet.attempts.epoch
         fate = rng.choice(("refused", "gone", "lost", "silent"))

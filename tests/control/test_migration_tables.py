@@ -18,7 +18,7 @@ from llumnix.control import messages as say
 from llumnix.control.migration import SOURCE, TARGET
 from llumnix.control.migration_source import MigrationSource, SourceState
 from llumnix.control.migration_target import MigrationTarget, TargetState
-from llumnix.control.orders import MoveFigures, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveFigures, MoveOrder, MoveOutcome
 from llumnix.control.transitions import Expired, Machine, Table, follow
 from llumnix.errors import IllegalEvent
 
@@ -236,7 +236,7 @@ OF_TARGET = [
 ]
 
 
-ORDER = MoveOrder(move_id="m1", target="b", reason="balance")
+ORDER = MoveOrder(move_id="m1", target="b", cause=MoveCause.BALANCE, reason="balance")
 
 
 def a_source() -> MigrationSource:

@@ -11,7 +11,7 @@ from llumnix.config import PolicyConfig
 from llumnix.control.drain import DrainLimits
 from llumnix.control.gone import REMEMBERED
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
-from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
@@ -117,6 +117,7 @@ def test_round_moves_a_request_and_says_why() -> None:
             order=MoveOrder(
                 move_id=MoveId("scheduler-1"),
                 target=InstanceId("b"),
+                cause=MoveCause.BALANCE,
                 reason="freeness 0.5 against 180; 0.641 and 149.2 after the move",
                 wanted=Wanted(room_blocks=900),
             ),

@@ -17,7 +17,7 @@ from containers import larger_than
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Prepare, Refused
-from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.state import stamp
@@ -96,7 +96,8 @@ class Source:
         )
 
     def move_out(self, number: int) -> None:
-        order = MoveOrder(move_id=MoveId(str(number)), target=I1.id, reason="", wanted=Wanted(room_blocks=100))
+        wanted = Wanted(room_blocks=100)
+        order = MoveOrder(move_id=MoveId(str(number)), target=I1.id, cause=MoveCause.BALANCE, reason="", wanted=wanted)
         self.driver.move_out(MoveOut(order=order, target=I1, reply_to=""))
         for letter in [each.message for each in self._sent if isinstance(each, Peer)]:
             if isinstance(letter, Prepare):

@@ -34,7 +34,7 @@ def member(instance: InstanceId) -> Member:
 async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream_log, "Metrics", lambda: SimpleNamespace(migration=lambda record: None))
+    monkeypatch.setattr(stream_log, "Metrics", lambda: SimpleNamespace(migration=lambda outcome, downtime_s: None))
     posted: list[Mail] = []
     members = {A: member(A), B: member(B)}
     session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)

@@ -1,7 +1,8 @@
-"""Metrics of instances in the text that Prometheus reads."""
+"""Our metrics in the text that Prometheus reads."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,44 @@ import pytest
 pytest.importorskip("vllm")
 
 import prometheus_client
+from prometheus_client.parser import text_string_to_metric_families
 
-from llumnix.engine.vllm.front_end.gauges import exposition
+from llumnix.control.orders import MoveCause, StayCause
+from llumnix.control.scaling import ScalingMode
+from llumnix.engine.vllm.front_end.exposition import exposition
+from llumnix.engine.vllm.front_end.gauges import InstanceSeen, ServerSeen
+from llumnix.engine.vllm.front_end.metrics import Metrics
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.to_front_end import ScalingStatus
+from move_outcomes import outcome
+
+OBSERVING = Path(__file__).parent.parent.parent / "docs" / "use" / "observing.md"
 
 
-def load(instance: str, **facts: object) -> InstanceSnapshot:
+def seen(instance: str, slot: int = 0, **facts: object) -> InstanceSeen:
     usual = {"id": InstanceId(instance), "at": 0.0, "seq": 1, "total_blocks": 100, "free_blocks": 60, "running": 3}
-    return InstanceSnapshot(**(usual | {"dispatches_seen": (3, 4)} | facts))  # type: ignore[arg-type]
+    load = InstanceSnapshot(**(usual | {"dispatches_seen": (3, 4)} | facts))  # type: ignore[arg-type]
+    info = InstanceInfo(id=load.id, index=slot, slot=slot, pid=1, node="here", control="", data="")
+    return InstanceSeen(info=info, load=load, report_age_s=0.25)
+
+
+SCALING = ScalingStatus(
+    mode=ScalingMode.ON,
+    min_instances=1,
+    max_instances=4,
+    serving=2,
+    draining=0,
+    starting=0,
+    failing=1,
+    now="",
+    last=None,
+    starts=5,
+    drains=3,
+    instance_seconds=12.5,
+    watched_s=6.0,
+)
 
 
 @pytest.fixture(params=[1, 2], ids=["one front end", "two front ends"])
@@ -27,35 +57,108 @@ def _metrics(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
 
+def lines(server: ServerSeen, name: str) -> list[str]:
+    return [line for line in exposition(server).decode().splitlines() if re.match(rf"{name}[{{ ]", line)]
+
+
 @pytest.mark.usefixtures("_metrics")
 def test_they_are_of_those_who_are_there() -> None:
-    loads = {"i0": load("i0"), "i1": load("i1", state=InstanceState.DRAINING)}
-
-    def lines(name: str) -> list[str]:
-        return [line for line in exposition(lambda: loads).decode().splitlines() if line.startswith(f"{name}{{")]
-
-    assert lines("llumnix_freeness") == ['llumnix_freeness{instance_id="i0"} 20.0']
-    assert len(lines("llumnix_running")) == 2
-    assert lines("llumnix_dispatches_total")[0] == 'llumnix_dispatches_total{instance_id="i0"} 7.0', (
+    both = ServerSeen(instances=(seen("i0"), seen("i1", state=InstanceState.DRAINING)))
+    assert lines(both, "llumnix_freeness") == ['llumnix_freeness{instance_id="i0"} 20.0'], "a drain is no false zero"
+    assert len(lines(both, "llumnix_running")) == 2
+    assert lines(both, "llumnix_dispatches_total")[0] == 'llumnix_dispatches_total{instance_id="i0"} 7.0', (
         "of both front ends"
     )
-    del loads["i0"]
-    assert lines("llumnix_freeness") == []
-    assert lines("llumnix_running") == ['llumnix_running{instance_id="i1"} 3.0']
-    assert len(lines("llumnix_dispatches_total")) == 1
+    second = ServerSeen(instances=both.instances[1:])
+    assert lines(second, "llumnix_freeness") == []
+    assert lines(second, "llumnix_running") == ['llumnix_running{instance_id="i1"} 3.0']
+    assert len(lines(second, "llumnix_dispatches_total")) == 1
 
 
 @pytest.mark.usefixtures("_metrics")
 def test_a_thousand_replacements_leave_no_more_lines_than_one() -> None:
-    one, last = ({name: load(name)} for name in ("i0", "i1000"))
-    before = len(exposition(lambda: one).splitlines())
+    one, last = (ServerSeen(instances=(seen(name),)) for name in ("i0", "i1000"))
+    before = len(exposition(one).splitlines())
     for number in range(1000):
-        exposition(lambda number=number: {f"i{number}": load(f"i{number}")})  # type: ignore[misc]
-    assert len(exposition(lambda: last).splitlines()) == before
+        exposition(ServerSeen(instances=(seen(f"i{number}"),)))
+    assert len(exposition(last).splitlines()) == before
 
 
 @pytest.mark.usefixtures("_metrics")
-def test_they_stand_in_the_order_in_which_people_count() -> None:
-    loads: dict[str, InstanceSnapshot] = {name: load(name) for name in ("i10", "i2")}
-    lines = [line for line in exposition(lambda: loads).decode().splitlines() if line.startswith("llumnix_running{")]
-    assert [line.split('"')[1] for line in lines] == ["i2", "i10"]
+def test_what_grows_is_a_counter_and_nothing_has_a_label_of_prometheus_itself() -> None:
+    server = ServerSeen(instances=(seen("i0", slot=2),), scaling=SCALING)
+    families = {each.name: each for each in text_string_to_metric_families(exposition(server).decode())}
+    for grows in ("preemptions", "preemptions_avoided", "recompute_tokens_saved", "dispatches", "instance_seconds"):
+        assert families[f"llumnix_{grows}"].type == "counter"
+    assert families["llumnix_scaling_decisions"].type == "counter"
+    for family in families.values():
+        for sample in family.samples:
+            assert not sample.labels.keys() & {"instance", "job"}, family.name
+    (engine,) = families["llumnix_engine_info"].samples
+    assert engine.labels == {"instance_id": "i0", "engine": "2", "node": "here", "state": "running"}
+
+
+def test_what_only_the_scheduler_knows_is_left_out_while_it_is_silent() -> None:
+    instances = (seen("i0"), seen("i1", state=InstanceState.DRAINING))
+    up = ServerSeen(instances=instances, starting=3, scaling=SCALING)
+    assert [line.split(" ")[1] for line in lines(up, "llumnix_instances")] == ["1.0", "1.0", "3.0", "1.0"]
+    assert lines(up, "llumnix_scheduler_up") == ["llumnix_scheduler_up 1.0"]
+    silent = ServerSeen(instances=instances, starting=3, scaling=SCALING, scheduler_up=False)
+    assert [line for line in lines(silent, "llumnix_instances") if "failing" in line] == []
+    assert len(lines(silent, "llumnix_instances")) == 3
+    assert lines(silent, "llumnix_scheduler_up") == ["llumnix_scheduler_up 0.0"]
+    assert lines(silent, "llumnix_instance_seconds_total") == ["llumnix_instance_seconds_total 12.5"]
+
+
+@pytest.fixture
+def own() -> tuple[Metrics, prometheus_client.CollectorRegistry]:
+    registry = prometheus_client.CollectorRegistry()
+    return Metrics(registry), registry
+
+
+Own = tuple[Metrics, prometheus_client.CollectorRegistry]
+
+
+def test_moves_are_counted_by_who_asked_and_why_some_stayed(own: Own) -> None:
+    metrics, registry = own
+    metrics.migration(outcome("i0", "i1"), 0.004)
+    metrics.migration(outcome("i0", "i1", why_not="refused: no room", stayed=StayCause.REFUSED), None)
+    metrics.migration(outcome("i0", "i1", why_not="refused: 3 in already", stayed=StayCause.REFUSED), None)
+
+    def count(**labels: str) -> float | None:
+        return registry.get_sample_value("llumnix_migrations_total", {"cause": "balance"} | labels)
+
+    assert count(outcome="moved", stayed_why="") == 1
+    assert count(outcome="stayed", stayed_why="refused") == 2, "one series, whatever the sentence says"
+    assert registry.get_sample_value("llumnix_migration_downtime_seconds_count") == 1
+
+
+def test_strangers_are_counted_once_each(own: Own) -> None:
+    metrics, registry = own
+    for refused, malformed in ((0, 0), (2, 0), (2, 1), (5, 1)):
+        metrics.strangers(refused, malformed)
+    assert registry.get_sample_value("llumnix_refused_connections_total") == 5
+    assert registry.get_sample_value("llumnix_malformed_messages_total") == 1
+
+
+def test_each_is_explained_with_its_labels_and_nothing_else_is(own: Own) -> None:
+    metrics, registry = own
+    metrics.migration(outcome("i0", "i1"), 0.004)
+    server = ServerSeen(instances=(seen("i0"),), scaling=SCALING)
+    text = exposition(server).decode() + prometheus_client.generate_latest(registry).decode()
+    told: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("llumnix_"):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            told[name] = {label for sample in family.samples for label in sample.labels if label != "le"}
+    explained: dict[str, set[str]] = {}
+    for names, labels in re.findall(r"^\| (`llumnix_[^|]+) \| ([^|]*) \|", OBSERVING.read_text(), re.MULTILINE):
+        explained |= {name: set(labels.replace(",", " ").split()) for name in re.findall(r"`([^`]+)`", names)}
+    assert explained == told
+
+
+def test_causes_are_explained() -> None:
+    words = re.findall(r"`([a-z_]+)`", OBSERVING.read_text())
+    assert {*map(str, MoveCause), *map(str, StayCause)} - {*words} == {"not_started", "ended"}, (
+        "these two no client sees"
+    )

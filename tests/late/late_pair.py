@@ -19,7 +19,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from llumnix.control import front_end_events as fe
 from llumnix.control import ownership as own
 from llumnix.control.messages import AnyNotice, Doubt
-from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
 from llumnix.engine.vllm.instance.office import CONTROL, Tick
@@ -114,6 +114,7 @@ class LatePair:
         order = MoveOrder(
             move_id=MoveId(f"m{next(self._numbers)}"),
             target=target.id,
+            cause=MoveCause.BY_HAND,
             reason="a test",
             request=None if request is None else RequestId(request),
         )

@@ -258,17 +258,17 @@ def test_metrics_tell_of_instances_that_came_and_went(server: Server) -> None:
         "llumnix_freeness",
         "llumnix_waiting",
         "llumnix_running",
-        "llumnix_preemptions",
-        'llumnix_migrations_total{outcome="moved"}',
+        "llumnix_preemptions_total",
+        'llumnix_migrations_total{cause="by_hand",outcome="moved",stayed_why=""}',
         "llumnix_migrated_bytes_total",
         "llumnix_migration_downtime_seconds_bucket",
         "llumnix_dispatches_total",
         "llumnix_replays_total",
-        "llumnix_preemptions_avoided",
-        "llumnix_recompute_tokens_saved",
+        "llumnix_preemptions_avoided_total",
+        "llumnix_recompute_tokens_saved_total",
         'llumnix_instances{state="serving"}',
-        "llumnix_instance_seconds",
-        'llumnix_scaling_decisions{action="start"}',
+        "llumnix_instance_seconds_total",
+        'llumnix_scaling_decisions_total{action="start"}',
     ):
         assert name in text, name
     live = {row["id"] for row in server.instances("running", "draining")}

@@ -57,4 +57,4 @@ async def test_requests_move_between_machines_and_outlive_one(server: Server, ma
     lost = by_node["there"]["id"]
     wait_for(lambda: server.instance(lost)["state"] == "lost", "the loss to be known")
     server.wait_until_quiet()
-    assert "llumnix_refused_connections 0.0" in server.metrics()
+    assert "llumnix_refused_connections_total 0.0" in server.metrics()

@@ -6,7 +6,7 @@ from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits, DrainOrder
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
-from llumnix.control.orders import MoveOrder
+from llumnix.control.orders import MoveCause, MoveOrder
 from llumnix.control.scheduler_events import DrainFinished, DrainReport, MoveRequest, RequestsReplayed, SchedulerCommand
 from llumnix.policy.draining import DrainTerms, place_drained
 from llumnix.policy.victim import Wanted
@@ -125,6 +125,7 @@ class Drains:
             order = MoveOrder(
                 move_id=self._moves.ask(at, (snapshot.id, place.target), place.count),
                 target=place.target,
+                cause=MoveCause.DRAIN,
                 reason=f"{snapshot.id} drains, {left} left; {place}",
                 wanted=Wanted(count=place.count, room_blocks=place.room_blocks),
             )

@@ -47,7 +47,7 @@ from llumnix.control.messages import (
 )
 from llumnix.control.migration_source import MigrationSource
 from llumnix.control.migration_target import MigrationTarget, TargetState
-from llumnix.control.orders import MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveOrder, MoveOutcome, StayCause
 from llumnix.control.story import Story, request_of
 from llumnix.control.transitions import Expired
 from llumnix.errors import IllegalEvent, IllegalMessage
@@ -228,7 +228,9 @@ class Llumlet:
         return commands
 
     def _cannot(self, order: MoveOrder, why: str) -> AnswerMove:
-        return AnswerMove(MoveOutcome(order=order, source=self.instance, request=order.request, why_not=why))
+        stayed = StayCause.NOT_STARTED
+        outcome = MoveOutcome(order=order, source=self.instance, request=order.request, why_not=why, stayed=stayed)
+        return AnswerMove(outcome)
 
     def _why_not(self, order: MoveOrder, snapshot: RequestSnapshot | None) -> str:
         """Why the request that was named cannot be moved there; empty if it can."""

@@ -37,7 +37,7 @@ from llumnix.control.messages import (
     Stayed,
     Verdict,
 )
-from llumnix.control.orders import MoveFigures, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveFigures, MoveOrder, MoveOutcome, StayCause
 from llumnix.control.transitions import Expired, late
 from llumnix.errors import IllegalEvent
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -222,37 +222,37 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def judged(self, at: float, verdict: Verdict) -> list[AnyCommand]:
         if verdict.owner == self.me:
-            return self._stay(at, "the target did not confirm, and the front end let it stay")
+            return self._stay(at, StayCause.UNCONFIRMED, "the target did not confirm, and the front end let it stay")
         if verdict.owner == self.target:
             return self._moved(at)
-        outcome = self._end(SourceState.STAYED, at, "the request has ended or goes on elsewhere")
+        outcome = self._end(SourceState.STAYED, at, StayCause.ENDED, "the request has ended or goes on elsewhere")
         return [*self._unpin(), Release(self.request), AnswerMove(outcome)]
 
     # every way to stay
 
     def refused(self, at: float, message: Refused) -> list[AnyCommand]:
-        return self._stay(at, f"refused: {message.reason}")
+        return self._stay(at, StayCause.REFUSED, f"refused: {message.reason}")
 
     def preempted(self, at: float, event: Preempted) -> list[AnyCommand]:
-        return self._stay(at, "preempted", cancel=True)
+        return self._stay(at, StayCause.PREEMPTED, "preempted", cancel=True)
 
     def target_lost(self, at: float, event: PeerLost) -> list[AnyCommand]:
-        return self._stay(at, "the target was lost")
+        return self._stay(at, StayCause.TARGET_LOST, "the target was lost")
 
     def expired(self, at: float, event: Expired) -> list[AnyCommand]:
-        return self._stay(at, f"no answer in time while {self.state}", cancel=True)
+        return self._stay(at, StayCause.TIMEOUT, f"no answer in time while {self.state}", cancel=True)
 
-    def _stay(self, at: float, why: str, *, cancel: bool = False) -> list[AnyCommand]:
+    def _stay(self, at: float, stayed: StayCause, why: str, *, cancel: bool = False) -> list[AnyCommand]:
         undo = self._undo(why, cancel=cancel)
         if self.state in _OUT_OF_BATCH:
             undo.append(Reattach(self.request))
-        outcome = self._end(SourceState.STAYED, at, why)
-        stayed = Stayed(request=self.request, epoch=self.epoch, sender=self.me, outcome=outcome)
-        return [*undo, Notify(self.request, stayed), AnswerMove(outcome)]
+        outcome = self._end(SourceState.STAYED, at, stayed, why)
+        notice = Stayed(request=self.request, epoch=self.epoch, sender=self.me, outcome=outcome)
+        return [*undo, Notify(self.request, notice), AnswerMove(outcome)]
 
     def gone(self, at: float, event: Gone) -> list[AnyCommand]:
         undo = self._undo(event.why, cancel=True)
-        return [*undo, AnswerMove(self._end(SourceState.STAYED, at, event.why))]
+        return [*undo, AnswerMove(self._end(SourceState.STAYED, at, StayCause.ENDED, event.why))]
 
     def _undo(self, why: str, *, cancel: bool) -> list[AnyCommand]:
         commands = self._unpin()
@@ -275,11 +275,14 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         self.pinned_blocks = 0
         return [UnpinBlocks(self.request, self.epoch)]
 
-    def _end(self, state: SourceState, at: float, why_not: str | None = None) -> MoveOutcome:
+    def _end(
+        self, state: SourceState, at: float, stayed: StayCause | None = None, why_not: str | None = None
+    ) -> MoveOutcome:
         self.state = state
         self.deadline_s = None
+        figures = self._figures(at)
         return MoveOutcome(
-            order=self.order, source=self.me, request=self.request, why_not=why_not, figures=self._figures(at)
+            order=self.order, source=self.me, request=self.request, why_not=why_not, stayed=stayed, figures=figures
         )
 
     def _figures(self, at: float) -> MoveFigures:

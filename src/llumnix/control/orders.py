@@ -6,6 +6,7 @@ that knows it, the place that uses it, and this file.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import NewType
 
 import msgspec
@@ -18,11 +19,41 @@ MoveId = NewType("MoveId", str)
 the front end, and in the record. Unique in a server: it begins with who gave the order."""
 
 
+class MoveCause(StrEnum):
+    """Which rule gave an order. `MoveOrder.reason` is the sentence with its numbers; this is to be counted."""
+
+    BALANCE = "balance"
+    """Pairing: the less free gives to the freer."""
+    ROOM = "room"
+    """De-fragmentation: the first of the queue gets its place."""
+    RELIEF = "relief"
+    """It leaves before somebody has to be preempted."""
+    DRAIN = "drain"
+    BY_HAND = "by_hand"
+
+
+class StayCause(StrEnum):
+    """Why an attempt ended without a move. `MoveOutcome.why_not` is the sentence; this is to be counted."""
+
+    NOT_STARTED = "not_started"
+    """The source had nothing (more) to give, or what was named cannot move."""
+    REFUSED = "refused"
+    """By the target: no room, too many at once, it drains, or reading failed."""
+    PREEMPTED = "preempted"
+    TARGET_LOST = "target_lost"
+    TIMEOUT = "timeout"
+    UNCONFIRMED = "unconfirmed"
+    """The target did not confirm in time, and the front end let it stay."""
+    ENDED = "ended"
+    """The request has ended, or goes on elsewhere."""
+
+
 class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Give requests to `target`: the one named, or some that the source picks."""
 
     move_id: MoveId
     target: InstanceId
+    cause: MoveCause
     reason: str
     request: RequestId | None = None
     wanted: Wanted = Wanted()
@@ -53,6 +84,8 @@ class MoveOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """None: the source had nothing (more) to give, which ends the order."""
     why_not: str | None = None
     """Why it did not move; None: it did."""
+    stayed: StayCause | None = None
+    """The kind of `why_not`; None: it moved."""
     figures: MoveFigures = MoveFigures()
 
     @property

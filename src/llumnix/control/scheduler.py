@@ -21,7 +21,7 @@ from llumnix.control.drains import Drains
 from llumnix.control.fleet import FleetView
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
-from llumnix.control.orders import MoveOrder
+from llumnix.control.orders import MoveCause, MoveOrder
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
     DeclareLost,
@@ -271,7 +271,8 @@ class GlobalScheduler:
         wanted = pair.wanted
         if newcomer and not wanted.at_least_blocks:
             wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
-        return self._ask(at, pair, wanted, str(pair))
+        cause = MoveCause.ROOM if wanted.at_least_blocks else MoveCause.BALANCE
+        return self._ask(at, pair, wanted, cause, str(pair))
 
     def _relieve(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
         """A request leaves before one has to be preempted."""
@@ -283,10 +284,10 @@ class GlobalScheduler:
         if pair is None:
             return []
         reason = f"{giver.short_blocks} blocks short within {self._config.relief_steps} steps; {pair}"
-        return [self._ask(at, pair, pair.wanted, reason)]
+        return [self._ask(at, pair, pair.wanted, MoveCause.RELIEF, reason)]
 
-    def _ask(self, at: float, pair: Pair, wanted: Wanted, reason: str) -> MoveRequest:
+    def _ask(self, at: float, pair: Pair, wanted: Wanted, cause: MoveCause, reason: str) -> MoveRequest:
         """Remembers a move as in flight."""
         move_id = self.moves.ask(at, (pair.source, pair.target), wanted.count)
-        order = MoveOrder(move_id=move_id, target=pair.target, reason=reason, wanted=wanted)
+        order = MoveOrder(move_id=move_id, target=pair.target, cause=cause, reason=reason, wanted=wanted)
         return MoveRequest(source=pair.source, order=order)

@@ -14,7 +14,7 @@ from random import Random
 from llumnix.control import scheduler_events as sched
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
-from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
 from llumnix.control.replay import LlumletBegin
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import find_policy
@@ -208,6 +208,7 @@ class _Run:
         order = MoveOrder(
             move_id=MoveId(f"planned-{move.request}-{self.kernel.now:g}"),
             target=instance_name(move.target),
+            cause=MoveCause.BY_HAND,
             reason="asked for",
             request=RequestId(move.request),
         )

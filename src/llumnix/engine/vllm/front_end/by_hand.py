@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.numbers import numbers
@@ -65,7 +65,13 @@ class ByHand:
             return 409, None, "the request is moving already"
         move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
         answered = self._orders[move_id] = asyncio.get_running_loop().create_future()
-        move = MoveOrder(move_id=move_id, target=target.info.id, reason=BY_HAND, request=order.request)
+        move = MoveOrder(
+            move_id=move_id,
+            target=target.info.id,
+            cause=MoveCause.BY_HAND,
+            reason=BY_HAND,
+            request=order.request,
+        )
         try:
             with self._log.next_move(session.engine_id) as recorded:
                 self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))

@@ -79,7 +79,7 @@ class LlumnixClient(AsyncMPClient):
         instance = report.info.id
         member = self.members.known.get(instance)
         if member is not None:
-            member.snapshot = report.snapshot
+            member.hear(report.snapshot)
             if instance in self.members.by_id:
                 self.streams.reported(report.snapshot)
         elif self.members.is_unknown(instance):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from llumnix.control.gone import GoneIds
@@ -29,6 +30,11 @@ class Member:
     lacks: frozenset[int] = frozenset()
     """Adapters that could not be loaded there; they are tried again from time to time."""
     tries_again: bool = False
+    heard_s: float = field(default_factory=monotonic)
+    """When it reported last."""
+
+    def hear(self, snapshot: InstanceSnapshot) -> None:
+        self.snapshot, self.heard_s = snapshot, monotonic()
 
     @property
     def identity(self) -> bytes:

@@ -1,67 +1,61 @@
-"""`llumnix_*` in `GET /metrics`, beside vLLM's own."""
+"""`llumnix_*` in `GET /metrics` that a front end counts itself; those of all front ends are added up (gauges.py)."""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from llumnix.report.records import MigrationRecord
-from llumnix.wire.to_front_end import ScalingStatus
+from llumnix.control.orders import MoveOutcome
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
 class Metrics:
-    """One per front-end process (the registry is global)."""
+    """One per front-end process, in its only registry but for tests."""
 
-    def __init__(self) -> None:
-        self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.")
-        self.migrations = Counter("llumnix_migrations", "Attempts to move a request.", ["outcome"])
-        self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.")
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.", registry=registry)
+        self.migrations = Counter(
+            "llumnix_migrations",
+            "Attempts to move a request: which rule asked (cause), and why those that stayed did (stayed_why).",
+            ["outcome", "cause", "stayed_why"],
+            registry=registry,
+        )
+        self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.", registry=registry)
         self.downtime = Histogram(
             "llumnix_migration_downtime_seconds",
             "Gap in a token stream at a hand-over, less one normal decode step.",
             buckets=_DOWNTIME_BUCKETS_S,
+            registry=registry,
         )
-        shared = {"multiprocess_mode": "mostrecent"}
-        self.instances = Gauge("llumnix_instances", "Instances by state.", ["state"], **shared)  # type: ignore[arg-type]
-        self.instance_seconds = Gauge(
-            "llumnix_instance_seconds",
-            "Sum of the times that instances existed since the scheduler began: the machines' time.",
-            **shared,  # type: ignore[arg-type]
+        self.loop_lag = Histogram(
+            "llumnix_event_loop_lag_seconds",
+            "How late the event loop of a front end, which passes on every token, was to a task that was due.",
+            buckets=_LAG_BUCKETS_S,
+            registry=registry,
         )
-        self.scaling_decisions = Gauge(
-            "llumnix_scaling_decisions",
-            "Instances that auto-scaling started or drained (in advise mode: would have) since the scheduler began.",
-            ["action"],
-            **shared,  # type: ignore[arg-type]
-        )
-
-        self.refused = Gauge(
+        self.refused = Counter(
             "llumnix_refused_connections",
-            "Attempts to connect from elsewhere without the keys of this server, since the front end began.",
-            multiprocess_mode="livesum",
+            "Attempts to connect from elsewhere without the keys of this server.",
+            registry=registry,
         )
-        self.malformed = Gauge(
+        self.malformed = Counter(
             "llumnix_malformed_messages",
-            "Control messages that the front end could not read or that were not for it, since it began.",
-            multiprocess_mode="livesum",
+            "Control messages that a front end could not read or that were not for it.",
+            registry=registry,
         )
+        self._refused = self._malformed = 0
 
-    def scaling(self, status: ScalingStatus) -> None:
-        counts = {
-            "serving": status.serving,
-            "draining": status.draining,
-            "starting": status.starting,
-            "failing": status.failing,
-        }
-        for state, count in counts.items():
-            self.instances.labels(state=state).set(count)
-        self.instance_seconds.set(status.instance_seconds)
-        self.scaling_decisions.labels(action="start").set(status.starts)
-        self.scaling_decisions.labels(action="drain").set(status.drains)
+    def migration(self, outcome: MoveOutcome, downtime_s: float | None) -> None:
+        self.migrations.labels(
+            outcome="moved" if outcome.ok else "stayed", cause=outcome.order.cause, stayed_why=outcome.stayed or ""
+        ).inc()
+        self.bytes_copied.inc(outcome.figures.bytes_copied)
+        if downtime_s is not None:
+            self.downtime.observe(downtime_s)
 
-    def migration(self, record: MigrationRecord) -> None:
-        self.migrations.labels(outcome=record.outcome.partition(":")[0]).inc()
-        self.bytes_copied.inc(record.bytes)
-        if record.downtime_ms is not None:
-            self.downtime.observe(record.downtime_ms / 1e3)
+    def strangers(self, refused: int, malformed: int) -> None:
+        """Both as they stand now, since this front end began."""
+        self.refused.inc(refused - self._refused)
+        self.malformed.inc(malformed - self._malformed)
+        self._refused, self._malformed = refused, malformed

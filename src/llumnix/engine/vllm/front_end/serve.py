@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+from time import monotonic
 from typing import Any
 
 import uvicorn
@@ -33,7 +34,7 @@ from llumnix.wire.to_launcher import FrontEndLives
 
 log = logging.getLogger(__name__)
 
-_METRICS_INTERVAL_S = 1.0
+_LAG_INTERVAL_S = 0.25
 _ALIVE_INTERVAL_S = 5.0
 
 
@@ -65,7 +66,7 @@ async def serve_front_end(
         await llm.engine_core.members.joined.wait()
         await llm.forget_dummies()
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(_keep_metrics(board)), group.create_task(_tell_that_it_lives(board))]
+            beside = [group.create_task(_watch(board)), group.create_task(_tell_that_it_lives(board))]
             if spec.admin_socket is not None:
                 beside.append(group.create_task(_serve_admin(args, board, spec.admin_socket)))
             await _serve_http(args, llm, board, sock, None if connections is None else (connections, spec.index))
@@ -184,11 +185,10 @@ async def _tell_that_it_lives(board: Switchboard) -> None:
         board.post(board.spec.book.launcher, alive)
 
 
-async def _keep_metrics(board: Switchboard) -> None:
-    """Keeps what no event changes near the truth."""
+async def _watch(board: Switchboard) -> None:
+    """Counts what no event tells of."""
     while True:
-        if board.scaling is not None:
-            board.log.metrics.scaling(board.scaling)
-        board.log.metrics.refused.set(board.refused)
-        board.log.metrics.malformed.set(board.malformed)
-        await asyncio.sleep(_METRICS_INTERVAL_S)
+        due_s = monotonic() + _LAG_INTERVAL_S
+        await asyncio.sleep(_LAG_INTERVAL_S)
+        board.log.metrics.loop_lag.observe(max(0.0, monotonic() - due_s))
+        board.log.metrics.strangers(board.refused, board.malformed)

@@ -14,7 +14,7 @@ from llumnix.engine.vllm.front_end.failures import Failures
 from llumnix.engine.vllm.front_end.metrics import Metrics
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.report.records import MOVED, MigrationRecord, migration_record
+from llumnix.report.records import MigrationRecord, migration_record
 
 
 class StreamLog:
@@ -33,10 +33,10 @@ class StreamLog:
         self.failures.remember(client_visible_id(session.client_id), why)
 
     def stayed(self, session: Session, notice: Stayed) -> None:
-        self._keep(session, record_of(session, notice.outcome))
+        self._keep(session, notice.outcome)
 
     def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
-        self._keep(session, record_of(session, notice.outcome, downtime_s))
+        self._keep(session, notice.outcome, downtime_s)
 
     def is_awaited(self, engine_id: str) -> bool:
         return engine_id in self._awaited
@@ -50,11 +50,12 @@ class StreamLog:
         finally:
             del self._awaited[engine_id]
 
-    def _keep(self, session: Session, record: MigrationRecord) -> None:
+    def _keep(self, session: Session, outcome: MoveOutcome, downtime_s: float | None = None) -> None:
+        record = record_of(session, outcome, downtime_s)
         self.moves.add(record)
-        self.metrics.migration(record)
+        self.metrics.migration(outcome, downtime_s)
         awaited = self._awaited.get(session.engine_id)
-        if record.outcome == MOVED and awaited is not None and not awaited.done():
+        if outcome.ok and awaited is not None and not awaited.done():
             awaited.set_result(record)
 
 

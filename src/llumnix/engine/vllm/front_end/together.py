@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from vllm import envs
 
-from llumnix.engine.vllm.front_end.gauges import exposition
+from llumnix.engine.vllm.front_end.exposition import MetricsText
+from llumnix.engine.vllm.front_end.gauges import seen_by
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 
@@ -43,10 +44,10 @@ def add_routes_of_all(app: FastAPI, board: Switchboard, llm: LlumnixLLM) -> None
         count = await llm.abort_here(request_ids) + await board.all_others("abort", request_ids)
         return JSONResponse({"status": "aborted", "aborted": len(request_ids) or count})
 
-    def metrics() -> Response:
-        """On a thread, as vLLM's own."""
-        loads = {str(member.info.id): member.snapshot for member in list(board.client.members.by_id.values())}
-        return Response(exposition(lambda: loads), media_type=CONTENT_TYPE_LATEST)
+    text = MetricsText(lambda: seen_by(board))
+
+    async def metrics() -> Response:
+        return Response(await text.read(), media_type=CONTENT_TYPE_LATEST)
 
     before = len(app.router.routes)
     app.add_api_route("/load", server_load, methods=["GET"])

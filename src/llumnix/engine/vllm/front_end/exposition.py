@@ -1,0 +1,66 @@
+"""The text of `GET /metrics`: vLLM's own metrics and ours, without keeping the streams of clients waiting.
+
+With sixteen instances it takes tens of milliseconds to write. So it is written on a thread, which lets go of Python's
+lock often, at most once a second, however many ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from prometheus_client import disable_created_metrics, generate_latest
+from prometheus_client.registry import CollectorRegistry
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from llumnix.engine.vllm.front_end.gauges import ServerMetrics, ServerSeen
+
+_FRESH_S = 1.0
+_TURN_S = 0.0002
+"""For how long the thread may keep the event loop from its turn."""
+
+
+def exposition(seen: ServerSeen) -> bytes:
+    """All metrics of the server, as Prometheus reads them.
+
+    With several front ends vLLM's come from files that all of them count into. Those are never forgotten there, so what
+    is told of instances is not counted that way: each front end knows all of them, and the one that is asked tells.
+    """
+    ours = CollectorRegistry(auto_describe=False)
+    ours.register(ServerMetrics(seen))
+    return generate_latest(get_prometheus_registry()) + generate_latest(ours)
+
+
+class MetricsText:
+    """To be used on the event loop. `look`: the server as it is now."""
+
+    def __init__(self, look: Callable[[], ServerSeen]) -> None:
+        disable_created_metrics()  # a series more for each counter and histogram, which nobody reads
+        self._look = look
+        self._one_at_a_time = asyncio.Lock()
+        self._text, self._stale_at_s = b"", 0.0
+
+    async def read(self) -> bytes:
+        async with self._one_at_a_time:
+            if monotonic() >= self._stale_at_s:
+                self._text = await asyncio.to_thread(_written_aside, self._look())
+                self._stale_at_s = monotonic() + _FRESH_S
+            return self._text
+
+
+def _written_aside(seen: ServerSeen) -> bytes:
+    with _short_turns():
+        return exposition(seen)
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual_s)

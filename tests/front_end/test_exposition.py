@@ -1,0 +1,73 @@
+"""The text of `GET /metrics` is made beside the streams, and not more often than it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import sys
+
+from llumnix.engine.vllm.front_end import exposition as module
+from llumnix.engine.vllm.front_end.exposition import MetricsText
+from llumnix.engine.vllm.front_end.gauges import ServerSeen
+
+
+class Writer:
+    """Takes its time, and remembers who asked for it."""
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+        self.turns_s: list[float] = []
+
+    def __call__(self, seen: ServerSeen) -> bytes:
+        self.threads.append(threading.current_thread())
+        self.turns_s.append(sys.getswitchinterval())
+        time.sleep(0.05)
+        return b"text %d" % len(self.threads)
+
+
+@pytest.fixture
+def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
+    made = Writer()
+    monkeypatch.setattr(module, "exposition", made)
+    return made
+
+
+async def test_many_who_ask_at_once_get_one_text(writer: Writer) -> None:
+    text = MetricsText(ServerSeen)
+    assert set(await asyncio.gather(*(text.read() for _ in range(20)))) == {b"text 1"}
+    assert await text.read() == b"text 1"
+
+
+async def test_a_second_later_there_is_another(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRESH_S", 0.0)
+    text = MetricsText(ServerSeen)
+    assert [await text.read(), await text.read()] == [b"text 1", b"text 2"]
+
+
+async def test_event_loop_goes_on_while_it_is_written(writer: Writer) -> None:
+    usual_s = sys.getswitchinterval()
+    reading = asyncio.create_task(MetricsText(ServerSeen).read())
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 5
+    assert writer.threads != [threading.main_thread()]
+    assert writer.turns_s[0] < usual_s == sys.getswitchinterval()
+
+
+async def test_an_error_is_told_to_who_asked_and_the_next_one_is_served(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MetricsText(ServerSeen)
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "exposition", lambda seen: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await text.read()
+    assert await text.read() == b"text 1"
