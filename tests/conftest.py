@@ -22,6 +22,7 @@ _RING_OF_FOLDER = {
     "report": "simulation",
     "bench": "io",
     "transport": "io",
+    "monitoring": "io",
     "engine": "adapter",
     "front_end": "adapter",
     "late": "late",

@@ -191,3 +191,10 @@ async def _turns_of_the_loop() -> int:
             await asyncio.sleep(0)
     except asyncio.CancelledError:
         return turns
+
+
+async def test_whether_it_is_alive_is_told_to_everybody_also_when_no_instance_serves() -> None:
+    board = Board()
+    board.client.members.by_id.clear()
+    answer = await ask(board, "GET", "/alive", keys=["open-sesame"], headers={"Host": "10.0.3.7:8000"})
+    assert (answer.status_code, answer.json()) == (200, {"alive": True})

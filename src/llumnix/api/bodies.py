@@ -195,6 +195,12 @@ class RefusalAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorDetail
 
 
+class AliveAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The front end that was asked can answer. It may have no instance: `GET /health` says that."""
+
+    alive: bool = True
+
+
 class IndexAnswer(msgspec.Struct, frozen=True, kw_only=True):
     server: Literal["llumnix"] = "llumnix"
     routes: dict[str, str]

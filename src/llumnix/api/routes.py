@@ -59,6 +59,14 @@ ROUTES = (
     Route(method="GET", path="", text="which routes there are", answer=bodies.IndexAnswer, refusals={}, guarded=False),
     Route(
         method="GET",
+        path="/alive",
+        text="200 while a front end can answer",
+        answer=bodies.AliveAnswer,
+        refusals={},
+        guarded=False,
+    ),
+    Route(
+        method="GET",
         path="/instances",
         text="every instance with its load",
         answer=bodies.InstancesAnswer,

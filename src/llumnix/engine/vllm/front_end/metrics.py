@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from llumnix.control.orders import MoveOutcome
+from llumnix.control.orders import MoveCause, MoveOutcome
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -21,6 +21,8 @@ class Metrics:
             ["outcome", "cause", "stayed_why"],
             registry=registry,
         )
+        for cause in MoveCause:  # from zero on, else the first of each could not be seen to grow
+            self.migrations.labels(outcome="moved", cause=cause, stayed_why="")
         self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.", registry=registry)
         self.downtime = Histogram(
             "llumnix_migration_downtime_seconds",

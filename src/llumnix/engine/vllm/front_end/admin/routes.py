@@ -50,6 +50,10 @@ def _router(board: Switchboard, guard: Guard) -> APIRouter:
 
 
 def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
+    @router.get("/alive", include_in_schema=False)  # as the index: for everybody, by whatever name
+    async def alive() -> Response:
+        return answer(bodies.AliveAnswer())
+
     @router.get("/instances")
     async def instances(request: Request) -> Response:
         return await guard.answer(request, lambda: _instances(board))
