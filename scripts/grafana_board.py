@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TARGET = Path(__file__).parent.parent / "deploy" / "grafana" / "llumnix.json"
 
@@ -16,8 +15,7 @@ _HEIGHT, _PER_ROW, _COLUMNS = 8, 3, 24
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
+class Panel(NamedTuple):
     title: str
     text: str
     unit: str

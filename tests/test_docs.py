@@ -27,7 +27,15 @@ def _script(name: str) -> ModuleType:
 
 @pytest.mark.parametrize(
     "name",
-    ["configuration_reference", "grafana_board", "http_reference", "routes_reference", "support_reference", "vllm_flags", "vllm_hooks"],
+    [
+        "configuration_reference",
+        "grafana_board",
+        "http_reference",
+        "routes_reference",
+        "support_reference",
+        "vllm_flags",
+        "vllm_hooks",
+    ],
 )
 def test_a_generated_page_is_what_its_source_says(name: str) -> None:
     script = _script(name)

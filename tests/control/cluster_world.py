@@ -24,7 +24,7 @@ from llumnix.control.drain import DrainLimits
 from llumnix.control.fleet import Fleet
 from llumnix.control.front_end_events import DroveOut
 from llumnix.control.messages import Message
-from llumnix.control.orders import MoveId, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -216,7 +216,8 @@ class Cluster:
         """A front end has it moved by hand; the answer is for whoever asked."""
         self.moves_asked += 1
         name = MoveId(f"by hand {self.moves_asked}")
-        self.post(source, MoveOrder(move_id=name, target=target, reason="by hand", request=request))
+        order = MoveOrder(move_id=name, target=target, cause=MoveCause.BY_HAND, reason="by hand", request=request)
+        self.post(source, order)
 
     def drain(self, instance: InstanceId, keep: bool = False, timeout_s: float | None = None) -> None:
         if instance in self.heard:

@@ -50,6 +50,7 @@ INSTANCE = {"id", "state", "pid", "node", "freeness", "load", *COUNTS}
 MOVED = {"source", "target", "stages", "bytes", "blocks_skipped", "copy_ms", "handover_ms", "downtime_ms"}
 KEYS: dict[str, set[str]] = {
     "GET ": {"server", "routes"},
+    "GET /alive": {"alive"},
     "GET /instances": {"instances", "scheduler", "scaling", "freeness_limits"},
     "POST /instances": {"ok", "starting"},
     "POST /instances/{id}/drain": {"ok", "id", "state"},

@@ -152,7 +152,7 @@ def test_each_is_explained_with_its_labels_and_nothing_else_is(own: Own) -> None
             name = f"{family.name}_total" if family.type == "counter" else family.name
             told[name] = {label for sample in family.samples for label in sample.labels if label != "le"}
     explained: dict[str, set[str]] = {}
-    for names, labels in re.findall(r"^\| (`llumnix_[^|]+) \| ([^|]*) \|", OBSERVING.read_text(), re.MULTILINE):
+    for names, labels in re.findall(r"^\| (`llumnix_[^|]+) \|([^|]*)\|", OBSERVING.read_text(), re.MULTILINE):
         explained |= {name: set(labels.replace(",", " ").split()) for name in re.findall(r"`([^`]+)`", names)}
     assert explained == told
 
