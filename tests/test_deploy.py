@@ -122,6 +122,7 @@ def test_unit_serves_and_waits_for_the_end() -> None:
     arguments = understood(service["ExecStart"])
     assert int(service["TimeoutStopSec"]) > arguments.cluster.shutdown_timeout_s
     assert service["RestartPreventExitStatus"] == "2"
+    assert (service["Type"], service["NotifyAccess"]) == ("notify", "main"), "children are not told where it listens"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

@@ -168,6 +168,9 @@ class ClusterConfig:
     )
     log_dir: str = knob("", "Folder for the log files of all processes (default: a private one that goes at the end).")
     verbose: bool = knob(False, "Show the log of every process on the console instead of writing files.")
+    log_format: str = knob(
+        "text", "Logs and console as text for people, or as json: an object a line.", values=("text", "json")
+    )
 
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
@@ -189,6 +192,7 @@ class ClusterConfig:
         _require(
             not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."
         )
+        _require(self.log_format in ("text", "json"), f"--log-format must be text or json, not {self.log_format}.")
         _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")
 
     def _check_launcher(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -37,13 +38,14 @@ def keep_temporary_files_in(folder: Path) -> None:
     tempfile.tempdir = None  # asks the environment anew
 
 
-def name_process(name: str) -> None:
-    """For ps and top; the engine's package brings setproctitle along, a fake one need not."""
+def name_process(child: str) -> None:
+    """For logs in JSON, and for ps and top; the engine's package brings setproctitle along, a fake one need not."""
+    multiprocessing.current_process().name = child
     try:
         setproctitle = importlib.import_module("setproctitle")
     except ImportError:
         return
-    setproctitle.setproctitle(name)
+    setproctitle.setproctitle(f"llumnix {child}")
 
 
 def note(text: str) -> None:

@@ -20,12 +20,13 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from llumnix import linux
-from llumnix.cluster import logs, supervision
+from llumnix.cluster import supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
-from llumnix.cluster.console import say
+from llumnix.cluster.console import Voice
 from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, ServerAddress
+from llumnix.cluster.logs import LogFolder
 from llumnix.cluster.nursery_messages import (
     Cleared,
     Exited,
@@ -42,6 +43,7 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.cluster.orders_to_children import address_book, load_engine, scheduler_spec
 from llumnix.cluster.run_dir import private_run_dir
+from llumnix.cluster.service_manager import ServiceManager
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
@@ -76,9 +78,11 @@ class Launcher:
     def __init__(self, arguments: ServeArguments, model: str, book: AddressBook) -> None:
         self._arguments = arguments
         self._model = model
+        self._manager = ServiceManager(os.environ)
+        self._voice = Voice(arguments.cluster.log_format, self._manager)
         self._environment = child_environment(arguments, os.environ)
         self._book = book
-        self._log_dir = logs.open_folder(arguments.cluster, Path(book.run_dir))
+        self._logs = LogFolder(arguments.cluster, Path(book.run_dir))
         self._node = socket.gethostname()
         self._supervisor = Supervisor(
             arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster.launcher)
@@ -98,10 +102,10 @@ class Launcher:
         arguments, cluster = self._arguments, self._arguments.cluster
         module, patience_s = _NURSERIES[cluster.launcher]
         environment = ray_environment(cluster, self._environment) | self._environment
-        self._nursery = NurseryProcess(environment, self._log("nursery"), module, patience_s)
+        self._nursery = NurseryProcess(environment, self._logs.file("nursery"), module, patience_s)
         try:
-            say(f"loading the engine and {arguments.model or 'a tiny random model'}")
-            log_dir = None if self._log_dir is None else str(self._log_dir)
+            self._voice.say(f"loading the engine and {arguments.model or 'a tiny random model'}")
+            log_dir = None if self._logs.path is None else str(self._logs.path)
             self._nursery.send(load_engine(arguments, self._model, self._node, self._book, log_dir))
             finish = self._loop()
         finally:
@@ -110,9 +114,9 @@ class Launcher:
                 signal.signal(number, handler)
             os.close(self._wakeup)  # nobody posts any more
         if finish.exit_code == 0:
-            say("stopped")
+            self._voice.say("stopped")
         else:
-            say(finish.sentence + self._where_to_look(), warning=True)
+            self._voice.say(finish.sentence + self._logs.where_to_look, warning=True)
         return finish.exit_code
 
     # what happens
@@ -122,12 +126,15 @@ class Launcher:
         housekeeping_s = time.monotonic() + _HOUSEKEEPING_INTERVAL_S
         while self._finish is None:
             due_s = [housekeeping_s]
+            if self._manager.next_beat_s is not None:
+                due_s.append(self._manager.next_beat_s)
             if not self._loaded:
                 due_s.append(loading_deadline_s)
             elif self._supervisor.next_wake_s is not None:
                 due_s.append(self._supervisor.next_wake_s)
             self._wait_until(min(due_s))
             now = time.monotonic()
+            self._manager.beat(now)
             if now >= housekeeping_s:
                 housekeeping_s = now + _HOUSEKEEPING_INTERVAL_S
                 self._keep_house()
@@ -154,7 +161,7 @@ class Launcher:
             self._on_nursery()
         if self._scheduler is not None and self._scheduler.exit_descriptor in ready:
             how, self._scheduler = self._scheduler.end(), None
-            self._tell_supervisor(supervision.SchedulerExited(self._why("scheduler", how)))
+            self._tell_supervisor(supervision.SchedulerExited(self._logs.why_it_ended("scheduler", how)))
 
     def _take_events(self) -> None:
         """Those that are there now: what comes meanwhile has its turn after signals, exits and deadlines."""
@@ -167,6 +174,7 @@ class Launcher:
         os.eventfd_write(self._wakeup, 1)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
+        self._manager.stopping()
         self._post(supervision.Terminate())
 
     def _on_message(self, message: ToLauncher) -> None:
@@ -187,12 +195,12 @@ class Launcher:
             case Failed() as failed:
                 self._finish = Finish(2, failed.why)
             case Exited() as exited:
-                why = self._why(exited.child, exited.how)
+                why = self._logs.why_it_ended(exited.child, exited.how)
                 self._tell_supervisor(replace(exited, how=why, heard_unix_s=time.time()))
             case Waiting() | Forked() | Leaving() | Cleared() as news:
                 self._tell_supervisor(news)
             case None:
-                why = self._why("nursery", self._nursery.end())
+                why = self._logs.why_it_ended("nursery", self._nursery.end())
                 if self._loaded:
                     self._tell_supervisor(supervision.NurseryEnded(why))
                 else:
@@ -210,8 +218,13 @@ class Launcher:
             unix_socket=self._arguments.engine_flag("--uds"),
         )
         example = None if ready.example is None else (ready.example.path, ready.example.body)
-        sentence = greeting(self._arguments, address, self._log_dir, example, self._environment)
-        self._health = HealthWatch(address, lambda: self._post(supervision.FrontEndServes(sentence)))
+        sentence = greeting(self._arguments, address, self._logs.path, example, self._environment)
+
+        def serves() -> None:
+            self._manager.ready()
+            self._post(supervision.FrontEndServes(sentence))
+
+        self._health = HealthWatch(address, serves)
         self._health.start()
         self._tell_supervisor(supervision.TimePassed())
 
@@ -238,7 +251,7 @@ class Launcher:
             case supervision.Forget():
                 self._mailbox.forget(command.address)
             case supervision.Say():
-                say(command.text, command.warning)
+                self._voice.say(command.text, command.warning)
             case Finish():
                 self._finish = command
             case _:
@@ -247,7 +260,7 @@ class Launcher:
     def _spawn_scheduler(self) -> None:
         try:
             self._scheduler = SchedulerChild(
-                scheduler_spec(self._arguments, self._book), self._environment, self._log("scheduler")
+                scheduler_spec(self._arguments, self._book), self._environment, self._logs.file("scheduler")
             )
         except OSError as error:  # too many processes, too little memory, a full disk: it is tried again
             self._post(supervision.SchedulerExited(f"it cannot be started: {error}"))
@@ -264,8 +277,7 @@ class Launcher:
             self._mailbox.post(address, message)
 
     def _keep_house(self) -> None:
-        if self._log_dir is not None:
-            logs.rotate(self._log_dir)
+        self._logs.keep_small()
         known = {self._nursery.pid} | ({self._scheduler.pid} if self._scheduler is not None else set())
         reap_orphans(known)
 
@@ -278,18 +290,3 @@ class Launcher:
             self._scheduler.end()
         end_all_descendants(timeout_s=5.0)
         self._mailbox.close()
-
-    # logs
-
-    def _log(self, name: str) -> Path | None:
-        return None if self._log_dir is None else logs.log_file(self._log_dir, name)
-
-    def _why(self, child: str, how: str) -> str:
-        return logs.why_it_ended(self._log(child), how)
-
-    def _where_to_look(self) -> str:
-        if self._arguments.cluster.verbose:
-            return ""
-        if self._arguments.cluster.log_dir:
-            return f" (logs: {self._log_dir})"
-        return " (--verbose shows more)"

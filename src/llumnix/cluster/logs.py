@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from llumnix.cluster.json_logs import words_of
 from llumnix.config import ClusterConfig
 from llumnix.errors import UsageError
 
@@ -23,10 +24,36 @@ def log_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.log"
 
 
-def open_folder(cluster: ClusterConfig, run_dir: Path) -> Path | None:
-    """Where the processes of this machine write; None: on the console. Raises UsageError."""
-    if cluster.verbose:
-        return None
+class LogFolder:
+    """Where the processes of this machine write."""
+
+    def __init__(self, cluster: ClusterConfig, run_dir: Path) -> None:
+        """Makes it. Raises UsageError."""
+        self.path = None if cluster.verbose else _made(cluster, run_dir)
+        """None: on the console."""
+        self._is_kept = bool(cluster.log_dir)
+
+    def file(self, process: str) -> Path | None:
+        return None if self.path is None else log_file(self.path, process)
+
+    def why_it_ended(self, process: str, how: str) -> str:
+        """How it ended, and what it said last if it ended by itself."""
+        path = self.file(process)
+        words = last_words(path) if path is not None and how.startswith("exit code") else ""
+        return words if words and how != "exit code 0" else how
+
+    def keep_small(self) -> None:
+        if self.path is not None:
+            rotate(self.path)
+
+    @property
+    def where_to_look(self) -> str:
+        if self.path is None:
+            return ""
+        return f" (logs: {self.path})" if self._is_kept else " (--verbose shows more)"
+
+
+def _made(cluster: ClusterConfig, run_dir: Path) -> Path:
     folder = Path(cluster.log_dir).expanduser() if cluster.log_dir else run_dir / "logs"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,15 +80,9 @@ def last_words(path: Path) -> str:
             text = file.read(_TAIL).decode(errors="replace")
     except OSError:
         return ""
-    lines = [line for raw in text.splitlines() if (line := _PREFIX.sub("", raw).strip())]
+    lines = [line for raw in text.splitlines() if (line := _PREFIX.sub("", words_of(raw)).strip())]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
     return (exceptions or lines or [""])[-1].rstrip(".")
-
-
-def why_it_ended(path: Path | None, how: str) -> str:
-    """How a process ended, and what it said last in `path` if it ended by itself."""
-    words = last_words(path) if path is not None and how.startswith("exit code") else ""
-    return words if words and how != "exit code 0" else how
 
 
 def rotate(folder: Path, largest: int = _LARGEST) -> None:

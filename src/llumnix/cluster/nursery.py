@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, assert_never, cast
 
 from llumnix import linux
-from llumnix.cluster import forking, logs, run_dir
+from llumnix.cluster import forking, json_logs, logs, run_dir
 from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
     Cleared,
@@ -83,6 +83,8 @@ class Nursery:
         if self._book.front_ends > 1:
             # Read by prometheus_client when it is imported: several processes then count into one set of files.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._book.run_dir
+        if prepare.cluster.log_format == "json":
+            json_logs.begin_with_vllm(os.environ)
         self._engine = cast("Boot", importlib.import_module(prepare.engine))
         self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
         self._socket: socket.socket | None = None
@@ -233,7 +235,7 @@ class Nursery:
                 os.close(descriptor)
             if self._common.log_dir is not None:
                 logs.write_to(logs.log_file(Path(self._common.log_dir), child))
-            forking.name_process(f"llumnix {child}")
+            forking.name_process(child)
             run()
             code = 0
         except SystemExit as end:

@@ -17,6 +17,7 @@ from typing import assert_never
 import msgspec
 
 from llumnix import linux
+from llumnix.cluster import json_logs
 from llumnix.cluster.wishes import HeardOf, Wishes
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import scheduler_events as control
@@ -269,8 +270,12 @@ class SchedulerProcess:
 def main(arguments: list[str]) -> int:
     """`python -m llumnix.cluster.scheduler_process PARENT`, with a `SchedulerSpec` on stdin."""
     linux.die_with_parent(int(arguments[0]))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    process = SchedulerProcess(msgspec.json.decode(sys.stdin.buffer.read(), type=SchedulerSpec))
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=SchedulerSpec)
+    if spec.cluster.log_format == "json":
+        json_logs.begin("scheduler")
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    process = SchedulerProcess(spec)
     signal.signal(signal.SIGTERM, lambda _signal, _frame: process.stop())
     process.run()
     return 0

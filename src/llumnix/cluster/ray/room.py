@@ -11,13 +11,12 @@ import asyncio
 import os
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 import ray
 
-from llumnix.cluster import logs
 from llumnix.cluster.children import NurseryProcess
+from llumnix.cluster.logs import LogFolder
 from llumnix.cluster.nursery_messages import (
     Exited,
     Failed,
@@ -40,7 +39,6 @@ class NodeRoom:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._nursery: NurseryProcess | None = None
-        self._log_dir: Path | None = None
         self._said: list[bytes] = []
         self._changed = asyncio.Event()
 
@@ -80,7 +78,7 @@ class NodeRoom:
     def _start(self, asked: LoadEngine, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, LoadEngine]:
         run_dir = self._stack.enter_context(private_run_dir())
         host = _LOOPBACK if asked.book.host == _LOOPBACK else ray.util.get_node_ip_address()
-        self._log_dir = logs.open_folder(asked.cluster, run_dir)
+        self._logs = LogFolder(asked.cluster, run_dir)
         model = asked.model
         if asked.tiny_model:
             from llumnix import tiny_model
@@ -91,10 +89,10 @@ class NodeRoom:
             node=node,
             model=model,
             book=asked.book.on_machine(host, run_dir),
-            log_dir=None if self._log_dir is None else str(self._log_dir),
+            log_dir=None if self._logs.path is None else str(self._logs.path),
             alone=True,
         )
-        return NurseryProcess(environment, self._log(self._nursery_log), patience_s=_NURSERY_ENDS_S), here
+        return NurseryProcess(environment, self._logs.file(self._nursery_log), patience_s=_NURSERY_ENDS_S), here
 
     def _hear(self) -> None:
         assert self._nursery is not None
@@ -102,19 +100,16 @@ class NodeRoom:
         if message is None:
             asyncio.get_running_loop().remove_reader(self._nursery.channel)
             nursery, self._nursery = self._nursery, None
-            why = logs.why_it_ended(self._log(self._nursery_log), nursery.end())
+            why = self._logs.why_it_ended(self._nursery_log, nursery.end())
             self._say(Failed(why=f"the parent of the engine's processes ended ({why})"))
         elif isinstance(message, Exited):
-            self._say(Exited(child=message.child, how=logs.why_it_ended(self._log(message.child), message.how)))
+            self._say(Exited(child=message.child, how=self._logs.why_it_ended(message.child, message.how)))
         else:
             self._say(message)
 
     def _say(self, message: FromNursery) -> None:
         self._said.append(encode(message))
         self._changed.set()
-
-    def _log(self, name: str) -> Path | None:
-        return None if self._log_dir is None else logs.log_file(self._log_dir, name)
 
 
 def node_name() -> str:
