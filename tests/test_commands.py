@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import os
+import pty
+import sys
+import termios
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -26,6 +30,7 @@ from llumnix.cli import main
 from llumnix.client import MOVE_TIMEOUT_S, AdminClient
 from llumnix.commands import SERVER_COMMANDS
 from llumnix.status_table import print_status, watch_status
+from llumnix.top import show
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -33,6 +38,7 @@ WORDS = {
     "status": [],
     "requests": [],
     "moves": [],
+    "top": [],
     "migrate": ["cmpl-1", "i1"],
     "drain": ["i0"],
     "undrain": ["i0"],
@@ -195,6 +201,63 @@ def test_watch_on_a_terminal_stays_in_place_until_ctrl_c() -> None:
     out = text.getvalue()
     assert out.index("running") < out.index("draining") < out.index("stopped")
     assert "\x1b[1A" in out  # back up over what was shown before
+
+
+@pytest.fixture
+def keyboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """What is written to it is typed."""
+    keys, terminal = pty.openpty()
+    with os.fdopen(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        yield keys
+    os.close(keys)
+
+
+def test_top_fills_the_screen_and_no_more_until_it_is_told_to_end(answer_with: Install, keyboard: int) -> None:
+    server = Server()
+    many = [request_row(f"cmpl-{n:02}", "i0", output_tokens=n, migrations=-n % 7) for n in range(50)]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=server(request).json() | {"requests": many})
+
+    answer_with(answer)
+    before = termios.tcgetattr(sys.stdin)
+    os.write(keyboard, b"m?q")
+    text = io.StringIO()
+    show(AdminClient("http://server"), 60.0, Console(file=text, force_terminal=True, width=150, height=24))
+    by_tokens, by_moves, unknown_key = text.getvalue().split("q quit")[1:]
+    assert "50 requests, most tokens first" in by_tokens
+    assert by_tokens.index("cmpl-49") < by_tokens.index("cmpl-48")
+    assert "cmpl-06" not in by_tokens, "there is no room for the smallest"
+    assert all(picture.count("\n") <= 24 for picture in (by_tokens, by_moves))
+    assert "most moves first" in by_moves
+    assert "cmpl-01" in by_moves
+    assert "most moves first" in unknown_key
+    assert termios.tcgetattr(sys.stdin) == before, "the terminal is as it was"
+
+
+def test_top_shows_that_the_server_went_and_waits_for_it(answer_with: Install, keyboard: int) -> None:
+    answered = iter(range(3))  # the first picture: status, requests, moves
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if next(answered, None) is None:
+            raise httpx.ConnectError("refused")
+        return Server()(request)
+
+    answer_with(answer)
+    os.write(keyboard, b"xq")
+    text = io.StringIO()
+    show(AdminClient("http://server"), 60.0, Console(file=text, force_terminal=True, width=150, height=24))
+    assert "cmpl-a" in text.getvalue()
+    assert "No server answers at http://server" in text.getvalue()
+
+
+def test_top_into_a_pipe_shows_all_once(answer_with: Install, capsys: Captured) -> None:
+    answer_with(Server())
+    assert main(["top"]) == 0
+    out = capsys.readouterr().out
+    for words in ("i1", "3 requests", "cmpl-c", "stayed: no room"):
+        assert words in out
 
 
 # what they do

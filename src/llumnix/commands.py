@@ -122,6 +122,18 @@ def _moves(client: Any, values: argparse.Namespace) -> None:
     print_moves(rows)
 
 
+def _top_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--interval-s", type=_seconds, default=1.0, metavar="X", help="Seconds between two looks. Default: 1."
+    )
+
+
+def _top(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.top import show
+
+    show(client, max(0.1, values.interval_s))
+
+
 # moving
 
 
@@ -232,6 +244,7 @@ SERVER_COMMANDS: dict[str, ServerCommand] = {
     "status": ServerCommand("Show the instances of a running server and their load.", _status_flags, _status),
     "requests": ServerCommand("List the requests that run or wait, and where.", _requests_flags, _requests),
     "moves": ServerCommand("List the last moves, with reason and outcome.", _moves_flags, _moves),
+    "top": ServerCommand("Watch instances, requests and moves on the whole screen.", _top_flags, _top),
     "migrate": ServerCommand("Move one request to another instance.", _migrate_flags, _migrate),
     "drain": ServerCommand("Empty an instance by migration, then stop it.", _drain_flags, _drain),
     "undrain": ServerCommand("Let a draining or drained instance take requests again.", _undrain_flags, _undrain),

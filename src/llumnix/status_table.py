@@ -22,14 +22,14 @@ _LEFT = ("id", "state", "instance", "priority", "can move", "from", "to", "outco
 
 
 def print_status(status: InstancesAnswer, console: Console | None = None) -> None:
-    _print(_status(status), console)
+    _print(status_table(status), console)
 
 
 def watch_status(ask: Callable[[], InstancesAnswer], interval_s: float, console: Console | None = None) -> None:
     """Shows the status again and again until Ctrl-C: in place on a terminal, else one below the other. A server that
     was there and does not answer now is waited for."""
-    console = console or _console()
-    shown = _stamped(_status(ask()))
+    console = console or console_here()
+    shown = _stamped(status_table(ask()))
     try:
         if not console.is_terminal:
             while True:
@@ -45,18 +45,27 @@ def watch_status(ask: Callable[[], InstancesAnswer], interval_s: float, console:
 
 
 def print_requests(rows: list[ClientRequest], console: Console | None = None) -> None:
+    rows = sorted(rows, key=lambda row: (by_number(row.instance), row.id))
+    _print_rows(requests_table(rows), "no request runs or waits", console)
+
+
+def requests_table(rows: list[ClientRequest]) -> Table:
     table = _table("id", "instance", "state", "priority", "prompt tokens", "output tokens", "moves", "can move")
-    for row in sorted(rows, key=lambda row: (by_number(row.instance), row.id)):
+    for row in rows:
         movable = "yes" if row.movable else f"no: {row.why_pinned}"
         facts = ("id", "instance", "state", "priority", "prompt_tokens", "output_tokens", "migrations")
         table.add_row(*(_shown(getattr(row, fact)) for fact in facts), Text(movable))
-    _print_rows(table, "no request runs or waits", console)
+    return table
 
 
 def print_moves(rows: list[MigrationRecord], console: Console | None = None) -> None:
     """Oldest first, as in a log: the newest stands above the prompt."""
+    _print_rows(moves_table(rows[::-1]), "nothing has moved yet", console)
+
+
+def moves_table(rows: list[MigrationRecord]) -> Table:
     table = _table("when", "id", "from", "to", "downtime", "MB", "outcome", "order", "reason")
-    for row in reversed(rows):
+    for row in rows:
         moved = row.outcome == MOVED
         downtime = f"{row.downtime_ms:.1f} ms" if row.downtime_ms is not None else "–"
         table.add_row(
@@ -68,7 +77,7 @@ def print_moves(rows: list[MigrationRecord], console: Console | None = None) -> 
             Text(row.move_id or "–"),
             Text(row.reason),
         )
-    _print_rows(table, "nothing has moved yet", console)
+    return table
 
 
 def _print_rows(table: Table, nothing: str, console: Console | None) -> None:
@@ -76,10 +85,10 @@ def _print_rows(table: Table, nothing: str, console: Console | None) -> None:
 
 
 def _print(shown: Group | Table | Text, console: Console | None) -> None:
-    (console or _console()).print(shown, soft_wrap=True)
+    (console or console_here()).print(shown, soft_wrap=True)
 
 
-def _console() -> Console:
+def console_here() -> Console:
     """Into a pipe or a file nothing is cut to a width that nobody has."""
     console = Console()
     return console if console.is_terminal else Console(width=10_000)
@@ -94,7 +103,7 @@ def _table(*names: str) -> Table:
 
 def _look(ask: Callable[[], InstancesAnswer]) -> Group:
     try:
-        return _stamped(_status(ask()))
+        return _stamped(status_table(ask()))
     except ServerRefused as error:
         return _stamped(Text(str(error), style="red"))
 
@@ -106,7 +115,7 @@ def _stamped(shown: Group | Text) -> Group:
 # the status
 
 
-def _status(status: InstancesAnswer) -> Group:
+def status_table(status: InstancesAnswer) -> Group:
     table = _table(*("id", "state", "pid", "run", "wait", "free/blocks", "freeness", "preempt", "in", "out"))
     for row in status.instances:
         table.add_row(*_cells(row))
