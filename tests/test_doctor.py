@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llumnix import doctor
+from llumnix.cli import main
 from llumnix.doctor import Finding, Mark
-from llumnix.errors import UsageError
 
 
 def found(what: str, findings: list[Finding]) -> Finding:
@@ -49,7 +49,7 @@ def test_taken_port_and_missing_model_keep_it_from_working(capsys: pytest.Captur
         findings = doctor.examine(str(tmp_path), 1, port)
         assert found(f"port {port}", findings).mark is Mark.BAD
         assert found(f"model {tmp_path}", findings).mark is Mark.BAD
-        assert doctor.run([str(tmp_path), "--instances", "1", "--port", str(port)]) == 1
+        assert main(["doctor", str(tmp_path), "--instances", "1", "--port", str(port)]) == 1
     out = capsys.readouterr().out
     assert " BAD  port" in out
     assert out.rstrip().endswith("of these would keep `llumnix serve` from working.")
@@ -76,6 +76,6 @@ def test_which_versions_of_vllm_will_do(
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "x", ""])
-def test_port_that_cannot_be(port: str) -> None:
-    with pytest.raises(UsageError, match="--port must be a number below 65536"):
-        doctor.run(["--port", port])
+def test_port_that_cannot_be(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--port", port]) == 2
+    assert "--port must be a number below 65536" in capsys.readouterr().err

@@ -9,14 +9,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 
 from llumnix import __version__
-from llumnix.commands import SERVER_COMMANDS
+from llumnix.commands import SERVER_COMMANDS, ServerCommand
 from llumnix.errors import LlumnixError, UsageError
 from llumnix.remote import add_server_flags
 
-Main = Callable[[list[str]], int]
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    sentence: str
+    parser: Callable[[], argparse.ArgumentParser]
+    """Made when it is asked for: what it needs is imported then."""
+    run: Callable[[list[str]], int]
+    """Gets the words behind the command, returns the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,13 +59,12 @@ def _dispatch(words: list[str]) -> int:
             f"There is no command {words[0]!r}; "
             + (f"did you mean {meant}?" if meant else "`llumnix --help` lists them.")
         )
-    _, run = COMMANDS[words[0]]
-    return run(words[1:])
+    return COMMANDS[words[0]].run(words[1:])
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {sentence}" for name, (sentence, _) in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {command.sentence}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: llumnix COMMAND …",
@@ -69,6 +76,12 @@ def _overview() -> str:
             "`llumnix COMMAND --help` explains one.",
         ]
     )
+
+
+def _serve_parser() -> argparse.ArgumentParser:
+    from llumnix.flags import serve_parser
+
+    return serve_parser()
 
 
 def _serve(words: list[str]) -> int:
@@ -83,17 +96,21 @@ def _serve(words: list[str]) -> int:
     return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()))
 
 
-def _in_module(name: str, module: str) -> Main:
+def _in_module(name: str, sentence: str, module: str) -> Command:
     """A command whose module has `add_arguments(parser)` and `run(values) -> int`."""
 
-    def run(words: list[str]) -> int:
+    def parser() -> argparse.ArgumentParser:
         command = import_module(module)
-        parser = _parser(name, command.__doc__ or "")
-        command.add_arguments(parser)
-        code: int = command.run(parser.parse_args(words))
+        made = _parser(name, command.__doc__ or "")
+        command.add_arguments(made)
+        return made
+
+    def run(words: list[str]) -> int:
+        values = parser().parse_args(words)
+        code: int = import_module(module).run(values)
         return code
 
-    return run
+    return Command(sentence, parser, run)
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -102,39 +119,37 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return Parser(prog=f"llumnix {name}", description=description.strip().partition("\n\n")[0])
 
 
-def _ask_server(name: str) -> Main:
+def _ask_server(name: str, asking: ServerCommand) -> Command:
     """A command that talks to a running server."""
 
+    def parser() -> argparse.ArgumentParser:
+        made = _parser(name, asking.sentence)
+        asking.add_flags(made)
+        add_server_flags(made)
+        return made
+
     def run(words: list[str]) -> int:
-        command = SERVER_COMMANDS[name]
-        parser = _parser(name, command.sentence)
-        command.add_flags(parser)
-        add_server_flags(parser)
-        values = parser.parse_args(words)
+        values = parser().parse_args(words)
         from llumnix.client import AdminClient
 
         client = AdminClient(values.url, values.api_key)
         try:
-            command.run(client, values)
+            asking.run(client, values)
         finally:
             client.close()
         return 0
 
-    return run
+    return Command(asking.sentence, parser, run)
 
 
-def _doctor(words: list[str]) -> int:
-    from llumnix.doctor import run
-
-    return run(words)
-
-
-COMMANDS: dict[str, tuple[str, Main]] = {
-    "serve": ("Serve a model on several engines behind one OpenAI-compatible address.", _serve),
-    "bench": ("Load a running server and measure it.", _in_module("bench", "llumnix.bench.cli")),
-    "simulate": ("The same, simulated: policies in virtual time.", _in_module("simulate", "llumnix.sim.cli")),
-    "reproduce": ("Draw a figure of the paper.", _in_module("reproduce", "llumnix.paper.cli")),
-    "profile": ("Fit a cost model to an engine, for the simulator.", _in_module("profile", "llumnix.sim.profiles.cli")),
-    **{name: (command.sentence, _ask_server(name)) for name, command in SERVER_COMMANDS.items()},
-    "doctor": ("Check this machine, and say what to do.", _doctor),
+COMMANDS: dict[str, Command] = {
+    "serve": Command("Serve a model on several engines behind one OpenAI-compatible address.", _serve_parser, _serve),
+    "bench": _in_module("bench", "Load a running server and measure it.", "llumnix.bench.cli"),
+    "simulate": _in_module("simulate", "The same, simulated: policies in virtual time.", "llumnix.sim.cli"),
+    "reproduce": _in_module("reproduce", "Draw a figure of the paper.", "llumnix.paper.cli"),
+    "profile": _in_module("profile", "Fit a cost model to an engine, for the simulator.", "llumnix.sim.profiles.cli"),
+    **{name: _ask_server(name, asking) for name, asking in SERVER_COMMANDS.items()},
+    "doctor": _in_module("doctor", "Check this machine, and say what to do.", "llumnix.doctor"),
+    "completion": _in_module("completion", "Print what completes command lines in a shell.", "llumnix.shell"),
+    "man": _in_module("man", "Print the manual page.", "llumnix.manual"),
 }

@@ -29,11 +29,11 @@ AnswerT = TypeVar("AnswerT")
 class AdminClient:
     """One server. Every method raises UsageError when the server knows no such thing, else ServerRefused."""
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None, timeout_s: float = ASK_TIMEOUT_S) -> None:
         self._url = server_url(url)
         check_key(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=ASK_TIMEOUT_S)
+        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s)
 
     def close(self) -> None:
         self._http.close()

@@ -1,7 +1,8 @@
-"""`llumnix doctor`: is this machine fit to serve, and if not, what is to be done."""
+"""Checks this machine: is it fit to serve, and if not, what is to be done."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -42,15 +43,14 @@ class Finding:
         return f"{self.mark:>4}  {self.what}" + (f"\n      {self.advice}" if self.advice else "")
 
 
-def run(words: list[str]) -> int:
-    """Prints the findings; 0 if serving will work, else 1."""
-    from llumnix.flags import Parser
-
-    parser = Parser(prog="llumnix doctor", description="Checks this machine, and says what to do.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="Model to be served; without it, the tiny one.")
     parser.add_argument("--instances", type=int, default=2, help="Instances to be served. Default: 2.")
     parser.add_argument("--port", default=str(preflight.DEFAULT_PORT), help="Port to be used. Default: 8000.")
-    values = parser.parse_args(words)
+
+
+def run(values: argparse.Namespace) -> int:
+    """Prints the findings; 0 if serving will work, else 1."""
     if values.instances < 1:
         raise UsageError(f"--instances must be at least 1, not {values.instances}.")
     findings = examine(values.model, values.instances, preflight.port_number(values.port))

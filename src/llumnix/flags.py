@@ -30,7 +30,9 @@ class Parser(argparse.ArgumentParser):
         """A flag that is not known is told before one that is missing: it may be that one, misspelt."""
         for word in args or ():
             name = word.partition("=")[0]
-            if name.startswith("--") and name != "--" and name not in self._option_string_actions:
+            if name == "--":  # what follows are no flags
+                break
+            if name.startswith("--") and name not in self._option_string_actions:
                 meant = closest(name, self._option_string_actions)
                 then = f"did you mean {meant}?" if meant else f"`{self.prog} --help` lists them."
                 raise UsageError(f"There is no flag {name}; {then}")

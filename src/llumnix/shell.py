@@ -1,0 +1,102 @@
+"""Prints what completes command lines of `llumnix` in a shell: `source <(llumnix completion bash)`.
+
+The shell asks `llumnix completion words` for each word, so flags and values are those of the version that is installed,
+and ids of instances and requests those of the server that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from llumnix.errors import LlumnixError
+
+BASH = """_llumnix() {
+    local IFS=$'\\n'
+    COMPREPLY=($(llumnix completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o bashdefault -o default -F _llumnix llumnix
+"""
+
+_PATIENCE_S = 1.0
+_INSTANCES, _REQUESTS = ("INSTANCE", "TARGET"), ("REQUEST",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "words"), help="The shell; or `words`, for its script to ask.")
+    parser.add_argument("line", nargs="*", metavar="WORD", help="With `words`: what the line says so far.")
+
+
+def run(values: argparse.Namespace) -> int:
+    if values.shell == "bash":
+        print(BASH, end="")
+    else:
+        print("\n".join(candidates(values.line)))
+    return 0
+
+
+def candidates(line: Sequence[str]) -> list[str]:
+    """What may stand in place of the last word, which is not whole yet. `line` begins behind `llumnix`."""
+    from llumnix.cli import COMMANDS
+
+    *before, current = line or [""]
+    if not before:
+        found: Iterable[str] = [*COMMANDS, "--help", "--version"]
+    elif before[0] not in COMMANDS:
+        found = ()
+    else:
+        found = _of_command(COMMANDS[before[0]].parser(), before, current)
+    return sorted({word for word in found if word.startswith(current)})
+
+
+def _of_command(parser: argparse.ArgumentParser, before: Sequence[str], current: str) -> Iterable[str]:
+    flags = {name: action for action in parser._actions for name in action.option_strings}
+    flag = flags.get(before[-1])
+    if flag is not None and flag.nargs != 0:
+        return _values(flag)
+    if before[0] == "serve":
+        return _of_serve(parser, before[-1], current)
+    if current.startswith("-"):
+        return [name for name, action in flags.items() if action.help != argparse.SUPPRESS]
+    take_one = {name for name, action in flags.items() if action.nargs != 0}
+    taken = sum(not word.startswith("-") and last not in take_one for last, word in pairwise(before))
+    places = [action for action in parser._actions if not action.option_strings]
+    return _values(places[taken]) if taken < len(places) else ()
+
+
+def _of_serve(parser: argparse.ArgumentParser, last: str, current: str) -> Iterable[str]:
+    """vLLM's flags, too, from our table of them: vLLM takes seconds to be imported."""
+    from llumnix.flags import DEFAULT_ENGINE, vocabulary
+
+    known = vocabulary(parser, DEFAULT_ENGINE)
+    theirs = known.theirs.get(last)
+    if theirs is not None and theirs.values and theirs.takes == "one":
+        return [value for value in theirs.values if not value.startswith(("int", "float"))]
+    return known.names if current.startswith("-") else ()
+
+
+def _values(action: argparse.Action) -> Iterable[str]:
+    metavar = str(action.metavar or "")
+    if action.choices is not None:
+        return [str(choice) for choice in action.choices]
+    if metavar.startswith("{"):
+        return metavar.strip("{}").split(",")
+    return _ids(metavar) if metavar in (*_INSTANCES, *_REQUESTS) else ()
+
+
+def _ids(metavar: str) -> Iterable[str]:
+    """Of the server that runs; none where there is none, or where it does not answer at once."""
+    import httpx
+
+    from llumnix.client import AdminClient
+    from llumnix.remote import add_server_flags
+
+    asking = argparse.ArgumentParser()
+    add_server_flags(asking)
+    where = asking.parse_args([])
+    try:
+        client = AdminClient(where.url, where.api_key, timeout_s=_PATIENCE_S)
+        return [row.id for row in (client.instances() if metavar in _INSTANCES else client.requests())]
+    except (LlumnixError, httpx.HTTPError):
+        return ()

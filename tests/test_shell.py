@@ -1,0 +1,90 @@
+"""Completion of command lines: what is offered where, and that bash understands the script."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from admin_answers import instance_row, status_answer
+from llumnix.cli import COMMANDS, main
+from llumnix.shell import candidates
+
+ROW = {"id": "cmpl-7", "instance": "i0", "state": "running", "priority": "normal", "prompt_tokens": 1}
+ROW |= {"output_tokens": 2, "migrations": 0, "movable": True, "why_pinned": None}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        rows = [instance_row("i0", "running"), instance_row("i1", "draining")]
+        return httpx.Response(200, json=status_answer(*rows) | {"requests": [ROW]})
+
+    real: Callable[..., httpx.Client] = httpx.Client
+    monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ([""], [*COMMANDS, "--help", "--version"]),
+        (["dra"], ["drain"]),
+        (["drain", "--t"], ["--timeout-s"]),
+        (["requests", "--state", ""], ["running", "waiting"]),
+        (["requests", "--state", "w"], ["waiting"]),
+        (["serve", "--launcher", ""], ["local", "ray"]),
+        (["serve", "--log-f"], ["--log-format"]),
+        (["serve", "--max-model-l"], ["--max-model-len"]),
+        (["serve", "--no-enable-prefix-c"], ["--no-enable-prefix-caching"]),
+        (["serve", "--instances", ""], []),
+        (["completion", ""], ["bash", "words"]),
+        (["dance", "--"], []),
+        ([], [*COMMANDS, "--help", "--version"]),
+    ],
+)
+def test_what_may_stand_there_is_offered(line: list[str], offered: list[str]) -> None:
+    assert candidates(line) == sorted(offered)
+
+
+def test_flags_that_are_not_for_people_are_not_offered() -> None:
+    assert "--instances" in candidates(["doctor", "--"])
+    assert "--engine-module" not in candidates(["drain", "--"])
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        (["drain", ""], ["i0", "i1"]),
+        (["drain", "--wait", ""], ["i0", "i1"]),
+        (["drain", "--timeout-s", "3", "i"], ["i0", "i1"]),
+        (["drain", "i0", ""], []),
+        (["migrate", ""], ["cmpl-7"]),
+        (["migrate", "cmpl-7", ""], ["i0", "i1"]),
+        (["requests", "--instance", ""], ["i0", "i1"]),
+    ],
+)
+def test_ids_are_those_of_the_server_that_runs(line: list[str], offered: list[str]) -> None:
+    assert candidates(line) == offered
+
+
+def test_no_ids_where_no_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUMNIX_URL", "http://127.0.0.1:9")
+    assert candidates(["drain", ""]) == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    (tmp_path / "llumnix").write_text(f'#!/bin/sh\nexec {sys.executable} -m llumnix "$@"\n')
+    (tmp_path / "llumnix").chmod(0o755)
+    typed = 'COMP_WORDS=(llumnix requests --st); COMP_CWORD=2; _llumnix; echo "${COMPREPLY[@]}"'
+    asks = f"PATH={tmp_path}:$PATH\n{script}\n{typed}"
+    run = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["--state"]
