@@ -112,7 +112,7 @@ def test_what_only_the_scheduler_knows_is_left_out_while_it_is_silent() -> None:
 
 @pytest.fixture
 def own() -> tuple[Metrics, prometheus_client.CollectorRegistry]:
-    prometheus_client.disable_created_metrics()  # as a front end does
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # as a front end does
     registry = prometheus_client.CollectorRegistry()
     return Metrics(registry), registry
 
