@@ -7,37 +7,83 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from llumnix.api.routes import PREFIX, ROUTES
 from llumnix.flags import ServeArguments, parse_serve
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 
 
-def documents(name: str) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all((DEPLOY / name).read_text()) if document]
+KUBERNETES = DEPLOY / "kubernetes"
+OVERLAYS = ("cpu", "gpu")
 
 
-def kuberay(kind: str) -> dict[str, Any]:
-    (found,) = [document for document in documents("kuberay.yaml") if document["kind"] == kind]
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def listed(folder: Path) -> list[Path]:
+    """The manifests of a kustomization and of those that it builds on."""
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    found: list[Path] = []
+    for name in kustomization.get("resources", ()):
+        path = (folder / name).resolve()
+        found += listed(path) if path.is_dir() else [path]
     return found
 
 
-def server_container() -> dict[str, Any]:
-    (container,) = kuberay("Deployment")["spec"]["template"]["spec"]["containers"]
+def patched(document: dict[str, Any], operations: list[dict[str, Any]]) -> None:
+    """JSON patches (RFC 6902), as far as ours go."""
+    for operation in operations:
+        *way, last = operation["path"].strip("/").split("/")
+        place: Any = document
+        for step in way:
+            place = place[int(step)] if isinstance(place, list) else place[step]
+        assert (last in place) == (operation["op"] == "replace"), f"{operation['op']} {operation['path']}"
+        place[last] = operation["value"]
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """What `kubectl kustomize` makes of it, but for images, which `image_of` looks up."""
+    folder = KUBERNETES / overlay
+    (kustomization,) = documents(folder / "kustomization.yaml")
+    found = [document for path in listed(folder) for document in documents(path)]
+    for patch in kustomization.get("patches", ()):
+        (document,) = [each for each in found if each["kind"] == patch["target"]["kind"]]
+        patched(document, yaml.safe_load((folder / patch["path"]).read_text()))
+    return found
+
+
+def image_of(overlay: str) -> str:
+    (kustomization,) = documents(KUBERNETES / overlay / "kustomization.yaml")
+    (image,) = kustomization["images"]
+    assert image["name"] == "llumnix"
+    return f"{image['newName']}:{image['newTag']}"
+
+
+def kubernetes(overlay: str, kind: str) -> dict[str, Any]:
+    (found,) = [document for document in rendered(overlay) if document["kind"] == kind]
+    return found
+
+
+def server_container(overlay: str) -> dict[str, Any]:
+    (container,) = kubernetes(overlay, "Deployment")["spec"]["template"]["spec"]["containers"]
     return dict(container)
 
 
-def ray_containers() -> Iterator[dict[str, Any]]:
-    spec = kuberay("RayCluster")["spec"]
-    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        yield from group["template"]["spec"]["containers"]
+def ray_pods(overlay: str) -> list[dict[str, Any]]:
+    spec = kubernetes(overlay, "RayCluster")["spec"]
+    return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+def pods(overlay: str) -> list[dict[str, Any]]:
+    return [kubernetes(overlay, "Deployment")["spec"]["template"], *ray_pods(overlay)]
 
 
 def unit() -> configparser.ConfigParser:
@@ -72,7 +118,7 @@ def test_image_is_built_from_files_that_exist(lock: str) -> None:
 
 
 def test_compose_serves_on_the_ray_cluster_that_it_starts() -> None:
-    (compose,) = documents("compose.yaml")
+    (compose,) = documents(DEPLOY / "compose.yaml")
     head, node = compose["services"]["head"], compose["services"]["node"]
     arguments = understood(head["command"][0])
     assert (arguments.cluster.launcher, arguments.cluster.ray_address) == ("ray", "auto")
@@ -83,38 +129,137 @@ def test_compose_serves_on_the_ray_cluster_that_it_starts() -> None:
     assert int(head["stop_grace_period"].rstrip("s")) > arguments.cluster.shutdown_timeout_s
 
 
-def test_kubernetes_serves_on_the_ray_cluster_of_the_same_file() -> None:
-    container = server_container()
-    arguments = understood(container["args"][0])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_serves_on_the_ray_cluster_beside_it(overlay: str) -> None:
+    container, ray_cluster = server_container(overlay), kubernetes(overlay, "RayCluster")
+    command = container["args"][0]
+    words = [word for word in serve_words(command) if word != "Qwen/Qwen3-8B"]
+    arguments = understood(f"llumnix serve {shlex.join(words)}")
     assert (arguments.cluster.launcher, arguments.cluster.ray_address) == ("ray", "auto")
-    assert arguments.cluster.admin_allowed_hosts == kuberay("Service")["metadata"]["name"]
-    assert f"--address={kuberay('RayCluster')['metadata']['name']}-head-svc:6379" in container["args"][0]
-    engine = kuberay("RayCluster")["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    assert arguments.cluster.instance_cpus == float(engine["resources"]["limits"]["cpu"])
-    grace_s = kuberay("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace_s > arguments.cluster.shutdown_timeout_s
+    assert arguments.cluster.admin_allowed_hosts == kubernetes(overlay, "Service")["metadata"]["name"]
+    assert f"--address={ray_cluster['metadata']['name']}-head-svc:6379" in command
+    group = ray_cluster["spec"]["workerGroupSpecs"][0]
+    (engine,) = group["template"]["spec"]["containers"]
+    assert arguments.cluster.instance_cpus == float(engine["resources"]["requests"]["cpu"]), "one engine fills a pod"
+    assert group["minReplicas"] <= arguments.cluster.instances == group["replicas"] <= group["maxReplicas"]
 
 
-def test_kubernetes_runs_one_image_and_the_pinned_ray_and_shows_its_token_everywhere() -> None:
-    containers = [server_container(), *ray_containers()]
-    assert {container["image"] for container in containers} == {"llumnix:cpu"}
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pod_of_the_server_ends_after_its_requests(overlay: str) -> None:
+    """What its grace must hold: until nobody sends it new connections, its requests, and the end of its processes."""
+    pod, container = kubernetes(overlay, "Deployment")["spec"]["template"]["spec"], server_container(overlay)
+    words = [word for word in serve_words(container["args"][0]) if word != "Qwen/Qwen3-8B"]
+    drained_s = understood(f"llumnix serve {shlex.join(words)}").cluster.shutdown_timeout_s
+    _, waits_s = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert pod["terminationGracePeriodSeconds"] >= float(waits_s) + drained_s + 10
+    assert "exec llumnix serve" in container["args"][0], "else the shell gets SIGTERM, and nobody else"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_ask_what_they_are_for(overlay: str) -> None:
+    container = server_container(overlay)
+    paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert paths["startup"] == paths["readiness"] == "/health"
+    alive = paths["liveness"].removeprefix(PREFIX)
+    (route,) = [route for route in ROUTES if route.path == alive]
+    assert not route.guarded, "a kubelet calls by the pod's address, and has no key"
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600, "as long as an instance may take to start"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_runs_one_image_and_the_pinned_ray_and_shows_its_token_everywhere(overlay: str) -> None:
+    assert image_of(overlay) == f"llumnix:{overlay}"
     (pinned,) = (ROOT / "requirements" / "ray.lock").read_text().split()
-    assert pinned == f"ray=={kuberay('RayCluster')['spec']['rayVersion']}"
-    secret = kuberay("Secret")
-    for container in containers:
+    assert pinned == f"ray=={kubernetes(overlay, 'RayCluster')['spec']['rayVersion']}"
+    for pod in pods(overlay):
+        (container,) = pod["spec"]["containers"]
+        assert container["image"] == "llumnix"
         environment = {variable["name"]: variable for variable in container["env"]}
         assert environment["RAY_AUTH_MODE"]["value"] == "token"
-        key = environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
-        assert key["name"] == secret["metadata"]["name"]
-        assert key["key"] in secret["stringData"]
+        assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {
+            "name": "llumnix-ray-token",
+            "key": "token",
+        }
+    assert all(document["kind"] != "Secret" for document in rendered(overlay)), "nobody runs with a word from a file"
 
 
-def test_service_finds_the_server() -> None:
-    labels = kuberay("Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert kuberay("Service")["spec"]["selector"].items() <= labels.items()
-    assert kuberay("Service")["spec"]["ports"][0]["targetPort"] in {
-        port["name"] for port in server_container()["ports"]
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_may_do_no_more_than_they_need(overlay: str) -> None:
+    for pod in pods(overlay):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = spec["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_service_and_budget_find_their_pods(overlay: str) -> None:
+    labels = kubernetes(overlay, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    service = kubernetes(overlay, "Service")["spec"]
+    assert service["selector"].items() <= labels.items()
+    assert service["ports"][0]["targetPort"] in {port["name"] for port in server_container(overlay)["ports"]}
+    ray_cluster = kubernetes(overlay, "RayCluster")
+    group = ray_cluster["spec"]["workerGroupSpecs"][0]["groupName"]
+    of_kuberay = {"ray.io/cluster": ray_cluster["metadata"]["name"], "ray.io/group": group}
+    assert kubernetes(overlay, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == of_kuberay
+
+
+def test_gpu_engines_have_one_each_and_may_run_where_gpus_are() -> None:
+    (engine,) = ray_pods("gpu")[1]["spec"]["containers"]
+    assert engine["resources"]["limits"]["nvidia.com/gpu"] == engine["resources"]["requests"]["nvidia.com/gpu"] == 1
+    assert ray_pods("gpu")[1]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_operator_gets_the_same_alerts_and_the_board_and_asks_the_service() -> None:
+    monitoring = [document for path in listed(KUBERNETES / "monitoring") for document in documents(path)]
+    kinds = {document["kind"]: document for document in monitoring}
+    assert set(kinds) == {"ServiceMonitor", "PrometheusRule"}
+    assert kinds["PrometheusRule"]["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "llumnix.rules.yaml").read_text())
+    service = kubernetes("cpu", "Service")
+    assert kinds["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert kinds["ServiceMonitor"]["spec"]["endpoints"][0]["port"] in {
+        port["name"] for port in service["spec"]["ports"]
     }
+    (board,) = documents(DEPLOY / "grafana" / "kustomization.yaml")
+    (files,) = [each["files"] for each in board["configMapGenerator"]]
+    assert all((DEPLOY / "grafana" / name).is_file() for name in files)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_understands_every_field(overlay: str) -> None:
+    """Pods of Ray, too: KubeRay hands their templates on as they are."""
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    known = [document for document in rendered(overlay) if not document["apiVersion"].startswith("ray.io/")]
+    assert {document["kind"] for document in known} == {"Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"}
+    of_ray = [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"} | pod["metadata"], "spec": pod["spec"]}
+        for pod in ray_pods(overlay)
+    ]
+    for document in (*known, *of_ray):
+        validator.validate(document, "1.32", strict=True)
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "monitoring"])
+def test_kustomize_makes_the_same_of_it(overlay: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("there is no kubectl")
+    version = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True, check=False).stdout
+    if not re.search(r"^Kustomize Version: v[4-9]", version, re.MULTILINE):
+        pytest.skip("this kubectl is of before Kustomize 4")
+    command = ["kubectl", "kustomize", str(KUBERNETES / overlay)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    made = {document["kind"]: document for document in yaml.safe_load_all(run.stdout)}
+    if overlay == "monitoring":
+        assert made.pop("ConfigMap")["data"]["llumnix.json"] == (DEPLOY / "grafana" / "llumnix.json").read_text()
+        assert set(made) == {"ServiceMonitor", "PrometheusRule"}
+        return
+    ours = yaml.safe_dump({document["kind"]: document for document in rendered(overlay)}, sort_keys=True)
+    images = re.sub(r"image: llumnix$", f"image: {image_of(overlay)}", ours, flags=re.MULTILINE)
+    assert yaml.safe_load(images) == made
 
 
 def test_unit_serves_and_waits_for_the_end() -> None:

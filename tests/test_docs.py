@@ -31,6 +31,7 @@ def _script(name: str) -> ModuleType:
         "configuration_reference",
         "grafana_board",
         "http_reference",
+        "prometheus_rule",
         "routes_reference",
         "support_reference",
         "vllm_flags",
