@@ -22,6 +22,10 @@ On CPUs, vLLM 0.32 computes a request without an adapter, in one batch with a re
 in the last of its `--max-loras` places, also after that adapter is gone; its output is that adapter's. Engines under
 Llumnix do not: such requests say the same whatever is beside them. On GPUs, vLLM's kernels are right by themselves.
 
+On CPUs, vLLM's kernels for latent attention, short convolutions and gated delta nets give a request other tokens when
+others are computed in the same batch, whether anything moves or not. A move changes the batch; alone in it, moved
+requests say the same.
+
 Platforms: Linux, Python 3.11 and later, vLLM 0.32, 0.31 ([in part](../change/another-vllm.md)) and 0.33 (never run).
 The CPU build is what the tests run on, with its V1 model runner and with V2, the one of GPUs (in Triton's interpreter).
 Staging through pinned memory has not been run on a GPU yet.
@@ -51,6 +55,8 @@ class Run(NamedTuple):
 
 
 EQUAL: Proofs = ("test_vllm_equality.py::test_moved_streams_say_what_undisturbed_ones_say",)
+FAMILY: Proofs = ("test_vllm_families.py::test_moved_streams_say_what_undisturbed_ones_say",)
+"""Of a tiny model of that kind."""
 KILLED: Proofs = ("test_vllm_loss.py::test_every_kind_goes_on_and_says_the_same",)
 SEEDED_LOST: Proofs = ("test_vllm_loss.py::test_seeded_streams_that_moved_are_lost_twice_and_say_the_same",)
 RESENT: Proofs = ("test_front_end_machine.py::test_stream_that_said_nothing_can_always_start_again",)
@@ -65,6 +71,7 @@ REASONED: Proofs = ("test_vllm_reasoning.py::test_moves_and_dies_after_its_reaso
 ADAPTED: Proofs = (
     "test_vllm_lora.py::test_request_with_an_adapter_moves",
     "test_vllm_lora.py::test_adapter_loaded_while_serving_is_on_all_instances",
+    *FAMILY,
 )
 ADAPTED_AGAIN: Proofs = (
     "test_streams_adapters.py::test_stream_whose_instance_is_lost_goes_to_one_that_has_it_or_ends_saying_why",
@@ -81,6 +88,7 @@ PROCESSOR_AGAIN: Proofs = (
 LOOKING: Proofs = (
     "test_vllm_images.py::test_streams_say_the_same_wherever_they_move",
     "test_vllm_images.py::test_queued_one_moves_without_kv_and_after_its_first_tokens_with_it",
+    *FAMILY,
 )
 LOOKING_AGAIN: Proofs = (
     "test_vllm_images.py::test_streams_go_on_when_their_instance_dies",
@@ -92,24 +100,26 @@ APPENDED: Proofs = (
     "test_late_machine.py::test_any_order",
     "test_movable.py::test_what_tokens_are_appended_to_moves",
 )
-CHUNKED: Proofs = ("test_late_machine.py::test_any_order", "test_movable.py::test_what_tokens_are_appended_to_moves")
+CHUNKS: Proofs = ("test_late_machine.py::test_any_order", "test_movable.py::test_what_tokens_are_appended_to_moves")
 STATES: Proofs = (
     "test_vllm_hybrids.py::test_moved_streams_say_what_undisturbed_ones_say",
-    "test_vllm_families.py::test_moved_streams_say_what_undisturbed_ones_say",
+    *FAMILY,
     "test_late_states.py::test_what_is_copied_while_a_stream_stands_still_does_not_grow_with_its_length",
     "test_late_machine.py::test_any_order",
     "test_movable.py::test_state_that_is_overwritten_moves",
 )
-PRECISIONS: Proofs = (*CHUNKED, "test_late_states.py::test_steps_here_do_not_zero_what_is_being_copied")
+PRECISIONS: Proofs = (*CHUNKS, "test_late_states.py::test_steps_here_do_not_zero_what_is_being_copied")
 RANK_TO_RANK: Proofs = ("test_vllm_tensor_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",)
 STAGE_TO_STAGE: Proofs = (
     "test_vllm_pipeline_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",
     "test_letters.py::test_random_generator_is_that_of_the_last_worker",
+    *FAMILY,
 )
 DRAFTED: Proofs = (
     "test_vllm_ngram_drafts.py::test_moved_streams_say_what_undisturbed_ones_say",
     "test_vllm_draft_model.py::test_moved_streams_say_what_undisturbed_ones_say",
     "test_vllm_draft_model.py::test_drafts_are_as_good_after_a_move",
+    *FAMILY,
     "test_late_drafts.py::test_moved_stream_is_right_and_is_drafted_for_at_its_new_place",
     "test_movable.py::test_engines_with_drafts_that_can_be_dropped_move",
 )
@@ -163,7 +173,8 @@ ENGINES = (
     Run("full attention, sliding window, several KV groups of these kinds", "yes", APPENDED),
     Run("tensor parallel (same size on both sides)", "yes, rank to rank", RANK_TO_RANK),
     Run("async scheduling, chunked prefill, prefix caching", "yes", ASYNC),
-    Run("attention within chunks (Llama 4)", "yes", CHUNKED),
+    Run("attention within chunks (Llama 4)", "yes", (*CHUNKS, *FAMILY)),
+    Run("latent attention (DeepSeek, Kimi K2), mixtures of experts", "yes", FAMILY),
     Run(_HYBRIDS, _STANDS_STILL, STATES),
     Run("rings that are overwritten in place (DeepSeek V4)", "not yet: pinned", CACHE_PINNED),
     Run("M-RoPE", "yes", LOOKING),

@@ -86,8 +86,9 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[Server]:
     folder.mkdir(parents=True)
     tools = _WITH_TOOLS if "chat tool" in FAMILIES[family].kinds else ()
-    flags, own = (*engine_flags(family), *_FLAGS, *tools), engine_environment(family)
-    server = Server(folder, *flags, environment=own | environment)
+    model, *flags = engine_flags(family)
+    own = engine_environment(family)
+    server = Server(folder, model, *_FLAGS, *tools, *flags, environment=own | environment)
     try:
         yield server
         if trouble := server.trouble():

@@ -56,6 +56,7 @@ _SCAN = (
     "where mamba_mixer2.py wants one for each chunk (IndexError)"
 )
 _MLA = ("--attention-backend", "CPU_MLA")  # the other one of CPUs, where there is AMX, takes bfloat16 alone
+_WHOLE_PROMPTS = ("--max-num-batched-tokens", "8192")
 _MLA_BATCHES = "vLLM's CPU kernels of latent attention say something else of prompts that are computed in one batch"
 _CONV_BATCHES = "vLLM's CPU kernel of short convolutions says something else in another batch"
 _NO_BUFFERS = "without `_stages/`: vLLM's CPU runner makes no buffers for what a stage gives the next"
@@ -134,11 +135,11 @@ FAMILIES: dict[str, Family] = {
     "mtp": Family(
         "deepseek-v3-mtp",
         "DeepSeek V3: a layer that predicts one more token",
-        flags=_MLA,
+        flags=(*_MLA, *_WHOLE_PROMPTS),
         drafts={"method": "mtp", "num_speculative_tokens": 1},
         kinds=asked.DRAFTED,
         alone=True,
-        gap=_MLA_BATCHES,
+        gap=f"{_MLA_BATCHES}; with drafts, prompts longer than a step wait for ever, as they are not cut",
     ),
     "ngram-hybrid": Family(
         "qwen3-next",
