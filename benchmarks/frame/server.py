@@ -60,6 +60,7 @@ class ServerProcess:
         self.ready_s = float("nan")
         """From the start of the process until `GET /health` said 200."""
         words = [*command, "--port", str(self.port), *flags]
+        self.words = " ".join(words)
         with console.open("wb") as output:
             self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
 
@@ -118,7 +119,7 @@ class ServerProcess:
 @contextmanager
 def llumnix_server(engine_flags: Sequence[str], *flags: str, instances: int) -> Iterator[ServerProcess]:
     """`llumnix serve`, all of whose instances run; ended at the end. Raises SystemExit with its last words."""
-    command = ["-m", "llumnix", "serve", *engine_flags, "--verbose", "--instances", str(instances)]
+    command = [sys.executable, "-m", "llumnix", "serve", *engine_flags, "--verbose", "--instances", str(instances)]
     with _running(command, flags) as server:
         wait_for_instances(server.url, instances)
         yield server
@@ -127,8 +128,12 @@ def llumnix_server(engine_flags: Sequence[str], *flags: str, instances: int) -> 
 @contextmanager
 def vllm_server(engine_flags: Sequence[str], *flags: str) -> Iterator[ServerProcess]:
     """`vllm serve` under the conditions that Llumnix makes; ended at the end. Raises SystemExit as above."""
-    with _running([str(Path(__file__).with_name("vllm_serve.py")), *engine_flags], flags) as server:
+    with _running(vllm_command(engine_flags), flags) as server:
         yield server
+
+
+def vllm_command(engine_flags: Sequence[str]) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("vllm_serve.py")), *engine_flags]
 
 
 def wait_for_instances(url: str, count: int) -> None:
@@ -147,17 +152,30 @@ def running(client: AdminClient) -> set[str]:
 
 @contextmanager
 def _running(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerProcess]:
+    with started(command, flags) as server:
+        ready(server)
+        yield server
+
+
+@contextmanager
+def started(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerProcess]:
+    """A server of this command, not yet ready; ended at the end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
     with tempfile.TemporaryDirectory(prefix="server-") as folder:
-        words = [sys.executable, *command, "--host", "127.0.0.1"]
+        words = [*command, "--host", "127.0.0.1"]
         server = ServerProcess(words, flags, Path(folder) / "console.txt", _like_ours() | os.environ)
         try:
-            server.wait_until_healthy()
             yield server
-        except AssertionError as error:
-            raise SystemExit(f"{' '.join(words)}: {error}") from error
         finally:
             server.stop()
+
+
+def ready(server: ServerProcess) -> None:
+    """Waits until it is. Raises SystemExit with its last words."""
+    try:
+        server.wait_until_healthy()
+    except AssertionError as error:
+        raise SystemExit(f"{server.words}: {error}") from error
 
 
 def _like_ours() -> dict[str, str]:

@@ -31,13 +31,21 @@ def test_tokens_are_counted_by_usage_and_timed_by_arrival() -> None:
     assert times.ended
 
 
-def test_chunks_with_text_count_as_one_token_where_there_is_no_usage() -> None:
+def test_each_chunk_counts_as_a_token_where_there_is_no_usage_also_half_of_a_character() -> None:
     times = TokenTimes()
     for second, text in enumerate(["a", "", "bcd"], start=1):
         times.on_line(event(text), float(second))
-    assert (times.tokens, times.first_s, times.last_s, times.largest_gap_s) == (2, 1.0, 3.0, 2.0)
-    times.on_line(event(total=5, choices=False), 4.0)
-    assert (times.tokens, times.last_s) == (5, 3.0)
+    times.on_line(event("", finish="stop"), 9.0)
+    assert (times.tokens, times.first_s, times.last_s, times.largest_gap_s) == (3, 1.0, 3.0, 1.0)
+
+
+@pytest.mark.parametrize("total", [2, 5])
+def test_the_usage_at_the_end_has_the_last_word(total: int) -> None:
+    times = TokenTimes()
+    for second in (1.0, 2.0, 3.0):
+        times.on_line(event("a"), second)
+    times.on_line(event(total=total, choices=False), 4.0)
+    assert (times.tokens, times.last_s) == (total, 3.0)
 
 
 def test_first_token_at_time_zero_is_a_first_token() -> None:
@@ -100,6 +108,14 @@ def test_prompts_are_exactly_as_long_as_wanted_and_the_same_each_time() -> None:
     assert ids == Prompts(seed=3, vocab=100).token_ids(request(1000), 7)
     assert ids != PROMPTS.token_ids(request(1000), 8)
     assert ids != Prompts(seed=4, vocab=100).token_ids(request(1000), 7)
+
+
+def test_prompts_as_text_have_a_character_for_each_token_and_share_as_much() -> None:
+    first, second = PROMPTS.text(request(1100, (4, 5)), 0), PROMPTS.text(request(1100, (4, 6)), 1)
+    assert (len(first), first.isalnum()) == (1100, True)
+    assert (first[:512] == second[:512], first[512:] == second[512:]) == (True, False)
+    body = json.loads(Target("http://x", "tiny", PROMPTS, text=True).body(request(1100, (4, 5)), 0))
+    assert body["prompt"] == first
 
 
 def test_prompts_share_what_their_blocks_share() -> None:

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-scale", type=float, default=1.0, help="factor on arrival times (0.5: twice the rate)")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="seconds a request may take (default: 600)")
     parser.add_argument("--vocab", type=int, default=256, help="prompts are made of token ids below this (256)")
+    parser.add_argument("--text", action="store_true", help="prompts as text, a character for each of these ids")
     parser.add_argument("--no-figures", action="store_true", help="write no pictures")
 
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         time_scale=args.time_scale,
         timeout_s=args.timeout_s,
         vocab=args.vocab,
+        text=args.text,
     )
     workload = load_workload(args.workload, rate=args.rate, requests=args.requests, seed=args.seed)
     try:

@@ -35,6 +35,8 @@ class BenchConfig:
     """A request that has not ended this long after it was sent has failed."""
     vocab: int = 256
     """Prompts are made of token ids below this."""
+    text: bool = False
+    """Prompts are sent as text, a character for each token id."""
 
     def __post_init__(self) -> None:
         server_url(self.url)
@@ -77,7 +79,7 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         server = Server(session, config.base_url, headers)
         model, longest = await server.model(config.model)
         _warn_of_long_requests(workload, longest, console)
-        target = Target(config.base_url, model, Prompts(workload.seed, config.vocab), headers)
+        target = Target(config.base_url, model, Prompts(workload.seed, config.vocab), headers, text=config.text)
         run = OpenLoopRun(workload, session, target, time_scale=config.time_scale, timeout_s=config.timeout_s)
         await run.go(server, console)
         migrations = await server.migrations(run.start_unix_s)

@@ -2,12 +2,14 @@
 
 Speaks the OpenAI `/v1/completions` protocol. Tokens are counted exactly where the server reports
 `usage.completion_tokens` with each chunk, as vLLM does with `continuous_usage_stats`; a chunk may carry several
-tokens, which then came at one time. Elsewhere each chunk with text counts as one token until the usage at the end.
+tokens, which then came at one time. Elsewhere each chunk of a stream that goes on counts as one token, also without text
+(half of a character), until the usage at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,8 @@ MAX_LINE_BYTES = 1 << 20
 """A line of an answer that is longer than this is malformed."""
 
 MAX_DETAIL_CHARS = 300
+
+_CHARACTERS = string.ascii_letters + string.digits
 
 
 class _Usage(msgspec.Struct):
@@ -96,12 +100,11 @@ class TokenTimes:
         if chunk.usage is not None:
             total = chunk.usage.completion_tokens
         else:
-            total = self.tokens + sum(1 for choice in chunk.choices if choice.text)
-        # The usage at the end of a stream may know of more tokens than its chunks showed; they came with the last.
-        if total <= self.tokens:
-            return
-        self.tokens = total
-        if chunk.choices:
+            total = self.tokens + sum(bool(choice.text) or choice.finish_reason is None for choice in chunk.choices)
+        if not chunk.choices:  # the usage at the end: more than the chunks showed came with the last of them
+            self.tokens = total
+        elif total > self.tokens:
+            self.tokens = total
             if self.first_s is None:
                 self.first_s = self.last_s = at_s
             self.largest_gap_s = max(self.largest_gap_s, at_s - self.last_s)
@@ -132,6 +135,10 @@ class Prompts:
     seed: int
     vocab: int
 
+    def text(self, request: WorkloadRequest, index: int) -> str:
+        """The same as text, a character for each id: as long as that where a character is a token."""
+        return "".join(_CHARACTERS[id % len(_CHARACTERS)] for id in self.token_ids(request, index))
+
     def token_ids(self, request: WorkloadRequest, index: int) -> list[int]:
         """Ids for the request at `index` of the workload.
 
@@ -160,12 +167,15 @@ class Target:
     model: str
     prompts: Prompts
     headers: dict[str, str] = field(default_factory=dict)
+    text: bool = False
+    """Prompts as text: not every server takes token ids."""
 
     def body(self, request: WorkloadRequest, index: int) -> bytes:
         """The JSON of a request: greedy, exactly `output_tokens` long, streamed."""
+        prompt = self.prompts.text if self.text else self.prompts.token_ids
         fields = {
             "model": self.model,
-            "prompt": self.prompts.token_ids(request, index),
+            "prompt": prompt(request, index),
             "max_tokens": request.output_tokens,
             "min_tokens": request.output_tokens,
             "ignore_eos": True,

@@ -1,0 +1,1 @@
+"""Parts of `routers.py`: whom it compares, what it asks of them, and what came of it."""

@@ -1,0 +1,10 @@
+"""What may befall one engine in the middle of a load."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Fault = Literal["kill", "stop", "slow"]
+"""SIGKILL; taken away as its operator would (a drain, or SIGTERM where there is none); ten seconds at half speed."""
+
+FAULTS: tuple[Fault, ...] = get_args(Fault)

@@ -1,0 +1,116 @@
+"""What came of a load: figures of one run, and of a party over its seeds beside the others'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+from frame.verdict import Figure, number
+from rich.console import Console
+from rich.table import Table
+
+from _routers.loads import Load
+from _routers.parties import OURS
+from llumnix.report.records import RequestRecord
+
+SMALL = 1e-9
+
+
+class Run(msgspec.Struct, frozen=True):
+    load: str
+    fault: str | None
+    seed: int
+    party: str
+    figures: dict[str, float]
+
+
+class Targets(msgspec.Struct, frozen=True):
+    ttft_s: float
+    tpot_s: float
+
+    def met_by(self, record: RequestRecord) -> bool:
+        in_time = record.ttft_s is not None and record.ttft_s <= self.ttft_s
+        return in_time and not record.error and (record.tpot_s is None or record.tpot_s <= self.tpot_s)
+
+
+_TIMES: dict[str, Callable[[RequestRecord], float | None]] = {
+    "TTFT": lambda record: record.ttft_s,
+    "TPOT": lambda record: record.tpot_s,
+    "latency": lambda record: record.latency_s,
+    "gap": lambda record: record.largest_gap_s,
+}
+
+
+def figures_of(records: Sequence[RequestRecord], targets: Targets, cpu_s: float, preemptions: int) -> dict[str, float]:
+    """By name; times in seconds. Those of requests that failed are in `failed` alone."""
+    done = [record for record in records if not record.error]
+    found: dict[str, float] = {}
+    for name, of in _TIMES.items():
+        values = [value for record in done if (value := of(record)) is not None]
+        told = (*np.percentile(values, [50, 99]), np.mean(values)) if values else (math.inf,) * 3
+        found |= {f"{name} {which}": float(value) for which, value in zip(("P50", "P99", "mean"), told, strict=True)}
+    offered_s = max(record.arrival_s for record in records) - min(record.arrival_s for record in records)
+    return found | {
+        "goodput": sum(map(targets.met_by, records)) / offered_s,
+        "failed": float(len(records) - len(done)),
+        "CPU s per request": cpu_s / len(records),
+        "preemptions": float(preemptions),
+    }
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(max(value, SMALL)) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def print_table(title: str, runs: Sequence[Run]) -> None:
+    """Geometric means over seeds, a row for each party; counts are sums."""
+    columns = ("TTFT mean", "TTFT P50", "TTFT P99", "TPOT P50", "TPOT P99", "latency mean", "latency P99", "gap P99")
+    rest = ("goodput", "CPU s per request")
+    counts = ("failed", "preemptions")
+    table = Table("", *columns, *rest, *counts, title=title)
+    for party, mine in _by_party(runs).items():
+        means = [number(geometric_mean(run.figures[name] for run in mine)) for name in (*columns, *rest)]
+        sums = [number(sum(run.figures[name] for run in mine)) for name in counts]
+        table.add_row(party, *means, *sums)
+    Console(width=200).print(table)
+
+
+def compared(title: str, load: Load, runs: Sequence[Run]) -> list[Figure]:
+    """Ours over the best of theirs, each figure's best for itself. Only where both are there."""
+    parties = _by_party(runs)
+    theirs = {name: mine for name, mine in parties.items() if name != OURS}
+    if OURS not in parties or not theirs:
+        return []
+    figures = []
+    for name, higher in (
+        ("TTFT mean", False),
+        ("TTFT P99", False),
+        *((name, False) for name in _REST),
+        ("goodput", True),
+    ):
+        ratios = {party: _ratio(parties[OURS], mine, name) for party, mine in theirs.items()}
+        best = (min if higher else max)(ratios, key=lambda party: ratios[party])
+        figures.append(Figure(f"{title}: {name}, ours / {best}", ratios[best], load.goals.get(name), "×"))
+    figures.append(Figure(f"{title}: failed, ours", sum(run.figures["failed"] for run in parties[OURS])))
+    return figures
+
+
+_REST = ("TPOT P50", "TPOT P99", "latency P50", "latency mean", "latency P99", "gap P99")
+
+
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], name: str) -> float:
+    """Geometric mean over the seeds that both have had."""
+    mine = {run.seed: run.figures[name] for run in ours}
+    return geometric_mean(
+        max(mine[run.seed], SMALL) / max(run.figures[name], SMALL) for run in theirs if run.seed in mine
+    )
+
+
+def _by_party(runs: Sequence[Run]) -> Mapping[str, list[Run]]:
+    parties: dict[str, list[Run]] = {}
+    for run in runs:
+        parties.setdefault(run.party, []).append(run)
+    return parties

@@ -1,0 +1,148 @@
+"""Llumnix beside the routers that people use, before the same unmodified vLLM engines.
+
+    python benchmarks/routers.py                                         the parties and loads below, 3 seeds
+    python benchmarks/routers.py --parties all --loads all --seeds 3     everybody and everything: hours
+    python benchmarks/routers.py --loads "near, bursts" --fault kill     an engine is killed in the middle
+    python benchmarks/routers.py --records FILE                          goes on with an earlier run, then prints
+
+Engines are *paced* (`_paced/`): each step lasts as on a device of its own. `vllm-router` and `smg` come from the
+package index (`_routers/routers.lock`) into an environment of their own, and have engines of their own, each a `vllm
+serve`; `vllm serve --data-parallel-size` and Llumnix have as many. Everybody gets the same requests, as text, one party
+after the other, in an order that changes with the seed; nobody sees the same prompt twice but for what a load has in
+common. Ratios are ours over the best of the others, for each figure the best of them in that figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+from _routers import parties
+from _routers.faults import FAULTS, Fault
+from _routers.loads import LOADS, make
+from _routers.outcome import Run, Targets, compared, figures_of, print_table
+from _routers.parties import Party
+from frame.models import add_pace_flags, paced_engine_flags
+from frame.verdict import conclude
+from frame.vitals import cpu_s
+from rich.console import Console
+
+from llumnix.bench.client import BenchConfig, BenchResult, bench
+from llumnix.workload.workload import Workload
+
+KV_MIB = 12  # 96 blocks of 32 tokens: about eight requests
+USUAL = ("vllm-router power_of_two", "vllm-router cache_aware", "smg least_load", parties.PARALLEL, parties.OURS)
+LIMIT_S = 240.0
+"""For a request: longer than the slowest that ends."""
+
+
+def main() -> int:
+    arguments = _parse()
+    done: list[Run] = []
+    if arguments.records is not None and arguments.records.exists():
+        done = msgspec.json.decode(arguments.records.read_bytes(), type=list[Run])
+    _measure(arguments, done)
+    figures = []
+    for name in arguments.loads:
+        title = name if arguments.fault is None else f"{name}, {arguments.fault}"
+        runs = [run for run in done if run.load == name and run.fault == arguments.fault]
+        print_table(title, runs)
+        figures += compared(title, LOADS[name], runs)
+    return conclude(*figures)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--parties", nargs="+", default=list(USUAL), help=f"Or all: {', '.join(parties.names())}.")
+    parser.add_argument("--loads", nargs="+", default=["near, bursts", "beyond, bursts"], help=f"Or all: {list(LOADS)}")
+    parser.add_argument("--fault", choices=FAULTS, help="Befalls one engine when a third of the requests was sent.")
+    parser.add_argument("--engines", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ttft-target-s", type=float, default=2.0, help="For goodput. Default: 2.")
+    parser.add_argument("--tpot-target-ms", type=float, default=60.0, help="For goodput. Default: 60.")
+    add_pace_flags(parser)
+    parser.add_argument("--records", type=Path, help="What was measured: added to, and what is there is not repeated.")
+    arguments = parser.parse_args()
+    arguments.parties = _known(parser, arguments.parties, parties.names())
+    arguments.loads = _known(parser, arguments.loads, list(LOADS))
+    return arguments
+
+
+def _known(parser: argparse.ArgumentParser, asked: Sequence[str], known: Sequence[str]) -> list[str]:
+    if asked == ["all"]:
+        return list(known)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return list(asked)
+
+
+def _measure(arguments: argparse.Namespace, done: list[Run]) -> None:
+    """Whatever is missing."""
+    targets = Targets(arguments.ttft_target_s, arguments.tpot_target_ms / 1e3)
+    had = {(run.load, run.fault, run.seed, run.party) for run in done}
+    missing = [
+        (name, seed)
+        for seed in range(1, arguments.seeds + 1)
+        for name in arguments.loads
+        if any((name, arguments.fault, seed, party) not in had for party in arguments.parties)
+    ]
+    if not missing:
+        return
+    pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
+    with pace as engine_flags, ExitStack() as stack:
+        flags = [*engine_flags, "--max-num-seqs", "64", "--max-num-batched-tokens", "512"]
+        everybody = parties.of(arguments.parties, flags, arguments.engines, stack)
+        for name, seed in missing:
+            for party in _turned(everybody, seed):
+                if (name, arguments.fault, seed, party.name) in had:
+                    continue
+                workload = make(LOADS[name], arguments.engines, arguments.requests, seed, contents=len(done))
+                figures = _run(party, workload, arguments.fault, targets)
+                done.append(Run(name, arguments.fault, seed, party.name, figures))
+                print(f"{name}, seed {seed}, {party.name}: {_short(figures)}", flush=True)
+                if arguments.records is not None:
+                    arguments.records.write_bytes(msgspec.json.encode(done))
+
+
+def _turned(everybody: Sequence[Party], seed: int) -> list[Party]:
+    """Another one comes first with each seed."""
+    first = seed % len(everybody)
+    return [*everybody[first:], *everybody[:first]]
+
+
+def _run(party: Party, workload: Workload, fault: Fault | None, targets: Targets) -> dict[str, float]:
+    with party.serving() as url:
+        before_s, preempted = cpu_s(party.processes()), party.preemptions()
+        result = asyncio.run(_load(party, url, workload, fault))
+        used_s = cpu_s(party.processes()) - before_s
+        preemptions = max(0, party.preemptions() - preempted)
+    return figures_of(result.records.requests, targets, max(0.0, used_s), preemptions)
+
+
+async def _load(party: Party, url: str, workload: Workload, fault: Fault | None) -> BenchResult:
+    """Puts it there; the fault comes with the request that ends the first third."""
+    config = BenchConfig(url=url, model="tiny", text=True, timeout_s=LIMIT_S)
+    console = Console(stderr=True, quiet=True)
+    if fault is None:
+        return await bench(workload, config, console)
+    at_s = workload.requests[len(workload.requests) // 3].arrival_s
+    async with asyncio.TaskGroup() as group:
+        loaded = group.create_task(bench(workload, config, console))
+        await asyncio.sleep(at_s)
+        await asyncio.to_thread(party.hit, fault)
+    return loaded.result()
+
+
+def _short(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

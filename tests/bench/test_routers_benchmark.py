@@ -1,0 +1,82 @@
+"""What `benchmarks/routers.py` asks and concludes; its servers are started by nobody here."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from _routers import parties, tools
+from _routers.loads import LOADS, make
+from _routers.outcome import Run, Targets, compared, figures_of
+from frame.verdict import ROOT
+
+from llumnix.report.records import RequestRecord
+
+TARGETS = Targets(ttft_s=1.0, tpot_s=0.05)
+
+
+def record(number: int, **fields: object) -> RequestRecord:
+    usual = {"ttft_s": 0.5, "tpot_s": 0.03, "latency_s": 2.0, "largest_gap_s": 0.1}
+    row = {"id": f"r{number}", "arrival_s": float(number), "prompt_tokens": 1, "output_tokens": 2}
+    return RequestRecord(**row | usual | fields)  # type: ignore[arg-type]
+
+
+def test_goodput_counts_what_met_both_targets_over_the_time_of_arrivals() -> None:
+    rows = [
+        record(0),
+        record(1, ttft_s=1.1),
+        record(2, tpot_s=0.06),
+        record(3, error="lost", latency_s=None),
+        record(4),
+    ]
+    figures = figures_of(rows, TARGETS, cpu_s=10.0, preemptions=3)
+    assert figures["goodput"] == 2 / 4
+    assert (figures["failed"], figures["CPU s per request"], figures["preemptions"]) == (1, 2.0, 3)
+    assert figures["TTFT P99"] == pytest.approx(1.1, abs=0.02)
+
+
+def test_where_every_request_failed_times_are_endless() -> None:
+    figures = figures_of([record(n, error="lost") for n in range(2)], TARGETS, cpu_s=0.0, preemptions=0)
+    assert (figures["TTFT P99"], figures["failed"], figures["goodput"]) == (math.inf, 2, 0)
+
+
+def test_each_figure_is_compared_with_whoever_is_best_in_it() -> None:
+    values = {
+        parties.OURS: {"TTFT mean": 1.0, "TTFT P99": 4.0, "goodput": 3.0},
+        "a": {"TTFT mean": 2.0, "TTFT P99": 16.0, "goodput": 1.0},
+        "b": {"TTFT mean": 4.0, "TTFT P99": 8.0, "goodput": 2.0},
+    }
+    usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
+    runs = [
+        Run("near, bursts", None, seed, name, usual | {key: value * seed for key, value in mine.items()})
+        for name, mine in values.items()
+        for seed in (1, 2)
+    ]
+    told = {figure.name: figure for figure in compared("near", LOADS["near, bursts"], runs)}
+    assert told["near: TTFT mean, ours / a"].measured == pytest.approx(0.5)
+    assert told["near: TTFT P99, ours / b"].measured == pytest.approx(0.5)
+    assert told["near: goodput, ours / b"].measured == pytest.approx(1.5)
+    assert told["near: TTFT P99, ours / b"].goal is not None
+    assert compared("near", LOADS["near, bursts"], [run for run in runs if run.party == "a"]) == []
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_loads_are_the_same_for_everybody_but_not_what_their_prompts_say(name: str) -> None:
+    first, second = (make(LOADS[name], engines=8, requests=50, seed=1, contents=contents) for contents in (3, 4))
+    assert (first.requests, first.seed, second.seed) == (second.requests, 3, 4)
+    rate = len(first.requests) / (first.requests[-1].arrival_s - first.requests[0].arrival_s)
+    assert LOADS[name].rate < rate < 5 * LOADS[name].rate
+
+
+def test_prompts_of_shared_contexts_begin_with_a_few_of_them_and_are_longer_than_these() -> None:
+    requests = make(LOADS["shared contexts"], engines=4, requests=200, seed=1, contents=0).requests
+    contexts = {request.block_hashes for request in requests}
+    assert 8 < len(contexts) <= 16
+    assert all(request.prompt_tokens > len(request.block_hashes) * request.block_tokens for request in requests)
+
+
+def test_routers_are_pinned() -> None:
+    pinned = dict(re.findall(r"^(\S+)==(\S+)$", tools.LOCK.read_text(), re.MULTILINE))
+    assert set(tools.COMMANDS) <= set(pinned)
+    assert all(ROOT in (tools.HOME / name).parents for name in tools.COMMANDS)
