@@ -2,8 +2,8 @@
 
 Speaks the OpenAI `/v1/completions` protocol. Tokens are counted exactly where the server reports
 `usage.completion_tokens` with each chunk, as vLLM does with `continuous_usage_stats`; a chunk may carry several
-tokens, which then came at one time. Elsewhere each chunk of a stream that goes on counts as one token, also without text
-(half of a character), until the usage at the end.
+tokens, which then came at one time. Elsewhere each chunk of a stream that goes on counts as one token, also without
+text (half of a character), until the usage at the end.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Prompts:
 
     def text(self, request: WorkloadRequest, index: int) -> str:
         """The same as text, a character for each id: as long as that where a character is a token."""
-        return "".join(_CHARACTERS[id % len(_CHARACTERS)] for id in self.token_ids(request, index))
+        return "".join(_CHARACTERS[token_id % len(_CHARACTERS)] for token_id in self.token_ids(request, index))
 
     def token_ids(self, request: WorkloadRequest, index: int) -> list[int]:
         """Ids for the request at `index` of the workload.
