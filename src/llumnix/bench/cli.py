@@ -46,15 +46,7 @@ def run(args: argparse.Namespace) -> int:
     input and ServerRefused for a server that does not answer.
     """
     check_key(args.api_key)
-    config = BenchConfig(
-        url=args.url,
-        model=args.model,
-        api_key=args.api_key,
-        time_scale=args.time_scale,
-        timeout_s=args.timeout_s,
-        vocab=args.vocab,
-        text=args.text,
-    )
+    config = _config(args)
     workload = load_workload(args.workload, rate=args.rate, requests=args.requests, seed=args.seed)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -80,3 +72,15 @@ def run(args: argparse.Namespace) -> int:
     if result.interrupted:
         return 130
     return 1 if summary.requests.failed else 0
+
+
+def _config(args: argparse.Namespace) -> BenchConfig:
+    return BenchConfig(
+        url=args.url,
+        model=args.model,
+        api_key=args.api_key,
+        time_scale=args.time_scale,
+        timeout_s=args.timeout_s,
+        vocab=args.vocab,
+        text=args.text,
+    )
