@@ -21,7 +21,7 @@ class UsageError(LlumnixError):
 
 
 class IllegalEvent(LlumnixError):
-    """A machine got an event that cannot happen in its state. Carries the story so far."""
+    """A machine got an event that cannot happen in its state. Carries the transcript so far."""
 
 
 class IllegalMessage(IllegalEvent):

@@ -18,7 +18,7 @@ from llumnix.control.attempts import REMEMBER_S, REMEMBERED, Attempts, Ended
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.orders import MoveCause, MoveOrder, MoveOutcome, StayCause
 from llumnix.control.replay import dump, replay
-from llumnix.control.story import HALF_CANDIDATES
+from llumnix.control.transcript import HALF_CANDIDATES
 from llumnix.errors import IllegalEvent
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import CHEAPEST, VictimChoice, VictimQuery, Wanted, choose_victims
@@ -310,7 +310,7 @@ def test_detached_without_being_asked_is_the_drivers_mistake() -> None:
         llumlet().handle(ev.Detached(0.0, "r", 3, 4))
 
 
-def test_illegal_event_carries_the_story_of_its_request() -> None:
+def test_illegal_event_carries_the_transcript_of_its_request() -> None:
     giver = llumlet()
     giver.handle(move(request("r"), request("s"), count=2))
     with pytest.raises(IllegalEvent) as caught:
@@ -322,9 +322,9 @@ def test_illegal_event_carries_the_story_of_its_request() -> None:
 # stories
 
 
-def a_long_story(half: int = 1000) -> Llumlet:
+def a_long_life(half: int = 1000) -> Llumlet:
     both = llumlet()
-    both.story._half = half
+    both.transcript._half = half
     for epoch in range(1, 40):
         name = f"r{epoch}"
         both.handle(prepare(name, epoch=1000 + epoch, at=epoch))
@@ -339,30 +339,30 @@ def a_long_story(half: int = 1000) -> Llumlet:
 
 @pytest.mark.parametrize("half", [1000, 20])
 def test_dump_replays_to_equal_commands(half: int) -> None:
-    original = a_long_story(half)
+    original = a_long_life(half)
     steps = replay(json.loads(json.dumps(dump(original))), cheapest)
-    assert len(steps) == len(original.story.entries)
+    assert len(steps) == len(original.transcript.entries)
     assert (len(steps) > 150) == (half == 1000)
     assert any(step.then for step in steps)
     for step in steps:
         assert step.now == step.then
 
 
-def test_story_is_bounded_and_keeps_the_latest() -> None:
-    story = a_long_story(half=20).story
-    assert 20 <= len(story.entries) <= 40
-    assert story.entries[-1].event == ev.TimerFired(39.5)
+def test_transcript_is_bounded_and_keeps_the_latest() -> None:
+    transcript = a_long_life(half=20).transcript
+    assert 20 <= len(transcript.entries) <= 40
+    assert transcript.entries[-1].event == ev.TimerFired(39.5)
 
 
-def test_story_of_one_request() -> None:
-    story = a_long_story().story
-    entries = story.of("r7")
+def test_transcript_of_one_request() -> None:
+    transcript = a_long_life().transcript
+    entries = transcript.of("r7")
     assert entries
-    assert len(entries) < len(story.entries)
+    assert len(entries) < len(transcript.entries)
     assert all("r7" in str(entry) for entry in entries)
 
 
-def test_story_keeps_no_payload() -> None:
+def test_transcript_keeps_no_payload() -> None:
     taker = llumlet()
     heavy = say.Prepare(**header(), blocks=1, payload=b"x" * 1000)
     commands = taker.handle(ev.Received(0.0, heavy))
@@ -370,15 +370,15 @@ def test_story_keeps_no_payload() -> None:
     assert "xxx" not in json.dumps(dump(taker))
 
 
-def test_story_of_long_orders_is_short() -> None:
+def test_transcript_of_long_orders_is_short() -> None:
     """An order shows the whole batch: two thousand of those would be gigabytes."""
     giver = llumlet()
     batch = [request(f"r{n}", blocks=200) for n in range(300)]
     for number in range(200):
         giver.handle(move(*batch, at=float(number)))
-        named = sum(len(entry.event.candidates) for entry in giver.story.entries)  # type: ignore[misc]
+        named = sum(len(entry.event.candidates) for entry in giver.transcript.entries)  # type: ignore[misc]
         assert named < 2 * (HALF_CANDIDATES + len(batch))
-    assert giver.story.entries[-1].event.at == 199.0
+    assert giver.transcript.entries[-1].event.at == 199.0
     assert all(step.then == step.now for step in replay(dump(giver), cheapest))
 
 

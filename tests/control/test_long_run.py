@@ -42,8 +42,8 @@ BOUNDS = {
     "Drains._ended": drains.REMEMBERED_DRAINS,
     "Attempts.ended": attempts.REMEMBERED,
     "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED,
-    "Story._older": 1000,
-    "Story._newer": 1000,
+    "Transcript._older": 1000,
+    "Transcript._newer": 1000,
 }
 """What remembers, and how much. Everything else holds what is there."""
 

@@ -127,5 +127,5 @@ def test_driver_holds_what_is_under_way_and_its_last_orders() -> None:
     for number in range(3_000):
         source.at = float(number)
         source.move_out(number)
-    story = dict.fromkeys(("Story._older", "Story._newer"), 1000)
-    assert larger_than(64, {"VllmBody._asked_by": 1024, **story}, source.driver) == {}
+    transcript = dict.fromkeys(("Transcript._older", "Transcript._newer"), 1000)
+    assert larger_than(64, {"VllmBody._asked_by": 1024, **transcript}, source.driver) == {}

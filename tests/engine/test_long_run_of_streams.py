@@ -16,6 +16,7 @@ from containers import larger_than
 from llumnix.control import gone, told_aborts
 from llumnix.control.messages import Adopted, AnyNotice, Moved
 from llumnix.engine.vllm.between import NOTICE
+from llumnix.journal import journal, stories
 from llumnix.types import Epoch, InstanceId
 from llumnix.wire.outbox import Mail
 from move_outcomes import outcome
@@ -24,7 +25,12 @@ FEW = 64
 ALIVE = 4
 INSTANCES = 2_000
 STREAMS_EACH = 10
-BOUNDS = {"GoneIds._ids": gone.REMEMBERED, "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED}
+BOUNDS = {
+    "GoneIds._ids": gone.REMEMBERED,
+    "ToldAborts._outputs": told_aborts.ABORTS_REMEMBERED,
+    "Journal._entries": journal.KEPT,
+    "Stories._ended": stories.ENDED_KEPT,
+}
 
 
 def notice(request: str, what: AnyNotice) -> EngineCoreOutput:

@@ -15,6 +15,8 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.front_end.session import Session, why_not_exact
+from llumnix.journal.journal import Journal
+from llumnix.journal.story import Story
 from llumnix.types import Epoch, InstanceId, RequestId
 from move_outcomes import outcome
 
@@ -22,7 +24,7 @@ A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
 
 
 def session(**fields: Any) -> Session:
-    return Session(engine_request(R, **fields), R, Stream(R, A, live=A))
+    return Session(engine_request(R, **fields), R, Stream(R, A, live=A), Story(Journal("f0"), 0.0, R, R, 1))
 
 
 def moved() -> Moved:

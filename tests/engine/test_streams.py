@@ -22,7 +22,10 @@ from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.engine.vllm.front_end.streams import ENGINE_ENDS, Streams, Ways
+from llumnix.engine.vllm.front_end.streams import ENGINE_ENDS, Streams
+from llumnix.engine.vllm.front_end.ways import Ways
+from llumnix.journal.journal import Journal
+from llumnix.journal.stories import Stories
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
 from llumnix.wire.base import InstanceInfo
@@ -44,6 +47,7 @@ class FrontEnd:
         self.answer_to_resume: Exception | None = None
         self.why_failed: list[str] = []
         self.last_words: list[InstanceId] = []
+        self.stories = Stories(Journal("f0"))
         ways = Ways(
             send=lambda *letter: self.sent.append(letter),
             resume=self._resume,

@@ -15,6 +15,7 @@ from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
+from llumnix.journal.journal import Journal
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.base import InstanceInfo
@@ -41,7 +42,7 @@ async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_fi
     client = SimpleNamespace(
         streams=SimpleNamespace(sessions={R: session}), members=SimpleNamespace(by_id=members, known=members)
     )
-    log = StreamLog()
+    log = StreamLog(Journal("f0"))
     hand = ByHand(client, log, lambda _, message: posted.append(message), "me")  # type: ignore[arg-type]
     for query in (1, 2):
         hand.start(MigrateByHand(query=query, request=R, target=B, reply_to="x"))

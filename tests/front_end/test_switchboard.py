@@ -17,6 +17,7 @@ from request_rows import row
 
 from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.journal.journal import Journal
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 from llumnix.wire.mailbox import Mailbox
@@ -46,7 +47,8 @@ async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         made.hear(message)
 
     mailbox = Mailbox(book.front_end(0), FRONT_END_MAIL, hear)
-    made = Switchboard(SimpleNamespace(index=0, book=book), mailbox, client, stream_log.StreamLog())  # type: ignore[arg-type]
+    log = stream_log.StreamLog(Journal("f0"))
+    made = Switchboard(SimpleNamespace(index=0, book=book), mailbox, client, log)  # type: ignore[arg-type]
     mailbox.start()
     yield made
     mailbox.close()

@@ -13,7 +13,7 @@ from llumnix.control.events import MoveOrdered
 from llumnix.control.messages import Moved
 from llumnix.control.replay import SchedulerEntry
 from llumnix.control.scheduler_events import MigrationEnded, MoveRequest
-from llumnix.control.story import Entry
+from llumnix.control.transcript import Entry
 from llumnix.errors import UsageError
 from llumnix.recording import RECORD, differences
 from llumnix.report.records import MOVED, MigrationRecord

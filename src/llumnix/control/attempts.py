@@ -18,7 +18,7 @@ REMEMBER_S = 300.0
 harm comes of it, because the front end's fences keep the stream whole, but room is reserved in vain for a while."""
 
 REMEMBERED = 4096
-"""At most so many: they are written down with every half of a llumlet's story."""
+"""At most so many: they are written down with every half of a llumlet's transcript."""
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -48,7 +48,7 @@ from llumnix.control.messages import (
 from llumnix.control.migration_source import MigrationSource
 from llumnix.control.migration_target import MigrationTarget, TargetState
 from llumnix.control.orders import MoveOrder, MoveOutcome, StayCause
-from llumnix.control.story import Story, request_of
+from llumnix.control.transcript import Transcript, request_of
 from llumnix.control.transitions import Expired
 from llumnix.errors import IllegalEvent, IllegalMessage
 from llumnix.policy.snapshot import RequestSnapshot
@@ -79,29 +79,29 @@ class Llumlet:
         self.instance = instance
         self.config = config
         self.attempts = Attempts() if attempts is None else attempts
-        self.story = Story(msgspec.json.encode(self.attempts))
+        self.transcript = Transcript(msgspec.json.encode(self.attempts))
         self.record: Callable[[AnyEvent, list[AnyCommand]], None] | None = None
-        """Told what the story is told."""
+        """Told what the transcript is told."""
         self._choose_victims = choose_victims
         self.cooldown_s = cooldown_s
         self._validate = validate
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
-        """Raises IllegalEvent, with the story of the request, if the driver broke its contract, and IllegalMessage if
-        whoever sent a message did; nothing changed."""
+        """Raises IllegalEvent, with the transcript of the request, if the driver broke its contract, and IllegalMessage
+        if whoever sent a message did; nothing changed."""
         if isinstance(event, Gone | Progress | Preempted) and self.is_settled(event.request):
-            return []  # of the many requests that never move; not worth a line in the story
-        if self.story.wants_state:
-            self.story.turn(msgspec.json.encode(self.attempts))
+            return []  # of the many requests that never move; not worth a line in the transcript
+        if self.transcript.wants_state:
+            self.transcript.turn(msgspec.json.encode(self.attempts))
         try:
             commands = self._route(event)
         except IllegalEvent as error:
             request = request_of(event)
-            story = "" if request is None else "".join(str(entry) for entry in self.story.of(request))
+            transcript = "" if request is None else "".join(str(entry) for entry in self.transcript.of(request))
             fault = IllegalMessage if isinstance(event, Received) else IllegalEvent
-            raise fault(f"{self.instance}: {error}\n{story}") from None
+            raise fault(f"{self.instance}: {error}\n{transcript}") from None
         commands += self._alarm()
-        self.story.add(event, commands)
+        self.transcript.add(event, commands)
         if self.record is not None:
             self.record(event, commands)
         if self._validate:

@@ -15,8 +15,8 @@ from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, RequestId
 
 MoveId = NewType("MoveId", str)
-"""Names one order, wherever it is seen: in the scheduler's log and recording, in the llumlet's story, in the notice to
-the front end, and in the record. Unique in a server: it begins with who gave the order."""
+"""Names one order, wherever it is seen: in the scheduler's log and recording, in the llumlet's transcript, in the
+notice to the front end, and in the record. Unique in a server: it begins with who gave the order."""
 
 
 class MoveCause(StrEnum):

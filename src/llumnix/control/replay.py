@@ -24,7 +24,7 @@ from llumnix.control.llumlet import ChooseVictims, Llumlet
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import SchedulerCommand, SchedulerEvent
-from llumnix.control.story import Entry, light, light_commands
+from llumnix.control.transcript import Entry, light, light_commands
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.victim import choose_victims
 from llumnix.types import InstanceId, RequestId
@@ -47,14 +47,14 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 def dump(llumlet: Llumlet) -> dict[str, Any]:
-    """All that is needed to replay the remembered part of the story, as plain data (fit for JSON)."""
+    """All that is needed to replay the remembered part of the transcript, as plain data (fit for JSON)."""
     plain: dict[str, Any] = msgspec.to_builtins(
         Dump(
             instance=llumlet.instance,
             config=llumlet.config,
             cooldown_s=llumlet.cooldown_s,
-            begin=msgspec.json.decode(llumlet.story.begin, type=Attempts),
-            entries=llumlet.story.entries,
+            begin=msgspec.json.decode(llumlet.transcript.begin, type=Attempts),
+            entries=llumlet.transcript.entries,
         )
     )
     return plain

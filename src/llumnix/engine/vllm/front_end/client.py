@@ -28,7 +28,8 @@ from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, unless_gone
 from llumnix.engine.vllm.front_end.state_file import StateFile
-from llumnix.engine.vllm.front_end.streams import Observer, Streams, Ways
+from llumnix.engine.vllm.front_end.streams import Streams
+from llumnix.engine.vllm.front_end.ways import Observer, Ways
 from llumnix.engine.vllm.front_end.whole import Whole
 from llumnix.recording import recorder
 from llumnix.types import InstanceId
@@ -178,7 +179,7 @@ class LlumnixClient(AsyncMPClient):
         if member is None:
             outputs.scheduler_stats = None
         outputs.engine_index = 0 if member is None else member.info.slot
-        outputs.outputs = [] if instance is None else self.streams.sort_out(instance, outputs.outputs)
+        outputs.outputs = self.streams.sort_out(instance, outputs.outputs, outputs.timestamp) if instance else []
 
     def _emit(self, outputs: list[EngineCoreOutput]) -> None:
         if outputs:

@@ -27,7 +27,7 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.client import LlumnixClient
-from llumnix.engine.vllm.front_end.streams import Observer
+from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
 _DRAIN_POLL_S = 0.05
@@ -87,6 +87,13 @@ class LlumnixLLM(AsyncLLM):
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
+        try:
+            self._check_admission(n, request_id)
+        except GracefulHTTPError as refusal:
+            self.engine_core.streams.refused(request_id, str(refusal))
+            raise
+
+    def _check_admission(self, n: int, request_id: str | None) -> None:
         super().check_admission(n, request_id)
         if self._closing:
             raise GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from llumnix.decision_log import begin_journal
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.adapters import share_adapters
@@ -56,7 +57,7 @@ async def serve_front_end(
         board.hear(message)
 
     mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, hear, spec.book.keys)
-    log = StreamLog()
+    log = StreamLog(begin_journal(f"f{spec.index}"))
     llm = LlumnixLLM(config, spec, mailbox.post, log, args, admitted)
     board = Switchboard(spec, mailbox, llm.engine_core, log)
     connect_parts(board, llm)

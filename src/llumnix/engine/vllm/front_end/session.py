@@ -11,9 +11,12 @@ from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.utils import length_from_prompt_token_ids_or_embeds
 from vllm.v1.engine import EngineCoreRequest
 
+from llumnix.control.front_end_events import Arrived, NeededAdapter
 from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.between import RequestCodec, Resume
+from llumnix.journal.story import Story
+from llumnix.types import InstanceId, Priority, RequestId
 
 _SMOOTHING = 0.1
 
@@ -25,6 +28,7 @@ class Session:
     engine_id: str
     """The id inside the engines: a new one after each token replay."""
     stream: Stream
+    story: Story
     keeps_media: bool = True
     """Once it has made a token, too: it can still be replayed."""
     tokens: list[int] = field(default_factory=list)
@@ -77,6 +81,23 @@ class Session:
     def moved(self, notice: Moved) -> None:
         self.move = notice
         self.before_move_s = self.last_token_s
+
+
+def arrival(
+    request: EngineCoreRequest, at_s: float, *, only_on: tuple[InstanceId, ...] | None, not_exact: str
+) -> Arrived:
+    """How the front end's mind is told of it."""
+    lora = request.lora_request
+    return Arrived(
+        at_s,
+        RequestId(request.request_id),
+        prompt_tokens=prompt_tokens(request),
+        priority=Priority(request.priority),
+        only_on=only_on,
+        adapter=None if lora is None else NeededAdapter(lora.lora_int_id, lora.lora_name),
+        not_exact=not_exact,
+        more_comes=request.resumable,
+    )
 
 
 def why_not_exact(request: EngineCoreRequest, seeds_lost: str) -> str:

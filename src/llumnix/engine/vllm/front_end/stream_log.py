@@ -14,13 +14,16 @@ from llumnix.engine.vllm.front_end.failures import Failures
 from llumnix.engine.vllm.front_end.metrics import Metrics
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.session import Session
+from llumnix.journal.journal import Journal
+from llumnix.journal.stories import Stories
 from llumnix.report.records import MigrationRecord, migration_record
 
 
 class StreamLog:
     """The observer of the streams (streams.py)."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self.stories = Stories(journal)
         self.moves = MigrationLog()
         self.metrics = Metrics()
         self.failures = Failures()

@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol, assert_never
+from typing import assert_never
 
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
@@ -20,10 +18,11 @@ from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec
 from llumnix.engine.vllm.front_end.members import Members
-from llumnix.engine.vllm.front_end.session import Session, media_bytes, prompt_tokens, why_not_exact
+from llumnix.engine.vllm.front_end.session import Session, arrival, media_bytes, why_not_exact
+from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_output
+from llumnix.engine.vllm.front_end.ways import Observer, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, Priority, RequestId
-from llumnix.wire.outbox import Mail
+from llumnix.types import InstanceId, RequestId
 
 log = logging.getLogger(__name__)
 
@@ -31,31 +30,6 @@ _NOTICES: msgspec.msgpack.Decoder[AnyNotice] = msgspec.msgpack.Decoder(AnyNotice
 
 ENGINE_ENDS = "Server shutting down"
 """What vLLM answers calls with once its engine is told to end (`EngineCoreProc._reject_utility_in_shutdown`)."""
-
-
-class Observer(Protocol):
-    """What a front end wants to know of its streams; all calls come on the event loop and must be quick."""
-
-    def replayed(self, request_id: str, why: str) -> None: ...
-    def failed(self, session: Session, why: str) -> None: ...
-    def stayed(self, session: Session, notice: Stayed) -> None: ...
-    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ways:
-    """What the streams use of the engine client that they live in."""
-
-    send: Callable[[InstanceId, EngineCoreRequestType, Any], None]
-    """To an engine, if it is still there; returns at once."""
-    resume: Callable[[InstanceId, bytes], Coroutine[Any, Any, Any]]
-    """Has an engine take up a `Resume`. Raises ConnectionError if it is lost meanwhile."""
-    post: Callable[[str, Mail], None]
-    emit: Callable[[list[EngineCoreOutput]], None]
-    """For outputs that do not come in a message of an engine."""
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
-    last_word: Callable[[InstanceId], None]
-    """Told when the stream of an instance is over."""
 
 
 class Streams:
@@ -72,6 +46,7 @@ class Streams:
         self._machine = machine
         self._ways = ways
         self._observer = observer
+        self._stories = observer.stories
         self._kept = KeptMedia(most_media_bytes)
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
         self._codec = RequestCodec()
@@ -89,48 +64,59 @@ class Streams:
 
     def open(self, request: EngineCoreRequest) -> fe.SendTo | fe.GiveUp:
         """Where the new request is to be sent, or why it is not."""
-        name, lora, slot = RequestId(request.request_id), request.lora_request, request.data_parallel_rank
+        name, slot, now = RequestId(request.request_id), request.data_parallel_rank, monotonic()
         media = media_bytes(request)
-        arrived = fe.Arrived(
-            monotonic(),
-            name,
-            prompt_tokens=prompt_tokens(request),
-            priority=Priority(request.priority),
+        arrived = arrival(
+            request,
+            now,
             only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
-            adapter=None if lora is None else fe.NeededAdapter(lora.lora_int_id, lora.lora_name),
             not_exact=why_not_exact(request, self.seeds_lost) or self._kept.why_not(media),
-            more_comes=request.resumable,
         )
         (answer,) = self._machine.handle(arrived)
         assert isinstance(answer, fe.SendTo | fe.GiveUp)
         if isinstance(answer, fe.SendTo):
-            log.debug("%s goes to %s", name, answer)
             stream = self._machine.stream(name)
             assert stream is not None
-            self.sessions[name] = Session(request, name, stream, keeps_media=self._kept.keep(name, media))
+            story = begin_story(self._stories, request, arrived.prompt_tokens, now)
+            story.dispatched(now, answer.reason)
+            self.sessions[name] = Session(request, name, stream, story, keeps_media=self._kept.keep(name, media))
+        else:
+            self.refused(request.external_req_id or name, answer.why)
         return answer
+
+    def refused(self, request_id: str | None, why: str) -> None:
+        """A request that is told to come later. `request_id`: as vLLM's server named it, if it did."""
+        refuse(self._stories, request_id, why, monotonic())
 
     def unsent(self, request_id: str) -> None:
         """It was opened just now, and then could not be sent."""
-        self._forget(self.sessions[request_id])
+        self._forget(self.sessions[request_id], "error", "it could not be sent")
         self._machine.handle(fe.Unsent(monotonic(), RequestId(request_id)))
 
     def abort(self, request_id: str) -> None:
         session = self.session_of(request_id)
         if session is not None:
-            self._forget(session)
+            self._forget(session, str(FinishReason.ABORT))
             self._tell(fe.Aborted(monotonic(), RequestId(session.engine_id)))
 
-    def _forget(self, session: Session) -> None:
+    def _forget(self, session: Session, outcome: str, why: str = "") -> None:
+        now = monotonic()
+        self._record_move(session, None, now)
+        session.story.ended(now, outcome, len(session.tokens), why)
+        self._stories.over(session.story)
         self.sessions.pop(session.engine_id, None)
         self._engine_ids.pop(session.id, None)
         self._kept.forget(RequestId(session.id))
 
     # -- what instances say
 
-    def sort_out(self, instance: InstanceId, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
-        """Those of an instance's outputs that go to clients now, with what they set free."""
+    def sort_out(
+        self, instance: InstanceId, outputs: list[EngineCoreOutput], sent_at_s: float | None = None
+    ) -> list[EngineCoreOutput]:
+        """Those of an instance's outputs that go to clients now, with what they set free. `sent_at_s`: by its clock."""
         now = monotonic()
+        if sent_at_s is not None and (member := self._members.known.get(instance)) is not None:
+            member.behind_s = now - sent_at_s
         kept: list[EngineCoreOutput] = []
         for output in outputs:
             session = self.sessions.get(output.request_id)
@@ -142,16 +128,17 @@ class Streams:
         return kept
 
     def _deliver(self, session: Session, output: EngineCoreOutput, now: float, to: list[EngineCoreOutput]) -> None:
+        if output.events or not session.story.decodes:
+            tell_output(session.story, output, now, self._members.known.get(session.stream.owner))
         if output.new_token_ids:
             downtime_s = session.tokens_delivered(output.new_token_ids, now)
             if downtime_s is not None:
-                self._record_move(session, downtime_s)
+                self._record_move(session, downtime_s, now)
         if session.stream.replays:
             output.request_id = session.id
             output.prefill_stats = None  # of the replay; the client's prefill was reported long ago
         if output.finish_reason is not None:
-            self._record_move(session, None)
-            self._forget(session)
+            self._forget(session, str(output.finish_reason))
             self._obey(self._machine.handle(fe.Finished(now, RequestId(session.engine_id))))
         to.append(output)
 
@@ -186,17 +173,19 @@ class Streams:
     def _take_notice(self, notice: AnyNotice, now: float) -> list[EngineCoreOutput]:
         session = self.sessions.get(notice.request)
         if session is not None and isinstance(notice, Moved):
-            self._record_move(session, None)  # an earlier one whose first token never came
+            self._record_move(session, None, now)  # an earlier one whose first token never came
             session.moved(notice)
             if session.before_move_s is None:  # it has said nothing yet: no gap to wait for
-                self._record_move(session, None)
+                self._record_move(session, None, now)
         elif session is not None and isinstance(notice, Stayed):
             self._observer.stayed(session, notice)
+            session.story.stayed(now, notice.outcome)
         return self._obey(self._machine.handle(fe.Noticed(now, notice)))
 
-    def _record_move(self, session: Session, downtime_s: float | None) -> None:
+    def _record_move(self, session: Session, downtime_s: float | None, now: float) -> None:
         if session.move is not None:
             self._observer.moved(session, session.move, downtime_s)
+            session.story.moved(now, session.move.outcome, downtime_s)
             session.move = None
 
     # -- what is heard of instances otherwise
@@ -252,6 +241,8 @@ class Streams:
                     outputs += self._fail(command)
                 case fe.Park():
                     log.info("request %s waits for an instance: %s", command.request, command.why)
+                    parked = self.sessions[command.request]
+                    parked.story.parked(monotonic(), command.why, parked.last_token_s)
                 case fe.SendTo() | fe.DroveOut():
                     raise AssertionError(f"nobody asked for {command}")
                 case _:
@@ -267,6 +258,7 @@ class Streams:
         self._engine_ids[session.id] = command.new_id
         renamed = msgspec.structs.replace(session.request, request_id=command.new_id)
         self._observer.replayed(session.client_id, command.why)
+        session.story.replayed(monotonic(), command.reason, command.why, command.delivered_tokens, session.last_token_s)
         if session.tokens:
             self._ways.spawn(self._resume(session, renamed, command.instance))
         else:
@@ -287,7 +279,7 @@ class Streams:
     def _fail(self, command: fe.GiveUp) -> list[EngineCoreOutput]:
         session = self.sessions[command.request]
         log.error("request %s ends: %s", session.client_id, command.why)
-        self._forget(session)
+        self._forget(session, "error", command.why)
         self._observer.failed(session, command.why)
         return [
             EngineCoreOutput(

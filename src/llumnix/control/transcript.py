@@ -32,7 +32,7 @@ HALF_CANDIDATES = 10_000
 """Requests that a half may name in all as candidates, some 3 MiB: an order shows a llumlet its whole batch."""
 
 
-class Story:
+class Transcript:
     """At most `2 * half` entries, or fewer if they are long; when they are reached, the older half goes.
 
     `begin` is the encoded state before the first entry; whoever logs hands in the present state when

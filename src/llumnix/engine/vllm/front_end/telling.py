@@ -1,0 +1,40 @@
+"""What vLLM knows of a request, as its story is told it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from time import time
+
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
+
+from llumnix.engine.vllm.front_end.client_ids import client_visible_id
+from llumnix.engine.vllm.front_end.members import Member
+from llumnix.journal.entries import RefusalNoted
+from llumnix.journal.stories import Stories
+from llumnix.journal.story import Story
+
+
+def begin_story(stories: Stories, request: EngineCoreRequest, prompt_tokens: int, now: float) -> Story:
+    """vLLM's server took note of its arrival, in seconds since 1970."""
+    waited_s = max(0.0, time() - request.arrival_time)
+    name = client_visible_id(request.external_req_id or request.request_id)
+    return stories.began(now - waited_s, name, request.request_id, prompt_tokens)
+
+
+def refuse(stories: Stories, request_id: str | None, why: str, now: float) -> None:
+    name = None if request_id is None else client_visible_id(request_id)
+    stories.journal.note(now, RefusalNoted(HTTPStatus.SERVICE_UNAVAILABLE), name, why=why)
+
+
+def tell_output(story: Story, output: EngineCoreOutput, now: float, by: Member | None) -> None:
+    """What an engine says of a request beside its tokens (`Request.take_events`, vllm/v1/request.py; nothing with
+    `--disable-log-stats`)."""
+    behind_s = 0.0 if by is None else by.behind_s
+    for event in output.events or ():
+        at_s = min(now, event.timestamp + behind_s)
+        if event.type == EngineCoreEventType.SCHEDULED:
+            story.scheduled(at_s)
+        elif event.type == EngineCoreEventType.PREEMPTED:
+            story.preempted(at_s)
+    if output.new_token_ids:
+        story.token(now, 0 if output.prefill_stats is None else output.prefill_stats.num_cached_tokens)

@@ -1,0 +1,95 @@
+"""The journal of one process: a bounded ring of entries, the latest ones; and cursors over the journals of several."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+import msgspec
+
+from llumnix.journal.entries import AnyNoted, JournalEntry
+from llumnix.types import InstanceId
+
+KEPT = 10_000
+"""Entries that a process keeps, some 6 MB."""
+
+
+class JournalPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one journal, what follows a place in it."""
+
+    by: str
+    entries: tuple[JournalEntry, ...]
+    next: int
+    """Where to go on: behind `entries`, and what was looked at and not wanted."""
+    lost: int
+    """Entries in between that are not kept any more."""
+
+
+class Journal:
+    """`by` names the process. One that takes the place of a dead one begins with a larger `first` than that one
+    came to. `since_s` is added to every time: what the clock of those who note is behind the one that is told."""
+
+    def __init__(self, by: str, first: int = 1, since_s: float = 0.0, keep: int = KEPT) -> None:
+        self.by = by
+        self.listener: Callable[[JournalEntry], None] | None = None
+        """Told of every entry; must be quick."""
+        self._first = self._next = first
+        self.since_s = since_s
+        self._at_s = 0.0
+        self._entries: deque[JournalEntry] = deque(maxlen=keep)
+
+    def note(
+        self,
+        at_s: float,
+        what: AnyNoted,
+        request: str | None = None,
+        sequence: str | None = None,
+        instance: InstanceId | None = None,
+        why: str = "",
+    ) -> JournalEntry:
+        self._at_s = max(self._at_s, at_s + self.since_s)
+        entry = JournalEntry(self._at_s, self.by, self._next, what, request, sequence, instance, why)
+        self._next += 1
+        self._entries.append(entry)
+        if self.listener is not None:
+            self.listener(entry)
+        return entry
+
+    def after(
+        self, seq: int, limit: int = KEPT, wanted: Callable[[JournalEntry], bool] = lambda entry: True
+    ) -> JournalPart:
+        """At most `limit` wanted entries behind the one of this number, oldest first."""
+        oldest = self._next - len(self._entries)
+        begin = min(max(seq + 1, oldest), self._next)
+        found: list[JournalEntry] = []
+        last = self._next - 1
+        for entry in islice(self._entries, begin - oldest, None):
+            if len(found) == limit:
+                last = entry.seq - 1
+                break
+            if wanted(entry):
+                found.append(entry)
+        lost = begin - max(seq + 1, self._first)
+        return JournalPart(by=self.by, entries=tuple(found), next=last, lost=max(0, lost))
+
+    def newest(self, limit: int, wanted: Callable[[JournalEntry], bool] = lambda entry: True) -> JournalPart:
+        """The last `limit` wanted ones, oldest first."""
+        found = list(islice(filter(wanted, reversed(self._entries)), limit))
+        return JournalPart(by=self.by, entries=tuple(reversed(found)), next=self._next - 1, lost=0)
+
+
+def show_cursor(places: dict[str, int]) -> str:
+    """Where somebody is in several journals, in one word: `f0.18231-f1.990`."""
+    return "-".join(f"{by}.{seq}" for by, seq in sorted(places.items()))
+
+
+def read_cursor(text: str) -> dict[str, int]:
+    """Raises ValueError for what is none."""
+    places: dict[str, int] = {}
+    for part in text.split("-") if text else ():
+        by, dot, seq = part.partition(".")
+        if not (by.isascii() and by.isalnum() and dot and seq.isascii() and seq.isdecimal() and len(seq) < 18):
+            raise ValueError(f"{part!r} is no place in a journal")
+        places[by] = int(seq)
+    return places

@@ -1,0 +1,111 @@
+"""The ring of a journal, and the cursors over several."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+import pytest
+
+from llumnix.journal.entries import AnyNoted, InstanceNoted, JournalEntry, ParkingNoted, kind_of
+from llumnix.journal.journal import Journal, read_cursor, show_cursor
+from llumnix.types import InstanceId
+
+
+def journal_of(count: int, keep: int = 4, first: int = 1) -> Journal:
+    journal = Journal("f0", first=first, keep=keep)
+    for number in range(count):
+        journal.note(float(number), ParkingNoted(), f"r{number}")
+    return journal
+
+
+def requests(entries: tuple[JournalEntry, ...]) -> list[str | None]:
+    return [entry.request for entry in entries]
+
+
+def test_the_catalogue_is_closed() -> None:
+    """A new kind is a change of what clients are promised: it belongs into the changelog, and here."""
+    kinds = [kind_of(noted) for noted in get_args(AnyNoted)]
+    assert kinds == [
+        *("refused", "dispatch", "first_token", "preempted", "moved", "stayed", "parked", "replayed", "ended"),
+        *("instance", "round", "scale", "drain"),
+    ]
+
+
+def test_whoever_asks_again_and_again_misses_nothing_and_hears_nothing_twice() -> None:
+    journal, heard, place = journal_of(0), [], 0
+    for number in range(10):
+        journal.note(float(number), ParkingNoted(), f"r{number}")
+        if number % 3 == 2 or number == 9:
+            part = journal.after(place)
+            heard += requests(part.entries)
+            place = part.next
+            assert part.lost == 0
+    assert heard == [f"r{number}" for number in range(10)]
+
+
+def test_whoever_comes_late_is_told_how_many_are_lost() -> None:
+    part = journal_of(10, keep=4).after(3)
+    assert requests(part.entries) == ["r6", "r7", "r8", "r9"]
+    assert part.lost == 3  # r3, r4, r5
+
+
+def test_a_part_ends_where_the_next_one_begins() -> None:
+    journal = journal_of(4)
+    first = journal.after(0, limit=3)
+    second = journal.after(first.next, limit=3)
+    assert requests(first.entries + second.entries) == ["r0", "r1", "r2", "r3"]
+    assert journal.after(second.next).entries == ()
+
+
+def test_what_nobody_wants_is_passed_over_and_does_not_count() -> None:
+    journal = journal_of(4)
+    part = journal.after(0, limit=2, wanted=lambda entry: entry.request in ("r1", "r3"))
+    assert (requests(part.entries), part.next) == (["r1", "r3"], 4)
+    assert requests(journal.newest(1, lambda entry: entry.request != "r3").entries) == ["r2"]
+
+
+def test_the_place_of_somebody_who_read_the_journal_of_a_process_that_died() -> None:
+    """The one that took its place begins behind it: all of its entries are new, none of them is lost."""
+    part = journal_of(3, first=1_000_000).after(18_231)
+    assert (requests(part.entries), part.lost) == (["r0", "r1", "r2"], 0)
+
+
+def test_a_place_in_the_future_is_the_end() -> None:
+    part = journal_of(3).after(99)
+    assert (part.entries, part.next, part.lost) == ((), 3, 0)
+
+
+def test_times_never_go_back() -> None:
+    journal = Journal("s", since_s=100.0)
+    times = [journal.note(at_s, InstanceNoted(serves=True), instance=InstanceId("i0")).at_s for at_s in (1.0, 0.5, 2.0)]
+    assert times == [101.0, 101.0, 102.0]
+
+
+def test_an_entry_reads_the_same_from_json_with_all_its_keys() -> None:
+    entry = Journal("f0").note(1.5, ParkingNoted(), "r")
+    text = msgspec.json.encode(entry)
+    assert msgspec.json.decode(text) == {
+        "at": 1.5,
+        "by": "f0",
+        "seq": 1,
+        "what": {"kind": "parked"},
+        "request": "r",
+        "sequence": None,
+        "instance": None,
+        "why": "",
+    }
+    assert msgspec.json.decode(text, type=JournalEntry) == entry
+
+
+def test_cursors_are_one_word() -> None:
+    places = {"f1": 990, "f0": 18_231, "s": 12}
+    assert show_cursor(places) == "f0.18231-f1.990-s.12"
+    assert read_cursor(show_cursor(places)) == places
+    assert read_cursor("") == {}
+
+
+@pytest.mark.parametrize("text", ["f0", "f0.x", "f0.-1", "f0.1-", ".5", "f0.1 -s.2", f"f0.{10**20}"])
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no place in a journal"):
+        read_cursor(text)
