@@ -20,7 +20,7 @@ from llumnix.api.routes import ALWAYS, OPENAPI, PREFIX, ROUTES, Parameter, Route
 TARGET = Path(__file__).parent.parent / "docs" / "use" / "http.md"
 
 _SCHEMA = "#/components/schemas/"
-_TYPES = {bool: "boolean", int: "integer", float: "number"}
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 Json = dict[str, Any]
 
 HEAD = """# The admin API over HTTP
@@ -103,7 +103,7 @@ def _explained(name: str, schema: Json, structs: set[Any]) -> Json:
     texts = _docstrings(struct)
     encoded = dict(zip(struct.__struct_encode_fields__, struct.__struct_fields__, strict=True))
     fields = {
-        field: {**facts, "description": texts[encoded[field]]} if encoded[field] in texts else facts
+        field: {**facts, "description": texts[encoded[field]]} if encoded.get(field) in texts else facts
         for field, facts in schema["properties"].items()
     }
     return {**schema, "properties": fields}
@@ -120,7 +120,7 @@ def _all_structs(structs: set[Any]) -> dict[str, Any]:
             rest += [field.type for field in info.fields]
         elif isinstance(info, msgspec.inspect.UnionType):
             rest += info.types
-        elif isinstance(info, msgspec.inspect.ListType):
+        elif isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
             rest.append(info.item_type)
     return found
 

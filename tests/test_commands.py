@@ -39,6 +39,7 @@ WORDS = {
     "requests": [],
     "moves": [],
     "top": [],
+    "explain": ["cmpl-1"],
     "migrate": ["cmpl-1", "i1"],
     "drain": ["i0"],
     "undrain": ["i0"],
@@ -69,7 +70,7 @@ class Server:
             changed = moved_answer() if path == "migrations" else state_answer("i0", "draining")
             return httpx.Response(200, json=changed)
         drains = [drain_report(one["id"], moved=1) for one in self.rows]
-        lists = {"drains": drains, "requests": REQUESTS, "migrations": MOVES}
+        lists = {"drains": drains, "requests": REQUESTS, "migrations": MOVES, "stories": [], "stays": {}}
         return httpx.Response(200, json=status_answer(*self.rows, scaling=self.scaling) | lists)
 
     def start(self, count: int) -> None:

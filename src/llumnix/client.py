@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -52,6 +53,17 @@ class AdminClient:
     def moves(self, limit: int) -> list[MigrationRecord]:
         """The last attempts to move a request, newest first."""
         return self._ask("GET", f"/migrations?limit={limit}", bodies.MigrationsAnswer).migrations
+
+    def story(self, request: str) -> bodies.StoryAnswer:
+        """What happened to a request, also one that has ended."""
+        return self._ask("GET", f"/requests/{_part(request)}/story", bodies.StoryAnswer)
+
+    def journal(self, limit: int, kinds: Sequence[str] = (), instance: str | None = None) -> bodies.JournalAnswer:
+        """What happened last."""
+        params = {"limit": str(limit)}
+        params |= {"kind": ",".join(kinds)} if kinds else {}
+        params |= {} if instance is None else {"instance": instance}
+        return self._ask("GET", "/journal", bodies.JournalAnswer, params=params)
 
     def migrate(self, request: str, target: str) -> bodies.MovedAnswer:
         """Moves one request; returns how it went, after the move."""

@@ -134,6 +134,18 @@ def _top(client: Any, values: argparse.Namespace) -> None:
     show(client, max(0.1, values.interval_s))
 
 
+def _explain_flags(parser: argparse.ArgumentParser) -> None:
+    from llumnix.explain import add_flags
+
+    add_flags(parser)
+
+
+def _explain(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.explain import run
+
+    run(client, values)
+
+
 # moving
 
 
@@ -245,6 +257,7 @@ SERVER_COMMANDS: dict[str, ServerCommand] = {
     "requests": ServerCommand("List the requests that run or wait, and where.", _requests_flags, _requests),
     "moves": ServerCommand("List the last moves, with reason and outcome.", _moves_flags, _moves),
     "top": ServerCommand("Watch instances, requests and moves on the whole screen.", _top_flags, _top),
+    "explain": ServerCommand("Say what happened to a request or an instance, and why.", _explain_flags, _explain),
     "migrate": ServerCommand("Move one request to another instance.", _migrate_flags, _migrate),
     "drain": ServerCommand("Empty an instance by migration, then stop it.", _drain_flags, _drain),
     "undrain": ServerCommand("Let a draining or drained instance take requests again.", _undrain_flags, _undrain),

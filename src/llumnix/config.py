@@ -166,6 +166,11 @@ class ClusterConfig:
         "Names under which the admin routes may be called without an API key, beside localhost, --host and this "
         "machine's own: NAME,NAME,... or * for any.",
     )
+    decision_log: str = knob(
+        "",
+        "File for all that happens to requests and instances, and why: a line of JSON each, of each process in a file "
+        "of its own, FILE.f0, FILE.s, ... (-: to their logs).",
+    )
     log_dir: str = knob("", "Folder for the log files of all processes (default: a private one that goes at the end).")
     verbose: bool = knob(False, "Show the log of every process on the console instead of writing files.")
     log_format: str = knob(

@@ -1,13 +1,120 @@
-"""The journal of a process that serves."""
+"""The journal of a live process, and the file that it is written to: a line of JSON for each entry."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import msgspec
+
+from llumnix.errors import UsageError
+from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import Journal
 
+STDOUT = "-"
+_LARGEST = 64 << 20  # bytes of one file; one older file of that size is kept beside it
+_MOST_WAITING = 20_000  # entries that are not written yet
 
-def begin_journal(by: str) -> Journal:
-    """Of entries with times of this process's monotonic clock. Their numbers begin with the microseconds since 1970: a
-    process that dies and is replaced cannot have come as far."""
-    return Journal(by, first=time.time_ns() // 1000, since_s=time.time() - time.monotonic())
+
+def begin_journal(by: str, log: str) -> tuple[Journal, Callable[[], None]]:
+    """Of entries with times of this process's monotonic clock, written to `log` (`ClusterConfig.decision_log`); and
+    what is to be called at the process's end. Their numbers begin with the microseconds since 1970: a process that died
+    and was replaced cannot have come as far."""
+    journal = Journal(by, time.time_ns() // 1000, time.time() - time.monotonic())
+    if not log:
+        return journal, lambda: None
+    written = DecisionLog(None if log == STDOUT else Path(f"{log}.{by}"))
+    journal.listener = written.write
+    return journal, written.close
+
+
+class DecisionLog:
+    """Writes in a thread of its own: a slow disk keeps nobody waiting. `path` None: to stdout."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.dropped = 0
+        """Entries that came faster than they could be written, or when the disk was full."""
+        self._path = path
+        self._waiting: queue.Queue[JournalEntry | None] = queue.Queue(_MOST_WAITING)
+        self._thread = threading.Thread(target=self._write_all, name="decision log", daemon=True)
+        self._thread.start()
+
+    def write(self, entry: JournalEntry) -> None:
+        """Returns at once."""
+        try:
+            self._waiting.put_nowait(entry)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Waits until all is written, or for so long."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=timeout_s)
+        self._thread.join(timeout_s)
+
+    def _write_all(self) -> None:
+        encoder = msgspec.json.Encoder()
+        last = False
+        while not last:
+            entries = [self._waiting.get()]
+            while len(entries) < _MOST_WAITING and not self._waiting.empty():
+                entries.append(self._waiting.get_nowait())
+            last = None in entries
+            lines = b"".join(encoder.encode(entry) + b"\n" for entry in entries if entry is not None)
+            try:
+                self._append(lines)
+            except OSError:
+                self.dropped += len(entries) - last
+
+    def _append(self, lines: bytes) -> None:
+        if self._path is None:
+            sys.stdout.buffer.write(lines)
+            sys.stdout.flush()
+            return
+        with self._path.open("ab") as file:
+            file.write(lines)
+            size = file.tell()
+        if size > _LARGEST:
+            os.replace(self._path, f"{self._path}.1")
+
+
+@contextlib.contextmanager
+def written_at_once(path: Path) -> Iterator[Callable[[JournalEntry], None]]:
+    """What writes the decision log of a simulated run. Raises UsageError if it cannot be written."""
+    encoder = msgspec.json.Encoder()
+    try:
+        with path.open("wb") as file:
+            yield lambda entry: file.write(encoder.encode(entry) + b"\n")
+    except OSError as error:
+        raise UsageError(f"Cannot write the decision log {path}: {error.strerror}.") from error
+
+
+def read_log(path: Path) -> list[JournalEntry]:
+    """All entries of a decision log by time: of `path`, or of all processes of a server, which wrote `path.NAME`.
+    Raises UsageError for what is none."""
+    files = [path] if path.exists() else sorted(path.parent.glob(f"{path.name}.*"), reverse=True)
+    if not files:
+        raise UsageError(f"There is no decision log {path}.")
+    entries = [entry for file in files for entry in _entries(file)]
+    entries.sort(key=lambda entry: (entry.at_s, entry.by, entry.seq))
+    return entries
+
+
+def _entries(path: Path) -> Iterator[JournalEntry]:
+    decoder = msgspec.json.Decoder(JournalEntry)
+    try:
+        # What a killed process did not write to its end is no entry.
+        lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
+    except OSError as error:
+        raise UsageError(f"Cannot read the decision log {path}: {error.strerror}.") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path}:{number}: not an entry of a decision log: {error}.") from None

@@ -11,6 +11,9 @@ from fastapi import FastAPI
 
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.engine.vllm.front_end.admin.routes import add_routes
+from llumnix.journal.journal import EntryFilter, Journal, Reading, read_together
+from llumnix.journal.stories import Stories
+from llumnix.journal.story import RequestStory
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.news import InstanceGone
@@ -31,6 +34,7 @@ class Board:
         self.answers: dict[str, MigrateAnswer] = {}
         self.asked: list[Mail] = []
         self.records: list[MigrationRecord] = []
+        self.stories = Stories(Journal("f0"))
         self.scheduler_answer: Answer | None = Answer(query=1, ok=True)
         self.spec = SimpleNamespace(
             book=SimpleNamespace(scheduler="inproc://scheduler"),
@@ -50,6 +54,12 @@ class Board:
 
     async def list_migrations(self, limit: int) -> list[MigrationRecord]:
         return self.records[:limit]
+
+    async def read_journals(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> Reading:
+        return read_together(places, [self.stories.journal.read(places, limit, wanted)], limit)
+
+    async def tell_story(self, request: str) -> tuple[list[RequestStory], int]:
+        return self.stories.of(request, 100.0), 20_000
 
     async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
         return self.answers[row.request]

@@ -16,17 +16,29 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from request_rows import row
 
-from llumnix.api.bodies import RefusalAnswer
+from llumnix.api.bodies import JournalAnswer, RefusalAnswer
 from llumnix.api.routes import OPENAPI, PREFIX, ROUTES, Route
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.vllm_routes import paths
+from llumnix.journal.entries import (
+    KINDS,
+    DrainNoted,
+    InstanceNoted,
+    RefusalNoted,
+    RoundNoted,
+    ScalingNoted,
+)
+from llumnix.journal.stories import Stories
+from llumnix.policy.dispatch import DispatchReason, Judged
+from llumnix.policy.pairing import Rejection, Why
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 from llumnix.wire import base, news, to_front_end
+from move_outcomes import outcome
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 ASKED: dict[str, Any] = {
@@ -58,6 +70,8 @@ KEYS: dict[str, set[str]] = {
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
+    "GET /requests/{id}/story": {"stories"},
+    "GET /journal": {"entries", "cursor", "lost"},
     "POST /migrations": {"ok", *MOVED},
     "GET /drains": {"drains"},
     "GET /scaling": {
@@ -83,6 +97,7 @@ def board() -> Board:
         at_s=1.0, request_id="cmpl-1", source=I0, target=I1, outcome="moved", copy_ms=1.0, downtime_ms=7.3
     )
     board.records = [moved]
+    note_everything(board.stories)
     board.answers = {"r0": to_front_end.MigrateAnswer(query=1, status=200, record=moved)}
     step = ScalingStep(at=9.0, reason="freeness 3 below 10", start=1, carried_out=False)
     counts = dict.fromkeys(("draining", "starting", "failing", "starts", "drains"), 0)
@@ -90,6 +105,28 @@ def board() -> Board:
     sizes |= {"instance_seconds": 50.0, "watched_s": 20.0}
     board.scaling = to_front_end.ScalingStatus(mode=ScalingMode.ADVISE, now="", last=step, **sizes, **counts)
     return board
+
+
+def note_everything(stories: Stories) -> None:
+    """One entry of every kind."""
+    reason = DispatchReason("freeness", (Judged(I0, 21.5), Judged(I1, 3.0)), 2)
+    story = stories.began(1.0, "cmpl-1", "cmpl-1-0-7f", 5)
+    story.parked(1.0, "no instance can take it")
+    story.dispatched(1.0, reason)
+    story.scheduled(2.0)
+    story.token(3.0)
+    story.stayed(4.0, outcome(I0, I1, why_not="the target has no room"))
+    story.moved(5.0, outcome(I0, I1), 0.25)
+    story.preempted(6.0)
+    story.token(7.0)
+    story.replayed(8.0, reason, "i1 is gone", 2)
+    story.ended(9.0, "length", 2)
+    stories.over(story)
+    nothing = Rejection(I0, None, Why.NOTHING_TO_GIVE)
+    step = ScalingStep(at=9.0, reason="freeness 3 below 10", start=1, carried_out=False)
+    of_cluster = InstanceNoted(serves=True), RoundNoted((nothing,)), ScalingNoted(step), DrainNoted(report())
+    for noted in (RefusalNoted(503), *of_cluster):
+        stories.journal.note(10.0, noted, instance=I0)
 
 
 def report() -> DrainReport:
@@ -147,9 +184,31 @@ async def test_rows_have_the_keys_that_they_always_had(board: Board) -> None:
     assert set(moved) == {"at", "request_id", "reason", "outcome", "move_id", *MOVED}
 
 
+async def test_a_journal_with_entries_of_every_kind_is_read_by_kind_by_instance_and_on_from_a_cursor(
+    board: Board,
+) -> None:
+    async def read(query: str) -> JournalAnswer:
+        return msgspec.json.decode((await ask(board, "GET", f"/journal?{query}")).content, type=JournalAnswer)
+
+    whole = await read("limit=1000")
+    assert {entry.kind for entry in whole.entries} == {*KINDS}
+    assert [entry.kind for entry in (await read("kind=moved,stayed")).entries] == ["stayed", "moved"]
+    about = await read("instance=i1&limit=1000")
+    assert [entry.kind for entry in about.entries] == ["stayed", "moved", "preempted"]
+    board.stories.journal.note(11.0, InstanceNoted(serves=False), instance=I1)
+    news = await read(f"after={whole.cursor}")
+    assert ([entry.kind for entry in news.entries], news.lost) == (["instance"], 0)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/requests/none", 404), ("POST", "/instances/i9/drain", 409), ("GET", "/migrations?limit=x", 400)],
+    [
+        ("GET", "/requests/none/story", 404),
+        *(("GET", f"/journal?{bad}", 400) for bad in ("limit=0", "limit=1001", "kind=mooved", "after=x", "since=1")),
+        ("GET", "/requests/none", 404),
+        ("POST", "/instances/i9/drain", 409),
+        ("GET", "/migrations?limit=x", 400),
+    ],
 )
 async def test_refusal_is_what_the_table_says(board: Board, method: str, path: str, status: int) -> None:
     answer = await ask(board, method, path)

@@ -17,19 +17,23 @@ from request_rows import row
 
 from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
-from llumnix.journal.journal import Journal
+from llumnix.journal.journal import ALL_ENTRIES, Journal
+from llumnix.journal.stories import Stories
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.news import FrontEndLost, InstanceGone
+from llumnix.wire.news import FrontEndLost, InstanceGone, ReadJournal
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import (
     FRONT_END_MAIL,
     DoYourPart,
+    JournalRead,
     ListMigrations,
     MigrateAnswer,
     Migrations,
     PartDone,
+    StoryTold,
+    TellStory,
     ToFrontEnd,
 )
 from llumnix.wire.to_instance import ListRequests
@@ -78,7 +82,7 @@ async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tm
     asked = asyncio.create_task(board.migrate(ROW, InstanceId("i1"), timeout_s=60.0))
     await asyncio.sleep(0)
     tell(board, tmp_path, FrontEndLost(front_end=2))
-    (query,) = board._questions
+    (query,) = board._questions._open
     tell(board, tmp_path, MigrateAnswer(query=query, status=409, why="it has ended"))
     async with asyncio.timeout(10):
         answer = await asked
@@ -118,6 +122,55 @@ async def test_long_list_of_moves_comes_in_parts_and_is_put_together(board: Swit
     assert parts == [500, 500, 200]
     assert [record.at_s for record in found[:4]] == [1199.0, 1199.0, 1198.0, 1198.0]
     assert len(found) == 2400
+
+
+async def test_story_is_asked_of_all_front_ends_and_the_journal_of_the_scheduler_too(
+    board: Switchboard, tmp_path: Path
+) -> None:
+    """One story is known here, one at another front end; the scheduler answers nobody's question in time."""
+    theirs = Stories(Journal("f1"))
+    for stories, name in ((board.log.stories, "cmpl-1"), (theirs, "cmpl-2")):
+        stories.began(1.0, name, f"{name}-0", 5).parked(2.0, "no instance can take it")
+
+    def other(message: Mail) -> None:
+        if isinstance(message, TellStory):
+            stories = tuple(theirs.of(message.request, 3.0))
+            mailbox.post(message.reply_to, StoryTold(query=message.query, stories=stories, kept=7))
+        elif isinstance(message, ReadJournal):
+            part = theirs.journal.read(message.places, message.limit, message.wanted)
+            mailbox.post(message.reply_to, JournalRead(query=message.query, part=part))
+
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, other)
+    mailbox.start()
+    book = board.spec.book
+    book.all_front_ends, book.scheduler = (board.address, mailbox.address), f"ipc://{tmp_path}/scheduler"  # type: ignore[misc]
+    told = {name: await board.tell_story(name) for name in ("cmpl-1", "cmpl-2", "cmpl-3")}
+    reading = await board.read_journals({"s": 4}, 10, timeout_s=1.0)
+    mailbox.close()
+    found = {name: [story.request for story in stories] for name, (stories, _) in told.items()}
+    assert found == {"cmpl-1": ["cmpl-1"], "cmpl-2": ["cmpl-2"], "cmpl-3": []}
+    assert {kept for _, kept in told.values()} == {7}
+    assert [(entry.by, entry.request) for entry in reading.entries] == [("f0", "cmpl-1"), ("f1", "cmpl-2")]
+    assert reading.places == {"f0": 1, "f1": 1, "s": 4}
+
+
+async def test_another_front_end_is_told_what_is_known_here(board: Switchboard, tmp_path: Path) -> None:
+    board.log.stories.began(1.0, "cmpl-1", "cmpl-1-0", 5).parked(2.0, "no instance can take it")
+    heard: asyncio.Queue[Mail] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    mailbox = Mailbox(
+        f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, lambda mail: loop.call_soon_threadsafe(heard.put_nowait, mail)
+    )
+    mailbox.start()
+    board._take(TellStory(query=1, request="cmpl-1", reply_to=mailbox.address))
+    board._take(ReadJournal(query=2, reply_to=mailbox.address, places=None, limit=5, wanted=ALL_ENTRIES))
+    async with asyncio.timeout(10):
+        story, journal = await heard.get(), await heard.get()
+    mailbox.close()
+    assert isinstance(story, StoryTold)
+    assert isinstance(journal, JournalRead)
+    assert [told.request for told in story.stories] == ["cmpl-1"]
+    assert journal.part.entries == story.stories[0].entries
 
 
 async def test_answer_to_the_front_end_that_died_here_is_not_taken_for_ours(board: Switchboard) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import msgspec
 import pytest
 
-from llumnix.journal.entries import AnyNoted, InstanceNoted, JournalEntry, ParkingNoted, kind_of
-from llumnix.journal.journal import Journal, read_cursor, show_cursor
+from llumnix.journal.entries import KINDS, InstanceNoted, JournalEntry, ParkingNoted, StayNoted
+from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Journal, read_cursor, read_together, show_cursor
 from llumnix.types import InstanceId
 
 
@@ -25,11 +23,10 @@ def requests(entries: tuple[JournalEntry, ...]) -> list[str | None]:
 
 def test_the_catalogue_is_closed() -> None:
     """A new kind is a change of what clients are promised: it belongs into the changelog, and here."""
-    kinds = [kind_of(noted) for noted in get_args(AnyNoted)]
-    assert kinds == [
+    assert (
         *("refused", "dispatch", "first_token", "preempted", "moved", "stayed", "parked", "replayed", "ended"),
         *("instance", "round", "scale", "drain"),
-    ]
+    ) == KINDS
 
 
 def test_whoever_asks_again_and_again_misses_nothing_and_hears_nothing_twice() -> None:
@@ -59,10 +56,44 @@ def test_a_part_ends_where_the_next_one_begins() -> None:
 
 
 def test_what_nobody_wants_is_passed_over_and_does_not_count() -> None:
-    journal = journal_of(4)
-    part = journal.after(0, limit=2, wanted=lambda entry: entry.request in ("r1", "r3"))
-    assert (requests(part.entries), part.next) == (["r1", "r3"], 4)
-    assert requests(journal.newest(1, lambda entry: entry.request != "r3").entries) == ["r2"]
+    journal = journal_of(4, keep=9)
+    for instance in ("i1", "i0", "i1"):
+        journal.note(9.0, InstanceNoted(serves=True), instance=InstanceId(instance))
+    part = journal.after(0, limit=2, wanted=EntryFilter(kinds=("instance",), instance=InstanceId("i1")))
+    assert ([entry.seq for entry in part.entries], part.next) == ([5, 7], 7)
+    assert requests(journal.newest(1, EntryFilter(kinds=("parked",))).entries) == ["r3"]
+
+
+def test_a_move_is_about_both_of_its_instances() -> None:
+    journal = Journal("f0")
+    journal.note(1.0, StayNoted(InstanceId("i1"), "m1", "balance"), "r", instance=InstanceId("i0"))
+    found = {name: journal.newest(9, EntryFilter(instance=InstanceId(name))).entries for name in ("i0", "i1", "i2")}
+    assert [len(entries) for entries in found.values()] == [1, 1, 0]
+
+
+def test_several_journals_are_read_as_one_and_nothing_is_missed_or_told_twice() -> None:
+    journals = [Journal("f0"), Journal("s")]
+    for number in range(20):
+        journals[number % 3 == 0].note(float(number), ParkingNoted(), f"r{number}")
+    heard: list[str | None] = []
+    places: dict[str, int] = {}
+    for _ in range(5):
+        reading = read_together(places, [journal.read(places, 6, ALL_ENTRIES) for journal in journals], 6)
+        heard += requests(reading.entries)
+        places = reading.places
+    assert heard == [f"r{number}" for number in range(20)]
+
+
+def test_whoever_begins_to_read_hears_what_happened_last_and_goes_on_from_there() -> None:
+    journals = [journal_of(3), Journal("s")]
+    journals[1].note(1.5, ParkingNoted(), "s")
+    first = read_together(None, [journal.read(None, 2, ALL_ENTRIES) for journal in journals], 2)
+    assert (requests(first.entries), first.places) == (["s", "r2"], {"f0": 3, "s": 1})
+
+
+def test_the_place_in_a_journal_that_does_not_answer_stays() -> None:
+    reading = read_together({"f0": 1, "s": 7}, [journal_of(2).read({"f0": 1}, 9, ALL_ENTRIES)], 9)
+    assert reading.places == {"f0": 2, "s": 7}
 
 
 def test_the_place_of_somebody_who_read_the_journal_of_a_process_that_died() -> None:

@@ -13,6 +13,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from llumnix.control.scheduler_events import DrainReport
+from llumnix.journal.entries import JournalEntry
+from llumnix.journal.story import RequestStory
 from llumnix.policy.snapshot import StepCost
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, RequestState
@@ -123,6 +125,24 @@ class MigrationsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts to move a request, newest first."""
 
     migrations: list[MigrationRecord]
+
+
+class JournalAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened, oldest first, in the journals of all front ends and of the scheduler."""
+
+    entries: list[JournalEntry]
+    cursor: str
+    """To be given as `after`, to hear what happened since."""
+    lost: int
+    """Entries since the given cursor that were not kept long enough."""
+
+
+class StoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Of each sequence of a request: one, unless `n` > 1 or several prompts."""
+
+    stories: list[RequestStory]
+    stays: dict[str, str]
+    """Of those that go on, by `sequence`: why it does not move, as far as that is known."""
 
 
 class MigrateBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ class Parameter:
     """Behind the question mark."""
 
     name: str
-    kind: type[bool] | type[int] | type[float]
+    kind: type[bool] | type[int] | type[float] | type[str]
     text: str
     default: bool | int | None = None
 
@@ -117,6 +117,26 @@ ROUTES = (
         text="one of them",
         answer=bodies.RequestsAnswer,
         refusals={404: "No such request runs or waits."},
+    ),
+    Route(
+        method="GET",
+        path="/requests/{id}/story",
+        text="what happened to one of them, or to one that has ended, and where its time went",
+        answer=bodies.StoryAnswer,
+        refusals={404: "No such request runs, waits, or is among the last that ended."},
+    ),
+    Route(
+        method="GET",
+        path="/journal",
+        text="what happened, and why",
+        parameters=(
+            Parameter("after", str, "A cursor: what happened since then. Without one: what happened last."),
+            Parameter("limit", int, "At most so many entries, from 1 to 1,000.", 100),
+            Parameter("kind", str, "Only of these kinds: `moved,stayed`."),
+            Parameter("instance", str, "Only about this instance, also as the target of a move."),
+        ),
+        answer=bodies.JournalAnswer,
+        refusals={400: _PARAMETER},
     ),
     Route(
         method="GET",

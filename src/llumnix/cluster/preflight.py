@@ -17,6 +17,7 @@ import psutil
 from llumnix import vllm_words
 from llumnix.cluster.environment import runs_on_cpu
 from llumnix.cluster.ports import split_address
+from llumnix.decision_log import STDOUT
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 
@@ -48,6 +49,7 @@ def check(arguments: ServeArguments) -> None:
         check_nothing_is_kept_by_one_front_end(os.environ)
     check_port(arguments)
     check_files(arguments)
+    check_decision_log(arguments.cluster.decision_log)
     if arguments.cluster.launcher == "ray":
         check_ray(arguments.cluster.ray_address)
 
@@ -69,6 +71,13 @@ def check_files(arguments: ServeArguments) -> None:
             f"{most} instances need {needed} open files in a process, but the system allows {hard} (ulimit -Hn): "
             "raise that limit, or use fewer instances."
         )
+
+
+def check_decision_log(path: str) -> None:
+    """Each process writes its own, later; what keeps one from it keeps all."""
+    folder = Path(path).parent
+    if path not in ("", STDOUT) and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UsageError(f"--decision-log {path} cannot be written: {folder} is no folder that we may write to.")
 
 
 def check_vllm() -> None:

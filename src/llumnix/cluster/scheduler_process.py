@@ -26,13 +26,15 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.pace import SizeTold
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
+from llumnix.decision_log import begin_journal
+from llumnix.journal.of_cluster import ClusterNotes
 from llumnix.recording import recorder
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import ScalingStatus, SchedulerAlive
+from llumnix.wire.to_front_end import JournalRead, ScalingStatus, SchedulerAlive
 from llumnix.wire.to_instance import ClusterSize, MoveOut
 from llumnix.wire.to_launcher import SchedulerLives
 from llumnix.wire.to_scheduler import (
@@ -80,6 +82,8 @@ class SchedulerProcess:
         assert self._scheduler.autoscaler is not None
         self._autoscaler = self._scheduler.autoscaler
         self._record = recorder(begin.name, begin)
+        journal, self._close_journal = begin_journal("s", cluster.decision_log)
+        self._notes = ClusterNotes(journal)
         self._began_s = time.monotonic()
         self._inbox: queue.SimpleQueue[ToScheduler | None] = queue.SimpleQueue()
         self._mailbox = Mailbox(self._book.scheduler, SCHEDULER_MAIL, self._inbox.put, self._book.keys)
@@ -114,6 +118,7 @@ class SchedulerProcess:
                     return
                 self._on_message(message)
         finally:
+            self._close_journal()
             self._mailbox.close()
 
     # messages to events
@@ -144,6 +149,9 @@ class SchedulerProcess:
                 self._on_fleet(message.fleet, at)
             case ReplayedElsewhere():
                 self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
+            case ReadJournal():
+                part = self._notes.journal.read(message.places, message.limit, message.wanted)
+                self._mailbox.post(message.reply_to, JournalRead(query=message.query, part=part))
             case DrainInstance() | UndrainInstance() | AddInstances() | ListDrains():
                 self._wishes.take(message, at)
             case _:
@@ -173,6 +181,7 @@ class SchedulerProcess:
         commands = self._scheduler.handle(event)
         if self._record is not None:
             self._record(event, commands)
+        self._notes.handled(event, commands, self._scheduler.last_round)
         for command in commands:
             self._carry_out(command)
 

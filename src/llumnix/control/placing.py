@@ -15,6 +15,16 @@ MOST_FRUITLESS_REPLAYS = 3
 """A request that was lost so often without making a token may be what ends instances."""
 
 
+_AGAIN = "~"
+"""Between the first id of a request and the number of its replay."""
+
+
+def first_id(request: RequestId) -> RequestId:
+    """The id that it arrived with, whatever it goes by after replays."""
+    first, again, number = request.rpartition(_AGAIN)
+    return RequestId(first) if again and number.isdecimal() else request
+
+
 class Placing:
     """Opens a stream for each request that has a place. Without `ledger` what was sent is not charged until it is
     reported."""
@@ -70,7 +80,7 @@ class Placing:
         if problem := why_not_replayable(old):
             return GiveUp(old.request, f"{lost.why}; the stream cannot be continued exactly: {problem}")
         never_sent = old.owner == NOBODY
-        new_id = asked.request if never_sent else RequestId(f"{asked.request}~{old.replays + 1}")
+        new_id = asked.request if never_sent else RequestId(f"{asked.request}{_AGAIN}{old.replays + 1}")
         tokens = asked.prompt_tokens + old.delivered_tokens
         decision = self._choose(asked, new_id, tokens, asked.only_on if never_sent else None)
         if decision is None:

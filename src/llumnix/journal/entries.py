@@ -6,6 +6,8 @@ An entry says when, by which process and as which of its entries (`by`, `seq`: i
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 
 from llumnix.control.scaling import ScalingStep
@@ -196,3 +198,6 @@ class JournalEntry(msgspec.Struct, frozen=True, gc=False):
 
 def kind_of(noted: type[AnyNoted]) -> str:
     return str(noted.__struct_config__.tag)
+
+
+KINDS = tuple(kind_of(noted) for noted in get_args(AnyNoted))

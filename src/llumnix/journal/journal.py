@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import msgspec
@@ -13,6 +13,23 @@ from llumnix.types import InstanceId
 
 KEPT = 10_000
 """Entries that a process keeps, some 6 MB."""
+
+
+class EntryFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which entries somebody wants: those that fit all of it."""
+
+    kinds: tuple[str, ...] = ()
+    """Of one of these; none: of any."""
+    instance: InstanceId | None = None
+    """About it, also as the target of a move."""
+
+    def takes(self, entry: JournalEntry) -> bool:
+        if self.kinds and entry.kind not in self.kinds:
+            return False
+        return self.instance in (None, entry.instance, getattr(entry.what, "target", None))
+
+
+ALL_ENTRIES = EntryFilter()
 
 
 class JournalPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,10 +47,17 @@ class Journal:
     """`by` names the process. One that takes the place of a dead one begins with a larger `first` than that one
     came to. `since_s` is added to every time: what the clock of those who note is behind the one that is told."""
 
-    def __init__(self, by: str, first: int = 1, since_s: float = 0.0, keep: int = KEPT) -> None:
+    def __init__(
+        self,
+        by: str,
+        first: int = 1,
+        since_s: float = 0.0,
+        keep: int = KEPT,
+        listener: Callable[[JournalEntry], None] | None = None,
+    ) -> None:
+        """`listener` is told of every entry, and must be quick."""
         self.by = by
-        self.listener: Callable[[JournalEntry], None] | None = None
-        """Told of every entry; must be quick."""
+        self.listener = listener
         self._first = self._next = first
         self.since_s = since_s
         self._at_s = 0.0
@@ -56,9 +80,11 @@ class Journal:
             self.listener(entry)
         return entry
 
-    def after(
-        self, seq: int, limit: int = KEPT, wanted: Callable[[JournalEntry], bool] = lambda entry: True
-    ) -> JournalPart:
+    def read(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> JournalPart:
+        """What follows the reader's place in this journal; for one who has no places, what happened last."""
+        return self.newest(limit, wanted) if places is None else self.after(places.get(self.by, 0), limit, wanted)
+
+    def after(self, seq: int, limit: int = KEPT, wanted: EntryFilter = ALL_ENTRIES) -> JournalPart:
         """At most `limit` wanted entries behind the one of this number, oldest first."""
         oldest = self._next - len(self._entries)
         begin = min(max(seq + 1, oldest), self._next)
@@ -68,15 +94,38 @@ class Journal:
             if len(found) == limit:
                 last = entry.seq - 1
                 break
-            if wanted(entry):
+            if wanted.takes(entry):
                 found.append(entry)
         lost = begin - max(seq + 1, self._first)
         return JournalPart(by=self.by, entries=tuple(found), next=last, lost=max(0, lost))
 
-    def newest(self, limit: int, wanted: Callable[[JournalEntry], bool] = lambda entry: True) -> JournalPart:
+    def newest(self, limit: int, wanted: EntryFilter = ALL_ENTRIES) -> JournalPart:
         """The last `limit` wanted ones, oldest first."""
-        found = list(islice(filter(wanted, reversed(self._entries)), limit))
+        found = list(islice(filter(wanted.takes, reversed(self._entries)), limit))
         return JournalPart(by=self.by, entries=tuple(reversed(found)), next=self._next - 1, lost=0)
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """Of several journals, what follows a reader's places in them."""
+
+    entries: tuple[JournalEntry, ...]
+    """By time."""
+    places: dict[str, int]
+    """Where to go on."""
+    lost: int
+    """Entries in between that are not kept any more."""
+
+
+def read_together(places: dict[str, int] | None, parts: Sequence[JournalPart], limit: int) -> Reading:
+    """Of what each journal answered to the same reader, the first `limit` entries, or for one who has no places the
+    last. The place in a journal that did not answer stays."""
+    entries = sorted((entry for part in parts for entry in part.entries), key=lambda entry: (entry.at_s, entry.by))
+    shown = entries[:limit] if places is not None else entries[-limit:]
+    reached = (places or {}) | {part.by: part.next for part in parts}
+    if places is not None:
+        for entry in reversed(entries[limit:]):
+            reached[entry.by] = entry.seq - 1
+    return Reading(entries=tuple(shown), places=reached, lost=sum(part.lost for part in parts))
 
 
 def show_cursor(places: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ journal, too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -20,6 +21,7 @@ from llumnix.journal.entries import (
     OfRequest,
     ParkingNoted,
     PreemptionNoted,
+    RefusalNoted,
     ReplayNoted,
     Spent,
     StayNoted,
@@ -52,6 +54,34 @@ class RequestStory(msgspec.Struct, frozen=True, kw_only=True):
     """Oldest first."""
     left_out: int
     """Entries in the middle that are not kept."""
+
+
+def stories_in(entries: Iterable[JournalEntry], request: str) -> list[RequestStory]:
+    """Of the sequences of a request, from entries that were written down, in their order."""
+    by_sequence: dict[str, list[JournalEntry]] = {}
+    for entry in entries:
+        if entry.request == request and entry.sequence is not None:
+            by_sequence.setdefault(entry.sequence, []).append(entry)
+    return [_read_back(request, sequence, tuple(told)) for sequence, told in by_sequence.items()]
+
+
+def _read_back(request: str, sequence: str, entries: tuple[JournalEntry, ...]) -> RequestStory:
+    """Of one that has not ended, no more is known than when it was placed."""
+    end = entries[-1]
+    if isinstance(end.what, EndNoted):
+        latency_s, spent = end.what.latency_s, end.what.spent
+    else:
+        latency_s, spent = end.at_s - entries[0].at_s, Spent()
+    return RequestStory(
+        request=request,
+        sequence=sequence,
+        ended=isinstance(end.what, EndNoted),
+        arrived_at_s=end.at_s - latency_s,
+        latency_s=latency_s,
+        spent=spent,
+        entries=entries,
+        left_out=0,
+    )
 
 
 class Story:
@@ -95,6 +125,11 @@ class Story:
         self._resumed_s = 0.0
 
     # what happens
+
+    def refused(self, at_s: float, status: int, why: str) -> None:
+        """It never was with an instance, and will not be: nothing follows."""
+        self._pass_to("placing_s", at_s)
+        self._note(at_s, RefusalNoted(status), why)
 
     def dispatched(self, at_s: float, reason: DispatchReason) -> None:
         self._pass_to("queue_s", at_s)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from math import inf, lcm
 from pathlib import Path
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llumnix.config import MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.decision_log import written_at_once
 from llumnix.errors import UsageError
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
+from llumnix.journal.entries import JournalEntry
 from llumnix.policy.catalogue import find_policy
 from llumnix.report.pictures import require_matplotlib
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
@@ -62,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="spread of the factors by which instances misjudge what their steps cost (0: none; 0.2: some 20 %%)",
     )
+    parser.add_argument(
+        "--decision-log", type=Path, metavar="FILE", help="write down each decision, for `llumnix explain --log FILE`"
+    )
     parser.add_argument("--plot", action="store_true", help="draw pictures of the run, too")
     parser.add_argument(
         "--compare", type=Path, help="records of a live run: replay them, show predicted beside measured"
@@ -86,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
-    outcome = _simulate(workload, setup)
+    with contextlib.nullcontext() if args.decision_log is None else written_at_once(args.decision_log) as listener:
+        outcome = _simulate(workload, setup, listener)
     records = outcome.records()
     _write(args, workload, setup, records)
     if measured is not None:
@@ -167,7 +174,7 @@ def _cut_a_few(workload: Workload, setup: RunSetup) -> Workload:
     return cut
 
 
-def _simulate(workload: Workload, setup: RunSetup) -> Outcome:
+def _simulate(workload: Workload, setup: RunSetup, listener: Callable[[JournalEntry], None] | None) -> Outcome:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -182,7 +189,7 @@ def _simulate(workload: Workload, setup: RunSetup) -> Outcome:
         def show(finished: int, now_s: float) -> None:
             bar.update(task, completed=finished, virtual=f"{now_s:,.0f} s of virtual time")
 
-        return simulate(sim_requests(workload, setup.unit_tokens), setup, show)
+        return simulate(sim_requests(workload, setup.unit_tokens), setup, show, listener)
 
 
 def _write(args: argparse.Namespace, workload: Workload, setup: RunSetup, records: Records) -> None:

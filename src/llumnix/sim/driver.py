@@ -17,6 +17,9 @@ from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
 from llumnix.control.replay import LlumletBegin
 from llumnix.errors import UsageError
+from llumnix.journal.entries import JournalEntry
+from llumnix.journal.journal import Journal
+from llumnix.journal.of_cluster import ClusterNotes
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.recording import recorder
@@ -61,8 +64,14 @@ def _together(hashes: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(hash(hashes[end - count : end]) for end in range(count, len(hashes) + 1, count))
 
 
-def simulate(requests: Sequence[SimRequest], setup: RunSetup, progress: OnProgress | None = None) -> Outcome:
-    """Runs all requests to their end. Raises UsageError for one that no instance could ever hold."""
+def simulate(
+    requests: Sequence[SimRequest],
+    setup: RunSetup,
+    progress: OnProgress | None = None,
+    listener: Callable[[JournalEntry], None] | None = None,
+) -> Outcome:
+    """Runs all requests to their end. `listener` is told what happens, as the journals of a server would have it.
+    Raises UsageError for one that no instance could ever hold."""
     most = setup.profile.max_sequence_tokens
     for request in requests:
         if request.prompt_tokens + request.output_tokens > most:
@@ -70,13 +79,19 @@ def simulate(requests: Sequence[SimRequest], setup: RunSetup, progress: OnProgre
                 f"Request {request.id} has {request.prompt_tokens} + {request.output_tokens} tokens, but an instance "
                 f"of {setup.profile.name} holds at most {most}; cut the workload with `total={most}`."
             )
-    return _Run(requests, setup, progress).run()
+    return _Run(requests, setup, progress, listener).run()
 
 
 class _Run:
     """One run: the cluster as the instances see it (`World`), and its parts."""
 
-    def __init__(self, requests: Sequence[SimRequest], setup: RunSetup, progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        requests: Sequence[SimRequest],
+        setup: RunSetup,
+        progress: OnProgress | None,
+        listener: Callable[[JournalEntry], None] | None,
+    ) -> None:
         self.kernel = Kernel()
         self.profile = setup.profile
         self.cluster = setup.cluster
@@ -94,6 +109,9 @@ class _Run:
         self._front_end = SimFrontEnd(self._requests, setup, self.kernel, network, self._instances, self._one_over)
         self._launcher = SimLauncher(setup, self, network, self._instances, self._front_end, self._schedule)
         self._scheduler = SimScheduler(setup, self.kernel, network, self._instances, self._front_end, self._launcher)
+        if listener is not None:
+            self._front_end.journal = Journal("f0", listener=listener)
+            self._scheduler.notes = ClusterNotes(Journal("s", listener=listener))
         self._unfinished = len(self._requests)
         self._outcome = Outcome(requests=self._requests)
         self._observer = RunObserver(self._outcome, policy.priority_target_tokens(setup.policy))

@@ -9,12 +9,15 @@ has left there. And clients never go away.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import assert_never
 
 from llumnix.control import front_end_events as fe
 from llumnix.control.messages import Adopted, AnyNotice, Doubt, Verdict
 from llumnix.control.openings import DispatchOpenings
 from llumnix.control.replay import FrontEndBegin
+from llumnix.journal.journal import Journal
+from llumnix.journal.story import Story
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
 from llumnix.sim.engine.request import ABORTED, FINISHED, NEW, SimRequest
@@ -41,6 +44,8 @@ class SimFrontEnd:
         instances: Mapping[InstanceId, SimInstance],
         over: Callable[[], None],
     ) -> None:
+        self.journal: Journal | None = None
+        """Of what happens to requests, if anybody wants to know."""
         self.by_id: dict[str, SimRequest] = {request.id: request for request in requests}
         """By the ids that they have and had."""
         self._requests = requests
@@ -74,6 +79,9 @@ class SimFrontEnd:
         self._next_arrival += 1
         if self._next_arrival < len(self._requests):
             self._kernel.at(self._requests[self._next_arrival].arrival_s, self._arrive)
+        if self.journal is not None:
+            arrived = self._kernel.now, request.client_id, request.id, request.prompt_tokens
+            request.story = Story(self.journal, *arrived)
         if self._reception is None:
             self._open(request)
         else:
@@ -83,8 +91,11 @@ class SimFrontEnd:
         name, priority = RequestId(request.id), Priority(request.priority)
         self._tell(fe.Arrived(self._kernel.now, name, request.prompt_tokens, priority, self._only_on, may_wait=True))
 
-    def _over(self, request: SimRequest) -> None:
+    def _over(self, request: SimRequest, outcome: str, why: str = "") -> None:
         """Its client has it to its end."""
+        if request.story is not None:
+            request.tell_move(self._kernel.now, None)
+            request.story.ended(self._kernel.now, outcome, request.generated, why)
         if self._reception is not None:
             self._reception.ended(request)
         self._one_over()
@@ -95,7 +106,7 @@ class SimFrontEnd:
         stream = self._machine.stream(name)
         if stream is not None and stream.live is not None and request.is_on(stream.live):
             self._tell(fe.Finished(self._kernel.now, name))
-            self._over(request)
+            self._over(request, "length")
         elif stream is not None:
             held = request.generated - stream.delivered_tokens
             self._tell(fe.Outputs(self._kernel.now, InstanceId(request.instances[-1]), name, held, _ALL, last=True))
@@ -189,17 +200,24 @@ class SimFrontEnd:
         for command in commands:
             match command:
                 case fe.SendTo():
-                    self._send(self.by_id[command.request], command.instance)
+                    request = self.by_id[command.request]
+                    if request.story is not None:
+                        request.story.dispatched(self._kernel.now, command.reason)
+                    self._send(request, command.instance)
                 case fe.ReplayAt():
                     self._replay(self.by_id[command.request], command)
                 case fe.Abort():
                     self._network.deliver(self._abort, command)
                 case fe.TellVerdict():
                     self._post(command.to, command.verdict)
-                case fe.Deliver() | fe.GiveUp():
-                    self._over(self.by_id[command.request])
+                case fe.Deliver():
+                    self._over(self.by_id[command.request], "length")
+                case fe.GiveUp():
+                    self._over(self.by_id[command.request], "error", command.why)
                 case fe.Park():
-                    pass
+                    parked = self.by_id[command.request]
+                    if parked.story is not None:
+                        parked.story.parked(self._kernel.now, command.why, self._last_token_s(parked))
                 case fe.DroveOut():
                     raise AssertionError(f"nobody asked for {command}")
                 case _:
@@ -216,11 +234,18 @@ class SimFrontEnd:
     def _replay(self, request: SimRequest, command: fe.ReplayAt) -> None:
         request.replays += 1
         self.by_id[command.new_id] = request
+        if request.story is not None:
+            facts = command.reason, command.why, command.delivered_tokens, self._last_token_s(request)
+            request.story.replayed(self._kernel.now, *facts)
         in_an_engine = request.state not in (NEW, ABORTED, FINISHED)
         if in_an_engine and request.instances[-1] in self._instances:
             self._leaving[request] = command
         else:
             self._begin_anew(request, command)
+
+    def _last_token_s(self, request: SimRequest) -> float | None:
+        """Of one that is in no batch any more; None if that is not known."""
+        return request.last_token_s if request.batch is None and request.last_token_s < inf else None
 
     def _begin_anew(self, request: SimRequest, command: fe.ReplayAt) -> None:
         """What the client has not got is lost."""

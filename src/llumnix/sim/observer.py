@@ -25,6 +25,7 @@ class RunObserver:
         """One per row of the migrations: what the client felt is known only later."""
 
     def migration_ended(self, at_s: float, request: SimRequest, outcome: MoveOutcome) -> None:
+        request.moved(at_s, outcome)
         handover = request.handover if outcome.ok else None
         self._handovers.append(handover)
         record = migration_record(at_s, request.client_id, outcome)

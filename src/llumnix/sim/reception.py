@@ -65,6 +65,8 @@ class Reception:
 
     def _decline(self, request: SimRequest, declined: Declined) -> None:
         request.declined = declined.why
+        if request.story is not None:
+            request.story.refused(self._kernel.now, declined.status, declined.why)
         self._over()
 
     def _wake(self) -> None:

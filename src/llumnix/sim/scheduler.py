@@ -10,6 +10,7 @@ from llumnix.control import scheduler_events as sched
 from llumnix.control.drain import DrainLimits, drain_limits
 from llumnix.control.replay import SchedulerBegin
 from llumnix.control.scaling import ScalingMode
+from llumnix.journal.of_cluster import ClusterNotes
 from llumnix.policy.autoscaling import ScaleIn, ScaleOut
 from llumnix.policy.autoscaling_paper import PAPER_CHECK_INTERVAL_S, paper_scale
 from llumnix.recording import recorder
@@ -38,6 +39,8 @@ class SimScheduler:
         front_end: SimFrontEnd,
         launcher: SimLauncher,
     ) -> None:
+        self.notes: ClusterNotes | None = None
+        """Of what it hears and decides, if anybody wants to know."""
         begin = SchedulerBegin(
             policy=setup.policy,
             instance_timeout_s=setup.cluster.instance_timeout_s,
@@ -62,6 +65,8 @@ class SimScheduler:
         commands = self._machine.handle(event)
         if self._record is not None:
             self._record(event, commands)
+        if self.notes is not None:
+            self.notes.handled(event, commands, self._machine.last_round)
         for command in commands:
             self._obey(command)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
+from llumnix.journal.journal import EntryFilter
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 from llumnix.wire.base import InstanceInfo, Wire
@@ -33,6 +34,17 @@ class InstanceGone(Wire, frozen=True, kw_only=True, tag=True):
     why: str
     expected: bool
     """True after a drain or a stop; False if it died or stalled."""
+
+
+class ReadJournal(Wire, frozen=True, kw_only=True, tag=True):
+    """From a front end to whoever keeps a journal; answered with a `JournalRead`."""
+
+    query: int
+    reply_to: str
+    places: dict[str, int] | None
+    """Of the reader, by journal; None: it has none, and wants what happened last."""
+    limit: int
+    wanted: EntryFilter
 
 
 class FrontEndLost(Wire, frozen=True, kw_only=True, tag=True):

@@ -7,10 +7,12 @@ import msgspec
 from llumnix.control.messages import Doubt
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainReport, ReplayRest
+from llumnix.journal.journal import JournalPart
+from llumnix.journal.story import RequestStory
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.base import Wire
-from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, Report
+from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, ReadJournal, Report
 from llumnix.wire.to_scheduler import MoveAnswer
 
 
@@ -97,6 +99,30 @@ class Migrations(Wire, frozen=True, kw_only=True, tag=True):
     """A further part of the answer follows."""
 
 
+class JournalRead(Wire, frozen=True, kw_only=True, tag=True):
+    """Answer to `ReadJournal`."""
+
+    query: int
+    part: JournalPart
+
+
+class TellStory(Wire, frozen=True, kw_only=True, tag=True):
+    """Front end to front end: each knows the requests that it streams, and streamed. Answered with a `StoryTold`."""
+
+    query: int
+    request: str
+    """As its client was given it."""
+    reply_to: str
+
+
+class StoryTold(Wire, frozen=True, kw_only=True, tag=True):
+    query: int
+    stories: tuple[RequestStory, ...]
+    """Of its sequences; none if it is not known."""
+    kept: int
+    """Ended sequences that are known."""
+
+
 class DoYourPart(Wire, frozen=True, kw_only=True, tag=True):
     """Front end to front end, of something that concerns all of them. Answered with a `PartDone`."""
 
@@ -133,10 +159,10 @@ class MigrateAnswer(Wire, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
-AnswerToFrontEnd = Requests | DrainReports | Answer | Migrations | PartDone | MigrateAnswer
+AnswerToFrontEnd = Requests | DrainReports | Answer | Migrations | JournalRead | StoryTold | PartDone | MigrateAnswer
 """To a question of this front end, whose number it repeats."""
 
-Errand = ReplayRest | ListMigrations | DoYourPart | MigrateByHand
+Errand = ReplayRest | ListMigrations | ReadJournal | TellStory | DoYourPart | MigrateByHand
 """What others want done, and have answered."""
 
 ToFrontEnd = (

@@ -9,7 +9,7 @@ from llumnix.control.orders import MoveOutcome
 from llumnix.control.scheduler_events import ASKED_FOR
 from llumnix.types import InstanceId
 from llumnix.wire.base import Wire
-from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 
 
 class MoveAnswer(Wire, frozen=True, kw_only=True, tag=True):
@@ -81,7 +81,15 @@ Wish = DrainInstance | UndrainInstance | AddInstances | ListDrains
 """What operators ask for, by way of a front end, and the launcher for them."""
 
 ToScheduler = (
-    Report | MoveAnswer | InstanceStarting | InstanceServing | InstanceGone | FleetChanged | ReplayedElsewhere | Wish
+    Report
+    | MoveAnswer
+    | InstanceStarting
+    | InstanceServing
+    | InstanceGone
+    | FleetChanged
+    | ReplayedElsewhere
+    | ReadJournal
+    | Wish
 )
 
 SCHEDULER_MAIL: msgspec.msgpack.Decoder[ToScheduler] = msgspec.msgpack.Decoder(ToScheduler)

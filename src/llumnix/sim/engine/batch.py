@@ -102,7 +102,7 @@ class DecodeBatch:
             for request in self.fresh:
                 gap = first_end_s - request.last_token_s
                 if request.handover is not None and request.handover.gap_s is None:
-                    request.handover.gap_s = gap
+                    request.felt(gap, first_end_s)
                 if gap > request.largest_gap_s:
                     request.largest_gap_s = gap
                 request.gap_from = gaps.position

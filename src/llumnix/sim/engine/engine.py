@@ -199,8 +199,7 @@ class EngineModel:
     def start(self, request: SimRequest, blocks: int) -> None:
         """Takes the first request out of the queue and makes it a prefilling one that holds `blocks` blocks."""
         self.queue.remove(request)
-        request.state = PREFILLING
-        request.blocks = blocks
+        request.begin(self.kernel.now, blocks)
         self.prefilling.append(request)
         self._count_running(request, 1)
 
@@ -212,10 +211,7 @@ class EngineModel:
             self.prefilling.remove(request)
         self._count_running(request, -1)
         self.preemptions += 1
-        request.preemptions += 1
-        if request.generated:
-            request.preempted_at_s = self.kernel.now
-        request.prefilled = 0
+        request.preempted(self.kernel.now)
         self._free(request)
         self.queue.add(request)
         self._tell(request)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 
+from llumnix.control.orders import MoveOutcome
+from llumnix.journal.story import Story
+
 
 @dataclass(slots=True)
 class Handover:
@@ -102,6 +105,10 @@ class SimRequest:
     replays: int = field(default=0, init=False)
     declined: str = field(default="", init=False)
     """Why it was not taken."""
+    story: Story | None = field(default=None, init=False)
+    """Told what happens to it, if anybody wants to know."""
+    untold: MoveOutcome | None = field(default=None, init=False)
+    """A move that its story is told with the first token after it."""
     instances: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -113,8 +120,51 @@ class SimRequest:
         """Length of its sequence: prompt and output so far."""
         return self.prompt_tokens + self.generated
 
+    def begin(self, now_s: float, blocks: int) -> None:
+        """It is taken from the queue, and holds `blocks` blocks."""
+        self.state = PREFILLING
+        self.blocks = blocks
+        if self.story is not None:
+            self.story.scheduled(now_s)
+
+    def preempted(self, now_s: float) -> None:
+        """Its KV is thrown away; it will be computed again."""
+        self.preemptions += 1
+        if self.generated:
+            self.preempted_at_s = now_s
+        self.prefilled = 0
+        if self.story is not None:
+            self.story.preempted(now_s)
+
+    def felt(self, gap_s: float, now_s: float) -> None:
+        """The first token after a hand-over went out."""
+        assert self.handover is not None
+        self.handover.gap_s = gap_s
+        self.tell_move(now_s, self.handover.downtime_s)
+
+    def moved(self, now_s: float, outcome: MoveOutcome) -> None:
+        """Its source knows how an attempt to move it ended."""
+        if self.story is None:
+            return
+        self.tell_move(now_s, None)
+        if not outcome.ok:
+            self.story.stayed(now_s, outcome)
+            return
+        self.untold = outcome
+        if self.state is not DECODING or self.handover is None:
+            self.tell_move(now_s, None)
+        elif (downtime_s := self.handover.downtime_s) is not None:
+            self.tell_move(now_s, downtime_s)
+
+    def tell_move(self, now_s: float, downtime_s: float | None) -> None:
+        if self.story is not None and self.untold is not None:
+            self.story.moved(now_s, self.untold, downtime_s)
+            self.untold = None
+
     def emit(self, now_s: float) -> None:
         """The token at the end of a prefill goes out; those of decoding are the batch's."""
+        if self.story is not None:
+            self.story.token(now_s)
         self.generated += 1
         if self.first_token_s == inf:
             self.first_token_s = now_s

@@ -57,7 +57,8 @@ async def serve_front_end(
         board.hear(message)
 
     mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, hear, spec.book.keys)
-    log = StreamLog(begin_journal(f"f{spec.index}"))
+    journal, close_journal = begin_journal(f"f{spec.index}", spec.cluster.decision_log)
+    log = StreamLog(journal)
     llm = LlumnixLLM(config, spec, mailbox.post, log, args, admitted)
     board = Switchboard(spec, mailbox, llm.engine_core, log)
     connect_parts(board, llm)
@@ -75,6 +76,7 @@ async def serve_front_end(
                 task.cancel()
     finally:
         llm.shutdown()
+        close_journal()
         mailbox.close()
         sock.close()
 

@@ -1,14 +1,11 @@
-"""A front end's side of the control plane: hears the instances and the scheduler, and asks them things.
-
-Questions carry a number and have a deadline; whoever does not answer in time is left out of the answer.
-"""
+"""A front end's side of the control plane: hears the instances and the scheduler, and asks them things."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, assert_never
 
@@ -18,18 +15,21 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_ids import is_text
-from llumnix.engine.vllm.front_end.numbers import numbers
+from llumnix.engine.vllm.front_end.questions import Questions
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
+from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Reading, read_together
+from llumnix.journal.story import RequestStory
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, by_number
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, Report
+from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, ReadJournal, Report
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import (
     Answer,
     DoYourPart,
     DrainReports,
     Errand,
+    JournalRead,
     ListMigrations,
     MigrateAnswer,
     MigrateByHand,
@@ -39,6 +39,8 @@ from llumnix.wire.to_front_end import (
     Requests,
     ScalingStatus,
     SchedulerAlive,
+    StoryTold,
+    TellStory,
     ToFrontEnd,
 )
 from llumnix.wire.to_instance import ListRequests
@@ -57,16 +59,6 @@ class Strangers:
     gone: deque[tuple[InstanceGone, InstanceState]]
 
 
-@dataclass(slots=True)
-class _Question:
-    """One that is being asked."""
-
-    asked: frozenset[str]
-    """The mailboxes that are to answer."""
-    inbox: asyncio.Queue[Any | None] = field(default_factory=asyncio.Queue)
-    """None: one of those that are asked will not answer any more."""
-
-
 class Switchboard:
     """Made and used on the event loop; only the mailbox's thread, which calls `hear`, is elsewhere."""
 
@@ -79,8 +71,7 @@ class Switchboard:
         self.scaling: ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
-        self._numbers = numbers()
-        self._questions: dict[int, _Question] = {}
+        self._questions = Questions(mailbox.post)
         self._tasks: set[asyncio.Task[None]] = set()
         self.parts: dict[str, Callable[[tuple[str, ...]], Awaitable[int]]] = {}
         """What this front end does of `DoYourPart`; to be set before the mailbox is started."""
@@ -106,6 +97,11 @@ class Switchboard:
         return self._mailbox.address
 
     @property
+    def _others(self) -> list[str]:
+        """The mailboxes of the other front ends."""
+        return [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
+
+    @property
     def scheduler_state(self) -> Literal["starting", "running", "lost"]:
         if self.scheduler_pid is None:
             return "starting"
@@ -115,14 +111,14 @@ class Switchboard:
 
     async def ask_one(self, address: str, make: Callable[[int], Mail], timeout_s: float) -> Any | None:
         """The answer of one mailbox, or None when none came in time or its owner, a front end, died."""
-        answers = await self._ask([address], make, timeout_s)
+        answers = await self._questions.ask([address], make, timeout_s)
         return answers[0] if answers else None
 
     async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, RequestRow]]:
         """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
         of it, the source's row is dropped."""
         members = self.client.members.known.values()
-        answers = await self._ask(
+        answers = await self._questions.ask(
             [member.info.control for member in members],
             lambda query: ListRequests(query=query, reply_to=self.address, like=like),
             timeout_s,
@@ -137,9 +133,8 @@ class Switchboard:
 
     async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[MigrationRecord]:
         """Of all front ends, newest first."""
-        others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
-        answers = await self._ask(
-            others, lambda query: ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
+        answers = await self._questions.ask(
+            self._others, lambda query: ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
         )
         records = [*self.log.moves.newest(limit), *(record for answer in answers for record in answer.records)]
         records.sort(key=lambda record: record.at_s, reverse=True)
@@ -149,9 +144,8 @@ class Switchboard:
         """Has every other front end do its part of something; the sum of what they counted. One that is late does it
         later, one that is being restarted begins with it."""
         ids = tuple(filter(is_text, request_ids))  # no request has another one
-        others = [a for index, a in enumerate(self.spec.book.all_front_ends) if index != self.spec.index]
-        answers = await self._ask(
-            others,
+        answers = await self._questions.ask(
+            self._others,
             lambda query: DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
             timeout_s,
         )
@@ -167,27 +161,26 @@ class Switchboard:
         why = f"the front end that streams it died, or did not answer within {timeout_s:g} s"
         return answer or MigrateAnswer(query=0, status=504, why=why)
 
-    async def _ask(self, addresses: Iterable[str], make: Callable[[int], Mail], timeout_s: float) -> list[Any]:
-        asked = list(addresses)
-        query = next(self._numbers)
-        question = self._questions[query] = _Question(frozenset(asked))
-        answers: list[Any] = []
-        left = len(asked)
-        try:
-            message = make(query)
-            for address in asked:
-                self.post(address, message)
-            async with asyncio.timeout(timeout_s):
-                while left:
-                    answer = await question.inbox.get()
-                    left -= not (isinstance(answer, Migrations) and answer.more)
-                    if answer is not None:
-                        answers.append(answer)
-        except TimeoutError:
-            pass
-        finally:
-            del self._questions[query]
-        return answers
+    async def read_journals(
+        self, places: dict[str, int] | None, limit: int, wanted: EntryFilter = ALL_ENTRIES, timeout_s: float = 2.0
+    ) -> Reading:
+        """Of all front ends and of the scheduler; see `Journal.read`."""
+        answers = await self._questions.ask(
+            [*self._others, self.spec.book.scheduler],
+            lambda query: ReadJournal(query=query, reply_to=self.address, places=places, limit=limit, wanted=wanted),
+            timeout_s,
+        )
+        parts = [self.log.stories.journal.read(places, limit, wanted), *(answer.part for answer in answers)]
+        return read_together(places, parts, limit)
+
+    async def tell_story(self, request: str, timeout_s: float = 2.0) -> tuple[list[RequestStory], int]:
+        """Of all sequences of the request, as its client knows it; and how many ended ones are known in all."""
+        answers = await self._questions.ask(
+            self._others, lambda query: TellStory(query=query, request=request, reply_to=self.address), timeout_s
+        )
+        stories = self.log.stories
+        found = [*stories.of(request, monotonic()), *(story for answer in answers for story in answer.stories)]
+        return found, stories.kept + sum(answer.kept for answer in answers)
 
     async def _do_my_part(self, message: DoYourPart) -> None:
         count = await self.parts[message.part](message.request_ids)
@@ -225,12 +218,12 @@ class Switchboard:
             case MoveAnswer():
                 self._by_hand.move_answered(message)
             case FrontEndLost():
-                self._answers_no_more(self.spec.book.front_end(message.front_end))
-            case Requests() | Migrations() | DrainReports() | Answer() | MigrateAnswer() | PartDone():
-                question = self._questions.get(message.query)
-                if question is not None:  # else it came too late
-                    question.inbox.put_nowait(message)
-            case ReplayRest() | MigrateByHand() | ListMigrations() | DoYourPart():
+                self._questions.answers_no_more(self.spec.book.front_end(message.front_end))
+            case Requests() | Migrations() | DrainReports() | JournalRead() | StoryTold():
+                self._questions.answered(message)
+            case Answer() | MigrateAnswer() | PartDone():
+                self._questions.answered(message)
+            case ReplayRest() | MigrateByHand() | ListMigrations() | ReadJournal() | TellStory() | DoYourPart():
                 self._do(message)
             case _:
                 assert_never(message)
@@ -256,11 +249,6 @@ class Switchboard:
             case _:
                 assert_never(message)
 
-    def _answers_no_more(self, address: str) -> None:
-        for question in self._questions.values():
-            if address in question.asked:
-                question.inbox.put_nowait(None)
-
     def _do(self, message: Errand) -> None:
         match message:
             case ReplayRest():
@@ -270,6 +258,12 @@ class Switchboard:
                 self._by_hand.start(message)
             case ListMigrations():
                 self._spawn(self._tell_migrations(message))
+            case ReadJournal():
+                part = self.log.stories.journal.read(message.places, message.limit, message.wanted)
+                self.post(message.reply_to, JournalRead(query=message.query, part=part))
+            case TellStory():
+                told = tuple(self.log.stories.of(message.request, monotonic()))
+                self.post(message.reply_to, StoryTold(query=message.query, stories=told, kept=self.log.stories.kept))
             case DoYourPart():
                 self._spawn(self._do_my_part(message))
             case _:

@@ -12,7 +12,7 @@ from vllm import envs
 
 from llumnix.api import bodies
 from llumnix.api.routes import OPENAPI, PREFIX
-from llumnix.engine.vllm.front_end.admin import sizing
+from llumnix.engine.vllm.front_end.admin import past, sizing
 from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, answer, body_of, listing, query_of, sentence, shown
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.gauges import freeness_of
@@ -62,9 +62,19 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     async def requests(request: Request) -> Response:
         return await guard.answer(request, lambda: _requests(board))
 
+    @router.get("/requests/{request_id:path}/story")
+    async def story(request: Request, request_id: str) -> Response:
+        return await guard.answer(request, lambda: past.story(board, request_id))
+
     @router.get("/requests/{request_id:path}")  # clients may choose their ids, slashes included
     async def one_request(request: Request, request_id: str) -> Response:
         return await guard.answer(request, lambda: _one_request(board, request_id))
+
+    @router.get("/journal")
+    async def journal(request: Request) -> Response:
+        return await guard.answer(
+            request, lambda: past.journal(board, query_of(request, "after", "limit", "kind", "instance"))
+        )
 
     @router.get("/migrations")
     async def migrations(request: Request) -> Response:

@@ -1,0 +1,101 @@
+"""`llumnix explain`: what a server, or a decision log, says of a request, an instance, or the size of the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llumnix.api.bodies import JournalAnswer, StoryAnswer
+from llumnix.decision_log import read_log
+from llumnix.errors import UsageError
+from llumnix.journal.entries import JournalEntry
+from llumnix.journal.journal import EntryFilter
+from llumnix.journal.story import stories_in
+from llumnix.journal.words import sentence, story_lines
+from llumnix.types import InstanceId
+
+_ABOUT_SIZE = ("scale", "drain", "instance")
+_EARLIEST_UNIX_S = 1e9
+"""A time before is one of a simulated run."""
+_MOST_ENTRIES = 1000
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("request", metavar="REQUEST", nargs="?", help="What happened to a request, by its client's id.")
+    asked.add_argument("--why-not", metavar="REQUEST", help="Why a request does not move.")
+    asked.add_argument("--instance", metavar="INSTANCE", help="What happened to an instance, and on it.")
+    asked.add_argument("--scaling", action="store_true", help="Why there are as many instances as there are.")
+    parser.add_argument(
+        "--log",
+        metavar="PATH",
+        type=Path,
+        help="Ask no server, but what it, or `simulate`, wrote with --decision-log.",
+    )
+    parser.add_argument("--limit", type=int, default=100, metavar="N", help="At most so many entries. Default: 100.")
+    parser.add_argument("--json", action="store_true", help="Print the answer as it is.")
+
+
+def run(client: Any, values: argparse.Namespace) -> None:
+    """`client`: an `AdminClient`. Raises UsageError, and what that raises."""
+    if not 1 <= values.limit <= _MOST_ENTRIES:
+        raise UsageError(f"--limit must be between 1 and {_MOST_ENTRIES}, not {values.limit}.")
+    if values.log is not None and values.why_not:
+        raise UsageError("--why-not is for requests that run now: a log does not know them.")
+    answer = _ask(client, values) if values.log is None else _look_up(values)
+    if values.json:
+        print(json.dumps(msgspec.to_builtins(answer), indent=2))
+    else:
+        print("\n".join(_lines(client, values, answer)))
+
+
+def _ask(client: Any, values: argparse.Namespace) -> StoryAnswer | JournalAnswer:
+    if request := values.request or values.why_not:
+        story: StoryAnswer = client.story(request)
+        return story
+    kinds = _ABOUT_SIZE if values.scaling else ()
+    journal: JournalAnswer = client.journal(limit=values.limit, kinds=kinds, instance=values.instance)
+    return journal
+
+
+def _look_up(values: argparse.Namespace) -> StoryAnswer | JournalAnswer:
+    entries = read_log(values.log)
+    if values.request:
+        stories = stories_in(entries, values.request)
+        if not stories:
+            raise UsageError(f"{values.log} has nothing about a request {values.request}.")
+        return StoryAnswer(stories=stories, stays={})
+    instance = None if values.instance is None else InstanceId(values.instance)
+    wanted = EntryFilter(kinds=_ABOUT_SIZE if values.scaling else (), instance=instance)
+    found = [entry for entry in entries if wanted.takes(entry)]
+    return JournalAnswer(entries=found[-values.limit :], cursor="", lost=0)
+
+
+def _lines(client: Any, values: argparse.Namespace, answer: StoryAnswer | JournalAnswer) -> Iterator[str]:
+    if isinstance(answer, JournalAnswer):
+        for entry in answer.entries:
+            yield f"{_when(entry)}  {f'{entry.request}: ' if entry.request else ''}{sentence(entry)}"
+        if values.scaling and values.log is None:
+            yield f"now: {client.scaling().now}"
+        elif not answer.entries:
+            yield "nothing is known to have happened"
+        return
+    for story in answer.stories:
+        if not values.why_not:
+            yield from story_lines(story)
+        if why := answer.stays.get(story.sequence):
+            yield f"why it does not move: {why}"
+        elif values.why_not:
+            yield "it has ended" if story.ended else "the instance that it is on does not answer"
+
+
+def _when(entry: JournalEntry) -> str:
+    if entry.at_s < _EARLIEST_UNIX_S:
+        return f"{entry.at_s:10.3f} s"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at_s)) + f".{int(entry.at_s * 1000) % 1000:03}"

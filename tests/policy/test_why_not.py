@@ -1,0 +1,108 @@
+"""Why a request stays where it is: the first rule that keeps it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from llumnix.config import PolicyConfig
+from llumnix.policy.pairing import Rejection, Why
+from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.policy.why_not import Settled, why_not_moved
+from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId, RequestState
+
+I0, I1 = InstanceId("i0"), InstanceId("i1")
+TIGHT = InstanceSnapshot(
+    id=I0, at=0.0, seq=1, total_blocks=100, free_blocks=18, running=10, high_running=1, smallest_running_blocks=4
+)
+"""Freeness 1.8: below the 3 at which an instance gives requests away."""
+
+REQUEST = RequestSnapshot(
+    id=RequestId("r"),
+    state=RequestState.RUNNING,
+    priority=NORMAL,
+    arrival_s=0.0,
+    prompt_tokens=100,
+    output_tokens=10,
+    held_blocks=7,
+    needed_blocks=7,
+    movable=True,
+)
+SETTLED = Settled(request=REQUEST, why_pinned="", moved_ago_s=None, instance=TIGHT)
+NO_ROOM = Rejection(I0, I1, Why.NO_ROOM, 4, 3)
+
+
+def request(**facts: Any) -> Settled:
+    return replace(SETTLED, request=replace(REQUEST, **facts))
+
+
+def instance(**facts: Any) -> Settled:
+    return replace(SETTLED, instance=replace(TIGHT, high_running=0, **facts))
+
+
+IN_ORDER: list[tuple[Settled, dict[str, Any], str]] = [
+    (replace(SETTLED, why_pinned="it streams its input"), {}, "it cannot move: it streams its input"),
+    (request(state=RequestState.MIGRATING), {}, "it is moving just now"),
+    (SETTLED, {"policy": "round-robin"}, "nothing moves by itself with --policy round-robin"),
+    (
+        instance(state=InstanceState.DRAINING),
+        {},
+        "i0 drains: it moves as soon as an instance has room for it, or comes to its end before",
+    ),
+    (SETTLED, {"migration": False}, "nothing moves by itself: --no-migration"),
+    (
+        instance(free_blocks=90),
+        {},
+        "i0 gives nothing away: its freeness 9 is not below 3 (--migrate-out-freeness)",
+    ),
+    (
+        replace(SETTLED, moved_ago_s=0.4),
+        {},
+        "it was to move 0.4 s ago, and is left alone for 1 s (--request-cooldown-s)",
+    ),
+    (request(priority=HIGH), {}, "i0 gives requests away, but none that is of high priority"),
+    (
+        SETTLED,
+        {},
+        f"i0 would give a request away, and in the last round could not: {NO_ROOM}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settled", "knobs", "why"), IN_ORDER, ids=lambda part: part if isinstance(part, str) else "")
+def test_the_rule_that_keeps_it(settled: Settled, knobs: dict[str, Any], why: str) -> None:
+    assert why_not_moved(settled, PolicyConfig(**knobs), [Rejection(I1, None, Why.NO_TARGET), NO_ROOM]) == why
+
+
+def test_a_scheduler_that_is_silent_moves_nothing() -> None:
+    why = why_not_moved(SETTLED, PolicyConfig(), [], scheduler_answers=False)
+    assert why == "the scheduler, which says who gives requests to whom, does not answer"
+
+
+def test_another_one_goes_first() -> None:
+    why = why_not_moved(replace(SETTLED, moved_ago_s=1.1), PolicyConfig(), [Rejection(I1, None, Why.NO_TARGET)])
+    assert why == "i0 gives requests away; another one goes first, by the rule 'cheapest to move'"
+
+
+def test_by_the_papers_rule_a_request_that_decodes_nothing_yet_stays() -> None:
+    why = why_not_moved(request(output_tokens=0), PolicyConfig(policy="llumnix-paper", migrate_out_freeness=5), [])
+    assert why == "i0 gives requests away, but none that is not decoding"
+
+
+def test_the_first_that_is_true_counts() -> None:
+    """Each of these with all that is true of those behind it."""
+    everything = replace(
+        SETTLED,
+        why_pinned="it streams its input",
+        moved_ago_s=0.1,
+        request=replace(REQUEST, state=RequestState.MIGRATING, priority=HIGH),
+        instance=replace(TIGHT, state=InstanceState.DRAINING),
+    )
+    config = PolicyConfig(migration=False)
+    said = []
+    for fact in ({}, {"why_pinned": ""}, {"request": request(priority=HIGH).request}, {"instance": TIGHT}):
+        everything = replace(everything, **fact)
+        said.append(why_not_moved(everything, config, [NO_ROOM]).split()[1])
+    assert said == ["cannot", "is", "drains:", "moves"]

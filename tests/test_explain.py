@@ -1,0 +1,187 @@
+"""`llumnix explain`: what it asks, and how it tells what it is answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from admin_answers import scaling_row
+from llumnix.api.bodies import JournalAnswer, StoryAnswer
+from llumnix.cli import main
+from llumnix.control.scaling import ScalingStep
+from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.decision_log import written_at_once
+from llumnix.journal import entries as noted
+from llumnix.journal.journal import Journal
+from llumnix.journal.stories import Stories
+from llumnix.journal.words import sentence
+from llumnix.policy.dispatch import DispatchReason, Judged
+from llumnix.policy.pairing import Rejection, Why
+from llumnix.types import InstanceId
+from move_outcomes import outcome
+
+I0, I1 = InstanceId("i0"), InstanceId("i1")
+REASON = DispatchReason("freeness", (Judged(I0, 21.5), Judged(I1, 3.0)), 2)
+
+Captured = pytest.CaptureFixture[str]
+
+
+def eventful(stories: Stories) -> None:
+    """Two requests, one of which goes on."""
+    story = stories.began(10.0, "cmpl-1", "cmpl-1-0-7f", 812)
+    story.dispatched(10.0, REASON)
+    story.scheduled(10.041)
+    story.token(10.251, cached_tokens=64)
+    story.stayed(12.0, outcome("i0", "i1", why_not="the target has no room"))
+    story.moved(14.0, outcome("i0", "i1"), downtime_s=0.0073)
+    story.preempted(15.0)
+    story.scheduled(15.5)
+    story.token(16.0)
+    story.parked(17.0, "i1 was lost", last_token_s=16.5)
+    story.replayed(17.5, REASON, "i1 was lost", 390, last_token_s=16.5)
+    story.token(18.0)
+    story.ended(19.36, "length", 391)
+    stories.over(story)
+    stories.began(19.5, "cmpl-2", "cmpl-2-0-7f", 5).dispatched(20.0, REASON)
+
+
+TOLD = """\
+cmpl-1 ended with as many tokens as it might have after 9.360 s: 812 + 391 tokens
+where its time went: 0.041 s in the queue, 0.210 s prefill, 6.602 s decoding, 1.000 s preempted, 0.007 s lost to \
+moves, 1.500 s lost with an instance
+  +0.000 s  placed on i0: i0 has the best freeness of 2: 21.5 (next i1: 3)
+  +0.251 s  first token on i0: 0.041 s in the queue, 0.210 s prefill; the cache had 64 tokens of its prompt
+  +2.000 s  stayed on i0, and not to i1: the target has no room (tried: balance)
+  +4.000 s  moved from i0 to i1: balance (0 stages, 0 bytes, 7.3 ms longer than a step; m1)
+  +6.000 s  preempted on i1: 0.500 s until it was in the batch again, 1.000 s until its next token
+  +7.000 s  waits for an instance: i1 was lost
+  +7.500 s  goes on at i0, behind the 390 tokens that its client has: i1 was lost; i0 has the best freeness of 2: 21.5 \
+(next i1: 3)
+  +9.360 s  ended with as many tokens as it might have
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every client talks to a server that has this; what is asked of it."""
+    stories, asked = Stories(Journal("f0")), []
+    eventful(stories)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.raw_path.decode().removeprefix("/llumnix/v1/"))
+        path = request.url.path.removeprefix("/llumnix/v1/")
+        if path == "scaling":
+            return httpx.Response(200, json=scaling_row(now="freeness 12 is within 10 and 60"))
+        if path.endswith("/story"):
+            name = path.split("/")[1]
+            stays = {"cmpl-2-0-7f": "it cannot move: it streams its input"} if name == "cmpl-2" else {}
+            return _json(StoryAnswer(stories=stories.of(name, 21.5), stays=stays))
+        entries = [entry for entry in stories.journal.newest(100).entries if entry.kind in ("moved", "stayed")]
+        return _json(JournalAnswer(entries=entries, cursor="f0.9", lost=0))
+
+    real: Callable[..., httpx.Client] = httpx.Client
+    monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+    return asked
+
+
+def _json(answer: msgspec.Struct) -> httpx.Response:
+    return httpx.Response(200, content=msgspec.json.encode(answer))
+
+
+def test_a_request_from_its_arrival_to_its_end(asked: list[str], capsys: Captured) -> None:
+    assert main(["explain", "cmpl-1"]) == 0
+    assert capsys.readouterr().out == TOLD
+    assert asked == ["requests/cmpl-1/story"]
+
+
+def test_a_request_that_goes_on_and_why_it_does_not_move(asked: list[str], capsys: Captured) -> None:
+    assert main(["explain", "cmpl-2"]) == main(["explain", "--why-not", "cmpl-2"]) == 0
+    why = "why it does not move: it cannot move: it streams its input"
+    assert capsys.readouterr().out.splitlines() == [
+        "cmpl-2 goes on, 2.000 s after it arrived",
+        "where its time went: 0.500 s before it was placed, 1.500 s in the queue",
+        "  +0.500 s  placed on i0: i0 has the best freeness of 2: 21.5 (next i1: 3)",
+        *(why, why),
+    ]
+    assert main(["explain", "--why-not", "cmpl-1"]) == 0
+    assert capsys.readouterr().out == "it has ended\n"
+
+
+def test_an_instance_and_the_size_of_the_cluster(asked: list[str], capsys: Captured) -> None:
+    assert main(["explain", "--instance", "i1", "--limit", "7"]) == 0
+    stayed, moved = capsys.readouterr().out.splitlines()
+    assert stayed == "    12.000 s  cmpl-1: stayed on i0, and not to i1: the target has no room (tried: balance)"
+    assert moved.startswith("    14.000 s  cmpl-1: moved from i0 to i1")
+    assert main(["explain", "--scaling"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "now: freeness 12 is within 10 and 60"
+    assert asked == [
+        "journal?limit=7&instance=i1",
+        *("journal?limit=100&kind=scale%2Cdrain%2Cinstance", "scaling"),
+    ]
+
+
+def test_the_answer_as_it_is(asked: list[str], capsys: Captured) -> None:
+    assert main(["explain", "cmpl-2", "--json"]) == 0
+    (story,) = json.loads(capsys.readouterr().out)["stories"]
+    assert (story["request"], [entry["what"]["kind"] for entry in story["entries"]]) == ("cmpl-2", ["dispatch"])
+
+
+def test_a_log_says_the_same_when_the_server_is_gone(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "log"
+    with written_at_once(path) as write:
+        eventful(Stories(Journal("f0", listener=write)))
+    assert main(["explain", "cmpl-1", "--log", str(path)]) == 0
+    assert capsys.readouterr().out == TOLD
+    assert main(["explain", "--instance", "i1", "--limit", "2", "--log", str(path)]) == 0
+    kinds = [line.split()[3] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == ["moved", "preempted"]
+    assert main(["explain", "--scaling", "--log", str(path)]) == 0
+    assert capsys.readouterr().out == "nothing is known to have happened\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "One of the arguments REQUEST --why-not --instance --scaling is required"),
+        (["cmpl-1", "--scaling"], "not allowed with argument"),
+        (["--why-not", "cmpl-1", "--log", "x"], "--why-not is for requests that run now: a log does not know them."),
+        (["cmpl-1", "--log", "/no/log"], "There is no decision log /no/log."),
+        (["--scaling", "--limit", "0"], "--limit must be between 1 and 1000, not 0."),
+    ],
+)
+def test_bad_use_is_a_sentence(words: list[str], sentence: str, capsys: Captured) -> None:
+    assert main(["explain", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_log_that_has_nothing_about_it(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "log").touch()
+    assert main(["explain", "cmpl-9", "--log", str(tmp_path / "log")]) == 2
+    assert capsys.readouterr().err == f"llumnix: {tmp_path}/log has nothing about a request cmpl-9.\n"
+
+
+def test_every_kind_has_words() -> None:
+    """Of requests they are above; of the cluster, and of one that was refused:"""
+    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), 1)
+    ended = DrainReport(instance=I0, keep=False, why="asked for", outcome=DrainOutcome.EMPTY, seconds=1.5, **counts)
+    step = ScalingStep(at=1.0, reason="freeness 3 below 10", start=1, carried_out=False)
+    nothing = Rejection(I0, None, Why.NOTHING_TO_GIVE)
+    said = {
+        noted.RefusalNoted(503): "refused (503): because",
+        noted.InstanceNoted(serves=True): "i0 serves",
+        noted.InstanceNoted(serves=False): "i0 is gone: because",
+        noted.RoundNoted((nothing,), left_out=2): "turned down: i0: it has no request that can move; and 2 more",
+        noted.RoundNoted(()): "nobody is turned down",
+        noted.ScalingNoted(step): "auto-scaling would start 1: freeness 3 below 10",
+        noted.DrainNoted(None): "i0: because",
+        noted.DrainNoted(
+            ended
+        ): "drain of i0 has ended (empty) after 1.500 s: 1 moved, 1 replayed, 1 ended there, 1 left",
+    }
+    journal = Journal("s")
+    assert {what: sentence(journal.note(1.0, what, instance=I0, why="because")) for what in said} == said
