@@ -19,15 +19,17 @@ from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, ReplayRest, SetDraining, StartInstances, StopInstance
+from llumnix.decision_log import read_log
+from llumnix.journal.journal import ALL_ENTRIES
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.news import InstanceGone, InstanceStarting, Report
+from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import FRONT_END_MAIL, Answer, DrainReports, SchedulerAlive
+from llumnix.wire.to_front_end import FRONT_END_MAIL, Answer, DrainReports, JournalRead, SchedulerAlive
 from llumnix.wire.to_instance import INSTANCE_MAIL, ClusterSize, MoveOut
 from llumnix.wire.to_launcher import LAUNCHER_MAIL, SchedulerLives
 from llumnix.wire.to_scheduler import (
@@ -53,6 +55,7 @@ class World:
 
     def __init__(self, run_dir: Path, scaling: str = "off") -> None:
         self.recordings = run_dir / "recordings"
+        self.decisions = run_dir / "decisions"
         self.book = on_one_machine(run_dir)
         self.launcher = self._listen(self.book.launcher, LAUNCHER_MAIL)
         self.front_end = self._listen(self.book.front_end(0), FRONT_END_MAIL)
@@ -67,6 +70,7 @@ class World:
                 scaling=scaling,
                 drain_timeout_s=0.2,
                 shutdown_timeout_s=0.5,
+                decision_log=str(self.decisions),
             ),
             scaling=ScalingConfig(min_instances=1, max_instances=4, scale_window_s=0.3),
         )
@@ -183,6 +187,20 @@ def test_drain_is_passed_on_and_ends_with_a_stop(world: World) -> None:
     world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
     (report,) = world.wait_for(world.front_end[1], DrainReports, idle).reports
     assert (report.instance, report.outcome, report.requests) == ("i0", "empty", 0)
+    assert noted(world, idle) == [
+        *(("instance", "i0"), ("instance", "i1"), ("drain", "i0"), ("drain", "i0")),
+    ]
+
+
+def noted(world: World, meanwhile: Callable[[], None]) -> list[tuple[str, InstanceId | None]]:
+    """Its journal, as a front end is told it, but for rounds; the log that it writes says the same."""
+    world.tell(ReadJournal(query=9, reply_to=world.book.front_end(0), places={}, limit=100, wanted=ALL_ENTRIES))
+    entries = world.wait_for(world.front_end[1], JournalRead, meanwhile).part.entries
+    deadline_s = time.monotonic() + WAIT_S
+    while len(read_log(world.decisions)) < len(entries) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert tuple(read_log(world.decisions)[: len(entries)]) == entries
+    return [(entry.kind, entry.instance) for entry in entries if entry.kind != "round"]
 
 
 def test_what_is_left_after_the_deadline_is_replayed_and_what_then_is_left_is_cut_off(world: World) -> None:

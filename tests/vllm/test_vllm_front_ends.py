@@ -6,13 +6,18 @@ import asyncio
 import os
 import random
 import signal
+from collections import Counter
 
+import msgspec
 import pytest
 from frame.checked import Server
 from frame.equality import Plan, moving, undisturbed
 from frame.kinds import make
 from frame.server import wait_for
 from frame.stream import Output, Streaming, open_session
+
+from llumnix.api.bodies import StoryAnswer
+from llumnix.journal.entries import FirstTokenNoted
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,6 +39,22 @@ async def test_streams_through_both_are_moved_through_either(server: Server) -> 
     by_hand = {"outcome": "moved", "cause": "by_hand", "stayed_why": ""}
     assert server.counted("llumnix_migrations_total", **by_hand) == made, "not all are counted"
     server.wait_until_quiet()
+    for output, moves in moved:
+        assert_told(server, output, moves.made)
+
+
+def assert_told(server: Server, output: Output, moves: int) -> None:
+    """Whichever front end is asked: one entry for each thing that happened, and times that add up."""
+    answer = server.get(f"/llumnix/v1/requests/{output.id}/story")
+    (story,) = msgspec.json.decode(answer.content, type=StoryAnswer).stories
+    kinds = Counter(entry.kind for entry in story.entries)
+    assert [kinds[kind] for kind in ("dispatch", "first_token", "moved", "ended")] == [1, 1, moves, 1]
+    assert story.spent.total_s == pytest.approx(story.latency_s)
+    felt_s = output.times_s[-1] - output.sent_s
+    assert felt_s - 1.0 < story.latency_s < felt_s + 0.005, "its client waits longer: for HTTP, and its own turn"
+    first = next(entry.what for entry in story.entries if isinstance(entry.what, FirstTokenNoted))
+    assert 0 < first.prefill_s < first.ttft_s < output.ttft_s + 0.005
+    assert (story.spent.moving_s > 0) == (moves > 0)
 
 
 async def test_seeded_streams_through_both_go_on_when_their_instance_dies(server: Server) -> None:
