@@ -171,7 +171,7 @@ def test_every_kind_has_words() -> None:
     ended = DrainReport(instance=I0, keep=False, why="asked for", outcome=DrainOutcome.EMPTY, seconds=1.5, **counts)
     step = ScalingStep(at=1.0, reason="freeness 3 below 10", start=1, carried_out=False)
     nothing = Rejection(I0, None, Why.NOTHING_TO_GIVE)
-    said = {
+    said: dict[noted.AnyNoted, str] = {
         noted.RefusalNoted(503): "refused (503): because",
         noted.InstanceNoted(serves=True): "i0 serves",
         noted.InstanceNoted(serves=False): "i0 is gone: because",

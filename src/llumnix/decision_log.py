@@ -90,7 +90,11 @@ def written_at_once(path: Path) -> Iterator[Callable[[JournalEntry], None]]:
     encoder = msgspec.json.Encoder()
     try:
         with path.open("wb") as file:
-            yield lambda entry: file.write(encoder.encode(entry) + b"\n")
+
+            def write(entry: JournalEntry) -> None:
+                file.write(encoder.encode(entry) + b"\n")
+
+            yield write
     except OSError as error:
         raise UsageError(f"Cannot write the decision log {path}: {error.strerror}.") from error
 

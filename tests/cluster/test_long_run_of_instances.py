@@ -22,6 +22,7 @@ from llumnix.cluster.supervision import (
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import drains, gone
 from llumnix.control.scheduler_events import StartInstances, StopInstance
+from llumnix.journal import journal
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import on_one_machine
@@ -32,7 +33,11 @@ from llumnix.wire.to_scheduler import DrainInstance
 
 FEW = 64
 ALIVE = 8
-BOUNDS = {"GoneIds._ids": gone.REMEMBERED, "Drains._ended": drains.REMEMBERED_DRAINS}
+BOUNDS = {
+    "GoneIds._ids": gone.REMEMBERED,
+    "Drains._ended": drains.REMEMBERED_DRAINS,
+    "Journal._entries": journal.KEPT,
+}
 
 
 def test_supervisor_holds_the_processes_that_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
@@ -35,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def told(front: FrontEnd, request: str = "r") -> RequestStory:
-    (story,) = front.stories.of(request, module.monotonic())
+    (story,) = front.stories.of(request, time.monotonic())
     return story
 
 
@@ -64,7 +65,7 @@ def move(front: FrontEnd, source: InstanceId, target: InstanceId, tokens: int, w
 def test_the_clock_of_an_engine_elsewhere_does_not_matter(clock: list[float]) -> None:
     """Its clock is 9,900 s behind; its message took no time."""
     front = FrontEnd(A)
-    front.open("r")
+    front.open("r", arrival_time=time.time())
     clock[0] = 103.0
     first = _token("r", 7, events=events((SCHEDULED, 201.0)), prefill_stats=PrefillStats(num_cached_tokens=64))
     front.streams.sort_out(A, [first], sent_at_s=203.0)
@@ -85,7 +86,7 @@ def test_the_clock_of_an_engine_elsewhere_does_not_matter(clock: list[float]) ->
 
 def test_a_request_that_moved_once_and_stayed_once_and_ended(clock: list[float]) -> None:
     front = FrontEnd(A, B)
-    first = front.open("r")
+    first = front.open("r", arrival_time=time.time())
     for now in (101.0, 102.0, 103.0):
         clock[0] = now
         front.streams.sort_out(first, [_token("r", 7)])
@@ -103,7 +104,8 @@ def test_a_request_that_moved_once_and_stayed_once_and_ended(clock: list[float])
     assert isinstance(stayed.what, StayNoted)
     assert (stayed.instance, stayed.what.target, stayed.why) == (first, _other(first), "the target has no room")
     assert isinstance(moved.what, MoveNoted)
-    assert (moved.instance, moved.what.target, moved.what.downtime_ms) == (first, _other(first), pytest.approx(2000.0))
+    assert (moved.instance, moved.what.target) == (first, _other(first))
+    assert moved.what.downtime_ms == pytest.approx(2000.0)
     assert ended.instance == _other(first)
     assert story.spent.moving_s == pytest.approx(2.0)
     assert story.spent.total_s == pytest.approx(story.latency_s) == pytest.approx(107.0 - 100.0, abs=0.01)
@@ -111,7 +113,7 @@ def test_a_request_that_moved_once_and_stayed_once_and_ended(clock: list[float])
 
 def test_a_request_whose_instance_dies_waits_and_is_replayed(clock: list[float]) -> None:
     front = FrontEnd(A)
-    front.open("r")
+    front.open("r", arrival_time=time.time())
     clock[0] = 101.0
     front.streams.sort_out(A, [_token("r", 7)])
     clock[0] = 105.0
@@ -138,7 +140,7 @@ def test_a_request_whose_instance_dies_waits_and_is_replayed(clock: list[float])
 )
 def test_how_a_request_can_end(end: Any, outcome: str, why: str) -> None:
     front = FrontEnd(A)
-    front.open("r")
+    front.open("r", arrival_time=time.time())
     end(front)
     last = told(front).entries[-1]
     assert (last.kind, last.what.outcome, last.why) == ("ended", outcome, why)  # type: ignore[union-attr]
@@ -147,7 +149,7 @@ def test_how_a_request_can_end(end: Any, outcome: str, why: str) -> None:
 
 def test_a_request_that_is_given_up_says_why() -> None:
     front = FrontEnd(A)
-    front.open("r", resumable=True)
+    front.open("r", arrival_time=time.time(), resumable=True)
     front.streams.sort_out(A, [_token("r", 7)])
     front.lose(A)
     last = told(front).entries[-1]
@@ -183,7 +185,8 @@ def test_in_a_long_life_every_dispatch_move_replay_and_end_has_exactly_one_entry
     assert isinstance(front, Counting)
     entries: Counter[str] = Counter()
     front.stories.journal.listener = lambda entry: entries.update([entry.kind])
-    opened, last = 0, []
+    opened = 0
+    last: list[str] = []
     for number in range(60):
         life.come_and_go(number)
         for name in last:

@@ -158,9 +158,11 @@ async def test_another_front_end_is_told_what_is_known_here(board: Switchboard, 
     board.log.stories.began(1.0, "cmpl-1", "cmpl-1-0", 5).parked(2.0, "no instance can take it")
     heard: asyncio.Queue[Mail] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    mailbox = Mailbox(
-        f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, lambda mail: loop.call_soon_threadsafe(heard.put_nowait, mail)
-    )
+
+    def hear(mail: ToFrontEnd) -> None:
+        loop.call_soon_threadsafe(heard.put_nowait, mail)
+
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, hear)
     mailbox.start()
     board._take(TellStory(query=1, request="cmpl-1", reply_to=mailbox.address))
     board._take(ReadJournal(query=2, reply_to=mailbox.address, places=None, limit=5, wanted=ALL_ENTRIES))

@@ -72,9 +72,9 @@ def test_a_step_of_auto_scaling_and_not_the_orders_that_follow_from_it() -> None
     assert noted(notes) == [("scale", None, "freeness 3 below 10 for 10 s")]
 
 
-def test_a_round_is_news_only_if_others_are_turned_down_or_for_another_reason(monkeypatch: object) -> None:
+def test_a_round_is_news_only_if_others_are_turned_down_or_for_another_reason() -> None:
     notes = ClusterNotes(Journal("s"))
-    rounds = (
+    rounds: tuple[list[Rejection], ...] = (
         [Rejection(I0, I1, Why.NO_BENEFIT, 1.0, 0.5)],
         [Rejection(I0, I1, Why.NO_BENEFIT, 1.1, 0.4)],  # other numbers
         [Rejection(I0, InstanceId("i2"), Why.NO_BENEFIT, 1.1, 0.4)],  # of another of the freest

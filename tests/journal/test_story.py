@@ -14,6 +14,7 @@ from llumnix.journal.entries import EndNoted, FirstTokenNoted, MoveNoted, Preemp
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.journal.story import FIRST_KEPT, LAST_KEPT, RequestStory, Story
+from llumnix.journal.words import story_lines
 from llumnix.policy.dispatch import DispatchReason, Judged
 from llumnix.types import InstanceId
 from move_outcomes import outcome
@@ -122,6 +123,14 @@ def test_the_parts_so_far_add_up_too_and_the_story_goes_on() -> None:
     assert (told.ended, told.latency_s, told.spent.total_s, told.spent.queue_s) == (False, 1.0, 1.0, 0.5)
     assert told.arrived_at_s == 1010.0
     assert spent(story) == {"placing": 0.5}
+
+
+def test_a_request_that_is_not_taken_has_waited_and_nothing_else() -> None:
+    story = Stories(Journal("f0")).began(10.0, "r", "r-0-7f", 812)
+    story.refused(11.0, 503, "the room is full")
+    assert spent(story) == {"placing": 1.0}
+    assert (kinds(story), story.entries[0].why) == (["refused"], "the room is full")
+    assert next(story_lines(story.told(11.0))) == "r was not taken"
 
 
 STEPS = st.sampled_from(("scheduled", "preempted", "token", "moved", "stayed", "parked", "replayed"))

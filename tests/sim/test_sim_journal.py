@@ -100,8 +100,8 @@ def test_the_cluster_is_told_of_as_well() -> None:
     of_cluster = [entry for entry in entries if entry.by == "s"]
     kinds = by_kind(of_cluster)
     assert kinds["scale"] > 0
-    gone = [entry.instance for entry in of_cluster if entry.kind == "instance" and not entry.what.serves]  # type: ignore[union-attr]
-    assert sorted(gone) == sorted(life.instance for life in outcome.lives if life.ended_s is not None)
+    gone = {entry.instance for entry in of_cluster if entry.kind == "instance" and not entry.what.serves}  # type: ignore[union-attr]
+    assert gone == {life.instance for life in outcome.lives if life.ended_s is not None}
     ends = [entry for entry in of_cluster if entry.kind == "drain" and entry.what.report is not None]  # type: ignore[union-attr]
     assert len(ends) == len(outcome.drains)
 

@@ -18,7 +18,7 @@ REMEMBER_S = 300.0
 harm comes of it, because the front end's fences keep the stream whole, but room is reserved in vain for a while."""
 
 REMEMBERED = 4096
-"""At most so many: they are written down with every half of a llumlet's transcript."""
+"""At most so many."""
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Attempts(msgspec.Struct, kw_only=True):
-    """Plain data: can be encoded, and decoded to go on."""
+    """Plain data."""
 
     epoch: Epoch = Epoch(0)
     """The largest that this llumlet has used or seen. A new attempt gets the next one, and so a larger one than every

@@ -62,8 +62,7 @@ class Llumlet:
     """The only object that an instance's driver holds.
 
     `choose_victims` is `policy.victim.choose_victims` with the policy's rule, `cooldown_s` what it is asked with.
-    `attempts` is what to go on from (for replay). With `validate` every event is followed by a check of the invariants
-    (for tests).
+    With `validate` every event is followed by a check of the invariants (for tests).
     """
 
     def __init__(
@@ -73,13 +72,12 @@ class Llumlet:
         choose_victims: ChooseVictims,
         cooldown_s: float,
         *,
-        attempts: Attempts | None = None,
         validate: bool = False,
     ) -> None:
         self.instance = instance
         self.config = config
-        self.attempts = Attempts() if attempts is None else attempts
-        self.transcript = Transcript(msgspec.json.encode(self.attempts))
+        self.attempts = Attempts()
+        self.transcript = Transcript()
         self.record: Callable[[AnyEvent, list[AnyCommand]], None] | None = None
         """Told what the transcript is told."""
         self._choose_victims = choose_victims
@@ -91,8 +89,6 @@ class Llumlet:
         if whoever sent a message did; nothing changed."""
         if isinstance(event, Gone | Progress | Preempted) and self.is_settled(event.request):
             return []  # of the many requests that never move; not worth a line in the transcript
-        if self.transcript.wants_state:
-            self.transcript.turn(msgspec.json.encode(self.attempts))
         try:
             commands = self._route(event)
         except IllegalEvent as error:

@@ -1,4 +1,4 @@
-"""Run what happened again: a llumlet's dump, or a whole recording from a cluster, becomes a test.
+"""Run what happened again: a recording from a cluster becomes a test.
 
 The machines are pure, so the same events must give the same commands, whoever carried them out the first time.
 A recording (`recording.py` writes and reads the files) begins with how its machine was made.
@@ -14,13 +14,12 @@ import msgspec
 from msgspec.structs import replace as changed
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
-from llumnix.control.attempts import Attempts
 from llumnix.control.commands import AnyCommand
 from llumnix.control.drain import DrainLimits
 from llumnix.control.events import AnyEvent
 from llumnix.control.front_end import FrontEndMachine, RecordFrontEnd
 from llumnix.control.front_end_events import Deliver, FrontEndCommand, FrontEndEvent, Outputs
-from llumnix.control.llumlet import ChooseVictims, Llumlet
+from llumnix.control.llumlet import Llumlet
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import SchedulerCommand, SchedulerEvent
@@ -28,45 +27,6 @@ from llumnix.control.transcript import Entry, light, light_commands
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.victim import choose_victims
 from llumnix.types import InstanceId, RequestId
-
-
-class Dump(msgspec.Struct, frozen=True, kw_only=True):
-    instance: InstanceId
-    config: MigrationConfig
-    cooldown_s: float
-    begin: Attempts
-    entries: list[Entry]
-
-
-class Replayed(msgspec.Struct, frozen=True):
-    """What the machine answered to an event then, and what it answers now."""
-
-    event: AnyEvent
-    then: list[AnyCommand]
-    now: list[AnyCommand]
-
-
-def dump(llumlet: Llumlet) -> dict[str, Any]:
-    """All that is needed to replay the remembered part of the transcript, as plain data (fit for JSON)."""
-    plain: dict[str, Any] = msgspec.to_builtins(
-        Dump(
-            instance=llumlet.instance,
-            config=llumlet.config,
-            cooldown_s=llumlet.cooldown_s,
-            begin=msgspec.json.decode(llumlet.transcript.begin, type=Attempts),
-            entries=llumlet.transcript.entries,
-        )
-    )
-    return plain
-
-
-def replay(plain: dict[str, Any], choose_victims: ChooseVictims) -> list[Replayed]:
-    """Raises msgspec.ValidationError if `plain` is not a dump."""
-    then = msgspec.convert(plain, Dump)
-    llumlet = Llumlet(then.instance, then.config, choose_victims, then.cooldown_s, attempts=then.begin)
-    return [
-        Replayed(entry.event, entry.commands, light_commands(llumlet.handle(entry.event))) for entry in then.entries
-    ]
 
 
 class LlumletBegin(msgspec.Struct, frozen=True, kw_only=True, tag="llumlet"):

@@ -1,7 +1,5 @@
-"""What happened to a llumlet: a bounded log of events and the commands they caused, which can be run again.
-
-The log begins with the machine's state at some event, so that a dump from a cluster, loaded in a test, replays
-exactly (`llumlet.replay`). Payloads and block ids, which no machine reads, are left out.
+"""What happened to a llumlet: a bounded log of the last events and the commands that they caused, for whoever reads the
+fault that it raises. Payloads and block ids, which no machine reads, are left out.
 """
 
 from __future__ import annotations
@@ -33,38 +31,20 @@ HALF_CANDIDATES = 10_000
 
 
 class Transcript:
-    """At most `2 * half` entries, or fewer if they are long; when they are reached, the older half goes.
+    """At most `2 * half` entries, or fewer if they are long; when they are reached, the older half goes."""
 
-    `begin` is the encoded state before the first entry; whoever logs hands in the present state when
-    `wants_state` says so.
-    """
-
-    def __init__(self, begin: bytes, half: int = 1000) -> None:
+    def __init__(self, half: int = 1000) -> None:
         self._half = half
         self._older: list[Entry] = []
         self._newer: list[Entry] = []
         self._newer_candidates = 0
-        self._begin = self._middle = begin
-
-    @property
-    def wants_state(self) -> bool:
-        """The next entry starts a new half."""
-        return len(self._newer) == self._half or self._newer_candidates >= HALF_CANDIDATES
-
-    def turn(self, state: bytes) -> None:
-        """Forgets the older half; `state` is the one after the last entry."""
-        self._older, self._newer, self._newer_candidates = self._newer, [], 0
-        self._begin, self._middle = self._middle, state
 
     def add(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
+        if len(self._newer) == self._half or self._newer_candidates >= HALF_CANDIDATES:
+            self._older, self._newer, self._newer_candidates = self._newer, [], 0
         self._newer.append(Entry(light(event), light_commands(commands)))
         if isinstance(event, MoveOrdered):
             self._newer_candidates += len(event.candidates)
-
-    @property
-    def begin(self) -> bytes:
-        """The encoded state before the first of `entries`."""
-        return self._begin
 
     @property
     def entries(self) -> list[Entry]:

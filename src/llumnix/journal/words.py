@@ -35,6 +35,8 @@ def story_lines(story: RequestStory) -> Iterator[str]:
     if isinstance(last, noted.EndNoted):
         tokens = f"{last.prompt_tokens:,} + {last.output_tokens:,} tokens"
         yield f"{story.request} {_OUTCOMES.get(last.outcome, last.outcome)} after {_s(story.latency_s)}: {tokens}"
+    elif isinstance(last, noted.RefusalNoted):
+        yield f"{story.request} was not taken"
     else:
         yield f"{story.request} goes on, {_s(story.latency_s)} after it arrived"
     if spent := spent_words(story.spent):
