@@ -53,7 +53,7 @@ def say(front: FrontEnd, instance: InstanceId, what: Any) -> None:
 
 
 def move(front: FrontEnd, source: InstanceId, target: InstanceId, tokens: int, why_not: str | None = None) -> None:
-    header: dict[str, Any] = {"request": "r", "epoch": Epoch(1)}
+    header: dict[str, Any] = {"request": "r", "epoch": Epoch(1 if why_not else 2)}
     ended = outcome(source, target, why_not=why_not)
     if why_not is None:
         say(front, target, Adopted(**header, sender=target, output_tokens=tokens))
@@ -85,7 +85,7 @@ def test_the_clock_of_an_engine_elsewhere_does_not_matter(clock: list[float]) ->
 
 
 def test_a_request_that_moved_once_and_stayed_once_and_ended(clock: list[float]) -> None:
-    front = FrontEnd(A, B)
+    front = long_run.Arbiter(A, B)
     first = front.open("r", arrival_time=time.time())
     for now in (101.0, 102.0, 103.0):
         clock[0] = now

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from request_rows import row
 
-from llumnix.api.bodies import JournalAnswer, RefusalAnswer
+from llumnix.api.bodies import JournalAnswer, RefusalAnswer, StoryAnswer
 from llumnix.api.routes import OPENAPI, PREFIX, ROUTES, Route
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
@@ -70,7 +70,7 @@ KEYS: dict[str, set[str]] = {
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
-    "GET /requests/{id}/story": {"stories"},
+    "GET /requests/{id}/story": {"stories", "stays"},
     "GET /journal": {"entries", "cursor", "lost"},
     "POST /migrations": {"ok", *MOVED},
     "GET /drains": {"drains"},
@@ -182,6 +182,20 @@ async def test_rows_have_the_keys_that_they_always_had(board: Board) -> None:
     assert set(request) == {"id", "instance", "state", *facts}
     (moved,) = (await ask(board, "GET", "/migrations")).json()["migrations"]
     assert set(moved) == {"at", "request_id", "reason", "outcome", "move_id", *MOVED}
+
+
+async def test_a_request_that_goes_on_is_told_why_it_does_not_move(board: Board) -> None:
+    """It was replayed once, so its engine has it under another id; a sequence whose instance is not known has none."""
+    for number in range(2):
+        board.stories.began(50.0, "cmpl-2", f"cmpl-2-{number}-7f", 5).stayed(60.0, outcome(I0, I1, why_not="no room"))
+    board.rows = [(I0, row("cmpl-2-0-7f~1", "cmpl-2-0")), (I1, row("cmpl-2-1-7f", "cmpl-2-1"))]
+    board.client.members.known = {I0: board.client.members.by_id[I0]}
+    answer = msgspec.json.decode((await ask(board, "GET", "/requests/cmpl-2/story")).content, type=StoryAnswer)
+    assert [(told.sequence, told.ended) for told in answer.stories] == [
+        *(("cmpl-2-0-7f", False), ("cmpl-2-1-7f", False)),
+    ]
+    why = "i0 gives nothing away: its freeness 30 is not below 3 (--migrate-out-freeness)"
+    assert answer.stays == {"cmpl-2-0-7f": why}
 
 
 async def test_a_journal_with_entries_of_every_kind_is_read_by_kind_by_instance_and_on_from_a_cursor(

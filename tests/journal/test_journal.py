@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from llumnix.control.orders import MoveCause, StayCause
 from llumnix.journal.entries import KINDS, InstanceNoted, JournalEntry, ParkingNoted, StayNoted
 from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Journal, read_cursor, read_together, show_cursor
 from llumnix.types import InstanceId
@@ -66,7 +67,12 @@ def test_what_nobody_wants_is_passed_over_and_does_not_count() -> None:
 
 def test_a_move_is_about_both_of_its_instances() -> None:
     journal = Journal("f0")
-    journal.note(1.0, StayNoted(InstanceId("i1"), "m1", "balance"), "r", instance=InstanceId("i0"))
+    journal.note(
+        1.0,
+        StayNoted(InstanceId("i1"), MoveCause.BALANCE, StayCause.REFUSED, "m1", "balance"),
+        "r",
+        instance=InstanceId("i0"),
+    )
     found = {name: journal.newest(9, EntryFilter(instance=InstanceId(name))).entries for name in ("i0", "i1", "i2")}
     assert [len(entries) for entries in found.values()] == [1, 1, 0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llumnix.config import PolicyConfig
 from llumnix.control import scheduler_events as control
-from llumnix.control.orders import MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.scaling import ScalingStep
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.journal import of_cluster
@@ -67,7 +67,9 @@ def test_a_drain_begins_once_however_often_it_is_told_and_ends_with_its_report()
 def test_a_step_of_auto_scaling_and_not_the_orders_that_follow_from_it() -> None:
     step = ScalingStep(at=1.0, reason="freeness 3 below 10 for 10 s", start=1, carried_out=True)
     started = control.StartInstances(count=1, reason="auto-scaling", order=1)
-    move = control.MoveRequest(source=I0, order=MoveOrder(move_id=MoveId("m"), target=I1, reason="balance"))
+    move = control.MoveRequest(
+        source=I0, order=MoveOrder(move_id=MoveId("m"), target=I1, cause=MoveCause.BALANCE, reason="balance")
+    )
     notes = notes_of((control.RoundDue(at=1.0), [control.ScalingDecided(step=step), started, move]))
     assert noted(notes) == [("scale", None, "freeness 3 below 10 for 10 s")]
 

@@ -10,6 +10,7 @@ from typing import get_args
 
 import msgspec
 
+from llumnix.control.orders import MoveCause, StayCause
 from llumnix.control.scaling import ScalingStep
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.policy.dispatch import DispatchReason
@@ -85,6 +86,8 @@ class MoveNoted(_Noted, frozen=True, tag="moved"):
     """It moved from `instance` to `target`. Noted with the first token from there."""
 
     target: InstanceId
+    cause: MoveCause
+    """The rule that gave the order; `why` is its sentence."""
     move_id: str
     stages: int
     bytes: int
@@ -99,9 +102,12 @@ class StayNoted(_Noted, frozen=True, tag="stayed"):
     """An attempt to move it to `target` was given up: `why`."""
 
     target: InstanceId
+    cause: MoveCause
+    """The rule that gave the order, whose sentence is `reason`."""
+    stayed_by: StayCause | None
+    """What gave it up; `why` is the sentence."""
     move_id: str
     reason: str
-    """Why it was tried."""
 
 
 class ParkingNoted(_Noted, frozen=True, tag="parked"):

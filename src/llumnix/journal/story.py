@@ -174,6 +174,7 @@ class Story:
         figures, order = outcome.figures, outcome.order
         what = MoveNoted(
             order.target,
+            order.cause,
             order.move_id,
             figures.stages,
             figures.bytes_copied,
@@ -187,7 +188,8 @@ class Story:
 
     def stayed(self, at_s: float, outcome: MoveOutcome) -> None:
         order = outcome.order
-        self._note(at_s, StayNoted(order.target, order.move_id, order.reason), outcome.why_not or "")
+        what = StayNoted(order.target, order.cause, outcome.stayed, order.move_id, order.reason)
+        self._note(at_s, what, outcome.why_not or "")
 
     def parked(self, at_s: float, why: str, last_token_s: float | None = None) -> None:
         self._interrupt(at_s, last_token_s)

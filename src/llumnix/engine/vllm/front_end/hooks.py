@@ -73,6 +73,9 @@ FRONT_END_HOOKS = (
         "self lora_name",
         "wrapped: adapters of all front ends",
     ),
+    Hook(
+        "vllm.v1.request:Request.take_events", "self", "when an engine took a request up, in its outputs (telling.py)"
+    ),
     Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
     Hook(
         "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",
