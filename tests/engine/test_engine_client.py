@@ -28,6 +28,8 @@ from llumnix.engine.vllm.between import LAST_WORD, NOTICE, Introduction
 from llumnix.engine.vllm.front_end import client as client_module
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
+from llumnix.journal.journal import Journal
+from llumnix.journal.stories import Stories
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -58,7 +60,8 @@ class FrontEnd:
             cluster=ClusterConfig(instances=2),
         )
         quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved")}
-        observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why))
+        self.stories = Stories(Journal("f0"))
+        observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why), stories=self.stories)
         self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter), observer)
         self.hear_report(A)
         self.admit(A)

@@ -44,6 +44,7 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> No
 
 def _router(board: Switchboard, guard: Guard) -> APIRouter:
     router = APIRouter(prefix=PREFIX)
+    _add_past(router, guard, board)
     _add_looking(router, guard, board)
     _add_acting(router, guard, board)
     return router
@@ -62,19 +63,9 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     async def requests(request: Request) -> Response:
         return await guard.answer(request, lambda: _requests(board))
 
-    @router.get("/requests/{request_id:path}/story")
-    async def story(request: Request, request_id: str) -> Response:
-        return await guard.answer(request, lambda: past.story(board, request_id))
-
     @router.get("/requests/{request_id:path}")  # clients may choose their ids, slashes included
     async def one_request(request: Request, request_id: str) -> Response:
         return await guard.answer(request, lambda: _one_request(board, request_id))
-
-    @router.get("/journal")
-    async def journal(request: Request) -> Response:
-        return await guard.answer(
-            request, lambda: past.journal(board, query_of(request, "after", "limit", "kind", "instance"))
-        )
 
     @router.get("/migrations")
     async def migrations(request: Request) -> Response:
@@ -91,6 +82,20 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.get("/openapi.json")
     async def openapi(request: Request) -> Response:
         return await guard.answer(request, _openapi)
+
+
+def _add_past(router: APIRouter, guard: Guard, board: Switchboard) -> None:
+    """Before those that look: the id of a request may be a whole path."""
+
+    @router.get("/requests/{request_id:path}/story")
+    async def story(request: Request, request_id: str) -> Response:
+        return await guard.answer(request, lambda: past.story(board, request_id))
+
+    @router.get("/journal")
+    async def journal(request: Request) -> Response:
+        return await guard.answer(
+            request, lambda: past.journal(board, query_of(request, "after", "limit", "kind", "instance"))
+        )
 
 
 def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
