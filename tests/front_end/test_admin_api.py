@@ -56,9 +56,9 @@ COUNTS = {
         "preemptions",
         "preemptions_avoided",
     ),
-    *("recompute_tokens_saved", "migrations_in", "migrations_out"),
+    *("recompute_tokens_saved", "migrations_in", "migrations_out", "prefill_tokens"),
 }
-INSTANCE = {"id", "state", "pid", "node", "freeness", "load", *COUNTS}
+INSTANCE = {"id", "state", "pid", "node", "freeness", "load", "first_token_s", "token_s", "step_cost", *COUNTS}
 MOVED = {"source", "target", "stages", "bytes", "blocks_skipped", "copy_ms", "handover_ms", "downtime_ms"}
 KEYS: dict[str, set[str]] = {
     "GET ": {"server", "routes"},
