@@ -54,6 +54,14 @@ class PolicyConfig:
     displace: bool = knob(
         True, "Preempt normal requests for a high-priority one that would have to wait for memory on its instance."
     )
+    prefix: bool = knob(
+        True, "Place requests where the beginning of their prompts is cached already, if that is sooner."
+    )
+    prefix_chunk_tokens: int = knob(
+        0,
+        "Tokens by which the beginnings of prompts are told apart, in whole blocks (0: 512, and 4 blocks where prompts "
+        "cannot be long).",
+    )
     priority_target_tokens: int = knob(
         1600, "With a high-priority request present, an instance counts as if it had room for only this many tokens."
     )
@@ -74,6 +82,7 @@ class PolicyConfig:
         _require(self.request_cooldown_s >= 0, "--request-cooldown-s must not be negative.")
         _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")
         _require(self.relief_steps >= 0, "--relief-steps must not be negative.")
+        _require(self.prefix_chunk_tokens >= 0, "--prefix-chunk-tokens must not be negative.")
         _require(self.priority_target_tokens >= 0, "--priority-target-tokens must not be negative.")
 
 

@@ -224,6 +224,12 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
         "is for policies that make room before it is short, and this --policy does not": (
             () if policy.relief else ("relief_steps",)
         ),
+        "is for policies that look at prefixes, and this --policy does not": (
+            () if policy.dispatch.judge is not None else ("prefix", "prefix_chunk_tokens")
+        ),
+        "is for placing by prefixes, which --no-prefix switches off": (
+            ("prefix_chunk_tokens",) if given.get("prefix") == "--no-prefix" else ()
+        ),
         "is for policies that know priorities, and this --policy does not": (
             () if policy.priorities else ("priority_target_tokens",)
         ),

@@ -23,9 +23,9 @@ llumnix \\- many LLM engines served as one, with live migration of running reque
 [\\fIflags\\fR]
 .SH DESCRIPTION
 .B llumnix serve
-serves a model on several vLLM engines behind one OpenAI\\-compatible address. Requests go to the freest engine, and
-move to another one, while they generate, when that turns out to be better. The other commands watch and steer such a
-server, measure it, or simulate it.
+serves a model on several vLLM engines behind one OpenAI\\-compatible address. Requests go to the engine that serves
+them soonest, and move to another one, while they generate, when that turns out to be better. The other commands watch
+and steer such a server, measure it, or simulate it.
 .SH COMMANDS
 """
 
@@ -87,7 +87,8 @@ def _of_command(name: str, command: Command) -> str:
 
 
 def _of_action(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    takes = "" if action.nargs == 0 else f" \\fI{roff(_metavar(action))}\\fR"
+    words = roff(_metavar(action)).replace(",", ",\\:")  # a long list may be broken there
+    takes = "" if action.nargs == 0 else f" \\fI{words}\\fR"
     names = ", ".join(f"\\fB{roff(flag)}\\fR" for flag in action.option_strings)
     text = (action.help or "") % {"prog": parser.prog, "default": action.default}
     return f".TP\n{names}{takes if names else takes.strip()}\n{roff(text)}\n"

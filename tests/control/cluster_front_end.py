@@ -191,6 +191,8 @@ class ModelFrontEnd:
                 self.clients[command.request].parks += 1
             case fe.DroveOut():
                 self.world.post("scheduler", command)
+            case fe.AskPrefixes():
+                raise AssertionError("no instance here tells of prefixes")
             case _:
                 assert_never(command)
 

@@ -82,9 +82,10 @@ def test_instance_that_knows_no_costs_yet_is_taken_to_be_like_the_last_that_told
     assert [one.step_cost for one in d.snapshot(0.0).instances] == [None, None]
     d.on_report(report("b", 2, step_cost=known))
     d.on_report(report("c"))
-    assert [one.step_cost for one in d.snapshot(0.0).instances] == [None, known, known]
-    d.on_report(report("a", 2))
-    assert d.snapshot(0.0).instances[0].step_cost == known
+    assert [one.step_cost for one in d.snapshot(0.0).instances] == [known, known, known]
+    own = StepCost(fixed_ms=50.0, prefill_token_us=900.0, request_us=50.0, context_token_us=0.5)
+    d.on_report(report("a", 2, step_cost=own))
+    assert [one.step_cost for one in d.snapshot(0.0).instances] == [own, known, known]
 
 
 def test_report_closes_exactly_the_dispatches_that_it_counts() -> None:

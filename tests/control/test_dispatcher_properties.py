@@ -106,6 +106,7 @@ class DispatcherModel(RuleBasedStateMachine):
 
     def best(self, blocks: int, high: bool, avoid: frozenset[InstanceId]) -> InstanceId | None:
         rule = POLICIES[self.policy].dispatch
+        rule = rule.fallback or rule
         able = [view for view in self.views().values() if view.id not in avoid and view.state is InstanceState.RUNNING]
         room = {view.id: room_blocks(view) - headroom_blocks(view, 1600) for view in able}
         roomy = [view for view in able if room[view.id] >= blocks] if rule.room_first and not high else []

@@ -79,7 +79,7 @@ CHANGES = ("add", "add", "prepend", "skip and put back", "pop", "remove", "remov
 @given(changes=st.lists(st.sampled_from(CHANGES), max_size=60), seed=st.integers(0, 2**32))
 def test_sums_and_front_are_what_a_walk_finds(policy: SchedulingPolicy, changes: list[str], seed: int) -> None:
     rng = random.Random(seed)
-    queue = CountedQueue(create_request_queue(policy), blocks_for)
+    queue = CountedQueue(create_request_queue(policy), blocks_for, lambda _: 0)
     for number, what in enumerate(changes):
         change(queue, what, number, rng)
         assert counted(queue) == walked(queue)

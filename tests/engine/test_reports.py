@@ -49,7 +49,8 @@ class Instance:
         monkeypatch.setattr(reports, "instance_snapshot", self._snapshot)
         mailbox: Any = SimpleNamespace(post=self._post, post_soon=lambda addresses, report: self.heard.append(report))
         driver: Any = SimpleNamespace(info=info, counters={}, engine_pins="")
-        self.reports = Reports(spec, None, driver, mailbox, lambda: (0,), lambda: self.unread)  # type: ignore[arg-type]
+        scheduler: Any = SimpleNamespace(prefixes=None)
+        self.reports = Reports(spec, scheduler, driver, mailbox, lambda: (0,), lambda: self.unread)
         self.reports.send()
 
     def _snapshot(self, _scheduler: object, fixed: dict[str, Any], _steps: int) -> InstanceSnapshot:

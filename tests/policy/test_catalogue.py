@@ -14,12 +14,13 @@ from llumnix.policy.catalogue import POLICIES, find_policy
 def test_names_are_the_contract() -> None:
     assert list(POLICIES) == [
         "llumnix", "llumnix-paper", "llumnix-base", "infaas++", "round-robin", "least-requests", "vllm-dp",
+        "dynamo-kv", "llm-d-prefix", "lmetric", "cache-aware",
     ]  # fmt: skip
     assert PolicyConfig().policy == "llumnix"
 
 
 def test_unknown_policy_is_one_sentence_with_the_names() -> None:
-    with pytest.raises(UsageError, match=r"^--policy must be one of llumnix, .*, vllm-dp, not best\.$"):
+    with pytest.raises(UsageError, match=r"^--policy must be one of llumnix, .*, cache-aware, not best\.$"):
         find_policy("best")
 
 
@@ -45,6 +46,6 @@ def test_thresholds_that_would_bounce_requests_are_refused() -> None:
 
 
 def test_baselines_never_migrate_and_know_no_priority() -> None:
-    for name in ("infaas++", "round-robin", "least-requests", "vllm-dp"):
+    for name in list(POLICIES)[3:]:
         assert POLICIES[name].pairing is None
         assert POLICIES[name].priority_target_tokens(PolicyConfig(policy=name)) is None

@@ -25,7 +25,8 @@ ALL = [ROOMY, FEW, QUEUE, HIGH]
 def best(
     policy: str, instances: list[InstanceSnapshot], high: bool = False, turns: dict[str, int] | None = None
 ) -> str:
-    rank = POLICIES[policy].dispatch.rank
+    dispatch = POLICIES[policy].dispatch
+    rank = (dispatch.fallback or dispatch).rank
     target = 1600 if POLICIES[policy].priorities else None
     return min(instances, key=lambda one: (*rank(one, high, (turns or {}).get(one.id, 0), target), one.id)).id
 
@@ -88,5 +89,5 @@ def test_reason_is_a_sentence_with_the_numbers() -> None:
 
 
 def test_measure_reads_the_way_people_count() -> None:
-    assert POLICIES["llumnix"].dispatch.number((-5.0, 1)) == 5.0
+    assert POLICIES["llumnix-paper"].dispatch.number((-5.0, 1)) == 5.0
     assert POLICIES["vllm-dp"].dispatch.number((5, 0)) == 5

@@ -12,6 +12,7 @@ from llumnix.control import events as told
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.orders import MoveOutcome
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.engine.vllm1 import TokenBudget
@@ -71,6 +72,7 @@ class TestWorld:
             self.copies.append(done)
         return source not in self.lost
 
+    def prefixes_told(self, instance: InstanceId, news: PrefixNews) -> None: ...
     def reported(self, snapshot: InstanceSnapshot, late_s: float) -> None: ...
     def finished(self, request: SimRequest) -> None: ...
 

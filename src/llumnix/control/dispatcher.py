@@ -20,6 +20,8 @@ from msgspec.structs import replace
 from llumnix.config import PolicyConfig
 from llumnix.control.gone import GoneIds
 from llumnix.control.known_instance import KnownInstance, RankKey, Sent
+from llumnix.control.prefix_index import PrefixIndex
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import (
     MOST_SHOWN,
@@ -39,6 +41,9 @@ from llumnix.types import InstanceId, InstanceState, RequestId, is_high
 ROOM_TRIES = 32
 """Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
 
+MOST_HOLDERS = 8
+"""Instances that are looked at because they hold some of the request's prefix."""
+
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
 
 
@@ -56,7 +61,7 @@ class Dispatcher:
     def __init__(self, config: PolicyConfig, front_end: int = 0) -> None:
         policy = find_policy(config.policy)
         self._wanted = policy.dispatch
-        self._rule = policy.dispatch.without_step_costs or policy.dispatch
+        self._rule = policy.dispatch.fallback or policy.dispatch
         self._step_cost: StepCost | None = None
         """The latest that was heard: an instance that has not measured its own yet is taken to be like that one."""
         self._target_tokens = policy.priority_target_tokens(config)
@@ -65,6 +70,10 @@ class Dispatcher:
         self._removed = GoneIds()
         self._turn = 0
         by_priority = policy.dispatch.by_priority and self._target_tokens is not None
+        self._prefixes = PrefixIndex()
+        self._looks_at_prefixes = config.prefix and policy.dispatch.judge is not None
+        self.prefix_chunk_tokens = 0
+        """As the instances tell of their prefixes; 0 if they do not, or nobody asks."""
         self._orders: list[list[RankKey]] = [[], []] if by_priority else [[]]
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
 
@@ -84,11 +93,13 @@ class Dispatcher:
         elif snapshot.seq <= entry.reported.seq:
             return
         entry.reported = snapshot
+        if self._looks_at_prefixes:
+            self.prefix_chunk_tokens = snapshot.prefix_chunk_tokens
         if snapshot.step_cost is not None:
             self._hear_of(snapshot.step_cost)
         under_way = max(0, entry.dispatched - counted)
         while len(entry.under_way) > under_way:
-            entry.close(entry.under_way[0])
+            self._close(entry, entry.under_way[0])
         self._refresh(entry)
 
     def on_removed(self, instance: InstanceId) -> None:
@@ -96,15 +107,21 @@ class Dispatcher:
         entry = self._entries.pop(instance, None)
         self._removed.add(instance)
         self._standing -= {instance}
+        self._prefixes.remove(instance)
         if entry is not None:
             self._place(entry, [None, None])
+
+    def on_prefixes(self, instance: InstanceId, news: PrefixNews) -> bool:
+        """False: it is to be asked for everything, since something of its news was lost."""
+        return instance not in self._entries or self._prefixes.hear(instance, news)
 
     def dispatch(self, request: DispatchRequest, avoid: frozenset[InstanceId] = NONE_AVOIDED) -> Dispatch | None:
         """Chooses and books. None if no running instance outside `avoid` is large enough for the request."""
         reason = self._decide(request, avoid)
         if reason is None:
             return None
-        self._book(self._entries[reason.chosen], request, is_high(request.priority))
+        high, cached_tokens = is_high(request.priority), reason.candidates[0].cached_tokens
+        self._book(self._entries[reason.chosen], request, high, cached_tokens)
         return Dispatch(request.id, reason.chosen, reason)
 
     def would_go_to(self, request: DispatchRequest) -> InstanceSnapshot | None:
@@ -123,20 +140,26 @@ class Dispatcher:
     def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
         rule, by_rank = self._rule, len(self._orders) > 1 and high
         order = self._orders[by_rank]
-        keys, candidates = self._candidates(order, request, rule.room_first and not high, avoid)
-        if not keys:
+        judge = None if by_rank else rule.judge
+        holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
+        found = self._candidates(order, request, rule.room_first and not high, avoid, holders)
+        if not found:
             return None
-        if rule.judge is None or by_rank:
+        keys, candidates = zip(*found, strict=True)
+        if judge is None:
             judged = [Judgement(place, rule.number(key[:2])) for place, key in enumerate(keys)]
         else:
-            judged = rule.judge(request, candidates)
+            judged = judge(request, candidates)
         places = sorted(range(len(keys)), key=lambda place: (judged[place].cost, place))
         chosen = next((place for place in places if candidates[place].has_room), places[0])
         passed_over = places.index(chosen)
+        if judge is not None and rule.fallback is not None and not candidates[chosen].has_room:
+            rank, target = rule.fallback.rank, self._target_tokens
+            chosen = min(places, key=lambda place: rank(candidates[place].instance, high, 0, target))
         shown = [chosen, *(place for place in places if place != chosen)][:MOST_SHOWN]
         return DispatchReason(
             rule.measure,
-            tuple(Judged(keys[place][2], judged[place].number, candidates[place].has_room) for place in shown),
+            tuple(Judged(keys[place][2], judged[place].number, *candidates[place][1:]) for place in shown),
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
             passed_over,
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
@@ -144,22 +167,38 @@ class Dispatcher:
         )
 
     def _candidates(
-        self, order: list[RankKey], request: DispatchRequest, room_first: bool, avoid: frozenset[InstanceId]
-    ) -> tuple[list[RankKey], list[Candidate]]:
-        """The first by rank; if room counts and none of them has it, those behind them up to one that does."""
-        keys: list[RankKey] = []
-        found: list[Candidate] = []
+        self,
+        order: list[RankKey],
+        request: DispatchRequest,
+        room_first: bool,
+        avoid: frozenset[InstanceId],
+        holders: dict[InstanceId, int],
+    ) -> list[tuple[RankKey, Candidate]]:
+        """By rank: the first ones, up to one that has room if room counts; and those that hold most of its prefix."""
+        found: list[tuple[RankKey, Candidate]] = []
+
+        def look(key: RankKey) -> bool:
+            name = key[2]
+            if name in avoid or not self._could_ever_hold(name, request):
+                return False
+            view = self._entries[name].view
+            has_room = not room_first or self._has_room(view, request)
+            cached = min(holders.get(name, 0) * view.prefix_chunk_tokens, request.prompt_tokens - 1)
+            found.append((key, Candidate(view, has_room, max(0, cached))))
+            return has_room
+
         is_roomy = False
         for key in order:
-            if len(keys) >= (MOST_SHOWN if is_roomy or not room_first else ROOM_TRIES):
+            if len(found) >= (self._rule.first_by_rank if is_roomy or not room_first else ROOM_TRIES):
                 break
-            if key[2] in avoid or not self._could_ever_hold(key[2], request):
-                continue
-            has_room = not room_first or self._has_room(key, request)
-            is_roomy |= has_room
-            keys.append(key)
-            found.append(Candidate(self._entries[key[2]].view, has_room))
-        return keys, found
+            is_roomy |= look(key)
+        if holders:
+            seen = {key[2] for key, _ in found}
+            known = [self._entries[name].keys[0] for name in holders if name not in seen and name in self._entries]
+            for key in sorted(filter(None, known), key=lambda key: (-holders[key[2]], key))[:MOST_HOLDERS]:
+                look(key)
+            found.sort(key=lambda each: each[0])
+        return found
 
     def takes_requests(self, other_than: InstanceId) -> bool:
         """Whether another instance takes new requests."""
@@ -179,7 +218,7 @@ class Dispatcher:
             return
         sent = next((sent for sent in entry.under_way if sent.request == request), None)
         if sent is not None:
-            entry.close(sent)
+            self._close(entry, sent)
             entry.dispatched -= 1
             self._refresh(entry)
 
@@ -203,20 +242,24 @@ class Dispatcher:
         room_tokens = (reported.total_blocks - reported.watermark_blocks) * reported.block_tokens
         return request.prompt_tokens <= room_tokens
 
-    def _has_room(self, key: RankKey, request: DispatchRequest) -> bool:
+    def _has_room(self, view: InstanceSnapshot, request: DispatchRequest) -> bool:
         """A normal request can start there at once, behind whoever waits and whatever is on its way, and takes nothing
         of the headroom."""
-        view = self._entries[key[2]].view
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         return queued_demand_blocks(request.prompt_tokens, view.block_tokens, view.state_blocks) <= room
 
-    def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool) -> None:
+    def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool, cached_tokens: int) -> None:
         reported = entry.reported
         blocks = queued_demand_blocks(request.prompt_tokens, reported.block_tokens, reported.state_blocks)
-        entry.add(Sent(request.id, blocks, request.prompt_tokens, high))
+        entry.add(Sent(request.id, blocks, request.prompt_tokens - cached_tokens, high, request.chunks))
+        self._prefixes.sent(reported.id, request.chunks)
         self._turn += 1
         entry.last_turn = self._turn
         self._refresh(entry)
+
+    def _close(self, entry: KnownInstance, sent: Sent) -> None:
+        entry.close(sent)
+        self._prefixes.counted(entry.reported.id, sent.chunks)
 
     def _refresh(self, entry: KnownInstance) -> None:
         """Recomputes the view and the ranks of one instance after its report or its ledger changed."""

@@ -21,6 +21,7 @@ from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.front_end_events import (
     Aborted,
     Arrived,
+    AskPrefixes,
     Broken,
     Closed,
     Departed,
@@ -37,6 +38,7 @@ from llumnix.control.front_end_events import (
     OfInstances,
     OfRequests,
     Outputs,
+    PrefixesTold,
     Reported,
     TurnedAway,
     Unsent,
@@ -81,6 +83,11 @@ class FrontEndMachine:
         return self._ownership.streams.get(request)
 
     @property
+    def prefix_chunk_tokens(self) -> int:
+        """Size of the chunks that `Arrived.chunks` names; 0: nobody knows or asks where prefixes are cached."""
+        return self._placing.dispatcher.prefix_chunk_tokens
+
+    @property
     def dispatcher(self) -> Dispatcher:
         """To look at."""
         return self._placing.dispatcher
@@ -117,6 +124,9 @@ class FrontEndMachine:
 
     def _of_instances(self, event: OfInstances) -> list[FrontEndCommand]:
         match event:
+            case PrefixesTold():
+                missed_none = self._placing.dispatcher.on_prefixes(event.instance, event.news)
+                return [] if missed_none else [AskPrefixes(event.instance)]
             case Equipped():
                 return self._placing.equipped(event.instance, event.lacks)
             case Closed():

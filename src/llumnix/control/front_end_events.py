@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from llumnix.control.messages import AnyNotice, Doubt, Verdict
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.policy.dispatch import DispatchReason
+from llumnix.policy.prefix import ChunkId
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import NORMAL, InstanceId, Priority, RequestId
 
@@ -43,6 +45,8 @@ class Arrived(_FrontEndEvent, frozen=True, tag=True):
     """Why its stream could not be continued exactly elsewhere once it has made a token; empty: it could."""
     more_comes: bool = False
     """This is the beginning of its prompt: it cannot even begin anew elsewhere."""
+    chunks: tuple[ChunkId, ...] = ()
+    """Names of the beginning of its prompt, if anybody knows prefixes (`FrontEndMachine.prefix_chunk_tokens`)."""
     may_wait: bool = False
     """Without an instance that can take it, it is parked; else it is given up."""
 
@@ -111,6 +115,13 @@ class Reported(_FrontEndEvent, frozen=True, tag=True):
     snapshot: InstanceSnapshot
 
 
+class PrefixesTold(_FrontEndEvent, frozen=True, tag=True):
+    """What an instance has in its prefix cache has changed. Told before the report that is sent after it."""
+
+    instance: InstanceId
+    news: PrefixNews
+
+
 class Equipped(_FrontEndEvent, frozen=True, tag=True):
     """The instance has all adapters by now but these."""
 
@@ -147,7 +158,7 @@ class DriveOut(_FrontEndEvent, frozen=True, tag=True):
 
 OfRequests = Arrived | Unsent | Finished | Aborted | Broken
 InStreams = Outputs | Noticed | TurnedAway
-OfInstances = Equipped | Closed | Departed | Doubted | DriveOut
+OfInstances = PrefixesTold | Equipped | Closed | Departed | Doubted | DriveOut
 FrontEndEvent = Reported | OfRequests | OfInstances | InStreams
 
 
@@ -213,6 +224,12 @@ class Abort(_FrontEndCommand, frozen=True, tag=True):
     request: RequestId
 
 
+class AskPrefixes(_FrontEndCommand, frozen=True, tag=True):
+    """The instance is to tell all that it has in its prefix cache. If that gets lost, it tells it some time later."""
+
+    to: InstanceId
+
+
 class DroveOut(_FrontEndCommand, frozen=True, tag=True):
     """Answer to `DriveOut`: so many requests were taken from the instance."""
 
@@ -220,4 +237,4 @@ class DroveOut(_FrontEndCommand, frozen=True, tag=True):
     count: int
 
 
-FrontEndCommand = SendTo | ReplayAt | Park | GiveUp | Deliver | TellVerdict | Abort | DroveOut
+FrontEndCommand = SendTo | ReplayAt | Park | GiveUp | Deliver | TellVerdict | Abort | AskPrefixes | DroveOut

@@ -7,6 +7,7 @@ from collections import deque
 import msgspec
 from msgspec.structs import replace
 
+from llumnix.policy.prefix import ChunkId
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -22,6 +23,8 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
     tokens: int
     """To be computed before it has its first token."""
     high: bool
+    chunks: tuple[ChunkId, ...] = ()
+    """Of its prompt, which the instance will have computed."""
 
 
 class KnownInstance:

@@ -119,7 +119,7 @@ class Placing:
         avoid = NONE_AVOIDED if only_on is None else self.dispatcher.all_but(only_on)
         if asked.adapter is not None:
             avoid |= {instance for instance, lacks in self._lacks.items() if asked.adapter.id in lacks}
-        decision = self.dispatcher.dispatch(DispatchRequest(name, tokens, asked.priority), avoid)
+        decision = self.dispatcher.dispatch(DispatchRequest(name, tokens, asked.priority, asked.chunks), avoid)
         if decision is not None and not self._ledger:
             self.dispatcher.forget(name, decision.instance)
         return decision

@@ -8,8 +8,10 @@ from llumnix.config import PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.policy.baselines import LEAST_REQUESTS, ROUND_ROBIN, VLLM_DP
 from llumnix.policy.defragmentation import pair_and_make_room
-from llumnix.policy.dispatch import FREENESS, PAPER_FREENESS, DispatchRule
+from llumnix.policy.dispatch import PAPER_FREENESS, DispatchRule
 from llumnix.policy.pairing import PairingRule, PairingTerms, pair_by_rank
+from llumnix.policy.routers import CACHE_AWARE, DYNAMO_KV, LLM_D_PREFIX, LMETRIC
+from llumnix.policy.soonest import SOONEST
 from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimRule
 
 
@@ -47,8 +49,9 @@ class Policy:
 
 POLICIES: dict[str, Policy] = {
     "llumnix": Policy(
-        help="freest instance with room, live migration with a test of benefit, de-fragmentation, priorities (default)",
-        dispatch=FREENESS,
+        help="soonest first token where there is room, cached prefixes counted; live migration with a test of benefit, "
+        "de-fragmentation, priorities (default)",
+        dispatch=SOONEST,
         pairing=pair_and_make_room,
         relief=True,
     ),
@@ -75,6 +78,22 @@ POLICIES: dict[str, Policy] = {
     "vllm-dp": Policy(
         help="vLLM's data-parallel load balancing: lowest 4 · waiting + running; no migration",
         dispatch=VLLM_DP,
+        priorities=False,
+    ),
+    "dynamo-kv": Policy(
+        help="NVIDIA Dynamo's: fewest blocks to compute and held, less those cached; no migration",
+        dispatch=DYNAMO_KV,
+        priorities=False,
+    ),
+    "llm-d-prefix": Policy(
+        help="llm-d's: prefix, queue and memory, weighted 3, 2, 2; no migration",
+        dispatch=LLM_D_PREFIX,
+        priorities=False,
+    ),
+    "lmetric": Policy(help="tokens to compute times requests; no migration", dispatch=LMETRIC, priorities=False),
+    "cache-aware": Policy(
+        help="SGLang's: longest prefix match, else fewest requests; no migration",
+        dispatch=CACHE_AWARE,
         priorities=False,
     ),
 }

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from llumnix.policy.prefix import ChunkId
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import dispatch_freeness, paper_dispatch_freeness
 from llumnix.types import InstanceId, Priority, RequestId
@@ -40,6 +41,8 @@ class DispatchRequest(msgspec.Struct, frozen=True, gc=False):
     id: RequestId
     prompt_tokens: int
     priority: Priority
+    chunks: tuple[ChunkId, ...] = ()
+    """Names of the beginning of its prompt (`policy/prefix.py`)."""
 
 
 class Candidate(NamedTuple):
@@ -49,6 +52,8 @@ class Candidate(NamedTuple):
     """With what was sent there since its report as waiting."""
     has_room: bool
     """The request can start there at once, as far as memory goes. True where the rule does not ask."""
+    cached_tokens: int = 0
+    """Of its prompt, that the instance has or will have computed when it comes to this request."""
 
 
 class Judgement(NamedTuple):
@@ -80,8 +85,11 @@ class DispatchRule:
     """Instances whose engines have stood still for `STANDING_S` come after all others."""
     judge: JudgeCandidates | None = None
     """Looks at the request, too, and chooses among the first by rank; None: rank alone decides."""
-    without_step_costs: DispatchRule | None = None
-    """The rule in force until an instance has said what its steps cost; None: this one does not ask for that."""
+    first_by_rank: int = MOST_SHOWN
+    """So many by rank are weighed for a request."""
+    fallback: DispatchRule | None = None
+    """The rule in force until an instance has said what its steps cost, and for a request that has room nowhere; None:
+    this one does not ask for either."""
 
     def number(self, rank: DispatchRank) -> float:
         """The measure as people read it."""
@@ -96,6 +104,8 @@ class Judged(msgspec.Struct, frozen=True, gc=False):
     """By the rule's measure."""
     has_room: bool = True
     """False: the request would have to wait there for memory."""
+    cached_tokens: int = 0
+    """Of its prompt, that need no computing there."""
 
 
 class DispatchReason(msgspec.Struct, frozen=True, gc=False):
@@ -127,7 +137,8 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
         return f"{chosen} (next {others[0].instance}: {self._number(others[0])})"
 
     def _number(self, judged: Judged) -> str:
-        return f"{judged.number:.4g}{self.unit and ' '}{self.unit}"
+        cached = f", {judged.cached_tokens:,} tokens cached" if judged.cached_tokens else ""
+        return f"{judged.number:.4g}{self.unit and ' '}{self.unit}{cached}"
 
 
 def queued_demand_blocks(prompt_tokens: int, block_tokens: int, state_blocks: int = 0) -> int:

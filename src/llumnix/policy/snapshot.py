@@ -82,6 +82,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Running requests that have made a token, and make one more in each step."""
     context_tokens: int = 0
     """Length of those, together."""
+    prefix_chunk_tokens: int = 0
+    """It tells of the prefixes in its cache in chunks of so many tokens; 0: it does not."""
     step_tokens: int = 0
     """Tokens that one step computes at most, a token of each decoding request among them; 0: not known."""
     step_cost: StepCost | None = None

@@ -15,6 +15,7 @@ from llumnix.control import scheduler_events as sched
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.replay import LlumletBegin
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
@@ -212,6 +213,9 @@ class _Run:
             return
         self._front_end.on_report(snapshot)
         self._scheduler.tell(sched.LoadReported(at=self.kernel.now, snapshot=snapshot))
+
+    def prefixes_told(self, instance: InstanceId, news: PrefixNews) -> None:
+        self.kernel.after(self._network.message_s, self._front_end.on_prefixes, instance, news)
 
     def move_answered(self, outcome: MoveOutcome) -> None:
         if outcome.request is not None:

@@ -13,11 +13,13 @@ from math import inf
 from typing import assert_never
 
 from llumnix.control import front_end_events as fe
-from llumnix.control.messages import Adopted, AnyNotice, Doubt, Verdict
+from llumnix.control.messages import Adopted, AnyNotice, Doubt
 from llumnix.control.openings import DispatchOpenings
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.replay import FrontEndBegin
 from llumnix.journal.journal import Journal
 from llumnix.journal.story import Story
+from llumnix.policy.prefix import MOST_CHUNKS
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
 from llumnix.sim.engine.request import ABORTED, FINISHED, NEW, SimRequest
@@ -88,8 +90,16 @@ class SimFrontEnd:
             self._reception.arrives(request)
 
     def _open(self, request: SimRequest) -> None:
-        name, priority = RequestId(request.id), Priority(request.priority)
-        self._tell(fe.Arrived(self._kernel.now, name, request.prompt_tokens, priority, self._only_on, may_wait=True))
+        arrived = fe.Arrived(
+            self._kernel.now,
+            RequestId(request.id),
+            request.prompt_tokens,
+            Priority(request.priority),
+            self._only_on,
+            chunks=request.hashes[:MOST_CHUNKS] if self._machine.prefix_chunk_tokens else (),
+            may_wait=True,
+        )
+        self._tell(arrived)
 
     def _over(self, request: SimRequest, outcome: str, why: str = "") -> None:
         """Its client has it to its end."""
@@ -133,6 +143,10 @@ class SimFrontEnd:
             self._tell(fe.Reported(self._kernel.now, snapshot))
             if self._reception is not None:
                 self._reception.call()
+
+    def on_prefixes(self, instance: InstanceId, news: PrefixNews) -> None:
+        if instance in self._instances:
+            self._tell(fe.PrefixesTold(self._kernel.now, instance, news))
 
     def on_removed(self, instance: InstanceId) -> None:
         self._strangers.pop(instance, None)
@@ -208,8 +222,8 @@ class SimFrontEnd:
                     self._replay(self.by_id[command.request], command)
                 case fe.Abort():
                     self._network.deliver(self._abort, command)
-                case fe.TellVerdict():
-                    self._post(command.to, command.verdict)
+                case fe.TellVerdict() | fe.AskPrefixes():
+                    self._post(command)
                 case fe.Deliver():
                     self._over(self.by_id[command.request], "length")
                 case fe.GiveUp():
@@ -257,7 +271,11 @@ class SimFrontEnd:
         if there is not None:
             there.abort(command.request)
 
-    def _post(self, to: InstanceId, verdict: Verdict) -> None:
-        receiver = self._instances.get(to)
-        if receiver is not None:
-            self._network.deliver(receiver.receive, verdict)
+    def _post(self, command: fe.TellVerdict | fe.AskPrefixes) -> None:
+        receiver = self._instances.get(command.to)
+        if receiver is None:
+            return
+        if isinstance(command, fe.TellVerdict):
+            self._network.deliver(receiver.receive, command.verdict)
+        else:
+            self._network.deliver(receiver.tell_prefixes)

@@ -12,11 +12,12 @@ from llumnix.control import events as told
 from llumnix.control.body import LlumletLoop
 from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.orders import MoveOrder
+from llumnix.control.prefix_table import Chunk
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
 from llumnix.sim.engine.request import ABORTED, SimRequest
-from llumnix.sim.reporting import Reporter, candidates
+from llumnix.sim.reporting import Reporter, candidates, prefix_table
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId
 
@@ -32,7 +33,8 @@ class SimInstance:
         self._world = world
         self._kernel = world.kernel
         self.engine = EngineModel(world.kernel, world.profile, scheduler, self, unit_tokens)
-        self.reports = Reporter(self.account, self.engine, world)
+        self.prefixes = prefix_table(self.engine)
+        self.reports = Reporter(self.account, self.engine, world, self.prefixes)
         self.body = SimBody(self.account, self.engine, world, self.hear)
         self._loop: LlumletLoop | None = None
         """Of `account.llumlet`."""
@@ -46,7 +48,16 @@ class SimInstance:
             return
         self.account.dispatches_seen += 1
         request.instances.append(self.id)
+        cache = self.engine.pool.cache
+        if self.prefixes is not None and cache is not None:
+            depth = self.prefixes.comes(RequestId(request.id), [Chunk(unit, unit) for unit in request.hashes])
+            request.expected_hit_tokens = max(0, min(depth * cache.unit_tokens, request.prompt_tokens - 1))
         self.engine.add(request)
+
+    def tell_prefixes(self) -> None:
+        """The front end has missed something."""
+        if self.account.alive and self.prefixes is not None and not self._reads_later(self.tell_prefixes):
+            self._world.prefixes_told(self.id, self.prefixes.everything())
 
     def receive(self, message: AnyMessage) -> None:
         """A control message arrives."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from msgspec.structs import replace
 
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.pace import ReportPace
+from llumnix.control.prefix_table import SWEEP_S, PrefixTable
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
-from llumnix.sim.engine.request import WAITING, SimRequest
+from llumnix.sim.engine.request import PREFILLING, WAITING, SimRequest
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState
@@ -29,10 +30,12 @@ class Reporter:
     """Reports of one instance: when its load changes, at most one per `report_interval_s`, and as many as the size of
     the cluster allows (control/pace.py)."""
 
-    def __init__(self, account: Account, engine: EngineModel, world: World) -> None:
+    def __init__(self, account: Account, engine: EngineModel, world: World, prefixes: PrefixTable | None) -> None:
         self._account = account
         self._engine = engine
         self._world = world
+        self._prefixes = prefixes
+        self._swept_s = 0.0
         self._kernel = world.kernel
         self._step_cost = world.step_cost(account.id)
         self._seq = 0
@@ -137,6 +140,7 @@ class Reporter:
                 next_s = self._pace.next_s(load)
             else:
                 late_s = engine.steps.end_s() - now if self._world.paper_body else 0.0
+                self._tell_prefixes()
                 self._world.reported(load, late_s)
         elif self._beats and self._last is not None:
             unread = self._account.dispatches_seen - self._last.dispatches_seen[0]
@@ -146,10 +150,30 @@ class Reporter:
         if self._timer is None:
             self._set(self._next_s(now, stalled_s) if next_s is None else next_s)
 
+    def _tell_prefixes(self) -> None:
+        if self._prefixes is None:
+            return
+        if self._kernel.now >= self._swept_s + SWEEP_S:
+            self._swept_s = self._kernel.now
+            self._prefixes.sweep(self._is_coming)
+        if (news := self._prefixes.news()) is not None:
+            self._world.prefixes_told(self._account.id, news)
+
+    def _is_coming(self, name: RequestId) -> bool:
+        request = self._world.request(name)
+        here = request.id == name and request.is_on(self._account.id)
+        return here and request.state in (WAITING, PREFILLING)
+
     def _next_s(self, now: float, stalled_s: float) -> float:
         if stalled_s <= now:
             return now + (IDLE_REPORT_S if self._engine.steps.idle else DRIFT_REPORT_S)
         return min(stalled_s, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled_s
+
+
+def prefix_table(engine: EngineModel) -> PrefixTable | None:
+    """Of an engine that keeps prefixes; its units are the chunks."""
+    cache = engine.pool.cache
+    return None if cache is None else PrefixTable(lambda unit: cache.has(cast("int", unit)))
 
 
 class _Ahead(TypedDict):
@@ -158,6 +182,7 @@ class _Ahead(TypedDict):
     prefill_tokens: int
     decoding: int
     context_tokens: int
+    prefix_chunk_tokens: int
     step_tokens: int
     step_cost: StepCost
 
@@ -168,6 +193,7 @@ def _ahead(engine: EngineModel, steps_started: int, cost: StepCost) -> _Ahead:
         prefill_tokens=engine.queue.tokens + sum(each.tokens - each.prefilled for each in engine.prefilling),
         decoding=decoding,
         context_tokens=engine.batch.tokens + steps_started * decoding,
+        prefix_chunk_tokens=engine.pool.cache.unit_tokens if engine.pool.cache is not None else 0,
         step_tokens=engine.profile.scheduler.max_num_batched_tokens,
         step_cost=cost,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from llumnix.control.messages import Doubt
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainReport, ReplayRest
 from llumnix.journal.journal import JournalPart
@@ -44,6 +45,14 @@ class SchedulerAlive(Wire, frozen=True, kw_only=True, tag=True):
 
     pid: int
     scaling: ScalingStatus | None = None
+
+
+class PrefixesChanged(Wire, frozen=True, kw_only=True, tag=True):
+    """What the instance's prefix cache holds, by names of prompts' beginnings; goes before the report that is sent
+    after it."""
+
+    instance: InstanceId
+    news: PrefixNews
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +176,7 @@ Errand = ReplayRest | ListMigrations | ReadJournal | TellStory | DoYourPart | Mi
 
 ToFrontEnd = (
     Report
+    | PrefixesChanged
     | InstanceStarting
     | InstanceGone
     | FrontEndLost

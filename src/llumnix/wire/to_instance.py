@@ -34,6 +34,10 @@ class ClusterSize(Wire, frozen=True, kw_only=True, tag=True):
     instances: int
 
 
+class TellPrefixes(Wire, frozen=True, kw_only=True, tag=True):
+    """A front end has missed something of the prefixes that the instance holds, or is new. Answered to all of them."""
+
+
 class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
     query: int
     reply_to: str
@@ -70,6 +74,7 @@ ToInstance = (
     | SetDraining
     | ClusterSize
     | ListRequests
+    | TellPrefixes
     | InstanceGone
     | FrontEndLost
     | PullEnded

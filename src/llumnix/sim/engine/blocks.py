@@ -63,6 +63,9 @@ class PrefixCache:
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
+    def has(self, unit: int) -> bool:
+        return unit in self._users
+
     def hits(self, hashes: Sequence[int], tokens: int) -> int:
         """Units at the start of a sequence of `tokens` tokens that need no computing (one token always does)."""
         most = min(len(hashes), (tokens - 1) // self.unit_tokens)

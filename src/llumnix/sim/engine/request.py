@@ -77,6 +77,12 @@ class SimRequest:
     cached_units: int = field(default=0, init=False)
     """Units of its prefix that it shares with the instance's prefix cache."""
 
+    expected_hit_tokens: int = field(default=0, init=False)
+    """Of its prompt, that will need no computing where it waits, as far as was known when it came there."""
+
+    hit_tokens: int = field(default=0, init=False)
+    """Of its prompt, that needed no computing when it last started."""
+
     # Where it stands in a batch (meaningless outside one).
     batch: object | None = field(default=None, init=False)
     finish_step: int = field(default=0, init=False)

@@ -109,7 +109,7 @@ class TokenBudget:
             tokens = min(request.tokens - cached_tokens, budget)
             blocks = engine.blocks_of(cached_tokens + tokens)
             pool.take(blocks - units)
-            request.prefilled = cached_tokens
+            request.prefilled = request.hit_tokens = cached_tokens
             engine.start(request, blocks)
             chunks.append((request, tokens))
             budget -= tokens

@@ -21,7 +21,7 @@ class WaitingQueue:
         self.blocks = 0
         """Needed by all of them."""
         self.tokens = 0
-        """Of all of them."""
+        """Of all of them, without those that need no computing."""
         self.preempted = 0
         self.high = 0
         self._block_tokens = block_tokens
@@ -46,7 +46,7 @@ class WaitingQueue:
 
     def _count(self, request: SimRequest, sign: int) -> None:
         self.blocks += sign * self._blocks_of(request.tokens)
-        self.tokens += sign * request.tokens
+        self.tokens += sign * (request.tokens - request.expected_hit_tokens)
         if request.preemptions:
             self.preempted += sign
         if is_high(request.priority):

@@ -14,7 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 from llumnix.control.front_end_events import Arrived, NeededAdapter
 from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
-from llumnix.engine.vllm.between import RequestCodec, Resume
+from llumnix.engine.vllm.between import RequestCodec, Resume, chunks_of
 from llumnix.journal.story import Story
 from llumnix.types import InstanceId, Priority, RequestId
 
@@ -84,9 +84,14 @@ class Session:
 
 
 def arrival(
-    request: EngineCoreRequest, at_s: float, *, only_on: tuple[InstanceId, ...] | None, not_exact: str
+    request: EngineCoreRequest,
+    at_s: float,
+    *,
+    only_on: tuple[InstanceId, ...] | None,
+    not_exact: str,
+    chunk_tokens: int = 0,
 ) -> Arrived:
-    """How the front end's mind is told of it."""
+    """How the front end's mind is told of it. `chunk_tokens`: by which its prompt's beginning is named, if at all."""
     lora = request.lora_request
     return Arrived(
         at_s,
@@ -97,6 +102,7 @@ def arrival(
         adapter=None if lora is None else NeededAdapter(lora.lora_int_id, lora.lora_name),
         not_exact=not_exact,
         more_comes=request.resumable,
+        chunks=chunks_of(request, chunk_tokens),
     )
 
 

@@ -15,7 +15,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.kept_media import KeptMedia
-from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed
+from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed, Verdict
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.session import Session, arrival, media_bytes, why_not_exact
@@ -23,6 +24,7 @@ from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_outp
 from llumnix.engine.vllm.front_end.ways import Observer, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
+from llumnix.wire.to_instance import TellPrefixes
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Streams:
             now,
             only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
             not_exact=why_not_exact(request, self.seeds_lost) or self._kept.why_not(media),
+            chunk_tokens=self._machine.prefix_chunk_tokens,
         )
         (answer,) = self._machine.handle(arrived)
         assert isinstance(answer, fe.SendTo | fe.GiveUp)
@@ -194,6 +197,9 @@ class Streams:
         """By an instance that takes requests."""
         self._tell(fe.Reported(monotonic(), snapshot))
 
+    def prefixes_told(self, instance: InstanceId, news: PrefixNews) -> None:
+        self._tell(fe.PrefixesTold(monotonic(), instance, news))
+
     def equipped(self, instance: InstanceId, lacks: tuple[int, ...]) -> None:
         self._tell(fe.Equipped(monotonic(), instance, lacks))
 
@@ -229,10 +235,10 @@ class Streams:
                 case fe.Deliver():
                     for output in command.outputs:
                         self._deliver(self.sessions[command.request], output, monotonic(), outputs)
-                case fe.TellVerdict():
+                case fe.TellVerdict() | fe.AskPrefixes():
                     member = self._members.known.get(command.to)
                     if member is not None:  # else it is asked for again, or nobody is there to ask
-                        self._ways.post(member.info.control, command.verdict)
+                        self._ways.post(member.info.control, _mail(command))
                 case fe.Abort():
                     self._ways.send(command.to, EngineCoreRequestType.ABORT, [command.request])
                 case fe.ReplayAt():
@@ -286,3 +292,7 @@ class Streams:
                 request_id=session.id, new_token_ids=[], finish_reason=FinishReason.ERROR, stop_reason=command.why
             )
         ]
+
+
+def _mail(command: fe.TellVerdict | fe.AskPrefixes) -> Verdict | TellPrefixes:
+    return command.verdict if isinstance(command, fe.TellVerdict) else TellPrefixes()

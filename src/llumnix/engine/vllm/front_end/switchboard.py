@@ -35,6 +35,7 @@ from llumnix.wire.to_front_end import (
     MigrateByHand,
     Migrations,
     PartDone,
+    PrefixesChanged,
     RequestRow,
     Requests,
     ScalingStatus,
@@ -210,6 +211,8 @@ class Switchboard:
         match message:
             case Report() | InstanceStarting() | InstanceGone():
                 self._on_instance(message)
+            case PrefixesChanged():
+                self.client.streams.prefixes_told(message.instance, message.news)
             case Doubt():
                 self.client.streams.doubted(message)
             case SchedulerAlive():

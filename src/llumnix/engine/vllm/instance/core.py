@@ -36,6 +36,7 @@ from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.instance.ledger import Ledger
 from llumnix.engine.vllm.instance.movable import why_engine_pins
 from llumnix.engine.vllm.instance.office import CONTROL, AskedToEnd, Office
+from llumnix.engine.vllm.instance.prefixes import prefixes_of
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import stamp
 from llumnix.engine.vllm.instance.step_watch import StepWatch
@@ -93,6 +94,8 @@ class LlumnixEngineCore(EngineCoreProc):
         """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
         spec = self._spec
         self._warm_up()
+        wanted = spec.policy.prefix and find_policy(spec.policy.policy).dispatch.judge is not None
+        self.scheduler.prefixes = prefixes_of(self.scheduler, wanted, spec.policy.prefix_chunk_tokens)
         self.rpc("llumnix_draw_apart", args=(spec.index,))
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
@@ -146,6 +149,8 @@ class LlumnixEngineCore(EngineCoreProc):
         with self._grammars if structured else nullcontext():
             made, wave = super().preprocess_add_request(request)
         stamp(made, request)
+        if self.scheduler.prefixes is not None:
+            self.scheduler.prefixes.name(made)
         return made, wave
 
     def abort_requests(self, request_ids: list[str]) -> None:

@@ -19,15 +19,19 @@ class CountedQueue(RequestQueue):
     Relies on `Scheduler.waiting` holding requests without KV only, and being changed by these methods alone.
     """
 
-    def __init__(self, queue: RequestQueue, blocks_for: Callable[[int], int]) -> None:
+    def __init__(
+        self, queue: RequestQueue, blocks_for: Callable[[int], int], hit_tokens: Callable[[Request], int]
+    ) -> None:
+        """`hit_tokens`: of the request, that will need no computing; the same as long as it is queued."""
         self.blocks = 0
         """Needed by all of them."""
         self.tokens = 0
-        """Of all of them."""
+        """Of all of them, without those that need no computing."""
         self.preempted = 0
         self.high = 0
         self._queue = queue
         self._blocks_for = blocks_for
+        self._hit_tokens = hit_tokens
         self._counted: dict[str, tuple[int, int, bool, bool]] = {}
 
     def first(self, count: int) -> list[Request]:
@@ -93,7 +97,7 @@ class CountedQueue(RequestQueue):
     # -- counting
 
     def _count(self, request: Request) -> None:
-        tokens, blocks = request.num_tokens, self._blocks_for(request.num_tokens)
+        tokens, blocks = request.num_tokens - self._hit_tokens(request), self._blocks_for(request.num_tokens)
         preempted, high = request.status == RequestStatus.PREEMPTED, is_high(request.priority)
         self._counted[request.request_id] = tokens, blocks, preempted, high
         self.tokens += tokens

@@ -161,6 +161,15 @@ INSTANCE_HOOKS = (
         "self request_id num_tokens num_tokens_main_model",
         "block tables of states",
     ),
+    Hook(
+        "vllm.v1.core.block_pool:BlockPool.get_cached_block",
+        "self block_hash kv_cache_group_ids",
+        "which prefixes are cached",
+    ),
+    Hook(
+        "vllm.v1.request:Request.update_block_hashes", "self", "which prefixes are cached: `block_hashes` of a prompt"
+    ),
+    Hook("vllm.v1.core.sched.scheduler:Scheduler.add_request", "self request", "overridden: prefixes that come"),
     Hook("vllm.v1.core.block_pool:BlockPool.touch", "self blocks", "pins"),
     Hook("vllm.v1.core.block_pool:BlockPool.free_blocks", "self ordered_blocks", "pins"),
     Hook("vllm.v1.structured_output:StructuredOutputManager.accept_tokens", "self request new_token_ids", "grammars"),

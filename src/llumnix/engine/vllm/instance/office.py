@@ -47,6 +47,7 @@ from llumnix.wire.to_instance import (
     MoveOut,
     Peer,
     PullEnded,
+    TellPrefixes,
     ToInstance,
 )
 
@@ -200,12 +201,14 @@ class Office:
                 self._set_draining(True, keep=False)
             case partial():
                 message()
-            case SetDraining() | InstanceGone() | ListRequests() | FrontEndLost() | ClusterSize():
+            case SetDraining() | InstanceGone() | ListRequests() | FrontEndLost() | ClusterSize() | TellPrefixes():
                 self._take_news(message)
             case _:
                 assert_never(message)
 
-    def _take_news(self, message: SetDraining | InstanceGone | ListRequests | FrontEndLost | ClusterSize) -> None:
+    def _take_news(
+        self, message: SetDraining | InstanceGone | ListRequests | FrontEndLost | ClusterSize | TellPrefixes
+    ) -> None:
         """What has nothing to do with a single migration."""
         match message:
             case SetDraining():
@@ -213,6 +216,8 @@ class Office:
                     self._set_draining(message.draining, message.keep)
             case InstanceGone():
                 self.driver.peer_lost(message.instance)
+            case TellPrefixes():
+                self.reports.tell_all_prefixes()
             case ListRequests():
                 self.listing.ask(message)
             case FrontEndLost():

@@ -8,6 +8,7 @@ from time import monotonic
 from msgspec.structs import replace
 
 from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
+from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
@@ -15,6 +16,7 @@ from llumnix.engine.vllm.instance.snapshot import Fixed, instance_snapshot
 from llumnix.types import InstanceState
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
+from llumnix.wire.to_front_end import PrefixesChanged
 from llumnix.wire.to_instance import ToInstance
 
 
@@ -91,7 +93,23 @@ class Reports:
         self._last = self.make()
         if self._pace.sends(now, self._last.snapshot):
             self._sent_s = now
+            self._tell_prefixes()
             self._mailbox.post_soon(self._audience, self._last)
+
+    def _tell_prefixes(self) -> None:
+        """Before the report: what that counts as arrived, this knows of."""
+        prefixes = self._scheduler.prefixes
+        if prefixes is not None and (news := prefixes.news(self._scheduler.requests)) is not None:
+            self._post_prefixes(news)
+
+    def tell_all_prefixes(self) -> None:
+        """A front end asks, and all of them hear it: news are numbered for all alike."""
+        if self._scheduler.prefixes is not None:
+            self._post_prefixes(self._scheduler.prefixes.everything())
+
+    def _post_prefixes(self, news: PrefixNews) -> None:
+        told = PrefixesChanged(instance=self._driver.info.id, news=news)
+        self._mailbox.post_soon(self._spec.book.all_front_ends, told)
 
     def make(self) -> Report:
         """One of this moment, newer than all that were sent."""

@@ -20,6 +20,7 @@ from vllm.v1.request import Request, RequestStatus
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.making_way import make_way
+from llumnix.engine.vllm.instance.prefixes import Prefixes
 from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
@@ -43,7 +44,9 @@ class MigrationSupport(_Base):
         self.tables = BlockTables(self.kv_cache_manager, self.block_size)
         self.block_tokens = self.tables.block_tokens
         """Of a block in all that is said here; vLLM's `block_size` may be as long as the window."""
-        self.waiting = CountedQueue(self.waiting, self.held_by)
+        self.waiting = CountedQueue(
+            self.waiting, self.held_by, lambda request: passport_of(request).expected_hit_tokens
+        )
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
@@ -51,6 +54,8 @@ class MigrationSupport(_Base):
         """Running requests of normal priority make way for one of high priority that waits."""
         self.steps = StepsInFlight(drafts_follow=self.num_lookahead_tokens > 0)
         self.watch = StepWatch()
+        self.prefixes: Prefixes | None = None
+        """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
         """What a request that has just come takes in its first step at most: a block, or more for its drafts."""
         self.preemptions = 0
@@ -189,6 +194,8 @@ class MigrationSupport(_Base):
             self.tables.zero_after(request.request_id, computed_tokens)
             manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
             manager.cache_blocks(request, computed_tokens)
+            if self.prefixes is not None:
+                self.prefixes.holds(request)
         self.requests[request.request_id] = request
         if request.num_output_tokens:
             # Its first token and prefill statistics went out from the source.
@@ -202,6 +209,11 @@ class MigrationSupport(_Base):
         self.ended = [(ended, why) for ended, why in self.ended if ended != request_id]
 
     # -- overridden
+
+    def add_request(self, request: Request) -> None:
+        if self.prefixes is not None and request.request_id not in self.requests:
+            self.prefixes.comes(request)
+        super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if self.makes_way and self.waiting:
@@ -238,6 +250,8 @@ class MigrationSupport(_Base):
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         transfer_params = super()._free_request(request, delay_free_blocks)
         self._lent.discard(request.request_id)
+        if self.prefixes is not None:
+            self.prefixes.ended(request)
         self.ended.append((RequestId(request.request_id), str(request.status).removeprefix("FINISHED_").lower()))
         return transfer_params
 

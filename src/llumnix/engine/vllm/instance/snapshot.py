@@ -63,6 +63,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         prefill_tokens=queue.tokens + ahead.prefill_tokens,
         decoding=ahead.decoding,
         context_tokens=ahead.context_tokens,
+        prefix_chunk_tokens=scheduler.prefixes.chunk_tokens if scheduler.prefixes is not None else 0,
         step_tokens=scheduler.max_num_scheduled_tokens,
         step_cost=scheduler.watch.cost,
         high_running=sum([is_high(request.priority) for request in scheduler.running]),

@@ -9,6 +9,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.between import RequestCodec
+from llumnix.policy.prefix import ChunkId
 from llumnix.wire.base import Frame
 
 _PASSPORT = "_llumnix_passport"
@@ -20,6 +21,10 @@ class Passport:
 
     original: EngineCoreRequest
     """As the front end sent it: all that is needed to make the request anew elsewhere."""
+    chunks: tuple[ChunkId, ...] = ()
+    """Names of the beginning of its prompt, where prefixes are told."""
+    expected_hit_tokens: int = 0
+    """Of its prompt, that will need no computing here, as far as was known when it came."""
     migrations: int = 0
     moved_s: float | None = None
     hits_settle_at: int = 0

@@ -1,0 +1,83 @@
+"""Dispatch rules of routers that people put before engines, to compare with: as their documents and sources describe
+them, with our reports and our index of prefixes instead of their own. None of them moves requests.
+
+    dynamo-kv      NVIDIA Dynamo's KV router: blocks to compute (those that wait there, too) and blocks held, added
+    llm-d-prefix   llm-d's scorers with their weights: 3 prefix, 2 queue, 2 memory
+    lmetric        LMetric (arXiv 2603.15202): tokens to compute times requests
+    cache-aware    SGLang's and vLLM's routers: the longest match if it is long, else the fewest requests
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llumnix.policy.dispatch import Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.virtual_usage import held_blocks
+
+PREFIX_WEIGHT, QUEUE_WEIGHT, MEMORY_WEIGHT = 3.0, 2.0, 2.0
+"""llm-d's defaults."""
+
+LONG_MATCH = 0.3
+"""Share of the prompt."""
+
+IMBALANCE_REQUESTS, IMBALANCE_FACTOR = 64, 1.5
+"""Where the largest load exceeds the smallest by both, prefixes do not count."""
+
+_ALL = 1 << 30
+
+
+def _by_load(
+    instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
+) -> DispatchRank:
+    return _load(instance), 0
+
+
+def _load(instance: InstanceSnapshot) -> int:
+    return instance.running + instance.waiting
+
+
+def _to_compute(request: DispatchRequest, candidate: Candidate) -> int:
+    """Tokens, until the request has its first."""
+    return candidate.instance.prefill_tokens + request.prompt_tokens - candidate.cached_tokens
+
+
+def _as_dynamo(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
+    costs = [
+        _to_compute(request, each) / each.instance.block_tokens + held_blocks(each.instance) for each in candidates
+    ]
+    return [Judgement(cost, cost) for cost in costs]
+
+
+def _as_lmetric(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
+    costs = [float(_to_compute(request, each) * (_load(each.instance) + 1)) for each in candidates]
+    return [Judgement(cost, cost) for cost in costs]
+
+
+def _as_llm_d(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
+    queues = [each.instance.waiting for each in candidates]
+    shortest, longest = min(queues), max(queues)
+    judged = []
+    for each, queue in zip(candidates, queues, strict=True):
+        prefix = each.cached_tokens / max(1, request.prompt_tokens)
+        idle = 1.0 if longest == shortest else (longest - queue) / (longest - shortest)
+        free = each.instance.free_blocks / each.instance.total_blocks
+        score = PREFIX_WEIGHT * prefix + QUEUE_WEIGHT * idle + MEMORY_WEIGHT * free
+        judged.append(Judgement(-score, score))
+    return judged
+
+
+def _by_match(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
+    loads = [_load(each.instance) for each in candidates]
+    largest, smallest = max(loads), min(loads)
+    longest = max(each.cached_tokens for each in candidates)
+    uneven = largest - smallest > IMBALANCE_REQUESTS and largest > IMBALANCE_FACTOR * smallest
+    if uneven or longest <= LONG_MATCH * request.prompt_tokens:
+        return [Judgement(load, load) for load in loads]
+    return [Judgement(-each.cached_tokens, each.cached_tokens) for each in candidates]
+
+
+DYNAMO_KV = DispatchRule("blocks to compute and held", _by_load, judge=_as_dynamo, first_by_rank=_ALL)
+LLM_D_PREFIX = DispatchRule("score", _by_load, more_is_better=True, judge=_as_llm_d, first_by_rank=_ALL)
+LMETRIC = DispatchRule("tokens to compute times requests", _by_load, judge=_as_lmetric, first_by_rank=_ALL)
+CACHE_AWARE = DispatchRule("match or load", _by_load, judge=_by_match, first_by_rank=_ALL)

@@ -1,0 +1,75 @@
+"""Placement by time: a new request goes where it is served soonest (the default policy's rule).
+
+The measure is the time to its first token, what its next tokens take besides (by the first alone, an instance with an
+empty queue and a large batch looks as good as an idle one), and a share of what it costs the others there, who wait
+while its prompt is computed in their steps. Memory still comes first, as in the paper: only instances with room for the
+request now are compared. Where none has, it is memory that it waits for, and freeness decides; so it does between two
+that are equally soon.
+
+Where a part of the prompt is cached somewhere, computing it elsewhere is charged twice: once for the time, and once
+because what is computed again pushes as much out of a cache. Without that charge a cluster whose caches are too small
+for all prefixes computes them again and again from some load on.
+
+High-priority requests are placed by freeness, which gathers them where there is headroom for them already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llumnix.policy.dispatch import FREENESS, Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.step_cost import first_token_s, token_s
+from llumnix.policy.virtual_usage import dispatch_freeness
+
+NEXT_TOKENS = 10
+"""So many tokens after the first one count."""
+
+SHARE_OF_OTHERS = 0.2
+"""Of the time that those who run there wait longer, together, since the prompt is computed in their steps."""
+
+TYPICAL_TOKENS = 512
+"""Of a prompt, to rank instances before anything is known of the request."""
+
+ALIKE_S = 0.005
+"""Instances whose times fall into the same interval of this length are equally soon: less is noise of a fit."""
+
+
+def _by_time(
+    instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
+) -> DispatchRank:
+    freeness = dispatch_freeness(instance, high, priority_target_tokens)
+    if high:
+        return -freeness, instance.running + instance.waiting
+    return _judged(instance, TYPICAL_TOKENS, 0, 0).cost, -freeness
+
+
+def _judge(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
+    most_cached = max(candidate.cached_tokens for candidate in candidates)
+    return [_judged(each.instance, request.prompt_tokens, each.cached_tokens, most_cached) for each in candidates]
+
+
+def _judged(instance: InstanceSnapshot, tokens: int, cached_tokens: int, most_cached_tokens: int) -> Judgement:
+    cost = instance.step_cost
+    first_s = first_token_s(instance, tokens - cached_tokens)
+    next_s = token_s(instance, more=1, tokens=tokens)
+    assert cost is not None, "this rule is in force only while the costs of all are known"
+    assert first_s is not None
+    assert next_s is not None
+    again_s = (most_cached_tokens - cached_tokens) * cost.prefill_token_us / 1e6
+    others_s = (tokens - cached_tokens) * cost.prefill_token_us / 1e6 * instance.running
+    total_s = first_s + again_s + NEXT_TOKENS * next_s + SHARE_OF_OTHERS * others_s
+    return Judgement(total_s // ALIKE_S, first_s)
+
+
+SOONEST = DispatchRule(
+    "time to a first token",
+    _by_time,
+    unit="s",
+    by_priority=True,
+    room_first=True,
+    standing_last=True,
+    judge=_judge,
+    first_by_rank=8,
+    fallback=FREENESS,
+)
