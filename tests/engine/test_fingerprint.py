@@ -21,10 +21,12 @@ def drafter(method: str, tokens: int, model: Any = None) -> Any:
     return SimpleNamespace(method=method, num_speculative_tokens=tokens, draft_model_config=model)
 
 
-def fingerprint(rank: int = 0, tensor: int = 1, pipeline: int = 1, drafts: Any = None) -> str:
+def fingerprint(
+    rank: int = 0, tensor: int = 1, pipeline: int = 1, drafts: Any = None, layout: str | None = "LBHNC"
+) -> str:
     config = SimpleNamespace(
         model_config=SimpleNamespace(model="m", revision=None, dtype=torch.float32),
-        cache_config=SimpleNamespace(cache_dtype="auto"),
+        cache_config=SimpleNamespace(cache_dtype="auto", kv_cache_layout=layout),
         parallel_config=SimpleNamespace(tensor_parallel_size=tensor, pipeline_parallel_size=pipeline),
         speculative_config=drafts,
     )
@@ -45,6 +47,7 @@ def test_equal_workers_have_one() -> None:
         {"rank": 1},
         {"tensor": 2},
         {"pipeline": 2},
+        {"layout": "BLNHC"},
     ],
     ids=str,
 )

@@ -1,0 +1,37 @@
+"""What a target notices when the source that it reads is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import torch
+
+from gpu.ends import CacheKind, Target
+from gpu.rows import Row
+
+_KILLED_AFTER_S = 0.02
+
+
+def death(target: Target, blocks: int) -> Iterator[Row]:
+    """How soon the pull is told, and whether the target's own memory is as it was. The last part: there is no source
+    afterwards."""
+    with target.opened(CacheKind(blocks=blocks, layout="LBNHC")) as pair:
+        count = pair.blocks_of(2048)
+        own = pair.ids(1)
+        pair.cache.fill(own, salt=3)
+        others = [block for block in pair.ids(count) if block not in own]
+        threading.Timer(_KILLED_AFTER_S, target.source.kill).start()
+        start = time.perf_counter()
+        pulled = pair.try_to_pull(others, others)
+        while pulled.ended.ok:
+            pulled = pair.try_to_pull(others, others)
+        told_s = time.perf_counter() - start - _KILLED_AFTER_S
+        yield {
+            "way": "as served",
+            "told_after_ms": round(told_s * 1e3, 1),
+            "reason": pulled.ended.reason,
+            "wrong_blocks": pair.cache.wrong(own, own, salt=3),
+            "context_lives": float(torch.ones(1, device=target.setting.device).item()) == 1.0,
+        }
