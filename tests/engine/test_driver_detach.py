@@ -57,7 +57,7 @@ def test_each_is_reported_once_when_its_last_step_is_through() -> None:
         (
             "info",
             "structured_output",
-            "rpc",
+            "workers",
             "post",
             "post_soon",
             "ship",
@@ -68,7 +68,7 @@ def test_each_is_reported_once_when_its_last_step_is_through() -> None:
         )
     )
     driver = LlumletDriver(
-        EngineAccess(**engine, scheduler=scheduler, ranks=1, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
+        EngineAccess(**engine, scheduler=scheduler, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
         machine,  # type: ignore[arg-type]
         MigrationConfig(),
         book=None,  # type: ignore[arg-type]

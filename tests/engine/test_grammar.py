@@ -92,8 +92,10 @@ def test_move_at_any_token(tokens: int, with_prepare: int) -> None:
 
 
 def install(made: Request, output: list[int], reasoning_ended: bool | None) -> None:
-    scheduler = SimpleNamespace(grow=lambda *_: True, adopt=lambda *_: None, slots_for_arrivals=0, spare_tokens=16)
-    incoming = IncomingRequests(scheduler, manager(), lambda *_, **__: [], 1, lambda _: True)  # type: ignore[arg-type]
+    scheduler = SimpleNamespace(
+        grow=lambda *_: True, adopt=lambda *_: None, slots_for_arrivals=0, spare_tokens=16, use_v2_model_runner=True
+    )
+    incoming = IncomingRequests(scheduler, manager(), None, lambda _: True)  # type: ignore[arg-type]
     key = RequestId("r"), 1
     incoming._reservations[key] = Reservation(made, keeps_slot=False)
     fixed: dict[str, Any] = {"computed_tokens": 3, "preemptions": 0, "migrations": 1, "sampler_state": None}

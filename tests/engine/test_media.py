@@ -96,8 +96,8 @@ def _prepare(name: str) -> Prepare:
 
 
 def _letters(request: Request, **ways: Any) -> Letters:
-    names = ("structured_output", "rpc", "post", "post_soon", "ship", "forget", "put_output", "wake_at", "clock")
-    engine: Any = dict.fromkeys((*names, "has_adapter", "book")) | {"ranks": 1, "pins": ""}
+    names = ("structured_output", "workers", "post", "post_soon", "ship", "forget", "put_output", "wake_at", "clock")
+    engine: Any = dict.fromkeys((*names, "has_adapter", "book")) | {"pins": ""}
     del engine["book"]
     scheduler: Any = SimpleNamespace(requests={request.request_id: request})
     i0, i1 = (
@@ -131,10 +131,7 @@ def _worker(uses_mrope: bool = False) -> tuple[WorkerExtension, Any]:
     worker.device = torch.device("cpu")
     worker.model_runner = Runner(uses_mrope)
 
-    def rpc(method: str, args: tuple[Any, ...]) -> list[Any]:
-        return [getattr(worker, method)(*args)]
-
-    return worker, rpc
+    return worker, SimpleNamespace(tell=lambda method, *arguments: getattr(worker, method)(*arguments))
 
 
 def _at_the_target(**fields: Any) -> Request:
@@ -147,10 +144,10 @@ def _at_the_target(**fields: Any) -> Request:
 
 @pytest.mark.parametrize("uses_mrope", [False, True])
 def test_v1_runner_knows_images_and_where_they_are(uses_mrope: bool) -> None:
-    worker, rpc = _worker(uses_mrope)
+    worker, workers = _worker(uses_mrope)
     request = _at_the_target(mm_features=[picture()])
-    announce(request, SimpleNamespace(use_v2_model_runner=False), rpc)  # type: ignore[arg-type]
-    rpc("llumnix_install", (for_worker(request, 4),))
+    announce(request, SimpleNamespace(use_v2_model_runner=False), workers)  # type: ignore[arg-type]
+    workers.tell("llumnix_install", for_worker(request, 4))
     state = worker.model_runner.requests["r"]
     assert state.mm_features == request.mm_features
     assert state.mrope_position_delta == (1 if uses_mrope else None)
@@ -158,27 +155,27 @@ def test_v1_runner_knows_images_and_where_they_are(uses_mrope: bool) -> None:
 
 
 def test_v1_runner_knows_a_prompt_given_as_embeddings() -> None:
-    worker, rpc = _worker()
+    worker, workers = _worker()
     request = _at_the_target(**given_as_embeddings())
-    announce(request, SimpleNamespace(use_v2_model_runner=False), rpc)  # type: ignore[arg-type]
-    rpc("llumnix_install", (for_worker(request, 4),))
+    announce(request, SimpleNamespace(use_v2_model_runner=False), workers)  # type: ignore[arg-type]
+    workers.tell("llumnix_install", for_worker(request, 4))
     state = worker.model_runner.requests["r"]
     assert state.prompt_embeds is EMBEDS
     assert state.num_prompt_tokens == 3
 
 
 def test_v2_runner_is_told_by_the_scheduler_and_nothing_is_sent_twice() -> None:
-    worker, rpc = _worker()
-    announce(_at_the_target(mm_features=[picture()]), SimpleNamespace(use_v2_model_runner=True), rpc)  # type: ignore[arg-type]
+    worker, workers = _worker()
+    announce(_at_the_target(mm_features=[picture()]), SimpleNamespace(use_v2_model_runner=True), workers)  # type: ignore[arg-type]
     assert worker._llumnix_media == {}
 
 
 def test_one_that_does_not_come_after_all_is_forgotten() -> None:
-    worker, rpc = _worker()
+    worker, workers = _worker()
     request = _at_the_target(mm_features=[picture()])
-    announce(request, SimpleNamespace(use_v2_model_runner=False), rpc)  # type: ignore[arg-type]
+    announce(request, SimpleNamespace(use_v2_model_runner=False), workers)  # type: ignore[arg-type]
     assert list(worker._llumnix_media) == ["r"]
-    rpc("llumnix_forget", ("r",))
+    workers.tell("llumnix_forget", "r")
     assert worker._llumnix_media == {}
 
 

@@ -37,16 +37,17 @@ class Engine:
         self.lacks_adapter = False
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.resumes = Resumes(
-            SimpleNamespace(adopt=lambda request, computed_tokens: self.adopted.append(request)),  # type: ignore[arg-type]
-            self._install,
+            SimpleNamespace(  # type: ignore[arg-type]
+                adopt=lambda request, computed_tokens: self.adopted.append(request), use_v2_model_runner=False
+            ),
+            SimpleNamespace(tell=self._install),  # type: ignore[arg-type]
             Maker(self._make, SimpleNamespace(accept_tokens=lambda *_: True)),
             can_serve=lambda lora: not self.lacks_adapter,
             to_main=self._calls.put,
         )
 
-    def _install(self, _method: str, args: tuple[dict[str, Any]]) -> list[Any]:
-        self.installed += args
-        return []
+    def _install(self, _method: str, *arguments: dict[str, Any]) -> None:
+        self.installed += arguments
 
     def _make(self, original: EngineCoreRequest) -> Request:
         self.makers.add(threading.current_thread().name)

@@ -287,8 +287,15 @@ class LateExecutor(Executor):
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
         return self._step
 
-    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, **_: Any) -> Any:  # type: ignore[override]
-        return [getattr(self.worker, method)(*args)] if self.worker is not None else [None]
+    def collective_rpc(  # type: ignore[override]
+        self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, non_block: bool = False, **_: Any
+    ) -> Any:
+        answers = [getattr(self.worker, method)(*args)] if self.worker is not None else [None]
+        if not non_block:
+            return answers
+        told: Future[list[Any]] = Future()
+        told.set_result(answers)
+        return told
 
     def shutdown(self) -> None:
         pass

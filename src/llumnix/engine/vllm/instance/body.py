@@ -35,9 +35,7 @@ class VllmBody:
         scheduler = engine.scheduler
         self.letters = Letters(engine, book)
         self.outgoing = OutgoingRequests(scheduler, engine.clock)
-        self.incoming = IncomingRequests(
-            scheduler, engine.structured_output, engine.rpc, engine.ranks, engine.has_adapter
-        )
+        self.incoming = IncomingRequests(scheduler, engine.structured_output, engine.workers, engine.has_adapter)
         self.moved_in = 0
         self.moved_out = 0
         self.preemptions_avoided = 0

@@ -7,6 +7,7 @@ vLLM's own.
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import time
@@ -41,11 +42,14 @@ from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import stamp
 from llumnix.engine.vllm.instance.step_watch import StepWatch
 from llumnix.engine.vllm.instance.warm_up import warm_up_request
+from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.policy.catalogue import find_policy
 from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost
 from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
+
+log = logging.getLogger(__name__)
 
 HANG = signal.SIGUSR2
 """With the fault `hang`, at this signal the main thread stands still for ever, while all others go on."""
@@ -78,6 +82,8 @@ class LlumnixEngineCore(EngineCoreProc):
             log_stats=log_stats,
             engine_index=spec.index,
         )
+        count = vllm_config.parallel_config.world_size
+        self.workers = Workers(self.model_executor, count, self._on_worker_failure)
 
     @contextmanager
     def _perform_handshakes(self, *args: Any, **kwargs: Any) -> Generator[EngineZmqAddresses, None, None]:
@@ -96,13 +102,13 @@ class LlumnixEngineCore(EngineCoreProc):
         self._warm_up()
         wanted = spec.policy.prefix and find_policy(spec.policy.policy).dispatch.judge is not None
         self.scheduler.prefixes = prefixes_of(self.scheduler, wanted, spec.policy.prefix_chunk_tokens)
-        self.rpc("llumnix_draw_apart", args=(spec.index,))
+        self.workers.ask("llumnix_draw_apart", spec.index)
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
         mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys, self._on_mail)
         moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
-        addresses = self.rpc("llumnix_open", args=(spec.book, mailbox.address, spec.secret, moves))
-        self._seeds_lost = next(filter(None, self.rpc("llumnix_why_seeds_are_lost")), "")
+        addresses = self.workers.ask("llumnix_open", spec.book, mailbox.address, spec.secret, moves)
+        self._seeds_lost = next(filter(None, self.workers.ask("llumnix_why_seeds_are_lost")), "")
         info = InstanceInfo(
             id=spec.id,
             index=spec.index,
@@ -137,7 +143,7 @@ class LlumnixEngineCore(EngineCoreProc):
         if self._office is not None:
             self._mark(range(self._spec.book.front_ends), LAST_WORD, [""])
             self._office.close()
-            self.rpc("llumnix_close")
+            self.workers.ask("llumnix_close")
         self.shutdown()
 
     # -- overridden: what comes in
@@ -276,10 +282,10 @@ class LlumnixEngineCore(EngineCoreProc):
             self._lines.excuse(message.front_end)
         self.office.on_mail(message, freight)
 
-    def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
-        """Calls a method of `WorkerExtension` on every worker."""
-        answers: list[Any] = self.model_executor.collective_rpc(method, args=args)
-        return answers
+    def _on_worker_failure(self, error: BaseException) -> None:
+        """As vLLM has it where a worker ends: the engine does."""
+        log.error("a worker failed at what it was told", exc_info=error)
+        self.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))
 
     def _warm_up(self) -> None:
         """One short request, start to end: the first step of an engine is slow (lazy kernels, allocations)."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from vllm.v1.engine import EngineCoreOutputs
 
-from llumnix.engine.vllm.instance.incoming import CollectiveRpc
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.wire.base import Frame, InstanceInfo
 from llumnix.wire.outbox import Mail
 
@@ -19,9 +19,7 @@ class EngineAccess:
     info: InstanceInfo
     scheduler: MigrationSupport
     structured_output: Any
-    rpc: CollectiveRpc
-    ranks: int
-    """Workers (tensor parallel)."""
+    workers: Workers
     pins: str
     """Why no request of this engine can move; empty if they can."""
     has_adapter: Callable[[int], bool]

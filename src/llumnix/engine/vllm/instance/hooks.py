@@ -23,6 +23,11 @@ INSTANCE_HOOKS = (
         "overridden: addresses are known",
     ),
     Hook(
+        "vllm.v1.executor.abstract:Executor.collective_rpc",
+        "self method timeout args kwargs non_block",
+        "what workers are told and asked, in the order of the steps",
+    ),
+    Hook(
         "vllm.v1.engine.core:EngineCoreProc._handle_client_request",
         "self request_type request",
         "overridden: control messages",

@@ -14,6 +14,7 @@ from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
 from llumnix.engine.vllm.instance.media import announce, has_media
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
+from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.types import RequestId
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
 
@@ -24,8 +25,6 @@ PullName = tuple[int, int]
 """Stage and worker rank."""
 
 _MAX_BLOCKS = 1 << 32  # of any pool
-
-CollectiveRpc = Callable[..., list[Any]]
 
 
 @dataclass(slots=True)
@@ -57,15 +56,13 @@ class IncomingRequests:
         self,
         scheduler: MigrationSupport,
         structured_output: Any,
-        rpc: CollectiveRpc,
-        ranks: int,
+        workers: Workers,
         has_adapter: Callable[[int], bool],
     ) -> None:
         """`has_adapter`: whether requests may use the LoRA adapter with this id."""
         self._scheduler = scheduler
         self._structured_output = structured_output
-        self._rpc = rpc
-        self._ranks = ranks
+        self._workers = workers
         self._has_adapter = has_adapter
         self._reservations: dict[Key, Reservation] = {}
         self.closed = ""
@@ -113,7 +110,7 @@ class IncomingRequests:
             skip_blocks = cached_tokens // scheduler.block_tokens
             scheduler.slots_for_arrivals += 1
         self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
-        announce(request, scheduler, self._rpc)
+        announce(request, scheduler, self._workers)
         return skip_blocks
 
     def pull(self, key: Key, message: Copy | Commit, addresses: list[str], timeout_s: float) -> bool:
@@ -136,9 +133,10 @@ class IncomingRequests:
         pairs = [(theirs, ours) for theirs, ours in zip(message.block_ids, own, strict=True) if theirs and ours]
         if not pairs:
             return False
-        if len(addresses) != self._ranks:
-            raise Refusal(f"the source has {len(addresses)} workers, there are {self._ranks} here")
-        reservation.pulling = {(message.stage, rank) for rank in range(self._ranks)}
+        workers = self._workers.count
+        if len(addresses) != workers:
+            raise Refusal(f"the source has {len(addresses)} workers, there are {workers} here")
+        reservation.pulling = {(message.stage, rank) for rank in range(workers)}
         reservation.bytes_read, reservation.failed = 0, ""
         reservation.last = isinstance(message, Commit)
         source, target = [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
@@ -157,11 +155,11 @@ class IncomingRequests:
         target, call = reservation.held_back
         steps = self._scheduler.steps
         if steps.may_touch(target) and steps.idle:
-            self._rpc("llumnix_wait_for_device")  # for the drafter of the last step: a moment
+            self._workers.ask("llumnix_wait_for_device")  # for the drafter of the last step: a moment
             steps.drafter_ended()
         if not steps.may_touch(target):
             reservation.held_back = None
-            self._rpc("llumnix_pull", args=call)
+            self._workers.tell("llumnix_pull", *call)
 
     def pull_ended(self, ended: PullEnded) -> tuple[bool, str, int] | None:
         """(ok, reason, bytes) once the last rank of a stage is through; None before, or when nobody waits."""
@@ -182,7 +180,7 @@ class IncomingRequests:
         if reservation.pulling:
             return None
         if self.zero_arrivals:
-            self._rpc("llumnix_zero_blocks", args=(self._all_blocks(reservation),))
+            self._workers.ask("llumnix_zero_blocks", self._all_blocks(reservation))
         return not reservation.failed, reservation.failed, reservation.bytes_read
 
     def blocks_released(self, released: BlocksReleased) -> None:
@@ -205,14 +203,18 @@ class IncomingRequests:
         self._follow(request, hand)
         del self._reservations[key]
         self._give_slot_back(reservation)
-        if request.num_output_tokens:
-            self._rpc("llumnix_install", args=(for_worker(request, hand.computed_tokens, hand.sampler_state),))
-        elif has_media(request):
-            self._rpc("llumnix_forget", args=(request.request_id,))
+        if not scheduler.use_v2_model_runner:  # which needs nothing: a request stands still while its worker is told
+            self._introduce(request, hand)
         passport = passport_of(request)
         passport.migrations, passport.moved_s = hand.migrations, now_s
         scheduler.adopt(request, hand.computed_tokens)
         return request.num_output_tokens
+
+    def _introduce(self, request: Request, hand: Hand) -> None:
+        if request.num_output_tokens:
+            self._workers.tell("llumnix_install", for_worker(request, hand.computed_tokens, hand.sampler_state))
+        elif has_media(request):
+            self._workers.tell("llumnix_forget", request.request_id)
 
     def drop(self, key: Key) -> None:
         """Gives the reservation back, as soon as no byte can land in its blocks any more."""
@@ -225,14 +227,14 @@ class IncomingRequests:
             reservation.held_back = None
             reservation.pulling.clear()
         if reservation.pulling:
-            self._rpc("llumnix_cancel", args=key)
+            self._workers.tell("llumnix_cancel", *key)
         self._free_if_quiet(key, reservation)
 
     def _free_if_quiet(self, key: Key, reservation: Reservation) -> None:
         if not reservation.pulling and not reservation.quarantined:
             self._scheduler.release_reservation(reservation.request)
             if has_media(reservation.request):
-                self._rpc("llumnix_forget", args=(key[0],))
+                self._workers.tell("llumnix_forget", key[0])
             del self._reservations[key]
 
     def _give_slot_back(self, reservation: Reservation) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.workers import Workers
 
 
 def has_media(request: Request) -> bool:
     return bool(request.mm_features) or request.prompt_embeds is not None
 
 
-def announce(request: Request, scheduler: MigrationSupport, rpc: Callable[..., list[Any]]) -> None:
+def announce(request: Request, scheduler: MigrationSupport, workers: Workers) -> None:
     """Before `llumnix_install` of a request with media. The V2 runner is told of it all by the scheduler."""
     if has_media(request) and not scheduler.use_v2_model_runner:
         media = {
@@ -22,4 +20,4 @@ def announce(request: Request, scheduler: MigrationSupport, rpc: Callable[..., l
             "prompt_embeds": request.prompt_embeds,
             "prompt_is_token_ids": request.prompt_is_token_ids,
         }
-        rpc("llumnix_expect", args=(request.request_id, media))
+        workers.tell("llumnix_expect", request.request_id, media)

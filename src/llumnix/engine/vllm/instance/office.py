@@ -109,7 +109,7 @@ class Office:
         self.stillness = Stillness(core.scheduler, self.driver.incoming)
         self.resumes = Resumes(
             core.scheduler,
-            core.rpc,
+            core.workers,
             self._make_maker(),
             can_serve=follower.can_serve,
             to_main=lambda call: self.to_main(partial(call)),
@@ -257,8 +257,7 @@ class Office:
             info=self.info,
             scheduler=core.scheduler,
             structured_output=core.structured_output_manager,
-            rpc=core.rpc,
-            ranks=core.vllm_config.parallel_config.world_size,
+            workers=core.workers,
             pins=why_engine_pins(core.vllm_config, core.scheduler.kv_cache_config),
             has_adapter=follower.has_adapter,
             post=mailbox.post,

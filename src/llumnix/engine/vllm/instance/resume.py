@@ -14,10 +14,11 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.between import Resume
-from llumnix.engine.vllm.instance.incoming import CollectiveRpc, for_worker
+from llumnix.engine.vllm.instance.incoming import for_worker
 from llumnix.engine.vllm.instance.making import Maker
 from llumnix.engine.vllm.instance.media import announce
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.workers import Workers
 
 
 class Resumes:
@@ -27,7 +28,7 @@ class Resumes:
     def __init__(
         self,
         scheduler: MigrationSupport,
-        rpc: CollectiveRpc,
+        workers: Workers,
         maker: Maker,
         can_serve: Callable[[LoRARequest | None], bool],
         to_main: Callable[[Callable[[], None]], None],
@@ -35,7 +36,7 @@ class Resumes:
         """`can_serve`: whether its adapter is there, or can be loaded; asked on the main thread. `to_main` has that
         thread call something between two steps."""
         self._scheduler = scheduler
-        self._rpc = rpc
+        self._workers = workers
         self._maker = maker
         self._can_serve = can_serve
         self._to_main = to_main
@@ -83,7 +84,7 @@ class Resumes:
     def _queue(self, request: Request, thrown_away: int) -> None:
         if request.structured_output_request is not None:
             request.status = RequestStatus.WAITING
-        if request.num_output_tokens:
-            announce(request, self._scheduler, self._rpc)
-            self._rpc("llumnix_install", args=(for_worker(request, thrown_away=thrown_away),))
+        if request.num_output_tokens and not self._scheduler.use_v2_model_runner:
+            announce(request, self._scheduler, self._workers)
+            self._workers.tell("llumnix_install", for_worker(request, thrown_away=thrown_away))
         self._scheduler.adopt(request, computed_tokens=0)

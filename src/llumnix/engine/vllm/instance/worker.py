@@ -191,7 +191,7 @@ class WorkerExtension:
 
     def llumnix_zero_blocks(self, blocks: list[int]) -> None:
         """Overwrites blocks with zeros: the negative control of the equality tests."""
-        from llumnix.engine.vllm.instance.kv_pool import kv_views
+        from llumnix.engine.vllm.instance.kv_views import kv_views
 
         for view in kv_views(self.model_runner):
             view[torch.tensor(blocks, device=view.device)] = 0

@@ -1,0 +1,68 @@
+"""What workers are told and asked, with vLLM's own futures over answers that come late."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.executor.multiproc_executor import FutureWrapper
+
+from llumnix.engine.vllm.instance.workers import MOST_UNREAD, Workers
+
+
+class Executor:
+    """Like `MultiprocExecutor`: answers are read in order, and only when somebody waits for one."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.read: list[str] = []
+        self.broken = ""
+        self._futures: deque[FutureWrapper] = deque()
+
+    def collective_rpc(self, method: str, args: tuple[Any, ...] = (), non_block: bool = False) -> Any:
+        self.sent.append(method)
+
+        def response() -> list[Any]:
+            self.read.append(method)
+            if method == self.broken:
+                raise RuntimeError("it broke")
+            return [args]
+
+        future = FutureWrapper(self._futures, response)
+        return future if non_block else future.result()
+
+
+@pytest.fixture
+def executor() -> Executor:
+    return Executor()
+
+
+def test_nobody_waits_for_what_is_told(executor: Executor) -> None:
+    workers = Workers(executor, 2, pytest.fail)
+    executor.collective_rpc("step", non_block=True)
+    workers.tell("llumnix_pull", 1, 2)
+    assert (executor.sent, executor.read) == (["step", "llumnix_pull"], [])
+    assert workers.ask("llumnix_sampler_state", "r") == [("r",)]
+    assert executor.read == ["step", "llumnix_pull", "llumnix_sampler_state"]
+
+
+def test_answers_that_nobody_reads_do_not_fill_the_ring(executor: Executor) -> None:
+    workers = Workers(executor, 2, pytest.fail)
+    for number in range(100):
+        workers.tell(f"call {number}")
+        assert len(executor.sent) - len(executor.read) <= MOST_UNREAD
+    assert executor.sent == [f"call {number}" for number in range(100)]
+
+
+def test_worker_that_fails_at_what_it_was_told_is_heard(executor: Executor) -> None:
+    failures: list[BaseException] = []
+    workers = Workers(executor, 2, failures.append)
+    executor.broken = "llumnix_pull"
+    workers.tell("llumnix_pull")
+    assert failures == []
+    workers.ask("anything")
+    assert [str(failure) for failure in failures] == ["it broke"]
