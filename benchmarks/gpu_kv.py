@@ -14,6 +14,7 @@ Parts, each alone with `--parts`:
     exact      every byte, in every layout
     bandwidth  by number of tokens, by layout, by size of the staging buffers; processor time at both ends
     hostside   which part of the way is the limit
+    ipc        the same bytes and speeds where the target reads the source's memory on the device
     slowdown   steps of an engine that decodes, while its process serves or receives
     hazards    what goes wrong without a fence between a pull and a step in flight, and that the fence mends it
     death      the source is killed while it is read
@@ -42,12 +43,13 @@ from gpu.exactness import exact, hazards
 from gpu.load import LoadShape
 from gpu.mortality import death
 from gpu.rows import Row, problems, table
-from gpu.speed import bandwidth, hostside
+from gpu.speed import bandwidth, hostside, ipc
 
 PARTS: dict[str, Callable[[Target, int], Iterator[Row]]] = {
     "exact": exact,
     "bandwidth": bandwidth,
     "hostside": hostside,
+    "ipc": ipc,
     "slowdown": slowdown,
     "hazards": hazards,
     "death": death,

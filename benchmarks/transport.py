@@ -16,6 +16,7 @@ plain pools this is the Python that holds the GIL (for staged pools also torch's
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import resource
 import sys
@@ -36,7 +37,7 @@ from llumnix.transport.sockets import SocketOptions, SocketTransport
 
 KIB, MIB = 1 << 10, 1 << 20
 SECRET = b"for this benchmark only"
-WAYS = ("unix", "tcp", "staged unix")
+WAYS = ("unix", "tcp", "staged unix", *(("nixl",) if importlib.util.find_spec("nixl_cu13") else ()))
 DEADLINE_S = 60.0
 
 
@@ -65,15 +66,22 @@ class MeteredPool:
         self.user_s[threading.get_ident()] = resource.getrusage(resource.RUSAGE_THREAD).ru_utime
 
 
-def make_transport(way: str, pool: Pool, folder: str) -> SocketTransport:
+def make_transport(way: str, pool: Pool, memory: np.ndarray, folder: str) -> SocketTransport:
     options = SocketOptions() if way == "tcp" else SocketOptions(folder=Path(folder), tcp_host=None)
-    return SocketTransport(pool, SECRET, options)
+    if way != "nixl":
+        return SocketTransport(pool, SECRET, options)
+    import torch
+
+    from llumnix.transport.nixl import NixlReader
+
+    return SocketTransport(pool, SECRET, options, (NixlReader([torch.from_numpy(memory)]),))
 
 
 def serve(pipe: Connection, way: str, shape: tuple[int, int], folder: str) -> None:
     """The source process: serves, and counts steps of the stand-in for a decode loop on request."""
-    pool = MeteredPool(make_pool(way, np.ones(shape, np.uint8)))
-    transport = make_transport(way, pool, folder)
+    memory = np.ones(shape, np.uint8)
+    pool = MeteredPool(make_pool(way, memory))
+    transport = make_transport(way, pool, memory, folder)
     pipe.send(transport.address)
     while (seconds := pipe.recv()) is not None:
         before = sum(pool.user_s.values())
@@ -125,7 +133,7 @@ def bandwidth(total: int, block: int, folder: str, runs: int) -> list[float]:
     for way in WAYS:
         memory[:] = 0
         with source(way, memory.shape, folder) as (address, _):
-            target = make_transport(way, make_pool(way, memory), folder)
+            target = make_transport(way, make_pool(way, memory), memory, folder)
             pull_once(target, address, sources, targets)  # opens the connection, touches the memory
             seconds = [pull_once(target, address, sources, targets) for _ in range(runs)]
             target.close()
@@ -148,7 +156,8 @@ def slow_down(way: str, block: int, folder: str, seconds: float) -> list[str]:
     draw = np.random.default_rng(0)
     sources, targets = draw.permutation(shape[0]), draw.permutation(shape[0])
     with source(way, shape, folder) as (busy, pipe), source(way, shape, folder) as (other, _):
-        target = make_transport(way, make_pool(way, np.zeros(shape, np.uint8)), folder)
+        memory = np.zeros(shape, np.uint8)
+        target = make_transport(way, make_pool(way, memory), memory, folder)
         figures = []
         for address in (None, other, busy):
             pipe.send(seconds)

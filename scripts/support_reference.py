@@ -28,7 +28,7 @@ requests say the same.
 
 Platforms: Linux, Python 3.11 and later, vLLM 0.32, 0.31 ([in part](../change/another-vllm.md)) and 0.33 (never run).
 The CPU build is what the tests run on, with its V1 model runner and with V2, the one of GPUs (in Triton's interpreter).
-Staging through pinned memory has not been run on a GPU yet.
+What has been run where: [GPUs](gpus.md#what-was-run-where).
 """
 
 Proofs = tuple[str, ...]

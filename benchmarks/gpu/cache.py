@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -51,13 +51,23 @@ class Cache:
         """As a worker of ours gives them to its pool."""
 
     def fill(self, ids: Sequence[int], salt: int = 0) -> None:
-        """Gives these blocks the content of the blocks with their numbers; another `salt`, another content. Does not
-        wait for the device."""
+        """Gives these blocks the content of the blocks with their numbers; another `salt`, another content."""
+        for first in range(0, len(ids), _AT_ONCE):
+            for number in range(len(self.layers)):
+                self.write(number, ids[first : first + _AT_ONCE], salt)()
+        self.wait()
+
+    def write(self, layer: int, ids: Sequence[int], salt: int) -> Callable[[], None]:
+        """What fills these blocks of a layer, all made ready: it launches a kernel, and waits for nothing."""
+        target = self.layers[layer].view(torch.int16)
         with torch.inference_mode():
-            for number, layer in enumerate(self.layers):
-                for first in range(0, len(ids), _AT_ONCE):
-                    some = ids[first : first + _AT_ONCE]
-                    layer.view(torch.int16)[self._there(some)] = self._content(number, some, salt)
+            there, content = self._there(ids), self._content(layer, ids, salt)
+
+        def launch() -> None:
+            with torch.inference_mode():
+                target[there] = content
+
+        return launch
 
     def wrong(self, here: Sequence[int], from_there: Sequence[int], salt: int = 0) -> int:
         """Blocks of `here` that do not hold, in all layers and bytes, what `fill` gave to those of `from_there`."""

@@ -10,26 +10,32 @@ from gpu.ends import CacheKind, Pair, Target
 from gpu.load import Load, spread
 from gpu.rows import Row
 
+_BLOCKS = 400
+"""Of LLaMA-7B 3 GiB: both ends have the weights of a model beside it."""
+
 
 def slowdown(target: Target, blocks: int) -> Iterator[Row]:
-    """Steps alone, and while pulls of 1,024 tokens follow each other without a pause: first at the source, then at the
-    target. The mean beside the mean alone, of the same end, is what counts."""
-    seconds = 0.3 if target.setting.quick else 3.0
-    with target.opened(CacheKind(blocks=blocks, layout="LBNHC")) as pair:
-        count = pair.blocks_of(1024)
-        target.ask("make_load", pair.name)
-        alone = target.ask("steps", seconds)
-        yield {"case": "source alone"} | alone
-        yield {"case": "source serves"} | _source_serves(pair, count, seconds) | {"alone_ms": alone["mean_ms"]}
-        yield {"case": "source alone again"} | target.ask("steps", seconds)
-    with target.opened(CacheKind(blocks=blocks, layout="LBNHC")) as pair:
-        load = Load(target.setting.load, pair.cache.layers, target.setting.device)
-        load.steps(0.1)
-        alone = spread(load.steps(seconds))
-        yield {"case": "target alone"} | alone
-        yield (
-            {"case": "target receives"} | _target_receives(pair, count, seconds, load) | {"alone_ms": alone["mean_ms"]}
-        )
+    """Steps alone, and while pulls of 1,024 tokens follow each other without a pause: at the source, then at the
+    target, by each way. The mean beside the mean alone, of the same end, is what counts."""
+    seconds = 0.3 if target.setting.quick else 2.5
+    ways = {"staged": False} | ({"on the device": True} if target.setting.device.type == "cuda" else {})
+    for way, on_device in ways.items():
+        with target.opened(CacheKind(blocks=min(blocks, _BLOCKS), layout="LBNHC", on_device=on_device)) as pair:
+            yield from ({"way": way} | row for row in _of_both_ends(pair, seconds))
+
+
+def _of_both_ends(pair: Pair, seconds: float) -> Iterator[Row]:
+    target, count = pair.target, pair.blocks_of(1024)
+    target.ask("make_load", pair.name)
+    alone = target.ask("steps", seconds)
+    yield {"case": "source alone"} | alone
+    yield {"case": "source serves"} | _source_serves(pair, count, seconds) | {"alone_ms": alone["mean_ms"]}
+    yield {"case": "source alone again"} | target.ask("steps", seconds)
+    load = Load(target.setting.load, pair.cache.layers, target.setting.device)
+    load.steps(0.1)
+    alone = spread(load.steps(seconds))
+    yield {"case": "target alone"} | alone
+    yield {"case": "target receives"} | _target_receives(pair, count, seconds, load) | {"alone_ms": alone["mean_ms"]}
 
 
 def _source_serves(pair: Pair, count: int, seconds: float) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import threading
@@ -18,6 +19,8 @@ import torch
 
 from gpu.cache import Cache, Shape
 from gpu.load import Load, LoadShape, spread
+from llumnix.transport.cuda import CudaDriver
+from llumnix.transport.mapped import MappedMemory
 from llumnix.transport.port import Pool, PullResult
 from llumnix.transport.sockets import SocketOptions, SocketTransport
 from llumnix.transport.staging import StagedPool, pool_of
@@ -49,6 +52,8 @@ class CacheKind:
     layout: str = "LBNHC"
     staging_bytes: int | None = None
     """None: as the product has it, which on a CPU may be none at all."""
+    on_device: bool = False
+    """The target reads the source's memory where it is (CUDA IPC)."""
 
 
 def open_end(kind: CacheKind, setting: Setting) -> tuple[Cache, SocketTransport]:
@@ -58,7 +63,8 @@ def open_end(kind: CacheKind, setting: Setting) -> tuple[Cache, SocketTransport]
         pool = pool_of(cache.views, fingerprint=kind.layout)
     else:
         pool = StagedPool(cache.views, fingerprint=kind.layout, staging_bytes=kind.staging_bytes)
-    return cache, SocketTransport(pool, SECRET, SocketOptions(folder=setting.folder, tcp_host=None))
+    readers = (MappedMemory(cache.views, CudaDriver()),) if kind.on_device else ()
+    return cache, SocketTransport(pool, SECRET, SocketOptions(folder=setting.folder, tcp_host=None), readers)
 
 
 class Source:
@@ -72,7 +78,6 @@ class Source:
     def open(self, name: str, kind: CacheKind) -> str:
         cache, transport = self._ends[name] = open_end(kind, self._setting)
         cache.fill(range(kind.blocks))
-        cache.wait()
         return transport.address
 
     def close(self, name: str) -> None:
@@ -81,14 +86,16 @@ class Source:
         free_memory(self._setting.device)
 
     def fill(self, name: str, ids: Sequence[int], salt: int) -> None:
-        cache = self._ends[name][0]
-        cache.fill(ids, salt)
-        cache.wait()
+        self._ends[name][0].fill(ids, salt)
 
     def fill_late(self, name: str, ids: Sequence[int], salt: int, after_ms: float, own_stream: bool) -> None:
         """On the engine's stream, behind a step in flight that takes so long; returns at once."""
+        cache = self._ends[name][0]
+        writes = [cache.write(layer, ids, salt) for layer in range(len(cache.layers))]
+        cache.wait()
         with busy(self._setting.device, after_ms, own_stream):
-            self._ends[name][0].fill(ids, salt)
+            for write in writes:
+                write()
 
     def make_load(self, name: str) -> None:
         self._load = Load(self._setting.load, self._ends[name][0].layers, self._setting.device)
@@ -180,7 +187,7 @@ class Target:
         return Pulled(time.perf_counter() - start, self._ended.pop(self._stage))
 
     def close(self) -> None:
-        if self.source.is_alive():
+        with contextlib.suppress(BrokenPipeError):  # it was killed, or failed
             self._pipe.send(None)
         self.source.join(10)
         self.source.kill()
@@ -249,7 +256,7 @@ def busy(device: torch.device, ms: float, own_stream: bool) -> Iterator[Any]:
     has one with CUDA graphs; else it is the default one. Gives the stream."""
     stream: Any = torch.cuda.Stream(device) if own_stream else torch.cuda.default_stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(int(ms * 1.5e6))  # type: ignore[attr-defined]
+        torch.cuda._sleep(int(ms * 1.5e6))  # type: ignore[no-untyped-call]
         yield stream
 
 

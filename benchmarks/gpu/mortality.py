@@ -15,9 +15,10 @@ _KILLED_AFTER_S = 0.02
 
 
 def death(target: Target, blocks: int) -> Iterator[Row]:
-    """How soon the pull is told, and whether the target's own memory is as it was. The last part: there is no source
-    afterwards."""
-    with target.opened(CacheKind(blocks=blocks, layout="LBNHC")) as pair:
+    """How soon the pull is told, and whether the target's own memory and device are as they were. The last part: there
+    is no source afterwards. On a GPU the source is read on the device, where a mapping outlives its owner, or not."""
+    on_device = target.setting.device.type == "cuda"
+    with target.opened(CacheKind(blocks=blocks, layout="LBNHC", on_device=on_device)) as pair:
         count = pair.blocks_of(2048)
         own = pair.ids(1)
         pair.cache.fill(own, salt=3)
@@ -28,8 +29,9 @@ def death(target: Target, blocks: int) -> Iterator[Row]:
         while pulled.ended.ok:
             pulled = pair.try_to_pull(others, others)
         told_s = time.perf_counter() - start - _KILLED_AFTER_S
+        target.source.join(10)
         yield {
-            "way": "as served",
+            "way": "on the device" if on_device else "by socket",
             "told_after_ms": round(told_s * 1e3, 1),
             "reason": pulled.ended.reason,
             "wrong_blocks": pair.cache.wrong(own, own, salt=3),

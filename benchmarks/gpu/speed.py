@@ -31,6 +31,20 @@ def bandwidth(target: Target, blocks: int) -> Iterator[Row]:
             yield {"way": f"staged, {size} MiB", "layout": kind.layout} | timed_pulls(pair, pair.blocks_of(1024), 3)
 
 
+def ipc(target: Target, blocks: int) -> Iterator[Row]:
+    """Pulls as with `--transports cuda`: the target reads the source's memory. Compared byte by byte, too."""
+    if target.setting.device.type != "cuda":
+        yield {"skipped": "a CPU's memory is not mapped"}
+        return
+    for layout in ("LBNHC", "BLNHC"):
+        with target.opened(CacheKind(blocks=blocks, layout=layout, on_device=True)) as pair:
+            for count in dict.fromkeys(map(pair.blocks_of, TOKENS)):
+                row = {"way": "on the device", "layout": layout} | timed_pulls(pair, count, 7)
+                sources, targets = pair.ids(count), pair.ids(count)
+                pair.pull(sources, targets)
+                yield row | {"wrong_blocks": pair.cache.wrong(targets, sources)}
+
+
 def timed_pulls(pair: Pair, count: int, runs: int) -> Row:
     here_s, there_s = own_cpu_s(), pair.target.ask("cpu_s")
     times = [pair.pull_any(count) for _ in range(runs)]

@@ -86,6 +86,12 @@ class PolicyConfig:
         _require(self.priority_target_tokens >= 0, "--priority-target-tokens must not be negative.")
 
 
+WAYS = ("cuda", "nixl")
+"""By which blocks can move beside sockets."""
+NIXL_VERSION = "1.5.1"
+"""Of nixl-cu13, the package; pinned, since one private name of it is relied on (transport/nixl.py)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationConfig:
     """Live migration (paper section 4.2): when copying ends and how long anybody waits."""
@@ -100,8 +106,18 @@ class MigrationConfig:
     last_blocks_grace_s: float = knob(
         0.005, "Seconds a target holds its next step for the last blocks of a request that is just arriving."
     )
+    transports: str = knob(
+        "",
+        "What moves blocks beside sockets, the first that both ends can: cuda (between GPUs of one machine; not yet "
+        "run on one), nixl (RDMA between machines, and within one), or both with a comma between.",
+    )
     max_incoming: int = knob(16, "Migrations an instance takes at once; more are refused.")
     max_outgoing: int = knob(16, "Migrations an instance makes at once, such as when it drains; more are refused.")
+
+    @property
+    def ways(self) -> list[str]:
+        """The transports that were named."""
+        return [word.strip() for word in self.transports.split(",") if word.strip()]
 
     def __post_init__(self) -> None:
         _require(self.max_stages >= 1, "--max-stages must be at least 1.")
@@ -109,6 +125,8 @@ class MigrationConfig:
         for name in ("prepare", "stage", "detach", "commit", "verdict"):
             _require(getattr(self, f"{name}_timeout_s") > 0, f"--{name}-timeout-s must be above 0.")
         _require(0 <= self.last_blocks_grace_s <= 1, "--last-blocks-grace-s must be between 0 and 1.")
+        unknown = set(self.ways) - set(WAYS)
+        _require(not unknown, f"--transports knows {' and '.join(WAYS)}, not {', '.join(sorted(unknown))}.")
         _require(
             self.max_incoming >= 1 and self.max_outgoing >= 1, "--max-incoming and --max-outgoing must be at least 1."
         )
@@ -119,6 +137,9 @@ class ClusterConfig:
     """Instances, their health, and the processes around them."""
 
     instances: int = knob(2, "Engine instances to start.")
+    instances_per_gpu: int = knob(
+        1, "Instances that share a GPU (or as many GPUs as one of them needs), each with its part of the memory."
+    )
     launcher: str = knob(
         "local",
         "How instances are started: local (processes on this machine) or ray (actors on a Ray cluster).",
@@ -188,6 +209,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
+        _require(self.instances_per_gpu >= 1, "--instances-per-gpu must be at least 1.")
         self._check_launcher()
         _require(self.max_reports_per_s >= 1, "--max-reports-per-s must be at least 1.")
         for name in ("report_interval", "heartbeat_interval", "instance_timeout", "step_timeout", "start_timeout"):

@@ -6,9 +6,10 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +18,12 @@ import psutil
 
 from llumnix.cluster import preflight
 from llumnix.cluster.environment import runs_on_cpu
+from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.vllm_words import ADVICE, NEVER_RUN, SUPPORTED_WORDS, installed_version
 
 _GIB = 1024**3
+_MOSTLY_FREE = 0.92
 _SHARED_MEMORY = Path("/dev/shm")
 _AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
@@ -74,7 +77,8 @@ def examine(model: str | None, instances: int, port: int) -> list[Finding]:
         lambda: _port(port),
         lambda: _model(model),
     ]
-    return [check() for check in checks]
+    findings = [check() for check in checks]
+    return findings if runs_on_cpu() else [*findings, *_gpus(gpus.installed(), instances, os.environ), _compiler()]
 
 
 def _python() -> Finding:
@@ -101,6 +105,49 @@ def _torch() -> Finding:
         advice = f"This machine has a GPU; {ADVICE} to use it."
         return Finding(Mark.NOTE, f"PyTorch {version}, without the GPU", advice)
     return Finding(Mark.GOOD, f"PyTorch {version}")
+
+
+def _gpus(there: gpus.GpuMachine | None, instances: int, environment: Mapping[str, str]) -> list[Finding]:
+    if there is None:
+        advice = "Install NVIDIA's driver; in a container, start it with the GPUs (Docker: --gpus all)."
+        return [Finding(Mark.BAD, "no driver for a GPU answers", advice)]
+    findings = [_driver(there)]
+    try:
+        devices = len(gpus.visible(environment, len(there.gpus)))
+    except UsageError as error:
+        return [*findings, Finding(Mark.BAD, "GPUs", str(error))]
+    if devices < instances:
+        advice = f"llumnix serve --instances {max(1, devices)}, or --instances-per-gpu to have several share one."
+        findings.append(
+            Finding(Mark.NOTE if devices else Mark.BAD, f"{devices} GPUs for {instances} instances", advice)
+        )
+    return findings + [_gpu(index, gpu) for index, gpu in enumerate(there.gpus)]
+
+
+def _driver(there: gpus.GpuMachine) -> Finding:
+    what = f"driver {there.driver}, for CUDA up to {there.cuda[0]}.{there.cuda[1]}"
+    version = importlib.metadata.version("torch")
+    built = re.search(r"\+cu(\d+)\d$", version)
+    if built is not None and int(built[1]) > there.cuda[0]:
+        advice = f"PyTorch {version} needs a driver for CUDA {built[1]}: update the driver."
+        return Finding(Mark.BAD, what, advice)
+    return Finding(Mark.GOOD, what)
+
+
+def _gpu(index: int, gpu: gpus.Gpu) -> Finding:
+    total, free = gpu.total_bytes / _GIB, gpu.free_bytes / _GIB
+    what = f"GPU {index}: {gpu.name}, {free:.0f} of {total:.0f} GiB free"
+    if not gpu.for_many:
+        return Finding(Mark.NOTE, f"{what}, for one process", "--instances-per-gpu needs --compute-mode=DEFAULT.")
+    if free < _MOSTLY_FREE * total:
+        return Finding(Mark.NOTE, what, "Others use it: vLLM wants 92 % of it, or what --gpu-memory-utilization says.")
+    return Finding(Mark.GOOD, what)
+
+
+def _compiler() -> Finding:
+    if shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC"):
+        return Finding(Mark.GOOD, "a C compiler")
+    return Finding(Mark.BAD, "no C compiler", "Triton, which vLLM's kernels come from, needs one: install gcc.")
 
 
 def _ray() -> Finding:

@@ -120,6 +120,14 @@ def test_only_so_many_instances_start_at_once() -> None:
     assert server.supervisor.instances == ("i0", "i1")  # type: ignore[comparison-overlap]
 
 
+def test_instances_that_share_a_gpu_start_one_after_the_other() -> None:
+    server = Server(instances=5, instances_per_gpu=2)
+    assert [fork.slot for fork in only(ForkInstance, server.handle(TimePassed()))] == [0, 2, 4]
+    commands = server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 2.0)
+    assert [fork.slot for fork in only(ForkInstance, commands)] == [3]
+    assert only(ForkInstance, server.handle(InstanceServes(InstanceId("i3"), "ipc://i3"), 3.0)) == []
+
+
 def test_further_reports_of_an_instance_say_nothing() -> None:
     server = Server()
     server.serve()

@@ -32,7 +32,7 @@ class Executor:
                 raise RuntimeError("it broke")
             return [args]
 
-        future = FutureWrapper(self._futures, response)
+        future: Any = FutureWrapper(self._futures, response)
         return future if non_block else future.result()
 
 
@@ -42,7 +42,7 @@ def executor() -> Executor:
 
 
 def test_nobody_waits_for_what_is_told(executor: Executor) -> None:
-    workers = Workers(executor, 2, pytest.fail)
+    workers = Workers(executor, 2, lambda error: pytest.fail(str(error)))
     executor.collective_rpc("step", non_block=True)
     workers.tell("llumnix_pull", 1, 2)
     assert (executor.sent, executor.read) == (["step", "llumnix_pull"], [])
@@ -51,7 +51,7 @@ def test_nobody_waits_for_what_is_told(executor: Executor) -> None:
 
 
 def test_answers_that_nobody_reads_do_not_fill_the_ring(executor: Executor) -> None:
-    workers = Workers(executor, 2, pytest.fail)
+    workers = Workers(executor, 2, lambda error: pytest.fail(str(error)))
     for number in range(100):
         workers.tell(f"call {number}")
         assert len(executor.sent) - len(executor.read) <= MOST_UNREAD

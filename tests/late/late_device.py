@@ -287,7 +287,7 @@ class LateExecutor(Executor):
     def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
         return self._step
 
-    def collective_rpc(  # type: ignore[override]
+    def collective_rpc(
         self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, non_block: bool = False, **_: Any
     ) -> Any:
         answers = [getattr(self.worker, method)(*args)] if self.worker is not None else [None]

@@ -31,6 +31,7 @@ from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.instance.ledger import Ledger
 from llumnix.engine.vllm.instance.office import CONTROL, Office
 from llumnix.engine.vllm.instance.worker import WorkerExtension
+from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook, FrontAddresses
@@ -188,6 +189,7 @@ class LateCore(LlumnixEngineCore):
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
             EngineCore.__init__(self, config, executor, log_stats=False)
         envs.disable_envs_cache()  # it would keep the variable for whoever comes after us in this process
+        self.workers = Workers(self.model_executor, 1, self._on_worker_failure)
         self.input_queue = queue.Queue()
         self.output_queue = queue.Queue()
         self.shutdown_state = EngineShutdownState.RUNNING

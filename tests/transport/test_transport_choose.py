@@ -8,6 +8,7 @@ from llumnix.transport.choose import Address, Choice, Way, choose
 from llumnix.transport.port import PoolShape, TransportError
 
 UNIX = Way("unix", "/run/kv.sock")
+CUDA = Way("cuda", "/run/kv.sock")
 LOOPBACK = Way("tcp", "127.0.0.1:4242")
 NETWORK = Way("tcp", "10.0.0.7:4242")
 NAMED = Way("tcp", "node-7:4242")
@@ -36,6 +37,8 @@ NOT_SPOKEN = "unix: this end does not speak it"
             [Way("pigeon", "coop")], "a", SOCKETS, [], ["pigeon: this end does not speak it"], id="unheard of"
         ),
         pytest.param([UNIX], "a", (), [], [NOT_SPOKEN], id="nothing in common"),
+        pytest.param([UNIX, CUDA], "a", (*SOCKETS, "cuda"), [CUDA, UNIX], [], id="two GPUs of one host: the device"),
+        pytest.param([CUDA], "b", ("cuda",), [], ["cuda: the source is on another host"], id="GPUs of two hosts"),
     ],
 )
 def test_choice(offered: Any, host: Any, able: Any, ways: Any, passed_over: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transport_ends import finished
 
+from llumnix.transport import staging
 from llumnix.transport.memory import PIECES_AT_ONCE, MemoryPool
 from llumnix.transport.pieces import receive_pieces, send_pieces
 from llumnix.transport.port import TransportError
@@ -82,6 +83,25 @@ def test_a_plain_and_a_staged_pool_exchange_blocks_of_different_layout() -> None
     for end in ends:
         end.close()
     assert [result.reason for result in results] == ["", ""]
+
+
+def test_large_chunks_are_copied_as_they_lie_and_meet_gathered_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a layout with blocks outermost has them; such a pool takes nothing of its device for buffers."""
+    monkeypatch.setattr(staging, "DIRECT_BYTES", 64)
+    whole = torch.arange(6 * 4 * 10, dtype=torch.int32).view(6, 4, 10)
+    scattered = torch.zeros(4, 6, 10, dtype=torch.int32).transpose(0, 1)
+    pools = [StagedPool([region], fingerprint="x", staging_bytes=400) for region in (whole, scattered)]
+    assert [pool.bytes_on_device for pool in pools] == [0, 8 * 448]
+    ends = [SocketTransport(pool, b"s" * 16, SocketOptions()) for pool in pools]
+    for here, there, sources, targets in ((1, 0, [1, 3, 4], [5, 0, 2]), (0, 1, [5, 2], [2, 0])):
+        pull = ends[here].pull(
+            ends[there].address, sources, targets, 5.0, on_done=lambda _: None, on_released=lambda: None
+        )
+        assert finished(pull.wait(5.0)).ok
+        regions = whole, scattered
+        assert torch.equal(regions[here][targets], regions[there][sources])
+    for end in ends:
+        end.close()
 
 
 def test_tensors_made_in_inference_mode_can_be_written_from_another_thread() -> None:

@@ -29,6 +29,9 @@ _MAY_BE_ON_THE_HUB = (
     *("--model-loader-extra-config", "--enable-lora", "--chat-template", "--io-processor-plugin"),
 )
 
+_SHARED_GPU_MEMORY = 0.9
+"""Of a GPU, what all instances on it take together. vLLM takes 0.92; each has a CUDA context of its own besides."""
+
 _TINY_FLAGS = {
     "--served-model-name": "tiny",
     "--dtype": "float32",
@@ -86,6 +89,9 @@ def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
         defaults["--scheduling-policy"] = "priority"
         if not has_flag(given, "--disable-fastapi-docs"):
             defaults["--enable-offline-docs"] = None  # the page at /docs needs nothing from the internet
+        sharing = arguments.cluster.instances_per_gpu
+        if sharing > 1 and not has_flag(given, "--kv-cache-memory-bytes"):
+            defaults["--gpu-memory-utilization"] = f"{_SHARED_GPU_MEMORY / sharing:.3f}"
     if arguments.model is None:
         defaults |= _TINY_FLAGS
     words: list[str] = []
@@ -95,16 +101,18 @@ def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
     return (*words, *given)
 
 
-def parallel_starts(launcher: str) -> int:
+def parallel_starts(cluster: ClusterConfig) -> int:
     """Instances that start at once. On this machine more would only take each other's cores; on Ray's nodes each has
-    cores of its own."""
-    return sys.maxsize if launcher == "ray" else max(2, len(os.sched_getaffinity(0)))
+    cores of its own, but only Ray knows which share a GPU, and those must not."""
+    if cluster.launcher == "ray":
+        return sys.maxsize if cluster.instances_per_gpu == 1 else 1
+    return max(2, len(os.sched_getaffinity(0)))
 
 
 def instance_needs(cluster: ClusterConfig, workers: int) -> dict[str, float]:
     """What Ray sets aside for one instance, in Ray's names."""
     cpus = float(workers) if cluster.instance_cpus is None else cluster.instance_cpus
-    return {"CPU": cpus} if runs_on_cpu() else {"CPU": cpus, "GPU": float(workers)}
+    return {"CPU": cpus} if runs_on_cpu() else {"CPU": cpus, "GPU": workers / cluster.instances_per_gpu}
 
 
 def ray_environment(cluster: ClusterConfig, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -85,7 +85,7 @@ class Launcher:
         self._logs = LogFolder(arguments.cluster, Path(book.run_dir))
         self._node = socket.gethostname()
         self._supervisor = Supervisor(
-            arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster.launcher)
+            arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster)
         )
         self._events: queue.SimpleQueue[supervision.SupervisorEvent] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

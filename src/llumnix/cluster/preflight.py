@@ -9,15 +9,17 @@ import importlib.util
 import os
 import resource
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from llumnix import vllm_words
-from llumnix.cluster.environment import runs_on_cpu
+from llumnix.cluster.environment import runs_on_cpu, workers_per_instance
 from llumnix.cluster.ports import split_address
+from llumnix.config import NIXL_VERSION
 from llumnix.decision_log import STDOUT
+from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 
@@ -41,8 +43,11 @@ def check(arguments: ServeArguments) -> None:
         check_vllm()
         if (why := vllm_words.refused_variable(os.environ)) is not None:
             raise UsageError(why)
+        check_ways(arguments.migration.ways)
+        check_sharing(arguments)
         if arguments.cluster.launcher == "local":
             check_memory(arguments)
+            check_gpus(arguments, gpus.installed(), os.environ)
     if arguments.model is not None:
         check_model(arguments.model)
     if arguments.front_ends > 1:
@@ -147,6 +152,74 @@ def why_taken(host: str, port: int) -> str | None:
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None
+
+
+def check_ways(ways: Sequence[str]) -> None:
+    """Whether blocks can move by them."""
+    if "cuda" in ways and runs_on_cpu():
+        raise UsageError("--transports cuda is for GPUs, and this is vLLM's CPU build.")
+    if "nixl" in ways and importlib.util.find_spec("nixl_cu13") is None:
+        raise UsageError(
+            f"NIXL is not installed: pip install nixl-cu13=={NIXL_VERSION}, or leave it out of --transports."
+        )
+
+
+def check_sharing(arguments: ServeArguments) -> None:
+    """Whether instances can share GPUs as they are told to."""
+    sharing = arguments.cluster.instances_per_gpu
+    if sharing == 1:
+        return
+    if runs_on_cpu():
+        raise UsageError("--instances-per-gpu is for GPUs, and this is vLLM's CPU build.")
+    workers = workers_per_instance(arguments)
+    if arguments.cluster.launcher == "ray" and workers > 1:
+        raise UsageError(
+            f"Ray gives out parts of one GPU only, and an instance has {workers} workers: no --instances-per-gpu then."
+        )
+    share = arguments.engine_flag("--gpu-memory-utilization")
+    if share is not None and _number(share) * sharing > 1:
+        raise UsageError(
+            f"--gpu-memory-utilization is of one instance, and {sharing} on a GPU with {share} each do not fit: "
+            f"say at most {1 / sharing:.2g}, or leave it out."
+        )
+
+
+def _number(text: str) -> float:
+    """vLLM says what is wrong with one that is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environment: Mapping[str, str]) -> None:
+    """Whether there are as many as the instances need; else each that lacks some would fail, and start again."""
+    if runs_on_cpu() or there is None:  # then vLLM says that it finds no GPU
+        return
+    devices = len(gpus.visible(environment, len(there.gpus)))
+    cluster, workers = arguments.cluster, workers_per_instance(arguments)
+    scales = cluster.scaling == "on"
+    most = max(cluster.instances, arguments.scaling.max_instances if scales else 0)
+    fit = devices // workers * cluster.instances_per_gpu
+    if most > fit:
+        flag = "--max-instances" if scales and arguments.scaling.max_instances > fit else "--instances"
+        raise UsageError(_too_few_gpus(flag, most, fit, workers, devices))
+    if cluster.instances_per_gpu > 1 and not all(gpu.for_many for gpu in there.gpus):
+        raise UsageError(
+            "Instances cannot share a GPU that is for one process only: nvidia-smi --compute-mode=DEFAULT."
+        )
+
+
+def _too_few_gpus(flag: str, instances: int, fit: int, workers: int, devices: int) -> str:
+    are = "1 is visible" if devices == 1 else f"{devices} are visible"
+    if devices < workers:
+        return f"An instance needs {workers} GPUs, one for each worker, and {are}."
+    share = -(-instances // (devices // workers))
+    each = "one each" if workers == 1 else f"{workers} each"
+    return (
+        f"There are GPUs for {fit} of {instances} instances, which need {each}, and {are}: use {flag} {fit}, "
+        f"or --instances-per-gpu {share} to have them share."
+    )
 
 
 def check_memory(arguments: ServeArguments) -> None:

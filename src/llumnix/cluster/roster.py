@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
@@ -132,7 +133,8 @@ class Place(Generic[ProcessT]):
 
 
 class Roster:
-    def __init__(self, instances: int, front_ends: int) -> None:
+    def __init__(self, instances: int, front_ends: int, per_gpu: int = 1) -> None:
+        self._per_gpu = per_gpu
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
         self.front_end_places: dict[int, Place[FrontEndProcess]] = {index: Place() for index in range(front_ends)}
         self.littered: dict[int, str] = {}
@@ -154,8 +156,24 @@ class Roster:
 
     @property
     def usable_slots(self) -> dict[int, Place[Instance]]:
-        """Those in which an instance could start, if its turn has come."""
-        return {n: slot for n, slot in sorted(self.slots.items()) if slot.process is None and n not in self.littered}
+        """Those in which an instance could start, if its turn has come. Of several that share a GPU one starts at a
+        time: an engine measures what is free while it starts."""
+        starting = {
+            self._gpu(n) for n, slot in self.slots.items() if slot.process is not None and slot.process.starting
+        }
+        return {
+            n: slot
+            for n, slot in sorted(self.slots.items())
+            if slot.process is None and n not in self.littered and self._gpu(n) not in starting
+        }
+
+    def one_for_each_gpu(self, slots: Sequence[int]) -> list[int]:
+        """The first of those that share one."""
+        return sorted({self._gpu(slot): slot for slot in reversed(slots)}.values())
+
+    def _gpu(self, slot: int) -> int:
+        """Which of the groups of GPUs that hold an instance; as the engine has it (`InstanceSpec.device_slot`)."""
+        return slot // self._per_gpu
 
     @property
     def starting(self) -> int:

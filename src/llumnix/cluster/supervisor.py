@@ -68,7 +68,7 @@ class Supervisor:
         self._config = config
         self._node = node
         self._parallel_starts = parallel_starts
-        self._roster = Roster(config.instances, front_ends)
+        self._roster = Roster(config.instances, front_ends, config.instances_per_gpu)
         self._scheduler_attempts = Retries()
         self._scheduler_started_s: float | None = None
         self._scheduler_watch = Watch(_SILENT_S)
@@ -189,7 +189,7 @@ class Supervisor:
             return []
         due = [number for number, slot in self._roster.usable_slots.items() if slot.due(at)]
         commands: list[SupervisorCommand] = []
-        for number in due[:may_start]:
+        for number in self._roster.one_for_each_gpu(due)[:may_start]:
             instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
             commands.append(ForkInstance(id=instance.id, index=instance.index, slot=number))
         return commands

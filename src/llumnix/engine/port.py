@@ -40,7 +40,8 @@ class InstanceSpec:
     slot: int
     """Place among the instances of the server: the smallest one that is free, so a restart gets it back."""
     device_slot: int
-    """Which of the visible devices are its own: the n-th group of as many as it has workers."""
+    """Which of the visible devices are its own: the n-th group of as many as it has workers. With
+    `cluster.instances_per_gpu` so many slots have one group in common."""
     node: str
     book: AddressBook
     policy: PolicyConfig

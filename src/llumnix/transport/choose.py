@@ -2,10 +2,12 @@
 
 | pair | way | why |
 |---|---|---|
+| one host, both pools on GPUs | cuda | the device copies, nothing goes through the host (mapped.py) |
+| as below, with NIXL at both ends | nixl | the puller's NIC, or its kernel, reads (nixl.py) |
 | one host | unix | faster than TCP; a dead peer is seen at once |
 | two hosts, and one host when the unix socket cannot be reached | tcp | works everywhere |
 
-See docs/understand/adr/0002-transport.md for the measurements, and for why there is no RDMA way yet.
+See docs/understand/adr/0002-transport.md for the measurements.
 """
 
 from __future__ import annotations
@@ -17,18 +19,22 @@ import msgspec
 
 from llumnix.transport.port import TransportError
 
-PREFERENCE = ("unix", "tcp")
+PREFERENCE = ("cuda", "nixl", "unix", "tcp")
 """Best first."""
 
 
 class Way(msgspec.Struct, frozen=True):
-    """One way to reach a source: `where` is a path (unix) or host:port (tcp)."""
+    """One way to reach a source: `where` is a path (unix, and others on one host) or host:port (tcp)."""
 
     scheme: str
     where: str
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.where}"
+
+    @property
+    def on_one_host(self) -> bool:
+        return self.where.startswith("/")
 
     @property
     def host_and_port(self) -> tuple[str, int]:
@@ -89,7 +95,7 @@ def _obstacle(way: Way, same_host: bool, able: Collection[str]) -> str | None:
         return "this end does not speak it"
     if same_host:
         return None
-    if way.scheme == "unix":
+    if way.on_one_host:
         return "the source is on another host"
     if _is_loopback(way.host_and_port[0]):
         return "the source listens on its loopback only, and is on another host"

@@ -4,7 +4,7 @@
     puller -> source   Proof(nonce, mac, shape)       mac = HMAC-SHA256(secret, "puller", both nonces, incarnation)
     source -> puller   Welcome(mac) | refused         the source proves itself, too, so nobody can pose as one
     puller -> source   Request(block ids)             again and again
-    source -> puller   Reply(bytes), then the bytes | refused
+    source -> puller   Reply(bytes), then the bytes | Reply(where the blocks are to be read: reader.py) | refused
 
 A frame is four bytes of length (big-endian) and a msgpack array. The secret proves who may connect; it
 does not encrypt: between hosts, run over a network that you trust.
@@ -69,19 +69,32 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
 
     blocks: bytes
     time_left_s: float
+    reads_by: str = ""
+    """The puller wants no bytes, but to know where they are for a reader of this scheme (reader.py)."""
 
     @classmethod
-    def of(cls, blocks: NDArray[np.uint64], time_left_s: float) -> Request:
-        return cls(blocks.astype("<u4").tobytes(), time_left_s)
+    def of(cls, blocks: NDArray[np.uint64], time_left_s: float, reads_by: str = "") -> Request:
+        return cls(blocks.astype("<u4").tobytes(), time_left_s, reads_by)
 
     @property
     def block_ids(self) -> NDArray[np.uint32]:
         return np.frombuffer(self.blocks[: len(self.blocks) // 4 * 4], dtype="<u4")
 
 
+class Mapping(msgspec.Struct, frozen=True, array_like=True):
+    """Where a source's pool is, for readers of one kind: a handle for its memory, and of each region where it begins
+    (in there, or among its addresses) and how far its blocks are apart. How long a chunk is both ends know."""
+
+    handle: bytes
+    regions: tuple[tuple[int, int], ...]
+    device: int = 0
+    """As the source counts those that it sees."""
+
+
 class Reply(msgspec.Struct, frozen=True, array_like=True):
     bytes: int
     refused: str = ""
+    mapping: Mapping | None = None
 
 
 M = TypeVar("M", bound=msgspec.Struct)

@@ -1,7 +1,8 @@
 """The target's end: pulls blocks into the pool, each pull in a thread of a bounded set, connections reused.
 
-When a pull fails for whatever reason its connection is closed before the result is told. The kernel
-writes into the blocks only while this end receives, so no byte lands after that: no quarantine.
+When a pull fails for whatever reason its connection is closed before the result is told. The kernel writes into the
+blocks only while this end receives, so no byte lands after that. What a reader (reader.py) may still write is
+quarantined.
 """
 
 from __future__ import annotations
@@ -11,81 +12,36 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import partial
 
 from llumnix.transport.choose import Address, Way, choose
-from llumnix.transport.connection import Connection, ProtocolError, Reply, Request, SourceRefused, greet_source
-from llumnix.transport.pieces import total_bytes
+from llumnix.transport.connection import Connection, SourceRefused, greet_source
+from llumnix.transport.fetching import Fetch, SocketPull, fetch, read
 from llumnix.transport.port import Pool, PullResult, TransportError
+from llumnix.transport.reader import CannotRead, LateBytes, Reader
 
 log = logging.getLogger(__name__)
 
 SCHEMES = ("unix", "tcp")
 CONNECT_S = 5.0
 """A host that does not answer at all is given up after this, so that `close` never waits longer."""
-MAX_REPLY_BYTES = 64 * 1024
 MAX_IDLE = 32
 """Idle connections kept, over all peers; the one that rested longest goes first."""
-
-
-class SocketPull:
-    """A pull in flight (`port.PullInFlight`)."""
-
-    def __init__(self, blocks: NDArray[np.uint64], target_blocks: NDArray[np.uint64], timeout_s: float) -> None:
-        self.source_blocks = blocks
-        self.target_blocks = target_blocks
-        self.started_s = time.monotonic()
-        self.timeout_s = timeout_s
-        self.until_s = self.started_s + timeout_s
-        self.bytes_read = 0
-        self._lock = threading.Lock()
-        self._connection: Connection | None = None
-        self._called_off = ""
-        self._result: PullResult | None = None
-        self._ended = threading.Event()
-
-    def cancel(self, why: str = "the pull was cancelled") -> None:
-        with self._lock:
-            self._called_off = self._called_off or why
-            if self._connection is not None:
-                self._connection.shut()
-
-    def wait(self, timeout_s: float) -> PullResult | None:
-        self._ended.wait(timeout_s)
-        return self._result
-
-    @property
-    def called_off(self) -> str:
-        return self._called_off
-
-    def use(self, connection: Connection) -> None:
-        """From here on a cancel shuts `connection`. Raises ConnectionAbortedError when one came before."""
-        with self._lock:
-            if self._called_off:
-                raise ConnectionAbortedError(self._called_off)
-            self._connection = connection
-        connection.until_s = self.until_s
-
-    def let_go(self) -> None:
-        """From here on a cancel leaves the connection alone: it may be closed, or another pull's."""
-        with self._lock:
-            self._connection = None
-
-    def end(self, result: PullResult) -> None:
-        self._result = result
-        self._ended.set()
+MAX_UNREADABLE = 1024
+"""Sources that are remembered as such."""
 
 
 class Puller:
     """Pulls into `pool`. At most `max_pulls` at once; one more fails at once, and its caller can repeat it."""
 
-    def __init__(self, pool: Pool, secret: bytes, host: str, max_pulls: int) -> None:
+    def __init__(self, pool: Pool, secret: bytes, host: str, max_pulls: int, readers: Sequence[Reader] = ()) -> None:
+        """`readers` of the pool's memory, the best first: they are tried before a socket is."""
         self._pool = pool
+        self._readers = readers
+        self._unreadable: dict[tuple[str, str], None] = {}
+        """Schemes and addresses of sources that were tried in vain."""
         self._secret = secret
         self._host = host
         self._max_pulls = max_pulls
@@ -131,34 +87,68 @@ class Puller:
         with self._lock:
             self._in_flight.discard(pull)
         result = PullResult(
-            ok=not reason, reason=reason, bytes_read=pull.bytes_read, seconds=time.monotonic() - pull.started_s
+            ok=not reason,
+            reason=reason,
+            bytes_read=pull.bytes_read,
+            seconds=time.monotonic() - pull.started_s,
+            quarantined=pull.late is not None,
         )
         try:
             on_done(result)
         finally:
             pull.end(result)
+        if pull.late is not None:
+            pull.late.when_over(pull.on_released)
 
     def _attempt(self, address: str, pull: SocketPull) -> str:
         """Carries the pull out; returns why it failed, or nothing."""
         try:
-            if not self._fetch_over_idle(address, pull):
-                self._fetch_over(self._connect(Address.parse(address), pull), address, pull)
+            source = Address.parse(address)
+            if not any(self._read_by(reader, source, pull) for reader in self._readers):
+                self._fetch_by(SCHEMES, source, pull, partial(fetch, self._pool))
         except SourceRefused as refused:
             return f"the source refused: {refused}"
         except TimeoutError:
             return pull.called_off or f"not complete within {pull.timeout_s:g} s"
+        except LateBytes as late:
+            pull.late = late
+            return pull.called_off or str(late)
         except (OSError, EOFError, TransportError) as error:
             return pull.called_off or str(error)
         return ""
 
-    def _fetch_over_idle(self, address: str, pull: SocketPull) -> bool:
+    def _read_by(self, reader: Reader, source: Address, pull: SocketPull) -> bool:
+        """False if it cannot be so, and nothing was copied."""
+        schemes, known = (reader.scheme,), (reader.scheme, str(source))
+        if source.host != self._host and not reader.between_machines:
+            return False
+        if known in self._unreadable or not choose(source, self._host, schemes).ways:
+            return False
+        try:
+            self._fetch_by(schemes, source, pull, partial(read, self._pool, reader))
+        except CannotRead as error:
+            log.warning("blocks of %s are not read by %s: %s", source, reader.scheme, error)
+            with self._lock:
+                self._unreadable[known] = None
+                if len(self._unreadable) > MAX_UNREADABLE:
+                    del self._unreadable[next(iter(self._unreadable))]
+            return False
+        return True
+
+    def _fetch_by(self, schemes: tuple[str, ...], source: Address, pull: SocketPull, fetch: Fetch) -> None:
+        """Over a connection of these schemes; afterwards it rests among its like."""
+        kind = f"{schemes[0]} {source}"
+        if not self._fetch_over_idle(kind, pull, fetch):
+            self._fetch_over(self._connect(source, pull, schemes), kind, pull, fetch)
+
+    def _fetch_over_idle(self, kind: str, pull: SocketPull, fetch: Fetch) -> bool:
         """False if there is no connection to reuse. Also if the source closed it at this very moment, for it rested
         too long: that shows only when the request is sent, and a fresh connection puts it right."""
-        connection = self._take_idle(address)
+        connection = self._take_idle(kind)
         if connection is None:
             return False
         try:
-            self._fetch_over(connection, address, pull)
+            self._fetch_over(connection, kind, pull, fetch)
         except TimeoutError:
             raise
         except (OSError, EOFError):
@@ -167,40 +157,22 @@ class Puller:
             return False
         return True
 
-    def _fetch_over(self, connection: Connection, address: str, pull: SocketPull) -> None:
+    def _fetch_over(self, connection: Connection, kind: str, pull: SocketPull, fetch: Fetch) -> None:
         healthy = False
         try:
             pull.use(connection)
-            self._fetch(connection, pull)
+            fetch(connection, pull)
             healthy = True
-        except SourceRefused:
+        except (SourceRefused, CannotRead):
             healthy = True
             raise
         finally:
             pull.let_go()
-            self._put_away(address, connection, healthy)
+            self._put_away(kind, connection, healthy)
 
-    def _fetch(self, connection: Connection, pull: SocketPull) -> None:
-        with closing(self._pool.writing(pull.target_blocks, pull.until_s)) as batches:
-            # The first batch before the request: a pool that stages takes its buffers here, and a source
-            # never holds buffers of its own for a puller that still waits for some.
-            batch = next(batches, None)
-            connection.send(Request.of(pull.source_blocks, pull.until_s - time.monotonic()))
-            reply = connection.receive(Reply, MAX_REPLY_BYTES)
-            if reply.refused:
-                raise SourceRefused(reply.refused)
-            expected = len(pull.target_blocks) * self._pool.shape.block_bytes
-            if reply.bytes != expected:
-                raise ProtocolError(f"the source offers {reply.bytes} bytes where {expected} were asked for")
-            while batch is not None:
-                size = total_bytes(batch)
-                connection.receive_pieces(batch)
-                pull.bytes_read += size
-                batch = next(batches, None)
-
-    def _connect(self, source: Address, pull: SocketPull) -> Connection:
+    def _connect(self, source: Address, pull: SocketPull, schemes: tuple[str, ...]) -> Connection:
         """Tries each way in turn. Raises TransportError when none works, SourceRefused when the source says no."""
-        choice = choose(source, self._host, SCHEMES)
+        choice = choose(source, self._host, schemes)
         failures = list(choice.passed_over)
         for way in choice.ways:
             try:
@@ -219,10 +191,10 @@ class Puller:
             return connection
         raise TransportError(f"the source cannot be reached ({'; '.join(failures) or 'it names no way'})")
 
-    def _take_idle(self, address: str) -> Connection | None:
+    def _take_idle(self, kind: str) -> Connection | None:
         while True:
             with self._lock:
-                found = next((entry for entry in reversed(self._idle) if entry[0] == address), None)
+                found = next((entry for entry in reversed(self._idle) if entry[0] == kind), None)
                 if found is None:
                     return None
                 self._idle.remove(found)
@@ -231,13 +203,13 @@ class Puller:
                 return connection
             connection.close()  # the source closed it, or is gone
 
-    def _put_away(self, address: str, connection: Connection, healthy: bool) -> None:
+    def _put_away(self, kind: str, connection: Connection, healthy: bool) -> None:
         if not healthy:
             connection.close()
             return
         connection.until_s = math.inf
         with self._lock:
-            self._idle.append((address, connection))
+            self._idle.append((kind, connection))
             oldest = self._idle.pop(0)[1] if len(self._idle) > MAX_IDLE else None
         if oldest is not None:
             oldest.close()
@@ -246,12 +218,12 @@ class Puller:
 def _open(way: Way, pull: SocketPull) -> Connection:
     """A connection over `way`, which a cancel of the pull ends. Raises OSError."""
     limit_s = min(max(pull.until_s - time.monotonic(), 0.001), CONNECT_S)
-    if way.scheme == "unix":
+    if way.on_one_host:
         sock = socket.socket(socket.AF_UNIX)
     else:
         sock = socket.create_connection(way.host_and_port, timeout=limit_s)
     try:
-        if way.scheme == "unix":
+        if way.on_one_host:
             sock.settimeout(limit_s)
             sock.connect(way.where)
         connection = Connection(sock)

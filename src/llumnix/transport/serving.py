@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 
-from llumnix.transport.connection import Connection, Reply, Request, welcome_puller
+from llumnix.transport.connection import Connection, Mapping, Reply, Request, welcome_puller
 from llumnix.transport.pieces import block_ids
 from llumnix.transport.port import Pool, TransportError
 
@@ -47,6 +47,8 @@ class BlockServer:
         self._secret = secret
         self._incarnation = incarnation
         self._limits = limits
+        self.offers: dict[str, Mapping] = {}
+        """Where pullers can read the pool themselves, by scheme. Set before anybody is told the address."""
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
         self._known: set[Connection] = set()
@@ -145,6 +147,10 @@ class BlockServer:
             blocks = block_ids(request.block_ids, shape.num_blocks)
         except ValueError as error:
             connection.send(Reply(0, str(error)))
+            return
+        if request.reads_by:
+            offer = self.offers.get(request.reads_by)
+            connection.send(Reply(0, "" if offer else "its memory is not offered", offer))
             return
         with closing(self._pool.reading(blocks, until_s)) as batches:
             try:

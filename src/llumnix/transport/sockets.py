@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from llumnix.transport.choose import Address, Way
+from llumnix.transport.fetching import SocketPull
 from llumnix.transport.pieces import block_ids
 from llumnix.transport.port import BlockIds, Pool, PullResult, TransportError
-from llumnix.transport.pulling import Puller, SocketPull
+from llumnix.transport.pulling import Puller
+from llumnix.transport.reader import Reader
 from llumnix.transport.serving import BlockServer, ServerLimits
 
 UNIX_PATH_BYTES = 107
@@ -44,8 +46,9 @@ class SocketOptions:
 class SocketTransport:
     """`port.Transport` over sockets. `secret` is made by the launcher and known to all instances."""
 
-    def __init__(self, pool: Pool, secret: bytes, options: SocketOptions) -> None:
-        """Starts to serve at once. Raises TransportError when it cannot listen as asked."""
+    def __init__(self, pool: Pool, secret: bytes, options: SocketOptions, readers: Sequence[Reader] = ()) -> None:
+        """Starts to serve at once. `readers` of the pool's memory, the best first: peers may read it by them, and
+        theirs is read so. Raises TransportError when it cannot listen as asked."""
         if len(secret) < 16:
             raise TransportError("the secret of a transport needs at least 16 bytes")
         self._pool = pool
@@ -57,10 +60,11 @@ class SocketTransport:
             if options.folder is not None:
                 self._path = options.folder / f"kv-{incarnation[:16]}.sock"
                 listeners.append(_listen_unix(self._path))
-                ways.append(Way("unix", str(self._path)))
+                ways += [Way(scheme, str(self._path)) for scheme in (*(each.scheme for each in readers), "unix")]
             if options.tcp_host is not None:
                 listener, way = _listen_tcp(options.tcp_host, options.tcp_port, options.advertised_host)
                 listeners.append(listener)
+                ways += [Way(each.scheme, way.where) for each in readers if each.between_machines]
                 ways.append(way)
             if not ways:
                 raise TransportError("a transport needs a folder for a unix socket, a TCP host, or both")
@@ -69,8 +73,10 @@ class SocketTransport:
             raise
         host = host_id()
         self._address = str(Address(incarnation=incarnation, host=host, ways=tuple(ways)))
-        self._puller = Puller(pool, secret, host, options.max_pulls)
+        self._readers = readers
+        self._puller = Puller(pool, secret, host, options.max_pulls, readers)
         self._server = BlockServer(pool, listeners, secret, incarnation, options.server)
+        self._server.offers = {each.scheme: each.offer for each in readers}
         self._closed = False
 
     @property
@@ -88,14 +94,14 @@ class SocketTransport:
         on_done: Callable[[PullResult], None],
         on_released: Callable[[], None],
     ) -> SocketPull:
-        """See `Transport`. Never quarantines, so `on_released` is never called."""
+        """See `Transport`. Over sockets nothing is ever quarantined."""
         targets = block_ids(target_blocks, self._pool.shape.num_blocks)
         sources = block_ids(source_blocks, 1 << 32)
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} source blocks do not fit {len(targets)} target blocks")
         if len(np.unique(targets)) != len(targets):
             raise ValueError("a target block is named twice")
-        pull = SocketPull(sources, targets, timeout_s)
+        pull = SocketPull(sources, targets, timeout_s, on_released)
         self._puller.start(source_address, pull, on_done)
         return pull
 
@@ -106,6 +112,8 @@ class SocketTransport:
         self._closed = True
         self._puller.close()
         self._server.close()
+        for reader in self._readers:
+            reader.close()
         self._abandon([])
 
     def _abandon(self, listeners: list[socket.socket]) -> None:

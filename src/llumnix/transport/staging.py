@@ -1,10 +1,11 @@
 """A pool over torch tensors that the kernel cannot read where they lie: on a GPU, or with scattered blocks.
 
 Blocks are gathered into a bounded buffer on the device, copied to one in host memory and sent from there; received
-bytes are scattered the other way. Two buffers per stream of bytes take turns, so that gathering and sending overlap.
-All are made with the pool: an engine leaves hardly any memory of its device free, and a pull takes none. A chunk
-travels as the bytes of `tensor[block].contiguous()`, whatever its layout in memory, so engines with different layouts
-interoperate, and so do a staged and a plain pool.
+bytes are scattered the other way. Large chunks that are one run of bytes each are copied to the host at once, by the
+device's copy engines and without its processors. Two buffers per stream of bytes take turns, so that copying and
+sending overlap. All are made with the pool: an engine leaves hardly any memory of its device free, and a pull takes
+none. A chunk travels as the bytes of `tensor[block].contiguous()`, whatever its layout in memory, so a staged and a
+plain pool interoperate.
 
 On a GPU the buffers are pinned and the copies run on a stream of their own. Two facts make that
 safe without ordering against the engine's streams: a block is named for reading only when its tokens are settled,
@@ -19,12 +20,13 @@ import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llumnix.transport.device import Moment, SideStream, told
 from llumnix.transport.memory import MemoryPool
 from llumnix.transport.pieces import block_ids
 from llumnix.transport.port import Batches, BlockIds, IoVecs, Pool, PoolShape, TransportError
@@ -32,10 +34,13 @@ from llumnix.transport.port import Batches, BlockIds, IoVecs, Pool, PoolShape, T
 if TYPE_CHECKING:
     import torch
 
-STAGING_BYTES = 4 << 20
-"""Size of one staging buffer (or of one chunk, where that is larger)."""
-MAX_STREAMS = 4
-"""Streams of bytes per direction that have buffers at once; more wait for theirs."""
+STAGING_BYTES = 16 << 20
+"""Size of one staging buffer (or of one chunk, where that is larger). With fewer turns a pull waits less often for the
+GIL, which an engine's main thread hardly leaves."""
+MAX_STREAMS = 2
+"""Streams of bytes per direction that have buffers at once; more wait for theirs. One fills the way to the host."""
+DIRECT_BYTES = 1 << 20
+"""Chunks from this size on are worth a copy of their own."""
 ALIGNMENT = 64
 """Of a part in a staging buffer: enough for a view as any data type."""
 
@@ -57,37 +62,16 @@ class _Part(NamedTuple):
     size: int
 
 
-@contextmanager
-def _told() -> Generator[None]:
-    """torch's errors (no memory left, a fault of the device) as ones of the transport: a pull ends, no engine."""
-    try:
-        yield
-    except RuntimeError as error:
-        first, *_ = str(error).split("\n")
-        raise TransportError(f"torch cannot copy blocks: {first}") from error
-
-
 class _Buffer:
-    """Memory for one batch, on the device and on the host, and the event after which its copies are complete."""
+    """Memory for one batch, on the device and on the host, and the moment from which on its copies are complete."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        import torch
-
-        on_gpu = device.type == "cuda"
-        self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
-        self.on_device = torch.empty(size, dtype=torch.uint8, device=device)
-        # Blocking: else who waits keeps a core busy, and the driver's lock from those who launch.
-        self._event: Any = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
-
-    def record(self) -> None:
-        if self._event is not None:
-            self._event.record()
-
-    def wait(self) -> None:
-        """Returns when the copies before the last `record` are complete (with the GIL released)."""
-        if self._event is not None:
-            with _told():
-                self._event.synchronize()
+    def __init__(self, memory: torch.Tensor, on_device: torch.Tensor, device: torch.device) -> None:
+        self.memory = memory
+        self.on_device = on_device
+        copied = Moment(device)
+        self.record = copied.record
+        self.wait = copied.wait
+        """Returns when the copies before the last `record` are complete."""
 
     def pieces(self, parts: Sequence[_Part]) -> IoVecs:
         base = self.memory.data_ptr()
@@ -97,10 +81,10 @@ class _Buffer:
 class _Stream:
     """What one stream of bytes needs: two buffers, and its block ids on both sides."""
 
-    def __init__(self, size: int, num_blocks: int, device: torch.device) -> None:
+    def __init__(self, buffers: tuple[_Buffer, _Buffer], num_blocks: int, device: torch.device) -> None:
         import torch
 
-        self.buffers = _Buffer(size, device), _Buffer(size, device)
+        self.buffers = buffers
         self.host_ids = torch.empty(num_blocks, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.ids = torch.empty(num_blocks, dtype=torch.int64, device=device)
 
@@ -115,7 +99,6 @@ class StagedPool:
 
         Nobody may use block 0 meanwhile: it is copied out and back once, so that no pull is the first to load what
         that takes."""
-        import torch
 
         devices = {tensor.device for tensor in tensors}
         counts = {tensor.shape[0] for tensor in tensors}
@@ -128,27 +111,42 @@ class StagedPool:
             num_blocks=counts.pop(),
             chunk_bytes=tuple(tensor.element_size() * math.prod(tensor.shape[1:]) for tensor in tensors),
         )
-        self._buffer_bytes = max(staging_bytes, *self.shape.chunk_bytes)
-        on_gpu = self._device.type == "cuda"
-        self._stream: Any = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._buffer_bytes = _aligned(max(staging_bytes, *self.shape.chunk_bytes))
+        self._side = SideStream(self._device)
         # One bound per direction, and a puller takes its buffers before the source takes some for it
         # (see pulling.py): whoever holds buffers can go on, so no ring of instances waits for itself.
         self._readers_left = threading.BoundedSemaphore(MAX_STREAMS)
         self._writers_left = threading.BoundedSemaphore(MAX_STREAMS)
-        with _told():
-            self._free = [
-                _Stream(self._buffer_bytes, self.shape.num_blocks, self._device) for _ in range(2 * MAX_STREAMS)
-            ]
+        self._direct = all(tensor[0].is_contiguous() for tensor in tensors) and (
+            min(self.shape.chunk_bytes) >= DIRECT_BYTES
+        )
+        self.bytes_on_device = 0
+        """Set aside for buffers."""
+        with told():
+            self._free = self._make_streams()
         self._warm_up()
+
+    def _make_streams(self) -> list[_Stream]:
+        """Of one piece of memory on each side."""
+        import torch
+
+        size, count = self._buffer_bytes, 2 * 2 * MAX_STREAMS
+        on_host = torch.empty(count, size, dtype=torch.uint8, pin_memory=self._device.type == "cuda").unbind()
+        size = 0 if self._direct else size
+        self.bytes_on_device = count * size
+        on_device = torch.empty(count, size, dtype=torch.uint8, device=self._device).unbind()
+        buffers = [_Buffer(*memory, self._device) for memory in zip(on_host, on_device, strict=True)]
+        pairs = zip(buffers[::2], buffers[1::2], strict=True)
+        return [_Stream(pair, self.shape.num_blocks, self._device) for pair in pairs]
 
     def _warm_up(self) -> None:
         stream = self._free[0]
         buffer = stream.buffers[0]
         self._name(np.zeros(1, np.int64), stream)
         for parts in self._batches(1):
-            self._gather(stream.ids, parts, buffer)
+            self._gather(stream, parts, buffer)
             buffer.wait()
-            self._scatter(stream.ids, parts, buffer)
+            self._scatter(stream, parts, buffer)
             buffer.wait()
 
     def reading(self, blocks: BlockIds, until_s: float) -> Batches:
@@ -159,7 +157,7 @@ class StagedPool:
             ready: tuple[_Buffer, list[_Part]] | None = None
             for turn, parts in enumerate(self._batches(len(numbers))):
                 buffer = stream.buffers[turn % 2]  # sent before: its batch was asked on from
-                self._gather(stream.ids, parts, buffer)
+                self._gather(stream, parts, buffer)
                 if ready is not None:
                     yield from _sent(*ready)
                 ready = buffer, parts
@@ -175,7 +173,7 @@ class StagedPool:
                 buffer = stream.buffers[turn % 2]
                 buffer.wait()
                 yield buffer.pieces(parts)
-                self._scatter(stream.ids, parts, buffer)
+                self._scatter(stream, parts, buffer)
 
     def _numbers(self, blocks: BlockIds) -> NDArray[np.int64]:
         numbers = block_ids(blocks, self.shape.num_blocks).astype(np.int64)
@@ -187,7 +185,7 @@ class StagedPool:
         """Puts the ids where the copies read them."""
         import torch
 
-        with self._side_stream():
+        with self._side.running():
             stream.host_ids[: len(numbers)] = torch.from_numpy(numbers)
             stream.ids[: len(numbers)].copy_(stream.host_ids[: len(numbers)], non_blocking=True)
             stream.buffers[0].record()
@@ -207,49 +205,53 @@ class StagedPool:
                 last = min(count, first + room)
                 size = (last - first) * chunk
                 parts.append(_Part(region, first, last, offset, size))
-                offset = -(-(offset + size) // ALIGNMENT) * ALIGNMENT
+                offset = _aligned(offset + size)
                 first = last
         if parts:
             yield parts
 
-    # The mode and the stream below belong to the thread, so they are never held across a `yield`.
-
-    def _gather(self, ids: torch.Tensor, parts: Sequence[_Part], buffer: _Buffer) -> None:
+    def _gather(self, stream: _Stream, parts: Sequence[_Part], buffer: _Buffer) -> None:
         import torch
 
-        with self._side_stream():
-            for part in parts:
-                some = ids[part.first : part.last]
-                torch.index_select(self._tensors[part.region], 0, some, out=self._staged(part, buffer))
-            size = parts[-1].offset + parts[-1].size
-            buffer.memory[:size].copy_(buffer.on_device[:size], non_blocking=True)
+        with self._side.running():
+            if self._direct:
+                for chunk, staged in self._chunks(stream, parts, buffer):
+                    staged.copy_(chunk, non_blocking=True)
+            else:
+                for part in parts:
+                    some, tensor = stream.ids[part.first : part.last], self._tensors[part.region]
+                    torch.index_select(tensor, 0, some, out=self._staged(part, buffer.on_device))
+                size = parts[-1].offset + parts[-1].size
+                buffer.memory[:size].copy_(buffer.on_device[:size], non_blocking=True)
             buffer.record()
 
-    def _scatter(self, ids: torch.Tensor, parts: Sequence[_Part], buffer: _Buffer) -> None:
-        with self._side_stream():
-            size = parts[-1].offset + parts[-1].size
-            buffer.on_device[:size].copy_(buffer.memory[:size], non_blocking=True)
-            for part in parts:
-                some = ids[part.first : part.last]
-                self._tensors[part.region].index_copy_(0, some, self._staged(part, buffer))
+    def _scatter(self, stream: _Stream, parts: Sequence[_Part], buffer: _Buffer) -> None:
+        with self._side.running():
+            if self._direct:
+                for chunk, staged in self._chunks(stream, parts, buffer):
+                    chunk.copy_(staged, non_blocking=True)
+            else:
+                size = parts[-1].offset + parts[-1].size
+                buffer.on_device[:size].copy_(buffer.memory[:size], non_blocking=True)
+                for part in parts:
+                    some, tensor = stream.ids[part.first : part.last], self._tensors[part.region]
+                    tensor.index_copy_(0, some, self._staged(part, buffer.on_device))
             buffer.record()
 
-    def _staged(self, part: _Part, buffer: _Buffer) -> torch.Tensor:
-        """The bytes of `part` in the buffer on the device, seen as chunks of its region."""
+    def _chunks(
+        self, stream: _Stream, parts: Sequence[_Part], buffer: _Buffer
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each chunk of a batch, and its place in the buffer on the host."""
+        for part in parts:
+            blocks = stream.host_ids[part.first : part.last].tolist()
+            for block, staged in zip(blocks, self._staged(part, buffer.memory), strict=True):
+                yield self._tensors[part.region][block], staged
+
+    def _staged(self, part: _Part, memory: torch.Tensor) -> torch.Tensor:
+        """The bytes of `part` in a buffer, seen as chunks of its region."""
         tensor = self._tensors[part.region]
-        flat = buffer.on_device[part.offset : part.offset + part.size].view(tensor.dtype)
+        flat = memory[part.offset : part.offset + part.size].view(tensor.dtype)
         return flat.view(part.last - part.first, *tensor.shape[1:])
-
-    @contextmanager
-    def _side_stream(self) -> Generator[None]:
-        import torch
-
-        if self._stream is not None:  # else leaving the stream would make device 0 this thread's, and a context there
-            torch.cuda.set_device(self._device)
-        # vLLM makes its KV tensors in inference mode, and only there they may be written in place.
-        stream = torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
-        with _told(), torch.inference_mode(), stream:
-            yield
 
     @contextmanager
     def _stream_of_bytes(self, left: threading.BoundedSemaphore, until_s: float) -> Generator[_Stream]:
@@ -266,6 +268,10 @@ class StagedPool:
             finally:
                 self._free.append(stream)
                 left.release()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _sent(buffer: _Buffer, parts: Sequence[_Part]) -> Batches:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llumnix.config import MOST_FRONT_ENDS
+from llumnix.engine import gpus
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.engine.vllm.front_end.origin import listening_host
 from llumnix.errors import UsageError
@@ -148,7 +149,7 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
     from llumnix.engine.vllm.instance.serve import serve_instance
 
     set_apart(setup.config, spec)
-    _give_devices(setup.config, spec.device_slot)
+    _give_devices(setup.config, spec)
     multimodal = setup.config.model_config.multimodal_config
     if multimodal is not None:
         multimodal.mm_processor_cache_gb = 0  # what front ends send is whole (front_end/llm.py)
@@ -245,22 +246,22 @@ def _import_ahead(config: Any) -> None:
             ModelRegistry.resolve_model_cls(config.model_config.architectures, config.model_config)
 
 
-def _give_devices(config: Any, slot: int) -> None:
-    """Each instance gets its own GPUs of those that are visible; on CPU all share the cores."""
+def _give_devices(config: Any, spec: InstanceSpec) -> None:
+    """Each instance gets its own GPUs of those that are visible, or a few share some; on CPU all share the cores."""
     if config.device_config.device_type != "cuda":
         return
     each = config.parallel_config.world_size
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(_count_gpus())]
-    mine = devices[slot * each : (slot + 1) * each]
+    devices = gpus.visible(os.environ, _count_gpus())
+    place = spec.device_slot // spec.cluster.instances_per_gpu
+    mine = devices[place * each : (place + 1) * each]
     if len(mine) < each:
-        raise UsageError(f"Instance slot {slot} needs {each} GPUs, but only {len(devices)} are visible.")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        raise UsageError(f"Instance slot {spec.slot} needs {each} GPUs, but only {len(devices)} are visible.")
+    os.environ[gpus.VISIBLE] = ",".join(mine)
 
 
 def _count_gpus() -> int:
-    """Without making a CUDA context, which a process that forks must not have."""
+    """Also those that are not visible, where there is NVML to tell."""
     from vllm.platforms import current_platform
 
-    count: int = current_platform.device_count()
-    return count
+    there = gpus.installed()
+    return current_platform.device_count() if there is None else len(there.gpus)

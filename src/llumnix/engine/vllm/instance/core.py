@@ -107,7 +107,8 @@ class LlumnixEngineCore(EngineCoreProc):
         self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
         mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys, self._on_mail)
         moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
-        addresses = self.workers.ask("llumnix_open", spec.book, mailbox.address, spec.secret, moves)
+        opened = spec.book, mailbox.address, spec.secret, moves, spec.migration.ways
+        addresses = self.workers.ask("llumnix_open", *opened)
         self._seeds_lost = next(filter(None, self.workers.ask("llumnix_why_seeds_are_lost")), "")
         info = InstanceInfo(
             id=spec.id,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,48 @@ import torch
 import vllm
 
 from llumnix.engine.vllm.instance.kv_views import kv_views
-from llumnix.transport.port import Transport
+from llumnix.transport.cuda import CudaDriver
+from llumnix.transport.mapped import MappedMemory
+from llumnix.transport.nixl import NixlReader
+from llumnix.transport.port import Transport, TransportError
+from llumnix.transport.reader import Reader
 from llumnix.transport.sockets import SocketOptions, SocketTransport
-from llumnix.transport.staging import pool_of
+from llumnix.transport.staging import StagedPool, pool_of
 from llumnix.wire.addresses import AddressBook
 
+log = logging.getLogger(__name__)
 
-def open_transport(worker: Any, book: AddressBook, secret: bytes) -> Transport:
-    """Starts to serve the worker's blocks on a unix socket and, for other machines, over TCP.
+GIL_SWITCH_S = 0.0005
+"""How long a thread that holds the interpreter keeps it when another wants it. Python's own 5 ms is what a pull through
+host memory would wait at each of its turns, in an engine whose main thread is hardly ever out of Python."""
+
+
+def open_transport(worker: Any, book: AddressBook, secret: bytes, ways: list[str]) -> Transport:
+    """Starts to serve the worker's blocks on a unix socket and, for other machines, over TCP; and to peers
+    that read them themselves, by those of `ways` that work here.
 
     The socket is in the temporary folder, which is the instance's own (cluster/nursery.py) and goes with it.
     """
     views = kv_views(worker.model_runner)
     pool = pool_of(views, fingerprint=_fingerprint(worker, views))
     options = SocketOptions(folder=Path(tempfile.gettempdir()), tcp_host=book.host or "127.0.0.1")
-    return SocketTransport(pool, secret, options)
+    if isinstance(pool, StagedPool):
+        sys.setswitchinterval(GIL_SWITCH_S)
+    return SocketTransport(pool, secret, options, _readers(views, ways))
+
+
+def _readers(views: list[torch.Tensor], ways: list[str]) -> list[Reader]:
+    kinds: dict[str, Callable[[], Reader]] = {
+        "cuda": lambda: MappedMemory(views, CudaDriver()),
+        "nixl": lambda: NixlReader(views),
+    }
+    made: list[Reader] = []
+    for way in ways:
+        try:
+            made.append(kinds[way]())
+        except TransportError as error:
+            log.warning("no block moves by %s here: %s", way, error)
+    return made
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:

@@ -35,8 +35,8 @@ def kv_views(model_runner: Any) -> list[torch.Tensor]:
 
 
 def _in_order_of_memory(view: torch.Tensor) -> torch.Tensor:
-    inside = sorted(range(1, view.dim()), key=lambda dim: -view.stride(dim))
-    return view.permute(0, *inside)
+    strides = view.stride()
+    return view.permute(0, *sorted(range(1, view.dim()), key=lambda dim: -strides[dim]))
 
 
 def _whole_blocks(views: list[torch.Tensor], num_blocks: int) -> list[torch.Tensor]:

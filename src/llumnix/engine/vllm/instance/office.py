@@ -34,6 +34,7 @@ from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.snapshot import request_rows
 from llumnix.engine.vllm.instance.state import decode_identity
 from llumnix.engine.vllm.instance.stillness import Stillness
+from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.recording import recorder
 from llumnix.types import InstanceState
 from llumnix.wire.base import Frame, InstanceInfo
@@ -79,10 +80,10 @@ class EngineCoreSide(Protocol):
     scheduler: MigrationSupport
     structured_output_manager: Any
     vllm_config: VllmConfig
+    workers: Workers
     input_queue: Any
     output_queue: Any
 
-    def rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]: ...
     def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Request, int]: ...
     def abort_requests(self, request_ids: list[str]) -> None: ...
 

@@ -1,0 +1,158 @@
+"""GPUs: which there are, who gets which, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llumnix.cluster import environment, preflight
+from llumnix.cluster.environment import engine_flags, instance_needs, parallel_starts
+from llumnix.config import ClusterConfig
+from llumnix.engine import gpus
+from llumnix.engine.gpus import Gpu, GpuMachine
+from llumnix.errors import UsageError
+from llumnix.flags import flag_value, parse_serve
+
+GIB = 1 << 30
+NVML = Path(__file__).with_name("fake_nvml.c")
+
+
+def machine(count: int, for_many: bool = True) -> GpuMachine:
+    made = tuple(Gpu("NVIDIA H100", f"GPU-{index}", 80 * GIB, 79 * GIB, for_many) for index in range(count))
+    return GpuMachine("580.65", (13, 0), made)
+
+
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(environment, "runs_on_cpu", lambda: False)
+
+
+def why_refused(words: str, there: GpuMachine | None, **variables: str) -> str:
+    arguments = parse_serve(words.split())
+    try:
+        preflight.check_sharing(arguments)
+        preflight.check_gpus(arguments, there, variables)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def test_two_instances_where_there_is_one_gpu_are_told_what_to_do(cuda_build: None) -> None:
+    why = why_refused("", machine(1))
+    assert why == (
+        "There are GPUs for 1 of 2 instances, which need one each, and 1 is visible: use --instances 1, "
+        "or --instances-per-gpu 2 to have them share."
+    )
+    assert why_refused("--instances 1", machine(1)) == ""
+    assert why_refused("--instances-per-gpu 2", machine(1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "sentence"),
+    [
+        ("--instances 5", 4, "There are GPUs for 4 of 5 instances"),
+        ("--instances 4", 4, ""),
+        ("--instances 3 --tensor-parallel-size 2", 5, "There are GPUs for 2 of 3 instances, which need 2 each"),
+        ("--instances 4 --tensor-parallel-size 2 --instances-per-gpu 2", 5, ""),
+        ("--instances 1 --tensor-parallel-size 4", 2, "An instance needs 4 GPUs, one for each worker"),
+        ("--instances 2 --scaling on --max-instances 8", 4, "use --max-instances 4"),
+        ("--instances 2 --scaling advise --max-instances 8", 4, ""),
+        ("--instances-per-gpu 2 --gpu-memory-utilization 0.9", 2, "say at most 0.5"),
+        ("--instances-per-gpu 2 --gpu-memory-utilization 0.4", 2, ""),
+        ("--instances-per-gpu 2 --launcher ray --tensor-parallel-size 2", 2, "Ray gives out parts of one GPU only"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    cuda_build: None, words: str, count: int, sentence: str
+) -> None:
+    why = why_refused(words, machine(count))
+    assert (sentence in why) if sentence else why == ""
+
+
+def test_gpu_that_is_for_one_process_is_not_shared(cuda_build: None) -> None:
+    assert "nvidia-smi --compute-mode=DEFAULT" in why_refused("--instances-per-gpu 2", machine(1, for_many=False))
+    assert why_refused("--instances 1", machine(1, for_many=False)) == ""
+
+
+def test_sharing_and_mapping_are_nothing_for_a_cpu() -> None:
+    assert why_refused("--instances-per-gpu 2", None).startswith("--instances-per-gpu is for GPUs")
+    with pytest.raises(UsageError, match="--transports cuda is for GPUs"):
+        preflight.check_ways(["cuda"])
+
+
+def test_nixl_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"pip install nixl-cu13==1\.5\.1, or leave it out of --transports"):
+        preflight.check_ways(parse_serve(["--transports", "nixl"]).migration.ways)
+
+
+def test_transport_that_nobody_knows() -> None:
+    with pytest.raises(UsageError, match="--transports knows cuda and nixl, not pigeon"):
+        parse_serve(["--transports", "cuda,pigeon"])
+
+
+def test_without_a_driver_that_answers_vllm_says_what_is_wrong(cuda_build: None) -> None:
+    assert why_refused("", None) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [
+        (None, ["0", "1", "2", "3"]),
+        ("2,0", ["2", "0"]),
+        ("", []),
+        ("GPU-5c1a, GPU-77", ["GPU-5c1a", "GPU-77"]),
+        ("MIG-1a,MIG-2b,MIG-3c,MIG-4d,MIG-5e", ["MIG-1a", "MIG-2b", "MIG-3c", "MIG-4d", "MIG-5e"]),
+    ],
+)
+def test_devices_that_are_visible(words: str | None, devices: list[str]) -> None:
+    assert gpus.visible({} if words is None else {gpus.VISIBLE: words}, 4) == devices
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), [("0,4", "names 4"), ("-1", "names -1"), ("one", "names one"), ("1,1", "a GPU twice")]
+)
+def test_devices_that_cuda_would_silently_hide(words: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        gpus.visible({gpus.VISIBLE: words}, 4)
+
+
+def test_memory_is_divided_unless_the_user_does(cuda_build: None) -> None:
+    def share(words: str) -> str | None:
+        return flag_value(engine_flags(parse_serve(words.split())), "--gpu-memory-utilization")
+
+    assert share("--instances-per-gpu 2") == "0.450"
+    assert share("--instances-per-gpu 3") == "0.300"
+    assert share("--instances-per-gpu 2 --gpu-memory-utilization 0.4") == "0.4"
+    assert share("--instances-per-gpu 2 --kv-cache-memory-bytes 8G") is None
+    assert share("") is None
+
+
+def test_ray_sets_part_of_a_gpu_aside_and_starts_one_at_a_time(cuda_build: None) -> None:
+    shared = ClusterConfig(launcher="ray", instances_per_gpu=2)
+    assert instance_needs(shared, workers=1)["GPU"] == 0.5
+    assert parallel_starts(shared) == 1
+    assert parallel_starts(ClusterConfig(launcher="ray")) > 1000
+
+
+@pytest.mark.io
+def test_nvml_is_read_as_its_header_says(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, NVML], check=True)
+    there = gpus.installed(str(library))
+    assert there == GpuMachine(
+        "580.65.06",
+        (13, 0),
+        (Gpu("NVIDIA H100", "GPU-0", 80 * GIB, 60 * GIB, True), Gpu("NVIDIA H100", "GPU-1", 80 * GIB, 60 * GIB, False)),
+    )
+
+
+def test_no_driver() -> None:
+    assert gpus.installed("libno-such-library.so.1") is None

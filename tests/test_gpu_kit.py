@@ -1,0 +1,65 @@
+"""What is packed for a GPU machine without a package index unpacks, and runs as far as it can without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.io
+
+ROOT = Path(__file__).parent.parent
+PACK = ROOT / "deploy" / "gpu" / "pack.sh"
+
+PIP = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/asked"
+while [ "$1" != --dest ]; do shift; done
+touch "$2/one.whl"
+"""
+
+
+@pytest.fixture
+def pip(tmp_path: Path) -> Path:
+    """Loads nothing; notes what it was asked for."""
+    path = tmp_path / "pip"
+    path.write_text(PIP)
+    path.chmod(0o755)
+    return path
+
+
+def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | variables
+    return subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, check=False)
+
+
+def test_kit_is_packed_unpacked_and_run(pip: Path, tmp_path: Path) -> None:
+    packed = run(PACK, tmp_path / "kit.tar", PIP=str(pip))
+    assert packed.returncode == 0, packed.stderr
+    assert "1 wheels" in packed.stdout
+    asked = (tmp_path / "asked").read_text()
+    assert "--python-version 3.12" in asked
+    assert "msgspec==" in asked
+    assert "pyzmq==" in asked
+    subprocess.run(["tar", "xf", tmp_path / "kit.tar", "-C", tmp_path], check=True)
+    prove = tmp_path / "kit" / "deploy" / "gpu" / "prove.sh"
+    proven = run(prove, "figures", PYTHON=sys.executable, DEVICE="cpu", PYTHONPATH="", OMP_NUM_THREADS="1")
+    assert proven.returncode == 0, proven.stdout + proven.stderr
+    assert (tmp_path / "kit" / "figures" / "quick" / "gpu_kv.json").exists()
+    assert "All is as it must be" in (tmp_path / "kit" / "figures" / "quick.txt").read_text()
+
+
+def test_all_that_serving_takes_is_packed_if_one_says_so(pip: Path, tmp_path: Path) -> None:
+    assert run(PACK, tmp_path / "kit.tar", "--serve", PIP=str(pip)).returncode == 0
+    asked = (tmp_path / "asked").read_text()
+    assert "vllm==0.32.*" in asked
+    assert "--no-deps" not in asked
+
+
+@pytest.mark.parametrize("words", [(), ("--serve",), ("kit.tar", "--sreve")])
+def test_words_that_are_wrong_are_told(words: tuple[str, ...]) -> None:
+    told = run(PACK, *words)
+    assert told.returncode == 2
+    assert "usage" in told.stderr

@@ -1,0 +1,194 @@
+"""Blocks that are read where a peer has them: the code for CUDA IPC, on a stand-in for its driver over mapped files."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transport_ends import PLENTY_S, SECRET, finished
+
+from llumnix.transport import mapped as mapped_module
+from llumnix.transport.cuda import CudaDriver
+from llumnix.transport.mapped import MappedMemory
+from llumnix.transport.memory import MemoryPool
+from llumnix.transport.port import BlockIds, PullResult, TransportError
+from llumnix.transport.sockets import SocketOptions, SocketTransport
+
+BLOCKS, WORDS, LAYERS = 8, 32, 3
+
+Copied = Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    built = tmp_path_factory.mktemp("cuda") / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", built, Path(__file__).with_name("fake_cuda.c")], check=True)
+    return str(built)
+
+
+class Driver(CudaDriver):
+    """Calls `copied` after each batch."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__(library)
+        self.fake: Any = ctypes.CDLL(library)
+        self.copied: Copied = lambda: None
+        for counter in ("fake_opened", "fake_copies", "fake_batches"):
+            ctypes.c_int.in_dll(self.fake, counter).value = 0
+
+    def count(self, what: str) -> int:
+        return ctypes.c_int.in_dll(self.fake, f"fake_{what}").value
+
+    def copy(self, targets: Any, sources: Any, sizes: Any, stream: int) -> None:
+        super().copy(targets, sources, sizes, stream)
+        self.copied()
+
+    def allocate(self, path: Path, words: int) -> torch.Tensor:
+        self.fake.fake_allocate.restype = ctypes.c_void_p
+        address = self.fake.fake_allocate(str(path).encode(), ctypes.c_size_t(8 * words))
+        return torch.frombuffer((ctypes.c_char * (8 * words)).from_address(address), dtype=torch.int64)
+
+
+class UnreadPool(MemoryPool):
+    """Nothing of it may go through a socket."""
+
+    def reading(self, blocks: BlockIds, until_s: float) -> Any:
+        raise AssertionError("its bytes were sent")
+
+
+class End:
+    """Regions one after the other in one piece of device memory, as vLLM has layers."""
+
+    def __init__(self, driver: Driver, folder: Path, fill: int, pool: type[MemoryPool] = UnreadPool) -> None:
+        self.path = Path(f"/dev/shm/{folder.name[-20:]}-{fill}")
+        self.memory = driver.allocate(self.path, LAYERS * BLOCKS * WORDS).view(LAYERS, BLOCKS, WORDS)
+        self.memory[:] = torch.arange(LAYERS * BLOCKS * WORDS).view(LAYERS, BLOCKS, WORDS) + fill
+        self.views = list(self.memory)
+        served = pool.of_arrays(self.views, fingerprint="x")
+        options = SocketOptions(folder=folder, tcp_host=None)
+        self.transport = SocketTransport(served, SECRET, options, (MappedMemory(self.views, driver),))
+
+    def pull(self, source: End, sources: list[int], targets: list[int]) -> PullResult:
+        pull = self.transport.pull(
+            source.transport.address, sources, targets, PLENTY_S, on_done=lambda _: None, on_released=lambda: None
+        )
+        return finished(pull.wait(PLENTY_S))
+
+
+@pytest.fixture
+def driver(library: str) -> Driver:
+    return Driver(library)
+
+
+@pytest.fixture
+def make_end(driver: Driver, tmp_path: Path) -> Iterator[Callable[..., End]]:
+    ends: list[End] = []
+
+    def make(**options: Any) -> End:
+        ends.append(End(driver, tmp_path, 10_000 * len(ends), **options))
+        return ends[-1]
+
+    yield make
+    for end in ends:
+        end.transport.close()
+        end.path.unlink(missing_ok=True)
+
+
+def test_blocks_are_copied_from_there_and_neighbours_at_once(make_end: Callable[..., End], driver: Driver) -> None:
+    here, there = make_end(), make_end()
+    assert ",cuda:" in there.transport.address
+    before = here.memory.clone()
+    result = here.pull(there, [1, 2, 7], [4, 5, 0])
+    assert (result.ok, result.bytes_read) == (True, 3 * LAYERS * WORDS * 8)
+    assert torch.equal(here.memory[:, [4, 5, 0]], there.memory[:, [1, 2, 7]])
+    assert torch.equal(here.memory[:, [1, 2, 3, 6, 7]], before[:, [1, 2, 3, 6, 7]])
+    assert driver.count("copies") == 2 * LAYERS
+    assert here.pull(there, [3], [3]).ok
+    assert driver.count("opened") == 1, "once for a peer"
+
+
+def test_memory_that_cannot_be_mapped_comes_through_the_host(
+    make_end: Callable[..., End], driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = make_end(pool=MemoryPool), make_end(pool=MemoryPool)
+    there.path.unlink()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert here.pull(there, [1, 2], [2, 1]).ok
+    assert torch.equal(here.memory[:, [2, 1]], there.memory[:, [1, 2]])
+    assert driver.count("copies") == 0
+    told = [record.getMessage() for record in caplog.records if "are not read by cuda" in record.getMessage()]
+    assert len(told) == 1
+    assert "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED (217)" in told[0]
+
+
+def test_what_was_read_of_a_source_that_ended_meanwhile_does_not_count(
+    make_end: Callable[..., End], driver: Driver
+) -> None:
+    here, there = make_end(), make_end()
+    driver.copied = there.transport.close
+    result = here.pull(there, [1], [1])
+    assert not result.ok
+    assert driver.count("opened") == 0, "it is unmapped"
+    assert not here.pull(there, [1], [1]).ok
+    assert driver.count("copies") == LAYERS, "it was not read again"
+
+
+def test_pull_that_is_called_off_ends_between_two_batches(
+    make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_module, "BATCH_BYTES", WORDS * 8)
+    here, there = make_end(), make_end()
+    pulls: list[Any] = []
+    begun = threading.Event()
+
+    def cancel() -> None:
+        assert begun.wait(PLENTY_S)
+        pulls[0].cancel()
+
+    driver.copied = cancel
+    pulls.append(
+        here.transport.pull(
+            there.transport.address, [1, 3], [1, 3], PLENTY_S, on_done=lambda _: None, on_released=lambda: None
+        )
+    )
+    begun.set()
+    result = finished(pulls[0].wait(PLENTY_S))
+    assert (result.ok, result.reason, result.bytes_read) == (False, "the pull was cancelled", 0)
+    assert driver.count("copies") < 2 * LAYERS
+
+
+def test_blocks_that_the_source_does_not_have_are_not_read(make_end: Callable[..., End], driver: Driver) -> None:
+    result = make_end().pull(make_end(), [BLOCKS], [0])
+    assert "the source refused: block 8 is not one of the 8 blocks" in result.reason
+    assert driver.count("copies") == 0
+
+
+def test_many_copies_are_given_to_a_stream_at_once(driver: Driver, tmp_path: Path) -> None:
+    memory = driver.allocate(tmp_path / "memory", 8)
+    memory[:] = torch.arange(8)
+    places = np.array([memory.data_ptr() + 8 * word for word in range(8)], dtype=np.uint64)
+    driver.copy(places[[0, 3]], places[[6, 7]], np.array([8, 8], dtype=np.uint64), stream=1)
+    assert memory.tolist() == [6, 1, 2, 7, 4, 5, 6, 7]
+    assert (driver.count("batches"), driver.count("copies")) == (1, 0)
+
+
+def test_memory_that_the_driver_does_not_know_is_not_offered(driver: Driver) -> None:
+    with pytest.raises(TransportError, match=r"cuMemGetAddressRange_v2 failed with CUDA_ERROR_INVALID_VALUE \(1\)"):
+        MappedMemory([torch.zeros(4, 8)], driver)
+
+
+def test_no_driver() -> None:
+    with pytest.raises(TransportError, match="CUDA's driver cannot be loaded"):
+        CudaDriver("libno-such-library.so.1")
