@@ -75,7 +75,10 @@ def _operation(route: Route) -> Json:
         operation["requestBody"] = {"required": True, "content": _content(route.body)}
     refusals = (ALWAYS if route.guarded else {}) | route.refusals
     operation["responses"] = {
-        str(route.status): {"description": HTTPStatus(route.status).phrase, "content": _content(route.answer)},
+        str(route.status): {
+            "description": HTTPStatus(route.status).phrase,
+            "content": _content(route.answer, route.streams),
+        },
         **{str(s): {"description": why, "content": _content(RefusalAnswer)} for s, why in sorted(refusals.items())},
     }
     if not route.guarded:
@@ -90,9 +93,9 @@ def _parameter(parameter: Parameter) -> Json:
     return {"name": parameter.name, "in": "query", "description": parameter.text, "schema": schema}
 
 
-def _content(struct: Any) -> Json:
+def _content(struct: Any, streams: bool = False) -> Json:
     schema = {"type": "object"} if struct is None else {"$ref": _SCHEMA + struct.__name__}
-    return {"application/json": {"schema": schema}}
+    return {"text/event-stream" if streams else "application/json": {"schema": schema}}
 
 
 def _explained(name: str, schema: Json, structs: set[Any]) -> Json:
@@ -154,10 +157,15 @@ def reference() -> str:
 
 def _section(route: Route) -> str:
     answer = "the OpenAPI document" if route.answer is None else _link(route.answer.__name__)
+    answer = f"server-sent events, each a {answer}" if route.streams else answer
     text = f"## {route.method} {PREFIX}{route.path}\n\n{_sentence(route.text)} Answers {route.status}, {answer}."
     text += f" The body is {_link(route.body.__name__)}.\n\n" if route.body is not None else "\n\n"
     if not route.guarded:
-        text += "Wants no key; the same at `/`, `/llumnix` and `/llumnix/`.\n\n"
+        text += (
+            "Wants no key.\n\n"
+            if route.path
+            else "Wants no key; the same at `/`, and with `--page off` at `/llumnix/`.\n\n"
+        )
     if route.parameters:
         rows = [f"| `{p.name}` | {_TYPES[p.kind]}{_default(p)} | {_cell(p.text)} |\n" for p in route.parameters]
         text += "| parameter | | |\n|---|---|---|\n" + "".join(rows) + "\n"

@@ -201,6 +201,11 @@ class ClusterConfig:
         "File for all that happens to requests and instances, and why: a line of JSON each, of each process in a file "
         "of its own, FILE.f0, FILE.s, ... (-: to their logs).",
     )
+    page: str = knob(
+        "on",
+        "The live page at /llumnix/: on, view (it offers nothing to do) or off.",
+        values=("on", "view", "off"),
+    )
     log_dir: str = knob("", "Folder for the log files of all processes (default: a private one that goes at the end).")
     verbose: bool = knob(False, "Show the log of every process on the console instead of writing files.")
     log_format: str = knob(
@@ -221,6 +226,7 @@ class ClusterConfig:
                 "or a single late heartbeat kills.",
             )
         _require(self.scaling in ("off", "advise", "on"), f"--scaling must be off, advise or on, not {self.scaling}.")
+        _require(self.page in ("on", "view", "off"), f"--page must be on, view or off, not {self.page}.")
         _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")

@@ -32,7 +32,10 @@ def test_where_what_under_which_rules_and_what_next() -> None:
         ),
         "  rules    policy llumnix, migration on, 3 instances, auto-scaling on",
         "  logs     /logs (gone at the end; --log-dir DIR keeps them)",
-        "  next     llumnix status, llumnix requests, llumnix drain i0 (llumnix --help)",
+        (
+            "  next     http://127.0.0.1:8000/llumnix/ in a browser; llumnix status, llumnix requests, "
+            "llumnix drain i0 (llumnix --help)"
+        ),
     ]
 
 
@@ -44,7 +47,8 @@ def test_another_address_and_a_key_are_said_before_the_commands_that_need_them()
     assert "migration off" in said[2]
     assert said[3] == "  logs     /logs"
     assert said[4].startswith(
-        "  next     export LLUMNIX_URL=http://127.0.0.1:9000 LLUMNIX_API_KEY=…, then llumnix status"
+        "  next     http://127.0.0.1:9000/llumnix/ in a browser; export LLUMNIX_URL=http://127.0.0.1:9000 "
+        "LLUMNIX_API_KEY=…, then llumnix status"
     )
     assert "k" not in " ".join(said).split()
 
@@ -58,6 +62,13 @@ def test_certificates_sockets_and_admin_ports() -> None:
     assert "curl -k https://127.0.0.1:8000/v1" in lines("m --ssl-certfile c --ssl-keyfile k")[1]
     assert "curl --unix-socket /s http://localhost/v1" in lines("m --uds /s --admin-port 9001")[1]
     assert "LLUMNIX_URL=http://127.0.0.1:9001," in lines("m --uds /s --admin-port 9001")[-1]
+
+
+def test_live_page_is_named_where_a_browser_finds_it() -> None:
+    assert "http://127.0.0.1:9001/llumnix/ in" in lines("m --admin-port 9001")[-1]
+    assert "https://127.0.0.1:8000/llumnix/ in" in lines("m --ssl-certfile c --ssl-keyfile k")[-1]
+    assert "/llumnix/" not in lines("m --page off")[-1]
+    assert "/llumnix/" not in lines("m --uds /s")[-1]
 
 
 def test_an_engine_that_names_no_example_gets_no_line_to_try() -> None:

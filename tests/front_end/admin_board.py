@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from llumnix.api.frames import ServerFacts
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.engine.vllm.front_end.admin.routes import add_routes
+from llumnix.engine.vllm.front_end.page.page import Page
 from llumnix.journal.journal import EntryFilter, Journal, Reading, read_together
 from llumnix.journal.stories import Stories
 from llumnix.journal.story import RequestStory
@@ -69,9 +71,26 @@ class Board:
         return self.scheduler_answer
 
 
+SERVER = ServerFacts(
+    version="0",
+    vllm="0",
+    model="tiny",
+    policy="llumnix",
+    migration=True,
+    front_ends=1,
+    front_end=0,
+    since_s=0.0,
+    acts=True,
+    example_path=None,
+)
+
+
 def app_of(board: Board, keys: list[str] | None = None) -> FastAPI:
+    """Its streams end before they begin."""
     app = FastAPI()
-    add_routes(app, board, argparse.Namespace(api_key=keys, host="127.0.0.1", uds=None))  # type: ignore[arg-type]
+    page = Page(board, SERVER, lambda: True)  # type: ignore[arg-type]
+    args = argparse.Namespace(api_key=keys, host="127.0.0.1", uds=None)
+    add_routes(app, board, args, page)  # type: ignore[arg-type]
     return app
 
 

@@ -290,7 +290,7 @@ async def test_key_of_the_command_line_counts_before_that_of_the_environment(
 @pytest.mark.parametrize(("openai", "admin"), [(True, True), (True, False), (False, True)])
 async def test_addresses_that_people_try_first_list_what_this_port_serves(openai: bool, admin: bool) -> None:
     app = FastAPI()
-    index.add_routes(app, openai=openai, admin=admin)
+    index.add_routes(app, openai=openai, admin=admin, page=False)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         routes = (await client.get("/")).json()["routes"]
         assert ("POST /v1/chat/completions" in routes, "GET /llumnix/v1/instances" in routes) == (openai, admin)

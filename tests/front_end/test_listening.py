@@ -106,7 +106,7 @@ def certificate(folder: Path) -> tuple[str, str]:
 async def admin_port(**flags: Any) -> AsyncIterator[int]:
     args = argparse.Namespace(**{"api_key": ["sesame"], "uvicorn_log_level": "warning", **vars(setup(**flags).args)})
     sock = socket.create_server(("127.0.0.1", 0))
-    served = asyncio.create_task(_serve_admin(args, Board(), sock))  # type: ignore[arg-type]
+    served = asyncio.create_task(_serve_admin(args, Board(), None, sock))  # type: ignore[arg-type]
     yield sock.getsockname()[1]
     served.cancel()
     await asyncio.gather(served, return_exceptions=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llumnix.api import bodies
+from llumnix.api import bodies, frames
 
 PREFIX = "/llumnix/v1"
 OPENAPI = Path(__file__).parent / "openapi.json"
@@ -37,6 +37,8 @@ class Route:
     parameters: tuple[Parameter, ...] = ()
     refusals: dict[int, str]
     """Beside `ALWAYS`: HTTP status, and when."""
+    streams: bool = False
+    """Whether it goes on answering, with server-sent events that have an `answer` each."""
     guarded: bool = True
     """Whether it wants the key, where there is one, and refuses web pages of strangers, where there is none."""
 
@@ -50,6 +52,7 @@ _SILENT = {503: "The scheduler does not answer; it is being restarted. `Retry-Af
 _BODY = "The body is not as it must be."
 _LARGE = "The body has more than 1 MiB."
 _PARAMETER = "A parameter is unknown or wrong."
+_VIEWERS = "16 viewers watch already, or the server is shutting down."
 _INSTANCE = {
     404: "There is no such instance.",
     409: "It is starting, gone, or cannot do that; the reason says which.",
@@ -162,5 +165,29 @@ ROUTES = (
     ),
     Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),
     Route(method="GET", path="/scaling", text="size of the cluster", answer=bodies.ScalingRow, refusals=_SILENT),
+    Route(
+        method="GET",
+        path="/watch",
+        text="the cluster, and what changes of it, twice a second",
+        answer=frames.ClusterFrame,
+        streams=True,
+        refusals={503: _VIEWERS},
+    ),
+    Route(
+        method="GET",
+        path="/watch/requests",
+        text="the longest requests, and what changes of them, once a second",
+        answer=frames.RequestsFrame,
+        streams=True,
+        refusals={503: _VIEWERS},
+    ),
+    Route(
+        method="GET",
+        path="/history",
+        text="the last hour of the cluster, or of an instance",
+        parameters=(Parameter("instance", str, "Whose (default: of all together)."),),
+        answer=frames.HistoryAnswer,
+        refusals={400: _PARAMETER, 404: "There is no such instance that takes requests."},
+    ),
     Route(method="GET", path="/openapi.json", text="these routes, for programs", answer=None, refusals={}),
 )

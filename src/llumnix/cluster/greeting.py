@@ -62,9 +62,11 @@ def _rules(arguments: ServeArguments) -> str:
 
 
 def _next(arguments: ServeArguments, address: ServerAddress, locked: bool) -> str:
-    commands = "llumnix status, llumnix requests, llumnix drain i0 (llumnix --help)"
     port = arguments.cluster.admin_port or address.port
     url = str(ServerAddress(address.host, port, address.tls))
+    hidden = arguments.cluster.page == "off" or (address.unix_socket is not None and not arguments.cluster.admin_port)
+    page = "" if hidden else f"{url}/llumnix/ in a browser; "
+    commands = "llumnix status, llumnix requests, llumnix drain i0 (llumnix --help)"
     needed = [f"LLUMNIX_URL={url}"] if url != DEFAULT_URL else []
     needed += [f"{_KEY}=…"] if locked else []
-    return f"export {' '.join(needed)}, then {commands}" if needed else commands
+    return page + (f"export {' '.join(needed)}, then {commands}" if needed else commands)

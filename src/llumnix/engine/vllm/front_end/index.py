@@ -17,15 +17,18 @@ OPENAI = {
     "GET /metrics": "counters for Prometheus",
     "GET /docs": "all routes",
 }
+PAGE = {"GET /llumnix/": "the live page, for browsers"}
 ADMIN = {f"{route.method} {PREFIX}{route.path}": route.text for route in ROUTES}
 
 
-def add_routes(app: FastAPI, *, openai: bool, admin: bool) -> None:
-    """An index of what this port serves, at `/`, and at the roots of the admin routes where they are here."""
-    routes = (OPENAI if openai else {}) | (ADMIN if admin else {})
+def add_routes(app: FastAPI, *, openai: bool, admin: bool, page: bool) -> None:
+    """An index of what this port serves, at `/`, and at the roots of the admin routes where they are here: below
+    `/llumnix/` where that is the live page."""
+    routes = (OPENAI if openai else {}) | (PAGE if page else {}) | (ADMIN if admin else {})
+    roots = (*(() if page else ("/llumnix", "/llumnix/")), PREFIX, f"{PREFIX}/") if admin else ()
 
     async def answer() -> Response:
         return Response(msgspec.json.encode(bodies.IndexAnswer(routes=routes)), media_type="application/json")
 
-    for path in ("/", *(("/llumnix", "/llumnix/", "/llumnix/v1", "/llumnix/v1/") if admin else ())):
+    for path in ("/", *roots):
         app.add_api_route(path, answer, methods=["GET"], include_in_schema=False)

@@ -111,6 +111,10 @@ class LlumnixLLM(AsyncLLM):
         if not self.engine_core.members.running():
             raise EngineDeadError
 
+    @property
+    def is_closing(self) -> bool:
+        return self._closing
+
     def shutdown(self, timeout: float | None = None) -> None:
         """Takes no new requests, lets the running ones finish (up to `shutdown_timeout_s`), then closes.
 

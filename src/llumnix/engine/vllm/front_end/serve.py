@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Coroutine, Iterator
 from time import monotonic
 from typing import Any
 
@@ -22,6 +23,7 @@ from llumnix.engine.vllm.front_end.admin import routes as admin
 from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
 from llumnix.engine.vllm.front_end.failures import tell_why
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
+from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.retry_after import RetryAfter
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _LAG_INTERVAL_S = 0.25
 _ALIVE_INTERVAL_S = 5.0
+_LAST_BYTES_S = 5
+"""For how long a client that does not read keeps a server that has no request left from ending."""
 
 
 async def serve_front_end(
@@ -67,11 +71,11 @@ async def serve_front_end(
     try:
         await llm.engine_core.members.joined.wait()
         await llm.forget_dummies()
+        page = make_page(board, args, llm.model_config, lambda: llm.is_closing)
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(_watch(board)), group.create_task(_tell_that_it_lives(board))]
-            if spec.admin_socket is not None:
-                beside.append(group.create_task(_serve_admin(args, board, spec.admin_socket)))
-            await _serve_http(args, llm, board, sock, None if connections is None else (connections, spec.index))
+            beside = [group.create_task(work) for work in _work_beside(args, board, page)]
+            peer_loads = None if connections is None else (connections, spec.index)
+            await _serve_http(args, llm, board, page, sock, peer_loads)
             for task in beside:
                 task.cancel()
     finally:
@@ -81,10 +85,23 @@ async def serve_front_end(
         sock.close()
 
 
+def _work_beside(
+    args: argparse.Namespace, board: Switchboard, page: Page | None
+) -> Iterator[Coroutine[Any, Any, None]]:
+    """What goes on until the server ends."""
+    yield _watch(board)
+    yield _tell_that_it_lives(board)
+    if page is not None:
+        yield page.run()
+    if board.spec.admin_socket is not None:
+        yield _serve_admin(args, board, page, board.spec.admin_socket)
+
+
 async def _serve_http(
     args: argparse.Namespace,
     llm: LlumnixLLM,
     board: Switchboard,
+    page: Page | None,
     sock: socket.socket,
     peer_loads: tuple[Any, int] | None,
 ) -> None:
@@ -92,7 +109,7 @@ async def _serve_http(
     from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
-    app = await _make_app(args, llm, board)
+    app = await _make_app(args, llm, board, page)
     logging: dict[str, Any] = {}
     if (log_config := get_uvicorn_log_config(args)) is not None:
         logging["log_config"] = log_config
@@ -114,7 +131,7 @@ async def _serve_http(
         await shutdown
 
 
-async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboard) -> FastAPI:
+async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboard, page: Page | None) -> FastAPI:
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
@@ -126,8 +143,8 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     add_routes_of_all(app, board, llm)
     has_admin = board.spec.admin_socket is None
     if has_admin:
-        admin.add_routes(app, board, args)
-    index.add_routes(app, openai=True, admin=has_admin)
+        admin.add_routes(app, board, args, page)
+    index.add_routes(app, openai=True, admin=has_admin, page=has_admin and page is not None)
     whole = llm.engine_core.whole
     if whole.file.read().adapters is not None:  # those that it was started with may not be what there is now
         args = argparse.Namespace(**{**vars(args), "lora_modules": None})
@@ -139,7 +156,7 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     return app
 
 
-async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socket.socket) -> None:
+async def _serve_admin(args: argparse.Namespace, board: Switchboard, page: Page | None, sock: socket.socket) -> None:
     """The admin routes alone, on a port of their own; ends with the front end."""
     from vllm.entrypoints.launchers.launcher import NoSignalServer
     from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
@@ -147,8 +164,8 @@ async def _serve_admin(args: argparse.Namespace, board: Switchboard, sock: socke
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(RetryAfter)
     refuse_in_our_shape(app)
-    admin.add_routes(app, board, args)
-    index.add_routes(app, openai=False, admin=True)
+    admin.add_routes(app, board, args, page)
+    index.add_routes(app, openai=False, admin=True, page=page is not None)
     options = _connection_options(args)
     config = uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False, **options)
     config.load()
@@ -172,6 +189,7 @@ def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "timeout_graceful_shutdown": _LAST_BYTES_S,
         "ssl_keyfile": args.ssl_keyfile,
         "ssl_certfile": args.ssl_certfile,
         "ssl_ca_certs": args.ssl_ca_certs,

@@ -12,19 +12,15 @@ from vllm import envs
 
 from llumnix.api import bodies
 from llumnix.api.routes import OPENAPI, PREFIX
-from llumnix.engine.vllm.front_end.admin import past, sizing
+from llumnix.engine.vllm.front_end.admin import looking, past, sizing
 from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, answer, body_of, listing, query_of, sentence, shown
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
-from llumnix.engine.vllm.front_end.gauges import freeness_of
-from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.origin import KnownHosts, listening_host
+from llumnix.engine.vllm.front_end.page import files, watching
+from llumnix.engine.vllm.front_end.page.page import Page
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
-from llumnix.policy.catalogue import find_policy
-from llumnix.policy.load_words import load_word
-from llumnix.policy.pairing import PairingTerms
-from llumnix.policy.step_cost import first_token_s, token_s
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId, InstanceState, RequestState, by_number, is_high
+from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.to_front_end import RequestRow
 
 MIGRATE_TIMEOUT_S = 90.0
@@ -33,21 +29,22 @@ _MAX_LIMIT = 1_000_000
 _KINDS = {409: "conflict_error", 504: "timeout_error"}
 
 
-def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace) -> None:
+def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page: Page | None) -> None:
+    """`page`: None without one."""
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
     by_unix_socket = args.uds and board.spec.admin_socket is None
     hosts = KnownHosts.of(
         None if by_unix_socket else listening_host(args), board.spec.cluster.admin_allowed_hosts.split(",")
     )
-    app.include_router(_router(board, Guard(keys, hosts)))
-
-
-def _router(board: Switchboard, guard: Guard) -> APIRouter:
+    guard = Guard(keys, hosts)
     router = APIRouter(prefix=PREFIX)
     _add_past(router, guard, board)
     _add_looking(router, guard, board)
     _add_acting(router, guard, board)
-    return router
+    if page is not None:
+        watching.add_streams(router, guard, page)
+        files.add_files(app.router)
+    app.include_router(router)
 
 
 def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
@@ -130,58 +127,15 @@ async def _openapi() -> Response:
 
 
 async def _instances(board: Switchboard) -> Response:
-    terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
-    members = board.client.members
-    rows = [_member_row(members.by_id[instance], terms) for instance in sorted(members.by_id, key=by_number)]
-    starting = {name: (message.pid, message.node) for name, message in board.strangers.starting.items()}
-    starting |= {name: (member.info.pid, member.info.node) for name, member in members.courted.items()}
-    for name in sorted(starting, key=by_number):
-        pid, node = starting[name]
-        rows.append(bodies.InstanceRow(id=name, state=InstanceState.STARTING, pid=pid, node=node, why=""))
-    rows += [bodies.InstanceRow(id=gone.instance, state=state, why=gone.why) for gone, state in board.strangers.gone]
-    return answer(
-        bodies.InstancesAnswer(
-            instances=rows,
-            scheduler=bodies.SchedulerRow(pid=board.scheduler_pid, state=board.scheduler_state),
-            scaling=sizing.scaling_row(board),
-            freeness_limits=bodies.FreenessLimits(give=terms.migrate_out_freeness, take=terms.migrate_in_freeness),
-        )
-    )
-
-
-def _member_row(member: Member, terms: PairingTerms) -> bodies.InstanceRow:
-    load = member.snapshot
-    return bodies.InstanceRow(
-        id=member.info.id,
-        state=load.state,
-        pid=member.info.pid,
-        node=member.info.node,
-        block_tokens=load.block_tokens,
-        state_blocks=load.state_blocks,
-        total_blocks=load.total_blocks,
-        free_blocks=load.free_blocks,
-        running=load.running,
-        waiting=load.waiting,
-        preemptions=load.preemptions,
-        preemptions_avoided=load.preemptions_avoided,
-        recompute_tokens_saved=load.recompute_tokens_saved,
-        freeness=freeness_of(load),
-        load=load_word(load, terms),
-        prefill_tokens=load.prefill_tokens,
-        first_token_s=first_token_s(load, 1),
-        token_s=token_s(load),
-        step_cost=load.step_cost,
-        migrations_in=load.migrations_in,
-        migrations_out=load.migrations_out,
-    )
+    return answer(looking.instances(board))
 
 
 async def _requests(board: Switchboard) -> Response:
-    return listing("requests", await board.list_requests(), _request_row)
+    return listing("requests", await board.list_requests(), lambda found: looking.request(*found))
 
 
 async def _one_request(board: Switchboard, request_id: str) -> Response:
-    return listing("requests", await _sequences(board, request_id), _request_row)
+    return listing("requests", await _sequences(board, request_id), lambda found: looking.request(*found))
 
 
 async def _sequences(board: Switchboard, request_id: str) -> list[tuple[InstanceId, RequestRow]]:
@@ -191,21 +145,6 @@ async def _sequences(board: Switchboard, request_id: str) -> list[tuple[Instance
     if not found:
         raise _unknown_request(request_id)
     return found
-
-
-def _request_row(found: tuple[InstanceId, RequestRow]) -> bodies.ClientRequest:
-    instance, row = found
-    return bodies.ClientRequest(
-        id=client_visible_id(row.client_id),
-        instance=instance,
-        priority="high" if is_high(row.priority) else "normal",
-        prompt_tokens=row.prompt_tokens,
-        output_tokens=row.output_tokens,
-        state=RequestState(row.state),
-        migrations=row.migrations,
-        movable=not row.why_pinned,
-        why_pinned=row.why_pinned or None,
-    )
 
 
 async def _migrations(board: Switchboard, params: Mapping[str, str]) -> Response:

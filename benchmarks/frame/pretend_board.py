@@ -1,0 +1,125 @@
+"""A switchboard over a cluster that is none (pretend.py): for what is about the admin routes or the live page alone."""
+
+from __future__ import annotations
+
+from time import time
+from types import SimpleNamespace
+from typing import Any
+
+from frame.pretend import PretendCluster, PretendRequest
+from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.control.scaling import ScalingMode, ScalingStep
+from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.report.records import MigrationRecord
+from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_front_end import Answer, DrainReports, MigrateAnswer, RequestRow, ScalingStatus
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance
+
+
+class PretendBoard:
+    """As much of a switchboard (front_end/switchboard.py) as the admin routes and the page need."""
+
+    def __init__(self, cluster: PretendCluster) -> None:
+        self.address = "inproc://pretend"
+        self.scheduler_pid: int | None = 4711
+        self.scheduler_state = "running"
+        self.client = SimpleNamespace(members=cluster.members)
+        self.strangers = SimpleNamespace(starting=cluster.starting, gone=cluster.gone)
+        book = SimpleNamespace(scheduler="inproc://scheduler", front_ends=1)
+        knobs: dict[str, Any] = {"cluster": ClusterConfig(), "policy": PolicyConfig()}
+        self.spec = SimpleNamespace(index=0, book=book, admin_socket=None, **knobs)
+        self.asked: list[Mail] = []
+        self._cluster = cluster
+        self._drains: list[DrainReport] = []
+        self._last: ScalingStep | None = None
+
+    @property
+    def scaling(self) -> ScalingStatus:
+        states = [one.state for one in self._cluster.all.values()]
+        return ScalingStatus(
+            mode=ScalingMode.ADVISE,
+            min_instances=1,
+            max_instances=len(states) + 2,
+            serving=states.count(InstanceState.RUNNING),
+            draining=states.count(InstanceState.DRAINING),
+            starting=len(self._cluster.starting),
+            failing=0,
+            now="freeness 24.1 is between 10 and 60",
+            last=self._last,
+            starts=0,
+            drains=0,
+            instance_seconds=0.1 * self._cluster.steps * len(states),
+            watched_s=0.1 * self._cluster.steps,
+        )
+
+    def advise(self, reason: str) -> None:
+        self._last = ScalingStep(at=time(), reason=reason, start=1, carried_out=False)
+
+    async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, RequestRow]]:
+        return [
+            (one.info.id, _row(request, state))
+            for one in self._cluster.all.values()
+            for state, requests in (("running", one.running), ("waiting", one.waiting))
+            for request in requests
+            if like in request.id
+        ]
+
+    async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[MigrationRecord]:
+        return list(self._cluster.records)[-limit:][::-1]
+
+    async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
+        for one in self._cluster.all.values():
+            for request in one.running:
+                if request.id == row.request:
+                    record = self._cluster.move(one, self._cluster.all[target], request, "by hand")
+                    return MigrateAnswer(query=1, status=200, record=record)
+        return MigrateAnswer(query=1, status=404, why="the request has ended")
+
+    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | DrainReports | None:
+        order = make(1)
+        self.asked.append(order)
+        if self.scheduler_state != "running":
+            return None
+        match order:
+            case ListDrains():
+                return DrainReports(query=1, reports=tuple(self._drains))
+            case DrainInstance():
+                self._drain(order)
+            case UndrainInstance():
+                one = self._cluster.all[order.instance]
+                one.state, one.keep, one.drain = InstanceState.RUNNING, False, None
+            case AddInstances():
+                self._cluster.start(order.count)
+        return Answer(query=1, ok=True)
+
+    def _drain(self, order: DrainInstance) -> None:
+        one = self._cluster.all[order.instance]
+        one.state, one.keep = InstanceState.DRAINING, order.keep
+        one.drain = DrainReport(
+            instance=order.instance,
+            keep=order.keep,
+            why=order.why,
+            outcome=DrainOutcome.DRAINING,
+            requests=len(one.running) + len(one.waiting),
+            moved=0,
+            replayed=0,
+            finished=0,
+            left=len(one.running) + len(one.waiting),
+            seconds=0.1,
+        )
+        self._drains.append(one.drain)
+
+
+def _row(request: PretendRequest, state: str) -> RequestRow:
+    return RequestRow(
+        request=RequestId(request.id),
+        client_id=f"{request.id}-0",
+        front_end=0,
+        priority=-1 if request.high else 0,
+        prompt_tokens=request.prompt,
+        output_tokens=request.output,
+        state=state,
+        migrations=request.moves,
+        why_pinned=request.why_pinned,
+    )

@@ -1,0 +1,189 @@
+"""What the live page costs its server, and how soon it is there.
+
+    python benchmarks/page_cost.py
+
+1. A front end's share of a core for five viewers: 64 instances that are none, all of which change in each tenth of a
+   second, behind the real routes; with viewers and without, in turns.
+2. The gaps between tokens of streams on two real engines, with five viewers and without, in turns on one server.
+3. The first paint in Chromium (Debian's `chromium`; left out where there is none), of 64 instances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+
+import aiohttp
+import psutil
+from frame.page_server import page_server
+from frame.pretend import PretendCluster
+from frame.server import llumnix_server
+from frame.stream import COMPLETIONS, exactly, open_session, served_model, stream
+from frame.verdict import Figure, at_most, conclude
+
+INSTANCES = 64
+VIEWERS = 5
+STREAMS = 12
+TOKENS = 300
+GOAL_CORE = 2.0
+GOAL_RATIO = 1.02
+GOAL_PAINT_MS = 1000.0
+
+
+async def watch(url: str, seconds: float) -> int:
+    """One viewer; the bytes that it read."""
+    timeout = aiohttp.ClientTimeout(total=None)
+    read = 0
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url}/llumnix/v1/watch") as answer:
+        answer.raise_for_status()
+        try:
+            async with asyncio.timeout(seconds):
+                async for piece in answer.content.iter_any():
+                    read += len(piece)
+        except TimeoutError:
+            return read
+    raise SystemExit("the stream ended by itself")
+
+
+# 1. the front end
+
+
+def pretend(tell: Connection) -> None:
+    """A process of its own, so that viewers are not counted."""
+    with page_server(PretendCluster(INSTANCES), past_s=60) as server:
+        tell.send(server.url)
+        tell.recv()
+
+
+async def shares(url: str, process: psutil.Process, seconds: float, turns: int) -> tuple[list[float], float]:
+    """Per cent of a core that viewers cost, turn by turn; and kB/s for each viewer."""
+
+    def used_s() -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system)
+
+    costs, read = [], 0
+    for _ in range(turns):
+        began = used_s()
+        await asyncio.sleep(seconds)
+        alone = used_s() - began
+        began = used_s()
+        read += sum(await asyncio.gather(*(watch(url, seconds) for _ in range(VIEWERS))))
+        costs.append(100 * (used_s() - began - alone) / seconds)
+    return costs, read / (turns * seconds * VIEWERS) / 1e3
+
+
+def front_end(seconds: float, turns: int) -> list[Figure]:
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=pretend, args=(theirs,))
+    child.start()
+    url = ours.recv()
+    costs, rate = asyncio.run(shares(url, psutil.Process(child.pid), seconds, turns))
+    ours.send("enough")
+    child.join()
+    return [
+        Figure(
+            f"{VIEWERS} viewers of {INSTANCES} instances: a core's share",
+            statistics.median(costs),
+            at_most(GOAL_CORE),
+            "%",
+            min(costs),
+            max(costs),
+        ),
+        Figure("told to each viewer", rate, None, "kB/s"),
+    ]
+
+
+# 2. streams
+
+
+async def gaps(url: str, viewers: int) -> list[float]:
+    """Between tokens, in seconds."""
+    rng = random.Random(1)
+    async with open_session(url) as session:
+        model = await served_model(session)
+        bodies = [exactly(model, [rng.randrange(10, 1000) for _ in range(40)], TOKENS) for _ in range(STREAMS)]
+        watching = [asyncio.create_task(watch(url, 3600)) for _ in range(viewers)]
+        outputs = await asyncio.gather(*(stream(session, COMPLETIONS, body) for body in bodies))
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+    assert all(output.complete for output in outputs), [output.failure for output in outputs]
+    begin = max(output.times_s[0] for output in outputs)
+    end = min(output.times_s[-1] for output in outputs)
+    return [gap for output in outputs for gap in output.gaps_s(begin, end)]
+
+
+def p99(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
+
+
+def streams(turns: int) -> list[Figure]:
+    with llumnix_server([], instances=2) as server:
+        asyncio.run(gaps(server.url, 0))  # warm
+        alone: list[float] = []
+        watched: list[float] = []
+        ratios = []
+        for turn in range(turns):
+            pair = {}
+            for viewers in (0, VIEWERS) if turn % 2 else (VIEWERS, 0):
+                pair[viewers] = asyncio.run(gaps(server.url, viewers))
+            alone += pair[0]
+            watched += pair[VIEWERS]
+            ratios.append(p99(pair[VIEWERS]) / p99(pair[0]))
+    return [
+        Figure("P99 gap between tokens, nobody watches", 1e3 * p99(alone), None, "ms"),
+        Figure(f"… {VIEWERS} watch", 1e3 * p99(watched), None, "ms"),
+        Figure("ratio, median of pairs", statistics.median(ratios), at_most(GOAL_RATIO), "", min(ratios), max(ratios)),
+    ]
+
+
+# 3. the first paint
+
+
+def first_paint(times: int) -> list[Figure]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print("first paint: left out, there is no chromium here")
+        return []
+    from playwright.sync_api import sync_playwright
+
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    found = []
+    with ExitStack() as stack:
+        server = stack.enter_context(page_server(PretendCluster(INSTANCES), past_s=600))
+        browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=chromium, args=sandbox)
+        for _ in range(times):
+            context = browser.new_context()
+            page = context.new_page()
+            page.goto(f"{server.url}/llumnix/")
+            page.locator(".cell").first.wait_for()
+            found.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            context.close()
+        browser.close()
+    goal = at_most(GOAL_PAINT_MS)
+    return [Figure("first paint", statistics.median(found), goal, "ms", min(found), max(found))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn of the first part (default: 10)")
+    parser.add_argument("--turns", type=int, default=5, help="with and without viewers (default: 5)")
+    values = parser.parse_args()
+    figures = front_end(values.seconds, values.turns)
+    figures += first_paint(values.turns)
+    figures += streams(values.turns)
+    return conclude(*figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The live page at `/llumnix/`: its files, what it shows, and who watches."""

@@ -1,0 +1,256 @@
+"""The live page in a real Chromium: every view as people see it, and what they can do there.
+
+Needs Debian's `chromium`; without it all are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+pytest.importorskip("playwright")
+
+from frame.page_server import PageServer, page_server
+from frame.pretend import PretendCluster
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here (Debian: apt install chromium)"),
+]
+AXE = Path(__file__).parent / "axe" / "axe.js"
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+MODES = [
+    pytest.param(DESK | {"color_scheme": "light"}, id="light desk"),
+    pytest.param(PHONE | {"color_scheme": "dark"}, id="dark phone"),
+    pytest.param(DESK | {"color_scheme": "dark"}, id="dark desk", marks=pytest.mark.nightly),
+    pytest.param(PHONE | {"color_scheme": "light"}, id="light phone", marks=pytest.mark.nightly),
+]
+VIEWS = {
+    "cluster": "Lowest freeness",
+    "instance/i1": "What it holds",
+    "requests": "Part of an id",
+    "moves": "Who gives to whom",
+    "scaling": "What it sees",
+}
+"""And something that is there once the view is."""
+SOON_MS = 8000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PageServer]:
+    with page_server(PretendCluster(6), past_s=400) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as play:
+        running = play.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        yield running
+        running.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, *, complaints: bool = False, **how: Any) -> Iterator[Page]:
+    """A page that asks nobody but our host, and says nothing on the console (but with `complaints`)."""
+    context = browser.new_context(**(DESK | how))
+    context.set_default_timeout(SOON_MS)
+    page = context.new_page()
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    yield page
+    context.close()
+    host = re.match(r"http://[^/]+/", url)
+    assert host is not None
+    assert [each for each in asked if not each.startswith(host[0])] == []
+    assert complaints or said == []
+
+
+def findings(page: Page) -> list[str]:
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("rules => axe.run({runOnly: rules})", RULES)["violations"]
+    return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_view_is_for_everybody(browser: Browser, server: PageServer, mode: dict[str, Any]) -> None:
+    with opened(browser, f"{server.url}/llumnix/", **mode) as page:
+        for view, sign in VIEWS.items():
+            page.goto(f"{server.url}/llumnix/#{view}")
+            page.get_by_text(sign).or_(page.get_by_label(sign)).first.wait_for()
+            assert findings(page) == [], view
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{view} is too wide"
+
+
+def test_what_happens_is_seen_without_asking_again(browser: Browser, server: PageServer) -> None:
+    with opened(browser, f"{server.url}/llumnix/") as page:
+        page.locator("tbody tr").first.wait_for()
+        page.locator("path.flight").first.wait_for(state="attached")
+        before = page.locator(".news li").first.inner_text()
+        expect(page.locator(".news li").first).not_to_have_text(before)
+
+
+def test_drain_by_keyboard_alone(browser: Browser) -> None:
+    with page_server(PretendCluster(4)) as server, opened(browser, f"{server.url}/llumnix/") as page:
+        page.get_by_role("button", name="Drain… i2").wait_for()
+        tab_to(page, "Drain… i2")
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog")
+        assert "3 instances go on to take new ones" in dialog.inner_text()
+        assert findings(page) == []
+        page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
+        assert focused(page) == "Drain… i2", "back where one was"
+        assert server.board.asked == []
+        page.keyboard.press("Enter")
+        tab_to(page, "Drain i2")
+        page.keyboard.press("Enter")
+        page.get_by_role("row", name=re.compile("i2 (draining|stopped)")).wait_for()
+        (order,) = server.board.asked
+        assert isinstance(order, DrainInstance)
+        assert (order.instance, order.keep, order.spare_last) == ("i2", False, True)
+
+
+def focused(page: Page) -> str:
+    return str(page.evaluate("document.activeElement.textContent"))
+
+
+def tab_to(page: Page, name: str) -> None:
+    for _ in range(60):
+        if focused(page).strip() == name:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{name} cannot be reached by the keyboard")
+
+
+def test_last_instance_is_drained_only_by_its_name(browser: Browser) -> None:
+    with page_server(PretendCluster(1)) as server, opened(browser, f"{server.url}/llumnix/") as page:
+        page.get_by_role("button", name="Drain… i0").click()
+        sure = page.get_by_role("button", name="Drain i0", exact=True)
+        assert sure.is_disabled()
+        page.get_by_label("Type i0 to go on").fill("i0")
+        sure.click()
+        page.get_by_role("dialog").wait_for(state="detached")
+        (order,) = server.board.asked
+        assert isinstance(order, DrainInstance)
+        assert not order.spare_last
+
+
+def test_instances_are_added_and_a_refusal_is_told_in_the_dialog(browser: Browser) -> None:
+    with (
+        page_server(PretendCluster(2)) as server,
+        opened(browser, f"{server.url}/llumnix/", complaints=True) as page,
+    ):
+        page.get_by_role("button", name="Add… instances").click()
+        page.get_by_label("How many").fill("2")
+        server.board.scheduler_state = "lost"
+        page.get_by_role("button", name="Start 2").click()
+        page.get_by_role("alert").get_by_text("The scheduler does not answer; it is being restarted.").wait_for()
+        server.board.scheduler_state = "running"
+        page.get_by_role("button", name="Start 2").click()
+        page.get_by_role("dialog").wait_for(state="detached")
+        page.get_by_role("row", name="i3 starting").wait_for()
+        assert isinstance(server.board.asked[-1], AddInstances)
+
+
+def test_request_is_found_and_moved(browser: Browser) -> None:
+    with (
+        page_server(PretendCluster(3), past_s=30) as server,
+        opened(browser, f"{server.url}/llumnix/#requests") as page,
+    ):
+        move = page.get_by_role("button", name=re.compile("^Move… cmpl-")).first
+        name = str(move.text_content()).removeprefix("Move… ")
+        page.get_by_label("Part of an id").fill(name)
+        expect(page.locator("tbody tr")).to_have_count(1)
+        move.click()
+        page.get_by_role("button", name=re.compile("^Move to i")).click()
+        page.get_by_role("dialog").wait_for(state="detached")
+        assert "by hand" in [record.reason for record in server.cluster.records]
+
+
+def test_page_that_may_only_be_looked_at_offers_nothing_to_do(browser: Browser) -> None:
+    with page_server(PretendCluster(2), acts=False) as server, opened(browser, f"{server.url}/llumnix/") as page:
+        page.get_by_role("row", name="i1 running").wait_for()
+        assert page.get_by_role("button", name=re.compile("Drain|Add")).count() == 0
+
+
+def test_key_is_asked_for_kept_in_the_tab_and_sent(browser: Browser) -> None:
+    with (
+        page_server(PretendCluster(2), keys=["sesame"]) as server,
+        opened(browser, f"{server.url}/llumnix/", complaints=True) as page,
+    ):
+        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("button", name="Watch").click()
+        page.get_by_text("This key is not the server's.").wait_for()
+        assert findings(page) == []
+        page.get_by_label("API key").fill("sesame")
+        page.get_by_role("button", name="Watch").click()
+        page.get_by_role("row", name="i1 running").wait_for()
+        page.reload()
+        page.get_by_role("row", name="i1 running").wait_for()
+
+
+def test_page_comes_back_after_the_server(browser: Browser) -> None:
+    with page_server(PretendCluster(2)) as server:
+        port = int(server.url.rpartition(":")[2])
+        with opened(browser, f"{server.url}/llumnix/", complaints=True) as page:
+            page.get_by_role("row", name="i1 running").wait_for()
+            server.server.should_exit = True
+            page.get_by_text("The server cannot be reached.").wait_for()
+            assert findings(page) == []
+            with page_server(PretendCluster(5), port=port):
+                page.get_by_role("row", name="i4 running").wait_for()
+                assert page.get_by_text("The server cannot be reached.").count() == 0
+
+
+def test_many_instances_are_cells_the_worst_first(browser: Browser) -> None:
+    cluster = PretendCluster(72)
+    for _ in range(60):
+        cluster.step(arrivals_per_instance=1.0)
+    with page_server(cluster) as server, opened(browser, f"{server.url}/llumnix/") as page:
+        page.locator(".cell").first.wait_for()
+        assert page.locator(".cell").count() == 72
+        assert findings(page) == []
+        order = ["over", "tight", "steady", "roomy", "idle"]
+        ranks = [order.index(word) for word in page.locator(".cell > span:not(.unseen)").all_inner_texts()]
+        assert len(set(ranks)) > 1
+        assert sum(a <= b for a, b in pairwise(ranks)) > 60, "but for those that changed meanwhile"
+        page.locator(".cell").first.click()
+        page.get_by_text("What it holds").wait_for()
+
+
+def test_server_without_requests_says_how_to_make_one(browser: Browser) -> None:
+    with (
+        page_server(PretendCluster(2), steps=False) as server,
+        opened(browser, f"{server.url}/llumnix/#requests") as page,
+    ):
+        page.get_by_text(f"curl {server.url}/v1/completions").wait_for()
+        page.goto(f"{server.url}/llumnix/#moves")
+        page.get_by_text("Nothing has moved yet.").wait_for()
+
+
+def test_whoever_wants_no_motion_gets_none(browser: Browser, server: PageServer) -> None:
+    with opened(browser, f"{server.url}/llumnix/", reduced_motion="reduce") as page:
+        page.locator("path.flight").first.wait_for(state="attached")
+        animation = page.locator("path.flight").first.evaluate("element => getComputedStyle(element).animationName")
+        assert animation == "none"

@@ -1,0 +1,56 @@
+"""The live page of a real server, by its stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import httpx
+import pytest
+from frame.admin import Admin
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.stream import Streaming, open_session
+
+pytestmark = pytest.mark.timeout(240)
+
+API_KEY = "open-sesame"
+FLAGS = ("--no-migration",)
+"""As of test_vllm_admin.py, whose server this one gets."""
+
+
+async def test_whoever_watches_sees_a_request_run_and_move(server: Server) -> None:
+    body = {"prompt": prompt(random.Random(1), 30), "max_tokens": 6000, "temperature": 0, "ignore_eos": True}
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with (
+        open_session(server.url, API_KEY) as session,
+        httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60.0) as client,
+        client.stream("GET", "/llumnix/v1/watch") as watched,
+    ):
+        frames = (json.loads(line.removeprefix("data: ")) async for line in watched.aiter_lines() if line)
+        first = await anext(frames)
+        assert (first["whole"], first["server"]["migration"], first["scheduler"]["state"]) == (True, False, "running")
+        stream = Streaming(session, body, name="watched")
+        await stream.reaches(5)
+        admin = Admin(session)
+        source = await admin.where(stream.id)
+        assert source is not None
+        async with asyncio.timeout(30):
+            assert await anext(row async for frame in frames for row in frame["instances"] if row["running"] == 1)
+            assert await anext(frame async for frame in frames if frame.get("sample", {}).get("running") == 1)
+        status, _ = await admin.migrate(stream.id, "i1" if source == "i0" else "i0")
+        assert status == 200
+        async with asyncio.timeout(30):
+            move = await anext(move async for frame in frames for move in frame["moves"])
+        assert (move["request_id"], move["source"], move["outcome"]) == (stream.id, source, "moved")
+        stream.task.cancel()
+        await asyncio.gather(stream.task, return_exceptions=True)
+    past = (await asyncio.to_thread(server.get, f"/llumnix/v1/history?instance={source}")).json()
+    assert max(past["series"]["running"]) == 1
+
+
+def test_page_is_there_without_the_key(server: Server) -> None:
+    page = httpx.get(f"{server.url}/llumnix/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert httpx.get(f"{server.url}/llumnix/page/app.js").status_code == 200
