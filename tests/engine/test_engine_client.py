@@ -286,6 +286,14 @@ async def test_refused_request_is_not_waited_for_at_the_end(llm: LlumnixLLM, fie
     assert not llm.output_processor.external_req_ids
 
 
+def test_request_that_is_refused_at_the_door_is_noted_once(llm: LlumnixLLM, front: FrontEnd) -> None:
+    llm._closing = True
+    with pytest.raises(GracefulHTTPError, match="shutting down"):
+        llm.check_admission(1, "cmpl-9-0")
+    (entry,) = front.stories.journal.newest(9).entries
+    assert (entry.kind, entry.request, entry.why) == ("refused", "cmpl-9", "The server is shutting down.")
+
+
 async def test_accepted_request_is_waited_for_at_the_end(llm: LlumnixLLM) -> None:
     await add(llm)
     assert llm.get_num_unfinished_requests() == 1
