@@ -8,7 +8,8 @@ and drains others, adapters are loaded and unloaded, the scheduler and front end
 moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
 
 Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
-promise (docs/use/failures.md), a block, process, socket, file or shared memory is left, or memory or descriptors grow.
+promise (docs/use/failures.md), or has a story that cannot be true, if a block, process, socket, file or shared memory
+is left, or memory or descriptors grow.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import _faults
 import aiohttp
 from _adapters import Adapters
 from _faults import Faults, plan
+from _stories import wrong_stories
 from _traffic import Piece, Soak, Tally
 from _vitals import Vitals
 from frame.admin import Admin
@@ -60,7 +62,9 @@ def main() -> int:
     before = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         size = ("--min-instances", str(arguments.instances), "--max-instances", str(arguments.instances + 2))
-        flags = (*_FLAGS, *_adapters.FLAGS, *size, "--api-server-count", str(arguments.front_ends))
+        decisions = Path(folder) / "decisions"
+        more = ("--api-server-count", str(arguments.front_ends), "--decision-log", str(decisions))
+        flags = (*_FLAGS, *_adapters.FLAGS, *size, *more)
         environment = _adapters.ENVIRONMENT | _faults.ENVIRONMENT
         server = Server(Path(folder), *flags, instances=arguments.instances, recorded=False, environment=environment)
         vitals = Vitals(server.process.pid)
@@ -71,6 +75,8 @@ def main() -> int:
                 server.stop()
             except AssertionError as error:
                 soak.violations.append(str(error))
+            told, wrong = wrong_stories(decisions)
+            soak.violations += wrong
         except BaseException:
             print(server.logs())
             server.kill()
@@ -83,6 +89,10 @@ def main() -> int:
     print(f"{adapters.loads} adapters were loaded, used and unloaded; {refused}")
     if soak.violations:
         print(f"logs: {arguments.logs}")
+    return _conclude(soak, told, time.monotonic() - before)
+
+
+def _conclude(soak: Soak, told: int, all_of_it_s: float) -> int:
     tallies = soak.tallies.values()
     return conclude(
         Figure("requests", sum(tally.requests for tally in tallies)),
@@ -90,9 +100,10 @@ def main() -> int:
         Figure("moves by hand", soak.moves["moved"]),
         Figure("tokens", sum(tally.tokens for tally in tallies)),
         Figure("differing tokens", sum(tally.differing_tokens for tally in tallies), at_most(0)),
+        Figure("stories told to their end", told),
         Figure("hangs", soak.hangs, at_most(0)),
         Figure("violations", len(soak.violations), at_most(0)),
-        Figure("all of it", time.monotonic() - before, unit="s"),
+        Figure("all of it", all_of_it_s, unit="s"),
     )
 
 

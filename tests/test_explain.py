@@ -69,14 +69,14 @@ moves, 1.500 s lost with an instance
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every client talks to a server that has this; what is asked of it."""
-    stories, asked = Stories(Journal("f0")), []
+    stories, asked, mode = Stories(Journal("f0")), [], ["off", "on"]
     eventful(stories)
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.raw_path.decode().removeprefix("/llumnix/v1/"))
         path = request.url.path.removeprefix("/llumnix/v1/")
         if path == "scaling":
-            return httpx.Response(200, json=scaling_row(now="freeness 12 is within 10 and 60"))
+            return httpx.Response(200, json=scaling_row(mode=mode.pop(), serving=2, now="freeness 12 is fine"))
         if path.endswith("/story"):
             name = path.split("/")[1]
             stays = {"cmpl-2-0-7f": "it cannot move: it streams its input"} if name == "cmpl-2" else {}
@@ -118,10 +118,13 @@ def test_an_instance_and_the_size_of_the_cluster(asked: list[str], capsys: Captu
     assert stayed == "    12.000 s  cmpl-1: stayed on i0, and not to i1: the target has no room (tried: balance)"
     assert moved.startswith("    14.000 s  cmpl-1: moved from i0 to i1")
     assert main(["explain", "--scaling"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "now: freeness 12 is within 10 and 60"
+    sizes = "now: 2 serve, 0 drain, 0 start; "
+    assert capsys.readouterr().out.splitlines()[-1] == f"{sizes}auto-scaling: freeness 12 is fine"
+    assert main(["explain", "--scaling"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{sizes}auto-scaling is off"
     assert asked == [
         "journal?limit=7&instance=i1",
-        *("journal?limit=100&kind=scale%2Cdrain%2Cinstance", "scaling"),
+        *("journal?limit=100&kind=scale%2Cdrain%2Cinstance", "scaling") * 2,
     ]
 
 

@@ -82,7 +82,9 @@ def _lines(client: Any, values: argparse.Namespace, answer: StoryAnswer | Journa
         for entry in answer.entries:
             yield f"{_when(entry)}  {f'{entry.request}: ' if entry.request else ''}{sentence(entry)}"
         if values.scaling and values.log is None:
-            yield f"now: {client.scaling().now}"
+            scaling = client.scaling()
+            looks = f"auto-scaling: {scaling.now}" if scaling.mode != "off" else "auto-scaling is off"
+            yield f"now: {scaling.serving} serve, {scaling.draining} drain, {scaling.starting} start; {looks}"
         elif not answer.entries:
             yield "nothing is known to have happened"
         return
