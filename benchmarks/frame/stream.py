@@ -147,25 +147,35 @@ async def stream(
 ) -> Output:
     """Streams one request to its end. `name` becomes part of its id, so that it is known before the first token;
     `engine` is the place to send it to, for those who do not want it dispatched. Fields are completed by `streaming`,
-    bytes go out as they are. Raises aiohttp.ClientError; what the server says is in `error`."""
+    bytes go out as they are. Raises aiohttp.ClientError and TimeoutError; what the server says is in `error`."""
     output = output or Output()
     headers = {"Content-Type": "application/json"} | ({} if name is None else {"X-Request-Id": name})
     if engine is not None:
         headers["X-data-parallel-rank"] = str(engine)
     data = body if isinstance(body, bytes) else msgspec.json.encode(streaming(body))
     output.sent_s = time.monotonic()
-    async with session.post(path, data=data, headers=headers) as response:
-        if response.status != 200:
-            output.error = f"{response.status}: {(await response.text())[:500]}"
-            return output
-        splitter = LineSplitter()
-        async for read in response.content.iter_any():
-            now_s = time.monotonic()
-            for line in splitter.feed(read):
-                if line.startswith(b"data: ") and line != b"data: [DONE]":
-                    output.read(msgspec.json.decode(line[6:]), now_s)
-                    on_piece(output)
+    try:
+        async with session.post(path, data=data, headers=headers) as response:
+            if response.status != 200:
+                output.error = f"{response.status}: {(await response.text())[:500]}"
+                return output
+            await _read(response, output, on_piece)
+    except TimeoutError as error:
+        if isinstance(error, aiohttp.ClientError):
+            raise
+        waited_s = time.monotonic() - output.sent_s
+        raise TimeoutError(f"{name} has said {output.tokens} tokens in {waited_s:.0f} s, and not the last") from error
     return output
+
+
+async def _read(response: aiohttp.ClientResponse, output: Output, on_piece: Callable[[Output], None]) -> None:
+    splitter = LineSplitter()
+    async for read in response.content.iter_any():
+        now_s = time.monotonic()
+        for line in splitter.feed(read):
+            if line.startswith(b"data: ") and line != b"data: [DONE]":
+                output.read(msgspec.json.decode(line[6:]), now_s)
+                on_piece(output)
 
 
 def id_of(path: str, name: str) -> str:
