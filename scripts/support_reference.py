@@ -113,7 +113,6 @@ RANK_TO_RANK: Proofs = ("test_vllm_tensor_parallel.py::test_moved_streams_say_wh
 STAGE_TO_STAGE: Proofs = (
     "test_vllm_pipeline_parallel.py::test_moved_streams_say_what_undisturbed_ones_say",
     "test_letters.py::test_random_generator_is_that_of_the_last_worker",
-    *FAMILY,
 )
 DRAFTED: Proofs = (
     "test_vllm_ngram_drafts.py::test_moved_streams_say_what_undisturbed_ones_say",
