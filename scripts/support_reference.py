@@ -28,6 +28,8 @@ requests say the same.
 
 Platforms: Linux, Python 3.11 and later, vLLM 0.32, 0.31 ([in part](../change/another-vllm.md)) and 0.33 (never run).
 The CPU build is what the tests run on, with its V1 model runner and with V2, the one of GPUs (in Triton's interpreter).
+With V2, moves of states that follow drafts are shown on a simulated device alone: at a step with fewer tokens than were
+accepted before, the CPU build's own kernel (`causal_conv1d_update_cpu`) ends the engine.
 What has been run where: [GPUs](gpus.md#what-was-run-where).
 """
 
@@ -122,6 +124,15 @@ DRAFTED: Proofs = (
     "test_late_drafts.py::test_moved_stream_is_right_and_is_drafted_for_at_its_new_place",
     "test_movable.py::test_engines_with_drafts_that_can_be_dropped_move",
 )
+DRAFTED_STATES: Proofs = (
+    "test_late_last_steps.py::test_moved_stream_is_right_and_is_drafted_for_at_its_new_place",
+    "test_late_machine.py::test_any_order_of_requests_with_drafts",
+    "test_vllm_families.py::test_moved_streams_say_what_undisturbed_ones_say",
+)
+DRAFTED_STATES_STAY: Proofs = (
+    *CACHE_PINNED,
+    "test_movable.py::test_state_after_drafts_stays_where_no_step_can_be_had_without_them",
+)
 SEEDED_DRAFTS: Proofs = ("test_movable.py::test_requests_whose_seed_draws_by_their_drafts_stay",)
 DP_REFUSED: Proofs = (*WAY_PINNED, "test_flags.py::test_what_is_wrong_with_a_flag_of_vllm_is_told_at_once")
 ASYNC: Proofs = ("test_vllm_async_scheduling.py::test_moved_streams_say_what_undisturbed_ones_say", *EQUAL)
@@ -164,6 +175,8 @@ _HYBRIDS = "states that are overwritten in place (Mamba, gated delta nets, short
 _STANDS_STILL = "yes; the state follows while the request stands still, in a time that its length does not change"
 _DRAFTS = "speculative decoding: ngram, suffix, Medusa, draft model, EAGLE, MTP (the same on both sides)"
 _DROPPED = "yes, without the pending drafts; the drafter's KV goes along"
+_LAST_STEP = "yes, after a step in which no draft is accepted"
+_NO_LAST_STEP = "pinned: such a step cannot be had, or the states are moved about between steps"
 _SEED_STAYS = "pinned: what a seed draws depends on the drafts, which stay behind"
 
 _DP_REFUSED = "refused at the start; [what it would take](../change/data-parallel.md)"
@@ -178,6 +191,8 @@ ENGINES = (
     Run("rings that are overwritten in place (DeepSeek V4)", "not yet: pinned", CACHE_PINNED),
     Run("M-RoPE", "yes", LOOKING),
     Run(_DRAFTS, _DROPPED, DRAFTED),
+    Run("speculative decoding on states that are overwritten in place", _LAST_STEP, DRAFTED_STATES),
+    Run("... with prefix caching, or with async scheduling on the V1 runner", _NO_LAST_STEP, DRAFTED_STATES_STAY),
     Run("speculative decoding, and a request is sampled with a seed", _SEED_STAYS, SEEDED_DRAFTS),
     Run("speculative decoding with a drafter class of one's own", "pinned: it may keep a state", WAY_PINNED),
     Run("pipeline parallel (same size on both sides)", "yes, rank to rank", STAGE_TO_STAGE),
@@ -185,7 +200,7 @@ ENGINES = (
     Run("context parallel", "not yet: pinned", WAY_PINNED),
     Run("encoder-decoder, KV connectors, routed experts in the answers", "not yet: pinned", WAY_PINNED),
     Run("caches of several precisions", "yes", PRECISIONS),
-    Run("HiSparse, `--enable-sleep-mode`", _INCOMPLETE, WAY_PINNED),
+    Run("HiSparse, `--enable-sleep-mode`, `--use-replayssm`", _INCOMPLETE, WAY_PINNED),
     Run("video pruning (`--video-pruning-rate`), connectors of encoders", _ENCODER, WAY_PINNED),
     Run("no KV cache at all (encoders)", "nothing to move", NO_CACHE),
 )

@@ -23,3 +23,8 @@ DRAFTED = (
 )
 """Nothing seeded: how often vLLM draws for a token depends on how many guesses came before it. And nothing that vLLM
 refuses beside drafts: min_p, min_tokens and logit_bias."""
+
+_CONSTRAINED = ("regex", "json schema", "choice", "grammar", "chat tool", "refrain")
+
+DRAFTED_FREELY = tuple(kind for kind in DRAFTED if kind not in _CONSTRAINED)
+"""And nothing whose grammar rejects drafts before they are computed."""

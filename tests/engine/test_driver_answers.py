@@ -21,6 +21,7 @@ from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.state import stamp
+from llumnix.engine.vllm.instance.steps import StepsInFlight
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.victim import Wanted, choose_victims
 from llumnix.types import InstanceId, RequestId
@@ -38,6 +39,8 @@ class Scheduler:
     num_spec_tokens = 0
     slots_kept = 0
     tables = SimpleNamespace(state_blocks=0, pin=lambda *_: [], unpin=lambda _: None)
+    steps = StepsInFlight()
+    last_steps = ()
 
     def __init__(self) -> None:
         self.ended: list[Any] = []
@@ -57,11 +60,6 @@ class Scheduler:
 
     def is_queued(self, _request: Request) -> bool:
         return False
-
-    is_settling = is_queued
-
-    def settled_tokens(self, request: Request) -> int:
-        return request.num_computed_tokens
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // 16)

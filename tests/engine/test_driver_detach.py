@@ -37,6 +37,7 @@ class Machine:
 
 class Scheduler:
     tables = SimpleNamespace(state_blocks=0)
+    last_steps = ()
 
     def __init__(self) -> None:
         self.ended: list[Any] = []

@@ -26,7 +26,8 @@ class StandIn:
         self.max_num_running_reqs = self.max_num_active_reqs = 3
         self.admitted_up_to = 0
         self.block_size = 16
-        self.num_spec_tokens = self.num_lookahead_tokens = 0
+        self.num_spec_tokens = self.num_lookahead_tokens = self.num_prefill_lookahead = 0
+        self.use_v2_model_runner = False
         self.kv_cache_manager = SimpleNamespace(
             coordinator=SimpleNamespace(single_type_managers=()),
             block_pool=None,
@@ -36,7 +37,7 @@ class StandIn:
 
     def schedule(self, throttle_prefills: bool) -> Any:
         self.admitted_up_to = self.max_num_active_reqs
-        return SimpleNamespace(total_num_scheduled_tokens=0)
+        return SimpleNamespace(total_num_scheduled_tokens=0, num_scheduled_tokens={})
 
     def _free_request(self, request: Any, delay_free_blocks: bool) -> None:
         pass

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -76,16 +77,29 @@ def test_what_tokens_are_appended_to_moves(specs: tuple[Any, ...]) -> None:
     assert why_engine_pins(_config(), _caches(*specs)) == ""
 
 
-@pytest.mark.parametrize("specs", [(FULL, MAMBA), (MAMBA,), (FULL, replace(MAMBA, mamba_cache_mode="align"))])
+@pytest.mark.parametrize(
+    "specs", [(FULL, MAMBA), (MAMBA,), (FULL, replace(MAMBA, mamba_cache_mode="align")), (FULL, MAMBA_OF_DRAFTS)]
+)
 def test_state_that_is_overwritten_moves(specs: tuple[Any, ...]) -> None:
     assert why_engine_pins(_config(), _caches(*specs)) == ""
+
+
+@pytest.mark.parametrize("v2", [True, False])
+def test_state_after_drafts_stays_where_no_step_can_be_had_without_them(v2: bool) -> None:
+    config = copy(_config())
+    config.scheduler_config = _With(config.scheduler_config, "async_scheduling", True)  # type: ignore[assignment]
+    with patch.object(VllmConfig, "use_v2_model_runner", v2):
+        why = why_engine_pins(config, _caches(FULL, MAMBA_OF_DRAFTS))
+    assert ("a step without drafts" in why) == (not v2)
+    assert why_engine_pins(config, _caches(FULL, MAMBA)) == ""
 
 
 @pytest.mark.parametrize(
     ("caches", "why"),
     [
         ((), "no KV cache"),
-        ((FULL, MAMBA_OF_DRAFTS), "state of kind MambaSpec"),
+        ((FULL, replace(MAMBA, mamba_cache_mode="all")), "state of kind MambaSpec"),
+        ((FULL, replace(MAMBA_OF_DRAFTS, mamba_cache_mode="align")), "with prefix caching, states after drafts"),
         ((FULL, RING), "state of kind CircularBufferSpec"),
         ((_wrapped(FULL, RING),), "state of kind CircularBufferSpec"),
     ],
@@ -109,6 +123,7 @@ def test_caches_that_cannot_be_copied_pin_their_engine(caches: tuple[Any, ...], 
         ("model_config", "multimodal_config", MultiModalConfig(video_pruning_rate=0.5), "video pruning"),
         ("model_config", "runner_type", "pooling", "pooling models"),
         ("model_config", "enable_sleep_mode", True, "sleep mode"),
+        ("cache_config", "use_replayssm", True, "ReplaySSM"),
         ("attention_config", "hisparse_config", object(), "HiSparse"),
     ],
 )

@@ -32,6 +32,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 BLOCK_TOKENS = 4
 BLOCKS = 32  # one of them is vLLM's null block
 MAX_TOKENS = 64
+DRAFTS = 3
 WINDOW = 8  # whole blocks: whoever rounds up what is computed loses one that is still in it
 VOCABULARY = 97
 _START = 0x9E3779B97F4A7C15
@@ -54,6 +55,10 @@ SPECS: dict[str, dict[str, KVCacheSpec]] = {
     },
     "states": {"full": _FULL, "state": MambaSpec(block_size=MAX_TOKENS, **_STATE)},
     "snapshots": {"full": _FULL, "state": MambaSpec(block_size=BLOCK_TOKENS, mamba_cache_mode="align", **_STATE)},
+    "states of drafts": {
+        "full": _FULL,
+        "state": MambaSpec(block_size=MAX_TOKENS, num_speculative_blocks=DRAFTS, **_STATE),
+    },
     "states alone": {"state": MambaSpec(block_size=MAX_TOKENS, **_STATE)},
 }
 """Per layout of the KV cache, its layers: each is a group of its own."""
@@ -87,6 +92,9 @@ class Row:
     cells: list[int] = field(default_factory=list)
     """The right ones."""
     drafts: list[int] = field(default_factory=list)
+    accepted: int = 0
+    """Drafts of its last step: the state is in as many blocks after the first. Nobody else knows, and it is forgotten
+    when the request goes."""
 
 
 @dataclass(slots=True)
@@ -132,9 +140,10 @@ class Group:
             case _:
                 return 0
 
-    def place(self, table: list[int], position: int) -> tuple[int, int]:
-        """Block and cell."""
-        return table[position // self.spec.block_size], 0 if self.is_state else position % self.spec.block_size
+    def place(self, table: list[int], position: int, drafts: int = 0) -> tuple[int, int]:
+        """Block and cell. `drafts`: after as many, if it is a state."""
+        first = position // self.spec.block_size
+        return (table[first + drafts], 0) if self.is_state else (table[first], position % self.spec.block_size)
 
 
 class Step(Future[ModelRunnerOutput]):
@@ -208,23 +217,25 @@ class LateDevice:
                 self._check(part, group, position)
         before = self._cell(part, 0, begin - 1) if begin else _START
         for position in range(begin, end):
-            before = self._compute(part, position, row.tokens[position], before, last=position == end - 1)
+            before = self._compute(part, position, row.tokens[position], before, 0 if position == end - 1 else None)
+        row.accepted = 0
         if end < len(row.tokens):
             return []
         row.tokens.append(token_after(before))
         return [row.tokens[-1]]
 
-    def _compute(self, part: Part, position: int, token: int, before: int, last: bool) -> int:
+    def _compute(self, part: Part, position: int, token: int, before: int, drafts: int | None) -> int:
+        """`drafts`: how many come before it, and that its state is kept; None for tokens before the last known one."""
         cell = cell_after(before, token)
         for group in range(len(self._groups)):
-            self._write(part, group, position, cell, last)
+            self._write(part, group, position, cell, drafts)
         return cell
 
-    def _write(self, part: Part, group: int, position: int, cell: int, last: bool) -> None:
+    def _write(self, part: Part, group: int, position: int, cell: int, drafts: int | None) -> None:
         kind = self._groups[group]
         if kind.is_state:
-            if last:
-                self.kv[kind.place(part.tables[group], position)[0]] = cell ^ group
+            if drafts is not None:
+                self.kv[kind.place(part.tables[group], position, drafts)[0]] = cell ^ group
             return
         block, offset = kind.place(part.tables[group], position)
         if self._zeroes and self.kv[block, offset:].any():
@@ -235,8 +246,9 @@ class LateDevice:
         return int(self.kv[self._groups[group].place(part.tables[group], position)]) ^ group
 
     def _check(self, part: Part, group: int, position: int) -> None:
-        if self._cell(part, group, position) != part.row.cells[position]:
-            block, _ = self._groups[group].place(part.tables[group], position)
+        where = self._groups[group].place(part.tables[group], position, part.row.accepted)
+        if int(self.kv[where]) ^ group != part.row.cells[position]:
+            block, _ = where
             self.wrong.append(f"{part.row.name}: token {position} of group {group} in block {block}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from late_device import (
     BLOCK_TOKENS,
     BLOCKS,
+    DRAFTS,
     MAX_TOKENS,
     VOCABULARY,
     Group,
@@ -22,7 +23,6 @@ from late_device import (
     token_after,
 )
 
-DRAFTS = 3
 _OF_DRAFTER = 0x5555
 
 
@@ -31,7 +31,7 @@ class DraftingDevice(LateDevice):
     placeholders."""
 
     def __init__(self, groups: Sequence[Group], zeroes: bool) -> None:
-        super().__init__(groups, zeroes)
+        super().__init__(groups, zeroes=False)  # rejected drafts lie behind the last token
         self.kv = np.zeros((BLOCKS, 2 * BLOCK_TOKENS), dtype=np.uint64)
         self.accepted = 0
         self.stale: set[tuple[str, int]] = set()
@@ -62,12 +62,13 @@ class DraftingDevice(LateDevice):
         before, right = self._cell(part, 0, position - 1), True
         said: list[int] = []
         for n, draft in enumerate(drafts):
-            before = self._compute(part, position + n, draft, before, last=False)
+            before = self._compute(part, position + n, draft, before, n + 1)
             right = right and draft == row.tokens[-1]
             if right:
                 row.tokens.append(token_after(before))
                 said.append(row.tokens[-1])
-        self.accepted += len(said)
+        row.accepted = len(said)
+        self.accepted += row.accepted
         return said
 
     def _draft(self, part: Part, begin: int, end: int) -> None:

@@ -13,8 +13,8 @@ from unittest.mock import Mock, patch
 
 import torch
 import vllm.v1.engine.core as vllm_core
-from late_device import BLOCK_TOKENS, BLOCKS, MAX_TOKENS, SPECS, LateDevice, LateExecutor
-from late_drafts import DRAFTS, DraftingDevice
+from late_device import BLOCK_TOKENS, BLOCKS, DRAFTS, MAX_TOKENS, SPECS, LateDevice, LateExecutor
+from late_drafts import DraftingDevice
 from vllm import envs
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -223,6 +223,7 @@ class LateCore(LlumnixEngineCore):
         mailbox: Any = wires
         heart = SimpleNamespace(wake_at=self._wake_at)
         with (
+            patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"),  # it looks what can move
             patch.object(office_module, "monotonic", lambda: wires.now_s),
             patch.object(office_module, "Heart", lambda *_: heart),
         ):

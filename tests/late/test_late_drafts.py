@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from late_device import BLOCK_TOKENS
-from late_drafts import DRAFTS, DraftingDevice
+from late_device import BLOCK_TOKENS, DRAFTS
+from late_drafts import DraftingDevice
 from late_pair import LatePair, Session, next_token
 
 PROMPT = list(range(21))

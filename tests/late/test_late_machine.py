@@ -127,8 +127,9 @@ def test_any_order(layout: str, examples: int) -> None:
     run(machine(layout), examples)
 
 
-def test_any_order_of_requests_with_drafts() -> None:
-    run(type("AnyOrder", (AnyOrder,), {"drafts": True}), examples=200)
+@pytest.mark.parametrize(("layout", "examples"), [("full", 200), ("states of drafts", 60)])
+def test_any_order_of_requests_with_drafts(layout: str, examples: int) -> None:
+    run(type("AnyOrder", (AnyOrder,), {"layout": layout, "drafts": True}), examples)
 
 
 @pytest.mark.nightly

@@ -32,7 +32,7 @@ class BlockTables:
         sizes = [self._managers[group].block_size for group in self._groups]
         full = [each.block_size for each in self._managers if is_full_attention_spec(each.kv_cache_spec)]
         self.block_tokens = min(full or sizes or [manager.max_model_len if self.states else whole_block_tokens])
-        self.state_blocks = len(self.states) - (1 if self.states and not sizes else 0)
+        self.state_blocks = len(self.states) + self.states.for_drafts - (1 if self.states and not sizes else 0)
         """Blocks that a request holds beyond those of its tokens, however long it is."""
         self._all_share = all(each.kv_cache_spec.prefix_cacheable for each in self._managers)
         self._zeroes = manager.kv_cache_config.needs_kv_cache_zeroing

@@ -83,7 +83,7 @@ INSTANCE_HOOKS = (
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler.schedule",
         "self throttle_prefills",
-        "overridden: kept batch slots, steps in flight",
+        "overridden: kept batch slots, steps in flight, last ones without drafts",
     ),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.config import ModelConfig, VllmConfig
@@ -25,7 +26,12 @@ _DRAFTERS_WITH_A_CACHE = frozenset({"draft_model", "eagle", "eagle3", "mtp", "df
 
 def why_engine_pins(config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
     """Why no request of this engine can move, or an empty string."""
-    return next((why for pins, why in _ways_to_run(config) if pins), "") or _why_cache_stays(kv_cache_config)
+    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in iter_layer_specs(group.kv_cache_spec)]
+    return (
+        next((why for pins, why in _ways_to_run(config) if pins), "")
+        or _why_cache_stays(specs)
+        or _why_states_of_drafts_stay(config, specs)
+    )
 
 
 def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
@@ -42,6 +48,7 @@ def _ways_to_run(config: VllmConfig) -> tuple[tuple[bool, str], ...]:
         (_prunes_video(model), "video pruning makes positions of embeddings that only the worker has"),
         (model.runner_type != "generate", "pooling models finish in one step"),
         (model.enable_sleep_mode, "sleep mode takes the memory away that others read from"),
+        (config.cache_config.use_replayssm, "ReplaySSM keeps in the worker from which token on a state is replayed"),
         (config.attention_config.hisparse_config is not None, "HiSparse keeps a part of the KV cache on the host"),
     )
 
@@ -58,10 +65,9 @@ def _prunes_video(model: ModelConfig) -> bool:
     return model.multimodal_config is not None and model.multimodal_config.is_multimodal_pruning_enabled()
 
 
-def _why_cache_stays(kv_cache_config: KVCacheConfig) -> str:
-    if not kv_cache_config.kv_cache_groups:
+def _why_cache_stays(specs: Sequence[KVCacheSpec]) -> str:
+    if not specs:
         return "it has no KV cache"
-    specs = [spec for group in kv_cache_config.kv_cache_groups for spec in iter_layer_specs(group.kv_cache_spec)]
     return next((f"its KV cache has state of kind {kind}" for kind in sorted(map(_unknown_kind, specs)) if kind), "")
 
 
@@ -70,9 +76,19 @@ def _unknown_kind(spec: KVCacheSpec) -> str:
     valid (see state_blocks.py)."""
     if isinstance(spec, FullAttentionSpec | SlidingWindowSpec | ChunkedLocalAttentionSpec):
         return ""
-    if isinstance(spec, MambaSpec) and spec.mamba_cache_mode in ("none", "align") and not spec.num_speculative_blocks:
+    if isinstance(spec, MambaSpec) and spec.mamba_cache_mode in ("none", "align"):
         return ""
     return type(spec).__name__
+
+
+def _why_states_of_drafts_stay(config: VllmConfig, specs: Sequence[KVCacheSpec]) -> str:
+    """A request whose states follow its drafts leaves after a step without right ones (last_steps.py)."""
+    drafted = [spec for spec in specs if isinstance(spec, MambaSpec) and spec.num_speculative_blocks]
+    if any(spec.mamba_cache_mode == "align" for spec in drafted):
+        return "with prefix caching, states after drafts are moved about between steps"
+    if drafted and config.scheduler_config.async_scheduling and not config.use_v2_model_runner:
+        return "with async scheduling, vLLM's V1 runner cannot be asked for a step without drafts"
+    return ""
 
 
 def why_request_pinned(request: Request, drafts: bool) -> str:

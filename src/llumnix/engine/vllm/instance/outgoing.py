@@ -86,7 +86,9 @@ class OutgoingRequests:
         """Those that no step in flight touches any more."""
         for request_id in sorted(self._leaving):
             request = self._scheduler.requests.get(request_id)
-            if request_id in self._leaving and request is not None and request.num_in_flight_tokens == 0:
+            if request_id not in self._leaving or request is None or request_id in self._scheduler.last_steps:
+                continue
+            if request.num_in_flight_tokens == 0:
                 self._leaving.discard(request_id)
                 yield events.Detached(
                     at=self._clock(),
@@ -99,11 +101,11 @@ class OutgoingRequests:
     def _progress(self, request: Request) -> events.Progress:
         queued = self._scheduler.is_queued(request)
         # While it is unknown what is settled it is treated as one in its prefill: it is not time to hand it over.
-        decoding = not queued and not request.is_prefill_chunk and not self._scheduler.is_settling(request)
+        decoding = not queued and not request.is_prefill_chunk and not self._scheduler.steps.is_settling(request)
         return events.Progress(
             at=self._clock(),
             request=RequestId(request.request_id),
-            settled_blocks=self._scheduler.settled_tokens(request) // self._scheduler.block_tokens,
+            settled_blocks=self._scheduler.steps.settled_tokens(request) // self._scheduler.block_tokens,
             total_blocks=self._scheduler.blocks_for(request.num_computed_tokens),
             output_tokens=request.num_output_tokens,
             decoding=decoding and request.num_output_tokens > 0,

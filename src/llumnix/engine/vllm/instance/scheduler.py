@@ -19,6 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import make_way
 from llumnix.engine.vllm.instance.prefixes import Prefixes
 from llumnix.engine.vllm.instance.state import passport_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     _Base = Scheduler
 else:
     _Base = object
+
+_SPARE_BLOCKS = 1  # that stay free beyond every reservation, so that the next step of the batch here fits
 
 
 class MigrationSupport(_Base):
@@ -52,7 +55,10 @@ class MigrationSupport(_Base):
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
         self.makes_way = False
         """Running requests of normal priority make way for one of high priority that waits."""
-        self.steps = StepsInFlight(drafts_follow=self.num_lookahead_tokens > 0)
+        self.steps = StepsInFlight(self.num_lookahead_tokens > 0, max(0, self.num_prefill_lookahead - 1))
+        # V2's workers have the drafts themselves, and use none where none is asked for; V1's want as many from each.
+        no_drafts = [] if self.use_v2_model_runner else [-1] * self.num_spec_tokens
+        self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts)
         self.watch = StepWatch()
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
@@ -64,19 +70,6 @@ class MigrationSupport(_Base):
         """Requests that ended here since the driver looked last, and why."""
 
     # -- while a request decodes at the source
-
-    def is_settling(self, request: Request) -> bool:
-        """Whether some of its computed tokens may be prefix hits that are still being computed: vLLM shares blocks as
-        soon as the step that will fill them is scheduled."""
-        return passport_of(request).hits_settle_at > self.steps.done
-
-    def settled_tokens(self, request: Request) -> int:
-        """Tokens whose KV is written and never changes again: none of steps in flight (`num_in_flight_tokens`, with
-        placeholders for drafts), none a drafter is at, nor the last where one of several modules computes them anew."""
-        if self.is_settling(request):
-            return 0
-        unsettled = request.num_in_flight_tokens + self.steps.drafting.get(request.request_id, 0)
-        return max(0, request.num_computed_tokens - unsettled - max(0, self.num_prefill_lookahead - 1))
 
     def blocks_for(self, tokens: int) -> int:
         return cdiv(tokens, self.block_tokens)
@@ -92,11 +85,16 @@ class MigrationSupport(_Base):
         return request.request_id in self._lent
 
     def lend(self, request: Request) -> None:
-        """Takes the request out of the batch or the queue; it keeps its blocks and stays in `requests`.
+        """Takes the request out of the batch, maybe after a last step, or out of the queue; it keeps its blocks and
+        stays in `requests`.
 
         A step in flight still delivers its token. Relies on `Scheduler.running` being a list and on
         `update_from_output` looking requests up in `Scheduler.requests`.
         """
+        if not self.last_steps.stays_for(request):
+            self._take_out(request)
+
+    def _take_out(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
             self._lent.add(request.request_id)
@@ -107,6 +105,8 @@ class MigrationSupport(_Base):
 
     def take_back(self, request: Request) -> None:
         """Puts a lent request back where it was: into the batch, or to the front of the queue."""
+        if self.last_steps.forget(request.request_id):
+            return
         self._lent.discard(request.request_id)
         if request.status == RequestStatus.RUNNING:
             self.running.append(request)
@@ -144,7 +144,7 @@ class MigrationSupport(_Base):
                 new_computed_blocks=cached_blocks if cached_tokens else None,
                 num_external_computed_tokens=external,
                 delay_cache_blocks=True,
-                reserved_blocks=self._inflight_prefill_reserved_blocks() + self.watermark_spare,
+                reserved_blocks=self._inflight_prefill_reserved_blocks() + _SPARE_BLOCKS,
                 **not_zeroed(groups),
             )
             if adopted is None:
@@ -187,7 +187,7 @@ class MigrationSupport(_Base):
         enter the prefix cache.
         """
         manager = self.kv_cache_manager
-        passport_of(request).hits_settle_at = self.steps.begun  # what `reserve` found here
+        self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
             self.tables.states.place(request.request_id, computed_tokens)
@@ -221,6 +221,7 @@ class MigrationSupport(_Base):
         # `max_num_active_reqs` bounds admission from the queue; `schedule` reads it once per request.
         active = self.max_num_active_reqs
         self.max_num_active_reqs = active - self.slots_kept
+        self.last_steps.begin()
         try:
             output = super().schedule(throttle_prefills)
         finally:
@@ -230,7 +231,9 @@ class MigrationSupport(_Base):
             self.watch.begins(load_of(self.requests, output.num_scheduled_tokens))
             began = [new.req_id for new in output.scheduled_new_reqs]
             for request_id in (*began, *output.scheduled_cached_reqs.resumed_req_ids):
-                passport_of(self.requests[request_id]).hits_settle_at = self.steps.begun
+                self.steps.computes_hits_of(self.requests[request_id])
+        for request in self.last_steps.over(output.num_scheduled_tokens):
+            self._take_out(request)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -252,6 +255,7 @@ class MigrationSupport(_Base):
         self._lent.discard(request.request_id)
         if self.prefixes is not None:
             self.prefixes.ended(request)
+        self.last_steps.forget(request.request_id)
         self.ended.append((RequestId(request.request_id), str(request.status).removeprefix("FINISHED_").lower()))
         return transfer_params
 
@@ -279,11 +283,6 @@ class MigrationSupport(_Base):
     def _slots_taken(self) -> int:
         # Those that wait with their KV, just adopted ones above all, go before all others.
         return len(self.running) + len(self.kv_holding_waiting) + self.slots_kept
-
-    @property
-    def watermark_spare(self) -> int:
-        """One block stays free beyond every reservation, so that the next step of the batch here fits."""
-        return 1
 
 
 class LlumnixScheduler(MigrationSupport, Scheduler):

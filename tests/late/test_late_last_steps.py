@@ -1,0 +1,106 @@
+"""States that follow drafts: a request leaves after a step without a right one, when its state is where others look."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from late_drafts import DraftingDevice
+from late_pair import LatePair, Session
+from vllm.v1.request import RequestStatus
+
+PROMPT = list(range(21))
+LENGTH = 40
+
+
+@pytest.fixture
+def pair() -> LatePair:
+    return LatePair("states of drafts", drafts=True)
+
+
+def begin(pair: LatePair, tokens: int = 3) -> Session:
+    session = pair.ask(0, PROMPT, LENGTH)
+    request = pair.cores[0].scheduler.requests[session.engine_id]
+    while request.num_output_tokens < tokens:
+        pair.step(0)
+    return session
+
+
+def until_it_is_to_leave(pair: LatePair, session: Session) -> None:
+    """Looked for after each event: the last step may begin at once."""
+    pair.move(0, session.engine_id)
+    events = (pair.fly, partial(pair.step, 1), partial(pair.step, 0))
+    for number in range(60):
+        if session.engine_id in pair.cores[0].scheduler.last_steps:
+            return
+        events[number % len(events)]()
+    raise AssertionError("it was not told to leave")
+
+
+def all_is_well(pair: LatePair, session: Session) -> bool:
+    pair.settle()
+    assert (pair.wrong, pair.leftovers) == ([], [])
+    return len(session.tokens) == LENGTH
+
+
+@pytest.mark.parametrize("tokens", range(1, 20))
+def test_moved_stream_is_right_and_is_drafted_for_at_its_new_place(pair: LatePair, tokens: int) -> None:
+    session = begin(pair, tokens)
+    until_it_is_to_leave(pair, session)
+    assert all_is_well(pair, session)
+    assert pair.moved == 1
+    device = pair.cores[1].device
+    assert isinstance(device, DraftingDevice)
+    assert device.accepted > 0
+
+
+def test_last_step_is_one_without_drafts_and_its_token_goes_out(pair: LatePair) -> None:
+    session = begin(pair)
+    until_it_is_to_leave(pair, session)
+    core = pair.cores[0]
+    while core.scheduler.lent == 0:
+        pair.step(0)
+    assert [(part.count, part.drafts) for part in core.device.launched[-1].parts] == [(1, 0)]
+    assert all_is_well(pair, session)
+    assert pair.moved == 1
+
+
+def test_one_that_is_to_leave_and_is_refused_stays_in_the_batch(pair: LatePair) -> None:
+    session = begin(pair)
+    until_it_is_to_leave(pair, session)
+    scheduler = pair.cores[0].scheduler
+    request = scheduler.requests[session.engine_id]
+    pair.pass_time(60.0)
+    assert session.engine_id not in scheduler.last_steps
+    assert scheduler.running == [request]
+    assert all_is_well(pair, session)
+    assert pair.moved == 0
+
+
+def test_one_that_is_preempted_instead_of_its_last_step_comes_without_kv(pair: LatePair) -> None:
+    session = begin(pair)
+    until_it_is_to_leave(pair, session)
+    scheduler = pair.cores[0].scheduler
+    request = scheduler.requests[session.engine_id]
+    scheduler.running.remove(request)
+    scheduler._preempt_request(request, 0.0)
+    assert request.status == RequestStatus.PREEMPTED
+    assert all_is_well(pair, session)
+    assert pair.moved == 1
+
+
+def test_one_that_ends_in_its_last_step_is_not_waited_for(pair: LatePair) -> None:
+    session = begin(pair)
+    until_it_is_to_leave(pair, session)
+    pair.leave(session)
+    assert session.engine_id not in pair.cores[0].scheduler.last_steps
+    pair.settle()
+    assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+def test_loads_count_the_places_of_states(pair: LatePair) -> None:
+    scheduler = pair.cores[0].scheduler
+    assert [scheduler.held_by(tokens) for tokens in (1, 4, 5)] == [5, 5, 6]
