@@ -41,7 +41,7 @@ from llumnix.types import InstanceId, InstanceState, RequestId, is_high
 ROOM_TRIES = 32
 """Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
 
-MOST_HOLDERS = 8
+MOST_HOLDERS = 4
 """Instances that are looked at because they hold some of the request's prefix."""
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
