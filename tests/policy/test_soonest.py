@@ -116,6 +116,16 @@ def test_hot_prefix_spreads_once_its_holder_has_enough_to_do() -> None:
     assert len(set(chosen)) == 4
 
 
+def test_what_is_computed_though_it_is_cached_elsewhere_is_charged_twice() -> None:
+    """The holder is a little later, and is taken all the same: else caches are filled with the same again and again."""
+    holder = report("holder", prefill_tokens=2500, waiting=1, decoding=2, running=2, context_tokens=2000)
+    other = report("other", decoding=2, running=2, context_tokens=2000)
+    d = dispatcher(holder, other, holds={"holder": (1, 2, 3, 4)})
+    reason = decide(d, asked(2500, (1, 2, 3, 4)))
+    assert reason.chosen == "holder"
+    assert reason.candidates[0].number > reason.candidates[1].number
+
+
 def test_burst_of_one_new_prefix_follows_the_first_that_brought_it() -> None:
     d = dispatcher(*map(report, "abcd"))
     chosen = [decide(d, asked(2040, (1, 2, 3, 4), name=f"r{k}")).chosen for k in range(3)]
