@@ -37,7 +37,7 @@ TWICE = f"classes: {{a: {{}}}}\ntenants:\n  t: {OWNER}\n  u: {OWNER}\n"
 READ = Classes(
     classes={
         "interactive": ServiceClass(
-            name="interactive", ttft_s=1.0, tpot_s=0.1, share=4.0, priority=HIGH, max_hold_s=0.5
+            name="interactive", ttft_s=1.0, tpot_s=0.1, share=4.0, priority=HIGH, max_hold_s=1.0
         ),
         "batch": ServiceClass(name="batch", max_hold_s=600.0, max_held=50),
     },
@@ -74,7 +74,7 @@ def test_json_is_read_as_well(tmp_path: Path) -> None:
     }
     classes = read(tmp_path, json.dumps(said, indent=1))
     assert classes.tenant_header == "X-Tenant"
-    assert classes.classes["c"].max_hold_s == 1.0
+    assert classes.classes["c"].max_hold_s == 2.0
     assert classes.others is None
 
 

@@ -27,9 +27,6 @@ from llumnix.types import HIGH, NORMAL
 
 OTHERS = "others"
 
-HELD_OF_TARGET = 0.5
-"""A class with a target for the first token holds its requests for this part of it: the rest is for the prompt."""
-
 MOST_TENANTS = 1000
 
 _HEADER = "header:"
@@ -173,8 +170,7 @@ def _class(name: str, part: _Part) -> ServiceClass:
         "max_hold_s": _Part.number,
     }
     said: dict[str, Any] = {key: readers[key](each) for key, each in part.parts(tuple(readers)).items()}
-    hold_s = HELD_OF_TARGET * said["ttft_s"] if "ttft_s" in said else DEFAULT_HOLD_S
-    said.setdefault("max_hold_s", hold_s)
+    said.setdefault("max_hold_s", said.get("ttft_s", DEFAULT_HOLD_S))
     return ServiceClass(name=name, **said)
 
 

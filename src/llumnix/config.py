@@ -184,6 +184,11 @@ class ClusterConfig:
         30.0, "Seconds after which the requests that are left on a draining instance are replayed elsewhere."
     )
     max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
+    classes: str = knob(
+        "",
+        "YAML or JSON file with classes of requests and the tenants that send them: targets, shares and limits "
+        "(docs/use/classes.md).",
+    )
     kept_media_mb: int = knob(
         4096,
         "MB of processed images and the like that a front end keeps of running streams, so that these go on when their "

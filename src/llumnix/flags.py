@@ -14,6 +14,7 @@ from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, Poli
 from llumnix.config_file import with_file
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import POLICIES, Policy, find_policy
+from llumnix.policy.classes import Classes
 
 Config = TypeVar("Config")
 
@@ -83,6 +84,7 @@ class ServeArguments:
     migration: MigrationConfig
     cluster: ClusterConfig
     scaling: ScalingConfig = dataclasses.field(default_factory=ScalingConfig)
+    classes: Classes | None = None
     engine: str = DEFAULT_ENGINE
 
     def engine_flag(self, *names: str) -> str | None:
@@ -148,8 +150,15 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
         migration=build(MigrationConfig, values),
         cluster=cluster,
         scaling=scaling,
+        classes=_classes(cluster.classes),
         engine=values.engine,
     )
+
+
+def _classes(path: str) -> Classes | None:
+    from llumnix.classes_file import read_classes
+
+    return read_classes(path) if path else None
 
 
 def vocabulary(parser: argparse.ArgumentParser, engine: str) -> Vocabulary:

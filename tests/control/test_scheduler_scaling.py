@@ -11,6 +11,7 @@ from llumnix.config import ScalingConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
+    DemandHeld,
     FleetReported,
     ScalingDecided,
     SchedulerCommand,
@@ -165,3 +166,29 @@ def test_advice_says_what_would_be_done_and_repeats_itself_seldom() -> None:
     assert b.scheduler.autoscaler.last == advice[-1]
     assert b.scheduler.autoscaler.starts == 2
     assert b.scheduler.autoscaler.now.startswith("freeness 5")
+
+
+def hold(b: Body, requests: int, front_end: int = 0) -> None:
+    b.tell(DemandHeld(at=b.at, front_end=front_end, requests=requests, tokens=100 * requests))
+
+
+def test_starts_some_for_what_the_front_ends_hold_while_the_instances_look_idle() -> None:
+    b = body()
+    for _ in range(6):
+        hold(b, 100)
+        hold(b, 100, front_end=1)
+        commands = pass_time(b, 1, a=IDLE, b=IDLE)
+    assert starts(commands) == [2]
+
+
+def test_what_a_front_end_held_that_says_nothing_any_more_is_forgotten() -> None:
+    b = body(scale_window_s=10.0)
+    for _ in range(4):
+        hold(b, 200)
+        pass_time(b, 1, a=IDLE, b=IDLE)
+    assert starts(pass_time(b, 20, a=IDLE, b=IDLE)) == []
+    for _ in range(4):
+        hold(b, 200)
+        pass_time(b, 1, a=IDLE, b=IDLE)
+    hold(b, 0)
+    assert starts(pass_time(b, 20, a=IDLE, b=IDLE)) == []

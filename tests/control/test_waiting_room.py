@@ -215,6 +215,32 @@ def test_whose_first_token_would_come_too_late_is_not_taken_where_that_can_be_fo
     assert people.ask("b", cls="fast", prompt=3000) is None
 
 
+def test_whose_turn_comes_too_late_for_its_prompt_makes_way_for_one_that_is_still_in_time() -> None:
+    people = People(classes_of(tenant("t", "fast"), classes=(FAST,)), foreseen_s=1.0)
+    people.ask("long", cls="fast", prompt=700)
+    people.ask("short", cls="fast", prompt=200)
+    people.now_s = 0.4
+    assert people.calls(free=1) == ["long!", "short"]
+
+
+def test_where_nothing_is_foreseen_half_of_the_target_is_kept_for_the_prompt() -> None:
+    patient = ServiceClass(name="c", ttft_s=1.0, max_hold_s=1.0)
+    people = People(classes_of(tenant("t"), classes=(patient,)))
+    people.ask("a")
+    people.now_s = 0.2
+    people.ask("b")
+    people.now_s = 0.6
+    assert people.calls(free=2) == ["a!", "b"]
+
+
+def test_class_that_rather_comes_late_than_not_at_all_says_how_long_it_waits() -> None:
+    late = ServiceClass(name="c", ttft_s=1.0, max_hold_s=30.0)
+    people = People(classes_of(tenant("t"), classes=(late,)), foreseen_s=1.0)
+    people.ask("a", prompt=700)
+    people.now_s = 20.0
+    assert people.calls(free=1) == ["a"]
+
+
 def test_only_what_goes_before_it_by_turns_is_foreseen() -> None:
     """A long queue of somebody else's does not keep out who has none."""
     people = People(classes_of(tenant("loud", "slow"), tenant("quiet", "slow"), classes=(SLOW,)), foreseen_s=30.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
+from llumnix.control.waiting_room import Ask, Called, GaveUp, Opening, WaitingRoom
 from llumnix.policy.classes import Classes, Declined, ServiceClass, TenantTerms
 from llumnix.types import Priority, RequestId
 
@@ -36,11 +36,9 @@ class People:
     def __post_init__(self) -> None:
         self.room = WaitingRoom(self.classes, self.now_s)
 
-    def takes(self, prompt_tokens: int, priority: Priority) -> bool:
-        return self.free > 0
-
-    def first_token_s(self, prompt_tokens: int, ahead_tokens: float) -> float | None:
-        return None if self.foreseen_s is None else self.foreseen_s * (prompt_tokens + ahead_tokens) / 1000
+    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
+        foreseen_s = None if self.foreseen_s is None else self.foreseen_s * (prompt_tokens + ahead_tokens) / 1000
+        return Opening(self.free > 0, foreseen_s)
 
     def ask(self, name: str, who: str = "t", cls: str = "c", prompt: int = 100, output: int = 100) -> Declined | None:
         """`output`: the most that it may make, and what it makes."""

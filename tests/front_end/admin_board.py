@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx
 from fastapi import FastAPI
@@ -12,6 +14,8 @@ from fastapi import FastAPI
 from llumnix.api.frames import ServerFacts
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.engine.vllm.front_end.admin.routes import add_routes
+from llumnix.engine.vllm.front_end.admitting import AdmittingClient
+from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.page.page import Page
 from llumnix.journal.journal import EntryFilter, Journal, Reading, read_together
 from llumnix.journal.stories import Stories
@@ -32,6 +36,7 @@ class Board:
     scaling: ScalingStatus | None = None
 
     def __init__(self) -> None:
+        self.parts: list[str] = []
         self.rows: list[tuple[InstanceId, RequestRow]] = []
         self.answers: dict[str, MigrateAnswer] = {}
         self.asked: list[Mail] = []
@@ -50,6 +55,16 @@ class Board:
         self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id, courted=courted))
         gone = InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
         self.strangers = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
+
+    def have_classes(self, path: Path) -> None:
+        """As a server that was started with `--classes`."""
+        self.spec.cluster = ClusterConfig(classes=str(path))
+        self.client = mock.Mock(spec=AdmittingClient)
+        self.client.in_force = self.in_force = mock.Mock(spec=ClassesInForce)
+
+    async def all_others(self, part: str) -> int:
+        self.parts.append(part)
+        return 0
 
     async def list_requests(self, like: str = "") -> list[tuple[InstanceId, RequestRow]]:
         return self.rows

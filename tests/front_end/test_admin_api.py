@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,6 +42,7 @@ from llumnix.wire import base, news, to_front_end
 from move_outcomes import outcome
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
+CLASSES = Path(__file__).parent.parent / "vllm" / "classes.yaml"
 ASKED: dict[str, Any] = {
     "POST /instances": {"json": {"count": 1}},
     "POST /migrations": {"json": {"request_id": "cmpl-1", "target": "i1"}},
@@ -67,6 +69,7 @@ KEYS: dict[str, set[str]] = {
     "POST /instances": {"ok", "starting"},
     "POST /instances/{id}/drain": {"ok", "id", "state"},
     "POST /instances/{id}/undrain": {"ok", "id", "state"},
+    "POST /classes/reload": {"ok", "classes", "tenants"},
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
@@ -138,6 +141,8 @@ def report() -> DrainReport:
 async def answer_of(board: Board, route: Route) -> httpx.Response:
     if route.path == "/drains":
         board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(report(),))  # type: ignore[assignment]
+    if route.path == "/classes/reload":
+        board.have_classes(CLASSES)
     if not route.path:
         return await _index()
     asked = f"{route.method} {route.path}"

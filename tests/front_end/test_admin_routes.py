@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -306,3 +307,29 @@ async def test_instances_are_listed_as_people_count(board: Board) -> None:
     }
     rows = (await ask(board, "GET", "/instances")).json()["instances"]
     assert [row["id"] for row in rows] == ["i1", "i2", "i10", "i9"], "and last those that are gone"
+
+
+async def test_classes_file_that_was_read_again_holds_for_all_front_ends(board: Board, tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text("classes: {a: {}}\nothers: {classes: [a]}\n")
+    board.have_classes(file)
+    assert (await ask(board, "POST", "/classes/reload")).status_code == 200
+    (written,) = board.in_force.write.call_args.args
+    assert set(written.classes) == {"a"}
+    board.client.change_classes.assert_called_once()
+    assert board.parts == ["classes"]
+
+
+async def test_classes_file_that_is_wrong_changes_nothing(board: Board, tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text("classes: {a: {}}\nothers: {classes: [b]}\n")
+    board.have_classes(file)
+    refused = await ask(board, "POST", "/classes/reload")
+    assert refused.status_code == 400
+    assert refused.json()["reason"].startswith(f"{file}:2: ")
+    assert not board.in_force.write.called
+    assert not board.client.change_classes.called
+
+
+async def test_server_without_classes_has_no_file_to_read_again(board: Board) -> None:
+    assert (await ask(board, "POST", "/classes/reload")).status_code == 404

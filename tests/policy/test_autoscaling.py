@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from llumnix.config import ScalingConfig
 from llumnix.errors import UsageError
-from llumnix.policy.autoscaling import ScaleIn, ScaleOut, ScalingState, Stay, cluster_freeness, scale
+from llumnix.policy.autoscaling import HeldDemand, ScaleIn, ScaleOut, ScalingState, Stay, cluster_freeness, scale
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -154,3 +155,9 @@ def test_nobody_leaves_if_the_others_could_not_carry_the_load() -> None:
 def test_knobs_that_make_no_sense_are_refused(facts: Any) -> None:
     with pytest.raises(UsageError):
         ScalingConfig(**facts)
+
+
+def test_what_waits_at_the_front_ends_counts_as_if_it_waited_on_an_instance() -> None:
+    at_the_front_end = cluster_freeness([load("a", 600, 3)], held=HeldDemand(requests=2, tokens=16 * 100))
+    in_the_queue = cluster_freeness([replace(load("a", 600, 3), waiting=2, queued_blocks=100)])
+    assert at_the_front_end == in_the_queue < cluster_freeness([load("a", 600, 3)])

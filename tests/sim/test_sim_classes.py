@@ -48,13 +48,13 @@ def p99_ttft_s(requests: list[SimRequest]) -> float:
 
 
 def test_tenant_who_asks_ten_times_as_much_does_not_make_the_other_wait() -> None:
-    alone = requests_of("quiet", 0.7, 200)
+    alone = requests_of("quiet", 0.7, 100)
     run(alone, classes=None)
-    quiet, loud = requests_of("quiet", 0.7, 200), requests_of("loud", 14.0, 4000, seed=2)
+    quiet, loud = requests_of("quiet", 0.7, 100), requests_of("loud", 14.0, 1500, seed=2)
     run(quiet, loud, classes=classes_of(tenant("quiet"), tenant("loud"), max_hold_s=1e6, max_held=10**6))
     assert all(one.generated == one.output_tokens for one in (*quiet, *loud))
     fair_s = p99_ttft_s(quiet)
-    quiet, loud = requests_of("quiet", 0.7, 200), requests_of("loud", 14.0, 4000, seed=2)
+    quiet, loud = requests_of("quiet", 0.7, 100), requests_of("loud", 14.0, 1500, seed=2)
     run(quiet, loud, classes=None)
     assert fair_s < p99_ttft_s(quiet) / 10, "without classes it waits behind the other's queue"
     assert fair_s < p99_ttft_s(alone) + 5.0

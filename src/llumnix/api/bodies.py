@@ -181,6 +181,14 @@ class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     starting: int
 
 
+class ReloadedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """So many there are in the classes file now."""
+
+    ok: Literal[True] = True
+    classes: int
+    tenants: int
+
+
 class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the instance is from now on."""
 

@@ -163,6 +163,16 @@ ROUTES = (
             504: "The move did not end in time. It may go on.",
         },
     ),
+    Route(
+        method="POST",
+        path="/classes/reload",
+        text="has the file of `--classes` read again",
+        answer=bodies.ReloadedAnswer,
+        refusals={
+            400: "The file is not as it must be; all stays as it was.",
+            404: "The server was started without `--classes`.",
+        },
+    ),
     Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),
     Route(method="GET", path="/scaling", text="size of the cluster", answer=bodies.ScalingRow, refusals=_SILENT),
     Route(

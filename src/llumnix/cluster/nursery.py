@@ -277,6 +277,7 @@ class Nursery:
             migration=common.migration,
             cluster=common.cluster,
             admin_socket=self._admin_socket,
+            classes=common.classes,
         )
         self._engine.run_front_end(self._setup, spec, self._socket)
 

@@ -8,6 +8,7 @@ from signal import SIGKILL
 import msgspec
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.policy.classes import Classes
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook
 
@@ -38,6 +39,7 @@ class LoadEngine(_Message, frozen=True, kw_only=True, tag=True):
     policy: PolicyConfig
     migration: MigrationConfig
     cluster: ClusterConfig
+    classes: Classes | None = None
     workers: int
     """Of one instance; each has a GPU of its own where there are GPUs."""
     alone: bool = False

@@ -39,6 +39,7 @@ def load_engine(arguments: ServeArguments, model: str, node: str, book: AddressB
         policy=arguments.policy,
         migration=arguments.migration,
         cluster=arguments.cluster,
+        classes=arguments.classes,
         workers=workers_per_instance(arguments),
     )
 

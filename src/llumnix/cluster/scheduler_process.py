@@ -42,6 +42,7 @@ from llumnix.wire.to_scheduler import (
     AddInstances,
     DrainInstance,
     FleetChanged,
+    HeldHere,
     InstanceServing,
     ListDrains,
     MoveAnswer,
@@ -152,6 +153,9 @@ class SchedulerProcess:
             case ReadJournal():
                 part = self._notes.journal.read(message.places, message.limit, message.wanted)
                 self._mailbox.post(message.reply_to, JournalRead(query=message.query, part=part))
+            case HeldHere():
+                front_end, requests, tokens = message.front_end, message.requests, message.tokens
+                self._handle(control.DemandHeld(at=at, front_end=front_end, requests=requests, tokens=tokens))
             case DrainInstance() | UndrainInstance() | AddInstances() | ListDrains():
                 self._wishes.take(message, at)
             case _:

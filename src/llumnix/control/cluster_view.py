@@ -7,8 +7,12 @@ from msgspec.structs import replace
 from llumnix.control.drain import Drain
 from llumnix.control.gone import GoneIds
 from llumnix.control.moves import MovesInFlight
+from llumnix.control.scheduler_events import DemandHeld
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
+
+HELD_FOR_S = 5.0
+"""What a front end said that it holds counts for so long: it may have died."""
 
 NEWCOMER_S = 10.0
 """An instance counts as new for this long: requests are moved to it more eagerly and several at once."""
@@ -42,6 +46,8 @@ class ClusterView:
         self._moves = moves
         self._ignored = ignored
         self._known: dict[InstanceId, Known] = {}
+        self._held: dict[int, DemandHeld] = {}
+        """By front end."""
         self._lost = GoneIds()
 
     def __len__(self) -> int:
@@ -110,9 +116,17 @@ class ClusterView:
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster by the last reports and the orders that went out since."""
         known = (self._known[instance] for instance in self.ids)
+        held = [word for word in self._held.values() if at < word.at + HELD_FOR_S]
         return ClusterSnapshot(
-            at=at, instances=tuple(self._as_ordered(one, one.snapshot) for one in known if one.snapshot is not None)
+            at=at,
+            instances=tuple(self._as_ordered(one, one.snapshot) for one in known if one.snapshot is not None),
+            held_requests=sum(word.requests for word in held),
+            held_tokens=sum(word.tokens for word in held),
         )
+
+    def holds(self, word: DemandHeld) -> None:
+        """A front end tells it again and again, as long as it holds something."""
+        self._held[word.front_end] = word
 
     def _as_ordered(self, known: Known, snapshot: InstanceSnapshot) -> InstanceSnapshot:
         """The report with what was ordered since: a drain, and moves."""

@@ -200,6 +200,11 @@ class Dispatcher:
             found.sort(key=lambda each: each[0])
         return found
 
+    @property
+    def serving(self) -> int:
+        """Instances that take requests."""
+        return len(self._orders[0])
+
     def takes_requests(self, other_than: InstanceId) -> bool:
         """Whether another instance takes new requests."""
         return any(key[2] != other_than for key in self._orders[0])

@@ -37,6 +37,8 @@ class HeldRequests:
     def __init__(self) -> None:
         self.queues: dict[QueueName, list[HeldRequest]] = {}
         self.prompt_tokens = 0
+        self._tokens: dict[QueueName, int] = {}
+        """Of the prompts in each queue."""
         self._by_age: dict[str, OrderedDict[RequestId, tuple[QueueName, HeldRequest]]] = {}
         self._class_of: dict[RequestId, str] = {}
 
@@ -49,6 +51,10 @@ class HeldRequests:
     def count(self, cls: str) -> int:
         return len(self._by_age.get(cls, ()))
 
+    def tokens_of(self, queue: QueueName) -> int:
+        """Of the prompts in it."""
+        return self._tokens.get(queue, 0)
+
     def oldest(self) -> Iterator[tuple[QueueName, HeldRequest]]:
         """Of each class in which somebody waits."""
         return (next(iter(there.values())) for there in self._by_age.values() if there)
@@ -59,13 +65,15 @@ class HeldRequests:
         self._by_age.setdefault(queue.cls, OrderedDict())[held.request] = (queue, held)
         self._class_of[held.request] = queue.cls
         self.prompt_tokens += held.prompt_tokens
+        self._tokens[queue] = self._tokens.get(queue, 0) + held.prompt_tokens
 
     def take(self, request: RequestId) -> tuple[QueueName, HeldRequest]:
         """Of one that is there."""
         queue, held = self._by_age[self._class_of.pop(request)].pop(request)
         there = self.queues[queue]
         del there[bisect_left(there, held)]
+        self._tokens[queue] -= held.prompt_tokens
         if not there:
-            del self.queues[queue]
+            del self.queues[queue], self._tokens[queue]
         self.prompt_tokens -= held.prompt_tokens
         return queue, held

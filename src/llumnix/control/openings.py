@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.waiting_room import Opening
 from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.step_cost import first_token_s
 from llumnix.types import Priority, RequestId
 
 AHEAD = 2
@@ -17,9 +19,10 @@ class DispatchOpenings:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    def takes(self, prompt_tokens: int, priority: Priority) -> bool:
+    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
+        """As if the one where it would go now had its part of what is held before it."""
         there = self._dispatcher.would_go_to(DispatchRequest(_NOBODY, prompt_tokens, priority))
-        return there is None or there.waiting < AHEAD
-
-    def first_token_s(self, prompt_tokens: int, ahead_tokens: float) -> float | None:
-        return None
+        if there is None:
+            return Opening(begins_soon=True)
+        ahead = round(ahead_tokens / self._dispatcher.serving) if ahead_tokens else 0
+        return Opening(there.waiting < AHEAD, first_token_s(there, prompt_tokens + ahead))

@@ -25,6 +25,7 @@ from llumnix.control.orders import MoveCause, MoveOrder
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
     DeclareLost,
+    DemandHeld,
     DrainRequested,
     DrainWithdrawn,
     FleetReported,
@@ -113,6 +114,8 @@ class GlobalScheduler:
                 return self.drains.withdraw(event.at, event.instance) + self._arm(event.at)
             case RequestsReplayed():
                 self.drains.replayed(event)
+            case DemandHeld():
+                self._view.holds(event)
             case StartRequested():
                 return [self._start(event.at, event.count, f"{event.count} more asked for")]
             case FleetReported():

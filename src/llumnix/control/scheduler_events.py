@@ -67,6 +67,15 @@ class DrainWithdrawn(_Event, frozen=True, kw_only=True, tag=True):
     instance: InstanceId
 
 
+class DemandHeld(_Event, frozen=True, kw_only=True, tag=True):
+    """So much waits at a front end, sent to no instance yet."""
+
+    front_end: int
+    requests: int
+    tokens: int
+    """Of the prompts."""
+
+
 class RequestsReplayed(_Event, frozen=True, kw_only=True, tag=True):
     """A front end's answer to `ReplayRest`."""
 
@@ -96,6 +105,7 @@ SchedulerEvent = (
     | DrainRequested
     | DrainWithdrawn
     | RequestsReplayed
+    | DemandHeld
     | StartRequested
     | FleetReported
     | RoundDue

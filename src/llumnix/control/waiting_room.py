@@ -29,19 +29,24 @@ OUTPUT_WEIGHT = 2.0
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 1, 30
 """Told to clients of a server that is full."""
 
+UNKNOWN_PART = 0.5
+"""Of a target for the first token, what is left for the prompt where nobody knows how long that takes."""
+
 _SMOOTHING = 0.1
 
 
+class Opening(msgspec.Struct, frozen=True, gc=False):
+    """What a request would meet where it would be sent now."""
+
+    begins_soon: bool
+    """Also if no instance can ever have it: then it is told so at once."""
+    first_token_s: float | None = None
+    """Seconds until its first token; None: nobody knows."""
+
+
 class Openings(Protocol):
-    """What the instances would do with a request."""
-
-    def takes(self, prompt_tokens: int, priority: Priority) -> bool:
-        """Whether it would begin soon where it would be sent now. True, too, if no instance can ever have it: then it
-        is told so at once."""
-
-    def first_token_s(self, prompt_tokens: int, ahead_tokens: float) -> float | None:
-        """Seconds until its first token, behind what is there and so many prompt tokens that are held before it; None:
-        nobody knows."""
+    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
+        """`ahead_tokens`: of prompts that are held, and called before it."""
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -87,6 +92,8 @@ class WaitingRoom:
         self._called_s: float | None = None
         self._call_gap_s = 0.0
         """Between two calls while others wait, smoothed."""
+        self._weights: float | None = None
+        """Of all in whose queues somebody waits; None: to be summed up anew."""
         self.change(classes, at_s)
 
     def change(self, classes: Classes, at_s: float) -> None:
@@ -100,6 +107,7 @@ class WaitingRoom:
         for name, each in terms.items():
             known = self._accounts[name] = accounts.get(name) or TenantAccount(each, at_s)
             known.change(each, at_s)
+        self._weights = None
         self._class_turns.keep(self._classes)
         self._tenant_turns.keep(QueueName(cls, tenant) for cls in self._classes for tenant in self._accounts)
 
@@ -134,9 +142,14 @@ class WaitingRoom:
         if queue is None:
             return None
         first = self._held.queues[queue][0]
-        if not openings.takes(first.prompt_tokens, self._classes[queue.cls].priority):
+        cls = self._classes[queue.cls]
+        opening = openings.look(first.prompt_tokens, cls.priority, 0.0)
+        if not opening.begins_soon:
             return None
-        self._held.take(first.request)
+        if self._comes_too_late(at_s, cls, first, opening):
+            self.left(first.request)
+            return GaveUp(first.request, self._declined_late(queue.tenant, at_s - first.at_s))
+        self._take_out(first.request)
         self._send(at_s, queue, first)
         return Called(first.request, at_s - first.at_s)
 
@@ -151,7 +164,7 @@ class WaitingRoom:
     def left(self, request: RequestId) -> None:
         """Its client does not wait any more. Nothing happens if it does not wait here."""
         if request in self._held:
-            queue, held = self._held.take(request)
+            queue, held = self._take_out(request)
             self._accounts[queue.tenant].give_back(held.tokens)
 
     # ------------------------------------------------------------------ to look at
@@ -191,8 +204,12 @@ class WaitingRoom:
         return Declined(503, "overloaded", why, _retry_s(waiting * self._call_gap_s))
 
     def _too_late(self, held: HeldRequest, queue: QueueName, openings: Openings) -> Declined | None:
-        limit_s = self._classes[queue.cls].patience_s
-        foreseen_s = openings.first_token_s(held.prompt_tokens, self._ahead_tokens(queue, held.prompt_tokens))
+        """If nobody waits it is called at once, and seen then."""
+        if not self._held:
+            return None
+        cls = self._classes[queue.cls]
+        limit_s, ahead = cls.patience_s, self._ahead_tokens(queue, held.prompt_tokens)
+        foreseen_s = openings.look(held.prompt_tokens, cls.priority, ahead).first_token_s
         if foreseen_s is None or foreseen_s <= limit_s:
             return None
         why = f"Its first token would take {foreseen_s:.1f} s, and the class {queue.cls} waits {limit_s:g} s."
@@ -201,11 +218,11 @@ class WaitingRoom:
     def _ahead_tokens(self, queue: QueueName, prompt_tokens: int) -> float:
         """Prompt tokens that will be called before it: all that wait, or what the others get of theirs while this
         tenant's own are served by turns."""
-        if not self._held:
-            return 0.0
-        own = sum(one.prompt_tokens for one in self._held.queues.get(queue, ()))
-        weights = {name: self._weight(name) for name in (*self._held.queues, queue)}
-        by_turns = (own + prompt_tokens) * sum(weights.values()) / weights[queue] - prompt_tokens
+        queues, own_weight = self._held.queues, self._weight(queue)
+        if self._weights is None:
+            self._weights = sum(map(self._weight, queues))
+        weights = self._weights + (0.0 if queue in queues else own_weight)
+        by_turns = (self._held.tokens_of(queue) + prompt_tokens) * weights / own_weight - prompt_tokens
         return min(float(self._held.prompt_tokens), by_turns)
 
     def _weight(self, queue: QueueName) -> float:
@@ -220,7 +237,14 @@ class WaitingRoom:
             self._class_turns.comes(queue.cls, {other.cls for other in queues})
         if queue not in queues:
             self._tenant_turns.comes(queue, peers)
+            self._weights = None
         self._held.add(queue, held)
+
+    def _take_out(self, request: RequestId) -> tuple[QueueName, HeldRequest]:
+        queue, held = self._held.take(request)
+        if queue not in self._held.queues:
+            self._weights = None
+        return queue, held
 
     def _next_queue(self) -> QueueName | None:
         able = [queue for queue in self._held.queues if self._accounts[queue.tenant].may_run]
@@ -235,15 +259,24 @@ class WaitingRoom:
             limit_s = self._classes[queue.cls].max_hold_s
             if at_s >= held.at_s + limit_s:
                 self.left(held.request)
-                return GaveUp(held.request, self._waited_too_long(queue.tenant, limit_s))
+                return GaveUp(held.request, self._declined_late(queue.tenant, limit_s))
         return None
 
-    def _waited_too_long(self, tenant: str, limit_s: float) -> Declined:
+    @staticmethod
+    def _comes_too_late(at_s: float, cls: ServiceClass, held: HeldRequest, opening: Opening) -> bool:
+        """It is its turn, and its first token would miss its target all the same: others can still make theirs."""
+        if cls.ttft_s is None or cls.max_hold_s > cls.ttft_s:
+            return False
+        foreseen_s = opening.first_token_s
+        return held.due_s - at_s < (UNKNOWN_PART * cls.ttft_s if foreseen_s is None else foreseen_s)
+
+    def _declined_late(self, tenant: str, waited_s: float) -> Declined:
         account, retry_s = self._accounts[tenant], _retry_s(len(self._held) * self._call_gap_s)
         if account.may_run:
-            return Declined(503, "overloaded", f"It waited for {limit_s:g} s, and no instance could begin it.", retry_s)
-        at_once = f"its tenant may have {account.terms.concurrent} requests at once"
-        return Declined(429, "rate_limit_exceeded", f"It waited for {limit_s:g} s: {at_once}.", retry_s)
+            why = f"It waited for {waited_s:.2g} s, and no instance could begin it in time."
+            return Declined(503, "overloaded", why, retry_s)
+        why = f"It waited for {waited_s:.2g} s: its tenant may have {account.terms.concurrent} requests at once."
+        return Declined(429, "rate_limit_exceeded", why, retry_s)
 
     def _send(self, at_s: float, queue: QueueName, held: HeldRequest) -> None:
         self._accounts[queue.tenant].running += 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.policy.classes import Classes
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook
 
@@ -69,6 +70,8 @@ class FrontEndSpec:
     cluster: ClusterConfig
     admin_socket: socket.socket | None = None
     """Listens where the admin routes are served; None: beside the others, on the main socket."""
+    classes: Classes | None = None
+    """By these, requests are admitted and have their turns; None: all are sent at once."""
 
 
 class Setup(Protocol):

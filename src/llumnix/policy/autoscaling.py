@@ -61,26 +61,40 @@ def scale(
         return ScaleOut(missing, f"{capacity} of at least {config.min_instances} instances"), ScalingState()
     if not serving:
         return Stay(f"{starting} starting, none serves yet"), ScalingState()
-    freeness = cluster_freeness(serving, empty_ones=starting)
+    held = HeldDemand(cluster.held_requests, cluster.held_tokens)
+    freeness = cluster_freeness(serving, starting, held)
     state = _watch(freeness, cluster.at, state, config)
     if _long_enough(state.low_since_s, cluster.at, config) and places_left > 0:
-        return _scale_out(serving, starting, places_left, config), ScalingState()
+        return _scale_out(serving, starting, places_left, config, held), ScalingState()
     if _long_enough(state.high_since_s, cluster.at, config) and not starting and capacity > config.min_instances:
-        decision = _scale_in(serving, freeness, config)
+        decision = _scale_in(serving, freeness, config, held)
         return decision, ScalingState() if isinstance(decision, ScaleIn) else state
     return Stay(f"freeness {freeness:.4g}, {capacity} instances"), state
 
 
-def cluster_freeness(serving: list[InstanceSnapshot], empty_ones: int = 0) -> float:
+@dataclass(frozen=True, slots=True)
+class HeldDemand:
+    """What waits at the front ends. It counts as if it waited in the queue of an instance."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+NO_DEMAND = HeldDemand()
+
+
+def cluster_freeness(serving: list[InstanceSnapshot], empty_ones: int = 0, held: HeldDemand = NO_DEMAND) -> float:
     """Of all instances as one, with `empty_ones` more of their mean size. Divided also below zero: the question is
     how many instances would help, and that is linear."""
-    return _freeness_by_size(serving)(empty_ones)
+    return _freeness_by_size(serving, held)(empty_ones)
 
 
-def _freeness_by_size(serving: list[InstanceSnapshot]) -> Callable[[int], float]:
+def _freeness_by_size(serving: list[InstanceSnapshot], held: HeldDemand) -> Callable[[int], float]:
     """`cluster_freeness` as a function of the empty ones."""
     left = sum(one.free_blocks - one.watermark_blocks - one.queued_blocks for one in serving)
-    batch = max(1, sum(one.running + one.waiting for one in serving))
+    if held.requests:
+        left -= -(-held.tokens // serving[0].block_tokens) + held.requests * serving[0].state_blocks
+    batch = max(1, sum(one.running + one.waiting for one in serving) + held.requests)
     capacity = _mean_capacity_blocks(serving)
     return lambda empty_ones: (left + empty_ones * capacity) / batch
 
@@ -102,9 +116,11 @@ def _long_enough(since_s: float | None, at: float, config: ScalingConfig) -> boo
     return since_s is not None and at >= since_s + config.scale_window_s
 
 
-def _scale_out(serving: list[InstanceSnapshot], starting: int, most: int, config: ScalingConfig) -> ScaleOut:
+def _scale_out(
+    serving: list[InstanceSnapshot], starting: int, most: int, config: ScalingConfig, held: HeldDemand
+) -> ScaleOut:
     """As many as bring the freeness back, at most `most`."""
-    freeness = _freeness_by_size(serving)
+    freeness = _freeness_by_size(serving, held)
     count = 1
     while count < most and freeness(starting + count) < config.scale_out_freeness:
         count += 1
@@ -112,10 +128,12 @@ def _scale_out(serving: list[InstanceSnapshot], starting: int, most: int, config
     return ScaleOut(count, f"{low}; {freeness(starting + count):.4g} with {count} more")
 
 
-def _scale_in(serving: list[InstanceSnapshot], freeness: float, config: ScalingConfig) -> ScaleIn | Stay:
+def _scale_in(
+    serving: list[InstanceSnapshot], freeness: float, config: ScalingConfig, held: HeldDemand
+) -> ScaleIn | Stay:
     """The one that is cheapest to empty, unless the others could not carry its load."""
     leaver = min(serving, key=_cost_to_empty)
-    without = cluster_freeness(serving, empty_ones=-1)
+    without = cluster_freeness(serving, -1, held)
     if without < config.scale_out_freeness:
         return Stay(f"freeness {freeness:.4g}, but {without:.4g} with one instance less")
     high = f"freeness {freeness:.4g} above {config.scale_in_freeness:g} for {config.scale_window_s:g} s"

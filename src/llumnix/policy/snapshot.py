@@ -128,3 +128,7 @@ class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     at: float
     instances: tuple[InstanceSnapshot, ...]
+    held_requests: int = 0
+    """That wait at the front ends and were sent to no instance yet."""
+    held_tokens: int = 0
+    """Of their prompts."""

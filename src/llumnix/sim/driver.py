@@ -38,6 +38,9 @@ from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.workload.workload import Workload
 
+HELD_TOLD_S = 1.0
+"""Between two words of the front end about what it holds, as live."""
+
 OnProgress = Callable[[int, float], None]
 """Called now and then with the number of finished requests and the virtual time."""
 
@@ -129,6 +132,8 @@ class _Run:
                 self.kernel.at(drain.at_s, self._schedule, order)
             if self._setup.scaling is not None and self.paper_body:
                 self._scheduler.scale_as_the_paper(self._setup.scaling)
+            if self._setup.scaling is not None and self._setup.classes is not None:
+                self.kernel.after(HELD_TOLD_S, self._tell_held, rank=2)
             if self._setup.sample_interval_s:
                 self.kernel.at(0.0, self._sample, rank=2)
             self.kernel.run()
@@ -225,6 +230,11 @@ class _Run:
 
     def _schedule(self, event: sched.SchedulerEvent) -> None:
         self._scheduler.tell(event)
+
+    def _tell_held(self) -> None:
+        requests, tokens = self._front_end.held
+        self._schedule(sched.DemandHeld(at=self.kernel.now, front_end=0, requests=requests, tokens=tokens))
+        self.kernel.after(HELD_TOLD_S, self._tell_held, rank=2)
 
     def _move_by_hand(self, move: PlannedMove) -> None:
         order = MoveOrder(

@@ -183,6 +183,12 @@ class SimFrontEnd:
 
     # ------------------------------------------------------------------ what is asked
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """Requests that wait for their turn, and the tokens of their prompts."""
+        room = None if self._reception is None else self._reception.room
+        return (0, 0) if room is None else (room.held, room.held_tokens)
+
     def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
         """What an instance has of this attempt is of no account."""
         stream = self._machine.stream(request)

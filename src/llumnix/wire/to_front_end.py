@@ -137,7 +137,8 @@ class DoYourPart(Wire, frozen=True, kw_only=True, tag=True):
 
     query: int
     part: str
-    """`follow`: read the state of the server anew; `abort`: these requests, or all; `load`: tell it."""
+    """`follow`: read the state of the server anew; `abort`: these requests, or all; `load`: tell it; `classes`:
+    their file was read again."""
     reply_to: str
     request_ids: tuple[str, ...] = ()
     """As clients know them."""

@@ -30,6 +30,15 @@ class FleetChanged(Wire, frozen=True, kw_only=True, tag=True):
     fleet: Fleet
 
 
+class HeldHere(Wire, frozen=True, kw_only=True, tag=True):
+    """From a front end, once a second while it holds requests back, and once when it has stopped."""
+
+    front_end: int
+    requests: int
+    tokens: int
+    """Of their prompts."""
+
+
 class ReplayedElsewhere(Wire, frozen=True, kw_only=True, tag=True):
     """A front end's answer to `ReplayRest`."""
 
@@ -89,6 +98,7 @@ ToScheduler = (
     | FleetChanged
     | ReplayedElsewhere
     | ReadJournal
+    | HeldHere
     | Wish
 )
 

@@ -26,6 +26,7 @@ from vllm.v1.metrics.loggers import StatLoggerManager
 
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
@@ -66,7 +67,9 @@ class LlumnixLLM(AsyncLLM):
         """Has all other front ends `abort_here`; to be set by whoever knows them."""
 
         def make_client(**given: Any) -> LlumnixClient:
-            return LlumnixClient(given["vllm_config"], spec, post, observer)
+            if spec.classes is None:
+                return LlumnixClient(given["vllm_config"], spec, post, observer)
+            return AdmittingClient(given["vllm_config"], spec, post, observer, spec.classes)
 
         with _made_with(make_client):
             super().__init__(
@@ -90,7 +93,7 @@ class LlumnixLLM(AsyncLLM):
         try:
             self._check_admission(n, request_id)
         except GracefulHTTPError as refusal:
-            self.engine_core.streams.refused(request_id, str(refusal))
+            self.engine_core.streams.refused(request_id, str(refusal), refusal.http_status)
             raise
 
     def _check_admission(self, n: int, request_id: str | None) -> None:
@@ -105,6 +108,8 @@ class LlumnixLLM(AsyncLLM):
                 f"{self.engine_core.queued_requests} requests wait already (limit {limit}); try again later.",
                 HTTPStatus.SERVICE_UNAVAILABLE,
             )
+        if isinstance(self.engine_core, AdmittingClient):
+            self.engine_core.desk.check()
 
     async def check_health(self) -> None:
         await super().check_health()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llumnix.engine.vllm.front_end.ticket import current_ticket
 from llumnix.types import HIGH
 
 SERVINGS = ("openai_serving_chat", "openai_serving_completion", "openai_serving_responses")
@@ -28,6 +29,8 @@ def _tiered(get_priority: Any) -> Any:
         tier = getattr(request, "service_tier", None)
         if tier is None:  # completions have no such field in vLLM's schema, but keep what they do not know
             tier = (getattr(request, "model_extra", None) or {}).get("service_tier")
+        if (ticket := current_ticket.get()) is not None:
+            ticket.service_tier = tier or ""
         return HIGH if priority == 0 and tier == "priority" else priority
 
     return priority_of

@@ -21,6 +21,8 @@ from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.adapters import share_adapters
 from llumnix.engine.vllm.front_end.admin import routes as admin
 from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
+from llumnix.engine.vllm.front_end.admitting import AdmittingClient
+from llumnix.engine.vllm.front_end.desk import Desk
 from llumnix.engine.vllm.front_end.failures import tell_why
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.engine.vllm.front_end.page.page import Page, make_page
@@ -28,17 +30,20 @@ from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.retry_after import RetryAfter
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
+from llumnix.engine.vllm.front_end.ticket import Door
 from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_parts
 from llumnix.engine.vllm.front_end.vllm_routes import undecided
 from llumnix.engine.vllm.versions import accepted_in_turn
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 from llumnix.wire.to_launcher import FrontEndLives
+from llumnix.wire.to_scheduler import HeldHere
 
 log = logging.getLogger(__name__)
 
 _LAG_INTERVAL_S = 0.25
 _ALIVE_INTERVAL_S = 5.0
+_WAITING_INTERVAL_S = 1.0
 _LAST_BYTES_S = 5
 """For how long a client that does not read keeps a server that has no request left from ending."""
 
@@ -91,6 +96,8 @@ def _work_beside(
     """What goes on until the server ends."""
     yield _watch(board)
     yield _tell_that_it_lives(board)
+    if isinstance(board.client, AdmittingClient):
+        yield _tell_what_waits(board, board.client.desk)
     if page is not None:
         yield page.run()
     if board.spec.admin_socket is not None:
@@ -153,6 +160,10 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     llm.follow(whole.file.read())
     honour_service_tier(app.state)
     tell_why(app.state, board.log.failures)
+    if isinstance(board.client, AdmittingClient):
+        desk = board.client.desk
+        # vLLM's app has its middleware together already (`sagemaker_standards_bootstrap`), and takes no more.
+        app.middleware_stack = Door(app.middleware_stack or app.build_middleware_stack(), lambda: desk.tenant_header)
     return app
 
 
@@ -204,6 +215,18 @@ async def _tell_that_it_lives(board: Switchboard) -> None:
     while True:
         await asyncio.sleep(_ALIVE_INTERVAL_S)
         board.post(board.spec.book.launcher, alive)
+
+
+async def _tell_what_waits(board: Switchboard, desk: Desk) -> None:
+    """To whoever asks for metrics, and to the scheduler, for its auto-scaling."""
+    told = 0
+    while True:
+        await asyncio.sleep(_WAITING_INTERVAL_S)
+        desk.show()
+        if desk.held or told:
+            held = HeldHere(front_end=board.spec.index, requests=desk.held, tokens=desk.held_tokens)
+            board.post(board.spec.book.scheduler, held)
+        told = desk.held
 
 
 async def _watch(board: Switchboard) -> None:

@@ -35,6 +35,7 @@ class Session:
     """Output tokens that reached the client."""
     thrown_away: int = 0
     """Tokens that were drawn for it with its seed, and that nobody got."""
+    first_token_s: float | None = None
     last_token_s: float | None = None
     step_s: float = 0.0
     """Time between two tokens, smoothed."""
@@ -56,8 +57,10 @@ class Session:
         """Takes note of tokens; returns the downtime in seconds if they are the first after a move."""
         self.tokens += token_ids
         last, self.last_token_s = self.last_token_s, now
-        if last is None and not self.keeps_media:
-            self.request = msgspec.structs.replace(self.request, mm_features=None, prompt_embeds=None)
+        if last is None:
+            self.first_token_s = now
+            if not self.keeps_media:
+                self.request = msgspec.structs.replace(self.request, mm_features=None, prompt_embeds=None)
         if self.move is not None and self.before_move_s is not None:
             downtime_s = max(0.0, now - self.before_move_s - self.step_s)
             self.before_move_s = None

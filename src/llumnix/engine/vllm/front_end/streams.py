@@ -21,7 +21,7 @@ from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_A
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.session import Session, arrival, media_bytes, why_not_exact
 from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_output
-from llumnix.engine.vllm.front_end.ways import Observer, Ways
+from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.to_instance import TellPrefixes
@@ -44,6 +44,7 @@ class Streams:
         """By engine id; those that wait for an instance, too."""
         self.seeds_lost = ""
         """Why a stream with a seed cannot go on exactly when its instance dies, by word of the latest that came."""
+        self.on_end: OnEnd = lambda session: None
         self._members = members
         self._machine = machine
         self._ways = ways
@@ -87,9 +88,9 @@ class Streams:
             self.refused(request.external_req_id or name, answer.why)
         return answer
 
-    def refused(self, request_id: str | None, why: str) -> None:
+    def refused(self, request_id: str | None, why: str, status: int = 503) -> None:
         """A request that is told to come later. `request_id`: as vLLM's server named it, if it did."""
-        refuse(self._stories, request_id, why, monotonic())
+        refuse(self._stories, request_id, why, status, monotonic())
 
     def unsent(self, request_id: str) -> None:
         """It was opened just now, and then could not be sent."""
@@ -110,6 +111,7 @@ class Streams:
         self.sessions.pop(session.engine_id, None)
         self._engine_ids.pop(session.id, None)
         self._kept.forget(RequestId(session.id))
+        self.on_end(session)
 
     # -- what instances say
 

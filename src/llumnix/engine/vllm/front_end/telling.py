@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from time import time
 
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
@@ -21,9 +20,9 @@ def begin_story(stories: Stories, request: EngineCoreRequest, prompt_tokens: int
     return stories.began(now - waited_s, name, request.request_id, prompt_tokens)
 
 
-def refuse(stories: Stories, request_id: str | None, why: str, now: float) -> None:
+def refuse(stories: Stories, request_id: str | None, why: str, status: int, now: float) -> None:
     name = None if request_id is None else client_visible_id(request_id)
-    stories.journal.note(now, RefusalNoted(HTTPStatus.SERVICE_UNAVAILABLE), name, why=why)
+    stories.journal.note(now, RefusalNoted(status), name, why=why)
 
 
 def tell_output(story: Story, output: EngineCoreOutput, now: float, by: Member | None) -> None:

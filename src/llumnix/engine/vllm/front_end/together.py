@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from vllm import envs
 
+from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.exposition import MetricsText
 from llumnix.engine.vllm.front_end.gauges import seen_by
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
@@ -27,7 +28,12 @@ def connect_parts(board: Switchboard, llm: LlumnixLLM) -> None:
     async def load(_request_ids: tuple[str, ...]) -> int:
         return board.load()
 
-    board.parts = {"follow": follow, "abort": llm.abort_here, "load": load}
+    async def classes(_request_ids: tuple[str, ...]) -> int:
+        if isinstance(llm.engine_core, AdmittingClient):
+            llm.engine_core.change_classes()
+        return 0
+
+    board.parts = {"follow": follow, "abort": llm.abort_here, "load": load, "classes": classes}
     whole.tell_others = lambda: board.all_others("follow")
     llm.abort_elsewhere = lambda request_ids: board.all_others("abort", request_ids)
 

@@ -14,6 +14,9 @@ from llumnix.journal.stories import Stories
 from llumnix.types import InstanceId
 from llumnix.wire.outbox import Mail
 
+OnEnd = Callable[[Session], None]
+"""Told when a stream is over, however it ended."""
+
 
 class Observer(Protocol):
     """What a front end wants to know of its streams; all calls come on the event loop and must be quick."""

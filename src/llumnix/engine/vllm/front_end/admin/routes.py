@@ -12,7 +12,7 @@ from vllm import envs
 
 from llumnix.api import bodies
 from llumnix.api.routes import OPENAPI, PREFIX
-from llumnix.engine.vllm.front_end.admin import looking, past, sizing
+from llumnix.engine.vllm.front_end.admin import classes, looking, past, sizing
 from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, answer, body_of, listing, query_of, sentence, shown
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.origin import KnownHosts, listening_host
@@ -116,6 +116,10 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
         return await guard.answer(
             request, lambda: sizing.drain(board, InstanceId(instance), query_of(request, "keep", "force", "timeout_s"))
         )
+
+    @router.post("/classes/reload")
+    async def reload(request: Request) -> Response:
+        return await guard.answer(request, lambda: classes.reload(board))
 
     @router.post("/instances/{instance}/undrain")
     async def undrain(request: Request, instance: str) -> Response:

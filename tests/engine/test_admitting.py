@@ -1,0 +1,148 @@
+"""The engine client with `--classes`: what comes from vLLM's server passes the desk, and what ends is told there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from engine_requests import engine_request
+from prometheus_client import REGISTRY
+from vllm.exceptions import GracefulHTTPError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+
+from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.between import Introduction
+from llumnix.engine.vllm.front_end.admitting import AdmittingClient
+from llumnix.journal.journal import Journal
+from llumnix.journal.stories import Stories
+from llumnix.policy.classes import Classes, ServiceClass, TenantTerms
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import InstanceGone, Report
+
+A = InstanceId("i0")
+ANYBODY = TenantTerms(name="others", classes=("c",), concurrent=2, tokens_per_minute=1000.0)
+CLASSES = Classes(classes={"c": ServiceClass(name="c")}, tenants={}, others=ANYBODY)
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[AdmittingClient]:
+    """Its only instance takes requests; nobody is at the other end."""
+    before = set(REGISTRY._collector_to_names)
+    spec = FrontEndSpec(
+        index=0,
+        node="here",
+        book=on_one_machine(tmp_path),
+        policy=PolicyConfig(),
+        migration=MigrationConfig(),
+        cluster=ClusterConfig(instances=1),
+        classes=CLASSES,
+    )
+    stories = Stories(Journal("f0"))
+    quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved", "failed")}
+    client = AdmittingClient(None, spec, lambda *_: None, SimpleNamespace(**quiet, stories=stories), CLASSES)
+    yield client
+    for instance in list(client.members.known):  # ends what still calls it
+        client.on_gone(InstanceGone(instance=instance, index=0, why="", expected=False))
+    context = client.resources.ctx
+    client.shutdown()
+    context.destroy(linger=0)
+    for collector in set(REGISTRY._collector_to_names) - before:
+        REGISTRY.unregister(collector)
+
+
+def report(client: AdmittingClient, seq: int, waiting: int = 0, seen: int = 0) -> None:
+    info = InstanceInfo(id=A, index=0, slot=0, pid=1, node="", control="box", data="")
+    load = InstanceSnapshot(
+        id=A, seq=seq, at=0.0, total_blocks=100, free_blocks=90, waiting=waiting, dispatches_seen=(seen,)
+    )
+    client.on_report(Report(info=info, snapshot=load))
+    if A not in client.members.by_id:
+        client._admit(client.members.known[A], Introduction(ready=b"", snapshot=load))
+
+
+async def hear(client: AdmittingClient, name: str, tokens: int, reason: FinishReason | None) -> None:
+    output = EngineCoreOutput(request_id=name, new_token_ids=[7] * tokens, finish_reason=reason)
+    message = EngineCoreOutputs(engine_index=0, outputs=[output])
+    await AdmittingClient.process_engine_outputs(client, message)
+
+
+async def turn() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def running(client: AdmittingClient) -> int:
+    return client.desk._room.account("others").running
+
+
+async def test_third_request_of_a_tenant_who_may_have_two_waits_until_one_has_ended(client: AdmittingClient) -> None:
+    report(client, 1)
+    asked = [asyncio.create_task(client.add_request_async(engine_request(name))) for name in "abc"]
+    await turn()
+    assert set(client.streams.sessions) == {"a", "b"}
+    assert client.queued_requests == 1
+    report(client, 2, seen=2)
+    await turn()
+    assert set(client.streams.sessions) == {"a", "b"}
+    await hear(client, "a", 5, FinishReason.STOP)
+    await turn()
+    assert set(client.streams.sessions) == {"b", "c"}
+    assert [each.done() for each in asked] == [True] * 3
+
+
+@pytest.mark.parametrize("how", ["finished", "aborted"])
+async def test_what_it_did_not_make_is_given_back_when_it_ends(client: AdmittingClient, how: str) -> None:
+    report(client, 1)
+    await client.add_request_async(engine_request("a"))  # 3 tokens of prompt, 16 of output at most
+    await hear(client, "a", 5, None)
+    (before,) = client.desk._room.allowances(0.0, "others")
+    if how == "aborted":
+        await client.abort_requests_async(["a"])
+    else:
+        await hear(client, "a", 1, FinishReason.STOP)
+    (after,) = client.desk._room.allowances(0.0, "others")
+    assert before.remaining == 1000 - 3 - 16
+    assert after.remaining == 1000 - 3 - (5 if how == "aborted" else 6)
+    assert running(client) == 0
+
+
+async def test_request_is_held_while_enough_wait_on_the_instance_and_goes_with_its_next_report(
+    client: AdmittingClient,
+) -> None:
+    report(client, 1, waiting=2)
+    asked = asyncio.create_task(client.add_request_async(engine_request("a")))
+    await turn()
+    assert client.queued_requests == 3
+    report(client, 2, waiting=1)
+    await asked
+    assert set(client.streams.sessions) == {"a"}
+
+
+async def test_request_that_is_aborted_while_it_is_held_is_never_sent(client: AdmittingClient) -> None:
+    report(client, 1, waiting=2)
+    asked = asyncio.create_task(client.add_request_async(engine_request("a")))
+    await turn()
+    await client.abort_requests_async(["a"])
+    await asked
+    report(client, 2)
+    await turn()
+    assert not client.streams.sessions
+    assert client.desk.held == 0
+
+
+async def test_request_that_no_instance_can_take_is_told_so_at_once_and_has_no_place_any_more(
+    client: AdmittingClient,
+) -> None:
+    with pytest.raises(GracefulHTTPError, match="No instance can take the request now"):
+        await client.add_request_async(engine_request("a"))
+    assert running(client) == 0
