@@ -103,7 +103,7 @@ async def window(url: str, scrapes: int) -> Window:
 
 
 async def measure(rounds: int, scrapes: int) -> dict[str, list[Window]]:
-    exposition._FRESH_S = 0.0  # each scrape gets a text of its own
+    exposition._REST = 0.0  # each scrape gets a text of its own
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(make_app(), port=port, log_level="error", access_log=False))
     serving = asyncio.create_task(server.serve())

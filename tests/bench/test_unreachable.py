@@ -28,8 +28,10 @@ WORDS = {
     "restart": ["--rolling"],
     "bench": ["--workload", "S-S?requests=1", "--no-figures"],
     "profile": [],
+    "top": [],
+    "explain": ["cmpl-1"],
 }
-HERE_ONLY = {"serve", "simulate", "reproduce", "doctor"}
+HERE_ONLY = {"serve", "simulate", "reproduce", "doctor", "completion", "man"}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

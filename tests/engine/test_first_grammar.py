@@ -42,6 +42,7 @@ def test_vocabulary_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
     core.mm_receiver_cache = core.request_block_hasher = None
     core.structured_output_manager, core._grammars = manager, Lock()
+    core.scheduler = SimpleNamespace(prefixes=None)
     together = Barrier(THREADS)
 
     def make(number: int) -> None:

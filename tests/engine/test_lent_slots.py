@@ -9,11 +9,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from engine_requests import engine_request
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.state import stamp
 
 
 class StandIn:
@@ -56,7 +58,9 @@ def running(name: str) -> Any:
 
 
 def waiting(name: str) -> Any:
-    return Request(name, [1, 2, 3], SamplingParams(max_tokens=4), None)
+    request = Request(name, [1, 2, 3], SamplingParams(max_tokens=4), None)
+    stamp(request, engine_request(name))
+    return request
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ async def test_many_who_ask_at_once_get_one_text(writer: Writer) -> None:
     assert await text.read() == b"text 1"
 
 
-async def test_a_second_later_there_is_another(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRESH_S", 0.0)
+async def test_a_little_later_there_is_another(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST", 0.0)
     text = MetricsText(ServerSeen)
     assert [await text.read(), await text.read()] == [b"text 1", b"text 2"]
 

@@ -167,7 +167,7 @@ async def test_answers_match_the_contract(server: Server) -> None:
                     "preemptions_avoided",
                     "recompute_tokens_saved",
                 ),
-                *("prefill_tokens", "first_token_s", "token_s", "step_cost"),
+                *("state_blocks", "prefill_tokens", "first_token_s", "token_s", "step_cost"),
             }
         )
     }

@@ -54,7 +54,7 @@ def assert_told(server: Server, output: Output, moves: int) -> None:
     assert felt_s - 1.0 < story.latency_s < felt_s + 0.005, "its client waits longer: for HTTP, and its own turn"
     first = next(entry.what for entry in story.entries if isinstance(entry.what, FirstTokenNoted))
     assert 0 < first.prefill_s < first.ttft_s < output.ttft_s + 0.005
-    assert (story.spent.moving_s > 0) == (moves > 0)
+    assert story.spent.moving_s == 0 or moves > 0, "nothing, too, where a move took no longer than a step"
 
 
 async def test_seeded_streams_through_both_go_on_when_their_instance_dies(server: Server) -> None:
