@@ -11,6 +11,7 @@ import pytest
 from frame.admin import Admin
 from frame.checked import Server
 from frame.kinds import prompt
+from frame.server import wait_for
 from frame.stream import Streaming, open_session
 
 pytestmark = pytest.mark.timeout(240)
@@ -21,6 +22,9 @@ FLAGS = ("--no-migration",)
 
 
 async def test_whoever_watches_sees_a_request_run_and_move(server: Server) -> None:
+    if len(server.instances("running")) < 2:  # tests before this one took instances away
+        assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
+    await asyncio.to_thread(wait_for, lambda: len(server.instances("running")) >= 2, "two instances")
     body = {"prompt": prompt(random.Random(1), 30), "max_tokens": 6000, "temperature": 0, "ignore_eos": True}
     headers = {"Authorization": f"Bearer {API_KEY}"}
     async with (
