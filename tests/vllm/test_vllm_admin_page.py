@@ -52,7 +52,7 @@ async def test_whoever_watches_sees_a_request_run_and_move(server: Server) -> No
         stream.task.cancel()
         await asyncio.gather(stream.task, return_exceptions=True)
     past = (await asyncio.to_thread(server.get, f"/llumnix/v1/history?instance={source}")).json()
-    assert max(past["series"]["running"]) == 1
+    assert 1 in past["series"]["running"]
 
 
 def test_page_is_there_without_the_key(server: Server) -> None:
