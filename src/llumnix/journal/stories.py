@@ -5,6 +5,8 @@ An ended one is kept encoded, in less than half the memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from llumnix.journal.entries import AnyNoted, EndNoted, JournalEntry, Spent
@@ -24,6 +26,8 @@ class Stories:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
+        self.listener: Callable[[Story], None] | None = None
+        """Told of every one that is over, and must be quick."""
         self._live: dict[str, Story] = {}
         self._ended: dict[str, bytes] = {}
         """By request, the sequences of each."""
@@ -36,6 +40,8 @@ class Stories:
 
     def over(self, story: Story) -> None:
         """It has `ended`: it is kept as long as there is room."""
+        if self.listener is not None:
+            self.listener(story)
         del self._live[story.sequence]
         before = self._ended.get(story.request, b"")
         _ENCODER.encode_into([*_decoded(before), _without_names(story)], self._buffer)

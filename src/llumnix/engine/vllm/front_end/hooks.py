@@ -87,6 +87,11 @@ FRONT_END_HOOKS = (
         "self finish_reason request_id",
         "wrapped: reasons of failures",
     ),
+    Hook(
+        "vllm.v1.engine.output_processor:OutputProcessor.do_tracing",
+        "self engine_core_output req_state iteration_stats",
+        "a span below the one that the request's headers name (tracing.py)",
+    ),
     Hook("vllm.v1.metrics.prometheus:get_prometheus_registry", "", "metrics: ours are shown beside vLLM's"),
     Hook("vllm.entrypoints.launchers.app:build_app", "args supported_tasks model_config", "the server"),
     Hook(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from http import HTTPStatus
 from time import monotonic, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from vllm.exceptions import GracefulHTTPError
@@ -31,6 +31,9 @@ from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
+if TYPE_CHECKING:
+    from llumnix.engine.vllm.front_end.tracing import Tracing
+
 _DRAIN_POLL_S = 0.05
 _CHANGE_WEIGHTS = frozenset(
     {
@@ -47,6 +50,8 @@ class LlumnixLLM(AsyncLLM):
     """To be made on the running event loop. It can be used once `engine_core.members.joined` is set."""
 
     engine_core: LlumnixClient
+    tracing: Tracing | None = None
+    """Of its requests, where somebody wants that."""
 
     def __init__(
         self,
@@ -139,11 +144,15 @@ class LlumnixLLM(AsyncLLM):
     ) -> None:
         """As vLLM's, which knows a request from before it is sent, and for ever when it cannot be."""
         known = self.output_processor.has_request(request.request_id)
+        if self.tracing is not None and not known:
+            self.tracing.began(request)
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
-        except BaseException:
+        except BaseException as error:
             if not known:
                 await self.abort(request.request_id, internal=True)
+                if self.tracing is not None:
+                    self.tracing.refused(request.request_id, str(error))
             raise
 
     # -- the state of the server as a whole
