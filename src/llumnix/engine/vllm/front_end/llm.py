@@ -88,10 +88,18 @@ class LlumnixLLM(AsyncLLM):
                 client_index=spec.index,
             )
 
+        if self.observability_config.otlp_traces_endpoint is not None:
+            self._trace(observer)
         self._count_places(spec.cluster.instances)
         self._profile_session_guard_enabled = True  # vLLM's is off where front ends know nothing of each other
         self._profile_session_active = False  # 0.31 has neither
         self.engine_core.whole.followers.append(self.follow)
+
+    def _trace(self, observer: Observer) -> None:
+        from llumnix.engine.vllm.front_end.tracing import Tracing  # OpenTelemetry need not be there otherwise
+
+        self.tracing = Tracing(self._spec.index)
+        observer.stories.listener = self.tracing.ended
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
@@ -138,6 +146,8 @@ class LlumnixLLM(AsyncLLM):
             if self.output_handler is not None:
                 cancel_task_threadsafe(self.output_handler)  # before its queue ends, which it would call a failure
         super().shutdown(timeout)
+        if self.tracing is not None:
+            self.tracing.close()
 
     async def _add_request(
         self, request: EngineCoreRequest, prompt: Any, parent_req: Any, index: int, queue: RequestOutputCollector

@@ -69,11 +69,6 @@ async def serve_front_end(
     journal, close_journal = begin_journal(f"f{spec.index}", spec.cluster.decision_log)
     log = StreamLog(journal)
     llm = LlumnixLLM(config, spec, mailbox.post, log, args, admitted)
-    if config.observability_config.otlp_traces_endpoint is not None:
-        from llumnix.engine.vllm.front_end.tracing import Tracing  # OpenTelemetry need not be there otherwise
-
-        llm.tracing = Tracing(spec.index)
-        log.stories.listener = llm.tracing.ended
     board = Switchboard(spec, mailbox, llm.engine_core, log)
     connect_parts(board, llm)
     llm.engine_core.on_more_slots = llm.grow
@@ -90,8 +85,6 @@ async def serve_front_end(
                 task.cancel()
     finally:
         llm.shutdown()
-        if llm.tracing is not None:
-            await asyncio.to_thread(llm.tracing.close)
         close_journal()
         mailbox.close()
         sock.close()

@@ -8,7 +8,7 @@ of the client, is named there before the request is sent. What is below ours is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 from opentelemetry import trace
@@ -19,12 +19,18 @@ from vllm.v1.engine import EngineCoreRequest
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.journal.entries import (
     DispatchNoted,
+    DrainNoted,
     EndNoted,
+    FirstTokenNoted,
+    InstanceNoted,
     JournalEntry,
     MoveNoted,
     ParkingNoted,
     PreemptionNoted,
+    RefusalNoted,
     ReplayNoted,
+    RoundNoted,
+    ScalingNoted,
     StayNoted,
 )
 from llumnix.journal.story import Story
@@ -134,8 +140,12 @@ def _span_of(entry: JournalEntry) -> tuple[str, float, Mapping[str, Any]] | None
             return "llumnix.preemption", preemption.lost_s, here | {"llumnix.waited_s": preemption.waited_s}
         case ParkingNoted():
             return "llumnix.parked", 0.0, {"llumnix.why": entry.why}
-        case _:
+        case RefusalNoted() | FirstTokenNoted() | EndNoted():
             return None
+        case InstanceNoted() | RoundNoted() | ScalingNoted() | DrainNoted():
+            raise AssertionError(f"{entry.kind} is of no request")
+        case _:
+            assert_never(entry.what)
 
 
 def _attempt(entry: JournalEntry, target: str, outcome: str) -> dict[str, Any]:
