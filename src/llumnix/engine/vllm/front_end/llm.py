@@ -71,12 +71,7 @@ class LlumnixLLM(AsyncLLM):
         self.abort_elsewhere: Callable[[tuple[str, ...]], Awaitable[Any]] = _nowhere
         """Has all other front ends `abort_here`; to be set by whoever knows them."""
 
-        def make_client(**given: Any) -> LlumnixClient:
-            if spec.classes is None:
-                return LlumnixClient(given["vllm_config"], spec, post, observer)
-            return AdmittingClient(given["vllm_config"], spec, post, observer, spec.classes)
-
-        with _made_with(make_client):
+        with _made_with(lambda **given: _client(given["vllm_config"], spec, post, observer)):
             super().__init__(
                 vllm_config,
                 Executor.get_class(vllm_config),
@@ -261,6 +256,15 @@ class LlumnixLLM(AsyncLLM):
         )
         if hasattr(self, "_logger_ref"):  # set when the output handler started
             self._logger_ref[0] = self.logger_manager
+
+
+def _client(
+    vllm_config: Any, spec: FrontEndSpec, post: Callable[[str, Mail], None], observer: Observer
+) -> LlumnixClient:
+    """One that holds requests back, if there are classes to do it by."""
+    if spec.classes is None:
+        return LlumnixClient(vllm_config, spec, post, observer)
+    return AdmittingClient(vllm_config, spec, post, observer, spec.classes)
 
 
 @contextmanager
