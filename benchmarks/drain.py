@@ -1,11 +1,15 @@
 """How fast an instance with many running generations can be taken away, and what its clients notice.
 
     python benchmarks/drain.py --streams 50
+    python benchmarks/drain.py --streams 20 --family llama qwen2-vl ngram
 
 Puts so many long generations on one of two instances of the tiny model, drains it, and lets every stream go on for a
 while after that. Then the same streams undisturbed, for the same number of tokens: every token must be the same. Beside
 it the same drain without migration (policy `infaas++`), which waits for the longest generation. Exit code 1 if a
 stream failed, a token differs, or the instance took longer than the goal.
+
+With --family: streams of every kind that tiny models of these families are asked (seeded, structured, with images,
+several sequences, log probabilities, ...), each to its end, and the same left alone.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from _mixed_drain import NAMES, drain, drain_kinds
 from frame.admin import Admin
 from frame.models import tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server
@@ -56,6 +61,9 @@ class Drained:
 
 def main() -> int:
     arguments = _parse()
+    if arguments.family:
+        drains = [drain_kinds(name, arguments.streams, arguments.seed, GOAL_S * 12) for name in arguments.family]
+        return conclude(*(figure for each in drains for figure in each.figures(GOAL_S)))
     bodies = [long_request(random.Random(f"{arguments.seed}-{n}")) for n in range(arguments.streams)]
     with serving() as server:
         drained = asyncio.run(drain_under_load(server.url, bodies, TOKENS_AFTER, GOAL_S * 12))
@@ -73,6 +81,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--family", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument(
         "--longest-wait-s", type=float, default=240.0, help="Limit of the drain without migration; 0: leave it out."
     )
@@ -102,12 +111,8 @@ async def drain_under_load(url: str, bodies: list[dict[str, Any]], tokens_after:
         for stream in streams:
             await stream.reaches(TOKENS_BEFORE)
         left = [body["max_tokens"] - stream.output.tokens for body, stream in zip(bodies, streams, strict=True)]
-        admin = Admin(session)
-        (instance,) = {row.instance for row in await admin.requests()}
         began_s = time.monotonic()
-        if (status := await admin.drain(instance, f"?timeout_s={limit_s}")) >= 400:
-            raise SystemExit(f"the drain was refused: HTTP {status}")
-        report = await _report(admin, instance, began_s + limit_s)
+        report = await drain(Admin(session), limit_s)
         ended_s = time.monotonic()
         if tokens_after:
             for stream in streams:
@@ -123,15 +128,6 @@ async def drain_under_load(url: str, bodies: list[dict[str, Any]], tokens_after:
         gaps_s=[gap for output in outputs for gap in output.gaps_s(began_s, ended_s)],
         left_tokens=left,
     )
-
-
-async def _report(admin: Admin, instance: str, until_s: float) -> DrainReport:
-    """As soon as the drain has ended, or as it stands at the limit."""
-    while True:
-        report = next(report for report in await admin.drains() if report.instance == instance)
-        if report.outcome != "draining" or time.monotonic() >= until_s:
-            return report
-        await asyncio.sleep(0.05)
 
 
 async def _undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """What a live migration costs the client that streams, and its neighbours (the paper's Figure 10), on any engine.
 
     python benchmarks/migration_downtime.py --out DIR [--lengths 256,512,…] [--rounds N] [--model MODEL -- vLLM flags]
+    python benchmarks/migration_downtime.py --family granite4
 
 One run measures, length by length and round after round, so that a change of the machine's mood meets all alike:
 
@@ -13,7 +14,8 @@ One run measures, length by length and round after round, so that a change of th
   it (until the hand-over begins), beside as many steps just before, with the same batch, after an order that was
   refused: what the order itself costs (HTTP, a look at every instance) is no cost of migration.
 
-Prefix caching is off, and prompts differ: every move copies every block, which is checked.
+Prefix caching is off, and prompts differ: every move copies every block, which is checked. Of hybrid models (--family)
+a state that is overwritten in place is copied in the hand-over alone, whatever the length.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from typing import Any
 
 import aiohttp
 from _downtime_figures import MOST_STEPS, Figures, check_copied, draw, judged, print_table, write_csv
+from families.table import FAMILIES, engine_flags
 from frame.admin import Admin
 from frame.models import paced_engine_flags, tiny_engine_flags
 from frame.server import llumnix_server
@@ -232,6 +235,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--moves", type=int, default=6, help="moves of each stream (6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for figure10_live.png and figure10_live.csv")
+    parser.add_argument("--family", choices=FAMILIES, help="instead of the tiny model, one of families/table.py")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument(
         "--step-ms",
@@ -271,6 +275,8 @@ def _engine_flags(options: argparse.Namespace, stack: ExitStack) -> list[str]:
     window = max(options.lengths) + ROOM_TOKENS + 64
     if options.model:
         return [options.model, "--max-model-len", str(window)]
+    if options.family:
+        return [*engine_flags(options.family), "--max-model-len", str(window)]
     if options.step_ms:
         return stack.enter_context(paced_engine_flags(options.step_ms, 0.0, window, kv_mib=128))
     return tiny_engine_flags(window, kv_mib=128)

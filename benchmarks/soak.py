@@ -1,11 +1,13 @@
 """Mixed traffic for minutes or hours while things break; every stream must say what it says undisturbed.
 
     python benchmarks/soak.py --minutes 30 --seed 1
+    python benchmarks/soak.py --minutes 5 --family qwen2-vl
 
 Starts a server with the tiny model and streams requests of every kind (frame/kinds.py), some of which leave
 in the middle, while instances are killed, stopped and drained, engines hang in processes that live, auto-scaling starts
 and drains others, adapters are loaded and unloaded, the scheduler and front ends are killed, and running requests are
-moved by hand. What is drawn follows from the seed; what the machine makes of it does not.
+moved by hand. With --family: a tiny model of another kind (families/table.py), and what such models are asked, images
+for example; adapters are left out. What is drawn follows from the seed; what the machine makes of it does not.
 
 Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
 promise (docs/use/failures.md), or has a story that cannot be true, if a block, process, socket, file or shared memory
@@ -21,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from _faults import Faults, plan
 from _stories import wrong_stories
 from _traffic import Piece, Soak, Tally
 from _vitals import Vitals
+from families.table import FAMILIES, engine_environment, engine_flags
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import undisturbed, with_stop
@@ -63,9 +67,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         size = ("--min-instances", str(arguments.instances), "--max-instances", str(arguments.instances + 2))
         decisions = Path(folder) / "decisions"
+        model, environment = _engine(arguments.family)
         more = ("--api-server-count", str(arguments.front_ends), "--decision-log", str(decisions))
-        flags = (*_FLAGS, *_adapters.FLAGS, *size, *more)
-        environment = _adapters.ENVIRONMENT | _faults.ENVIRONMENT
+        flags = (*model, *_FLAGS, *size, *more)
         server = Server(Path(folder), *flags, instances=arguments.instances, recorded=False, environment=environment)
         vitals = Vitals(server.process.pid)
         try:
@@ -112,6 +116,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="Of traffic with faults. Default: 30.")
     parser.add_argument("--warm-minutes", type=float, help="Memory counts after these. Default: a fifth of --minutes.")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--family", choices=[name for name, family in FAMILIES.items() if not family.alone])
     parser.add_argument("--instances", type=int, default=3)
     parser.add_argument("--front-ends", type=int, default=2)
     parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
@@ -123,23 +128,33 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+def _engine(family: str | None) -> tuple[Sequence[str], dict[str, str]]:
+    """Its flags and environment."""
+    if family is None:
+        return _adapters.FLAGS, _adapters.ENVIRONMENT | _faults.ENVIRONMENT
+    return engine_flags(family), engine_environment(family) | _faults.ENVIRONMENT
+
+
 async def _run(server: Server, vitals: Vitals, arguments: argparse.Namespace) -> tuple[Soak, Adapters]:
     rng = random.Random(arguments.seed)
-    kinds = [make(name, random.Random(rng.random())) for name in KINDS for _ in range(arguments.variants)]
+    names = FAMILIES[arguments.family].kinds if arguments.family else KINDS
+    kinds = [make(name, random.Random(rng.random())) for name in names for _ in range(arguments.variants)]
     duration_s = arguments.minutes * 60
     faults = plan(random.Random(rng.random()), duration_s, arguments.front_ends)
     async with open_session(server.url) as session:
         admin = Admin(session)
         pieces = await _references(session, kinds)
         adapters = Adapters(server.folder, random.Random(rng.random()))
-        await adapters.learn(session)
+        if not arguments.family:
+            await adapters.learn(session)
         began_s = time.monotonic()
         soak = Soak(pieces, Faults(server, admin, arguments.front_ends), began_s + duration_s)
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(_watch(vitals, began_s))
             group.create_task(soak.faults.run(faults))
             group.create_task(soak.mover(admin, random.Random(rng.random())))
-            group.create_task(soak.adapter_user(session, adapters, random.Random(rng.random())))
+            if not arguments.family:
+                group.create_task(soak.adapter_user(session, adapters, random.Random(rng.random())))
             clients = [
                 group.create_task(soak.client(session, random.Random(rng.random()), f"client-{number}"))
                 for number in range(arguments.clients)
