@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from unittest import mock
 
-from families.table import FAMILIES, engine_environment, engine_flags
+from families.table import FAMILIES, family_engine_flags
 from frame.admin import Admin
 from frame.equality import differences, undisturbed, with_stop
 from frame.kinds import Kind, make
-from frame.server import ServerProcess, llumnix_server
+from frame.server import llumnix_server
 from frame.stream import Output, Said, Streaming, open_session
 from frame.verdict import Figure, at_most
 
@@ -66,17 +63,8 @@ def drain_kinds(family: str, streams: int, seed: int, limit_s: float) -> MixedDr
     """Of two instances, the one that has all the streams."""
     names = FAMILIES[family].kinds
     kinds = [make(names[n % len(names)], random.Random(f"{seed}-{n}")) for n in range(streams)]
-    with _serving(family) as server:
+    with family_engine_flags(family) as flags, llumnix_server(flags, *_FLAGS, instances=2) as server:
         return asyncio.run(_drain(server.url, family, kinds, limit_s))
-
-
-@contextmanager
-def _serving(family: str) -> Iterator[ServerProcess]:
-    with (
-        mock.patch.dict(os.environ, engine_environment(family)),
-        llumnix_server(engine_flags(family), *_FLAGS, instances=2) as server,
-    ):
-        yield server
 
 
 async def _drain(url: str, family: str, kinds: list[Kind], limit_s: float) -> MixedDrain:

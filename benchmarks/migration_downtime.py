@@ -37,7 +37,7 @@ from typing import Any
 
 import aiohttp
 from _downtime_figures import MOST_STEPS, Figures, check_copied, draw, judged, print_table, write_csv
-from families.table import FAMILIES, engine_flags
+from families.table import FAMILIES, family_engine_flags
 from frame.admin import Admin
 from frame.models import paced_engine_flags, tiny_engine_flags
 from frame.server import llumnix_server
@@ -276,7 +276,7 @@ def _engine_flags(options: argparse.Namespace, stack: ExitStack) -> list[str]:
     if options.model:
         return [options.model, "--max-model-len", str(window)]
     if options.family:
-        return [*engine_flags(options.family), "--max-model-len", str(window)]
+        return [*stack.enter_context(family_engine_flags(options.family)), "--max-model-len", str(window)]
     if options.step_ms:
         return stack.enter_context(paced_engine_flags(options.step_ms, 0.0, window, kv_mib=128))
     return tiny_engine_flags(window, kv_mib=128)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from frame.lora import RANK
 
@@ -196,3 +198,10 @@ def engine_environment(name: str) -> dict[str, str]:
     if not folders:
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("PYTHONPATH"))))}
+
+
+@contextmanager
+def family_engine_flags(name: str) -> Iterator[list[str]]:
+    """As `engine_flags`; servers that are started meanwhile have what the family wants in its environment."""
+    with mock.patch.dict(os.environ, engine_environment(name)):
+        yield engine_flags(name)

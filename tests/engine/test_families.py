@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+import migration_downtime
 from families.checkpoints import RECIPES, ensure
-from families.table import CANNOT_RUN, FAMILIES, TORCHVISION, engine_flags
+from families.table import CANNOT_RUN, FAMILIES, TORCHVISION, engine_environment, engine_flags
 from frame.kinds import ALL
 from transformers.utils import import_utils
 from vllm.engine.arg_utils import EngineArgs
@@ -86,3 +90,14 @@ def test_every_recipe_is_of_a_family() -> None:
 def test_what_the_cpu_build_cannot_do_is_a_sentence() -> None:
     for name, gap in ({name: family.gap for name, family in FAMILIES.items() if family.gap} | CANNOT_RUN).items():
         assert "vLLM" in gap or "Triton" in gap or "package" in gap, name
+
+
+def test_servers_whose_downtime_is_measured_have_what_their_family_wants_in_its_environment() -> None:
+    options = argparse.Namespace(lengths=[256], model=None, family="pipeline", step_ms=0.0)
+    before, wanted = dict(os.environ), engine_environment("pipeline")
+    with ExitStack() as stack:
+        flags = migration_downtime._engine_flags(options, stack)
+        assert flags[:-2] == engine_flags("pipeline")
+        assert "PYTHONPATH" in wanted
+        assert wanted.items() <= os.environ.items()
+    assert dict(os.environ) == before
