@@ -28,7 +28,8 @@ from frame.page_server import page_server
 from frame.pretend import PretendCluster
 from frame.server import llumnix_server
 from frame.stream import COMPLETIONS, exactly, open_session, served_model, stream
-from frame.verdict import Figure, at_most, conclude
+from frame.verdict import Figure, at_most, conclude, median
+from frame.vitals import cpu_s
 
 INSTANCES = 64
 VIEWERS = 5
@@ -67,18 +68,14 @@ def pretend(tell: Connection) -> None:
 async def shares(url: str, process: psutil.Process, seconds: float, turns: int) -> tuple[list[float], float]:
     """Per cent of a core that viewers cost, turn by turn; and kB/s for each viewer."""
 
-    def used_s() -> float:
-        times = process.cpu_times()
-        return float(times.user + times.system)
-
     costs, read = [], 0
     for _ in range(turns):
-        began = used_s()
+        began = cpu_s([process])
         await asyncio.sleep(seconds)
-        alone = used_s() - began
-        began = used_s()
+        alone = cpu_s([process]) - began
+        began = cpu_s([process])
         read += sum(await asyncio.gather(*(watch(url, seconds) for _ in range(VIEWERS))))
-        costs.append(100 * (used_s() - began - alone) / seconds)
+        costs.append(100 * (cpu_s([process]) - began - alone) / seconds)
     return costs, read / (turns * seconds * VIEWERS) / 1e3
 
 
@@ -91,14 +88,7 @@ def front_end(seconds: float, turns: int) -> list[Figure]:
     ours.send("enough")
     child.join()
     return [
-        Figure(
-            f"{VIEWERS} viewers of {INSTANCES} instances: a core's share",
-            statistics.median(costs),
-            at_most(GOAL_CORE),
-            "%",
-            min(costs),
-            max(costs),
-        ),
+        median(f"{VIEWERS} viewers of {INSTANCES} instances: a core's share", costs, at_most(GOAL_CORE), "%"),
         Figure("told to each viewer", rate, None, "kB/s"),
     ]
 
@@ -143,7 +133,7 @@ def streams(turns: int) -> list[Figure]:
     return [
         Figure("P99 gap between tokens, nobody watches", 1e3 * p99(alone), None, "ms"),
         Figure(f"… {VIEWERS} watch", 1e3 * p99(watched), None, "ms"),
-        Figure("ratio, median of pairs", statistics.median(ratios), at_most(GOAL_RATIO), "", min(ratios), max(ratios)),
+        median("ratio, median of pairs", ratios, at_most(GOAL_RATIO)),
     ]
 
 
@@ -170,8 +160,7 @@ def first_paint(times: int) -> list[Figure]:
             found.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
             context.close()
         browser.close()
-    goal = at_most(GOAL_PAINT_MS)
-    return [Figure("first paint", statistics.median(found), goal, "ms", min(found), max(found))]
+    return [median("first paint", found, at_most(GOAL_PAINT_MS), "ms")]
 
 
 def main() -> int:
