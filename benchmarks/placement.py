@@ -15,13 +15,13 @@ seeds), or if it is not the best or within 5 % of the best, by mean TTFT, where 
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from statistics import geometric_mean
 
 import msgspec
 import numpy as np
@@ -118,10 +118,6 @@ def measure(run: Run) -> Result:
     return Result(run, seen | latencies(load))
 
 
-def geometric(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 class Table:
     def __init__(self, results: Sequence[Result]) -> None:
         self._by_run = {(r.run.trace, r.run.rate, r.run.seed, r.run.policy): r.values for r in results}
@@ -136,7 +132,7 @@ class Table:
 
     def ratio(self, point: tuple[str, float], other: str, name: str) -> float:
         pairs = [(self._by_run[(*point, s, OURS)], self._by_run[(*point, s, other)]) for s in self.seeds]
-        return geometric([ours[name] / theirs[name] for ours, theirs in pairs])
+        return geometric_mean(ours[name] / theirs[name] for ours, theirs in pairs)
 
 
 def show_prefixed(table: Table, point: tuple[str, float]) -> Figure:
@@ -178,7 +174,7 @@ def main() -> int:
         rows = [show_plain(table, point) for point in plain]
         for name, column in zip(PLAIN_METRICS, zip(*rows, strict=True), strict=True):
             figures.append(
-                Figure(f"without prefixes, {name}, llumnix / before", geometric(column), at_most(MOST_WORSE))
+                Figure(f"without prefixes, {name}, llumnix / before", geometric_mean(column), at_most(MOST_WORSE))
             )
     return conclude(*figures)
 

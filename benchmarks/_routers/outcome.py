@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -61,8 +62,7 @@ def figures_of(records: Sequence[RequestRecord], targets: Targets, cpu_s: float,
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(max(value, SMALL)) for value in values]
-    return math.exp(sum(logs) / len(logs))
+    return statistics.geometric_mean(max(value, SMALL) for value in values)
 
 
 def print_table(title: str, runs: Sequence[Run]) -> None:
