@@ -161,10 +161,10 @@ class DataParallel:
 
 
 class Ours:
-    def __init__(self, engine_flags: Sequence[str], count: int, flags: Sequence[str] = (), name: str = OURS) -> None:
-        self.name, self._count = name, count
+    def __init__(self, engine_flags: Sequence[str], count: int) -> None:
+        self.name, self._count = OURS, count
         self._stack = ExitStack()
-        self._server = self._stack.enter_context(llumnix_server(engine_flags, *flags, instances=count))
+        self._server = self._stack.enter_context(llumnix_server(engine_flags, instances=count))
         self._admin = AdminClient(self._server.url)
         self._stack.callback(self._admin.close)
 
