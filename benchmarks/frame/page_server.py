@@ -31,12 +31,9 @@ class PageServer:
     page: Page
     url: str
     server: uvicorn.Server
-    loop: asyncio.AbstractEventLoop
 
 
-def page_of(
-    cluster: PretendCluster, board: PretendBoard, server: uvicorn.Server | None, acts: bool, past_s: int
-) -> Page:
+def page_of(cluster: PretendCluster, board: PretendBoard, server: uvicorn.Server, acts: bool, past_s: int) -> Page:
     """`past_s`: what it remembers, a step of the cluster each second."""
     facts = ServerFacts(
         version="0.0.0",
@@ -50,7 +47,7 @@ def page_of(
         acts=acts,
         example_path="/v1/completions",
     )
-    page = Page(board, facts, lambda: server is not None and server.should_exit)  # type: ignore[arg-type]
+    page = Page(board, facts, lambda: server.should_exit)  # type: ignore[arg-type]
     for second in range(past_s, 0, -1):
         cluster.step()
         page.remember(time() - second)
@@ -82,7 +79,7 @@ def page_server(
         admin.add_routes(app, board, args, page)  # type: ignore[arg-type]
         index.add_routes(app, openai=False, admin=True, page=True)
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        made.append(PageServer(cluster, board, page, url, server, asyncio.get_running_loop()))
+        made.append(PageServer(cluster, board, page, url, server))
         beside = [asyncio.create_task(page.run()), *([asyncio.create_task(_live(cluster))] if steps else [])]
         ready.set()
         await server.serve(sockets=[sock])

@@ -7,7 +7,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from time import time
 
-from llumnix.control.scheduler_events import DrainReport
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
@@ -45,7 +44,6 @@ class _Instance:
     waiting: list[PretendRequest] = field(default_factory=list)
     state: InstanceState = InstanceState.RUNNING
     keep: bool = False
-    drain: DrainReport | None = None
     seq: int = 0
     ended: int = 0
     moved_in: int = 0
@@ -118,7 +116,7 @@ class PretendCluster:
             one.running.append(one.waiting.pop(0))
         while one.free < 0:
             one.waiting.insert(0, one.running.pop())
-        if one.state is InstanceState.DRAINING and one.drain is not None:
+        if one.state is InstanceState.DRAINING:
             self._empty(one)
 
     def _balance(self, taking: list[_Instance]) -> None:
@@ -168,12 +166,6 @@ class PretendCluster:
         self.gone.append((gone, InstanceState.STOPPED))
         self.members.remove(one.info.id)
         del self.all[one.info.id]
-
-    def kill(self, name: str) -> None:
-        one = self.all.pop(InstanceId(name))
-        gone = InstanceGone(instance=one.info.id, index=one.info.index, why="killed by SIGKILL", expected=False)
-        self.gone.append((gone, InstanceState.LOST))
-        self.members.remove(one.info.id)
 
     def start(self, count: int) -> None:
         for _ in range(count):

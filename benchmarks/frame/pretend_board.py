@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from time import time
 from types import SimpleNamespace
 from typing import Any
 
 from frame.pretend import PretendCluster, PretendRequest
 from llumnix.config import ClusterConfig, PolicyConfig
-from llumnix.control.scaling import ScalingMode, ScalingStep
+from llumnix.control.scaling import ScalingMode
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, RequestId
@@ -32,7 +31,6 @@ class PretendBoard:
         self.asked: list[Mail] = []
         self._cluster = cluster
         self._drains: list[DrainReport] = []
-        self._last: ScalingStep | None = None
 
     @property
     def scaling(self) -> ScalingStatus:
@@ -46,15 +44,12 @@ class PretendBoard:
             starting=len(self._cluster.starting),
             failing=0,
             now="freeness 24.1 is between 10 and 60",
-            last=self._last,
+            last=None,
             starts=0,
             drains=0,
             instance_seconds=0.1 * self._cluster.steps * len(states),
             watched_s=0.1 * self._cluster.steps,
         )
-
-    def advise(self, reason: str) -> None:
-        self._last = ScalingStep(at=time(), reason=reason, start=1, carried_out=False)
 
     async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, RequestRow]]:
         return [
@@ -88,7 +83,7 @@ class PretendBoard:
                 self._drain(order)
             case UndrainInstance():
                 one = self._cluster.all[order.instance]
-                one.state, one.keep, one.drain = InstanceState.RUNNING, False, None
+                one.state, one.keep = InstanceState.RUNNING, False
             case AddInstances():
                 self._cluster.start(order.count)
         return Answer(query=1, ok=True)
@@ -96,19 +91,20 @@ class PretendBoard:
     def _drain(self, order: DrainInstance) -> None:
         one = self._cluster.all[order.instance]
         one.state, one.keep = InstanceState.DRAINING, order.keep
-        one.drain = DrainReport(
+        requests = len(one.running) + len(one.waiting)
+        report = DrainReport(
             instance=order.instance,
             keep=order.keep,
             why=order.why,
             outcome=DrainOutcome.DRAINING,
-            requests=len(one.running) + len(one.waiting),
+            requests=requests,
             moved=0,
             replayed=0,
             finished=0,
-            left=len(one.running) + len(one.waiting),
+            left=requests,
             seconds=0.1,
         )
-        self._drains.append(one.drain)
+        self._drains.append(report)
 
 
 def _row(request: PretendRequest, state: str) -> RequestRow:
