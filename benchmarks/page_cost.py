@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import os
 import random
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from multiprocessing.connection import Connection
 
 import aiohttp
 import psutil
+from frame.browser import CHROMIUM, chromium
 from frame.page_server import page_server
 from frame.pretend import PretendCluster
 from frame.server import llumnix_server
@@ -141,17 +139,11 @@ def streams(turns: int) -> list[Figure]:
 
 
 def first_paint(times: int) -> list[Figure]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    if CHROMIUM is None:
         print("first paint: left out, there is no chromium here")
         return []
-    from playwright.sync_api import sync_playwright
-
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     found = []
-    with ExitStack() as stack:
-        server = stack.enter_context(page_server(PretendCluster(INSTANCES), past_s=600))
-        browser = stack.enter_context(sync_playwright()).chromium.launch(executable_path=chromium, args=sandbox)
+    with page_server(PretendCluster(INSTANCES), past_s=600) as server, chromium() as browser:
         for _ in range(times):
             context = browser.new_context()
             page = context.new_page()
@@ -159,7 +151,6 @@ def first_paint(times: int) -> list[Figure]:
             page.locator(".cell").first.wait_for()
             found.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
             context.close()
-        browser.close()
     return [median("first paint", found, at_most(GOAL_PAINT_MS), "ms")]
 
 

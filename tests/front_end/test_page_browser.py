@@ -5,9 +5,7 @@ Needs Debian's `chromium`; without it all are skipped.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,13 +17,13 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("playwright")
 
+from frame.browser import CHROMIUM, chromium
 from frame.page_server import PageServer, page_server
 from frame.pretend import PretendCluster
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.live,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here (Debian: apt install chromium)"),
@@ -59,11 +57,8 @@ def server() -> Iterator[PageServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as play:
-        running = play.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @contextmanager
