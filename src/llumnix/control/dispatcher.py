@@ -71,7 +71,7 @@ class Dispatcher:
         self._turn = 0
         by_priority = policy.dispatch.by_priority and self._target_tokens is not None
         self._prefixes = PrefixIndex()
-        self._looks_at_prefixes = config.prefix and policy.dispatch.judge is not None
+        self._looks_at_prefixes = policy.looks_at_prefixes(config)
         self.prefix_chunk_tokens = 0
         """As the instances tell of their prefixes; 0 if they do not, or nobody asks."""
         self._orders: list[list[RankKey]] = [[], []] if by_priority else [[]]

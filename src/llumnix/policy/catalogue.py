@@ -35,6 +35,10 @@ class Policy:
         """The target load of an instance with high-priority requests; None if there is no such thing."""
         return config.priority_target_tokens if self.priorities else None
 
+    def looks_at_prefixes(self, config: PolicyConfig) -> bool:
+        """Whether front ends want to know which prefixes instances have cached."""
+        return config.prefix and self.dispatch.judge is not None
+
     def pairing_terms(self, config: PolicyConfig) -> PairingTerms:
         """The thresholds in force: what is configured, else the policy's own. The one for taking is never below
         the one for giving."""

@@ -100,7 +100,7 @@ class LlumnixEngineCore(EngineCoreProc):
         """Warms up, opens the ways in and tells everybody. From here on requests and migrations come."""
         spec = self._spec
         self._warm_up()
-        wanted = spec.policy.prefix and find_policy(spec.policy.policy).dispatch.judge is not None
+        wanted = find_policy(spec.policy.policy).looks_at_prefixes(spec.policy)
         self.scheduler.prefixes = prefixes_of(self.scheduler, wanted, spec.policy.prefix_chunk_tokens)
         self.workers.ask("llumnix_draw_apart", spec.index)
         displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
