@@ -37,6 +37,13 @@ def test_rest_that_is_no_whole_chunk_has_no_name_and_endless_prompts_have_no_mor
     assert len(chunk_ids(range(4 * MOST_CHUNKS + 400), 4)) == MOST_CHUNKS
 
 
+@given(TOKENS, st.integers(1, 9), st.sampled_from([0, 77]), st.data())
+def test_names_that_are_known_are_gone_on_from(tokens: list[int], width: int, salt: int, data: st.DataObject) -> None:
+    names = chunk_ids(tokens, width, salt)
+    known = names[: data.draw(st.integers(0, len(names)))]
+    assert chunk_ids(tokens, width, salt, known) == names
+
+
 def test_what_is_no_number_has_no_name() -> None:
     assert chunk_ids([[1], [2]], 2) == ()  # type: ignore[list-item]
     assert len(chunk_ids([2**70, 1], 2)) == 1

@@ -25,13 +25,15 @@ def salt_of(*words: str) -> int:
     return int.from_bytes(blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=7).digest())
 
 
-def chunk_ids(token_ids: Sequence[int], chunk_tokens: int, salt: int = 0) -> tuple[ChunkId, ...]:
-    """Of the whole chunks at the beginning. Empty for what are no numbers."""
-    link = salt
-    ids = []
+def chunk_ids(
+    token_ids: Sequence[int], chunk_tokens: int, salt: int = 0, known: Sequence[ChunkId] = ()
+) -> tuple[ChunkId, ...]:
+    """Of the whole chunks at the beginning. Empty for what are no numbers. `known`: the first of them."""
+    ids = list(known)
+    link = ids[-1] if ids else salt
     end = min(len(token_ids), MOST_CHUNKS * chunk_tokens)
     try:
-        for last in range(chunk_tokens, end + 1, chunk_tokens):
+        for last in range((len(ids) + 1) * chunk_tokens, end + 1, chunk_tokens):
             link = hash((link, *token_ids[last - chunk_tokens : last]))
             ids.append(link)
     except TypeError:

@@ -51,17 +51,20 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def chunks_of(
-    request: EngineCoreRequest, chunk_tokens: int, token_ids: Sequence[int] | None = None
+    request: EngineCoreRequest,
+    chunk_tokens: int,
+    token_ids: Sequence[int] | None = None,
+    known: tuple[ChunkId, ...] = (),
 ) -> tuple[ChunkId, ...]:
-    """Names of the beginning of its prompt, or of its `token_ids` so far: equal where vLLM's hashes of blocks are (of
-    `generate_block_hash_extra_keys`), but none for one with pixels or embeddings, or with more of its prompt to come;
-    nor in chunks of 0 tokens."""
+    """Names of the beginning of its prompt, or of its `token_ids` so far, of which the first are `known`: equal where
+    vLLM's hashes of blocks are (of `generate_block_hash_extra_keys`), but none for one with pixels or embeddings, or
+    with more of its prompt to come; nor in chunks of 0 tokens."""
     if not chunk_tokens or request.mm_features or request.prompt_embeds is not None or request.resumable:
         return ()
     lora = request.lora_request
     words = ("", "") if lora is None else (lora.lora_name, lora.lora_path)
     salt = salt_of(*words, request.cache_salt or "")
-    return chunk_ids(token_ids or request.prompt_token_ids or (), chunk_tokens, salt)
+    return chunk_ids(token_ids or request.prompt_token_ids or (), chunk_tokens, salt, known)
 
 
 class RequestCodec:

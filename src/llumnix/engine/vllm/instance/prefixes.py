@@ -53,7 +53,8 @@ class Prefixes:
 
     def holds(self, request: Request) -> None:
         """All of its tokens but the newest are computed here, those that it made included: they begin the next turn."""
-        ids = chunks_of(passport_of(request).original, self.chunk_tokens, request.all_token_ids)
+        passport = passport_of(request)
+        ids = chunks_of(passport.original, self.chunk_tokens, request.all_token_ids, passport.chunks)
         self._table.holds(self._named(request, ids))
 
     def ended(self, request: Request) -> None:
