@@ -11,7 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 from llumnix.control.messages import Commit, Copy
 from llumnix.engine.vllm.instance.grammar import follow
 from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
-from llumnix.engine.vllm.instance.media import announce, has_media
+from llumnix.engine.vllm.instance.media import announce, retract
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.engine.vllm.instance.workers import Workers
@@ -213,8 +213,8 @@ class IncomingRequests:
     def _introduce(self, request: Request, hand: Hand) -> None:
         if request.num_output_tokens:
             self._workers.tell("llumnix_install", for_worker(request, hand.computed_tokens, hand.sampler_state))
-        elif has_media(request):
-            self._workers.tell("llumnix_forget", request.request_id)
+        else:
+            retract(request, self._scheduler, self._workers)
 
     def drop(self, key: Key) -> None:
         """Gives the reservation back, as soon as no byte can land in its blocks any more."""
@@ -233,8 +233,7 @@ class IncomingRequests:
     def _free_if_quiet(self, key: Key, reservation: Reservation) -> None:
         if not reservation.pulling and not reservation.quarantined:
             self._scheduler.release_reservation(reservation.request)
-            if has_media(reservation.request):
-                self._workers.tell("llumnix_forget", key[0])
+            retract(reservation.request, self._scheduler, self._workers)
             del self._reservations[key]
 
     def _give_slot_back(self, reservation: Reservation) -> None:

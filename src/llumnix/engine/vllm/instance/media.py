@@ -14,10 +14,20 @@ def has_media(request: Request) -> bool:
 
 def announce(request: Request, scheduler: MigrationSupport, workers: Workers) -> None:
     """Before `llumnix_install` of a request with media. The V2 runner is told of it all by the scheduler."""
-    if has_media(request) and not scheduler.use_v2_model_runner:
+    if _is_announced(request, scheduler):
         media = {
             "mm_features": request.mm_features,
             "prompt_embeds": request.prompt_embeds,
             "prompt_is_token_ids": request.prompt_is_token_ids,
         }
         workers.tell("llumnix_expect", request.request_id, media)
+
+
+def retract(request: Request, scheduler: MigrationSupport, workers: Workers) -> None:
+    """Instead of `llumnix_install`: what was announced is not needed."""
+    if _is_announced(request, scheduler):
+        workers.tell("llumnix_forget", request.request_id)
+
+
+def _is_announced(request: Request, scheduler: MigrationSupport) -> bool:
+    return has_media(request) and not scheduler.use_v2_model_runner
