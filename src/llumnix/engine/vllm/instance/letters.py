@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 import msgspec
-from vllm.sampling_params import SamplingType
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.request import Request
 
 from llumnix.control import commands
 from llumnix.control.gone import GoneIds
@@ -26,6 +24,7 @@ from llumnix.control.messages import (
 )
 from llumnix.engine.vllm.between import NOTICE, RequestCodec
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
+from llumnix.engine.vllm.instance.seeds import has_generator
 from llumnix.engine.vllm.instance.state import hand_of, identity_of
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook
@@ -85,7 +84,7 @@ class Letters:
             case Commit():
                 request = scheduler.requests[message.request]
                 # Of a pipeline's workers only those of the last stage draw; of a stage, all alike.
-                drawn = self._has_generator(request)
+                drawn = has_generator(request.sampling_params) and not scheduler.use_v2_model_runner
                 state = self._engine.workers.ask("llumnix_sampler_state", message.request)[-1] if drawn else None
                 states = scheduler.tables.states.after(message.request, request.num_computed_tokens)
                 block_ids = (*self._block_ids(message), *(block.block_id for block in states))
@@ -94,12 +93,6 @@ class Letters:
                 return message, []
             case _:
                 assert_never(message)
-
-    def _has_generator(self, request: Request) -> bool:
-        """Relies on `_update_states` of the V1 runner, which makes one for requests with a seed (see seeds.py)."""
-        sampling = request.sampling_params
-        seeded = sampling is not None and sampling.sampling_type == SamplingType.RANDOM_SEED
-        return seeded and not self._engine.scheduler.use_v2_model_runner
 
     def _block_ids(self, message: Copy | Commit) -> tuple[int, ...]:
         return tuple(self._engine.scheduler.tables.ids(message.request, message.first_block, message.blocks))

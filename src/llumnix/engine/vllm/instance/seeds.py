@@ -11,7 +11,7 @@ draws once for every token; how, depends on the sampler (vllm/v1/sample/ops/topk
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from vllm.sampling_params import SamplingParams, SamplingType
@@ -57,10 +57,15 @@ def _philox_step(device: torch.device, words: int, kind: torch.dtype) -> int:
     return generator.get_offset()
 
 
+def has_generator(sampling: SamplingParams | None) -> TypeGuard[SamplingParams]:
+    """Whether the V1 runner makes one for such a request (`_update_states` in vllm/v1/worker/gpu_model_runner.py)."""
+    return sampling is not None and sampling.sampling_type == SamplingType.RANDOM_SEED
+
+
 def generator_after(sampling: SamplingParams | None, tokens: int, device: torch.device) -> torch.Generator | None:
-    """As the V1 runner makes it for a new request (`_update_states` in vllm/v1/worker/gpu_model_runner.py), after it
-    has drawn for so many tokens; None for a request without a seed."""
-    if sampling is None or sampling.sampling_type != SamplingType.RANDOM_SEED:
+    """As the V1 runner makes it for a new request, after it has drawn for so many tokens; None for a request without a
+    seed."""
+    if not has_generator(sampling):
         return None
     assert sampling.seed is not None
     generator = torch.Generator(device=device)
