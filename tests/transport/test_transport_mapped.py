@@ -17,6 +17,7 @@ import torch
 from transport_ends import PLENTY_S, SECRET, finished
 
 from llumnix.transport import mapped as mapped_module
+from llumnix.transport.connection import Mapping
 from llumnix.transport.cuda import CudaDriver
 from llumnix.transport.mapped import MappedMemory
 from llumnix.transport.memory import MemoryPool
@@ -172,6 +173,14 @@ def test_pull_that_is_called_off_ends_between_two_batches(
 def test_blocks_that_the_source_does_not_have_are_not_read(make_end: Callable[..., End], driver: Driver) -> None:
     result = make_end().pull(make_end(), [BLOCKS], [0])
     assert "the source refused: block 8 is not one of the 8 blocks" in result.reason
+    assert driver.count("copies") == 0
+
+
+def test_memory_with_other_regions_is_not_read(make_end: Callable[..., End], driver: Driver) -> None:
+    here, there = make_end(), make_end()
+    offers = there.transport._server.offers
+    offers["cuda"] = Mapping(offers["cuda"].handle, offers["cuda"].regions[:1])
+    assert here.pull(there, [1], [1]).reason == "the source names 1 regions, not 3"
     assert driver.count("copies") == 0
 
 

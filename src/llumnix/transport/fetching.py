@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llumnix.transport.connection import Connection, Mapping, ProtocolError, Reply, Request, SourceRefused
 from llumnix.transport.pieces import total_bytes
-from llumnix.transport.port import Pool, PullResult
+from llumnix.transport.port import Pool, PullResult, TransportError
 from llumnix.transport.reader import LateBytes, Reader
 
 MAX_REPLY_BYTES = 64 * 1024
@@ -98,6 +98,8 @@ def read(pool: Pool, reader: Reader, connection: Connection, pull: SocketPull) -
     """Raises CannotRead and LateBytes, too. The source is asked before, so that one which has ended is not read; and
     again afterwards, since what was read of one that ended meanwhile does not count."""
     mapping = _where(connection, pull, reader.scheme)
+    if len(mapping.regions) != len(pool.shape.chunk_bytes):
+        raise TransportError(f"the source names {len(mapping.regions)} regions, not {len(pool.shape.chunk_bytes)}")
 
     def go_on() -> None:
         if pull.called_off:

@@ -85,8 +85,6 @@ class MappedMemory:
     def _batches(
         self, base: int, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64]
     ) -> list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]]:
-        if len(mapping.regions) != len(self._regions):
-            raise TransportError(f"the source maps {len(mapping.regions)} regions, there are {len(self._regions)} here")
         places = zip(self._regions, mapping.regions, strict=True)
         runs = [
             _runs(region.base + targets * region.stride, base + start + sources * stride, region.chunk_bytes)

@@ -58,7 +58,8 @@ class NixlReader:
         self._janitor: threading.Thread | None = None
         self._closed = False
         self._agent, self._errors = _quiet_agent()
-        memory = [(region.base, region.stride * len(tensor), self._device, "") for region, tensor in self._of(tensors)]
+        lengths = zip(self._regions, map(len, tensors), strict=True)
+        memory = [(region.base, region.stride * blocks, self._device, "") for region, blocks in lengths]
         try:
             self._registered = self._agent.register_memory(memory, self._kind)
         except self._errors as error:
@@ -68,20 +69,14 @@ class NixlReader:
         self._prefix = b"" if self.between_machines else namespace + b"\0"
         self.offer = Mapping(self._prefix + self._agent.get_agent_metadata(), places, self._device)
 
-    def _of(self, tensors: Sequence[torch.Tensor]) -> list[tuple[Region, torch.Tensor]]:
-        return list(zip(self._regions, tensors, strict=True))
-
     def pull(
         self, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64], go_on: Callable[[], None]
     ) -> int:
         """See `Reader`."""
-        if len(mapping.regions) != len(self._regions):
-            raise TransportError(f"the source names {len(mapping.regions)} regions, not {len(self._regions)}")
-        mine = [(region.base, region.stride) for region in self._regions]
         with self._lock:
             peer = self._met(mapping.handle)
             try:
-                ours = self._descriptors(mine, targets, self._device)
+                ours = self._descriptors(self.offer.regions, targets, self._device)
                 theirs = self._descriptors(mapping.regions, sources, mapping.device)
                 handle = self._agent.initialize_xfer("READ", ours, theirs, peer, b"")
                 state = self._agent.transfer(handle)

@@ -61,9 +61,9 @@ class Reader(Protocol):
     def pull(
         self, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64], go_on: Callable[[], None]
     ) -> int:
-        """Copies chunks from there into ours; how many bytes. `go_on` is called every few milliseconds: what it raises
-        ends the read, and comes out of here, or LateBytes does because of it. Raises CannotRead, and TransportError
-        when the read fails."""
+        """Copies chunks from there, of as many regions, into ours; how many bytes. `go_on` is called every few
+        milliseconds: what it raises ends the read, and comes out of here, or LateBytes does because of it. Raises
+        CannotRead, and TransportError when the read fails."""
 
     def forget(self, handle: bytes) -> None:
         """The source that offered it is gone."""
