@@ -135,6 +135,10 @@ def test_blocks_of_a_read_that_was_given_up_are_kept_until_nothing_can_land_ther
     agent.may_land.set()
     assert released.wait(PLENTY_S)
     assert same(mine, theirs, [0], [3]), "and bytes have landed"
+    for thread in threading.enumerate():
+        if thread.name == "kv-late":
+            thread.join(PLENTY_S)
+            assert not thread.is_alive(), "nobody looks on"
 
 
 def test_source_in_another_pid_namespace_is_not_read(

@@ -105,9 +105,13 @@ class NixlReader:
         raise late from why
 
     def _clean_up(self) -> None:
+        """Until nothing is late any more."""
         while not self._closed:
             with self._lock:
                 late = list(self._late)
+                if not late:
+                    self._janitor = None
+                    return
             for entry in late:
                 if self._state(entry[0]) != "PROC":
                     with self._lock:
@@ -144,8 +148,9 @@ class NixlReader:
     def close(self) -> None:
         """See `Reader`. Whoever waits for late bytes waits no more; memory where they may land stays registered."""
         self._closed = True
-        if self._janitor is not None:
-            self._janitor.join()
+        janitor = self._janitor
+        if janitor is not None:
+            janitor.join()
         if not self._late:
             self._agent.deregister_memory(self._registered)
 
