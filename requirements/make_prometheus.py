@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from make_env import VENV, say
+from make_env import VENV, reason, say
 
 HOME = VENV / "prometheus"
 TOOLS = HOME / "usr" / "bin"
@@ -61,7 +61,7 @@ def _run(folder: str, *command: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command[0]}: {error}"
-    return "" if run.returncode == 0 else (run.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1]
+    return "" if run.returncode == 0 else reason(run)
 
 
 if __name__ == "__main__":
