@@ -53,7 +53,11 @@ def test_an_address_reads_as_it_was_written(ways: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "@host", "id@", "id@h,", "id@h,unix", "id@h,unix:", "id@h,:x", "id@h,tcp:host", "id@h,tcp:h:p"]
+    "text",
+    [
+        *("", "x", "@host", "id@", "id@h,", "id@h,unix", "id@h,unix:", "id@h,:x", "id@h,tcp:host", "id@h,tcp:h:p"),
+        *("id@h,nixl:host", "id@h,nixl:h:p"),
+    ],
 )
 def test_what_is_not_an_address_is_told_apart(text: str) -> None:
     with pytest.raises(TransportError, match="is not the address of a transport"):

@@ -63,10 +63,15 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         incarnation, at, host = head.partition("@")
         pairs = [way.partition(":") for way in ways]
         complete = all(scheme and where for scheme, _, where in pairs)
-        ported = all(where.rpartition(":")[2].isdecimal() for scheme, _, where in pairs if scheme == "tcp")
-        if not (incarnation and at and host and complete and ported):
+        parsed = tuple(Way(scheme, where) for scheme, _, where in pairs)
+        reached = all(
+            way.where.rpartition(":")[2].isdecimal() or (way.on_one_host and way.scheme != "tcp")
+            for way in parsed
+            if way.scheme in PREFERENCE
+        )
+        if not (incarnation and at and host and complete and reached):
             raise TransportError(f"{text[:200]!r} is not the address of a transport")
-        return cls(incarnation=incarnation, host=host, ways=tuple(Way(scheme, where) for scheme, _, where in pairs))
+        return cls(incarnation=incarnation, host=host, ways=parsed)
 
 
 class Choice(msgspec.Struct, frozen=True):
