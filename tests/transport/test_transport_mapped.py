@@ -19,6 +19,7 @@ from transport_ends import PLENTY_S, SECRET, finished
 from llumnix.transport import mapped as mapped_module
 from llumnix.transport.connection import Mapping
 from llumnix.transport.cuda import CudaDriver
+from llumnix.transport.device import Moment
 from llumnix.transport.mapped import MappedMemory
 from llumnix.transport.memory import MemoryPool
 from llumnix.transport.port import BlockIds, PullResult, TransportError
@@ -168,6 +169,22 @@ def test_pull_that_is_called_off_ends_between_two_batches(
     result = finished(pulls[0].wait(PLENTY_S))
     assert (result.ok, result.reason, result.bytes_read) == (False, "the pull was cancelled", 0)
     assert driver.count("copies") < 2 * LAYERS
+
+
+def test_copies_of_a_batch_that_fails_are_over_before_the_pull_is(
+    make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(Moment, "record", lambda _: done.append("recorded"))
+    monkeypatch.setattr(Moment, "wait", lambda _: done.append("waited"))
+    here, there = make_end(), make_end()
+
+    def fail() -> None:
+        raise TransportError("the driver took a part of it")
+
+    driver.copied = fail
+    assert here.pull(there, [1], [1]).reason == "the driver took a part of it"
+    assert done == ["recorded", "waited"]
 
 
 def test_blocks_that_the_source_does_not_have_are_not_read(make_end: Callable[..., End], driver: Driver) -> None:

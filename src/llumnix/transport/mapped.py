@@ -62,11 +62,14 @@ class MappedMemory:
             for batch in self._batches(base, mapping, sources, targets):
                 go_on()
                 with self._side.running():
-                    self._driver.copy(*batch, self._side.handle)
-                    done.record()
+                    try:
+                        self._driver.copy(*batch, self._side.handle)
+                    finally:
+                        done.record()
                 done.wait()
                 moved += int(batch[2].sum())
         finally:
+            done.wait()  # for those of a batch that could not be given whole, too
             self._release(mapping.handle)
         return moved
 
