@@ -134,6 +134,7 @@ async def _stream(method: str, path: str, content: AsyncIterator[bytes]) -> Any:
         ("GET", "/migrations?limit=0"),
         ("GET", "/migrations?limit=1000001"),
         ("GET", "/migrations?limit=²"),
+        ("GET", "/migrations?limit=٣"),
         ("POST", "/instances/i0/drain?timeout_s=" + "9" * 5000),
         ("POST", "/instances/i0/drain?keep=" + "x" * 5000),
     ],

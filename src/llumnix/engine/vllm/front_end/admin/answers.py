@@ -116,6 +116,14 @@ def query_of(request: Request, *names: str) -> Mapping[str, str]:
     return request.query_params
 
 
+def count_of(params: Mapping[str, str], name: str, usual: int, most: int) -> int:
+    """A parameter that is a number from 1 on. Raises Bad."""
+    text = params.get(name, str(usual))
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+        raise Bad(400, f"{name} must be a number from 1 to {most}, not {shown(text)}.")
+    return int(text)
+
+
 async def _whole_body(request: Request) -> bytes:
     """Raises Bad as soon as it is too large: a client need not say beforehand how much it sends."""
     body = bytearray()

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from llumnix.api import bodies
 from llumnix.control.placing import first_id
-from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, shown
+from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, count_of, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.entries import KINDS, MoveNoted, RoundNoted, StayNoted
 from llumnix.journal.journal import EntryFilter, read_cursor, show_cursor
@@ -22,7 +22,7 @@ _MOST_ENTRIES = 1000
 
 
 async def journal(board: Switchboard, params: Mapping[str, str]) -> Response:
-    reading = await board.read_journals(_places(params), _limit(params.get("limit", "100")), _wanted(params))
+    reading = await board.read_journals(_places(params), count_of(params, "limit", 100, _MOST_ENTRIES), _wanted(params))
     return answer(
         bodies.JournalAnswer(entries=list(reading.entries), cursor=show_cursor(reading.places), lost=reading.lost)
     )
@@ -84,12 +84,6 @@ def _places(params: Mapping[str, str]) -> dict[str, int] | None:
         return read_cursor(params["after"])
     except ValueError as error:
         raise Bad(400, f"after must be a cursor as an answer has it: {error}.") from error
-
-
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= _MOST_ENTRIES):
-        raise Bad(400, f"limit must be a number from 1 to {_MOST_ENTRIES}, not {shown(text)}.")
-    return int(text)
 
 
 def _wanted(params: Mapping[str, str]) -> EntryFilter:

@@ -13,7 +13,17 @@ from vllm import envs
 from llumnix.api import bodies
 from llumnix.api.routes import OPENAPI, PREFIX
 from llumnix.engine.vllm.front_end.admin import classes, looking, past, sizing
-from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, answer, body_of, listing, query_of, sentence, shown
+from llumnix.engine.vllm.front_end.admin.answers import (
+    Bad,
+    Guard,
+    answer,
+    body_of,
+    count_of,
+    listing,
+    query_of,
+    sentence,
+    shown,
+)
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.origin import KnownHosts, listening_host
 from llumnix.engine.vllm.front_end.page import files, watching
@@ -152,10 +162,8 @@ async def _sequences(board: Switchboard, request_id: str) -> list[tuple[Instance
 
 
 async def _migrations(board: Switchboard, params: Mapping[str, str]) -> Response:
-    limit = params.get("limit", "100")
-    if not (limit.isdecimal() and len(limit) <= len(str(_MAX_LIMIT)) and 1 <= int(limit) <= _MAX_LIMIT):
-        raise Bad(400, f"limit must be a number from 1 to {_MAX_LIMIT}, not {shown(limit)}.")
-    return listing("migrations", await board.list_migrations(int(limit)))
+    limit = count_of(params, "limit", 100, _MAX_LIMIT)
+    return listing("migrations", await board.list_migrations(limit))
 
 
 async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> Response:
