@@ -13,6 +13,7 @@ from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.entries import KINDS, MoveNoted, RoundNoted, StayNoted
 from llumnix.journal.journal import EntryFilter, read_cursor, show_cursor
 from llumnix.journal.story import RequestStory
+from llumnix.policy.dispatch import queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.why_not import Settled, why_not_moved
 from llumnix.types import InstanceId, Priority, RequestState
@@ -68,7 +69,7 @@ def _settled(row: RequestRow, told: RequestStory, instance: InstanceSnapshot) ->
             prompt_tokens=row.prompt_tokens,
             output_tokens=row.output_tokens,
             held_blocks=0,
-            needed_blocks=-(-tokens // instance.block_tokens),
+            needed_blocks=queued_demand_blocks(tokens, instance.block_tokens, instance.state_blocks),
             movable=not row.why_pinned,
         ),
         why_pinned=row.why_pinned,
