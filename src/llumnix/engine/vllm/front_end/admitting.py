@@ -13,6 +13,7 @@ from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.desk import Desk, Unserved
+from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.policy.classes import Classes
 from llumnix.types import RequestId
@@ -66,7 +67,7 @@ class AdmittingClient(LlumnixClient):
         try:
             return await self.desk.admit(request)
         except Unserved as refusal:
-            self.streams.refused(request.external_req_id, str(refusal), refusal.http_status)
+            self.streams.refused(client_id_of(request), str(refusal), refusal.http_status)
             raise
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:

@@ -50,8 +50,7 @@ class Session:
 
     @property
     def client_id(self) -> str:
-        """The id that the client was given (vLLM appends a random suffix, and prefixes children of n > 1)."""
-        return self.request.external_req_id or self.request.request_id
+        return client_id_of(self.request)
 
     def tokens_delivered(self, token_ids: list[int], now: float) -> float | None:
         """Takes note of tokens; returns the downtime in seconds if they are the first after a move."""
@@ -84,6 +83,11 @@ class Session:
     def moved(self, notice: Moved) -> None:
         self.move = notice
         self.before_move_s = self.last_token_s
+
+
+def client_id_of(request: EngineCoreRequest) -> str:
+    """The id that the client was given (vLLM appends a random suffix, and prefixes children of n > 1)."""
+    return request.external_req_id or request.request_id
 
 
 def arrival(

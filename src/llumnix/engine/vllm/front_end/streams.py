@@ -19,7 +19,7 @@ from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed, Verdict
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec
 from llumnix.engine.vllm.front_end.members import Members
-from llumnix.engine.vllm.front_end.session import Session, arrival, media_bytes, why_not_exact
+from llumnix.engine.vllm.front_end.session import Session, arrival, client_id_of, media_bytes, why_not_exact
 from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_output
 from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -85,7 +85,7 @@ class Streams:
             story.dispatched(now, answer.reason)
             self.sessions[name] = Session(request, name, stream, story, keeps_media=self._kept.keep(name, media))
         else:
-            self.refused(request.external_req_id or name, answer.why)
+            self.refused(client_id_of(request), answer.why)
         return answer
 
     def refused(self, request_id: str | None, why: str, status: int = 503) -> None:

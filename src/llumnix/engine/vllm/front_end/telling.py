@@ -8,6 +8,7 @@ from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequ
 
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.journal.entries import RefusalNoted
 from llumnix.journal.stories import Stories
 from llumnix.journal.story import Story
@@ -16,7 +17,7 @@ from llumnix.journal.story import Story
 def begin_story(stories: Stories, request: EngineCoreRequest, prompt_tokens: int, now: float) -> Story:
     """vLLM's server took note of its arrival, in seconds since 1970."""
     waited_s = max(0.0, time() - request.arrival_time)
-    name = client_visible_id(request.external_req_id or request.request_id)
+    name = client_visible_id(client_id_of(request))
     return stories.began(now - waited_s, name, request.request_id, prompt_tokens)
 
 

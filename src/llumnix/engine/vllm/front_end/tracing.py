@@ -17,6 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
+from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.journal.entries import (
     DispatchNoted,
     DrainNoted,
@@ -60,7 +61,7 @@ class Tracing:
             kind=SpanKind.SERVER,
             start_time=_ns(request.arrival_time),
             attributes={
-                "gen_ai.request.id": client_visible_id(request.external_req_id or request.request_id),
+                "gen_ai.request.id": client_visible_id(client_id_of(request)),
                 "llumnix.front_end": self._front_end,
             },
         )
