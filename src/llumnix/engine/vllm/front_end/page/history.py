@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,7 +72,7 @@ class History:
         """Takes note of what instances report now. `at`: seconds since 1970."""
         sample = _sample(at, loads, self._before)
         self._before = at, dict(loads)
-        self._cluster.add([getattr(sample, name) for name in sample.__struct_fields__])
+        self._cluster.add(msgspec.structs.astuple(sample))
         self._instances = {
             instance: self._instances.get(instance) or Track(len(_INSTANCE), self._count) for instance in loads
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from time import time
 from typing import TypeVar
 
+import msgspec
 from msgspec import UNSET
 
 from llumnix.api.bodies import InstanceRow, InstancesAnswer
@@ -108,8 +109,7 @@ class RequestPictures:
 
 
 def _sequence(instance: InstanceId, row: RequestRow) -> SequenceRow:
-    told = looking.request(instance, row)
-    return SequenceRow(key=row.request, **{name: getattr(told, name) for name in told.__struct_fields__})
+    return SequenceRow(key=row.request, **msgspec.structs.asdict(looking.request(instance, row)))
 
 
 KeyT = TypeVar("KeyT")
