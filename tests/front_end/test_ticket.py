@@ -130,6 +130,17 @@ async def test_refusal_that_comes_as_an_answer_of_vllms_has_our_words_and_header
     assert b"retry-after" not in assert_declined(await ask(app), NEVER)
 
 
+async def test_answer_without_headers_is_declined_like_any_other() -> None:
+    async def app(ticket: Ticket, send: AsgiSend) -> None:
+        ticket.declined = NEVER
+        await send({"type": "http.response.start", "status": 403})
+        await say(send, "", more=False)
+
+    head, _ = await ask(app)
+    assert head["status"] == 403
+    assert dict(head["headers"])[b"content-type"] == b"application/json"
+
+
 async def test_what_has_begun_goes_on_whatever_is_declined_later() -> None:
     """The second prompt of a request, say."""
 

@@ -8,7 +8,7 @@ of a stream nothing has been sent then, as the door keeps the beginning of an an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from math import ceil
 from typing import Any
@@ -74,7 +74,7 @@ class _Answer:
         self._ticket = ticket
         self._send = send
         self._start: AsgiMessage | None = None
-        self._begun = False
+        """Kept back until there is more."""
         self._declined = False
 
     async def __call__(self, message: AsgiMessage) -> None:
@@ -83,17 +83,17 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._start = message
             return
-        if not self._begun and self._start is not None:
-            self._begun = True
+        if self._start is not None:
+            start, self._start = self._start, None
+            headers = start.get("headers", ())
             if self._ticket.declined is not None:
                 self._declined = True
-                await self._decline(self._ticket.declined, self._start["headers"])
+                await self._decline(self._ticket.declined, headers)
                 return
-            headers = [*self._start.get("headers", ()), *rate_limits(self._ticket.allowances)]
-            await self._send({**self._start, "headers": headers})
+            await self._send({**start, "headers": [*headers, *rate_limits(self._ticket.allowances)]})
         await self._send(message)
 
-    async def _decline(self, declined: Declined, headers: list[Header]) -> None:
+    async def _decline(self, declined: Declined, headers: Iterable[Header]) -> None:
         error = {"message": declined.why, "type": declined.kind, "param": None, "code": declined.status}
         body = json.dumps({"error": error}).encode()
         kept = [header for header in headers if header[0].lower() not in (*_OF_THE_BODY, b"retry-after")]
