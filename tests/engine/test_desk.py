@@ -159,6 +159,23 @@ async def test_who_waits_too_long_is_refused_by_the_clock() -> None:
     assert office.counted("llumnix_refused_requests_total", **{"class": "fast", "code": "503"}) == 1
 
 
+async def test_class_that_is_no_more_is_shown_until_nobody_waits_in_it() -> None:
+    def shown(cls: str) -> float:
+        office.desk.show()
+        return office.counted("llumnix_held_requests", **{"class": cls})
+
+    office = Office(Cluster(), classes_of(tenant("t", "slow", "fast")))
+    waiting = office.ask("r")
+    await turn()
+    assert (shown("slow"), shown("fast")) == (1, 0)
+    others = TenantTerms(name="t", classes=("fast",))
+    office.desk.change(Classes(classes={"fast": ServiceClass(name="fast")}, tenants={"t": others}))
+    assert shown("slow") == 1
+    waiting.cancel()
+    await turn()
+    assert shown("slow") == 0
+
+
 async def test_limits_are_told_with_each_answer() -> None:
     office = Office(Cluster(free=9), classes_of(tenant(requests_per_minute=1.0, tokens_per_minute=100.0)))
     with ticket_of() as ticket:

@@ -55,6 +55,8 @@ class Desk:
         self._next: RequestId | None = None
         """Was called, and is not sent yet: until then nobody knows what room it leaves."""
         self._timer: asyncio.TimerHandle | None = None
+        self._shown_waiting: set[str] = set()
+        """Classes that were shown with somebody in them: also one that is no more is to be shown empty in the end."""
 
     @property
     def held(self) -> int:
@@ -154,8 +156,10 @@ class Desk:
 
     def show(self) -> None:
         """How many wait, for the metrics."""
-        for name in self._classes.classes:
+        names = self._shown_waiting | self._classes.classes.keys()
+        for name in names:
             self._metrics.held.labels(name).set(self._room.held_of(name))
+        self._shown_waiting = {name for name in names if self._room.held_of(name)}
 
     @staticmethod
     def _tell(asked: _Asked, answer: bool | Declined) -> None:
