@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
+from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.policy.classes import Classes, ServiceClass, TenantTerms
@@ -146,3 +148,19 @@ async def test_request_that_no_instance_can_take_is_told_so_at_once_and_has_no_p
     with pytest.raises(GracefulHTTPError, match="No instance can take the request now"):
         await client.add_request_async(engine_request("a"))
     assert running(client) == 0
+
+
+def test_classes_that_two_front_ends_write_at_once_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = ClassesInForce(str(tmp_path)), ClassesInForce(str(tmp_path))
+    begin = Path.write_bytes
+
+    def meanwhile(path: Path, content: bytes) -> int:
+        monkeypatch.setattr(Path, "write_bytes", begin)
+        written = path.write_bytes(content)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        theirs.write(Classes(classes={}, tenants={}, others=ANYBODY))
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", meanwhile)
+    ours.write(CLASSES)
+    assert ours.read() == theirs.read() == CLASSES

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from llumnix.engine.vllm.front_end.state_file import write_whole
 from llumnix.policy.classes import Classes
 
 
@@ -24,6 +25,4 @@ class ClassesInForce:
             return None
 
     def write(self, classes: Classes) -> None:
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(classes))
-        fresh.rename(self._path)
+        write_whole(self._path, msgspec.json.encode(classes))

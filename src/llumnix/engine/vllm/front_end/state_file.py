@@ -58,6 +58,11 @@ class StateFile:
             os.close(lock)
 
     def _write(self, state: ServerState) -> None:
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.msgpack.encode(state))
-        fresh.rename(self._path)
+        write_whole(self._path, msgspec.msgpack.encode(state))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Who reads the file meets all of this, or all of what was there before, also when several processes write."""
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.rename(path)
