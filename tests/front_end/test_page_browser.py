@@ -97,6 +97,16 @@ def test_every_view_is_for_everybody(browser: Browser, server: PageServer, mode:
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{view} is too wide"
 
 
+def test_cards_on_a_phone_are_as_on_a_desk_but_for_their_edges(browser: Browser, server: PageServer) -> None:
+    looks = []
+    for how in (DESK, PHONE):
+        with opened(browser, f"{server.url}/llumnix/#scaling", **how) as page:
+            inside = page.locator(".card > .inside.prose")
+            names = "['textAlign', 'borderTopWidth', 'paddingTop', 'paddingLeft']"
+            looks.append(inside.evaluate(f"it => {names}.map((name) => getComputedStyle(it)[name])"))
+    assert looks == [["start", "0px", "4px", "20px"], ["start", "0px", "4px", "16px"]]
+
+
 def test_what_happens_is_seen_without_asking_again(browser: Browser, server: PageServer) -> None:
     with opened(browser, f"{server.url}/llumnix/") as page:
         page.locator("tbody tr").first.wait_for()
