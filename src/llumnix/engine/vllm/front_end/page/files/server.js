@@ -12,7 +12,7 @@ export const key = {
 
 const headers = () => (key.get() ? { Authorization: `Bearer ${key.get()}` } : {});
 
-export class Refused extends Error {
+class Refused extends Error {
   constructor(status, sentence) {
     super(sentence);
     this.status = status;
