@@ -1,12 +1,10 @@
 // What the page can do. Each act says first what will happen, and is done by the admin route that commands use.
 import { html, useEffect, useRef, useState } from "./html.js";
-import { known } from "./store.js";
+import { inState, known } from "./store.js";
 import { ask } from "./server.js";
 import { byNumber, plural } from "./format.js";
 
 export const mayAct = () => Boolean(known.server?.acts);
-
-const here = (state) => [...known.instances.values()].filter((row) => row.state === state);
 
 // A button, for those who listen with what it is `of`, and the dialog that it opens. `act` returns what is asked of the server.
 function Act({ button, of, title, yes, act, ready = true, children }) {
@@ -48,7 +46,7 @@ function Confirm({ title, yes, act, ready, leave, children }) {
 export function Drain({ row }) {
   const [keep, setKeep] = useState(false);
   const [typed, setTyped] = useState("");
-  const others = here("running").filter((each) => each.id !== row.id);
+  const others = inState("running").filter((each) => each.id !== row.id);
   const last = !others.length;
   const act = () => ask(`instances/${row.id}/drain?keep=${keep}&force=${last}`, { method: "POST" });
   return html`<${Act} button="Drain…" of=${row.id} title=${`Drain ${row.id}?`} yes=${`Drain ${row.id}`} act=${act} ready=${!last || typed === row.id}>
@@ -80,12 +78,12 @@ export function AddInstances() {
   const valid = Number.isInteger(count) && count >= 1 && count <= 64;
   return html`<${Act} button="Add…" of="instances" title="Add instances?" yes=${valid ? `Start ${count}` : "Start"} act=${act} ready=${valid}>
     <label class="label">How many<input type="number" min="1" max="64" value=${count} onInput=${(event) => setCount(event.target.valueAsNumber)} /></label>
-    <p>${valid ? `${plural(here("running").length, "instance")} ${here("running").length === 1 ? "serves" : "serve"} now. ${plural(count, "more one", "more")} will load the model, and take requests when ready.` : "From 1 to 64."}</p>
+    <p>${valid ? `${plural(inState("running").length, "instance")} ${inState("running").length === 1 ? "serves" : "serve"} now. ${plural(count, "more one", "more")} will load the model, and take requests when ready.` : "From 1 to 64."}</p>
   </${Act}>`;
 }
 
 export function Move({ request }) {
-  const targets = here("running").filter((row) => row.id !== request.instance).sort((a, b) => byNumber(a.id, b.id));
+  const targets = inState("running").filter((row) => row.id !== request.instance).sort((a, b) => byNumber(a.id, b.id));
   const freest = targets.reduce((best, row) => ((row.freeness ?? -1) > (best?.freeness ?? -1) ? row : best), null);
   const [chosen, setChosen] = useState("");
   const target = chosen || freest?.id || "";

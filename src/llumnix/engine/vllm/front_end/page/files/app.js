@@ -1,6 +1,6 @@
 // The page: which view is open, how the connection is, and the frame around both.
 import { html, render, useEffect, useRef, useState } from "./html.js";
-import { connect, known, listen } from "./store.js";
+import { connect, inState, known, listen } from "./store.js";
 import { key } from "./server.js";
 import { plural, rate, time } from "./format.js";
 import { Cluster } from "./cluster.js";
@@ -62,7 +62,7 @@ const CONNECTION = { live: ["live", ""], connecting: ["connecting", "waiting"], 
 
 function Pulse() {
   const [word, kind] = CONNECTION[known.connection.name];
-  const serving = [...known.instances.values()].filter((row) => row.state === "running").length;
+  const serving = inState("running").length;
   return html`<div class="pulse">
     ${known.sample && html`<span class="extra"><b>${serving}</b> serving</span><span class="extra"><b>${rate(known.sample.requests_per_s)}</b> requests/s</span>`}
     ${known.server && html`<span class="extra">${known.server.model}</span>`}

@@ -1,6 +1,6 @@
 // The first view: every instance, what moves between them, and the last hour.
 import { html, useState } from "./html.js";
-import { known } from "./store.js";
+import { inState, known } from "./store.js";
 import { byNumber, freeness, percent, plural, rate, whole } from "./format.js";
 import { Card, Figures, Freeness, Instance, Memory, State, Words, hint, usedShare } from "./parts.js";
 import { Sky } from "./flights.js";
@@ -24,8 +24,8 @@ export function Cluster() {
 }
 
 function Totals() {
-  const { sample, instances } = known;
-  const count = (state) => [...instances.values()].filter((row) => row.state === state).length;
+  const { sample } = known;
+  const count = (state) => inState(state).length;
   const others = ["draining", "starting"].filter(count).map((state) => `${count(state)} ${state}`).join(", ");
   const now = sample || {};
   return html`<${Figures} label="The cluster now" of=${[

@@ -29,6 +29,9 @@ export function span(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
+// Why an attempt to move a request came to nothing.
+export const whyStayed = (move) => move.outcome.replace("stayed: ", "");
+
 // i2 stands before i10.
 export const byNumber = new Intl.Collator("en", { numeric: true }).compare;
 

@@ -5,7 +5,7 @@ import { ask } from "./server.js";
 import { freeness, percent, plural, whole } from "./format.js";
 import { Card, Figures, State, Words, hint, usedShare } from "./parts.js";
 import { INSTANCE, LastHour } from "./charts.js";
-import { Table, longestFirst } from "./requests.js";
+import { Table, longestFirst, tokens } from "./requests.js";
 import { Drain, Undrain, mayAct } from "./acts.js";
 import { News } from "./news.js";
 
@@ -62,10 +62,10 @@ function usePast(id) {
 
 function Held({ rows, row }) {
   const many = row.running + row.waiting;
-  const all = rows.reduce((sum, each) => sum + each.prompt_tokens + each.output_tokens, 0);
+  const all = rows.reduce((sum, each) => sum + tokens(each), 0);
   return html`<${Card} title="What it holds" right=${html`<small>${plural(many, "request")}${rows.length > SHOWN ? `, the ${SHOWN} longest below` : ""}</small>`}>
-    ${rows.length ? html`<div class="inside"><div class="split" role="img" aria-label=${`Tokens by request: the longest has ${Math.round((100 * (rows[0].prompt_tokens + rows[0].output_tokens)) / all)} % of all`}>
-      ${rows.map((each) => html`<i key=${each.key} title=${`${each.id}: ${each.prompt_tokens + each.output_tokens} tokens`} style=${{ flexGrow: each.prompt_tokens + each.output_tokens }}></i>`)}</div></div>
+    ${rows.length ? html`<div class="inside"><div class="split" role="img" aria-label=${`Tokens by request: the longest has ${Math.round((100 * tokens(rows[0])) / all)} % of all`}>
+      ${rows.map((each) => html`<i key=${each.key} title=${`${each.id}: ${tokens(each)} tokens`} style=${{ flexGrow: tokens(each) }}></i>`)}</div></div>
       <${Table} rows=${rows.slice(0, SHOWN)} instance=${false} />` : html`<p class="none">${many ? "Its requests are not among the longest of the cluster." : "No request."}</p>`}
   </${Card}>`;
 }

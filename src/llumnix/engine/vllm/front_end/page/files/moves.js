@@ -1,7 +1,7 @@
 // What moved, how it went, and who gives to whom.
 import { html, useEffect } from "./html.js";
 import { known, loadMoves } from "./store.js";
-import { byNumber, bytes, ms, percent, plural, quantile, time, whole } from "./format.js";
+import { byNumber, bytes, ms, percent, quantile, time, whole, whyStayed } from "./format.js";
 import { Card, Figures, Id, Instance, State, Wide, Words, short, useMore } from "./parts.js";
 
 const SHOWN = 50;
@@ -23,7 +23,7 @@ export function Moves() {
   const { moves } = known;
   return html`<h1 class="unseen">Moves</h1>
     <${Totals} moves=${moves} />
-    <div class="two"><${List} moves=${moves} /><div class="stack"><${Whence} moves=${moves} /><${Counts} title="Why they were tried" of=${count(moves, causeOf)} /><${Counts} title="Why some stayed" of=${count(moves.filter((move) => move.outcome !== MOVED), (move) => move.outcome.replace("stayed: ", ""))} /></div></div>
+    <div class="two"><${List} moves=${moves} /><div class="stack"><${Whence} moves=${moves} /><${Counts} title="Why they were tried" of=${count(moves, causeOf)} /><${Counts} title="Why some stayed" of=${count(moves.filter((move) => move.outcome !== MOVED), whyStayed)} /></div></div>
     <${Words} of=${["stayed", "downtime", "freeness", "drain"]} />`;
 }
 
@@ -54,7 +54,7 @@ const Attempt = ({ move }) => html`<tr>
   <th scope="row">${time(move.at)}</th><td><${Instance} id=${move.source} /> → <${Instance} id=${move.target} /></td>
   <td><${State} of=${move.outcome === MOVED ? MOVED : "stayed"} title=${move.outcome} /></td><td class="number">${move.outcome === MOVED ? ms(move.downtime_ms) : ""}</td>
   <td class="number wide-only">${bytes(move.bytes)}</td>
-  <td class="wide-only"><span class="why" title=${`${move.request_id}: ${move.reason}`}><${Id}>${short(move.request_id)}</${Id}> <span class="soft">${move.outcome === MOVED ? move.reason : move.outcome.replace("stayed: ", "")}</span></span></td></tr>`;
+  <td class="wide-only"><span class="why" title=${`${move.request_id}: ${move.reason}`}><${Id}>${short(move.request_id)}</${Id}> <span class="soft">${move.outcome === MOVED ? move.reason : whyStayed(move)}</span></span></td></tr>`;
 
 function count(moves, wordOf) {
   const counts = {};

@@ -26,7 +26,7 @@ export function Requests() {
 
 export const longestFirst = (a, b) => tokens(b) - tokens(a) || byNumber(a.key, b.key);
 
-const tokens = (row) => row.prompt_tokens + row.output_tokens;
+export const tokens = (row) => row.prompt_tokens + row.output_tokens;
 
 const fits = (row, { text, instance, state, pinned }) =>
   (!text || row.id.includes(text)) && (!instance || row.instance === instance) && (!state || row.state === state) && (!pinned || !row.movable);

@@ -22,6 +22,8 @@ export const known = {
   requests: null, // {rows: Map, total, connection}
 };
 
+export const inState = (state) => [...known.instances.values()].filter((row) => row.state === state);
+
 const listeners = new Set();
 
 export function listen(listener) {
