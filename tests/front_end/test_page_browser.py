@@ -22,6 +22,7 @@ from frame.page_server import PageServer, page_server
 from frame.pretend import PretendCluster
 from playwright.sync_api import Browser, Page, expect
 
+from llumnix.engine.vllm.front_end.page import feed
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance
 
 pytestmark = [
@@ -191,6 +192,19 @@ def test_request_is_found_and_moved(browser: Browser) -> None:
         page.get_by_role("button", name=re.compile("^Move to i")).click()
         page.get_by_role("dialog").wait_for(state="detached")
         assert "by hand" in [record.reason for record in server.cluster.records]
+
+
+def test_viewer_of_requests_beyond_the_last_is_told_so(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        page_server(PretendCluster(2)) as server,
+        opened(browser, f"{server.url}/llumnix/", complaints=True) as page,
+    ):
+        page.get_by_role("row", name="i1 running").wait_for()
+        with monkeypatch.context() as crowded:
+            crowded.setattr(feed, "MOST_VIEWERS", 0)
+            page.goto(f"{server.url}/llumnix/#requests")
+            page.get_by_text(re.compile(r"^\d+ viewers watch already")).wait_for()
+        page.locator("tbody tr").first.wait_for()
 
 
 def test_page_that_may_only_be_looked_at_offers_nothing_to_do(browser: Browser) -> None:

@@ -19,7 +19,7 @@ export function Requests() {
     <${Totals} rows=${rows} total=${requests?.total ?? 0} />
     <${Card} title="Requests" right=${html`<small>${counted(found.length, shown, rows.length, requests?.total ?? 0)}</small>`}>
       <${Filter} wanted=${wanted} want=${want} />
-      ${found.length ? html`<${Table} rows=${found.slice(0, shown)} />${more}` : html`<${Nothing} wanted=${wanted} heard=${requests?.heard} any=${rows.length} />`}
+      ${found.length ? html`<${Table} rows=${found.slice(0, shown)} />${more}` : html`<${Nothing} wanted=${wanted} heard=${requests?.heard} why=${requests?.connection.why} any=${rows.length} />`}
     </${Card}>
     <${Words} of=${["running", "waiting", "preempted"]} />`;
 }
@@ -84,9 +84,9 @@ const Length = ({ row, most }) => html`<div class="bar lengths" title=${`${whole
   <span>${whole(row.prompt_tokens)} + ${whole(row.output_tokens)}</span></div>`;
 
 // An id that is not among the longest may still run: the server knows.
-function Nothing({ wanted, heard, any }) {
+function Nothing({ wanted, heard, why, any }) {
   const [said, say] = useState("");
-  if (!heard) return html`<p class="none">The list is on its way.</p>`;
+  if (!heard) return html`<p class="none">${why || "The list is on its way."}</p>`;
   if (!any) return html`<div class="none">No request runs or waits.<${Example} /></div>`;
   const look = () => ask(`requests/${encodeURIComponent(wanted.text)}`).then(
     ({ requests: [row] }) => say(`It ${row.state === "waiting" ? "waits" : "runs"} on ${row.instance}, with ${whole(tokens(row))} tokens.`),

@@ -19,7 +19,7 @@ export const known = {
   flights: [], // moves that are being shown
   sample: null,
   history: null, // {at: [], series: {name: []}}
-  requests: null, // {rows: Map, total, connection}
+  requests: null, // {rows: Map, total, connection, heard}
 };
 
 export const inState = (state) => [...known.instances.values()].filter((row) => row.state === state);
