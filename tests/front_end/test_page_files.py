@@ -118,4 +118,6 @@ async def test_index_names_the_page_where_there_is_one(page: bool) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         root, there = await client.get("/"), await client.get("/llumnix/")
     assert ("GET /llumnix/" in root.json()["routes"]) == page
+    for path in ("watch", "watch/requests", "history"):
+        assert (f"GET /llumnix/v1/{path}" in root.json()["routes"]) == page
     assert there.status_code == (404 if page else 200)

@@ -39,6 +39,8 @@ class Route:
     """Beside `ALWAYS`: HTTP status, and when."""
     streams: bool = False
     """Whether it goes on answering, with server-sent events that have an `answer` each."""
+    of_page: bool = False
+    """Whether it is there together with the live page only."""
     guarded: bool = True
     """Whether it wants the key, where there is one, and refuses web pages of strangers, where there is none."""
 
@@ -181,6 +183,7 @@ ROUTES = (
         text="the cluster, and what changes of it, twice a second",
         answer=frames.ClusterFrame,
         streams=True,
+        of_page=True,
         refusals={503: _VIEWERS},
     ),
     Route(
@@ -189,6 +192,7 @@ ROUTES = (
         text="the longest requests, and what changes of them, once a second",
         answer=frames.RequestsFrame,
         streams=True,
+        of_page=True,
         refusals={503: _VIEWERS},
     ),
     Route(
@@ -197,6 +201,7 @@ ROUTES = (
         text="the last hour of the cluster, or of an instance",
         parameters=(Parameter("instance", str, "Whose (default: of all together)."),),
         answer=frames.HistoryAnswer,
+        of_page=True,
         refusals={400: _PARAMETER, 404: "There is no such instance that takes requests."},
     ),
     Route(method="GET", path="/openapi.json", text="these routes, for programs", answer=None, refusals={}),

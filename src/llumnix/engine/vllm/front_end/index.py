@@ -18,13 +18,14 @@ OPENAI = {
     "GET /docs": "all routes",
 }
 PAGE = {"GET /llumnix/": "the live page, for browsers"}
-ADMIN = {f"{route.method} {PREFIX}{route.path}": route.text for route in ROUTES}
 
 
 def add_routes(app: FastAPI, *, openai: bool, admin: bool, page: bool) -> None:
     """An index of what this port serves, at `/`, and at the roots of the admin routes where they are here: below
     `/llumnix/` where that is the live page."""
-    routes = (OPENAI if openai else {}) | (PAGE if page else {}) | (ADMIN if admin else {})
+    here = [route for route in ROUTES if admin and (page or not route.of_page)]
+    routes = (OPENAI if openai else {}) | (PAGE if page else {})
+    routes |= {f"{route.method} {PREFIX}{route.path}": route.text for route in here}
     roots = (*(() if page else ("/llumnix", "/llumnix/")), PREFIX, f"{PREFIX}/") if admin else ()
 
     async def answer() -> Response:
