@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
 from llumnix.control.tenant_account import Allowance
-from llumnix.engine.vllm.front_end.retry_after import AsgiMessage, AsgiSend
+from llumnix.engine.vllm.front_end.retry_after import AsgiMessage, AsgiSend, Receive
 from llumnix.engine.vllm.front_end.ticket import Door, Ticket, current_ticket
 from llumnix.policy.classes import Caller, Declined
 
@@ -26,16 +25,19 @@ async def ask(
     """What the client gets of an app that is told its ticket."""
     sent: list[AsgiMessage] = []
 
-    async def inner(scope: AsgiMessage, receive: Any, send: AsgiSend) -> None:
+    async def inner(scope: AsgiMessage, receive: Receive, send: AsgiSend) -> None:
         ticket = current_ticket.get()
         assert ticket is not None
         await app(ticket, send)
+
+    async def receive() -> AsgiMessage:
+        raise AssertionError("nobody reads the body here")
 
     async def send(message: AsgiMessage) -> None:
         sent.append(message)
 
     encoded = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    await Door(inner, lambda: tenant)({"type": kind, "path": "/v1/completions", "headers": encoded}, None, send)  # type: ignore[arg-type]
+    await Door(inner, lambda: tenant)({"type": kind, "path": "/v1/completions", "headers": encoded}, receive, send)
     assert current_ticket.get() is None
     return sent
 
