@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
 
     started: list[Serve] = []
 
-    def start(*flags: str, console: Path | None = None) -> Serve:
-        started.append(Serve(tmp_path_factory.mktemp("s"), *flags, console=console))
+    def start(*flags: str, console: Path | None = None, more_environment: Mapping[str, str] | None = None) -> Serve:
+        folder = tmp_path_factory.mktemp("s")
+        started.append(Serve(folder, *flags, console=console, more_environment=more_environment))
         return started[-1]
 
     yield start

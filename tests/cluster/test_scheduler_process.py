@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
+from frame.server import wait_for
 
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
@@ -196,9 +197,7 @@ def noted(world: World, meanwhile: Callable[[], None]) -> list[tuple[str, Instan
     """Its journal, as a front end is told it, but for rounds; the log that it writes says the same."""
     world.tell(ReadJournal(query=9, reply_to=world.book.front_end(0), places={}, limit=100, wanted=ALL_ENTRIES))
     entries = world.wait_for(world.front_end[1], JournalRead, meanwhile).part.entries
-    deadline_s = time.monotonic() + WAIT_S
-    while len(read_log(world.decisions)) < len(entries) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    wait_for(lambda: len(read_log(world.decisions)) >= len(entries), "all of it in the log")
     assert tuple(read_log(world.decisions)[: len(entries)]) == entries
     return [(entry.kind, entry.instance) for entry in entries if entry.kind != "round"]
 
