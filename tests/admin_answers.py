@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import msgspec
 
 from llumnix.api import bodies
@@ -12,6 +14,9 @@ from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.types import InstanceId, InstanceState
 
 Json = dict[str, Any]
+Answer = Callable[[httpx.Request], httpx.Response]
+Install = Callable[[Answer], None]
+"""The fixture `answer_with`."""
 
 
 def _but(whole: msgspec.Struct, facts: Json) -> Json:
@@ -21,6 +26,11 @@ def _but(whole: msgspec.Struct, facts: Json) -> Json:
 
 def instance_row(instance: str, state: str = "running", **facts: Any) -> Json:
     return _but(bodies.InstanceRow(id=InstanceId(instance), state=InstanceState(state)), facts)
+
+
+def request_row(request: str, instance: str, **facts: Any) -> Json:
+    usual = {"priority": "normal", "prompt_tokens": 3, "output_tokens": 70, "state": "running", "migrations": 2}
+    return {"id": request, "instance": instance, "movable": True, "why_pinned": None} | usual | facts
 
 
 def status_answer(*rows: Json, **facts: Any) -> Json:

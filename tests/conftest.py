@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from admin_answers import Answer, Install
     from two_machines import TwoMachines
 
 _RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
@@ -62,3 +63,16 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
     machines = TwoMachines(tmp_path_factory.mktemp("m"))
     yield machines
     machines.close()
+
+
+@pytest.fixture
+def answer_with(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Makes every client talk to a function."""
+    import httpx
+
+    real = httpx.Client
+
+    def install(answer: Answer) -> None:
+        monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+
+    return install

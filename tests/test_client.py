@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from admin_answers import drain_report, moved_answer, scaling_row, started_answer, state_answer, status_answer
+from admin_answers import Install, drain_report, moved_answer, scaling_row, started_answer, state_answer, status_answer
 from admin_answers import instance_row as row
 from llumnix.cli import main
 from llumnix.client import AdminClient
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.operations import restart_rolling, start
 
-Answer = Callable[[httpx.Request], httpx.Response]
-
-
-@pytest.fixture
-def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
-    """Makes every client talk to a function."""
-
-    def install(answer: Answer) -> None:
-        real = httpx.Client
-        monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
-
-    return install
-
 
 def test_status_is_a_table(
-    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    answer_with: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     facts: dict[str, Any] = {
@@ -55,16 +41,14 @@ def test_status_is_a_table(
     assert out[4] == "scheduler: running (pid 5)"
 
 
-def test_status_as_json_is_the_answer(
-    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_as_json_is_the_answer(answer_with: Install, capsys: pytest.CaptureFixture[str]) -> None:
     status = status_answer(row("i0"), row("i1", "lost", why="killed by SIGKILL"), scaling=scaling_row())
     answer_with(lambda request: httpx.Response(200, json=status))
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == status
 
 
-def test_key_is_sent(answer_with: Callable[[Answer], None]) -> None:
+def test_key_is_sent(answer_with: Install) -> None:
     seen: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -76,7 +60,7 @@ def test_key_is_sent(answer_with: Callable[[Answer], None]) -> None:
     assert seen == ["Bearer sesame"]
 
 
-def test_migrate_tells_how_it_went(answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_migrate_tells_how_it_went(answer_with: Install, capsys: pytest.CaptureFixture[str]) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         assert json.loads(request.content) == {"request_id": "cmpl-1", "target": "i1"}
         return httpx.Response(200, json=moved_answer(handover_ms=3.21, downtime_ms=7.25))
@@ -103,7 +87,7 @@ def test_migrate_tells_how_it_went(answer_with: Callable[[Answer], None], capsys
     ],
 )
 def test_refusals_are_told_in_the_servers_words(
-    answer_with: Callable[[Answer], None],
+    answer_with: Install,
     capsys: pytest.CaptureFixture[str],
     status: int,
     body: Any,
@@ -119,7 +103,7 @@ def test_refusals_are_told_in_the_servers_words(
     ("flags", "query"),
     [([], ""), (["--keep"], "keep=true"), (["--force"], "force=true"), (["--timeout-s", "2"], "timeout_s=2.0")],
 )
-def test_drain_names_the_instance(answer_with: Callable[[Answer], None], flags: list[str], query: str) -> None:
+def test_drain_names_the_instance(answer_with: Install, flags: list[str], query: str) -> None:
     asked: list[httpx.URL] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -146,7 +130,7 @@ def report(outcome: str, **facts: Any) -> dict[str, Any]:
     ],
 )
 def test_drain_that_waits_prints_the_report(
-    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], ended: dict[str, Any], sentence: str
+    answer_with: Install, capsys: pytest.CaptureFixture[str], ended: dict[str, Any], sentence: str
 ) -> None:
     reports = iter([[], [report("draining")], [ended, report("draining", instance="i2")]])
 
@@ -162,7 +146,7 @@ def test_drain_that_waits_prints_the_report(
 
 
 def test_drain_of_which_nobody_has_a_report_does_not_wait_for_ever(
-    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+    answer_with: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer_with(
         lambda request: httpx.Response(
@@ -174,7 +158,7 @@ def test_drain_of_which_nobody_has_a_report_does_not_wait_for_ever(
 
 
 def test_status_tells_what_auto_scaling_makes_of_it(
-    answer_with: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    answer_with: Install, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     last_step = {"at": 1.0, "start": 1, "drain": None, "reason": "freeness 4 below 10", "carried_out": False}
@@ -208,7 +192,7 @@ class Cluster:
         return httpx.Response(202, json=started_answer(1))
 
 
-def test_rolling_restart_never_has_fewer_instances(answer_with: Callable[[Answer], None]) -> None:
+def test_rolling_restart_never_has_fewer_instances(answer_with: Install) -> None:
     cluster = Cluster()
     answer_with(cluster)
     lines: list[str] = []
@@ -217,14 +201,14 @@ def test_rolling_restart_never_has_fewer_instances(answer_with: Callable[[Answer
     assert lines == ["i2 runs; emptying i0", "i0 stopped", "i3 runs; emptying i1", "i1 stopped"]
 
 
-def test_rolling_restart_stops_when_no_instance_comes(answer_with: Callable[[Answer], None]) -> None:
+def test_rolling_restart_stops_when_no_instance_comes(answer_with: Install) -> None:
     answer_with(lambda request: httpx.Response(200, json=started_answer(1) | status_answer(row("i0"))))
     with pytest.raises(ServerRefused, match="A new instance did not start within 0 s"):
         restart_rolling(AdminClient("http://server"), lambda line: None, timeout_s=0)
 
 
 def test_many_instances_are_ordered_in_the_time_that_one_answer_may_take(
-    answer_with: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
+    answer_with: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many orders that takes: a server that answers each one late holds nobody up for long."""
     now, ordered = [100.0], []
@@ -242,9 +226,7 @@ def test_many_instances_are_ordered_in_the_time_that_one_answer_may_take(
         AdminClient("http://server").start(200)
 
 
-def test_the_time_to_start_counts_from_the_order(
-    answer_with: Callable[[Answer], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_to_start_counts_from_the_order(answer_with: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
 

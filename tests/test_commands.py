@@ -8,7 +8,7 @@ import os
 import pty
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,9 +17,12 @@ import pytest
 from rich.console import Console
 
 from admin_answers import (
+    Answer,
+    Install,
     drain_report,
     instance_row,
     moved_answer,
+    request_row,
     scaling_row,
     started_answer,
     state_answer,
@@ -31,8 +34,6 @@ from llumnix.client import MOVE_TIMEOUT_S, AdminClient
 from llumnix.commands import SERVER_COMMANDS
 from llumnix.status_table import print_status, watch_status
 from llumnix.top import show
-
-Answer = Callable[[httpx.Request], httpx.Response]
 
 WORDS = {
     "status": [],
@@ -82,11 +83,6 @@ def row(instance: str, state: str, **facts: Any) -> dict[str, Any]:
     return instance_row(instance, state, **{"running": 1} | facts)
 
 
-def request_row(request: str, instance: str, **facts: Any) -> dict[str, Any]:
-    usual = {"priority": "normal", "prompt_tokens": 3, "output_tokens": 70, "state": "running", "migrations": 2}
-    return {"id": request, "instance": instance, "movable": True, "why_pinned": None} | usual | facts
-
-
 REQUESTS = [
     request_row("cmpl-b", "i1", state="waiting"),
     request_row("cmpl-a", "i0"),
@@ -100,18 +96,6 @@ MOVES = [
 ]
 
 
-@pytest.fixture
-def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
-    """Makes every client talk to a function."""
-
-    def install(answer: Answer) -> None:
-        real = httpx.Client
-        monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
-
-    return install
-
-
-Install = Callable[[Answer], None]
 Captured = pytest.CaptureFixture[str]
 
 

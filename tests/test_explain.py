@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
-from admin_answers import scaling_row
+from admin_answers import Install, scaling_row
 from llumnix.api.bodies import JournalAnswer, StoryAnswer
 from llumnix.cli import main
 from llumnix.control.scaling import ScalingStep
@@ -67,7 +66,7 @@ moves, 1.500 s lost with an instance
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def asked(answer_with: Install) -> list[str]:
     """Every client talks to a server that has this; what is asked of it."""
     stories, asked, mode = Stories(Journal("f0")), [], ["off", "on"]
     eventful(stories)
@@ -84,8 +83,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         entries = [entry for entry in stories.journal.newest(100).entries if entry.kind in ("moved", "stayed")]
         return _json(JournalAnswer(entries=entries, cursor="f0.9", lost=0))
 
-    real: Callable[..., httpx.Client] = httpx.Client
-    monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+    answer_with(answer)
     return asked
 
 

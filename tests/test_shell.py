@@ -5,28 +5,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from admin_answers import instance_row, status_answer
+from admin_answers import Install, instance_row, request_row, status_answer
 from llumnix.cli import COMMANDS, main
 from llumnix.shell import candidates
 
-ROW = {"id": "cmpl-7", "instance": "i0", "state": "running", "priority": "normal", "prompt_tokens": 1}
-ROW |= {"output_tokens": 2, "migrations": 0, "movable": True, "why_pinned": None}
-
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> None:
+def server(answer_with: Install) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         rows = [instance_row("i0", "running"), instance_row("i1", "draining")]
-        return httpx.Response(200, json=status_answer(*rows) | {"requests": [ROW]})
+        return httpx.Response(200, json=status_answer(*rows) | {"requests": [request_row("cmpl-7", "i0")]})
 
-    real: Callable[..., httpx.Client] = httpx.Client
-    monkeypatch.setattr("httpx.Client", lambda **options: real(transport=httpx.MockTransport(answer), **options))
+    answer_with(answer)
 
 
 @pytest.mark.parametrize(
