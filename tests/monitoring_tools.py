@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,15 @@ def tool(name: str) -> str:
     return found
 
 
-BOARD: dict[str, Any] = json.loads((Path(__file__).parent.parent / "deploy" / "grafana" / "llumnix.json").read_text())
+def promtool(*words: str) -> None:
+    """It has nothing to complain of."""
+    run = subprocess.run([tool("promtool"), *words], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+_DEPLOY = Path(__file__).parent.parent / "deploy"
+RULES = _DEPLOY / "prometheus" / "llumnix.rules.yaml"
+BOARD: dict[str, Any] = json.loads((_DEPLOY / "grafana" / "llumnix.json").read_text())
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 
 

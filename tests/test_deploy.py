@@ -15,6 +15,7 @@ import yaml
 
 from llumnix.api.routes import PREFIX, ROUTES
 from llumnix.flags import ServeArguments, parse_serve
+from monitoring_tools import RULES
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -106,6 +107,12 @@ def understood(command: str) -> ServeArguments:
     return arguments
 
 
+def served(overlay: str) -> ServeArguments:
+    """What its server is told besides the model."""
+    words = [word for word in serve_words(server_container(overlay)["args"][0]) if word != "Qwen/Qwen3-8B"]
+    return understood(f"llumnix serve {shlex.join(words)}")
+
+
 def test_image_serves_with_flags_that_exist() -> None:
     (command,) = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert yaml.safe_load(command)[0] == "serve"
@@ -131,13 +138,10 @@ def test_compose_serves_on_the_ray_cluster_that_it_starts() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubernetes_serves_on_the_ray_cluster_beside_it(overlay: str) -> None:
-    container, ray_cluster = server_container(overlay), kubernetes(overlay, "RayCluster")
-    command = container["args"][0]
-    words = [word for word in serve_words(command) if word != "Qwen/Qwen3-8B"]
-    arguments = understood(f"llumnix serve {shlex.join(words)}")
+    ray_cluster, arguments = kubernetes(overlay, "RayCluster"), served(overlay)
     assert (arguments.cluster.launcher, arguments.cluster.ray_address) == ("ray", "auto")
     assert arguments.cluster.admin_allowed_hosts == kubernetes(overlay, "Service")["metadata"]["name"]
-    assert f"--address={ray_cluster['metadata']['name']}-head-svc:6379" in command
+    assert f"--address={ray_cluster['metadata']['name']}-head-svc:6379" in server_container(overlay)["args"][0]
     group = ray_cluster["spec"]["workerGroupSpecs"][0]
     (engine,) = group["template"]["spec"]["containers"]
     assert arguments.cluster.instance_cpus == float(engine["resources"]["requests"]["cpu"]), "one engine fills a pod"
@@ -148,8 +152,7 @@ def test_kubernetes_serves_on_the_ray_cluster_beside_it(overlay: str) -> None:
 def test_pod_of_the_server_ends_after_its_requests(overlay: str) -> None:
     """What its grace must hold: until nobody sends it new connections, its requests, and the end of its processes."""
     pod, container = kubernetes(overlay, "Deployment")["spec"]["template"]["spec"], server_container(overlay)
-    words = [word for word in serve_words(container["args"][0]) if word != "Qwen/Qwen3-8B"]
-    drained_s = understood(f"llumnix serve {shlex.join(words)}").cluster.shutdown_timeout_s
+    drained_s = served(overlay).cluster.shutdown_timeout_s
     _, waits_s = container["lifecycle"]["preStop"]["exec"]["command"]
     assert pod["terminationGracePeriodSeconds"] >= float(waits_s) + drained_s + 10
     assert "exec llumnix serve" in container["args"][0], "else the shell gets SIGTERM, and nobody else"
@@ -217,7 +220,7 @@ def test_operator_gets_the_same_alerts_and_the_board_and_asks_the_service() -> N
     monitoring = [document for path in listed(KUBERNETES / "monitoring") for document in documents(path)]
     kinds = {document["kind"]: document for document in monitoring}
     assert set(kinds) == {"ServiceMonitor", "PrometheusRule"}
-    assert kinds["PrometheusRule"]["spec"] == yaml.safe_load((DEPLOY / "prometheus" / "llumnix.rules.yaml").read_text())
+    assert kinds["PrometheusRule"]["spec"] == yaml.safe_load(RULES.read_text())
     service = kubernetes("cpu", "Service")
     assert kinds["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert kinds["ServiceMonitor"]["spec"]["endpoints"][0]["port"] in {

@@ -16,9 +16,8 @@ from frame.checked import Server
 from frame.server import free_port, wait_for
 from frame.stream import Streaming, open_session
 
-from monitoring_tools import PANELS, queries, tool
+from monitoring_tools import PANELS, RULES, queries, tool
 
-RULES = Path(__file__).parent.parent.parent / "deploy" / "prometheus" / "llumnix.rules.yaml"
 _CONFIG = """
 global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}}
 rule_files: [{rules}]
