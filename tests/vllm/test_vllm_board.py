@@ -94,7 +94,9 @@ async def _streams_and_a_move(server: Server) -> None:
 
 
 def _asked(url: str) -> bool:
+    """Until it has begun, Prometheus is not there, or answers every query with 503 and a word that is no JSON."""
     try:
-        return bool(answered(url, "llumnix_build_info"))
+        has_begun = httpx.get(httpx.URL(url).join("/-/ready")).is_success
     except httpx.TransportError:
         return False
+    return has_begun and bool(answered(url, "llumnix_build_info"))
