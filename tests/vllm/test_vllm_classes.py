@@ -33,12 +33,6 @@ def assert_refused(answer: httpx.Response, status: int, words: str) -> None:
     assert answer.headers["content-type"] == "application/json"
 
 
-def metric(server: Server, name: str, **labels: str) -> float:
-    wanted = {f'{key}="{value}"' for key, value in labels.items()}
-    lines = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line.startswith(name + "{")]
-    return sum(float(line.split()[-1]) for line in lines if all(each in line for each in wanted))
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_unknown_tenants_and_classes_are_refused(server: Server, path: str, stream: bool) -> None:
@@ -66,7 +60,7 @@ def test_beyond_its_limit_of_requests_a_tenant_is_told_when_to_come_back(server:
             assert 20 <= int(answer.headers["retry-after"]) <= 30
             assert answer.headers["x-ratelimit-limit-requests"] == "2"
     refused = {"class": "flex", "code": "429"}
-    wait_for(lambda: metric(server, "llumnix_refused_requests_total", **refused) == 4, "four that were counted")
+    wait_for(lambda: server.counted("llumnix_refused_requests_total", **refused) == 4, "four that were counted")
 
 
 def test_request_with_more_tokens_than_a_minutes_worth_is_refused_also_as_a_stream(server: Server) -> None:
@@ -98,10 +92,10 @@ def test_second_request_of_a_tenant_who_may_have_one_waits_and_then_is_served(se
 def test_requests_of_classes_with_targets_are_measured(server: Server) -> None:
     counted = {"class": "quick", "met": "yes"}
     time.sleep(1.1)  # the text of the metrics is a second old at most
-    before = metric(server, "llumnix_class_targets_total", **counted)
+    before = server.counted("llumnix_class_targets_total", **counted)
     assert ask(server, "free").status_code == 200
-    wait_for(lambda: metric(server, "llumnix_class_targets_total", **counted) == before + 2, "both targets")
-    assert metric(server, "llumnix_admitted_requests_total", **{"class": "quick"}) >= 1
+    wait_for(lambda: server.counted("llumnix_class_targets_total", **counted) == before + 2, "both targets")
+    assert server.counted("llumnix_admitted_requests_total", **{"class": "quick"}) >= 1
 
 
 def test_file_is_read_again_while_it_serves(server: Server) -> None:
