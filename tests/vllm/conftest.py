@@ -33,7 +33,19 @@ def server(request: pytest.FixtureRequest, garage: Garage) -> Iterator[Server]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever uses a server starts real engines."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and "garage" in getattr(item, "fixturenames", ()):
+    """Whoever uses a server starts real engines. Modules that want the same one come one after the other."""
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    places: dict[Wish | Path, int] = {}
+    for item in here:
+        wanted = _wanted(item)
+        places.setdefault(wanted, len(places))
+        if isinstance(wanted, Wish):
             item.add_marker(pytest.mark.vllm)
+    items[:] = [item for item in items if item not in here] + sorted(here, key=lambda item: places[_wanted(item)])
+
+
+def _wanted(item: pytest.Item) -> Wish | Path:
+    """The server that it uses of the garage; if it does not, its module."""
+    if "garage" in getattr(item, "fixturenames", ()):
+        return Wish.of(getattr(item, "module", None))
+    return item.path
