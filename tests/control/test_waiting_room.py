@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from waiting_people import People, classes_of, tenant
+from waiting_people import People
 
 from llumnix.policy.classes import Declined, ServiceClass
 from llumnix.types import HIGH, RequestId
+from service_classes import classes_of, tenant
 
 URGENT = ServiceClass(name="urgent", priority=HIGH)
 FAST = ServiceClass(name="fast", ttft_s=1.0, share=3.0, max_hold_s=0.5)

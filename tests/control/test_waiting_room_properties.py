@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waiting_people import People, classes_of, tenant
+from waiting_people import People
 
 from llumnix.policy.classes import ServiceClass
 from llumnix.types import RequestId
+from service_classes import classes_of, tenant
 
 STEPS = st.lists(
     st.tuples(

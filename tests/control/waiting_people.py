@@ -1,24 +1,12 @@
-"""Waiting rooms for tests: classes in a line, and a cluster that takes as many as it is told to."""
+"""Waiting rooms for tests, before a cluster that takes as many as it is told to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from llumnix.control.waiting_room import Ask, Called, GaveUp, Opening, WaitingRoom
-from llumnix.policy.classes import Classes, Declined, ServiceClass, TenantTerms
+from llumnix.policy.classes import Classes, Declined
 from llumnix.types import Priority, RequestId
-
-
-def tenant(name: str, *classes: str, **limits: float) -> TenantTerms:
-    return TenantTerms(name=name, classes=classes or ("c",), **limits)  # type: ignore[arg-type]
-
-
-def classes_of(*tenants: TenantTerms, classes: tuple[ServiceClass, ...] = (ServiceClass(name="c"),)) -> Classes:
-    return Classes(
-        classes={each.name: each for each in classes},
-        tenants={each.name: each for each in tenants},
-        tenant_header="X-Tenant",
-    )
 
 
 @dataclass

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from vllm.exceptions import GracefulHTTPError
 from vllm.sampling_params import SamplingParams
 
+import service_classes
 from llumnix.control.waiting_room import Opening
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.desk import Desk
@@ -38,15 +39,11 @@ class Cluster:
 
 def classes_of(*tenants: TenantTerms, **promises: float) -> Classes:
     fast = ServiceClass(name="fast", priority=HIGH, **promises)  # type: ignore[arg-type]
-    return Classes(
-        classes={"fast": fast, "slow": ServiceClass(name="slow")},
-        tenants={each.name: each for each in tenants},
-        tenant_header="X-Tenant",
-    )
+    return service_classes.classes_of(*tenants, classes=(fast, ServiceClass(name="slow")))
 
 
 def tenant(name: str = "t", *classes: str, **limits: float) -> TenantTerms:
-    return TenantTerms(name=name, classes=classes or ("fast",), **limits)  # type: ignore[arg-type]
+    return service_classes.tenant(name, *(classes or ("fast",)), **limits)
 
 
 @contextmanager

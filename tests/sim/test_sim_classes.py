@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from llumnix.policy.classes import Classes, ServiceClass, TenantTerms
+from llumnix.policy.classes import Classes, ServiceClass
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import load_workload
+from service_classes import classes_of, tenant
 
 A10 = load_profile("a10-llama-7b")
-
-
-def classes_of(*tenants: TenantTerms, **promises: float) -> Classes:
-    return Classes(
-        classes={"c": ServiceClass(name="c", **promises)},  # type: ignore[arg-type]
-        tenants={each.name: each for each in tenants},
-        tenant_header="X-Tenant",
-    )
-
-
-def tenant(name: str, **limits: float) -> TenantTerms:
-    return TenantTerms(name=name, classes=("c",), **limits)  # type: ignore[arg-type]
 
 
 def requests_of(name: str, rate: float, count: int, seed: int = 1) -> list[SimRequest]:
@@ -51,7 +40,8 @@ def test_tenant_who_asks_ten_times_as_much_does_not_make_the_other_wait() -> Non
     alone = requests_of("quiet", 0.7, 100)
     run(alone, classes=None)
     quiet, loud = requests_of("quiet", 0.7, 100), requests_of("loud", 14.0, 1500, seed=2)
-    run(quiet, loud, classes=classes_of(tenant("quiet"), tenant("loud"), max_hold_s=1e6, max_held=10**6))
+    patient = ServiceClass(name="c", max_hold_s=1e6, max_held=10**6)
+    run(quiet, loud, classes=classes_of(tenant("quiet"), tenant("loud"), classes=(patient,)))
     assert all(one.generated == one.output_tokens for one in (*quiet, *loud))
     fair_s = p99_ttft_s(quiet)
     quiet, loud = requests_of("quiet", 0.7, 100), requests_of("loud", 14.0, 1500, seed=2)
@@ -72,7 +62,7 @@ def test_requests_that_are_declined_are_over_and_say_why() -> None:
 def test_beyond_capacity_those_who_are_served_are_served_in_time() -> None:
     """A goal of 5 s, of which 2.5 may be waited for."""
     asked = requests_of("t", 16.0, 1500)
-    run(asked, classes=classes_of(tenant("t"), ttft_s=5.0, max_hold_s=2.5))
+    run(asked, classes=classes_of(tenant("t"), classes=(ServiceClass(name="c", ttft_s=5.0, max_hold_s=2.5),)))
     served = [one for one in asked if not one.declined]
     assert len(served) < 1400
     assert sum(one.first_token_s - one.arrival_s <= 5.0 for one in served) > 0.9 * len(served)
@@ -82,6 +72,6 @@ def test_held_requests_outlive_the_instances() -> None:
     """Both die while many are held: these go on when others have come."""
     asked = requests_of("t", 16.0, 300)
     faults = tuple(Fault(FaultKind.CRASH, 10.0, instance=number) for number in range(2))
-    run(asked, classes=classes_of(tenant("t"), max_hold_s=1e4), faults=faults)
+    run(asked, classes=classes_of(tenant("t"), classes=(ServiceClass(name="c", max_hold_s=1e4),)), faults=faults)
     assert all(one.generated == one.output_tokens for one in asked)
     assert any(one.replays for one in asked)
