@@ -58,13 +58,17 @@ def scaling_row(**facts: Any) -> Json:
     )
 
 
-def drain_report(instance: str, **facts: Any) -> Json:
-    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), 0)
+def drained(instance: str, each: int = 0, seconds: float = 0.5) -> DrainReport:
+    """Of a drain that has ended; `each`: all of its counts."""
+    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), each)
     why = "asked for"
-    whole = DrainReport(
-        instance=InstanceId(instance), keep=False, why=why, outcome=DrainOutcome.EMPTY, seconds=0.5, **counts
+    return DrainReport(
+        instance=InstanceId(instance), keep=False, why=why, outcome=DrainOutcome.EMPTY, seconds=seconds, **counts
     )
-    return _but(whole, facts)
+
+
+def drain_report(instance: str, **facts: Any) -> Json:
+    return _but(drained(instance), facts)
 
 
 def moved_answer(**facts: Any) -> Json:

@@ -9,11 +9,10 @@ import httpx
 import msgspec
 import pytest
 
-from admin_answers import Install, scaling_row
+from admin_answers import Install, drained, scaling_row
 from llumnix.api.bodies import JournalAnswer, StoryAnswer
 from llumnix.cli import main
 from llumnix.control.scaling import ScalingStep
-from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.decision_log import written_at_once
 from llumnix.journal import entries as noted
 from llumnix.journal.journal import Journal
@@ -168,8 +167,7 @@ def test_a_log_that_has_nothing_about_it(tmp_path: Path, capsys: Captured) -> No
 
 def test_every_kind_has_words() -> None:
     """Of requests they are above; of the cluster, and of one that was refused:"""
-    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), 1)
-    ended = DrainReport(instance=I0, keep=False, why="asked for", outcome=DrainOutcome.EMPTY, seconds=1.5, **counts)
+    ended = drained("i0", each=1, seconds=1.5)
     step = ScalingStep(at=1.0, reason="freeness 3 below 10", start=1, carried_out=False)
     nothing = Rejection(I0, None, Why.NOTHING_TO_GIVE)
     said: dict[noted.AnyNoted, str] = {

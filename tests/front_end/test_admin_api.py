@@ -17,10 +17,10 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from request_rows import row
 
+from admin_answers import drained
 from llumnix.api.bodies import JournalAnswer, RefusalAnswer, StoryAnswer
 from llumnix.api.routes import OPENAPI, PREFIX, ROUTES, Route
 from llumnix.control.scaling import ScalingMode, ScalingStep
-from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.vllm_routes import paths
@@ -128,19 +128,15 @@ def note_everything(stories: Stories) -> None:
     stories.over(story)
     nothing = Rejection(I0, None, Why.NOTHING_TO_GIVE)
     step = ScalingStep(at=9.0, reason="freeness 3 below 10", start=1, carried_out=False)
-    of_cluster = InstanceNoted(serves=True), RoundNoted((nothing,)), ScalingNoted(step), DrainNoted(report())
+    drain = DrainNoted(drained("i0", each=1))
+    of_cluster = InstanceNoted(serves=True), RoundNoted((nothing,)), ScalingNoted(step), drain
     for noted in (RefusalNoted(503), *of_cluster):
         stories.journal.note(10.0, noted, instance=I0)
 
 
-def report() -> DrainReport:
-    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), 1)
-    return DrainReport(instance=I0, keep=False, why="asked for", outcome=DrainOutcome.EMPTY, seconds=1.5, **counts)
-
-
 async def answer_of(board: Board, route: Route) -> httpx.Response:
     if route.path == "/drains":
-        board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(report(),))  # type: ignore[assignment]
+        board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(drained("i0", each=1),))  # type: ignore[assignment]
     if route.path == "/classes/reload":
         board.have_classes(CLASSES)
     if not route.path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from admin_answers import drained
 from llumnix.config import PolicyConfig
 from llumnix.control import scheduler_events as control
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
@@ -50,9 +51,7 @@ def test_an_instance_comes_once_and_goes_once_whoever_tells_it() -> None:
 
 def test_a_drain_begins_once_however_often_it_is_told_and_ends_with_its_report() -> None:
     order = control.SetDraining(instance=I0, keep=False, reason="drain asked for: 4 running, 0 waiting")
-    counts = dict.fromkeys(("requests", "moved", "replayed", "finished", "left"), 1)
-    why = {"keep": False, "why": "asked for", "outcome": control.DrainOutcome.EMPTY, "seconds": 0.5}
-    report = control.DrainReport(instance=I0, **counts, **why)  # type: ignore[arg-type]
+    report = drained("i0", each=1)
     ended = control.DrainFinished(report=report, reason="empty after 0.5 s")
     back = control.SetDraining(instance=I0, keep=False, reason="it takes requests again", draining=False)
     round_due = control.RoundDue(at=2.0)
