@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from c_stand_ins import built
 from llumnix.cluster import environment, preflight
 from llumnix.cluster.environment import engine_flags, instance_needs, parallel_starts
 from llumnix.config import ClusterConfig
@@ -142,11 +141,7 @@ def test_ray_sets_part_of_a_gpu_aside_and_starts_one_at_a_time(cuda_build: None)
 
 @pytest.mark.io
 def test_nvml_is_read_as_its_header_says(tmp_path: Path) -> None:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
-    library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, NVML], check=True)
-    there = gpus.installed(str(library))
+    there = gpus.installed(built(NVML, tmp_path / "libnvidia-ml.so.1"))
     assert there == GpuMachine(
         "580.65.06",
         (13, 0),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from transport_ends import PLENTY_S, SECRET, finished
 
+from c_stand_ins import built
 from llumnix.transport import mapped as mapped_module
 from llumnix.transport.connection import Mapping
 from llumnix.transport.cuda import CudaDriver
@@ -32,11 +31,7 @@ Copied = Callable[[], None]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
-    built = tmp_path_factory.mktemp("cuda") / "libcuda.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", built, Path(__file__).with_name("fake_cuda.c")], check=True)
-    return str(built)
+    return built(Path(__file__).with_name("fake_cuda.c"), tmp_path_factory.mktemp("cuda") / "libcuda.so.1")
 
 
 class Driver(CudaDriver):
