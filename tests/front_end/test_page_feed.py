@@ -26,9 +26,12 @@ class Looks:
 
     def __init__(self) -> None:
         self.count = 0
+        self.looked = asyncio.Semaphore(0)
+        """One for each time."""
 
     async def __call__(self) -> Picture:
         self.count += 1
+        self.looked.release()
         return Picture(Frame(True, self.count), Frame(False, self.count))
 
 
@@ -65,8 +68,9 @@ async def test_whoever_missed_a_frame_gets_all_of_now(watched: Watched) -> None:
     feed, looks, _ = watched
     with feed.viewer():
         frames = feed.frames()
-        await anext(frames)
-        await asyncio.sleep(0.1)
+        first = told(await anext(frames))
+        for _ in range(first.number + 3):
+            await looks.looked.acquire()
         late = told(await anext(frames))
         assert late.whole
         assert late.number == looks.count, "the newest, not the next one"
