@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from frame.checked import USUAL_FLAGS, Server
+
+
+@contextmanager
+def own_server(folder: Path, *flags: str, **options: Any) -> Iterator[Server]:
+    """For a module that must make something before it knows its flags. In the end no request may be left, and no
+    process may have complained."""
+    running = Server(folder, *flags, **options)
+    yield running
+    running.wait_until_quiet()
+    running.stop()
+    assert running.trouble() == []
 
 
 @dataclass(frozen=True, slots=True)

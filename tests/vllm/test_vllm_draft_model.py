@@ -11,6 +11,7 @@ from frame.checked import Server
 from frame.equality import Plan, compare, moving
 from frame.kinds import make
 from frame.stream import open_session
+from server_garage import own_server
 
 from llumnix import tiny_model
 
@@ -26,10 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     drafter = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": 3}
     window = ("--max-model-len", "4096")  # a token takes twice the KV
     flags = ("--no-migration", "--max-num-batched-tokens", "512", "--speculative-config", json.dumps(drafter))
-    made = Server(tmp_path_factory.mktemp("server"), *flags, *window)
-    yield made
-    made.stop()
-    assert made.trouble() == []
+    with own_server(tmp_path_factory.mktemp("server"), *flags, *window) as running:
+        yield running
 
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:

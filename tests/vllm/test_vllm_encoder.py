@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 import tiny_encoder
 from frame.checked import Server
 from frame.server import wait_for
+from server_garage import own_server
 
 pytestmark = [pytest.mark.timeout(200), pytest.mark.vllm, pytest.mark.nightly]
 
@@ -25,10 +26,8 @@ WORDS = list(string.ascii_lowercase) * 10
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = tiny_encoder.make(tmp_path_factory.mktemp("encoder"))
     flags = ("--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-model-len", "256")
-    made = Server(tmp_path_factory.mktemp("server"), str(model), *flags)
-    yield made
-    made.stop()
-    assert made.trouble() == []
+    with own_server(tmp_path_factory.mktemp("server"), str(model), *flags) as running:
+        yield running
 
 
 def ask(server: Server, words: int) -> httpx.Response:

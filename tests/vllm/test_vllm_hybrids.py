@@ -10,17 +10,15 @@ from families.table import engine_flags
 from frame.checked import USUAL_FLAGS, Server
 from frame.equality import assert_moved, compare
 from frame.stream import open_session
+from server_garage import own_server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("hybrid"), *engine_flags("granite4"), *USUAL_FLAGS)
-    yield running
-    running.wait_until_quiet()
-    running.stop()
-    assert running.trouble() == []
+    with own_server(tmp_path_factory.mktemp("hybrid"), *engine_flags("granite4"), *USUAL_FLAGS) as running:
+        yield running
 
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:

@@ -25,6 +25,7 @@ from frame.equality import assert_moved, compare
 from frame.kinds import Kind, make
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, Streaming, open_session, stream
+from server_garage import own_server
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.vllm]
 
@@ -41,11 +42,8 @@ print(base64.b64encode(saved.getvalue()).decode())
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags, environment = engine_flags("qwen2-vl"), engine_environment("qwen2-vl")
-    made = Server(tmp_path_factory.mktemp("server"), *flags, *FLAGS, environment=environment)
-    yield made
-    made.wait_until_quiet()
-    made.stop()
-    assert made.trouble() == []
+    with own_server(tmp_path_factory.mktemp("server"), *flags, *FLAGS, environment=environment) as running:
+        yield running
 
 
 @cache

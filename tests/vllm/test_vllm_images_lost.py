@@ -18,6 +18,7 @@ from frame.equality import undisturbed
 from frame.kinds import make
 from frame.server import wait_for
 from frame.stream import Streaming, open_session
+from server_garage import own_server
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.vllm, pytest.mark.nightly]
 
@@ -27,17 +28,14 @@ KINDS = ("image", "image seeded", "two images", "seeded top_p") * 5
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(
+    with own_server(
         tmp_path_factory.mktemp("server"),
         *engine_flags("qwen2-vl"),
         *("--max-num-batched-tokens", "512", "--api-server-count", "2", "--no-migration"),
         instances=INSTANCES,
         environment=engine_environment("qwen2-vl"),
-    )
-    yield made
-    made.wait_until_quiet()
-    made.stop()
-    assert made.trouble() == []
+    ) as running:
+        yield running
 
 
 async def test_streams_outlive_two_instances(server: Server) -> None:

@@ -15,6 +15,7 @@ from frame.kinds import Kind, prompt
 from frame.lora import RANK, make_adapter
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, open_session
+from server_garage import own_server
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -24,13 +25,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("lora")
     flags = ("--no-migration", "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2")
     adapter = make_adapter(folder / "north", seed=1)
-    running = Server(
+    with own_server(
         folder, *flags, "--lora-modules", f"north={adapter}", environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    )
-    yield running
-    running.wait_until_quiet()
-    running.stop()
-    assert running.trouble() == []
+    ) as running:
+        yield running
 
 
 def kind(seed: int, model: str) -> Kind:

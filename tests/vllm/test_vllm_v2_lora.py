@@ -13,6 +13,7 @@ from frame.equality import Plan, moving, undisturbed
 from frame.kinds import Kind, prompt
 from frame.lora import RANK, make_adapter
 from frame.stream import COMPLETIONS, open_session
+from server_garage import own_server
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.vllm, pytest.mark.nightly]
 
@@ -24,11 +25,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("lora")
     flags = (*interpreted.FLAGS, "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2")
     adapter = make_adapter(folder / "north", seed=1)
-    running = Server(folder, *flags, "--lora-modules", f"north={adapter}", environment=interpreted.ENVIRONMENT)
-    yield running
-    running.wait_until_quiet()
-    running.stop()
-    assert running.trouble() == []
+    modules = ("--lora-modules", f"north={adapter}")
+    with own_server(folder, *flags, *modules, environment=interpreted.ENVIRONMENT) as running:
+        yield running
 
 
 def kind(seed: int, model: str) -> Kind:
