@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transport_ends import PLENTY_S, SECRET, finished
+from transport_ends import PLENTY_S, SECRET, End, finished
 
 from llumnix.transport import nixl
 from llumnix.transport.memory import MemoryPool
@@ -29,13 +29,15 @@ needs_nixl = pytest.mark.skipif(importlib.util.find_spec("nixl_cu13") is None, r
 
 
 def memory(fill: int) -> list[torch.Tensor]:
-    whole = torch.arange(LAYERS * BLOCKS * WORDS, dtype=torch.int64).view(LAYERS, BLOCKS, WORDS) + fill
-    return list(whole)
+    return list(torch.arange(LAYERS * BLOCKS * WORDS, dtype=torch.int64).view(LAYERS, BLOCKS, WORDS) + fill)
 
 
-def end(views: list[torch.Tensor], folder: Path, *readers: NixlReader) -> SocketTransport:
+def end(folder: Path, fill: int) -> tuple[End, NixlReader]:
+    views = memory(fill)
     pool = MemoryPool.of_arrays(views, fingerprint="x")
-    return SocketTransport(pool, SECRET, SocketOptions(folder=folder, tcp_host=None), readers)
+    reader = NixlReader(views)
+    transport = SocketTransport(pool, SECRET, SocketOptions(folder=folder, tcp_host=None), (reader,))
+    return End(transport, [view.numpy() for view in views]), reader
 
 
 class NixlError(Exception):
@@ -102,39 +104,40 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
 
 
 @pytest.fixture
-def pair(agent: Agent, tmp_path: Path) -> Iterator[tuple[Any, Any, list[torch.Tensor], list[torch.Tensor]]]:
-    mine, theirs = memory(0), memory(100_000)
-    here, there = end(mine, tmp_path, NixlReader(mine)), end(theirs, tmp_path, NixlReader(theirs))
-    yield here, there, mine, theirs
+def pair(agent: Agent, tmp_path: Path) -> Iterator[tuple[End, End]]:
+    (here, _), (there, _) = end(tmp_path, 0), end(tmp_path, 100_000)
+    yield here, there
     agent.may_land.set()
     for each in (here, there):
-        each.close()
+        each.transport.close()
 
 
-def same(mine: list[torch.Tensor], theirs: list[torch.Tensor], targets: list[int], sources: list[int]) -> bool:
-    return all(torch.equal(here[targets], there[sources]) for here, there in zip(mine, theirs, strict=True))
+def same(here: End, theirs: Sequence[Any], targets: list[int], sources: list[int]) -> bool:
+    both = zip(here.memory, theirs, strict=True)
+    return all(np.array_equal(mine[targets], source[sources]) for mine, source in both)
 
 
-def test_blocks_are_read(agent: Agent, pair: Any) -> None:
-    here, there, mine, theirs = pair
+def test_blocks_are_read(agent: Agent, pair: tuple[End, End]) -> None:
+    here, there = pair
     agent.may_land.set()
-    pull = here.pull(there.address, [3, 1], [0, 5], PLENTY_S, on_done=lambda _: None, on_released=pytest.fail)
-    assert finished(pull.wait(PLENTY_S)).bytes_read == 2 * LAYERS * WORDS * 8
-    assert same(mine, theirs, [0, 5], [3, 1])
+    assert here.pulled(there.transport.address, [3, 1], [0, 5]).bytes_read == 2 * LAYERS * WORDS * 8
+    assert same(here, there.memory, [0, 5], [3, 1])
     assert agent.reads == 1
 
 
-def test_blocks_of_a_read_that_was_given_up_are_kept_until_nothing_can_land_there(agent: Agent, pair: Any) -> None:
-    here, there, mine, theirs = pair
+def test_blocks_of_a_read_that_was_given_up_are_kept_until_nothing_can_land_there(
+    agent: Agent, pair: tuple[End, End]
+) -> None:
+    here, there = pair
     results: list[PullResult] = []
     released = threading.Event()
-    pull = here.pull(there.address, [3], [0], 0.1, on_done=results.append, on_released=released.set)
+    pull = here.transport.pull(there.transport.address, [3], [0], 0.1, on_done=results.append, on_released=released.set)
     result = finished(pull.wait(PLENTY_S))
     assert (result.ok, result.quarantined, results) == (False, True, [result])
     assert not released.wait(0.05)
     agent.may_land.set()
     assert released.wait(PLENTY_S)
-    assert same(mine, theirs, [0], [3]), "and bytes have landed"
+    assert same(here, there.memory, [0], [3]), "and bytes have landed"
     for thread in threading.enumerate():
         if thread.name == "kv-late":
             thread.join(PLENTY_S)
@@ -145,25 +148,22 @@ def test_source_in_another_pid_namespace_is_not_read(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """UCX would take plain TCP, where a puller that dies can take the source along."""
-    mine, theirs = memory(0), memory(100_000)
-    here = end(mine, tmp_path, NixlReader(mine))
+    here, _ = end(tmp_path, 0)
     monkeypatch.setattr(os, "readlink", lambda _: "pid:[1]")
-    there = end(theirs, tmp_path, NixlReader(theirs))
-    pull = here.pull(there.address, [3], [0], PLENTY_S, on_done=lambda _: None, on_released=pytest.fail)
-    assert finished(pull.wait(PLENTY_S)).ok
-    assert same(mine, theirs, [0], [3])
+    there, _ = end(tmp_path, 100_000)
+    assert here.pulled(there.transport.address, [3], [0]).ok
+    assert same(here, there.memory, [0], [3])
     assert agent.reads == 0
     for each in (here, there):
-        each.close()
+        each.transport.close()
 
 
-def test_source_that_nixl_does_not_reach_is_asked_for_its_bytes(agent: Agent, pair: Any) -> None:
-    here, there, mine, theirs = pair
+def test_source_that_nixl_does_not_reach_is_asked_for_its_bytes(agent: Agent, pair: tuple[End, End]) -> None:
+    here, there = pair
     agent.reaches = False
     for _ in range(2):
-        pull = here.pull(there.address, [3], [0], PLENTY_S, on_done=lambda _: None, on_released=pytest.fail)
-        assert finished(pull.wait(PLENTY_S)).ok
-    assert same(mine, theirs, [0], [3])
+        assert here.pulled(there.transport.address, [3], [0]).ok
+    assert same(here, there.memory, [0], [3])
 
 
 def test_no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +176,10 @@ def test_no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serve(pipe: Connection, folder: Path) -> None:
-    views = memory(100_000)
-    transport = end(views, folder, NixlReader(views))
-    pipe.send(transport.address)
+    there, _ = end(folder, 100_000)
+    pipe.send(there.transport.address)
     pipe.recv()
-    transport.close()
+    there.transport.close()
 
 
 @contextmanager
@@ -205,21 +204,17 @@ def source(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
 @needs_nixl
 def test_library_reads_another_process_and_outlives_it(tmp_path: Path) -> None:
-    mine, theirs = memory(0), memory(100_000)
-    reader = NixlReader(mine)
-    here = end(mine, tmp_path, reader)
+    (here, reader), theirs = end(tmp_path, 0), memory(100_000)
     order = np.random.default_rng(0)
     with source(tmp_path) as (one, kill), source(tmp_path) as (other, _):
         for address in (one, other, one):
             targets, sources = order.permutation(BLOCKS).tolist(), order.permutation(BLOCKS).tolist()
-            pull = here.pull(address, sources, targets, PLENTY_S, on_done=lambda _: None, on_released=pytest.fail)
-            assert finished(pull.wait(PLENTY_S)).reason == ""
-            assert same(mine, theirs, targets, sources)
+            assert here.pulled(address, sources, targets).reason == ""
+            assert same(here, theirs, targets, sources)
         assert len(reader._peers) == 2
         kill()
-        dead = here.pull(one, [1], [1], PLENTY_S, on_done=lambda _: None, on_released=lambda: None)
+        dead = here.transport.pull(one, [1], [1], PLENTY_S, on_done=lambda _: None, on_released=lambda: None)
         assert not finished(dead.wait(PLENTY_S)).ok
-        alive = here.pull(other, [2], [2], PLENTY_S, on_done=lambda _: None, on_released=pytest.fail)
-        assert finished(alive.wait(PLENTY_S)).ok
-        assert same(mine, theirs, [2], [2])
-    here.close()
+        assert here.pulled(other, [2], [2]).ok
+        assert same(here, theirs, [2], [2])
+    here.transport.close()
