@@ -86,7 +86,17 @@ def test_until_costs_are_known_the_freest_takes_it() -> None:
 
 def test_high_request_goes_where_headroom_is() -> None:
     idle, high = report("idle"), report("high", running=3, high_running=1, decoding=3, context_tokens=3000)
-    assert decide(dispatcher(idle, high), asked(10, priority=HIGH)).chosen == "high"
+    reason = decide(dispatcher(idle, high), asked(10, priority=HIGH))
+    assert reason.chosen == "high"
+    assert str(reason) == "high has the best freeness of 2: 3000 (next idle: -900)"
+
+
+def test_reason_of_a_request_without_room_anywhere_is_freeness() -> None:
+    soon = report("soon", free_blocks=1000, queued_blocks=990)
+    late = report("late", free_blocks=1000, queued_blocks=900, prefill_tokens=8000, waiting=1)
+    other = report("other", free_blocks=1000, queued_blocks=950, prefill_tokens=9000, waiting=1)
+    reason = decide(dispatcher(soon, other, late), asked(4000))
+    assert str(reason) == "late has the best freeness of 3: 100 (next other: 50)"
 
 
 def test_prompt_goes_where_most_of_it_is_cached() -> None:

@@ -138,7 +138,8 @@ class Dispatcher:
         return self._choose(request, high, avoid)
 
     def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
-        rule, by_rank = self._rule, len(self._orders) > 1 and high
+        by_rank = len(self._orders) > 1 and high
+        rule = (self._rule.fallback or self._rule) if by_rank else self._rule
         order = self._orders[by_rank]
         judge = None if by_rank else rule.judge
         holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
@@ -154,8 +155,11 @@ class Dispatcher:
         chosen = next((place for place in places if candidates[place].has_room), places[0])
         passed_over = places.index(chosen)
         if judge is not None and rule.fallback is not None and not candidates[chosen].has_room:
-            rank, target = rule.fallback.rank, self._target_tokens
-            chosen = min(places, key=lambda place: rank(candidates[place].instance, high, 0, target))
+            rule = rule.fallback
+            ranks = [rule.rank(each.instance, high, 0, self._target_tokens) for each in candidates]
+            judged = [Judgement(place, rule.number(rank)) for place, rank in enumerate(ranks)]
+            places.sort(key=ranks.__getitem__)
+            chosen = places[0]
         shown = [chosen, *(place for place in places if place != chosen)][:MOST_SHOWN]
         return DispatchReason(
             rule.measure,

@@ -88,8 +88,8 @@ class DispatchRule:
     first_by_rank: int = MOST_SHOWN
     """So many by rank are weighed for a request."""
     fallback: DispatchRule | None = None
-    """The rule in force until an instance has said what its steps cost, and for a request that has room nowhere; None:
-    this one does not ask for either."""
+    """The rule in force until an instance has said what its steps cost, for a request that has room nowhere, and for
+    one of high priority; None: this one does not ask for any of it."""
 
     def number(self, rank: DispatchRank) -> float:
         """The measure as people read it."""

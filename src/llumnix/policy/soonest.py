@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from llumnix.policy.dispatch import FREENESS, Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s, token_s
-from llumnix.policy.virtual_usage import dispatch_freeness
 
 NEXT_TOKENS = 10
 """So many tokens after the first one count."""
@@ -38,10 +37,8 @@ ALIKE_S = 0.005
 def _by_time(
     instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
 ) -> DispatchRank:
-    freeness = dispatch_freeness(instance, high, priority_target_tokens)
-    if high:
-        return -freeness, instance.running + instance.waiting
-    return _judged(instance, TYPICAL_TOKENS, 0, 0).cost, -freeness
+    by_freeness = FREENESS.rank(instance, high, last_turn, priority_target_tokens)
+    return by_freeness if high else (_judged(instance, TYPICAL_TOKENS, 0, 0).cost, by_freeness[0])
 
 
 def _judge(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
