@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llumnix.policy.dispatch import Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
+from llumnix.policy.baselines import LEAST_REQUESTS
+from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule, Judgement
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks
 
@@ -25,12 +26,8 @@ IMBALANCE_REQUESTS, IMBALANCE_FACTOR = 64, 1.5
 """Where the largest load exceeds the smallest by both, prefixes do not count."""
 
 _ALL = 1 << 30
-
-
-def _by_load(
-    instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
-) -> DispatchRank:
-    return _load(instance), 0
+_RANK = LEAST_REQUESTS.rank
+"""Of equals the one with the fewest requests."""
 
 
 def _load(instance: InstanceSnapshot) -> int:
@@ -77,7 +74,7 @@ def _by_match(request: DispatchRequest, candidates: Sequence[Candidate]) -> list
     return [Judgement(-each.cached_tokens, each.cached_tokens) for each in candidates]
 
 
-DYNAMO_KV = DispatchRule("blocks to compute and held", _by_load, judge=_as_dynamo, first_by_rank=_ALL)
-LLM_D_PREFIX = DispatchRule("score", _by_load, more_is_better=True, judge=_as_llm_d, first_by_rank=_ALL)
-LMETRIC = DispatchRule("tokens to compute times requests", _by_load, judge=_as_lmetric, first_by_rank=_ALL)
-CACHE_AWARE = DispatchRule("match or load", _by_load, judge=_by_match, first_by_rank=_ALL)
+DYNAMO_KV = DispatchRule("blocks to compute and held", _RANK, judge=_as_dynamo, first_by_rank=_ALL)
+LLM_D_PREFIX = DispatchRule("score", _RANK, more_is_better=True, judge=_as_llm_d, first_by_rank=_ALL)
+LMETRIC = DispatchRule("tokens to compute times requests", _RANK, judge=_as_lmetric, first_by_rank=_ALL)
+CACHE_AWARE = DispatchRule("match or load", _RANK, judge=_by_match, first_by_rank=_ALL)
