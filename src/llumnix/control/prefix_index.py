@@ -87,11 +87,6 @@ class PrefixIndex:
             self._end(left, len(ids), depths)
         return depths
 
-    def chunks_of(self, instance: InstanceId) -> int:
-        """To look at."""
-        holder = self._holders.get(instance)
-        return 0 if holder is None else len(holder.held)
-
     def remove(self, instance: InstanceId) -> None:
         """It is gone for good."""
         holder = self._holders.pop(instance, None)
