@@ -13,6 +13,7 @@ from llumnix.journal.entries import EndNoted, FirstTokenNoted, JournalEntry, Mov
 from llumnix.journal.story import stories_in
 from llumnix.report.records import MOVED
 from llumnix.sim.driver import sim_requests, simulate
+from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profiles.file import load_profile
@@ -110,3 +111,12 @@ def test_the_cluster_is_told_of_as_well() -> None:
 def test_nothing_moves_and_nothing_is_said_of_rounds_without_migration() -> None:
     kinds = by_kind(run(policy=PolicyConfig(migration=False))[1])
     assert (kinds["moved"], kinds["round"]) == (0, 0)
+
+
+def test_first_token_says_what_the_cache_had() -> None:
+    prompts = [SimRequest(k, 30.0 * k, 3 * 512 + 40, 20, hashes=(1, 2, 3 + k)) for k in range(2)]
+    entries: list[JournalEntry] = []
+    setup = RunSetup(instances=1, profile=A10.with_scheduler(kind="vllm-1"), unit_tokens=512)
+    simulate(prompts, setup, listener=entries.append)
+    first_tokens = [entry.what for entry in entries if isinstance(entry.what, FirstTokenNoted)]
+    assert [token.cached_tokens for token in first_tokens] == [0, 1024]

@@ -170,7 +170,7 @@ class SimRequest:
     def emit(self, now_s: float) -> None:
         """The token at the end of a prefill goes out; those of decoding are the batch's."""
         if self.story is not None:
-            self.story.token(now_s)
+            self.story.token(now_s, self.hit_tokens)
         self.generated += 1
         if self.first_token_s == inf:
             self.first_token_s = now_s
