@@ -33,6 +33,7 @@ from llumnix.policy.dispatch import (
     Judgement,
     queued_demand_blocks,
 )
+from llumnix.policy.prefix import cached_tokens
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.virtual_usage import room_blocks
@@ -120,8 +121,8 @@ class Dispatcher:
         reason = self._decide(request, avoid)
         if reason is None:
             return None
-        high, cached_tokens = is_high(request.priority), reason.candidates[0].cached_tokens
-        self._book(self._entries[reason.chosen], request, high, cached_tokens)
+        cached = reason.candidates[0].cached_tokens
+        self._book(self._entries[reason.chosen], request, is_high(request.priority), cached)
         return Dispatch(request.id, reason.chosen, reason)
 
     def would_go_to(self, request: DispatchRequest) -> InstanceSnapshot | None:
@@ -187,8 +188,8 @@ class Dispatcher:
                 return False
             view = self._entries[name].view
             has_room = not room_first or self._has_room(view, request)
-            cached = min(holders.get(name, 0) * view.prefix_chunk_tokens, request.prompt_tokens - 1)
-            found.append((key, Candidate(view, has_room, max(0, cached))))
+            cached = cached_tokens(holders.get(name, 0), view.prefix_chunk_tokens, request.prompt_tokens)
+            found.append((key, Candidate(view, has_room, cached)))
             return has_room
 
         is_roomy = False
@@ -257,10 +258,10 @@ class Dispatcher:
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         return queued_demand_blocks(request.prompt_tokens, view.block_tokens, view.state_blocks) <= room
 
-    def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool, cached_tokens: int) -> None:
+    def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool, cached: int) -> None:
         reported = entry.reported
         blocks = queued_demand_blocks(request.prompt_tokens, reported.block_tokens, reported.state_blocks)
-        entry.add(Sent(request.id, blocks, request.prompt_tokens - cached_tokens, high, request.chunks))
+        entry.add(Sent(request.id, blocks, request.prompt_tokens - cached, high, request.chunks))
         self._prefixes.sent(reported.id, request.chunks)
         self._turn += 1
         entry.last_turn = self._turn

@@ -39,3 +39,8 @@ def chunk_ids(
     except TypeError:
         return ()
     return tuple(ids)
+
+
+def cached_tokens(chunks: int, chunk_tokens: int, prompt_tokens: int) -> int:
+    """Of a prompt, that need no computing where so many of its first chunks are cached: its last one always does."""
+    return max(0, min(chunks * chunk_tokens, prompt_tokens - 1))

@@ -13,6 +13,7 @@ from llumnix.control.body import LlumletLoop
 from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.orders import MoveOrder
 from llumnix.control.prefix_table import Chunk
+from llumnix.policy.prefix import cached_tokens
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
@@ -51,7 +52,7 @@ class SimInstance:
         cache = self.engine.pool.cache
         if self.prefixes is not None and cache is not None:
             depth = self.prefixes.comes(RequestId(request.id), [Chunk(unit, unit) for unit in request.hashes])
-            request.expected_hit_tokens = max(0, min(depth * cache.unit_tokens, request.prompt_tokens - 1))
+            request.expected_hit_tokens = cached_tokens(depth, cache.unit_tokens, request.prompt_tokens)
         self.engine.add(request)
 
     def tell_prefixes(self) -> None:

@@ -14,6 +14,7 @@ from vllm.v1.request import Request
 from llumnix.control.prefix_table import SWEEP_S, Chunk, PrefixNews, PrefixTable
 from llumnix.engine.vllm.between import chunks_of
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.policy.prefix import cached_tokens
 from llumnix.types import RequestId
 
 USUAL_CHUNK_TOKENS = 512
@@ -49,7 +50,7 @@ class Prefixes:
         """It is about to be queued here; what it will find computed is noted in its passport."""
         passport = passport_of(request)
         depth = self._table.comes(RequestId(request.request_id), self._named(request, passport.chunks))
-        passport.expected_hit_tokens = max(0, min(depth * self.chunk_tokens, request.num_prompt_tokens - 1))
+        passport.expected_hit_tokens = cached_tokens(depth, self.chunk_tokens, request.num_prompt_tokens)
 
     def holds(self, request: Request) -> None:
         """All of its tokens but the newest are computed here, those that it made included: they begin the next turn."""
