@@ -16,6 +16,7 @@ import msgspec
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import Journal
+from llumnix.json_lines import decode_lines, read_lines
 
 STDOUT = "-"
 _LARGEST = 64 << 20  # bytes of one file; one older file of that size is kept beside it
@@ -105,20 +106,7 @@ def read_log(path: Path) -> list[JournalEntry]:
     files = [path] if path.exists() else sorted(path.parent.glob(f"{path.name}.*"), reverse=True)
     if not files:
         raise UsageError(f"There is no decision log {path}.")
-    entries = [entry for file in files for entry in _entries(file)]
+    decoder, what = msgspec.json.Decoder(JournalEntry), "decision log"
+    entries = [entry for file in files for entry in decode_lines(read_lines(file, what), decoder, file, what)]
     entries.sort(key=lambda entry: (entry.at_s, entry.by, entry.seq))
     return entries
-
-
-def _entries(path: Path) -> Iterator[JournalEntry]:
-    decoder = msgspec.json.Decoder(JournalEntry)
-    try:
-        # What a killed process did not write to its end is no entry.
-        lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
-    except OSError as error:
-        raise UsageError(f"Cannot read the decision log {path}: {error.strerror}.") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield decoder.decode(line)
-        except msgspec.DecodeError as error:
-            raise UsageError(f"{path}:{number}: not an entry of a decision log: {error}.") from None

@@ -20,8 +20,9 @@ from typing import Any
 
 import msgspec
 
-from llumnix.control.replay import Begin, Differs, replay_recording
+from llumnix.control.replay import AnyEntry, Begin, Differs, replay_recording
 from llumnix.errors import UsageError
+from llumnix.json_lines import decode_lines, read_lines
 
 RECORD = "LLUMNIX_RECORD"
 """Environment variable: the folder that recordings go to; without it nothing is recorded."""
@@ -51,19 +52,10 @@ def recorder(name: str, begin: Begin) -> RecordStep | None:
 
 def differences(path: Path) -> list[Differs]:
     """Replays a recording; the events that are answered otherwise now. Raises UsageError for a file that is none."""
-    try:
-        # What a killed process did not write to its end is no entry.
-        lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
-    except OSError as error:
-        raise UsageError(f"Cannot read the recording {path}: {error.strerror}.") from None
+    lines = read_lines(path, "recording")
     try:
         begin = msgspec.json.decode(lines[0] if lines else b"", type=Begin)
     except msgspec.DecodeError as error:
         raise UsageError(f"{path}:1: not the beginning of a recording: {error}.") from None
-    entries = []
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            entries.append(msgspec.json.decode(line, type=begin.entry_type))
-        except msgspec.DecodeError as error:
-            raise UsageError(f"{path}:{number}: not an entry of a recording: {error}.") from None
-    return replay_recording(begin, entries)
+    decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(begin.entry_type)
+    return replay_recording(begin, decode_lines(lines[1:], decoder, path, "recording", first=2))
