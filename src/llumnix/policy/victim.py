@@ -77,12 +77,16 @@ class VictimRule:
     keeps_when_queued: Callable[[RequestSnapshot], str | None] | None = None
     """The same while somebody waits here, if that differs: then memory itself is short, not only headroom."""
 
+    def keeps_now(self, queued: bool) -> Callable[[RequestSnapshot], str | None]:
+        """`queued`: somebody waits here."""
+        return self.keeps_when_queued if queued and self.keeps_when_queued else self.keeps
+
 
 def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query: VictimQuery) -> VictimChoice:
     """The first `query.wanted.count` requests by the rule's order that can and may move, and fit."""
     requests = tuple(requests)
     queued = any(request.state is RequestState.WAITING for request in requests)
-    keeps = rule.keeps_when_queued if queued and rule.keeps_when_queued else rule.keeps
+    keeps = rule.keeps_now(queued)
     passed: dict[str, int] = {}
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
     order = _leaving if query.draining else _smallest if query.wanted.at_least_blocks else rule.order

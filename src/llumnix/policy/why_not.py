@@ -51,8 +51,7 @@ def why_not_moved(
     if settled.moved_ago_s is not None and settled.moved_ago_s < config.request_cooldown_s:
         least = f"{config.request_cooldown_s:g} s (--request-cooldown-s)"
         return f"it was to move {settled.moved_ago_s:.2g} s ago, and is left alone for {least}"
-    keeps = policy.victim.keeps_when_queued if instance.waiting and policy.victim.keeps_when_queued else None
-    if why := (keeps or policy.victim.keeps)(request):
+    if why := policy.victim.keeps_now(queued=instance.waiting > 0)(request):
         return f"{instance.id} gives requests away, but none that is {why}"
     ours = [rejection for rejection in rejected if rejection.source == instance.id]
     if ours:
