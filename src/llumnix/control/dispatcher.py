@@ -188,7 +188,8 @@ class Dispatcher:
                 return False
             view = self._entries[name].view
             has_room = not room_first or self._has_room(view, request)
-            cached = cached_tokens(holders.get(name, 0), view.prefix_chunk_tokens, request.prompt_tokens)
+            depth = holders.get(name)
+            cached = cached_tokens(depth, view.prefix_chunk_tokens, request.prompt_tokens) if depth else 0
             found.append((key, Candidate(view, has_room, cached)))
             return has_room
 
