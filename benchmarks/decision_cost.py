@@ -51,6 +51,9 @@ def report(rng: random.Random, number: int, seq: int, free_blocks: int, seen: in
         running=running,
         smallest_running_blocks=(2000 - free_blocks) // running // 2 + 1,
         dispatches_seen=(seen,),
+        decoding=running,
+        step_tokens=2048,
+        step_cost=COST,  # without it the default rule is out of force, and its fallback would be timed
     )
 
 
@@ -85,9 +88,7 @@ def time_prefixes(instances: int) -> list[float]:
     names = [chunk_ids(context, CHUNK_TOKENS) for context in contexts]
     for number in range(instances):
         load = report(rng, number, 1, rng.randint(0, 2000))
-        known = msgspec.structs.replace(
-            load, step_cost=COST, decoding=load.running, step_tokens=2048, prefix_chunk_tokens=CHUNK_TOKENS
-        )
+        known = msgspec.structs.replace(load, prefix_chunk_tokens=CHUNK_TOKENS)
         dispatcher.on_report(known)
         held = [chunk for each in rng.sample(names, CONTEXTS // 3) for chunk in each[: rng.randint(1, len(each))]]
         dispatcher.on_prefixes(known.id, PrefixNews(1, tuple(held), whole=True))
