@@ -56,7 +56,8 @@ def _ring(item: pytest.Item) -> str | None:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoMachines]:
     """Skips where namespaces cannot be made."""
-    from two_machines import TwoMachines, why_not_possible
+    from linked_namespace import why_not_possible
+    from two_machines import TwoMachines
 
     if (why_not := why_not_possible()) is not None:
         pytest.skip(why_not)

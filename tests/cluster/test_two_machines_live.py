@@ -11,7 +11,7 @@ import pytest
 from frame.server import wait_for
 from served import Serve, is_alive
 
-from two_machines import OURS, THEIRS, TOKEN, TwoMachines
+from two_machines import TOKEN, TwoMachines
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
@@ -58,15 +58,15 @@ def server(machines: TwoMachines, tmp_path_factory: pytest.TempPathFactory) -> I
         assert [path.name for path in server.folder.iterdir()] == ["model"]
 
 
-def listening(server: Serve) -> dict[str, int]:
-    """Addresses on the link at which the server's processes listen, with their pids."""
+def listening(server: Serve, address: str) -> dict[str, int]:
+    """Ports of the address at which the server's processes listen, with their pids."""
     processes = [psutil.Process(server.process.pid), *server.descendants()]
     return {
         f"tcp://{connection.laddr.ip}:{connection.laddr.port}": process.pid
         for process in processes
         if "ray" not in process.name()
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == OURS
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip == address
     }
 
 
@@ -74,15 +74,16 @@ def test_instances_on_both_machines_are_heard(server: Serve) -> None:
     assert sorted(server.nodes().values()) == ["here", "there"]
 
 
-def test_what_listens_on_the_link_are_the_guarded_sockets_alone(server: Serve) -> None:
+def test_what_listens_on_the_link_are_the_guarded_sockets_alone(server: Serve, machines: TwoMachines) -> None:
     pids = {server.process.pid, server.descendant("scheduler_process").pid, int(server.get("/pid").text)}
-    assert set(listening(server).values()) == pids
+    assert set(listening(server, machines.other.ours).values()) == pids
 
 
 def test_stranger_on_the_other_machine_is_refused(server: Serve, machines: TwoMachines) -> None:
     before = server.instances()
-    subprocess.run([*machines.inside, sys.executable, "-c", STRANGER, *listening(server)], check=True, timeout=60)
-    server.wait_for_line(f"refused a connection to tcp://{OURS}")
+    addresses = listening(server, machines.other.ours)
+    subprocess.run([*machines.other.inside, sys.executable, "-c", STRANGER, *addresses], check=True, timeout=60)
+    server.wait_for_line(f"refused a connection to tcp://{machines.other.ours}")
     assert server.instances() == before
     assert not [line for line in server.lines if "a stranger says so" in line]
 
@@ -92,13 +93,13 @@ def test_cut_link_is_a_stalled_instance_and_does_no_harm_when_it_is_mended(
 ) -> None:
     gone = next(instance for instance, node in server.nodes().items() if node == "there")
     process = psutil.Process(server.instances()[gone])
-    machines.cut()
+    machines.other.cut()
     server.wait_for_line(f"{gone} is killed: no heartbeat")
     wait_for(lambda: list(server.nodes().values()) == ["here"], "its removal")
     assert is_alive(process), "nobody can reach it"
     server.wait_for_line("waits for room")
-    machines.mend()
+    machines.other.mend()
     wait_for(lambda: not is_alive(process), "the end of the fenced instance")
     wait_for(lambda: sorted(server.nodes().values()) == ["here", "there"], "another in its place")
     assert gone not in server.nodes()
-    assert THEIRS not in "".join(server.lines)
+    assert machines.other.theirs not in "".join(server.lines)

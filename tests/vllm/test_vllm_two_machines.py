@@ -50,7 +50,7 @@ async def test_requests_move_between_machines_and_outlive_one(server: Server, ma
             moves.append(await admin.migrate(row.id, target))
         assert [answer["bytes"] > 0 for status, answer in moves if status == 200] == [True] * STREAMS, moves
         assert {row.instance for row in await admin.requests()} == instances
-        machines.power_off()
+        machines.other.end_all()
         outputs = [await each for each in streams]
     assert [output.error for output in outputs] == [""] * STREAMS
     assert [output.sequences[0].tokens for output in outputs] == undisturbed
