@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.waiting_room import Opening
-from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s
-from llumnix.types import Priority, RequestId
+from llumnix.policy.virtual_usage import room_blocks
+from llumnix.types import Priority, RequestId, is_high
 
 AHEAD = 2
 """Requests that may wait in the queue of an instance: it does not run dry while a report is on its way, and what is
 behind them is still ours to order."""
+
+ROOM_STEPS = 8
+"""For so many steps of all that run or wait there, and of the request, must memory last: an engine lets in whatever
+fits this very moment, and preempts soon after. The more steps, the fewer preemptions and the more memory that nobody
+uses."""
 
 _NOBODY = RequestId("")
 
@@ -25,4 +32,14 @@ class DispatchOpenings:
         if there is None:
             return Opening(begins_soon=True)
         ahead = round(ahead_tokens / self._dispatcher.serving) if ahead_tokens else 0
-        return Opening(there.waiting < AHEAD, first_token_s(there, prompt_tokens + ahead))
+        begins_soon = there.waiting < AHEAD and (is_high(priority) or _lets_in(there, prompt_tokens))
+        return Opening(begins_soon, first_token_s(there, prompt_tokens + ahead))
+
+
+def _lets_in(instance: InstanceSnapshot, prompt_tokens: int) -> bool:
+    """It has memory for the request. One that needs half of it all is not held for that: what becomes free goes to
+    smaller ones, which other front ends send."""
+    prompt_blocks = queued_demand_blocks(prompt_tokens, instance.block_tokens, instance.state_blocks)
+    growth_tokens = ROOM_STEPS * (instance.running + instance.waiting + 1)
+    growth_blocks = -(-growth_tokens // instance.block_tokens)
+    return prompt_blocks + growth_blocks <= room_blocks(instance) or 2 * prompt_blocks > instance.total_blocks
