@@ -3,13 +3,16 @@
     python benchmarks/routers.py                                         the parties and loads below, 3 seeds
     python benchmarks/routers.py --parties all --loads all --seeds 3     everybody and everything: hours
     python benchmarks/routers.py --loads "near, bursts" --fault kill     an engine is killed in the middle
+    python benchmarks/routers.py --loads "twice, bursts" --requests 300 --parties "smg least_load" "llumnix, classes"
     python benchmarks/routers.py --records FILE                          goes on with an earlier run, then prints
 
 Engines are *paced* (`_paced/`): each step lasts as on a device of its own. `vllm-router` and `smg` come from the
 package index (`_routers/routers.lock`) into an environment of their own, and have engines of their own, each a `vllm
 serve`; `vllm serve --data-parallel-size` and Llumnix have as many. Everybody gets the same requests, as text, one party
 after the other, in an order that changes with the seed; nobody sees the same prompt twice but for what a load has in
-common. Ratios are ours over the best of the others, for each figure the best of them in that figure.
+common. `llumnix, classes` is Llumnix with a file of one class, whose targets are those of `goodput`: what would miss
+them is refused, and counts as failed. Ratios are ours over the best of the others, for each figure the best of them in
+that figure.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from _routers import parties
@@ -98,7 +102,9 @@ def _measure(arguments: argparse.Namespace, done: list[Run]) -> None:
     pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
     with pace as engine_flags, ExitStack() as stack:
         flags = [*engine_flags, "--max-num-seqs", "64", "--max-num-batched-tokens", "512"]
-        everybody = parties.of(arguments.parties, flags, arguments.engines, stack)
+        classes = Path(stack.enter_context(TemporaryDirectory())) / "classes.json"
+        classes.write_bytes(_one_class(targets))
+        everybody = parties.of(arguments.parties, flags, arguments.engines, classes, stack)
         for name, seed in missing:
             for party in _turned(everybody, seed):
                 if (name, arguments.fault, seed, party.name) in had:
@@ -109,6 +115,12 @@ def _measure(arguments: argparse.Namespace, done: list[Run]) -> None:
                 print(f"{name}, seed {seed}, {party.name}: {_short(figures)}", flush=True)
                 if arguments.records is not None:
                     arguments.records.write_bytes(msgspec.json.encode(done))
+
+
+def _one_class(targets: Targets) -> bytes:
+    """Everybody is of it."""
+    terms = {"ttft_s": targets.ttft_s, "tpot_s": targets.tpot_s}
+    return msgspec.json.encode({"classes": {"c": terms}, "others": {"classes": ["c"]}})
 
 
 def _turned(everybody: Sequence[Party], seed: int) -> list[Party]:

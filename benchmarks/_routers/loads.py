@@ -1,4 +1,4 @@
-"""What is asked of them: below, near and beyond saturation, steady and in bursts, long, and with contexts in common.
+"""What is asked of them: below, near and (far) beyond saturation, steady, in bursts, long, and with contexts in common.
 
 Rates are for four engines that pace themselves (20 ms + 0.2 ms a token) with 96 blocks of 32 tokens each; for more they
 are multiplied. Memory is what runs out first there, as with real models.
@@ -22,13 +22,15 @@ NEVER_WORSE = {name: at_most(1.02) for name in ("TPOT P50", "TPOT P99", "latency
 
 NEAR = NEVER_WORSE | {"TTFT P99": at_most(0.5), "TTFT mean": at_most(0.67)}
 BEYOND = {"goodput": at_least(1.5)}
+"""Of ours with classes: what cannot be served in time is not begun."""
 
 
 class Load(msgspec.Struct, frozen=True):
     workload: str
     """With `{rate}`."""
     rate: float
-    goals: dict[str, Goal]
+    goals: dict[str, Goal] = {}
+    goals_with_classes: dict[str, Goal] = {}
     contexts: int = 0
     """So many different beginnings, one of which each prompt has; 0: nothing in common."""
 
@@ -39,7 +41,8 @@ LOADS = {
     "below, bursts": Load(f"gamma:rate={{rate}},cv=4,{_SHORT}", 1.6, NEVER_WORSE),
     "near, steady": Load(f"poisson:rate={{rate}},{_SHORT}", 2.8, NEAR),
     "near, bursts": Load(f"gamma:rate={{rate}},cv=4,{_SHORT}", 2.8, NEAR),
-    "beyond, bursts": Load(f"gamma:rate={{rate}},cv=4,{_SHORT}", 4.0, BEYOND),
+    "beyond, bursts": Load(f"gamma:rate={{rate}},cv=4,{_SHORT}", 4.0),
+    "twice, bursts": Load(f"gamma:rate={{rate}},cv=4,{_SHORT}", 8.0, goals_with_classes=BEYOND),
     "long outputs": Load("gamma:rate={rate},cv=2,prompt=exp100,output=exp600,cap=1500", 1.3, NEVER_WORSE),
     "shared contexts": Load("gamma:rate={rate},cv=2,prompt=exp60,output=exp120,cap=300", 4.0, NEVER_WORSE, contexts=16),
 }

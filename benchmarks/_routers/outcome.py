@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from _routers.loads import Load
-from _routers.parties import OURS
+from _routers.parties import OURS, WITH_CLASSES
 from llumnix.report.records import RequestRecord
 
 SMALL = 1e-9
@@ -79,26 +79,25 @@ def print_table(title: str, runs: Sequence[Run]) -> None:
 
 
 def compared(title: str, load: Load, runs: Sequence[Run]) -> list[Figure]:
-    """Ours over the best of theirs, each figure's best for itself. Only where both are there."""
+    """Each of ours over the best of theirs, each figure's best for itself. Only where both are there."""
     parties = _by_party(runs)
-    theirs = {name: mine for name, mine in parties.items() if name != OURS}
-    if OURS not in parties or not theirs:
-        return []
+    theirs = {name: mine for name, mine in parties.items() if name not in (OURS, WITH_CLASSES)}
     figures = []
-    for name, higher in (
-        ("TTFT mean", False),
-        ("TTFT P99", False),
-        *((name, False) for name in _REST),
-        ("goodput", True),
-    ):
-        ratios = {party: _ratio(parties[OURS], mine, name) for party, mine in theirs.items()}
-        best = (min if higher else max)(ratios, key=lambda party: ratios[party])
-        figures.append(Figure(f"{title}: {name}, ours / {best}", ratios[best], load.goals.get(name), "×"))
-    figures.append(Figure(f"{title}: failed, ours", sum(run.figures["failed"] for run in parties[OURS])))
+    for ours, goals in ((OURS, load.goals), (WITH_CLASSES, load.goals_with_classes)):
+        if ours not in parties or not theirs:
+            continue
+        for name, more_is_better in _COMPARED.items():
+            ratios = {party: _ratio(parties[ours], mine, name) for party, mine in theirs.items()}
+            best = (min if more_is_better else max)(ratios, key=lambda party: ratios[party])
+            figures.append(Figure(f"{title}: {name}, {ours} / {best}", ratios[best], goals.get(name), "×"))
+        figures.append(Figure(f"{title}: failed, {ours}", sum(run.figures["failed"] for run in parties[ours])))
     return figures
 
 
-_REST = ("TPOT P50", "TPOT P99", "latency P50", "latency mean", "latency P99", "gap P99")
+_COMPARED = dict.fromkeys(
+    ("TTFT mean", "TTFT P99", "TPOT P50", "TPOT P99", "latency P50", "latency mean", "latency P99", "gap P99"), False
+) | {"goodput": True}
+"""Is more of it better?"""
 
 
 def _ratio(ours: Sequence[Run], theirs: Sequence[Run], name: str) -> float:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Protocol, assert_never
 
 import httpx
@@ -22,7 +23,7 @@ from _routers import tools
 from _routers.faults import Fault
 from llumnix.client import AdminClient
 
-OURS = "llumnix"
+OURS, WITH_CLASSES = "llumnix", "llumnix, classes"
 PARALLEL = "vllm serve, data parallel"
 
 _LEAST_PROMPT = {"model": "tiny", "prompt": "a", "max_tokens": 2}
@@ -161,10 +162,10 @@ class DataParallel:
 
 
 class Ours:
-    def __init__(self, engine_flags: Sequence[str], count: int) -> None:
-        self.name, self._count = OURS, count
+    def __init__(self, name: str, flags: Sequence[str], count: int) -> None:
+        self.name, self._count = name, count
         self._stack = ExitStack()
-        self._server = self._stack.enter_context(llumnix_server(engine_flags, instances=count))
+        self._server = self._stack.enter_context(llumnix_server(flags, instances=count))
         self._admin = AdminClient(self._server.url)
         self._stack.callback(self._admin.close)
 
@@ -197,8 +198,8 @@ class Ours:
                 assert_never(fault)
 
 
-def of(names: Sequence[str], engine_flags: Sequence[str], count: int, stack: ExitStack) -> list[Party]:
-    """Parties of these names, their engines started; all end with the stack."""
+def of(names: Sequence[str], engine_flags: Sequence[str], count: int, classes: Path, stack: ExitStack) -> list[Party]:
+    """Parties of these names, their engines started; all end with the stack. `classes`: a file of classes."""
     parties: list[Party] = []
     routed = [(router, policy) for router in tools.POLICIES for policy in tools.POLICIES[router]]
     wanted = [(router, policy) for router, policy in routed if f"{router} {policy}" in names]
@@ -211,16 +212,22 @@ def of(names: Sequence[str], engine_flags: Sequence[str], count: int, stack: Exi
         parallel = DataParallel(engine_flags, count)
         stack.callback(parallel.close)
         parties.append(parallel)
-    if OURS in names:
-        ours = Ours(engine_flags, count)
-        stack.callback(ours.close)
-        parties.append(ours)
+    for name, more in ((OURS, ()), (WITH_CLASSES, ("--classes", str(classes)))):
+        if name in names:
+            ours = Ours(name, [*engine_flags, *more], count)
+            stack.callback(ours.close)
+            parties.append(ours)
     return parties
 
 
 def names() -> list[str]:
     """Of everybody that can be compared."""
-    return [OURS, PARALLEL, *(f"{router} {policy}" for router, known in tools.POLICIES.items() for policy in known)]
+    return [
+        OURS,
+        WITH_CLASSES,
+        PARALLEL,
+        *(f"{router} {policy}" for router, known in tools.POLICIES.items() for policy in known),
+    ]
 
 
 def _pulse(pid: int) -> None:

@@ -54,11 +54,22 @@ def test_each_figure_is_compared_with_whoever_is_best_in_it() -> None:
         for seed in (1, 2)
     ]
     told = {figure.name: figure for figure in compared("near", LOADS["near, bursts"], runs)}
-    assert told["near: TTFT mean, ours / a"].measured == pytest.approx(0.5)
-    assert told["near: TTFT P99, ours / b"].measured == pytest.approx(0.5)
-    assert told["near: goodput, ours / b"].measured == pytest.approx(1.5)
-    assert told["near: TTFT P99, ours / b"].goal is not None
+    assert told["near: TTFT mean, llumnix / a"].measured == pytest.approx(0.5)
+    assert told["near: TTFT P99, llumnix / b"].measured == pytest.approx(0.5)
+    assert told["near: goodput, llumnix / b"].measured == pytest.approx(1.5)
+    assert told["near: TTFT P99, llumnix / b"].goal is not None
     assert compared("near", LOADS["near, bursts"], [run for run in runs if run.party == "a"]) == []
+
+
+def test_what_is_refused_by_classes_has_goals_of_its_own_and_is_nobodys_rival() -> None:
+    usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
+    goodputs = {parties.OURS: 1.0, parties.WITH_CLASSES: 6.0, "a": 2.0}
+    runs = [Run("twice, bursts", None, 1, name, usual | {"goodput": value}) for name, value in goodputs.items()]
+    told = {figure.name: figure for figure in compared("twice", LOADS["twice, bursts"], runs)}
+    plain, with_classes = (told[f"twice: goodput, {name} / a"] for name in (parties.OURS, parties.WITH_CLASSES))
+    assert (plain.measured, plain.goal) == (pytest.approx(0.5), None)
+    assert with_classes.measured == pytest.approx(3)
+    assert with_classes.goal is not None
 
 
 @pytest.mark.parametrize("name", LOADS)
