@@ -8,25 +8,27 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.roles_config import RolesConfig
 
 TARGET = Path(__file__).parent.parent / "docs" / "use" / "configuration.md"
 
 HEAD = """# Configuration reference
 
-Made from the dataclasses in `src/llumnix/config.py` and `policy/autoscaling.py` by
+Made from the dataclasses in `src/llumnix/config.py` and `roles_config.py` by
 `scripts/configuration_reference.py`. Each is a flag of `llumnix serve`; switches have a `--no-` form. Flags that are
 not here go to vLLM.
 """
 
 
 def reference() -> str:
-    configs = (ClusterConfig, ScalingConfig, PolicyConfig, MigrationConfig)
+    configs = (ClusterConfig, ScalingConfig, PolicyConfig, RolesConfig, MigrationConfig)
     return "\n".join([HEAD, *map(_section, configs)])
 
 
 def _section(config: type[Any]) -> str:
     title = " ".join((config.__doc__ or "").split())
-    rows = [_row(field, get_type_hints(config)[field.name]) for field in dataclasses.fields(config)]
+    knobs = [field for field in dataclasses.fields(config) if field.metadata]
+    rows = [_row(field, get_type_hints(config)[field.name]) for field in knobs]
     return "\n".join(
         [f"## {title.partition(':')[0].rstrip('.')}", "", "| flag | default | meaning |", "|---|---|---|", *rows, ""]
     )

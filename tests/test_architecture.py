@@ -28,7 +28,7 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 
 PURE = (
-    *("policy", "control", "journal", "types.py", "config.py"),
+    *("policy", "control", "journal", "types.py", "config.py", "roles_config.py", "knob.py"),
     *("cluster/supervisor.py", "cluster/supervision.py", "cluster/roster.py", "cluster/ray/placement.py"),
     *("sim/kernel.py", "sim/engine"),
 )

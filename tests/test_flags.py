@@ -7,6 +7,7 @@ import pytest
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, flag_value, parse_serve, serve_parser, vocabulary
+from llumnix.roles_config import RolesConfig
 
 
 def test_no_words_give_the_defaults() -> None:
@@ -77,6 +78,19 @@ def test_flags_of_an_engine_that_nobody_knows_take_the_words_behind_them() -> No
 )
 def test_flags_of_vllm_are_read_as_vllm_reads_them(line: str, flags: tuple[str, ...]) -> None:
     assert parse_serve(["m", *line.split()]).engine_flags == flags
+
+
+@pytest.mark.parametrize("words", ["--no-enable-chunked-prefill", "--disable-chunked-mm-input"])
+def test_target_for_tokens_is_refused_where_prompts_are_computed_whole(words: str) -> None:
+    assert parse_serve(["--tpot-target-ms", "30"]).policy.roles.tpot_target_s == 0.030
+    with pytest.raises(UsageError, match=f"^--tpot-target-ms is for engines that .* with {words} they do not.$"):
+        parse_serve(["--tpot-target-ms", "30", words])
+
+
+@pytest.mark.parametrize("target", ["-1", "inf", "nan"])
+def test_target_for_tokens_is_a_time(target: str) -> None:
+    with pytest.raises(UsageError, match=r"^--tpot-target-ms must be a finite number and not negative\.$"):
+        parse_serve([f"--tpot-target-ms={target}"])
 
 
 def test_our_flags_may_have_underscores_and_vllms_name_for_the_end() -> None:
@@ -169,10 +183,10 @@ def test_bad_words_are_told_in_a_sentence(line: str, part: str) -> None:
         parse_serve(line.split())
 
 
-@pytest.mark.parametrize("config", [ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig])
+@pytest.mark.parametrize("config", [ClusterConfig, MigrationConfig, PolicyConfig, RolesConfig, ScalingConfig])
 def test_every_knob_has_a_flag(config: type) -> None:
     ours = vocabulary(serve_parser(), DEFAULT_ENGINE).ours
-    for field in dataclasses.fields(config):
+    for field in (each for each in dataclasses.fields(config) if each.metadata):
         assert "--" + field.name.replace("_", "-") in ours
 
 

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import Any
 
 from llumnix.errors import UsageError
-
-
-def knob(default: Any, help: str, values: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> Any:
-    """A field with its one-sentence description (used for flags and the reference), the values that it may have, where
-    they are few words, and other spellings of its flag."""
-    return field(default=default, metadata={"help": help, "values": values, "also": also})
-
+from llumnix.knob import knob
+from llumnix.roles_config import RolesConfig
 
 LARGEST_START = 64
 """Instances that are started by one request, at most."""
@@ -65,6 +59,7 @@ class PolicyConfig:
     priority_target_tokens: int = knob(
         1600, "With a high-priority request present, an instance counts as if it had room for only this many tokens."
     )
+    roles: RolesConfig = field(default_factory=RolesConfig)
 
     def __post_init__(self) -> None:
         if self.migrate_in_freeness is not None and self.migrate_out_freeness is not None:

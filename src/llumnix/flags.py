@@ -45,11 +45,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
-    """One flag for each field of `config`, in a group that is headed by the first sentence of its docstring."""
+    """One flag for each field of `config`, in a group that is headed by the first sentence of its docstring; those of
+    dataclasses in it in groups of their own."""
     title, _, _ = (config.__doc__ or config.__name__).partition(":")
     group = parser.add_argument_group(title.strip().rstrip("."))
     types = get_type_hints(config)
     for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(types[field.name]):
+            add_flags(parser, types[field.name])
+            continue
         options: dict[str, Any] = {"dest": field.name, "default": field.default}
         (kind,) = {types[field.name], *get_args(types[field.name])} & _METAVARS.keys()
         if kind is bool:
@@ -66,8 +70,14 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
 
 def build(config: type[Config], values: argparse.Namespace) -> Config:
     """The dataclass from parsed flags. Raises UsageError when they contradict each other."""
+    types = get_type_hints(config)
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
-    return config(**{field.name: getattr(values, field.name) for field in fields})
+    return config(**{field.name: _value(field.name, types[field.name], values) for field in fields})
+
+
+def _value(name: str, kind: Any, values: argparse.Namespace) -> Any:
+    nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    return build(kind, values) if nested else getattr(values, name)
 
 
 _METAVARS = {bool: "", int: "N", float: "X", str: "TEXT"}
@@ -216,6 +226,11 @@ def _refuse_what_vllm_makes_idle(given: Mapping[str, str], engine_flags: Sequenc
         raise UsageError(
             "--displace is for instances that know priorities, and with --scheduling-policy fcfs they do not."
         )
+    whole = next((word for word in engine_flags if _canonical(word) in _WHOLE_PROMPTS), None)
+    if "tpot_target_ms" in given and whole is not None:
+        raise UsageError(
+            f"--tpot-target-ms is for engines that compute prompts in parts, and with {whole} they do not."
+        )
     key = has_flag(engine_flags, "--api-key") or os.environ.get("VLLM_API_KEY")
     if "admin_allowed_hosts" in given and key:
         raise UsageError(
@@ -249,6 +264,7 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
                 raise UsageError(f"{given[field]} {why}.")
 
 
+_WHOLE_PROMPTS = ("--no-enable-chunked-prefill", "--disable-chunked-mm-input")
 _SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
 _MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps")
 

@@ -12,6 +12,7 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -67,13 +68,15 @@ class Engine:
 
     def step(self) -> None:
         before = {r.request_id: r.num_preemptions for r in self.scheduler.requests.values()}
-        output = self.scheduler.schedule()
+        self.finish(self.scheduler.schedule())
+        self.preempted += [name for name, r in self.scheduler.requests.items() if r.num_preemptions > before[name]]
+
+    def finish(self, output: SchedulerOutput) -> None:
         names = list(output.num_scheduled_tokens)
         self.scheduler.update_from_output(
             output,
             ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, [[7]] * len(names)),
         )
-        self.preempted += [name for name, r in self.scheduler.requests.items() if r.num_preemptions > before[name]]
 
     @property
     def running(self) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.policy.step_cost import first_token_s, step_s, token_s
+from llumnix.policy.step_cost import FEWEST_PROMPT_TOKENS, first_token_s, prompt_tokens, step_s, token_s
 from llumnix.types import InstanceId
 
 COST = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
@@ -50,3 +52,39 @@ def test_those_that_will_decode_count_as_if_they_did() -> None:
 def test_nothing_is_said_of_an_instance_whose_steps_are_not_known() -> None:
     assert first_token_s(load(step_cost=None), 100) is None
     assert token_s(load(step_cost=None)) is None
+
+
+def test_prompts_get_what_the_batch_leaves_of_the_time_between_two_tokens() -> None:
+    batch = {"decoding": 20, "context_tokens": 10_000}  # a step of 30 ms
+    assert prompt_tokens(COST, **batch, target_s=0.050, most=2000) == 200
+    assert step_s(COST, 200, 20, 10_000) == pytest.approx(0.050)
+    assert prompt_tokens(COST, **batch, target_s=0.050, most=150) == 150, "the engine's own limit"
+
+
+def test_prompts_go_on_where_tokens_are_late_anyway() -> None:
+    late = {"decoding": 200, "context_tokens": 10_000}
+    assert prompt_tokens(COST, **late, target_s=0.050, most=2000) == FEWEST_PROMPT_TOKENS
+    assert prompt_tokens(COST, **late, target_s=0.050, most=10) == 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"target_s": 0.0}, "no target"),
+        ({"decoding": 0}, "nobody waits for a token"),
+        ({"cost": None}, "nothing is known"),
+        ({"cost": StepCost(fixed_ms=10, prefill_token_us=0, request_us=0, context_token_us=0)}, "prompts cost nothing"),
+    ],
+)
+def test_nothing_is_held_back_for_nobody(changed: dict[str, Any], why: str) -> None:
+    asked: dict[str, Any] = {"cost": COST, "decoding": 5, "context_tokens": 100, "target_s": 0.020, "most": 2000}
+    assert prompt_tokens(**asked) < 2000
+    assert prompt_tokens(**(asked | changed)) == 2000, why
+
+
+def test_first_token_is_later_where_steps_hold_prompts_back() -> None:
+    """The report says what a step computes at most, so whoever places requests knows."""
+    busy = {"prefill_tokens": 1000, "decoding": 20, "context_tokens": 10_000}
+    free, held_back = load(**busy, step_tokens=2048), load(**busy, step_tokens=220)
+    assert first_token_s(free, 1000) == pytest.approx(0.030 + 0.200)
+    assert first_token_s(held_back, 1000) == pytest.approx(10 * 0.030 + 0.200)

@@ -12,7 +12,7 @@ from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.engine.vllm01 import PrefillFirst
 from llumnix.sim.engine.vllm1 import TokenBudget
 from llumnix.sim.kernel import Kernel
-from llumnix.sim.profiles.cost_model import Profile
+from llumnix.sim.profiles.cost_model import Profile, step_cost
 from llumnix.sim.profiles.file import load_profile
 
 
@@ -55,22 +55,25 @@ class Watcher:
 
 
 def new_engine(
-    profile: Profile, *, skip: bool = True, unit_tokens: int = 0, displaces: bool = False
+    profile: Profile, *, skip: bool = True, unit_tokens: int = 0, displaces: bool = False, target_s: float = 0.0
 ) -> tuple[Kernel, EngineModel, Watcher]:
     kernel, watcher = Kernel(), Watcher()
     scheduler: Scheduler = PrefillFirst() if profile.scheduler.kind == "vllm-0.1" else TokenBudget(displaces)
-    return (
-        kernel,
-        EngineModel(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens),
-        watcher,
-    )
+    engine = EngineModel(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens)
+    engine.step_cost, engine.tpot_target_s = step_cost(profile), target_s
+    return kernel, engine, watcher
 
 
 def run_engine(
-    profile: Profile, rows: Sequence[tuple[Any, ...]], *, skip: bool = True, displaces: bool = False
+    profile: Profile,
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    skip: bool = True,
+    displaces: bool = False,
+    target_s: float = 0.0,
 ) -> list[SimRequest]:
     """Runs (arrival_s, prompt_tokens, output_tokens[, priority]) rows to the end; checks that every block came back."""
-    kernel, engine, watcher = new_engine(profile, skip=skip, displaces=displaces)
+    kernel, engine, watcher = new_engine(profile, skip=skip, displaces=displaces, target_s=target_s)
     requests = [SimRequest(index, *row) for index, row in enumerate(rows)]
     for request in requests:
         request.order = (request.priority, request.arrival_s, request.index)

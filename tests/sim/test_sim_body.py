@@ -30,6 +30,7 @@ class TestWorld:
     __test__ = False
     size = 2
     paper_body = False
+    tpot_target_s = 0.0
     relief_steps = 0
 
     def __init__(self) -> None:

@@ -39,6 +39,12 @@ def test_the_first_thing_that_anybody_tries_works(tmp_path: Path, capsys: pytest
     assert max(int(row["prompt_tokens"]) + int(row["output_tokens"]) for row in rows) == 12560
 
 
+def test_target_for_tokens_is_for_engines_that_compute_prompts_in_parts(tmp_path: Path) -> None:
+    target = [*SIMULATE, "--out", str(tmp_path), "--tpot-target-ms", "40"]
+    assert main(target) == 2
+    assert main([*target, "--profile", "a100-llama-7b"]) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -54,6 +54,28 @@ def test_skipping_steps_changes_nothing_where_normal_requests_make_way(
         assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
 
 
+@given(rows=ROWS, target_s=st.floats(0.01, 0.1))
+@settings(max_examples=60, deadline=None)
+def test_skipping_steps_changes_nothing_where_prompts_are_held_back(
+    rows: list[tuple[float, int, int]], target_s: float
+) -> None:
+    profile = small_profile("vllm-1", blocks=30, max_num_batched_tokens=256)
+    skipped = run_engine(profile, rows, target_s=target_s)
+    stepped = run_engine(profile, rows, skip=False, target_s=target_s)
+    for fast, slow in zip(skipped, stepped, strict=True):
+        assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
+
+
+def test_tokens_come_in_time_beside_a_long_prompt_and_the_prompt_pays() -> None:
+    profile = small_profile("vllm-1", blocks=2000, max_num_batched_tokens=2048)
+    rows = [*((0.0, 100, 300) for _ in range(8)), (2.0, 6000, 20)]
+    *free, late = run_engine(profile, rows)
+    *held_back, later = run_engine(profile, rows, target_s=0.060)
+    assert max(request.largest_gap_s for request in free) > 0.4
+    assert max(request.largest_gap_s for request in held_back) < 0.070, "long prompts cost a little more than is fitted"
+    assert later.first_token_s > late.first_token_s
+
+
 @given(rows=ROWS)
 @settings(max_examples=60, deadline=None)
 def test_the_papers_scheduler_agrees_with_a_naive_one_that_lists_every_block(

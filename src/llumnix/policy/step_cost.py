@@ -2,12 +2,16 @@
 
 Freeness says whether a request fits; this says when it will have its first token, and how long each further one takes.
 Both follow from what a step of the instance costs (`StepCost`, fitted by `control/step_fit.py`), what it has still to
-compute before its queue has first tokens, and the batch that every step carries along.
+compute before its queue has first tokens, and the batch that every step carries along. And the other way round: how
+much of prompts fits into a step that is to end in time.
 """
 
 from __future__ import annotations
 
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
+
+FEWEST_PROMPT_TOKENS = 64
+"""In a step, whatever the target: where decoding alone takes longer than that, prompts still go on."""
 
 
 def step_s(cost: StepCost, prefill_tokens: int, decoding: int, context_tokens: int) -> float:
@@ -15,6 +19,16 @@ def step_s(cost: StepCost, prefill_tokens: int, decoding: int, context_tokens: i
     are `context_tokens` long together."""
     us = cost.prefill_token_us * prefill_tokens + cost.request_us * decoding + cost.context_token_us * context_tokens
     return cost.fixed_ms / 1e3 + us / 1e6
+
+
+def prompt_tokens(cost: StepCost | None, decoding: int, context_tokens: int, target_s: float, most: int) -> int:
+    """Tokens of prompts that the next step of an instance may compute, at most `most`, so that those who decode there
+    wait no longer than `target_s` for their next token; 0: as long as it takes. Where nobody decodes, and while nothing
+    is known of the instance's steps, nothing is held back."""
+    if not target_s or cost is None or not decoding or not cost.prefill_token_us:
+        return most
+    left_s = target_s - step_s(cost, 0, decoding, context_tokens)
+    return min(most, max(FEWEST_PROMPT_TOKENS, int(left_s * 1e6 / cost.prefill_token_us)))
 
 
 def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float | None:

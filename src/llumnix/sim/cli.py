@@ -22,6 +22,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.report.pictures import require_matplotlib
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
 from llumnix.report.summary import SUMMARY_JSON, Fact, print_summary, summarize, write_summary
+from llumnix.roles_config import RolesConfig
 from llumnix.sim.compare import compare, print_comparison, write_comparison
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
@@ -153,8 +154,9 @@ def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
 
 def _changed(args: argparse.Namespace) -> dict[str, str]:
     """Flags that say something else than their default does, by their fields."""
-    knobs = [*fields(PolicyConfig), *fields(ScalingConfig)]
-    return {knob.name: f"--{knob.name.replace('_', '-')}" for knob in knobs if getattr(args, knob.name) != knob.default}
+    knobs = [*fields(PolicyConfig), *fields(RolesConfig), *fields(ScalingConfig)]
+    changed = [knob.name for knob in knobs if knob.metadata and getattr(args, knob.name) != knob.default]
+    return {name: f"--{name.replace('_', '-')}" for name in changed}
 
 
 def _cut_a_few(workload: Workload, setup: RunSetup) -> Workload:

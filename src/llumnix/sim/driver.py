@@ -103,6 +103,7 @@ class _Run:
         self._setup = setup
         self._progress = progress
         policy = find_policy(setup.policy.policy)
+        self.tpot_target_s = setup.policy.roles.tpot_target_s
         self.relief_steps = setup.policy.relief_steps if policy.relief else 0
         self._network = network = Network(self.kernel, setup.profile)
         self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.index))

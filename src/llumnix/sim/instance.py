@@ -34,6 +34,8 @@ class SimInstance:
         self._world = world
         self._kernel = world.kernel
         self.engine = EngineModel(world.kernel, world.profile, scheduler, self, unit_tokens)
+        self.engine.step_cost = world.step_cost(id)
+        self.engine.tpot_target_s = world.tpot_target_s
         self.prefixes = prefix_table(self.engine)
         self.reports = Reporter(self.account, self.engine, world, self.prefixes)
         self.body = SimBody(self.account, self.engine, world, self.hear)

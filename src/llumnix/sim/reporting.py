@@ -14,6 +14,7 @@ from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import PREFILLING, WAITING, SimRequest
+from llumnix.sim.engine.vllm1 import step_tokens
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState
@@ -37,7 +38,6 @@ class Reporter:
         self._prefixes = prefixes
         self._swept_s = 0.0
         self._kernel = world.kernel
-        self._step_cost = world.step_cost(account.id)
         self._seq = 0
         self._timer: Timer | None = None
         self._due_s = 0.0
@@ -103,7 +103,7 @@ class Reporter:
             preempted=queue.preempted,
             head_of_line_blocks=queue.head_blocks(),
             queued_blocks=queue.blocks,
-            **_ahead(engine, started, self._step_cost),
+            **_ahead(engine, started),
             high_running=engine.high_running,
             high_waiting=queue.high,
             incoming=moving.incoming if moving is not None else 0,
@@ -184,18 +184,18 @@ class _Ahead(TypedDict):
     context_tokens: int
     prefix_chunk_tokens: int
     step_tokens: int
-    step_cost: StepCost
+    step_cost: StepCost | None
 
 
-def _ahead(engine: EngineModel, steps_started: int, cost: StepCost) -> _Ahead:
+def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:
     decoding = len(engine.batch.members)
     return _Ahead(
         prefill_tokens=engine.queue.tokens + sum(each.tokens - each.prefilled for each in engine.prefilling),
         decoding=decoding,
         context_tokens=engine.batch.tokens + steps_started * decoding,
         prefix_chunk_tokens=engine.pool.cache.unit_tokens if engine.pool.cache is not None else 0,
-        step_tokens=engine.profile.scheduler.max_num_batched_tokens,
-        step_cost=cost,
+        step_tokens=step_tokens(engine),
+        step_cost=engine.step_cost,
     )
 
 

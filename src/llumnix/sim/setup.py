@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.errors import UsageError
 from llumnix.policy.classes import Classes
 from llumnix.sim.faults import Fault
 from llumnix.sim.profiles.cost_model import Profile
@@ -59,6 +60,13 @@ class RunSetup:
     """Everything around the policy as in the paper's artifact: a report is one step old when it comes, a request that
     was sent is not charged until a report counts it, and scaling follows its rule. Otherwise as live: reports are
     pushed on change, dispatch books what it sends, and scaling is `policy.autoscaling`."""
+
+    def __post_init__(self) -> None:
+        if self.policy.roles.tpot_target_ms and self.profile.scheduler.kind != "vllm-1":
+            name = self.profile.name
+            raise UsageError(
+                f"--tpot-target-ms is for engines that compute prompts in parts, and those of {name} do not."
+            )
 
 
 def instance_name(number: int) -> InstanceId:

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from llumnix.policy.relief import short_blocks
+from llumnix.policy.snapshot import StepCost
 from llumnix.sim.engine.batch import DecodeBatch
 from llumnix.sim.engine.blocks import BlockPool, PrefixCache
 from llumnix.sim.engine.flight import Segment
@@ -53,6 +54,9 @@ class EngineModel:
         self.prefilling: list[SimRequest] = []
         self.watched: set[str] = set()
         """Ids of requests whose changes the listener wants to hear of."""
+        self.step_cost: StepCost | None = None
+        self.tpot_target_s = 0.0
+        """Prompts leave so much between two tokens, by what its steps are believed to cost; 0: any time."""
         self.preemptions = 0
         self.high_running = 0
         self._scheduler = scheduler

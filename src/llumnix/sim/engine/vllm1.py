@@ -4,12 +4,14 @@ Running requests come first (one token each, then the unfinished prompts), then 
 budget, blocks and sequences last. A request is admitted only if its whole sequence fits. When blocks run
 out, the least important, newest running request is preempted, and nobody is admitted in that step.
 Prefix-cached units are not computed again. Where the instances of ours displace, normal requests make way for an
-important one at the head of the queue (`policy/displacing.py`), as live.
+important one at the head of the queue (`policy/displacing.py`), and prompts leave the decoding requests their time
+between two tokens (`policy/step_cost.py`), as live.
 """
 
 from __future__ import annotations
 
 from llumnix.policy.displacing import Occupant, displaced
+from llumnix.policy.step_cost import prompt_tokens
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.request import SimRequest
@@ -38,7 +40,7 @@ class TokenBudget:
             if steps:
                 return Segment(steps)
         chunks, preempted = self._continue_prompts(engine)
-        budget = engine.profile.scheduler.max_num_batched_tokens - len(batch.members) - sum(n for _, n in chunks)
+        budget = step_tokens(engine) - len(batch.members) - sum(n for _, n in chunks)
         if not preempted or not engine.running:
             chunks += self._admit(engine, budget)
         if not chunks and not batch.members:
@@ -68,7 +70,7 @@ class TokenBudget:
         batch, pool = engine.batch, engine.pool
         preempted = False
         while True:
-            budget = engine.profile.scheduler.max_num_batched_tokens - len(batch.members)
+            budget = step_tokens(engine) - len(batch.members)
             chunks: list[tuple[SimRequest, int]] = []
             growth: list[tuple[SimRequest, int]] = []
             need = batch.blocks_for(1) if batch.members else 0
@@ -114,6 +116,13 @@ class TokenBudget:
             chunks.append((request, tokens))
             budget -= tokens
         return chunks
+
+
+def step_tokens(engine: EngineModel) -> int:
+    """Tokens that the next step computes at most, a token of each decoding request among them."""
+    decoding = len(engine.batch.members)
+    most = engine.profile.scheduler.max_num_batched_tokens - decoding
+    return decoding + prompt_tokens(engine.step_cost, decoding, engine.batch.tokens, engine.tpot_target_s, most)
 
 
 def _next_step(engine: EngineModel) -> int:

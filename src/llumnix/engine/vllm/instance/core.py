@@ -22,7 +22,6 @@ from typing import Any
 import msgspec
 from vllm.config import VllmConfig
 from vllm.lora.request import LoRARequest
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
 from vllm.v1.engine.utils import EngineZmqAddresses
@@ -103,8 +102,7 @@ class LlumnixEngineCore(EngineCoreProc):
         wanted = find_policy(spec.policy.policy).looks_at_prefixes(spec.policy)
         self.scheduler.prefixes = prefixes_of(self.scheduler, wanted, spec.policy.prefix_chunk_tokens)
         self.workers.ask("llumnix_draw_apart", spec.index)
-        displaces = spec.policy.displace and self.scheduler.policy == SchedulingPolicy.PRIORITY
-        self.scheduler.makes_way = displaces and find_policy(spec.policy.policy).priorities
+        self.scheduler.obey(spec.policy)
         mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys, self._on_mail)
         moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
         opened = spec.book, mailbox.address, spec.secret, moves, spec.migration.ways

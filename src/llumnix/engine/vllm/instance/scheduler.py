@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from llumnix.config import PolicyConfig
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import make_way
 from llumnix.engine.vllm.instance.prefixes import Prefixes
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.step_limits import StepLimits
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
 from llumnix.engine.vllm.instance.thrown_away import ThrownAway
 from llumnix.engine.vllm.versions import not_zeroed
+from llumnix.policy.catalogue import find_policy
 from llumnix.types import RequestId
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class MigrationSupport(_Base):
         no_drafts = [] if self.use_v2_model_runner else [-1] * self.num_spec_tokens
         self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts)
         self.watch = StepWatch()
+        self.limits = StepLimits(self, lambda: self.watch.cost)
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
@@ -68,6 +73,12 @@ class MigrationSupport(_Base):
         self.thrown_away = ThrownAway()
         self.ended: list[tuple[RequestId, str]] = []
         """Requests that ended here since the driver looked last, and why."""
+
+    def obey(self, config: PolicyConfig) -> None:
+        """From the next step on."""
+        displaces = config.displace and self.policy == SchedulingPolicy.PRIORITY
+        self.makes_way = displaces and find_policy(config.policy).priorities
+        self.limits.target_s = config.roles.tpot_target_s
 
     # -- while a request decodes at the source
 
@@ -218,14 +229,9 @@ class MigrationSupport(_Base):
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if self.makes_way and self.waiting:
             make_way(self, self.waiting.peek_request(), self.held_by, self.has_slot())
-        # `max_num_active_reqs` bounds admission from the queue; `schedule` reads it once per request.
-        active = self.max_num_active_reqs
-        self.max_num_active_reqs = active - self.slots_kept
         self.last_steps.begin()
-        try:
+        with self.limits.in_force(self.slots_kept):
             output = super().schedule(throttle_prefills)
-        finally:
-            self.max_num_active_reqs = active
         if output.total_num_scheduled_tokens:
             self.steps.begins()
             self.watch.begins(load_of(self.requests, output.num_scheduled_tokens))

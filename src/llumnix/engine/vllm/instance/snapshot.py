@@ -8,11 +8,10 @@ from typing import TypedDict
 
 from vllm.v1.request import Request
 
-from llumnix.control.step_fit import StepLoad
 from llumnix.engine.vllm.instance.movable import why_request_pinned
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import passport_of
-from llumnix.engine.vllm.instance.step_watch import is_decoding
+from llumnix.engine.vllm.instance.step_watch import load_ahead
 from llumnix.policy.relief import short_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
@@ -47,7 +46,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
     """
     total_blocks, free_blocks = _blocks(scheduler)
     queue = scheduler.waiting
-    ahead = _ahead(scheduler)
+    ahead = load_ahead(scheduler.running)
     return InstanceSnapshot(
         total_blocks=total_blocks,
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
@@ -64,7 +63,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         decoding=ahead.decoding,
         context_tokens=ahead.context_tokens,
         prefix_chunk_tokens=scheduler.prefixes.chunk_tokens if scheduler.prefixes is not None else 0,
-        step_tokens=scheduler.max_num_scheduled_tokens,
+        step_tokens=scheduler.limits.step_tokens(ahead),
         step_cost=scheduler.watch.cost,
         high_running=sum([is_high(request.priority) for request in scheduler.running]),
         high_waiting=queue.high,
@@ -83,18 +82,6 @@ def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
         return pool.num_gpu_blocks - 1, pool.get_num_free_blocks()  # without the null block
     total_blocks = scheduler.max_num_running_reqs * scheduler.blocks_for(scheduler.max_model_len)
     return total_blocks, total_blocks - sum(scheduler.blocks_for(request.num_tokens) for request in scheduler.running)
-
-
-def _ahead(scheduler: MigrationSupport) -> StepLoad:
-    """All that the batch still computes of prompts, and those that are past that."""
-    prefill_tokens = decoding = context_tokens = 0
-    for request in scheduler.running:
-        if is_decoding(request, request.num_computed_tokens):
-            decoding += 1
-            context_tokens += request.num_tokens
-        else:
-            prefill_tokens += request.num_tokens - request.num_computed_tokens
-    return StepLoad(prefill_tokens, decoding, context_tokens)
 
 
 def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 
 from vllm.v1.request import Request
@@ -48,6 +48,18 @@ def load_of(requests: Mapping[str, Request], scheduled_tokens: Mapping[str, int]
             context_tokens += request.num_tokens
         else:
             prefill_tokens += tokens
+    return StepLoad(prefill_tokens, decoding, context_tokens)
+
+
+def load_ahead(requests: Iterable[Request]) -> StepLoad:
+    """All that a batch still computes of prompts, and those of it that are past that."""
+    prefill_tokens = decoding = context_tokens = 0
+    for request in requests:
+        if is_decoding(request, request.num_computed_tokens):
+            decoding += 1
+            context_tokens += request.num_tokens
+        else:
+            prefill_tokens += request.num_tokens - request.num_computed_tokens
     return StepLoad(prefill_tokens, decoding, context_tokens)
 
 

@@ -1,0 +1,89 @@
+"""vLLM's scheduler with a target for the time between two tokens: how much of a prompt it plans beside who decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from test_load_report import report
+from test_priority_scheduling import BLOCK_TOKENS, Engine
+
+from llumnix.config import PolicyConfig
+from llumnix.control.step_fit import StepFit
+from llumnix.policy.snapshot import StepCost
+from llumnix.policy.step_cost import FEWEST_PROMPT_TOKENS
+from llumnix.roles_config import RolesConfig
+
+COST = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=0.0, context_token_us=0.0)
+LIMIT = 140
+"""Of the engine, in tokens a step."""
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr(StepFit, "add", lambda *_: None)  # of what these steps take nothing follows
+    made = Engine()
+    made.scheduler.max_num_scheduled_tokens = LIMIT
+    made.scheduler.watch._fit.cost = COST
+    yield made
+    made.close()
+
+
+def planned(engine: Engine) -> dict[str, int]:
+    """Tokens of each request in the next step, which ends."""
+    output = engine.scheduler.schedule()
+    engine.finish(output)
+    return dict(output.num_scheduled_tokens)
+
+
+def begin(engine: Engine, target_ms: float) -> None:
+    """One that decodes, and a long prompt behind it."""
+    engine.scheduler.obey(PolicyConfig(roles=RolesConfig(tpot_target_ms=target_ms)))
+    engine.add("decodes", 0, prompt_tokens=BLOCK_TOKENS)
+    engine.step()
+    engine.add("long", 0, prompt_tokens=9 * BLOCK_TOKENS)
+
+
+def test_prompt_gets_what_is_left_of_the_target(engine: Engine) -> None:
+    begin(engine, target_ms=17)
+    assert report(engine).step_tokens == 71, "who places requests is told"
+    assert planned(engine) == {"decodes": 1, "long": 70}
+    assert planned(engine) == {"decodes": 1, "long": 70}
+
+
+def test_prompt_goes_on_under_a_target_that_cannot_be_met(engine: Engine) -> None:
+    begin(engine, target_ms=5)
+    assert planned(engine) == {"decodes": 1, "long": FEWEST_PROMPT_TOKENS}
+
+
+@pytest.mark.parametrize("target_ms", [0, 1000])
+def test_without_a_target_or_with_a_loose_one_the_engines_limit_holds(engine: Engine, target_ms: float) -> None:
+    begin(engine, target_ms)
+    assert report(engine).step_tokens == LIMIT
+    assert planned(engine) == {"decodes": 1, "long": LIMIT - 1}
+
+
+def test_whole_limit_is_a_prompts_where_nobody_decodes(engine: Engine) -> None:
+    engine.scheduler.obey(PolicyConfig(roles=RolesConfig(tpot_target_ms=5)))
+    engine.add("long", 0, prompt_tokens=9 * BLOCK_TOKENS)
+    assert planned(engine) == {"long": LIMIT}
+
+
+def test_one_that_decodes_behind_a_prompt_gets_its_token(engine: Engine) -> None:
+    """As those are that came by migration while the prompt was computed."""
+    begin(engine, target_ms=17)
+    planned(engine)
+    engine.scheduler.running.reverse()
+    assert planned(engine) == {"long": 70, "decodes": 1}
+
+
+def test_limits_are_vllms_own_again_after_each_step(engine: Engine) -> None:
+    begin(engine, target_ms=17)
+    config = engine.scheduler.scheduler_config
+    config.long_prefill_token_threshold = 66
+    assert planned(engine) == {"decodes": 1, "long": 66}, "the smaller one holds"
+    assert engine.scheduler.max_num_scheduled_tokens == LIMIT
+    assert config.long_prefill_token_threshold == 66
