@@ -113,7 +113,7 @@ def _gpus(there: gpus.GpuMachine | None, instances: int, environment: Mapping[st
         return [Finding(Mark.BAD, "no driver for a GPU answers", advice)]
     findings = [_driver(there)]
     try:
-        devices = len(gpus.visible(environment, len(there.gpus)))
+        devices = len(gpus.visible(environment, there) or [])
     except UsageError as error:
         return [*findings, Finding(Mark.BAD, "GPUs", str(error))]
     if devices < instances:

@@ -9,7 +9,7 @@ import pytest
 
 from c_stand_ins import built
 from llumnix.cluster import environment, preflight
-from llumnix.cluster.environment import engine_flags, instance_needs, parallel_starts
+from llumnix.cluster.environment import engine_flags, gpus_hold, instance_needs, parallel_starts
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
 from llumnix.engine.gpus import Gpu, GpuMachine
@@ -73,6 +73,22 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     assert (sentence in why) if sentence else why == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        ("", 4),
+        ("--tensor-parallel-size 3", 1),
+        ("--instances-per-gpu 2", 8),
+        ("--launcher ray", None),
+        ("--engine-module another", None),
+        ("--tensor-parallel-size 0", 4),
+    ],
+)
+def test_how_many_instances_the_gpus_hold(cuda_build: None, words: str, most: int | None) -> None:
+    assert gpus_hold(parse_serve(words.split()), machine(4), {}) == most
+    assert gpus_hold(parse_serve(words.split()), None, {}) is None
+
+
 def test_gpu_that_is_for_one_process_is_not_shared(cuda_build: None) -> None:
     assert "nvidia-smi --compute-mode=DEFAULT" in why_refused("--instances-per-gpu 2", machine(1, for_many=False))
     assert why_refused("--instances 1", machine(1, for_many=False)) == ""
@@ -104,21 +120,58 @@ def test_without_a_driver_that_answers_vllm_says_what_is_wrong(cuda_build: None)
     [
         (None, ["0", "1", "2", "3"]),
         ("2,0", ["2", "0"]),
+        (" 2 , 03, ", ["2", "3"]),
         ("", []),
-        ("GPU-5c1a, GPU-77", ["GPU-5c1a", "GPU-77"]),
+        (" ", []),
+        (",", []),
+        ("GPU-1, GPU-3", ["GPU-1", "GPU-3"]),
         ("MIG-1a,MIG-2b,MIG-3c,MIG-4d,MIG-5e", ["MIG-1a", "MIG-2b", "MIG-3c", "MIG-4d", "MIG-5e"]),
+        ("MIG-GPU-1/1/0", ["MIG-GPU-1/1/0"]),
     ],
 )
 def test_devices_that_are_visible(words: str | None, devices: list[str]) -> None:
-    assert gpus.visible({} if words is None else {gpus.VISIBLE: words}, 4) == devices
+    assert gpus.visible({} if words is None else {gpus.VISIBLE: words}, machine(4)) == devices
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"), [("0,4", "names 4"), ("-1", "names -1"), ("one", "names one"), ("1,1", "a GPU twice")]
+    ("words", "sentence"),
+    [
+        ("0,4", "names 4, and there are 4 GPUs, which count from 0"),
+        ("-1", "hides what stands behind -1"),
+        ("0,-1,1", "hides what stands behind -1"),
+        ("0,,1", "has nothing between two commas"),
+        ("one", "names one, which is neither a number nor the UUID of a GPU"),
+        ("NoDevFiles", "names NoDevFiles"),
+        ("+1", r"names \+1"),
+        ("0 1", "names 0 1"),
+        ("\u0663", "names \u0663"),
+        ("1,1", "a GPU twice"),
+        ("1,01", "a GPU twice"),
+        ("GPU-1,GPU-1", "a GPU twice"),
+        ("MIG-1a,MIG-1a", "a GPU twice"),
+        ("GPU-7", "the UUIDs of no GPUs here begin so"),
+        ("GPU-", "the UUIDs of 4 GPUs here begin so"),
+        ("0,GPU-1", "mixes numbers, UUIDs of GPUs"),
+        ("GPU-1,MIG-1a", "mixes numbers, UUIDs of GPUs"),
+    ],
 )
-def test_devices_that_cuda_would_silently_hide(words: str, sentence: str) -> None:
-    with pytest.raises(UsageError, match=sentence):
-        gpus.visible({gpus.VISIBLE: words}, 4)
+def test_devices_of_which_cuda_would_make_something_else(words: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=f"^{gpus.VISIBLE}=.*{sentence}"):
+        gpus.visible({gpus.VISIBLE: words}, machine(4))
+
+
+def test_without_nvml_what_is_named_is_taken_at_its_word() -> None:
+    assert gpus.visible({}, None) is None
+    assert gpus.visible({gpus.VISIBLE: "2,3"}, None) == ["2", "3"]
+    assert gpus.visible({gpus.VISIBLE: "GPU-7"}, None) == ["GPU-7"]
+    with pytest.raises(UsageError, match="a GPU twice"):
+        gpus.visible({gpus.VISIBLE: "2,2"}, None)
+
+
+def test_parts_of_gpus_are_for_engines_with_one_worker(cuda_build: None) -> None:
+    parts = {gpus.VISIBLE: "MIG-1a,MIG-2b"}
+    assert why_refused("--instances 2", machine(1), **parts) == ""
+    assert "one part of a GPU (MIG) only" in why_refused("--instances 1 --tensor-parallel-size 2", machine(1), **parts)
 
 
 def test_memory_is_divided_unless_the_user_does(cuda_build: None) -> None:

@@ -333,6 +333,19 @@ def test_impossible_count_is_refused(world: World) -> None:
     assert (answer.ok, answer.why) == (False, "count must be between 1 and 64, not 0")
 
 
+def test_more_instances_than_there_are_gpus_for_are_refused_with_how_many_fit(world: World) -> None:
+    front_end = world.book.front_end(0)
+    world.tell(FleetChanged(fleet=Fleet(serving=1, starting=0, room=1)))
+    world.tell(AddInstances(count=2, query=9, reply_to=front_end))
+    answer = world.wait_for(world.front_end[1], Answer, nothing)
+    assert not answer.ok
+    assert answer.why.startswith("this machine has GPUs for 1 more;")
+    world.tell(AddInstances(count=1, query=10, reply_to=front_end))
+    assert world.wait_for(world.front_end[1], Answer, nothing).ok
+    world.tell(AddInstances(count=1, query=11, reply_to=front_end))
+    assert "GPUs for none more" in world.wait_for(world.front_end[1], Answer, nothing).why
+
+
 def test_sigterm_ends_it_cleanly(world: World) -> None:
     world.wait_for(world.front_end[1], SchedulerAlive, nothing)
     world.process.send_signal(signal.SIGTERM)

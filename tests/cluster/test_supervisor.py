@@ -58,9 +58,16 @@ def told(kind: type[Kind], commands: list[SupervisorCommand], to: Audience = Aud
 class Server:
     """A supervisor whose orders are carried out at once."""
 
-    def __init__(self, instances: int = 2, front_ends: int = 1, parallel_starts: int = 8, **config: Any) -> None:
+    def __init__(
+        self,
+        instances: int = 2,
+        front_ends: int = 1,
+        parallel_starts: int = 8,
+        most: int | None = None,
+        **config: Any,
+    ) -> None:
         cluster = ClusterConfig(instances=instances, **config)
-        self.supervisor = Supervisor(cluster, "here", front_ends, parallel_starts)
+        self.supervisor = Supervisor(cluster, "here", front_ends, parallel_starts, most)
         self.running: list[str] = []
         self.next_pid = 100
         self.pids: dict[str, int] = {}
@@ -98,6 +105,12 @@ class Server:
         for instance in self.supervisor.instances:
             self.handle(InstanceServes(instance, f"ipc://{instance}"), at)
         self.handle(FrontEndServes("serving"), at)
+
+
+def test_scheduler_is_told_how_many_more_there_are_devices_for() -> None:
+    commands = Server(instances=2, most=3).handle(TimePassed())
+    (changed,) = told(FleetChanged, commands, Audience.SCHEDULER)
+    assert changed.fleet.room == 1
 
 
 def test_first_tick_starts_everything() -> None:

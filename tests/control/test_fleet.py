@@ -47,3 +47,15 @@ def test_instance_seconds_are_the_time_that_each_existed() -> None:
     view.tell(12.0, Fleet(serving=2, starting=0, failing=1))
     view.tell(15.0, Fleet(serving=1, starting=0))
     assert view.instance_seconds(20.0) == 2 * 2 + 3 * 2 + 5 * 1
+
+
+def test_room_is_what_the_launcher_says_less_what_was_ordered_since() -> None:
+    view = FleetView()
+    assert view.room is None
+    view.tell(0.0, Fleet(serving=1, starting=0))
+    assert view.room is None, "nobody knows: on CPUs"
+    view.tell(0.0, Fleet(serving=1, starting=0, room=3))
+    view.order(1.0, 2)
+    assert view.room == 1
+    view.tell(1.1, Fleet(serving=1, starting=2, room=1, last_order=1))
+    assert view.room == 1

@@ -9,12 +9,23 @@ from typing import Any
 import pytest
 
 from llumnix.config import ClusterConfig
+from llumnix.engine import gpus
+from llumnix.engine.gpus import Gpu, GpuMachine
 from llumnix.engine.vllm import boot
 from llumnix.errors import UsageError
 
 
-def seen(monkeypatch: pytest.MonkeyPatch, slot: int, workers: int = 1, per_gpu: int = 1, visible: str = "") -> str:
-    monkeypatch.setattr(boot, "_count_gpus", lambda: 4)
+def seen(
+    monkeypatch: pytest.MonkeyPatch,
+    slot: int,
+    workers: int = 1,
+    per_gpu: int = 1,
+    visible: str = "",
+    nvml: bool = True,
+) -> str:
+    made = tuple(Gpu("NVIDIA H100", f"GPU-{index}", 1, 1, True) for index in range(4))
+    monkeypatch.setattr(gpus, "installed", lambda: GpuMachine("580.65", (13, 0), made) if nvml else None)
+    monkeypatch.setattr(boot, "_count_visible", lambda: 4)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     else:
@@ -41,3 +52,8 @@ def test_some_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="slot 4 needs 1 GPUs, but only 4 are visible"):
         seen(monkeypatch, 4)
+
+
+def test_those_that_are_named_are_given_out_where_nothing_counts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [seen(monkeypatch, slot, visible="2,3", nvml=False) for slot in range(2)] == ["2", "3"]
+    assert [seen(monkeypatch, slot, nvml=False) for slot in range(4)] == ["0", "1", "2", "3"]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llumnix.config import ClusterConfig
+from llumnix.engine import gpus
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 from llumnix.vllm_words import stays_here, variable_rows
 
@@ -109,6 +110,16 @@ def parallel_starts(cluster: ClusterConfig) -> int:
     return max(2, len(os.sched_getaffinity(0)))
 
 
+def gpus_hold(arguments: ServeArguments, there: gpus.GpuMachine | None, environment: Mapping[str, str]) -> int | None:
+    """How many instances there are GPUs for on this machine; None where nothing says so: for engines that need none,
+    where there is no NVML, and on Ray's nodes. Raises UsageError as `gpus.visible`."""
+    ours = arguments.engine == DEFAULT_ENGINE and arguments.cluster.launcher == "local" and not runs_on_cpu()
+    if not ours or there is None:
+        return None
+    devices = gpus.visible(environment, there) or []
+    return len(devices) // workers_per_instance(arguments) * arguments.cluster.instances_per_gpu
+
+
 def instance_needs(cluster: ClusterConfig, workers: int) -> dict[str, float]:
     """What Ray sets aside for one instance, in Ray's names."""
     cpus = float(workers) if cluster.instance_cpus is None else cluster.instance_cpus
@@ -139,5 +150,5 @@ def workers_per_instance(arguments: ServeArguments) -> int:
     workers = 1
     for flag in ("--tensor-parallel-size", "--pipeline-parallel-size", "--prefill-context-parallel-size"):
         value = arguments.engine_flag(flag) or "1"
-        workers *= int(value) if value.isdecimal() else 1  # nonsense is reported when vLLM parses it
+        workers *= max(1, int(value)) if value.isdecimal() else 1  # nonsense is reported when vLLM parses it
     return workers

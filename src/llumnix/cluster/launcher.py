@@ -23,7 +23,7 @@ from llumnix import linux
 from llumnix.cluster import supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import Voice
-from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
+from llumnix.cluster.environment import child_environment, gpus_hold, parallel_starts, ray_environment
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, ServerAddress
 from llumnix.cluster.logs import LogFolder
@@ -47,6 +47,7 @@ from llumnix.cluster.service_manager import ServiceManager
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
+from llumnix.engine import gpus
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments, has_flag
 from llumnix.wire.addresses import AddressBook
@@ -84,8 +85,9 @@ class Launcher:
         self._book = book
         self._logs = LogFolder(arguments.cluster, Path(book.run_dir))
         self._node = socket.gethostname()
+        most = gpus_hold(arguments, gpus.installed(), os.environ)
         self._supervisor = Supervisor(
-            arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster)
+            arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster), most
         )
         self._events: queue.SimpleQueue[supervision.SupervisorEvent] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

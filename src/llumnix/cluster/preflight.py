@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from llumnix import vllm_words
-from llumnix.cluster.environment import runs_on_cpu, workers_per_instance
+from llumnix.cluster.environment import gpus_hold, runs_on_cpu, workers_per_instance
 from llumnix.cluster.ports import split_address
 from llumnix.config import NIXL_VERSION
 from llumnix.decision_log import STDOUT
@@ -194,16 +194,18 @@ def _number(text: str) -> float:
 
 def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environment: Mapping[str, str]) -> None:
     """Whether there are as many as the instances need; else each that lacks some would fail, and start again."""
-    if runs_on_cpu() or there is None:  # then vLLM says that it finds no GPU
+    fit = gpus_hold(arguments, there, environment)
+    if fit is None or there is None:  # then vLLM says that it finds no GPU
         return
-    devices = len(gpus.visible(environment, len(there.gpus)))
+    devices = gpus.visible(environment, there) or []
     cluster, workers = arguments.cluster, workers_per_instance(arguments)
+    if workers > 1 and any(device.startswith("MIG-") for device in devices):
+        raise UsageError(f"An instance needs {workers} GPUs, and CUDA shows a process one part of a GPU (MIG) only.")
     scales = cluster.scaling == "on"
     most = max(cluster.instances, arguments.scaling.max_instances if scales else 0)
-    fit = devices // workers * cluster.instances_per_gpu
     if most > fit:
         flag = "--max-instances" if scales and arguments.scaling.max_instances > fit else "--instances"
-        raise UsageError(_too_few_gpus(flag, most, fit, workers, devices))
+        raise UsageError(_too_few_gpus(flag, most, fit, workers, len(devices)))
     if cluster.instances_per_gpu > 1 and not all(gpu.for_many for gpu in there.gpus):
         raise UsageError(
             "Instances cannot share a GPU that is for one process only: nvidia-smi --compute-mode=DEFAULT."

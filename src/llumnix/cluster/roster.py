@@ -133,8 +133,10 @@ class Place(Generic[ProcessT]):
 
 
 class Roster:
-    def __init__(self, instances: int, front_ends: int, per_gpu: int = 1) -> None:
+    def __init__(self, instances: int, front_ends: int, per_gpu: int = 1, most: int | None = None) -> None:
+        """`most`: instances that there are devices for; None if nobody knows."""
         self._per_gpu = per_gpu
+        self._most = most
         self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
         self.front_end_places: dict[int, Place[FrontEndProcess]] = {index: Place() for index in range(front_ends)}
         self.littered: dict[int, str] = {}
@@ -192,7 +194,8 @@ class Roster:
                 failing += 1
             else:
                 starting += 1
-        return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order)
+        room = None if self._most is None else max(0, self._most - len(self.slots))
+        return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order, room=room)
 
     def find(self, name: str) -> Instance | FrontEndProcess | None:
         return self._by_name.get(name)

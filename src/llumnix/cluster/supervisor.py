@@ -64,11 +64,14 @@ _NOBODY_LEFT = Say("no instance is left, so requests get 503; `llumnix start` st
 class Supervisor:
     """`parallel_starts` instances start at once; more would only take each other's cores."""
 
-    def __init__(self, config: ClusterConfig, node: str, front_ends: int, parallel_starts: int) -> None:
+    def __init__(
+        self, config: ClusterConfig, node: str, front_ends: int, parallel_starts: int, most: int | None = None
+    ) -> None:
+        """`most`: instances that there are devices for; None if nobody knows."""
         self._config = config
         self._node = node
         self._parallel_starts = parallel_starts
-        self._roster = Roster(config.instances, front_ends, config.instances_per_gpu)
+        self._roster = Roster(config.instances, front_ends, config.instances_per_gpu, most)
         self._scheduler_attempts = Retries()
         self._scheduler_started_s: float | None = None
         self._scheduler_watch = Watch(_SILENT_S)

@@ -105,12 +105,19 @@ class Wishes:
             self._answer(message.reply_to, message.query, f"there is no instance {instance}")
 
     def _on_add(self, message: AddInstances, at: float) -> None:
-        if not 1 <= message.count <= LARGEST_START:
-            why = f"count must be between 1 and {LARGEST_START}, not {message.count}"
-            self._answer(message.reply_to, message.query, why)
-            return
-        self._answer(message.reply_to, message.query)
-        self._handle(control.StartRequested(at=at, count=message.count))
+        why = self._why_not_added(message.count)
+        self._answer(message.reply_to, message.query, why)
+        if not why:
+            self._handle(control.StartRequested(at=at, count=message.count))
+
+    def _why_not_added(self, count: int) -> str:
+        if not 1 <= count <= LARGEST_START:
+            return f"count must be between 1 and {LARGEST_START}, not {count}"
+        room = self._scheduler.fleet.room
+        if room is None or count <= room:
+            return ""
+        fits = f"for {room} more" if room else "for none more: each is an instance's, until that is gone"
+        return f"this machine has GPUs {fits}; serve with a larger --instances-per-gpu to have instances share them"
 
     def _answer(self, address: str, query: int, why: str = "") -> None:
         if address:

@@ -23,6 +23,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """Those that failed to start more than once in a row, and are tried again and again."""
     last_order: int = 0
     """The last order of this scheduler that these counts include."""
+    room: int | None = None
+    """For how many more there are devices, those of instances that end not counted yet; None: nobody knows."""
 
 
 class FleetView:
@@ -67,6 +69,13 @@ class FleetView:
         if told is None:
             return 0
         return told.starting + max(0, told.serving - heard) + sum(count for count, _ in self._orders.values())
+
+    @property
+    def room(self) -> int | None:
+        """For how many more there are devices, after what was ordered; None if nobody knows."""
+        if self._told is None or self._told.room is None:
+            return None
+        return max(0, self._told.room - sum(count for count, _ in self._orders.values()))
 
     @property
     def existing(self) -> int:

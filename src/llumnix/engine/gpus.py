@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ _LIBRARY = "libnvidia-ml.so.1"  # comes with the driver
 _WORD_BYTES = 96  # of names, UUIDs and versions, at most
 _SHARED = 0  # of nvmlComputeMode_t
 _UNIQUE = re.compile(r"(GPU|MIG)-")
+_ODD = {"": "has nothing between two commas", "-1": "hides what stands behind -1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +87,46 @@ def _word(ask: Callable[..., int], *about: ctypes.c_void_p) -> str:
     return word.value.decode()
 
 
-def visible(environment: Mapping[str, str], count: int) -> list[str]:
-    """The devices that CUDA would show of `count` that there are, as it may be told of them in `CUDA_VISIBLE_DEVICES`:
-    numbers, or what begins as their UUIDs or those of parts of them (MIG) do.
+def visible(environment: Mapping[str, str], there: GpuMachine | None) -> list[str] | None:
+    """The devices that CUDA would show, as it may be told of them in `CUDA_VISIBLE_DEVICES`: numbers, or what begins as
+    the UUIDs of GPUs do, or those of parts of them (MIG). None if the variable is not set, and `there` is no NVML that
+    says what there is; numbers and UUIDs that it does say are then taken at their word.
 
-    Raises UsageError for a number that is none of them, and for one that stands there twice: CUDA would hide all that
-    follows.
+    Raises UsageError for all of which CUDA would make something else than what is written, mostly in silence: it hides
+    whatever follows a device that is not there, and everything where one is named twice.
     """
     words = environment.get(VISIBLE)
     if words is None:
-        return [str(index) for index in range(count)]
-    devices = [word.strip() for word in words.split(",") if word.strip()]
-    for device in devices:
-        if not _UNIQUE.match(device) and not (device.isdecimal() and int(device) < count):
-            raise UsageError(f"{VISIBLE}={words} names {device}, and there are {count} GPUs, which count from 0.")
-    if len(set(devices)) < len(devices):
-        raise UsageError(f"{VISIBLE}={words} names a GPU twice; --instances-per-gpu has instances share one.")
+        return None if there is None else [str(index) for index in range(len(there.gpus))]
+    named = [word.strip() for word in words.rstrip(", ").split(",")] if words.strip(", ") else []
+    try:
+        devices = [_device(name, there) for name in named]
+        _check_together(devices)
+    except UsageError as error:
+        raise UsageError(f"{VISIBLE}={words} {error}.") from None
     return devices
+
+
+def _device(name: str, there: GpuMachine | None) -> str:
+    """As it is told to CUDA: a number, the whole UUID of a GPU where it is known, or that of a part of one."""
+    if name.isascii() and name.isdecimal():
+        if there is not None and int(name) >= len(there.gpus):
+            raise UsageError(f"names {name}, and there are {len(there.gpus)} GPUs, which count from 0")
+        return str(int(name))
+    if _UNIQUE.match(name) is None:
+        raise UsageError(f"{_ODD.get(name, f'names {name}')}, which is neither a number nor the UUID of a GPU")
+    if there is None or not name.startswith("GPU-"):
+        return name
+    meant = [gpu.uuid for gpu in there.gpus if gpu.uuid.startswith(name)]
+    if len(meant) != 1:
+        raise UsageError(f"names {name}, and the UUIDs of {len(meant) or 'no'} GPUs here begin so")
+    return meant[0]
+
+
+def _check_together(devices: Sequence[str]) -> None:
+    if len({device.partition("-")[0] if "-" in device else "" for device in devices}) > 1:
+        raise UsageError(
+            "mixes numbers, UUIDs of GPUs and those of parts of them, where CUDA understands one kind only"
+        )
+    if len(set(devices)) < len(devices):
+        raise UsageError("names a GPU twice; --instances-per-gpu has instances share one")

@@ -251,7 +251,9 @@ def _give_devices(config: Any, spec: InstanceSpec) -> None:
     if config.device_config.device_type != "cuda":
         return
     each = config.parallel_config.world_size
-    devices = gpus.visible(os.environ, _count_gpus())
+    devices = gpus.visible(os.environ, gpus.installed())
+    if devices is None:
+        devices = [str(index) for index in range(_count_visible())]
     place = spec.device_slot // spec.cluster.instances_per_gpu
     mine = devices[place * each : (place + 1) * each]
     if len(mine) < each:
@@ -259,9 +261,8 @@ def _give_devices(config: Any, spec: InstanceSpec) -> None:
     os.environ[gpus.VISIBLE] = ",".join(mine)
 
 
-def _count_gpus() -> int:
-    """Also those that are not visible, where there is NVML to tell."""
+def _count_visible() -> int:
     from vllm.platforms import current_platform
 
-    there = gpus.installed()
-    return current_platform.device_count() if there is None else len(there.gpus)
+    count: int = current_platform.device_count()
+    return count
