@@ -16,7 +16,7 @@ typedef struct { int type, id; } CUmemLocation;
 typedef struct { int srcAccessOrder; CUmemLocation srcLocHint, dstLocHint; unsigned int flags; } CUmemcpyAttributes;
 #endif
 
-static struct { char *base; size_t size; char path[48]; } allocations[16];
+static struct { char *base; size_t size; char path[48]; } allocations[64];
 static int allocated;
 int fake_opened, fake_copies, fake_batches;
 

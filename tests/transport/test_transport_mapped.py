@@ -142,6 +142,17 @@ def test_what_was_read_of_a_source_that_ended_meanwhile_does_not_count(
     assert driver.count("copies") == LAYERS, "it was not read again"
 
 
+def test_memory_of_a_peer_that_is_gone_is_held_no_longer(make_end: Callable[..., End], driver: Driver) -> None:
+    """A device has it free only when nobody maps it."""
+    here, there = make_end(), make_end()
+    assert here.pull(there, [1], [1]).ok
+    assert driver.count("opened") == 1
+    here.transport.forget(there.transport.address)
+    assert driver.count("opened") == 0
+    assert here.pull(there, [2], [2]).ok, "it is there after all"
+    assert torch.equal(here.memory[:, 2], there.memory[:, 2])
+
+
 def test_pull_that_is_called_off_ends_between_two_batches(
     make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,9 +48,13 @@ class Agent:
     """Reads when it is told to; the memory is this process's."""
 
     def __init__(self) -> None:
+        self.began = threading.Event()
         self.may_land = threading.Event()
         self.reaches = True
+        self.breaks = False
         self.reads = 0
+        self.met = 0
+        self.handles = 0
 
     def register_memory(self, memory: Any, kind: str) -> None:
         assert kind == "DRAM"
@@ -64,21 +68,27 @@ class Agent:
         if not self.reaches:
             raise NixlError("no way")
         assert metadata == b"metadata"
+        self.met += 1
         return b"peer"
 
-    def remove_remote_agent(self, peer: str) -> None: ...
+    def remove_remote_agent(self, peer: str) -> None:
+        self.met -= 1
 
     def get_xfer_descs(self, rows: Any, mem_type: str) -> Any:
         return rows
 
     def initialize_xfer(self, operation: str, ours: Any, theirs: Any, peer: str, note: bytes) -> Any:
         self.reads += 1
+        self.handles += 1
+        self.began.set()
         return ours, theirs
 
     def transfer(self, handle: Any) -> str:
         return self.check_xfer_state(handle)
 
     def check_xfer_state(self, handle: Any) -> str:
+        if self.breaks:
+            raise NixlError("the peer is gone")
         if not self.may_land.is_set():
             return "PROC"
         for (to, size, _), (source, _, _) in zip(*(rows.tolist() for rows in handle), strict=True):
@@ -87,7 +97,8 @@ class Agent:
             )
         return "DONE"
 
-    def release_xfer_handle(self, handle: Any) -> None: ...
+    def release_xfer_handle(self, handle: Any) -> None:
+        self.handles -= 1
 
 
 def _bytes(address: int, size: int) -> Any:
@@ -125,19 +136,32 @@ def test_blocks_are_read(agent: Agent, pair: tuple[End, End]) -> None:
     assert agent.reads == 1
 
 
+def given_up(agent: Agent, pair: tuple[End, End], released: threading.Event) -> PullResult:
+    """Of a pull that is called off while the library reads."""
+    here, there = pair
+    results: list[PullResult] = []
+    pull = here.transport.pull(
+        there.transport.address, [3], [0], PLENTY_S, on_done=results.append, on_released=released.set
+    )
+    assert agent.began.wait(PLENTY_S)
+    pull.cancel()
+    result = finished(pull.wait(PLENTY_S))
+    assert results == [result]
+    return result
+
+
 def test_blocks_of_a_read_that_was_given_up_are_kept_until_nothing_can_land_there(
     agent: Agent, pair: tuple[End, End]
 ) -> None:
     here, there = pair
-    results: list[PullResult] = []
     released = threading.Event()
-    pull = here.transport.pull(there.transport.address, [3], [0], 0.1, on_done=results.append, on_released=released.set)
-    result = finished(pull.wait(PLENTY_S))
-    assert (result.ok, result.quarantined, results) == (False, True, [result])
+    result = given_up(agent, pair, released)
+    assert (result.ok, result.quarantined) == (False, True)
     assert not released.wait(0.05)
     agent.may_land.set()
     assert released.wait(PLENTY_S)
     assert same(here, there.memory, [0], [3]), "and bytes have landed"
+    assert agent.met == 1
     for thread in threading.enumerate():
         if thread.name == "kv-late":
             thread.join(PLENTY_S)
@@ -164,6 +188,32 @@ def test_source_that_nixl_does_not_reach_is_asked_for_its_bytes(agent: Agent, pa
     for _ in range(2):
         assert here.pulled(there.transport.address, [3], [0]).ok
     assert same(here, there.memory, [0], [3])
+
+
+def test_peer_that_breaks_is_parted_from_and_met_anew(agent: Agent, pair: tuple[End, End]) -> None:
+    here, there = pair
+    agent.may_land.set()
+    agent.breaks = True
+    assert "the peer is gone" in here.pulled(there.transport.address, [3], [0]).reason
+    assert (agent.met, agent.handles) == (0, 0)
+    agent.breaks = False
+    assert here.pulled(there.transport.address, [3], [0]).ok
+    assert (agent.met, agent.handles) == (1, 0)
+    assert same(here, there.memory, [0], [3])
+
+
+def test_peer_that_is_gone_is_parted_from_once_nothing_of_it_can_land_any_more(
+    agent: Agent, pair: tuple[End, End]
+) -> None:
+    here, there = pair
+    released = threading.Event()
+    given_up(agent, pair, released)
+    here.transport.forget(there.transport.address)
+    here.transport.forget("no address")
+    assert agent.met == 1
+    agent.may_land.set()
+    assert released.wait(PLENTY_S)
+    assert (agent.met, agent.handles) == (0, 0)
 
 
 def test_no_nixl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +265,30 @@ def test_library_reads_another_process_and_outlives_it(tmp_path: Path) -> None:
         kill()
         dead = here.transport.pull(one, [1], [1], PLENTY_S, on_done=lambda _: None, on_released=lambda: None)
         assert not finished(dead.wait(PLENTY_S)).ok
+        here.transport.forget(one)
+        assert len(reader._peers) == 1
         assert here.pulled(other, [2], [2]).ok
         assert same(here, theirs, [2], [2])
+    here.transport.close()
+
+
+@needs_nixl
+def test_library_forgets_one_peer_after_the_other_and_survives_the_death_of_each_while_it_is_read(
+    tmp_path: Path,
+) -> None:
+    """What stays with the dead would be more with each of them."""
+    (here, reader), theirs = end(tmp_path, 0), memory(100_000)
+    with source(tmp_path) as (stays, _):
+        for _ in range(3):
+            with source(tmp_path) as (dies, kill):
+                assert here.pulled(dies, [1], [1]).ok
+                threading.Timer(0.02, kill).start()
+                ended = [here.pulled(dies, list(range(BLOCKS)), list(range(BLOCKS)))]
+                while ended[-1].ok:
+                    ended.append(here.pulled(dies, list(range(BLOCKS)), list(range(BLOCKS))))
+                assert not ended[-1].quarantined
+                here.transport.forget(dies)
+            assert here.pulled(stays, [2, 3], [2, 3]).ok
+            assert same(here, theirs, [2, 3], [2, 3])
+            assert len(reader._peers) == 1
     here.transport.close()

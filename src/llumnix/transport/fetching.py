@@ -94,9 +94,9 @@ def fetch(pool: Pool, connection: Connection, pull: SocketPull) -> None:
             batch = next(batches, None)
 
 
-def read(pool: Pool, reader: Reader, connection: Connection, pull: SocketPull) -> None:
-    """Raises CannotRead and LateBytes, too. The source is asked before, so that one which has ended is not read; and
-    again afterwards, since what was read of one that ended meanwhile does not count."""
+def read(pool: Pool, reader: Reader, source: str, connection: Connection, pull: SocketPull) -> None:
+    """`source`: its incarnation. The source is asked before, so that one which has ended is not read; and again
+    afterwards, since what was read of one that ended meanwhile does not count. Raises CannotRead and LateBytes, too."""
     mapping = _where(connection, pull, reader.scheme)
     if len(mapping.regions) != len(pool.shape.chunk_bytes):
         raise TransportError(f"the source names {len(mapping.regions)} regions, not {len(pool.shape.chunk_bytes)}")
@@ -107,11 +107,17 @@ def read(pool: Pool, reader: Reader, connection: Connection, pull: SocketPull) -
         if time.monotonic() >= pull.until_s:
             raise TimeoutError("the deadline passed")
 
-    moved = reader.pull(mapping, pull.source_blocks, pull.target_blocks, go_on)
+    try:
+        moved = reader.pull(source, mapping, pull.source_blocks, pull.target_blocks, go_on)
+    except LateBytes:
+        raise  # of one that may be there, but was slow or not wanted any more
+    except TransportError:
+        reader.forget(source)
+        raise
     try:
         again = _where(connection, pull, reader.scheme)
     except (OSError, EOFError):
-        reader.forget(mapping.handle)
+        reader.forget(source)
         raise
     if again != mapping or moved != len(pull.target_blocks) * pool.shape.block_bytes:
         raise ProtocolError("the source's memory is not what it was")

@@ -5,7 +5,6 @@ where devices cannot reach each other.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from llumnix.transport.connection import Mapping
 from llumnix.transport.cuda import CudaDriver
 from llumnix.transport.device import Moment, SideStream
 from llumnix.transport.memory import Region
+from llumnix.transport.peers import Peers
 from llumnix.transport.port import TransportError
 from llumnix.transport.reader import CannotRead
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 256 << 20
 """Copied between two looks whether the pull is still wanted: under a millisecond within a device."""
-MAX_MAPPED = 64
-"""Peers whose memory is mapped; the one that rested longest goes first."""
 
 
 class MappedMemory:
@@ -47,15 +45,18 @@ class MappedMemory:
             raise TransportError("the regions of the pool are not in one piece of memory")
         places = tuple((offset, region.stride) for (_, offset), region in zip(shared, self._regions, strict=True))
         self.offer = Mapping(shared[0][0], places)
-        self._lock = threading.Lock()
-        self._opened: dict[bytes, int] = {}
-        self._in_use: dict[bytes, int] = {}
+        self._peers = Peers(self._open, self._close)
 
     def pull(
-        self, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64], go_on: Callable[[], None]
+        self,
+        source: str,
+        mapping: Mapping,
+        sources: NDArray[np.uint64],
+        targets: NDArray[np.uint64],
+        go_on: Callable[[], None],
     ) -> int:
         """See `Reader`. All is over when it returns or raises."""
-        base = self._open(mapping.handle)
+        base = self._peers.take(source, mapping.handle)
         done = Moment(self._device)
         moved = 0
         try:
@@ -69,21 +70,19 @@ class MappedMemory:
                 done.wait()
                 moved += int(batch[2].sum())
         finally:
-            done.wait()  # for those of a batch that could not be given whole, too
-            self._release(mapping.handle)
+            try:
+                done.wait()  # for those of a batch that could not be given whole, too
+            finally:
+                self._peers.give_back(source)
         return moved
 
-    def forget(self, handle: bytes) -> None:
-        """See `Reader`. Unmaps it, unless it is being read."""
-        with self._lock:
-            if handle in self._opened and not self._in_use.get(handle):
-                self._close(handle)
+    def forget(self, source: str) -> None:
+        """See `Reader`."""
+        self._peers.forget(source)
 
     def close(self) -> None:
         """See `Reader`."""
-        with self._lock:
-            for handle in list(self._opened):
-                self._close(handle)
+        self._peers.close()
 
     def _batches(
         self, base: int, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64]
@@ -100,31 +99,13 @@ class MappedMemory:
         return [batch for batch in zip(*split, strict=True) if len(batch[0])]
 
     def _open(self, handle: bytes) -> int:
-        with self._lock:
-            if handle not in self._opened:
-                self._make_room()
-                try:
-                    with self._side.running():
-                        self._opened[handle] = self._driver.open(handle)
-                except TransportError as error:
-                    raise CannotRead(str(error)) from error
-            self._opened[handle] = self._opened.pop(handle)  # the last one in line to go
-            self._in_use[handle] = self._in_use.get(handle, 0) + 1
-            return self._opened[handle]
+        try:
+            with self._side.running():
+                return self._driver.open(handle)
+        except TransportError as error:
+            raise CannotRead(str(error)) from error
 
-    def _release(self, handle: bytes) -> None:
-        with self._lock:
-            self._in_use[handle] -= 1
-            if not self._in_use[handle]:
-                del self._in_use[handle]
-
-    def _make_room(self) -> None:
-        resting = [handle for handle in self._opened if handle not in self._in_use]
-        if len(self._opened) >= MAX_MAPPED and resting:
-            self._close(resting[0])
-
-    def _close(self, handle: bytes) -> None:
-        base = self._opened.pop(handle)
+    def _close(self, base: int) -> None:
         with self._side.running():
             self._driver.close(base)
 

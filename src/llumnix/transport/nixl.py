@@ -9,13 +9,14 @@ incarnation, and peers come and go one at a time; its progress thread sleeps bet
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,14 @@ from numpy.typing import NDArray
 from llumnix.config import NIXL_VERSION
 from llumnix.transport.connection import Mapping
 from llumnix.transport.memory import Region
+from llumnix.transport.peers import Peers
 from llumnix.transport.port import TransportError
 from llumnix.transport.reader import CannotRead, LateBytes
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 RegionPlace = tuple[int, int]
 """Of a region: where it begins, and how far its blocks are apart."""
@@ -53,8 +57,9 @@ class NixlReader:
         if not self.between_machines and _siblings_are_closed():
             raise TransportError("processes may not read each other here (kernel.yama.ptrace_scope)")
         self._lock = threading.Lock()  # of the agent, which knows none: calls are short
-        self._peers: dict[bytes, str] = {}
-        self._late: list[tuple[Any, LateBytes]] = []
+        self._peers = Peers(self._meet, self._part_from)
+        self._late: list[tuple[Any, str, LateBytes]] = []
+        """Reads that were given up: each holds blocks of the pool, of which there are so many."""
         self._janitor: threading.Thread | None = None
         self._closed = False
         self._agent, self._errors = _quiet_agent()
@@ -70,35 +75,51 @@ class NixlReader:
         self.offer = Mapping(self._prefix + self._agent.get_agent_metadata(), places, self._device)
 
     def pull(
-        self, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64], go_on: Callable[[], None]
+        self,
+        source: str,
+        mapping: Mapping,
+        sources: NDArray[np.uint64],
+        targets: NDArray[np.uint64],
+        go_on: Callable[[], None],
     ) -> int:
         """See `Reader`."""
-        with self._lock:
-            peer = self._met(mapping.handle)
+        peer = self._peers.take(source, mapping.handle)
+        left = False
+        try:
+            handle = self._begin(peer, mapping, sources, targets)
             try:
+                while (state := self._state(handle)) == "PROC":
+                    go_on()
+                    time.sleep(_LOOK_S)
+            except (OSError, EOFError) as end:
+                left = True
+                self._leave(handle, source, LateBytes(str(end)), end)
+            self._release(handle)
+        finally:
+            if not left:
+                self._peers.give_back(source)
+        if state != "DONE":
+            raise TransportError(f"NIXL's read ended with {state}")
+        return len(targets) * sum(region.chunk_bytes for region in self._regions)
+
+    def _begin(self, peer: str, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64]) -> Any:
+        handle = None
+        try:
+            with self._lock:
                 ours = self._descriptors(self.offer.regions, targets, self._device)
                 theirs = self._descriptors(mapping.regions, sources, mapping.device)
                 handle = self._agent.initialize_xfer("READ", ours, theirs, peer, b"")
-                state = self._agent.transfer(handle)
-            except self._errors as error:
-                raise TransportError(f"NIXL cannot read: {error!r}") from error
-        try:
-            while state == "PROC":
-                go_on()
-                time.sleep(_LOOK_S)
-                state = self._state(handle)
-        except (OSError, EOFError) as end:
-            self._leave(handle, LateBytes(str(end)), end)
-        if state != "DONE":
-            raise TransportError(f"NIXL's read ended with {state}")
-        with self._lock:
-            self._agent.release_xfer_handle(handle)
-        return len(targets) * sum(region.chunk_bytes for region in self._regions)
+                self._agent.transfer(handle)
+        except self._errors as error:
+            if handle is not None:
+                self._release(handle)
+            raise TransportError(f"NIXL cannot read: {error!r}") from error
+        return handle
 
-    def _leave(self, handle: Any, late: LateBytes, why: Exception) -> None:
+    def _leave(self, handle: Any, source: str, late: LateBytes, why: Exception) -> NoReturn:
         """To the janitor, who looks until nothing of it can land any more. Raises LateBytes."""
         with self._lock:
-            self._late.append((handle, late))
+            self._late.append((handle, source, late))
             if self._janitor is None:
                 self._janitor = threading.Thread(target=self._clean_up, name="kv-late", daemon=True)
                 self._janitor.start()
@@ -113,10 +134,13 @@ class NixlReader:
                     self._janitor = None
                     return
             for entry in late:
-                if self._state(entry[0]) != "PROC":
+                handle, source, bytes_of_it = entry
+                if self._state(handle) != "PROC":
                     with self._lock:
                         self._late.remove(entry)
-                    entry[1].over()
+                    self._release(handle)
+                    self._peers.give_back(source)
+                    bytes_of_it.over()
             time.sleep(_LATE_LOOK_S)
 
     def _state(self, handle: Any) -> str:
@@ -128,22 +152,33 @@ class NixlReader:
             except self._errors as error:
                 return repr(error)
 
-    def _met(self, handle: bytes) -> str:
-        if handle not in self._peers:
-            if not handle.startswith(self._prefix):
-                raise CannotRead("the source is in another PID namespace, and there is no RDMA")
+    def _release(self, handle: Any) -> None:
+        with self._lock:
             try:
-                self._peers[handle] = _name(self._agent.add_remote_agent(handle[len(self._prefix) :]))
+                self._agent.release_xfer_handle(handle)
+            except self._errors as error:
+                log.warning("NIXL cannot let go of a read: %r", error)
+
+    def _meet(self, handle: bytes) -> str:
+        """Its agent's name."""
+        if not handle.startswith(self._prefix):
+            raise CannotRead("the source is in another PID namespace, and there is no RDMA")
+        with self._lock:
+            try:
+                return _name(self._agent.add_remote_agent(handle[len(self._prefix) :]))
             except self._errors as error:
                 raise CannotRead(f"NIXL does not reach the source: {error!r}") from error
-        return self._peers[handle]
 
-    def forget(self, handle: bytes) -> None:
-        """See `Reader`."""
+    def _part_from(self, peer: str) -> None:
         with self._lock:
-            peer = self._peers.pop(handle, None)
-            if peer is not None:
+            try:
                 self._agent.remove_remote_agent(peer)
+            except self._errors as error:
+                raise TransportError(f"NIXL cannot forget a source: {error!r}") from error
+
+    def forget(self, source: str) -> None:
+        """See `Reader`."""
+        self._peers.forget(source)
 
     def close(self) -> None:
         """See `Reader`. Whoever waits for late bytes waits no more; memory where they may land stays registered."""
@@ -151,6 +186,7 @@ class NixlReader:
         janitor = self._janitor
         if janitor is not None:
             janitor.join()
+        self._peers.close()
         if not self._late:
             self._agent.deregister_memory(self._registered)
 

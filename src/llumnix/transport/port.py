@@ -146,6 +146,11 @@ class Transport(Protocol):
         """
         ...
 
+    def forget(self, source_address: str) -> None:
+        """That peer is gone: nothing of it is kept open, but for pulls in flight. A dead one's memory on a device is
+        not free before."""
+        ...
+
     def close(self) -> None:
         """Stops serving, ends every pull (their `on_done` run first), joins all threads. May be called twice."""
         ...

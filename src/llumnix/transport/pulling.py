@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from llumnix.transport.choose import Address, Way, choose
+from llumnix.transport.choose import PREFERENCE, Address, Way, choose
 from llumnix.transport.connection import Connection, SourceRefused, greet_source
 from llumnix.transport.fetching import Fetch, SocketPull, fetch, read
 from llumnix.transport.port import Pool, PullResult, TransportError
@@ -64,6 +64,23 @@ class Puller:
                 why = f"{self._max_pulls} pulls are in flight already"
                 future = self._refusals.submit(self._finish, pull, why, on_done)
         future.add_done_callback(_log_bug)
+
+    def forget(self, address: str) -> None:
+        """See `Transport`."""
+        try:
+            source = Address.parse(address)
+        except TransportError:
+            return  # nobody was read there
+        kinds = {f"{scheme} {source}" for scheme in PREFERENCE}
+        with self._lock:
+            resting = [connection for kind, connection in self._idle if kind in kinds]
+            self._idle = [entry for entry in self._idle if entry[0] not in kinds]
+            for reader in self._readers:
+                self._unreadable.pop((reader.scheme, str(source)), None)
+        for connection in resting:
+            connection.close()
+        for reader in self._readers:
+            reader.forget(source.incarnation)
 
     def close(self) -> None:
         with self._lock:
@@ -125,7 +142,7 @@ class Puller:
         if known in self._unreadable or not choose(source, self._host, schemes).ways:
             return False
         try:
-            self._fetch_by(schemes, source, pull, partial(read, self._pool, reader))
+            self._fetch_by(schemes, source, pull, partial(read, self._pool, reader, source.incarnation))
         except CannotRead as error:
             log.warning("blocks of %s are not read by %s: %s", source, reader.scheme, error)
             with self._lock:

@@ -59,14 +59,19 @@ class Reader(Protocol):
     def offer(self) -> Mapping: ...
 
     def pull(
-        self, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64], go_on: Callable[[], None]
+        self,
+        source: str,
+        mapping: Mapping,
+        sources: NDArray[np.uint64],
+        targets: NDArray[np.uint64],
+        go_on: Callable[[], None],
     ) -> int:
-        """Copies chunks from there, of as many regions, into ours; how many bytes. `go_on` is called every few
-        milliseconds: what it raises ends the read, and comes out of here, or LateBytes does because of it. Raises
-        CannotRead, and TransportError when the read fails."""
+        """Copies chunks from there, of as many regions, into ours; how many bytes. `source`: its incarnation. `go_on`
+        is called every few milliseconds: what it raises ends the read, and comes out of here, or LateBytes does because
+        of it. Raises CannotRead, and TransportError when the read fails."""
 
-    def forget(self, handle: bytes) -> None:
-        """The source that offered it is gone."""
+    def forget(self, source: str) -> None:
+        """It is gone, or reading there failed: what is open of it is closed as soon as nobody reads there."""
 
     def close(self) -> None:
         """After the last pull."""

@@ -105,6 +105,10 @@ class SocketTransport:
         self._puller.start(source_address, pull, on_done)
         return pull
 
+    def forget(self, source_address: str) -> None:
+        """See `Transport`."""
+        self._puller.forget(source_address)
+
     def close(self) -> None:
         """See `Transport`."""
         if self._closed:
