@@ -37,8 +37,8 @@ from policy_comparison import workload
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.held_requests import HeldRequest, QueueName
-from llumnix.control.openings import DispatchOpenings
-from llumnix.control.waiting_room import OUTPUT_WEIGHT, Ask, Called, GaveUp, Opening, Openings, WaitingRoom
+from llumnix.control.openings import DispatchOpenings, Opening, Openings
+from llumnix.control.waiting_room import OUTPUT_WEIGHT, Ask, Called, GaveUp, WaitingRoom
 from llumnix.policy.classes import Classes, Declined, ServiceClass, TenantTerms
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.sim import reception

@@ -39,6 +39,7 @@ WORDS = {
     "status": [],
     "requests": [],
     "moves": [],
+    "classes": [],
     "top": [],
     "explain": ["cmpl-1"],
     "migrate": ["cmpl-1", "i1"],
@@ -72,6 +73,7 @@ class Server:
             return httpx.Response(200, json=changed)
         drains = [drain_report(one["id"], moved=1) for one in self.rows]
         lists = {"drains": drains, "requests": REQUESTS, "migrations": MOVES, "stories": [], "stays": {}}
+        lists["classes"] = CLASSES
         return httpx.Response(200, json=status_answer(*self.rows, scaling=self.scaling) | lists)
 
     def start(self, count: int) -> None:
@@ -93,6 +95,13 @@ MOVES = [
     | {"bytes": 1_835_008, "downtime_ms": 7.3, "move_id": "front-0-8"},
     {"at": 10.0, "request_id": "cmpl-b", "source": "i1", "target": "i0", "reason": "freeness 1 against 9"}
     | {"outcome": "stayed: no room", "bytes": 0, "downtime_ms": None},
+]
+
+
+CLASSES = [
+    {"class": "", "tenant": "", "refused": {"403": 2}},
+    {"class": "fast", "tenant": "alice", "held": 3, "running": 2, "served": 1234.5, "tokens_per_minute": 98_000}
+    | {"ttft_met": 9, "ttft_missed": 1, "refused": {"503": 7, "429": 1}},
 ]
 
 
@@ -126,9 +135,9 @@ def test_requests_can_be_picked(answer_with: Install, capsys: Captured, flags: l
 
 
 def test_nothing_to_list_is_said_in_words(answer_with: Install, capsys: Captured) -> None:
-    answer_with(lambda request: httpx.Response(200, json={"requests": [], "migrations": []}))
-    assert main(["requests"]) == main(["moves"]) == 0
-    assert capsys.readouterr().out == "no request runs or waits\nnothing has moved yet\n"
+    answer_with(lambda request: httpx.Response(200, json={"requests": [], "migrations": [], "classes": []}))
+    assert main(["requests"]) == main(["moves"]) == main(["classes"]) == 0
+    assert capsys.readouterr().out == "no request runs or waits\nnothing has moved yet\nno request has come yet\n"
 
 
 def test_moves_are_listed_with_the_newest_last(answer_with: Install, capsys: Captured) -> None:
@@ -138,6 +147,15 @@ def test_moves_are_listed_with_the_newest_last(answer_with: Install, capsys: Cap
     _, first, last = lines(capsys)
     assert first[1:] == ["cmpl-b", "i1", "i0", "–", "–", "stayed:", "no", "room", "–", "freeness", "1", "against", "9"]
     assert last[1:] == ["cmpl-a", "i0", "i1", "7.3", "ms", "1.8", "moved", "front-0-8", "by", "hand"]
+
+
+def test_classes_are_listed_with_the_share_of_those_that_were_in_time(answer_with: Install, capsys: Captured) -> None:
+    answer_with(Server())
+    assert main(["classes"]) == 0
+    _, nameless, fast = capsys.readouterr().out.splitlines()
+    assert nameless.split() == ["–", "–", "0", "0", "0", "0", "–", "–", "2", "×", "403"]
+    assert fast.split()[:6] == ["fast", "alice", "3", "2", "98,000", "1,234"]
+    assert " ".join(fast.split()[6:]) == "90.0% of 10 – 1 × 429, 7 × 503"
 
 
 def test_what_goes_into_a_pipe_is_not_cut(answer_with: Install, capsys: Captured) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from llumnix.api import bodies
 from llumnix.api.routes import PREFIX
+from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
@@ -53,6 +54,10 @@ class AdminClient:
     def moves(self, limit: int) -> list[MigrationRecord]:
         """The last attempts to move a request, newest first."""
         return self._ask("GET", f"/migrations?limit={limit}", bodies.MigrationsAnswer).migrations
+
+    def classes(self) -> list[ClassRow]:
+        """What becomes of the requests of each class and tenant."""
+        return self._ask("GET", "/classes", bodies.ClassesAnswer).classes
 
     def story(self, request: str) -> bodies.StoryAnswer:
         """What happened to a request, also one that has ended."""

@@ -122,6 +122,16 @@ def _moves(client: Any, values: argparse.Namespace) -> None:
     print_moves(rows)
 
 
+def _classes(client: Any, values: argparse.Namespace) -> None:
+    rows = client.classes()
+    if values.json:
+        _print_json({"classes": rows})
+        return
+    from llumnix.status_table import print_classes
+
+    print_classes(rows)
+
+
 def _top_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval-s", type=_seconds, default=1.0, metavar="X", help="Seconds between two looks. Default: 1."
@@ -256,6 +266,7 @@ SERVER_COMMANDS: dict[str, ServerCommand] = {
     "status": ServerCommand("Show the instances of a running server and their load.", _status_flags, _status),
     "requests": ServerCommand("List the requests that run or wait, and where.", _requests_flags, _requests),
     "moves": ServerCommand("List the last moves, with reason and outcome.", _moves_flags, _moves),
+    "classes": ServerCommand("Show who waits, runs and was refused, by class and tenant.", _add_json, _classes),
     "top": ServerCommand("Watch instances, requests and moves on the whole screen.", _top_flags, _top),
     "explain": ServerCommand("Say what happened to a request or an instance, and why.", _explain_flags, _explain),
     "migrate": ServerCommand("Move one request to another instance.", _migrate_flags, _migrate),

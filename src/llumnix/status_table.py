@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llumnix.api.bodies import ClientRequest, InstanceRow, InstancesAnswer, ScalingRow
+from llumnix.control.class_counts import ClassRow
 from llumnix.errors import ServerRefused
 from llumnix.report.records import MOVED, MigrationRecord
 from llumnix.types import by_number
@@ -18,7 +19,10 @@ from llumnix.types import by_number
 _STATES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
 _LOADS = {"tight": "yellow", "over": "red"}
 _LONG = ("reason", "can move", "outcome")
-_LEFT = ("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "order", "reason", "when")
+_LEFT = (
+    *("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "order", "reason", "when"),
+    *("class", "tenant", "refused"),
+)
 
 
 def print_status(status: InstancesAnswer, console: Console | None = None) -> None:
@@ -78,6 +82,26 @@ def moves_table(rows: list[MigrationRecord]) -> Table:
             Text(row.reason),
         )
     return table
+
+
+def print_classes(rows: Sequence[ClassRow], console: Console | None = None) -> None:
+    _print_rows(classes_table(rows), "no request has come yet", console)
+
+
+def classes_table(rows: Sequence[ClassRow]) -> Table:
+    table = _table("class", "tenant", "held", "running", "tokens/min", "served", "TTFT met", "TPOT met", "refused")
+    for row in rows:
+        refused = ", ".join(f"{count:,} × {status}" for status, count in sorted(row.refused.items()))
+        table.add_row(
+            *(row.cls or "–", row.tenant or "–", str(row.held), str(row.running)),
+            *(f"{row.tokens_per_minute:,}", f"{row.served:,.0f}"),
+            *(_share(row.ttft_met, row.ttft_missed), _share(row.tpot_met, row.tpot_missed), refused or "–"),
+        )
+    return table
+
+
+def _share(met: int, missed: int) -> str:
+    return f"{met / (met + missed):.1%} of {met + missed:,}" if met + missed else "–"
 
 
 def _print_rows(table: Table, nothing: str, console: Console | None) -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
-from llumnix.control.openings import AHEAD, ROOM_STEPS, DispatchOpenings
-from llumnix.control.waiting_room import Opening
+from llumnix.control.openings import AHEAD, ROOM_STEPS, DispatchOpenings, Opening
 from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.types import HIGH, NORMAL, InstanceId, RequestId

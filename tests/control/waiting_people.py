@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llumnix.control.waiting_room import Ask, Called, GaveUp, Opening, WaitingRoom
+from llumnix.control.openings import Opening
+from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.policy.classes import Classes, Declined
 from llumnix.types import Priority, RequestId
 

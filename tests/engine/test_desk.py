@@ -18,7 +18,7 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.sampling_params import SamplingParams
 
 import service_classes
-from llumnix.control.waiting_room import Opening
+from llumnix.control.openings import Opening
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.desk import Desk
 from llumnix.engine.vllm.front_end.ticket import Ticket, current_ticket
@@ -223,6 +223,33 @@ async def test_ended_requests_are_measured_against_their_targets() -> None:
         for met in ("yes", "no")
     }
     assert counted == {("ttft", "yes"): 2, ("ttft", "no"): 1, ("tpot", "yes"): 1, ("tpot", "no"): 1}
+
+
+async def test_what_became_of_each_tenants_requests_is_told() -> None:
+    promised = classes_of(tenant("a", tokens_per_minute=40.0), tenant("b"), ttft_s=100.0)
+    office = Office(Cluster(free=1), promised)
+    assert await office.ask("r0", "a")
+    now = asyncio.get_running_loop().time()
+    waiting = [office.ask("r1", "a"), office.ask("r2", "b")]
+    await turn()
+    for who, status in (("a", 429), ("eve", 403)):
+        with ticket_of(who), pytest.raises(GracefulHTTPError) as refused:
+            await office.desk.admit(engine_request("more", sampling_params=SamplingParams(max_tokens=99)))
+        assert refused.value.http_status == status
+    none, a, b = office.desk.rows()
+    assert (none.cls, none.tenant, none.refused) == ("", "", {"403": 1})
+    assert (a.cls, a.tenant, a.held, a.running, a.refused) == ("fast", "a", 1, 1, {"429": 1})
+    assert (b.tenant, b.held, b.running, b.tokens_per_minute) == ("b", 1, 0, 0)
+    prompt = a.tokens_per_minute
+    assert prompt > 0
+    office.end("r0", tokens=5, first_s=now + 1, last_s=now + 2)
+    await turn()
+    _, a, b = office.desk.rows()
+    assert (a.ttft_met, a.ttft_missed, a.running + b.running) == (1, 0, 1)
+    assert a.tokens_per_minute + b.tokens_per_minute == 2 * prompt + 5
+    for each in waiting:
+        each.cancel()
+    await turn()
 
 
 async def test_streams_of_requests_that_never_had_a_turn_are_none_of_its_business() -> None:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from llumnix.api.frames import ServerFacts
 from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.control.class_counts import ClassRow
 from llumnix.engine.vllm.front_end.admin.routes import add_routes
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
@@ -37,6 +38,7 @@ class Board:
 
     def __init__(self) -> None:
         self.parts: list[str] = []
+        self.class_rows: list[ClassRow] = []
         self.rows: list[tuple[InstanceId, RequestRow]] = []
         self.answers: dict[str, MigrateAnswer] = {}
         self.asked: list[Mail] = []
@@ -65,6 +67,9 @@ class Board:
     async def all_others(self, part: str) -> int:
         self.parts.append(part)
         return 0
+
+    async def list_classes(self) -> list[ClassRow]:
+        return self.class_rows
 
     async def list_requests(self, like: str = "") -> list[tuple[InstanceId, RequestRow]]:
         return self.rows

@@ -20,6 +20,7 @@ from request_rows import row
 from admin_answers import drained
 from llumnix.api.bodies import JournalAnswer, RefusalAnswer, StoryAnswer
 from llumnix.api.routes import OPENAPI, PREFIX, ROUTES, Route
+from llumnix.control.class_counts import ClassRow
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.members import Member
@@ -69,6 +70,7 @@ KEYS: dict[str, set[str]] = {
     "POST /instances": {"ok", "starting"},
     "POST /instances/{id}/drain": {"ok", "id", "state"},
     "POST /instances/{id}/undrain": {"ok", "id", "state"},
+    "GET /classes": {"classes"},
     "POST /classes/reload": {"ok", "classes", "tenants"},
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
@@ -97,6 +99,7 @@ def board() -> Board:
     del board.client.members.by_id["i2"]
     board.strangers.starting["i8"] = news.InstanceStarting(instance=InstanceId("i8"), index=8, pid=8, node="here")
     board.rows = [(I0, row("r0", "cmpl-1-0"))]
+    board.class_rows = [ClassRow(cls="quick", tenant="free", held=1, ttft_met=2, refused={"503": 3})]
     moved = MigrationRecord(
         at_s=1.0, request_id="cmpl-1", source=I0, target=I1, outcome="moved", copy_ms=1.0, downtime_ms=7.3
     )
@@ -137,7 +140,7 @@ def note_everything(stories: Stories) -> None:
 async def answer_of(board: Board, route: Route) -> httpx.Response:
     if route.path == "/drains":
         board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(drained("i0", each=1),))  # type: ignore[assignment]
-    if route.path == "/classes/reload":
+    if route.path.startswith("/classes"):
         board.have_classes(CLASSES)
     if not route.path:
         return await _index()

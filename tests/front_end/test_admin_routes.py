@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from request_rows import row
 
 from llumnix.client import MOVE_TIMEOUT_S
+from llumnix.control.class_counts import ClassRow
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.engine.vllm.front_end import index
@@ -331,5 +332,14 @@ async def test_classes_file_that_is_wrong_changes_nothing(board: Board, tmp_path
     assert not board.client.change_classes.called
 
 
-async def test_server_without_classes_has_no_file_to_read_again(board: Board) -> None:
-    assert (await ask(board, "POST", "/classes/reload")).status_code == 404
+async def test_server_without_classes_has_none_to_show_and_no_file_to_read_again(board: Board) -> None:
+    for method, path in (("GET", "/classes"), ("POST", "/classes/reload")):
+        answer = await ask(board, method, path)
+        assert (answer.status_code, answer.json()["reason"]) == (404, "The server was started without --classes.")
+
+
+async def test_classes_are_shown_with_their_tenants(board: Board) -> None:
+    board.have_classes(Path("classes.yaml"))
+    board.class_rows = [ClassRow(cls="fast", tenant="alice", held=2, refused={"429": 1})]
+    (row,) = (await ask(board, "GET", "/classes")).json()["classes"]
+    assert (row["class"], row["tenant"], row["held"], row["refused"]) == ("fast", "alice", 2, {"429": 1})

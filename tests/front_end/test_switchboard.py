@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 
 from request_rows import row
 
+from llumnix.control.class_counts import ClassRow
 from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.journal import ALL_ENTRIES, Journal
@@ -26,8 +27,10 @@ from llumnix.wire.news import FrontEndLost, InstanceGone, ReadJournal
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import (
     FRONT_END_MAIL,
+    ClassesListed,
     DoYourPart,
     JournalRead,
+    ListClasses,
     ListMigrations,
     MigrateAnswer,
     Migrations,
@@ -154,6 +157,21 @@ async def test_story_is_asked_of_all_front_ends_and_the_journal_of_the_scheduler
     assert reading.places == {"f0": 1, "f1": 1, "s": 4}
 
 
+async def test_classes_of_all_front_ends_are_added_up(board: Switchboard, tmp_path: Path) -> None:
+    def other(message: Mail) -> None:
+        if isinstance(message, ListClasses):
+            rows = (ClassRow(cls="c", tenant="a", held=1), ClassRow(cls="c", tenant="b", held=5))
+            mailbox.post(message.reply_to, ClassesListed(query=message.query, rows=rows))
+
+    board.class_rows = lambda: (ClassRow(cls="c", tenant="a", held=2),)
+    mailbox = Mailbox(f"ipc://{tmp_path}/front-1", FRONT_END_MAIL, other)
+    mailbox.start()
+    board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
+    rows = await board.list_classes(timeout_s=10.0)
+    mailbox.close()
+    assert [(row.tenant, row.held) for row in rows] == [("a", 3), ("b", 5)]
+
+
 async def test_another_front_end_is_told_what_is_known_here(board: Switchboard, tmp_path: Path) -> None:
     board.log.stories.began(1.0, "cmpl-1", "cmpl-1-0", 5).parked(2.0, "no instance can take it")
     heard: asyncio.Queue[Mail] = asyncio.Queue()
@@ -166,13 +184,16 @@ async def test_another_front_end_is_told_what_is_known_here(board: Switchboard, 
     mailbox.start()
     board._take(TellStory(query=1, request="cmpl-1", reply_to=mailbox.address))
     board._take(ReadJournal(query=2, reply_to=mailbox.address, places=None, limit=5, wanted=ALL_ENTRIES))
+    board.class_rows = lambda: (ClassRow(cls="c", tenant="a", held=2),)
+    board._take(ListClasses(query=3, reply_to=mailbox.address))
     async with asyncio.timeout(10):
-        story, journal = await heard.get(), await heard.get()
+        story, journal, classes = await heard.get(), await heard.get(), await heard.get()
     mailbox.close()
     assert isinstance(story, StoryTold)
     assert isinstance(journal, JournalRead)
     assert [told.request for told in story.stories] == ["cmpl-1"]
     assert journal.part.entries == story.stories[0].entries
+    assert classes == ClassesListed(query=3, rows=board.class_rows())
 
 
 async def test_answer_to_the_front_end_that_died_here_is_not_taken_for_ours(board: Switchboard) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from llumnix.policy.classes import Classes, ServiceClass
+from llumnix.sim.class_summary import summarize_classes
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import RunSetup
+from llumnix.types import HIGH, NORMAL
 from llumnix.workload.workload import load_workload
 from service_classes import classes_of, tenant
 
@@ -55,7 +57,7 @@ def test_requests_that_are_declined_are_over_and_say_why() -> None:
     run(asked, classes=classes_of(tenant("t", requests_per_minute=30.0)))
     declined = [one for one in asked if one.declined]
     assert 0 < len(declined) < 60 - 25
-    assert all("may have 30 requests a minute" in one.declined for one in declined)
+    assert all("may have 30 requests a minute" in one.declined.why for one in declined if one.declined)
     assert all(one.generated == one.output_tokens for one in asked if not one.declined)
 
 
@@ -66,6 +68,35 @@ def test_beyond_capacity_those_who_are_served_are_served_in_time() -> None:
     served = [one for one in asked if not one.declined]
     assert len(served) < 1400
     assert sum(one.first_token_s - one.arrival_s <= 5.0 for one in served) > 0.9 * len(served)
+
+
+def test_class_says_which_requests_go_before_others_on_an_instance() -> None:
+    asked = requests_of("t", 16.0, 200)
+    for request in asked[::10]:
+        request.service_class = "first"
+    classes = (ServiceClass(name="c"), ServiceClass(name="first", priority=HIGH))
+    run(asked, classes=classes_of(tenant("t", "c", "first"), classes=classes))
+    assert {one.order[0] for one in asked[::10]} == {HIGH}
+    assert {one.order[0] for one in asked[1::10]} == {NORMAL}
+    assert max(one.first_token_s - one.arrival_s for one in asked[::10]) < p99_ttft_s(asked[1::10])
+
+
+def test_run_says_how_each_class_and_tenant_fared() -> None:
+    fast, slow = requests_of("a", 1.0, 40), requests_of("b", 1.0, 40, seed=2)
+    eve = requests_of("eve", 1.0, 3, seed=3)
+    for request in slow[:5]:
+        request.service_class = "none"
+    promised = ServiceClass(name="c", ttft_s=60.0, tpot_s=1e-6)
+    classes = classes_of(tenant("a"), tenant("b", "d"), classes=(promised, ServiceClass(name="d")))
+    run(fast, slow, eve, classes=classes)
+    of_eve, a, of_d, of_none = summarize_classes([*fast, *slow, *eve], classes)
+    assert (of_eve.cls, of_eve.tenant, of_eve.refused, of_eve.ttft_s) == ("", "eve", {"403": 3}, None)
+    assert (a.cls, a.tenant, a.requests, a.refused, a.ttft_met, a.tpot_met) == ("c", "a", 40, {}, 1.0, 0.0)
+    assert a.tokens == sum(one.prompt_tokens + one.output_tokens for one in fast)
+    assert a.ttft_s is not None
+    assert a.ttft_s.count == 40
+    assert (of_d.cls, of_d.requests, of_d.ttft_met, of_d.tpot_met) == ("d", 35, None, None)
+    assert (of_none.cls, of_none.refused) == ("none", {"400": 5})
 
 
 def test_held_requests_outlive_the_instances() -> None:

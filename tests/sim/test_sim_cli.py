@@ -134,6 +134,56 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(
     assert "Traceback" not in said
 
 
+CLASSES = """tenant: header:X-Tenant
+classes:
+  quick: {ttft_s: 2.0}
+  late: {max_hold_s: 60}
+tenants:
+  alice: {classes: [quick, late], weight: 2}
+  bob: {classes: [late], requests_per_minute: 60}
+"""
+
+
+def test_classes_file_of_a_server_is_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text(CLASSES)
+    workload = "S-S?rate=8&requests=600&tenants=alice*2+alice/late+bob"
+    words = ["--workload", workload, "--instances", "4", "--out", str(tmp_path)]
+    assert main(["simulate", *words, "--classes", str(file)]) == 0
+    rows = json.loads((tmp_path / "classes.json").read_text())["classes"]
+    alice, bob, quick = sorted(rows, key=lambda row: (row["class"], row["tenant"]))
+    assert [(row["class"], row["tenant"]) for row in (alice, bob, quick)] == [
+        *(("late", "alice"), ("late", "bob"), ("quick", "alice")),
+    ]
+    assert sum(row["requests"] for row in rows) == 600
+    assert quick["requests"] == pytest.approx(300, abs=40)
+    assert quick["ttft_met"] > 0.9
+    assert set(bob["refused"]) == {"429"}
+    out = capsys.readouterr().out
+    assert f"{bob['refused']['429']} × refused with 429" in out
+    assert f"{bob['refused']['429']} × 429" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "workload", "sentence"),
+    [
+        (CLASSES + "others: {classes: [none]}\n", "S-S?requests=9&tenants=alice", "c.yaml:8: the file, others, classes"),
+        (CLASSES, "S-S?requests=9", "The option tenants=alice+bob of the workload spreads them"),
+        (CLASSES, "S-S?requests=9&tenants=eve", "all would be refused"),
+        (CLASSES, "S-S?requests=9&tenants=alice**2", "tenants must be names such as alice+bob"),
+    ],
+)
+def test_wrong_classes_or_tenants_are_told_before_anything_runs(
+    text: str, workload: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "c.yaml", tmp_path / "out"
+    file.write_text(text)
+    words = ["--workload", workload, "--instances", "1", "--out", str(out), "--classes", str(file)]
+    assert main(["simulate", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_broken_row_of_a_trace_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "mine.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n1,ten,10\n")

@@ -96,6 +96,11 @@ def test_requests_of_classes_with_targets_are_measured(server: Server) -> None:
     assert ask(server, "free").status_code == 200
     wait_for(lambda: server.counted("llumnix_class_targets_total", **counted) == before + 2, "both targets")
     assert server.counted("llumnix_admitted_requests_total", **{"class": "quick"}) >= 1
+    rows = httpx.get(f"{server.url}/llumnix/v1/classes").json()["classes"]
+    (free,) = (row for row in rows if (row["class"], row["tenant"]) == ("quick", "free"))
+    assert free["ttft_met"] == free["tpot_met"] > 0
+    assert (free["ttft_missed"], free["held"], free["running"], free["refused"]) == (0, 0, 0, {})
+    assert free["tokens_per_minute"] > 0
 
 
 def test_file_is_read_again_while_it_serves(server: Server) -> None:

@@ -12,7 +12,7 @@ from llumnix.workload.trace import WorkloadRequest, load_trace, save_trace
 REQUESTS = [
     WorkloadRequest("a", 0.0, 10, 20),
     WorkloadRequest("b, with comma", 0.123456789, 300, 1, HIGH, (4, 5, 2**63), 128),
-    WorkloadRequest("c", 1e6 + 1e-9, 1, 6144),
+    WorkloadRequest("c", 1e6 + 1e-9, 1, 6144, tenant="alice", cls="batch"),
 ]
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens\r

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -172,3 +173,26 @@ def test_nonsense_is_refused_with_one_sentence(text: str) -> None:
         load_workload(text)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+
+
+def test_tenants_are_drawn_by_their_weights_and_shift_no_other_draw() -> None:
+    plain = load_workload("S-S?requests=4000&high=0.1")
+    shared = load_workload("S-S?requests=4000&high=0.1&tenants=alice*3+bob/batch*0.5+c.d@e-f_1")
+    assert digest(shared) == digest(plain)
+    counts = Counter((request.tenant, request.cls) for request in shared.requests)
+    weights = {("alice", ""): 3.0, ("bob", "batch"): 0.5, ("c.d@e-f_1", ""): 1.0}
+    assert counts.keys() == weights.keys()
+    for who, weight in weights.items():
+        assert counts[who] == pytest.approx(4000 * weight / 4.5, rel=0.15)
+
+
+@pytest.mark.parametrize("text", ["+", "alice+", "alice*0", "alice*-1", "a b", "a/b/c", "alice*x", "alice*1e3", "a" * 65])
+def test_tenants_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="tenants must be names such as"):
+        load_workload(f"S-S?requests=3&tenants={text}")
+
+
+def test_tenants_of_a_trace_are_columns_of_it(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens,tenant,class\n0,1,1,alice,batch\n1,1,1,,\n")
+    assert [(each.tenant, each.cls) for each in load_workload(str(trace)).requests] == [("alice", "batch"), ("", "")]

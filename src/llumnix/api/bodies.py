@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.journal.entries import JournalEntry
 from llumnix.journal.story import RequestStory
@@ -179,6 +180,12 @@ class StartBody(msgspec.Struct, frozen=True, kw_only=True):
 class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ok: Literal[True] = True
     starting: int
+
+
+class ClassesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """With `--classes`: of all front ends together, each class and tenant of whom there was a request."""
+
+    classes: list[ClassRow]
 
 
 class ReloadedAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,6 +55,7 @@ _BODY = "The body is not as it must be."
 _LARGE = "The body has more than 1 MiB."
 _PARAMETER = "A parameter is unknown or wrong."
 _VIEWERS = "16 viewers watch already, or the server is shutting down."
+_NO_CLASSES = "The server was started without `--classes`."
 _INSTANCE = {
     404: "There is no such instance.",
     409: "It is starting, gone, or cannot do that; the reason says which.",
@@ -166,13 +167,20 @@ ROUTES = (
         },
     ),
     Route(
+        method="GET",
+        path="/classes",
+        text="what becomes of the requests of each class and tenant",
+        answer=bodies.ClassesAnswer,
+        refusals={404: _NO_CLASSES},
+    ),
+    Route(
         method="POST",
         path="/classes/reload",
         text="has the file of `--classes` read again",
         answer=bodies.ReloadedAnswer,
         refusals={
             400: "The file is not as it must be; all stays as it was.",
-            404: "The server was started without `--classes`.",
+            404: _NO_CLASSES,
         },
     ),
     Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import msgspec
+
 from llumnix.control.dispatcher import Dispatcher
-from llumnix.control.waiting_room import Opening
 from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s
@@ -20,6 +23,20 @@ fits this very moment, and preempts soon after. The more steps, the fewer preemp
 uses."""
 
 _NOBODY = RequestId("")
+
+
+class Opening(msgspec.Struct, frozen=True, gc=False):
+    """What a request would meet where it would be sent now."""
+
+    begins_soon: bool
+    """Also if no instance can ever have it: then it is told so at once."""
+    first_token_s: float | None = None
+    """Seconds until its first token; None: nobody knows."""
+
+
+class Openings(Protocol):
+    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
+        """`ahead_tokens`: of prompts that are held, and called before it."""
 
 
 class DispatchOpenings:

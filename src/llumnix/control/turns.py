@@ -8,7 +8,7 @@ time in which it wanted nothing. Nobody is held back while others have nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -26,6 +26,10 @@ class Turns(Generic[Key]):
         self._served: dict[Key, float] = {}
         self._latest = 0.0
         """The counter of whoever was served last."""
+
+    @property
+    def counters(self) -> Mapping[Key, float]:
+        return self._served
 
     def comes(self, key: Key, waiting: Iterable[Key]) -> None:
         """It has something waiting from now on, as have these others."""

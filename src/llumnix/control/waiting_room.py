@@ -12,16 +12,18 @@ ended (`ended`), and of one that is held when its client goes (`left`). Times mu
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil, inf
-from typing import Protocol
 
 import msgspec
 
+from llumnix.control.class_counts import Standing
 from llumnix.control.held_requests import HeldRequest, HeldRequests, QueueName
+from llumnix.control.openings import Opening, Openings
 from llumnix.control.tenant_account import Allowance, TenantAccount
 from llumnix.control.turns import Turns
 from llumnix.policy.classes import Classes, Declined, ServiceClass
-from llumnix.types import Priority, RequestId
+from llumnix.types import RequestId
 
 OUTPUT_WEIGHT = 2.0
 """Work of an output token in turns; a prompt token is 1 (as in the paper of VTC, after the prices of such services)."""
@@ -33,20 +35,6 @@ UNKNOWN_PART = 0.5
 """Of a target for the first token, what is left for the prompt where nobody knows how long that takes."""
 
 _SMOOTHING = 0.1
-
-
-class Opening(msgspec.Struct, frozen=True, gc=False):
-    """What a request would meet where it would be sent now."""
-
-    begins_soon: bool
-    """Also if no instance can ever have it: then it is told so at once."""
-    first_token_s: float | None = None
-    """Seconds until its first token; None: nobody knows."""
-
-
-class Openings(Protocol):
-    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
-        """`ahead_tokens`: of prompts that are held, and called before it."""
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -190,6 +178,15 @@ class WaitingRoom:
 
     def account(self, tenant: str) -> TenantAccount:
         return self._accounts[tenant]
+
+    def standings(self) -> dict[QueueName, Standing]:
+        """Of all that ever waited here, by class and tenant."""
+        running = Counter(sent.queue for sent in self._sent.values())
+        queues = self._held.queues
+        return {
+            queue: Standing(len(queues.get(queue, ())), running[queue], served)
+            for queue, served in self._tenant_turns.counters.items()
+        }
 
     def allowances(self, at_s: float, tenant: str) -> tuple[Allowance, ...]:
         return self._accounts[tenant].allowances(at_s)

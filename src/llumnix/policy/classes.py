@@ -101,8 +101,16 @@ class Classes(msgspec.Struct, frozen=True, kw_only=True):
     def seat(self, caller: Caller) -> Seat | Declined:
         """Tenants are looked up by their key's digest, so a comparison tells nothing of the key."""
         tenant = self._tenant_of(caller)
-        if isinstance(tenant, Declined):
-            return tenant
+        return tenant if isinstance(tenant, Declined) else self._seat_of(tenant, caller)
+
+    def seat_by_name(self, tenant: str, cls: str) -> Seat | Declined:
+        """Of a request whose tenant is known already, in a simulation. `cls`: the one that it names, if any."""
+        found = self.tenants.get(tenant, self.others)
+        if found is None:
+            return Declined(403, "permission_error", f"There is no tenant {tenant!r}.")
+        return self._seat_of(found, Caller(cls=cls))
+
+    def _seat_of(self, tenant: TenantTerms, caller: Caller) -> Seat | Declined:
         name = caller.cls
         if name and name not in self.classes:
             return Declined(400, "invalid_request_error", f"There is no class {name[:100]!r}.")

@@ -13,16 +13,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from llumnix.classes_file import OTHERS, read_classes
 from llumnix.config import MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.decision_log import written_at_once
 from llumnix.errors import UsageError
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
 from llumnix.journal.entries import JournalEntry
 from llumnix.policy.catalogue import find_policy
+from llumnix.policy.classes import Classes
 from llumnix.report.pictures import require_matplotlib
 from llumnix.report.records import REQUESTS_CSV, Records, read_records, write_records
 from llumnix.report.summary import SUMMARY_JSON, Fact, print_summary, summarize, write_summary
 from llumnix.roles_config import RolesConfig
+from llumnix.sim.class_summary import print_class_summaries, summarize_classes, write_class_summaries
 from llumnix.sim.compare import compare, print_comparison, write_comparison
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="requests per second, instead of the workload's own")
     parser.add_argument("--requests", type=int, help="how many requests, instead of the workload's own")
     parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
+    parser.add_argument("--classes", metavar="FILE", help="classes and tenants, as for `llumnix serve`")
     parser.add_argument(
         "--fault", action="append", default=[], help="crash@60:3, stall@60+5:3, hang@60+300:3, slow-link@60+30:10"
     )
@@ -97,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
         outcome = _simulate(workload, setup, listener)
     records = outcome.records()
     _write(args, workload, setup, records)
+    if setup.classes is not None:
+        fared = summarize_classes(outcome.requests, setup.classes)
+        write_class_summaries(args.out, fared)
+        print_class_summaries(fared)
     if measured is not None:
         comparison = compare(measured, records)
         write_comparison(args.out / "compare.md", comparison)
@@ -149,7 +157,19 @@ def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:
         unit_tokens=lcm(workload.hashed_tokens, profile.memory.block_tokens) if caches else 0,
         scaling=scaling,
         step_cost_error=args.step_cost_error,
+        classes=None if args.classes is None else _classes(args.classes, workload),
     )
+
+
+def _classes(path: str, workload: Workload) -> Classes:
+    classes = read_classes(path)
+    if classes.others is None and not any(request.tenant in classes.tenants for request in workload.requests):
+        some = "+".join(list(classes.tenants)[:3])
+        raise UsageError(
+            f"No request of {workload.name} has a tenant that {path} lists, and there are no {OTHERS}: all would be "
+            f"refused. The option tenants={some} of the workload spreads them, as does a column of a trace."
+        )
+    return classes
 
 
 def _changed(args: argparse.Namespace) -> dict[str, str]:

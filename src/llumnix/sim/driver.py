@@ -33,6 +33,7 @@ from llumnix.sim.network import CopyEnded, Network
 from llumnix.sim.observer import RunObserver
 from llumnix.sim.outcome import Outcome
 from llumnix.sim.profiles.cost_model import step_cost
+from llumnix.sim.reception import take_seat
 from llumnix.sim.scheduler import SimScheduler
 from llumnix.sim.setup import PlannedMove, RunSetup, instance_name
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -58,6 +59,8 @@ def sim_requests(workload: Workload, unit_tokens: int = 0) -> list[SimRequest]:
             one.priority,
             one.block_hashes if ids == 1 else _together(one.block_hashes, ids),
             one.id,
+            one.tenant,
+            one.cls,
         )
         for index, one in enumerate(workload.requests)
     ]
@@ -107,6 +110,9 @@ class _Run:
         self.relief_steps = setup.policy.relief_steps if policy.relief else 0
         self._network = network = Network(self.kernel, setup.profile)
         self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.index))
+        if setup.classes is not None:
+            for request in self._requests:
+                take_seat(request, setup.classes)
         if policy.priorities and setup.profile.scheduler.priorities:
             for request in self._requests:
                 request.order = (request.priority, request.arrival_s, request.index)

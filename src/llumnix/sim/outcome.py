@@ -74,8 +74,12 @@ def request_record(request: SimRequest) -> RequestRecord:
         preemptions=request.preemptions,
         migrations=request.migrations,
         instances=tuple(request.instances),
-        error="" if done else request.declined or "not finished",
+        error="" if done else _why_not_done(request),
     )
+
+
+def _why_not_done(request: SimRequest) -> str:
+    return "not finished" if request.declined is None else f"refused with {request.declined.status}"
 
 
 def mean_gap_s(request: SimRequest) -> float:

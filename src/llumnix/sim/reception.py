@@ -6,11 +6,22 @@ from collections.abc import Callable
 from math import inf
 from typing import assert_never
 
-from llumnix.control.waiting_room import Ask, Called, GaveUp, Openings, WaitingRoom
+from llumnix.control.openings import Openings
+from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.policy.classes import Classes, Declined
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.types import RequestId
+
+
+def take_seat(request: SimRequest, classes: Classes) -> None:
+    """Finds out its tenant, its class, and so its priority; or why it will be declined."""
+    seat = classes.seat_by_name(request.tenant, request.service_class)
+    if isinstance(seat, Declined):
+        request.declined = seat
+    else:
+        request.tenant, request.service_class = seat.tenant.name, seat.cls.name
+        request.priority = seat.cls.priority
 
 
 class Reception:
@@ -24,7 +35,6 @@ class Reception:
         send: Callable[[SimRequest], None],
         over: Callable[[], None],
     ) -> None:
-        self._classes = classes
         self.room = WaitingRoom(classes, kernel.now)
         self._kernel = kernel
         self._openings = openings
@@ -34,11 +44,12 @@ class Reception:
         self._timer: Timer | None = None
 
     def arrives(self, request: SimRequest) -> None:
-        """By the first of the classes that its tenant may use."""
+        """It has taken its seat."""
+        if request.declined is not None:
+            self._decline(request, request.declined)
+            return
         name = RequestId(request.client_id)
-        cls = self._classes.classes[self._classes.all_tenants[request.tenant].classes[0]]
-        request.priority = cls.priority
-        ask = Ask(name, request.tenant, cls.name, request.prompt_tokens, request.output_tokens)
+        ask = Ask(name, request.tenant, request.service_class, request.prompt_tokens, request.output_tokens)
         declined = self.room.ask(self._kernel.now, ask, self._openings)
         if declined is not None:
             self._decline(request, declined)
@@ -64,7 +75,7 @@ class Reception:
         self.call()
 
     def _decline(self, request: SimRequest, declined: Declined) -> None:
-        request.declined = declined.why
+        request.declined = declined
         if request.story is not None:
             request.story.refused(self._kernel.now, declined.status, declined.why)
         self._over()

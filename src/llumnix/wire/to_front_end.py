@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from llumnix.control.class_counts import ClassRow
 from llumnix.control.messages import Doubt
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.scaling import ScalingMode, ScalingStep
@@ -132,6 +133,18 @@ class StoryTold(Wire, frozen=True, kw_only=True, tag=True):
     """Ended sequences that are known."""
 
 
+class ListClasses(Wire, frozen=True, kw_only=True, tag=True):
+    """Front end to front end: each admits its own requests. Answered with a `ClassesListed`."""
+
+    query: int
+    reply_to: str
+
+
+class ClassesListed(Wire, frozen=True, kw_only=True, tag=True):
+    query: int
+    rows: tuple[ClassRow, ...]
+
+
 class DoYourPart(Wire, frozen=True, kw_only=True, tag=True):
     """Front end to front end, of something that concerns all of them. Answered with a `PartDone`."""
 
@@ -169,10 +182,12 @@ class MigrateAnswer(Wire, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
-AnswerToFrontEnd = Requests | DrainReports | Answer | Migrations | JournalRead | StoryTold | PartDone | MigrateAnswer
+AnswerToFrontEnd = (
+    Requests | DrainReports | Answer | Migrations | JournalRead | StoryTold | ClassesListed | PartDone | MigrateAnswer
+)
 """To a question of this front end, whose number it repeats."""
 
-Errand = ReplayRest | ListMigrations | ReadJournal | TellStory | DoYourPart | MigrateByHand
+Errand = ReplayRest | ListMigrations | ReadJournal | TellStory | ListClasses | DoYourPart | MigrateByHand
 """What others want done, and have answered."""
 
 ToFrontEnd = (

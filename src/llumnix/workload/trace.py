@@ -5,7 +5,7 @@
 | Azure LLM inference trace | CSV `TIMESTAMP,ContextTokens,GeneratedTokens`, clock times | its header |
 | Mooncake | JSON lines `timestamp` (ms), `input_length`, `output_length`, `hash_ids` (512 tokens) | no `chat_id` |
 | Qwen-Bailian | JSON lines `timestamp` (s), `input_length`, `output_length`, `hash_ids` (16 tokens) | `chat_id` |
-| ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes,block_tokens` | `arrival_s` |
+| ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes,block_tokens,tenant,class` | `arrival_s` |
 
 Of our own form `arrival_s`, `prompt_tokens` and `output_tokens` are needed and other columns are ignored, so the
 `requests.csv` of a run is a trace, too. `.gz` and `.xz` files are read as they are. Times are shifted so that
@@ -46,6 +46,10 @@ class WorkloadRequest(msgspec.Struct, frozen=True):
     """Content of the prompt, one id per block: two prompts share a prefix as far as these agree."""
     block_tokens: int = MOONCAKE_BLOCK_TOKENS
     """Prompt tokens behind one of `block_hashes`."""
+    tenant: str = ""
+    """Whose it is, for a cluster with classes; empty: nobody's in particular."""
+    cls: str = msgspec.field(default="", name="class")
+    """The one that it asks for; empty: its tenant's first."""
 
 
 def load_trace(path: Path) -> list[WorkloadRequest]:
@@ -82,10 +86,10 @@ def save_trace(path: Path, requests: Iterable[WorkloadRequest]) -> None:
         return
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(WorkloadRequest.__struct_fields__)
+        writer.writerow(WorkloadRequest.__struct_encode_fields__)
         for r in requests:
-            *row, hashes, block_tokens = msgspec.structs.astuple(r)
-            writer.writerow((*row, " ".join(map(str, hashes)), block_tokens))
+            row = msgspec.structs.asdict(r) | {"block_hashes": " ".join(map(str, r.block_hashes))}
+            writer.writerow(row.values())
 
 
 def _open_text(path: Path) -> TextIO:
@@ -155,6 +159,8 @@ def _request(path: Path, line: int, form: Form, row: Row, index: int) -> tuple[i
         priority=given("priority", lambda v: Priority(int(v)), "a whole number", NORMAL),
         block_hashes=given(form.hashes, _hashes, "a list of whole numbers of at least 0", ()),
         block_tokens=given("block_tokens", _positive, "a number of tokens", form.block_tokens),
+        tenant=str(row.get("tenant") or ""),
+        cls=str(row.get("class") or ""),
     )
 
 

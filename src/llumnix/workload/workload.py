@@ -14,6 +14,7 @@ A name, then options after `:` or `?`, separated by `,` or `&`:
 | `cv` | coefficient of variation of the gaps (`gamma`; makes a paper trace's arrivals gamma) | 1 |
 | `prompt`, `output` | lengths, see `lengths.py` | zipf128 |
 | `high` | share of requests that are of high priority | 0; as the trace has it |
+| `tenants` | who sends them, by chance: `alice*3+bob/batch` (three of four are alice's, the rest of bob's class batch); counts in clusters with classes | nobody; as the trace has it |
 | `scale` | factor on all lengths, for small models | 1 |
 | `cap` | longest prompt and longest output in tokens | none |
 | `total` | longest prompt and output together; the output gives way first | none |
@@ -68,8 +69,12 @@ MOST_REQUESTS = 10_000_000
 """Of a generated workload: what still fits the memory of a laptop."""
 
 _LENGTH_OPTIONS = {"scale", "cap", "total"}
-_TRACE_OPTIONS = _LENGTH_OPTIONS | {"rate", "requests", "high", "seed"}
+_TRACE_OPTIONS = _LENGTH_OPTIONS | {"rate", "requests", "high", "tenants", "seed"}
 _GENERATOR_OPTIONS = _TRACE_OPTIONS | {"cv", "prompt", "output"}
+
+
+_NAME = r"[A-Za-z0-9_.@-]{1,64}"
+_TENANT = re.compile(rf"(?P<tenant>{_NAME})(/(?P<cls>{_NAME}))?(\*(?P<weight>[0-9]{{1,6}}(\.[0-9]{{1,6}})?))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def load_workload(
     else:
         options = _Options(name, given, _TRACE_OPTIONS)
         made = _from_trace(name, options)
-    made = _with_high(made, options)
+    made = _with_tenants(_with_high(made, options), options)
     return Workload(name=text, requests=tuple(_fit(request, options) for request in made), seed=options.seed)
 
 
@@ -151,8 +156,8 @@ class _Options:
         return self.number("rate", 1.0, least=1e-4, most=1e6)
 
     def generators(self) -> tuple[np.random.Generator, ...]:
-        """Generators for arrivals, prompt lengths, output lengths, priorities. Append new purposes at the end."""
-        children = np.random.SeedSequence(self.seed).spawn(4)
+        """For arrivals, prompt lengths, output lengths, priorities, tenants. Append new purposes at the end."""
+        children = np.random.SeedSequence(self.seed).spawn(5)
         return tuple(np.random.Generator(np.random.PCG64(child)) for child in children)
 
 
@@ -176,7 +181,7 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
 
 def _generate(process: str, options: _Options) -> list[WorkloadRequest]:
     count = options.whole("requests", 1000, most=MOST_REQUESTS)
-    arrivals, prompts, outputs, _ = options.generators()
+    arrivals, prompts, outputs, *_ = options.generators()
     times = PROCESSES[process](arrivals, count, options.rate(), options.number("cv", 1.0, least=0.01, most=100))
     prompt_tokens = parse_lengths(options.given.get("prompt", "zipf128"), "prompt")(prompts.random(count))
     output_tokens = parse_lengths(options.given.get("output", "zipf128"), "output")(outputs.random(count))
@@ -212,6 +217,26 @@ def _with_high(requests: Sequence[WorkloadRequest], options: _Options) -> Sequen
     return [
         msgspec.structs.replace(request, priority=HIGH if high else NORMAL)
         for request, high in zip(requests, drawn.tolist(), strict=True)
+    ]
+
+
+def _with_tenants(requests: Sequence[WorkloadRequest], options: _Options) -> Sequence[WorkloadRequest]:
+    """Gives each request a tenant, and a class if one is named, by the option `tenants`."""
+    if "tenants" not in options.given:
+        return requests
+    found = [_TENANT.fullmatch(text) for text in options.given["tenants"].split("+")]
+    weights = [float(match["weight"] or 1) for match in found if match]
+    if None in found or not sum(weights) > 0:
+        raise UsageError(
+            f"{options.name}: tenants must be names such as alice+bob, each with a class or a weight if need be "
+            f"(alice/batch*3), not {options.given['tenants']}."
+        )
+    names = [(match["tenant"], match["cls"] or "") for match in found if match]
+    ends = np.cumsum(weights) / sum(weights)
+    drawn = np.searchsorted(ends, options.generators()[4].random(len(requests)), side="right")
+    return [
+        msgspec.structs.replace(request, tenant=names[which][0], cls=names[which][1])
+        for request, which in zip(requests, np.minimum(drawn, len(names) - 1).tolist(), strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ from math import inf
 
 from llumnix.control.orders import MoveOutcome
 from llumnix.journal.story import Story
+from llumnix.policy.classes import Declined
 
 
 @dataclass(slots=True)
@@ -62,6 +63,8 @@ class SimRequest:
     """Inside the engines: a new one after each replay. Made of `index` if the trace has none."""
     tenant: str = ""
     """Whose it is, where the run has classes."""
+    service_class: str = ""
+    """The one that it asks for, and then that it has; empty: its tenant's first."""
     client_id: str = field(init=False)
     """The first one, which its client knows."""
     order: tuple[int, float, int] = field(init=False)
@@ -109,8 +112,8 @@ class SimRequest:
     handover: Handover | None = field(default=None, init=False)
     """Its last hand-over, if there was one."""
     replays: int = field(default=0, init=False)
-    declined: str = field(default="", init=False)
-    """Why it was not taken."""
+    declined: Declined | None = field(default=None, init=False)
+    """Why it was not taken; None: it was."""
     story: Story | None = field(default=None, init=False)
     """Told what happens to it, if anybody wants to know."""
     untold: MoveOutcome | None = field(default=None, init=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from llumnix.policy.classes import ServiceClass
@@ -47,7 +49,7 @@ class ClassMetrics:
         self.admitted.labels(cls.name).inc()
         self.hold.labels(cls.name).observe(held_s)
 
-    def target(self, cls: ServiceClass, target: str, promised_s: float | None, took_s: float) -> None:
-        """Nothing is counted where nothing was promised."""
-        if promised_s is not None:
-            self.targets.labels(cls.name, target, "yes" if took_s <= promised_s else "no").inc()
+    def targets_met(self, cls: ServiceClass, met: Mapping[str, bool]) -> None:
+        """Of those that were promised."""
+        for target, is_met in met.items():
+            self.targets.labels(cls.name, target, "yes" if is_met else "no").inc()

@@ -15,7 +15,10 @@ import msgspec
 from vllm.exceptions import GenerationError, GracefulHTTPError
 from vllm.v1.engine import EngineCoreRequest
 
-from llumnix.control.waiting_room import Ask, Called, GaveUp, Openings, WaitingRoom
+from llumnix.control.class_counts import NO_QUEUE, ClassCounts, ClassRow
+from llumnix.control.held_requests import QueueName
+from llumnix.control.openings import Openings
+from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.session import Session, prompt_tokens
 from llumnix.engine.vllm.front_end.ticket import current_ticket
@@ -29,6 +32,8 @@ class _Asked(msgspec.Struct, frozen=True):
     """One that waits for its turn, or had it and has not ended."""
 
     cls: ServiceClass
+    queue: QueueName
+    prompt_tokens: int
     at_s: float
     answer: asyncio.Future[bool | Declined]
 
@@ -50,6 +55,7 @@ class Desk:
         self._room = WaitingRoom(classes, monotonic())
         self._openings = openings
         self._metrics = metrics
+        self._counts = ClassCounts()
         self._asked: dict[RequestId, _Asked] = {}
         self._inside: dict[RequestId, _Asked] = {}
         self._next: RequestId | None = None
@@ -66,6 +72,10 @@ class Desk:
     def held_tokens(self) -> int:
         return self._room.held_tokens
 
+    def rows(self) -> tuple[ClassRow, ...]:
+        """What became of the requests of each class and tenant here."""
+        return self._counts.rows(monotonic(), self._room.standings())
+
     @property
     def tenant_header(self) -> str:
         """Names the tenant; empty: the API key does."""
@@ -75,6 +85,7 @@ class Desk:
         """Other classes and limits from now on."""
         self._classes = classes
         self._room.change(classes, monotonic())
+        self._counts.keep(self._room.standings())
         self.call()
 
     def check(self) -> None:
@@ -96,7 +107,8 @@ class Desk:
         if declined is not None:
             self._refuse(declined, seat)
         self._show_limits(seat)
-        asked = self._asked[name] = _Asked(seat.cls, now, asyncio.get_running_loop().create_future())
+        answer_to_come = asyncio.get_running_loop().create_future()
+        asked = self._asked[name] = _Asked(seat.cls, _queue_of(seat), ask.prompt_tokens, now, answer_to_come)
         try:
             self.call()
             answer = await asked.answer
@@ -132,9 +144,9 @@ class Desk:
         tokens, first_s, last_s = len(session.tokens), session.first_token_s, session.last_token_s
         self._room.ended(RequestId(session.id), tokens)
         if first_s is not None and last_s is not None:
-            self._metrics.target(asked.cls, "ttft", asked.cls.ttft_s, first_s - asked.at_s)
-            if tokens > 1:
-                self._metrics.target(asked.cls, "tpot", asked.cls.tpot_s, (last_s - first_s) / (tokens - 1))
+            times = first_s - asked.at_s, (last_s - first_s) / (tokens - 1) if tokens > 1 else None
+            met = self._counts.ended(monotonic(), asked.queue, asked.cls, tokens, *times)
+            self._metrics.targets_met(asked.cls, met)
         self.call()
 
     def call(self) -> None:
@@ -147,6 +159,7 @@ class Desk:
                     self._inside[answer.request] = asked
                     self._next = answer.request
                     self._metrics.came_in(asked.cls, answer.held_s)
+                    self._counts.came_in(now, asked.queue, asked.prompt_tokens)
                     self._tell(asked, True)
                 case GaveUp():
                     self._tell(asked, answer.declined)
@@ -189,9 +202,14 @@ class Desk:
 
     def _refuse(self, declined: Declined, seat: Seat | None) -> NoReturn:
         self._metrics.refused.labels("" if seat is None else seat.cls.name, declined.status).inc()
+        self._counts.refused(NO_QUEUE if seat is None else _queue_of(seat), declined.status)
         ticket = current_ticket.get()
         if ticket is not None:
             ticket.declined = declined
         if seat is not None:
             self._show_limits(seat)
         raise Unserved(declined)
+
+
+def _queue_of(seat: Seat) -> QueueName:
+    return QueueName(seat.cls.name, seat.tenant.name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, assert_never
 
+from llumnix.control.class_counts import ClassRow, add_up
 from llumnix.control.messages import Doubt
 from llumnix.control.scheduler_events import ReplayRest
 from llumnix.engine.port import FrontEndSpec
@@ -26,10 +27,12 @@ from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, Read
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import (
     Answer,
+    ClassesListed,
     DoYourPart,
     DrainReports,
     Errand,
     JournalRead,
+    ListClasses,
     ListMigrations,
     MigrateAnswer,
     MigrateByHand,
@@ -78,6 +81,8 @@ class Switchboard:
         """What this front end does of `DoYourPart`; to be set before the mailbox is started."""
         self.load: Callable[[], int] = lambda: 0
         """Requests that it serves, if vLLM counts them."""
+        self.class_rows: Callable[[], tuple[ClassRow, ...]] = lambda: ()
+        """What became of the requests of each class and tenant here; to be set as `parts`."""
         self._mailbox = mailbox
         self.post: Callable[[str, Mail], None] = mailbox.post
         self._by_hand = ByHand(client, log, mailbox.post, mailbox.address)
@@ -183,6 +188,13 @@ class Switchboard:
         found = [*stories.of(request, monotonic()), *(story for answer in answers for story in answer.stories)]
         return found, stories.kept + sum(answer.kept for answer in answers)
 
+    async def list_classes(self, timeout_s: float = 2.0) -> list[ClassRow]:
+        """Of all front ends together."""
+        answers = await self._questions.ask(
+            self._others, lambda query: ListClasses(query=query, reply_to=self.address), timeout_s
+        )
+        return add_up([self.class_rows(), *(answer.rows for answer in answers)])
+
     async def _do_my_part(self, message: DoYourPart) -> None:
         count = await self.parts[message.part](message.request_ids)
         self.post(message.reply_to, PartDone(query=message.query, count=count))
@@ -222,11 +234,13 @@ class Switchboard:
                 self._by_hand.move_answered(message)
             case FrontEndLost():
                 self._questions.answers_no_more(self.spec.book.front_end(message.front_end))
-            case Requests() | Migrations() | DrainReports() | JournalRead() | StoryTold():
+            case Requests() | Migrations() | DrainReports() | JournalRead() | StoryTold() | ClassesListed():
                 self._questions.answered(message)
             case Answer() | MigrateAnswer() | PartDone():
                 self._questions.answered(message)
-            case ReplayRest() | MigrateByHand() | ListMigrations() | ReadJournal() | TellStory() | DoYourPart():
+            case ReplayRest() | MigrateByHand() | DoYourPart():
+                self._do(message)
+            case ListMigrations() | ReadJournal() | TellStory() | ListClasses():
                 self._do(message)
             case _:
                 assert_never(message)
@@ -267,6 +281,8 @@ class Switchboard:
             case TellStory():
                 told = tuple(self.log.stories.of(message.request, monotonic()))
                 self.post(message.reply_to, StoryTold(query=message.query, stories=told, kept=self.log.stories.kept))
+            case ListClasses():
+                self.post(message.reply_to, ClassesListed(query=message.query, rows=self.class_rows()))
             case DoYourPart():
                 self._spawn(self._do_my_part(message))
             case _:

@@ -86,6 +86,10 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     async def drains(request: Request) -> Response:
         return await guard.answer(request, lambda: sizing.drains(board))
 
+    @router.get("/classes")
+    async def class_rows(request: Request) -> Response:
+        return await guard.answer(request, lambda: classes.rows(board))
+
     @router.get("/openapi.json")
     async def openapi(request: Request) -> Response:
         return await guard.answer(request, _openapi)
