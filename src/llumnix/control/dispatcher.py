@@ -152,7 +152,7 @@ class Dispatcher:
             judged = [Judgement(place, rule.number(key[:2])) for place, key in enumerate(keys)]
         else:
             judged = judge(request, candidates)
-        places = sorted(range(len(keys)), key=lambda place: (judged[place].cost, place))
+        places = sorted(range(len(keys)), key=[each.cost for each in judged].__getitem__)
         chosen = next((place for place in places if candidates[place].has_room), places[0])
         passed_over = places.index(chosen)
         if judge is not None and rule.fallback is not None and not candidates[chosen].has_room:
@@ -181,15 +181,18 @@ class Dispatcher:
     ) -> list[tuple[RankKey, Candidate]]:
         """By rank: the first ones, up to one that has room if room counts; and those that hold most of its prefix."""
         found: list[tuple[RankKey, Candidate]] = []
+        tokens, entries = request.prompt_tokens, self._entries
 
         def look(key: RankKey) -> bool:
             name = key[2]
-            if name in avoid or not self._could_ever_hold(name, request):
+            entry = entries[name]
+            if name in avoid or tokens > entry.most_tokens:
                 return False
-            view = self._entries[name].view
-            has_room = not room_first or self._has_room(view, request)
+            view = entry.view
+            demand_blocks = queued_demand_blocks(tokens, view.block_tokens, view.state_blocks)
+            has_room = not room_first or demand_blocks <= entry.room_blocks
             depth = holders.get(name)
-            cached = cached_tokens(depth, view.prefix_chunk_tokens, request.prompt_tokens) if depth else 0
+            cached = cached_tokens(depth, view.prefix_chunk_tokens, tokens) if depth else 0
             found.append((key, Candidate(view, has_room, cached)))
             return has_room
 
@@ -248,17 +251,6 @@ class Dispatcher:
             for entry in self._entries.values():
                 self._refresh(entry)
 
-    def _could_ever_hold(self, instance: InstanceId, request: DispatchRequest) -> bool:
-        reported = self._entries[instance].reported
-        room_tokens = (reported.total_blocks - reported.watermark_blocks) * reported.block_tokens
-        return request.prompt_tokens <= room_tokens
-
-    def _has_room(self, view: InstanceSnapshot, request: DispatchRequest) -> bool:
-        """A normal request can start there at once, behind whoever waits and whatever is on its way, and takes nothing
-        of the headroom."""
-        room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
-        return queued_demand_blocks(request.prompt_tokens, view.block_tokens, view.state_blocks) <= room
-
     def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool, cached: int) -> None:
         reported = entry.reported
         blocks = queued_demand_blocks(request.prompt_tokens, reported.block_tokens, reported.state_blocks)
@@ -278,6 +270,8 @@ class Dispatcher:
         if view.step_cost is None and self._step_cost is not None:
             view = replace(view, step_cost=self._step_cost)
         entry.view = view
+        entry.most_tokens = (view.total_blocks - view.watermark_blocks) * view.block_tokens
+        entry.room_blocks = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         if view.state is not InstanceState.RUNNING:
             self._place(entry, [None, None])
             return

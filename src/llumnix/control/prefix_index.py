@@ -8,7 +8,6 @@ each chunk and not for each instance.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from llumnix.control.prefix_table import PrefixNews
@@ -29,7 +28,7 @@ class _Holder:
         self.heard = 0
         """Number of its last news; `UNHEARD` if something is missing since."""
         self.held: set[ChunkId] = set()
-        self.sent: Counter[ChunkId] = Counter()
+        self.sent: dict[ChunkId, int] = {}
         """Of requests that are on their way there."""
 
 
@@ -58,18 +57,23 @@ class PrefixIndex:
 
     def sent(self, instance: InstanceId, ids: Sequence[ChunkId]) -> None:
         """A request that begins so is on its way there."""
-        holder = self._holder(instance)
-        holder.sent.update(ids)
+        if not ids:
+            return
+        holder, bits = self._holder(instance), self._bits
         for chunk in ids:
-            self._bits[chunk] = self._bits.get(chunk, 0) | holder.bit
+            holder.sent[chunk] = holder.sent.get(chunk, 0) + 1
+            bits[chunk] = bits.get(chunk, 0) | holder.bit
 
     def counted(self, instance: InstanceId, ids: Sequence[ChunkId]) -> None:
         """What is known of it the instance says from now on."""
+        if not ids:
+            return
         holder = self._holder(instance)
-        holder.sent.subtract(ids)
         for chunk in ids:
-            if holder.sent[chunk] <= 0:
-                del holder.sent[chunk]
+            left = holder.sent.pop(chunk, 0) - 1
+            if left > 0:
+                holder.sent[chunk] = left
+            else:
                 self._clear(holder, chunk)
 
     def depths(self, ids: Sequence[ChunkId]) -> dict[InstanceId, int]:

@@ -2,8 +2,9 @@
 
 Freeness says whether a request fits; this says when it will have its first token, and how long each further one takes.
 Both follow from what a step of the instance costs (`StepCost`, fitted by `control/step_fit.py`), what it has still to
-compute before its queue has first tokens, and the batch that every step carries along. And the other way round: how
-much of prompts fits into a step that is to end in time.
+compute before its queue has first tokens, and the batch that every step carries along. A dispatch asks a dozen
+instances, so `step_s` is written out where only a part of it is needed. And the other way round: how much of prompts
+fits into a step that is to end in time.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float
     cost = instance.step_cost
     if cost is None:
         return None
-    requests = instance.running + instance.waiting + more
-    return step_s(cost, 0, requests, instance.context_tokens + instance.prefill_tokens + tokens)
+    us = cost.request_us * (instance.running + instance.waiting + more)
+    us += cost.context_token_us * (instance.context_tokens + instance.prefill_tokens + tokens)
+    return cost.fixed_ms / 1e3 + us / 1e6
 
 
 def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
@@ -52,6 +54,6 @@ def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
         return None
     prompts = instance.prefill_tokens + tokens
     budget = instance.step_tokens - instance.decoding
-    steps = max(1, -(-prompts // budget)) if budget > 0 else 1
-    batch_s = step_s(cost, 0, instance.decoding, instance.context_tokens)
-    return steps * batch_s + prompts * cost.prefill_token_us / 1e6
+    steps = -(-prompts // budget) if 0 < budget < prompts else 1
+    batch_us = cost.request_us * instance.decoding + cost.context_token_us * instance.context_tokens
+    return steps * (cost.fixed_ms / 1e3 + batch_us / 1e6) + prompts * cost.prefill_token_us / 1e6
