@@ -70,8 +70,8 @@ class AdminClient:
         params |= {} if instance is None else {"instance": instance}
         return self._ask("GET", "/journal", bodies.JournalAnswer, params=params)
 
-    def migrate(self, request: str, target: str) -> bodies.MovedAnswer:
-        """Moves one request; returns how it went, after the move."""
+    def migrate(self, request: str, target: str | None) -> bodies.MovedAnswer:
+        """Moves one request, without a target wherever it had best go; returns how it went, after the move."""
         order = bodies.MigrateBody(request_id=request, target=target)
         return self._ask("POST", "/migrations", bodies.MovedAnswer, order, timeout=MOVE_TIMEOUT_S)
 

@@ -161,7 +161,9 @@ def _explain(client: Any, values: argparse.Namespace) -> None:
 
 def _migrate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("request", metavar="REQUEST", help="Id of the request, as its client was given it.")
-    parser.add_argument("target", metavar="TARGET", help="Instance to move it to.")
+    parser.add_argument(
+        "target", metavar="TARGET", nargs="?", help="Instance to move it to. Default: where it had best go."
+    )
 
 
 def _migrate(client: Any, values: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ from llumnix.control.front_end_events import (
     Noticed,
     Outputs,
     Park,
+    PrefixesTold,
     ReplayAt,
     Reported,
     SendTo,
@@ -36,7 +37,8 @@ from llumnix.control.front_end_events import (
     Unsent,
 )
 from llumnix.control.messages import FRONT_END, Adopted, Doubt, Moved, Verdict
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.control.prefix_table import PrefixNews
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
 from move_outcomes import outcome
 
@@ -397,3 +399,29 @@ def test_counts_come_with_the_events_that_depend_on_them() -> None:
     again.arrive()
     again.machine.counted({R: 7, RequestId("unknown"): 1})
     assert only(ReplayAt, again.tell(Departed, A)).delivered_tokens == 7
+
+
+def test_request_had_best_move_where_most_of_its_prompt_is_cached_and_there_is_room_for_it() -> None:
+    ids = {name: InstanceId(name) for name in ("own", "little", "much", "full", "no-adapter", "free")}
+    cost = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
+    can = {"step_cost": cost, "step_tokens": 2048, "prefix_chunk_tokens": 500}
+    front = Driver()
+
+    def report(name: str, **load: int) -> None:
+        front.report(ids[name], **{"total_blocks": 1000, "free_blocks": 900, **can, **load})
+
+    report("own")
+    front.tell(Equipped, ids["no-adapter"], (SOUTH.id,))
+    (sent,) = front.tell(Arrived, R, 2000, adapter=SOUTH, chunks=(1, 2, 3, 4))
+    assert isinstance(sent, SendTo)
+    assert sent.instance == "own"
+    for name in ids:
+        report(name, free_blocks=100 if name == "full" else 900)
+    for name, held in (("little", 2), ("much", 3), ("full", 4), ("no-adapter", 4), ("own", 4)):
+        front.tell(PrefixesTold, ids[name], PrefixNews(1, tuple(range(1, held + 1)), whole=True))
+    assert front.machine.best_places(R, 3) == ("much", "little", "free")
+    assert front.machine.best_places(R, 1) == ("much",)
+    assert front.machine.best_places(R1, 3) == ()
+    for name in ("much", "little", "free"):
+        front.tell(Closed, ids[name])
+    assert front.machine.best_places(R, 3) == ("full",), "it may refuse"

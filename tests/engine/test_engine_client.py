@@ -80,7 +80,7 @@ class FrontEnd:
     @property
     def waiting(self) -> dict[InstanceId, int]:
         """As the dispatcher sees it."""
-        return {each.id: each.waiting for each in self.client._machine.dispatcher.snapshot(0.0).instances}
+        return {each.id: each.waiting for each in self.client.machine.dispatcher.snapshot(0.0).instances}
 
     def lose(self, instance: InstanceId, expected: bool = False) -> None:
         self.client.on_gone(InstanceGone(instance=instance, index=INDEX[instance], why="", expected=expected))
@@ -251,7 +251,7 @@ async def test_request_that_cannot_be_sent_leaves_nothing_behind(front: FrontEnd
     for number in range(50):
         with pytest.raises(VLLMValidationError, match="has a value that cannot be sent to an engine"):
             await front.client.add_request_async(engine_request(f"r{number}", **fields))
-    (instance,) = front.client._machine.dispatcher.snapshot(0.0).instances
+    (instance,) = front.client.machine.dispatcher.snapshot(0.0).instances
     assert (instance.waiting, instance.queued_blocks) == (0, 0)
     assert front.client.streams.sessions == {}
 

@@ -42,6 +42,7 @@ class Board:
         self.rows: list[tuple[InstanceId, RequestRow]] = []
         self.answers: dict[str, MigrateAnswer] = {}
         self.asked: list[Mail] = []
+        self.targets: list[InstanceId | None] = []
         self.records: list[MigrationRecord] = []
         self.stories = Stories(Journal("f0"))
         self.scheduler_answer: Answer | None = Answer(query=1, ok=True)
@@ -83,7 +84,8 @@ class Board:
     async def tell_story(self, request: str) -> tuple[list[RequestStory], int]:
         return self.stories.of(request, 100.0), 20_000
 
-    async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
+    async def migrate(self, row: RequestRow, target: InstanceId | None, timeout_s: float) -> MigrateAnswer:
+        self.targets.append(target)
         return self.answers[row.request]
 
     async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | None:

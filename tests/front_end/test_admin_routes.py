@@ -114,6 +114,14 @@ async def test_target_may_be_given_as_a_number(board: Board) -> None:
     assert answer.json()["reason"] == "There is no instance '7'."
 
 
+@pytest.mark.parametrize("named", [{}, {"target": None}])
+async def test_request_without_a_target_goes_where_its_front_end_sends_it(board: Board, named: dict[str, None]) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", "cmpl-1-0"))]
+    board.answers = {"r0": MigrateAnswer(query=1, status=200, record=record("cmpl-1"))}
+    answer = await ask(board, "POST", "/migrations", json={"request_id": "cmpl-1", **named})
+    assert (answer.status_code, answer.json()["target"], board.targets) == (200, "i1", [None])
+
+
 async def test_scheduler_that_does_not_answer_is_503(board: Board) -> None:
     board.scheduler_answer = None
     answer = await ask(board, "POST", "/instances", json={"count": 1})

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from llumnix.control.messages import Moved
-from llumnix.control.orders import MoveOutcome
+from llumnix.control.orders import MoveOutcome, StayCause
 from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.members import Member
@@ -24,7 +24,7 @@ from llumnix.wire.to_front_end import MigrateAnswer, MigrateByHand
 from llumnix.wire.to_instance import MoveOut
 from llumnix.wire.to_scheduler import MoveAnswer
 
-A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
+A, B, C, R = InstanceId("a"), InstanceId("b"), InstanceId("c"), RequestId("r")
 
 
 def member(instance: InstanceId) -> Member:
@@ -32,32 +32,89 @@ def member(instance: InstanceId) -> Member:
     return Member(info, InstanceSnapshot(id=instance, seq=1, at=0.0, total_blocks=9, free_blocks=9))
 
 
+class Hand:
+    """Of a front end with one stream, on A."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *best: InstanceId) -> None:
+        nothing = SimpleNamespace(migration=lambda outcome, downtime_s: None)
+        monkeypatch.setattr(stream_log, "Metrics", lambda: nothing)
+        self.posted: list[Mail] = []
+        members = {name: member(name) for name in (A, B, C)}
+        self.session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)
+        client = SimpleNamespace(
+            streams=SimpleNamespace(sessions={R: self.session}),
+            members=SimpleNamespace(by_id=members, known=members),
+            machine=SimpleNamespace(best_places=lambda request, most: best[:most]),
+        )
+        self.log = StreamLog(Journal("f0"))
+        self.hand = ByHand(client, self.log, lambda _, message: self.posted.append(message), "me")  # type: ignore[arg-type]
+
+    async def order(self, *targets: InstanceId | None) -> None:
+        for query, target in enumerate(targets, 1):
+            self.hand.start(MigrateByHand(query=query, request=R, target=target, reply_to="x"))
+        await asyncio.sleep(0.01)
+
+    async def answer(self, why_not: str | None = None, stayed: StayCause | None = None) -> MoveOutcome:
+        order = self.posted[-1]
+        assert isinstance(order, MoveOut)
+        outcome = MoveOutcome(order=order.order, source=A, request=R, why_not=why_not, stayed=stayed)
+        self.hand.move_answered(MoveAnswer(outcome=outcome))
+        await asyncio.sleep(0.01)
+        return outcome
+
+    async def token(self, outcome: MoveOutcome) -> MigrateAnswer:
+        moved = Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome)
+        self.log.moved(self.session, moved, 0.003)  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        return self.last()
+
+    def last(self) -> MigrateAnswer:
+        answer = self.posted[-1]
+        assert isinstance(answer, MigrateAnswer)
+        return answer
+
+
 async def test_second_order_for_a_request_is_refused_and_does_not_disturb_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream_log, "Metrics", lambda: SimpleNamespace(migration=lambda outcome, downtime_s: None))
-    posted: list[Mail] = []
-    members = {A: member(A), B: member(B)}
-    session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)
-    client = SimpleNamespace(
-        streams=SimpleNamespace(sessions={R: session}), members=SimpleNamespace(by_id=members, known=members)
-    )
-    log = StreamLog(Journal("f0"))
-    hand = ByHand(client, log, lambda _, message: posted.append(message), "me")  # type: ignore[arg-type]
-    for query in (1, 2):
-        hand.start(MigrateByHand(query=query, request=R, target=B, reply_to="x"))
-    await asyncio.sleep(0.01)
-    order, refusal = posted
-    assert isinstance(order, MoveOut)
-    assert isinstance(refusal, MigrateAnswer)
+    hand = Hand(monkeypatch)
+    await hand.order(B, B)
+    refusal = hand.last()
     assert (refusal.query, refusal.status, refusal.why) == (2, 409, "the request is moving already")
-    outcome = MoveOutcome(order=order.order, source=A, request=R)
-    hand.move_answered(MoveAnswer(outcome=outcome))
-    await asyncio.sleep(0.01)
-    log.moved(session, Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome), 0.003)  # type: ignore[arg-type]
-    await asyncio.sleep(0.01)
-    answer = posted[-1]
-    assert isinstance(answer, MigrateAnswer)
+    del hand.posted[-1]
+    outcome = await hand.answer()
+    answer = await hand.token(outcome)
     assert answer.record is not None
     assert (answer.query, answer.status, answer.record.downtime_ms) == (1, 200, 3.0)
-    assert answer.record.move_id == order.order.move_id
+    assert answer.record.move_id == outcome.order.move_id
+
+
+async def test_request_goes_to_the_best_that_does_not_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand(monkeypatch, InstanceId("gone"), B, C)
+    await hand.order(None)
+    refused = await hand.answer("refused: no room", StayCause.REFUSED)
+    moved = await hand.answer()
+    assert (refused.order.target, moved.order.target) == (B, C)
+    answer = await hand.token(moved)
+    assert answer.record is not None
+    assert (answer.status, answer.record.target) == (200, C)
+
+
+async def test_request_that_cannot_move_is_not_tried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand(monkeypatch, B, C)
+    await hand.order(None)
+    await hand.answer("nothing to give: 1 pinned", StayCause.NOT_STARTED)
+    assert (hand.last().status, hand.last().why) == (409, "nothing to give: 1 pinned")
+
+
+async def test_named_target_that_refuses_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand(monkeypatch, C)
+    await hand.order(B)
+    await hand.answer("refused: no room", StayCause.REFUSED)
+    assert (hand.last().status, hand.last().why) == (409, "refused: no room")
+
+
+async def test_without_another_instance_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand(monkeypatch)
+    await hand.order(None)
+    assert (hand.last().status, hand.last().why) == (409, "no other instance can take it")

@@ -149,8 +149,9 @@ class StoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class MigrateBody(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     """As its client was given it."""
-    target: str | int
-    """The instance that it is to move to."""
+    target: str | int | None = None
+    """The instance that it is to move to. Null, or left out: wherever it had best go, by room, by what is cached there
+    of its prompt, and by how soon it would be served."""
 
 
 class MovedAnswer(msgspec.Struct, frozen=True, kw_only=True):

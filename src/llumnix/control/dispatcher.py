@@ -118,7 +118,7 @@ class Dispatcher:
 
     def dispatch(self, request: DispatchRequest, avoid: frozenset[InstanceId] = NONE_AVOIDED) -> Dispatch | None:
         """Chooses and books. None if no running instance outside `avoid` is large enough for the request."""
-        reason = self._decide(request, avoid)
+        reason = self.weigh(request, avoid)
         if reason is None:
             return None
         cached = reason.candidates[0].cached_tokens
@@ -126,11 +126,12 @@ class Dispatcher:
         return Dispatch(request.id, reason.chosen, reason)
 
     def would_go_to(self, request: DispatchRequest) -> InstanceSnapshot | None:
-        """The instance that would be chosen, with what is on its way there; nothing is booked. None: none could be."""
-        reason = self._decide(request, NONE_AVOIDED)
+        """The instance that would be chosen, with what is on its way there. None: none could be."""
+        reason = self.weigh(request, NONE_AVOIDED)
         return None if reason is None else self._entries[reason.chosen].view
 
-    def _decide(self, request: DispatchRequest, avoid: frozenset[InstanceId]) -> DispatchReason | None:
+    def weigh(self, request: DispatchRequest, avoid: frozenset[InstanceId]) -> DispatchReason | None:
+        """What would be chosen, and why; nothing is booked. None: no instance could ever have it."""
         high = is_high(request.priority)
         if self._standing and self._rule.standing_last:
             reason = self._choose(request, high, avoid | self._standing)

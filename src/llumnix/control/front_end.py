@@ -92,6 +92,11 @@ class FrontEndMachine:
         """To look at."""
         return self._placing.dispatcher
 
+    def best_places(self, request: RequestId, most: int) -> tuple[InstanceId, ...]:
+        """Where it had best move, the best first; empty if nowhere, or if nobody has it."""
+        stream = self.stream(request)
+        return () if stream is None else self._placing.best_places(stream, most)
+
     @property
     def parked(self) -> int:
         """Requests that wait for an instance."""

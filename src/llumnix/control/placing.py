@@ -69,6 +69,20 @@ class Placing:
             return GiveUp(asked.request, f"No instance can load the adapter {adapter!r} now.")
         return GiveUp(asked.request, "No instance can take the request now.")
 
+    def best_places(self, stream: Stream, most: int) -> tuple[InstanceId, ...]:
+        """Where a request that has an owner had best move: of the instances where it would be placed now, those with
+        room, and of them those first that have most of its prompt cached, which need not be copied."""
+        if stream.asked is None:
+            return ()
+        tokens = stream.asked.prompt_tokens + stream.delivered_tokens
+        reason = self.dispatcher.weigh(
+            _to_place(stream.asked, stream.request, tokens), self._without_adapter(stream.asked) | {stream.owner}
+        )
+        found = () if reason is None else reason.candidates
+        able = [each for each in found if each.has_room] or list(found)
+        able.sort(key=lambda each: -each.cached_tokens)
+        return tuple(each.instance for each in able[:most])
+
     def unsent(self, request: RequestId) -> None:
         """It was sent just now, and did not get out."""
         self.dispatcher.forget(request, self._ownership.never_sent(request).owner)
@@ -117,12 +131,17 @@ class Placing:
         self, asked: Arrived, name: RequestId, tokens: int, only_on: tuple[InstanceId, ...] | None
     ) -> Dispatch | None:
         avoid = NONE_AVOIDED if only_on is None else self.dispatcher.all_but(only_on)
-        if asked.adapter is not None:
-            avoid |= {instance for instance, lacks in self._lacks.items() if asked.adapter.id in lacks}
-        decision = self.dispatcher.dispatch(DispatchRequest(name, tokens, asked.priority, asked.chunks), avoid)
+        decision = self.dispatcher.dispatch(_to_place(asked, name, tokens), avoid | self._without_adapter(asked))
         if decision is not None and not self._ledger:
             self.dispatcher.forget(name, decision.instance)
         return decision
+
+    def _without_adapter(self, asked: Arrived) -> frozenset[InstanceId]:
+        """The instances that lack the adapter that it needs."""
+        adapter = asked.adapter
+        if adapter is None:
+            return NONE_AVOIDED
+        return frozenset(instance for instance, lacks in self._lacks.items() if adapter.id in lacks)
 
     def _adapter_of_nobody(self, asked: Arrived) -> str | None:
         """The name of the adapter that it needs, if there are instances and none has that."""
@@ -130,6 +149,10 @@ class Placing:
         if adapter is None or not known:
             return None
         return adapter.name if all(adapter.id in self._lacks.get(instance, ()) for instance in known) else None
+
+
+def _to_place(asked: Arrived, name: RequestId, tokens: int) -> DispatchRequest:
+    return DispatchRequest(name, tokens, asked.priority, asked.chunks)
 
 
 def why_not_replayable(stream: Stream) -> str:

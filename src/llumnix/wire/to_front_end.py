@@ -168,7 +168,8 @@ class MigrateByHand(Wire, frozen=True, kw_only=True, tag=True):
 
     query: int
     request: RequestId
-    target: InstanceId
+    target: InstanceId | None
+    """None: wherever it had best go."""
     reply_to: str
 
 

@@ -33,7 +33,7 @@ class AdmittingClient(LlumnixClient):
         super().__init__(vllm_config, spec, post, observer)
         self.in_force = ClassesInForce(spec.book.run_dir)
         classes = self.in_force.read() or classes
-        openings = DispatchOpenings(self._machine.dispatcher)
+        openings = DispatchOpenings(self.machine.dispatcher)
         self.desk = Desk(classes.shared_by(spec.book.front_ends), openings, ClassMetrics())
         self.streams.on_end = self.desk.ended
 

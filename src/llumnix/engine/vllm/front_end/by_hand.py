@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
-from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome, StayCause
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.members import Member
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.engine.vllm.front_end.stream_log import StreamLog, record_of
 from llumnix.report.records import MigrationRecord
+from llumnix.types import InstanceId, RequestId
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import MigrateAnswer, MigrateByHand
 from llumnix.wire.to_instance import MoveOut
@@ -20,6 +22,20 @@ BY_HAND = "by hand"
 _ANSWER_TIMEOUT_S = 60.0
 _FIRST_TOKEN_TIMEOUT_S = 10.0
 """How long an answer waits for the first token from the new owner, which ends the downtime."""
+
+
+MOST_TRIED = 3
+"""Instances, where the request may go wherever it had best go."""
+
+
+class _Said(NamedTuple):
+    """See `MigrateAnswer`."""
+
+    status: int
+    record: MigrationRecord | None = None
+    why: str = ""
+    refused: bool = False
+    """By the target: another one may not."""
 
 
 class ByHand:
@@ -46,23 +62,34 @@ class ByHand:
             answered.set_result(answer.outcome)
 
     async def _answer(self, order: MigrateByHand) -> None:
-        status, record, why = await self._carry_out(order)
-        answer = MigrateAnswer(query=order.query, status=status, record=record, why=why)
+        said = await self._carry_out(order)
+        answer = MigrateAnswer(query=order.query, status=said.status, record=said.record, why=said.why)
         self._post(order.reply_to, answer)
 
-    async def _carry_out(self, order: MigrateByHand) -> tuple[int, MigrationRecord | None, str]:
-        """(status, record, why): see `MigrateAnswer`."""
-        session = self._client.streams.sessions.get(order.request)
-        target = self._client.members.by_id.get(order.target)
+    async def _carry_out(self, order: MigrateByHand) -> _Said:
+        """To the target that was named; else to the best that does not refuse."""
+        if order.request not in self._client.streams.sessions:
+            return _Said(404, why="the request has ended")
+        named = () if order.target is None else (order.target,)
+        said = _Said(409, why="no other instance can take it")
+        for target in named or self._client.machine.best_places(order.request, MOST_TRIED):
+            said = await self._move(order.request, target)
+            if not said.refused:
+                break
+        return said
+
+    async def _move(self, request: RequestId, to: InstanceId) -> _Said:
+        session = self._client.streams.sessions.get(request)
+        target = self._client.members.by_id.get(to)
         if session is None:
-            return 404, None, "the request has ended"
+            return _Said(404, why="the request has ended")
         if target is None:
-            return 409, None, f"instance {order.target} is not running"
-        if session.stream.owner == order.target:
-            return 409, None, f"the request is on {order.target} already"
+            return _Said(409, why=f"instance {to} is not running", refused=True)
+        if session.stream.owner == to:
+            return _Said(409, why=f"the request is on {to} already")
         source = self._client.members.known.get(session.stream.owner)
         if source is None or session.move is not None or self._log.is_awaited(session.engine_id):
-            return 409, None, "the request is moving already"
+            return _Said(409, why="the request is moving already")
         move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
         answered = self._orders[move_id] = asyncio.get_running_loop().create_future()
         move = MoveOrder(
@@ -70,21 +97,21 @@ class ByHand:
             target=target.info.id,
             cause=MoveCause.BY_HAND,
             reason=BY_HAND,
-            request=order.request,
+            request=request,
         )
         try:
             with self._log.next_move(session.engine_id) as recorded:
                 self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))
                 outcome = await _outcome_or_loss(answered, source)
                 if outcome is None and source.gone.is_set():
-                    return 409, None, f"{source.info.id} was lost meanwhile"
+                    return _Said(409, why=f"{source.info.id} was lost meanwhile")
                 if outcome is None:
-                    return 504, None, f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s"
+                    return _Said(504, why=f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s")
                 if outcome.why_not is not None:
-                    return 409, None, outcome.why_not
+                    return _Said(409, why=outcome.why_not, refused=outcome.stayed is StayCause.REFUSED)
                 await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
                 # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
-                return 200, recorded.result() if recorded.done() else record_of(session, outcome), ""
+                return _Said(200, recorded.result() if recorded.done() else record_of(session, outcome))
         finally:
             del self._orders[move_id]
 

@@ -64,8 +64,8 @@ class LlumnixClient(AsyncMPClient):
             last_word=self._last_word,
         )
         begin = FrontEndBegin(policy=spec.policy, index=spec.index)
-        self._machine = begin.make(recorder(f"front-end-{spec.index}-{os.getpid()}", begin))
-        self.streams = Streams(self.members, self._machine, ways, observer, spec.cluster.kept_media_mb << 20)
+        self.machine = begin.make(recorder(f"front-end-{spec.index}-{os.getpid()}", begin))
+        self.streams = Streams(self.members, self.machine, ways, observer, spec.cluster.kept_media_mb << 20)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
         self._tasks: set[asyncio.Task[None]] = set()

@@ -157,8 +157,8 @@ class Switchboard:
         )
         return sum(answer.count for answer in answers)
 
-    async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
-        """Moves one sequence, by way of the front end that owns its stream."""
+    async def migrate(self, row: RequestRow, target: InstanceId | None, timeout_s: float) -> MigrateAnswer:
+        """Moves one sequence, by way of the front end that owns its stream, which chooses where to if nobody did."""
         answer = await self.ask_one(
             self.spec.book.front_end(row.front_end),
             lambda query: MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),

@@ -90,7 +90,7 @@ def refuse_in_our_shape(app: FastAPI) -> None:
 
 
 async def body_of(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with exactly these fields, of these types. Raises Bad."""
+    """A JSON object with exactly these fields, of these types; one that may be null may be left out. Raises Bad."""
     try:
         body = json.loads(await _whole_body(request))
     except (ValueError, RecursionError) as error:
@@ -98,6 +98,8 @@ async def body_of(request: Request, fields: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Bad(400, "The body must be a JSON object.")
     for name, kind in fields.items():
+        if name not in body and isinstance(None, kind):
+            body[name] = None
         if name not in body:
             raise Bad(400, f"The field {name!r} is missing.")
         if not isinstance(body[name], kind):

@@ -113,8 +113,9 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.post("/migrations")
     async def migrate(request: Request) -> Response:
         async def act() -> Response:
-            body = await body_of(request, {"request_id": str, "target": str | int})
-            return await _migrate(board, body["request_id"], InstanceId(str(body["target"])))
+            body = await body_of(request, {"request_id": str, "target": str | int | None})
+            target = None if body["target"] is None else InstanceId(str(body["target"]))
+            return await _migrate(board, body["request_id"], target)
 
         return await guard.answer(request, act)
 
@@ -170,14 +171,12 @@ async def _migrations(board: Switchboard, params: Mapping[str, str]) -> Response
     return listing("migrations", await board.list_migrations(limit))
 
 
-async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> Response:
-    """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet."""
+async def _migrate(board: Switchboard, request_id: str, target: InstanceId | None) -> Response:
+    """Moves every sequence of the request (one, unless n > 1 or several prompts) that is not there yet; without a
+    target each to where it had best go."""
     found = await _sequences(board, request_id)
-    member = board.client.members.by_id.get(target)
-    if member is None:
-        raise sizing.unknown_or_gone(board, target)
-    if member.snapshot.state is not InstanceState.RUNNING:
-        raise Bad(409, f"Instance {target} is {member.snapshot.state} and takes no requests.", "conflict_error")
+    if target is not None:
+        _check_target(board, target)
     elsewhere = [row for instance, row in found if instance != target]
     if not elsewhere:
         raise Bad(409, f"The request is on {target} already.", "conflict_error")
@@ -196,7 +195,7 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> R
     return answer(
         bodies.MovedAnswer(
             source=moved[0].source,
-            target=target,
+            target=moved[0].target,
             stages=max(record.stages for record in moved),
             bytes=sum(record.bytes for record in moved),
             blocks_skipped=sum(record.blocks_skipped for record in moved),
@@ -205,6 +204,14 @@ async def _migrate(board: Switchboard, request_id: str, target: InstanceId) -> R
             downtime_ms=max(downtimes, default=None),
         )
     )
+
+
+def _check_target(board: Switchboard, target: InstanceId) -> None:
+    member = board.client.members.by_id.get(target)
+    if member is None:
+        raise sizing.unknown_or_gone(board, target)
+    if member.snapshot.state is not InstanceState.RUNNING:
+        raise Bad(409, f"Instance {target} is {member.snapshot.state} and takes no requests.", "conflict_error")
 
 
 def _unknown_request(request_id: str) -> Bad:
