@@ -22,28 +22,21 @@ from llumnix.control.gone import GoneIds
 from llumnix.control.known_instance import KnownInstance, RankKey, Sent
 from llumnix.control.prefix_index import PrefixIndex
 from llumnix.control.prefix_table import PrefixNews
+from llumnix.control.weighed import weighed
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import (
     MOST_SHOWN,
     STANDING_S,
-    Candidate,
     DispatchReason,
     DispatchRequest,
     Judged,
     Judgement,
     queued_demand_blocks,
 )
-from llumnix.policy.prefix import cached_tokens
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, RequestId, is_high
-
-ROOM_TRIES = 32
-"""Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
-
-MOST_HOLDERS = 4
-"""Instances that are looked at because they hold some of the request's prefix."""
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
 
@@ -145,7 +138,7 @@ class Dispatcher:
         order = self._orders[by_rank]
         judge = None if by_rank else rule.judge
         holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
-        found = self._candidates(order, request, rule.room_first and not high, avoid, holders)
+        found = weighed(order, self._entries, request, avoid, holders, rule.room_first and not high, rule.first_by_rank)
         if not found:
             return None
         keys, candidates = zip(*found, strict=True)
@@ -171,44 +164,6 @@ class Dispatcher:
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
             rule.unit,
         )
-
-    def _candidates(
-        self,
-        order: list[RankKey],
-        request: DispatchRequest,
-        room_first: bool,
-        avoid: frozenset[InstanceId],
-        holders: dict[InstanceId, int],
-    ) -> list[tuple[RankKey, Candidate]]:
-        """By rank: the first ones, up to one that has room if room counts; and those that hold most of its prefix."""
-        found: list[tuple[RankKey, Candidate]] = []
-        tokens, entries = request.prompt_tokens, self._entries
-
-        def look(key: RankKey) -> bool:
-            name = key[2]
-            entry = entries[name]
-            if name in avoid or tokens > entry.most_tokens:
-                return False
-            view = entry.view
-            demand_blocks = queued_demand_blocks(tokens, view.block_tokens, view.state_blocks)
-            has_room = not room_first or demand_blocks <= entry.room_blocks
-            depth = holders.get(name)
-            cached = cached_tokens(depth, view.prefix_chunk_tokens, tokens) if depth else 0
-            found.append((key, Candidate(view, has_room, cached)))
-            return has_room
-
-        is_roomy = False
-        for key in order:
-            if len(found) >= (self._rule.first_by_rank if is_roomy or not room_first else ROOM_TRIES):
-                break
-            is_roomy |= look(key)
-        if holders:
-            seen = {key[2] for key, _ in found}
-            known = [self._entries[name].keys[0] for name in holders if name not in seen and name in self._entries]
-            for key in sorted(filter(None, known), key=lambda key: (-holders[key[2]], key))[:MOST_HOLDERS]:
-                look(key)
-            found.sort(key=lambda each: each[0])
-        return found
 
     @property
     def serving(self) -> int:

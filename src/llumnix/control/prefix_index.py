@@ -77,7 +77,7 @@ class PrefixIndex:
                 self._clear(holder, chunk)
 
     def depths(self, ids: Sequence[ChunkId]) -> dict[InstanceId, int]:
-        """Of the instances that hold the first chunk: how many of the first ones each holds."""
+        """Of the instances that hold the first chunk: how many of the first ones each holds, the fewest first."""
         depths: dict[InstanceId, int] = {}
         left = -1
         for depth, chunk in enumerate(ids):

@@ -8,7 +8,7 @@ time in which it wanted nothing. Nobody is held back while others have nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -40,9 +40,11 @@ class Turns(Generic[Key]):
         """So much was done for it; less than nothing, where more was charged before than it took."""
         self._latest = self._served[key] = self._served[key] + work
 
-    def next(self, waiting: Iterable[Key]) -> Key:
+    def next(self, waiting: Sequence[Key]) -> Key:
         """Of these, of whom there must be one."""
-        return min(waiting, key=lambda key: (self._served[key], key))
+        served = [self._served[key] for key in waiting]
+        least = min(served)
+        return min(key for key, work in zip(waiting, served, strict=True) if work == least)
 
     def keep(self, keys: Iterable[Key]) -> None:
         self._served = {key: self._served[key] for key in keys if key in self._served}

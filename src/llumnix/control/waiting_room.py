@@ -245,11 +245,12 @@ class WaitingRoom:
 
     def _next_queue(self) -> QueueName | None:
         able = [queue for queue in self._held.queues if self._accounts[queue.tenant].may_run]
-        if not able:
-            return None
-        first = min(self._classes[queue.cls].priority for queue in able)
-        chosen = self._class_turns.next({queue.cls for queue in able if self._classes[queue.cls].priority == first})
-        return self._tenant_turns.next(queue for queue in able if queue.cls == chosen)
+        names = {queue.cls for queue in able}
+        if len(names) > 1:
+            first = min(self._classes[name].priority for name in names)
+            chosen = self._class_turns.next([name for name in names if self._classes[name].priority == first])
+            able = [queue for queue in able if queue.cls == chosen]
+        return self._tenant_turns.next(able) if able else None
 
     def _out_of_patience(self, at_s: float) -> GaveUp | None:
         for queue, held in self._held.oldest():
