@@ -42,7 +42,7 @@ def test_refusals_are_counted_since_the_start_and_kept_as_long_as_their_tenant()
     for queue, status in ((ALICE, 429), (ALICE, 429), (ALICE, 503), (BOB, 429), (NO_QUEUE, 403)):
         counts.refused(queue, status)
     assert [row.refused for row in counts.rows(1e6, {})] == [{"403": 1}, {"429": 2, "503": 1}, {"429": 1}]
-    counts.keep([BOB])
+    counts.keep(classes_of(tenant("bob"), tenant("carol")))
     assert [row.tenant for row in counts.rows(1e6, {})] == ["", "bob"]
 
 

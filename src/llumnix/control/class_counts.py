@@ -12,7 +12,7 @@ from itertools import chain
 import msgspec
 
 from llumnix.control.held_requests import QueueName
-from llumnix.policy.classes import ServiceClass
+from llumnix.policy.classes import Classes, ServiceClass
 
 USED_S = 60.0
 """Tokens are those of the last minute."""
@@ -22,7 +22,6 @@ ATTAINED_S = 300.0
 
 _SLOTS = 12
 """Into which such a time is cut: what is older goes by whole slots."""
-
 
 NO_QUEUE = QueueName("", "")
 """Of requests without a class and a tenant, being refused for that."""
@@ -123,9 +122,12 @@ class ClassCounts:
             counts.targets.add(at_s, f"{target}_{'met' if is_met else 'missed'}")
         return met
 
-    def keep(self, queues: Iterable[QueueName]) -> None:
-        for queue in self._of.keys() - {*queues, NO_QUEUE}:
-            del self._of[queue]
+    def keep(self, classes: Classes) -> None:
+        """Forgets those whose class or tenant is not there any more."""
+        tenants = classes.all_tenants
+        for queue in [*self._of]:
+            if queue != NO_QUEUE and not (queue.cls in classes.classes and queue.tenant in tenants):
+                del self._of[queue]
 
     def rows(self, at_s: float, standings: Mapping[QueueName, Standing]) -> tuple[ClassRow, ...]:
         """By class and tenant."""

@@ -23,7 +23,6 @@ _ANSWER_TIMEOUT_S = 60.0
 _FIRST_TOKEN_TIMEOUT_S = 10.0
 """How long an answer waits for the first token from the new owner, which ends the downtime."""
 
-
 MOST_TRIED = 3
 """Instances, where the request may go wherever it had best go."""
 

@@ -85,7 +85,7 @@ class Desk:
         """Other classes and limits from now on."""
         self._classes = classes
         self._room.change(classes, monotonic())
-        self._counts.keep(self._room.standings())
+        self._counts.keep(classes)
         self.call()
 
     def check(self) -> None:
