@@ -72,8 +72,8 @@ class Server:
             changed = moved_answer() if path == "migrations" else state_answer("i0", "draining")
             return httpx.Response(200, json=changed)
         drains = [drain_report(one["id"], moved=1) for one in self.rows]
-        lists = {"drains": drains, "requests": REQUESTS, "migrations": MOVES, "stories": [], "stays": {}}
-        lists["classes"] = CLASSES
+        lists = {"drains": drains, "requests": REQUESTS, "migrations": MOVES, "classes": CLASSES}
+        lists |= {"stories": [], "stays": {}}
         return httpx.Response(200, json=status_answer(*self.rows, scaling=self.scaling) | lists)
 
     def start(self, count: int) -> None:
@@ -98,7 +98,7 @@ MOVES = [
 ]
 
 
-CLASSES = [
+CLASSES: list[dict[str, Any]] = [
     {"class": "", "tenant": "", "refused": {"403": 2}},
     {"class": "fast", "tenant": "alice", "held": 3, "running": 2, "served": 1234.5, "tokens_per_minute": 98_000}
     | {"ttft_met": 9, "ttft_missed": 1, "refused": {"503": 7, "429": 1}},

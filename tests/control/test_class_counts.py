@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from waiting_people import People
+
 from llumnix.control.class_counts import ATTAINED_S, NO_QUEUE, USED_S, ClassCounts, ClassRow, Standing, add_up
 from llumnix.control.held_requests import QueueName
 from llumnix.policy.classes import ServiceClass
 from service_classes import classes_of, tenant
-from waiting_people import People
 
 ALICE, BOB = QueueName("c", "alice"), QueueName("c", "bob")
 PROMISED = ServiceClass(name="c", ttft_s=1.0, tpot_s=0.1)

@@ -167,7 +167,11 @@ def test_classes_file_of_a_server_is_simulated(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("text", "workload", "sentence"),
     [
-        (CLASSES + "others: {classes: [none]}\n", "S-S?requests=9&tenants=alice", "c.yaml:8: the file, others, classes"),
+        (
+            CLASSES + "others: {classes: [none]}\n",
+            "S-S?requests=9&tenants=alice",
+            "c.yaml:8: the file, others, classes",
+        ),
         (CLASSES, "S-S?requests=9", "The option tenants=alice+bob of the workload spreads them"),
         (CLASSES, "S-S?requests=9&tenants=eve", "all would be refused"),
         (CLASSES, "S-S?requests=9&tenants=alice**2", "tenants must be names such as alice+bob"),

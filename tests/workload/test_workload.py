@@ -186,7 +186,9 @@ def test_tenants_are_drawn_by_their_weights_and_shift_no_other_draw() -> None:
         assert counts[who] == pytest.approx(4000 * weight / 4.5, rel=0.15)
 
 
-@pytest.mark.parametrize("text", ["+", "alice+", "alice*0", "alice*-1", "a b", "a/b/c", "alice*x", "alice*1e3", "a" * 65])
+@pytest.mark.parametrize(
+    "text", ["+", "alice+", "alice*0", "alice*-1", "a b", "a/b/c", "alice*x", "alice*1e3", "a" * 65]
+)
 def test_tenants_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="tenants must be names such as"):
         load_workload(f"S-S?requests=3&tenants={text}")

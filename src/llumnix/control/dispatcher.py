@@ -138,7 +138,7 @@ class Dispatcher:
         order = self._orders[by_rank]
         judge = None if by_rank else rule.judge
         holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
-        found = weighed(order, self._entries, request, avoid, holders, rule.room_first and not high, rule.first_by_rank)
+        found = weighed(order, self._entries, request, avoid, holders, rule)
         if not found:
             return None
         keys, candidates = zip(*found, strict=True)

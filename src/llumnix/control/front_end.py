@@ -46,7 +46,7 @@ from llumnix.control.front_end_events import (
 from llumnix.control.ownership import Order, Ownership, Replay
 from llumnix.control.placing import Placing, why_not_replayable
 from llumnix.control.stream import Stream
-from llumnix.types import RequestId
+from llumnix.types import InstanceId, RequestId
 
 RecordFrontEnd = Callable[[FrontEndEvent, list[FrontEndCommand], dict[RequestId, int]], None]
 """record(event, commands, delivered): `delivered` tokens, before the event, of the streams that it concerns."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 from llumnix.control.known_instance import KnownInstance, RankKey
-from llumnix.policy.dispatch import Candidate, DispatchRequest, queued_demand_blocks
+from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule, queued_demand_blocks
 from llumnix.policy.prefix import cached_tokens
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, is_high
 
 ROOM_TRIES = 32
 """Instances that are looked at for one with room for a request; bounds a decision's cost in a large full cluster."""
@@ -23,12 +23,11 @@ def weighed(
     request: DispatchRequest,
     avoid: frozenset[InstanceId],
     holders: Mapping[InstanceId, int],
-    room_first: bool,
-    first_by_rank: int,
+    rule: DispatchRule,
 ) -> list[tuple[RankKey, Candidate]]:
     """By rank: the first of `order`, up to one that has room if room counts, and the deepest of `holders`."""
     found: list[tuple[RankKey, Candidate]] = []
-    tokens = request.prompt_tokens
+    tokens, room_first = request.prompt_tokens, rule.room_first and not is_high(request.priority)
 
     def look(key: RankKey) -> bool:
         name = key[2]
@@ -45,7 +44,7 @@ def weighed(
 
     is_roomy = False
     for key in order:
-        if len(found) >= (first_by_rank if is_roomy or not room_first else ROOM_TRIES):
+        if len(found) >= (rule.first_by_rank if is_roomy or not room_first else ROOM_TRIES):
             break
         is_roomy |= look(key)
     if holders:

@@ -8,14 +8,13 @@ from math import inf
 from pathlib import Path
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from llumnix.policy.classes import Classes
 from llumnix.report.summary import Distribution
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.outcome import mean_gap_s
+from llumnix.status_table import console_here
 
 CLASSES_JSON = "classes.json"
 
@@ -50,19 +49,19 @@ def write_class_summaries(directory: Path, summaries: Sequence[ClassSummary]) ->
     (directory / CLASSES_JSON).write_bytes(text + b"\n")
 
 
-def print_class_summaries(summaries: Sequence[ClassSummary], console: Console | None = None) -> None:
-    names = ("class", "tenant", "requests", "refused", "tokens", "TTFT mean", "TTFT P99", "TTFT met", "TPOT met")
-    table = Table(box=SIMPLE_HEAD)
+def print_class_summaries(summaries: Sequence[ClassSummary]) -> None:
+    names = ("class", "tenant", "requests", "refused", "TTFT mean", "TTFT P99", "TTFT met", "TPOT met")
+    table = Table(box=None, pad_edge=False)
     for name in names:
-        table.add_column(name, justify="left" if name in ("class", "tenant", "refused") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("class", "tenant", "refused") else "right", overflow="fold")
     for each in summaries:
         ttft = ("–", "–") if each.ttft_s is None else (f"{each.ttft_s.mean:.3f} s", f"{each.ttft_s.p99:.3f} s")
         refused = ", ".join(f"{count:,} × {status}" for status, count in sorted(each.refused.items()))
         table.add_row(
-            *(each.cls or "–", each.tenant or "–", f"{each.requests:,}", refused or "–", f"{each.tokens:,}", *ttft),
+            *(each.cls or "–", each.tenant or "–", f"{each.requests:,}", refused or "–", *ttft),
             *(_share(each.ttft_met), _share(each.tpot_met)),
         )
-    (console or Console()).print(table)
+    console_here().print(table)
 
 
 def _summary(cls: str, tenant: str, requests: Sequence[SimRequest], classes: Classes) -> ClassSummary:

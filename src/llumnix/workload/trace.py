@@ -5,12 +5,12 @@
 | Azure LLM inference trace | CSV `TIMESTAMP,ContextTokens,GeneratedTokens`, clock times | its header |
 | Mooncake | JSON lines `timestamp` (ms), `input_length`, `output_length`, `hash_ids` (512 tokens) | no `chat_id` |
 | Qwen-Bailian | JSON lines `timestamp` (s), `input_length`, `output_length`, `hash_ids` (16 tokens) | `chat_id` |
-| ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes,block_tokens,tenant,class` | `arrival_s` |
+| ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes,block_tokens` | `arrival_s` |
 
-Of our own form `arrival_s`, `prompt_tokens` and `output_tokens` are needed and other columns are ignored, so the
-`requests.csv` of a run is a trace, too. `.gz` and `.xz` files are read as they are. Times are shifted so that
-the first request arrives at 0; rows may be in any order of time. A file whose form, unit of time or size of blocks is
-not certain or not plausible is refused (`trace_forms.py`).
+Ours may have `tenant` and `class`, too, for clusters with classes. Of it `arrival_s`, `prompt_tokens` and
+`output_tokens` are needed and other columns are ignored, so the `requests.csv` of a run is a trace, too. `.gz` and
+`.xz` files are read as they are. Times are shifted so that the first request arrives at 0; rows may be in any order of
+time. A file whose form, unit of time or size of blocks is not certain or not plausible is refused (`trace_forms.py`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ A name, then options after `:` or `?`, separated by `,` or `&`:
 | `cv` | coefficient of variation of the gaps (`gamma`; makes a paper trace's arrivals gamma) | 1 |
 | `prompt`, `output` | lengths, see `lengths.py` | zipf128 |
 | `high` | share of requests that are of high priority | 0; as the trace has it |
-| `tenants` | who sends them, by chance: `alice*3+bob/batch` (three of four are alice's, the rest of bob's class batch); counts in clusters with classes | nobody; as the trace has it |
+| `tenants` | whose: `alice*3+bob/batch`: three of four alice's, else bob's, class batch | nobody's; as in the trace |
 | `scale` | factor on all lengths, for small models | 1 |
 | `cap` | longest prompt and longest output in tokens | none |
 | `total` | longest prompt and output together; the output gives way first | none |
