@@ -100,7 +100,7 @@ MOVES = [
 
 CLASSES: list[dict[str, Any]] = [
     {"class": "", "tenant": "", "refused": {"403": 2}},
-    {"class": "fast", "tenant": "alice", "held": 3, "running": 2, "served": 1234.5, "tokens_per_minute": 98_000}
+    {"class": "fast", "tenant": "alice", "held": 3, "running": 2, "work": 1234.5, "tokens_per_minute": 98_000}
     | {"ttft_met": 9, "ttft_missed": 1, "refused": {"503": 7, "429": 1}},
 ]
 

@@ -89,18 +89,18 @@ def print_classes(rows: Sequence[ClassRow], console: Console | None = None) -> N
 
 
 def classes_table(rows: Sequence[ClassRow]) -> Table:
-    table = _table("class", "tenant", "held", "running", "tokens/min", "served", "TTFT met", "TPOT met", "refused")
+    table = _table("class", "tenant", "held", "running", "tokens/min", "work", "TTFT met", "TPOT met", "refused")
     for row in rows:
         refused = ", ".join(f"{count:,} × {status}" for status, count in sorted(row.refused.items()))
         table.add_row(
             *(row.cls or "–", row.tenant or "–", str(row.held), str(row.running)),
-            *(f"{row.tokens_per_minute:,}", f"{row.served:,.0f}"),
-            *(_share(row.ttft_met, row.ttft_missed), _share(row.tpot_met, row.tpot_missed), refused or "–"),
+            *(f"{row.tokens_per_minute:,}", f"{row.work:,.0f}"),
+            *(met_share(row.ttft_met, row.ttft_missed), met_share(row.tpot_met, row.tpot_missed), refused or "–"),
         )
     return table
 
 
-def _share(met: int, missed: int) -> str:
+def met_share(met: int, missed: int) -> str:
     return f"{met / (met + missed):.1%} of {met + missed:,}" if met + missed else "–"
 
 

@@ -62,19 +62,19 @@ def test_room_says_who_waits_runs_and_had_how_much() -> None:
         people.calls()
     a, b = ClassCounts().rows(0.0, people.room.standings())
     assert (a.tenant, a.held, a.running, b.held, b.running) == ("a", 1, 1, 1, 0)
-    assert a.served == 100 + 2 * 100
+    assert a.work == 100 + 2 * 100
     people.end("r0")
     people.calls(free=9)
     assert [(row.held, row.running) for row in ClassCounts().rows(0.0, people.room.standings())] == [(0, 1), (0, 1)]
 
 
 def test_rows_of_several_front_ends_are_one_for_each_class_and_tenant() -> None:
-    here = [ClassRow(cls="c", tenant="b", held=1, served=2.5, refused={"429": 1}), ClassRow(cls="a", tenant="z")]
-    there = [ClassRow(cls="c", tenant="b", held=2, served=1.0, ttft_met=3, refused={"429": 2, "503": 1})]
-    together = ClassRow(cls="c", tenant="b", held=3, served=3.5, ttft_met=3, refused={"429": 3, "503": 1})
+    here = [ClassRow(cls="c", tenant="b", held=1, work=2.5, refused={"429": 1}), ClassRow(cls="a", tenant="z")]
+    there = [ClassRow(cls="c", tenant="b", held=2, work=1.0, ttft_met=3, refused={"429": 2, "503": 1})]
+    together = ClassRow(cls="c", tenant="b", held=3, work=3.5, ttft_met=3, refused={"429": 3, "503": 1})
     assert add_up([here, there]) == [ClassRow(cls="a", tenant="z"), together]
 
 
 def test_a_row_for_all_that_waits_also_where_nothing_was_counted() -> None:
     (row,) = ClassCounts().rows(0.0, {ALICE: Standing(2, 1, 3.0)})
-    assert (row.held, row.running, row.served, row.refused) == (2, 1, 3.0, {})
+    assert (row.held, row.running, row.work, row.refused) == (2, 1, 3.0, {})

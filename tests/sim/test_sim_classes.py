@@ -91,11 +91,12 @@ def test_run_says_how_each_class_and_tenant_fared() -> None:
     run(fast, slow, eve, classes=classes)
     of_eve, a, of_d, of_none = summarize_classes([*fast, *slow, *eve], classes)
     assert (of_eve.cls, of_eve.tenant, of_eve.refused, of_eve.ttft_s) == ("", "eve", {"403": 3}, None)
-    assert (a.cls, a.tenant, a.requests, a.refused, a.ttft_met, a.tpot_met) == ("c", "a", 40, {}, 1.0, 0.0)
+    assert (a.cls, a.tenant, a.requests, a.refused, a.ttft_met, a.ttft_missed) == ("c", "a", 40, {}, 40, 0)
+    assert (a.tpot_met, a.tpot_missed) == (0, sum(one.output_tokens > 1 for one in fast))
     assert a.tokens == sum(one.prompt_tokens + one.output_tokens for one in fast)
     assert a.ttft_s is not None
     assert a.ttft_s.count == 40
-    assert (of_d.cls, of_d.requests, of_d.ttft_met, of_d.tpot_met) == ("d", 35, None, None)
+    assert (of_d.cls, of_d.requests, of_d.ttft_met, of_d.ttft_missed) == ("d", 35, 0, 0)
     assert (of_none.cls, of_none.refused) == ("none", {"400": 5})
 
 

@@ -37,7 +37,7 @@ class ClassRow(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait for their turn."""
     running: int = 0
     """Requests that had it and have not ended."""
-    served: float = 0.0
+    work: float = 0.0
     """What was done for it, over its weight, as turns count it: of those who wait, the one with the least is next."""
     tokens_per_minute: int = 0
     """In the last minute: of prompts that had their turn, and of outputs that ended."""
@@ -55,7 +55,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     held: int
     running: int
-    served: float
+    work: float
 
 
 class _Recent:
@@ -140,7 +140,7 @@ class ClassCounts:
             tenant=queue.tenant,
             held=there.held,
             running=there.running,
-            served=there.served,
+            work=there.work,
             tokens_per_minute=counts.tokens.sums(at_s)["tokens"],
             refused=dict(counts.refused),
             **counts.targets.sums(at_s),

@@ -184,8 +184,8 @@ class WaitingRoom:
         running = Counter(sent.queue for sent in self._sent.values())
         queues = self._held.queues
         return {
-            queue: Standing(len(queues.get(queue, ())), running[queue], served)
-            for queue, served in self._tenant_turns.counters.items()
+            queue: Standing(len(queues.get(queue, ())), running[queue], work)
+            for queue, work in self._tenant_turns.counters.items()
         }
 
     def allowances(self, at_s: float, tenant: str) -> tuple[Allowance, ...]:

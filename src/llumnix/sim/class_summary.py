@@ -14,7 +14,7 @@ from llumnix.policy.classes import Classes
 from llumnix.report.summary import Distribution
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.outcome import mean_gap_s
-from llumnix.status_table import console_here
+from llumnix.status_table import console_here, met_share
 
 CLASSES_JSON = "classes.json"
 
@@ -31,9 +31,11 @@ class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of prompts and outputs."""
     ttft_s: Distribution | None
     tpot_s: Distribution | None
-    ttft_met: float | None
-    """Share of those served that met the target of the class; null without one. So is the next."""
-    tpot_met: float | None
+    ttft_met: int
+    """Requests; none where there is no target. So are these."""
+    ttft_missed: int
+    tpot_met: int
+    tpot_missed: int
 
 
 def summarize_classes(requests: Sequence[SimRequest], classes: Classes) -> list[ClassSummary]:
@@ -59,7 +61,7 @@ def print_class_summaries(summaries: Sequence[ClassSummary]) -> None:
         refused = ", ".join(f"{count:,} × {status}" for status, count in sorted(each.refused.items()))
         table.add_row(
             *(each.cls or "–", each.tenant or "–", f"{each.requests:,}", refused or "–", *ttft),
-            *(_share(each.ttft_met), _share(each.tpot_met)),
+            *(met_share(each.ttft_met, each.ttft_missed), met_share(each.tpot_met, each.tpot_missed)),
         )
     console_here().print(table)
 
@@ -77,16 +79,11 @@ def _summary(cls: str, tenant: str, requests: Sequence[SimRequest], classes: Cla
         tokens=sum(request.tokens for request in served),
         ttft_s=Distribution.of(ttfts),
         tpot_s=Distribution.of(tpots),
-        ttft_met=_met(ttfts, None if promised is None else promised.ttft_s),
-        tpot_met=_met(tpots, None if promised is None else promised.tpot_s),
+        **_met("ttft", ttfts, None if promised is None else promised.ttft_s),
+        **_met("tpot", tpots, None if promised is None else promised.tpot_s),
     )
 
 
-def _met(times_s: Sequence[float], target_s: float | None) -> float | None:
-    if target_s is None or not times_s:
-        return None
-    return round(sum(time_s <= target_s for time_s in times_s) / len(times_s), 6)
-
-
-def _share(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
+def _met(what: str, times_s: Sequence[float], target_s: float | None) -> dict[str, int]:
+    judged = [] if target_s is None else [time_s <= target_s for time_s in times_s]
+    return {f"{what}_met": sum(judged), f"{what}_missed": len(judged) - sum(judged)}
