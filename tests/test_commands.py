@@ -72,7 +72,7 @@ class Server:
             changed = moved_answer() if path == "migrations" else state_answer("i0", "draining")
             return httpx.Response(200, json=changed)
         drains = [drain_report(one["id"], moved=1) for one in self.rows]
-        lists = {"drains": drains, "requests": REQUESTS, "migrations": MOVES, "classes": CLASSES}
+        lists: dict[str, Any] = {"drains": drains, "requests": REQUESTS, "migrations": MOVES, "classes": CLASSES}
         lists |= {"stories": [], "stays": {}}
         return httpx.Response(200, json=status_answer(*self.rows, scaling=self.scaling) | lists)
 
