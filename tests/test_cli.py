@@ -59,7 +59,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["serve", "--instances", "4096"], "instances need at least"),
         (["serve", "/no/such/model"], "There is no model at /no/such/model."),
         (["serve", "--port", "http"], "--port must be a whole number, not 'http'."),
-        (["migrate", "r1"], "The following arguments are required: TARGET (see llumnix migrate --help)."),
+        (["migrate"], "The following arguments are required: REQUEST (see llumnix migrate --help)."),
         (["restart"], "Say `llumnix restart --rolling`"),
         (["status", "--url", "nowhere"], "it must begin with http:// or https:// and name a host."),
         (["doctor", "--instances", "0"], "--instances must be at least 1, not 0."),

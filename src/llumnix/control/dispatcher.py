@@ -155,10 +155,11 @@ class Dispatcher:
             judged = [Judgement(place, rule.number(rank)) for place, rank in enumerate(ranks)]
             places.sort(key=ranks.__getitem__)
             chosen = places[0]
-        shown = [chosen, *(place for place in places if place != chosen)][:MOST_SHOWN]
+        places.remove(chosen)
+        shown = [chosen, *places[: MOST_SHOWN - 1]]
         return DispatchReason(
             rule.measure,
-            tuple(Judged(keys[place][2], judged[place].number, *candidates[place][1:]) for place in shown),
+            tuple([Judged(keys[place][2], judged[place].number, *candidates[place][1:]) for place in shown]),
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
             passed_over,
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
