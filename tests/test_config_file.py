@@ -93,7 +93,7 @@ def test_values_of_every_kind(file: Path) -> None:
         ("max-modl-len: 5", "There is no flag --max-modl-len; did you mean --max-model-len?"),
         ("instances: many", "Argument --instances: invalid int value: 'many'"),
         ("instances: [1, 2]", "Argument --instances: invalid int value: '1,2'"),
-        ("data-parallel-size: 2", "--data-parallel-size is not for Llumnix: say --instances instead."),
+        ("data-parallel-size: 2", "--data-parallel-size is not for Llumnix: say --instances instead;"),
         ("headless: true", "--headless is not for Llumnix"),
         ("- a list", "must hold flags and their values, such as `max-model-len: 8192`."),
         ("a: [", "is not YAML: while parsing a flow"),

@@ -114,8 +114,11 @@ def test_our_flags_may_have_underscores_and_vllms_name_for_the_end() -> None:
         ("--enforce-eager=yes", "--enforce-eager takes no value."),
         ("--dtype --enforce-eager", "--dtype needs a value."),
         ("m --enforce-eager float32", "'float32' is neither a flag nor a flag's value; the model is m already."),
-        ("--data-parallel-size 2", "--data-parallel-size is not for Llumnix: say --instances instead."),
-        ("-dp=2", "--data-parallel-size is not for Llumnix: say --instances instead."),
+        (
+            "--data-parallel-size 2",
+            "--data-parallel-size is not for Llumnix: say --instances instead; --enable-expert-",
+        ),
+        ("-dp=2", "--data-parallel-size is not for Llumnix: say --instances instead; "),
         ("--headless", "--headless is not for Llumnix: "),
         ("--scheduler-cls my.Scheduler", "--scheduler-cls is not for Llumnix, whose own scheduler class "),
         ("--weight-transfer-config.backend nccl", "--weight-transfer-config is not for Llumnix: "),

@@ -58,7 +58,6 @@ _SCAN = (
     "where mamba_mixer2.py wants one for each chunk (IndexError)"
 )
 _MLA = ("--attention-backend", "CPU_MLA")  # the other one of CPUs, where there is AMX, takes bfloat16 alone
-_WHOLE_PROMPTS = ("--max-num-batched-tokens", "8192")
 _MLA_BATCHES = "vLLM's CPU kernels of latent attention say something else of prompts that are computed in one batch"
 _CONV_BATCHES = "vLLM's CPU kernel of short convolutions says something else in another batch"
 _NO_BUFFERS = "without `_stages/`: vLLM's CPU runner makes no buffers for what a stage gives the next"
@@ -82,10 +81,11 @@ FAMILIES: dict[str, Family] = {
     "mla": Family(
         "deepseek-v3", "DeepSeek V3, Kimi K2: latent attention, experts", flags=_MLA, alone=True, gap=_MLA_BATCHES
     ),
-    "qwen2-vl": Family("qwen2-vl", "Qwen 2 VL: images, M-RoPE", kinds=asked.IMAGES),
+    "qwen2-vl": Family("qwen2-vl", "Qwen 2 VL: images, videos, M-RoPE", kinds=asked.VIDEOS),
     "qwen3-vl": Family("qwen3-vl", "Qwen 3 VL: images into several layers, M-RoPE", kinds=asked.IMAGES),
     "llava": Family("llava", "LLaVA: images", kinds=asked.IMAGES),
     "gemma3-vision": Family("gemma3-vision", "Gemma 3: images, windows", kinds=asked.IMAGES),
+    "qwen2-audio": Family("qwen2-audio", "Qwen 2 Audio: an encoder of sound", kinds=asked.AUDIO),
     "granite4": Family("granite4", "Granite 4: Mamba 2, attention, experts", flags=_NO_PREFIX_CACHE, gap=_SCAN),
     "falcon-h1": Family("falcon-h1", "Falcon H1: both in each layer", flags=_NO_PREFIX_CACHE, gap=_SCAN),
     "nemotron-h": Family("nemotron-h", "Nemotron H: Mamba 2, attention", flags=_NO_PREFIX_CACHE, gap=_SCAN),
@@ -142,11 +142,11 @@ FAMILIES: dict[str, Family] = {
     "mtp": Family(
         "deepseek-v3-mtp",
         "DeepSeek V3: a layer that predicts one more token",
-        flags=(*_MLA, *_WHOLE_PROMPTS),
+        flags=_MLA,
         drafts={"method": "mtp", "num_speculative_tokens": 1},
         kinds=asked.DRAFTED,
         alone=True,
-        gap=f"{_MLA_BATCHES}; with drafts, prompts longer than a step wait for ever, as they are not cut",
+        gap=f"{_MLA_BATCHES}; with drafts, prompts longer than a step wait for ever in `vllm serve`",
     ),
     "mtp-hybrid": Family(
         "qwen3-next-mtp",

@@ -17,6 +17,7 @@ from llumnix.config import MOST_FRONT_ENDS
 from llumnix.engine import gpus
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.engine.vllm.front_end.origin import listening_host
+from llumnix.engine.vllm.whole_prompts import make_room
 from llumnix.errors import UsageError
 from llumnix.vllm_words import ADVICE
 
@@ -78,6 +79,7 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise UsageError(_first_sentence(error)) from error
     _adjust(config, args)
+    make_room(config, args.max_num_scheduled_tokens)
     _import_ahead(config)
     admitted = SharedAdmissionStats.num_counters(MOST_FRONT_ENDS)
     return VllmSetup(args, config, _shared_numbers(MOST_FRONT_ENDS), _shared_numbers(admitted))
