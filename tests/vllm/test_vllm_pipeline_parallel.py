@@ -19,7 +19,8 @@ ENVIRONMENT = engine_environment("pipeline")
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:
     async with open_session(server.url) as session:
-        rows = await compare(session, 3, seed=7, concurrency=3, kinds=["greedy", "seeded top_p", "long prompt"])
+        kinds = ["greedy", "seeded top_p", "long prompt", "logprobs"]
+        rows = await compare(session, 4, seed=7, concurrency=4, kinds=kinds)
     assert [problem for row in rows for problem in row.problems] == []
     assert sum(row.differing_tokens for row in rows) == 0
     assert_moved(rows)

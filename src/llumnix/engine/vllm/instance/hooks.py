@@ -208,6 +208,11 @@ INSTANCE_HOOKS = (
         )
     ),
     Hook(
+        "vllm.v1.sample.sampler:batched_count_greater_than",
+        "x values",
+        "replaced on CPUs by what it is before it is compiled: log probabilities",
+    ),
+    Hook(
         "vllm.v1.engine.core:make_zmq_socket",
         "ctx path socket_type bind identity linger",
         "replaced in instances on other machines: keys",
