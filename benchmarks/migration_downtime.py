@@ -39,7 +39,7 @@ import aiohttp
 from _downtime_figures import MOST_STEPS, Figures, check_copied, draw, judged, print_table, write_csv
 from families.table import FAMILIES, family_engine_flags
 from frame.admin import Admin
-from frame.models import paced_engine_flags, tiny_engine_flags
+from frame.models import paced, tiny_engine_flags
 from frame.server import llumnix_server
 from frame.stream import COMPLETIONS, Output, Streaming, exactly, open_session, served_model, stream
 from frame.verdict import conclude
@@ -245,6 +245,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.model and options.step_ms:
+        parser.error("--step-ms is for the tiny model and for --family")
     options.lengths = [int(word) for word in options.lengths.split(",")]
     return options
 
@@ -276,10 +278,10 @@ def _engine_flags(options: argparse.Namespace, stack: ExitStack) -> list[str]:
     if options.model:
         return [options.model, "--max-model-len", str(window)]
     if options.family:
-        return [*stack.enter_context(family_engine_flags(options.family)), "--max-model-len", str(window)]
-    if options.step_ms:
-        return stack.enter_context(paced_engine_flags(options.step_ms, 0.0, window, kv_mib=128))
-    return tiny_engine_flags(window, kv_mib=128)
+        flags = [*stack.enter_context(family_engine_flags(options.family)), "--max-model-len", str(window)]
+    else:
+        flags = tiny_engine_flags(window, kv_mib=128)
+    return stack.enter_context(paced(flags, options.step_ms, 0.0)) if options.step_ms else flags
 
 
 if __name__ == "__main__":

@@ -56,16 +56,23 @@ def rounds_of_paced_load(doc: str, workload: str) -> argparse.Namespace:
 
 @contextmanager
 def paced_engine_flags(step_ms: float, token_ms: float, max_model_len: int, kv_mib: int) -> Iterator[list[str]]:
-    """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device (_paced/).
+    """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device."""
+    with paced(tiny_engine_flags(max_model_len, kv_mib), step_ms, token_ms) as engine_flags:
+        yield engine_flags
 
-    Servers that are started meanwhile know that model: vLLM finds the plugin through PYTHONPATH.
+
+@contextmanager
+def paced(engine_flags: list[str], step_ms: float, token_ms: float) -> Iterator[list[str]]:
+    """The same of a copy of the model, model first, whose steps last so long (_paced/).
+
+    Servers that are started meanwhile pace it: vLLM finds the plugin through PYTHONPATH.
     """
-    model, *flags = tiny_engine_flags(max_model_len, kv_mib)
+    model, *flags = engine_flags
     path = os.pathsep.join(filter(None, (str(_PACED), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="paced-") as folder, mock.patch.dict(os.environ, PYTHONPATH=path):
         shutil.copytree(model, folder, dirs_exist_ok=True)
         config_json = Path(folder) / "config.json"
         config = json.loads(config_json.read_text())
-        config |= {"architectures": ["PacedForCausalLM"], "paced_step_ms": step_ms, "paced_token_ms": token_ms}
+        config |= {"paced_step_ms": step_ms, "paced_token_ms": token_ms}
         config_json.write_text(json.dumps(config))
         yield [folder, *flags]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +103,14 @@ def test_servers_whose_downtime_is_measured_have_what_their_family_wants_in_its_
         assert "PYTHONPATH" in wanted
         assert wanted.items() <= os.environ.items()
     assert dict(os.environ) == before
+
+
+def test_steps_of_a_family_are_paced() -> None:
+    options = argparse.Namespace(lengths=[256], model=None, family="granite4", step_ms=20.0)
+    with ExitStack() as stack:
+        model = Path(migration_downtime._engine_flags(options, stack)[0])
+        config = json.loads((model / "config.json").read_text())
+        assert config["paced_step_ms"] == 20.0
+        assert config["architectures"] == ["GraniteMoeHybridForCausalLM"]
+        assert any((Path(folder) / "paced_model.py").exists() for folder in os.environ["PYTHONPATH"].split(os.pathsep))
+    assert not model.exists()
