@@ -92,6 +92,10 @@ LOOKING: Proofs = (
     "test_vllm_images.py::test_queued_one_moves_without_kv_and_after_its_first_tokens_with_it",
     *FAMILY,
 )
+LISTENING: Proofs = ("test_vllm_audio.py::test_streams_say_the_same_wherever_they_move", *FAMILY)
+LISTENING_AGAIN: Proofs = (
+    "test_vllm_audio.py::test_queued_one_moves_without_kv_then_with_it_and_outlives_its_instance",
+)
 LOOKING_AGAIN: Proofs = (
     "test_vllm_images.py::test_streams_go_on_when_their_instance_dies",
     "test_media.py::test_stream_whose_images_are_not_kept_says_so_when_its_instance_dies",
@@ -162,7 +166,8 @@ REQUESTS = (
     Asked("LoRA", _ADAPTERS, ADAPTED, "yes, on an instance that has it", ADAPTED_AGAIN),
     Asked("queued or preempted", "yes, without KV", QUEUED, "yes", RESENT),
     Asked("in the middle of its prefill", _PREFILL, EQUAL, "yes", RESENT),
-    Asked("images and other multi-modal input", _QUEUED_TOO, LOOKING, _KEPT, LOOKING_AGAIN),
+    Asked("images, videos", _QUEUED_TOO, LOOKING, _KEPT, LOOKING_AGAIN),
+    Asked("audio", _QUEUED_TOO, (*LISTENING, *LISTENING_AGAIN), _KEPT, LISTENING_AGAIN),
     Asked("prompt embeddings", _QUEUED_TOO, LOOKING, _KEPT, LOOKING_AGAIN),
     Asked("pooling, embeddings, classification", "no (one step)", PINNED, "yes", RESENT),
     Asked("streaming input sessions", "no", PINNED, "no", EXACT),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frame.kinds import ADAPTED, KINDS, PICTURED, REPETITIVE
+from frame.kinds import ADAPTED, FILMED, HEARD, KINDS, PICTURED, REPETITIVE
 
 TEXT = tuple(KINDS)
 
@@ -12,7 +12,13 @@ COMPLETIONS = tuple(kind for kind in KINDS if not kind.startswith("chat"))
 SEVERAL = ("n = 2 seeded", "three prompts")
 """Several sequences at once."""
 
-IMAGES = (*PICTURED, "greedy", "chat", "seeded top_p")
+_WORDS_ALONE = ("greedy", "chat", "seeded top_p")
+
+IMAGES = (*PICTURED, *_WORDS_ALONE)
+
+VIDEOS = (*FILMED, *IMAGES)
+
+AUDIO = (*HEARD, *_WORDS_ALONE)
 
 WITH_ADAPTERS = (*ADAPTED, "greedy", "seeded top_p")
 """Of two, and without any."""

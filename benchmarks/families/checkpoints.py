@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from families.audio import AUDIO
 from families.drafts import DRAFTS
 from families.hybrids import HYBRIDS
 from families.images import IMAGES
@@ -24,10 +25,10 @@ from families.text import TEXT
 from families.weights import make
 from llumnix.tiny_model import cache_dir, publish
 
-_SOURCES = ("recipes", "text", "hybrids", "images", "drafts", "weights", "../frame/lora")
+_SOURCES = ("recipes", "text", "hybrids", "images", "audio", "drafts", "weights", "../frame/lora")
 """What decides about a checkpoint."""
 
-RECIPES = TEXT | HYBRIDS | IMAGES | DRAFTS
+RECIPES = TEXT | HYBRIDS | IMAGES | AUDIO | DRAFTS
 
 
 def ensure(names: Sequence[str], cache: Path | None = None) -> dict[str, Path]:

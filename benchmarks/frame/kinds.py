@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import random
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from frame.media import audio, image, video
 from frame.stream import CHAT, COMPLETIONS
 
 EOS = "257"  # of the tiny model's byte tokenizer
@@ -137,42 +135,40 @@ KINDS: dict[str, Make] = {
 }
 
 
-def png(rng: random.Random, width: int, height: int) -> bytes:
-    """An image of noise."""
-    rows = b"".join(b"\0" + rng.randbytes(3 * width) for _ in range(height))
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # eight bits for each of three colours
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-
-
-_SIDES = (28, 56, 84, 112, 150)
-
-
-def _pictured(rng: random.Random, images: int, **fields: Any) -> tuple[str, dict[str, Any]]:
-    seen = [png(rng, rng.choice(_SIDES), rng.choice(_SIDES)) for _ in range(images)]
-    content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(image).decode()}"}}
-        for image in seen
-    ]
+def _about(rng: random.Random, *parts: Callable[[random.Random], Any], **fields: Any) -> tuple[str, dict[str, Any]]:
+    """A chat about what these make."""
+    content = [part(rng) for part in parts]
     content.append({"type": "text", "text": prompt(rng, rng.randint(5, 40))})
     return _chat(rng, **{"messages": [{"role": "user", "content": content}]} | fields)
 
 
 PICTURED: dict[str, Make] = {
-    "image": lambda rng: _pictured(rng, 1),
-    "image seeded": lambda rng: _pictured(rng, 1, **_sampled(rng)),
-    "two images": lambda rng: _pictured(rng, 2),
-    "image penalties": lambda rng: _pictured(rng, 1, presence_penalty=0.8, repetition_penalty=1.2),
-    "image json schema": lambda rng: _pictured(
+    "image": lambda rng: _about(rng, image),
+    "image seeded": lambda rng: _about(rng, image, **_sampled(rng)),
+    "two images": lambda rng: _about(rng, image, image),
+    "image penalties": lambda rng: _about(rng, image, presence_penalty=0.8, repetition_penalty=1.2),
+    "image json schema": lambda rng: _about(
         rng,
-        1,
+        image,
         response_format={"type": "json_schema", "json_schema": {"name": "thing", "schema": _SCHEMA}},
         ignore_eos=False,
     ),
 }
 """For models that look at images: of several sizes and shapes."""
+
+FILMED: dict[str, Make] = {
+    "video": lambda rng: _about(rng, video),
+    "video seeded": lambda rng: _about(rng, video, **_sampled(rng)),
+    "video and image": lambda rng: _about(rng, video, image),
+}
+"""For those that look at videos, too."""
+
+HEARD: dict[str, Make] = {
+    "audio": lambda rng: _about(rng, audio),
+    "audio seeded": lambda rng: _about(rng, audio, **_sampled(rng)),
+    "two audios": lambda rng: _about(rng, audio, audio),
+}
+"""For models that listen."""
 
 REPETITIVE: dict[str, Make] = {
     "few words": lambda rng: _completion(rng, allowed_token_ids=rng.sample(range(40, 220), 6)),
@@ -195,7 +191,7 @@ ADAPTED: dict[str, Make] = {
 }
 """For servers that have LoRA adapters of these names."""
 
-ALL = KINDS | PICTURED | REPETITIVE | ADAPTED
+ALL = KINDS | PICTURED | FILMED | HEARD | REPETITIVE | ADAPTED
 
 SHARED = "cached prefix"
 """The kind whose requests may find each other's blocks; all others have a cache of their own each."""

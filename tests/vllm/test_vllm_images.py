@@ -1,4 +1,5 @@
-"""Requests that look at images, and prompts given as embeddings: they move, are replayed and are drained like others.
+"""Requests that look at images and videos, and prompts given as embeddings: they move, are replayed and are drained
+like others.
 
 A tiny Qwen 2 VL: how long an image is in tokens depends on its size, and positions have three parts (M-RoPE).
 """
@@ -77,18 +78,18 @@ async def two_instances(server: Server) -> None:
 
 
 async def test_streams_say_the_same_wherever_they_move(server: Server) -> None:
-    kinds = ("image", "two images", "image seeded")
+    kinds = ("image", "two images", "image seeded", "video and image")
     async with open_session(server.url) as session:
-        rows = await compare(session, 6, seed=3, kinds=kinds, concurrency=2 * ROOM, most_moves=3)
+        rows = await compare(session, 8, seed=3, kinds=kinds, concurrency=2 * ROOM, most_moves=3)
     assert [problem for row in rows for problem in row.problems] == []
     assert sum(row.differing_tokens for row in rows) == 0
     assert_moved(rows)
 
 
-@pytest.mark.parametrize("kind", ["two images", "embeddings"])
+@pytest.mark.parametrize("kind", ["two images", "video", "embeddings"])
 async def test_queued_one_moves_without_kv_and_after_its_first_tokens_with_it(server: Server, kind: str) -> None:
     await two_instances(server)
-    moving = embedded() if kind == "embeddings" else looking(9)
+    moving = embedded() if kind == "embeddings" else looking(9, kind)
     async with open_session(server.url) as session:
         admin = Admin(session)
         full = [begun(session, looking(n, "image", 400), f"{kind} full {n}", 0) for n in range(ROOM)]
@@ -110,7 +111,7 @@ async def test_queued_one_moves_without_kv_and_after_its_first_tokens_with_it(se
 
 async def test_streams_go_on_when_their_instance_dies(server: Server) -> None:
     await two_instances(server)
-    kinds = [looking(n) for n in (21, 22)] + [embedded()]
+    kinds = [looking(21), looking(22), looking(23, "video"), embedded()]
     async with open_session(server.url) as session:
         said = [await undisturbed(session, kind) for kind in kinds]
         asked, found = processed(server)
@@ -122,7 +123,7 @@ async def test_streams_go_on_when_their_instance_dies(server: Server) -> None:
         assert [output.error for output in outputs] == [""] * len(kinds)
         assert [output.sequences[0].tokens for output in outputs] == said
     again, found_again = processed(server)
-    assert (again - asked, found_again - found) == (4, 4), "images that were seen before are not processed again"
+    assert (again - asked, found_again - found) == (5, 5), "what was seen before is not processed again"
 
 
 def processed(server: Server) -> tuple[float, float]:
