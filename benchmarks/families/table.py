@@ -165,6 +165,9 @@ CANNOT_RUN = {
     "Kimi Linear (KDA)": "its kernels are Triton's, which the CPU build does not have",
     "gated delta nets with ngram drafts": f"{_FEWER_DRAFTS}, or none are found",
     "suffix decoding": "needs the package arctic-inference",
+    "experts spread over data parallel ranks": (
+        "vLLM's communicator for CPUs lacks `all_gatherv` and `reduce_scatterv`, so the first step ends the engine"
+    ),
 }
 """What has no family here, and why: vLLM's CPU build does not run it."""
 

@@ -21,6 +21,8 @@ from families.checkpoints import RECIPES, ensure
 from families.table import CANNOT_RUN, FAMILIES, TORCHVISION, engine_environment, engine_flags
 from frame.kinds import ALL
 from transformers.utils import import_utils
+from vllm.distributed.device_communicators.base_device_communicator import DeviceCommunicatorBase
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import registry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -92,6 +94,12 @@ def test_every_recipe_is_of_a_family() -> None:
 def test_what_the_cpu_build_cannot_do_is_a_sentence() -> None:
     for name, gap in ({name: family.gap for name, family in FAMILIES.items() if family.gap} | CANNOT_RUN).items():
         assert "vLLM" in gap or "Triton" in gap or "package" in gap, name
+
+
+def test_ranks_of_experts_still_cannot_exchange_tokens_on_cpus() -> None:
+    """The day they can, docs/change/data-parallel.md has something to be tried with."""
+    assert CpuCommunicator.all_gatherv is DeviceCommunicatorBase.all_gatherv
+    assert CpuCommunicator.reduce_scatterv is DeviceCommunicatorBase.reduce_scatterv
 
 
 def test_servers_whose_downtime_is_measured_have_what_their_family_wants_in_its_environment() -> None:
