@@ -9,12 +9,13 @@ pytest.importorskip("vllm")
 import torch
 from torch._dynamo.utils import counters
 from vllm.v1.sample import sampler
+from vllm.v1.sample.ops.logprobs import batched_count_greater_than
 
 from llumnix.engine.vllm.instance.plain_ranks import count_plainly
 
 
 def test_ranks_are_counted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler, "batched_count_greater_than", sampler.batched_count_greater_than)
+    monkeypatch.setattr(sampler, "batched_count_greater_than", batched_count_greater_than)
     count_plainly()
     count_plainly()  # a worker may be opened more than once in a process
     compiled = dict(counters["stats"])
