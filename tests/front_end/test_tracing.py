@@ -131,6 +131,7 @@ def test_spans_say_what_happened() -> None:
     assert first["llumnix.source"] == "i0"
     assert (first["llumnix.target"], first["llumnix.outcome"], first["llumnix.downtime_ms"]) == ("i1", "moved", 20.0)
     assert (stayed["llumnix.outcome"], stayed["llumnix.why_not"]) == ("stayed", "refused: no room")
+    assert first["llumnix.cause"] == stayed["llumnix.cause"] == "balance"
     migration = spans["llumnix.migration"][0]
     assert (migration.end_time or 0) - (migration.start_time or 0) == 500_000_000, "copy and hand-over"
     dispatch = dict(spans["llumnix.dispatch"][0].attributes or {})

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from llumnix.control.orders import MoveCause
 from llumnix.report.figures import draw, draw_latency, draw_migrations
 from llumnix.report.records import InstanceRecord, MigrationRecord, Records, RequestRecord
 from llumnix.report.timeline import MOST_MOMENTS, draw_timeline
@@ -39,7 +40,7 @@ def load(
 
 def move(at_s: float, outcome: str = "moved") -> MigrationRecord:
     return MigrationRecord(
-        at_s=at_s, request_id="r", source="a", target="b", reason="balance", outcome=outcome,
+        at_s=at_s, request_id="r", source="a", target="b", cause=MoveCause.BALANCE, outcome=outcome,
         downtime_ms=5.0 if outcome == "moved" else None,
     )  # fmt: skip
 
@@ -107,15 +108,11 @@ def test_migrations_between_instances_without_a_series_are_drawn() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
-def test_migrations_are_told_apart_by_the_kind_of_their_reason_not_by_its_numbers() -> None:
-    reasons = [
-        *(f"freeness {n}.5 against {n + 9}; 6.7 and 28.5 after the move" for n in range(40)),
-        *(f"i{n} drains, {n} left; freeness 3, room for 7 blocks" for n in range(3)),
-        "by hand",
-    ]
-    moves = [msgspec.structs.replace(move(float(n), "moved"), reason=reason) for n, reason in enumerate(reasons)]
+def test_migrations_are_told_apart_by_the_rule_that_asked_for_them() -> None:
+    causes = [*[MoveCause.BALANCE] * 40, *[MoveCause.DRAIN] * 3, MoveCause.BY_HAND, None]
+    moves = [msgspec.structs.replace(move(float(n), "moved"), cause=cause) for n, cause in enumerate(causes)]
     labels = [text.get_text() for text in draw_migrations(Records([], moves)).axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels == ["by hand (1)", "drains (3)", "freeness (40)"]
+    assert labels == ["balance (40)", "by hand (1)", "drain (3)", "moved (1)"]
 
 
 @pytest.mark.parametrize("state", list(InstanceState))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llumnix.control.orders import MoveCause, StayCause
 from llumnix.errors import UsageError
 from llumnix.report.records import (
     InstanceRecord,
@@ -40,11 +41,15 @@ RECORDS = Records(
     ],
     migrations=[
         MigrationRecord(
-            at_s=2.5, request_id="r0", source="i0", target="i1", reason="balance", outcome="moved",
+            at_s=2.5, request_id="r0", source="i0", target="i1", cause=MoveCause.BALANCE,
+            reason="freeness 1.8 against 21.5", outcome="moved",
             stages=3, bytes=8 << 40, blocks_skipped=4, copy_ms=12.5, handover_ms=3.25, downtime_ms=0.0,
             move_id="scheduler-7-1",
         ),
-        MigrationRecord(at_s=3, request_id="r1", source="i1", target="i0", outcome="refused: no room"),
+        MigrationRecord(
+            at_s=3, request_id="r1", source="i1", target="i0", cause=MoveCause.DRAIN,
+            outcome="stayed: no room", stayed_by=StayCause.REFUSED,
+        ),
     ],
     instances=[
         InstanceRecord(
@@ -66,8 +71,8 @@ def test_columns_are_the_contract(tmp_path: Path) -> None:
     assert headers == {
         "requests.csv": "id,arrival_s,prompt_tokens,output_tokens,priority,ttft_s,tpot_s,latency_s,largest_gap_s,"
         "preemptions,migrations,instances,error\n",
-        "migrations.csv": "at_s,request_id,source,target,reason,outcome,stages,bytes,blocks_skipped,copy_ms,"
-        "handover_ms,downtime_ms,move_id\n",
+        "migrations.csv": "at_s,request_id,source,target,cause,reason,outcome,stayed_by,stages,bytes,blocks_skipped,"
+        "copy_ms,handover_ms,downtime_ms,move_id\n",
         "instances.csv": "at_s,instance,state,running,waiting,free_blocks,total_blocks,freeness,preemptions,"
         "preemptions_avoided,recompute_tokens_saved\n",
     }

@@ -9,6 +9,7 @@ import pytest
 from sim_cluster import assert_all_served
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.control.orders import MoveCause, StayCause
 from llumnix.control.scheduler_events import DrainRequested, DrainWithdrawn
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import POLICIES
@@ -107,7 +108,9 @@ def test_a_move_to_a_full_instance_is_refused_and_the_request_stays() -> None:
         moves=(PlannedMove(8.0, "r0", 0, 1),),
     )
     outcome = simulate(big, setup)
-    assert outcome.migrations[0].outcome == "refused: not enough free blocks"
+    stayed = outcome.migrations[0]
+    assert (stayed.cause, stayed.reason, stayed.stayed_by) == (MoveCause.BY_HAND, "asked for", StayCause.REFUSED)
+    assert stayed.outcome == "stayed: refused: not enough free blocks"
     assert [request.instances for request in big] == [["i0000"], ["i0001"]]
     assert_all_served(outcome)
 
@@ -284,14 +287,14 @@ def test_an_instance_that_runs_out_of_blocks_gives_a_request_away_in_time(
     instances: list[SimInstance],
 ) -> None:
     ours = run()
-    assert any("blocks short within" in row.reason for row in ours.migrations if row.outcome == MOVED)
+    assert any(row.cause is MoveCause.RELIEF for row in ours.migrations if row.outcome == MOVED)
     assert sum(instance.account.preemptions_avoided for instance in instances) > 0
     assert sum(instance.account.recompute_tokens_saved for instance in instances) > 0
 
 
 def test_a_piece_of_memory_is_traded_for_the_first_of_a_queue() -> None:
     moved = [row for row in run().migrations if row.outcome == MOVED]
-    assert any(row.reason.startswith("room for the first in the queue") for row in moved)
+    assert any(row.cause is MoveCause.ROOM for row in moved)
 
 
 def test_instance_that_was_emptied_and_kept_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,12 +140,12 @@ async def test_answers_match_the_contract(server: Server) -> None:
         newest = (await asyncio.to_thread(server.migrations))[0]
         assert abs(newest.pop("at") - time.time()) < 60
         assert {
-            key: newest[key] for key in ("request_id", "source", "target", "reason", "outcome", "stages", "bytes")
+            key: newest[key] for key in ("request_id", "source", "target", "cause", "outcome", "stages", "bytes")
         } == {
             "request_id": stream.id,
             "source": source,
             "target": target,
-            "reason": "by hand",
+            "cause": "by_hand",
             "outcome": "moved",
             "stages": answer["stages"],
             "bytes": answer["bytes"],
@@ -213,9 +213,8 @@ async def test_drain_that_keeps_the_instance(server: Server) -> None:
         await goes_on(stream)
     row = server.instance(str(source))
     assert (row["state"], row["running"]) == ("draining", 0)
-    reasons = [row["reason"] for row in server.migrations() if row["request_id"] == stream.id]
-    assert reasons
-    assert "drain" in reasons[0]
+    causes = [row["cause"] for row in server.migrations() if row["request_id"] == stream.id]
+    assert causes[0] == "drain"
 
 
 async def test_new_instances_take_over_and_a_drained_one_stops(server: Server) -> None:

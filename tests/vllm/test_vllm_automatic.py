@@ -35,6 +35,6 @@ async def test_load_on_one_side_is_balanced_and_listed_with_its_reason(server: S
     moved = [row for row in server.migrations() if row["outcome"] == "moved"]
     assert moved, "an imbalanced load led to no move"
     assert {(row["source"], row["target"]) for row in moved} >= {("i0", "i1")}
-    assert all(row["reason"] and row["reason"] != "by hand" for row in moved), moved
+    assert all(row["reason"] and row["cause"] != "by_hand" for row in moved), moved
     assert [o.sequences[0].tokens for o in outputs[:6]] == [o.sequences[0].tokens for o in calm]
     assert server.counted("llumnix_migrations_total", outcome="moved") == len(moved)

@@ -115,5 +115,5 @@ async def test_nothing_moves_by_itself_when_migration_is_switched_off(server: Se
         streams = [Streaming(session, greedy(n, 150), name=f"heavy-{n}", engine=0) for n in range(8)]
         outputs = [await each for each in streams]
     assert all(output.complete for output in outputs)
-    assert {row["reason"] for row in server.migrations()} <= {"by hand"}
+    assert {row["cause"] for row in server.migrations()} <= {"by_hand"}
     assert not {row["request_id"] for row in server.migrations()} & {each.id for each in streams}

@@ -11,7 +11,6 @@ A picture whose records are missing is not drawn.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from llumnix.report.records import MOVED, MigrationRecord, Records, RequestRecord
-from llumnix.report.style import BLUE, FAINT, REASON_COLORS, RED, STYLE, duration, legend, name_rows
+from llumnix.report.style import BLUE, CAUSE_COLORS, FAINT, RED, STYLE, duration, legend, name_rows
 from llumnix.report.summary import by_instance
 from llumnix.report.timeline import draw_timeline
 from llumnix.types import by_number, is_high
@@ -111,14 +110,13 @@ def _arrows(axes: Axes, migrations: Sequence[MigrationRecord], rows: dict[str, i
     moved = [m for m in migrations if m.outcome == MOVED]
     others = [m for m in migrations if m.outcome != MOVED]
     axes.set_title(f"Migrations: {len(moved):,} completed, {len(others):,} not (dot: target)")
-    kinds = sorted({_kind(m.reason) for m in moved})
-    for index, kind in enumerate(kinds):
-        color = REASON_COLORS[index % len(REASON_COLORS)]
-        same = [m for m in moved if _kind(m.reason) == kind]
+    for index, cause in enumerate(sorted({_cause(m) for m in moved})):
+        color = CAUSE_COLORS[index % len(CAUSE_COLORS)]
+        same = [m for m in moved if _cause(m) == cause]
         lines = [[(m.at_s, rows[m.source]), (m.at_s, rows[m.target])] for m in same]
         axes.add_collection(LineCollection(lines, colors=color, linewidths=1.0, alpha=0.55))
         x, y = [m.at_s for m in same], [rows[m.target] for m in same]
-        axes.scatter(x, y, s=16, color=color, zorder=3, label=f"{kind} ({len(same):,})")
+        axes.scatter(x, y, s=16, color=color, zorder=3, label=f"{cause} ({len(same):,})")
     if others:
         x, y = [m.at_s for m in others], [rows[m.source] for m in others]
         axes.scatter(x, y, s=22, marker="x", lw=1.1, color=FAINT, zorder=2, label=f"stayed ({len(others):,})")
@@ -129,10 +127,8 @@ def _arrows(axes: Axes, migrations: Sequence[MigrationRecord], rows: dict[str, i
     legend(axes)
 
 
-def _kind(reason: str) -> str:
-    """A reason without its numbers and names: what a legend has room for."""
-    words = re.sub(r"\bi?\d\S*", "", re.split(r"[;:,]| against ", reason)[0])
-    return " ".join(words.split()) or "moved"
+def _cause(migration: MigrationRecord) -> str:
+    return "moved" if migration.cause is None else migration.cause.replace("_", " ")
 
 
 def _downtimes(axes: Axes, downtimes_ms: NDArray[np.float64]) -> None:

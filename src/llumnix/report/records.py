@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from llumnix.control.orders import MoveOutcome
+from llumnix.control.orders import MoveCause, MoveOutcome, StayCause
 from llumnix.errors import UsageError
 from llumnix.types import NORMAL, InstanceState, Priority
 
@@ -56,9 +56,13 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     source: str
     target: str
+    cause: MoveCause | None = None
+    """Which rule asked for it; not known in records of before."""
     reason: str = ""
-    """Why it was tried: balance, drain, …"""
+    """The same as a sentence, with the numbers that decided."""
     outcome: str
+    stayed_by: StayCause | None = None
+    """What gave it up. `outcome` is the sentence. None: it moved, or records are of before."""
     stages: int = 0
     bytes: int = 0
     blocks_skipped: int = 0
@@ -83,8 +87,10 @@ def migration_record(
         request_id=request_id,
         source=outcome.source,
         target=order.target,
+        cause=order.cause,
         reason=order.reason,
         outcome=MOVED if outcome.ok else f"stayed: {outcome.why_not}",
+        stayed_by=outcome.stayed,
         stages=figures.stages,
         bytes=figures.bytes_copied,
         blocks_skipped=figures.blocks_skipped,

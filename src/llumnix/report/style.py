@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 INK, FAINT, GRID = "#24292f", "#8b949e", "#e6e8eb"
 BLUE, RED, GREEN, AMBER, PURPLE, TEAL = "#2f6fde", "#d1373f", "#2e8b57", "#d98e04", "#7d4cc2", "#1295a5"
-REASON_COLORS = (BLUE, AMBER, GREEN, PURPLE, TEAL)
+CAUSE_COLORS = (BLUE, AMBER, GREEN, PURPLE, TEAL)
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,

@@ -29,8 +29,6 @@ class RunObserver:
         handover = request.handover if outcome.ok else None
         self._handovers.append(handover)
         record = migration_record(at_s, request.client_id, outcome)
-        if outcome.why_not is not None:
-            record = replace(record, reason="", outcome=outcome.why_not)
         handover_ms = None if handover is None else handover.out_s * 1e3
         self._outcome.migrations.append(replace(record, handover_ms=handover_ms))
 

@@ -123,7 +123,7 @@ def _span_of(entry: JournalEntry) -> tuple[str, float, Mapping[str, Any]] | None
             return "llumnix.dispatch", 0.0, here | says
         case MoveNoted() as move:
             lasted_s = (move.copy_ms + move.handover_ms) / 1e3
-            attributes = _attempt(entry, move.target, "moved") | {
+            attributes = _attempt(entry, move) | {
                 "llumnix.reason": entry.why,
                 "llumnix.stages": move.stages,
                 "llumnix.bytes": move.bytes,
@@ -132,7 +132,7 @@ def _span_of(entry: JournalEntry) -> tuple[str, float, Mapping[str, Any]] | None
             known = {} if move.downtime_ms is None else {"llumnix.downtime_ms": move.downtime_ms}
             return "llumnix.migration", lasted_s, attributes | known
         case StayNoted() as stay:
-            attributes = _attempt(entry, stay.target, "stayed") | {"llumnix.reason": stay.reason}
+            attributes = _attempt(entry, stay) | {"llumnix.reason": stay.reason}
             return "llumnix.migration", 0.0, attributes | {"llumnix.why_not": entry.why}
         case ReplayNoted() as replay:
             lost = {"llumnix.why": entry.why, "llumnix.delivered_tokens": replay.delivered_tokens}
@@ -149,6 +149,6 @@ def _span_of(entry: JournalEntry) -> tuple[str, float, Mapping[str, Any]] | None
             assert_never(entry.what)
 
 
-def _attempt(entry: JournalEntry, target: str, outcome: str) -> dict[str, Any]:
+def _attempt(entry: JournalEntry, what: MoveNoted | StayNoted) -> dict[str, Any]:
     source = {} if entry.instance is None else {"llumnix.source": entry.instance}
-    return source | {"llumnix.target": target, "llumnix.outcome": outcome}
+    return source | {"llumnix.target": what.target, "llumnix.outcome": entry.kind, "llumnix.cause": what.cause}
