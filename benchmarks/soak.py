@@ -10,8 +10,8 @@ moved by hand. With --family: a tiny model of another kind (families/table.py), 
 for example; adapters are left out. What is drawn follows from the seed; what the machine makes of it does not.
 
 Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
-promise (docs/use/failures.md), or has a story that cannot be true, if a block, process, socket, file or shared memory
-is left, or memory or descriptors grow.
+promise (docs/use/failures.md), or has a story that cannot be true (its parts add up within 5 ms; each dispatch, move
+and replay is one event), if a block, process, socket, file or shared memory is left, or memory or descriptors grow.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import _adapters
 import _faults
 import aiohttp
+import msgspec
 from _adapters import Adapters
 from _faults import Faults, plan
 from _stories import wrong_stories
@@ -44,6 +45,8 @@ from frame.stream import open_session
 from frame.verdict import Figure, at_most, conclude
 from rich.console import Console
 from rich.table import Table
+
+from llumnix.report.records import MigrationRecord
 
 CALM_DOWN_S = 60.0
 """After the last fault: until as many instances serve as in the beginning, and nothing is left on them."""
@@ -75,11 +78,12 @@ def main() -> int:
         try:
             soak, adapters = asyncio.run(_run(server, vitals, arguments))
             soak.violations += _what_is_left(server, vitals, arguments)
+            moves = msgspec.convert(server.migrations(), list[MigrationRecord])
             try:
                 server.stop()
             except AssertionError as error:
                 soak.violations.append(str(error))
-            told, wrong = wrong_stories(decisions)
+            told, wrong = wrong_stories(decisions, moves)
             soak.violations += wrong
         except BaseException:
             print(server.logs())

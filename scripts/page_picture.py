@@ -1,4 +1,4 @@
-"""Takes the picture of the live page in docs/use/observing.md: docs/use/page.png. Needs Debian's `chromium`."""
+"""Takes the pictures of the live page in docs/use/observing.md: page.png and story.png. Needs Debian's `chromium`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from frame.page_server import page_server  # noqa: E402
 from frame.pretend import PretendCluster  # noqa: E402
 from PIL import Image  # noqa: E402
 
-TARGET = ROOT / "docs" / "use" / "page.png"
+FOLDER = ROOT / "docs" / "use"
 HOW: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
 COLOURS = 64
 
@@ -29,10 +29,18 @@ def main() -> int:
         page.goto(f"{server.url}/llumnix/")
         page.locator("path.flight").first.wait_for(state="attached")
         page.wait_for_timeout(900)  # it has flown far enough to be seen
-        shot = page.screenshot()
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(TARGET, optimize=True)
-    print(f"{TARGET.relative_to(ROOT)}: {TARGET.stat().st_size / 1e3:.0f} kB")
+        keep(page.screenshot(), "page.png")
+        runs = (request for one in server.cluster.all.values() for request in one.running)
+        page.goto(f"{server.url}/llumnix/#story/{max(runs, key=lambda request: request.moves).id}")
+        page.get_by_text("Why it stays where it is").wait_for()
+        keep(page.screenshot(), "story.png")
     return 0
+
+
+def keep(shot: bytes, name: str) -> None:
+    path = FOLDER / name
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

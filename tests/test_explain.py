@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from admin_answers import Install, drained, scaling_row
-from llumnix.api.bodies import JournalAnswer, StoryAnswer
+from llumnix.api.bodies import JournalAnswer, StoryAnswer, WhyNotAnswer
 from llumnix.cli import main
 from llumnix.control.scaling import ScalingStep
 from llumnix.decision_log import written_at_once
@@ -75,6 +75,8 @@ def asked(answer_with: Install) -> list[str]:
         path = request.url.path.removeprefix("/llumnix/v1/")
         if path == "scaling":
             return httpx.Response(200, json=scaling_row(mode=mode.pop(), serving=2, now="freeness 12 is fine"))
+        if path == "why-not":
+            return _json(WhyNotAnswer(moves="--no-migration", instances={I0: "i0 is roomy"}, starts="it is off"))
         if path.endswith("/story"):
             name = path.split("/")[1]
             stays = {"cmpl-2-0-7f": "it cannot move: it streams its input"} if name == "cmpl-2" else {}
@@ -107,6 +109,16 @@ def test_a_request_that_goes_on_and_why_it_does_not_move(asked: list[str], capsy
     ]
     assert main(["explain", "--why-not", "cmpl-1"]) == 0
     assert capsys.readouterr().out == "it has ended\n"
+
+
+def test_why_nothing_moves_at_all_and_nothing_leaves_an_instance(asked: list[str], capsys: Captured) -> None:
+    assert main(["explain", "--why-not"]) == main(["explain", "--why-not", "i0"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "why nothing moves: --no-migration",
+        "why none is started: it is off",
+        "why none leaves it: i0 is roomy",
+    ]
+    assert asked == ["why-not", "why-not"]
 
 
 def test_an_instance_and_the_size_of_the_cluster(asked: list[str], capsys: Captured) -> None:
@@ -149,7 +161,7 @@ def test_a_log_says_the_same_when_the_server_is_gone(tmp_path: Path, capsys: Cap
     [
         ([], "One of the arguments REQUEST --why-not --instance --scaling is required"),
         (["cmpl-1", "--scaling"], "not allowed with argument"),
-        (["--why-not", "cmpl-1", "--log", "x"], "--why-not is for requests that run now: a log does not know them."),
+        (["--why-not", "--log", "x"], "--why-not is about what is now: a log does not know it."),
         (["cmpl-1", "--log", "/no/log"], "There is no decision log /no/log."),
         (["--scaling", "--limit", "0"], "--limit must be between 1 and 1000, not 0."),
     ],

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import time
 
 import uvicorn
@@ -49,9 +50,15 @@ def page_of(cluster: PretendCluster, board: PretendBoard, server: uvicorn.Server
     )
     page = Page(board, facts, lambda: server.should_exit)  # type: ignore[arg-type]
     for second in range(past_s, 0, -1):
+        cluster.clock = partial(_ago, second)
         cluster.step()
-        page.remember(time() - second)
+        page.remember(cluster.clock())
+    cluster.clock = time
     return page
+
+
+def _ago(seconds: float) -> float:
+    return time() - seconds
 
 
 @contextmanager

@@ -7,12 +7,15 @@ from typing import Any
 
 from frame.pretend import PretendCluster, PretendRequest
 from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.control.orders import MoveCause
 from llumnix.control.scaling import ScalingMode
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.journal.story import RequestStory
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.wire.news import ReadJournal
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import Answer, DrainReports, MigrateAnswer, RequestRow, ScalingStatus
+from llumnix.wire.to_front_end import Answer, DrainReports, JournalRead, MigrateAnswer, RequestRow, ScalingStatus
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance
 
 
@@ -43,7 +46,7 @@ class PretendBoard:
             draining=states.count(InstanceState.DRAINING),
             starting=len(self._cluster.starting),
             failing=0,
-            now="freeness 24.1 is between 10 and 60",
+            now="freeness 24.1, 4 instances: between 10 and 60 (--scale-out-freeness, --scale-in-freeness)",
             last=None,
             starts=0,
             drains=0,
@@ -63,16 +66,22 @@ class PretendBoard:
     async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[MigrationRecord]:
         return list(self._cluster.records)[-limit:][::-1]
 
+    async def tell_story(self, request: str) -> tuple[list[RequestStory], int]:
+        return self._cluster.stories.of(request, self._cluster.clock()), self._cluster.stories.kept
+
     async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
         for one in self._cluster.all.values():
             for request in one.running:
                 if request.id == row.request:
-                    record = self._cluster.move(one, self._cluster.all[target], request, "by hand")
+                    record = self._cluster.move(one, self._cluster.all[target], request, MoveCause.BY_HAND, "by hand")
                     return MigrateAnswer(query=1, status=200, record=record)
         return MigrateAnswer(query=1, status=404, why="the request has ended")
 
-    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | DrainReports | None:
+    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | DrainReports | JournalRead | None:
         order = make(1)
+        if isinstance(order, ReadJournal):
+            part = self._cluster.stories.journal.read(order.places, order.limit, order.wanted)
+            return JournalRead(query=1, part=part)
         self.asked.append(order)
         if self.scheduler_state != "running":
             return None

@@ -70,6 +70,10 @@ class AdminClient:
         params |= {} if instance is None else {"instance": instance}
         return self._ask("GET", "/journal", bodies.JournalAnswer, params=params)
 
+    def why_not(self) -> bodies.WhyNotAnswer:
+        """Why nothing moves just now, and no instance is started."""
+        return self._ask("GET", "/why-not", bodies.WhyNotAnswer)
+
     def migrate(self, request: str, target: str | None) -> bodies.MovedAnswer:
         """Moves one request, without a target wherever it had best go; returns how it went, after the move."""
         order = bodies.MigrateBody(request_id=request, target=target)

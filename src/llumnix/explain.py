@@ -7,11 +7,11 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
-from llumnix.api.bodies import JournalAnswer, StoryAnswer
+from llumnix.api.bodies import JournalAnswer, StoryAnswer, WhyNotAnswer
 from llumnix.decision_log import read_log
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
@@ -24,12 +24,21 @@ _ABOUT_SIZE = ("scale", "drain", "instance")
 _EARLIEST_UNIX_S = 1e9
 """A time before is one of a simulated run."""
 _MOST_ENTRIES = 1000
+_ANY = ""
+
+Answered = StoryAnswer | JournalAnswer | WhyNotAnswer
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("request", metavar="REQUEST", nargs="?", help="What happened to a request, by its client's id.")
-    asked.add_argument("--why-not", metavar="REQUEST", help="Why a request does not move.")
+    asked.add_argument(
+        "--why-not",
+        metavar="REQUEST",
+        nargs="?",
+        const=_ANY,
+        help="Why a request does not move; of an instance, why none leaves it; of neither, why nothing moves at all.",
+    )
     asked.add_argument("--instance", metavar="INSTANCE", help="What happened to an instance, and on it.")
     asked.add_argument("--scaling", action="store_true", help="Why there are as many instances as there are.")
     parser.add_argument(
@@ -46,8 +55,8 @@ def run(client: Any, values: argparse.Namespace) -> None:
     """`client`: an `AdminClient`. Raises UsageError, and what that raises."""
     if not 1 <= values.limit <= _MOST_ENTRIES:
         raise UsageError(f"--limit must be between 1 and {_MOST_ENTRIES}, not {values.limit}.")
-    if values.log is not None and values.why_not:
-        raise UsageError("--why-not is for requests that run now: a log does not know them.")
+    if values.log is not None and values.why_not is not None:
+        raise UsageError("--why-not is about what is now: a log does not know it.")
     answer = _ask(client, values) if values.log is None else _look_up(values)
     if values.json:
         print(json.dumps(msgspec.to_builtins(answer), indent=2))
@@ -55,7 +64,11 @@ def run(client: Any, values: argparse.Namespace) -> None:
         print("\n".join(_lines(client, values, answer)))
 
 
-def _ask(client: Any, values: argparse.Namespace) -> StoryAnswer | JournalAnswer:
+def _ask(client: Any, values: argparse.Namespace) -> Answered:
+    if values.why_not is not None:
+        whys: WhyNotAnswer = client.why_not()
+        if values.why_not in (_ANY, *whys.instances):
+            return whys
     if request := values.request or values.why_not:
         story: StoryAnswer = client.story(request)
         return story
@@ -77,17 +90,30 @@ def _look_up(values: argparse.Namespace) -> StoryAnswer | JournalAnswer:
     return JournalAnswer(entries=found[-values.limit :], cursor="", lost=0)
 
 
-def _lines(client: Any, values: argparse.Namespace, answer: StoryAnswer | JournalAnswer) -> Iterator[str]:
-    if isinstance(answer, JournalAnswer):
-        for entry in answer.entries:
-            yield f"{_when(entry)}  {f'{entry.request}: ' if entry.request else ''}{sentence(entry)}"
-        if values.scaling and values.log is None:
-            scaling = client.scaling()
-            looks = f"auto-scaling: {scaling.now}" if scaling.mode != "off" else "auto-scaling is off"
-            yield f"now: {scaling.serving} serve, {scaling.draining} drain, {scaling.starting} start; {looks}"
-        elif not answer.entries:
-            yield "nothing is known to have happened"
-        return
+def _lines(client: Any, values: argparse.Namespace, answer: Answered) -> Iterator[str]:
+    match answer:
+        case JournalAnswer():
+            yield from _journal_lines(client, values, answer)
+        case StoryAnswer():
+            yield from _story_lines(values, answer)
+        case WhyNotAnswer():
+            yield from _why_not_lines(values, answer)
+        case _:
+            assert_never(answer)
+
+
+def _journal_lines(client: Any, values: argparse.Namespace, answer: JournalAnswer) -> Iterator[str]:
+    for entry in answer.entries:
+        yield f"{_when(entry)}  {f'{entry.request}: ' if entry.request else ''}{sentence(entry)}"
+    if values.scaling and values.log is None:
+        scaling = client.scaling()
+        looks = f"auto-scaling: {scaling.now}" if scaling.mode != "off" else "auto-scaling is off"
+        yield f"now: {scaling.serving} serve, {scaling.draining} drain, {scaling.starting} start; {looks}"
+    elif not answer.entries:
+        yield "nothing is known to have happened"
+
+
+def _story_lines(values: argparse.Namespace, answer: StoryAnswer) -> Iterator[str]:
     for story in answer.stories:
         if not values.why_not:
             yield from story_lines(story)
@@ -95,6 +121,14 @@ def _lines(client: Any, values: argparse.Namespace, answer: StoryAnswer | Journa
             yield f"why it does not move: {why}"
         elif values.why_not:
             yield "it has ended" if story.ended else "the instance that it is on does not answer"
+
+
+def _why_not_lines(values: argparse.Namespace, answer: WhyNotAnswer) -> Iterator[str]:
+    if values.why_not != _ANY:
+        yield f"why none leaves it: {answer.instances[values.why_not]}"
+        return
+    yield f"why nothing moves: {answer.moves}"
+    yield f"why none is started: {answer.starts}"
 
 
 def _when(entry: JournalEntry) -> str:

@@ -23,9 +23,9 @@ from llumnix.journal.stories import Stories
 from llumnix.journal.story import RequestStory
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
-from llumnix.wire.news import InstanceGone
+from llumnix.wire.news import InstanceGone, ReadJournal
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import Answer, MigrateAnswer, RequestRow, ScalingStatus
+from llumnix.wire.to_front_end import Answer, JournalRead, MigrateAnswer, RequestRow, ScalingStatus
 
 
 class Board:
@@ -88,8 +88,12 @@ class Board:
         self.targets.append(target)
         return self.answers[row.request]
 
-    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | None:
-        self.asked.append(make(1))
+    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | JournalRead | None:
+        message = make(1)
+        if isinstance(message, ReadJournal):
+            part = self.stories.journal.read(message.places, message.limit, message.wanted)
+            return JournalRead(query=1, part=part)
+        self.asked.append(message)
         return self.scheduler_answer
 
 

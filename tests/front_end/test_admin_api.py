@@ -34,6 +34,7 @@ from llumnix.journal.entries import (
     ScalingNoted,
 )
 from llumnix.journal.stories import Stories
+from llumnix.journal.words import story_lines
 from llumnix.policy.dispatch import DispatchReason, Judged
 from llumnix.policy.pairing import Rejection, Why
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -75,7 +76,8 @@ KEYS: dict[str, set[str]] = {
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
-    "GET /requests/{id}/story": {"stories", "stays"},
+    "GET /requests/{id}/story": {"stories", "stays", "now", "words"},
+    "GET /why-not": {"moves", "instances", "starts"},
     "GET /journal": {"entries", "cursor", "lost"},
     "POST /migrations": {"ok", *MOVED},
     "GET /drains": {"drains"},
@@ -188,7 +190,7 @@ async def test_rows_have_the_keys_that_they_always_had(board: Board) -> None:
     facts = {"priority", "prompt_tokens", "output_tokens", "migrations", "movable", "why_pinned"}
     assert set(request) == {"id", "instance", "state", *facts}
     (moved,) = (await ask(board, "GET", "/migrations")).json()["migrations"]
-    assert set(moved) == {"at", "request_id", "reason", "outcome", "move_id", *MOVED}
+    assert set(moved) == {"at", "request_id", "cause", "reason", "outcome", "stayed_by", "move_id", *MOVED}
 
 
 async def test_a_request_that_goes_on_is_told_why_it_does_not_move(board: Board) -> None:
@@ -203,6 +205,17 @@ async def test_a_request_that_goes_on_is_told_why_it_does_not_move(board: Board)
     ]
     why = "i0 gives nothing away: its freeness 30 is not below 3 (--migrate-out-freeness)"
     assert answer.stays == {"cmpl-2-0-7f": why}
+    assert {sequence: now.instance for sequence, now in answer.now.items()} == {"cmpl-2-0-7f": I0, "cmpl-2-1-7f": I1}
+
+
+async def test_a_story_is_told_in_the_words_of_the_command(board: Board) -> None:
+    answer = msgspec.json.decode((await ask(board, "GET", "/requests/cmpl-1/story")).content, type=StoryAnswer)
+    (told,) = answer.stories
+    words = answer.words[told.sequence]
+    first, *lines = story_lines(told)
+    assert first == f"cmpl-1 {words.how_it_is}"
+    assert [line.partition(" s  ")[2] for line in lines[1:]] == words.entries
+    assert (answer.now, len(words.entries)) == ({}, 8)
 
 
 async def test_a_journal_with_entries_of_every_kind_is_read_by_kind_by_instance_and_on_from_a_cursor(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,24 +18,17 @@ pytest.importorskip("playwright")
 from frame.browser import CHROMIUM, chromium
 from frame.page_server import PageServer, page_server
 from frame.pretend import PretendCluster
-from playwright.sync_api import Browser, Page, expect
+from page_browser import DESK, MODES, PHONE, findings, focused, opened, tab_to
+from playwright.sync_api import Browser, expect
 
+from llumnix.control.orders import MoveCause
 from llumnix.engine.vllm.front_end.page import feed
+from llumnix.types import InstanceState
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance
 
 pytestmark = [
     pytest.mark.live,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here (Debian: apt install chromium)"),
-]
-AXE = Path(__file__).parent / "axe" / "axe.js"
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-MODES = [
-    pytest.param(DESK | {"color_scheme": "light"}, id="light desk"),
-    pytest.param(PHONE | {"color_scheme": "dark"}, id="dark phone"),
-    pytest.param(DESK | {"color_scheme": "dark"}, id="dark desk", marks=pytest.mark.nightly),
-    pytest.param(PHONE | {"color_scheme": "light"}, id="light phone", marks=pytest.mark.nightly),
 ]
 VIEWS = {
     "cluster": "Lowest freeness",
@@ -47,7 +38,6 @@ VIEWS = {
     "scaling": "What it sees",
 }
 """And something that is there once the view is."""
-SOON_MS = 8000
 
 
 @pytest.fixture(scope="module")
@@ -60,32 +50,6 @@ def server() -> Iterator[PageServer]:
 def browser() -> Iterator[Browser]:
     with chromium() as running:
         yield running
-
-
-@contextmanager
-def opened(browser: Browser, url: str, *, complaints: bool = False, **how: Any) -> Iterator[Page]:
-    """A page that asks nobody but our host, and says nothing on the console (but with `complaints`)."""
-    context = browser.new_context(**(DESK | how))
-    context.set_default_timeout(SOON_MS)
-    page = context.new_page()
-    asked: list[str] = []
-    said: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(url)
-    yield page
-    context.close()
-    host = re.match(r"http://[^/]+/", url)
-    assert host is not None
-    assert [each for each in asked if not each.startswith(host[0])] == []
-    assert complaints or said == []
-
-
-def findings(page: Page) -> list[str]:
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("rules => axe.run({runOnly: rules})", RULES)["violations"]
-    return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -137,18 +101,6 @@ def test_drain_by_keyboard_alone(browser: Browser) -> None:
         assert (order.instance, order.keep, order.spare_last) == ("i2", False, True)
 
 
-def focused(page: Page) -> str:
-    return str(page.evaluate("document.activeElement.textContent"))
-
-
-def tab_to(page: Page, name: str) -> None:
-    for _ in range(60):
-        if focused(page).strip() == name:
-            return
-        page.keyboard.press("Tab")
-    raise AssertionError(f"{name} cannot be reached by the keyboard")
-
-
 def test_last_instance_is_drained_only_by_its_name(browser: Browser) -> None:
     with page_server(PretendCluster(1)) as server, opened(browser, f"{server.url}/llumnix/") as page:
         page.get_by_role("button", name="Drain… i0").click()
@@ -191,7 +143,7 @@ def test_request_is_found_and_moved(browser: Browser) -> None:
         move.click()
         page.get_by_role("button", name=re.compile("^Move to i")).click()
         page.get_by_role("dialog").wait_for(state="detached")
-        assert "by hand" in [record.reason for record in server.cluster.records]
+        assert MoveCause.BY_HAND in [record.cause for record in server.cluster.records]
 
 
 def test_viewer_of_requests_beyond_the_last_is_told_so(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +208,28 @@ def test_many_instances_are_cells_the_worst_first(browser: Browser) -> None:
         assert sum(a <= b for a, b in pairwise(ranks)) > 60, "but for those that changed meanwhile"
         page.locator(".cell").first.click()
         page.get_by_text("What it holds").wait_for()
+
+
+def test_why_nothing_moves_and_why_no_instance_is_added(browser: Browser) -> None:
+    with (
+        page_server(PretendCluster(2), steps=False) as server,
+        opened(browser, f"{server.url}/llumnix/") as page,
+    ):
+        card = page.get_by_role("region", name="Why not?")
+        card.get_by_text("no instance gives requests away: the lowest freeness, 512 of i0, is not below 3").wait_for()
+        starts = "auto-scaling only says what it would do (--scaling advise); freeness 24.1, 4 instances: between"
+        expect(card).to_contain_text(starts)
+        for one in server.cluster.all.values():
+            one.state = InstanceState.DRAINING
+            server.cluster.members.known[one.info.id].snapshot = one.snapshot()
+        expect(card).to_contain_text("no instance takes requests: there is nowhere to move to")
+        server.board.scheduler_state = "lost"
+        expect(card).to_contain_text("the scheduler, which starts instances, does not answer")
+        server.board.scheduler_state = "running"
+        page.goto(f"{server.url}/llumnix/#instance/i1")
+        page.get_by_text("i1 drains: what it has moves as soon as there is room for it").wait_for()
+        page.goto(f"{server.url}/llumnix/#scaling")
+        page.get_by_text("Why no new instance? freeness 24.1, 4 instances: between 10 and 60").wait_for()
 
 
 def test_server_without_requests_says_how_to_make_one(browser: Browser) -> None:

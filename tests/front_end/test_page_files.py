@@ -17,8 +17,11 @@ pytest.importorskip("vllm")
 from admin_board import Board, app_of
 from fastapi import FastAPI
 
+from llumnix.control.orders import MoveCause, StayCause
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.page.files import FOLDER
+from llumnix.journal.story import FIRST_KEPT
+from llumnix.journal.words import PARTS
 
 ROOT = Path(__file__).parents[2]
 OURS = sorted(path for path in FOLDER.iterdir() if path.is_file())
@@ -69,6 +72,19 @@ def test_every_word_that_a_view_explains_has_an_explanation() -> None:
     used = {word for words in lists for word in json.loads(words)}
     assert len(lists) >= 4
     assert used <= json.loads((FOLDER / "words.json").read_text()).keys()
+
+
+def words_in(file: str, name: str) -> dict[str, str]:
+    """Of an object in one of our files."""
+    (found,) = re.findall(rf"const {name} = \{{(.*?)\}};", (FOLDER / file).read_text(), re.DOTALL)
+    return dict(re.findall(r'(\w+): "([^"]+)"', found))
+
+
+def test_page_has_a_word_for_all_that_there_can_be() -> None:
+    assert words_in("moves.js", "CAUSES").keys() == set(MoveCause)
+    assert words_in("moves.js", "STAYED_BY").keys() == set(StayCause)
+    assert words_in("story.js", "PARTS") == PARTS, "the same as `llumnix explain`"
+    assert f"const FIRST_KEPT = {FIRST_KEPT};" in (FOLDER / "story.js").read_text()
 
 
 async def test_page_wants_no_key_and_lets_nothing_of_others_in() -> None:

@@ -60,6 +60,34 @@ def test_stays_when(
     assert after == then, situation
 
 
+@pytest.mark.parametrize(
+    ("instances", "starting", "state", "why"),
+    [
+        (FINE, 0, ScalingState(), "between 10 and 60 (--scale-out-freeness, --scale-in-freeness)"),
+        (FULL, 0, ScalingState(AT - 1.25), "below 10 (--scale-out-freeness), for 1.2 of 5 s (--scale-window-s)"),
+        (IDLE, 0, ScalingState(None, AT - 4.0), "above 60 (--scale-in-freeness), for 4.0 of 5 s (--scale-window-s)"),
+        (IDLE, 2, LONG_HIGH, "above 60 (--scale-in-freeness), but 2 are starting"),
+        (
+            cluster(load("a", 1000, 0)),
+            0,
+            LONG_HIGH,
+            "above 60 (--scale-in-freeness), but there are as few as there may be (--min-instances 1)",
+        ),
+        (
+            cluster(*(load(f"a{i}", 0, 100) for i in range(8))),
+            0,
+            LONG_LOW,
+            "below 10 (--scale-out-freeness), but there are as many as there may be (--max-instances 8)",
+        ),
+    ],
+)
+def test_whoever_stays_says_what_keeps_him(
+    instances: ClusterSnapshot, starting: int, state: ScalingState, why: str
+) -> None:
+    decision, _ = scale(instances, starting, state, CONFIG)
+    assert decision.reason.endswith(f" instances: {why}")
+
+
 def test_scales_out_when_low_for_the_window() -> None:
     decision, state = scale(FULL, 0, LONG_LOW, CONFIG)
     assert decision == ScaleOut(1, "freeness 5 below 10 for 5 s; 30 with 1 more")

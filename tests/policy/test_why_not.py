@@ -1,4 +1,4 @@
-"""Why a request stays where it is: the first rule that keeps it."""
+"""Why a request, all of an instance, or all of a cluster stays where it is: the first rule that keeps it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.policy.pairing import Rejection, Why
-from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
-from llumnix.policy.why_not import Settled, why_not_moved
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
+from llumnix.policy.why_not import Settled, why_instance_keeps_all, why_not_moved, why_nothing_moves
 from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId, RequestState
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
@@ -49,7 +49,7 @@ IN_ORDER: list[tuple[Settled, dict[str, Any], str]] = [
     (
         instance(state=InstanceState.DRAINING),
         {},
-        "i0 drains: it moves as soon as an instance has room for it, or comes to its end before",
+        "i0 drains: what it has moves as soon as there is room for it, or ends before",
     ),
     (SETTLED, {"migration": False}, "nothing moves by itself: --no-migration"),
     (
@@ -106,3 +106,88 @@ def test_the_first_that_is_true_counts() -> None:
         everything = replace(everything, **fact)
         said.append(why_not_moved(everything, config, [NO_ROOM]).split()[1])
     assert said == ["cannot", "is", "drains:", "moves"]
+
+
+ROOMY = replace(TIGHT, id=I1, free_blocks=90)
+
+
+def cluster(*instances: InstanceSnapshot) -> ClusterSnapshot:
+    return ClusterSnapshot(at=0.0, instances=instances)
+
+
+@pytest.mark.parametrize(
+    ("instance", "knobs", "rejected", "why"),
+    [
+        (ROOMY, {}, [], "i1 gives nothing away: its freeness 9 is not below 3 (--migrate-out-freeness)"),
+        (ROOMY, {"migration": False}, [], "nothing moves by itself: --no-migration"),
+        (TIGHT, {}, [NO_ROOM], f"i0 would give a request away, and in the last round could not: {NO_ROOM}"),
+        (TIGHT, {}, [Rejection(I1, None, Why.NO_TARGET)], "i0 gives requests away"),
+    ],
+)
+def test_why_an_instance_keeps_all(
+    instance: InstanceSnapshot, knobs: dict[str, Any], rejected: list[Rejection], why: str
+) -> None:
+    assert why_instance_keeps_all(instance, PolicyConfig(**knobs), rejected) == why
+
+
+GIVES = replace(TIGHT, high_running=0)
+
+
+@pytest.mark.parametrize(
+    ("instances", "knobs", "rejected", "why"),
+    [
+        ((ROOMY,), {}, [], "1 instance takes requests: there is nowhere to move to"),
+        ((), {}, [], "no instance takes requests: there is nowhere to move to"),
+        ((ROOMY, GIVES), {"policy": "round-robin"}, [], "nothing moves by itself with --policy round-robin"),
+        ((ROOMY, GIVES), {"migration": False}, [], "nothing moves by itself: --no-migration"),
+        (
+            (replace(ROOMY, state=InstanceState.DRAINING), GIVES),
+            {"migration": False},
+            [],
+            "i1 drains: what it has moves as soon as there is room for it, or ends before",
+        ),
+        (
+            (replace(ROOMY, state=InstanceState.DRAINING, running=0), ROOMY),
+            {},
+            [],
+            "1 instance takes requests: there is nowhere to move to",
+        ),
+        (
+            (ROOMY, replace(ROOMY, id=I0, free_blocks=50)),
+            {},
+            [],
+            "no instance gives requests away: the lowest freeness, 5 of i0, is not below 3 (--migrate-out-freeness)",
+        ),
+        ((GIVES, ROOMY), {}, [NO_ROOM], f"i0 would give a request away, and in the last round could not: {NO_ROOM}"),
+        (
+            (GIVES, ROOMY),
+            {},
+            [Rejection(I1, None, Why.NO_TARGET)],
+            "something is to move from i0 to i1: freeness 1.8 against 9; 2.444 and 7.818 after the move",
+        ),
+        (
+            (GIVES, replace(GIVES, id=I1)),
+            {},
+            [],
+            "2 instances would give a request away, and in the last round could not: {}; {}".format(
+                *(Rejection(each, None, Why.NO_TARGET) for each in (I0, I1))
+            ),
+        ),
+    ],
+)
+def test_why_nothing_moves_at_all(
+    instances: tuple[InstanceSnapshot, ...], knobs: dict[str, Any], rejected: list[Rejection], why: str
+) -> None:
+    assert why_nothing_moves(cluster(*instances), PolicyConfig(**knobs), rejected) == why
+
+
+def test_of_many_that_were_turned_down_some_are_named() -> None:
+    instances = tuple(replace(GIVES, id=InstanceId(f"i{number}")) for number in range(9))
+    why = why_nothing_moves(cluster(*instances), PolicyConfig(), [])
+    assert why.startswith("9 instances would give a request away")
+    assert why.endswith("; and 5 more")
+
+
+def test_without_a_scheduler_nothing_moves() -> None:
+    why = why_nothing_moves(cluster(GIVES, ROOMY), PolicyConfig(), [], scheduler_answers=False)
+    assert why == "the scheduler, which says who gives requests to whom, does not answer"

@@ -49,6 +49,11 @@ async def test_whoever_watches_sees_a_request_run_and_move(server: Server) -> No
         async with asyncio.timeout(30):
             move = await anext(move async for frame in frames for move in frame["moves"])
         assert (move["request_id"], move["source"], move["outcome"]) == (stream.id, source, "moved")
+        assert (move["cause"], move["stayed_by"]) == ("by_hand", None)
+        told = (await client.get(f"/llumnix/v1/requests/{stream.id}/story")).json()
+        (sequence,) = (story["sequence"] for story in told["stories"])
+        assert told["now"][sequence]["instance"] == target
+        assert told["words"][sequence]["entries"][-1].startswith(f"moved from {source} to {target}: by hand")
         stream.task.cancel()
         await asyncio.gather(stream.task, return_exceptions=True)
     past = (await asyncio.to_thread(server.get, f"/llumnix/v1/history?instance={source}")).json()

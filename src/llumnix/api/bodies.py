@@ -138,12 +138,35 @@ class JournalAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Entries since the given cursor that were not kept long enough."""
 
 
+class StoryWords(msgspec.Struct, frozen=True, kw_only=True):
+    """A story as people read it."""
+
+    how_it_is: str
+    entries: list[str]
+    """Of each of its entries, what happened."""
+
+
 class StoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Of each sequence of a request: one, unless `n` > 1 or several prompts."""
 
     stories: list[RequestStory]
     stays: dict[str, str]
     """Of those that go on, by `sequence`: why it does not move, as far as that is known."""
+    now: dict[str, ClientRequest] = {}
+    """Of those that go on, by `sequence`: where it is, and how far."""
+    words: dict[str, StoryWords] = {}
+    """By `sequence`."""
+
+
+class WhyNotAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Why nothing happens just now: the first rule that keeps it from happening. Of a request, its story says it."""
+
+    moves: str
+    """Why no request moves from one instance to another, or that one does."""
+    instances: dict[InstanceId, str]
+    """Of those that serve or drain: why none of its requests leaves it, or that they do."""
+    starts: str
+    """Why no instance is started."""
 
 
 class MigrateBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -146,6 +146,13 @@ ROUTES = (
     ),
     Route(
         method="GET",
+        path="/why-not",
+        text="why nothing moves, and why no instance is started",
+        answer=bodies.WhyNotAnswer,
+        refusals={},
+    ),
+    Route(
+        method="GET",
         path="/migrations",
         text="the last moves, with their reasons",
         parameters=(Parameter("limit", int, "At most so many, from 1 to 1,000,000.", 100),),

@@ -11,7 +11,7 @@ from llumnix.journal import entries as noted
 from llumnix.journal.entries import JournalEntry, Spent
 from llumnix.journal.story import FIRST_KEPT, RequestStory
 
-_PARTS = {
+PARTS = {
     "placing_s": "before it was placed",
     "queue_s": "in the queue",
     "prefill_s": "prefill",
@@ -31,14 +31,7 @@ _OUTCOMES = {
 
 def story_lines(story: RequestStory) -> Iterator[str]:
     """How it is and where its time went; then what happened, with the seconds since it arrived."""
-    last = story.entries[-1].what if story.entries else None
-    if isinstance(last, noted.EndNoted):
-        tokens = f"{last.prompt_tokens:,} + {last.output_tokens:,} tokens"
-        yield f"{story.request} {_OUTCOMES.get(last.outcome, last.outcome)} after {_s(story.latency_s)}: {tokens}"
-    elif isinstance(last, noted.RefusalNoted):
-        yield f"{story.request} was not taken"
-    else:
-        yield f"{story.request} goes on, {_s(story.latency_s)} after it arrived"
+    yield f"{story.request} {how_it_is(story)}"
     if spent := spent_words(story.spent):
         yield f"where its time went: {spent}"
     for place, entry in enumerate(story.entries):
@@ -47,10 +40,20 @@ def story_lines(story: RequestStory) -> Iterator[str]:
         yield f"  +{max(0.0, entry.at_s - story.arrived_at_s):.3f} s  {sentence(entry)}"
 
 
+def how_it_is(story: RequestStory) -> str:
+    last = story.entries[-1].what if story.entries else None
+    if isinstance(last, noted.EndNoted):
+        tokens = f"{last.prompt_tokens:,} + {last.output_tokens:,} tokens"
+        return f"{_OUTCOMES.get(last.outcome, last.outcome)} after {_s(story.latency_s)}: {tokens}"
+    if isinstance(last, noted.RefusalNoted):
+        return "was not taken"
+    return f"goes on, {_s(story.latency_s)} after it arrived"
+
+
 def spent_words(spent: Spent) -> str:
     """The parts that lasted at least a millisecond."""
     parts = msgspec.structs.asdict(spent)
-    return ", ".join(f"{_s(parts[name])} {words}" for name, words in _PARTS.items() if round(parts[name], 3))
+    return ", ".join(f"{_s(parts[name])} {words}" for name, words in PARTS.items() if round(parts[name], 3))
 
 
 def sentence(entry: JournalEntry) -> str:

@@ -69,7 +69,30 @@ def scale(
     if _long_enough(state.high_since_s, cluster.at, config) and not starting and capacity > config.min_instances:
         decision = _scale_in(serving, freeness, config, held)
         return decision, ScalingState() if isinstance(decision, ScaleIn) else state
-    return Stay(f"freeness {freeness:.4g}, {capacity} instances"), state
+    why = _why_stay(cluster.at, state, config, places_left <= 0, starting, capacity)
+    return Stay(f"freeness {freeness:.4g}, {capacity} instances: {why}"), state
+
+
+def _why_stay(at: float, state: ScalingState, config: ScalingConfig, full: bool, starting: int, capacity: int) -> str:
+    """What keeps the cluster as large as it is."""
+    if state.low_since_s is not None:
+        below = f"below {config.scale_out_freeness:g} (--scale-out-freeness)"
+        if full:
+            return f"{below}, but there are as many as there may be (--max-instances {config.max_instances})"
+        return f"{below}, for {_of_window(at - state.low_since_s, config)}"
+    if state.high_since_s is not None:
+        above = f"above {config.scale_in_freeness:g} (--scale-in-freeness)"
+        if capacity <= config.min_instances:
+            return f"{above}, but there are as few as there may be (--min-instances {config.min_instances})"
+        if starting:
+            return f"{above}, but {starting} {'is' if starting == 1 else 'are'} starting"
+        return f"{above}, for {_of_window(at - state.high_since_s, config)}"
+    limits = f"{config.scale_out_freeness:g} and {config.scale_in_freeness:g}"
+    return f"between {limits} (--scale-out-freeness, --scale-in-freeness)"
+
+
+def _of_window(seconds: float, config: ScalingConfig) -> str:
+    return f"{seconds:.1f} of {config.scale_window_s:g} s (--scale-window-s)"
 
 
 @dataclass(frozen=True, slots=True)

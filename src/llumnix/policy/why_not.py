@@ -1,4 +1,8 @@
-"""Why does a request not move? Nobody decides that it stays: it stays where no rule moves it, and this says which."""
+"""Why does nothing move? Nobody decides that: a request stays where no rule moves it, and this says which.
+
+Asked of a request, of an instance, or of the whole cluster, by what front ends know: the snapshots of the instances,
+and whom the last round of pairing turned down.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,10 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Rejection
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.types import InstanceState, RequestState
+from llumnix.types import InstanceId, InstanceState, RequestState
+
+_MOST_NAMED = 4
+"""Pairs that a sentence names."""
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,25 +42,85 @@ def why_not_moved(
         return f"it cannot move: {settled.why_pinned}"
     if request.state is RequestState.MIGRATING:
         return "it is moving just now"
-    if policy.pairing is None:
-        return f"nothing moves by itself with --policy {config.policy}"
-    if instance.state is InstanceState.DRAINING:
-        return f"{instance.id} drains: it moves as soon as an instance has room for it, or comes to its end before"
-    if not config.migration:
-        return "nothing moves by itself: --no-migration"
-    if not scheduler_answers:
-        return "the scheduler, which says who gives requests to whom, does not answer"
-    terms = policy.pairing_terms(config)
-    if not policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
-        freeness = migration_freeness(instance, terms.priority_target_tokens)
-        limit = f"{terms.migrate_out_freeness:.4g} (--migrate-out-freeness)"
-        return f"{instance.id} gives nothing away: its freeness {freeness:.4g} is not below {limit}"
+    if why := _gives_nothing(instance, config, scheduler_answers):
+        return why
     if settled.moved_ago_s is not None and settled.moved_ago_s < config.request_cooldown_s:
         least = f"{config.request_cooldown_s:g} s (--request-cooldown-s)"
         return f"it was to move {settled.moved_ago_s:.2g} s ago, and is left alone for {least}"
-    if why := policy.victim.keeps_now(queued=instance.waiting > 0)(request):
-        return f"{instance.id} gives requests away, but none that is {why}"
-    ours = [rejection for rejection in rejected if rejection.source == instance.id]
-    if ours:
-        return f"{instance.id} would give a request away, and in the last round could not: {'; '.join(map(str, ours))}"
-    return f"{instance.id} gives requests away; another one goes first, by the rule {policy.victim.name!r}"
+    if kept := policy.victim.keeps_now(queued=instance.waiting > 0)(request):
+        return f"{instance.id} gives requests away, but none that is {kept}"
+    another = f"{instance.id} gives requests away; another one goes first, by the rule {policy.victim.name!r}"
+    return _turned_down([instance.id], rejected) or another
+
+
+def why_instance_keeps_all(
+    instance: InstanceSnapshot, config: PolicyConfig, rejected: Sequence[Rejection], scheduler_answers: bool = True
+) -> str:
+    """Why none of its requests leaves it, or that they do."""
+    gives = f"{instance.id} gives requests away"
+    return _gives_nothing(instance, config, scheduler_answers) or _turned_down([instance.id], rejected) or gives
+
+
+def why_nothing_moves(
+    cluster: ClusterSnapshot, config: PolicyConfig, rejected: Sequence[Rejection], scheduler_answers: bool = True
+) -> str:
+    """Why no request moves from one instance to another, or that one does."""
+    policy = find_policy(config.policy)
+    for instance in cluster.instances:
+        if instance.state is InstanceState.DRAINING and instance.running + instance.waiting:
+            return _gives_nothing(instance, config, scheduler_answers)
+    if why := _no_rule(config, scheduler_answers):
+        return why
+    assert policy.pairing is not None
+    serving = [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
+    if len(serving) < 2:
+        return f"{len(serving) or 'no'} instance takes requests: there is nowhere to move to"
+    terms = policy.pairing_terms(config)
+    pairing = policy.pairing(cluster, terms)
+    givers = dict.fromkeys([*(pair.source for pair in pairing.pairs), *(no.source for no in pairing.rejected)])
+    if not givers:
+        least, lowest = min((migration_freeness(each, terms.priority_target_tokens), each.id) for each in serving)
+        limit = f"{terms.migrate_out_freeness:.4g} (--migrate-out-freeness)"
+        return f"no instance gives requests away: the lowest freeness, {least:.4g} of {lowest}, is not below {limit}"
+    if why := _turned_down(list(givers), rejected):
+        return why
+    if pairing.pairs:
+        first = pairing.pairs[0]
+        return f"something is to move from {first.source} to {first.target}: {first}"
+    return _turned_down(list(givers), pairing.rejected)
+
+
+def _no_rule(config: PolicyConfig, scheduler_answers: bool) -> str:
+    """Why no pairing takes place at all; empty if it does."""
+    if find_policy(config.policy).pairing is None:
+        return f"nothing moves by itself with --policy {config.policy}"
+    if not config.migration:
+        return "nothing moves by itself: --no-migration"
+    return "" if scheduler_answers else "the scheduler, which says who gives requests to whom, does not answer"
+
+
+def _gives_nothing(instance: InstanceSnapshot, config: PolicyConfig, scheduler_answers: bool) -> str:
+    """Why pairing does not look for a target for it; empty if it does."""
+    policy = find_policy(config.policy)
+    if instance.state is InstanceState.DRAINING and policy.pairing is not None:
+        return f"{instance.id} drains: what it has moves as soon as there is room for it, or ends before"
+    if why := _no_rule(config, scheduler_answers):
+        return why
+    assert policy.pairing is not None
+    terms = policy.pairing_terms(config)
+    if policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
+        return ""
+    freeness = migration_freeness(instance, terms.priority_target_tokens)
+    limit = f"{terms.migrate_out_freeness:.4g} (--migrate-out-freeness)"
+    return f"{instance.id} gives nothing away: its freeness {freeness:.4g} is not below {limit}"
+
+
+def _turned_down(givers: Sequence[InstanceId], rejected: Sequence[Rejection]) -> str:
+    """What the last round said of them; empty if nothing."""
+    ours = [rejection for rejection in rejected if rejection.source in givers]
+    if not ours:
+        return ""
+    who = ours[0].source if len(givers) == 1 else f"{len(givers)} instances"
+    more = f"; and {len(ours) - _MOST_NAMED} more" if len(ours) > _MOST_NAMED else ""
+    said = "; ".join(map(str, ours[:_MOST_NAMED]))
+    return f"{who} would give a request away, and in the last round could not: {said}{more}"

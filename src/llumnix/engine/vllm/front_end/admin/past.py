@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fastapi.responses import Response
 
 from llumnix.api import bodies
 from llumnix.control.placing import first_id
+from llumnix.engine.vllm.front_end.admin import looking, staying
 from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, count_of, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
-from llumnix.journal.entries import KINDS, MoveNoted, RoundNoted, StayNoted
+from llumnix.journal.entries import KINDS
 from llumnix.journal.journal import EntryFilter, read_cursor, show_cursor
-from llumnix.journal.story import RequestStory
-from llumnix.policy.dispatch import queued_demand_blocks
-from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
-from llumnix.policy.why_not import Settled, why_not_moved
-from llumnix.types import InstanceId, Priority, RequestState
-from llumnix.wire.to_front_end import RequestRow
+from llumnix.journal.words import how_it_is, sentence
+from llumnix.types import InstanceId
 
 _MOST_ENTRIES = 1000
 
@@ -36,45 +33,20 @@ async def story(board: Switchboard, request_id: str) -> Response:
         raise Bad(
             404, f"There is no request {shown(request_id)} that is running or queued, {among}.", "not_found_error"
         )
-    return answer(bodies.StoryAnswer(stories=found, stays=await _stays(board, request_id, found)))
-
-
-async def _stays(board: Switchboard, request_id: str, stories: Sequence[RequestStory]) -> dict[str, str]:
-    live = {told.sequence: told for told in stories if not told.ended}
-    if not live:
-        return {}
-    rows = [row for row in await board.list_requests(like=request_id) if first_id(row[1].request) in live]
-    last = await board.read_journals(None, 1, EntryFilter(kinds=("round",)))
-    rejected = [no for entry in last.entries if isinstance(entry.what, RoundNoted) for no in entry.what.rejected]
-    answers = board.scheduler_state == "running"
-    stays: dict[str, str] = {}
-    for instance, row in rows:
-        member, told = board.client.members.known.get(instance), live[first_id(row.request)]
-        if member is not None:
-            settled = _settled(row, told, member.snapshot)
-            stays[told.sequence] = why_not_moved(settled, board.spec.policy, rejected, answers)
-    return stays
-
-
-def _settled(row: RequestRow, told: RequestStory, instance: InstanceSnapshot) -> Settled:
-    tokens = row.prompt_tokens + row.output_tokens
-    moved_at_s = [entry.at_s for entry in told.entries if isinstance(entry.what, MoveNoted | StayNoted)]
-    now_s = told.arrived_at_s + told.latency_s
-    return Settled(
-        request=RequestSnapshot(
-            id=row.request,
-            state=RequestState(row.state),
-            priority=Priority(row.priority),
-            arrival_s=told.arrived_at_s,
-            prompt_tokens=row.prompt_tokens,
-            output_tokens=row.output_tokens,
-            held_blocks=0,
-            needed_blocks=queued_demand_blocks(tokens, instance.block_tokens, instance.state_blocks),
-            movable=not row.why_pinned,
-        ),
-        why_pinned=row.why_pinned,
-        moved_ago_s=now_s - moved_at_s[-1] if moved_at_s else None,
-        instance=instance,
+    live = {told.sequence: told for told in found if not told.ended}
+    rows = (
+        [row for row in await board.list_requests(like=request_id) if first_id(row[1].request) in live] if live else []
+    )
+    return answer(
+        bodies.StoryAnswer(
+            stories=found,
+            stays=await staying.of_requests(board, live, rows) if rows else {},
+            now={first_id(row.request): looking.request(instance, row) for instance, row in rows},
+            words={
+                told.sequence: bodies.StoryWords(how_it_is=how_it_is(told), entries=[*map(sentence, told.entries)])
+                for told in found
+            },
+        )
     )
 
 

@@ -12,7 +12,7 @@ from vllm import envs
 
 from llumnix.api import bodies
 from llumnix.api.routes import OPENAPI, PREFIX
-from llumnix.engine.vllm.front_end.admin import classes, looking, past, sizing
+from llumnix.engine.vllm.front_end.admin import classes, looking, past, sizing, staying
 from llumnix.engine.vllm.front_end.admin.answers import (
     Bad,
     Guard,
@@ -107,6 +107,10 @@ def _add_past(router: APIRouter, guard: Guard, board: Switchboard) -> None:
         return await guard.answer(
             request, lambda: past.journal(board, query_of(request, "after", "limit", "kind", "instance"))
         )
+
+    @router.get("/why-not")
+    async def why_not(request: Request) -> Response:
+        return await guard.answer(request, lambda: staying.why_not(board))
 
 
 def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:

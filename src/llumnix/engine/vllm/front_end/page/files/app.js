@@ -8,6 +8,7 @@ import { OneInstance } from "./instance.js";
 import { Moves } from "./moves.js";
 import { Requests } from "./requests.js";
 import { Scaling } from "./scaling.js";
+import { Story } from "./story.js";
 
 // One without a title has no tab.
 const VIEWS = {
@@ -16,12 +17,21 @@ const VIEWS = {
   moves: ["Moves", Moves],
   scaling: ["Scaling", Scaling],
   instance: ["", OneInstance],
+  story: ["", Story],
 };
 
 const place = () => {
   const [view, ...rest] = location.hash.slice(1).split("/");
-  return { view: view in VIEWS ? view : "cluster", of: decodeURIComponent(rest.join("/")) };
+  return { view: view in VIEWS ? view : "cluster", of: plain(rest.join("/")) };
 };
+
+function plain(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // typed by somebody, with a % that begins nothing
+  }
+}
 
 function App() {
   const [, redraw] = useState(0);

@@ -6,6 +6,7 @@ import { Card, Figures, Freeness, Instance, Memory, State, Words, hint, usedShar
 import { Sky } from "./flights.js";
 import { LastHour } from "./charts.js";
 import { News } from "./news.js";
+import { WhyNot } from "./whynot.js";
 import { AddInstances, Drain, Undrain, mayAct } from "./acts.js";
 
 const MOST_ROWS = 48;
@@ -18,7 +19,7 @@ export function Cluster() {
     <${Totals} />
     <div class="two">
       <div class="stack"><${Instances} /><${LastHour} history=${known.history} /></div>
-      <${News} />
+      <div class="stack"><${WhyNot} /><${News} /></div>
     </div>
     <${Words} of=${["memory", "freeness", "idle", "roomy", "steady", "tight", "over", "leaving", "kept", "running", "waiting", "in / out", "drain", "stayed", "downtime"]} />`;
 }

@@ -7,6 +7,7 @@ export const percent = (share) => (share == null ? "–" : `${Math.round(100 * s
 export const plural = (count, one, many = `${one}s`) => `${whole(count)} ${count === 1 ? one : many}`;
 export const whole = (number) => Math.round(number).toLocaleString("en");
 export const rate = (number) => (number == null ? "–" : number >= 100 ? whole(number) : number.toFixed(1));
+export const exactly = (seconds) => `${seconds.toFixed(3)} s`;
 export const ms = (number) => (number == null ? "–" : `${number < 10 ? number.toFixed(1) : whole(number)} ms`);
 
 export function freeness(number) {

@@ -8,6 +8,7 @@ import { INSTANCE, LastHour } from "./charts.js";
 import { Table, longestFirst, tokens } from "./requests.js";
 import { Drain, Undrain, mayAct } from "./acts.js";
 import { News } from "./news.js";
+import { WhyItKeepsAll } from "./whynot.js";
 
 const SHOWN = 20;
 
@@ -23,7 +24,7 @@ export function OneInstance({ of: id }) {
     <div class="two"><div class="stack">
       ${history && html`<${LastHour} history=${history} charts=${INSTANCE} id=${id} />`}
       <${Held} rows=${held} row=${row} />
-    </div><div class="stack"><${News} title="What concerns it" only=${concerns} /><${Facts} row=${row} /></div></div>
+    </div><div class="stack"><${News} title="What concerns it" only=${concerns} /><${WhyItKeepsAll} id=${id} /><${Facts} row=${row} /></div></div>
     <${Words} of=${["memory", "freeness", "running", "waiting", "preempted", "drain"]} />`;
 }
 

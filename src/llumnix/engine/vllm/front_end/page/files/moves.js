@@ -2,28 +2,35 @@
 import { html, useEffect } from "./html.js";
 import { known, loadMoves } from "./store.js";
 import { byNumber, bytes, ms, percent, quantile, time, whole, whyStayed } from "./format.js";
-import { Card, Figures, Id, Instance, State, Wide, Words, short, useMore } from "./parts.js";
+import { Card, Figures, Instance, Request, State, Wide, Words, useMore } from "./parts.js";
 
 const SHOWN = 50;
 const LARGEST_MATRIX = 16;
 const MOVED = "moved";
 
-// A reason without its numbers, as docs/use/observing.md groups them.
-const CAUSES = [
-  [/^freeness/, "balance"],
-  [/^room for/, "room for the first in a queue"],
-  [/blocks short/, "relief, before a preemption"],
-  [/drains/, "a drain"],
-  [/^by hand/, "by hand"],
-];
-const causeOf = (move) => CAUSES.find(([pattern]) => pattern.test(move.reason))?.[1] || "another reason";
+const CAUSES = {
+  balance: "balance",
+  room: "room for the first in a queue",
+  relief: "relief, before a preemption",
+  drain: "a drain",
+  by_hand: "by hand",
+};
+const STAYED_BY = {
+  not_started: "nothing to give",
+  refused: "refused by the target",
+  preempted: "preempted meanwhile",
+  target_lost: "the target was lost",
+  timeout: "took too long",
+  unconfirmed: "not confirmed in time",
+  ended: "the request ended meanwhile",
+};
 
 export function Moves() {
   useEffect(() => void loadMoves(), []);
   const { moves } = known;
   return html`<h1 class="unseen">Moves</h1>
     <${Totals} moves=${moves} />
-    <div class="two"><${List} moves=${moves} /><div class="stack"><${Whence} moves=${moves} /><${Counts} title="Why they were tried" of=${count(moves, causeOf)} /><${Counts} title="Why some stayed" of=${count(moves.filter((move) => move.outcome !== MOVED), whyStayed)} /></div></div>
+    <div class="two"><${List} moves=${moves} /><div class="stack"><${Whence} moves=${moves} /><${Counts} title="Why they were tried" of=${count(moves, (move) => CAUSES[move.cause])} /><${Counts} title="Why some stayed" of=${count(moves.filter((move) => move.outcome !== MOVED), (move) => STAYED_BY[move.stayed_by])} /></div></div>
     <${Words} of=${["stayed", "downtime", "freeness", "drain"]} />`;
 }
 
@@ -54,7 +61,7 @@ const Attempt = ({ move }) => html`<tr>
   <th scope="row">${time(move.at)}</th><td><${Instance} id=${move.source} /> → <${Instance} id=${move.target} /></td>
   <td><${State} of=${move.outcome === MOVED ? MOVED : "stayed"} title=${move.outcome} /></td><td class="number">${move.outcome === MOVED ? ms(move.downtime_ms) : ""}</td>
   <td class="number wide-only">${bytes(move.bytes)}</td>
-  <td class="wide-only"><span class="why" title=${`${move.request_id}: ${move.reason}`}><${Id}>${short(move.request_id)}</${Id}> <span class="soft">${move.outcome === MOVED ? move.reason : whyStayed(move)}</span></span></td></tr>`;
+  <td class="wide-only"><span class="why" title=${move.reason}><${Request} id=${move.request_id} /> <span class="soft">${move.outcome === MOVED ? move.reason : whyStayed(move)}</span></span></td></tr>`;
 
 function count(moves, wordOf) {
   const counts = {};

@@ -2,7 +2,7 @@
 import { html, useState } from "./html.js";
 import { known } from "./store.js";
 import { ms, time, whyStayed } from "./format.js";
-import { Card, Id, State, short } from "./parts.js";
+import { Card, Request, State } from "./parts.js";
 
 const SHOWN = 60;
 const FILTERS = {
@@ -35,7 +35,7 @@ function Move({ move }) {
   const moved = move.outcome === "moved";
   return html`<div><b>${move.source} → ${move.target}</b><span class=${moved ? "" : "state stayed"}>${moved ? "moved" : "stayed"}</span>
       ${moved && html`<span class="soft">${move.downtime_ms == null ? "" : ms(move.downtime_ms)}</span>`}<time>${time(move.at)}</time></div>
-    <p>${!moved && html`${whyStayed(move)}<br />`}${move.reason} · <${Id}>${short(move.request_id)}</${Id}></p>`;
+    <p>${!moved && html`${whyStayed(move)}<br />`}${move.reason} · <${Request} id=${move.request_id} /></p>`;
 }
 
 const Change = ({ at, row }) => html`<div><b>${row.id}</b><${State} of=${row.state} /><time>${time(at)}</time></div>${row.why && html`<p>${row.why}</p>`}`;

@@ -50,20 +50,25 @@ export const Id = ({ children }) => html`<span class="id">${children}</span>`;
 
 export const Instance = ({ id }) => html`<a href=${`#instance/${encodeURIComponent(id)}`}>${id}</a>`;
 
-export const short = (id) => (id.length > 22 ? `${id.slice(0, 14)}…${id.slice(-5)}` : id);
+export const Request = ({ id }) => html`<a class="id" href=${`#story/${encodeURIComponent(id)}`} title=${id}>${short(id)}</a>`;
 
-// What `load` resolves to, asked again every so many seconds; {value, why}.
-export function usePolled(load, seconds, deps) {
+const short = (id) => (id.length > 22 ? `${id.slice(0, 14)}…${id.slice(-5)}` : id);
+
+// What `load` resolves to, asked again every so many seconds until it `isOver`; {value, why}. While the server cannot be
+// reached, which the page says elsewhere, it is what it was.
+export function usePolled(load, seconds, deps, isOver = () => false) {
   const [answer, setAnswer] = useState({});
   useEffect(() => {
     let ended = false;
     const once = async () => {
       if (document.hidden) return;
-      const said = await load().then((value) => ({ value }), (error) => ({ why: error.message }));
-      if (!ended) setAnswer(said);
+      const said = await load().then((value) => ({ value }), (error) => error.status && { why: error.message });
+      if (ended || !said) return;
+      setAnswer(said);
+      if (said.value && isOver(said.value)) clearInterval(timer);
     };
-    once();
     const timer = setInterval(once, 1000 * seconds);
+    once();
     return () => {
       ended = true;
       clearInterval(timer);

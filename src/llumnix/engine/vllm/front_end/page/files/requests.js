@@ -1,9 +1,8 @@
 // Every request: where it is, how long it is, and why it stays.
 import { html, useEffect, useState } from "./html.js";
 import { known, lookAtRequests } from "./store.js";
-import { ask } from "./server.js";
 import { byNumber, plural, whole } from "./format.js";
-import { Card, Figures, Id, Instance, State, Wide, Words, short, useMore } from "./parts.js";
+import { Card, Figures, Instance, Request, State, Wide, Words, useMore } from "./parts.js";
 import { Move, mayAct } from "./acts.js";
 
 const SHOWN = 50;
@@ -68,7 +67,7 @@ export function Table({ rows, instance = true }) {
       <th scope="col">tokens</th><th scope="col" class="number wide-only">moves</th><th scope="col" class="wide-only">why it stays</th>
       ${mayAct() && html`<th scope="col" class="wide-only"><span class="unseen">actions</span></th>`}</tr></thead>
     <tbody>${rows.map((row) => html`<tr key=${row.key}>
-      <th scope="row" title=${row.id}><${Id}>${short(row.id)}</${Id}>${row.priority === "high" && html` <small>high</small>`}</th>
+      <th scope="row"><${Request} id=${row.id} />${row.priority === "high" && html` <small>high</small>`}</th>
       ${instance && html`<td><${Instance} id=${row.instance} /></td>`}
       <td><${State} of=${row.state} /></td>
       <td><${Length} row=${row} most=${most} /></td>
@@ -83,16 +82,11 @@ const Length = ({ row, most }) => html`<div class="bar lengths" title=${`${whole
   <div aria-hidden="true" class="track"><i class="prompt" style=${{ width: `${(100 * row.prompt_tokens) / most}%` }}></i><i style=${{ width: `${(100 * row.output_tokens) / most}%` }}></i></div>
   <span>${whole(row.prompt_tokens)} + ${whole(row.output_tokens)}</span></div>`;
 
-// An id that is not among the longest may still run: the server knows.
+// An id that is not among the longest may still run, or have ended: its story says.
 function Nothing({ wanted, heard, why, any }) {
-  const [said, say] = useState("");
   if (!heard) return html`<p class="none">${why || "The list is on its way."}</p>`;
   if (!any) return html`<div class="none">No request runs or waits.<${Example} /></div>`;
-  const look = () => ask(`requests/${encodeURIComponent(wanted.text)}`).then(
-    ({ requests: [row] }) => say(`It ${row.state === "waiting" ? "waits" : "runs"} on ${row.instance}, with ${whole(tokens(row))} tokens.`),
-    (error) => say(error.message),
-  );
-  return html`<div class="none">No request here is like that. ${wanted.text && html`<button type="button" onClick=${look}>Ask for exactly this id</button>`} <span role="status">${said}</span></div>`;
+  return html`<div class="none">No request here is like that. ${wanted.text && html`<a href=${`#story/${encodeURIComponent(wanted.text)}`}>The story of exactly this id</a>`}</div>`;
 }
 
 function Example() {

@@ -40,7 +40,7 @@ function Why({ scaling }) {
   const { last, mode } = scaling;
   return html`<${Card} title="What it sees"><div class="inside prose">
     <p>${MODES[mode]}</p>
-    ${mode !== "off" && html`<p><b>Now:</b> ${scaling.now}.</p>`}
+    ${mode !== "off" && html`<p><b>Why no new instance?</b> ${scaling.now}.</p>`}
     ${last && html`<p><b>Last, at ${time(last.at)}:</b> ${last.drain ? html`drain <${Id}>${last.drain}</${Id}>` : `start ${last.start}`}, as ${last.reason}${last.carried_out ? "" : " (only said, not done)"}.</p>`}
     ${mode !== "off" && !last && html`<p class="soft">It has had no reason to change anything.</p>`}
   </div></${Card}>`;
