@@ -156,10 +156,13 @@ class Dispatcher:
             places.sort(key=ranks.__getitem__)
             chosen = places[0]
         places.remove(chosen)
-        shown = [chosen, *places[: MOST_SHOWN - 1]]
+        shown = [
+            Judged(keys[place][2], judged[place].number, candidates[place].has_room, candidates[place].cached_tokens)
+            for place in (chosen, *places[: MOST_SHOWN - 1])
+        ]
         return DispatchReason(
             rule.measure,
-            tuple([Judged(keys[place][2], judged[place].number, *candidates[place][1:]) for place in shown]),
+            tuple(shown),
             len(order) - (sum(key[2] in avoid for key in order) if avoid else 0),
             passed_over,
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
@@ -45,7 +44,7 @@ class DispatchRequest(msgspec.Struct, frozen=True, gc=False):
     """Names of the beginning of its prompt (`policy/prefix.py`)."""
 
 
-class Candidate(NamedTuple):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An instance that may take the request."""
 
     instance: InstanceSnapshot
@@ -56,7 +55,7 @@ class Candidate(NamedTuple):
     """Of its prompt, that the instance has or will have computed when it comes to this request."""
 
 
-class Judgement(NamedTuple):
+class Judgement(msgspec.Struct, frozen=True, gc=False):
     """What a rule makes of one candidate for one request."""
 
     cost: float

@@ -32,10 +32,9 @@ def chunk_ids(
     ids = list(known)
     link = ids[-1] if ids else salt
     end = min(len(token_ids), MOST_CHUNKS * chunk_tokens)
-    tokens = tuple(token_ids[:end])
     try:
         for last in range((len(ids) + 1) * chunk_tokens, end + 1, chunk_tokens):
-            link = hash((link, hash(tokens[last - chunk_tokens : last])))
+            link = hash((link, hash(tuple(token_ids[last - chunk_tokens : last]))))
             ids.append(link)
     except TypeError:
         return ()

@@ -42,7 +42,7 @@ def _by_time(
 
 
 def _judge(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
-    most_cached = max([each.cached_tokens for each in candidates])
+    most_cached = max(each.cached_tokens for each in candidates)
     return [_judged(each.instance, request.prompt_tokens, each.cached_tokens, most_cached) for each in candidates]
 
 
