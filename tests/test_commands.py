@@ -45,6 +45,7 @@ WORDS = {
     "migrate": ["cmpl-1", "i1"],
     "drain": ["i0"],
     "undrain": ["i0"],
+    "role": ["i0", "decode"],
     "start": ["2"],
     "scale": ["3"],
     "restart": ["--rolling"],
@@ -69,6 +70,8 @@ class Server:
                 return httpx.Response(202, json=started_answer(1))
             if path.endswith("/drain"):
                 next(one for one in self.rows if one["id"] == path.split("/")[1])["state"] = "stopped"
+            if path.endswith("/role"):
+                return httpx.Response(200, json={"ok": True, "id": "i0", **json.loads(request.content)})
             changed = moved_answer() if path == "migrations" else state_answer("i0", "draining")
             return httpx.Response(200, json=changed)
         drains = [drain_report(one["id"], moved=1) for one in self.rows]
@@ -272,6 +275,25 @@ def test_undrain_names_the_instance(answer_with: Install, capsys: Captured) -> N
     assert main(["undrain", "i1"]) == 0
     assert server.asked == ["instances/i1/undrain"]
     assert capsys.readouterr().out == "i1 takes requests again\n"
+
+
+def test_role_is_given_and_shown(answer_with: Install, capsys: Captured) -> None:
+    asked: list[tuple[str, bytes]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.content))
+        if request.method == "POST":
+            return httpx.Response(200, json={"ok": True, "id": "i1", "role": "prefill"})
+        rows = [instance_row("i0"), instance_row("i1", role="prefill")]
+        return httpx.Response(200, json=status_answer(*rows))
+
+    answer_with(answer)
+    assert main(["role", "i1", "prefill"]) == 0
+    assert asked == [("/llumnix/v1/instances/i1/role", b'{"role":"prefill"}')]
+    assert capsys.readouterr().out == "i1 is prefill from now on\n"
+    assert main(["status"]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[:3]] == ["role", "mixed", "prefill"]
+    assert main(["role", "i1", "both"]) == 2
 
 
 def test_name_with_a_slash_stays_one_name(answer_with: Install) -> None:

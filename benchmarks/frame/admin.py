@@ -70,3 +70,8 @@ class Admin:
         """HTTP status."""
         async with self._session.post(f"{PREFIX}/instances/{instance}/drain{query}") as response:
             return response.status
+
+    async def give_role(self, instance: str, role: str) -> int:
+        """HTTP status."""
+        async with self._session.post(f"{PREFIX}/instances/{instance}/role", json={"role": role}) as response:
+            return response.status

@@ -17,6 +17,7 @@ from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
 from llumnix.report.records import MigrationRecord
+from llumnix.types import Role
 
 ASK_TIMEOUT_S = 30.0
 MOVE_TIMEOUT_S = 120.0
@@ -90,6 +91,11 @@ class AdminClient:
     def undrain(self, instance: str) -> None:
         """Lets a drained or draining instance take requests again."""
         self._ask("POST", f"/instances/{_part(instance)}/undrain", bodies.StateAnswer)
+
+    def give_role(self, instance: str, role: Role) -> None:
+        """Has an instance preferred for prompts, tokens, or both."""
+        body = bodies.RoleBody(role=role)
+        self._ask("POST", f"/instances/{_part(instance)}/role", bodies.RoleAnswer, body)
 
     def drains(self) -> list[DrainReport]:
         """A report of every drain, whether it has ended or not."""

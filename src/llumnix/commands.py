@@ -207,6 +207,18 @@ def _undrain(client: Any, values: argparse.Namespace) -> None:
     print(f"{values.instance} takes requests again")
 
 
+def _role_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("instance", metavar="INSTANCE")
+    parser.add_argument("role", choices=("prefill", "decode", "mixed"), help="Prompts, tokens, or both.")
+
+
+def _role(client: Any, values: argparse.Namespace) -> None:
+    from llumnix.types import Role
+
+    client.give_role(values.instance, Role(values.role))
+    print(f"{values.instance} is {values.role} from now on")
+
+
 # how many there are
 
 
@@ -274,6 +286,7 @@ SERVER_COMMANDS: dict[str, ServerCommand] = {
     "migrate": ServerCommand("Move one request to another instance.", _migrate_flags, _migrate),
     "drain": ServerCommand("Empty an instance by migration, then stop it.", _drain_flags, _drain),
     "undrain": ServerCommand("Let a draining or drained instance take requests again.", _undrain_flags, _undrain),
+    "role": ServerCommand("Prefer an instance for prompts, for tokens, or for both.", _role_flags, _role),
     "start": ServerCommand("Start more instances.", _start_flags, _start),
     "scale": ServerCommand("Start or drain instances until so many serve.", _scale_flags, _scale),
     "restart": ServerCommand("Replace every instance without losing a request.", _restart_flags, _restart),

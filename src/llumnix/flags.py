@@ -146,6 +146,8 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     policy = find_policy(values.policy)
     refuse_what_does_nothing(given, policy, migration=values.migration, scales_with=without)
     _refuse_what_vllm_makes_idle(given, engine_flags)
+    policy_config = build(PolicyConfig, values)
+    policy_config.roles.check(cluster.instances)
     scaling = build(ScalingConfig, values)
     if cluster.scaling != "off" and not scaling.min_instances <= cluster.instances <= scaling.max_instances:
         raise UsageError(
@@ -156,7 +158,7 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
         model=model,
         engine_flags=tuple(engine_flags),
         front_ends=values.front_ends,
-        policy=build(PolicyConfig, values),
+        policy=policy_config,
         migration=build(MigrationConfig, values),
         cluster=cluster,
         scaling=scaling,
@@ -245,6 +247,7 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
     idle = {
         f"is for auto-scaling, which is off: say {scales_with}": _SCALING if scales_with else (),
         f"is for requests that move by themselves, and with {no_moves} none does": _MOVING if no_moves else (),
+        "is for policies that know roles, and this --policy does not": () if policy.roles else _ROLES,
         "is for policies that make room before it is short, and this --policy does not": (
             () if policy.relief else ("relief_steps",)
         ),
@@ -266,7 +269,8 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
 
 _WHOLE_PROMPTS = ("--no-enable-chunked-prefill", "--disable-chunked-mm-input")
 _SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
-_MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps")
+_ROLES = ("prefill_instances", "decode_instances")
+_MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps", *_ROLES)
 
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:

@@ -7,11 +7,12 @@ from math import inf
 
 from llumnix.errors import UsageError
 from llumnix.knob import knob
+from llumnix.types import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolesConfig:
-    """Tokens in time: a target, and what instances do for it."""
+    """Tokens in time: a target, and which instances are preferred for prompts, or for tokens."""
 
     tpot_target_ms: float = knob(
         0.0,
@@ -19,9 +20,36 @@ class RolesConfig:
         "tokens of prompts per step as leave it in time (0: no target).",
     )
 
+    prefill_instances: int = knob(
+        0, "Instances that compute prompts; with their first token requests leave them for others (0: none)."
+    )
+    decode_instances: int = knob(
+        0,
+        "Instances that take requests with their first token, and prompts only as far as --tpot-target-ms leaves time "
+        "for them; the rest does both (0: none).",
+    )
+
     def __post_init__(self) -> None:
         if not 0 <= self.tpot_target_ms < inf:
             raise UsageError("--tpot-target-ms must be a finite number and not negative.")
+
+        if self.prefill_instances < 0 or self.decode_instances < 0:
+            raise UsageError("--prefill-instances and --decode-instances must not be negative.")
+        if self.decode_instances and not self.prefill_instances:
+            raise UsageError("--decode-instances is for requests that leave --prefill-instances, and there are none.")
+
+    def role_of(self, slot: int) -> Role:
+        """Of the instance with this place, and so of its successor."""
+        if slot < self.prefill_instances:
+            return Role.PREFILL
+        return Role.DECODE if slot < self.prefill_instances + self.decode_instances else Role.MIXED
+
+    def check(self, instances: int) -> None:
+        """Raises UsageError unless somebody is left to make tokens."""
+        for_prompts, for_tokens = self.prefill_instances, self.decode_instances
+        if for_prompts >= instances or for_prompts + for_tokens > instances:
+            given = f"--prefill-instances {for_prompts}" + (f" --decode-instances {for_tokens}" if for_tokens else "")
+            raise UsageError(f"{given} is too many for --instances {instances}: others are to make tokens.")
 
     @property
     def tpot_target_s(self) -> float:

@@ -14,13 +14,13 @@ from llumnix.api.bodies import ClientRequest, InstanceRow, InstancesAnswer, Scal
 from llumnix.control.class_counts import ClassRow
 from llumnix.errors import ServerRefused
 from llumnix.report.records import MOVED, MigrationRecord
-from llumnix.types import by_number
+from llumnix.types import Role, by_number
 
 _STATES = {"running": "green", "draining": "yellow", "starting": "cyan", "lost": "red", "stopped": "dim"}
 _LOADS = {"tight": "yellow", "over": "red"}
 _LONG = ("reason", "can move", "outcome")
 _LEFT = (
-    *("id", "state", "instance", "priority", "can move", "from", "to", "outcome", "order", "reason", "when"),
+    *("id", "state", "role", "instance", "priority", "can move", "from", "to", "outcome", "order", "reason", "when"),
     *("class", "tenant", "refused"),
 )
 
@@ -140,15 +140,19 @@ def _stamped(shown: Group | Text) -> Group:
 
 
 def status_table(status: InstancesAnswer) -> Group:
-    table = _table(*("id", "state", "pid", "run", "wait", "free/blocks", "freeness", "preempt", "in", "out"))
+    roles = any(row.role is not Role.MIXED for row in status.instances)
+    names = ("id", "state", *(["role"] if roles else []), "pid", "run", "wait", "free/blocks", "freeness")
+    table = _table(*names, "preempt", "in", "out")
     for row in status.instances:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, roles))
     return Group(table, *_below(status))
 
 
-def _cells(row: InstanceRow) -> Iterable[str | Text]:
+def _cells(row: InstanceRow, roles: bool) -> Iterable[str | Text]:
     yield row.id
     yield Text(row.state, style=_STATES.get(row.state, ""))
+    if roles:
+        yield row.role
     yield from map(_shown, (row.pid, row.running, row.waiting))
     yield f"{row.free_blocks}/{row.total_blocks}" if row.total_blocks else "–"
     yield _freeness(row)

@@ -41,6 +41,14 @@ class InstanceState(StrEnum):
     LOST = "lost"
 
 
+class Role(StrEnum):
+    """What an instance is preferred for (`policy/roles.py`)."""
+
+    MIXED = "mixed"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
 class RequestState(StrEnum):
     WAITING = "waiting"
     """Queued; holds no blocks. A preempted request waits, too (its blocks are gone)."""

@@ -15,7 +15,7 @@ from llumnix.control import events as ev
 from llumnix.control.orders import MoveOrder
 from llumnix.control.scheduler_events import SetDraining
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
 if TYPE_CHECKING:
     from cluster_world import Cluster
@@ -75,6 +75,7 @@ class ClusterInstance(Instance):
         self.seen = [0] * world.size
         self.seq = 0
         self.state = InstanceState.RUNNING
+        self.role = Role.MIXED
         self.keep = self.asked_to_end = self.hangs = False
         self.hung_s = 0.0
         self.last: InstanceSnapshot | None = None
@@ -134,6 +135,8 @@ class ClusterInstance(Instance):
         running = [each for each in sequences if each.state in ("running", "detaching")]
         waiting = [each for each in sequences if each.state == "waiting"]
         free = self.engine.free_blocks
+        settled = [each for each in running if self.llumlet.is_settled(each.spec.id)]
+        leaving = settled if self.role is Role.PREFILL else []
         growth = sum(-(-(each.tokens + RELIEF_STEPS) // BLOCK_TOKENS) - len(each.blocks) for each in running)
         return InstanceSnapshot(
             id=self.id,
@@ -148,6 +151,9 @@ class ClusterInstance(Instance):
             waiting=len(waiting),
             head_of_line_blocks=waiting[0].needed_blocks if waiting else 0,
             queued_blocks=sum(each.needed_blocks for each in waiting),
+            role=self.role,
+            to_decode=len(leaving),
+            to_decode_blocks=sum(each.needed_blocks for each in leaving),
             incoming=len(self.reservations),
             outgoing=len(self.llumlet.attempts.sources),
             ended=self.ended,

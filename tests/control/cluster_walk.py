@@ -9,7 +9,7 @@ from cluster_instance import ClusterInstance
 from cluster_world import Cluster
 from link_faults import double, lose
 
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 Action = Callable[[Cluster, random.Random], None]
 
@@ -140,6 +140,11 @@ def undrain(world: Cluster, rng: random.Random) -> None:
         world.undrain(rng.choice(draining))
 
 
+def give_role(world: Cluster, rng: random.Random) -> None:
+    if world.living:
+        world.give_role(rng.choice(world.living).id, rng.choice(list(Role)))
+
+
 def sigterm(world: Cluster, rng: random.Random) -> None:
     if expendable(world):
         world.instances[rng.choice(expendable(world))].asked_by_its_process()
@@ -213,6 +218,10 @@ CONFUSED = {
 """Mail comes twice or never, alarms fire, and front ends read late."""
 STRANGERS = {**WEIGHTS, move: 8, start: 2, report: 1, deliver: 3, lose: 3, drain: 0.5, abort: 0.05}
 """Instances come and go, requests move to them at once, and front ends hear of them late."""
+
+
+IN_ROLES = {**WEIGHTS, give_role: 1.0, report: 10}
+"""Instances change what they are for, and requests go where they are to make their tokens."""
 
 
 def walk(seed: int, steps: int = 400, weights: dict[Action, float] = WEIGHTS) -> Cluster:

@@ -28,7 +28,7 @@ from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
 Address = InstanceId | str | tuple[str, int]
 """A llumlet, the scheduler, or a front end by its index."""
@@ -169,12 +169,16 @@ class Cluster:
         elif instance.alive:
             self._instance_gets(instance, mail)
 
-    def _instance_gets(self, instance: ClusterInstance, mail: Message | MoveOrder | sched.SetDraining) -> None:
+    def _instance_gets(
+        self, instance: ClusterInstance, mail: Message | MoveOrder | sched.SetDraining | sched.SetRole
+    ) -> None:
         match mail:
             case MoveOrder():
                 instance.ordered(mail)
             case sched.SetDraining():
                 instance.set_draining(mail)
+            case sched.SetRole():
+                instance.role = mail.role
             case Message():
                 instance.handle(ev.Received(self.now, mail))  # type: ignore[arg-type]
             case _:
@@ -223,6 +227,10 @@ class Cluster:
         if instance in self.heard:
             self.tell(sched.DrainRequested(at=self.now, instance=instance, keep=keep, timeout_s=timeout_s))
 
+    def give_role(self, instance: InstanceId, role: Role) -> None:
+        if instance in self.heard:
+            self.tell(sched.RoleWanted(at=self.now, instance=instance, role=role))
+
     def undrain(self, instance: InstanceId) -> None:
         if not self.scheduler.drains.why_not_withdrawn(instance):
             self.tell(sched.DrainWithdrawn(at=self.now, instance=instance))
@@ -240,7 +248,7 @@ class Cluster:
                 assert command.source in self.heard, f"{command.source} is gone, and is to give something"
                 if order.target in self.heard:
                     self.post(command.source, order)
-            case sched.SetDraining():
+            case sched.SetDraining() | sched.SetRole():
                 self.post(command.instance, command)
             case sched.ReplayRest():
                 for index in range(self.size):

@@ -374,7 +374,14 @@ class World:
         self._submit(client, spec, instance)
         return client
 
-    def move(self, source: InstanceId, target: InstanceId, request: RequestId | None = None, count: int = 1) -> None:
+    def move(
+        self,
+        source: InstanceId,
+        target: InstanceId,
+        request: RequestId | None = None,
+        count: int = 1,
+        to_decode: bool = False,
+    ) -> None:
         instance = self.instances[source]
         candidates = tuple(sequence.snapshot() for sequence in instance.engine.sequences.values())
         instance.moves_asked += count if request is None else 1
@@ -384,7 +391,7 @@ class World:
             cause=MoveCause.BALANCE,
             reason="balance",
             request=request,
-            wanted=Wanted(count=count, room_blocks=1000),
+            wanted=Wanted(count=count, room_blocks=1000, to_decode=to_decode),
         )
         instance.handle(ev.MoveOrdered(self.now, order, candidates))
 

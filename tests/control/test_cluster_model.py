@@ -10,7 +10,7 @@ import random
 from collections import Counter
 
 import pytest
-from cluster_walk import CONFUSED, STRANGERS, WEIGHTS, Action, walk
+from cluster_walk import CONFUSED, IN_ROLES, STRANGERS, WEIGHTS, Action, walk
 from cluster_world import Cluster
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -77,7 +77,9 @@ def test_no_interleaving_breaks_the_cluster_in_two_thousand_examples() -> None:
     run(examples=2000, steps=60)
 
 
-@pytest.mark.parametrize("weights", [WEIGHTS, CONFUSED, STRANGERS], ids=["usual", "confused", "strangers"])
+@pytest.mark.parametrize(
+    "weights", [WEIGHTS, CONFUSED, STRANGERS, IN_ROLES], ids=["usual", "confused", "strangers", "in roles"]
+)
 def test_walk_through_a_cluster(weights: dict[Action, float]) -> None:
     for seed in range(1000, 1030):
         walk(seed, 600, weights)

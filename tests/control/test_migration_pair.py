@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from migration_pair import Client, World
 
+from llumnix.control.events import Detached
 from llumnix.control.messages import Cancel, Commit, Committed, Copied, Doubt, Message, Prepared, Refused, Verdict
 from llumnix.control.orders import MoveOutcome
 
@@ -237,3 +238,24 @@ def test_cancel_and_refusal_are_lost() -> None:
     run(world, losing=(Cancel, Refused, Copied))
     world.check_rest()
     assert not answer(world).ok
+
+
+@pytest.mark.parametrize("asked_early", [True, False])
+def test_request_that_decodes_elsewhere_leaves_with_its_first_token(asked_early: bool) -> None:
+    """Asked when it decodes already, it goes as any other: in rounds, while it makes tokens."""
+    world = World(2, total_blocks=100)
+    client = world.open("a", prompt_tokens=40, max_tokens=60)
+    source = world.instances["a"]
+    source.read_inbox()
+    source.step()
+    if not asked_early:
+        run(world, lambda: len(client.tokens) >= 5)
+    world.move("a", "b", to_decode=True)
+    source.step()
+    run(world, lambda: bool(source.answers))
+    assert answer(world).ok
+    heard = [entry.event for entry in source.llumlet.transcript.of(client.request)]
+    (made_here,) = [event.output_tokens for event in heard if isinstance(event, Detached)]
+    assert (made_here <= 2) == asked_early, "one more is under way"
+    run(world)
+    world.check_rest()

@@ -22,16 +22,18 @@ from llumnix.control.scheduler_events import (
     LoadReported,
     MigrationEnded,
     MoveRequest,
+    RoleWanted,
     RoundAt,
     RoundDue,
     SchedulerCommand,
     SchedulerEvent,
+    SetRole,
     StartInstances,
     StartRequested,
 )
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from move_outcomes import outcome
 
 TIMEOUT_S = 1000.0
@@ -429,3 +431,46 @@ def test_nobody_is_relieved_where_nothing_moves(knobs: dict[str, object]) -> Non
     b = Body(**knobs)  # type: ignore[arg-type]
     b.report("b", **FREE)
     assert b.report("a", **FULL, short_blocks=7) == []
+
+
+FOR_PROMPTS = {"role": Role.PREFILL, "running": 2, "to_decode": 2, "to_decode_blocks": 40}
+
+
+def leaving(commands: list[SchedulerCommand]) -> list[tuple[str, str, int, bool]]:
+    moves = [command for command in commands if isinstance(command, MoveRequest)]
+    return [(each.source, each.order.target, each.order.wanted.count, each.order.wanted.to_decode) for each in moves]
+
+
+def test_requests_leave_an_instance_for_prompts_as_soon_as_it_reports_them() -> None:
+    b = Body()
+    b.report("d", role=Role.DECODE)
+    commands = b.report("p", **FOR_PROMPTS)
+    assert leaving(commands) == [("p", "d", 2, True)]
+    assert [each.order.cause for each in commands if isinstance(each, MoveRequest)] == [MoveCause.DECODE]
+
+
+def test_request_is_not_asked_to_leave_twice() -> None:
+    b = Body()
+    b.report("d", role=Role.DECODE)
+    b.report("p", **FOR_PROMPTS)
+    assert leaving(b.report("p", **FOR_PROMPTS)) == [], "both are asked for, and the report does not know it yet"
+    moving = {**FOR_PROMPTS, "running": 3, "to_decode": 1, "to_decode_blocks": 20, "outgoing": 2}
+    assert leaving(b.report("p", **moving)) == [("p", "d", 1, True)], "one more has come"
+
+
+def test_one_that_has_just_ended_keeps_nobody_else_waiting() -> None:
+    b = Body()
+    b.report("d", role=Role.DECODE)
+    (order,) = [each.order for each in b.report("p", **FOR_PROMPTS) if isinstance(each, MoveRequest)]
+    gone = outcome("p", "d", request=None, why_not="nothing to give: no requests")
+    b.tell(MigrationEnded(at=b.at, outcome=replace(gone, order=order)))
+    assert leaving(b.report("p", **FOR_PROMPTS)) == [("p", "d", 2, True)]
+
+
+def test_role_is_the_instances_to_take() -> None:
+    b = Body()
+    b.report("a")
+    wanted = RoleWanted(at=b.at, instance=InstanceId("a"), role=Role.DECODE)
+    assert b.tell(wanted) == [SetRole(instance=InstanceId("a"), role=Role.DECODE, reason="asked for")]
+    assert b.tell(replace(wanted, instance=InstanceId("x"))) == []
+    assert b.scheduler.ignored == {"role of an unknown instance": 1}

@@ -9,9 +9,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from llumnix.control.scheduler_events import SetDraining
+from llumnix.config import PolicyConfig
+from llumnix.control.scheduler_events import SetDraining, SetRole
 from llumnix.engine.vllm.instance.office import AskedToEnd, Office
-from llumnix.types import InstanceId, InstanceState
+from llumnix.engine.vllm.instance.reports import Reports
+from llumnix.roles_config import RolesConfig
+from llumnix.types import InstanceId, InstanceState, Role
 from llumnix.wire.news import FrontEndLost
 
 pytestmark = pytest.mark.adapter
@@ -65,3 +68,15 @@ def test_late_news_of_a_lost_front_end_aborts_nothing_of_its_successor() -> None
     office._core = SimpleNamespace(abort_requests=aborted.extend, scheduler=scheduler)
     office.take(FrontEndLost(front_end=1, until_unix_s=100.0))
     assert aborted == ["of the lost one", "its last"]
+
+
+def test_role_is_told_with_the_next_report_and_acted_on() -> None:
+    office: Any = Office.__new__(Office)
+    office.driver = SimpleNamespace(tell_ends=lambda: None)
+    office.reports = Reports.__new__(Reports)
+    office.reports._spec = SimpleNamespace(policy=PolicyConfig(roles=RolesConfig(tpot_target_ms=30)))
+    office.reports._scheduler = SimpleNamespace(limits=SimpleNamespace(target_s=0.0))
+    for role, target_s in ((Role.DECODE, 0.030), (Role.PREFILL, 0.0), (Role.MIXED, 0.030)):
+        office.take(SetRole(instance=InstanceId("i0"), role=role, reason="asked for"))
+        assert office.reports.role is role
+        assert office.reports._scheduler.limits.target_s == target_s, "prompts come first where they are computed"

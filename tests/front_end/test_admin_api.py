@@ -30,6 +30,7 @@ from llumnix.journal.entries import (
     DrainNoted,
     InstanceNoted,
     RefusalNoted,
+    RoleNoted,
     RoundNoted,
     ScalingNoted,
 )
@@ -39,7 +40,7 @@ from llumnix.policy.dispatch import DispatchReason, Judged
 from llumnix.policy.pairing import Rejection, Why
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from llumnix.wire import base, news, to_front_end
 from move_outcomes import outcome
 
@@ -47,6 +48,7 @@ I0, I1 = InstanceId("i0"), InstanceId("i1")
 CLASSES = Path(__file__).parent.parent / "vllm" / "classes.yaml"
 ASKED: dict[str, Any] = {
     "POST /instances": {"json": {"count": 1}},
+    "POST /instances/{id}/role": {"json": {"role": "decode"}},
     "POST /migrations": {"json": {"request_id": "cmpl-1", "target": "i1"}},
 }
 COUNTS = {
@@ -62,7 +64,7 @@ COUNTS = {
     ),
     *("recompute_tokens_saved", "migrations_in", "migrations_out", "prefill_tokens"),
 }
-INSTANCE = {"id", "state", "pid", "node", "freeness", "load", "first_token_s", "token_s", "step_cost", *COUNTS}
+INSTANCE = {"id", "state", "role", "pid", "node", "freeness", "load", "first_token_s", "token_s", "step_cost", *COUNTS}
 MOVED = {"source", "target", "stages", "bytes", "blocks_skipped", "copy_ms", "handover_ms", "downtime_ms"}
 KEYS: dict[str, set[str]] = {
     "GET ": {"server", "routes"},
@@ -72,6 +74,7 @@ KEYS: dict[str, set[str]] = {
     "POST /instances/{id}/drain": {"ok", "id", "state"},
     "POST /instances/{id}/undrain": {"ok", "id", "state"},
     "GET /classes": {"classes"},
+    "POST /instances/{id}/role": {"ok", "id", "role"},
     "POST /classes/reload": {"ok", "classes", "tenants"},
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
@@ -134,7 +137,7 @@ def note_everything(stories: Stories) -> None:
     nothing = Rejection(I0, None, Why.NOTHING_TO_GIVE)
     step = ScalingStep(at=9.0, reason="freeness 3 below 10", start=1, carried_out=False)
     drain = DrainNoted(drained("i0", each=1))
-    of_cluster = InstanceNoted(serves=True), RoundNoted((nothing,)), ScalingNoted(step), drain
+    of_cluster = InstanceNoted(serves=True), RoundNoted((nothing,)), ScalingNoted(step), RoleNoted(Role.DECODE), drain
     for noted in (RefusalNoted(503), *of_cluster):
         stories.journal.note(10.0, noted, instance=I0)
 

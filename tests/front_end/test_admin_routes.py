@@ -21,10 +21,10 @@ from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.engine.vllm.front_end import index
 from llumnix.engine.vllm.front_end.admin.routes import MIGRATE_TIMEOUT_S
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from llumnix.wire.news import InstanceStarting
 from llumnix.wire.to_front_end import Answer, DrainReports, MigrateAnswer, RequestRow, ScalingStatus
-from llumnix.wire.to_scheduler import DrainInstance, UndrainInstance
+from llumnix.wire.to_scheduler import DrainInstance, GiveRole, UndrainInstance
 
 
 def record(request: str) -> MigrationRecord:
@@ -160,6 +160,29 @@ async def test_undrain_is_the_schedulers_to_allow(board: Board) -> None:
 @pytest.mark.parametrize(("instance", "status"), [("i8", 409), ("i6", 409), ("i9", 409), ("i7", 404)])
 async def test_undrain_of_what_is_not_there(board: Board, instance: str, status: int) -> None:
     assert (await ask(board, "POST", f"/instances/{instance}/undrain")).status_code == status
+    assert board.asked == []
+
+
+async def test_role_is_passed_on_to_the_scheduler(board: Board) -> None:
+    answer = await ask(board, "POST", "/instances/i2/role", json={"role": "decode"})
+    assert (answer.status_code, answer.json()) == (200, {"ok": True, "id": "i2", "role": "decode"})
+    assert board.asked == [GiveRole(instance=InstanceId("i2"), role=Role.DECODE, query=1, reply_to=board.address)]
+
+
+@pytest.mark.parametrize(
+    ("instance", "body", "status"),
+    [
+        ("i0", {"role": "both"}, 400),
+        ("i0", {"role": 1}, 400),
+        ("i0", {}, 400),
+        ("i8", {"role": "mixed"}, 409),
+        ("i7", {"role": "mixed"}, 404),
+    ],
+)
+async def test_what_is_no_role_or_of_no_instance_is_refused(
+    board: Board, instance: str, body: dict[str, Any], status: int
+) -> None:
+    assert (await ask(board, "POST", f"/instances/{instance}/role", json=body)).status_code == status
     assert board.asked == []
 
 

@@ -26,7 +26,7 @@ def test_the_catalogue_is_closed() -> None:
     """A new kind is a change of what clients are promised: it belongs into the changelog, and here."""
     assert (
         *("refused", "dispatch", "first_token", "preempted", "moved", "stayed", "parked", "replayed", "ended"),
-        *("instance", "round", "scale", "drain"),
+        *("instance", "round", "scale", "role", "drain"),
     ) == KINDS
 
 

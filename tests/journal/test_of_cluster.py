@@ -12,9 +12,10 @@ from llumnix.journal import of_cluster
 from llumnix.journal.entries import DrainNoted, RoundNoted
 from llumnix.journal.journal import Journal
 from llumnix.journal.of_cluster import ClusterNotes
+from llumnix.journal.words import sentence
 from llumnix.policy.pairing import PairingRound, Rejection, Why
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 NOTHING = PairingRound((), ())
@@ -107,3 +108,11 @@ def test_the_scheduler_that_serves_is_told_of_as_it_answers() -> None:
     served, turned_down = notes.journal.after(0).entries
     assert (served.kind, turned_down.kind) == ("instance", "round")
     assert turned_down.what == RoundNoted((Rejection(I0, None, Why.NO_TARGET),))
+
+
+def test_role_is_noted_and_told_in_words() -> None:
+    given = control.SetRole(instance=I1, role=Role.DECODE, reason="asked for")
+    notes = notes_of((control.RoleWanted(at=1.0, instance=I1, role=Role.DECODE), [given]))
+    assert noted(notes) == [("role", I1, "asked for")]
+    (entry,) = notes.journal.after(0).entries
+    assert sentence(entry) == "i1 is for tokens from now on: asked for"

@@ -101,3 +101,16 @@ def test_choice_says_why_others_stay() -> None:
     )
     assert str(choose_victims(CHEAPEST, [], query())) == "nothing to give: no requests"
     assert str(choose_victims(CHEAPEST, [SHORT, PINNED], query())) == "cheapest to move: short (passed over: 1 pinned)"
+
+
+def test_instance_for_prompts_gives_all_that_run_whoever_decodes_first() -> None:
+    just_come = request("just-come", arrival_s=9.5, moved_s=9.9)
+    ending = request("ending", remaining_tokens=1)
+    asked = query(to_decode=True, count=9)
+    choice = choose_victims(CHEAPEST, (QUEUED, PREFILLING, LONG, HIGH_ONE, ending, just_come, PINNED), asked)
+    assert choice.victims == ("long", "high", "just-come", "prefilling")
+    assert choice.passed_over == (
+        ("waiting, not computed yet", 1),
+        ("end with the next token", 1),
+        ("pinned", 1),
+    )

@@ -18,7 +18,7 @@ from llumnix.journal.entries import JournalEntry
 from llumnix.journal.story import RequestStory
 from llumnix.policy.snapshot import StepCost
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId, InstanceState, RequestState
+from llumnix.types import InstanceId, InstanceState, RequestState, Role
 from llumnix.wire.to_front_end import ScalingStatus
 
 
@@ -31,6 +31,8 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     """Null for one that is gone."""
     node: str | None = None
     """The machine that it runs on."""
+    role: Role = Role.MIXED
+    """What it is preferred for: prompts, tokens, or both."""
     block_tokens: int = 0
     """Tokens in a block of its KV cache."""
     state_blocks: int = 0
@@ -210,6 +212,19 @@ class ClassesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """With `--classes`: of all front ends together, each class and tenant of whom there was a request."""
 
     classes: list[ClassRow]
+
+
+class RoleBody(msgspec.Struct, frozen=True, kw_only=True):
+    role: Role
+    """What it is to be preferred for."""
+
+
+class RoleAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the instance is preferred for from now on, or until it ends."""
+
+    ok: Literal[True] = True
+    id: InstanceId
+    role: Role
 
 
 class ReloadedAnswer(msgspec.Struct, frozen=True, kw_only=True):

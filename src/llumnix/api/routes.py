@@ -111,6 +111,14 @@ ROUTES = (
         refusals={**_INSTANCE, **_SILENT},
     ),
     Route(
+        method="POST",
+        path="/instances/{id}/role",
+        text="prefers it for prompts, tokens, or both",
+        body=bodies.RoleBody,
+        answer=bodies.RoleAnswer,
+        refusals={400: _BODY, **_INSTANCE, 413: _LARGE, **_SILENT},
+    ),
+    Route(
         method="GET",
         path="/requests",
         text="every request, and where it is",

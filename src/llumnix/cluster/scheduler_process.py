@@ -42,6 +42,7 @@ from llumnix.wire.to_scheduler import (
     AddInstances,
     DrainInstance,
     FleetChanged,
+    GiveRole,
     HeldHere,
     InstanceServing,
     ListDrains,
@@ -156,7 +157,7 @@ class SchedulerProcess:
             case HeldHere():
                 front_end, requests, tokens = message.front_end, message.requests, message.tokens
                 self._handle(control.DemandHeld(at=at, front_end=front_end, requests=requests, tokens=tokens))
-            case DrainInstance() | UndrainInstance() | AddInstances() | ListDrains():
+            case DrainInstance() | UndrainInstance() | GiveRole() | AddInstances() | ListDrains():
                 self._wishes.take(message, at)
             case _:
                 assert_never(message)
@@ -195,7 +196,7 @@ class SchedulerProcess:
                 self._wake_at_s = command.at
             case control.MoveRequest():
                 self._move(command)
-            case control.SetDraining():
+            case control.SetDraining() | control.SetRole():
                 self._post_to(command.instance, command)
             case control.ReplayRest():
                 log.info("what is left on %s is to be replayed: %s", command.instance, command.reason)

@@ -16,7 +16,7 @@ from llumnix.types import InstanceId
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import Answer, DrainReports
-from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance, Wish
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, ListDrains, UndrainInstance, Wish
 
 _WHY_NOT_THE_LAST = (
     "{instance} is the last instance that takes requests: new ones would get 503 until another one runs, and those "
@@ -59,6 +59,8 @@ class Wishes:
                 self._answer(message.reply_to, message.query, why)
                 if not why:
                     self._handle(control.DrainWithdrawn(at=at, instance=message.instance))
+            case GiveRole():
+                self._on_role(message, at)
             case AddInstances():
                 self._on_add(message, at)
             case ListDrains():
@@ -95,14 +97,30 @@ class Wishes:
                     firm=message.firm,
                 )
             )
-        elif instance in self._heard_of.gone:
-            self._answer(message.reply_to, message.query, f"{instance} is gone")
-        elif not message.reply_to:
-            self._early_drains[instance] = (at, message)
-        elif instance in self._heard_of.starting:
-            self._answer(message.reply_to, message.query, f"{instance} is still starting")
+        elif message.reply_to or instance in self._heard_of.gone:
+            self._answer(message.reply_to, message.query, self._why_not_there(instance))
         else:
-            self._answer(message.reply_to, message.query, f"there is no instance {instance}")
+            self._early_drains[instance] = (at, message)
+
+    def _on_role(self, message: GiveRole, at: float) -> None:
+        why = self._why_not_there(message.instance)
+        if not self._scheduler.knows_roles:
+            why = "with this --policy, or with --no-migration, instances have no roles"
+        self._answer(message.reply_to, message.query, why)
+        if not why:
+            self._handle(control.RoleWanted(at=at, instance=message.instance, role=message.role))
+
+    def _why_not_there(self, instance: InstanceId) -> str:
+        """Empty if it is."""
+        if instance in self._heard_of.serving:
+            return ""
+        if instance in self._heard_of.gone:
+            return f"{instance} is gone"
+        return (
+            f"{instance} is still starting"
+            if instance in self._heard_of.starting
+            else f"there is no instance {instance}"
+        )
 
     def _on_add(self, message: AddInstances, at: float) -> None:
         why = self._why_not_added(message.count)

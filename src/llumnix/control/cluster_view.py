@@ -136,7 +136,8 @@ class ClusterView:
         if not drains and incoming == snapshot.incoming and outgoing == snapshot.outgoing:
             return snapshot
         state = InstanceState.DRAINING if drains else snapshot.state
-        return replace(snapshot, state=state, incoming=incoming, outgoing=outgoing)
+        to_decode = max(0, snapshot.to_decode - (outgoing - snapshot.outgoing))
+        return replace(snapshot, state=state, incoming=incoming, outgoing=outgoing, to_decode=to_decode)
 
     def ignore(self, what: str) -> None:
         self._ignored[what] = self._ignored.get(what, 0) + 1

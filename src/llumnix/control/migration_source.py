@@ -90,6 +90,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     """Blocks `[there_blocks, there_blocks + pinned_blocks)` may be being read."""
     settled_blocks: int = 0
     decoding: bool = False
+    at_first_token: bool = False
+    """It goes as soon as it has one, without a round: where prompts are computed, that would last a long step."""
 
     skipped_blocks: int = 0
     held_blocks: int = 0
@@ -124,6 +126,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def prepared(self, at: float, message: Prepared) -> list[AnyCommand]:
         self.there_blocks = self.skipped_blocks = message.skip_blocks
+        self.at_first_token = self.order.wanted.to_decode and not self.decoding
         return self._go_on(at)
 
     def progressed(self, at: float, event: Progress) -> list[AnyCommand]:
@@ -146,11 +149,11 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         return [*self._unpin(), *self._go_on(at)]
 
     def _go_on(self, at: float) -> list[AnyCommand]:
-        """Another stage, the hand-over, or wait for more: the rule of section 4.2, with two additions. A queued request
-        is handed over at once, and one that is still in its prefill is copied as far as it is but never handed over."""
+        """Another stage, the hand-over, or wait for more: the rule of section 4.2, with three additions: a queued one
+        is handed over at once, one in its prefill never, and one that decodes elsewhere with its first token."""
         left_blocks = self.settled_blocks - self.there_blocks
         worth_a_stage = left_blocks > self.config.last_stage_max_blocks
-        out_of_stages = self.decoding_stages >= self.config.max_stages
+        out_of_stages = self.at_first_token or self.decoding_stages >= self.config.max_stages
         if self.queued or (self.decoding and (out_of_stages or not worth_a_stage)):
             return self._detach(at)
         if worth_a_stage:

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from llumnix.control.orders import MoveId
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
+from llumnix.control.scheduler_events import MoveRequest
+from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId
 
 MOVE_DEADLINE_S = 60.0
@@ -52,6 +54,13 @@ class MovesInFlight:
         self._change(ends, count)
         self._orders += 1
         return MoveId(f"{self._name}-{self._orders}")
+
+    def request(self, at: float, ends: Ends, wanted: Wanted, cause: MoveCause, reason: str) -> MoveRequest:
+        """The order to move some that the source picks, remembered."""
+        source, target = ends
+        move_id = self.ask(at, ends, wanted.count)
+        order = MoveOrder(move_id=move_id, target=target, cause=cause, reason=reason, wanted=wanted)
+        return MoveRequest(source=source, order=order)
 
     def end(self, ends: Ends, whole: bool = False) -> bool:
         """One move of the pair, or all of them, ended; False if none was asked for (any more)."""

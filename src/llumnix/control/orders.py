@@ -28,6 +28,8 @@ class MoveCause(StrEnum):
     """De-fragmentation: the first of the queue gets its place."""
     RELIEF = "relief"
     """It leaves before somebody has to be preempted."""
+    DECODE = "decode"
+    """Its prompt is computed, and it makes its tokens elsewhere: roles."""
     DRAIN = "drain"
     BY_HAND = "by_hand"
 

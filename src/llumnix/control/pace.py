@@ -61,6 +61,7 @@ def is_urgent(sent: InstanceSnapshot, load: InstanceSnapshot) -> bool:
         or load.preemptions > sent.preemptions
         or (load.short_blocks > 0 and not sent.short_blocks)
         or (load.waiting > 0 and not sent.waiting)
+        or load.to_decode > sent.to_decode
         or (not (load.running or load.waiting) and sent.running + sent.waiting > 0)
     )
 

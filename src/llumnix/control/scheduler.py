@@ -15,13 +15,14 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.control.at_once import AtOnce
 from llumnix.control.cluster_view import ClusterView
 from llumnix.control.drain import DrainLimits, DrainOrder
 from llumnix.control.drains import Drains
 from llumnix.control.fleet import FleetView
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
-from llumnix.control.orders import MoveCause, MoveOrder
+from llumnix.control.orders import MoveCause
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
     DeclareLost,
@@ -35,23 +36,20 @@ from llumnix.control.scheduler_events import (
     MigrationEnded,
     MoveRequest,
     RequestsReplayed,
+    RoleWanted,
     RoundAt,
     RoundDue,
     ScalingDecided,
     SchedulerCommand,
     SchedulerEvent,
+    SetRole,
     StartInstances,
     StartRequested,
 )
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Pair, PairingRound, PairingTerms
-from llumnix.policy.relief import find_relief
 from llumnix.policy.snapshot import ClusterSnapshot
-from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState
-
-RELIEF_TRIES = 32
-"""Instances, freest first, that are looked at for one that takes a request at once: bounds what a report costs."""
 
 NEWCOMER_MOVES = 4
 """Requests that a new instance takes at once, and that one instance gives it at once."""
@@ -84,12 +82,14 @@ class GlobalScheduler:
         """Events that came too late to matter, by kind."""
         self._view = ClusterView(self.moves, self.ignored)
         self._freest = Freest(self._view, self._terms.priority_target_tokens)
+        limits = drain_limits or DrainLimits()
+        self._at_once = AtOnce(policy, self.moves, self._back_off, self._freest, limits.moves)
         self.drains = Drains(
             self._view,
             self.moves,
             self._back_off,
             self._freest,
-            replace(drain_limits or DrainLimits(), repeat_s=instance_timeout_s),
+            replace(limits, repeat_s=instance_timeout_s),
             moves_requests=self._policy.pairing is not None,
         )
         self.last_round = PairingRound((), ())
@@ -108,10 +108,8 @@ class GlobalScheduler:
                 self._view.hear(event.at, event.instance)
             case InstanceLost():
                 return self._forget(event.at, event.instance) + self._arm(event.at)
-            case DrainRequested():
-                return self._on_drain_requested(event)
-            case DrainWithdrawn():
-                return self.drains.withdraw(event.at, event.instance) + self._arm(event.at)
+            case DrainRequested() | DrainWithdrawn() | RoleWanted():
+                return self._on_wish(event) + self._arm(event.at)
             case RequestsReplayed():
                 self.drains.replayed(event)
             case DemandHeld():
@@ -127,6 +125,11 @@ class GlobalScheduler:
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster by the last reports and the orders that went out since."""
         return self._view.snapshot(at)
+
+    @property
+    def knows_roles(self) -> bool:
+        """Instances may be preferred for prompts, or for tokens."""
+        return self._policy.roles and self._config.migration
 
     def is_last(self, instance: InstanceId) -> bool:
         """It takes requests, and nobody else does."""
@@ -149,7 +152,11 @@ class GlobalScheduler:
             # Its process was asked to end, or it was the will of a scheduler before us.
             firm = report.asked_to_end
             return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=report.drain_keep, firm=firm))
-        return self._relieve(event.at, report.id) if report.short_blocks else []
+        if not (report.short_blocks or report.to_decode):
+            return []
+        giver = self._view.look(report.id)
+        assert giver is not None, "it has just reported"
+        return self._at_once.reported(event.at, giver)
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[SchedulerCommand]:
         outcome = event.outcome
@@ -162,23 +169,32 @@ class GlobalScheduler:
             known.given += 1
         if outcome.ok:
             self._back_off.succeeded(source, target)
-        else:
+        elif not (nothing_left and outcome.order.wanted.to_decode):  # else they have just ended
             self._back_off.refused(event.at, source, None if nothing_left else target)
         return self.drains.go_on(event.at, source)
 
-    def _on_drain_requested(self, event: DrainRequested) -> list[SchedulerCommand]:
-        if self._view.get(event.instance) is None:
-            self._view.ignore("drain of an unknown instance")
+    def _on_wish(self, event: DrainRequested | DrainWithdrawn | RoleWanted) -> list[SchedulerCommand]:
+        if self._view.get(event.instance) is None and not isinstance(event, DrainWithdrawn):
+            self._view.ignore(f"{'drain' if isinstance(event, DrainRequested) else 'role'} of an unknown instance")
             return []
-        order = DrainOrder(
-            at=event.at,
-            instance=event.instance,
-            keep=event.keep,
-            why=event.why,
-            timeout_s=event.timeout_s,
-            firm=event.firm,
-        )
-        return self.drains.begin(order) + self._arm(event.at)
+        match event:
+            case DrainRequested():
+                return self.drains.begin(
+                    DrainOrder(
+                        at=event.at,
+                        instance=event.instance,
+                        keep=event.keep,
+                        why=event.why,
+                        timeout_s=event.timeout_s,
+                        firm=event.firm,
+                    )
+                )
+            case DrainWithdrawn():
+                return self.drains.withdraw(event.at, event.instance)
+            case RoleWanted():
+                return [SetRole(instance=event.instance, role=event.role, reason=event.why)]
+            case _:
+                assert_never(event)
 
     def _start(self, at: float, count: int, reason: str) -> StartInstances:
         return StartInstances(count=count, reason=reason, order=self.fleet.order(at, count))
@@ -275,22 +291,4 @@ class GlobalScheduler:
         if newcomer and not wanted.at_least_blocks:
             wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
         cause = MoveCause.ROOM if wanted.at_least_blocks else MoveCause.BALANCE
-        return self._ask(at, pair, wanted, cause, str(pair))
-
-    def _relieve(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
-        """A request leaves before one has to be preempted."""
-        if not self._policy.relief or not self._config.migration:
-            return []
-        giver = self._view.look(instance)
-        assert giver is not None, "it has just reported"
-        pair = find_relief(giver, self._freest.first(RELIEF_TRIES), self._terms_at(at))
-        if pair is None:
-            return []
-        reason = f"{giver.short_blocks} blocks short within {self._config.relief_steps} steps; {pair}"
-        return [self._ask(at, pair, pair.wanted, MoveCause.RELIEF, reason)]
-
-    def _ask(self, at: float, pair: Pair, wanted: Wanted, cause: MoveCause, reason: str) -> MoveRequest:
-        """Remembers a move as in flight."""
-        move_id = self.moves.ask(at, (pair.source, pair.target), wanted.count)
-        order = MoveOrder(move_id=move_id, target=pair.target, cause=cause, reason=reason, wanted=wanted)
-        return MoveRequest(source=pair.source, order=order)
+        return self.moves.request(at, (pair.source, pair.target), wanted, cause, str(pair))

@@ -11,7 +11,7 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.scaling import ScalingStep
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 
 ASKED_FOR = "asked for"
 """Why an instance drains, if whoever asked gave no other reason."""
@@ -67,6 +67,14 @@ class DrainWithdrawn(_Event, frozen=True, kw_only=True, tag=True):
     instance: InstanceId
 
 
+class RoleWanted(_Event, frozen=True, kw_only=True, tag=True):
+    """From now on the instance is to be preferred for this. It says so in its reports."""
+
+    instance: InstanceId
+    role: Role
+    why: str = ASKED_FOR
+
+
 class DemandHeld(_Event, frozen=True, kw_only=True, tag=True):
     """So much waits at a front end, sent to no instance yet."""
 
@@ -104,6 +112,7 @@ SchedulerEvent = (
     | MigrationEnded
     | DrainRequested
     | DrainWithdrawn
+    | RoleWanted
     | RequestsReplayed
     | DemandHeld
     | StartRequested
@@ -162,6 +171,14 @@ class SetDraining(_Command, frozen=True, kw_only=True, tag=True):
     draining: bool = True
 
 
+class SetRole(_Command, frozen=True, kw_only=True, tag=True):
+    """To the instance: report this role from now on, and act on it."""
+
+    instance: InstanceId
+    role: Role
+    reason: str
+
+
 class ReplayRest(_Command, frozen=True, kw_only=True, tag=True):
     """To every front end: start the requests that you have on this instance anew elsewhere, if that is exact."""
 
@@ -214,6 +231,7 @@ class RoundAt(_Command, frozen=True, kw_only=True, tag=True):
 SchedulerCommand = (
     MoveRequest
     | SetDraining
+    | SetRole
     | ReplayRest
     | DrainFinished
     | StopInstance

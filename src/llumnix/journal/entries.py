@@ -15,7 +15,7 @@ from llumnix.control.scaling import ScalingStep
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.policy.dispatch import DispatchReason
 from llumnix.policy.pairing import Rejection
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 
 
 class Spent(msgspec.Struct, gc=False):
@@ -157,6 +157,12 @@ class ScalingNoted(_Noted, frozen=True, tag="scale"):
     step: ScalingStep
 
 
+class RoleNoted(_Noted, frozen=True, tag="role"):
+    """What an instance is preferred for from now on."""
+
+    role: Role
+
+
 class DrainNoted(_Noted, frozen=True, tag="drain"):
     """A drain begins, or has ended."""
 
@@ -175,7 +181,7 @@ OfRequest = (
     | ReplayNoted
     | EndNoted
 )
-OfCluster = InstanceNoted | RoundNoted | ScalingNoted | DrainNoted
+OfCluster = InstanceNoted | RoundNoted | ScalingNoted | RoleNoted | DrainNoted
 AnyNoted = OfRequest | OfCluster
 
 

@@ -20,10 +20,11 @@ from llumnix.control.scheduler_events import (
     SchedulerCommand,
     SchedulerEvent,
     SetDraining,
+    SetRole,
     StartInstances,
     StopInstance,
 )
-from llumnix.journal.entries import DrainNoted, InstanceNoted, RoundNoted, ScalingNoted
+from llumnix.journal.entries import DrainNoted, InstanceNoted, RoleNoted, RoundNoted, ScalingNoted
 from llumnix.journal.journal import Journal
 from llumnix.policy.pairing import PairingRound, Rejection
 from llumnix.types import InstanceId
@@ -62,6 +63,8 @@ class ClusterNotes:
                 report = command.report
                 self._draining.discard(report.instance)
                 self.journal.note(at, DrainNoted(report), instance=report.instance, why=command.reason)
+            case SetRole():
+                self.journal.note(at, RoleNoted(command.role), instance=command.instance, why=command.reason)
             case DeclareLost():
                 self._is_gone(at, command.instance, command.why)
             case ScalingDecided():

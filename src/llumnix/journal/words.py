@@ -10,6 +10,7 @@ import msgspec
 from llumnix.journal import entries as noted
 from llumnix.journal.entries import JournalEntry, Spent
 from llumnix.journal.story import FIRST_KEPT, RequestStory
+from llumnix.types import Role
 
 PARTS = {
     "placing_s": "before it was placed",
@@ -20,6 +21,7 @@ PARTS = {
     "moving_s": "lost to moves",
     "replay_s": "lost with an instance",
 }
+_FOR = {Role.PREFILL: "for prompts", Role.DECODE: "for tokens", Role.MIXED: "for both, prompts and tokens,"}
 _OUTCOMES = {
     "stop": "ended by itself",
     "length": "ended with as many tokens as it might have",
@@ -59,7 +61,7 @@ def spent_words(spent: Spent) -> str:
 def sentence(entry: JournalEntry) -> str:
     """What happened; of a request it says not which."""
     match entry.what:
-        case noted.InstanceNoted() | noted.RoundNoted() | noted.ScalingNoted() | noted.DrainNoted():
+        case noted.InstanceNoted() | noted.RoundNoted() | noted.ScalingNoted() | noted.RoleNoted() | noted.DrainNoted():
             return _of_cluster(entry, entry.what)
         case noted.MoveNoted() | noted.StayNoted() | noted.ReplayNoted() | noted.ParkingNoted() | noted.DispatchNoted():
             return _of_place(entry, entry.what)
@@ -101,9 +103,7 @@ def _of_place(
             assert_never(what)
 
 
-def _of_cluster(
-    entry: JournalEntry, what: noted.InstanceNoted | noted.RoundNoted | noted.ScalingNoted | noted.DrainNoted
-) -> str:
+def _of_cluster(entry: JournalEntry, what: noted.OfCluster) -> str:
     match what:
         case noted.InstanceNoted():
             return f"{entry.instance} serves" if what.serves else f"{entry.instance} is gone: {entry.why}"
@@ -114,6 +114,8 @@ def _of_cluster(
             ) + more
         case noted.ScalingNoted():
             return f"auto-scaling {'does' if what.step.carried_out else 'would'} {what.step}"
+        case noted.RoleNoted():
+            return f"{entry.instance} is {_FOR[what.role]} from now on: {entry.why}"
         case noted.DrainNoted():
             if what.report is None:
                 return f"{entry.instance}: {entry.why}"

@@ -10,13 +10,14 @@ but hold a place. State goes in and comes out, time is in the snapshot.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from llumnix.config import ScalingConfig
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,13 @@ def _scale_out(
 def _scale_in(
     serving: list[InstanceSnapshot], freeness: float, config: ScalingConfig, held: HeldDemand
 ) -> ScaleIn | Stay:
-    """The one that is cheapest to empty, unless the others could not carry its load."""
-    leaver = min(serving, key=_cost_to_empty)
+    """The one that is cheapest to empty, unless the others could not carry its load; never the last one for prompts, or
+    for tokens."""
+    roles = Counter(one.role for one in serving)
+    spare = [one for one in serving if one.role is Role.MIXED or roles[one.role] > 1]
+    if not spare:
+        return Stay(f"freeness {freeness:.4g}, but each instance is the last with its role")
+    leaver = min(spare, key=_cost_to_empty)
     without = cluster_freeness(serving, -1, held)
     if without < config.scale_out_freeness:
         return Stay(f"freeness {freeness:.4g}, but {without:.4g} with one instance less")

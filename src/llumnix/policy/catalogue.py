@@ -26,6 +26,8 @@ class Policy:
     victim: VictimRule = CHEAPEST
     relief: bool = False
     """An instance that is about to run out of blocks gives a request away at once (`policy/relief.py`)."""
+    roles: bool = False
+    """Instances may be preferred for prompts, or for tokens (`policy/roles.py`)."""
     priorities: bool = True
     """High-priority requests get headroom; otherwise they are requests like any other."""
     migrate_out_freeness: float = 3.0
@@ -58,6 +60,7 @@ POLICIES: dict[str, Policy] = {
         dispatch=SOONEST,
         pairing=pair_and_make_room,
         relief=True,
+        roles=True,
     ),
     "llumnix-paper": Policy(
         help="Llumnix as in the paper's experiments",

@@ -17,7 +17,7 @@ from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 TRIES_PER_GIVER = 32
 """Instances that are tried for one that makes room in one round, the largest piece first: bounds a round's cost."""
@@ -34,7 +34,7 @@ def spare_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None)
     """A piece that the instance can do without: a block stays for each of its running requests, and what its queue can
     start with stays, too, and so does headroom. If its head cannot start anyway, what is free is of no use to it
     now."""
-    if instance.running + instance.incoming >= instance.max_running:
+    if instance.role is Role.PREFILL or instance.running + instance.incoming >= instance.max_running:
         return 0
     wanted = 0 if missing_blocks(instance) else instance.queued_blocks
     kept = instance.watermark_blocks + instance.running + headroom_blocks(instance, priority_target_tokens)

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness, room_blocks
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 TRIES_PER_SOURCE = 4
 """Targets that are tried for one source in one round: bounds a round's cost. What fails with the freest
@@ -255,7 +255,8 @@ def _serving(cluster: ClusterSnapshot) -> list[InstanceSnapshot]:
 
 
 def _may_take(instance: InstanceSnapshot, terms: PairingTerms) -> bool:
-    return not instance.preempted and instance.incoming < terms.max_migrations
+    """Not one for prompts, which would give it away again."""
+    return instance.role is not Role.PREFILL and not instance.preempted and instance.incoming < terms.max_migrations
 
 
 def _least_free(entry: Ranked) -> tuple[float, InstanceId]:

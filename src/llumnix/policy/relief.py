@@ -14,7 +14,7 @@ from llumnix.policy.pairing import Load, Pair, PairingTerms, with_added, without
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness, room_blocks
-from llumnix.types import InstanceState
+from llumnix.types import InstanceState, Role
 
 RELIEF_MOVES = 2
 """Requests that an instance gives away at once in its need, and that one takes."""
@@ -38,7 +38,7 @@ def find_relief(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], ter
     freeness = migration_freeness(giver, target_tokens)
     best, best_after = None, freeness
     for taker in takers:
-        if taker.state is not InstanceState.RUNNING:
+        if taker.state is not InstanceState.RUNNING or taker.role is Role.PREFILL:
             continue
         if migration_freeness(taker, target_tokens) <= best_after:
             break  # nobody is freer with one request more than without it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState
+from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, Role
 
 
 class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +88,13 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens that one step computes at most, a token of each decoding request among them; 0: not known."""
     step_cost: StepCost | None = None
     """As measured of its latest steps; None until it has done enough of them (`control/step_fit.py`)."""
+    role: Role = Role.MIXED
+    tpot_target_s: float = 0.0
+    """Its steps leave so much between two tokens, if they can; 0: no target."""
+    to_decode: int = 0
+    """On one for prompts: running requests that are to make their tokens elsewhere, and are not on the way yet."""
+    to_decode_blocks: int = 0
+    """Blocks that those need, together."""
     high_running: int = 0
     high_waiting: int = 0
     incoming: int = 0

@@ -11,6 +11,9 @@ because what is computed again pushes as much out of a cache. Without that charg
 for all prefixes computes them again and again from some load on.
 
 High-priority requests are placed by freeness, which gathers them where there is headroom for them already.
+
+Where instances have roles, a prompt costs nobody a token: on one for prompts, who decodes leaves, and one for tokens
+keeps to its target. So there only the time to the first token counts. One for tokens without a target comes last.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llumnix.policy.dispatch import FREENESS, Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
+from llumnix.policy.roles import takes_prompts
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s, token_s
+from llumnix.types import Role
 
 NEXT_TOKENS = 10
 """So many tokens after the first one count."""
@@ -34,11 +39,17 @@ ALIKE_S = 0.005
 """Instances whose times fall into the same interval of this length are equally soon: less is noise of a fit."""
 
 
+LAST = 1e9
+"""Beyond all seconds and blocks that are compared."""
+
+
 def _by_time(
     instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
 ) -> DispatchRank:
     by_freeness = FREENESS.rank(instance, high, last_turn, priority_target_tokens)
-    return by_freeness if high else (_judged(instance, TYPICAL_TOKENS, 0, 0).cost, by_freeness[0])
+    if high:
+        return (LAST, by_freeness[0]) if instance.role is Role.DECODE else by_freeness
+    return _judged(instance, TYPICAL_TOKENS, 0, 0).cost, by_freeness[0]
 
 
 def _judge(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
@@ -54,6 +65,8 @@ def _judged(instance: InstanceSnapshot, tokens: int, cached_tokens: int, most_ca
     assert first_s is not None
     assert next_s is not None
     again_s = (most_cached_tokens - cached_tokens) * cost.prefill_token_us / 1e6
+    if instance.role is not Role.MIXED:
+        return Judgement((first_s + again_s) // ALIKE_S + LAST * (not takes_prompts(instance)), first_s)
     others_s = (tokens - cached_tokens) * cost.prefill_token_us / 1e6 * instance.running
     total_s = first_s + again_s + NEXT_TOKENS * next_s + SHARE_OF_OTHERS * others_s
     return Judgement(total_s // ALIKE_S, first_s)

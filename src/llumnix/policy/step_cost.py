@@ -32,6 +32,14 @@ def prompt_tokens(cost: StepCost | None, decoding: int, context_tokens: int, tar
     return min(most, max(FEWEST_PROMPT_TOKENS, int(left_s * 1e6 / cost.prefill_token_us)))
 
 
+def next_step_s(instance: InstanceSnapshot) -> float | None:
+    """Seconds of its next step, with as much of the prompts as that computes; None while nothing is known."""
+    if instance.step_cost is None:
+        return None
+    prompts = min(instance.prefill_tokens, max(0, instance.step_tokens - instance.decoding))
+    return step_s(instance.step_cost, prompts, instance.decoding, instance.context_tokens)
+
+
 def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float | None:
     """Seconds between two tokens of a request there, once all that it has decode, and `more` requests of `tokens`
     tokens in all with them; None while nothing is known of its steps."""

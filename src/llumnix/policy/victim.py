@@ -11,7 +11,8 @@ Every rule passes over what cannot move, what moved a moment ago, and what the t
 
 A draining instance gives away everything that can move, whatever the rule: the important ones first, so that they need
 not be replayed when time runs out; of these the queued, which move for nothing, and then those that would stay longest.
-One that is about to run out of blocks gives away a running request, since a queued one holds none.
+One that is about to run out of blocks gives away a running request, since a queued one holds none. One for prompts
+gives away all that run, whatever the rule: first who has its first token already.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     at_least_blocks: int = 0
     """Only a running request that holds so many helps, and the smallest is best: the first of the queue starts in its
     place."""
+    to_decode: bool = False
+    """Running requests of an instance for prompts, which make their tokens elsewhere (`policy/roles.py`)."""
 
 
 class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +92,7 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
     keeps = rule.keeps_now(queued)
     passed: dict[str, int] = {}
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
-    order = _leaving if query.draining else _smallest if query.wanted.at_least_blocks else rule.order
+    order = _order(rule, query)
     for request in requests:
         why = _cannot_move(request) or _stays(request, query, keeps)
         if why is None:
@@ -110,6 +113,21 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
     return VictimChoice("draining" if query.draining else rule.name, tuple(victims), tuple(passed.items()))
 
 
+def _order(rule: VictimRule, query: VictimQuery) -> Callable[[RequestSnapshot], tuple[float, ...]]:
+    if query.draining:
+        return _leaving
+    if query.wanted.to_decode:
+        return _decoding_first
+    return _smallest if query.wanted.at_least_blocks else rule.order
+
+
+def why_not_to_decode(request: RequestSnapshot) -> str | None:
+    """Why a request of an instance for prompts does not go on elsewhere now; None if it does."""
+    if request.state is RequestState.WAITING:
+        return "waiting, not computed yet"
+    return "end with the next token" if request.remaining_tokens is not None and request.remaining_tokens <= 1 else None
+
+
 def _cannot_move(request: RequestSnapshot) -> str | None:
     if not request.movable:
         return "pinned"
@@ -119,6 +137,8 @@ def _cannot_move(request: RequestSnapshot) -> str | None:
 def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[RequestSnapshot], str | None]) -> str | None:
     if query.draining:
         return None
+    if query.wanted.to_decode:
+        return why_not_to_decode(request)
     if (query.wanted.urgent or query.wanted.at_least_blocks) and request.state is RequestState.WAITING:
         return "waiting, hold no blocks"
     if request.held_blocks < query.wanted.at_least_blocks:
@@ -146,6 +166,10 @@ def _leaving(request: RequestSnapshot) -> tuple[float, ...]:
 
 def _smallest(request: RequestSnapshot) -> tuple[float, ...]:
     return request.needed_blocks, request.arrival_s
+
+
+def _decoding_first(request: RequestSnapshot) -> tuple[float, ...]:
+    return request.output_tokens == 0, request.arrival_s
 
 
 def _keeps_high(request: RequestSnapshot) -> str | None:

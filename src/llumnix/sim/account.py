@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llumnix.control.llumlet import Llumlet
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 
 @dataclass(slots=True)
@@ -16,6 +16,7 @@ class Account:
     alive: bool = True
     state: InstanceState = InstanceState.RUNNING
     drain_keep: bool = False
+    role: Role = Role.MIXED
     llumlet: Llumlet | None = None
     """None as long as nothing concerned it: most of a large cluster never migrates."""
     dispatches_seen: int = 0

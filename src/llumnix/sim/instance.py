@@ -20,7 +20,7 @@ from llumnix.sim.engine.engine import EngineModel, Scheduler
 from llumnix.sim.engine.request import ABORTED, SimRequest
 from llumnix.sim.reporting import Reporter, candidates, prefix_table
 from llumnix.sim.world import World
-from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
 
 class SimInstance:
@@ -35,7 +35,7 @@ class SimInstance:
         self._kernel = world.kernel
         self.engine = EngineModel(world.kernel, world.profile, scheduler, self, unit_tokens)
         self.engine.step_cost = world.step_cost(id)
-        self.engine.tpot_target_s = world.tpot_target_s
+        self.take_role(Role.MIXED)
         self.prefixes = prefix_table(self.engine)
         self.reports = Reporter(self.account, self.engine, world, self.prefixes)
         self.body = SimBody(self.account, self.engine, world, self.hear)
@@ -86,6 +86,17 @@ class SimInstance:
             account.state, account.drain_keep = state, keep
             self.hear((told.Draining if draining else told.Accepting)(self._kernel.now))
             self.reports.soon()
+
+    def set_role(self, role: Role) -> None:
+        """The scheduler's order arrives."""
+        if self.account.alive and not self._reads_later(self.set_role, role):
+            self.take_role(role)
+            self.reports.soon()
+
+    def take_role(self, role: Role) -> None:
+        """Where prompts come first, they are not held back for tokens."""
+        self.account.role = role
+        self.engine.tpot_target_s = 0.0 if role is Role.PREFILL else self._world.tpot_target_s
 
     def abort(self, name: RequestId) -> None:
         """The front end's order arrives: what is here of the request is freed when the step in flight has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 from llumnix.config import PolicyConfig
 from llumnix.control import scheduler_events as sched
@@ -57,6 +58,7 @@ class SimLauncher:
         self._tell = tell
         self._local_scheduler = local_scheduler(setup.profile.scheduler.kind, setup.policy)
         self._last_order = 0
+        self._slots: dict[InstanceId, int] = {}
 
     @property
     def starting(self) -> int:
@@ -109,6 +111,7 @@ class SimLauncher:
     def _start_instance(self, life: InstanceLife) -> None:
         name = InstanceId(life.instance)
         instance = SimInstance(name, self._world, self._local_scheduler, self._setup.unit_tokens)
+        instance.take_role(self._setup.policy.roles.role_of(self._take_slot(name)))
         self._instances[name] = instance
         self._tell(sched.InstanceStarted(at=self._kernel.now, instance=name))
         # An instance counts as started when its first report is there.
@@ -122,10 +125,17 @@ class SimLauncher:
             self._kernel.after(2 * self._network.message_s, self._front_end.admit, name)
         self._tell_fleet()
 
+    def _take_slot(self, name: InstanceId) -> int:
+        """The smallest one that is free."""
+        slot = next(slot for slot in count() if slot not in self._slots.values())
+        self._slots[name] = slot
+        return slot
+
     def _remove(self, name: InstanceId, why: str) -> None:
         instance = self._instances.pop(name, None)
         if instance is None:
             return
+        del self._slots[name]
         lost = instance.die()
         self.lives[name].ended_s = self._kernel.now
         self._count()

@@ -10,14 +10,14 @@ from llumnix.control.llumlet import Llumlet
 from llumnix.control.pace import ReportPace
 from llumnix.control.prefix_table import SWEEP_S, PrefixTable
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
-from llumnix.policy.victim import QUEUE_SHOWN
+from llumnix.policy.victim import QUEUE_SHOWN, why_not_to_decode
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import PREFILLING, WAITING, SimRequest
 from llumnix.sim.engine.vllm1 import step_tokens
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
-from llumnix.types import Priority, RequestId, RequestState
+from llumnix.types import Priority, RequestId, RequestState, Role
 
 DRIFT_REPORT_S = 0.4
 """A busy instance reports at least this often. Live it is at every step, but between two events only the blocks of
@@ -82,11 +82,9 @@ class Reporter:
     def _describe(self) -> InstanceSnapshot:
         account, engine = self._account, self._engine
         queue = engine.queue
-        block_tokens = engine.batch.block_tokens
         started = engine.steps_started()
         free_blocks = engine.pool.free - engine.batch.blocks_for(started)
         moving = account.llumlet
-        shortest = engine.batch.shortest_tokens(started)
         return InstanceSnapshot(
             id=account.id,
             at=self._kernel.now,
@@ -95,7 +93,7 @@ class Reporter:
             total_blocks=engine.pool.total,
             watermark_blocks=engine.pool.watermark,
             free_blocks=free_blocks,
-            block_tokens=block_tokens,
+            block_tokens=engine.batch.block_tokens,
             state_blocks=engine.state_blocks,
             max_running=engine.profile.scheduler.max_num_seqs,
             running=engine.running,
@@ -104,6 +102,7 @@ class Reporter:
             head_of_line_blocks=queue.head_blocks(),
             queued_blocks=queue.blocks,
             **_ahead(engine, started),
+            **self._roles(),
             high_running=engine.high_running,
             high_waiting=queue.high,
             incoming=moving.incoming if moving is not None else 0,
@@ -115,9 +114,22 @@ class Reporter:
             migrations_in=account.migrations_in,
             migrations_out=account.migrations_out,
             ended=account.ended,
-            smallest_running_blocks=-(-(shortest - 1) // block_tokens) + engine.state_blocks if shortest else 0,
+            smallest_running_blocks=_smallest_running_blocks(engine, started),
             dispatches_seen=(account.dispatches_seen,),
             drain_keep=account.drain_keep,
+        )
+
+    def _roles(self) -> _Roles:
+        account, to_decode, blocks = self._account, 0, 0
+        if account.role is Role.PREFILL:
+            running = [each for each in candidates(account, self._engine, tells_rest=True) if each.movable]
+            leaving = [each for each in running if why_not_to_decode(each) is None]
+            to_decode, blocks = len(leaving), sum(each.needed_blocks for each in leaving)
+        return _Roles(
+            role=account.role,
+            tpot_target_s=self._engine.tpot_target_s,
+            to_decode=to_decode,
+            to_decode_blocks=blocks,
         )
 
     def _set(self, due_s: float) -> None:
@@ -185,6 +197,20 @@ class _Ahead(TypedDict):
     prefix_chunk_tokens: int
     step_tokens: int
     step_cost: StepCost | None
+
+
+def _smallest_running_blocks(engine: EngineModel, steps_started: int) -> int:
+    shortest = engine.batch.shortest_tokens(steps_started)
+    return -(-(shortest - 1) // engine.batch.block_tokens) + engine.state_blocks if shortest else 0
+
+
+class _Roles(TypedDict):
+    """What a report says of the instance's role, and of who leaves it for that."""
+
+    role: Role
+    tpot_target_s: float
+    to_decode: int
+    to_decode_blocks: int
 
 
 def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:

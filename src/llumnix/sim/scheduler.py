@@ -74,14 +74,8 @@ class SimScheduler:
         match command:
             case sched.RoundAt():
                 self._wake_at(command.at)
-            case sched.MoveRequest():
-                source = self._instances.get(command.source)
-                if source is not None:
-                    self._network.deliver(source.move_out, command.order)
-            case sched.SetDraining():
-                leaver = self._instances.get(command.instance)
-                if leaver is not None:
-                    self._network.deliver(leaver.set_draining, command.draining, command.keep)
+            case sched.MoveRequest() | sched.SetDraining() | sched.SetRole():
+                self._tell_instance(command)
             case sched.ReplayRest():
                 self._network.deliver(self._drive_out, command.instance, command.reason)
             case sched.StopInstance():
@@ -92,6 +86,20 @@ class SimScheduler:
                 self._launcher.start(command)
             case sched.DrainFinished() | sched.ScalingDecided():
                 pass
+            case _:
+                assert_never(command)
+
+    def _tell_instance(self, command: sched.MoveRequest | sched.SetDraining | sched.SetRole) -> None:
+        instance = self._instances.get(command.source if isinstance(command, sched.MoveRequest) else command.instance)
+        if instance is None:
+            return
+        match command:
+            case sched.MoveRequest():
+                self._network.deliver(instance.move_out, command.order)
+            case sched.SetDraining():
+                self._network.deliver(instance.set_draining, command.draining, command.keep)
+            case sched.SetRole():
+                self._network.deliver(instance.set_role, command.role)
             case _:
                 assert_never(command)
 

@@ -62,6 +62,7 @@ class RunSetup:
     pushed on change, dispatch books what it sends, and scaling is `policy.autoscaling`."""
 
     def __post_init__(self) -> None:
+        self.policy.roles.check(self.instances)
         if self.policy.roles.tpot_target_ms and self.profile.scheduler.kind != "vllm-1":
             name = self.profile.name
             raise UsageError(

@@ -6,7 +6,7 @@ import msgspec
 
 from llumnix.control.messages import AnyMessage, Verdict
 from llumnix.control.orders import MoveOrder
-from llumnix.control.scheduler_events import SetDraining
+from llumnix.control.scheduler_events import SetDraining, SetRole
 from llumnix.types import RequestId
 from llumnix.wire.base import InstanceInfo, Wire
 from llumnix.wire.news import FrontEndLost, InstanceGone
@@ -72,6 +72,7 @@ ToInstance = (
     | Verdict
     | MoveOut
     | SetDraining
+    | SetRole
     | ClusterSize
     | ListRequests
     | TellPrefixes

@@ -7,7 +7,7 @@ import msgspec
 from llumnix.control.fleet import Fleet
 from llumnix.control.orders import MoveOutcome
 from llumnix.control.scheduler_events import ASKED_FOR
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from llumnix.wire.base import Wire
 from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 
@@ -71,6 +71,15 @@ class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     reply_to: str
 
 
+class GiveRole(Wire, frozen=True, kw_only=True, tag=True):
+    """Have the instance preferred for this from now on."""
+
+    instance: InstanceId
+    role: Role
+    query: int
+    reply_to: str
+
+
 class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
     """Start `count` more."""
 
@@ -86,7 +95,7 @@ class ListDrains(Wire, frozen=True, kw_only=True, tag=True):
     reply_to: str
 
 
-Wish = DrainInstance | UndrainInstance | AddInstances | ListDrains
+Wish = DrainInstance | UndrainInstance | GiveRole | AddInstances | ListDrains
 """What operators ask for, by way of a front end, and the launcher for them."""
 
 ToScheduler = (

@@ -122,6 +122,10 @@ class ServerMetrics(Collector):
         for each in self._seen.instances:
             info.add_metric([each.info.id, str(each.info.slot), each.info.node, each.load.state], 1)
         yield info
+        role = GaugeMetricFamily("llumnix_role", "What it is preferred for; always 1.", labels=[LABEL, "role"])
+        for each in self._seen.instances:
+            role.add_metric([each.info.id, each.load.role], 1)
+        yield role
         for name, (text, value_of) in _GAUGES.items():
             gauge = GaugeMetricFamily(name, text, labels=[LABEL])
             for each in self._seen.instances:

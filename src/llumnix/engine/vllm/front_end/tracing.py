@@ -30,6 +30,7 @@ from llumnix.journal.entries import (
     PreemptionNoted,
     RefusalNoted,
     ReplayNoted,
+    RoleNoted,
     RoundNoted,
     ScalingNoted,
     StayNoted,
@@ -143,7 +144,7 @@ def _span_of(entry: JournalEntry) -> tuple[str, float, Mapping[str, Any]] | None
             return "llumnix.parked", 0.0, {"llumnix.why": entry.why}
         case RefusalNoted() | FirstTokenNoted() | EndNoted():
             return None
-        case InstanceNoted() | RoundNoted() | ScalingNoted() | DrainNoted():
+        case InstanceNoted() | RoundNoted() | ScalingNoted() | RoleNoted() | DrainNoted():
             raise AssertionError(f"{entry.kind} is of no request")
         case _:
             assert_never(entry.what)

@@ -18,6 +18,8 @@ from llumnix.engine.vllm.instance.body import VllmBody
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.errors import IllegalMessage
+from llumnix.policy.snapshot import RequestSnapshot
+from llumnix.policy.victim import why_not_to_decode
 from llumnix.types import Epoch, InstanceId
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.to_instance import MoveOut, Peer, PullEnded
@@ -112,6 +114,15 @@ class LlumletDriver:
             "preemptions_avoided": body.preemptions_avoided,
             "recompute_tokens_saved": body.recompute_tokens_saved,
         }
+
+    def to_decode(self) -> list[RequestSnapshot]:
+        """Those that can leave to make their tokens elsewhere, and are not on the way."""
+        stay = bool(self.engine_pins or self.incoming.closed)
+        return [
+            each
+            for each in request_snapshots(self._scheduler, stay, exact=False)
+            if each.movable and self._loop.llumlet.is_settled(each.id) and why_not_to_decode(each) is None
+        ]
 
     def tell_ends(self) -> None:
         """Before anything else is told: no letter is to speak of a request that is gone."""

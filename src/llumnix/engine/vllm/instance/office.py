@@ -18,7 +18,7 @@ from vllm.v1.request import Request
 
 from llumnix.control.messages import Prepare, Verdict
 from llumnix.control.replay import LlumletBegin
-from llumnix.control.scheduler_events import SetDraining
+from llumnix.control.scheduler_events import SetDraining, SetRole
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
@@ -120,6 +120,7 @@ class Office:
 
     def open(self) -> None:
         """Tells everybody. From here on requests and migrations come."""
+        self.reports.take_role(self._spec.policy.roles.role_of(self._spec.slot))
         self.reports.send()
         self._heart.interval_s = self.reports.heartbeat_s
         self._mailbox.start()
@@ -202,19 +203,30 @@ class Office:
                 self._set_draining(True, keep=False)
             case partial():
                 message()
-            case SetDraining() | InstanceGone() | ListRequests() | FrontEndLost() | ClusterSize() | TellPrefixes():
+            case ClusterSize() | SetDraining() | SetRole():
+                self._take_order(message)
+            case InstanceGone() | ListRequests() | FrontEndLost() | TellPrefixes():
                 self._take_news(message)
             case _:
                 assert_never(message)
 
-    def _take_news(
-        self, message: SetDraining | InstanceGone | ListRequests | FrontEndLost | ClusterSize | TellPrefixes
-    ) -> None:
-        """What has nothing to do with a single migration."""
+    def _take_order(self, message: ClusterSize | SetDraining | SetRole) -> None:
+        """The scheduler's, about the instance as a whole."""
         match message:
             case SetDraining():
                 if not self.reports.asked_to_end:  # from there no order leads back
                     self._set_draining(message.draining, message.keep)
+            case SetRole():
+                self.reports.take_role(message.role)
+            case ClusterSize():
+                self.reports.set_size(message.instances)
+                self._heart.interval_s = self.reports.heartbeat_s
+            case _:
+                assert_never(message)
+
+    def _take_news(self, message: InstanceGone | ListRequests | FrontEndLost | TellPrefixes) -> None:
+        """What has nothing to do with a single migration."""
+        match message:
             case InstanceGone():
                 self.driver.peer_lost(message.instance)
             case TellPrefixes():
@@ -223,9 +235,6 @@ class Office:
                 self.listing.ask(message)
             case FrontEndLost():
                 self._abort_orphans(message)
-            case ClusterSize():
-                self.reports.set_size(message.instances)
-                self._heart.interval_s = self.reports.heartbeat_s
             case _:
                 assert_never(message)
 

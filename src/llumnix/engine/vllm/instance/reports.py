@@ -13,7 +13,7 @@ from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.snapshot import Fixed, instance_snapshot
-from llumnix.types import InstanceState
+from llumnix.types import InstanceState, Role
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
 from llumnix.wire.to_front_end import PrefixesChanged
@@ -36,6 +36,7 @@ class Reports:
         self.state = InstanceState.RUNNING
         self.drain_keep = False
         self.asked_to_end = False
+        self.role = Role.MIXED
         self.owed = False
         """Something changed since the last one."""
         self._spec = spec
@@ -60,6 +61,12 @@ class Reports:
     def set_size(self, instances: int) -> None:
         """There are so many in the cluster now."""
         self._pace.set_size(instances)
+
+    def take_role(self, role: Role) -> None:
+        """Where prompts come first, they are not held back for tokens."""
+        self.role = role
+        target_s = self._spec.policy.roles.tpot_target_s
+        self._scheduler.limits.target_s = 0.0 if role is Role.PREFILL else target_s
 
     def after_step(self) -> None:
         self.made_progress()
@@ -114,6 +121,7 @@ class Reports:
     def make(self) -> Report:
         """One of this moment, newer than all that were sent."""
         self._number += 1
+        leaving = self._driver.to_decode() if self.role is Role.PREFILL else []
         fixed = Fixed(
             id=self._driver.info.id,
             at=monotonic(),
@@ -123,6 +131,9 @@ class Reports:
             asked_to_end=self.asked_to_end,
             pinned=bool(self._driver.engine_pins),
             dispatches_seen=self._dispatches_seen(),
+            role=self.role,
+            to_decode=len(leaving),
+            to_decode_blocks=sum(each.needed_blocks for each in leaving),
             **self._driver.counters,  # type: ignore[typeddict-item]
         )
         snapshot = instance_snapshot(self._scheduler, fixed, self._spec.policy.relief_steps)

@@ -15,7 +15,7 @@ from llumnix.engine.vllm.instance.step_watch import load_ahead
 from llumnix.policy.relief import short_blocks
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import QUEUE_SHOWN
-from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, is_high
+from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, Role, is_high
 from llumnix.wire.to_front_end import RequestRow
 
 
@@ -30,6 +30,9 @@ class Fixed(TypedDict):
     asked_to_end: bool
     pinned: bool
     dispatches_seen: tuple[int, ...]
+    role: Role
+    to_decode: int
+    to_decode_blocks: int
     incoming: int
     outgoing: int
     migrations_in: int
@@ -65,6 +68,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         prefix_chunk_tokens=scheduler.prefixes.chunk_tokens if scheduler.prefixes is not None else 0,
         step_tokens=scheduler.limits.step_tokens(ahead),
         step_cost=scheduler.watch.cost,
+        tpot_target_s=scheduler.limits.target_s,
         high_running=sum([is_high(request.priority) for request in scheduler.running]),
         high_waiting=queue.high,
         preemptions=scheduler.preemptions,

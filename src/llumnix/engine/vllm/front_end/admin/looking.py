@@ -41,6 +41,7 @@ def _member_row(member: Member, terms: PairingTerms) -> bodies.InstanceRow:
         state=load.state,
         pid=member.info.pid,
         node=member.info.node,
+        role=load.role,
         block_tokens=load.block_tokens,
         state_blocks=load.state_blocks,
         total_blocks=load.total_blocks,

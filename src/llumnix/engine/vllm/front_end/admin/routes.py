@@ -136,6 +136,13 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
             request, lambda: sizing.drain(board, InstanceId(instance), query_of(request, "keep", "force", "timeout_s"))
         )
 
+    @router.post("/instances/{instance}/role")
+    async def role(request: Request, instance: str) -> Response:
+        async def act() -> Response:
+            return await sizing.role(board, InstanceId(instance), (await body_of(request, {"role": str}))["role"])
+
+        return await guard.answer(request, act)
+
     @router.post("/classes/reload")
     async def reload(request: Request) -> Response:
         return await guard.answer(request, lambda: classes.reload(board))

@@ -1,4 +1,4 @@
-"""Admin routes that change the number of instances, or tell how it changes: start, drain, scaling."""
+"""Admin routes that change which instances there are, and for what, or tell how that changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from llumnix.api import bodies
 from llumnix.config import LARGEST_START
 from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, sentence, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
-from llumnix.types import InstanceId, InstanceState
-from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, UndrainInstance
+from llumnix.types import InstanceId, InstanceState, Role
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, ListDrains, UndrainInstance
 
 _SCHEDULER_TIMEOUT_S = 5.0
 
@@ -48,6 +48,16 @@ async def undrain(board: Switchboard, instance: InstanceId) -> Response:
     order = UndrainInstance(instance=instance, query=0, reply_to=board.address)
     await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
     return answer(bodies.StateAnswer(id=instance, state=InstanceState.RUNNING), 202)
+
+
+async def role(board: Switchboard, instance: InstanceId, word: str) -> Response:
+    if word not in (*Role,):
+        raise Bad(400, f"role must be {', '.join(Role)}, not {shown(word)}.")
+    if instance not in board.client.members.by_id:
+        raise unknown_or_gone(board, instance)
+    wanted = GiveRole(instance=instance, role=Role(word), query=0, reply_to=board.address)
+    await _ask_scheduler(board, lambda query: msgspec.structs.replace(wanted, query=query))
+    return answer(bodies.RoleAnswer(id=instance, role=wanted.role))
 
 
 async def drains(board: Switchboard) -> Response:

@@ -1,0 +1,107 @@
+"""Soft roles: some instances are preferred for prompts, others for making tokens, and the rest does both.
+
+A step that computes a part of a prompt keeps all that decode in it waiting. So a request may have its prompt computed
+on one instance and, once it has its first token, go on at another: it migrates like any request. Roles are
+preferences: an instance for prompts goes on making the tokens of whom nobody takes, and one for tokens computes a
+prompt if it is sooner with what its target leaves of each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+import msgspec
+
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.step_cost import next_step_s, token_s
+from llumnix.policy.victim import Wanted
+from llumnix.policy.virtual_usage import room_blocks
+from llumnix.types import InstanceId, InstanceState, Role
+
+
+def takes_prompts(instance: InstanceSnapshot) -> bool:
+    """Those for tokens have a target that says how much of prompts they can compute beside them; without one, nothing
+    keeps a prompt from being in the way."""
+    return instance.role is not Role.DECODE or instance.tpot_target_s > 0
+
+
+class Home(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may go on at `target`; `str(home)` is the reason."""
+
+    target: InstanceId
+    wanted: Wanted
+    token_s: float | None
+    """Between two tokens there, with them; None: not known."""
+    here_s: float | None
+    """The next step where they are."""
+
+    def __str__(self) -> str:
+        if self.token_s is None or self.here_s is None:
+            return f"tokens are made at {self.target}, which has room for {self.wanted.room_blocks} blocks"
+        there, here = f"{self.token_s * 1e3:.3g} ms a token at {self.target}", f"{self.here_s * 1e3:.3g} ms a step here"
+        return f"tokens are made elsewhere: {there}, {here}"
+
+
+class HomeTerms(msgspec.Struct, frozen=True, kw_only=True):
+    moves: int
+    """How many requests may be sent off now."""
+    max_incoming: int
+    """Migrations that an instance may have coming in."""
+    backing_off: Container[tuple[InstanceId, InstanceId]] = frozenset()
+
+
+def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], terms: HomeTerms) -> tuple[Home, ...]:
+    """Where the requests of an instance for prompts make their tokens: dealt one by one to the instance where tokens
+    then come fastest, of those that have room and whose target is still met; to one for tokens before a mixed one. Whom
+    nobody can take stays."""
+    if not giver.to_decode or giver.state is not InstanceState.RUNNING:
+        return ()
+    blocks = -(-giver.to_decode_blocks // giver.to_decode)
+    able = {
+        taker.id: taker
+        for taker in takers
+        if taker.state is InstanceState.RUNNING
+        and taker.role is not Role.PREFILL
+        and (giver.id, taker.id) not in terms.backing_off
+    }
+    dealt = dict.fromkeys(able, 0)
+    for _ in range(min(giver.to_decode, terms.moves)):
+        best = min(
+            (
+                (taker.role is not Role.DECODE, _token_s(taker, dealt[name] + 1, blocks) or 0.0, name)
+                for name, taker in able.items()
+                if _takes(taker, dealt[name] + 1, blocks, terms)
+            ),
+            default=None,
+        )
+        if best is None:
+            break
+        dealt[best[2]] += 1
+    here_s = next_step_s(giver)
+    return tuple(
+        Home(
+            target=name,
+            wanted=Wanted(count=count, room_blocks=room_blocks(able[name]), to_decode=True),
+            token_s=_token_s(able[name], count, blocks),
+            here_s=here_s,
+        )
+        for name, count in dealt.items()
+        if count
+    )
+
+
+def _takes(taker: InstanceSnapshot, count: int, blocks: int, terms: HomeTerms) -> bool:
+    """With a block to spare for each request of its own, which grow."""
+    if taker.preempted or taker.short_blocks or taker.incoming + count > terms.max_incoming:
+        return False
+    if taker.running + taker.incoming + count > taker.max_running:
+        return False
+    token = _token_s(taker, count, blocks)
+    in_time = not taker.tpot_target_s or token is None or token <= taker.tpot_target_s
+    return in_time and room_blocks(taker) - taker.running >= count * blocks
+
+
+def _token_s(taker: InstanceSnapshot, count: int, blocks: int) -> float | None:
+    """Seconds between two tokens there with so many more requests, those counted that are on their way in."""
+    more = count + taker.incoming
+    return token_s(taker, more=more, tokens=more * blocks * taker.block_tokens)

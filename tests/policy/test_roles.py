@@ -1,0 +1,213 @@
+"""Instances for prompts and for tokens: who takes what, and where a request makes its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llumnix.config import PolicyConfig, ScalingConfig
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.policy.autoscaling import ScaleIn, ScalingState, Stay, scale
+from llumnix.policy.defragmentation import pair_and_make_room
+from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.pairing import PairingTerms
+from llumnix.policy.relief import find_relief
+from llumnix.policy.roles import HomeTerms, find_homes
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
+from llumnix.policy.step_cost import token_s
+from llumnix.policy.virtual_usage import room_blocks
+from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId, Role
+
+COST = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
+TERMS = HomeTerms(moves=16, max_incoming=16)
+PAIRING = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0)
+
+
+def load(name: str, role: Role = Role.MIXED, **facts: Any) -> InstanceSnapshot:
+    usual = {"total_blocks": 1000, "free_blocks": 1000, "step_cost": COST, "step_tokens": 2048, "role": role}
+    return InstanceSnapshot(id=InstanceId(name), at=0.0, seq=1, **{**usual, **facts})
+
+
+def prompts(name: str = "p", **facts: Any) -> InstanceSnapshot:
+    return load(name, Role.PREFILL, **facts)
+
+
+def tokens(name: str = "d", running: int = 0, **facts: Any) -> InstanceSnapshot:
+    usual = {"running": running, "decoding": running, "context_tokens": 500 * running, "tpot_target_s": 0.030}
+    return load(name, Role.DECODE, **{**usual, **facts})
+
+
+LEAVING = prompts(running=1, to_decode=1, to_decode_blocks=20, prefill_tokens=3000)
+
+
+def dealt(giver: InstanceSnapshot, *takers: InstanceSnapshot, terms: HomeTerms = TERMS) -> dict[str, int]:
+    return {home.target: home.wanted.count for home in find_homes(giver, takers, terms)}
+
+
+# where tokens are made
+
+
+def test_request_makes_its_tokens_where_they_come_fastest() -> None:
+    (home,) = find_homes(LEAVING, (tokens("full", 20), tokens("empty", 2), prompts("other")), TERMS)
+    assert home.wanted.to_decode
+    assert str(home) == "tokens are made elsewhere: 12.8 ms a token at empty, 215 ms a step here"
+
+
+def test_requests_are_dealt_out_one_by_one() -> None:
+    many = prompts(running=4, to_decode=4, to_decode_blocks=80)
+    assert dealt(many, tokens("a", 3), tokens("b", 4)) == {"a": 3, "b": 1}
+    assert dealt(many, tokens("a", 3, incoming=9), tokens("b", 4)) == {"b": 4}, "those on their way in count"
+    assert dealt(many, tokens("a", 3), terms=HomeTerms(moves=3, max_incoming=16)) == {"a": 3}
+    assert dealt(many, tokens("a", 3, incoming=1), terms=HomeTerms(moves=9, max_incoming=3)) == {"a": 2}
+
+
+def test_mixed_one_takes_whom_no_instance_for_tokens_can() -> None:
+    assert dealt(LEAVING, load("mixed"), tokens("d", 5)) == {"d": 1}
+    assert dealt(LEAVING, load("mixed"), tokens("d", 5, free_blocks=24)) == {"mixed": 1}
+
+
+@pytest.mark.parametrize(
+    ("why", "taker"),
+    [
+        ("its tokens would be late", tokens(running=40)),
+        ("a block for each of its own is to be left", tokens(running=9, free_blocks=28)),
+        ("it has preempted somebody", tokens(preempted=1)),
+        ("it runs short itself", tokens(short_blocks=1)),
+        ("its batch is full", tokens(running=5, max_running=5)),
+        ("it drains", tokens(state=InstanceState.DRAINING)),
+        ("it is for prompts, too", prompts("other")),
+    ],
+)
+def test_whom_nobody_can_take_stays(why: str, taker: InstanceSnapshot) -> None:
+    assert dealt(LEAVING, taker) == {}, why
+    assert dealt(LEAVING, taker, tokens("other")) == {"other": 1}
+
+
+def test_refused_pair_is_left_alone_for_a_while() -> None:
+    terms = HomeTerms(moves=1, max_incoming=1, backing_off={(InstanceId("p"), InstanceId("d"))})
+    assert dealt(LEAVING, tokens("d"), terms=terms) == {}
+
+
+def test_nothing_is_known_of_steps_yet_and_room_decides() -> None:
+    (home,) = find_homes(LEAVING, (tokens(step_cost=None),), TERMS)
+    assert str(home) == "tokens are made at d, which has room for 1000 blocks"
+
+
+@given(
+    leaving=st.integers(1, 12),
+    blocks=st.integers(1, 40),
+    takers=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 300), st.integers(0, 3)), max_size=5),
+)
+def test_nobody_is_given_more_than_fits_and_comes_in_time(
+    leaving: int, blocks: int, takers: list[tuple[int, int, int]]
+) -> None:
+    giver = prompts(running=leaving, to_decode=leaving, to_decode_blocks=leaving * blocks)
+    known = {
+        f"d{n}": tokens(f"d{n}", running, free_blocks=free, incoming=incoming)
+        for n, (running, free, incoming) in enumerate(takers)
+    }
+    homes = find_homes(giver, known.values(), TERMS)
+    assert sum(home.wanted.count for home in homes) <= leaving
+    for home in homes:
+        taker, count = known[home.target], home.wanted.count
+        assert count * blocks + taker.running <= room_blocks(taker)
+        more = count + taker.incoming
+        later_s = token_s(taker, more=more, tokens=more * blocks * taker.block_tokens)
+        assert later_s is not None
+        assert later_s <= 0.030
+
+
+# who takes prompts
+
+
+def placed(request: int, *instances: InstanceSnapshot, priority: int = NORMAL) -> str:
+    dispatcher = Dispatcher(PolicyConfig())
+    for each in instances:
+        dispatcher.on_report(each)
+    made = dispatcher.dispatch(DispatchRequest(RequestId("r"), request, priority))  # type: ignore[arg-type]
+    assert made is not None
+    return made.instance
+
+
+HELD_BACK = tokens(running=4, step_tokens=204)
+"""It computes 200 tokens of prompts a step."""
+BUSY = prompts(prefill_tokens=20_000, waiting=9)
+
+
+def test_prompt_goes_to_an_instance_for_prompts_however_many_decode_there() -> None:
+    crowded = prompts(running=30, decoding=30, context_tokens=3000)
+    assert placed(900, crowded, load("mixed", prefill_tokens=500)) == "p"
+
+
+def test_prompt_goes_to_an_instance_for_tokens_that_is_sooner_with_what_its_target_leaves() -> None:
+    """It computes 1,000 tokens in five steps of some 36 ms; who computes prompts takes 100 ms, if nobody waits."""
+    assert placed(1000, prompts(prefill_tokens=300), HELD_BACK) == "p"
+    assert placed(1000, prompts(prefill_tokens=1500), HELD_BACK) == "d"
+    assert placed(4000, prompts(prefill_tokens=1500), HELD_BACK) == "p"
+
+
+def test_instance_for_tokens_without_a_target_takes_no_prompts() -> None:
+    assert placed(10, BUSY, tokens(tpot_target_s=0.0)) == "p"
+
+
+def test_important_one_is_not_kept_waiting_by_a_target() -> None:
+    assert placed(3000, prompts(free_blocks=500), HELD_BACK, priority=HIGH) == "p"
+
+
+def test_instances_for_tokens_take_all_where_there_are_no_others() -> None:
+    assert placed(3000, HELD_BACK) == "d"
+    assert placed(3000, HELD_BACK, priority=HIGH) == "d"
+
+
+# what else moves
+
+
+def cluster(*instances: InstanceSnapshot) -> ClusterSnapshot:
+    return ClusterSnapshot(at=100.0, instances=instances)
+
+
+FULL: dict[str, Any] = {"free_blocks": 20, "running": 40, "smallest_running_blocks": 5}
+
+
+def test_requests_are_not_paired_with_instances_for_prompts() -> None:
+    full = load("full", **FULL)
+    free: dict[str, Any] = {"free_blocks": 900, "running": 5}
+    assert [pair.target for pair in pair_and_make_room(cluster(full, load("x", **free)), PAIRING).pairs] == ["x"]
+    assert pair_and_make_room(cluster(full, prompts("x", **free)), PAIRING).pairs == ()
+    blocked: dict[str, Any] = {
+        "free_blocks": 60,
+        "running": 20,
+        "waiting": 2,
+        "head_of_line_blocks": 90,
+        "queued_blocks": 100,
+    }
+    blocked["smallest_running_blocks"] = 300
+    piece: dict[str, Any] = {"free_blocks": 80, "running": 25}
+    assert pair_and_make_room(cluster(load("full", **blocked), load("x", **piece)), PAIRING).pairs
+    assert pair_and_make_room(cluster(load("full", **blocked), prompts("x", **piece)), PAIRING).pairs == ()
+
+
+def test_relief_does_not_come_from_instances_for_prompts() -> None:
+    short = load("full", **FULL, short_blocks=3)
+    pair = find_relief(short, (prompts("p"), load("mixed", free_blocks=900, running=3)), PAIRING)
+    assert pair is not None
+    assert pair.target == "mixed"
+    assert find_relief(short, (prompts("p"),), PAIRING) is None
+
+
+@pytest.mark.parametrize(
+    ("instances", "leaver"),
+    [
+        ((prompts("p"), tokens("d", 5), load("m", running=9)), "m"),
+        ((prompts("p"), tokens("d1", 5), tokens("d2", 6)), "d1"),
+        ((prompts("p"), tokens("d", 5)), None),
+    ],
+)
+def test_scaling_in_leaves_one_of_each_role(instances: tuple[InstanceSnapshot, ...], leaver: str | None) -> None:
+    config = ScalingConfig(scale_window_s=5.0, min_instances=1, max_instances=8)
+    decision, _ = scale(cluster(*instances), 0, ScalingState(high_since_s=95.0), config)
+    assert isinstance(decision, Stay if leaver is None else ScaleIn)
+    assert leaver is None or (isinstance(decision, ScaleIn) and decision.instance == leaver)
