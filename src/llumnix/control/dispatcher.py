@@ -138,10 +138,9 @@ class Dispatcher:
         order = self._orders[by_rank]
         judge = None if by_rank else rule.judge
         holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
-        found = weighed(order, self._entries, request, avoid, holders, rule)
-        if not found:
+        keys, candidates = weighed(order, self._entries, request, avoid, holders, rule)
+        if not keys:
             return None
-        keys, candidates = zip(*found, strict=True)
         if judge is None:
             judged = [Judgement(place, rule.number(key[:2])) for place, key in enumerate(keys)]
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 
 from llumnix.control.known_instance import KnownInstance, RankKey
 from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule, queued_demand_blocks
@@ -24,9 +23,10 @@ def weighed(
     avoid: frozenset[InstanceId],
     holders: Mapping[InstanceId, int],
     rule: DispatchRule,
-) -> list[tuple[RankKey, Candidate]]:
+) -> tuple[list[RankKey], list[Candidate]]:
     """By rank: the first of `order`, up to one that has room if room counts, and the deepest of `holders`."""
-    found: list[tuple[RankKey, Candidate]] = []
+    keys: list[RankKey] = []
+    candidates: list[Candidate] = []
     tokens, room_first = request.prompt_tokens, rule.room_first and not is_high(request.priority)
 
     def look(key: RankKey) -> bool:
@@ -39,19 +39,21 @@ def weighed(
         has_room = not room_first or demand_blocks <= entry.room_blocks
         depth = holders.get(name)
         cached = cached_tokens(depth, view.prefix_chunk_tokens, tokens) if depth else 0
-        found.append((key, Candidate(view, has_room, cached)))
+        keys.append(key)
+        candidates.append(Candidate(view, has_room, cached))
         return has_room
 
     is_roomy = False
     for key in order:
-        if len(found) >= (rule.first_by_rank if is_roomy or not room_first else ROOM_TRIES):
+        if len(keys) >= (rule.first_by_rank if is_roomy or not room_first else ROOM_TRIES):
             break
         is_roomy |= look(key)
     if holders:
-        for key in _deepest(holders, entries, {key[2] for key, _ in found}):
+        for key in _deepest(holders, entries, {key[2] for key in keys}):
             look(key)
-        found.sort(key=itemgetter(0))
-    return found
+        by_rank = sorted(range(len(keys)), key=keys.__getitem__)
+        return [keys[place] for place in by_rank], [candidates[place] for place in by_rank]
+    return keys, candidates
 
 
 def _deepest(
