@@ -3,9 +3,9 @@
     python benchmarks/scrape.py
 
 One process serves vLLM's metrics for sixteen engines and ours for as many instances: as a front end does (written on a
-thread, see front_end/exposition.py), and, beside it, on the event loop that passes on the tokens. Another process asks,
-each time for a text that has not been written yet. Meanwhile a task is due every millisecond on the event loop, as a
-token might be. Quiet times, and both ways of asking, take turns.
+thread, see front_end/exposition.py), and, beside it, on the event loop that passes on the tokens. Another process asks
+as Prometheus does, each time for a text that has not been written yet. Meanwhile a task is due every millisecond on the
+event loop, as a token might be. Quiet times, and both ways of asking, take turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import uvicorn
 import uvloop
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from frame.server import free_port
 from frame.verdict import Figure, at_most, conclude, median
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -44,7 +44,8 @@ _CLIENT = """
 import sys, time, urllib.request
 for _ in range(int(sys.argv[2])):
     began = time.monotonic()
-    urllib.request.urlopen(sys.argv[1]).read()
+    asked = urllib.request.Request(sys.argv[1], headers={"Accept-Encoding": "gzip"})
+    urllib.request.urlopen(asked).read()
     time.sleep(max(0.0, float(sys.argv[3]) - (time.monotonic() - began)))
 """
 
@@ -74,8 +75,8 @@ def make_app() -> FastAPI:
     text = exposition.MetricsText(seen)
 
     @app.get("/ours")
-    async def ours() -> Response:
-        return Response(await text.read(), media_type=CONTENT_TYPE_LATEST)
+    async def ours(request: Request) -> Response:
+        return await text.answer(request.headers.get("accept-encoding", ""))
 
     @app.get("/on-the-loop")
     async def on_the_loop() -> Response:

@@ -31,7 +31,8 @@ def main() -> int:
         page.wait_for_timeout(900)  # it has flown far enough to be seen
         keep(page.screenshot(), "page.png")
         runs = (request for one in server.cluster.all.values() for request in one.running)
-        page.goto(f"{server.url}/llumnix/#story/{max(runs, key=lambda request: request.moves).id}")
+        told = max(runs, key=lambda request: (request.moves, -request.story.arrived_s))
+        page.goto(f"{server.url}/llumnix/#story/{told.id}")
         page.get_by_text("Why it stays where it is").wait_for()
         keep(page.screenshot(), "story.png")
     return 0

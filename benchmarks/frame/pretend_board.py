@@ -46,7 +46,7 @@ class PretendBoard:
             draining=states.count(InstanceState.DRAINING),
             starting=len(self._cluster.starting),
             failing=0,
-            now="freeness 24.1, 4 instances: between 10 and 60 (--scale-out-freeness, --scale-in-freeness)",
+            now=f"freeness 24.1, {len(states)} instances: between 10 (--scale-out-freeness) and 60",
             last=None,
             starts=0,
             drains=0,

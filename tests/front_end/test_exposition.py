@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import threading
 import time
 
@@ -40,19 +41,19 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
 
 async def test_many_who_ask_at_once_get_one_text(writer: Writer) -> None:
     text = MetricsText(ServerSeen)
-    assert set(await asyncio.gather(*(text.read() for _ in range(20)))) == {b"text 1"}
-    assert await text.read() == b"text 1"
+    assert {answer.body for answer in await asyncio.gather(*(text.answer("") for _ in range(20)))} == {b"text 1"}
+    assert (await text.answer("")).body == b"text 1"
 
 
 async def test_a_little_later_there_is_another(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REST", 0.0)
     text = MetricsText(ServerSeen)
-    assert [await text.read(), await text.read()] == [b"text 1", b"text 2"]
+    assert [(await text.answer("")).body, (await text.answer("")).body] == [b"text 1", b"text 2"]
 
 
 async def test_event_loop_goes_on_while_it_is_written(writer: Writer) -> None:
     usual_s = sys.getswitchinterval()
-    reading = asyncio.create_task(MetricsText(ServerSeen).read())
+    reading = asyncio.create_task(MetricsText(ServerSeen).answer(""))
     turns = 0
     while not reading.done():
         await asyncio.sleep(0.001)
@@ -69,5 +70,18 @@ async def test_an_error_is_told_to_who_asked_and_the_next_one_is_served(
     with monkeypatch.context() as broken:
         broken.setattr(module, "exposition", lambda seen: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            await text.read()
-    assert await text.read() == b"text 1"
+            await text.answer("")
+    assert (await text.answer("")).body == b"text 1"
+
+
+@pytest.mark.parametrize(
+    ("encodings", "zipped"), [("gzip", True), ("deflate, gzip;q=0.9", True), ("", False), ("identity, x-gzip", False)]
+)
+async def test_whoever_takes_gzip_gets_it(writer: Writer, encodings: str, zipped: bool) -> None:
+    answer = await MetricsText(ServerSeen).answer(encodings)
+    assert (answer.headers.get("content-encoding"), answer.headers["vary"]) == (
+        "gzip" if zipped else None,
+        "Accept-Encoding",
+    )
+    body = bytes(answer.body)
+    assert (gzip.decompress(body) if zipped else body) == b"text 1"

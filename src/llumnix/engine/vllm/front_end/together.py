@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from vllm import envs
 
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
@@ -54,8 +53,8 @@ def add_routes_of_all(app: FastAPI, board: Switchboard, llm: LlumnixLLM) -> None
 
     text = MetricsText(lambda: seen_by(board))
 
-    async def metrics() -> Response:
-        return Response(await text.read(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        return await text.answer(request.headers.get("accept-encoding", ""))
 
     before = len(app.router.routes)
     app.add_api_route("/load", server_load, methods=["GET"])

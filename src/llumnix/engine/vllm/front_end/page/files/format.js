@@ -3,7 +3,7 @@
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 
 export const time = (at) => clock.format(at * 1000);
-export const percent = (share) => (share == null ? "–" : `${Math.round(100 * share)} %`);
+export const percent = (share) => (share == null ? "–" : share > 0 && share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`);
 export const plural = (count, one, many = `${one}s`) => `${whole(count)} ${count === 1 ? one : many}`;
 export const whole = (number) => Math.round(number).toLocaleString("en");
 export const rate = (number) => (number == null ? "–" : number >= 100 ? whole(number) : number.toFixed(1));
