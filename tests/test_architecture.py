@@ -185,7 +185,7 @@ OF_VLLM = {"timeout", "timestamp"}
 """Parameters of methods that override vLLM's."""
 RATIOS = {
     *("rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend", "step_cost_error"),
-    *("share", "weight", "memory", "memory_least", "memory_most"),
+    *("share", "weight", "memory", "memory_least", "memory_most", "busy", "score"),
 }
 COUNTS = {"instance_cpus", "mean_instances"}
 OF_WHAT_IS_MEASURED = {

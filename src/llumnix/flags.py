@@ -269,7 +269,7 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
 
 _WHOLE_PROMPTS = ("--no-enable-chunked-prefill", "--disable-chunked-mm-input")
 _SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
-_ROLES = ("prefill_instances", "decode_instances")
+_ROLES = ("prefill_instances", "decode_instances", "roles")
 _MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps", *_ROLES)
 
 

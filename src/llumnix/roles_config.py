@@ -20,6 +20,13 @@ class RolesConfig:
         "tokens of prompts per step as leave it in time (0: no target).",
     )
 
+    ttft_target_ms: float = knob(0.0, "Milliseconds until a first token, for --roles adaptive or advise.")
+    roles: str = knob(
+        "static",
+        "Who decides which instances are for prompts: static (the two flags below), adaptive (the scheduler, by what "
+        "is asked and both targets) or advise (it only says what it would do, and why).",
+        values=("static", "adaptive", "advise"),
+    )
     prefill_instances: int = knob(
         0, "Instances that compute prompts; with their first token requests leave them for others (0: none)."
     )
@@ -30,8 +37,19 @@ class RolesConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tpot_target_ms < inf:
-            raise UsageError("--tpot-target-ms must be a finite number and not negative.")
+        for name, target_ms in (("tpot", self.tpot_target_ms), ("ttft", self.ttft_target_ms)):
+            if not 0 <= target_ms < inf:
+                raise UsageError(f"--{name}-target-ms must be a finite number and not negative.")
+        if self.roles not in ("static", "adaptive", "advise"):
+            raise UsageError(f"--roles must be static, adaptive or advise, not {self.roles}.")
+        if self.roles == "static" and self.ttft_target_ms:
+            raise UsageError("--ttft-target-ms is for --roles adaptive or advise.")
+        if self.roles != "static" and not (self.ttft_target_ms and self.tpot_target_ms):
+            raise UsageError(f"--roles {self.roles} needs --ttft-target-ms and --tpot-target-ms.")
+        if self.roles == "adaptive" and self.prefill_instances:
+            raise UsageError(
+                "--prefill-instances is for --roles static or advise: adaptive ones are the scheduler's to say."
+            )
 
         if self.prefill_instances < 0 or self.decode_instances < 0:
             raise UsageError("--prefill-instances and --decode-instances must not be negative.")

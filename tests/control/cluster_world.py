@@ -262,7 +262,7 @@ class Cluster:
                 self._is_gone(command.instance, expected=False, why=command.why)
             case sched.DrainFinished():
                 self.finished_drains.append(command.report)
-            case sched.ScalingDecided():
+            case sched.ScalingDecided() | sched.RolesAdvised():
                 pass
             case sched.RoundAt():
                 self.alarm = command.at

@@ -116,3 +116,13 @@ def test_role_is_noted_and_told_in_words() -> None:
     assert noted(notes) == [("role", I1, "asked for")]
     (entry,) = notes.journal.after(0).entries
     assert sentence(entry) == "i1 is for tokens from now on: asked for"
+
+
+def test_advice_is_noted_as_what_would_be() -> None:
+    advice = control.RolesAdvised(changes={I0: Role.PREFILL, I1: Role.DECODE}, reason="1 more for prompts")
+    notes = notes_of((control.RoundDue(at=1.0), [advice]))
+    assert [sentence(entry) for entry in notes.journal.after(0).entries] == [
+        "i0 would be for prompts from now on: 1 more for prompts",
+        "i1 would be for tokens from now on: 1 more for prompts",
+    ]
+    assert str(advice) == "roles would change: i0 prefill, i1 decode (1 more for prompts)"

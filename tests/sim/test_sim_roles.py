@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Any
 
 import pytest
 from sim_cluster import assert_all_served
 
 from llumnix.config import PolicyConfig
 from llumnix.errors import UsageError
+from llumnix.journal.entries import JournalEntry, RoleNoted
 from llumnix.roles_config import RolesConfig
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.faults import parse_fault
@@ -95,7 +97,53 @@ def test_successor_of_a_dead_instance_has_its_role(roles_at_the_end: dict[str, R
         ({"prefill_instances": -1}, "--prefill-instances and --decode-instances must not be negative."),
     ],
 )
-def test_somebody_is_left_to_make_tokens(roles: dict[str, int], sentence: str) -> None:
+def test_somebody_is_left_to_make_tokens(roles: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError) as error:
         RunSetup(instances=4, profile=A100, policy=PolicyConfig(roles=RolesConfig(**roles)))
     assert str(error.value).startswith(sentence)
+
+
+def test_adaptive_roles_change_by_themselves_and_say_why() -> None:
+    entries: list[JournalEntry] = []
+    roles = RolesConfig(roles="adaptive", ttft_target_ms=1000, tpot_target_ms=30)
+    setup = RunSetup(instances=4, profile=A100, policy=PolicyConfig(roles=roles))
+    requests = sim_requests(load_workload("azure-conv?rate=20&requests=900&seed=3"))
+    outcome = simulate(requests, setup, listener=entries.append)
+    assert_all_served(outcome)
+    given = [entry for entry in entries if isinstance(entry.what, RoleNoted)]
+    assert given
+    assert all("for prompts" in entry.why for entry in given)
+
+
+def test_advice_changes_nothing() -> None:
+    def finishes(roles: RolesConfig) -> tuple[list[float], int]:
+        entries: list[JournalEntry] = []
+        setup = RunSetup(instances=4, profile=A100, policy=PolicyConfig(roles=roles))
+        requests = sim_requests(load_workload("azure-conv?rate=20&requests=900&seed=3"))
+        simulate(requests, setup, listener=entries.append)
+        advised = [entry for entry in entries if isinstance(entry.what, RoleNoted) and not entry.what.carried_out]
+        return [request.finish_s for request in requests], len(advised)
+
+    advised, said = finishes(RolesConfig(roles="advise", ttft_target_ms=1000, tpot_target_ms=30))
+    silent, nothing = finishes(RolesConfig(tpot_target_ms=30))
+    assert advised == silent
+    assert (said > 0, nothing) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("roles", "sentence"),
+    [
+        ({"roles": "adaptive"}, "--roles adaptive needs --ttft-target-ms and --tpot-target-ms."),
+        ({"roles": "advise", "tpot_target_ms": 30}, "--roles advise needs --ttft-target-ms and --tpot-target-ms."),
+        ({"ttft_target_ms": 30}, "--ttft-target-ms is for --roles adaptive or advise."),
+        ({"roles": "dynamic"}, "--roles must be static, adaptive or advise, not dynamic."),
+        (
+            {"roles": "adaptive", "ttft_target_ms": 1, "tpot_target_ms": 1, "prefill_instances": 1},
+            "--prefill-instances is for --roles static or advise: adaptive ones are the scheduler's to say.",
+        ),
+    ],
+)
+def test_roles_that_adapt_need_to_know_to_what(roles: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError) as error:
+        RolesConfig(**roles)
+    assert str(error.value) == sentence

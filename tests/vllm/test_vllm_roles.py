@@ -26,7 +26,8 @@ LONGEST = 200
 async def outputs(session: aiohttp.ClientSession, prompts: list[list[int]]) -> list[list[int]]:
     lengths = [1 + 37 * number % LONGEST for number in range(len(prompts))]
     pairs = zip(prompts, lengths, strict=True)
-    return [tokens for tokens, _ in await asyncio.gather(*(complete(session, *each) for each in pairs))]
+    made = await asyncio.gather(*(complete(session, *each, temperature=0) for each in pairs))
+    return [tokens for tokens, _ in made]
 
 
 async def swap_roles(admin: Admin, instances: list[str]) -> None:

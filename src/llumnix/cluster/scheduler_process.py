@@ -207,8 +207,8 @@ class SchedulerProcess:
                 self._mailbox.post(self._book.launcher, command)
             case control.DeclareLost():
                 self._declare_lost(command)
-            case control.ScalingDecided():
-                log.info("auto-scaling %s %s", "does" if command.step.carried_out else "would", command.step)
+            case control.ScalingDecided() | control.RolesAdvised():
+                log.info("%s", command)
             case _:
                 assert_never(command)
 

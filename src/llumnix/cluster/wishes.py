@@ -105,7 +105,7 @@ class Wishes:
     def _on_role(self, message: GiveRole, at: float) -> None:
         why = self._why_not_there(message.instance)
         if not self._scheduler.knows_roles:
-            why = "with this --policy, or with --no-migration, instances have no roles"
+            why = "with --roles adaptive they are the scheduler's to give, and without migration there are none"
         self._answer(message.reply_to, message.query, why)
         if not why:
             self._handle(control.RoleWanted(at=at, instance=message.instance, role=message.role))

@@ -23,6 +23,7 @@ from llumnix.control.fleet import FleetView
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveCause
+from llumnix.control.role_keeper import RoleKeeper
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
     DeclareLost,
@@ -92,6 +93,7 @@ class GlobalScheduler:
             replace(limits, repeat_s=instance_timeout_s),
             moves_requests=self._policy.pairing is not None,
         )
+        self._roles = None if policy.roles.roles == "static" else RoleKeeper(policy.roles)
         self.last_round = PairingRound((), ())
         """What the last round of pairing decided and why, for display."""
 
@@ -129,7 +131,7 @@ class GlobalScheduler:
     @property
     def knows_roles(self) -> bool:
         """Instances may be preferred for prompts, or for tokens."""
-        return self._policy.roles and self._config.migration
+        return self._policy.roles and self._config.migration and self._config.roles.roles != "adaptive"
 
     def is_last(self, instance: InstanceId) -> bool:
         """It takes requests, and nobody else does."""
@@ -227,6 +229,8 @@ class GlobalScheduler:
         self._back_off.expire(at)
         self.fleet.expire(at)
         commands += self._scale(at)
+        if self._roles is not None:
+            commands += self._roles.look(self.snapshot(at))
         for instance in self._view.ids:
             commands += self.drains.go_on(at, instance)
         commands += self._pair(at)

@@ -179,6 +179,18 @@ class SetRole(_Command, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
+class RolesAdvised(_Command, frozen=True, kw_only=True, tag=True):
+    """For the record: roles would be changed to these, if they were adaptive."""
+
+    changes: dict[InstanceId, Role]
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"roles would change: {', '.join(f'{name} {role}' for name, role in self.changes.items())} ({self.reason})"
+        )
+
+
 class ReplayRest(_Command, frozen=True, kw_only=True, tag=True):
     """To every front end: start the requests that you have on this instance anew elsewhere, if that is exact."""
 
@@ -221,6 +233,9 @@ class ScalingDecided(_Command, frozen=True, kw_only=True, tag=True):
 
     step: ScalingStep
 
+    def __str__(self) -> str:
+        return f"auto-scaling {'does' if self.step.carried_out else 'would'} {self.step}"
+
 
 class RoundAt(_Command, frozen=True, kw_only=True, tag=True):
     """Send `RoundDue` at this time. A later `RoundAt` replaces it."""
@@ -232,6 +247,7 @@ SchedulerCommand = (
     MoveRequest
     | SetDraining
     | SetRole
+    | RolesAdvised
     | ReplayRest
     | DrainFinished
     | StopInstance

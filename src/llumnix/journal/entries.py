@@ -158,9 +158,11 @@ class ScalingNoted(_Noted, frozen=True, tag="scale"):
 
 
 class RoleNoted(_Noted, frozen=True, tag="role"):
-    """What an instance is preferred for from now on."""
+    """What an instance is preferred for from now on, or would be."""
 
     role: Role
+    carried_out: bool = True
+    """False: `--roles advise` would do it."""
 
 
 class DrainNoted(_Noted, frozen=True, tag="drain"):

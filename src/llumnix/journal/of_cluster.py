@@ -14,6 +14,7 @@ from llumnix.control.scheduler_events import (
     LoadReported,
     MoveRequest,
     ReplayRest,
+    RolesAdvised,
     RoundAt,
     RoundDue,
     ScalingDecided,
@@ -65,6 +66,9 @@ class ClusterNotes:
                 self.journal.note(at, DrainNoted(report), instance=report.instance, why=command.reason)
             case SetRole():
                 self.journal.note(at, RoleNoted(command.role), instance=command.instance, why=command.reason)
+            case RolesAdvised():
+                for instance, role in command.changes.items():
+                    self.journal.note(at, RoleNoted(role, carried_out=False), instance=instance, why=command.reason)
             case DeclareLost():
                 self._is_gone(at, command.instance, command.why)
             case ScalingDecided():

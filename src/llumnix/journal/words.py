@@ -115,7 +115,8 @@ def _of_cluster(entry: JournalEntry, what: noted.OfCluster) -> str:
         case noted.ScalingNoted():
             return f"auto-scaling {'does' if what.step.carried_out else 'would'} {what.step}"
         case noted.RoleNoted():
-            return f"{entry.instance} is {_FOR[what.role]} from now on: {entry.why}"
+            verb = "is" if what.carried_out else "would be"
+            return f"{entry.instance} {verb} {_FOR[what.role]} from now on: {entry.why}"
         case noted.DrainNoted():
             if what.report is None:
                 return f"{entry.instance}: {entry.why}"

@@ -89,6 +89,10 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     step_cost: StepCost | None = None
     """As measured of its latest steps; None until it has done enough of them (`control/step_fit.py`)."""
     role: Role = Role.MIXED
+    computed_tokens: int = 0
+    """Of prompts, since the instance started."""
+    made_tokens: int = 0
+    """Of outputs, since the instance started."""
     tpot_target_s: float = 0.0
     """Its steps leave so much between two tokens, if they can; 0: no target."""
     to_decode: int = 0

@@ -197,6 +197,8 @@ class _Ahead(TypedDict):
     prefix_chunk_tokens: int
     step_tokens: int
     step_cost: StepCost | None
+    computed_tokens: int
+    made_tokens: int
 
 
 def _smallest_running_blocks(engine: EngineModel, steps_started: int) -> int:
@@ -222,6 +224,8 @@ def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:
         prefix_chunk_tokens=engine.pool.cache.unit_tokens if engine.pool.cache is not None else 0,
         step_tokens=step_tokens(engine),
         step_cost=engine.step_cost,
+        computed_tokens=engine.computed_tokens,
+        made_tokens=engine.batch.made_tokens + steps_started * decoding,
     )
 
 

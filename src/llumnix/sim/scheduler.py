@@ -84,7 +84,7 @@ class SimScheduler:
                 self._launcher.kill(command.instance)
             case sched.StartInstances():
                 self._launcher.start(command)
-            case sched.DrainFinished() | sched.ScalingDecided():
+            case sched.DrainFinished() | sched.ScalingDecided() | sched.RolesAdvised():
                 pass
             case _:
                 assert_never(command)

@@ -26,7 +26,7 @@ class DecodeBatch:
 
     __slots__ = (
         "_ends", "_gaps", "_phase", "_seq", "_shortest", "_state_blocks", "block_tokens", "decode_s", "fresh",
-        "last_emission_s", "members", "steps", "tokens",
+        "last_emission_s", "made_tokens", "members", "steps", "tokens",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int, state_blocks: int = 0) -> None:
@@ -39,6 +39,8 @@ class DecodeBatch:
         """Decode steps since the instance started."""
         self.tokens = 0
         """Sum of the members' lengths, now."""
+        self.made_tokens = 0
+        """Of all decode steps so far."""
         self.decode_s = 0.0
         """Sum of the durations of all decode steps so far."""
         self.last_emission_s = 0.0
@@ -111,6 +113,7 @@ class DecodeBatch:
             gaps.push(last_step_s)
         self.steps += steps
         self.tokens += steps * len(self.members)
+        self.made_tokens += steps * len(self.members)
         self.decode_s += duration_s
         self.last_emission_s = end_s
 

@@ -57,8 +57,7 @@ class EngineModel:
         self.step_cost: StepCost | None = None
         self.tpot_target_s = 0.0
         """Prompts leave so much between two tokens, by what its steps are believed to cost; 0: any time."""
-        self.preemptions = 0
-        self.high_running = 0
+        self.preemptions = self.computed_tokens = self.high_running = 0
         self._scheduler = scheduler
         self._listener = listener
         self.steps = StepClock(kernel, profile, self.batch, self)
@@ -275,6 +274,7 @@ class EngineModel:
             return
         now = self.kernel.now
         request.prefilled += tokens
+        self.computed_tokens += tokens
         request.exec_s += self._flight.end_s - self._flight.begin_s - self.steps.overhead_s[1]
         if request.prefilled < request.prompt_tokens + request.generated:
             return

@@ -68,6 +68,8 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         prefix_chunk_tokens=scheduler.prefixes.chunk_tokens if scheduler.prefixes is not None else 0,
         step_tokens=scheduler.limits.step_tokens(ahead),
         step_cost=scheduler.watch.cost,
+        computed_tokens=scheduler.watch.computed_tokens,
+        made_tokens=scheduler.watch.made_tokens,
         tpot_target_s=scheduler.limits.target_s,
         high_running=sum([is_high(request.priority) for request in scheduler.running]),
         high_waiting=queue.high,

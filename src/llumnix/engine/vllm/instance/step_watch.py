@@ -21,6 +21,8 @@ class StepWatch:
         self._given: deque[tuple[StepLoad, float]] = deque()
         self._ended_s: float | None = None
         """When the last step ended; None if the engine had nothing to do then."""
+        self.computed_tokens = 0
+        self.made_tokens = 0
 
     @property
     def cost(self) -> StepCost | None:
@@ -28,6 +30,8 @@ class StepWatch:
 
     def begins(self, load: StepLoad) -> None:
         self._given.append((load, monotonic()))
+        self.computed_tokens += load.prefill_tokens
+        self.made_tokens += load.decoding
 
     def ends(self, goes_on: bool) -> None:
         """The output of the oldest one is here. `goes_on`: the engine has more to do."""
