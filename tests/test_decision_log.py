@@ -47,7 +47,7 @@ def test_the_numbers_of_a_process_that_is_replaced_stay_behind_those_of_its_succ
 def test_whoever_notes_does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held = threading.Event()
     monkeypatch.setattr(decision_log, "_MOST_WAITING", 10)
-    monkeypatch.setattr(DecisionLog, "_append", lambda self, lines: held.wait(10))
+    monkeypatch.setattr(DecisionLog, "_append", lambda self, entries: held.wait(10))
     log = DecisionLog(tmp_path / "log")
     journal = Journal("f0", listener=log.write)
     for number in range(100):

@@ -223,6 +223,7 @@ def test_limits_of_scaling_count_when_it_only_advises() -> None:
         ("--policy llumnix-paper --relief-steps 4", "--relief-steps is for policies that make room "),
         ("--policy llumnix-base --priority-target-tokens 9", "--priority-target-tokens is for policies that know "),
         ("--verbose --log-dir logs", "--verbose has every process write to the console, --log-dir to files."),
+        ("--record-mb 9", "--record-mb is for --record."),
         ("--ray-address auto", "--ray-address is for --launcher ray."),
         ("--placement spread", "--placement is for --launcher ray."),
         ("--displace --scheduling-policy fcfs", "--displace is for instances that know priorities"),

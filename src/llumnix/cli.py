@@ -148,6 +148,8 @@ COMMANDS: dict[str, Command] = {
     "simulate": _in_module("simulate", "The same, simulated: policies in virtual time.", "llumnix.sim.cli"),
     "reproduce": _in_module("reproduce", "Draw a figure of the paper.", "llumnix.paper.cli"),
     "profile": _in_module("profile", "Fit a cost model to an engine, for the simulator.", "llumnix.sim.profiles.cli"),
+    "record": _in_module("record", "Export what `serve --record` wrote down.", "llumnix.record.cli"),
+    "whatif": _in_module("whatif", "Predict how a recorded run would have gone otherwise.", "llumnix.whatif.cli"),
     **{name: _ask_server(name, asking) for name, asking in SERVER_COMMANDS.items()},
     "doctor": _in_module("doctor", "Check this machine, and say what to do.", "llumnix.doctor"),
     "completion": _in_module("completion", "Print what completes command lines in a shell.", "llumnix.shell"),

@@ -201,6 +201,12 @@ class ClusterConfig:
         "File for all that happens to requests and instances, and why: a line of JSON each, of each process in a file "
         "of its own, FILE.f0, FILE.s, ... (-: to their logs).",
     )
+    record: str = knob(
+        "",
+        "Folder for recorded runs: lengths, times and moves of all requests, without their contents, for `llumnix "
+        "whatif` and the like (docs/use/recording.md).",
+    )
+    record_mb: int = knob(512, "MB of one recorded run; then its oldest hours make room for new ones.")
     page: str = knob(
         "on",
         "The live page at /llumnix/: on, view (it offers nothing to do) or off.",
@@ -230,6 +236,7 @@ class ClusterConfig:
         _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
+        _require(self.record_mb >= 1, "--record-mb must be at least 1.")
         _require(self.kept_media_mb >= 0, "--kept-media-mb must not be negative.")
         _require(
             not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from llumnix.background import BackgroundWriter
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import Journal
@@ -36,44 +35,22 @@ def begin_journal(by: str, log: str) -> tuple[Journal, Callable[[], None]]:
 
 
 class DecisionLog:
-    """Writes in a thread of its own: a slow disk keeps nobody waiting. `path` None: to stdout."""
+    """Written in a thread of its own. `path` None: to stdout."""
 
     def __init__(self, path: Path | None) -> None:
-        self.dropped = 0
-        """Entries that came faster than they could be written, or when the disk was full."""
         self._path = path
-        self._waiting: queue.Queue[JournalEntry | None] = queue.Queue(_MOST_WAITING)
-        self._thread = threading.Thread(target=self._write_all, name="decision log", daemon=True)
-        self._thread.start()
+        self._encoder = msgspec.json.Encoder()
+        self._writer: BackgroundWriter[JournalEntry] = BackgroundWriter("decision log", self._append, _MOST_WAITING)
+        self.write = self._writer.put
+        self.close = self._writer.close
 
-    def write(self, entry: JournalEntry) -> None:
-        """Returns at once."""
-        try:
-            self._waiting.put_nowait(entry)
-        except queue.Full:
-            self.dropped += 1
+    @property
+    def dropped(self) -> int:
+        """Entries that came faster than they could be written, or when the disk was full."""
+        return self._writer.dropped
 
-    def close(self, timeout_s: float = 2.0) -> None:
-        """Waits until all is written, or for so long."""
-        with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=timeout_s)
-        self._thread.join(timeout_s)
-
-    def _write_all(self) -> None:
-        encoder = msgspec.json.Encoder()
-        last = False
-        while not last:
-            entries = [self._waiting.get()]
-            while len(entries) < _MOST_WAITING and not self._waiting.empty():
-                entries.append(self._waiting.get_nowait())
-            last = None in entries
-            lines = b"".join(encoder.encode(entry) + b"\n" for entry in entries if entry is not None)
-            try:
-                self._append(lines)
-            except OSError:
-                self.dropped += len(entries) - last
-
-    def _append(self, lines: bytes) -> None:
+    def _append(self, entries: list[JournalEntry]) -> None:
+        lines = b"".join(self._encoder.encode(entry) + b"\n" for entry in entries)
         if self._path is None:
             sys.stdout.buffer.write(lines)
             sys.stdout.flush()

@@ -142,6 +142,8 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     cluster = build(ClusterConfig, values)
     given = _given(parser, words.ours)
     _refuse_ray_without_ray(given, cluster)
+    if "record_mb" in given and not cluster.record:
+        raise UsageError("--record-mb is for --record.")
     without = "--scaling on or --scaling advise" if cluster.scaling == "off" else ""
     policy = find_policy(values.policy)
     refuse_what_does_nothing(given, policy, migration=values.migration, scales_with=without)

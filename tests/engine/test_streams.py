@@ -79,6 +79,9 @@ class FrontEnd:
     def stayed(self, session: Session, notice: Stayed) -> None: ...
     def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None: ...
 
+    def ended(self, session: Session) -> None:
+        self.stories.over(session.story)
+
     def failed(self, session: Session, why: str) -> None:
         self.why_failed.append(why)
 

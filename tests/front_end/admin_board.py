@@ -18,6 +18,7 @@ from llumnix.engine.vllm.front_end.admin.routes import add_routes
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.page.page import Page
+from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.journal.journal import EntryFilter, Journal, Reading, read_together
 from llumnix.journal.stories import Stories
 from llumnix.journal.story import RequestStory
@@ -57,6 +58,7 @@ class Board:
         courted = {"i6": SimpleNamespace(info=SimpleNamespace(pid=7, node="here"))}
         self.client = SimpleNamespace(members=SimpleNamespace(by_id=by_id, courted=courted))
         gone = InstanceGone(instance=InstanceId("i9"), index=9, why="killed by SIGKILL", expected=False)
+        self.log = SimpleNamespace(recorder=None)
         self.strangers = SimpleNamespace(starting={"i8": None}, gone=[(gone, InstanceState.LOST)])
 
     def have_classes(self, path: Path) -> None:
@@ -64,6 +66,11 @@ class Board:
         self.spec.cluster = ClusterConfig(classes=str(path))
         self.client = mock.Mock(spec=AdmittingClient)
         self.client.in_force = self.in_force = mock.Mock(spec=ClassesInForce)
+
+    def have_recorder(self) -> None:
+        """As a server that was started with `--record`."""
+        self.log.recorder = mock.Mock(spec=Recorder)
+        self.log.recorder.switch = lambda on: "/runs/first" if on else ""
 
     async def all_others(self, part: str) -> int:
         self.parts.append(part)

@@ -50,6 +50,7 @@ ASKED: dict[str, Any] = {
     "POST /instances": {"json": {"count": 1}},
     "POST /instances/{id}/role": {"json": {"role": "decode"}},
     "POST /migrations": {"json": {"request_id": "cmpl-1", "target": "i1"}},
+    "POST /record": {"json": {"on": True}},
 }
 COUNTS = {
     *(
@@ -76,6 +77,7 @@ KEYS: dict[str, set[str]] = {
     "GET /classes": {"classes"},
     "POST /instances/{id}/role": {"ok", "id", "role"},
     "POST /classes/reload": {"ok", "classes", "tenants"},
+    "POST /record": {"ok", "on", "folder"},
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
@@ -147,6 +149,8 @@ async def answer_of(board: Board, route: Route) -> httpx.Response:
         board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(drained("i0", each=1),))  # type: ignore[assignment]
     if route.path.startswith("/classes"):
         board.have_classes(CLASSES)
+    if route.path == "/record":
+        board.have_recorder()
     if not route.path:
         return await _index()
     asked = f"{route.method} {route.path}"

@@ -374,3 +374,23 @@ async def test_classes_are_shown_with_their_tenants(board: Board) -> None:
     board.class_rows = [ClassRow(cls="fast", tenant="alice", held=2, refused={"429": 1})]
     (row,) = (await ask(board, "GET", "/classes")).json()["classes"]
     assert (row["class"], row["tenant"], row["held"], row["refused"]) == ("fast", "alice", 2, {"429": 1})
+
+
+async def test_server_without_classes_has_no_file_to_read_again(board: Board) -> None:
+    assert (await ask(board, "POST", "/classes/reload")).status_code == 404
+
+
+async def test_recording_is_begun_and_ended_at_all_front_ends(board: Board) -> None:
+    board.have_recorder()
+    begun = await ask(board, "POST", "/record", json={"on": True})
+    ended = await ask(board, "POST", "/record", json={"on": False})
+    assert begun.json() == {"ok": True, "on": True, "folder": "/runs/first"}
+    assert ended.json() == {"ok": True, "on": False, "folder": None}
+    assert board.parts == ["record", "record"]
+    assert (await ask(board, "POST", "/record", json={"on": "yes"})).status_code == 400
+
+
+async def test_server_without_a_folder_for_recorded_runs_records_none(board: Board) -> None:
+    refused = await ask(board, "POST", "/record", json={"on": True})
+    assert refused.status_code == 404
+    assert "--record" in refused.json()["reason"]

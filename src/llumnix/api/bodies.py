@@ -235,6 +235,17 @@ class ReloadedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     tenants: int
 
 
+class RecordBody(msgspec.Struct, frozen=True, kw_only=True):
+    on: bool
+
+
+class RecordAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    ok: Literal[True] = True
+    on: bool
+    folder: str | None
+    """Of the run that is being recorded, on the server's machine; null: none is."""
+
+
 class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the instance is from now on."""
 

@@ -198,6 +198,14 @@ ROUTES = (
             404: _NO_CLASSES,
         },
     ),
+    Route(
+        method="POST",
+        path="/record",
+        text="begins to record a run, or ends that",
+        body=bodies.RecordBody,
+        answer=bodies.RecordAnswer,
+        refusals={400: _BODY, 404: "The server was started without `--record`.", 413: _LARGE},
+    ),
     Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),
     Route(method="GET", path="/scaling", text="size of the cluster", answer=bodies.ScalingRow, refusals=_SILENT),
     Route(

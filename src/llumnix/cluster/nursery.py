@@ -278,13 +278,13 @@ class Nursery:
             cluster=common.cluster,
             admin_socket=self._admin_socket,
             classes=common.classes,
+            secret=common.secret,
         )
         self._engine.run_front_end(self._setup, spec, self._socket)
 
     def _close_sockets(self) -> None:
-        for sock in (self._socket, self._admin_socket):
-            if sock is not None:
-                sock.close()
+        for sock in filter(None, (self._socket, self._admin_socket)):
+            sock.close()
         self._socket = self._admin_socket = None
 
 

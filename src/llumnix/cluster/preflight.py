@@ -55,6 +55,7 @@ def check(arguments: ServeArguments) -> None:
     check_port(arguments)
     check_files(arguments)
     check_decision_log(arguments.cluster.decision_log)
+    check_record(arguments.cluster.record)
     if arguments.cluster.launcher == "ray":
         check_ray(arguments.cluster.ray_address)
 
@@ -83,6 +84,15 @@ def check_decision_log(path: str) -> None:
     folder = Path(path).parent
     if path not in ("", STDOUT) and not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UsageError(f"--decision-log {path} cannot be written: {folder} is no folder that we may write to.")
+
+
+def check_record(folder: str) -> None:
+    """Front ends make it, and folders in it, later."""
+    if not folder:
+        return
+    there = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UsageError(f"--record {folder} cannot be written: {there} is no folder that we may write to.")
 
 
 def check_vllm() -> None:

@@ -72,6 +72,8 @@ class FrontEndSpec:
     """Listens where the admin routes are served; None: beside the others, on the main socket."""
     classes: Classes | None = None
     """By these, requests are admitted and have their turns; None: all are sent at once."""
+    secret: bytes = field(default=b"", repr=False)
+    """Shared by the processes of one server, and in no file."""
 
 
 class Setup(Protocol):

@@ -9,6 +9,7 @@ written with at most 6 decimals, so the same records are the same bytes; an empt
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ class Records:
     instances: Sequence[InstanceRecord] = ()
 
 
-RecordT = TypeVar("RecordT", RequestRecord, MigrationRecord, InstanceRecord)
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 REQUESTS_CSV, MIGRATIONS_CSV, INSTANCES_CSV = "requests.csv", "migrations.csv", "instances.csv"
 
@@ -167,6 +168,17 @@ def write_rows(path: Path, kind: type[RecordT], rows: Iterable[RecordT]) -> None
         writer.writerow(kind.__struct_fields__)
         for row in rows:
             writer.writerow([_text(value) for value in msgspec.structs.astuple(row)])
+
+
+def append_rows(path: Path, kind: type[RecordT], rows: Iterable[RecordT]) -> None:
+    """Writes `rows` behind those that are there, in one piece; a new file gets its header first."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    if not path.exists():
+        writer.writerow(kind.__struct_fields__)
+    writer.writerows([_text(value) for value in msgspec.structs.astuple(row)] for row in rows)
+    with path.open("ab") as file:
+        file.write(text.getvalue().encode())
 
 
 def read_rows(path: Path, kind: type[RecordT]) -> list[RecordT]:

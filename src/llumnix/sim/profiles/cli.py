@@ -1,4 +1,5 @@
-"""`llumnix profile`: measures a running server and writes a cost profile for the simulator."""
+"""`llumnix profile`: measures a running server, or reads what one recorded, and writes a cost profile for the
+simulator."""
 
 from __future__ import annotations
 
@@ -17,18 +18,30 @@ from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
 from llumnix.client import unreachable
 from llumnix.errors import UsageError
+from llumnix.record.read import read_run
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
+from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import write_profile
 from llumnix.sim.profiles.live import Plan, Unseen, fit, measure_server, worst_error
+from llumnix.sim.profiles.recorded import fit_run
+
+_OF_MEASURING = (
+    *("prompts", "batches", "contexts", "output_tokens", "repeats", "blocks", "block_tokens", "state_blocks"),
+    *("instances", "block_bytes", "gigabytes_per_s", "max_num_seqs", "max_num_batched_tokens"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix profile`."""
     parser.description = (
-        "Measure an idle OpenAI server and fit a cost profile to its instances, as they run side by side."
+        "Measure an idle OpenAI server and fit a cost profile to its instances, as they run side by side; or fit one "
+        "to what `llumnix serve --record` wrote down of a server in use."
     )
     plan = Plan()
     add_server_flags(parser)
+    parser.add_argument(
+        "--from", dest="recorded", type=Path, metavar="DIR", help="a recorded run: nothing is measured, or asked for"
+    )
     parser.add_argument("--out", required=True, type=Path, help="TOML file to write")
     parser.add_argument("--name", help="name of the profile (default: that of the file)")
     parser.add_argument("--prompts", type=_numbers, default=plan.prompt_tokens, help="prompt lengths: 16,64,256,…")
@@ -71,9 +84,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix profile`. Returns 0; raises UsageError for bad input, ServerRefused for a server that does
     not answer."""
+    if args.recorded is not None:
+        return _run_recorded(args)
     plan = _plan(args)
-    if args.out.is_dir() or not os.access(args.out.parent, os.W_OK):  # said before minutes of measuring
-        raise UsageError(f"Cannot write a file at --out {args.out}.")
+    _check_out(args.out)
     args.url = server_url(args.url)
     check_key(args.api_key)
     blocks, block_tokens, state_blocks = args.blocks, args.block_tokens, args.state_blocks or 0
@@ -101,13 +115,39 @@ def run(args: argparse.Namespace) -> int:
         "rounds, start-up were not measured."
     )
     profile = fit(prefill, decode, unseen, args.name or args.out.stem, origin)
-    try:
-        write_profile(profile, args.out)
-    except OSError as error:
-        raise UsageError(f"Cannot write {args.out}: {error.strerror}.") from error
+    _write(profile, args.out)
     first, step = worst_error(profile, prefill, decode)
     console.print(f"Wrote {args.out}; worst error of the fit: first tokens {first:.0%}, decode steps {step:.0%}.")
     return 0
+
+
+def _run_recorded(args: argparse.Namespace) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for dest in _OF_MEASURING:
+        if getattr(args, dest) != parser.get_default(dest):
+            raise UsageError(f"--{dest.replace('_', '-')} is for measuring, and --from has it from the recorded run.")
+    _check_out(args.out)
+    fitted = fit_run(read_run(args.recorded), args.name or args.out.stem)
+    _write(fitted.profile, args.out)
+    console = Console(stderr=True)
+    for note in fitted.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Wrote {args.out}.", highlight=False)
+    return 0
+
+
+def _check_out(out: Path) -> None:
+    """Said before minutes of measuring."""
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"Cannot write a file at --out {out}.")
+
+
+def _write(profile: Profile, out: Path) -> None:
+    try:
+        write_profile(profile, out)
+    except OSError as error:
+        raise UsageError(f"Cannot write {out}: {error.strerror}.") from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -196,10 +196,10 @@ def fit(
         raise UsageError("A profile needs batches of two sizes or more.")
     tokens = np.array([sample.tokens for sample in prefill], dtype=float)
     first_ms = np.array([sample.first_token_ms for sample in prefill])
-    base, slope, square = _least_squares(np.stack([np.ones_like(tokens), tokens, tokens**2], axis=1), first_ms)
+    base, slope, square = least_squares(np.stack([np.ones_like(tokens), tokens, tokens**2], axis=1), first_ms)
     sizes = sorted({sample.batch for sample in decode})
     columns = [[float(sample.batch == size) for size in sizes] + [sample.context_tokens] for sample in decode]
-    *sizes_ms, context_ms = _least_squares(np.array(columns), np.array([sample.step_ms for sample in decode]))
+    *sizes_ms, context_ms = least_squares(np.array(columns), np.array([sample.step_ms for sample in decode]))
     # A prefill step costs at least the smallest decode step; the rest of the time to first token is the front end's.
     base_ms = min(base, sizes_ms[0])
     return Profile(
@@ -245,7 +245,7 @@ def worst_error(
     )
 
 
-def _least_squares(columns: Numbers, values: Numbers) -> list[float]:
+def least_squares(columns: Numbers, values: Numbers) -> list[float]:
     """Weighted to relative errors; what comes out negative is set to 0 and the rest fitted again."""
     weights = 1.0 / values
     active = list(range(columns.shape[1]))

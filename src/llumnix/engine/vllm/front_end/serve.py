@@ -27,6 +27,7 @@ from llumnix.engine.vllm.front_end.failures import tell_why
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
+from llumnix.engine.vllm.front_end.recorder import make_recorder
 from llumnix.engine.vllm.front_end.retry_after import RetryAfter
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
@@ -70,12 +71,15 @@ async def serve_front_end(
     log = StreamLog(journal)
     llm = LlumnixLLM(config, spec, mailbox.post, log, args, admitted)
     board = Switchboard(spec, mailbox, llm.engine_core, log)
+    log.recorder = make_recorder(board, args, config)
     connect_parts(board, llm)
     llm.engine_core.on_more_slots = llm.grow
     mailbox.start()
     try:
         await llm.engine_core.members.joined.wait()
         await llm.forget_dummies()
+        if log.recorder is not None:
+            log.recorder.begin()
         page = make_page(board, args, llm.model_config, lambda: llm.is_closing)
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(work) for work in _work_beside(args, board, page)]
@@ -85,6 +89,8 @@ async def serve_front_end(
                 task.cancel()
     finally:
         llm.shutdown()
+        if log.recorder is not None:
+            log.recorder.close()
         close_journal()
         mailbox.close()
         sock.close()
@@ -98,6 +104,8 @@ def _work_beside(
     yield _tell_that_it_lives(board)
     if isinstance(board.client, AdmittingClient):
         yield _tell_what_waits(board, board.client.desk)
+    if board.log.recorder is not None:
+        yield board.log.recorder.run()
     if page is not None:
         yield page.run()
     if board.spec.admin_socket is not None:

@@ -37,6 +37,8 @@ class Session:
     """Tokens that were drawn for it with its seed, and that nobody got."""
     first_token_s: float | None = None
     last_token_s: float | None = None
+    largest_gap_s: float = 0.0
+    """Longest wait between two tokens."""
     step_s: float = 0.0
     """Time between two tokens, smoothed."""
     move: Moved | None = None
@@ -60,6 +62,8 @@ class Session:
             self.first_token_s = now
             if not self.keeps_media:
                 self.request = msgspec.structs.replace(self.request, mm_features=None, prompt_embeds=None)
+        elif now - last > self.largest_gap_s:
+            self.largest_gap_s = now - last
         if self.move is not None and self.before_move_s is not None:
             downtime_s = max(0.0, now - self.before_move_s - self.step_s)
             self.before_move_s = None

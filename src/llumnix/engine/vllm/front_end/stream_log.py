@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import time
+from typing import TYPE_CHECKING
 
 from llumnix.control.messages import Moved, Stayed
 from llumnix.control.orders import MoveOutcome
@@ -18,6 +19,9 @@ from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.report.records import MigrationRecord, migration_record
 
+if TYPE_CHECKING:
+    from llumnix.engine.vllm.front_end.recorder import Recorder
+
 
 class StreamLog:
     """The observer of the streams (streams.py)."""
@@ -27,6 +31,8 @@ class StreamLog:
         self.moves = MigrationLog()
         self.metrics = Metrics()
         self.failures = Failures()
+        self.recorder: Recorder | None = None
+        """With `--record`."""
         self._awaited: dict[str, asyncio.Future[MigrationRecord]] = {}  # by engine id
 
     def replayed(self, request_id: str, why: str) -> None:
@@ -40,6 +46,11 @@ class StreamLog:
 
     def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
         self._keep(session, notice.outcome, downtime_s)
+
+    def ended(self, session: Session) -> None:
+        self.stories.over(session.story)
+        if self.recorder is not None:
+            self.recorder.ended(session)
 
     def is_awaited(self, engine_id: str) -> bool:
         return engine_id in self._awaited
@@ -57,6 +68,8 @@ class StreamLog:
         record = record_of(session, outcome, downtime_s)
         self.moves.add(record)
         self.metrics.migration(outcome, downtime_s)
+        if self.recorder is not None:
+            self.recorder.tried(session, record)
         awaited = self._awaited.get(session.engine_id)
         if outcome.ok and awaited is not None and not awaited.done():
             awaited.set_result(record)

@@ -107,7 +107,7 @@ class Streams:
         now = monotonic()
         self._record_move(session, None, now)
         session.story.ended(now, outcome, len(session.tokens), why)
-        self._stories.over(session.story)
+        self._observer.ended(session)
         self.sessions.pop(session.engine_id, None)
         self._engine_ids.pop(session.id, None)
         self._kept.forget(RequestId(session.id))

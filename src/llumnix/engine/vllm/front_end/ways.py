@@ -31,6 +31,10 @@ class Observer(Protocol):
     def stayed(self, session: Session, notice: Stayed) -> None: ...
     def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None: ...
 
+    def ended(self, session: Session) -> None:
+        """Its story has ended, and is to be kept (`Stories.over`)."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:

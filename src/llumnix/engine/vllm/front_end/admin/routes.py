@@ -12,7 +12,7 @@ from vllm import envs
 
 from llumnix.api import bodies
 from llumnix.api.routes import OPENAPI, PREFIX
-from llumnix.engine.vllm.front_end.admin import classes, looking, past, sizing, staying
+from llumnix.engine.vllm.front_end.admin import classes, looking, past, recording, sizing, staying
 from llumnix.engine.vllm.front_end.admin.answers import (
     Bad,
     Guard,
@@ -146,6 +146,13 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.post("/classes/reload")
     async def reload(request: Request) -> Response:
         return await guard.answer(request, lambda: classes.reload(board))
+
+    @router.post("/record")
+    async def record(request: Request) -> Response:
+        async def act() -> Response:
+            return await recording.record(board, (await body_of(request, {"on": bool}))["on"])
+
+        return await guard.answer(request, act)
 
     @router.post("/instances/{instance}/undrain")
     async def undrain(request: Request, instance: str) -> Response:
