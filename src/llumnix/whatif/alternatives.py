@@ -1,0 +1,89 @@
+"""What to try: `instances=12`, `policy=infaas++`, `migration=off`, several with commas between; `instances=4..10`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.errors import UsageError
+from llumnix.flags import Parser, add_flags, build, refuse_what_does_nothing
+from llumnix.policy.catalogue import find_policy
+from llumnix.sim.cli import MOST_INSTANCES
+
+_MOST_ALTERNATIVES = 64
+_SWITCH = {"on": "--", "off": "--no-"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    name: str
+    """As it was asked for."""
+    instances: int
+    policy: PolicyConfig
+    migration: MigrationConfig
+
+
+def alternatives(texts: Sequence[str], as_it_was: Alternative) -> list[Alternative]:
+    """Raises UsageError for a text that makes no sense."""
+    made = [_alternative(each, as_it_was) for text in texts for each in _each_of(text)]
+    if len(made) > _MOST_ALTERNATIVES:
+        raise UsageError(f"{len(made)} alternatives are too many: at most {_MOST_ALTERNATIVES}.")
+    return made
+
+
+def _each_of(text: str) -> Iterator[dict[str, str]]:
+    """Knobs and values; for a range, of each number in it."""
+    said: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value) or name in said:
+            raise UsageError(f"--try {text}: {item!r} is not one knob and its value, as in instances=12,migration=off.")
+        said[name] = value
+    first, dots, last = said.get("instances", "").partition("..")
+    if not dots:
+        yield said
+        return
+    low, high = _count(text, first), _count(text, last)
+    if low > high:
+        raise UsageError(f"--try {text}: {first} is more than {last}.")
+    yield from (said | {"instances": str(number)} for number in range(low, high + 1))
+
+
+def _alternative(said: Mapping[str, str], as_it_was: Alternative) -> Alternative:
+    name = ",".join(f"{knob}={value}" for knob, value in said.items())
+    knobs = {knob: value for knob, value in said.items() if knob != "instances"}
+    try:
+        values, given = _parsed(knobs, as_it_was)
+        policy, migration = build(PolicyConfig, values), build(MigrationConfig, values)
+        refuse_what_does_nothing(given, find_policy(policy.policy), migration=policy.migration, scales_with="")
+    except UsageError as error:
+        raise UsageError(f"--try {name}: {error}") from error
+    instances = _count(name, said["instances"]) if "instances" in said else as_it_was.instances
+    return Alternative(name=name, instances=instances, policy=policy, migration=migration)
+
+
+def _parsed(knobs: Mapping[str, str], as_it_was: Alternative) -> tuple[argparse.Namespace, dict[str, str]]:
+    """As on the command line; what is not given is as it was. And the flags by their fields."""
+    parser = Parser(prog="llumnix simulate")
+    for config in (PolicyConfig, MigrationConfig):
+        add_flags(parser, config)
+    parser.set_defaults(**dataclasses.asdict(as_it_was.policy), **dataclasses.asdict(as_it_was.migration))
+    switches = {field.name for field in dataclasses.fields(PolicyConfig) if isinstance(field.default, bool)}
+    words: list[str] = []
+    given: dict[str, str] = {}
+    for knob, value in knobs.items():
+        flag, field = knob.replace("_", "-"), knob.replace("-", "_")
+        if field in switches and value not in _SWITCH:
+            raise UsageError(f"{flag} is on or off, not {value}.")
+        words.append(f"{_SWITCH[value]}{flag}" if field in switches else f"--{flag}={value}")
+        given[field] = words[-1].partition("=")[0]
+    return parser.parse_args(words), given
+
+
+def _count(text: str, number: str) -> int:
+    if not (number.isascii() and number.isdecimal()) or not 1 <= int(number) <= MOST_INSTANCES:
+        raise UsageError(f"--try {text}: instances are a number from 1 to {MOST_INSTANCES}, or two with .. between.")
+    return int(number)

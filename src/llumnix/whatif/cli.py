@@ -1,0 +1,154 @@
+"""`llumnix whatif`: how a recorded run would have gone with other settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from llumnix.errors import UsageError
+from llumnix.record.read import RecordedRun, read_run
+from llumnix.sim.profiles.cost_model import Profile
+from llumnix.sim.profiles.file import load_profile, profile_names
+from llumnix.sim.profiles.recorded import fit_run
+from llumnix.whatif.alternatives import Alternative, alternatives
+from llumnix.whatif.metrics import Numbers, numbers_of
+from llumnix.whatif.prediction import NOT, judge, predict
+from llumnix.whatif.report import TriedAlternative, WhatIf, print_what_if, write_what_if
+from llumnix.whatif.runs import Task, run_all, setup_of
+from llumnix.whatif.stretch import Stretch, longest_stretch
+
+MEASURED = "measured"
+NOTHING_CREDIBLE = 3
+"""Exit code."""
+
+_MOST_REPEATS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `llumnix whatif`."""
+    parser.description = (
+        "Simulate a recorded run as it was, say how far that can be believed, and predict it with other settings."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a recorded run, or a folder of them (the newest)")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        action="append",
+        default=[],
+        metavar="KNOB=VALUE",
+        help="an alternative: instances=12, instances=4..10, policy=infaas++, migration=off, or any knob of "
+        "`llumnix simulate`; several in one with commas between; can be repeated",
+    )
+    parser.add_argument(
+        "--profile",
+        default=MEASURED,
+        help=f"what steps cost: {MEASURED} (of this run), a TOML file, or one of {', '.join(profile_names())}",
+    )
+    parser.add_argument("--repeats", type=int, default=8, help="simulations of each, with arrivals jittered (8)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for whatif.json and whatif.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries out `llumnix whatif`. Returns 0, or 3 if nothing that was simulated is credible. Raises UsageError for
+    bad input."""
+    if not 2 <= args.repeats <= _MOST_REPEATS:
+        raise UsageError(f"--repeats must be between 2 and {_MOST_REPEATS}, not {args.repeats}.")
+    if args.jobs < 1:
+        raise UsageError("--jobs must be at least 1.")
+    recorded = read_run(args.folder)
+    stretch = longest_stretch(recorded)
+    profile, notes = _profile(args.profile, recorded)
+    about = recorded.about
+    base = Alternative(
+        name="as it was", instances=len(stretch.instances), policy=about.policy, migration=about.migration
+    )
+    others = alternatives(args.tries, base)
+    with _progress((1 + len(others)) * args.repeats) as one_done:
+        found = _what_if(recorded, stretch, profile, [base, *others], args, one_done)
+    found.about.extend(notes)
+    print_what_if(found, Console())
+    if args.out is not None:
+        try:
+            write_what_if(args.out, found)
+        except OSError as error:
+            raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
+    return NOTHING_CREDIBLE if all(each.grade == NOT for each in found.known) else 0
+
+
+def _profile(name: str, recorded: RecordedRun) -> tuple[Profile, tuple[str, ...]]:
+    if name != MEASURED:
+        return load_profile(name), ()
+    fitted = fit_run(recorded, "recorded")
+    return fitted.profile, fitted.notes
+
+
+def _what_if(
+    recorded: RecordedRun,
+    stretch: Stretch,
+    profile: Profile,
+    settings: Sequence[Alternative],
+    args: argparse.Namespace,
+    one_done: Callable[[], None],
+) -> WhatIf:
+    workload = stretch.workload().cut(profile.max_sequence_tokens)
+    kept = frozenset(request.id for request in stretch.requests if not request.error)
+    measured = numbers_of(stretch.requests, kept)
+    tasks = [
+        Task(workload=workload, setup=setup_of(each, profile, workload), seed=seed, kept=kept)
+        for each in settings
+        for seed in range(args.repeats)
+    ]
+    results = run_all(tasks, args.jobs, one_done)
+    runs = [results[first : first + args.repeats] for first in range(0, len(results), args.repeats)]
+    as_it_was: list[Numbers] = runs[0]
+    credible = judge(measured, as_it_was, len(kept))
+    hours = (stretch.end_s - stretch.begin_s) / 3600
+    return WhatIf(
+        folder=str(recorded.folder),
+        about=_about(recorded, stretch),
+        instance_hours=hours * settings[0].instances,
+        repeats=args.repeats,
+        known=credible,
+        tried=[
+            TriedAlternative(
+                name=each.name,
+                instance_hours=hours * each.instances,
+                predictions=predict(credible, as_it_was, other),
+            )
+            for each, other in zip(settings[1:], runs[1:], strict=True)
+        ],
+    )
+
+
+def _about(recorded: RecordedRun, stretch: Stretch) -> list[str]:
+    lasted_s, whole_s = stretch.end_s - stretch.begin_s, recorded.end_s
+    about = recorded.about
+    served = f"{len(stretch.instances)} instances ({', '.join(stretch.instances)}), policy {about.policy.policy}"
+    sentences = [f"{recorded.folder}: {len(stretch.requests):,} requests in {lasted_s / 60:.1f} min on {served}."]
+    if lasted_s < 0.95 * whole_s:
+        sentences.append(
+            f"It lasted {whole_s / 60:.1f} min; this is the longest part in which the same instances served."
+        )
+    if stretch.failed or stretch.silent:
+        sentences.append(f"{stretch.failed} of them failed; {stretch.silent} more made no token and are left out.")
+    if about.dropped or about.removed:
+        sentences.append(f"{about.dropped} rows were not written, and {about.removed} older files made room.")
+    if about.classes:
+        sentences.append("Its requests were held back by --classes; simulated, all go to an instance at once.")
+    sentences.append("Simulated clients send what they sent, whenever answers come.")
+    return sentences
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

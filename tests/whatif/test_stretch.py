@@ -1,0 +1,58 @@
+"""Which part of a recorded run is simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llumnix.errors import UsageError
+from llumnix.record.read import RecordedRun
+from llumnix.report.records import InstanceRecord
+from llumnix.types import InstanceState
+from llumnix.whatif.stretch import Stretch, longest_stretch
+from recorded_run import about, ended, instance
+
+
+def run_of(instances: list[InstanceRecord], arrivals: dict[float, int] | None = None) -> RecordedRun:
+    """A request a second, of 3 tokens or as many as `arrivals` says."""
+    tokens = dict.fromkeys(map(float, range(100)), 3) | (arrivals or {})
+    requests = [ended(f"r{at_s}", at_s, output_tokens=count).record for at_s, count in tokens.items()]
+    return RecordedRun(
+        folder=Path("run"), about=about(), requests=sorted(requests, key=lambda each: each.arrival_s), moves=[],
+        instances=instances, steps=[],
+    )  # fmt: skip
+
+
+def serving(begin_s: int, end_s: int, *names: str) -> list[InstanceRecord]:
+    return [instance(float(at_s), name) for at_s in range(begin_s, end_s) for name in names]
+
+
+def span(stretch: Stretch) -> tuple[float, float, tuple[str, ...]]:
+    return stretch.begin_s, stretch.end_s, stretch.instances
+
+
+def test_the_longest_time_with_the_same_instances_is_taken() -> None:
+    rows = [
+        *serving(0, 20, "i0", "i1"),
+        *[instance(20.0, "i0"), instance(20.0, "i1", InstanceState.LOST), instance(20.0, "i2", InstanceState.STARTING)],
+        *serving(21, 30, "i0"),
+        *serving(30, 100, "i0", "i2"),
+    ]
+    stretch = longest_stretch(run_of(rows, {40.0: 0}))
+    assert span(stretch) == (30.0, 99.0, ("i0", "i2"))
+    assert [request.arrival_s for request in stretch.requests] == [*range(30, 40), *range(41, 100)]
+    assert (stretch.silent, stretch.failed) == (1, 0)
+    first = stretch.workload().requests[0]
+    assert (first.arrival_s, first.output_tokens, first.prompt_tokens) == (0.0, 3, 8)
+
+
+def test_what_arrived_before_the_run_began_is_left_out() -> None:
+    stretch = longest_stretch(run_of(serving(0, 100, "i0"), {-5.0: 3}))
+    assert stretch.requests[0].arrival_s == 0.0
+
+
+@pytest.mark.parametrize("rows", [[], serving(0, 40, "i0"), serving(0, 100)])
+def test_too_little_is_refused_in_a_sentence(rows: list[InstanceRecord]) -> None:
+    with pytest.raises(UsageError, match=r"run has \d+ requests that made tokens .* 50 are the fewest"):
+        longest_stretch(run_of(rows))
