@@ -25,7 +25,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
-from llumnix.engine.vllm.front_end.members import Members
+from llumnix.engine.vllm.front_end.members import Members, Strangers
 from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.streams import Streams
@@ -62,12 +62,12 @@ class Bench:
         self.streams.reported(load)
 
     def _recorder(self, folder: Path) -> Recorder:
-        spec = SimpleNamespace(
+        spec: Any = SimpleNamespace(
             index=0,
             cluster=ClusterConfig(record=str(folder / "runs")),
             book=SimpleNamespace(run_dir=str(folder), front_ends=1),
+            secret=b"secret",
         )
-        board: Any = SimpleNamespace(spec=spec, client=SimpleNamespace(members=self.members))
         limits = Limits(max_num_seqs=256, max_num_batched_tokens=2048, prefix_caching=True, priorities=True)
         about = About(
             began_at_s=0.0,
@@ -84,7 +84,7 @@ class Bench:
             front_end=0,
             since_s=0.0,
         )
-        made = Recorder(board, about, b"key")
+        made = Recorder(spec, self.members, Strangers(), about)
         made.begin()
         return made
 

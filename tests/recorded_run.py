@@ -8,7 +8,7 @@ from typing import Any
 
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.record.form import About, Limits, RecordedMove, RecordedRequest, RecordedStep
-from llumnix.record.writer import Ended, Looked, Row, RunWriter, Tried
+from llumnix.record.writer import EndedRow, Looked, RunRow, RunWriter, Tried
 from llumnix.report.records import InstanceRecord
 from llumnix.types import InstanceState
 
@@ -36,11 +36,11 @@ def about(**said: Any) -> About:
     return About(**usual | said)
 
 
-def ended(name: str, arrival_s: float = 1.0, tokens: list[int] | None = None, salt: int = 0, **said: Any) -> Ended:
+def ended(name: str, arrival_s: float = 1.0, tokens: list[int] | None = None, salt: int = 0, **said: Any) -> EndedRow:
     prompt = tokens if tokens is not None else [1] * 8
     usual: dict[str, Any] = {"output_tokens": 3, "ttft_s": 0.1, "tpot_s": 0.02, "latency_s": 0.14}
     record = RecordedRequest(id=name, arrival_s=arrival_s, prompt_tokens=len(prompt), **usual | said)
-    return Ended(record, prompt, salt)
+    return EndedRow(record, prompt, salt)
 
 
 def tried(name: str, at_s: float = 2.0, **said: Any) -> Tried:
@@ -64,7 +64,7 @@ def looked(*instances: InstanceRecord, steps: Iterable[RecordedStep] = ()) -> Lo
 
 
 def write_run(
-    folder: Path, rows: Iterable[Row], *, of: About | None = None, unit_tokens: int = UNIT_TOKENS, mb: float = 8
+    folder: Path, rows: Iterable[RunRow], *, of: About | None = None, unit_tokens: int = UNIT_TOKENS, mb: float = 8
 ) -> RunWriter:
     writer = RunWriter(folder, of or about(), unit_tokens, KEY, int(mb * 2**20))
     for row in rows:

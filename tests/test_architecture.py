@@ -186,12 +186,14 @@ OF_VLLM = {"timeout", "timestamp"}
 RATIOS = {
     *("rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend", "step_cost_error"),
     *("share", "weight", "memory", "memory_least", "memory_most", "busy", "score"),
+    *("error", "doubt"),
 }
-COUNTS = {"instance_cpus", "mean_instances"}
+COUNTS = {"instance_cpus", "mean_instances", "instance_hours"}
 OF_WHAT_IS_MEASURED = {
     *("mean", "p50", "p80", "p95", "p99", "max", "shortest", "longest", "value", "x", "y", "y_low", "y_high", "offset"),
     *("measured", "predicted", "out", "default", "configured", "least", "most", "number", "cost", "before"),
     *("after", "source_after", "target_after", "give", "take", "above", "amount", "limit", "remaining", "work"),
+    *("simulated", "low", "high", "lowest", "highest"),
 }
 """Figures whose unit is that of what they describe: a distribution, a knob, a policy's rank, a point in a plot."""
 

@@ -95,21 +95,22 @@ def test_rows_of_requests_that_failed_were_left_or_said_nothing(clock: list[floa
 
 
 class Desk:
-    """As much of a switchboard as the recorder needs."""
+    """As much of a front end as the recorder needs."""
 
     def __init__(self, folder: Path, index: int = 0) -> None:
         self.spec = SimpleNamespace(
             index=index,
             cluster=ClusterConfig(record=str(folder / "runs")),
             book=SimpleNamespace(run_dir=str(folder), front_ends=2),
+            secret=b"secret",
         )
-        self.client = SimpleNamespace(members=SimpleNamespace(by_id={}, courted={}))
+        self.members = SimpleNamespace(by_id={}, courted={})
         self.strangers = SimpleNamespace(starting={}, gone=[])
 
     def report(self, name: str, cost: StepCost | None = None, **load: Any) -> None:
         usual: dict[str, Any] = {"id": InstanceId(name), "at": 0.0, "seq": 1, "total_blocks": 96, "free_blocks": 9}
         snapshot = InstanceSnapshot(**usual | load, step_cost=cost)
-        self.client.members.by_id[InstanceId(name)] = SimpleNamespace(snapshot=snapshot)
+        self.members.by_id[InstanceId(name)] = SimpleNamespace(snapshot=snapshot)
 
 
 LIMITS = Limits(max_num_seqs=64, max_num_batched_tokens=512, prefix_caching=True, priorities=True)
@@ -132,7 +133,7 @@ def recorder(desk: Desk) -> Recorder:
         front_end=desk.spec.index,
         since_s=0.0,
     )
-    return Recorder(desk, about, b"key")  # type: ignore[arg-type]
+    return Recorder(desk.spec, desk.members, desk.strangers, about)  # type: ignore[arg-type]
 
 
 async def test_front_ends_of_a_server_write_one_run_and_begin_another_when_it_is_switched_on_again(
@@ -176,7 +177,7 @@ async def test_instances_are_looked_at_with_what_their_steps_cost(tmp_path: Path
     assert (step.instance, step.decoding, step.context_tokens) == ("i0", 4, 900)
     assert step.decode_step_ms == pytest.approx(20.0 + 4 * 0.15 + 900 * 0.0005)
     assert made._look(2.0).steps == [], "nothing new"
-    del desk.client.members.by_id[InstanceId("i1")]
+    del desk.members.by_id[InstanceId("i1")]
     gone = InstanceGone(instance=InstanceId("i1"), index=1, why="killed", expected=False)
     desk.strangers.gone.append((gone, InstanceState.LOST))
     assert [row.state for row in made._look(3.0).instances if row.instance == "i1"] == [InstanceState.LOST]

@@ -15,7 +15,7 @@ from llumnix.cli import main
 from llumnix.errors import UsageError
 from llumnix.record.form import RecordedRequest, RecordedStep
 from llumnix.record.read import read_run
-from llumnix.record.writer import Ended, Looked, Row
+from llumnix.record.writer import EndedRow, Looked, RunRow
 from llumnix.report.records import InstanceRecord, Records
 from llumnix.report.summary import summarize
 from llumnix.sim.driver import sim_requests, simulate
@@ -56,12 +56,12 @@ def lived(workload: Workload = WORKLOAD, instances: int = 4) -> Records:
     return simulate(sim_requests(workload), setup).records()
 
 
-def recorded(records: Records) -> list[Row]:
+def recorded(records: Records) -> list[RunRow]:
     """As a server would have written it down; each look at steps is a few per cent off."""
     chance = Random(7)
     lengths = {request.id: request.prompt_tokens + request.output_tokens // 2 for request in records.requests}
     requests = [RecordedRequest(**msgspec.structs.asdict(each)) for each in records.requests]
-    rows: list[Row] = [Ended(each, (), 0) for each in requests]
+    rows: list[RunRow] = [EndedRow(each, (), 0) for each in requests]
     for move in records.migrations:
         said = msgspec.structs.asdict(move)
         tokens = lengths[move.request_id]

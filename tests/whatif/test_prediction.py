@@ -6,15 +6,17 @@ from math import log
 
 import pytest
 
-from llumnix.whatif.metrics import ALL, FIRST, METRICS, SECOND, Numbers
+from llumnix.whatif.metrics import ALL, FIRST, METRICS, SECOND, RunNumbers
 from llumnix.whatif.prediction import GOOD, NOT, SO_SO, Credibility, judge, predict
 
 
-def numbers(value: float, first: float | None = None, second: float | None = None, name: str = "TTFT P50") -> Numbers:
+def numbers(
+    value: float, first: float | None = None, second: float | None = None, name: str = "TTFT P50"
+) -> RunNumbers:
     return {ALL: {name: value}, FIRST: {name: first or value}, SECOND: {name: second or value}}
 
 
-def judged(measured: Numbers, *runs: Numbers, name: str = "TTFT P50", requests: int = 1000) -> Credibility:
+def judged(measured: RunNumbers, *runs: RunNumbers, name: str = "TTFT P50", requests: int = 1000) -> Credibility:
     return next(each for each in judge(measured, runs, requests) if each.metric.name == name)
 
 
@@ -46,7 +48,7 @@ def test_few_preemptions_more_or_less_are_nothing() -> None:
 
 
 def test_what_nobody_measured_is_not_credible() -> None:
-    nothing: Numbers = {ALL: {}, FIRST: {}, SECOND: {}}
+    nothing: RunNumbers = {ALL: {}, FIRST: {}, SECOND: {}}
     assert judged(nothing, numbers(1.0)).why == "nothing was measured"
     assert len(judge(nothing, [nothing], 1000)) == len(METRICS)
 

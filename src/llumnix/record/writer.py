@@ -40,7 +40,7 @@ _PARTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedRow:
     """A sequence that ended. Its id is not hidden yet, and its prompt not hashed."""
 
     record: RecordedRequest
@@ -64,7 +64,7 @@ class Looked:
     steps: list[RecordedStep]
 
 
-Row = Ended | Tried | Looked
+RunRow = EndedRow | Tried | Looked
 
 
 class _Part:
@@ -97,7 +97,7 @@ class RunWriter:
         self._told: About | None = None
         self._failing = False
         self._encoder = msgspec.json.Encoder()
-        self._writer: BackgroundWriter[Row] = BackgroundWriter("recorded run", self._write, MOST_WAITING)
+        self._writer: BackgroundWriter[RunRow] = BackgroundWriter("recorded run", self._write, MOST_WAITING)
         self.put = self._writer.put
 
     @property
@@ -108,7 +108,7 @@ class RunWriter:
         """Waits until all is written, or for two seconds."""
         self._writer.close()
 
-    def _write(self, rows: list[Row]) -> None:
+    def _write(self, rows: list[RunRow]) -> None:
         try:
             self._write_all(rows)
             self._failing = False
@@ -118,7 +118,7 @@ class RunWriter:
             self._failing = True
             raise
 
-    def _write_all(self, rows: list[Row]) -> None:
+    def _write_all(self, rows: list[RunRow]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         requests: list[RecordedRequest] = []
         moves: list[RecordedMove] = []
@@ -126,7 +126,7 @@ class RunWriter:
         steps: list[RecordedStep] = []
         for row in rows:
             match row:
-                case Ended():
+                case EndedRow():
                     requests.append(self._hidden(row))
                 case Tried():
                     hidden = hidden_id(row.record.request_id, self._key)
@@ -142,7 +142,7 @@ class RunWriter:
         self._append(STEPS, RecordedStep, steps)
         self._tell_about()
 
-    def _hidden(self, ended: Ended) -> RecordedRequest:
+    def _hidden(self, ended: EndedRow) -> RecordedRequest:
         hashes: tuple[int, ...] = ()
         if self._unit_tokens:
             hashes = unit_hashes(ended.token_ids, self._unit_tokens, ended.salt, self._key)

@@ -17,7 +17,7 @@ from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import load_profile, profile_names
 from llumnix.sim.profiles.recorded import fit_run
 from llumnix.whatif.alternatives import Alternative, alternatives
-from llumnix.whatif.metrics import Numbers, numbers_of
+from llumnix.whatif.metrics import RunNumbers, numbers_of
 from llumnix.whatif.prediction import NOT, judge, predict
 from llumnix.whatif.report import TriedAlternative, WhatIf, print_what_if, write_what_if
 from llumnix.whatif.runs import Task, run_all, setup_of
@@ -107,7 +107,7 @@ def _what_if(
     ]
     results = run_all(tasks, args.jobs, one_done)
     runs = [results[first : first + args.repeats] for first in range(0, len(results), args.repeats)]
-    as_it_was: list[Numbers] = runs[0]
+    as_it_was: list[RunNumbers] = runs[0]
     credible = judge(measured, as_it_was, len(kept))
     hours = (stretch.end_s - stretch.begin_s) / 3600
     return WhatIf(

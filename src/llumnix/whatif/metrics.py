@@ -50,11 +50,11 @@ METRICS = (
 
 ALL, FIRST, SECOND = "all", "first half", "second half"
 
-Numbers = dict[str, dict[str, float]]
+RunNumbers = dict[str, dict[str, float]]
 """By part of the run (`ALL`, and its halves by arrival) and metric; what is not known is not there."""
 
 
-def numbers_of(requests: Sequence[RequestRecord], kept: Collection[str]) -> Numbers:
+def numbers_of(requests: Sequence[RequestRecord], kept: Collection[str]) -> RunNumbers:
     """Of the requests with ids among `kept`."""
     known = [request for request in sorted(requests, key=lambda each: (each.arrival_s, each.id)) if request.id in kept]
     middle = len(known) // 2

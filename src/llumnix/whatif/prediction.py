@@ -21,7 +21,7 @@ from statistics import median
 
 import numpy as np
 
-from llumnix.whatif.metrics import ALL, FIRST, METRICS, P99_NEEDS, SECOND, Metric, Numbers
+from llumnix.whatif.metrics import ALL, FIRST, METRICS, P99_NEEDS, SECOND, Metric, RunNumbers
 
 LEAST_WIDENING = 0.05
 """Medians of two live runs of the same requests differ by so much (docs/understand/inside-the-simulator.md)."""
@@ -64,12 +64,12 @@ class Prediction:
     why_withheld: str = ""
 
 
-def judge(measured: Numbers, as_it_was: Sequence[Numbers], requests: int) -> list[Credibility]:
+def judge(measured: RunNumbers, as_it_was: Sequence[RunNumbers], requests: int) -> list[Credibility]:
     """`as_it_was`: of each simulated run. `requests`: how many both were measured of."""
     return [_judge(metric, measured, as_it_was, requests) for metric in METRICS]
 
 
-def _judge(metric: Metric, measured: Numbers, as_it_was: Sequence[Numbers], requests: int) -> Credibility:
+def _judge(metric: Metric, measured: RunNumbers, as_it_was: Sequence[RunNumbers], requests: int) -> Credibility:
     was = measured[ALL].get(metric.name)
     runs = [run[ALL][metric.name] for run in as_it_was if metric.name in run[ALL]]
     if was is None or not runs:
@@ -103,20 +103,20 @@ def _aim(metric: Metric) -> float:
     return {50: 0.10, 99: 0.25}.get(metric.percentile or 0, 0.20)
 
 
-def _bias(metric: Metric, measured: Numbers, as_it_was: Sequence[Numbers], part: str) -> float | None:
+def _bias(metric: Metric, measured: RunNumbers, as_it_was: Sequence[RunNumbers], part: str) -> float | None:
     was = measured[part].get(metric.name)
     runs = [run[part][metric.name] for run in as_it_was if metric.name in run[part]]
     return None if was is None or not runs else _log(metric, median(runs)) - _log(metric, was)
 
 
 def predict(
-    credible: Sequence[Credibility], as_it_was: Sequence[Numbers], other: Sequence[Numbers]
+    credible: Sequence[Credibility], as_it_was: Sequence[RunNumbers], other: Sequence[RunNumbers]
 ) -> list[Prediction]:
     """`other`: of each simulated run of the alternative."""
     return [_predict(each, as_it_was, other) for each in credible]
 
 
-def _predict(known: Credibility, as_it_was: Sequence[Numbers], other: Sequence[Numbers]) -> Prediction:
+def _predict(known: Credibility, as_it_was: Sequence[RunNumbers], other: Sequence[RunNumbers]) -> Prediction:
     metric = known.metric
     if known.grade == NOT or known.measured is None:
         return Prediction(metric=metric, value=None, why_withheld=known.why)

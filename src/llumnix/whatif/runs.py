@@ -15,7 +15,7 @@ from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.setup import RunSetup
 from llumnix.whatif.alternatives import Alternative
-from llumnix.whatif.metrics import Numbers, numbers_of
+from llumnix.whatif.metrics import RunNumbers, numbers_of
 from llumnix.workload.workload import Workload
 
 JITTER_S = 0.05
@@ -44,7 +44,7 @@ def setup_of(alternative: Alternative, profile: Profile, workload: Workload) -> 
     )
 
 
-def simulated(task: Task) -> Numbers:
+def simulated(task: Task) -> RunNumbers:
     """The same arrivals for the same seed, whatever the setup."""
     jitter = Random(task.seed)
     moved = [
@@ -56,7 +56,7 @@ def simulated(task: Task) -> Numbers:
     return numbers_of(outcome.records().requests, task.kept)
 
 
-def run_all(tasks: Sequence[Task], jobs: int, one_done: Callable[[], None]) -> list[Numbers]:
+def run_all(tasks: Sequence[Task], jobs: int, one_done: Callable[[], None]) -> list[RunNumbers]:
     """In order of the tasks. `one_done` is called for each that has ended."""
     if jobs == 1:
         results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from time import monotonic
@@ -12,10 +13,11 @@ from llumnix.control.gone import GoneIds
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.base import InstanceInfo
-from llumnix.wire.news import Report
+from llumnix.wire.news import InstanceGone, InstanceStarting, Report
 
 GONE = "the instance is gone"
 
+_GONE_REMEMBERED = 100
 _FIRST_CALL_INTERVAL_S = 0.05
 _LONGEST_CALL_INTERVAL_S = 2.0
 
@@ -46,6 +48,14 @@ class Member:
 def identity_of(index: int) -> bytes:
     """vLLM's ZMQ identity of an engine."""
     return index.to_bytes(2, "little")
+
+
+@dataclass(slots=True)
+class Strangers:
+    """Instances that are not (or no longer) members: those that start, and the last ones that ended."""
+
+    starting: dict[InstanceId, InstanceStarting] = field(default_factory=dict)
+    gone: deque[tuple[InstanceGone, InstanceState]] = field(default_factory=lambda: deque(maxlen=_GONE_REMEMBERED))
 
 
 class Members:

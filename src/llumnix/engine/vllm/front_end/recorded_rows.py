@@ -6,7 +6,6 @@ import math
 
 import msgspec
 
-from llumnix.engine.vllm.front_end.gauges import freeness_of
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.journal.entries import (
     AnyNoted,
@@ -18,6 +17,7 @@ from llumnix.journal.entries import (
     ReplayNoted,
 )
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
+from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.record.form import RecordedRequest, RecordedStep
 from llumnix.report.records import InstanceRecord
 from llumnix.types import InstanceId, InstanceState, Priority
@@ -60,7 +60,6 @@ def _new_place(what: AnyNoted, instance: InstanceId | None) -> InstanceId | None
 
 
 def instance_row(at_s: float, load: InstanceSnapshot) -> InstanceRecord:
-    freeness = freeness_of(load)
     return InstanceRecord(
         at_s=at_s,
         instance=load.id,
@@ -69,7 +68,7 @@ def instance_row(at_s: float, load: InstanceSnapshot) -> InstanceRecord:
         waiting=load.waiting,
         free_blocks=load.free_blocks,
         total_blocks=load.total_blocks,
-        freeness=-math.inf if freeness is None else freeness,
+        freeness=migration_freeness(load, None),
         preemptions=load.preemptions,
         preemptions_avoided=load.preemptions_avoided,
         recompute_tokens_saved=load.recompute_tokens_saved,

@@ -15,14 +15,15 @@ import msgspec
 import vllm
 
 import llumnix
+from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.front_end.members import Members, Strangers
 from llumnix.engine.vllm.front_end.recorded_rows import instance_row, request_row, step_row, stranger_row
 from llumnix.engine.vllm.front_end.run_in_force import RunFile, RunInForce
 from llumnix.engine.vllm.front_end.session import Session, prompt_tokens
-from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.policy.prefix import salt_of
 from llumnix.policy.snapshot import StepCost
 from llumnix.record.form import FALLBACK_UNIT_TOKENS, About, Limits, RecordedMove
-from llumnix.record.writer import Ended, Looked, RunWriter, Tried
+from llumnix.record.writer import EndedRow, Looked, RunWriter, Tried
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
 
@@ -31,9 +32,10 @@ _LOOKER = 0
 """The front end that writes down the instances, which all of them see alike."""
 
 
-def make_recorder(board: Switchboard, args: argparse.Namespace, config: Any) -> Recorder | None:
+def make_recorder(
+    spec: FrontEndSpec, members: Members, strangers: Strangers, args: argparse.Namespace, config: Any
+) -> Recorder | None:
     """None without `--record`. `args`: flags of `vllm serve`; `config`: the VllmConfig."""
-    spec = board.spec
     if not spec.cluster.record:
         return None
     scheduling = config.scheduler_config
@@ -57,19 +59,20 @@ def make_recorder(board: Switchboard, args: argparse.Namespace, config: Any) -> 
         front_end=spec.index,
         since_s=0.0,
     )
-    return Recorder(board, about, blake2b(spec.secret, person=b"recorded run").digest())
+    return Recorder(spec, members, strangers, about)
 
 
 class Recorder:
     """Of one front end. Streams tell it what happens to them, and `run` looks at the instances."""
 
-    def __init__(self, board: Switchboard, about: About, key: bytes) -> None:
-        """`about`: as far as it is the same for every run. `key`: the same for all front ends, of what
-        must not be told."""
-        self._board = board
+    def __init__(self, spec: FrontEndSpec, members: Members, strangers: Strangers, about: About) -> None:
+        """`about`: as far as it is the same for every run."""
+        self._spec = spec
+        self._members = members
+        self._strangers = strangers
         self._about = about
-        self._key = key
-        self._file = RunFile(board.spec.book.run_dir)
+        self._key = blake2b(spec.secret, person=b"recorded run").digest()
+        self._file = RunFile(spec.book.run_dir)
         self._writer: RunWriter | None = None
         self._in_force = RunInForce()
         self._since_unix_s = time() - monotonic()
@@ -80,7 +83,7 @@ class Recorder:
     # -- on and off
 
     def begin(self) -> None:
-        """With the server, or when this front end is restarted."""
+        """With the server, or when this front end is restarted; instances serve already."""
         self._take_up(self._file.begin(self._fresh()))
 
     def switch(self, on: bool) -> str:
@@ -98,7 +101,7 @@ class Recorder:
     def _fresh(self) -> RunInForce:
         now_s = time()
         name = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H-%M-%S")
-        folder = Path(self._board.spec.cluster.record).absolute() / name
+        folder = Path(self._spec.cluster.record).absolute() / name
         return RunInForce(str(folder), now_s, self._unit_tokens())
 
     def _take_up(self, run: RunInForce) -> None:
@@ -115,11 +118,11 @@ class Recorder:
             self._costs.clear()
 
     def _write_to(self, run: RunInForce) -> RunWriter:
-        cluster, book = self._board.spec.cluster, self._board.spec.book
+        cluster, book = self._spec.cluster, self._spec.book
         about = msgspec.structs.replace(
             self._about, began_at_s=run.began_at_s, since_s=max(0.0, time() - run.began_at_s)
         )
-        for member in self._board.client.members.by_id.values():  # all have the same
+        for member in self._members.by_id.values():  # all have the same
             load = member.snapshot
             about = msgspec.structs.replace(about, block_tokens=load.block_tokens, state_blocks=load.state_blocks)
         most_bytes = (cluster.record_mb << 20) // book.front_ends
@@ -129,7 +132,7 @@ class Recorder:
         """By which instances tell the beginnings of prompts apart."""
         if not self._about.limits.prefix_caching:
             return 0
-        told = (member.snapshot.prefix_chunk_tokens for member in self._board.client.members.by_id.values())
+        told = (member.snapshot.prefix_chunk_tokens for member in self._members.by_id.values())
         return max(told, default=0) or FALLBACK_UNIT_TOKENS
 
     def close(self) -> None:
@@ -147,7 +150,7 @@ class Recorder:
         words = ("", "") if lora is None else (lora.lora_name, lora.lora_path)
         salt = salt_of(*words, request.cache_salt or "")
         tokens = () if has_media or request.resumable else request.prompt_token_ids or ()
-        self._writer.put(Ended(request_row(session, self._run_s(session.story.arrived_s)), tokens, salt))
+        self._writer.put(EndedRow(request_row(session, self._run_s(session.story.arrived_s)), tokens, salt))
 
     def tried(self, session: Session, move: MigrationRecord) -> None:
         if self._writer is None:
@@ -163,7 +166,9 @@ class Recorder:
     # -- what instances report
 
     async def run(self) -> None:
-        if self._board.spec.index != _LOOKER:
+        """Until the server ends."""
+        self.begin()
+        if self._spec.index != _LOOKER:
             return
         while True:
             if self._writer is not None:
@@ -171,7 +176,7 @@ class Recorder:
             await asyncio.sleep(_LOOK_S)
 
     def _look(self, at_s: float) -> Looked:
-        members, strangers = self._board.client.members, self._board.strangers
+        members, strangers = self._members, self._strangers
         loads = {name: member.snapshot for name, member in members.by_id.items()}
         rows = [instance_row(at_s, load) for load in loads.values()]
         rows += [

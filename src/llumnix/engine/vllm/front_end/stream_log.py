@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import time
-from typing import TYPE_CHECKING
 
 from llumnix.control.messages import Moved, Stayed
 from llumnix.control.orders import MoveOutcome
@@ -14,13 +13,11 @@ from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.failures import Failures
 from llumnix.engine.vllm.front_end.metrics import Metrics
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
+from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.report.records import MigrationRecord, migration_record
-
-if TYPE_CHECKING:
-    from llumnix.engine.vllm.front_end.recorder import Recorder
 
 
 class StreamLog:
@@ -51,6 +48,11 @@ class StreamLog:
         self.stories.over(session.story)
         if self.recorder is not None:
             self.recorder.ended(session)
+
+    def close(self) -> None:
+        """All that was to be written is."""
+        if self.recorder is not None:
+            self.recorder.close()
 
     def is_awaited(self, engine_id: str) -> bool:
         return engine_id in self._awaited

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, assert_never
 
@@ -16,6 +14,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_ids import is_text
+from llumnix.engine.vllm.front_end.members import Strangers
 from llumnix.engine.vllm.front_end.questions import Questions
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Reading, read_together
@@ -50,17 +49,8 @@ from llumnix.wire.to_front_end import (
 from llumnix.wire.to_instance import ListRequests
 from llumnix.wire.to_scheduler import MoveAnswer, ReplayedElsewhere
 
-_GONE_REMEMBERED = 100
 _SCHEDULER_SILENT_S = 2.0
 _RECORDS_AT_ONCE = 500
-
-
-@dataclass(slots=True)
-class Strangers:
-    """Instances that are not (or no longer) members: those that start, and the last ones that ended."""
-
-    starting: dict[InstanceId, InstanceStarting]
-    gone: deque[tuple[InstanceGone, InstanceState]]
 
 
 class Switchboard:
@@ -70,7 +60,7 @@ class Switchboard:
         self.spec = spec
         self.client = client
         self.log = log
-        self.strangers = Strangers({}, deque(maxlen=_GONE_REMEMBERED))
+        self.strangers = Strangers()
         self.scheduler_pid: int | None = None
         self.scaling: ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
