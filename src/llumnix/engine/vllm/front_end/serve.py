@@ -36,7 +36,7 @@ from llumnix.engine.vllm.front_end.together import add_routes_of_all, connect_pa
 from llumnix.engine.vllm.front_end.vllm_routes import undecided
 from llumnix.engine.vllm.versions import accepted_in_turn
 from llumnix.wire.mailbox import Mailbox
-from llumnix.wire.to_front_end import FRONT_END_MAIL
+from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 from llumnix.wire.to_launcher import FrontEndLives
 from llumnix.wire.to_scheduler import HeldHere
 
@@ -62,10 +62,12 @@ async def serve_front_end(
     `connections`, `admitted`: open connections and unfinished requests per front end, shared by all of them; None if
     nobody needs to know. With `connections` new ones are accepted one at a time.
     """
-    address, keys = spec.book.front_end(spec.index), spec.book.keys
-    mailbox = Mailbox(address, FRONT_END_MAIL, lambda message: board.hear(message), keys)
-    journal, close_journal = begin_journal(f"f{spec.index}", spec.cluster.decision_log)
-    log = StreamLog(journal)
+
+    def hear(message: ToFrontEnd) -> None:
+        board.hear(message)
+
+    mailbox = Mailbox(spec.book.front_end(spec.index), FRONT_END_MAIL, hear, spec.book.keys)
+    log = StreamLog(*begin_journal(f"f{spec.index}", spec.cluster.decision_log))
     llm = LlumnixLLM(config, spec, mailbox.post, log, args, admitted)
     board = Switchboard(spec, mailbox, llm.engine_core, log)
     log.recorder = make_recorder(spec, llm.engine_core.members, board.strangers, args, config)
@@ -85,7 +87,6 @@ async def serve_front_end(
     finally:
         llm.shutdown()
         log.close()
-        close_journal()
         mailbox.close()
         sock.close()
 

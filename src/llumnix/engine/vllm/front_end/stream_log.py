@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
 
@@ -23,8 +23,10 @@ from llumnix.report.records import MigrationRecord, migration_record
 class StreamLog:
     """The observer of the streams (streams.py)."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, close_journal: Callable[[], None] = lambda: None) -> None:
+        """`close_journal`: at the end (`begin_journal`)."""
         self.stories = Stories(journal)
+        self._close_journal = close_journal
         self.moves = MigrationLog()
         self.metrics = Metrics()
         self.failures = Failures()
@@ -53,6 +55,7 @@ class StreamLog:
         """All that was to be written is."""
         if self.recorder is not None:
             self.recorder.close()
+        self._close_journal()
 
     def is_awaited(self, engine_id: str) -> bool:
         return engine_id in self._awaited
