@@ -376,10 +376,6 @@ async def test_classes_are_shown_with_their_tenants(board: Board) -> None:
     assert (row["class"], row["tenant"], row["held"], row["refused"]) == ("fast", "alice", 2, {"429": 1})
 
 
-async def test_server_without_classes_has_no_file_to_read_again(board: Board) -> None:
-    assert (await ask(board, "POST", "/classes/reload")).status_code == 404
-
-
 async def test_recording_is_begun_and_ended_at_all_front_ends(board: Board) -> None:
     board.have_recorder()
     begun = await ask(board, "POST", "/record", json={"on": True})

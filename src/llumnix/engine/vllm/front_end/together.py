@@ -32,13 +32,13 @@ def connect_parts(board: Switchboard, llm: LlumnixLLM) -> None:
             llm.engine_core.change_classes()
         return 0
 
-    if isinstance(llm.engine_core, AdmittingClient):
-        board.class_rows = llm.engine_core.desk.rows
     async def record(_request_ids: tuple[str, ...]) -> int:
         if board.log.recorder is not None:
             board.log.recorder.follow()
         return 0
 
+    if isinstance(llm.engine_core, AdmittingClient):
+        board.class_rows = llm.engine_core.desk.rows
     board.parts = {"follow": follow, "abort": llm.abort_here, "load": load, "classes": classes, "record": record}
     whole.tell_others = lambda: board.all_others("follow")
     llm.abort_elsewhere = lambda request_ids: board.all_others("abort", request_ids)
