@@ -141,9 +141,7 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
         values.ray_address = values.ray_address or os.environ.get("RAY_ADDRESS", "")  # as Ray itself does
     cluster = build(ClusterConfig, values)
     given = _given(parser, words.ours)
-    _refuse_ray_without_ray(given, cluster)
-    if "record_mb" in given and not cluster.record:
-        raise UsageError("--record-mb is for --record.")
+    _refuse_without_what_they_are_for(given, cluster)
     without = "--scaling on or --scaling advise" if cluster.scaling == "off" else ""
     policy = find_policy(values.policy)
     refuse_what_does_nothing(given, policy, migration=values.migration, scales_with=without)
@@ -218,10 +216,12 @@ def _given(parser: argparse.ArgumentParser, ours: Sequence[str]) -> dict[str, st
     return {parser._option_string_actions[name].dest: name for name in names}
 
 
-def _refuse_ray_without_ray(given: Mapping[str, str], cluster: ClusterConfig) -> None:
+def _refuse_without_what_they_are_for(given: Mapping[str, str], cluster: ClusterConfig) -> None:
     for field in ("ray_address", "cluster_address", "placement", "instance_cpus"):
         if field in given and cluster.launcher != "ray":
             raise UsageError(f"{given[field]} is for --launcher ray.")
+    if "record_mb" in given and not cluster.record:
+        raise UsageError("--record-mb is for --record.")
 
 
 def _refuse_what_vllm_makes_idle(given: Mapping[str, str], engine_flags: Sequence[str]) -> None:

@@ -51,6 +51,7 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page:
     _add_past(router, guard, board)
     _add_looking(router, guard, board)
     _add_acting(router, guard, board)
+    _add_switches(router, guard, board)
     if page is not None:
         watching.add_streams(router, guard, page)
         files.add_files(app.router)
@@ -143,6 +144,14 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
 
         return await guard.answer(request, act)
 
+    @router.post("/instances/{instance}/undrain")
+    async def undrain(request: Request, instance: str) -> Response:
+        return await guard.answer(request, lambda: sizing.undrain(board, InstanceId(instance)))
+
+
+def _add_switches(router: APIRouter, guard: Guard, board: Switchboard) -> None:
+    """Of all front ends, and of no instance."""
+
     @router.post("/classes/reload")
     async def reload(request: Request) -> Response:
         return await guard.answer(request, lambda: classes.reload(board))
@@ -153,10 +162,6 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
             return await recording.record(board, (await body_of(request, {"on": bool}))["on"])
 
         return await guard.answer(request, act)
-
-    @router.post("/instances/{instance}/undrain")
-    async def undrain(request: Request, instance: str) -> Response:
-        return await guard.answer(request, lambda: sizing.undrain(board, InstanceId(instance)))
 
 
 async def _openapi() -> Response:
