@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
@@ -70,8 +71,9 @@ def _parsed(knobs: Mapping[str, str], as_it_was: Alternative) -> tuple[argparse.
     parser = Parser(prog="llumnix simulate")
     for config in (PolicyConfig, MigrationConfig):
         add_flags(parser, config)
-    parser.set_defaults(**dataclasses.asdict(as_it_was.policy), **dataclasses.asdict(as_it_was.migration))
-    switches = {field.name for field in dataclasses.fields(PolicyConfig) if isinstance(field.default, bool)}
+    was = _flat(as_it_was.policy) | _flat(as_it_was.migration)
+    parser.set_defaults(**was)
+    switches = {field for field, value in was.items() if isinstance(value, bool)}
     words: list[str] = []
     given: dict[str, str] = {}
     for knob, value in knobs.items():
@@ -81,6 +83,15 @@ def _parsed(knobs: Mapping[str, str], as_it_was: Alternative) -> tuple[argparse.
         words.append(f"{_SWITCH[value]}{flag}" if field in switches else f"--{flag}={value}")
         given[field] = words[-1].partition("=")[0]
     return parser.parse_args(words), given
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """Its fields, and those of what is in it, as flags have them."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flat |= _flat(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return flat
 
 
 def _count(text: str, number: str) -> int:
