@@ -416,10 +416,12 @@ def test_request_had_best_move_where_most_of_its_prompt_is_cached_and_there_is_r
     assert isinstance(sent, SendTo)
     assert sent.instance == "own"
     for name in ids:
-        report(name, free_blocks=100 if name == "full" else 900)
+        report(name, free_blocks=100 if name == "full" else 900, prefill_tokens=3000 if name == "much" else 0)
     for name, held in (("little", 2), ("much", 3), ("full", 4), ("no-adapter", 4), ("own", 4)):
         front.tell(PrefixesTold, ids[name], PrefixNews(1, tuple(range(1, held + 1)), whole=True))
-    assert front.machine.best_places(R, 3) == ("much", "little", "free")
+    assert front.machine.best_places(R, 3) == ("much", "little", "free"), (
+        "the prompts that wait there do not concern it"
+    )
     assert front.machine.best_places(R, 1) == ("much",)
     assert front.machine.best_places(R1, 3) == ()
     for name in ("much", "little", "free"):
