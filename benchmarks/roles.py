@@ -173,11 +173,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--measured-s", type=float, default=60.0, help="Of virtual time, after the warm-up.")
     parser.add_argument("--all", action="store_true", help="Every split, and mixed instances with smaller steps.")
+    parser.add_argument("--systems", nargs="+", help="Only these, adaptive among them: adaptive '4P soft'.")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     cells = [CELLS[number] for number in arguments.cells]
     tasks = [
-        task for cell in cells for task in tasks_of(cell, arguments.seeds, arguments.measured_s, not arguments.all)
+        task
+        for cell in cells
+        for task in tasks_of(cell, arguments.seeds, arguments.measured_s, not arguments.all)
+        if not arguments.systems or task.system in arguments.systems
     ]
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         results: Sequence[tuple[Task, float]] = list(pool.map(goodput, tasks))

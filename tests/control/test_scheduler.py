@@ -465,6 +465,9 @@ def test_one_that_has_just_ended_keeps_nobody_else_waiting() -> None:
     gone = outcome("p", "d", request=None, why_not="nothing to give: no requests")
     b.tell(MigrationEnded(at=b.at, outcome=replace(gone, order=order)))
     assert leaving(b.report("p", **FOR_PROMPTS)) == [("p", "d", 2, True)]
+    b.tell(MigrationEnded(at=b.at, outcome=replace(gone, order=order)))
+    drain = b.tell(DrainRequested(at=b.at, instance=InstanceId("p")))
+    assert any(isinstance(command, MoveRequest) for command in drain), "it is not taken to have nothing to give"
 
 
 def test_role_is_the_instances_to_take() -> None:
