@@ -89,4 +89,12 @@ def test_counts_are_never_below_none() -> None:
     base = [numbers(50.0, name=name)]
     found = judge(numbers(40.0, name=name), base, 1000)
     prediction = next(each for each in predict(found, base, [numbers(0.0, name=name)]) if each.metric.name == name)
-    assert prediction.value == prediction.low == 0.0
+    assert (prediction.value, prediction.low) == (0, 0)
+
+
+def test_counts_are_whole_and_so_are_their_bars() -> None:
+    name = "moves"
+    base = [numbers(10.0, name=name)]
+    found = judge(numbers(10.0, name=name), base, 1000)
+    prediction = next(each for each in predict(found, base, [numbers(7.0, name=name)]) if each.metric.name == name)
+    assert (prediction.low, prediction.value, prediction.high) == (6, 7, 8)

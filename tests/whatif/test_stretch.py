@@ -56,3 +56,11 @@ def test_what_arrived_before_the_run_began_is_left_out() -> None:
 def test_too_little_is_refused_in_a_sentence(rows: list[InstanceRecord]) -> None:
     with pytest.raises(UsageError, match=r"run has \d+ requests that made tokens .* 50 are the fewest"):
         longest_stretch(run_of(rows))
+
+
+def test_an_instance_that_starts_or_drains_meanwhile_does_not_serve() -> None:
+    rows = serving(0, 100, "i0")
+    for begin_s, state in ((20, InstanceState.STARTING), (60, InstanceState.DRAINING)):
+        rows += [instance(float(at_s), "i1", state) for at_s in range(begin_s, begin_s + 20)]
+    stretch = longest_stretch(run_of(sorted(rows, key=lambda row: row.at_s)))
+    assert span(stretch) == (0.0, 99.0, ("i0",))

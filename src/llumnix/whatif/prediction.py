@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import ceil, exp, floor, log
 from statistics import median
 
 import numpy as np
@@ -127,12 +127,10 @@ def _predict(known: Credibility, as_it_was: Sequence[RunNumbers], other: Sequenc
     was = _log(metric, known.measured)
     draws = [was + _log(metric, one) - _log(metric, base) for one in after for base in before]
     low, middle, high = np.percentile(draws, [10, 50, 90])
-    return Prediction(
-        metric=metric,
-        value=_back(metric, float(middle)),
-        low=_back(metric, float(low) - known.doubt),
-        high=_back(metric, float(high) + known.doubt),
-    )
+    value, lower, upper = (_back(metric, float(each)) for each in (middle, low - known.doubt, high + known.doubt))
+    if metric.counts:  # they are whole
+        value, lower, upper = round(value), floor(lower), ceil(upper)
+    return Prediction(metric=metric, value=value, low=lower, high=upper)
 
 
 def _log(metric: Metric, value: float) -> float:
