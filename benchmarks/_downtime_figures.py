@@ -34,6 +34,8 @@ class Figures:
     neighbours_off: list[float] = field(default_factory=list)
     neighbours_on: list[float] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
+    gb_per_s: list[float] = field(default_factory=list)
+    """Of the same moves, from the order to the hand-over: asking, waiting and copying."""
     stages: list[int] = field(default_factory=list)
 
 
@@ -119,11 +121,24 @@ def state_mib(figures: dict[int, Figures]) -> float:
 
 
 def check_copied(figures: dict[int, Figures]) -> None:
-    """Raises SystemExit if moves skipped blocks: bytes must grow as lengths do."""
+    """Raises SystemExit if moves skipped blocks."""
+    if not unskipped(figures):
+        raise SystemExit(
+            f"moves did not copy everything: MiB per token by length {_per_token(figures)}, and "
+            f"{state_mib(figures)} for each"
+        )
+
+
+def unskipped(figures: dict[int, Figures]) -> bool:
+    """Whether moves skipped no blocks: bytes must grow as lengths do."""
+    per_token = _per_token(figures)
+    return min(per_token) >= 0.8 * max(per_token)
+
+
+def _per_token(figures: dict[int, Figures]) -> list[float]:
+    """MiB, by length."""
     constant = state_mib(figures)
-    per_token = [(statistics.median(mine.mib) - constant) / length for length, mine in figures.items()]
-    if min(per_token) < 0.8 * max(per_token):
-        raise SystemExit(f"moves did not copy everything: MiB per token by length {per_token}, and {constant} for each")
+    return [(statistics.median(mine.mib) - constant) / length for length, mine in figures.items()]
 
 
 def draw(figures: dict[int, Figures], path: Path, title: str) -> None:

@@ -69,12 +69,12 @@ def main() -> int:
         drained = asyncio.run(drain_under_load(server.url, bodies, TOKENS_AFTER, GOAL_S * 12))
         print(f"drained: {drained.report}", flush=True)
         lengths = [len(tokens) for tokens in drained.tokens]
-        undisturbed = asyncio.run(_undisturbed(server.url, bodies, lengths))
+        still = asyncio.run(undisturbed(server.url, bodies, lengths))
     waited: Drained | None = None
     if arguments.longest_wait_s:
         with serving("--policy", "infaas++", "--drain-timeout-s", str(arguments.longest_wait_s)) as server:
             waited = asyncio.run(drain_under_load(server.url, bodies, 0, arguments.longest_wait_s))
-    return _tell(drained, undisturbed, waited)
+    return _tell(drained, still, waited)
 
 
 def _parse() -> argparse.Namespace:
@@ -130,7 +130,8 @@ async def drain_under_load(url: str, bodies: list[dict[str, Any]], tokens_after:
     )
 
 
-async def _undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int]) -> list[list[int]]:
+async def undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int]) -> list[list[int]]:
+    """Tokens of the same requests, left alone: of each as many as `lengths` says."""
     async with _session(url) as session:
         streams = [
             Streaming(session, {**body, "max_tokens": length, "cache_salt": "undisturbed"}, name=f"u{n}")
@@ -140,12 +141,13 @@ async def _undisturbed(url: str, bodies: list[dict[str, Any]], lengths: list[int
     return [output.sequences[0].tokens for output in outputs]
 
 
-def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None) -> int:
-    differing = sum(
-        mine != theirs
-        for one, other in zip(drained.tokens, undisturbed, strict=True)
-        for mine, theirs in zip(one, other, strict=True)
-    )
+def differing_tokens(tokens: list[list[int]], others: list[list[int]]) -> int:
+    """Of streams that are as long as each other."""
+    pairs = zip(tokens, others, strict=True)
+    return sum(mine != theirs for one, other in pairs for mine, theirs in zip(one, other, strict=True))
+
+
+def _tell(drained: Drained, still: list[list[int]], waited: Drained | None) -> int:
     table = Table("", "with migration", "without")
     rows: list[tuple[str, Any, Any]] = [
         ("running when it began", drained.report.requests, waited and waited.report.requests),
@@ -168,8 +170,8 @@ def _tell(drained: Drained, undisturbed: list[list[int]], waited: Drained | None
         Figure("moved", drained.report.moved),
         Figure("replayed", drained.report.replayed),
         Figure("failed streams", len(drained.errors), at_most(0)),
-        Figure("tokens compared", sum(map(len, undisturbed))),
-        Figure("differing tokens", differing, at_most(0)),
+        Figure("tokens compared", sum(map(len, still))),
+        Figure("differing tokens", differing_tokens(drained.tokens, still), at_most(0)),
         Figure("without migration: empty after", None if waited is None else _empty_s(waited), unit="s"),
     )
 

@@ -184,13 +184,14 @@ async def _kill_one(clients: Clients, victim: int, arguments: argparse.Namespace
     outputs = [[stream.output for stream in there] for there in streams]
     return Kill(
         detection_s,
-        [_gap_across(output, killed_s) for output in outputs[victim] if output.times_s[-1] > killed_s],
+        [gap_across(output, killed_s) for output in outputs[victim] if output.times_s[-1] > killed_s],
         prefills_s,
         [max(output.gaps_s(killed_s, killed_s + 10.0)) for slot in survivors for output in outputs[slot]],
     )
 
 
-def _gap_across(output: Output, at_s: float) -> float:
+def gap_across(output: Output, at_s: float) -> float:
+    """Between the last piece before a moment and the first one after it."""
     before = max(when for when in output.times_s if when <= at_s)
     return min(when for when in output.times_s if when > at_s) - before
 

@@ -69,6 +69,7 @@ class Move:
     handover_from_s: float
     """When the last piece before the hand-over came."""
     bytes: int
+    copy_s: float  # from the order to the hand-over
     stages: int
 
 
@@ -139,6 +140,7 @@ class Client:
             step_s=step_s,
             handover_from_s=handover[0],
             bytes=told["bytes"],
+            copy_s=told["copy_ms"] / 1e3,
             stages=told["stages"],
         )
 
@@ -207,21 +209,31 @@ async def measure(live: str, blocking: str, options: argparse.Namespace) -> dict
         for round_ in range(options.rounds + 1):
             for length in options.lengths:
                 mine = Figures() if round_ == 0 else figures[length]  # the first round warms up
-                await measure_length(client, blocker, length, mine, options.moves)
+                await measure_moves(client, length, mine, options.moves)
+                await measure_blocking(blocker, length, mine, options.moves)
+                await measure_beside(client, length, mine, options.moves)
                 print(f"round {round_} of {options.rounds}, length {length:<8}", end="\r", flush=True)
         for why in client.refused + blocker.refused:
             print(f"refused, and tried again: {why}")
     return dict(figures)
 
 
-async def measure_length(client: Client, blocker: Client, length: int, mine: Figures, moves: int) -> None:
+async def measure_moves(client: Client, length: int, mine: Figures, moves: int) -> None:
     for move in await migrate_to_and_fro(client, length, moves):
         mine.migration.append(move.downtime_s)
         mine.told.append(move.told_s)
         mine.step.append(move.step_s)
         mine.mib.append(move.bytes / 2**20)
+        mine.gb_per_s.append(move.bytes / 1e9 / max(move.copy_s, 1e-6))
         mine.stages.append(move.stages)
+
+
+async def measure_blocking(blocker: Client, length: int, mine: Figures, moves: int) -> None:
     mine.blocking += [move.downtime_s for move in await migrate_to_and_fro(blocker, length, moves)]
+
+
+async def measure_beside(client: Client, length: int, mine: Figures, moves: int) -> None:
+    """What the same length costs without a move, and what a move costs others."""
     mine.recompute += [await recompute(client, length) for _ in range(2)]
     off, on = await watch_neighbours(client, length, moves)
     mine.neighbours_off += off

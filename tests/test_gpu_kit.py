@@ -35,6 +35,7 @@ def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(300)
 def test_kit_is_packed_unpacked_and_run(pip: Path, tmp_path: Path) -> None:
     packed = run(PACK, tmp_path / "kit.tar", PIP=str(pip))
     assert packed.returncode == 0, packed.stderr
@@ -45,10 +46,17 @@ def test_kit_is_packed_unpacked_and_run(pip: Path, tmp_path: Path) -> None:
     assert "pyzmq==" in asked
     subprocess.run(["tar", "xf", tmp_path / "kit.tar", "-C", tmp_path], check=True)
     prove = tmp_path / "kit" / "deploy" / "gpu" / "prove.sh"
-    proven = run(prove, "figures", PYTHON=sys.executable, DEVICE="cpu", PYTHONPATH="", OMP_NUM_THREADS="1")
+    proven = run(prove, "figures", PYTHON=sys.executable, DEVICE="cpu", SERVE="no", PYTHONPATH="", OMP_NUM_THREADS="1")
     assert proven.returncode == 0, proven.stdout + proven.stderr
     assert (tmp_path / "kit" / "figures" / "quick" / "gpu_kv.json").exists()
     assert "All is as it must be" in (tmp_path / "kit" / "figures" / "quick.txt").read_text()
+
+
+def test_what_could_not_end_in_time_is_not_begun(tmp_path: Path) -> None:
+    prove = ROOT / "deploy" / "gpu" / "prove.sh"
+    proven = run(prove, tmp_path, PYTHON=sys.executable, DEVICE="cpu", SERVE="no", LIMIT_S="80")
+    assert proven.returncode == 1
+    assert "== quick was not run: it may take 240 s, and" in proven.stdout
 
 
 def test_all_that_serving_takes_is_packed_if_one_says_so(pip: Path, tmp_path: Path) -> None:

@@ -70,14 +70,15 @@ def judge(
             with _server(family, folder / "wrong", _WRONG_COPIES) as server:
                 asyncio.run(_control(server, verdict, seed))
     except* (AssertionError, TimeoutError, aiohttp.ClientError) as errors:
-        verdict.broken = "; ".join(f"{type(error).__name__}: {error}" for error in _leaves(errors))
+        verdict.broken = "; ".join(f"{type(error).__name__}: {error}" for error in leaves(errors))
     return verdict
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions that are no groups."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+            yield from leaves(error)
         else:
             yield error
 

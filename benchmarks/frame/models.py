@@ -14,7 +14,7 @@ from unittest import mock
 
 from llumnix import tiny_model
 
-_PACED = Path(__file__).parents[1] / "_paced"
+_BENCHMARKS = Path(__file__).parents[1]
 
 
 def tiny_engine_flags(max_model_len: int = 8192, kv_mib: int = 64, *, compiled: bool = False) -> list[str]:
@@ -55,6 +55,14 @@ def rounds_of_paced_load(doc: str, workload: str) -> argparse.Namespace:
 
 
 @contextmanager
+def vllm_plugin(folder: str) -> Iterator[None]:
+    """Servers that are started meanwhile know what is in that folder: vLLM finds it through PYTHONPATH."""
+    path = os.pathsep.join(filter(None, (str(_BENCHMARKS / folder), os.environ.get("PYTHONPATH"))))
+    with mock.patch.dict(os.environ, PYTHONPATH=path):
+        yield
+
+
+@contextmanager
 def paced_engine_flags(step_ms: float, token_ms: float, max_model_len: int, kv_mib: int) -> Iterator[list[str]]:
     """As `tiny_engine_flags`, of a model that takes its time as if every instance had a device."""
     with paced(tiny_engine_flags(max_model_len, kv_mib), step_ms, token_ms) as engine_flags:
@@ -63,13 +71,10 @@ def paced_engine_flags(step_ms: float, token_ms: float, max_model_len: int, kv_m
 
 @contextmanager
 def paced(engine_flags: list[str], step_ms: float, token_ms: float) -> Iterator[list[str]]:
-    """The same of a copy of the model, model first, whose steps last so long (_paced/).
-
-    Servers that are started meanwhile pace it: vLLM finds the plugin through PYTHONPATH.
-    """
+    """The same of a copy of the model, model first, whose steps last so long (_paced/): servers that are started
+    meanwhile pace it."""
     model, *flags = engine_flags
-    path = os.pathsep.join(filter(None, (str(_PACED), os.environ.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory(prefix="paced-") as folder, mock.patch.dict(os.environ, PYTHONPATH=path):
+    with tempfile.TemporaryDirectory(prefix="paced-") as folder, vllm_plugin("_paced"):
         shutil.copytree(model, folder, dirs_exist_ok=True)
         config_json = Path(folder) / "config.json"
         config = json.loads(config_json.read_text())

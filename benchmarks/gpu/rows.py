@@ -35,4 +35,6 @@ def problems(rows: Sequence[Row]) -> list[str]:
             found.append(f"{row['case']}: nothing was spoilt without a fence, so the fence was not shown to help")
         if row.get("context_lives") is False:
             found.append("the device's context did not survive its peer")
+        if row.get("memory_is_free") is False:
+            found.append("the memory of a dead peer was not free")
     return found

@@ -64,4 +64,5 @@ def test_what_must_not_be_is_a_problem() -> None:
     assert problems([late | {"spoilt_blocks": 1}]) == []
     assert len(problems([late | {"spoilt_blocks": 0}])) == 1
     assert len(problems([late | {"spoilt_blocks": 1, "fence": True, "must_be_spoilt": False}])) == 1
-    assert len(problems([{"part": "death", "context_lives": False}, {"part": "x", "error": "it broke"}])) == 2
+    dead = {"part": "death", "context_lives": False, "memory_is_free": False}
+    assert len(problems([dead, {"part": "x", "error": "it broke"}])) == 3

@@ -1,0 +1,1 @@
+"""What `gpu_proof.py` is made of."""
