@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -53,22 +53,30 @@ class Verdict:
 
 
 def judge(
-    family: str, folder: Path, *, requests: int, seed: int, concurrency: int, most_tokens: int | None = None
+    family: str,
+    folder: Path,
+    *,
+    requests: int,
+    seed: int,
+    concurrency: int,
+    most_tokens: int | None = None,
+    flags: tuple[str, ...] = (),
 ) -> Verdict:
     """Runs two servers after each other, whose logs are in `folder`: one that copies rightly, and one that does not.
 
     `concurrency`: streams at once, of families that say the same whatever is beside them. `most_tokens`: shortens them.
+    `flags`: of the servers, beyond the family's.
     """
     verdict = Verdict(family)
     concurrency = 1 if FAMILIES[family].alone else concurrency
     try:
-        with _server(family, folder / "right", {}) as server:
+        with _server(family, folder / "right", flags, {}) as server:
             asyncio.run(_compare(server, verdict, requests, seed, concurrency, most_tokens))
             server.wait_until_quiet()
             verdict.drafted, verdict.accepted = server.drafted(), server.drafted("accepted")
         if not verdict.pinned:
-            with _server(family, folder / "wrong", _WRONG_COPIES) as server:
-                asyncio.run(_control(server, verdict, seed))
+            with _server(family, folder / "wrong", flags, _WRONG_COPIES) as server:
+                asyncio.run(_control(server, verdict, min(requests, _CONTROLS), seed, most_tokens))
     except* (AssertionError, TimeoutError, aiohttp.ClientError) as errors:
         verdict.broken = "; ".join(f"{type(error).__name__}: {error}" for error in leaves(errors))
     return verdict
@@ -84,12 +92,13 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
 
 
 @contextmanager
-def _server(family: str, folder: Path, environment: dict[str, str]) -> Iterator[Server]:
+def _server(family: str, folder: Path, flags: tuple[str, ...], environment: dict[str, str]) -> Iterator[Server]:
     folder.mkdir(parents=True)
     tools = _WITH_TOOLS if "chat tool" in FAMILIES[family].kinds else ()
-    model, *flags = engine_flags(family)
+    model, *of_family = engine_flags(family)
     own = engine_environment(family)
-    server = Server(folder, model, *_FLAGS, *tools, *flags, environment=own | environment)
+    named = ("--model", model)  # by itself it could be a value of a flag that only another engine module knows
+    server = Server(folder, *named, *_FLAGS, *tools, *of_family, *flags, environment=own | environment)
     try:
         yield server
         if trouble := server.trouble():
@@ -121,13 +130,15 @@ async def _compare(
             )
 
 
-async def _control(server: Server, verdict: Verdict, seed: int) -> None:
+async def _control(server: Server, verdict: Verdict, requests: int, seed: int, most_tokens: int | None) -> None:
     rng = random.Random(seed)
     kind = FAMILIES[verdict.family].kinds[0]
     async with open_session(server.url) as session:
-        for number in range(_CONTROLS):
+        for number in range(requests):
             request = make(kind, rng)
             plan = Plan(["i0", "i1"], rng, most_moves=1)
+            if most_tokens is not None:
+                request, plan = request.shortened(most_tokens), replace(plan, last_move=most_tokens // 2)
             moved, moves = await moving(session, request, f"moved-{number}", plan)
             still = await undisturbed(session, request, f"still-{number}")
             verdict.controls += bool(moves.made)

@@ -10,8 +10,6 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     "VLLM_LOGGING_LEVEL": "INFO",  # its log says which runner it is
 }
-SYNCHRONOUS = (
-    *("--engine-module", "interpreted_engine", "--scheduling-policy", "priority"),
-    *("--no-migration", "--max-num-batched-tokens", "512", "--max-num-seqs", "32"),
-)
+ENGINE = ("--engine-module", "interpreted_engine", "--scheduling-policy", "priority")
+SYNCHRONOUS = (*ENGINE, "--no-migration", "--max-num-batched-tokens", "512", "--max-num-seqs", "32")
 FLAGS = (*SYNCHRONOUS, "--async-scheduling")
