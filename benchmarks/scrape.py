@@ -88,9 +88,9 @@ def make_app() -> FastAPI:
 async def window(url: str, scrapes: int) -> Window:
     """While somebody asks `url` so many times; without `url`, while nobody does."""
     late_s: list[float] = []
-    busy_s, until_s = time.thread_time(), time.monotonic() + scrapes * _EVERY_S
     command = [sys.executable, "-c", _CLIENT, url, str(scrapes), str(_EVERY_S)]
     client = await asyncio.create_subprocess_exec(*command) if url else None
+    busy_s, until_s = time.thread_time(), time.monotonic() + scrapes * _EVERY_S  # without the start of who asks
     ends = asyncio.create_task(asyncio.sleep(scrapes * _EVERY_S) if client is None else client.wait())
     while not ends.done():
         due_s = time.monotonic() + _TICK_S

@@ -46,7 +46,9 @@ async def test_streams_through_both_are_moved_through_either(server: Server) -> 
 def assert_told(server: Server, output: Output, moves: int) -> None:
     """Whichever front end is asked: one entry for each thing that happened, and times that add up."""
     answer = server.get(f"/llumnix/v1/requests/{output.id}/story")
-    (story,) = msgspec.json.decode(answer.content, type=StoryAnswer).stories
+    told = msgspec.json.decode(answer.content, type=StoryAnswer)
+    (story,) = told.stories
+    assert len(told.words[story.sequence].entries) == len(story.entries)
     kinds = Counter(entry.kind for entry in story.entries)
     assert [kinds[kind] for kind in ("dispatch", "first_token", "moved", "ended")] == [1, 1, moves, 1]
     assert story.spent.total_s == pytest.approx(story.latency_s)
