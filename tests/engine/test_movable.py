@@ -204,4 +204,5 @@ def test_worker_without_a_cache_opens_no_transport() -> None:
     book = AddressBook(run_dir="", launcher="", scheduler="", fronts=())
     assert worker.llumnix_open(book, "nobody", b"", moves=False, ways=[]) == ""
     worker.llumnix_cancel("nobody", 1)
+    worker.llumnix_lost(["nowhere"])
     worker.llumnix_close()

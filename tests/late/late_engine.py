@@ -105,6 +105,8 @@ class Wires:
     devices: dict[str, LateDevice] = field(default_factory=dict)
     letters: list[Posted] = field(default_factory=list)
     pulls: list[LatePull] = field(default_factory=list)
+    forgotten: list[tuple[str, str]] = field(default_factory=list)
+    """By whom, and whose transport."""
     now_s: float = 1000.0
 
     def post(self, address: str, message: Mail) -> None:
@@ -133,6 +135,9 @@ class LateTransport:
         pull = LatePull(devices[source], devices[self._name], pairs, told["on_done"])
         self._wires.pulls.append(pull)
         return pull
+
+    def forget(self, source: str) -> None:
+        self._wires.forgotten.append((self._name, source))
 
 
 class LateWorker(WorkerExtension):

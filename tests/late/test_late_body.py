@@ -158,3 +158,11 @@ class TestVllmBody(BodyContract):
     @pytest.fixture
     def pair(self) -> LateBodies:
         return LateBodies()
+
+
+def test_transports_of_workers_forget_a_peer_that_is_gone() -> None:
+    pair = LateBodies()
+    pair.target.core.office.driver._body.letters.met(pair.source.core._info)
+    pair.lose_source()
+    pair.lose_source()
+    assert pair._wires.forgotten == [(pair.target.id, pair.source.id)]

@@ -5,6 +5,8 @@ Lives on the engine's main thread and runs between steps only; nothing here wait
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 from vllm.v1.request import Request
 
@@ -19,7 +21,7 @@ from llumnix.engine.vllm.instance.outgoing import OutgoingRequests
 from llumnix.engine.vllm.instance.snapshot import growth_blocks
 from llumnix.engine.vllm.instance.state import Hand, decode_hand, passport_of
 from llumnix.policy.relief import short_blocks
-from llumnix.types import Epoch, RequestId
+from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.to_instance import MoveOut
@@ -122,6 +124,16 @@ class VllmBody:
 
     def release(self, command: commands.Release) -> None:
         self.outgoing.release(command.request)
+
+    def peer_lost(self, instance: InstanceId) -> None:
+        """It will never read again, and is not read again."""
+        peer = self.letters.peer(instance)
+        self.letters.lost(instance)
+        if peer is not None:
+            with contextlib.suppress(Refusal):
+                addresses = _addresses(peer)
+                if len(addresses) == self._engine.workers.count:
+                    self._engine.workers.tell("llumnix_lost", addresses)
 
     # -- at the target
 

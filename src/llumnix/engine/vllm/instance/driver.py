@@ -73,7 +73,7 @@ class LlumletDriver:
             log.error("ignored a message that %s cannot have meant: %s", message.sender, error)
 
     def peer_lost(self, instance: InstanceId) -> None:
-        self._body.letters.lost(instance)
+        self._body.peer_lost(instance)
         self._loop.hear(events.PeerLost(at=self._clock(), instance=instance))
 
     def set_draining(self, draining: bool) -> None:

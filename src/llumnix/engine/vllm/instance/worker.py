@@ -130,6 +130,11 @@ class WorkerExtension:
         for pull in pulls:
             pull.cancel()
 
+    def llumnix_lost(self, addresses: list[str]) -> None:
+        """The peer with these transports, one for each rank, is gone."""
+        if self._llumnix_transport is not None:
+            self._llumnix_transport.forget(addresses[self.rank])
+
     def llumnix_sampler_state(self, request_id: str) -> bytes | None:
         """State of the request's random generator; None if it has none.
 
