@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import signal
+import sys
+import threading
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -25,6 +27,15 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with_the_thread(death: threading.ExceptHookArgs) -> None:
+    """A `threading.excepthook`: a process that lives on without its mailbox or its transport helps nobody. It would be
+    deaf, not dead."""
+    threading.__excepthook__(death)
+    if death.exc_type is not SystemExit:
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def adopt_orphans() -> None:

@@ -34,7 +34,9 @@ from vllm.v1.request import Request
 from llumnix import tiny_model
 from llumnix.engine.vllm.instance.movable import why_engine_pins, why_request_pinned
 from llumnix.engine.vllm.instance.worker import WorkerExtension
+from llumnix.types import RequestId
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.to_worker import CancelPulls
 
 FULL = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32)
 SHORT = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
@@ -203,6 +205,7 @@ def test_worker_without_a_cache_opens_no_transport() -> None:
     worker = Worker()
     book = AddressBook(run_dir="", launcher="", scheduler="", fronts=())
     assert worker.llumnix_open(book, "nobody", b"", moves=False, ways=[]) == ""
-    worker.llumnix_cancel("nobody", 1)
+    assert worker.llumnix_listen() == "", "it is in this process"
+    worker.llumnix_take(CancelPulls(request=RequestId("nobody"), epoch=1))
     worker.llumnix_lost(["nowhere"])
     worker.llumnix_close()

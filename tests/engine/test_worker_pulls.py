@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import queue
+import tempfile
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +16,19 @@ pytest.importorskip("vllm")
 
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import PullResult
+from llumnix.types import RequestId
+from llumnix.wire.outbox import Outbox
+from llumnix.wire.to_worker import PullBlocks
+
+ORDER = PullBlocks(
+    request=RequestId("r"),
+    epoch=1,
+    stage=0,
+    addresses=("somewhere",),
+    source_blocks=(7,),
+    target_blocks=(1,),
+    timeout_s=1.0,
+)
 
 
 def worker(pull: Any) -> WorkerExtension:
@@ -35,6 +52,23 @@ def test_a_pull_that_ends_before_its_start_returned_is_not_remembered() -> None:
         return object()
 
     made = worker(pull)
-    made.llumnix_pull(("r", 1, 0), ["somewhere"], [1], [1], 1.0)
+    made.llumnix_take(ORDER)
     threads[0].join(5.0)
     assert made._llumnix_pulls == {}
+
+
+def test_orders_have_a_thread_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own a worker's main thread may be in the middle of a step."""
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # it sets one
+    pulled: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
+    made = worker(lambda *order, **_: pulled.put((order, threading.current_thread().name)))
+    outbox = Outbox()
+    outbox.post(made.llumnix_listen(), ORDER)
+    order, thread = pulled.get(timeout=30.0)
+    assert order == ("somewhere", (7,), (1,), 1.0)
+    assert thread.startswith("mailbox")
+    outbox.close()
+    assert made._llumnix_mailbox is not None
+    made._llumnix_mailbox.close()

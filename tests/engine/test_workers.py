@@ -12,6 +12,8 @@ pytest.importorskip("vllm")
 from vllm.v1.executor.multiproc_executor import FutureWrapper
 
 from llumnix.engine.vllm.instance.workers import MOST_UNREAD, Workers
+from llumnix.types import RequestId
+from llumnix.wire.to_worker import CancelPulls, ToWorker
 
 
 class Executor:
@@ -21,6 +23,7 @@ class Executor:
         self.sent: list[str] = []
         self.read: list[str] = []
         self.broken = ""
+        self.answers: dict[str, list[Any]] = {}
         self._futures: deque[FutureWrapper] = deque()
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = (), non_block: bool = False) -> Any:
@@ -28,6 +31,8 @@ class Executor:
 
         def response() -> list[Any]:
             self.read.append(method)
+            if method in self.answers:
+                return self.answers[method]
             if method == self.broken:
                 raise RuntimeError("it broke")
             return [args]
@@ -66,3 +71,25 @@ def test_worker_that_fails_at_what_it_was_told_is_heard(executor: Executor) -> N
     assert failures == []
     workers.ask("anything")
     assert [str(failure) for failure in failures] == ["it broke"]
+
+
+CANCEL = CancelPulls(request=RequestId("r"), epoch=1)
+
+
+def test_orders_go_to_the_mailboxes_of_workers_that_have_processes_of_their_own(executor: Executor) -> None:
+    posted: list[tuple[str, ToWorker]] = []
+    workers = Workers(executor, 2, lambda error: pytest.fail(str(error)))
+    executor.answers = {"llumnix_open": ["kv-0", "kv-1"], "llumnix_listen": ["ipc://0", "ipc://1"]}
+    assert workers.open(lambda address, order: posted.append((address, order)), "book") == ["kv-0", "kv-1"]
+    sent = list(executor.sent)
+    workers.order(CANCEL)
+    assert posted == [("ipc://0", CANCEL), ("ipc://1", CANCEL)]
+    assert executor.sent == sent, "nothing waits behind the steps"
+
+
+def test_a_worker_in_the_engine_s_own_process_is_called(executor: Executor) -> None:
+    workers = Workers(executor, 1, lambda error: pytest.fail(str(error)))
+    executor.answers = {"llumnix_open": ["kv-0"], "llumnix_listen": [""]}
+    workers.open(lambda address, order: pytest.fail("nobody listens"), "book")
+    workers.order(CANCEL)
+    assert executor.sent[-1] == "llumnix_take"

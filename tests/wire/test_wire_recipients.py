@@ -10,7 +10,7 @@ import pytest
 
 from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import StartInstances
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, RequestId
 from llumnix.wire.base import decode, encode
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost, InstanceGone
@@ -19,8 +19,15 @@ from llumnix.wire.to_front_end import FRONT_END_MAIL, SchedulerAlive
 from llumnix.wire.to_instance import INSTANCE_MAIL, ClusterSize
 from llumnix.wire.to_launcher import LAUNCHER_MAIL, ToLauncher
 from llumnix.wire.to_scheduler import SCHEDULER_MAIL, FleetChanged
+from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls
 
-DECODERS = {"instance": INSTANCE_MAIL, "scheduler": SCHEDULER_MAIL, "launcher": LAUNCHER_MAIL, "front": FRONT_END_MAIL}
+DECODERS = {
+    "instance": INSTANCE_MAIL,
+    "scheduler": SCHEDULER_MAIL,
+    "launcher": LAUNCHER_MAIL,
+    "front": FRONT_END_MAIL,
+    "worker": WORKER_MAIL,
+}
 START = StartInstances(count=1, reason="asked for", order=1)
 GONE = InstanceGone(instance=InstanceId("i0"), index=0, why="killed", expected=False)
 
@@ -32,6 +39,7 @@ GONE = InstanceGone(instance=InstanceId("i0"), index=0, why="killed", expected=F
         (FleetChanged(fleet=Fleet(serving=1, starting=0)), {"scheduler"}),
         (START, {"launcher"}),
         (SchedulerAlive(pid=1), {"front"}),
+        (CancelPulls(request=RequestId("r"), epoch=1), {"worker"}),
         (GONE, {"instance", "scheduler", "front"}),
     ],
 )

@@ -1,8 +1,8 @@
 """Control messages between our processes: msgspec structs, told apart by their tags, versioned by a leading byte.
 
 Each process has a mailbox of its own, and a module here with all that it takes: `to_instance`, `to_scheduler`,
-`to_launcher`, `to_front_end`; `news` is what several of them hear. Tokens never travel here; they go from an instance
-straight to the front end on vLLM's own sockets.
+`to_launcher`, `to_front_end`, `to_worker`; `news` is what several of them hear. Tokens never travel here; they go from
+an instance straight to the front end on vLLM's own sockets.
 """
 
 from __future__ import annotations

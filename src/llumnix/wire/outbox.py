@@ -15,8 +15,9 @@ from llumnix.wire.to_front_end import ToFrontEnd
 from llumnix.wire.to_instance import ToInstance
 from llumnix.wire.to_launcher import ToLauncher
 from llumnix.wire.to_scheduler import ToScheduler
+from llumnix.wire.to_worker import ToWorker
 
-Mail = ToInstance | ToScheduler | ToLauncher | ToFrontEnd
+Mail = ToInstance | ToScheduler | ToLauncher | ToFrontEnd | ToWorker
 """All that is ever posted."""
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.types import RequestId
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
+from llumnix.wire.to_worker import CancelPulls, PullBlocks
 
 Key = tuple[RequestId, int]
 """Request and epoch of the attempt."""
@@ -33,8 +34,8 @@ class Reservation:
     """Not yet known to vLLM's scheduler; only its block table is."""
     keeps_slot: bool
     pulling: set[PullName] = field(default_factory=set)
-    held_back: tuple[list[int], tuple[Any, ...]] | None = None
-    """A pull into blocks that a step in flight uses, for requests that had them before: the blocks, and the call."""
+    held_back: PullBlocks | None = None
+    """A pull into blocks that a step in flight uses, for requests that had them before."""
     failed: str = ""
     last: bool = False
     """What is being pulled are its last blocks: it stands still until they are here."""
@@ -139,8 +140,15 @@ class IncomingRequests:
         reservation.pulling = {(message.stage, rank) for rank in range(workers)}
         reservation.bytes_read, reservation.failed = 0, ""
         reservation.last = isinstance(message, Commit)
-        source, target = [theirs for theirs, _ in pairs], [ours for _, ours in pairs]
-        reservation.held_back = target, ((*key, message.stage), addresses, source, target, timeout_s)
+        reservation.held_back = PullBlocks(
+            request=key[0],
+            epoch=key[1],
+            stage=message.stage,
+            addresses=tuple(addresses),
+            source_blocks=tuple(theirs for theirs, _ in pairs),
+            target_blocks=tuple(ours for _, ours in pairs),
+            timeout_s=timeout_s,
+        )
         self._begin_pull(reservation)
         return True
 
@@ -151,15 +159,15 @@ class IncomingRequests:
                 self._begin_pull(reservation)
 
     def _begin_pull(self, reservation: Reservation) -> None:
-        assert reservation.held_back is not None
-        target, call = reservation.held_back
+        order = reservation.held_back
+        assert order is not None
         steps = self._scheduler.steps
-        if steps.may_touch(target) and steps.idle:
+        if steps.may_touch(order.target_blocks) and steps.idle:
             self._workers.ask("llumnix_wait_for_device")  # for the drafter of the last step: a moment
             steps.drafter_ended()
-        if not steps.may_touch(target):
+        if not steps.may_touch(order.target_blocks):
             reservation.held_back = None
-            self._workers.tell("llumnix_pull", *call)
+            self._workers.order(order)
 
     def pull_ended(self, ended: PullEnded) -> tuple[bool, str, int] | None:
         """(ok, reason, bytes) once the last rank of a stage is through; None before, or when nobody waits."""
@@ -227,7 +235,7 @@ class IncomingRequests:
             reservation.held_back = None
             reservation.pulling.clear()
         if reservation.pulling:
-            self._workers.tell("llumnix_cancel", *key)
+            self._workers.order(CancelPulls(request=key[0], epoch=key[1]))
         self._free_if_quiet(key, reservation)
 
     def _free_if_quiet(self, key: Key, reservation: Reservation) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -12,6 +11,7 @@ from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import SignalCallback
 
+from llumnix import linux
 from llumnix.engine.port import END_NOW, InstanceSpec
 from llumnix.engine.vllm.instance.core import LlumnixEngineCore
 
@@ -30,7 +30,7 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
     """
     signal.signal(signal.SIGTERM, _exit_now)
     signal.signal(END_NOW, _exit_now)
-    threading.excepthook = _die_with_the_thread
+    threading.excepthook = linux.die_with_the_thread
     core = LlumnixEngineCore(spec, vllm_config, log_stats=log_stats)
     # A signal handler must not touch the queue, whose lock the main thread may hold: vLLM's callback thread does.
     wake = SignalCallback(lambda: core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None)))
@@ -57,14 +57,6 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
         wake.stop()
         drain.stop()
         core.close()
-
-
-def _die_with_the_thread(death: threading.ExceptHookArgs) -> None:
-    """An instance that lives on without its mailbox or its transport helps nobody: it would be deaf, not dead."""
-    threading.__excepthook__(death)
-    if death.exc_type is not SystemExit:
-        sys.stderr.flush()
-        os._exit(1)
 
 
 def _exit_now(*_: Any) -> None:

@@ -3,15 +3,17 @@
 Mixed into vLLM's worker by `worker_extension_cls` and called through `collective_rpc`, so every name is
 prefixed (a name that the worker has already is an error in vLLM's `worker_base.py`). Block ids are the
 scheduler's. Bytes move in threads of the transport; the end of a pull is posted to the instance's mailbox,
-which works the same whether the worker lives in the engine's process or in one of its own.
+which works the same whether the worker lives in the engine's process or in one of its own. A worker that has a process
+of its own has a mailbox, too, so that pulls do not wait for the steps that its main thread computes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import threading
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 
@@ -23,8 +25,10 @@ from llumnix.engine.vllm.versions import draw_apart
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.outbox import Outbox
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
+from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, PullBlocks, ToWorker
 
 load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
 
@@ -34,8 +38,9 @@ class WorkerExtension:
 
     _llumnix_transport: Transport | None
     _llumnix_outbox: Outbox
+    _llumnix_mailbox: Mailbox[ToWorker] | None = None
     _llumnix_control: str
-    _llumnix_pulls: dict[tuple[str, int, int], Any]
+    _llumnix_pulls: dict[tuple[RequestId, int, int], Any]
     """Those in flight."""
     _llumnix_media: dict[str, dict[str, Any]]
     """Of requests on their way here."""
@@ -78,6 +83,26 @@ class WorkerExtension:
 
             make_strict(self.model_runner.lora_manager)
 
+    def llumnix_listen(self) -> str:
+        """Address of a mailbox of its own (ToWorker); empty where it shares the engine's process, and is called."""
+        if multiprocessing.parent_process() is None:
+            return ""
+        threading.excepthook = linux.die_with_the_thread
+        address = f"ipc://{tempfile.gettempdir()}/orders-{self.rank}"  # the folder is the instance's own
+        self._llumnix_mailbox = Mailbox(address, WORKER_MAIL, self.llumnix_take)
+        self._llumnix_mailbox.start()
+        return address
+
+    def llumnix_take(self, order: ToWorker) -> None:
+        """On the mailbox's thread, or the engine's main thread."""
+        match order:
+            case PullBlocks():
+                self._llumnix_pull(order)
+            case CancelPulls():
+                self._llumnix_cancel(order)
+            case _:
+                assert_never(order)
+
     def llumnix_draw_apart(self, index: int) -> None:
         """From here on draws for requests without a seed as no other instance does.
 
@@ -87,20 +112,10 @@ class WorkerExtension:
         """
         draw_apart(self.vllm_config.model_config.seed, index)
 
-    def llumnix_pull(
-        self,
-        key: tuple[str, int, int],
-        addresses: list[str],
-        source_blocks: list[int],
-        target_blocks: list[int],
-        timeout_s: float,
-    ) -> None:
-        """Copies blocks from the peer's worker of the same rank; a `PullEnded` to the instance says how it went.
-
-        `key` is (request, epoch, stage).
-        """
-        key = (key[0], key[1], key[2])
-        named: dict[str, Any] = {"request": RequestId(key[0]), "epoch": key[1], "stage": key[2], "rank": self.rank}
+    def _llumnix_pull(self, order: PullBlocks) -> None:
+        """Copies blocks from the peer's worker of the same rank; a `PullEnded` to the instance says how it went."""
+        key = (order.request, order.epoch, order.stage)
+        named: dict[str, Any] = {"request": key[0], "epoch": key[1], "stage": key[2], "rank": self.rank}
 
         def done(result: PullResult) -> None:
             with self._llumnix_lock:
@@ -120,13 +135,19 @@ class WorkerExtension:
         assert self._llumnix_transport is not None  # who moves nothing takes nothing
         with self._llumnix_lock:
             self._llumnix_pulls[key] = self._llumnix_transport.pull(
-                addresses[self.rank], source_blocks, target_blocks, timeout_s, on_done=done, on_released=released
+                order.addresses[self.rank],
+                order.source_blocks,
+                order.target_blocks,
+                order.timeout_s,
+                on_done=done,
+                on_released=released,
             )
 
-    def llumnix_cancel(self, request: str, epoch: int) -> None:
-        """Ends the pulls of one attempt early."""
+    def _llumnix_cancel(self, order: CancelPulls) -> None:
+        """Ends them early."""
+        attempt = (order.request, order.epoch)
         with self._llumnix_lock:
-            pulls = [pull for key, pull in self._llumnix_pulls.items() if key[:2] == (request, epoch)]
+            pulls = [pull for key, pull in self._llumnix_pulls.items() if key[:2] == attempt]
         for pull in pulls:
             pull.cancel()
 
@@ -205,6 +226,8 @@ class WorkerExtension:
             view[torch.tensor(blocks, device=view.device)] = 0
 
     def llumnix_close(self) -> None:
+        if self._llumnix_mailbox is not None:
+            self._llumnix_mailbox.close()
         if self._llumnix_transport is not None:
             self._llumnix_transport.close()
         self._llumnix_outbox.close()

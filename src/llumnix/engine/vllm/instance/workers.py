@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from llumnix.wire.to_worker import ToWorker
+
 MOST_UNREAD = 4
 """Calls whose answers nobody has read. vLLM's workers put theirs into a ring of ten (`MessageQueue`), where those of
 the steps in flight are, too, and wait where it is full."""
@@ -15,7 +17,9 @@ the steps in flight are, too, and wait where it is full."""
 class Workers:
     """Relies on `Executor.collective_rpc` with `non_block` (vllm/v1/executor): calls and steps are done in the order in
     which they are sent, and a call whose answer is waited for waits for the step in flight, too, where workers have
-    processes of their own. So what needs no answer is told, not asked: a request on its way stands still meanwhile."""
+    processes of their own. So what needs no answer is told, not asked: a request on its way stands still meanwhile. And
+    what has nothing to do with steps is ordered of a thread that each such worker has beside them: a pull that is told
+    would begin when the steps that were sent before it are over."""
 
     def __init__(self, executor: Any, count: int, failed: Callable[[BaseException], None]) -> None:
         """`failed` is told when a worker raised an exception at something that it was told."""
@@ -23,6 +27,23 @@ class Workers:
         self._executor = executor
         self._failed = failed
         self._told: deque[Future[Any]] = deque()
+        self._mailboxes: list[str] = []
+        self._post: Callable[[str, ToWorker], None] | None = None
+
+    def open(self, post: Callable[[str, ToWorker], None], *arguments: Any) -> list[Any]:
+        """What `llumnix_open` answers to these. From here on they take orders, which `post` brings to mailboxes."""
+        self._post = post
+        addresses = self.ask("llumnix_open", *arguments)
+        self._mailboxes = [address for address in self.ask("llumnix_listen") if address]
+        return addresses
+
+    def order(self, order: ToWorker) -> None:
+        """Carried out at once, in the order of the orders, whatever steps are in flight."""
+        if not self._mailboxes:
+            self.tell("llumnix_take", order)
+        for address in self._mailboxes:
+            assert self._post is not None
+            self._post(address, order)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of all, in the order of their ranks."""
