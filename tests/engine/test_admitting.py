@@ -50,7 +50,7 @@ async def client(tmp_path: Path) -> AsyncIterator[AdmittingClient]:
         classes=CLASSES,
     )
     stories = Stories(Journal("f0"))
-    quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved", "failed")}
+    quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved", "failed", "ended")}
     client = AdmittingClient(None, spec, lambda *_: None, SimpleNamespace(**quiet, stories=stories), CLASSES)
     yield client
     for instance in list(client.members.known):  # ends what still calls it

@@ -59,7 +59,7 @@ class FrontEnd:
             migration=MigrationConfig(),
             cluster=ClusterConfig(instances=2),
         )
-        quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved")}
+        quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved", "ended")}
         self.stories = Stories(Journal("f0"))
         observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why), stories=self.stories)
         self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter), observer)
