@@ -30,8 +30,10 @@ WORDS = {
     "profile": [],
     "top": [],
     "explain": ["cmpl-1"],
+    "classes": [],
+    "role": ["i0", "decode"],
 }
-HERE_ONLY = {"serve", "simulate", "reproduce", "doctor", "completion", "man"}
+HERE_ONLY = {"serve", "simulate", "reproduce", "doctor", "completion", "man", "record", "whatif"}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
