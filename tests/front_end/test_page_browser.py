@@ -229,7 +229,9 @@ def test_why_nothing_moves_and_why_no_instance_is_added(browser: Browser) -> Non
         page.goto(f"{server.url}/llumnix/#instance/i1")
         page.get_by_text("i1 drains: what it has moves as soon as there is room for it").wait_for()
         page.goto(f"{server.url}/llumnix/#scaling")
-        page.get_by_text("Why no new instance? freeness 24.1, 2 instances: between 10 and 60").wait_for()
+        page.get_by_text(
+            "Why no new instance? freeness 24.1, 2 instances: between 10 (--scale-out-freeness) and 60"
+        ).wait_for()
 
 
 def test_server_without_requests_says_how_to_make_one(browser: Browser) -> None:
