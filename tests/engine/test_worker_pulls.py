@@ -11,12 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.transport.port import PullResult
 from llumnix.types import RequestId
+from llumnix.wire.addresses import AddressBook
+from llumnix.wire.curve import CurveKeys
 from llumnix.wire.outbox import Outbox
 from llumnix.wire.to_worker import PullBlocks
 
@@ -57,14 +60,22 @@ def test_a_pull_that_ends_before_its_start_returned_is_not_remembered() -> None:
     assert made._llumnix_pulls == {}
 
 
-def test_orders_have_a_thread_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keys", [None, CurveKeys.make()], ids=["one machine", "several"])
+def test_orders_have_a_thread_of_their_own(
+    keys: CurveKeys | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a process of its own a worker's main thread may be in the middle of a step."""
-    monkeypatch.setattr(multiprocessing, "parent_process", object)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # it sets one
     pulled: queue.SimpleQueue[tuple[Any, str]] = queue.SimpleQueue()
     made = worker(lambda *order, **_: pulled.put((order, threading.current_thread().name)))
-    outbox = Outbox()
+    transport = made._llumnix_transport
+    made.device = torch.device("cuda")  # nothing is allocated there
+    book = AddressBook(run_dir="", launcher="", scheduler="", fronts=(), keys=keys)
+    made.llumnix_open(book, "nobody", b"", moves=False, ways=[])
+    made._llumnix_transport = transport
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    outbox = Outbox(keys)
     outbox.post(made.llumnix_listen(), ORDER)
     order, thread = pulled.get(timeout=30.0)
     assert order == ("somewhere", (7,), (1,), 1.0)
@@ -72,3 +83,4 @@ def test_orders_have_a_thread_of_their_own(tmp_path: Path, monkeypatch: pytest.M
     outbox.close()
     assert made._llumnix_mailbox is not None
     made._llumnix_mailbox.close()
+    made._llumnix_outbox.close()

@@ -25,6 +25,7 @@ from llumnix.engine.vllm.versions import draw_apart
 from llumnix.transport.port import PullResult, Transport
 from llumnix.types import RequestId
 from llumnix.wire.addresses import AddressBook
+from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.outbox import Outbox
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
@@ -39,6 +40,8 @@ class WorkerExtension:
     _llumnix_transport: Transport | None
     _llumnix_outbox: Outbox
     _llumnix_mailbox: Mailbox[ToWorker] | None = None
+    _llumnix_keys: CurveKeys | None
+    """Whoever orders connects with these, on one machine, too."""
     _llumnix_control: str
     _llumnix_pulls: dict[tuple[RequestId, int, int], Any]
     """Those in flight."""
@@ -60,6 +63,7 @@ class WorkerExtension:
         from llumnix.engine.vllm.instance.kv_pool import open_transport
 
         self._llumnix_transport = open_transport(self, book, secret, ways) if moves else None
+        self._llumnix_keys = book.keys
         self._llumnix_outbox = Outbox(book.keys)
         self._llumnix_control = control
         self._llumnix_pulls = {}
@@ -89,7 +93,7 @@ class WorkerExtension:
             return ""
         threading.excepthook = linux.die_with_the_thread
         address = f"ipc://{tempfile.gettempdir()}/orders-{self.rank}"  # the folder is the instance's own
-        self._llumnix_mailbox = Mailbox(address, WORKER_MAIL, self.llumnix_take)
+        self._llumnix_mailbox = Mailbox(address, WORKER_MAIL, self.llumnix_take, self._llumnix_keys)
         self._llumnix_mailbox.start()
         return address
 
