@@ -156,9 +156,9 @@ def verdict(cell: Cell, found: dict[str, float]) -> list[Figure]:
     for system, rate in sorted(found.items(), key=lambda each: -each[1]):
         print(f"  {system:12}{rate:7.2f}")
     ours, others = found[ADAPTIVE], {name: rate for name, rate in found.items() if name != ADAPTIVE}
-    mixed = max(rate for name, rate in others.items() if name.startswith(MIXED))
-    fixed = max(rate for name, rate in others.items() if name[0].isdigit())
-    best = max(others.values())
+    mixed = max((rate for name, rate in others.items() if name.startswith(MIXED)), default=None)
+    fixed = max((rate for name, rate in others.items() if name[0].isdigit()), default=None)
+    best = max(others.values(), default=None)
     figures = [Figure(f"{cell}: adaptive / best in hindsight", ours / best if best else None, at_least(0.97))]
     if cell.tpot_s <= 0.030 and cell.load != "shift":
         figures.append(Figure(f"{cell}: adaptive / best mixed", ours / mixed if mixed else None, at_least(1.15)))

@@ -1,0 +1,29 @@
+"""What `benchmarks/roles.py` concludes; nothing is simulated here."""
+
+from __future__ import annotations
+
+import roles
+
+TIGHT, SHIFTS = roles.CELLS[0], roles.CELLS[3]
+
+
+def judged(cell: roles.Cell, **found: float) -> dict[str, tuple[float | None, bool]]:
+    figures = roles.verdict(cell, {name.replace("_", " "): rate for name, rate in found.items()})
+    return {figure.name.rpartition(": ")[2]: (figure.measured, figure.missed) for figure in figures}
+
+
+def test_adaptive_roles_are_held_against_the_best_of_each_kind() -> None:
+    rates = {"adaptive": 42.0, "mixed_2048": 30.0, "mixed_soft": 20.0, "4P_soft": 42.0}
+    assert judged(TIGHT, **rates) == {
+        "adaptive / best in hindsight": (1.0, False),
+        "adaptive / best mixed": (1.4, False),
+    }
+    assert judged(SHIFTS, **rates)["adaptive / best fixed split"] == (1.0, True)
+
+
+def test_whom_nobody_ran_is_no_goal_reached() -> None:
+    """Of `--systems adaptive '4P soft'`, hours of which are not to be lost."""
+    found = judged(TIGHT, **{"adaptive": 41.0, "4P_soft": 41.0})
+    assert found == {"adaptive / best in hindsight": (1.0, False), "adaptive / best mixed": (None, True)}
+    assert judged(SHIFTS, adaptive=20.0, mixed_2048=18.0)["adaptive / best fixed split"] == (None, True)
+    assert judged(TIGHT, adaptive=41.0)["adaptive / best in hindsight"] == (None, True)
