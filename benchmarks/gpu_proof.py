@@ -50,6 +50,7 @@ Run = Callable[[Site], Coroutine[Any, Any, list[Figure]]]
 
 FAILURES = (
     *(AssertionError, TimeoutError, RuntimeError, OSError, LookupError, aiohttp.ClientError, LlumnixError),
+    ValueError,  # a stream that is not as long as it was undisturbed
     SystemExit,  # a move that is refused again and again
 )
 """Of a part: the others are worth having."""

@@ -139,7 +139,7 @@ async def drain(site: Site) -> list[Figure]:
     return [
         Figure("drain: running when it began", report.requests, at_least(len(bodies))),
         Figure("drain: empty after", report.seconds if report.outcome == "empty" else None, at_most(DRAIN_S), "s"),
-        Figure("drain: moved", report.moved),
+        Figure("drain: moved", report.moved, at_least(1)),
         Figure("drain: gap P99", p99_ms, unit="ms"),
         Figure("drain: failed streams", len(drained.errors), at_most(0)),
         Figure("drain: tokens compared", sum(map(len, still))),

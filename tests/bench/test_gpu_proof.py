@@ -10,6 +10,7 @@ from pathlib import Path
 import gpu_proof
 import pytest
 from _downtime_figures import Figures
+from drain import differing_tokens
 from frame.verdict import Figure
 from proof import told
 from proof.site import ON_CPU, ON_GPU, Site
@@ -94,18 +95,24 @@ async def _fails(_: Site) -> list[Figure]:
     raise AssertionError("ended with 3 pieces")
 
 
+async def _is_cut_short(_: Site) -> list[Figure]:
+    return [Figure("drain: differing tokens", differing_tokens([[1, 2]], [[1]]))]
+
+
 async def _hangs(_: Site) -> list[Figure]:
     await asyncio.sleep(3600)
     return []
 
 
-@pytest.mark.parametrize("part", [_fails, _hangs])
+@pytest.mark.parametrize(
+    ("part", "said"), [(_fails, "ended with 3 pieces"), (_is_cut_short, "ValueError"), (_hangs, "TimeoutError")]
+)
 async def test_a_part_that_fails_or_takes_too_long_is_told_and_the_next_one_runs(
-    part: gpu_proof.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    part: gpu_proof.Run, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed, took = await gpu_proof.run_part("kill", part, site(tmp_path), limit_s=1.0)
     assert (failed.name, failed.missed, took.missed) == ("kill: failed", True, False)
-    assert ("ended with 3 pieces" if part is _fails else "TimeoutError") in capsys.readouterr().out
+    assert said in capsys.readouterr().out
 
 
 async def test_a_part_for_which_no_time_is_left_is_no_success(tmp_path: Path) -> None:
