@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import full_beyond
 from llumnix import decision_log
 from llumnix.cluster.preflight import check_decision_log
 from llumnix.decision_log import DecisionLog, begin_journal, read_log, written_at_once
@@ -62,6 +63,17 @@ def test_a_full_disk_costs_entries_and_nothing_else(tmp_path: Path) -> None:
     log.write(Journal("f0").note(1.0, ParkingNoted()))
     log.close()
     assert log.dropped == 1
+
+
+def test_a_disk_that_was_full_for_a_while_leaves_no_half_entry(tmp_path: Path) -> None:
+    journal, path = Journal("f0"), tmp_path / "log.f0"
+    log = DecisionLog(path)
+    log._append([journal.note(1.0, ParkingNoted(), "r1")])
+    with full_beyond(path.stat().st_size + 20), pytest.raises(OSError, match="large"):
+        log._append([journal.note(2.0, ParkingNoted(), "r2")])
+    log.write(journal.note(3.0, ParkingNoted(), "r3"))
+    log.close()
+    assert [entry.request for entry in read_log(tmp_path / "log")] == ["r1", "r3"]
 
 
 def test_a_large_file_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

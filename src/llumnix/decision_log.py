@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from llumnix.appending import append_whole
 from llumnix.background import BackgroundWriter
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
@@ -55,10 +56,7 @@ class DecisionLog:
             sys.stdout.buffer.write(lines)
             sys.stdout.flush()
             return
-        with self._path.open("ab") as file:
-            file.write(lines)
-            size = file.tell()
-        if size > _LARGEST:
+        if append_whole(self._path, lines) > _LARGEST:
             os.replace(self._path, f"{self._path}.1")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from full_disk import full_beyond
 from llumnix.cluster.preflight import check_record
 from llumnix.errors import UsageError
 from llumnix.record import writer as module
@@ -105,6 +106,19 @@ def test_streams_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_full_disk_costs_rows_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert write_run(tmp_path / "file" / "run", [ended("a")]).dropped == 1
+
+
+def test_a_disk_that_was_full_for_a_while_leaves_no_half_row(tmp_path: Path) -> None:
+    writer = write_run(tmp_path, [ended("a", 1.0)])
+    with full_beyond((tmp_path / "requests-f0-000.jsonl").stat().st_size + 20), pytest.raises(OSError, match="large"):
+        writer._write([ended("b", 2.0)])
+    with full_beyond(20), pytest.raises(OSError, match="large"):
+        writer._write([tried("b", 2.0)])
+    writer._write([ended("c", 3.0), tried("c", 3.0), tried("c", 4.0)])
+    run = read_run(tmp_path)
+    assert [request.arrival_s for request in run.requests] == [1.0, 3.0]
+    assert [move.at_s for move in run.moves] == [3.0, 4.0]
+    assert (tmp_path / "moves-f0-000.csv").read_text().startswith("at_s,request_id,")
 
 
 def test_files_go_on_in_others_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import assert_never
 
 import msgspec
 
+from llumnix.appending import append_whole
 from llumnix.background import BackgroundWriter
 from llumnix.record.form import (
     INSTANCES,
@@ -155,8 +156,8 @@ class RunWriter:
 
     def _append_lines(self, requests: Sequence[RecordedRequest]) -> None:
         if requests:
-            with self._part(REQUESTS).open("ab") as file:
-                file.write(b"".join(self._encoder.encode(request) + b"\n" for request in requests))
+            lines = b"".join(self._encoder.encode(request) + b"\n" for request in requests)
+            append_whole(self._part(REQUESTS), lines)
 
     def _append(self, kind: str, of: type[RecordT], rows: Sequence[RecordT]) -> None:
         if rows:

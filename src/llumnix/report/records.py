@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from llumnix.appending import append_whole, size_of
 from llumnix.control.orders import MoveCause, MoveOutcome, StayCause
 from llumnix.errors import UsageError
 from llumnix.types import NORMAL, InstanceState, Priority
@@ -171,14 +172,13 @@ def write_rows(path: Path, kind: type[RecordT], rows: Iterable[RecordT]) -> None
 
 
 def append_rows(path: Path, kind: type[RecordT], rows: Iterable[RecordT]) -> None:
-    """Writes `rows` behind those that are there, in one piece; a new file gets its header first."""
+    """Writes `rows` behind those that are there, all or none; a new file gets its header first."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    if not path.exists():
+    if not size_of(path):
         writer.writerow(kind.__struct_fields__)
     writer.writerows([_text(value) for value in msgspec.structs.astuple(row)] for row in rows)
-    with path.open("ab") as file:
-        file.write(text.getvalue().encode())
+    append_whole(path, text.getvalue().encode())
 
 
 def read_rows(path: Path, kind: type[RecordT]) -> list[RecordT]:
