@@ -132,6 +132,15 @@ def test_files_go_on_in_others_after_an_hour(tmp_path: Path, monkeypatch: pytest
     assert len(read_run(tmp_path).requests) == 4
 
 
+def test_a_run_of_weeks_has_more_than_a_thousand_files(tmp_path: Path) -> None:
+    for number in (998, 999):
+        (tmp_path / f"requests-f0-{number}.jsonl").touch()
+    for arrival_s in (1.0, 2.0):
+        write_run(tmp_path, [ended("a", arrival_s)])
+    numbers = [file.stem.rpartition("-")[2] for file in parts_of(tmp_path, REQUESTS)]
+    assert numbers == ["998", "999", "1000", "1001"]
+
+
 def test_a_front_end_that_is_restarted_leaves_alone_what_its_predecessor_may_not_have_ended(tmp_path: Path) -> None:
     write_run(tmp_path, [ended("a", 1.0)])
     torn = tmp_path / "requests-f0-000.jsonl"

@@ -122,4 +122,5 @@ def part_file(folder: Path, kind: str, front_end: int, part: int) -> Path:
 
 def parts_of(folder: Path, kind: str, front_end: int | None = None) -> list[Path]:
     """Its files of one kind, oldest first of each front end."""
-    return sorted(folder.glob(f"{kind}-f{'*' if front_end is None else front_end}-[0-9]*.*"))
+    found = folder.glob(f"{kind}-f{'*' if front_end is None else front_end}-[0-9]*.*")
+    return sorted(found, key=lambda file: (len(file.name), file.name))  # 999 is before 1000
