@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
 
 class BackgroundWriter(Generic[Item]):
     """Has `write` called in its thread with what came since, in order. A slow disk keeps nobody waiting: what does not
-    fit into the queue, and what `write` cannot write (OSError), is dropped and counted."""
+    fit into the queue, and what `write` cannot write, is dropped and counted; unless the disk is why, the log tells."""
 
     def __init__(self, name: str, write: Callable[[list[Item]], None], most_waiting: int) -> None:
         self.dropped = 0
+        self._name = name
         self._write = write
         self._waiting: queue.Queue[Item | None] = queue.Queue(most_waiting)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -47,3 +51,6 @@ class BackgroundWriter(Generic[Item]):
                 self._write(items)
             except OSError:
                 self.dropped += len(items)
+            except Exception:  # outermost: one that cannot be written must not cost all that come later
+                self.dropped += len(items)
+                log.exception("%s: %d of its entries cannot be written", self._name, len(items))

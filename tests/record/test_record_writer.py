@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -106,6 +107,21 @@ def test_streams_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_full_disk_costs_rows_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert write_run(tmp_path / "file" / "run", [ended("a")]).dropped == 1
+
+
+def test_a_row_that_cannot_be_written_costs_none_that_come_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With vLLM's --skip-tokenizer-init nobody looks how large the numbers in a prompt are."""
+    writer = RunWriter(tmp_path, about(), UNIT_TOKENS, KEY, 1 << 20)
+    writer.put(ended("a", 1.0, [2**64] * UNIT_TOKENS))
+    while not writer.dropped:
+        time.sleep(0.001)
+    writer.put(ended("b", 2.0))
+    writer.close()
+    run = read_run(tmp_path)
+    assert ([request.arrival_s for request in run.requests], run.about.dropped) == ([2.0], 1)
+    assert "1 of its entries cannot be written" in caplog.text
 
 
 def test_a_disk_that_was_full_for_a_while_leaves_no_half_row(tmp_path: Path) -> None:
