@@ -97,10 +97,10 @@ def test_what_a_killed_process_did_not_write_to_its_end_is_no_entry(tmp_path: Pa
     assert [entry.request for entry in read_log(path)] == ["r"]
 
 
-@pytest.mark.parametrize("text", ["not JSON\n", '{"at": 1.0}\n'])
+@pytest.mark.parametrize("text", ["not JSON\n", '{"at": 1.0}\n', '{"at": 1.0, "by": "\xff"}\n'])
 def test_another_file_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "log"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(UsageError, match=r"log:1: not an entry of a decision log: .*\.$"):
         read_log(path)
 

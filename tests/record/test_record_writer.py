@@ -209,6 +209,8 @@ def test_what_is_no_recorded_run_is_refused_in_a_sentence(tmp_path: Path) -> Non
     refused("is of version 2 of recorded runs, and this Llumnix reads 1")
     (tmp_path / "about-f0.json").write_text(told.replace('"pairing_interval_s": 0.1', '"pairing_interval_s": -1'))
     refused("does not tell of a recorded run: .*pairing-interval-s")
+    (tmp_path / "about-f0.json").write_text(told.replace("tiny", "tin\xff"), encoding="latin-1")
+    refused(r"about-f0.json does not tell of a recorded run: .*\.$")
     (tmp_path / "about-f0.json").write_text(told)
     (tmp_path / "about-f1.json").write_text(told.replace("1000.0", "2000.0"))
     refused("has files of several runs in it")
