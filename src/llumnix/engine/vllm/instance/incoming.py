@@ -88,7 +88,7 @@ class IncomingRequests:
         if self.closed:
             raise Refusal(self.closed)
         if request.request_id != key[0]:
-            raise Refusal(f"what describes {key[0]} is of {request.request_id}")
+            raise Refusal("what describes it is of another request")
         # One that has just left would be forgotten by the workers with the next step, after it has come again.
         if any(key[0] in here for here in (scheduler.requests, scheduler.finished_req_ids)) or any(
             known == key[0] for known, _ in self._reservations
