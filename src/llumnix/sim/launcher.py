@@ -127,7 +127,8 @@ class SimLauncher:
 
     def _take_slot(self, name: InstanceId) -> int:
         """The smallest one that is free."""
-        slot = next(slot for slot in count() if slot not in self._slots.values())
+        taken = {*self._slots.values()}
+        slot = next(slot for slot in count() if slot not in taken)
         self._slots[name] = slot
         return slot
 
