@@ -39,7 +39,7 @@ from llumnix.control.front_end_events import (
 from llumnix.control.messages import FRONT_END, Adopted, Doubt, Moved, Verdict
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
+from llumnix.types import Epoch, InstanceId, InstanceState, RequestId, Role
 from move_outcomes import outcome
 
 A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
@@ -427,3 +427,15 @@ def test_request_had_best_move_where_most_of_its_prompt_is_cached_and_there_is_r
     for name in ("much", "little", "free"):
         front.tell(Closed, ids[name])
     assert front.machine.best_places(R, 3) == ("full",), "it may refuse"
+
+
+def test_request_that_decodes_does_not_move_to_an_instance_for_prompts() -> None:
+    own, prompts, tokens = (InstanceId(name) for name in ("own", "prompts", "tokens"))
+    front = Driver(own)
+    front.arrive()
+    front.report(prompts, role=Role.PREFILL)
+    assert front.machine.best_places(R, 3) == (prompts,), "its prompt may as well be computed there"
+    front.speak()
+    assert front.machine.best_places(R, 3) == (), "it would come back"
+    front.report(tokens, role=Role.DECODE)
+    assert front.machine.best_places(R, 3) == (tokens,)

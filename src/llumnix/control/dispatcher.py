@@ -36,7 +36,7 @@ from llumnix.policy.dispatch import (
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.virtual_usage import room_blocks
-from llumnix.types import InstanceId, InstanceState, RequestId, is_high
+from llumnix.types import InstanceId, InstanceState, RequestId, Role, is_high
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
 
@@ -183,6 +183,10 @@ class Dispatcher:
     def all_but(self, instances: Container[InstanceId]) -> frozenset[InstanceId]:
         """The known instances, these left out."""
         return frozenset(known for known in self._entries if known not in instances)
+
+    def for_prompts(self) -> frozenset[InstanceId]:
+        """The instances that give away whoever decodes (`policy/roles.py`)."""
+        return frozenset(known for known, entry in self._entries.items() if entry.view.role is Role.PREFILL)
 
     def forget(self, request: RequestId, instance: InstanceId) -> None:
         """The request was booked but never sent, so the instance will never count it."""

@@ -75,9 +75,10 @@ class Placing:
         if stream.asked is None:
             return ()
         tokens = stream.asked.prompt_tokens + stream.delivered_tokens
-        reason = self.dispatcher.weigh(
-            _to_place(stream.asked, stream.request, tokens), self._without_adapter(stream.asked) | {stream.owner}
-        )
+        avoid = self._without_adapter(stream.asked) | {stream.owner}
+        if stream.delivered_tokens:
+            avoid |= self.dispatcher.for_prompts()  # from where it would move once more
+        reason = self.dispatcher.weigh(_to_place(stream.asked, stream.request, tokens), avoid)
         found = () if reason is None else reason.candidates
         able = [each for each in found if each.has_room] or list(found)
         able.sort(key=lambda each: -each.cached_tokens)
