@@ -458,6 +458,16 @@ def test_request_is_not_asked_to_leave_twice() -> None:
     assert leaving(b.report("p", **moving)) == [("p", "d", 1, True)], "one more has come"
 
 
+def test_those_that_are_not_asked_for_yet_are_as_large_as_they_are() -> None:
+    b = Body()
+    three = {**FOR_PROMPTS, "running": 3, "to_decode": 3, "to_decode_blocks": 60}
+    b.report("d", role=Role.DECODE, free_blocks=25)
+    assert leaving(b.report("p", **three)) == [("p", "d", 1, True)]
+    b.report("d", role=Role.DECODE, free_blocks=5, incoming=1)
+    b.report("e", role=Role.DECODE, free_blocks=25)
+    assert leaving(b.report("p", **three)) == [("p", "e", 1, True)], "each has 20 blocks"
+
+
 def test_one_that_has_just_ended_keeps_nobody_else_waiting() -> None:
     b = Body()
     b.report("d", role=Role.DECODE)

@@ -137,7 +137,10 @@ class ClusterView:
             return snapshot
         state = InstanceState.DRAINING if drains else snapshot.state
         to_decode = max(0, snapshot.to_decode - (outgoing - snapshot.outgoing))
-        return replace(snapshot, state=state, incoming=incoming, outgoing=outgoing, to_decode=to_decode)
+        blocks = -(-snapshot.to_decode_blocks * to_decode // max(1, snapshot.to_decode))
+        return replace(
+            snapshot, state=state, incoming=incoming, outgoing=outgoing, to_decode=to_decode, to_decode_blocks=blocks
+        )
 
     def ignore(self, what: str) -> None:
         self._ignored[what] = self._ignored.get(what, 0) + 1
