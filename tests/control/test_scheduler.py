@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
+from llumnix.control.at_once import TARGETS_TRIED
 from llumnix.control.drain import DrainLimits
 from llumnix.control.gone import REMEMBERED
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
@@ -466,6 +467,16 @@ def test_those_that_are_not_asked_for_yet_are_as_large_as_they_are() -> None:
     b.report("d", role=Role.DECODE, free_blocks=5, incoming=1)
     b.report("e", role=Role.DECODE, free_blocks=25)
     assert leaving(b.report("p", **three)) == [("p", "e", 1, True)], "each has 20 blocks"
+
+
+def test_one_for_tokens_is_found_behind_any_number_for_prompts() -> None:
+    b = Body()
+    b.report("d", role=Role.DECODE, **FREE)
+    for n in range(TARGETS_TRIED):
+        b.report(f"p{n}", role=Role.PREFILL)
+    assert leaving(b.report("p", **FOR_PROMPTS)) == [("p", "d", 2, True)]
+    b.report("p0", role=Role.MIXED)
+    assert moves(b.report("a", **FULL, short_blocks=7)) == [("a", "p0", 1)], "it is among the freest again"
 
 
 def test_one_that_has_just_ended_keeps_nobody_else_waiting() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llumnix.policy.draining import DrainTerms, place_drained
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 
 def load(id: str, free: int, running: int, **facts: object) -> InstanceSnapshot:
@@ -55,6 +55,12 @@ def placed(source: InstanceSnapshot, *others: InstanceSnapshot, **facts: object)
         ("a full instance is better than none", LEAVING, [load("a", 45, 40, high_running=1)],
          {"priority_target_tokens": 1600}, [("a", 2)]),
         ("only a queue is left", QUEUE_ONLY, [load("a", 900, 10)], {"moves": 2}, [("a", 2)]),
+        ("who runs goes to one for prompts last", LEAVING,
+         [load("p", 900, 0, role=Role.PREFILL), load("d", 100, 10, role=Role.DECODE)], {}, [("d", 4)]),
+        ("but there before nowhere", LEAVING,
+         [load("p", 900, 2, role=Role.PREFILL), load("d", 30, 20, role=Role.DECODE)], {}, [("d", 1), ("p", 3)]),
+        ("a queue goes there as to any other", QUEUE_ONLY,
+         [load("p", 900, 0, role=Role.PREFILL), load("d", 100, 10, role=Role.DECODE)], {"moves": 2}, [("p", 2)]),
         ("alone", LEAVING, [], {}, []),
         ("as few as asked", LEAVING, [load("a", 900, 2)], {"moves": 1}, [("a", 1)]),
     ],

@@ -1,7 +1,7 @@
-"""The instances from the freest to the fullest, kept in order as reports come.
+"""The instances from the freest to the fullest, and then those for prompts, kept in order as reports come.
 
 Who looks for an instance that can take a request at once asks the first few: that costs the same in a cluster of any
-size.
+size. Those for prompts are the freest mostly, as they give away whoever decodes, and so are the last to be given any.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from llumnix.control.cluster_view import ClusterView
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 
 
 class Freest:
@@ -21,11 +21,12 @@ class Freest:
     def __init__(self, view: ClusterView, priority_target_tokens: int | None) -> None:
         self._view = view
         self.priority_target_tokens = priority_target_tokens
-        self._order: list[tuple[float, InstanceId]] = []
-        self._keys: dict[InstanceId, tuple[float, InstanceId]] = {}
+        self._order: list[tuple[bool, float, InstanceId]] = []
+        self._keys: dict[InstanceId, tuple[bool, float, InstanceId]] = {}
 
     def read(self, report: InstanceSnapshot) -> None:
-        key = (-migration_freeness(report, self.priority_target_tokens), report.id)
+        freeness = migration_freeness(report, self.priority_target_tokens)
+        key = (report.role is Role.PREFILL, -freeness, report.id)
         if self._keys.get(report.id) != key:
             self.forget(report.id)
             insort(self._order, key)
@@ -37,7 +38,7 @@ class Freest:
             del self._order[bisect_left(self._order, key)]
 
     def first(self, most: int) -> Iterator[InstanceSnapshot]:
-        for _, instance in self._order[:most]:
+        for _, _, instance in self._order[:most]:
             snapshot = self._view.look(instance)
             if snapshot is not None:
                 yield snapshot

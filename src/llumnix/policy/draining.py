@@ -1,7 +1,8 @@
 """Where the requests of a draining instance go: to the freest instances that have room, several at once.
 
 Unlike pairing this needs no thresholds and no benefit: a draining instance is charged infinitely much, so every
-move raises the lower of the two freeness values. What finds no room stays, goes on, and is tried again later.
+move raises the lower of the two freeness values. What finds no room stays, goes on, and is tried again later. Who runs
+goes to an instance for prompts last: there it would soon move once more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from llumnix.policy.pairing import Load, with_added
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks, migration_freeness, room_blocks
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 
 class DrainTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +49,12 @@ def place_drained(
     typical = Load(_typical_blocks(source), queued=False)
     smallest = min(source.smallest_running_blocks or typical.blocks, typical.blocks)
     able = (
-        (-migration_freeness(target, terms.priority_target_tokens), target.id, target)
+        (
+            source.running > 0 and target.role is Role.PREFILL,
+            -migration_freeness(target, terms.priority_target_tokens),
+            target.id,
+            target,
+        )
         for target in targets
         if target.state is InstanceState.RUNNING
         and (source.id, target.id) not in terms.backing_off
@@ -60,12 +66,13 @@ def place_drained(
     first_look: dict[InstanceId, tuple[int, float]] = {}
     dealt: dict[InstanceId, int] = {}
     while freest and sum(dealt.values()) < terms.moves:
-        negated, _, target = heappop(freest)
+        comes_last, negated, _, target = heappop(freest)
         first_look.setdefault(target.id, (room_blocks(target), -negated))
         dealt[target.id] = dealt.get(target.id, 0) + 1
         after = replace(with_added(target, typical), incoming=target.incoming + 1)
         if after.incoming < terms.max_incoming and room_blocks(after) >= smallest:
-            heappush(freest, (-migration_freeness(after, terms.priority_target_tokens), after.id, after))
+            freeness = migration_freeness(after, terms.priority_target_tokens)
+            heappush(freest, (comes_last, -freeness, after.id, after))
     return tuple(Placement(target, count, *first_look[target]) for target, count in dealt.items())
 
 
