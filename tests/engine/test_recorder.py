@@ -150,12 +150,29 @@ async def test_front_ends_of_a_server_write_one_run_and_begin_another_when_it_is
     restarted = recorder(Desk(tmp_path, 1))
     restarted.begin()
     assert restarted._writer is None, "it stays off"
-    await asyncio.sleep(1.1)  # a run is named by its second
+    await asyncio.sleep(0.002)  # a run is named by its millisecond
     again = second.switch(True)
     first.follow()
     assert again != folder
     assert {first._in_force.folder, second._in_force.folder} == {again}
     for each in (first, second, restarted):
+        each.close()
+
+
+async def test_restarted_front_end_goes_on_with_the_run_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = recorder(Desk(tmp_path, 0))
+    first.begin()
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    restarted = recorder(Desk(tmp_path, 0))
+    restarted.begin()
+    assert restarted._in_force == first._in_force
+    for each in (first, restarted):
         each.close()
 
 

@@ -100,7 +100,7 @@ class Recorder:
 
     def _fresh(self) -> RunInForce:
         now_s = time()
-        name = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H-%M-%S")
+        name = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")[:-3]
         folder = Path(self._spec.cluster.record).absolute() / name
         return RunInForce(str(folder), now_s, self._unit_tokens())
 

@@ -27,12 +27,14 @@ class RunFile:
         self._path = Path(run_dir) / "recorded-run"
 
     def begin(self, fresh: RunInForce) -> RunInForce:
-        """`fresh`, unless another front end was quicker. Returns what holds."""
-        mine = self._path.with_suffix(f".{os.getpid()}")
-        mine.write_bytes(msgspec.json.encode(fresh))
-        with contextlib.suppress(FileExistsError):
-            os.link(mine, self._path)
-        mine.unlink()
+        """`fresh`, unless another front end was quicker. Returns what holds. Nothing is written where something does:
+        a front end that is restarted must not die of a full disk."""
+        if not self._path.exists():
+            mine = self._path.with_suffix(f".{os.getpid()}")
+            mine.write_bytes(msgspec.json.encode(fresh))
+            with contextlib.suppress(FileExistsError):
+                os.link(mine, self._path)
+            mine.unlink()
         return self.read()
 
     def read(self) -> RunInForce:
