@@ -355,6 +355,18 @@ def test_scale_drains_the_first_of_those_that_have_as_little_to_do(answer_with: 
     assert server.asked == ["instances/i2/drain"]
 
 
+@pytest.mark.parametrize(("count", "leave"), [(2, ["i1"]), (1, ["i1", "i0"])])
+def test_scale_spares_the_last_instance_for_prompts_as_long_as_there_are_others(
+    answer_with: Install, count: int, leave: list[str]
+) -> None:
+    server = Server("running", "running", "running")
+    for each, role, running in zip(server.rows, ("prefill", "decode", "decode"), (0, 3, 4), strict=True):
+        each |= {"role": role, "running": running}
+    answer_with(server)
+    assert main(["scale", str(count)]) == 0
+    assert server.asked == [f"instances/{instance}/drain" for instance in leave]
+
+
 def test_scale_counts_what_was_ordered_and_is_not_listed_yet(answer_with: Install) -> None:
     server = Server("running")
     server.scaling |= {"serving": 1, "starting": 2}

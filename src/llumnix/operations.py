@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from llumnix.api.bodies import InstanceRow
 from llumnix.client import AdminClient
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.errors import ServerRefused, UsageError
-from llumnix.types import InstanceId, by_number
+from llumnix.types import InstanceId, Role, by_number
 
 Print = Callable[[str], None]
 
@@ -55,8 +56,9 @@ def start(client: AdminClient, count: int, say: Print, wait_s: float | None) -> 
 
 
 def scale(client: AdminClient, count: int, say: Print, wait_s: float | None) -> None:
-    """Starts or drains as many instances as it takes until `count` serve; those with the least to do are drained.
-    With `wait_s` it waits until that is so. Raises UsageError when auto-scaling would undo it."""
+    """Starts or drains as many instances as it takes until `count` serve; those with the least to do are drained
+    first, the last one with a role at the end. With `wait_s` it waits until that is so. Raises UsageError when
+    auto-scaling would undo it."""
     status = client.status()
     scaling = status.scaling
     if scaling is not None and scaling.mode == "on":
@@ -80,12 +82,24 @@ def _drain_least_busy(
     if len(running) <= count:
         raise ServerRefused("Instances are still starting; wait until they run, or fewer would be left than asked for.")
     began_s = time.monotonic()
-    leaving = sorted(running, key=lambda row: (row.running + row.waiting, by_number(row.id)))[:count]
+    leaving = _least_busy(running)[:count]
     for row in leaving:
         client.drain(row.id, keep=False)
         say(f"{row.id} is being emptied and then stops")
     for row in leaving if wait_s is not None else []:
         say(drain_sentence(wait_for_drain(client, row.id, wait_s or 0.0, began_s)))
+
+
+def _least_busy(running: list[InstanceRow]) -> list[InstanceRow]:
+    """Those that can best be spared first: the last for prompts, or for tokens, stays as long as there are others."""
+    first: list[InstanceRow] = []
+    last: list[InstanceRow] = []
+    left = Counter(row.role for row in running)
+    for row in sorted(running, key=lambda row: (row.running + row.waiting, by_number(row.id))):
+        spared = row.role is Role.MIXED or left[row.role] > 1
+        (first if spared else last).append(row)
+        left[row.role] -= 1
+    return first + last
 
 
 def wait_for_drain(client: AdminClient, instance: str, timeout_s: float, began_s: float | None = None) -> DrainReport:
