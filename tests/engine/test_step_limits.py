@@ -54,6 +54,23 @@ def test_prompt_gets_what_is_left_of_the_target(engine: Engine) -> None:
     assert planned(engine) == {"decodes": 1, "long": 70}
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "next_step"),
+    [
+        ("enable_chunked_prefill", False, {"decodes": 1}),
+        ("disable_chunked_mm_input", True, {"decodes": 1, "long": LIMIT - 1}),
+    ],
+)
+def test_target_cuts_nothing_where_vllm_computes_prompts_or_images_as_a_whole(
+    engine: Engine, caplog: pytest.LogCaptureFixture, flag: str, value: bool, next_step: dict[str, int]
+) -> None:
+    setattr(engine.scheduler.scheduler_config, flag, value)
+    begin(engine, target_ms=17)
+    assert report(engine).step_tokens == LIMIT
+    assert planned(engine) == next_step
+    assert "does nothing here" in caplog.text
+
+
 def test_prompt_goes_on_under_a_target_that_cannot_be_met(engine: Engine) -> None:
     begin(engine, target_ms=5)
     assert planned(engine) == {"decodes": 1, "long": FEWEST_PROMPT_TOKENS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -13,15 +14,31 @@ from llumnix.engine.vllm.instance.step_watch import load_ahead
 from llumnix.policy.snapshot import StepCost
 from llumnix.policy.step_cost import prompt_tokens
 
+log = logging.getLogger(__name__)
+
 
 class StepLimits:
     """Of one scheduler; never above its own."""
 
     def __init__(self, scheduler: Scheduler, cost: Callable[[], StepCost | None]) -> None:
-        self.target_s = 0.0
-        """Prompts leave so much between two tokens of those who decode; 0: any time."""
+        self._target_s = 0.0
         self._scheduler = scheduler
         self._cost = cost
+
+    @property
+    def target_s(self) -> float:
+        """Prompts leave so much between two tokens of those who decode; 0: any time."""
+        return self._target_s
+
+    @target_s.setter
+    def target_s(self, target_s: float) -> None:
+        """Nothing comes of it where vLLM computes prompts, or images, as a whole, by flag or by what the model is
+        (latent attention on CPUs, encoder-decoder): they would be cut all the same, or wait while anybody decodes."""
+        config = self._scheduler.scheduler_config
+        cuts = config.enable_chunked_prefill and not config.disable_chunked_mm_input
+        if target_s and not cuts:
+            log.warning("--tpot-target-ms does nothing here: vLLM does not divide this model's prompts among steps")
+        self._target_s = target_s if cuts else 0.0
 
     def step_tokens(self, batch: StepLoad) -> int:
         """Tokens that a step beside these requests computes at most, theirs among them."""
