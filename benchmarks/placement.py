@@ -40,7 +40,6 @@ from llumnix.sim.setup import RunSetup
 from llumnix.workload.workload import Workload, load_workload
 
 OURS, BEFORE, BLIND = "llumnix", "freeness", "blind"
-POLICIES[BEFORE] = replace(POLICIES[OURS], dispatch=FREENESS)
 ROUTERS = ("dynamo-kv", "llm-d-prefix", "lmetric", "cache-aware", "round-robin")
 UNIT_TOKENS = 512
 PREFIXED = {"mooncake": (3.0, 3.5), "contexts": (6.0, 9.0, 12.0)}
@@ -100,6 +99,7 @@ def contexts(rate: float, seed: int, requests: int) -> list[SimRequest]:
 
 
 def measure(run: Run) -> Result:
+    POLICIES.setdefault(BEFORE, replace(POLICIES[OURS], dispatch=FREENESS))  # of this process, which measures only
     prefixed = run.trace in PREFIXED
     policy = PolicyConfig(policy=OURS if run.policy == BLIND else run.policy, prefix=run.policy != BLIND)
     if run.trace == "mooncake":

@@ -234,6 +234,15 @@ def test_why_nothing_moves_and_why_no_instance_is_added(browser: Browser) -> Non
         ).wait_for()
 
 
+@pytest.mark.parametrize("address", ["nowhere", "toString"])
+def test_address_of_no_view_shows_the_cluster(browser: Browser, address: str) -> None:
+    with (
+        page_server(PretendCluster(2), steps=False) as server,
+        opened(browser, f"{server.url}/llumnix/#{address}") as page,
+    ):
+        page.get_by_role("region", name="Why not?").wait_for()
+
+
 def test_server_without_requests_says_how_to_make_one(browser: Browser) -> None:
     with (
         page_server(PretendCluster(2), steps=False) as server,

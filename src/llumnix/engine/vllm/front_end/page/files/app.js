@@ -22,7 +22,7 @@ const VIEWS = {
 
 const place = () => {
   const [view, ...rest] = location.hash.slice(1).split("/");
-  return { view: view in VIEWS ? view : "cluster", of: plain(rest.join("/")) };
+  return { view: Object.hasOwn(VIEWS, view) ? view : "cluster", of: plain(rest.join("/")) };
 };
 
 function plain(text) {
