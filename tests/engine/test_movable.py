@@ -36,7 +36,7 @@ from llumnix.engine.vllm.instance.movable import why_engine_pins, why_request_pi
 from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.types import RequestId
 from llumnix.wire.addresses import AddressBook
-from llumnix.wire.to_worker import CancelPulls
+from llumnix.wire.to_worker import CancelPulls, ForgetPeer
 
 FULL = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32)
 SHORT = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
@@ -207,5 +207,5 @@ def test_worker_without_a_cache_opens_no_transport() -> None:
     assert worker.llumnix_open(book, "nobody", b"", moves=False, ways=[]) == ""
     assert worker.llumnix_listen() == "", "it is in this process"
     worker.llumnix_take(CancelPulls(request=RequestId("nobody"), epoch=1))
-    worker.llumnix_lost(["nowhere"])
+    worker.llumnix_take(ForgetPeer(addresses=("nowhere",)))
     worker.llumnix_close()

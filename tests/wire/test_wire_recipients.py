@@ -19,7 +19,7 @@ from llumnix.wire.to_front_end import FRONT_END_MAIL, SchedulerAlive
 from llumnix.wire.to_instance import INSTANCE_MAIL, ClusterSize
 from llumnix.wire.to_launcher import LAUNCHER_MAIL, ToLauncher
 from llumnix.wire.to_scheduler import SCHEDULER_MAIL, FleetChanged
-from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls
+from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, ForgetPeer
 
 DECODERS = {
     "instance": INSTANCE_MAIL,
@@ -40,6 +40,7 @@ GONE = InstanceGone(instance=InstanceId("i0"), index=0, why="killed", expected=F
         (START, {"launcher"}),
         (SchedulerAlive(pid=1), {"front"}),
         (CancelPulls(request=RequestId("r"), epoch=1), {"worker"}),
+        (ForgetPeer(addresses=("kv-0", "kv-1")), {"worker"}),
         (GONE, {"instance", "scheduler", "front"}),
     ],
 )

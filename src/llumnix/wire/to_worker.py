@@ -1,4 +1,4 @@
-"""All that a worker takes from its engine beside the steps: what to pull, and what not any more."""
+"""All that a worker takes from its engine beside the steps: what to pull, what not any more, and who is gone."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ class CancelPulls(Wire, frozen=True, kw_only=True, tag=True):
     epoch: int
 
 
-ToWorker = PullBlocks | CancelPulls
+class ForgetPeer(Wire, frozen=True, kw_only=True, tag=True):
+    """It is gone: nothing of it stays open, but for pulls in flight."""
+
+    addresses: tuple[str, ...]
+    """Of the transports of its workers, by rank."""
+
+
+ToWorker = PullBlocks | CancelPulls | ForgetPeer
 
 WORKER_MAIL: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -26,6 +26,7 @@ from llumnix.wire.addresses import AddressBook
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.to_instance import MoveOut
 from llumnix.wire.to_scheduler import MoveAnswer
+from llumnix.wire.to_worker import ForgetPeer
 
 _MAX_ORDERS_REMEMBERED = 1024
 
@@ -133,7 +134,7 @@ class VllmBody:
             with contextlib.suppress(Refusal):
                 addresses = _addresses(peer)
                 if len(addresses) == self._engine.workers.count:
-                    self._engine.workers.tell("llumnix_lost", addresses)
+                    self._engine.workers.order(ForgetPeer(addresses=tuple(addresses)))
 
     # -- at the target
 

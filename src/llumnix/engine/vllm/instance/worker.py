@@ -29,7 +29,7 @@ from llumnix.wire.curve import CurveKeys
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.outbox import Outbox
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
-from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, PullBlocks, ToWorker
+from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, ForgetPeer, PullBlocks, ToWorker
 
 load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
 
@@ -104,6 +104,8 @@ class WorkerExtension:
                 self._llumnix_pull(order)
             case CancelPulls():
                 self._llumnix_cancel(order)
+            case ForgetPeer():
+                self._llumnix_forget_peer(order)
             case _:
                 assert_never(order)
 
@@ -155,10 +157,9 @@ class WorkerExtension:
         for pull in pulls:
             pull.cancel()
 
-    def llumnix_lost(self, addresses: list[str]) -> None:
-        """The peer with these transports, one for each rank, is gone."""
+    def _llumnix_forget_peer(self, order: ForgetPeer) -> None:
         if self._llumnix_transport is not None:
-            self._llumnix_transport.forget(addresses[self.rank])
+            self._llumnix_transport.forget(order.addresses[self.rank])
 
     def llumnix_sampler_state(self, request_id: str) -> bytes | None:
         """State of the request's random generator; None if it has none.
