@@ -26,6 +26,7 @@ from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.journal.journal import Journal
+from llumnix.journal.story import FIRST_KEPT, LAST_KEPT
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.record.form import About, Limits, RecordedRequest
 from llumnix.record.read import read_run
@@ -77,6 +78,26 @@ def test_row_of_a_request_that_was_preempted_and_moved(clock: list[float]) -> No
     assert row.latency_s == pytest.approx(10.0, abs=0.05)
     assert (row.preemptions, row.migrations, row.cached_tokens) == (1, 1, 2)
     assert (row.instances, row.error) == ((first, _other(first)), "")
+
+
+def test_row_of_a_request_of_which_more_happened_than_its_story_keeps(clock: list[float]) -> None:
+    front = Noting(A, B)
+    first, times = front.open("r"), FIRST_KEPT + LAST_KEPT
+    front.streams.sort_out(first, [_token("r", 7, prefill_stats=PrefillStats(num_cached_tokens=2))])
+
+    def preempt(instance: InstanceId) -> None:
+        for _ in range(times):
+            clock[0] += 3.0
+            thrown_out = events((PREEMPTED, clock[0] - 2.0), (SCHEDULED, clock[0] - 1.0))
+            front.streams.sort_out(instance, [_token("r", 8, events=thrown_out)], sent_at_s=clock[0])
+
+    preempt(first)
+    move(front, first, _other(first), 1 + times)
+    preempt(_other(first))
+    front.streams.sort_out(_other(first), [_token("r", 9, finish_reason=FinishReason.STOP)])
+    (row,) = front.rows
+    assert (row.preemptions, row.migrations, row.cached_tokens) == (2 * times, 1, 2)
+    assert row.instances == (first, _other(first))
 
 
 def test_rows_of_requests_that_failed_were_left_or_said_nothing(clock: list[float]) -> None:

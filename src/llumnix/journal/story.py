@@ -88,7 +88,6 @@ class Story:
     """One that goes on."""
 
     __slots__ = (
-        "_has_tokens",
         "_part",
         "_preempted_s",
         "_resumed_s",
@@ -96,9 +95,13 @@ class Story:
         "arrived_s",
         "decodes",
         "entries",
+        "first_token",
         "instance",
         "journal",
         "left_out",
+        "moves",
+        "places",
+        "preemptions",
         "prompt_tokens",
         "request",
         "sequence",
@@ -112,13 +115,16 @@ class Story:
         self.arrived_s = arrived_s
         self.instance: InstanceId | None = None
         """Where it is."""
+        self.places: list[InstanceId] = []
+        """Where it was, in order; the last one, too."""
+        self.moves = self.preemptions = 0
+        self.first_token: FirstTokenNoted | None = None
         self.spent = Spent()
         self.entries: list[JournalEntry] = []
         self.left_out = 0
         self.decodes = False
         """Its next token is like its last one: nobody has to tell `token`."""
         self.journal = journal
-        self._has_tokens = False
         self._part: Part = "placing_s"
         self._since_s = arrived_s
         self._preempted_s: float | None = None
@@ -133,12 +139,12 @@ class Story:
 
     def dispatched(self, at_s: float, reason: DispatchReason) -> None:
         self._pass_to("queue_s", at_s)
-        self.instance = reason.chosen
+        self._is_at(reason.chosen)
         self._note(at_s, DispatchNoted(self.prompt_tokens, reason))
 
     def scheduled(self, at_s: float) -> None:
         """Its engine took it from the queue, maybe again."""
-        if self._part == "queue_s" or (self._part == "preempted_s" and not self._has_tokens):
+        if self._part == "queue_s" or (self._part == "preempted_s" and self.first_token is None):
             self._pass_to("prefill_s", at_s)
         if self._preempted_s is not None:
             self._resumed_s = at_s
@@ -156,12 +162,14 @@ class Story:
             self._part = "prefill_s"
         if self._part != "decode_s":
             self._pass_to("decode_s", at_s)
-        if not self._has_tokens:
-            self._has_tokens = True
+        if self.first_token is None:
             spent = self.spent
-            self._note(at_s, FirstTokenNoted(at_s - self.arrived_s, spent.queue_s, spent.prefill_s, cached_tokens))
+            first = FirstTokenNoted(at_s - self.arrived_s, spent.queue_s, spent.prefill_s, cached_tokens)
+            self.first_token = first
+            self._note(at_s, first)
         if self._preempted_s is not None:
             waited_s, lost_s = self._resumed_s - self._preempted_s, at_s - self._preempted_s
+            self.preemptions += 1
             self._note(at_s, PreemptionNoted(waited_s, lost_s))
             self._preempted_s = None
         self.decodes = True
@@ -184,7 +192,8 @@ class Story:
             None if downtime_s is None else 1e3 * downtime_s,
         )
         self._note(at_s, what, order.reason)
-        self.instance = order.target
+        self.moves += 1
+        self._is_at(order.target)
 
     def stayed(self, at_s: float, outcome: MoveOutcome) -> None:
         order = outcome.order
@@ -199,7 +208,7 @@ class Story:
         self, at_s: float, reason: DispatchReason, why: str, delivered_tokens: int, last_token_s: float | None = None
     ) -> None:
         self._interrupt(at_s, last_token_s)
-        self.instance = reason.chosen
+        self._is_at(reason.chosen)
         self._note(at_s, ReplayNoted(delivered_tokens, reason), why)
 
     def ended(self, at_s: float, outcome: str, output_tokens: int, why: str = "") -> None:
@@ -223,6 +232,10 @@ class Story:
         )
 
     # how it is kept
+
+    def _is_at(self, instance: InstanceId) -> None:
+        self.instance = instance
+        self.places.append(instance)
 
     def _interrupt(self, at_s: float, last_token_s: float | None) -> None:
         """No instance goes on with it: what was done since its last token is lost."""

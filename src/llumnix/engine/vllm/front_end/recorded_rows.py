@@ -7,15 +7,7 @@ import math
 import msgspec
 
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.journal.entries import (
-    AnyNoted,
-    DispatchNoted,
-    EndNoted,
-    FirstTokenNoted,
-    MoveNoted,
-    PreemptionNoted,
-    ReplayNoted,
-)
+from llumnix.journal.entries import EndNoted
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.record.form import RecordedRequest, RecordedStep
@@ -29,8 +21,7 @@ def request_row(session: Session, arrival_s: float) -> RecordedRequest:
     end = story.entries[-1].what
     assert isinstance(end, EndNoted)
     sampling = session.request.sampling_params
-    happened = [(entry.what, entry.instance) for entry in story.entries]
-    first = next((what for what, _ in happened if isinstance(what, FirstTokenNoted)), None)
+    first = story.first_token
     failed = end.outcome == "error"
     return RecordedRequest(
         id=story.sequence,
@@ -42,21 +33,14 @@ def request_row(session: Session, arrival_s: float) -> RecordedRequest:
         tpot_s=(last_s - first_s) / (end.output_tokens - 1) if several and first_s and last_s else None,
         latency_s=None if failed else end.latency_s,
         largest_gap_s=session.largest_gap_s if several else None,
-        preemptions=sum(isinstance(what, PreemptionNoted) for what, _ in happened),
-        migrations=sum(isinstance(what, MoveNoted) for what, _ in happened),
-        instances=tuple(place for what, at in happened if (place := _new_place(what, at)) is not None),
+        preemptions=story.preemptions,
+        migrations=story.moves,
+        instances=tuple(story.places),
         error=end.outcome if failed else "",
         max_tokens=None if sampling is None else sampling.max_tokens,
         queue_s=None if first is None else first.queue_s,
         cached_tokens=0 if first is None else first.cached_tokens,
     )
-
-
-def _new_place(what: AnyNoted, instance: InstanceId | None) -> InstanceId | None:
-    """Where a sequence was from then on, if it was elsewhere before."""
-    if isinstance(what, MoveNoted):
-        return what.target
-    return instance if isinstance(what, DispatchNoted | ReplayNoted) else None
 
 
 def instance_row(at_s: float, load: InstanceSnapshot) -> InstanceRecord:
