@@ -469,6 +469,13 @@ def test_those_that_are_not_asked_for_yet_are_as_large_as_they_are() -> None:
     assert leaving(b.report("p", **three)) == [("p", "e", 1, True)], "each has 20 blocks"
 
 
+def test_request_that_leaves_in_need_is_not_asked_to_leave_twice() -> None:
+    b = Body()
+    b.report("d", role=Role.DECODE, **FREE)
+    short = {**FOR_PROMPTS, **FULL, "short_blocks": 7}
+    assert leaving(b.report("p", **short)) == [("p", "d", 1, False), ("p", "d", 1, True)], "it has two"
+
+
 def test_one_for_tokens_is_found_behind_any_number_for_prompts() -> None:
     b = Body()
     b.report("d", role=Role.DECODE, **FREE)

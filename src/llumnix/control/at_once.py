@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
+from llumnix.control.cluster_view import ClusterView
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveCause
@@ -26,21 +27,37 @@ class AtOnce:
     """`most_moves`: how many may be on their way out of one instance, or into one."""
 
     def __init__(
-        self, config: PolicyConfig, moves: MovesInFlight, back_off: BackOff, freest: Freest, most_moves: int
+        self,
+        config: PolicyConfig,
+        view: ClusterView,
+        moves: MovesInFlight,
+        back_off: BackOff,
+        freest: Freest,
+        most_moves: int,
     ) -> None:
         policy = find_policy(config.policy)
         self._relieves = policy.relief and config.migration
         self._relief_steps = config.relief_steps
         self._terms = policy.pairing_terms(config)
+        self._view = view
         self._moves = moves
         self._back_off = back_off
         self._freest = freest
         self._most_moves = most_moves
 
-    def reported(self, at: float, giver: InstanceSnapshot) -> list[SchedulerCommand]:
-        """`giver`: its latest report, with what was ordered since."""
-        relief = self._relieve(at, giver) if giver.short_blocks and self._relieves else []
-        return relief + (self._send_on(at, giver) if giver.to_decode else [])
+    def reported(self, at: float, report: InstanceSnapshot) -> list[SchedulerCommand]:
+        commands: list[SchedulerCommand] = []
+        if report.short_blocks and self._relieves:
+            commands += self._relieve(at, self._with_orders(report))
+        if report.to_decode:
+            commands += self._send_on(at, self._with_orders(report))
+        return commands
+
+    def _with_orders(self, report: InstanceSnapshot) -> InstanceSnapshot:
+        """With what was ordered since, a moment ago also."""
+        giver = self._view.look(report.id)
+        assert giver is not None, "it has just reported"
+        return giver
 
     def _relieve(self, at: float, giver: InstanceSnapshot) -> list[SchedulerCommand]:
         """A request leaves before one has to be preempted."""

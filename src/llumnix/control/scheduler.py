@@ -84,7 +84,7 @@ class GlobalScheduler:
         self._view = ClusterView(self.moves, self.ignored)
         self._freest = Freest(self._view, self._terms.priority_target_tokens)
         limits = drain_limits or DrainLimits()
-        self._at_once = AtOnce(policy, self.moves, self._back_off, self._freest, limits.moves)
+        self._at_once = AtOnce(policy, self._view, self.moves, self._back_off, self._freest, limits.moves)
         self.drains = Drains(
             self._view,
             self.moves,
@@ -154,11 +154,7 @@ class GlobalScheduler:
             # Its process was asked to end, or it was the will of a scheduler before us.
             firm = report.asked_to_end
             return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=report.drain_keep, firm=firm))
-        if not (report.short_blocks or report.to_decode):
-            return []
-        giver = self._view.look(report.id)
-        assert giver is not None, "it has just reported"
-        return self._at_once.reported(event.at, giver)
+        return self._at_once.reported(event.at, report)
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[SchedulerCommand]:
         outcome = event.outcome
