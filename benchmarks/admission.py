@@ -131,11 +131,13 @@ def sparing(requests: list[SimRequest]) -> Iterator[None]:
     _CONDEMNED.clear()
 
 
-def wrongly_refused(declined: list[SimRequest], again: list[SimRequest], classes: Classes) -> float:
-    """Share of those that would have been good, by a sample."""
+def wrongly_refused(declined: list[SimRequest], again: list[SimRequest], classes: Classes) -> float | None:
+    """Share of those that would have been good, by a sample; None if nobody of it was judged."""
+    if not declined:
+        return 0.0
     with sparing(declined[SPARED // 2 :: SPARED]):
         good = [is_good(request) for request in run(again, classes) if request.client_id in _CONDEMNED]
-    return fmean(good) if good else 0.0
+    return fmean(good) if good else None
 
 
 def jain_of_service(rate: float, seed: int, count: int) -> float:
@@ -196,7 +198,13 @@ class Point(msgspec.Struct):
     """Goodput without classes."""
     admitted: list[float] = msgspec.field(default_factory=list)
     declined: list[float] = msgspec.field(default_factory=list)
-    wrongly: list[float] = msgspec.field(default_factory=list)
+    wrongly: list[float | None] = msgspec.field(default_factory=list)
+
+    @property
+    def wrongly_refused(self) -> float | None:
+        """Share of all requests; None unless some were judged of each seed."""
+        known = [share for share in self.wrongly if share is not None]
+        return fmean(known) if len(known) == len(self.wrongly) else None
 
 
 def measure(load: float, capacity: float, seed: int, count: int, point: Point) -> None:
@@ -207,9 +215,8 @@ def measure(load: float, capacity: float, seed: int, count: int, point: Point) -
     declined = [request for request in requests if request.declined]
     point.admitted.append(goodput(requests))
     point.declined.append(len(declined) / len(requests))
-    point.wrongly.append(
-        point.declined[-1] * wrongly_refused(declined, requests_at(rate, seed, count, weights), classes)
-    )
+    wrongly = wrongly_refused(declined, requests_at(rate, seed, count, weights), classes)
+    point.wrongly.append(None if wrongly is None else point.declined[-1] * wrongly)
 
 
 def main() -> int:
@@ -223,8 +230,10 @@ def main() -> int:
     for load, point in points.items():
         for seed in range(values.seeds):
             measure(load, values.capacity, seed, values.requests, point)
-        cells = (fmean(point.all_in), fmean(point.admitted), fmean(point.declined), fmean(point.wrongly))
-        print("{:6g}{:11.1f}{:20.1f}{:14.1f}{:10.1%}{:9.1%}".format(load, load * values.capacity, *cells), flush=True)
+        cells = (fmean(point.all_in), fmean(point.admitted), fmean(point.declined))
+        wrongly = "–" if point.wrongly_refused is None else f"{point.wrongly_refused:.1%}"
+        told = "{:6g}{:11.1f}{:20.1f}{:14.1f}{:10.1%}{:>9}"
+        print(told.format(load, load * values.capacity, *cells, wrongly), flush=True)
     jain = fmean(jain_of_service(values.capacity, seed, values.requests) for seed in range(values.seeds))
     at_capacity, beyond = points[1.0], points[2.0]
     return conclude(
@@ -241,11 +250,19 @@ def main() -> int:
             at_least(0.98),
         ),
         *_short_of_memory([where_memory_runs_out(seed, values.requests // 2) for seed in range(values.seeds)]),
-        Figure("wrongly refused at 2 × capacity", 100 * fmean(beyond.wrongly), at_most(5), "%"),
-        Figure("… of those that were declined", 100 * fmean(beyond.wrongly) / fmean(beyond.declined), at_most(5), "%"),
+        *_wrongly_refused(beyond),
         Figure("refused at 0.7 × capacity", 100 * fmean(points[0.7].declined), at_most(5), "%"),
         Figure("Jain's index of service of eight who wait", jain, at_least(0.98)),
         Figure("admission, P99, 1,000 of 20 tenants wait", admission_p99_us(), at_most(50), "µs"),
+    )
+
+
+def _wrongly_refused(point: Point) -> Sequence[Figure]:
+    wrongly = None if point.wrongly_refused is None else 100 * point.wrongly_refused
+    of_declined = wrongly / fmean(point.declined) if wrongly else wrongly
+    return (
+        Figure("wrongly refused at 2 × capacity", wrongly, at_most(5), "%"),
+        Figure("… of those that were declined", of_declined, at_most(5), "%"),
     )
 
 
