@@ -19,7 +19,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import FinishReason
 from vllm.v1.metrics.stats import PrefillStats
 
-from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.config import ClusterConfig
 from llumnix.engine.vllm.front_end import stream_log, streams
 from llumnix.engine.vllm.front_end.recorded_rows import request_row
 from llumnix.engine.vllm.front_end.recorder import Recorder
@@ -28,10 +28,11 @@ from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.journal.journal import Journal
 from llumnix.journal.story import FIRST_KEPT, LAST_KEPT
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.record.form import About, Limits, RecordedRequest
+from llumnix.record.form import RecordedRequest
 from llumnix.record.read import read_run
 from llumnix.types import InstanceId, InstanceState, Priority
 from llumnix.wire.news import InstanceGone
+from recorded_run import about
 
 
 @pytest.fixture
@@ -134,27 +135,12 @@ class Desk:
         self.members.by_id[InstanceId(name)] = SimpleNamespace(snapshot=snapshot)
 
 
-LIMITS = Limits(max_num_seqs=64, max_num_batched_tokens=512, prefix_caching=True, priorities=True)
 COST = StepCost(fixed_ms=20.0, prefill_token_us=200.0, request_us=150.0, context_token_us=0.5)
 
 
 def recorder(desk: Desk) -> Recorder:
-    about = About(
-        began_at_s=0.0,
-        llumnix="0",
-        engine="vllm 0",
-        model="tiny",
-        front_ends=2,
-        policy=PolicyConfig(),
-        migration=MigrationConfig(),
-        limits=LIMITS,
-        block_tokens=32,
-        state_blocks=0,
-        classes=False,
-        front_end=desk.spec.index,
-        since_s=0.0,
-    )
-    return Recorder(desk.spec, desk.members, desk.strangers, about)  # type: ignore[arg-type]
+    of = about(began_at_s=0.0, front_ends=2, front_end=desk.spec.index)
+    return Recorder(desk.spec, desk.members, desk.strangers, of)  # type: ignore[arg-type]
 
 
 async def test_front_ends_of_a_server_write_one_run_and_begin_another_when_it_is_switched_on_again(
