@@ -5,6 +5,8 @@ Needs the right to make network namespaces (root, or CAP_NET_ADMIN and CAP_SYS_A
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import ipaddress
 import os
 import shutil
@@ -12,6 +14,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -19,6 +22,8 @@ _NAME = "llumnix-"
 """Followed by the pid of the process that made the namespace."""
 _NETWORKS = ipaddress.ip_network("10.213.0.0/16")
 """Ours to choose from; each link takes four addresses."""
+_LOCK = Path("/run/llumnix-addresses.lock")
+"""Where `ip netns` keeps its own, so it is the same for all runs on the machine."""
 
 
 def why_not_possible() -> str | None:
@@ -41,9 +46,10 @@ class LinkedNamespace:
         self.name = f"{_NAME}{pid}"
         self._link = f"llx{pid}"
         remove_leftovers()
-        self.ours, self.theirs = _free_pair()
         try:
-            self._join()
+            with _alone():
+                self.ours, self.theirs = _free_pair()
+                self._join()
         except BaseException:
             self.close()
             raise
@@ -90,6 +96,14 @@ def namespaces() -> list[str]:
     return [name for name in names if name.startswith(_NAME) and name.removeprefix(_NAME).isdigit()]
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """No other run chooses addresses meanwhile: until a link has them they are free for all."""
+    with _LOCK.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _free_pair() -> tuple[str, str]:
     """This end of a link and the other: of the first four addresses of which this machine has none."""
     taken = [ipaddress.ip_address(address) for address in _own_addresses()]
@@ -115,7 +129,8 @@ def _remove(name: str) -> None:
 def _end_all(name: str) -> None:
     listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
     for pid in listed.stdout.split():
-        os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def _ip(*words: str) -> None:

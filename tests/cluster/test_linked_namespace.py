@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import linked_namespace
 from linked_namespace import LinkedNamespace, namespaces, why_not_possible
 
 pytestmark = [
@@ -54,6 +56,31 @@ def test_what_a_killed_run_left_is_removed(killed_run: LinkedNamespace) -> None:
         assert_reached(mine)
     finally:
         mine.close()
+
+
+def test_runs_that_begin_at_the_same_moment_have_links_of_their_own() -> None:
+    """Each begins while the process that it is named after lives."""
+    owners = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
+    with ThreadPoolExecutor(len(owners)) as pool:
+        made = list(pool.map(LinkedNamespace, [owner.pid for owner in owners]))
+    try:
+        assert len({each.ours for each in made}) == len(owners)
+        for each in made:
+            assert_reached(each)
+    finally:
+        for each, owner in zip(made, owners, strict=True):
+            each.close()
+            owner.kill()
+            owner.wait()
+
+
+def test_process_that_ends_before_it_is_ended_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    told = subprocess.CompletedProcess([], 0, stdout=f"{ended.pid}\n", stderr="")
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", lambda *_, **__: told)
+        linked_namespace._end_all("nobody's")
 
 
 def assert_reached(namespace: LinkedNamespace) -> None:
