@@ -11,11 +11,9 @@ pytest.importorskip("vllm")
 from test_load_report import report
 from test_priority_scheduling import BLOCK_TOKENS, Engine
 
-from llumnix.config import PolicyConfig
 from llumnix.control.step_fit import StepFit
 from llumnix.policy.snapshot import StepCost
 from llumnix.policy.step_cost import FEWEST_PROMPT_TOKENS
-from llumnix.roles_config import RolesConfig
 
 COST = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=0.0, context_token_us=0.0)
 LIMIT = 140
@@ -41,7 +39,7 @@ def planned(engine: Engine) -> dict[str, int]:
 
 def begin(engine: Engine, target_ms: float) -> None:
     """One that decodes, and a long prompt behind it."""
-    engine.scheduler.obey(PolicyConfig(roles=RolesConfig(tpot_target_ms=target_ms)))
+    engine.scheduler.limits.target_s = target_ms / 1e3
     engine.add("decodes", 0, prompt_tokens=BLOCK_TOKENS)
     engine.step()
     engine.add("long", 0, prompt_tokens=9 * BLOCK_TOKENS)
@@ -84,7 +82,7 @@ def test_without_a_target_or_with_a_loose_one_the_engines_limit_holds(engine: En
 
 
 def test_whole_limit_is_a_prompts_where_nobody_decodes(engine: Engine) -> None:
-    engine.scheduler.obey(PolicyConfig(roles=RolesConfig(tpot_target_ms=5)))
+    engine.scheduler.limits.target_s = 0.005
     engine.add("long", 0, prompt_tokens=9 * BLOCK_TOKENS)
     assert planned(engine) == {"long": LIMIT}
 

@@ -78,7 +78,6 @@ class MigrationSupport(_Base):
         """From the next step on."""
         displaces = config.displace and self.policy == SchedulingPolicy.PRIORITY
         self.makes_way = displaces and find_policy(config.policy).priorities
-        self.limits.target_s = config.roles.tpot_target_s
 
     # -- while a request decodes at the source
 
