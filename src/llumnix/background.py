@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ class BackgroundWriter(Generic[Item]):
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Waits until all is written, or for so long."""
+        until_s = monotonic() + timeout_s
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=timeout_s)
-        self._thread.join(timeout_s)
+        self._thread.join(max(0.0, until_s - monotonic()))
 
     def _run(self) -> None:
         last = False
