@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -20,6 +18,7 @@ import msgspec
 from llumnix.paper.experiments import Run
 from llumnix.paper.measure import Measures, measure
 from llumnix.paper.points import Point
+from llumnix.processes import results_of
 
 SOURCES = (
     "config.py",
@@ -88,26 +87,12 @@ def run_all(runs: Sequence[Run], directory: Path, jobs: int, done: Callable[[Run
         else:
             results[run.key] = found
             done(run)
-    for run, measures in _carry_out(missing, jobs):
+    for number, measures in results_of(measure, missing, jobs):
+        run = missing[number]
         save_result(directory, run, measures)
         results[run.key] = measures
         done(run)
     return results
-
-
-def _carry_out(runs: Sequence[Run], jobs: int) -> Iterable[tuple[Run, Measures]]:
-    if jobs == 1 or len(runs) <= 1:
-        for run in runs:
-            yield run, measure(run)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(measure, run): run for run in runs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def points_of(runs: Sequence[Run], results: dict[str, Measures]) -> list[Point]:

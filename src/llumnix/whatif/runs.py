@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from math import lcm
 from random import Random
 
 import msgspec
 
+from llumnix.processes import results_of
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.setup import RunSetup
@@ -58,15 +57,8 @@ def simulated(task: Task) -> RunNumbers:
 
 def run_all(tasks: Sequence[Task], jobs: int, one_done: Callable[[], None]) -> list[RunNumbers]:
     """In order of the tasks. `one_done` is called for each that has ended."""
-    if jobs == 1:
-        results = []
-        for task in tasks:
-            results.append(simulated(task))
-            one_done()
-        return results
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(simulated, task) for task in tasks]
-        for each in as_completed(running):
-            each.result()
-            one_done()
-        return [each.result() for each in running]
+    results: dict[int, RunNumbers] = {}
+    for number, found in results_of(simulated, tasks, jobs):
+        results[number] = found
+        one_done()
+    return [results[number] for number in range(len(tasks))]
