@@ -20,6 +20,8 @@ import msgspec
 from llumnix.appending import append_whole, size_of
 from llumnix.control.orders import MoveCause, MoveOutcome, StayCause
 from llumnix.errors import UsageError
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import NORMAL, InstanceState, Priority
 
 
@@ -125,6 +127,23 @@ class InstanceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that left in time, so that none had to be preempted."""
     recompute_tokens_saved: int = 0
     """Tokens of those: what would have been computed twice."""
+
+
+def instance_record(at_s: float, load: InstanceSnapshot, priority_target_tokens: int | None = None) -> InstanceRecord:
+    """`priority_target_tokens`: None where the headroom of requests of high priority does not count (virtual_usage)."""
+    return InstanceRecord(
+        at_s=at_s,
+        instance=load.id,
+        state=load.state,
+        running=load.running,
+        waiting=load.waiting,
+        free_blocks=load.free_blocks,
+        total_blocks=load.total_blocks,
+        freeness=migration_freeness(load, priority_target_tokens),
+        preemptions=load.preemptions,
+        preemptions_avoided=load.preemptions_avoided,
+        recompute_tokens_saved=load.recompute_tokens_saved,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from llumnix.control.orders import MoveOutcome
-from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.report.records import InstanceRecord, migration_record
+from llumnix.report.records import instance_record, migration_record
 from llumnix.sim.engine.request import Handover, SimRequest
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.outcome import Outcome
@@ -41,21 +40,7 @@ class RunObserver:
             total += seen.total_blocks
             if seen.head_of_line_blocks + seen.watermark_blocks > seen.free_blocks:
                 short += seen.head_of_line_blocks
-            self._outcome.samples.append(
-                InstanceRecord(
-                    at_s=at_s,
-                    instance=name,
-                    state=seen.state,
-                    running=seen.running,
-                    waiting=seen.waiting,
-                    free_blocks=seen.free_blocks,
-                    total_blocks=seen.total_blocks,
-                    freeness=migration_freeness(seen, self._target_tokens),
-                    preemptions=seen.preemptions,
-                    preemptions_avoided=seen.preemptions_avoided,
-                    recompute_tokens_saved=seen.recompute_tokens_saved,
-                )
-            )
+            self._outcome.samples.append(instance_record(at_s, seen, self._target_tokens))
         self._outcome.fragmentation.append((at_s, min(free, short) / total if total else 0.0))
 
     def finish(self) -> None:

@@ -9,7 +9,6 @@ import msgspec
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.journal.entries import EndNoted
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.record.form import RecordedRequest, RecordedStep
 from llumnix.report.records import InstanceRecord
 from llumnix.types import InstanceId, InstanceState, Priority
@@ -40,22 +39,6 @@ def request_row(session: Session, arrival_s: float) -> RecordedRequest:
         max_tokens=None if sampling is None else sampling.max_tokens,
         queue_s=None if first is None else first.queue_s,
         cached_tokens=0 if first is None else first.cached_tokens,
-    )
-
-
-def instance_row(at_s: float, load: InstanceSnapshot) -> InstanceRecord:
-    return InstanceRecord(
-        at_s=at_s,
-        instance=load.id,
-        state=load.state,
-        running=load.running,
-        waiting=load.waiting,
-        free_blocks=load.free_blocks,
-        total_blocks=load.total_blocks,
-        freeness=migration_freeness(load, None),
-        preemptions=load.preemptions,
-        preemptions_avoided=load.preemptions_avoided,
-        recompute_tokens_saved=load.recompute_tokens_saved,
     )
 
 

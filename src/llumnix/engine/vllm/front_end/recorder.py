@@ -17,14 +17,14 @@ import vllm
 import llumnix
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.members import Members, Strangers
-from llumnix.engine.vllm.front_end.recorded_rows import instance_row, request_row, step_row, stranger_row
+from llumnix.engine.vllm.front_end.recorded_rows import request_row, step_row, stranger_row
 from llumnix.engine.vllm.front_end.run_in_force import RunFile, RunInForce
 from llumnix.engine.vllm.front_end.session import Session, prompt_tokens
 from llumnix.policy.prefix import salt_of
 from llumnix.policy.snapshot import StepCost
 from llumnix.record.form import FALLBACK_UNIT_TOKENS, About, Limits, RecordedMove
 from llumnix.record.writer import EndedRow, Looked, RunWriter, Tried
-from llumnix.report.records import MigrationRecord
+from llumnix.report.records import MigrationRecord, instance_record
 from llumnix.types import InstanceId, InstanceState
 
 _LOOK_S = 1.0
@@ -178,7 +178,7 @@ class Recorder:
     def _look(self, at_s: float) -> Looked:
         members, strangers = self._members, self._strangers
         loads = {name: member.snapshot for name, member in members.by_id.items()}
-        rows = [instance_row(at_s, load) for load in loads.values()]
+        rows = [instance_record(at_s, load) for load in loads.values()]
         rows += [
             stranger_row(at_s, name, InstanceState.STARTING) for name in sorted({*strangers.starting, *members.courted})
         ]
