@@ -71,7 +71,7 @@ def judge(measured: RunNumbers, as_it_was: Sequence[RunNumbers], requests: int) 
 
 def _judge(metric: Metric, measured: RunNumbers, as_it_was: Sequence[RunNumbers], requests: int) -> Credibility:
     was = measured[ALL].get(metric.name)
-    runs = [run[ALL][metric.name] for run in as_it_was if metric.name in run[ALL]]
+    runs = _of(metric, as_it_was)
     if was is None or not runs:
         return Credibility(metric=metric, measured=was, simulated=None, grade=NOT, why="nothing was measured")
     simulated = median(runs)
@@ -105,7 +105,7 @@ def _aim(metric: Metric) -> float:
 
 def _bias(metric: Metric, measured: RunNumbers, as_it_was: Sequence[RunNumbers], part: str) -> float | None:
     was = measured[part].get(metric.name)
-    runs = [run[part][metric.name] for run in as_it_was if metric.name in run[part]]
+    runs = _of(metric, as_it_was, part)
     return None if was is None or not runs else _log(metric, median(runs)) - _log(metric, was)
 
 
@@ -120,8 +120,7 @@ def _predict(known: Credibility, as_it_was: Sequence[RunNumbers], other: Sequenc
     metric = known.metric
     if known.grade == NOT or known.measured is None:
         return Prediction(metric=metric, value=None, why_withheld=known.why)
-    before = [run[ALL][metric.name] for run in as_it_was if metric.name in run[ALL]]
-    after = [run[ALL][metric.name] for run in other if metric.name in run[ALL]]
+    before, after = _of(metric, as_it_was), _of(metric, other)
     if not after:
         return Prediction(metric=metric, value=None, why_withheld="no request of the alternative has it")
     was = _log(metric, known.measured)
@@ -131,6 +130,11 @@ def _predict(known: Credibility, as_it_was: Sequence[RunNumbers], other: Sequenc
     if metric.counts:  # they are whole
         value, lower, upper = round(value), floor(lower), ceil(upper)
     return Prediction(metric=metric, value=value, low=lower, high=upper)
+
+
+def _of(metric: Metric, runs: Sequence[RunNumbers], part: str = ALL) -> list[float]:
+    """Of the runs that know it."""
+    return [run[part][metric.name] for run in runs if metric.name in run[part]]
 
 
 def _log(metric: Metric, value: float) -> float:
