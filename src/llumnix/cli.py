@@ -92,8 +92,8 @@ def _serve(words: list[str]) -> int:
         serve_help.show(keyword)
         return 0
     arguments = flags.parse_serve(words)
-    preflight.check(arguments)
-    return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()))
+    most = preflight.check(arguments)
+    return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()), most)
 
 
 def _in_module(name: str, sentence: str, module: str) -> Command:

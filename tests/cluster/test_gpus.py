@@ -89,6 +89,11 @@ def test_how_many_instances_the_gpus_hold(cuda_build: None, words: str, most: in
     assert gpus_hold(parse_serve(words.split()), None, {}) is None
 
 
+def test_what_was_looked_at_once_is_handed_on_to_the_launcher(cuda_build: None) -> None:
+    assert preflight.check_gpus(parse_serve(["--instances-per-gpu", "2"]), machine(4), {}) == 8
+    assert preflight.check_gpus(parse_serve(["--launcher", "ray"]), machine(4), {}) is None
+
+
 def test_gpu_that_is_for_one_process_is_not_shared(cuda_build: None) -> None:
     assert "nvidia-smi --compute-mode=DEFAULT" in why_refused("--instances-per-gpu 2", machine(1, for_many=False))
     assert why_refused("--instances 1", machine(1, for_many=False)) == ""

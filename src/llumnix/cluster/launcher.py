@@ -23,7 +23,7 @@ from llumnix import linux
 from llumnix.cluster import supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import Voice
-from llumnix.cluster.environment import child_environment, gpus_hold, parallel_starts, ray_environment
+from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, ServerAddress
 from llumnix.cluster.logs import LogFolder
@@ -47,7 +47,6 @@ from llumnix.cluster.service_manager import ServiceManager
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
-from llumnix.engine import gpus
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments, has_flag
 from llumnix.wire.addresses import AddressBook
@@ -67,16 +66,17 @@ def _terminating() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
-def serve(arguments: ServeArguments, model: str) -> int:
-    """Serves `model` until a signal; returns the exit code. Call `preflight.check` first."""
+def serve(arguments: ServeArguments, model: str, most: int | None) -> int:
+    """Serves `model` until a signal; returns the exit code. Call `preflight.check` first, which says `most`: instances
+    that there are GPUs for."""
     linux.allow_many_files()
     with private_run_dir() as run_dir, ExitStack() as stack:
         book = address_book(arguments, run_dir, stack)
-        return Launcher(arguments, model, book).run()
+        return Launcher(arguments, model, book, most).run()
 
 
 class Launcher:
-    def __init__(self, arguments: ServeArguments, model: str, book: AddressBook) -> None:
+    def __init__(self, arguments: ServeArguments, model: str, book: AddressBook, most: int | None = None) -> None:
         self._arguments = arguments
         self._model = model
         self._manager = ServiceManager(os.environ)
@@ -85,7 +85,6 @@ class Launcher:
         self._book = book
         self._logs = LogFolder(arguments.cluster, Path(book.run_dir))
         self._node = socket.gethostname()
-        most = gpus_hold(arguments, gpus.installed(), os.environ)
         self._supervisor = Supervisor(
             arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster), most
         )

@@ -37,8 +37,9 @@ _FILES, _FILES_PER_INSTANCE = 100, 4
 _CONFIG_FILES = ("config.json", "params.json")
 
 
-def check(arguments: ServeArguments) -> None:
-    """Raises UsageError."""
+def check(arguments: ServeArguments) -> int | None:
+    """For how many instances there are GPUs; None where nothing says so. Raises UsageError."""
+    fit = None
     if arguments.engine == DEFAULT_ENGINE:
         check_vllm()
         if (why := vllm_words.refused_variable(os.environ)) is not None:
@@ -47,7 +48,7 @@ def check(arguments: ServeArguments) -> None:
         check_sharing(arguments)
         if arguments.cluster.launcher == "local":
             check_memory(arguments)
-            check_gpus(arguments, gpus.installed(), os.environ)
+            fit = check_gpus(arguments, gpus.installed(), os.environ)
     if arguments.model is not None:
         check_model(arguments.model)
     if arguments.front_ends > 1:
@@ -58,6 +59,7 @@ def check(arguments: ServeArguments) -> None:
     check_record(arguments.cluster.record)
     if arguments.cluster.launcher == "ray":
         check_ray(arguments.cluster.ray_address)
+    return fit
 
 
 def check_nothing_is_kept_by_one_front_end(environment: Mapping[str, str]) -> None:
@@ -202,11 +204,12 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environment: Mapping[str, str]) -> None:
-    """Whether there are as many as the instances need; else each that lacks some would fail, and start again."""
+def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environment: Mapping[str, str]) -> int | None:
+    """Whether there are as many as the instances need; else each that lacks some would fail, and start again. Returns
+    for how many there are."""
     fit = gpus_hold(arguments, there, environment)
     if fit is None or there is None:  # then vLLM says that it finds no GPU
-        return
+        return None
     devices = gpus.visible(environment, there) or []
     cluster, workers = arguments.cluster, workers_per_instance(arguments)
     if workers > 1 and any(device.startswith("MIG-") for device in devices):
@@ -220,6 +223,7 @@ def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environ
         raise UsageError(
             "Instances cannot share a GPU that is for one process only: nvidia-smi --compute-mode=DEFAULT."
         )
+    return fit
 
 
 def _too_few_gpus(flag: str, instances: int, fit: int, workers: int, devices: int) -> str:
