@@ -110,6 +110,20 @@ def test_scales_out_no_further_than_the_limit() -> None:
     assert isinstance(scale(full_house, 0, LONG_LOW, CONFIG)[0], Stay)
 
 
+def test_scales_out_no_further_than_there_are_devices_and_says_what_comes_of_so_many() -> None:
+    queue = cluster(load("a", 0, 100, waiting=50, queued_blocks=1500, head_of_line_blocks=30))
+    decision, _ = scale(queue, 0, LONG_LOW, CONFIG, room=2)
+    assert isinstance(decision, ScaleOut)
+    assert decision.count == 2
+    assert decision.reason.endswith(" with 2 more")
+    decision, state = scale(queue, 0, LONG_LOW, CONFIG, room=0)
+    assert decision.reason.endswith("below 10 (--scale-out-freeness), but no GPU is free for one more")
+    assert state == LONG_LOW, "as soon as one is free"
+    config = ScalingConfig(min_instances=3, max_instances=4)
+    decision, _ = scale(cluster(load("a", 1000, 0)), 1, ScalingState(), config, room=0)
+    assert decision == Stay("2 of at least 3 instances, but no GPU is free for one more")
+
+
 def test_missing_instances_are_replaced_at_once() -> None:
     config = ScalingConfig(min_instances=3, max_instances=4)
     decision, _ = scale(cluster(load("a", 1000, 0)), 1, ScalingState(), config)

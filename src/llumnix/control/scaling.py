@@ -63,8 +63,7 @@ class Autoscaler:
         if self.mode is ScalingMode.OFF or not fleet.known:
             return None
         starting = fleet.starting(heard=len(cluster.instances))
-        decision, self._state = scale(cluster, starting, self._state, self.config, fleet.failing)
-        decision = _with_devices(decision, fleet.room)
+        decision, self._state = scale(cluster, starting, self._state, self.config, fleet.failing, fleet.room)
         self.now = decision.reason
         step = self._step(cluster.at, decision)
         if step is None or self._is_known(step):
@@ -92,10 +91,3 @@ class Autoscaler:
                 return None
             case _:
                 assert_never(decision)
-
-
-def _with_devices(decision: ScalingDecision, room: int | None) -> ScalingDecision:
-    """No more than there are devices for: an instance that ends has its own until it is gone."""
-    if not isinstance(decision, ScaleOut) or room is None or decision.count <= room:
-        return decision
-    return ScaleOut(room, decision.reason) if room else Stay(f"{decision.reason}, but no GPU is free for one more")

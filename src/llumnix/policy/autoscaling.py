@@ -49,17 +49,27 @@ ScalingDecision = ScaleOut | ScaleIn | Stay
 
 
 def scale(
-    cluster: ClusterSnapshot, starting: int, state: ScalingState, config: ScalingConfig, failing: int = 0
+    cluster: ClusterSnapshot,
+    starting: int,
+    state: ScalingState,
+    config: ScalingConfig,
+    failing: int = 0,
+    room: int | None = None,
 ) -> tuple[ScalingDecision, ScalingState]:
     """`starting`: instances that were ordered and do not report as running yet; `failing`: those that are tried again
-    and again and may never run. After a decision the window starts anew, so that its effect can be seen before the
-    next one."""
+    and again and may never run; `room`: for how many more there are devices (one that ends has its own until it is
+    gone), None if nobody knows. After a decision the window starts anew, so that its effect can be seen before the next
+    one."""
     serving = [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
     capacity = len(serving) + starting
-    places_left = config.max_instances - len(cluster.instances) - starting - failing
-    if capacity < config.min_instances and places_left > 0:
-        missing = min(config.min_instances - capacity, places_left)
-        return ScaleOut(missing, f"{capacity} of at least {config.min_instances} instances"), ScalingState()
+    allowed = config.max_instances - len(cluster.instances) - starting - failing
+    places_left = allowed if room is None else min(allowed, room)
+    full = "" if places_left > 0 else _why_full(allowed, config)
+    if capacity < config.min_instances:
+        least = f"{capacity} of at least {config.min_instances} instances"
+        if full:
+            return Stay(f"{least}, but {full}"), ScalingState()
+        return ScaleOut(min(config.min_instances - capacity, places_left), least), ScalingState()
     if not serving:
         return Stay(f"{starting} starting, none serves yet"), ScalingState()
     held = HeldDemand(cluster.held_requests, cluster.held_tokens)
@@ -70,16 +80,22 @@ def scale(
     if _long_enough(state.high_since_s, cluster.at, config) and not starting and capacity > config.min_instances:
         decision = _scale_in(serving, freeness, config, held)
         return decision, ScalingState() if isinstance(decision, ScaleIn) else state
-    why = _why_stay(cluster.at, state, config, places_left <= 0, starting, capacity)
+    why = _why_stay(cluster.at, state, config, full, starting, capacity)
     return Stay(f"freeness {freeness:.4g}, {capacity} instances: {why}"), state
 
 
-def _why_stay(at: float, state: ScalingState, config: ScalingConfig, full: bool, starting: int, capacity: int) -> str:
+def _why_full(allowed: int, config: ScalingConfig) -> str:
+    if allowed > 0:
+        return "no GPU is free for one more"
+    return f"there are as many as there may be (--max-instances {config.max_instances})"
+
+
+def _why_stay(at: float, state: ScalingState, config: ScalingConfig, full: str, starting: int, capacity: int) -> str:
     """What keeps the cluster as large as it is."""
     if state.low_since_s is not None:
         below = f"below {config.scale_out_freeness:g} (--scale-out-freeness)"
         if full:
-            return f"{below}, but there are as many as there may be (--max-instances {config.max_instances})"
+            return f"{below}, but {full}"
         return f"{below}, for {_of_window(at - state.low_since_s, config)}"
     if state.high_since_s is not None:
         above = f"above {config.scale_in_freeness:g} (--scale-in-freeness)"
