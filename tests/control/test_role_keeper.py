@@ -70,7 +70,8 @@ def told(mode: str, until_s: float) -> list[tuple[float, SetRole | RolesAdvised]
     commands = []
     at = 0.0
     while at <= until_s:
-        commands += [(at, command) for command in keeper.look(crowd(at))]
+        if keeper.is_due(at):
+            commands += [(at, command) for command in keeper.look(crowd(at))]
         at += 0.1
     return commands
 

@@ -58,9 +58,13 @@ class RoleKeeper:
         self._changed_s: float | None = None
         self._advised = ""
 
+    def is_due(self, at: float) -> bool:
+        """To be asked in every round."""
+        return at >= self._next_look_s
+
     def look(self, cluster: ClusterSnapshot) -> list[SetRole | RolesAdvised]:
-        """To be called in every round."""
-        if cluster.at < self._next_look_s or not cluster.instances:
+        """To be called when it is due."""
+        if not cluster.instances:
             return []
         self._next_look_s = cluster.at + LOOK_S
         demand = self._watch.look(cluster)

@@ -225,7 +225,7 @@ class GlobalScheduler:
         self._back_off.expire(at)
         self.fleet.expire(at)
         commands += self._scale(at)
-        if self._roles is not None:
+        if self._roles is not None and self._roles.is_due(at):
             commands += self._roles.look(self.snapshot(at))
         for instance in self._view.ids:
             commands += self.drains.go_on(at, instance)
