@@ -55,8 +55,6 @@ class Outlook:
     """What would come of so many instances for prompts."""
 
     for_prompts: int
-    busy: float
-    """Part of the time that there is for prompts."""
     first_token_s: float
     """Of all but the slowest tenth, as the next."""
     token_s: float
@@ -81,13 +79,13 @@ def foresee(
     growing = demand.tokens_per_s * (cost.request_us + cost.context_token_us * length_tokens) / 1e6
     prompts = demand.prompt_tokens_per_s * cost.prefill_token_us / 1e6
     spare = max(0.0, others * (1 - fixed_s / targets.tpot_s) - growing)
-    busy = min(prompts / max(for_prompts + spare, 1e-6), 1e3)
+    busy = min(prompts / max(for_prompts + spare, 1e-6), 1e3)  # part of the time that there is for prompts
     beside = min(spare, max(0.0, prompts - for_prompts * MOST_BUSY))
     token_s = TOKEN_TAIL * fixed_s * _stretched(1 - (growing + beside) / others)
     alone_s = prompts / max(demand.prompts_per_s, 1e-9) / (1.0 if for_prompts else max(spare / others, 1 - MOST_BUSY))
     first_token_s = token_s + alone_s * (1 + TAIL * _queue(busy) / (for_prompts or instances))
     score = max(first_token_s / targets.ttft_s, token_s / targets.tpot_s)
-    return Outlook(for_prompts, busy, first_token_s, token_s, score)
+    return Outlook(for_prompts, first_token_s, token_s, score)
 
 
 def _queue(busy: float) -> float:
