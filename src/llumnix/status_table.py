@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -91,17 +91,21 @@ def print_classes(rows: Sequence[ClassRow], console: Console | None = None) -> N
 def classes_table(rows: Sequence[ClassRow]) -> Table:
     table = _table("class", "tenant", "held", "running", "tokens/min", "work", "TTFT met", "TPOT met", "refused")
     for row in rows:
-        refused = ", ".join(f"{count:,} × {status}" for status, count in sorted(row.refused.items()))
         table.add_row(
             *(row.cls or "–", row.tenant or "–", str(row.held), str(row.running)),
             *(f"{row.tokens_per_minute:,}", f"{row.work:,.0f}"),
-            *(met_share(row.ttft_met, row.ttft_missed), met_share(row.tpot_met, row.tpot_missed), refused or "–"),
+            *(met_share(row.ttft_met, row.ttft_missed), met_share(row.tpot_met, row.tpot_missed)),
+            refusals(row.refused),
         )
     return table
 
 
 def met_share(met: int, missed: int) -> str:
     return f"{met / (met + missed):.1%} of {met + missed:,}" if met + missed else "–"
+
+
+def refusals(by_status: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} × {status}" for status, count in sorted(by_status.items())) or "–"
 
 
 def _print_rows(table: Table, nothing: str, console: Console | None) -> None:
