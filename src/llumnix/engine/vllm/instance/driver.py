@@ -20,7 +20,7 @@ from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.errors import IllegalMessage
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import why_not_to_decode
-from llumnix.types import Epoch, InstanceId
+from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.to_instance import MoveOut, Peer, PullEnded
 
@@ -48,8 +48,7 @@ class LlumletDriver:
     def move_out(self, order: MoveOut) -> None:
         self._body.new_order(order)
         exact = order.order.wanted.at_least_blocks > 0
-        stay = bool(self.engine_pins or self.incoming.closed)
-        candidates = request_snapshots(self._scheduler, stay, order.order.request, exact=exact)
+        candidates = self._candidates(order.order.request, exact=exact)
         self._loop.hear(events.MoveOrdered(self._clock(), order.order, candidates))
 
     def peer_said(self, peer: Peer, prepared: Request | str | None) -> None:
@@ -117,12 +116,16 @@ class LlumletDriver:
 
     def to_decode(self) -> list[RequestSnapshot]:
         """Those that can leave to make their tokens elsewhere, and are not on the way."""
-        stay = bool(self.engine_pins or self.incoming.closed)
         return [
             each
-            for each in request_snapshots(self._scheduler, stay, exact=False)
+            for each in self._candidates(exact=False)
             if each.movable and self._loop.llumlet.is_settled(each.id) and why_not_to_decode(each) is None
         ]
+
+    def _candidates(self, only: RequestId | None = None, *, exact: bool) -> tuple[RequestSnapshot, ...]:
+        """See `request_snapshots`; none is movable while nothing leaves this engine."""
+        stay = bool(self.engine_pins or self.incoming.closed)
+        return request_snapshots(self._scheduler, stay, only, exact=exact)
 
     def tell_ends(self) -> None:
         """Before anything else is told: no letter is to speak of a request that is gone."""
