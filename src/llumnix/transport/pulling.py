@@ -71,7 +71,7 @@ class Puller:
             source = Address.parse(address)
         except TransportError:
             return  # nobody was read there
-        kinds = {f"{scheme} {source}" for scheme in PREFERENCE}
+        kinds = {_kind(scheme, source) for scheme in PREFERENCE}
         with self._lock:
             resting = [connection for kind, connection in self._idle if kind in kinds]
             self._idle = [entry for entry in self._idle if entry[0] not in kinds]
@@ -154,7 +154,7 @@ class Puller:
 
     def _fetch_by(self, schemes: tuple[str, ...], source: Address, pull: SocketPull, fetch: Fetch) -> None:
         """Over a connection of these schemes; afterwards it rests among its like."""
-        kind = f"{schemes[0]} {source}"
+        kind = _kind(schemes[0], source)
         if not self._fetch_over_idle(kind, pull, fetch):
             self._fetch_over(self._connect(source, pull, schemes), kind, pull, fetch)
 
@@ -230,6 +230,11 @@ class Puller:
             oldest = self._idle.pop(0)[1] if len(self._idle) > MAX_IDLE else None
         if oldest is not None:
             oldest.close()
+
+
+def _kind(scheme: str, source: Address) -> str:
+    """Of a connection that rests: whose, and for what it may be used again."""
+    return f"{scheme} {source}"
 
 
 def _open(way: Way, pull: SocketPull) -> Connection:
