@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from frame.pretend import PretendCluster, PretendRequest
-from llumnix.config import ClusterConfig, PolicyConfig
+from llumnix.config import ClusterConfig, PolicyConfig, ScalingConfig
 from llumnix.control.orders import MoveCause
 from llumnix.control.scaling import ScalingMode
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.journal.story import RequestStory
+from llumnix.policy.autoscaling import ScalingState, scale
+from llumnix.policy.snapshot import ClusterSnapshot
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, RequestId
 from llumnix.wire.news import ReadJournal
@@ -34,24 +36,29 @@ class PretendBoard:
         self.asked: list[Mail] = []
         self._cluster = cluster
         self._drains: list[DrainReport] = []
+        self._seen = ScalingState()
 
     @property
     def scaling(self) -> ScalingStatus:
         states = [one.state for one in self._cluster.all.values()]
+        config, starting = ScalingConfig(max_instances=len(states) + 2), len(self._cluster.starting)
+        at_s = 0.1 * self._cluster.steps
+        there = ClusterSnapshot(at=at_s, instances=tuple(one.snapshot() for one in self._cluster.all.values()))
+        decision, self._seen = scale(there, starting, self._seen, config)
         return ScalingStatus(
             mode=ScalingMode.ADVISE,
-            min_instances=1,
-            max_instances=len(states) + 2,
+            min_instances=config.min_instances,
+            max_instances=config.max_instances,
             serving=states.count(InstanceState.RUNNING),
             draining=states.count(InstanceState.DRAINING),
-            starting=len(self._cluster.starting),
+            starting=starting,
             failing=0,
-            now=f"freeness 24.1, {len(states)} instances: between 10 (--scale-out-freeness) and 60",
+            now=decision.reason,
             last=None,
             starts=0,
             drains=0,
-            instance_seconds=0.1 * self._cluster.steps * len(states),
-            watched_s=0.1 * self._cluster.steps,
+            instance_seconds=at_s * len(states),
+            watched_s=at_s,
         )
 
     async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, RequestRow]]:
