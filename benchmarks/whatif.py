@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -84,7 +85,7 @@ def main() -> int:
     arguments = _parse()
     with ExitStack() as stack:
         folder = arguments.records or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="whatif-")))
-        pairs = [pair for _, pair in zip(range(arguments.pairs), _pairs(), strict=False)]
+        pairs = list(islice(_pairs(), arguments.pairs))
         pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
         with pace as engine_flags:
             for pair in pairs:
