@@ -19,6 +19,7 @@ from llumnix.paper.experiments import Run
 from llumnix.paper.measure import Measures, measure
 from llumnix.paper.points import Point
 from llumnix.processes import results_of
+from llumnix.whole_file import write_whole
 
 SOURCES = (
     "config.py",
@@ -68,11 +69,8 @@ def find_result(directory: Path, run: Run) -> Measures | None:
 
 
 def save_result(directory: Path, run: Run, measures: Measures) -> None:
-    """Written aside and renamed, so that a killed process leaves no half of one."""
-    path = directory / f"{run.key}.json"
-    aside = path.with_suffix(".part")
-    aside.write_bytes(msgspec.json.encode(_Result(fingerprint(run), measures)))
-    aside.rename(path)
+    """A killed process leaves no half of one."""
+    write_whole(directory / f"{run.key}.json", msgspec.json.encode(_Result(fingerprint(run), measures)))
 
 
 def run_all(runs: Sequence[Run], directory: Path, jobs: int, done: Callable[[Run], None]) -> dict[str, Measures]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from llumnix.record.form import (
 )
 from llumnix.record.units import hidden_id, unit_hashes
 from llumnix.report.records import InstanceRecord, RecordT, append_rows
+from llumnix.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -190,8 +190,6 @@ class RunWriter:
     def _tell_about(self) -> None:
         about = msgspec.structs.replace(self._about, dropped=self.dropped, removed=self._removed)
         if about != self._told:
-            path = about_file(self.folder, about.front_end)
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n")
-            os.replace(fresh, path)
+            text = msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n"
+            write_whole(about_file(self.folder, about.front_end), text)
             self._told = about

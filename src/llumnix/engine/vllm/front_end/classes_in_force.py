@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from llumnix.engine.vllm.front_end.state_file import write_whole
 from llumnix.policy.classes import Classes
+from llumnix.whole_file import write_whole
 
 
 class ClassesInForce:

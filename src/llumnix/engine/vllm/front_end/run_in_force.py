@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from llumnix.engine.vllm.front_end.state_file import write_whole
+from llumnix.whole_file import write_whole
 
 
 class RunInForce(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ import msgspec
 from vllm.exceptions import GracefulHTTPError
 
 from llumnix.control.server_state import ServerState
+from llumnix.whole_file import write_whole
 
 _LOCK_TIMEOUT_S = 60.0
 _LOCK_PAUSE_S = 0.01
@@ -59,10 +60,3 @@ class StateFile:
 
     def _write(self, state: ServerState) -> None:
         write_whole(self._path, msgspec.msgpack.encode(state))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Who reads the file meets all of this, or all of what was there before, also when several processes write."""
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.rename(path)
