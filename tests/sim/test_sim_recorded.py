@@ -35,7 +35,7 @@ from llumnix.sim.setup import RunSetup
 from llumnix.types import InstanceState
 from llumnix.whatif.prediction import GOOD
 from llumnix.workload.workload import Workload, load_workload
-from recorded_run import about, ended, looked, step, tried, write_run
+from recorded_run import about, ended, instance, looked, step, tried, write_run
 
 BLOCK_TOKENS, BLOCK_BYTES = 32, 131072
 TRUTH = Profile(
@@ -102,21 +102,14 @@ def test_profile_of_a_run_is_what_its_steps_and_copies_took(tmp_path: Path, caps
 def test_start_up_is_how_long_it_was_starting(tmp_path: Path) -> None:
     steps = [step(float(n), "i0", 1 + n % 2, 100) for n in range(30)]
     starting = {n: InstanceState.STARTING if n < 17 else InstanceState.RUNNING for n in range(10, 30)}
-    rows = [lived_row(float(n), "i0") for n in range(30)]
-    rows += [lived_row(float(n), "i1", state) for n, state in starting.items()]
+    rows = [instance(float(n), "i0") for n in range(30)]
+    rows += [instance(float(n), "i1", state) for n, state in starting.items()]
     write_run(tmp_path, [looked(*rows, steps=steps), ended("r")])
     assert fit_run(read_run(tmp_path), "mine").profile.host.start_up_s == 7.0
 
 
-def lived_row(at_s: float, name: str, state: InstanceState = InstanceState.RUNNING) -> InstanceRecord:
-    return InstanceRecord(
-        at_s=at_s, instance=name, state=state, running=1, waiting=0, free_blocks=9, total_blocks=96, freeness=9.0,
-        preemptions=0,
-    )  # fmt: skip
-
-
 def test_too_little_for_a_profile_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    write_run(tmp_path, [looked(lived_row(1.0, "i0"), steps=[step(1.0, "i0", 1, 9)] * 30), ended("r")])
+    write_run(tmp_path, [looked(instance(1.0, "i0"), steps=[step(1.0, "i0", 1, 9)] * 30), ended("r")])
     with pytest.raises(
         UsageError, match="30 looks at the steps of instances, with batches of 1 sizes; a profile needs"
     ):
