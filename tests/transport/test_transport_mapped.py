@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,6 +217,42 @@ def test_many_copies_are_given_to_a_stream_at_once(driver: Driver, tmp_path: Pat
     driver.copy(places[[0, 3]], places[[6, 7]], np.array([8, 8], dtype=np.uint64), stream=1)
     assert memory.tolist() == [6, 1, 2, 7, 4, 5, 6, 7]
     assert (driver.count("batches"), driver.count("copies")) == (1, 0)
+
+
+def test_the_kernel_copies_scattered_runs_and_compiles_for_gpus() -> None:
+    program = Path(__file__).with_name("interpreted_copies.py")
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(program.parents[1])])}
+    run = subprocess.run(
+        [sys.executable, str(program)], env=paths, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stdout == "right\n", run.stderr
+
+
+def test_small_copies_go_to_the_kernel_and_those_that_it_cannot_take_to_the_driver(
+    make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    class Kernel:
+        """It is not there on a CPU."""
+
+        def takes(self, targets: Any, _sources: Any, sizes: Any) -> bool:
+            return bool((sizes < 2 * WORDS * 8).all())
+
+        def copy(self, targets: Any, sources: Any, sizes: Any) -> None:
+            given.append(len(sizes))
+            driver.copy(targets, sources, sizes, stream=1)
+
+    monkeypatch.setattr(mapped_module, "_kernel", lambda *_: Kernel())
+    here, there = make_end(), make_end()
+    assert here.pull(there, [1, 3], [4, 6]).ok
+    assert (given, driver.count("batches"), driver.count("copies")) == ([2 * LAYERS], 1, 0)
+    assert here.pull(there, [4, 5], [0, 1]).ok, "neighbours at both ends"
+    assert (len(given), driver.count("copies")) == (1, LAYERS)
+    monkeypatch.setattr(mapped_module, "SMALL_BYTES", WORDS * 8)
+    assert here.pull(there, [1], [7]).ok
+    assert (len(given), driver.count("copies")) == (1, 2 * LAYERS)
+    assert torch.equal(here.memory[:, [4, 6, 0, 1, 7]], there.memory[:, [1, 3, 4, 5, 1]])
 
 
 def test_memory_that_the_driver_does_not_know_is_not_offered(driver: Driver) -> None:

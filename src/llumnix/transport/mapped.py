@@ -5,6 +5,7 @@ where devices cannot reach each other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,17 @@ from llumnix.transport.reader import CannotRead
 if TYPE_CHECKING:
     import torch
 
+    from llumnix.transport.copy_kernel import CopyKernel
+
 BATCH_BYTES = 256 << 20
 """Copied between two looks whether the pull is still wanted: under a millisecond within a device."""
+BATCH_RUNS = 1 << 14
+"""Copies in a batch."""
+SMALL_BYTES = 4 << 20
+"""Runs below this, on the mean of a batch, are copied by a kernel of ours: the driver takes its time for each."""
+
+_Batch = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]
+"""Addresses to copy to and from, and how many bytes."""
 
 
 class MappedMemory:
@@ -46,6 +56,9 @@ class MappedMemory:
         places = tuple((offset, region.stride) for (_, offset), region in zip(shared, self._regions, strict=True))
         self.offer = Mapping(shared[0][0], places)
         self._peers = Peers(self._open, self._close)
+        self._kernel = _kernel(self._device, self._side)
+        self._turn = threading.Lock()
+        """A batch at a time: they share the kernel's list of copies."""
 
     def pull(
         self,
@@ -57,24 +70,35 @@ class MappedMemory:
     ) -> int:
         """See `Reader`. All is over when it returns or raises."""
         base = self._peers.take(source, mapping.handle)
-        done = Moment(self._device)
         moved = 0
         try:
             for batch in self._batches(base, mapping, sources, targets):
                 go_on()
-                with self._side.running():
-                    try:
-                        self._driver.copy(*batch, self._side.handle)
-                    finally:
-                        done.record()
-                done.wait()
+                self._copy(batch)
                 moved += int(batch[2].sum())
         finally:
-            try:
-                done.wait()  # for those of a batch that could not be given whole, too
-            finally:
-                self._peers.give_back(source)
+            self._peers.give_back(source)
         return moved
+
+    def _copy(self, batch: _Batch) -> None:
+        """Also when it fails, what the device was given of it is over."""
+        done = Moment(self._device)
+        with self._turn:
+            try:
+                with self._side.running():
+                    try:
+                        self._give(batch)
+                    finally:
+                        done.record()
+            finally:
+                done.wait()
+
+    def _give(self, batch: _Batch) -> None:
+        kernel, (_, _, sizes) = self._kernel, batch
+        if kernel is not None and sizes.mean() < SMALL_BYTES and kernel.takes(*batch):
+            kernel.copy(*batch)
+        else:
+            self._driver.copy(*batch, self._side.handle)
 
     def forget(self, source: str) -> None:
         """See `Reader`."""
@@ -86,7 +110,7 @@ class MappedMemory:
 
     def _batches(
         self, base: int, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64]
-    ) -> list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]]:
+    ) -> list[_Batch]:
         places = zip(self._regions, mapping.regions, strict=True)
         runs = [
             _runs(region.base + targets * region.stride, base + start + sources * stride, region.chunk_bytes)
@@ -94,7 +118,7 @@ class MappedMemory:
         ]
         all_to, all_from, sizes = (np.concatenate(each) for each in zip(*runs, strict=True))
         turns = np.searchsorted(np.cumsum(sizes), np.arange(BATCH_BYTES, int(sizes.sum()), BATCH_BYTES))
-        cuts = np.unique(turns + 1)
+        cuts = np.union1d(turns + 1, np.arange(BATCH_RUNS, len(sizes), BATCH_RUNS))
         split = (np.split(each, cuts) for each in (all_to, all_from, sizes))
         return [batch for batch in zip(*split, strict=True) if len(batch[0])]
 
@@ -110,9 +134,19 @@ class MappedMemory:
             self._driver.close(base)
 
 
-def _runs(
-    targets: NDArray[np.uint64], sources: NDArray[np.uint64], size: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+def _kernel(device: torch.device, side: SideStream) -> CopyKernel | None:
+    """None without Triton, and on a CPU."""
+    if device.type != "cuda":
+        return None
+    try:
+        from llumnix.transport.copy_kernel import CopyKernel
+    except ImportError:
+        return None
+    with side.running():
+        return CopyKernel(device)
+
+
+def _runs(targets: NDArray[np.uint64], sources: NDArray[np.uint64], size: int) -> _Batch:
     """Copies of a region, with neighbours at both ends as one."""
     step = np.uint64(size)
     begins = np.ones(len(targets), dtype=bool)
