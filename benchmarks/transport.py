@@ -58,6 +58,7 @@ class MeteredPool:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.shape = pool.shape
+        self.streams = pool.streams
         self.writing = pool.writing
         self.user_s: dict[int, float] = {}
 

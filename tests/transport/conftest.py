@@ -11,16 +11,25 @@ import pytest
 from stalling_source import BLOCKS, CHUNK_BYTES, FINGERPRINT, StallingPool
 from transport_ends import PLENTY_S, SECRET, End, Kind, memory_of
 
+from llumnix.transport import lanes
 from llumnix.transport.port import PullInFlight
 from llumnix.transport.sockets import SocketTransport
 
 
 @pytest.fixture(
-    params=[Kind("unix", False), Kind("tcp", False), Kind("unix", True), Kind("tcp", True)],
-    ids=["unix", "tcp", "staged-unix", "staged-tcp"],
+    params=[
+        Kind("unix", False),
+        Kind("tcp", False),
+        Kind("unix", True),
+        Kind("tcp", True),
+        Kind("unix", True, lanes=2),
+    ],
+    ids=["unix", "tcp", "staged-unix", "staged-tcp", "two-lanes"],
 )
-def kind(request: pytest.FixtureRequest) -> Kind:
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kind:
     kind: Kind = request.param
+    if kind.lanes > 1:
+        monkeypatch.setattr(lanes, "LANE_BYTES", 1)
     return kind
 
 

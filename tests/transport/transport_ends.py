@@ -61,6 +61,8 @@ def memory_of(seed: int, *, blocks: int = BLOCKS, scattered: bool = False) -> li
 class Kind:
     scheme: str
     staged: bool
+    lanes: int = 1
+    """Connections that a pull of several blocks takes."""
 
     def options(self, folder: Path, **rest: Any) -> SocketOptions:
         where: dict[str, Any] = {"folder": folder, "tcp_host": None} if self.scheme == "unix" else {}

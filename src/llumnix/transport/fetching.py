@@ -41,12 +41,26 @@ class SocketPull:
         self._called_off = ""
         self._result: PullResult | None = None
         self._ended = threading.Event()
+        self._parts: list[SocketPull] = []
+
+    def part(self, blocks: NDArray[np.uint64], target_blocks: NDArray[np.uint64]) -> SocketPull:
+        """Of these blocks, with the time that is left. Called off with the whole."""
+        part = SocketPull(blocks, target_blocks, max(self.until_s - time.monotonic(), 0.0), self.on_released)
+        with self._lock:
+            self._parts.append(part)
+            why = self._called_off
+        if why:
+            part.cancel(why)
+        return part
 
     def cancel(self, why: str = "the pull was cancelled") -> None:
         with self._lock:
             self._called_off = self._called_off or why
             if self._connection is not None:
                 self._connection.shut()
+            parts = list(self._parts)
+        for part in parts:
+            part.cancel(why)
 
     def wait(self, timeout_s: float) -> PullResult | None:
         self._ended.wait(timeout_s)

@@ -47,6 +47,9 @@ class Region:
 class MemoryPool:
     """A `Pool` over regions of host memory."""
 
+    streams = 1
+    """The engine computes on the processors that would copy."""
+
     def __init__(self, regions: Sequence[Region], *, num_blocks: int, fingerprint: str) -> None:
         self.regions = tuple(regions)
         self.shape = PoolShape(

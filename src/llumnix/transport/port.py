@@ -78,6 +78,11 @@ class Pool(Protocol):
     @property
     def shape(self) -> PoolShape: ...
 
+    @property
+    def streams(self) -> int:
+        """How many streams of bytes, each way, a large pull is worth."""
+        ...
+
     def reading(self, blocks: BlockIds, until_s: float) -> Batches:
         """Yields pieces to send. A batch stays valid until the next one is asked for.
 

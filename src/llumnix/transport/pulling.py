@@ -19,6 +19,7 @@ from functools import partial
 from llumnix.transport.choose import PREFERENCE, Address, Way, choose
 from llumnix.transport.connection import Connection, SourceRefused, greet_source
 from llumnix.transport.fetching import Fetch, SocketPull, fetch, read
+from llumnix.transport.lanes import lanes_of, pull_all
 from llumnix.transport.port import Pool, PullResult, TransportError
 from llumnix.transport.reader import CannotRead, LateBytes, Reader
 
@@ -50,6 +51,7 @@ class Puller:
         self._idle: list[tuple[str, Connection]] = []
         self._closed = False
         self._threads = ThreadPoolExecutor(max_pulls, thread_name_prefix="kv-pull")
+        self._lanes = ThreadPoolExecutor(max_pulls * pool.streams, thread_name_prefix="kv-lane")
         self._refusals = ThreadPoolExecutor(1, thread_name_prefix="kv-refuse")
 
     def start(self, address: str, pull: SocketPull, on_done: Callable[[PullResult], None]) -> None:
@@ -88,6 +90,7 @@ class Puller:
             for pull in self._in_flight:
                 pull.cancel("the transport was closed")
         self._threads.shutdown(wait=True)
+        self._lanes.shutdown(wait=True)
         self._refusals.shutdown(wait=True)
         for _, connection in self._idle:
             connection.close()
@@ -122,7 +125,7 @@ class Puller:
         try:
             source = Address.parse(address)
             if not any(self._read_by(reader, source, pull) for reader in self._readers):
-                self._fetch_by(SCHEMES, source, pull, partial(fetch, self._pool))
+                self._fetch_all(source, pull)
         except SourceRefused as refused:
             return f"the source refused: {refused}"
         except TimeoutError:
@@ -151,6 +154,19 @@ class Puller:
                     del self._unreadable[next(iter(self._unreadable))]
             return False
         return True
+
+    def _fetch_all(self, source: Address, pull: SocketPull) -> None:
+        def fetch_one(lane: SocketPull) -> None:
+            self._fetch_by(SCHEMES, source, lane, partial(fetch, self._pool))
+
+        lanes = lanes_of(pull, self._pool.shape.block_bytes, self._pool.streams)
+        if lanes == [pull]:
+            fetch_one(pull)
+            return
+        try:
+            pull_all(lanes, fetch_one, self._lanes)
+        finally:
+            pull.bytes_read = sum(lane.bytes_read for lane in lanes)
 
     def _fetch_by(self, schemes: tuple[str, ...], source: Address, pull: SocketPull, fetch: Fetch) -> None:
         """Over a connection of these schemes; afterwards it rests among its like."""

@@ -25,7 +25,7 @@ MAX_SERVING_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    max_connections: int = 128
+    max_connections: int = 256
     """Of pullers that have proven themselves, each with a thread. One more is turned away."""
     max_strangers: int = 32
     """Connections of each listener that have not proven themselves. One more takes the place of the oldest: a puller

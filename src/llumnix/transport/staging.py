@@ -38,7 +38,11 @@ STAGING_BYTES = 16 << 20
 """Size of one staging buffer (or of one chunk, where that is larger). With fewer turns a pull waits less often for the
 GIL, which an engine's main thread hardly leaves."""
 MAX_STREAMS = 2
-"""Streams of bytes per direction that have buffers at once; more wait for theirs. One fills the way to the host."""
+"""Streams of bytes per direction that have buffers at once; more wait for theirs."""
+TURNS = 4
+"""Of a small pull, so that copying and sending overlap in it, too."""
+TURN_BYTES = 1 << 20
+"""At least, of a turn."""
 DIRECT_BYTES = 1 << 20
 """Chunks from this size on are worth a copy of their own."""
 ALIGNMENT = 64
@@ -91,6 +95,8 @@ class _Stream:
 
 class StagedPool:
     """A `Pool` over torch tensors on one device, one per region, with the block as dimension 0."""
+
+    streams = MAX_STREAMS
 
     def __init__(
         self, tensors: Sequence[torch.Tensor], *, fingerprint: str, staging_bytes: int = STAGING_BYTES
@@ -191,13 +197,16 @@ class StagedPool:
             stream.buffers[0].record()
 
     def _batches(self, count: int) -> Iterator[list[_Part]]:
-        """All chunks of a request of `count` blocks in the order of the wire, as parts that fill a buffer each time."""
+        """All chunks of a request of `count` blocks in the order of the wire, as parts that each time fill a buffer, or
+        as much of it as a turn takes."""
+        turn = max(TURN_BYTES, *self.shape.chunk_bytes, count * self.shape.block_bytes // TURNS)
+        size_of_turn = min(self._buffer_bytes, _aligned(turn))
         parts: list[_Part] = []
         offset = 0
         for region, chunk in enumerate(self.shape.chunk_bytes):
             first = 0
             while first < count:
-                room = (self._buffer_bytes - offset) // chunk
+                room = (size_of_turn - offset) // chunk
                 if room == 0:
                     yield parts
                     parts, offset = [], 0
