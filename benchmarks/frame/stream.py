@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from llumnix.bench.completion import LineSplitter
+from llumnix.stream_lines import LineSplitter
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -233,3 +234,11 @@ class Streaming:
                 waiting = asyncio.ensure_future(self._piece.wait())
                 await asyncio.wait((self.task, waiting), return_when="FIRST_COMPLETED")
                 waiting.cancel()
+
+
+async def all_go_on(streams: Sequence[Streaming], tokens: int) -> None:
+    """Until each has said so many more than now, or has failed, which it says itself."""
+    goals = [stream.output.tokens + tokens for stream in streams]
+    for stream, goal in zip(streams, goals, strict=True):
+        with contextlib.suppress(AssertionError):
+            await stream.reaches(goal)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llumnix.bench.completion import MAX_LINE_BYTES, BadAnswer, LineSplitter, Prompts, Target, TokenTimes
+from llumnix.bench.completion import BadAnswer, Prompts, Target, TokenTimes
+from llumnix.stream_lines import MAX_LINE_BYTES, LineSplitter
 from llumnix.types import HIGH
 from llumnix.workload.workload import WorkloadRequest
 
@@ -90,7 +91,7 @@ def test_lines_are_whole_however_the_bytes_come() -> None:
 
 def test_line_without_an_end_is_malformed() -> None:
     splitter = LineSplitter()
-    with pytest.raises(BadAnswer):
+    with pytest.raises(ValueError, match="malformed answer"):
         list(splitter.feed(b"x" * (MAX_LINE_BYTES + 1)))
 
 

@@ -91,7 +91,7 @@ class FakeServer:
                 await asyncio.sleep(0.01)
                 for _ in range(asked["max_tokens"]):
                     await asyncio.sleep(0.005)
-                    line = b'data: {"choices": [{"text": "x"}]}\n\n'
+                    line = 'data: {"choices": [{"text": "\x85 \u2028"}]}\n\n'.encode()  # no ends of lines
                     writer.write(b"%x\r\n%s\r\n" % (len(line), line))
                 writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import string
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +17,9 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from llumnix.stream_lines import LineSplitter
 from llumnix.types import NORMAL
 from llumnix.workload.workload import WorkloadRequest
-
-MAX_LINE_BYTES = 1 << 20
-"""A line of an answer that is longer than this is malformed."""
 
 MAX_DETAIL_CHARS = 300
 
@@ -111,23 +108,6 @@ class TokenTimes:
             self.last_s = at_s
 
 
-class LineSplitter:
-    """Lines from reads that may end anywhere."""
-
-    __slots__ = ("_rest",)
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that `data` completes, without their ends. Raises BadAnswer for one without an end in sight."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_LINE_BYTES:
-            raise BadAnswer("malformed answer")
-        for line in lines:
-            yield line.rstrip(b"\r")
-
-
 @dataclass(frozen=True, slots=True)
 class Prompts:
     """Prompts of exact length as token ids, the same for the same seed: content is random below `vocab`."""
@@ -202,7 +182,11 @@ async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, 
         splitter = LineSplitter()
         async for data in response.content.iter_any():
             now_s = clock()
-            for line in splitter.feed(data):
+            try:
+                lines = list(splitter.feed(data))
+            except ValueError as error:
+                raise BadAnswer(str(error)) from error
+            for line in lines:
                 times.on_line(line, now_s)
         if not times.ended:
             raise BadAnswer("stream ended early")

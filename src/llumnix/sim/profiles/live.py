@@ -41,6 +41,7 @@ from llumnix.sim.profiles.cost_model import (
     Profile,
     SchedulerProfile,
 )
+from llumnix.stream_lines import LineSplitter
 
 Numbers: TypeAlias = NDArray[np.float64]
 
@@ -127,11 +128,13 @@ class _Measuring:
             if response.is_error:
                 said = (await response.aread()).decode(errors="replace")[:200]
                 raise ValueError(f"HTTP {response.status_code}: {said}")
-            async for line in response.aiter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    if msgspec.json.decode(line[6:]).get("error"):
-                        raise ValueError(line[6:200])
-                    times.append(time.perf_counter())
+            splitter = LineSplitter()
+            async for data in response.aiter_bytes():
+                for line in splitter.feed(data):
+                    if line.startswith(b"data: ") and line != b"data: [DONE]":
+                        if msgspec.json.decode(line[6:]).get("error"):
+                            raise ValueError(line[6:200].decode(errors="replace"))
+                        times.append(time.perf_counter())
         return times
 
     async def warm_up(self) -> None:
