@@ -112,3 +112,32 @@ def test_which_versions_of_vllm_will_do(
 def test_port_that_cannot_be(port: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--port", port]) == 2
     assert "--port must be a number below 65536" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("missing", "sampler", "mark", "words"),
+    [
+        (set(), None, Mark.GOOD, "all packages that vLLM names"),
+        ({"flashinfer-python"}, None, Mark.BAD, "VLLM_USE_FLASHINFER_SAMPLER=0"),
+        ({"flashinfer-python"}, "0", Mark.NOTE, "missing: flashinfer-python"),
+        (set("abcdefgh"), None, Mark.NOTE, "missing: a, b, c, d, e, f, …"),
+        ({"vllm"}, None, Mark.NOTE, "does not say"),
+    ],
+)
+def test_packages_of_vllm_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, missing: set[str], sampler: str | None, mark: Mark, words: str
+) -> None:
+    wanted = [*"abcdefgh", 'flashinfer-python==0.7; platform_system == "Linux"', 'ray; extra == "bench"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: wanted)
+
+    def distribution(name: str) -> str:
+        if name in missing:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return name
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    if sampler is not None:
+        monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", sampler)
+    finding = doctor._what_vllm_needs()
+    assert finding.mark is mark
+    assert words in str(finding)

@@ -26,6 +26,9 @@ _GIB = 1024**3
 _MOSTLY_FREE = 0.92
 _SHARED_MEMORY = Path("/dev/shm")
 _AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+_SHOWN = 6
+_SAMPLER = "flashinfer-python"
+_WITHOUT_SAMPLER = "Without FlashInfer, serve with VLLM_USE_FLASHINFER_SAMPLER=0: else no instance starts."
 
 
 class Mark(StrEnum):
@@ -78,7 +81,9 @@ def examine(model: str | None, instances: int, port: int) -> list[Finding]:
         lambda: _model(model),
     ]
     findings = [check() for check in checks]
-    return findings if runs_on_cpu() else [*findings, *_gpus(gpus.installed(), instances, os.environ), _compiler()]
+    if runs_on_cpu():
+        return findings
+    return [*findings, *_gpus(gpus.installed(), instances, os.environ), _compiler(), _what_vllm_needs()]
 
 
 def _python() -> Finding:
@@ -148,6 +153,36 @@ def _compiler() -> Finding:
     if shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC"):
         return Finding(Mark.GOOD, "a C compiler")
     return Finding(Mark.BAD, "no C compiler", "Triton, which vLLM's kernels come from, needs one: install gcc.")
+
+
+def _what_vllm_needs() -> Finding:
+    """Of packages. Most are for some models alone; vLLM looks for FlashInfer's sampler on every recent GPU."""
+    if not _is_installed("vllm"):
+        return Finding(Mark.NOTE, "vLLM does not say what packages it needs")
+    missing = [name for name in _required("vllm") if not _is_installed(name)]
+    if not missing:
+        return Finding(Mark.GOOD, "all packages that vLLM names")
+    shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+    advice = "Some models need them: install vLLM with all that it names."
+    if _SAMPLER in missing and os.environ.get("VLLM_USE_FLASHINFER_SAMPLER") != "0":
+        return Finding(Mark.BAD, f"packages of vLLM's are missing: {shown}", f"{advice} {_WITHOUT_SAMPLER}")
+    return Finding(Mark.NOTE, f"packages of vLLM's are missing: {shown}", advice)
+
+
+def _required(package: str) -> list[str]:
+    """Names of the distributions that it names for this machine, without extras."""
+    from packaging.requirements import Requirement  # vLLM itself needs it
+
+    wanted = [Requirement(line) for line in importlib.metadata.requires(package) or []]
+    return sorted({one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})})
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _ray() -> Finding:
