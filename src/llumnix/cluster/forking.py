@@ -26,9 +26,12 @@ def settle_memory() -> None:
 
 
 def warn_about_threads() -> None:
-    threads = os.listdir("/proc/self/task")
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if len(threads) > 1:
-        note(f"warning: forking with {len(threads)} threads; a lock held by one of them hangs the child")
+        note(
+            f"warning: forking with {len(threads)} threads ({', '.join(threads)}); "
+            "a lock held by one of them hangs the child"
+        )
 
 
 def keep_temporary_files_in(folder: Path) -> None:
