@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -87,7 +87,9 @@ PARTS = tuple(name for server in SERVERS for name in server.parts if name not in
 def main() -> int:
     values = arguments()
     on_gpu = values.device == "cuda"
-    site = Site(ModelSize(values.model, on_gpu), ON_GPU if on_gpu else ON_CPU, values.out)
+    amount = ON_GPU if on_gpu else ON_CPU
+    amount = replace(amount, requests=values.requests or amount.requests)
+    site = Site(ModelSize(values.model, on_gpu), amount, values.out)
     site.out.mkdir(parents=True, exist_ok=True)
     until_s = time.monotonic() + values.limit_s
     figures: list[Figure] = []
@@ -152,6 +154,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", choices=MODELS, default="llama-7b", help="The size to take. Default: llama-7b.")
     parser.add_argument("--parts", default=",".join(PARTS), help="Some of them.")
+    parser.add_argument("--requests", type=int, help="Of the part equality. Default: 64; 8 on a CPU.")
     parser.add_argument("--limit-s", type=float, default=360.0, help="Of all. Default: 360.")
     parser.add_argument(
         "--out", type=Path, required=True, help="Folder for gpu_proof.json, gpu_proof.png, the profile."

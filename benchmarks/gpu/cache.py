@@ -51,7 +51,9 @@ class Cache:
         """As a worker of ours gives them to its pool."""
 
     def fill(self, ids: Sequence[int], salt: int = 0) -> None:
-        """Gives these blocks the content of the blocks with their numbers; another `salt`, another content."""
+        """Gives these blocks the content of the blocks with their numbers; another `salt`, another content. After all
+        that the device was given before, in whatever stream."""
+        self.wait()
         for first in range(0, len(ids), _AT_ONCE):
             for number in range(len(self.layers)):
                 self.write(number, ids[first : first + _AT_ONCE], salt)()

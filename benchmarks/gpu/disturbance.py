@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 from gpu.ends import CacheKind, Pair, Target
@@ -16,11 +15,12 @@ _BLOCKS = 400
 
 def slowdown(target: Target, blocks: int) -> Iterator[Row]:
     """Steps alone, and while pulls of 1,024 tokens follow each other without a pause: at the source, then at the
-    target, by each way. The mean beside the mean alone, of the same end, is what counts."""
+    target, by each way. The mean beside the mean alone, of the same end, is what counts; and what of the engine's time
+    a GiB takes, for no server moves blocks without a pause."""
     seconds = 0.3 if target.setting.quick else 2.5
     ways = {"staged": False} | ({"on the device": True} if target.setting.device.type == "cuda" else {})
     for way, on_device in ways.items():
-        with target.opened(CacheKind(blocks=min(blocks, _BLOCKS), layout="LBNHC", on_device=on_device)) as pair:
+        with target.opened(CacheKind(blocks=min(blocks, _BLOCKS), layout="LBHNC", on_device=on_device)) as pair:
             yield from ({"way": way} | row for row in _of_both_ends(pair, seconds))
 
 
@@ -28,27 +28,44 @@ def _of_both_ends(pair: Pair, seconds: float) -> Iterator[Row]:
     target, count = pair.target, pair.blocks_of(1024)
     target.ask("make_load", pair.name)
     alone = target.ask("steps", seconds)
-    yield {"case": "source alone"} | alone
-    yield {"case": "source serves"} | _source_serves(pair, count, seconds) | {"alone_ms": alone["mean_ms"]}
-    yield {"case": "source alone again"} | target.ask("steps", seconds)
+    serving, moved = _source_serves(pair, count, seconds)
+    again = target.ask("steps", seconds)
+    yield from _beside("source", alone, "source serves", serving, again, moved)
     load = Load(target.setting.load, pair.cache.layers, target.setting.device)
     load.steps(0.1)
     alone = spread(load.steps(seconds))
-    yield {"case": "target alone"} | alone
-    yield {"case": "target receives"} | _target_receives(pair, count, seconds, load) | {"alone_ms": alone["mean_ms"]}
+    receiving, moved = _target_receives(pair, count, seconds, load)
+    yield from _beside("target", alone, "target receives", receiving, spread(load.steps(seconds)), moved)
 
 
-def _source_serves(pair: Pair, count: int, seconds: float) -> Row:
+def _beside(end: str, alone: Row, case: str, row: Row, again: Row, moved_bytes: int) -> Iterator[Row]:
+    alone_ms = (alone["mean_ms"] + again["mean_ms"]) / 2
+    lost_ms = row["steps"] * (row["mean_ms"] - alone_ms)
+    seconds = row["steps"] * row["mean_ms"] / 1e3
+    yield {"case": f"{end} alone"} | alone
+    yield (
+        {"case": case}
+        | row
+        | {
+            "moved_gb_s": round(moved_bytes / seconds / 1e9, 2),
+            "alone_ms": round(alone_ms, 3),
+            "lost_ms_per_gib": round(lost_ms / (moved_bytes / 2**30), 2),
+        }
+    )
+    yield {"case": f"{end} alone again"} | again
+
+
+def _source_serves(pair: Pair, count: int, seconds: float) -> tuple[Row, int]:
+    """Steps, and bytes that were moved meanwhile."""
     pair.target.begin("steps", seconds)
-    start, moved = time.perf_counter(), 0
+    moved = 0
     while not pair.target.answered:
         pair.pull_any(count)
         moved += count * pair.block_bytes
-    took_s = time.perf_counter() - start
-    return {**pair.target.answer(), "moved_gb_s": round(moved / took_s / 1e9, 2)}
+    return pair.target.answer(), moved
 
 
-def _target_receives(pair: Pair, count: int, seconds: float, load: Load) -> Row:
+def _target_receives(pair: Pair, count: int, seconds: float, load: Load) -> tuple[Row, int]:
     over = threading.Event()
     moved = 0
 
@@ -63,4 +80,4 @@ def _target_receives(pair: Pair, count: int, seconds: float, load: Load) -> Row:
     durations = load.steps(seconds)
     over.set()
     puller.join()
-    return {**spread(durations), "moved_gb_s": round(moved / sum(durations) / 1e9, 2)}
+    return spread(durations), moved

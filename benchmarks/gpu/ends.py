@@ -7,7 +7,7 @@ import multiprocessing
 import resource
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -74,6 +74,8 @@ class Source:
         self._setting = setting
         self._ends: dict[str, tuple[Cache, SocketTransport]] = {}
         self._load: Load | None = None
+        self._late: list[Callable[[], None]] = []
+        """What these write is theirs until it is written: on another stream, torch would not know."""
 
     def open(self, name: str, kind: CacheKind) -> str:
         cache, transport = self._ends[name] = open_end(kind, self._setting)
@@ -91,10 +93,10 @@ class Source:
     def fill_late(self, name: str, ids: Sequence[int], salt: int, after_ms: float, own_stream: bool) -> None:
         """On the engine's stream, behind a step in flight that takes so long; returns at once."""
         cache = self._ends[name][0]
-        writes = [cache.write(layer, ids, salt) for layer in range(len(cache.layers))]
+        self._late = [cache.write(layer, ids, salt) for layer in range(len(cache.layers))]
         cache.wait()
         with busy(self._setting.device, after_ms, own_stream):
-            for write in writes:
+            for write in self._late:
                 write()
 
     def make_load(self, name: str) -> None:

@@ -29,7 +29,7 @@ class Amount:
 
 ON_GPU = Amount(
     requests=64,
-    at_once=24,
+    at_once=64,
     most_tokens=160,
     killed=16,
     drained=50,
