@@ -11,7 +11,7 @@ On a GPU the buffers are pinned and the copies run on a stream of their own. Two
 safe without ordering against the engine's streams: a block is named for reading only when its tokens are settled,
 which the engine learns from outputs that were computed after the block was written; and target blocks are read only
 by work that is launched after `on_done`, which comes after the last copy's event. The tests run this code on
-CPU tensors and on a double of the driver; the branches for a GPU (pinning, stream, events) have not been run on one.
+CPU tensors and on a double of the driver; `benchmarks/gpu_kv.py` runs it on a GPU (docs/measure/gpu.md).
 """
 
 from __future__ import annotations
