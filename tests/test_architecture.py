@@ -135,7 +135,7 @@ def test_dependencies_of_the_base_package_are_all_named() -> None:
     named = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)', pyproject, re.MULTILINE)}
     distributions = {"zmq": "pyzmq", "yaml": "pyyaml"}
     named -= {"matplotlib"}
-    with_the_engine = ("engine/vllm", "cluster/ray")
+    with_the_engine = ("engine/vllm", "cluster/ray", "transport/copy_kernel")
     with_figures = ("report/figures", "paper/figures", "report/style", "report/timeline")
     for path in SOURCES:
         where = str(path.relative_to(ROOT / "src" / "llumnix"))
