@@ -61,19 +61,6 @@ def _is_a_head(tensors: Tensors, config: dict[str, Any]) -> None:
     tensors["fc.weight"] = _looks_at_the_token(config["hidden_size"])
 
 
-def _also_predicts_one_more(tensors: Tensors, config: dict[str, Any]) -> None:
-    """DeepSeek's way: a layer with the number after the last one's."""
-    torch: Any = import_module("torch")
-    _leaning(300.0)(tensors, config)
-    width, place = config["hidden_size"], f"model.layers.{config['num_hidden_layers']}."
-    tensors |= {place + name: tensor for name, tensor in _quiet_layer(tensors, _LAST).items()}
-    tensors |= {place + name: torch.ones(width) for name in ("enorm.weight", "hnorm.weight", "shared_head.norm.weight")}
-    tensors[place + "eh_proj.weight"] = _looks_at_the_token(width)
-    tensors[place + "embed_tokens.weight"] = tensors[_EMBEDDINGS].clone()
-    tensors[place + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
-    config["num_nextn_predict_layers"] = 1
-
-
 def _also_predicts_two_more(tensors: Tensors, config: dict[str, Any]) -> None:
     """Qwen's way: a model of one layer beside it."""
     torch: Any = import_module("torch")
@@ -94,6 +81,5 @@ DRAFTS = {
         lambda transformers: transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": 1}),
         finish=_is_a_head,
     ),
-    "deepseek-v3-mtp": replace(TEXT["deepseek-v3"], finish=_also_predicts_one_more),
     "qwen3-next-mtp": replace(HYBRIDS["qwen3-next"], finish=_also_predicts_two_more),
 }

@@ -30,8 +30,10 @@ def step_tokens(model: str, *flags: str) -> int:
 
 def test_those_of_latent_attention_with_drafts_find_room() -> None:
     """vLLM would queue what has more than these 512 tokens for ever."""
-    model, *flags = engine_flags("mtp")
-    assert step_tokens(model, "--max-num-batched-tokens", "512", *flags) == 8192
+    model, *flags = engine_flags("mla")
+    drafts = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}'
+    flags += ["--max-num-batched-tokens", "512", "--speculative-config", drafts]
+    assert step_tokens(model, *flags) == 8192
 
 
 def test_those_that_are_cut_need_none() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from frame.admin import Admin
 from frame.checked import USUAL_FLAGS, Server
+from frame.equality import assert_moved, compare
 from frame.kinds import prompt
 from frame.server import wait_for
 from frame.stream import Streaming, open_session
@@ -19,10 +21,14 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 STREAMS = 8
 
 
+def ray(machines: TwoMachines) -> tuple[str, ...]:
+    return ("--launcher", "ray", "--ray-address", machines.address)
+
+
 @pytest.fixture(scope="module")
 def server(machines: TwoMachines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    flags = ("--launcher", "ray", "--ray-address", machines.address, "--instance-timeout-s", "3")
-    server = Server(tmp_path_factory.mktemp("server"), *flags, *USUAL_FLAGS, instances=2, environment=TOKEN)
+    flags = (*ray(machines), "--instance-timeout-s", "3", *USUAL_FLAGS)
+    server = Server(tmp_path_factory.mktemp("server"), *flags, instances=2, environment=TOKEN)
     yield server
     server.stop()
 
@@ -58,3 +64,21 @@ async def test_requests_move_between_machines_and_outlive_one(server: Server, ma
     wait_for(lambda: server.instance(lost)["state"] == "lost", "the loss to be known")
     server.wait_until_quiet()
     assert "llumnix_refused_connections_total 0.0" in server.metrics()
+
+
+@pytest.mark.nightly
+async def test_requests_of_engines_with_several_workers_move_between_machines(
+    machines: TwoMachines, tmp_path: Path
+) -> None:
+    """From worker to worker over TCP."""
+    workers = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp")
+    server = Server(tmp_path, *ray(machines), *workers, "--max-model-len", "2048", environment=TOKEN, instances=2)
+    try:
+        assert {row["node"] for row in server.instances()} == {"here", "there"}
+        async with open_session(server.url) as session:
+            rows = await compare(session, 4, seed=5, concurrency=2, kinds=["greedy", "seeded top_p"])
+        assert [problem for row in rows for problem in row.problems] == []
+        assert sum(row.differing_tokens for row in rows) == 0
+        assert_moved(rows)
+    finally:
+        server.stop()
