@@ -24,7 +24,8 @@ Llumnix do not: such requests say the same whatever is beside them. On GPUs, vLL
 
 On CPUs, vLLM's kernels for latent attention, short convolutions and gated delta nets give a request other tokens when
 others are computed in the same batch, whether anything moves or not. A move changes the batch; alone in it, moved
-requests say the same.
+requests say the same. Latent attention with drafts (DeepSeek's MTP) is wrong in vLLM's CPU build itself: a step's token
+and draft are computed there as if nothing stood before them, so what is said depends on which steps had a draft.
 
 Platforms: Linux, Python 3.11 and later, vLLM 0.32, 0.31 ([in part](../change/another-vllm.md)) and 0.33 (never run).
 The CPU build is what the tests run on, with its V1 model runner and with V2, the one of GPUs (in Triton's interpreter).
