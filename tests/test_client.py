@@ -186,9 +186,9 @@ class Cluster:
             self.states[instance] = "stopped"
             self.story.append(f"-{instance}")
             return httpx.Response(202, json=state_answer(instance, "draining"))
-        instance = f"i{len(self.states)}"
+        instance, replaces = f"i{len(self.states)}", json.loads(request.content)["replaces"]
         self.states[instance] = "running"
-        self.story.append(f"+{instance}")
+        self.story.append(f"+{instance} for {replaces}")
         return httpx.Response(202, json=started_answer(1))
 
 
@@ -197,7 +197,7 @@ def test_rolling_restart_never_has_fewer_instances(answer_with: Install) -> None
     answer_with(cluster)
     lines: list[str] = []
     restart_rolling(AdminClient("http://server"), lines.append, timeout_s=5)
-    assert cluster.story == ["+i2", "-i0", "+i3", "-i1"]
+    assert cluster.story == ["+i2 for i0", "-i0", "+i3 for i1", "-i1"]
     assert lines == ["i2 runs; emptying i0", "i0 stopped", "i3 runs; emptying i1", "i1 stopped"]
 
 

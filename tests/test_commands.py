@@ -66,7 +66,7 @@ class Server:
         if request.method == "POST":
             self.asked.append(path)
             if path == "instances":
-                self.start(json.loads(request.content)["count"])
+                self.start(**json.loads(request.content))
                 return httpx.Response(202, json=started_answer(1))
             if path.endswith("/drain"):
                 next(one for one in self.rows if one["id"] == path.split("/")[1])["state"] = "stopped"
@@ -79,8 +79,8 @@ class Server:
         lists |= {"stories": [], "stays": {}}
         return httpx.Response(200, json=status_answer(*self.rows, scaling=self.scaling) | lists)
 
-    def start(self, count: int) -> None:
-        self.asked[-1] += f" {count}"
+    def start(self, count: int, replaces: str | None) -> None:
+        self.asked[-1] += f" {count}" + (f" for {replaces}" if replaces else "")
         self.rows += [row(f"i{len(self.rows) + number}", "running") for number in range(count)]
 
 
@@ -313,9 +313,13 @@ def test_start_begins_as_many_as_said_and_can_wait(answer_with: Install, capsys:
     answer_with(server)
     assert main(["start", "2", "--wait"]) == 0
     assert capsys.readouterr().out == "starting 2 more\ni1, i2 run\n"
+    assert main(["start", "--replaces", "i0"]) == 0
+    assert server.asked[-1] == "instances 1 for i0"
+    assert main(["start", "2", "--replaces", "i0"]) == 2
+    assert "--replaces is for one instance." in capsys.readouterr().err
     assert main(["start"]) == 0
     assert main(["start", "100"]) == 0  # in two orders: one may start 64
-    assert server.asked == ["instances 2", "instances 1", "instances 64", "instances 36"]
+    assert server.asked == ["instances 2", "instances 1 for i0", "instances 1", "instances 64", "instances 36"]
 
 
 @pytest.mark.parametrize(

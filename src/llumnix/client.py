@@ -17,7 +17,7 @@ from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
 from llumnix.report.records import MigrationRecord
-from llumnix.types import Role
+from llumnix.types import InstanceId, Role
 
 ASK_TIMEOUT_S = 30.0
 MOVE_TIMEOUT_S = 120.0
@@ -105,15 +105,16 @@ class AdminClient:
         """Size of the cluster, and what auto-scaling makes of it."""
         return self._ask("GET", "/scaling", bodies.ScalingRow)
 
-    def start(self, count: int, timeout_s: float = ASK_TIMEOUT_S) -> None:
-        """Begins to start `count` more instances, by as many orders as it takes. Raises ServerRefused when they are not
-        all answered in time; what was ordered until then stays ordered."""
+    def start(self, count: int, timeout_s: float = ASK_TIMEOUT_S, *, replaces: InstanceId | None = None) -> None:
+        """Begins to start `count` more instances, by as many orders as it takes; or one with the role of another, which
+        it `replaces`. Raises ServerRefused when they are not all answered in time; what was ordered until then stays
+        ordered."""
         deadline_s = time.monotonic() + timeout_s
         for ordered in range(0, count, _MOST_AT_ONCE):
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 raise ServerRefused(f"The server did not take all orders within {timeout_s:g} s; {ordered} may start.")
-            body = bodies.StartBody(count=min(count - ordered, _MOST_AT_ONCE))
+            body = bodies.StartBody(count=min(count - ordered, _MOST_AT_ONCE), replaces=replaces)
             self._ask("POST", "/instances", bodies.StartedAnswer, body, timeout=left_s)
 
     def _ask(

@@ -241,13 +241,16 @@ def _wait_s(values: argparse.Namespace) -> float | None:
 def _start_flags(parser: argparse.ArgumentParser) -> None:
     count = _number(1, _MOST_INSTANCES)
     parser.add_argument("count", metavar="N", type=count, nargs="?", default=1, help="How many more. Default: 1.")
+    parser.add_argument("--replaces", metavar="ID", help="Begin with the role of this instance, which is to go.")
     _add_wait(parser)
 
 
 def _start(client: Any, values: argparse.Namespace) -> None:
     from llumnix.operations import start
 
-    start(client, values.count, _say, _wait_s(values))
+    if values.replaces is not None and values.count != 1:
+        raise UsageError("--replaces is for one instance.")
+    start(client, values.count, _say, _wait_s(values), values.replaces)
 
 
 def _scale_flags(parser: argparse.ArgumentParser) -> None:

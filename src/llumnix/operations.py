@@ -22,15 +22,15 @@ _ENDS = {DrainOutcome.EMPTY: "is empty", DrainOutcome.CUT_OFF: "was cut off", Dr
 
 
 def restart_rolling(client: AdminClient, say: Print, timeout_s: float) -> None:
-    """Replaces every instance, one after the other: a new one starts before an old one is emptied and stopped, so
-    capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused when a step
-    takes longer than `timeout_s`."""
+    """Replaces every instance, one after the other: a new one starts, with its role, before an old one is emptied and
+    stopped, so capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused
+    when a step takes longer than `timeout_s`."""
     old = _running(client)
     if not old:
         raise ServerRefused("No instance is running, so there is nothing to restart.")
     for instance in old:
         before = {row.id for row in client.instances()}
-        client.start(1)
+        client.start(1, replaces=instance)
         new = _wait(partial(_new_running, client, before), "A new instance did not start", timeout_s)
         say(f"{new} runs; emptying {instance}")
         client.drain(instance, keep=False)
@@ -42,12 +42,14 @@ def restart_rolling(client: AdminClient, say: Print, timeout_s: float) -> None:
         _wait(lambda: len(_running(client)) >= len(old), missing, timeout_s)
 
 
-def start(client: AdminClient, count: int, say: Print, wait_s: float | None) -> None:
-    """Starts `count` more instances. With `wait_s` it waits for them and says so; raises ServerRefused when all of that
-    takes longer."""
+def start(
+    client: AdminClient, count: int, say: Print, wait_s: float | None, replaces: InstanceId | None = None
+) -> None:
+    """Starts `count` more instances, or one with the role of another, which it `replaces`. With `wait_s` it waits for
+    them and says so; raises ServerRefused when all of that takes longer."""
     began_s = time.monotonic()
     before = {row.id for row in client.instances()}
-    client.start(count)
+    client.start(count, replaces=replaces)
     say(f"starting {count} more")
     if wait_s is not None:
         missing = f"Fewer than {count} new instances run"

@@ -7,7 +7,6 @@ from math import inf
 
 from llumnix.errors import UsageError
 from llumnix.knob import knob
-from llumnix.types import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +54,6 @@ class RolesConfig:
             raise UsageError("--prefill-instances and --decode-instances must not be negative.")
         if self.decode_instances and not self.prefill_instances:
             raise UsageError("--decode-instances is for requests that leave --prefill-instances, and there are none.")
-
-    def role_of(self, slot: int) -> Role:
-        """Of the instance with this place, and so of its successor."""
-        if slot < self.prefill_instances:
-            return Role.PREFILL
-        return Role.DECODE if slot < self.prefill_instances + self.decode_instances else Role.MIXED
 
     def check(self, instances: int) -> None:
         """Raises UsageError unless somebody is left to make tokens."""

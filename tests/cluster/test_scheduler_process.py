@@ -19,12 +19,12 @@ from frame.server import wait_for
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.fleet import Fleet
-from llumnix.control.scheduler_events import DeclareLost, ReplayRest, SetDraining, StartInstances, StopInstance
+from llumnix.control.scheduler_events import DeclareLost, ReplayRest, SetDraining, SetRole, StartInstances, StopInstance
 from llumnix.decision_log import read_log
 from llumnix.journal.journal import ALL_ENTRIES
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
@@ -37,6 +37,7 @@ from llumnix.wire.to_scheduler import (
     AddInstances,
     DrainInstance,
     FleetChanged,
+    GiveRole,
     InstanceServing,
     ListDrains,
     ReplayedElsewhere,
@@ -325,6 +326,24 @@ def test_more_instances_are_asked_of_the_launcher(world: World) -> None:
     world.tell(AddInstances(count=2, query=9, reply_to=world.book.front_end(0)))
     assert world.wait_for(world.launcher[1], StartInstances, nothing).count == 2
     assert world.wait_for(world.front_end[1], Answer, nothing).ok
+
+
+def test_one_more_is_to_replace_somebody_who_is_there(world: World) -> None:
+    world.report(I0)
+    world.tell(AddInstances(count=1, replaces=I0, query=9, reply_to=world.book.front_end(0)))
+    assert world.wait_for(world.launcher[1], StartInstances, nothing).replaces == I0
+    assert world.wait_for(world.front_end[1], Answer, nothing).ok
+    world.tell(AddInstances(count=1, replaces=InstanceId("i7"), query=10, reply_to=world.book.front_end(0)))
+    answer = world.wait_for(world.front_end[1], Answer, nothing)
+    assert (answer.ok, answer.why) == (False, "there is no instance i7")
+
+
+def test_role_is_told_to_the_instance_and_to_the_launcher_for_whoever_comes_after_it(world: World) -> None:
+    world.report(I0)
+    world.tell(GiveRole(instance=I0, role=Role.PREFILL, query=9, reply_to=world.book.front_end(0)))
+    for inbox in (world.instances[I0][1], world.launcher[1]):
+        order = world.wait_for(inbox, SetRole, nothing)
+        assert (order.instance, order.role) == (I0, Role.PREFILL)
 
 
 def test_impossible_count_is_refused(world: World) -> None:

@@ -39,6 +39,7 @@ from llumnix.cluster.supervisor import Supervisor
 from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
 from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
+from llumnix.roles_config import RolesConfig
 from llumnix.types import InstanceId
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
 from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
@@ -64,10 +65,11 @@ class Server:
         front_ends: int = 1,
         parallel_starts: int = 8,
         most: int | None = None,
+        roles: RolesConfig | None = None,
         **config: Any,
     ) -> None:
         cluster = ClusterConfig(instances=instances, **config)
-        self.supervisor = Supervisor(cluster, "here", front_ends, parallel_starts, most)
+        self.supervisor = Supervisor(cluster, "here", front_ends, parallel_starts, most, roles)
         self.running: list[str] = []
         self.next_pid = 100
         self.pids: dict[str, int] = {}

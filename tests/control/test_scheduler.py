@@ -400,6 +400,10 @@ def test_memory_of_lost_instances_is_bounded() -> None:
 
 def test_start_is_passed_on() -> None:
     assert Body().tell(StartRequested(at=0.0, count=2)) == [StartInstances(count=2, reason="2 more asked for", order=1)]
+    one = InstanceId("a")
+    assert Body().tell(StartRequested(at=0.0, count=1, replaces=one)) == [
+        StartInstances(count=1, reason="1 more asked for, with the role of a", order=1, replaces=one)
+    ]
 
 
 def test_restarted_scheduler_needs_only_the_next_reports() -> None:

@@ -24,7 +24,7 @@ from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
 from llumnix.wire.news import InstanceStarting
 from llumnix.wire.to_front_end import Answer, DrainReports, MigrateAnswer, RequestRow, ScalingStatus
-from llumnix.wire.to_scheduler import DrainInstance, GiveRole, UndrainInstance
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, UndrainInstance
 
 
 def record(request: str) -> MigrationRecord:
@@ -127,6 +127,18 @@ async def test_scheduler_that_does_not_answer_is_503(board: Board) -> None:
     answer = await ask(board, "POST", "/instances", json={"count": 1})
     assert answer.status_code == 503
     assert "restarted" in answer.json()["reason"]
+
+
+async def test_one_instance_is_started_in_the_role_of_one_that_is_there(board: Board) -> None:
+    assert (await ask(board, "POST", "/instances", json={"count": 1, "replaces": "i0"})).status_code == 202
+    order = board.asked[-1]
+    assert isinstance(order, AddInstances)
+    assert order.replaces == "i0"
+    for gone_or_unknown, status in (("i9", 409), ("i7", 404)):
+        answer = await ask(board, "POST", "/instances", json={"count": 1, "replaces": gone_or_unknown})
+        assert answer.status_code == status
+    answer = await ask(board, "POST", "/instances", json={"count": 2, "replaces": "i0"})
+    assert (answer.status_code, answer.json()["reason"]) == (400, "One instance replaces another, not 2.")
 
 
 async def test_refusal_of_the_scheduler_is_409(board: Board) -> None:

@@ -201,6 +201,9 @@ class MovedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class StartBody(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     """From 1 to 64."""
+    replaces: InstanceId | None = None
+    """An instance that is to be drained when the new one runs, which begins with its role; `count` is 1 then. Null: new
+    ones have the roles that are missing."""
 
 
 class StartedAnswer(msgspec.Struct, frozen=True, kw_only=True):

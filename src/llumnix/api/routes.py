@@ -85,7 +85,13 @@ ROUTES = (
         body=bodies.StartBody,
         answer=bodies.StartedAnswer,
         status=202,
-        refusals={400: _BODY, 409: "The scheduler will not; the reason says why.", 413: _LARGE, **_SILENT},
+        refusals={
+            400: _BODY,
+            404: "There is no instance to be replaced.",
+            409: "The scheduler will not; the reason says why.",
+            413: _LARGE,
+            **_SILENT,
+        },
     ),
     Route(
         method="POST",

@@ -46,7 +46,7 @@ from llumnix.cluster.run_dir import private_run_dir
 from llumnix.cluster.service_manager import ServiceManager
 from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
-from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
+from llumnix.control.scheduler_events import DeclareLost, SetRole, StartInstances, StopInstance
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments, has_flag
 from llumnix.wire.addresses import AddressBook
@@ -86,7 +86,12 @@ class Launcher:
         self._logs = LogFolder(arguments.cluster, Path(book.run_dir))
         self._node = socket.gethostname()
         self._supervisor = Supervisor(
-            arguments.cluster, self._node, arguments.front_ends, parallel_starts(arguments.cluster), most
+            arguments.cluster,
+            self._node,
+            arguments.front_ends,
+            parallel_starts(arguments.cluster),
+            most,
+            arguments.policy.roles,
         )
         self._events: queue.SimpleQueue[supervision.SupervisorEvent] = queue.SimpleQueue()
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -184,7 +189,7 @@ class Launcher:
             case Report():
                 if not self._supervisor.serves(message.info.id):  # else a heartbeat like thousands before it
                     self._post(supervision.InstanceServes(message.info.id, message.info.control))
-            case StartInstances() | StopInstance() | DeclareLost() | SchedulerLives() | FrontEndLives():
+            case StartInstances() | StopInstance() | SetRole() | DeclareLost() | SchedulerLives() | FrontEndLives():
                 self._post(message)
             case _:
                 assert_never(message)

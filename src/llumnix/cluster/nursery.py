@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, assert_never, cast
 
+import msgspec
+
 from llumnix import linux
 from llumnix.cluster import forking, json_logs, logs, run_dir
 from llumnix.cluster.leftovers import Leftovers
@@ -253,9 +255,7 @@ class Nursery:
         forking.keep_temporary_files_in(self._temporary(fork.id))
         common = self._common
         spec = InstanceSpec(
-            id=fork.id,
-            index=fork.index,
-            slot=fork.slot,
+            **msgspec.structs.asdict(fork),
             device_slot=0 if common.alone else fork.slot,
             node=common.node,
             book=self._book,

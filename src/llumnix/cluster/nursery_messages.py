@@ -9,7 +9,7 @@ import msgspec
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.policy.classes import Classes
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from llumnix.wire.addresses import AddressBook
 
 _LARGEST = 1 << 20  # bytes of one message; a command line is at most a fraction of it
@@ -51,6 +51,8 @@ class ForkInstance(_Message, frozen=True, kw_only=True, tag=True):
     id: InstanceId
     index: int
     slot: int
+    role: Role = Role.MIXED
+    """With which it begins."""
 
 
 class ForkFrontEnd(_Message, frozen=True, kw_only=True, tag=True):

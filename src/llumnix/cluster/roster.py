@@ -9,7 +9,9 @@ from typing import Generic, TypeVar
 
 from llumnix.cluster.nursery_messages import front_end_name
 from llumnix.control.fleet import Fleet
-from llumnix.types import InstanceId
+from llumnix.control.wanted_roles import WantedRoles
+from llumnix.roles_config import RolesConfig
+from llumnix.types import InstanceId, Role
 
 INDICES = 65_536
 """vLLM's engines have a number of two bytes. A server that scales up and down gets there in some months."""
@@ -127,17 +129,28 @@ class Place(Generic[ProcessT]):
     process: ProcessT | None = None
     extra: bool = False
     """Asked for while others serve, and never filled yet: not worth trying for ever."""
+    role: Role = Role.MIXED
+    """Of the instance that is here, and of whoever comes after it."""
 
     def due(self, at: float) -> bool:
         return self.process is None and self.attempts.not_before_s <= at
 
 
 class Roster:
-    def __init__(self, instances: int, front_ends: int, per_gpu: int = 1, most: int | None = None) -> None:
+    def __init__(
+        self,
+        instances: int,
+        front_ends: int,
+        per_gpu: int = 1,
+        most: int | None = None,
+        roles: RolesConfig | None = None,
+    ) -> None:
         """`most`: instances that there are devices for; None if nobody knows."""
         self._per_gpu = per_gpu
         self._most = most
-        self.slots: dict[int, Place[Instance]] = {slot: Place() for slot in range(instances)}
+        self._wanted_roles = WantedRoles(roles or RolesConfig())
+        self.slots: dict[int, Place[Instance]] = {}
+        self.add_slots(instances, extra=False)
         self.front_end_places: dict[int, Place[FrontEndProcess]] = {index: Place() for index in range(front_ends)}
         self.littered: dict[int, str] = {}
         """Slots that may not be used yet: something of the instance that was there holds their GPUs."""
@@ -214,10 +227,21 @@ class Roster:
         """Nothing is left of the process that ended under this name."""
         self.littered = {slot: child for slot, child in self.littered.items() if child != name}
 
-    def add_slots(self, count: int, extra: bool = True) -> None:
-        """The smallest free numbers, so that a slot's GPUs are used again."""
+    def add_slots(self, count: int, extra: bool = True, instead_of: Instance | None = None) -> None:
+        """The smallest free numbers, so that a slot's GPUs are used again. Their role is the one of who goes and they
+        stand in for (`instead_of`), otherwise one that is missing."""
         for _ in range(count):
-            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=extra)
+            if instead_of is not None:
+                role = self.slots[instead_of.slot].role
+            else:
+                role = self._wanted_roles.of_another(place.role for place in self.slots.values())
+            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=extra, role=role)
+
+    def give_role(self, instance: Instance, role: Role) -> None:
+        """It has this role from now on, and so has whoever takes its place."""
+        place = self.slots[instance.slot]
+        self._wanted_roles.change(place.role, role)
+        place.role = role
 
     def place_instance(self, slot: int, at: float, kill_at_s: float) -> Instance:
         """A new incarnation: its id was never used before, nor was its index for as long as there are numbers."""

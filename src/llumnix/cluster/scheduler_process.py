@@ -155,8 +155,7 @@ class SchedulerProcess:
                 part = self._notes.journal.read(message.places, message.limit, message.wanted)
                 self._mailbox.post(message.reply_to, JournalRead(query=message.query, part=part))
             case HeldHere():
-                front_end, requests, tokens = message.front_end, message.requests, message.tokens
-                self._handle(control.DemandHeld(at=at, front_end=front_end, requests=requests, tokens=tokens))
+                self._handle(control.DemandHeld(at=at, **msgspec.structs.asdict(message)))
             case DrainInstance() | UndrainInstance() | GiveRole() | AddInstances() | ListDrains():
                 self._wishes.take(message, at)
             case _:
@@ -196,15 +195,17 @@ class SchedulerProcess:
                 self._wake_at_s = command.at
             case control.MoveRequest():
                 self._move(command)
-            case control.SetDraining() | control.SetRole():
+            case control.SetDraining():
                 self._post_to(command.instance, command)
             case control.ReplayRest():
                 log.info("what is left on %s is to be replayed: %s", command.instance, command.reason)
                 self._tell_front_ends(command)
             case control.DrainFinished():
                 log.info("%s: %s", command.reason, msgspec.json.encode(command.report).decode())
-            case control.StartInstances() | control.StopInstance():
+            case control.StartInstances() | control.StopInstance() | control.SetRole():
                 self._mailbox.post(self._book.launcher, command)
+                if isinstance(command, control.SetRole):
+                    self._post_to(command.instance, command)
             case control.DeclareLost():
                 self._declare_lost(command)
             case control.ScalingDecided() | control.RolesAdvised():

@@ -19,7 +19,7 @@ from llumnix.cluster.nursery_messages import (
     StopListening,
     Waiting,
 )
-from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
+from llumnix.control.scheduler_events import DeclareLost, SetRole, StartInstances, StopInstance
 from llumnix.types import InstanceId
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
@@ -78,6 +78,7 @@ SupervisorEvent = (
     | FrontEndLives
     | StartInstances
     | StopInstance
+    | SetRole
     | DeclareLost
     | Terminate
 )

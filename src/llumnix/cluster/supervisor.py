@@ -7,7 +7,8 @@ rule below is a test that takes no time.
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
 keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends. One
 that was asked for later and does not start is given up after a few attempts. One whose machine is being taken away is
-drained while another one starts for it. The scheduler is told of every change in the number of instances.
+drained while another one starts for it. Whoever starts for another one has its role. The scheduler is told of every
+change in the number of instances.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from llumnix.cluster.supervision import (
 )
 from llumnix.config import ClusterConfig
 from llumnix.control.fleet import Fleet
-from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
+from llumnix.control.scheduler_events import DeclareLost, SetRole, StartInstances, StopInstance
+from llumnix.roles_config import RolesConfig
 from llumnix.types import InstanceId
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting
 from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
@@ -65,13 +67,19 @@ class Supervisor:
     """`parallel_starts` instances start at once; more would only take each other's cores."""
 
     def __init__(
-        self, config: ClusterConfig, node: str, front_ends: int, parallel_starts: int, most: int | None = None
+        self,
+        config: ClusterConfig,
+        node: str,
+        front_ends: int,
+        parallel_starts: int,
+        most: int | None = None,
+        roles: RolesConfig | None = None,
     ) -> None:
         """`most`: instances that there are devices for; None if nobody knows."""
         self._config = config
         self._node = node
         self._parallel_starts = parallel_starts
-        self._roster = Roster(config.instances, front_ends, config.instances_per_gpu, most)
+        self._roster = Roster(config.instances, front_ends, config.instances_per_gpu, most, roles)
         self._scheduler_attempts = Retries()
         self._scheduler_started_s: float | None = None
         self._scheduler_watch = Watch(_SILENT_S)
@@ -139,6 +147,8 @@ class Supervisor:
                 return self._on_start_requested(event)
             case StopInstance():
                 return self._on_stop_requested(event, at)
+            case SetRole():
+                return self._on_role_given(event)
             case DeclareLost():
                 return self._kill(event.instance, event.why, replace=True)
             case Terminate():
@@ -194,7 +204,8 @@ class Supervisor:
         commands: list[SupervisorCommand] = []
         for number in self._roster.one_for_each_gpu(due)[:may_start]:
             instance = self._roster.place_instance(number, at, kill_at_s=at + self._config.start_timeout_s)
-            commands.append(ForkInstance(id=instance.id, index=instance.index, slot=number))
+            role = self._roster.slots[number].role
+            commands.append(ForkInstance(id=instance.id, index=instance.index, slot=number, role=role))
         return commands
 
     def _on_waits(self, event: Waiting) -> list[SupervisorCommand]:
@@ -272,9 +283,17 @@ class Supervisor:
     def _on_start_requested(self, event: StartInstances) -> list[SupervisorCommand]:
         if self._stopping:
             return []
-        self._roster.add_slots(event.count)
+        replaced = None if event.replaces is None else self._roster.instance(event.replaces)
+        self._roster.add_slots(event.count, instead_of=replaced)
         self._last_order = max(self._last_order, event.order)
         return [Say(f"starting more instances: {event.reason}")]
+
+    def _on_role_given(self, event: SetRole) -> list[SupervisorCommand]:
+        """The scheduler has told the instance, too."""
+        instance = self._roster.instance(event.instance)
+        if instance is not None:
+            self._roster.give_role(instance, event.role)
+        return []
 
     # ending
 
@@ -285,7 +304,7 @@ class Supervisor:
         if instance is None or self._stopping or instance.end or instance.leaves is not None:
             return []
         said = Say(f"{instance.id} moves out: {event.why}; another starts for it")
-        self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra)
+        self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra, instead_of=instance)
         if instance.starting:  # that says nothing of whether it would start
             instance.end, instance.replace = event.why, False
             return [said, Signal(instance.id, kill=True)]

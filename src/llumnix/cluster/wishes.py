@@ -123,10 +123,10 @@ class Wishes:
         )
 
     def _on_add(self, message: AddInstances, at: float) -> None:
-        why = self._why_not_added(message.count)
+        why = self._why_not_added(message.count) or (message.replaces and self._why_not_there(message.replaces)) or ""
         self._answer(message.reply_to, message.query, why)
         if not why:
-            self._handle(control.StartRequested(at=at, count=message.count))
+            self._handle(control.StartRequested(at=at, count=message.count, replaces=message.replaces))
 
     def _why_not_added(self, count: int) -> str:
         if not 1 <= count <= LARGEST_START:

@@ -117,7 +117,8 @@ class GlobalScheduler:
             case DemandHeld():
                 self._view.holds(event)
             case StartRequested():
-                return [self._start(event.at, event.count, f"{event.count} more asked for")]
+                instead = "" if event.replaces is None else f", with the role of {event.replaces}"
+                return [self._start(event.at, event.count, f"{event.count} more asked for{instead}", event.replaces)]
             case FleetReported():
                 self.fleet.tell(event.at, event.fleet)
             case _:
@@ -194,8 +195,8 @@ class GlobalScheduler:
             case _:
                 assert_never(event)
 
-    def _start(self, at: float, count: int, reason: str) -> StartInstances:
-        return StartInstances(count=count, reason=reason, order=self.fleet.order(at, count))
+    def _start(self, at: float, count: int, reason: str, replaces: InstanceId | None = None) -> StartInstances:
+        return StartInstances(count=count, reason=reason, order=self.fleet.order(at, count), replaces=replaces)
 
     def _forget(self, at: float, instance: InstanceId) -> list[SchedulerCommand]:
         known = self._view.forget(instance)

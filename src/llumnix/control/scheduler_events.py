@@ -93,6 +93,8 @@ class RequestsReplayed(_Event, frozen=True, kw_only=True, tag=True):
 
 class StartRequested(_Event, frozen=True, kw_only=True, tag=True):
     count: int
+    replaces: InstanceId | None = None
+    """Who is to go when they serve: they have its role."""
 
 
 class FleetReported(_Event, frozen=True, kw_only=True, tag=True):
@@ -172,7 +174,7 @@ class SetDraining(_Command, frozen=True, kw_only=True, tag=True):
 
 
 class SetRole(_Command, frozen=True, kw_only=True, tag=True):
-    """To the instance: report this role from now on, and act on it."""
+    """To the instance: report this role from now on, and act on it. To the launcher: whoever takes its place has it."""
 
     instance: InstanceId
     role: Role
@@ -226,6 +228,8 @@ class StartInstances(_Command, frozen=True, kw_only=True, tag=True):
     reason: str
     order: int
     """Number of this order; the launcher repeats it in its counts (`Fleet.last_order`)."""
+    replaces: InstanceId | None = None
+    """They have the role of this one; None: the roles that are missing."""
 
 
 class ScalingDecided(_Command, frozen=True, kw_only=True, tag=True):

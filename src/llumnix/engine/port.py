@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.policy.classes import Classes
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 from llumnix.wire.addresses import AddressBook
 
 END_NOW = signal.SIGINT
@@ -43,6 +43,8 @@ class InstanceSpec:
     device_slot: int
     """Which of the visible devices are its own: the n-th group of as many as it has workers. With
     `cluster.instances_per_gpu` so many slots have one group in common."""
+    role: Role = Role.MIXED
+    """What it is preferred for until it is told otherwise: as the one before it was."""
     node: str
     book: AddressBook
     policy: PolicyConfig

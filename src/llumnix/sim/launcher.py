@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 from llumnix.config import PolicyConfig
 from llumnix.control import scheduler_events as sched
 from llumnix.control.fleet import Fleet
+from llumnix.control.wanted_roles import WantedRoles
 from llumnix.policy.catalogue import find_policy
 from llumnix.sim.engine.engine import Scheduler
 from llumnix.sim.engine.vllm01 import PrefillFirst
@@ -19,7 +19,7 @@ from llumnix.sim.network import Network
 from llumnix.sim.outcome import InstanceLife
 from llumnix.sim.setup import RunSetup, instance_name
 from llumnix.sim.world import World
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, Role
 
 DEATH_NOTICED_S = 0.1
 """From the death of a process until everybody knows (its socket and its process handle tell)."""
@@ -58,7 +58,9 @@ class SimLauncher:
         self._tell = tell
         self._local_scheduler = local_scheduler(setup.profile.scheduler.kind, setup.policy)
         self._last_order = 0
-        self._slots: dict[InstanceId, int] = {}
+        self._wanted_roles = WantedRoles(setup.policy.roles)
+        self._roles: dict[InstanceId, Role] = {}
+        """Of those that exist."""
 
     @property
     def starting(self) -> int:
@@ -85,6 +87,12 @@ class SimLauncher:
     def stop(self, name: InstanceId) -> None:
         self._remove(name, "stopped")
 
+    def give_role(self, order: sched.SetRole) -> None:
+        """The instance is told, too."""
+        if order.instance in self._roles:
+            self._wanted_roles.change(self._roles[order.instance], order.role)
+            self._roles[order.instance] = order.role
+
     def kill(self, name: InstanceId) -> None:
         """It is gone at once, and another one takes its place."""
         if name in self._instances:
@@ -102,6 +110,7 @@ class SimLauncher:
         """An instance is ordered, and paid for from now on."""
         name = instance_name(len(self.lives))
         life = self.lives[name] = InstanceLife(name, self._kernel.now)
+        self._roles[name] = self._wanted_roles.of_another(self._roles.values())
         self._count()
         return life
 
@@ -111,7 +120,7 @@ class SimLauncher:
     def _start_instance(self, life: InstanceLife) -> None:
         name = InstanceId(life.instance)
         instance = SimInstance(name, self._world, self._local_scheduler, self._setup.unit_tokens)
-        instance.take_role(self._setup.policy.roles.role_of(self._take_slot(name)))
+        instance.take_role(self._roles[name])
         self._instances[name] = instance
         self._tell(sched.InstanceStarted(at=self._kernel.now, instance=name))
         # An instance counts as started when its first report is there.
@@ -125,18 +134,11 @@ class SimLauncher:
             self._kernel.after(2 * self._network.message_s, self._front_end.admit, name)
         self._tell_fleet()
 
-    def _take_slot(self, name: InstanceId) -> int:
-        """The smallest one that is free."""
-        taken = {*self._slots.values()}
-        slot = next(slot for slot in count() if slot not in taken)
-        self._slots[name] = slot
-        return slot
-
     def _remove(self, name: InstanceId, why: str) -> None:
         instance = self._instances.pop(name, None)
         if instance is None:
             return
-        del self._slots[name]
+        del self._roles[name]
         lost = instance.die()
         self.lives[name].ended_s = self._kernel.now
         self._count()

@@ -99,6 +99,7 @@ class SimScheduler:
             case sched.SetDraining():
                 self._network.deliver(instance.set_draining, command.draining, command.keep)
             case sched.SetRole():
+                self._launcher.give_role(command)
                 self._network.deliver(instance.set_role, command.role)
             case _:
                 assert_never(command)

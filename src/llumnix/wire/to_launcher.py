@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from llumnix.control.scheduler_events import DeclareLost, StartInstances, StopInstance
+from llumnix.control.scheduler_events import DeclareLost, SetRole, StartInstances, StopInstance
 from llumnix.wire.base import Wire
 from llumnix.wire.news import Report
 
@@ -21,6 +21,6 @@ class FrontEndLives(Wire, frozen=True, kw_only=True, tag=True):
     pid: int
 
 
-ToLauncher = Report | StartInstances | StopInstance | DeclareLost | SchedulerLives | FrontEndLives
+ToLauncher = Report | StartInstances | StopInstance | SetRole | DeclareLost | SchedulerLives | FrontEndLives
 
 LAUNCHER_MAIL: msgspec.msgpack.Decoder[ToLauncher] = msgspec.msgpack.Decoder(ToLauncher)

@@ -81,9 +81,10 @@ class GiveRole(Wire, frozen=True, kw_only=True, tag=True):
 
 
 class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
-    """Start `count` more."""
+    """Start `count` more, with the role of the one that they replace, if any."""
 
     count: int
+    replaces: InstanceId | None = None
     query: int
     reply_to: str
 

@@ -120,7 +120,7 @@ class Office:
 
     def open(self) -> None:
         """Tells everybody. From here on requests and migrations come."""
-        self.reports.take_role(self._spec.policy.roles.role_of(self._spec.slot))
+        self.reports.take_role(self._spec.role)
         self.reports.send()
         self._heart.interval_s = self.reports.heartbeat_s
         self._mailbox.start()

@@ -127,7 +127,8 @@ def _add_acting(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     @router.post("/instances")
     async def add(request: Request) -> Response:
         async def act() -> Response:
-            return await sizing.start(board, (await body_of(request, {"count": int}))["count"])
+            body = await body_of(request, {"count": int, "replaces": str | None})
+            return await sizing.start(board, body["count"], body["replaces"])
 
         return await guard.answer(request, act)
 

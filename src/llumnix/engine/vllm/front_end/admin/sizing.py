@@ -19,10 +19,16 @@ from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, Lis
 _SCHEDULER_TIMEOUT_S = 5.0
 
 
-async def start(board: Switchboard, count: Any) -> Response:
+async def start(board: Switchboard, count: Any, replaces: str | None) -> Response:
     if isinstance(count, bool) or not 1 <= count <= LARGEST_START:
         raise Bad(400, f"count must be a number from 1 to {LARGEST_START}, not {shown(count)}.")
-    await _ask_scheduler(board, lambda query: AddInstances(count=count, query=query, reply_to=board.address))
+    old = None if replaces is None else InstanceId(replaces)
+    if old is not None and count != 1:
+        raise Bad(400, f"One instance replaces another, not {count}.")
+    if old is not None and old not in board.client.members.by_id:
+        raise unknown_or_gone(board, old)
+    order = AddInstances(count=count, replaces=old, query=0, reply_to=board.address)
+    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
     return answer(bodies.StartedAnswer(starting=count), 202)
 
 
