@@ -113,6 +113,14 @@ class ClusterView:
         known = self._known.get(instance)
         return None if known is None or known.snapshot is None else self._as_ordered(known, known.snapshot)
 
+    def as_target(self, instance: InstanceId) -> InstanceSnapshot | None:
+        """As `look`, and what is promised there counts as taken, though nobody has reserved it yet."""
+        known, snapshot = self._known.get(instance), self.look(instance)
+        if known is None or known.snapshot is None or snapshot is None:
+            return None
+        promised = self._moves.promised_blocks(instance, known.snapshot.incoming)
+        return replace(snapshot, free_blocks=max(0, snapshot.free_blocks - promised)) if promised else snapshot
+
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster by the last reports and the orders that went out since."""
         known = (self._known[instance] for instance in self.ids)

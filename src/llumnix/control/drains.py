@@ -6,8 +6,8 @@ from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits, DrainOrder
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
-from llumnix.control.orders import MoveCause, MoveOrder
-from llumnix.control.scheduler_events import DrainFinished, DrainReport, MoveRequest, RequestsReplayed, SchedulerCommand
+from llumnix.control.orders import MoveCause
+from llumnix.control.scheduler_events import DrainFinished, DrainReport, RequestsReplayed, SchedulerCommand
 from llumnix.policy.draining import DrainTerms, place_drained
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState, by_number
@@ -120,17 +120,17 @@ class Drains:
             backing_off=self._back_off.pairs(at),
         )
         places = place_drained(snapshot, self._freest.first(TARGETS_TRIED), terms) if terms.moves > 0 else ()
-        commands: list[SchedulerCommand] = []
-        for place in places:
-            order = MoveOrder(
-                move_id=self._moves.ask(at, (snapshot.id, place.target), place.count),
-                target=place.target,
-                cause=MoveCause.DRAIN,
-                reason=f"{snapshot.id} drains, {left} left; {place}",
-                wanted=Wanted(count=place.count, room_blocks=place.room_blocks),
+        return [
+            self._moves.request(
+                at,
+                (snapshot.id, place.target),
+                Wanted(count=place.count, room_blocks=place.promised_blocks),
+                MoveCause.DRAIN,
+                f"{snapshot.id} drains, {left} left; {place}",
+                promises=True,
             )
-            commands.append(MoveRequest(source=snapshot.id, order=order))
-        return commands
+            for place in places
+        ]
 
     def _remember(self, commands: list[SchedulerCommand]) -> list[SchedulerCommand]:
         for command in commands:

@@ -16,7 +16,7 @@ from llumnix.types import InstanceId, Role
 
 
 class Freest:
-    """Orders are by the last reports; what `first` yields counts what was ordered since."""
+    """Orders are by the last reports; what `first` yields counts what was ordered and promised since."""
 
     def __init__(self, view: ClusterView, priority_target_tokens: int | None) -> None:
         self._view = view
@@ -39,6 +39,6 @@ class Freest:
 
     def first(self, most: int) -> Iterator[InstanceSnapshot]:
         for _, _, instance in self._order[:most]:
-            snapshot = self._view.look(instance)
+            snapshot = self._view.as_target(instance)
             if snapshot is not None:
                 yield snapshot

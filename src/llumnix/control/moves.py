@@ -26,6 +26,7 @@ Ends = tuple[InstanceId, InstanceId]
 class _Asked(msgspec.Struct):
     count: int
     deadline_s: float
+    promised_blocks: int
 
 
 class MovesInFlight:
@@ -37,6 +38,7 @@ class MovesInFlight:
         self._asked: dict[Ends, _Asked] = {}
         self._outgoing: dict[InstanceId, int] = {}
         self._incoming: dict[InstanceId, int] = {}
+        self._promised: dict[InstanceId, int] = {}
 
     def __len__(self) -> int:
         return sum(asked.count for asked in self._asked.values())
@@ -47,18 +49,27 @@ class MovesInFlight:
     def incoming(self, target: InstanceId) -> int:
         return self._incoming.get(target, 0)
 
-    def ask(self, at: float, ends: Ends, count: int) -> MoveId:
-        """Remembers an order to move so many, and names it."""
-        asked = self._asked.setdefault(ends, _Asked(0, 0.0))
+    def promised_blocks(self, target: InstanceId, arrived: int) -> int:
+        """What those of its incoming moves may take there that have not reserved it yet: all but `arrived` of them."""
+        incoming = self.incoming(target)
+        promised = self._promised.get(target, 0)
+        return -(-promised * (incoming - arrived) // incoming) if incoming > arrived else 0
+
+    def ask(self, at: float, ends: Ends, count: int, promised_blocks: int = 0) -> MoveId:
+        """Remembers an order to move so many, and what it may take at the target, and names it."""
+        asked = self._asked.setdefault(ends, _Asked(0, 0.0, 0))
         asked.deadline_s = at + MOVE_DEADLINE_S
-        self._change(ends, count)
+        self._change(ends, count, promised_blocks)
         self._orders += 1
         return MoveId(f"{self._name}-{self._orders}")
 
-    def request(self, at: float, ends: Ends, wanted: Wanted, cause: MoveCause, reason: str) -> MoveRequest:
-        """The order to move some that the source picks, remembered."""
+    def request(
+        self, at: float, ends: Ends, wanted: Wanted, cause: MoveCause, reason: str, *, promises: bool = False
+    ) -> MoveRequest:
+        """The order to move some that the source picks, remembered. `promises`: the room that it names is theirs, and
+        nobody else's."""
         source, target = ends
-        move_id = self.ask(at, ends, wanted.count)
+        move_id = self.ask(at, ends, wanted.count, wanted.room_blocks or 0 if promises else 0)
         order = MoveOrder(move_id=move_id, target=target, cause=cause, reason=reason, wanted=wanted)
         return MoveRequest(source=source, order=order)
 
@@ -67,7 +78,8 @@ class MovesInFlight:
         asked = self._asked.get(ends)
         if asked is None:
             return False
-        self._change(ends, -asked.count if whole else -1)
+        ended = asked.count if whole else 1
+        self._change(ends, -ended, -(asked.promised_blocks * ended // asked.count))
         return True
 
     def expire(self, at: float) -> None:
@@ -79,15 +91,21 @@ class MovesInFlight:
         for ends in [ends for ends in self._asked if instance in ends]:
             self.end(ends, whole=True)
 
-    def _change(self, ends: Ends, by: int) -> None:
+    def _change(self, ends: Ends, by: int, promised_blocks: int) -> None:
         asked = self._asked[ends]
         asked.count += by
+        asked.promised_blocks += promised_blocks
         if not asked.count:
             del self._asked[ends]
-        for counts, instance in ((self._outgoing, ends[0]), (self._incoming, ends[1])):
-            counts[instance] = counts.get(instance, 0) + by
-            if not counts[instance]:
-                del counts[instance]
+        source, target = ends
+        for sums, instance, more in (
+            (self._outgoing, source, by),
+            (self._incoming, target, by),
+            (self._promised, target, promised_blocks),
+        ):
+            sums[instance] = sums.get(instance, 0) + more
+            if not sums[instance]:
+                del sums[instance]
 
 
 class _Refusals(msgspec.Struct):

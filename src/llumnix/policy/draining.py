@@ -30,10 +30,11 @@ class DrainTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """`count` requests of at most `room_blocks` together may go to `target`; `str(placement)` is the reason."""
+    """`count` requests of at most `promised_blocks` together may go to `target`; `str(placement)` is the reason."""
 
     target: InstanceId
     count: int
+    promised_blocks: int
     room_blocks: int
     freeness: float
 
@@ -73,7 +74,11 @@ def place_drained(
         if after.incoming < terms.max_incoming and room_blocks(after) >= smallest:
             freeness = migration_freeness(after, terms.priority_target_tokens)
             heappush(freest, (comes_last, -freeness, after.id, after))
-    return tuple(Placement(target, count, *first_look[target]) for target, count in dealt.items())
+    most = held_blocks(source) + source.running + source.queued_blocks  # who runs may be about to take one more
+    return tuple(
+        Placement(target, count, min(most, first_look[target][0]), *first_look[target])
+        for target, count in dealt.items()
+    )
 
 
 def _typical_blocks(source: InstanceSnapshot) -> int:

@@ -37,7 +37,7 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         if self.token_s is None or self.here_s is None:
-            return f"tokens are made at {self.target}, which has room for {self.wanted.room_blocks} blocks"
+            return f"tokens are made at {self.target}, where {self.wanted.room_blocks} blocks are kept for them"
         there, here = f"{self.token_s * 1e3:.3g} ms a token at {self.target}", f"{self.here_s * 1e3:.3g} ms a step here"
         return f"tokens are made elsewhere: {there}, {here}"
 
@@ -81,7 +81,9 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
     return tuple(
         Home(
             target=name,
-            wanted=Wanted(count=count, room_blocks=room_blocks(able[name]), to_decode=True),
+            wanted=Wanted(
+                count=count, room_blocks=min(giver.to_decode_blocks, _spare_blocks(able[name])), to_decode=True
+            ),
             token_s=_token_s(able[name], count, blocks),
             here_s=here_s,
         )
@@ -91,14 +93,18 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
 
 
 def _takes(taker: InstanceSnapshot, count: int, blocks: int, terms: HomeTerms) -> bool:
-    """With a block to spare for each request of its own, which grow."""
     if taker.preempted or taker.short_blocks or taker.incoming + count > terms.max_incoming:
         return False
     if taker.running + taker.incoming + count > taker.max_running:
         return False
     token = _token_s(taker, count, blocks)
     in_time = not taker.tpot_target_s or token is None or token <= taker.tpot_target_s
-    return in_time and room_blocks(taker) - taker.running >= count * blocks
+    return in_time and _spare_blocks(taker) >= count * blocks
+
+
+def _spare_blocks(taker: InstanceSnapshot) -> int:
+    """With one left for each request of its own, which grow."""
+    return room_blocks(taker) - taker.running
 
 
 def _token_s(taker: InstanceSnapshot, count: int, blocks: int) -> float | None:
