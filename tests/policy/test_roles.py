@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llumnix.config import PolicyConfig, ScalingConfig
-from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.dispatcher import Dispatch, Dispatcher
 from llumnix.policy.autoscaling import ScaleIn, ScalingState, Stay, scale
 from llumnix.policy.defragmentation import pair_and_make_room
 from llumnix.policy.dispatch import DispatchRequest
@@ -124,13 +124,17 @@ def test_nobody_is_given_more_than_fits_and_comes_in_time(
 # who takes prompts
 
 
-def placed(request: int, *instances: InstanceSnapshot, priority: int = NORMAL) -> str:
+def dispatched(request: int, *instances: InstanceSnapshot, priority: int = NORMAL) -> Dispatch:
     dispatcher = Dispatcher(PolicyConfig())
     for each in instances:
         dispatcher.on_report(each)
     made = dispatcher.dispatch(DispatchRequest(RequestId("r"), request, priority))  # type: ignore[arg-type]
     assert made is not None
-    return made.instance
+    return made
+
+
+def placed(request: int, *instances: InstanceSnapshot, priority: int = NORMAL) -> str:
+    return dispatched(request, *instances, priority=priority).instance
 
 
 HELD_BACK = tokens(running=4, step_tokens=204)
@@ -151,7 +155,9 @@ def test_prompt_goes_to_an_instance_for_tokens_that_is_sooner_with_what_its_targ
 
 
 def test_instance_for_tokens_without_a_target_takes_no_prompts() -> None:
-    assert placed(10, BUSY, tokens(tpot_target_s=0.0)) == "p"
+    made = dispatched(10, BUSY, tokens(tpot_target_s=0.0))
+    assert made.instance == "p"
+    assert str(made.reason) == "p has the best time to a first token of 2: 2.101 s (next d: 0.011 s, for tokens)"
 
 
 def test_important_one_is_not_kept_waiting_by_a_target() -> None:

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.policy.pairing import Rejection, Why
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.why_not import Settled, why_instance_keeps_all, why_not_moved, why_nothing_moves
-from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId, RequestState
+from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId, RequestState, Role
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 TIGHT = InstanceSnapshot(
@@ -186,6 +186,68 @@ def test_of_many_that_were_turned_down_some_are_named() -> None:
     why = why_nothing_moves(cluster(*instances), PolicyConfig(), [])
     assert why.startswith("9 instances would give a request away")
     assert why.endswith("; and 5 more")
+
+
+FOR_PROMPTS = replace(ROOMY, id=I0, role=Role.PREFILL, to_decode=2, to_decode_blocks=15)
+SLOW = StepCost(fixed_ms=40.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
+FOR_TOKENS = replace(ROOMY, role=Role.DECODE)
+IN_TIME = replace(FOR_TOKENS, tpot_target_s=0.03)
+HOMES: list[tuple[tuple[InstanceSnapshot, ...], str]] = [
+    ((FOR_TOKENS,), ": what runs there leaves it with its first token"),
+    (
+        (replace(FOR_TOKENS, free_blocks=17),),
+        ", and nobody takes those that make tokens: i1: no room beside those that it has",
+    ),
+    (
+        (replace(IN_TIME, step_cost=SLOW),),
+        ", and nobody takes those that make tokens: i1: tokens would come later than its target",
+    ),
+    (
+        (replace(FOR_TOKENS, preempted=1), replace(FOR_PROMPTS, id=InstanceId("i2"))),
+        ", and nobody takes those that make tokens: i1: short of blocks itself; i2: for prompts, too",
+    ),
+    ((replace(FOR_PROMPTS, id=I1),), ", and there is no other instance that takes requests and makes tokens"),
+    (
+        (replace(FOR_TOKENS, state=InstanceState.DRAINING),),
+        ", and there is no other instance that takes requests and makes tokens",
+    ),
+]
+
+
+@pytest.mark.parametrize(("others", "why"), HOMES)
+def test_who_runs_on_an_instance_for_prompts_leaves_it_or_is_taken_by_nobody(
+    others: tuple[InstanceSnapshot, ...], why: str
+) -> None:
+    known = (FOR_PROMPTS, *others)
+    settled = replace(SETTLED, instance=FOR_PROMPTS, cluster=known, request=replace(REQUEST, needed_blocks=8))
+    sentence = f"i0 is for prompts{why}"
+    assert why_not_moved(settled, PolicyConfig(), []) == sentence
+    spared = "; none that makes tokens moves to it, for it is for prompts"
+    assert why_instance_keeps_all(FOR_PROMPTS, PolicyConfig(), [], cluster=known) == sentence + spared
+    if sum(each.state is InstanceState.RUNNING for each in known) > 1:
+        assert why_nothing_moves(cluster(*known), PolicyConfig(), []) == sentence
+
+
+def test_who_waits_on_an_instance_for_prompts_moves_like_any_other() -> None:
+    settled = replace(request(state=RequestState.WAITING), instance=FOR_PROMPTS, cluster=(FOR_PROMPTS, FOR_TOKENS))
+    assert why_not_moved(settled, PolicyConfig(), []).startswith("i0 gives nothing away: its freeness 9")
+    running = replace(settled, request=REQUEST)
+    assert why_not_moved(running, PolicyConfig(migration=False), []) == "nothing moves by itself: --no-migration"
+
+
+def test_what_a_role_keeps_from_an_instance_is_said() -> None:
+    keeps = "i1 gives nothing away: its freeness 9 is not below 3 (--migrate-out-freeness)"
+    spared = "it takes prompts only where no other can, for it is for tokens, without --tpot-target-ms"
+    assert why_instance_keeps_all(FOR_TOKENS, PolicyConfig(), []) == f"{keeps}; {spared}"
+    assert why_instance_keeps_all(IN_TIME, PolicyConfig(), []) == keeps, "it takes what its target leaves time for"
+
+
+def test_instance_for_prompts_is_free_and_no_target() -> None:
+    idle = replace(FOR_PROMPTS, id=I1, to_decode=0, to_decode_blocks=0)
+    why = why_nothing_moves(cluster(GIVES, idle), PolicyConfig(), [])
+    assert why == (
+        "i0 would give a request away, and in the last round could not: i0: those that are free enough are for prompts"
+    )
 
 
 def test_without_a_scheduler_nothing_moves() -> None:

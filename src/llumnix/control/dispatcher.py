@@ -27,6 +27,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import (
     MOST_SHOWN,
     STANDING_S,
+    Candidate,
     DispatchReason,
     DispatchRequest,
     Judged,
@@ -155,10 +156,7 @@ class Dispatcher:
             places.sort(key=ranks.__getitem__)
             chosen = places[0]
         places.remove(chosen)
-        shown = [
-            Judged(keys[place][2], judged[place].number, candidates[place].has_room, candidates[place].cached_tokens)
-            for place in (chosen, *places[: MOST_SHOWN - 1])
-        ]
+        shown = [_shown(candidates[place], judged[place]) for place in (chosen, *places[: MOST_SHOWN - 1])]
         return DispatchReason(
             rule.measure,
             tuple(shown),
@@ -250,3 +248,7 @@ class Dispatcher:
             if new is not None:
                 insort(order, new)
         entry.keys = [*keys]
+
+
+def _shown(one: Candidate, judged: Judgement) -> Judged:
+    return Judged(one.instance.id, judged.number, one.has_room, one.cached_tokens, judged.for_tokens)

@@ -62,6 +62,8 @@ class Judgement(msgspec.Struct, frozen=True, gc=False):
     """Lowest first; of equals the one that is first by rank."""
     number: float
     """For people to read."""
+    for_tokens: bool = False
+    """It takes prompts only where no other can (`policy/roles.py`), and so its cost is beyond all others'."""
 
 
 JudgeCandidates = Callable[[DispatchRequest, Sequence[Candidate]], list[Judgement]]
@@ -105,6 +107,8 @@ class Judged(msgspec.Struct, frozen=True, gc=False):
     """False: the request would have to wait there for memory."""
     cached_tokens: int = 0
     """Of its prompt, that need no computing there."""
+    for_tokens: bool = False
+    """Any other that can take it comes before, whatever the numbers."""
 
 
 class DispatchReason(msgspec.Struct, frozen=True, gc=False):
@@ -137,7 +141,8 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
 
     def _number(self, judged: Judged) -> str:
         cached = f", {judged.cached_tokens:,} tokens cached" if judged.cached_tokens else ""
-        return f"{judged.number:.4g}{self.unit and ' '}{self.unit}{cached}"
+        role = ", for tokens" if judged.for_tokens else ""
+        return f"{judged.number:.4g}{self.unit and ' '}{self.unit}{cached}{role}"
 
 
 def queued_demand_blocks(prompt_tokens: int, block_tokens: int, state_blocks: int = 0) -> int:

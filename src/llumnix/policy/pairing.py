@@ -69,6 +69,7 @@ class Why(StrEnum):
     """Why a source, or a pair, was turned down."""
 
     NO_TARGET = "no instance is free enough"
+    ONLY_FOR_PROMPTS = "those that are free enough are for prompts"
     NOTHING_TO_GIVE = "it has no request that can move"
     EMPTY_HANDED = "it had nothing to give a moment ago"
     SOURCE_BUSY = "the source gives as many requests as it may"
@@ -118,20 +119,22 @@ def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRou
     sources = [entry for entry in ranked if entry[1].preempted or entry[0] < terms.migrate_out_freeness]
     if not sources:
         return PairingRound((), ())
-    targets = [entry for entry in ranked if _may_take(entry[1], terms) and entry[0] > terms.migrate_in_freeness]
+    free = [entry for entry in ranked if entry[0] > terms.migrate_in_freeness]
+    targets = [entry for entry in free if _may_take(entry[1], terms)]
+    no_target = Why.ONLY_FOR_PROMPTS if any(one.role is Role.PREFILL for _, one in free) else Why.NO_TARGET
     sources.sort(key=_least_free)
     targets.sort(key=_freest)
     pairs: list[Pair] = []
     rejected: list[Rejection] = []
     for source in sources:
-        pair = _first_good_pair(source, targets, terms, rejected)
+        pair = _first_good_pair(source, targets, terms, rejected, no_target)
         if pair is not None:
             pairs.append(pair)
     return PairingRound(tuple(pairs), tuple(rejected))
 
 
 def _first_good_pair(
-    source: Ranked, targets: list[Ranked], terms: PairingTerms, rejected: list[Rejection]
+    source: Ranked, targets: list[Ranked], terms: PairingTerms, rejected: list[Rejection], no_target: Why
 ) -> Pair | None:
     """Takes the target of the pair off the list; notes why others were turned down."""
     giver = source[1]
@@ -142,7 +145,7 @@ def _first_good_pair(
     elif (loads := likely_victims(giver)) == ():
         rejected.append(Rejection(giver.id, None, Why.NOTHING_TO_GIVE))
     elif not targets:
-        rejected.append(Rejection(giver.id, None, Why.NO_TARGET))
+        rejected.append(Rejection(giver.id, None, no_target))
     else:
         for place, target in enumerate(targets[:TRIES_PER_SOURCE]):
             verdict = _judge(source, target, loads, terms)

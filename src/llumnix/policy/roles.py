@@ -9,6 +9,7 @@ prompt if it is sooner with what its target leaves of each step.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from enum import StrEnum
 
 import msgspec
 
@@ -23,6 +24,16 @@ def takes_prompts(instance: InstanceSnapshot) -> bool:
     """Those for tokens have a target that says how much of prompts they can compute beside them; without one, nothing
     keeps a prompt from being in the way."""
     return instance.role is not Role.DECODE or instance.tpot_target_s > 0
+
+
+class NoHome(StrEnum):
+    """Why an instance takes nobody who is to make tokens elsewhere."""
+
+    FOR_PROMPTS = "for prompts, too"
+    SHORT = "short of blocks itself"
+    BUSY = "it takes as many requests as it may"
+    LATE = "tokens would come later than its target"
+    NO_ROOM = "no room beside those that it has"
 
 
 class Home(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,9 +71,7 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
     able = {
         taker.id: taker
         for taker in takers
-        if taker.state is InstanceState.RUNNING
-        and taker.role is not Role.PREFILL
-        and (giver.id, taker.id) not in terms.backing_off
+        if taker.state is InstanceState.RUNNING and (giver.id, taker.id) not in terms.backing_off
     }
     dealt = dict.fromkeys(able, 0)
     for _ in range(min(giver.to_decode, terms.moves)):
@@ -70,7 +79,7 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
             (
                 (taker.role is not Role.DECODE, _token_s(taker, dealt[name] + 1, blocks) or 0.0, name)
                 for name, taker in able.items()
-                if _takes(taker, dealt[name] + 1, blocks, terms)
+                if why_no_home(taker, dealt[name] + 1, blocks, terms.max_incoming) is None
             ),
             default=None,
         )
@@ -92,14 +101,18 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
     )
 
 
-def _takes(taker: InstanceSnapshot, count: int, blocks: int, terms: HomeTerms) -> bool:
-    if taker.preempted or taker.short_blocks or taker.incoming + count > terms.max_incoming:
-        return False
-    if taker.running + taker.incoming + count > taker.max_running:
-        return False
+def why_no_home(taker: InstanceSnapshot, count: int, blocks: int, max_incoming: int) -> NoHome | None:
+    """Why so many requests of so many blocks each cannot make their tokens at this one, which serves."""
+    if taker.role is Role.PREFILL:
+        return NoHome.FOR_PROMPTS
+    if taker.preempted or taker.short_blocks:
+        return NoHome.SHORT
+    if taker.incoming + count > max_incoming or taker.running + taker.incoming + count > taker.max_running:
+        return NoHome.BUSY
     token = _token_s(taker, count, blocks)
-    in_time = not taker.tpot_target_s or token is None or token <= taker.tpot_target_s
-    return in_time and _spare_blocks(taker) >= count * blocks
+    if taker.tpot_target_s and token is not None and token > taker.tpot_target_s:
+        return NoHome.LATE
+    return NoHome.NO_ROOM if _spare_blocks(taker) < count * blocks else None
 
 
 def _spare_blocks(taker: InstanceSnapshot) -> int:

@@ -13,9 +13,10 @@ import msgspec
 from llumnix.config import PolicyConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Rejection
+from llumnix.policy.roles import takes_prompts, why_no_home
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.types import InstanceId, InstanceState, RequestState
+from llumnix.types import InstanceId, InstanceState, RequestState, Role
 
 _MOST_NAMED = 4
 """Pairs that a sentence names."""
@@ -30,6 +31,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     moved_ago_s: float | None
     """Since it, or an attempt to move it, last came to an end; None: it never was to move."""
     instance: InstanceSnapshot
+    cluster: tuple[InstanceSnapshot, ...] = ()
+    """All that serve."""
 
 
 def why_not_moved(
@@ -42,6 +45,9 @@ def why_not_moved(
         return f"it cannot move: {settled.why_pinned}"
     if request.state is RequestState.MIGRATING:
         return "it is moving just now"
+    if _makes_its_tokens_elsewhere(instance) and request.state is RequestState.RUNNING:
+        no_rule = _no_rule(config, scheduler_answers)
+        return no_rule or _why_no_home(instance, request.needed_blocks, settled.cluster)
     if why := _gives_nothing(instance, config, scheduler_answers):
         return why
     if settled.moved_ago_s is not None and settled.moved_ago_s < config.request_cooldown_s:
@@ -54,11 +60,18 @@ def why_not_moved(
 
 
 def why_instance_keeps_all(
-    instance: InstanceSnapshot, config: PolicyConfig, rejected: Sequence[Rejection], scheduler_answers: bool = True
+    instance: InstanceSnapshot,
+    config: PolicyConfig,
+    rejected: Sequence[Rejection],
+    scheduler_answers: bool = True,
+    cluster: Sequence[InstanceSnapshot] = (),
 ) -> str:
-    """Why none of its requests leaves it, or that they do."""
-    gives = f"{instance.id} gives requests away"
-    return _gives_nothing(instance, config, scheduler_answers) or _turned_down([instance.id], rejected) or gives
+    """Why none of its requests leaves it, or that they do; and what its role keeps from it."""
+    if _makes_its_tokens_elsewhere(instance) and instance.to_decode and not _no_rule(config, scheduler_answers):
+        keeps = _why_no_home(instance, _blocks_to_decode(instance), cluster)
+    else:
+        keeps = _gives_nothing(instance, config, scheduler_answers) or _turned_down([instance.id], rejected)
+    return (keeps or f"{instance.id} gives requests away") + _spared_by_its_role(instance)
 
 
 def why_nothing_moves(
@@ -75,6 +88,9 @@ def why_nothing_moves(
     serving = [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
     if len(serving) < 2:
         return f"{len(serving) or 'no'} instance takes requests: there is nowhere to move to"
+    for instance in serving:
+        if _makes_its_tokens_elsewhere(instance) and instance.to_decode:
+            return _why_no_home(instance, _blocks_to_decode(instance), serving)
     terms = policy.pairing_terms(config)
     pairing = policy.pairing(cluster, terms)
     givers = dict.fromkeys([*(pair.source for pair in pairing.pairs), *(no.source for no in pairing.rejected)])
@@ -97,6 +113,37 @@ def _no_rule(config: PolicyConfig, scheduler_answers: bool) -> str:
     if not config.migration:
         return "nothing moves by itself: --no-migration"
     return "" if scheduler_answers else "the scheduler, which says who gives requests to whom, does not answer"
+
+
+def _makes_its_tokens_elsewhere(instance: InstanceSnapshot) -> bool:
+    """Requests of this one leave it with their first token, whoever is free."""
+    return instance.role is Role.PREFILL and instance.state is InstanceState.RUNNING
+
+
+def _blocks_to_decode(giver: InstanceSnapshot) -> int:
+    return -(-giver.to_decode_blocks // giver.to_decode)
+
+
+def _why_no_home(giver: InstanceSnapshot, blocks: int, cluster: Sequence[InstanceSnapshot]) -> str:
+    """Why who runs on an instance for prompts does not make its tokens elsewhere, or that it is about to."""
+    others = [one for one in cluster if one.state is InstanceState.RUNNING and one.id != giver.id]
+    if all(one.role is Role.PREFILL for one in others):
+        return f"{giver.id} is for prompts, and there is no other instance that takes requests and makes tokens"
+    whys = {one.id: why_no_home(one, 1, blocks, max_incoming=one.max_running) for one in others}
+    if None in whys.values():
+        return f"{giver.id} is for prompts: what runs there leaves it with its first token"
+    named = "; ".join(f"{name}: {why}" for name, why in list(whys.items())[:_MOST_NAMED])
+    more = f"; and {len(whys) - _MOST_NAMED} more" if len(whys) > _MOST_NAMED else ""
+    return f"{giver.id} is for prompts, and nobody takes those that make tokens: {named}{more}"
+
+
+def _spared_by_its_role(instance: InstanceSnapshot) -> str:
+    """What does not come to it, whoever is full."""
+    if instance.role is Role.PREFILL:
+        return "; none that makes tokens moves to it, for it is for prompts"
+    if not takes_prompts(instance):
+        return "; it takes prompts only where no other can, for it is for tokens, without --tpot-target-ms"
+    return ""
 
 
 def _gives_nothing(instance: InstanceSnapshot, config: PolicyConfig, scheduler_answers: bool) -> str:

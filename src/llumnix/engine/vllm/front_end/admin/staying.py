@@ -31,16 +31,22 @@ _SCHEDULER_TIMEOUT_S = 1.0
 
 async def why_not(board: Switchboard) -> Response:
     policy, rejected = board.spec.policy, await _turned_down(board)
-    members = board.client.members.by_id
-    snapshots = tuple(members[instance].snapshot for instance in sorted(members, key=by_number))
+    snapshots = _serving(board)
     answers = board.scheduler_state == "running"
     return answer(
         bodies.WhyNotAnswer(
             moves=why_nothing_moves(ClusterSnapshot(at=0.0, instances=snapshots), policy, rejected, answers),
-            instances={each.id: why_instance_keeps_all(each, policy, rejected, answers) for each in snapshots},
+            instances={
+                each.id: why_instance_keeps_all(each, policy, rejected, answers, snapshots) for each in snapshots
+            },
             starts=_why_none_starts(board),
         )
     )
+
+
+def _serving(board: Switchboard) -> tuple[InstanceSnapshot, ...]:
+    members = board.client.members.by_id
+    return tuple(members[instance].snapshot for instance in sorted(members, key=by_number))
 
 
 async def of_requests(
@@ -48,12 +54,12 @@ async def of_requests(
 ) -> dict[str, str]:
     """By sequence. `live`: their stories, `rows`: where they are."""
     rejected = await _turned_down(board)
-    answers = board.scheduler_state == "running"
+    answers, serving = board.scheduler_state == "running", _serving(board)
     stays: dict[str, str] = {}
     for instance, row in rows:
         member, told = board.client.members.known.get(instance), live[first_id(row.request)]
         if member is not None:
-            settled = _settled(row, told, member.snapshot)
+            settled = _settled(row, told, member.snapshot, serving)
             stays[told.sequence] = why_not_moved(settled, board.spec.policy, rejected, answers)
     return stays
 
@@ -70,7 +76,9 @@ async def _turned_down(board: Switchboard) -> list[Rejection]:
     return [no for entry in entries if isinstance(entry.what, RoundNoted) for no in entry.what.rejected]
 
 
-def _settled(row: RequestRow, told: RequestStory, instance: InstanceSnapshot) -> Settled:
+def _settled(
+    row: RequestRow, told: RequestStory, instance: InstanceSnapshot, serving: tuple[InstanceSnapshot, ...]
+) -> Settled:
     tokens = row.prompt_tokens + row.output_tokens
     moved_at_s = [entry.at_s for entry in told.entries if isinstance(entry.what, MoveNoted | StayNoted)]
     now_s = told.arrived_at_s + told.latency_s
@@ -89,6 +97,7 @@ def _settled(row: RequestRow, told: RequestStory, instance: InstanceSnapshot) ->
         why_pinned=row.why_pinned,
         moved_ago_s=now_s - moved_at_s[-1] if moved_at_s else None,
         instance=instance,
+        cluster=serving,
     )
 
 
