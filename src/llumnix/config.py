@@ -155,6 +155,9 @@ class ClusterConfig:
         "", "With Ray, address of this machine that the others reach it at (default: the one on the way to the head)."
     )
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
+    quiet_report_interval_s: float = knob(
+        0.0, "So often a load report says that nothing has changed but the lengths of requests (0: after each step)."
+    )
     max_reports_per_s: float = knob(
         5000.0,
         "Load reports per second that the scheduler, or a front end, hears of all instances together: where there are "
@@ -223,6 +226,7 @@ class ClusterConfig:
         _require(self.instances_per_gpu >= 1, "--instances-per-gpu must be at least 1.")
         self._check_launcher()
         _require(self.max_reports_per_s >= 1, "--max-reports-per-s must be at least 1.")
+        _require(self.quiet_report_interval_s >= 0, "--quiet-report-interval-s must not be negative.")
         for name in ("report_interval", "heartbeat_interval", "instance_timeout", "step_timeout", "start_timeout"):
             _require(getattr(self, f"{name}_s") > 0, f"--{name.replace('_', '-')}-s must be above 0.")
         for name in ("instance_timeout", "step_timeout"):

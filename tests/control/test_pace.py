@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from llumnix.config import ClusterConfig
 from llumnix.control.pace import ReportPace, SizeTold, pace_of
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 CONFIG = ClusterConfig()
 INTERVAL_S = 1024 / CONFIG.max_reports_per_s
@@ -46,9 +48,55 @@ def test_heartbeats_are_never_so_rare_that_a_lost_one_kills() -> None:
     assert pace_of(config, 4096).heartbeat_s == 0.25
 
 
-def test_small_cluster_reports_whatever_it_sees() -> None:
+def test_small_cluster_reports_whatever_it_sees_if_it_looks_only_when_something_has_changed() -> None:
     pace = ReportPace(CONFIG, 16)
     assert all(pace.sends(0.02 * look, USUAL) for look in range(1000))
+
+
+def after_each_step() -> ReportPace:
+    """One of a small cluster that has just sent a report."""
+    pace = ReportPace(CONFIG, 16, quiet_s=0.125)
+    assert pace.sends(0.0, USUAL)
+    return pace
+
+
+def test_where_only_lengths_grow_a_look_goes_out_now_and_then() -> None:
+    pace = after_each_step()
+    looks = range(1, 100)
+    sent = [look for look in looks if pace.sends(look / 64, load(context_tokens=look, made_tokens=look))]
+    assert sent == [8 * n for n in range(1, 13)]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"running": 6},
+        {"waiting": 1},
+        {"ended": 1},
+        {"dispatches_seen": (1,)},
+        {"prefill_tokens": 100},
+        {"preemptions": 1},
+        {"short_blocks": 1},
+        {"to_decode": 1},
+        {"incoming": 1},
+        {"outgoing": 1},
+        {"role": Role.PREFILL},
+        {"state": InstanceState.DRAINING},
+        {"free_blocks": 484},
+        {"free_blocks": 516},
+    ],
+)
+def test_what_a_decision_may_depend_on_is_told_after_the_step(facts: dict[str, Any]) -> None:
+    pace = after_each_step()
+    assert pace.sends(0.02, load(**facts))
+    assert pace.sends(0.04, load(**facts)) == (not {"short_blocks", "to_decode"}.isdisjoint(facts))
+
+
+def test_shortage_and_requests_that_are_to_leave_are_told_again_until_it_is_over() -> None:
+    pace = after_each_step()
+    for facts in ({"short_blocks": 3}, {"to_decode": 2}):
+        assert all(pace.sends(0.02, load(**facts)) for _ in range(3))
+        assert [pace.sends(0.02, USUAL) for _ in range(2)] == [True, False], "that it is over, too"
 
 
 def test_growth_alone_waits_for_the_heartbeat() -> None:

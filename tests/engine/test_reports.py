@@ -42,7 +42,7 @@ class Instance:
             book=on_one_machine(run_dir),
             policy=PolicyConfig(),
             migration=MigrationConfig(),
-            cluster=ClusterConfig(),
+            cluster=ClusterConfig(quiet_report_interval_s=0.1),
             secret=b"",
         )
         monkeypatch.setattr(reports, "monotonic", lambda: self.now)
@@ -109,6 +109,20 @@ def test_who_has_just_heard_a_report_needs_no_heartbeat(instance: Instance) -> N
     instance.now = 200.25
     instance.reports.beat()
     assert {*instance.to[1:]} == audience, "the launcher hears less often than the others"
+
+
+def test_after_a_step_in_which_only_lengths_grew_nothing_is_sent_until_it_is_time(instance: Instance) -> None:
+    instance.now, instance.running = 200.0, 1
+    instance.reports.after_step()
+    sent = len(instance.heard)
+    for step in range(1, 13):
+        instance.now = 200.0 + step / 32
+        instance.reports.after_step()
+    times = [report.snapshot.at - 200.0 for report in instance.heard[sent:]]
+    assert times == [4 / 32, 8 / 32, 12 / 32]
+    instance.now, instance.running = 200.0 + 13 / 32, 2
+    instance.reports.after_step()
+    assert instance.heard[-1].snapshot.running == 2
 
 
 def test_in_a_large_cluster_only_news_are_sent_and_heartbeats_tell_the_rest(instance: Instance) -> None:

@@ -1,9 +1,10 @@
 """How often instances report and beat, so that who hears all of them is not drowned in a large cluster.
 
 A listener (the scheduler, each front end) takes so many reports a second, `max_reports_per_s`, which all instances
-share. In a cluster of some tens each reports all that it sees of itself, every 20 ms. In a larger one it has to choose:
-a report is worth its place when a request came or went; that those that are there grow, which is known beforehand, is
-told now and then; and what calls for action (`is_urgent`) goes out at once, on credit if need be.
+share. In a cluster of some tens that is no bound, but each report holds the engine up: so an instance that looks at
+itself after each step tells at once what a decision may depend on (`matters`), and that those that are there grow,
+which is known beforehand, now and then. In a larger one it has to choose: a report is worth its place when a request
+came or went, and what calls for action (`is_urgent`) goes out at once, on credit if need be.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ CREDIT_REPORTS = 3.0
 """Beyond that, for urgent ones."""
 
 _WHOLE = 1 - 1e-6  # report: sums of fractions fall short of it
+
+FREE_CHANGE = 1 / 64
+"""Of an instance's blocks: that so many more or fewer are free than it said is worth a report."""
 
 SIZE_CHANGE = 0.25
 """Instances are told anew when there are so many more, or fewer, in proportion."""
@@ -66,11 +70,27 @@ def is_urgent(sent: InstanceSnapshot, load: InstanceSnapshot) -> bool:
     )
 
 
+def matters(sent: InstanceSnapshot, load: InstanceSnapshot) -> bool:
+    """A decision may depend on what is different from the last report, or asks for each report to try again."""
+    return (
+        is_news(sent, load)
+        or is_urgent(sent, load)
+        or load.short_blocks + sent.short_blocks > 0
+        or load.to_decode + sent.to_decode > 0
+        or load.prefill_tokens != sent.prefill_tokens
+        or (load.incoming, load.outgoing, load.role) != (sent.incoming, sent.outgoing, sent.role)
+        or abs(load.free_blocks - sent.free_blocks) > FREE_CHANGE * load.total_blocks
+    )
+
+
 class ReportPace:
     """Which of an instance's looks at its own load goes out as a report. Times must not go backwards."""
 
-    def __init__(self, config: ClusterConfig, instances: int) -> None:
+    def __init__(self, config: ClusterConfig, instances: int, quiet_s: float = 0.0) -> None:
+        """`quiet_s`: so long a look of which nothing matters waits in a small cluster; 0 for whoever looks only when
+        something has changed."""
         self._config = config
+        self._quiet_s = quiet_s
         self._instances = -1
         self.set_size(instances)
         self._sent: InstanceSnapshot | None = None
@@ -108,8 +128,10 @@ class ReportPace:
 
     def _is_worth_it(self, at: float, load: InstanceSnapshot) -> bool:
         sent = self._sent
-        if sent is None or self._is_unpaced or at >= self._sent_s + self.pace.heartbeat_s:
+        if sent is None or at >= self._sent_s + self.pace.heartbeat_s:
             return True
+        if self._is_unpaced:
+            return at >= self._sent_s + self._quiet_s or matters(sent, load)
         if self._saved >= _WHOLE:
             return is_news(sent, load) or is_urgent(sent, load)
         return self._saved >= _WHOLE - CREDIT_REPORTS and is_urgent(sent, load)

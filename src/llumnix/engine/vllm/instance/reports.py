@@ -51,7 +51,7 @@ class Reports:
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
         self._number = 0
         self._look_s = self._sent_s = self._told_launcher_s = 0.0
-        self._pace = ReportPace(spec.cluster, spec.cluster.instances)
+        self._pace = ReportPace(spec.cluster, spec.cluster.instances, spec.cluster.quiet_report_interval_s)
         self._last = self.make()
 
     @property
