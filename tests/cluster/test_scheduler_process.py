@@ -19,12 +19,20 @@ from frame.server import wait_for
 from llumnix.cluster.scheduler_process import SchedulerSpec
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control.fleet import Fleet
-from llumnix.control.scheduler_events import DeclareLost, ReplayRest, SetDraining, SetRole, StartInstances, StopInstance
+from llumnix.control.scheduler_events import (
+    AskWhereCached,
+    DeclareLost,
+    ReplayRest,
+    SetDraining,
+    SetRole,
+    StartInstances,
+    StopInstance,
+)
 from llumnix.decision_log import read_log
 from llumnix.journal.journal import ALL_ENTRIES
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import RECORD, differences
-from llumnix.types import InstanceId, Role
+from llumnix.types import InstanceId, RequestId, Role
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.mailbox import Mailbox
@@ -37,6 +45,7 @@ from llumnix.wire.to_scheduler import (
     AddInstances,
     DrainInstance,
     FleetChanged,
+    FoundCached,
     GiveRole,
     InstanceServing,
     ListDrains,
@@ -217,6 +226,22 @@ def test_what_is_left_after_the_deadline_is_replayed_and_what_then_is_left_is_cu
     world.tell(ListDrains(query=8, reply_to=world.book.front_end(0)))
     (report,) = world.wait_for(world.front_end[1], DrainReports, busy).reports
     assert (report.outcome, report.replayed, report.left) == ("cut off", 2, 3)
+
+
+def test_request_whose_prompt_is_cached_elsewhere_is_told_to_go_there(world: World) -> None:
+    def idle() -> None:
+        world.report(I0, running=3, free_blocks=70, prefix_chunk_tokens=512)
+        world.report(I1, running=1, free_blocks=95, prefix_chunk_tokens=512)
+
+    idle()
+    world.tell(DrainInstance(instance=I0))
+    assert world.wait_for(world.front_end[1], AskWhereCached, idle).instance == I0
+    world.tell(FoundCached(instance=I0, where={RequestId("r"): I1}))
+
+    def named() -> MoveOut:
+        return world.wait_for(world.instances[I0][1], MoveOut, idle)
+
+    assert "r" in {named().order.request, named().order.request}, "others may have had their turn before"
 
 
 @pytest.mark.parametrize("world", ["on"], indirect=True)

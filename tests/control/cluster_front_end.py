@@ -14,7 +14,7 @@ from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.hearing import Hearing
 from llumnix.control.messages import Doubt, Message
-from llumnix.control.scheduler_events import ReplayRest
+from llumnix.control.scheduler_events import AskWhereCached, ReplayRest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -104,10 +104,12 @@ class ModelFrontEnd:
         else:
             self.deadlines[instance] = self.world.now + LAST_WORD_TIMEOUT_S
 
-    def on_mail(self, mail: Doubt | ReplayRest) -> None:
+    def on_mail(self, mail: Doubt | AskWhereCached | ReplayRest) -> None:
         match mail:
             case Doubt():
                 self.tell(fe.Doubted(self.world.now, mail))
+            case AskWhereCached():
+                raise AssertionError("no instance here tells of its prefixes")
             case ReplayRest():
                 self.tell(fe.DriveOut(self.world.now, mail.instance, mail.reason))
             case _:

@@ -250,7 +250,7 @@ class Cluster:
                     self.post(command.source, order)
             case sched.SetDraining() | sched.SetRole():
                 self.post(command.instance, command)
-            case sched.ReplayRest():
+            case sched.AskWhereCached() | sched.ReplayRest():
                 for index in range(self.size):
                     self.post(("front end", index), command)
             case sched.StartInstances() | sched.StopInstance():

@@ -424,8 +424,12 @@ def test_request_had_best_move_where_most_of_its_prompt_is_cached_and_there_is_r
     )
     assert front.machine.best_places(R, 1) == ("much",)
     assert front.machine.best_places(R1, 3) == ()
-    for name in ("much", "little", "free"):
+    assert front.machine.where_cached(ids["own"]) == {R: "much"}
+    assert front.machine.where_cached(ids["little"]) == {}, "it has none of ours"
+    for name in ("much", "little"):
         front.tell(Closed, ids[name])
+    assert front.machine.where_cached(ids["own"]) == {}, "who has it cached has no room, or lacks the adapter"
+    front.tell(Closed, ids["free"])
     assert front.machine.best_places(R, 3) == ("full",), "it may refuse"
 
 

@@ -16,12 +16,13 @@ pytest.importorskip("vllm")
 from request_rows import row
 
 from llumnix.control.class_counts import ClassRow
+from llumnix.control.scheduler_events import AskWhereCached
 from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.journal import ALL_ENTRIES, Journal
 from llumnix.journal.stories import Stories
 from llumnix.report.records import MigrationRecord
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, RequestId
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import FrontEndLost, InstanceGone, ReadJournal
 from llumnix.wire.outbox import Mail
@@ -40,6 +41,7 @@ from llumnix.wire.to_front_end import (
     ToFrontEnd,
 )
 from llumnix.wire.to_instance import ListRequests
+from llumnix.wire.to_scheduler import SCHEDULER_MAIL, FoundCached, ToScheduler
 
 ROW = row("r", "c", front_end=1)
 
@@ -90,6 +92,26 @@ async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tm
     async with asyncio.timeout(10):
         answer = await asked
     assert (answer.status, answer.why) == (409, "it has ended")
+
+
+async def test_it_says_where_prompts_of_an_instance_that_drains_are_cached(board: Switchboard, tmp_path: Path) -> None:
+    """Also if it has none there: then nobody waits for it."""
+    told: asyncio.Queue[ToScheduler] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def hear(mail: ToScheduler) -> None:
+        loop.call_soon_threadsafe(told.put_nowait, mail)
+
+    scheduler = Mailbox(f"ipc://{tmp_path}/scheduler", SCHEDULER_MAIL, hear)
+    scheduler.start()
+    board.spec.book.scheduler = scheduler.address  # type: ignore[misc]
+    known = {InstanceId("i0"): {RequestId("r"): InstanceId("i1")}}
+    board.client.machine = SimpleNamespace(where_cached=lambda one: known.get(one, {}))  # type: ignore[assignment]
+    for name, where in (("i0", {"r": "i1"}), ("i1", {})):
+        tell(board, tmp_path, AskWhereCached(instance=InstanceId(name)))
+        async with asyncio.timeout(10):
+            assert await told.get() == FoundCached(instance=InstanceId(name), where=where)  # type: ignore[arg-type]
+    scheduler.close()
 
 
 async def test_question_without_an_answer_ends_in_time(board: Switchboard) -> None:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llumnix.policy.draining import DrainTerms, place_drained
+from llumnix.policy.draining import DrainTerms, place_drained, place_where_cached
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
-from llumnix.types import InstanceId, InstanceState, Role
+from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
 
 def load(id: str, free: int, running: int, **facts: object) -> InstanceSnapshot:
@@ -73,6 +73,57 @@ def test_room_and_freeness_are_those_before_the_first_request_comes() -> None:
     (place,) = place_drained(LEAVING, (load("a", 900, 3),), DrainTerms(moves=3, max_incoming=4))
     assert str(place) == "freeness 300, room for 900 blocks"
     assert place.count == 3
+
+
+# where a prompt is cached
+
+
+def named(*others: InstanceSnapshot, where: dict[str, str], **facts: object) -> list[tuple[str, str]]:
+    terms = DrainTerms(**{"moves": 4, "max_incoming": 4, **facts})  # type: ignore[arg-type]
+    wanted = {RequestId(request): InstanceId(there) for request, there in where.items()}
+    return [(str(one.request), one.target) for one in place_where_cached(LEAVING, wanted, others, terms)]
+
+
+FREEST, NEARLY, BUSY = load("freest", 800, 4), load("nearly", 800, 5), load("busy", 800, 6)
+"""Freeness 200, 160 and 133."""
+
+
+def test_request_goes_where_its_prompt_is_cached_if_that_is_about_as_free_as_the_freest() -> None:
+    assert named(FREEST, NEARLY, where={"r": "nearly"}) == [("r", "nearly")]
+    assert named(FREEST, NEARLY, BUSY, where={"r": "busy", "s": "freest"}) == [("s", "freest")]
+    assert named(NEARLY, BUSY, where={"r": "busy"}) == [("r", "busy")]
+
+
+def test_each_that_goes_there_makes_it_less_free_for_the_next_one() -> None:
+    assert named(FREEST, NEARLY, where=dict.fromkeys("rstu", "nearly")) == [("r", "nearly")]
+    alone = dict.fromkeys("rstuv", "nearly")
+    assert [request for request, _ in named(NEARLY, where=alone)] == [*"rstu"], "as many as it may take at once"
+    assert [request for request, _ in named(NEARLY, where=alone, moves=2)] == [*"rs"]
+    assert [request for request, _ in named(load("nearly", 50, 5), where=alone)] == [*"rs"], "as many as there is room"
+
+
+@pytest.mark.parametrize(
+    ("situation", "target", "facts"),
+    [
+        ("it is gone", load("other", 800, 4), {}),
+        ("it drains, too", load("t", 800, 4, state=InstanceState.DRAINING), {}),
+        ("it has no room", load("t", 19, 4), {}),
+        ("it takes as many as it may", load("t", 800, 4, incoming=4), {}),
+        ("it refused a moment ago", load("t", 800, 4), {"backing_off": {("leaving", "t")}}),
+        ("it is for prompts", load("t", 800, 4, role=Role.PREFILL), {}),
+    ],
+)
+def test_request_does_not_go_where_its_prompt_is_cached_when(
+    situation: str, target: InstanceSnapshot, facts: dict[str, object]
+) -> None:
+    assert named(target, where={"r": "t"}, **facts) == [], situation
+
+
+def test_short_of_blocks_themselves_the_least_short_is_the_freest() -> None:
+    short = {"waiting": 1, "head_of_line_blocks": 500}
+    one, other = load("one", 400, 4, **short), load("other", 300, 4, **short)
+    assert (freeness(one), freeness(other)) == (-100, -200)
+    assert named(one, other, where={"r": "other", "s": "one"}) == [("s", "one")]
 
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 30), st.integers(0, 5)), max_size=8), st.integers(1, 9))

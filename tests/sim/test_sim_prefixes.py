@@ -14,7 +14,7 @@ from llumnix.sim.driver import simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import parse_fault
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import RunSetup
+from llumnix.sim.setup import PlannedDrain, RunSetup
 from llumnix.workload.workload import load_workload
 
 UNIT_TOKENS = 512
@@ -92,3 +92,24 @@ def test_instances_that_misjudge_their_steps_serve_all_the_same() -> None:
     exact_s, wrong_s = mean_s(0.0), mean_s(0.3)
     assert exact_s != wrong_s
     assert wrong_s < 1.5 * exact_s
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_drained_request_goes_where_its_prompt_is_cached_though_another_is_a_little_freer(prefix: bool) -> None:
+    """So many that begin alike come at once that two instances compute the beginning; later one of the two drains."""
+    burst = [prompt(k, 0.0, 1, 2, 3, 4) for k in range(8)]
+    long, other = prompt(20, 30.0, 1, 2, 3, 4, output=600), SimRequest(30, 31.0, 100, 600)
+    outcome = simulate(
+        [*burst, long, other],
+        RunSetup(
+            instances=4,
+            profile=PROFILE,
+            policy=PolicyConfig(prefix=prefix),
+            unit_tokens=UNIT_TOKENS,
+            drains=(PlannedDrain(40.0, 0),),
+        ),
+    )
+    assert (long.instances[0], other.instances) == ("i0000", ["i0001"]), "else this shows nothing"
+    assert long.instances[-1] == ("i0001" if prefix else "i0002")
+    (move,) = outcome.migrations
+    assert ("its prompt is cached there" in move.reason) == prefix

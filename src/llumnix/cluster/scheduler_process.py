@@ -18,6 +18,7 @@ import msgspec
 
 from llumnix import linux
 from llumnix.cluster import json_logs
+from llumnix.cluster.scaling_status import scaling_status
 from llumnix.cluster.wishes import HeardOf, Wishes
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.control import scheduler_events as control
@@ -29,12 +30,12 @@ from llumnix.control.scaling import ScalingMode
 from llumnix.decision_log import begin_journal
 from llumnix.journal.of_cluster import ClusterNotes
 from llumnix.recording import recorder
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import JournalRead, ScalingStatus, SchedulerAlive
+from llumnix.wire.to_front_end import JournalRead, SchedulerAlive
 from llumnix.wire.to_instance import ClusterSize, MoveOut
 from llumnix.wire.to_launcher import SchedulerLives
 from llumnix.wire.to_scheduler import (
@@ -42,6 +43,7 @@ from llumnix.wire.to_scheduler import (
     AddInstances,
     DrainInstance,
     FleetChanged,
+    FoundCached,
     GiveRole,
     HeldHere,
     InstanceServing,
@@ -149,8 +151,8 @@ class SchedulerProcess:
                 self._handle(control.InstanceLost(at=at, instance=message.instance, why=message.why))
             case FleetChanged():
                 self._on_fleet(message.fleet, at)
-            case ReplayedElsewhere():
-                self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
+            case ReplayedElsewhere() | FoundCached():
+                self._on_word_of_drained(message, at)
             case ReadJournal():
                 part = self._notes.journal.read(message.places, message.limit, message.wanted)
                 self._mailbox.post(message.reply_to, JournalRead(query=message.query, part=part))
@@ -160,6 +162,12 @@ class SchedulerProcess:
                 self._wishes.take(message, at)
             case _:
                 assert_never(message)
+
+    def _on_word_of_drained(self, message: ReplayedElsewhere | FoundCached, at: float) -> None:
+        if isinstance(message, FoundCached):
+            self._handle(control.CachedElsewhere(at=at, instance=message.instance, where=message.where))
+        else:
+            self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
 
     def _on_fleet(self, fleet: Fleet, at: float) -> None:
         self._handle(control.FleetReported(at=at, fleet=fleet))
@@ -197,6 +205,8 @@ class SchedulerProcess:
                 self._move(command)
             case control.SetDraining():
                 self._post_to(command.instance, command)
+            case control.AskWhereCached():
+                self._tell_front_ends(command)
             case control.ReplayRest():
                 log.info("what is left on %s is to be replayed: %s", command.instance, command.reason)
                 self._tell_front_ends(command)
@@ -236,26 +246,6 @@ class SchedulerProcess:
         for instance in self._instances:
             self._post_to(instance, gone)
 
-    def _scaling_status(self, at: float) -> ScalingStatus:
-        scaler, fleet = self._autoscaler, self._scheduler.fleet
-        instances = self._scheduler.snapshot(at).instances
-        serving = sum(instance.state is InstanceState.RUNNING for instance in instances)
-        return ScalingStatus(
-            mode=scaler.mode,
-            min_instances=scaler.config.min_instances,
-            max_instances=scaler.config.max_instances,
-            serving=serving,
-            draining=len(instances) - serving,
-            starting=fleet.starting(heard=len(instances)),
-            failing=fleet.failing,
-            now=scaler.now,
-            last=scaler.last,
-            starts=scaler.starts,
-            drains=scaler.drains,
-            instance_seconds=fleet.instance_seconds(at),
-            watched_s=at - self._began_s,
-        )
-
     def _tell_size(self, instance: InstanceId) -> None:
         self._post_to(instance, ClusterSize(instances=self._size.instances))
 
@@ -266,7 +256,11 @@ class SchedulerProcess:
 
     def _tell_that_it_lives(self, at: float) -> None:
         self._mailbox.post(self._book.launcher, SchedulerLives())
-        self._tell_front_ends(SchedulerAlive(pid=os.getpid(), scaling=self._scaling_status(at)))
+        self._tell_front_ends(
+            SchedulerAlive(
+                pid=os.getpid(), scaling=scaling_status(self._scheduler, self._autoscaler, at, self._began_s)
+            )
+        )
 
     def _tell_front_ends(self, message: Mail) -> None:
         for address in self._book.all_front_ends:

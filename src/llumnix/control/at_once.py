@@ -75,6 +75,6 @@ class AtOnce:
             backing_off=self._back_off.pairs(at),
         )
         return [
-            self._moves.request(at, (giver.id, home.target), home.wanted, MoveCause.DECODE, str(home), promises=True)
+            self._moves.request(at, (giver.id, home.target), home.wanted, MoveCause.DECODE, str(home))
             for home in find_homes(giver, self._freest.first(TARGETS_TRIED), terms)
         ]

@@ -26,7 +26,7 @@ from llumnix.control.scheduler_events import (
     StopInstance,
 )
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, RequestId
 
 SETTLE_S = 0.25
 """An empty instance is watched this long before it is stopped: a request that a front end sent before it heard of the
@@ -83,6 +83,10 @@ class Drain:
         self._first: InstanceSnapshot | None = None
         self._last: InstanceSnapshot | None = None
         self._replayed = 0
+        self.where_cached: dict[RequestId, InstanceId] = {}
+        """Requests whose prompts other instances have, as far as front ends have said."""
+        self.any_from_s = order.at
+        """From then on any request may leave, to any instance: before that, front ends may still be about to say."""
 
     def set_deadline(self, at: float, timeout_s: float) -> None:
         self._deadline_s = at + timeout_s

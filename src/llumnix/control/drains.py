@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from llumnix.config import PolicyConfig
 from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits, DrainOrder
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveCause
-from llumnix.control.scheduler_events import DrainFinished, DrainReport, RequestsReplayed, SchedulerCommand
-from llumnix.policy.draining import DrainTerms, place_drained
+from llumnix.control.scheduler_events import (
+    AskWhereCached,
+    CachedElsewhere,
+    DrainFinished,
+    DrainReport,
+    MoveRequest,
+    RequestsReplayed,
+    SchedulerCommand,
+)
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.draining import DrainTerms, Placement, place_drained, place_where_cached
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState, by_number
 
 TARGETS_TRIED = 256
 """Instances, freest first, that are looked at for what leaves a draining one: bounds the cost in a large cluster."""
 
+ANSWER_S = 0.05
+"""In which front ends say whose prompts other instances have cached, before all others leave."""
+
 REMEMBERED_DRAINS = 256
 """Reports of drains that have ended."""
 
 
 class Drains:
-    """`moves_requests`: the policy moves requests; otherwise a draining instance empties by itself."""
+    """Where the policy moves no requests, a draining instance empties by itself."""
 
     def __init__(
         self,
@@ -29,28 +45,33 @@ class Drains:
         back_off: BackOff,
         freest: Freest,
         limits: DrainLimits,
-        *,
-        moves_requests: bool,
+        config: PolicyConfig,
     ) -> None:
         self._view = view
         self._moves = moves
         self._back_off = back_off
         self._freest = freest
         self._limits = limits
-        self._moves_requests = moves_requests
+        policy = find_policy(config.policy)
+        self._moves_requests = policy.pairing is not None
+        self._asks_where_cached = self._moves_requests and policy.looks_at_prefixes(config)
         self._ended: dict[InstanceId, DrainReport] = {}
 
     def begin(self, order: DrainOrder) -> list[SchedulerCommand]:
         """Empties the instance. One that drains already goes on; a new deadline counts."""
         known = self._view[order.instance]
         drain = known.drain
+        commands: list[SchedulerCommand] = []
         if drain is None or drain.withdrawn or (drain.order.keep != order.keep and not drain.ends):
             known.drain = Drain(order, self._limits)
+            if self._asks_where_cached and known.snapshot is not None and known.snapshot.prefix_chunk_tokens:
+                known.drain.any_from_s = order.at + ANSWER_S
+                commands.append(AskWhereCached(instance=order.instance))
         elif order.timeout_s is not None:
             drain.set_deadline(order.at, order.timeout_s)
         if known.drain is not None and (order.firm or (drain is not None and drain.order.firm)):
             known.drain.make_firm()
-        return self.go_on(order.at, order.instance)
+        return commands + self.go_on(order.at, order.instance)
 
     def why_not_withdrawn(self, instance: InstanceId) -> str:
         """Why the instance cannot be told to take requests again; empty if it can."""
@@ -94,6 +115,14 @@ class Drains:
         else:
             known.drain.replayed(event.count)
 
+    def cached_elsewhere(self, event: CachedElsewhere) -> list[SchedulerCommand]:
+        known = self._view.get(event.instance)
+        if known is None or known.drain is None:
+            self._view.ignore("word of prompts of what drains no more")
+            return []
+        known.drain.where_cached |= event.where
+        return self.go_on(event.at, event.instance)
+
     def lost(self, at: float, known: Known) -> list[SchedulerCommand]:
         """The instance is gone, on purpose or not."""
         return [] if known.drain is None else self._remember(known.drain.lost(at))
@@ -110,8 +139,9 @@ class Drains:
         return self._remember([DrainFinished(report=report, reason=f"{report.instance} takes requests again")])
 
     def _move_out(self, at: float, known: Known, in_flight: int) -> list[SchedulerCommand]:
-        snapshot = known.snapshot
+        snapshot, drain = known.snapshot, known.drain
         assert snapshot is not None
+        assert drain is not None
         left = snapshot.running + snapshot.waiting - known.given - in_flight
         terms = DrainTerms(
             moves=min(left, self._limits.moves - max(in_flight, snapshot.outgoing)),
@@ -119,18 +149,27 @@ class Drains:
             priority_target_tokens=self._freest.priority_target_tokens,
             backing_off=self._back_off.pairs(at),
         )
-        places = place_drained(snapshot, self._freest.first(TARGETS_TRIED), terms) if terms.moves > 0 else ()
+        cached = self._place_where_cached(snapshot, drain, terms)
+        rest = replace(terms, moves=terms.moves - len(cached))
+        waits = at < drain.any_from_s or rest.moves <= 0
+        others = () if waits else place_drained(snapshot, self._freest.first(TARGETS_TRIED), rest)
         return [
-            self._moves.request(
-                at,
-                (snapshot.id, place.target),
-                Wanted(count=place.count, room_blocks=place.promised_blocks),
-                MoveCause.DRAIN,
-                f"{snapshot.id} drains, {left} left; {place}",
-                promises=True,
-            )
-            for place in places
+            self._order(at, snapshot.id, f"{snapshot.id} drains, {left} left; {place}", place)
+            for place in (*cached, *others)
         ]
+
+    def _place_where_cached(self, source: InstanceSnapshot, drain: Drain, terms: DrainTerms) -> tuple[Placement, ...]:
+        if not drain.where_cached or terms.moves <= 0:
+            return ()
+        places = place_where_cached(source, drain.where_cached, self._freest.first(TARGETS_TRIED), terms)
+        gone = {place.request for place in places}
+        drain.where_cached = {request: there for request, there in drain.where_cached.items() if request not in gone}
+        return places
+
+    def _order(self, at: float, source: InstanceId, why: str, place: Placement) -> MoveRequest:
+        wanted = Wanted(count=place.count, room_blocks=place.promised_blocks)
+        ends = (source, place.target)
+        return self._moves.request(at, ends, wanted, MoveCause.DRAIN, why, place.request)
 
     def _remember(self, commands: list[SchedulerCommand]) -> list[SchedulerCommand]:
         for command in commands:

@@ -14,6 +14,7 @@ of it will be told any more, whatever it may still say; a `Doubted` may come at 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import assert_never
 
 from llumnix.config import PolicyConfig
@@ -47,6 +48,9 @@ from llumnix.control.ownership import Order, Ownership, Replay
 from llumnix.control.placing import Placing, why_not_replayable
 from llumnix.control.stream import Stream
 from llumnix.types import InstanceId, RequestId
+
+MOST_LOOKED_AT = 64
+"""Requests of an instance that drains, for each of which a place is weighed: some milliseconds in all."""
 
 RecordFrontEnd = Callable[[FrontEndEvent, list[FrontEndCommand], dict[RequestId, int]], None]
 """record(event, commands, delivered): `delivered` tokens, before the event, of the streams that it concerns."""
@@ -95,7 +99,15 @@ class FrontEndMachine:
     def best_places(self, request: RequestId, most: int) -> tuple[InstanceId, ...]:
         """Where it had best move, the best first; empty if nowhere, or if nobody has it."""
         stream = self.stream(request)
-        return () if stream is None else self._placing.best_places(stream, most)
+        return () if stream is None else tuple(each.instance for each in self._placing.best_places(stream)[:most])
+
+    def where_cached(self, instance: InstanceId) -> dict[RequestId, InstanceId]:
+        """Of its requests there, those of whose prompt others have some in their caches, and where each had best move.
+        The first `MOST_LOOKED_AT` whose prompts have names are looked at."""
+        there = (each for each in self._ownership.streams.values() if each.owner == instance)
+        named = (each for each in there if each.asked is not None and each.asked.chunks)
+        best = {each.request: self._placing.best_places(each)[:1] for each in islice(named, MOST_LOOKED_AT)}
+        return {request: one.instance for request, found in best.items() for one in found if one.cached_tokens}
 
     @property
     def parked(self) -> int:

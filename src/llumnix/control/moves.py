@@ -10,7 +10,7 @@ import msgspec
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.scheduler_events import MoveRequest
 from llumnix.policy.victim import Wanted
-from llumnix.types import InstanceId
+from llumnix.types import InstanceId, RequestId
 
 MOVE_DEADLINE_S = 60.0
 """After this long without an answer a move counts as ended. Nothing is lost if it is still going on: reports count it,
@@ -18,6 +18,9 @@ and the llumlets have deadlines of their own."""
 
 FIRST_BACK_OFF_S = 0.5
 LONGEST_BACK_OFF_S = 8.0
+
+_PROMISE = frozenset({MoveCause.DECODE, MoveCause.DRAIN})
+"""What these order is as much of the target's room as those who leave may need; others name all that there is."""
 
 Ends = tuple[InstanceId, InstanceId]
 """Source and target."""
@@ -64,13 +67,18 @@ class MovesInFlight:
         return MoveId(f"{self._name}-{self._orders}")
 
     def request(
-        self, at: float, ends: Ends, wanted: Wanted, cause: MoveCause, reason: str, *, promises: bool = False
+        self,
+        at: float,
+        ends: Ends,
+        wanted: Wanted,
+        cause: MoveCause,
+        reason: str,
+        named: RequestId | None = None,
     ) -> MoveRequest:
-        """The order to move some that the source picks, remembered. `promises`: the room that it names is theirs, and
-        nobody else's."""
+        """The order to move some that the source picks, or the one that is named, remembered."""
         source, target = ends
-        move_id = self.ask(at, ends, wanted.count, wanted.room_blocks or 0 if promises else 0)
-        order = MoveOrder(move_id=move_id, target=target, cause=cause, reason=reason, wanted=wanted)
+        move_id = self.ask(at, ends, wanted.count, wanted.room_blocks or 0 if cause in _PROMISE else 0)
+        order = MoveOrder(move_id=move_id, target=target, cause=cause, reason=reason, wanted=wanted, request=named)
         return MoveRequest(source=source, order=order)
 
     def end(self, ends: Ends, whole: bool = False) -> bool:

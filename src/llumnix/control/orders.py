@@ -93,3 +93,9 @@ class MoveOutcome(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         return self.why_not is None
+
+    @property
+    def came_late(self) -> bool:
+        """Nothing was to be moved any more, or not the one that was named: that says nothing of the two instances."""
+        named = self.order.request is not None and self.stayed is StayCause.NOT_STARTED
+        return named or (self.request is None and self.order.wanted.to_decode)

@@ -7,7 +7,7 @@ from llumnix.control.front_end_events import Arrived, FrontEndCommand, GiveUp, P
 from llumnix.control.messages import NOBODY
 from llumnix.control.ownership import Ownership, Replay
 from llumnix.control.stream import Stream
-from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.dispatch import DispatchRequest, Judged
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -69,11 +69,11 @@ class Placing:
             return GiveUp(asked.request, f"No instance can load the adapter {adapter!r} now.")
         return GiveUp(asked.request, "No instance can take the request now.")
 
-    def best_places(self, stream: Stream, most: int) -> tuple[InstanceId, ...]:
+    def best_places(self, stream: Stream) -> list[Judged]:
         """Where a request that has an owner had best move: of the instances where it would be placed now, those with
         room, and of them those first that have most of its prompt cached, which need not be copied."""
         if stream.asked is None:
-            return ()
+            return []
         tokens = stream.asked.prompt_tokens + stream.delivered_tokens
         avoid = self._without_adapter(stream.asked) | {stream.owner}
         if stream.delivered_tokens:
@@ -82,7 +82,7 @@ class Placing:
         found = () if reason is None else reason.candidates
         able = [each for each in found if each.has_room] or list(found)
         able.sort(key=lambda each: -each.cached_tokens)
-        return tuple(each.instance for each in able[:most])
+        return able
 
     def unsent(self, request: RequestId) -> None:
         """It was sent just now, and did not get out."""

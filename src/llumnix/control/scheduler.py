@@ -26,6 +26,7 @@ from llumnix.control.orders import MoveCause
 from llumnix.control.role_keeper import RoleKeeper
 from llumnix.control.scaling import Autoscaler, ScalingMode
 from llumnix.control.scheduler_events import (
+    CachedElsewhere,
     DeclareLost,
     DemandHeld,
     DrainRequested,
@@ -85,14 +86,8 @@ class GlobalScheduler:
         self._freest = Freest(self._view, self._terms.priority_target_tokens)
         limits = drain_limits or DrainLimits()
         self._at_once = AtOnce(policy, self._view, self.moves, self._back_off, self._freest, limits.moves)
-        self.drains = Drains(
-            self._view,
-            self.moves,
-            self._back_off,
-            self._freest,
-            replace(limits, repeat_s=instance_timeout_s),
-            moves_requests=self._policy.pairing is not None,
-        )
+        limits = replace(limits, repeat_s=instance_timeout_s)
+        self.drains = Drains(self._view, self.moves, self._back_off, self._freest, limits, policy)
         self._roles = None if policy.roles.roles == "static" else RoleKeeper(policy.roles)
         self.last_round = PairingRound((), ())
         """What the last round of pairing decided and why, for display."""
@@ -114,6 +109,8 @@ class GlobalScheduler:
                 return self._on_wish(event) + self._arm(event.at)
             case RequestsReplayed():
                 self.drains.replayed(event)
+            case CachedElsewhere():
+                return self.drains.cached_elsewhere(event)
             case DemandHeld():
                 self._view.holds(event)
             case StartRequested():
@@ -168,7 +165,7 @@ class GlobalScheduler:
             known.given += 1
         if outcome.ok:
             self._back_off.succeeded(source, target)
-        elif not (nothing_left and outcome.order.wanted.to_decode):  # else they have just ended
+        elif not outcome.came_late:
             self._back_off.refused(event.at, source, None if nothing_left else target)
         return self.drains.go_on(event.at, source)
 

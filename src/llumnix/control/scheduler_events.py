@@ -11,7 +11,7 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.scaling import ScalingStep
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId, Role
+from llumnix.types import InstanceId, RequestId, Role
 
 ASKED_FOR = "asked for"
 """Why an instance drains, if whoever asked gave no other reason."""
@@ -91,6 +91,14 @@ class RequestsReplayed(_Event, frozen=True, kw_only=True, tag=True):
     count: int
 
 
+class CachedElsewhere(_Event, frozen=True, kw_only=True, tag=True):
+    """A front end's answer to `AskWhereCached`: of its requests there, those whose prompts another instance has, and
+    where each had best go."""
+
+    instance: InstanceId
+    where: dict[RequestId, InstanceId]
+
+
 class StartRequested(_Event, frozen=True, kw_only=True, tag=True):
     count: int
     replaces: InstanceId | None = None
@@ -116,6 +124,7 @@ SchedulerEvent = (
     | DrainWithdrawn
     | RoleWanted
     | RequestsReplayed
+    | CachedElsewhere
     | DemandHeld
     | StartRequested
     | FleetReported
@@ -193,6 +202,12 @@ class RolesAdvised(_Command, frozen=True, kw_only=True, tag=True):
         )
 
 
+class AskWhereCached(_Command, frozen=True, kw_only=True, tag=True):
+    """To the front ends: the instance drains; which instances have what of its requests' prompts?"""
+
+    instance: InstanceId
+
+
 class ReplayRest(_Command, frozen=True, kw_only=True, tag=True):
     """To every front end: start the requests that you have on this instance anew elsewhere, if that is exact."""
 
@@ -252,6 +267,7 @@ SchedulerCommand = (
     | SetDraining
     | SetRole
     | RolesAdvised
+    | AskWhereCached
     | ReplayRest
     | DrainFinished
     | StopInstance

@@ -7,6 +7,7 @@ from typing import assert_never
 
 from llumnix.control.gone import GoneIds
 from llumnix.control.scheduler_events import (
+    AskWhereCached,
     DeclareLost,
     DrainFinished,
     InstanceLost,
@@ -74,7 +75,7 @@ class ClusterNotes:
             case ScalingDecided():
                 step = command.step
                 self.journal.note(at, ScalingNoted(step), instance=step.drain, why=step.reason)
-            case MoveRequest() | ReplayRest() | StopInstance() | StartInstances() | RoundAt():
+            case MoveRequest() | AskWhereCached() | ReplayRest() | StopInstance() | StartInstances() | RoundAt():
                 pass
             case _:
                 assert_never(command)

@@ -2,12 +2,13 @@
 
 Unlike pairing this needs no thresholds and no benefit: a draining instance is charged infinitely much, so every
 move raises the lower of the two freeness values. What finds no room stays, goes on, and is tried again later. Who runs
-goes to an instance for prompts last: there it would soon move once more.
+goes to an instance for prompts last: there it would soon move once more. Whose prompt another instance has cached goes
+there before, for that need not be copied, if it is about as free as the freest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import islice
 
@@ -17,7 +18,10 @@ from msgspec.structs import replace
 from llumnix.policy.pairing import Load, with_added
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks, migration_freeness, room_blocks
-from llumnix.types import InstanceId, InstanceState, Role
+from llumnix.types import InstanceId, InstanceState, RequestId, Role
+
+ABOUT_AS_FREE = 0.25
+"""So much less free than the freest, in proportion, an instance may be that has the prompt cached."""
 
 
 class DrainTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,9 +41,39 @@ class Placement(msgspec.Struct, frozen=True):
     promised_blocks: int
     room_blocks: int
     freeness: float
+    request: RequestId | None = None
+    """This one, whose prompt is cached there; None: the source picks."""
 
     def __str__(self) -> str:
-        return f"freeness {self.freeness:.4g}, room for {self.room_blocks} blocks"
+        cached = "" if self.request is None else "its prompt is cached there; "
+        return f"{cached}freeness {self.freeness:.4g}, room for {self.room_blocks} blocks"
+
+
+def place_where_cached(
+    source: InstanceSnapshot,
+    where: Mapping[RequestId, InstanceId],
+    targets: Iterable[InstanceSnapshot],
+    terms: DrainTerms,
+) -> tuple[Placement, ...]:
+    """Those of `where` that can go now to the instance that has their prompt, one by one."""
+    typical = Load(_typical_blocks(source), queued=False)
+    able = {each.id: each for each in targets if _may_take(source, each, typical.blocks, terms)}
+    freeness = {name: migration_freeness(each, terms.priority_target_tokens) for name, each in able.items()}
+    places: list[Placement] = []
+    for request, name in where.items():
+        if len(places) >= terms.moves or not able:
+            break
+        best = max(freeness.values())
+        target = able.get(name)
+        if target is None or freeness[name] < best - ABOUT_AS_FREE * abs(best) or _comes_last(source, target):
+            continue
+        room = room_blocks(target)
+        places.append(Placement(name, 1, min(typical.blocks, room), room, freeness[name], request))
+        able[name] = after = replace(with_added(target, typical), incoming=target.incoming + 1)
+        freeness[name] = migration_freeness(after, terms.priority_target_tokens)
+        if not _may_take(source, after, typical.blocks, terms):
+            del able[name], freeness[name]
+    return tuple(places)
 
 
 def place_drained(
@@ -51,16 +85,13 @@ def place_drained(
     smallest = min(source.smallest_running_blocks or typical.blocks, typical.blocks)
     able = (
         (
-            source.running > 0 and target.role is Role.PREFILL,
+            _comes_last(source, target),
             -migration_freeness(target, terms.priority_target_tokens),
             target.id,
             target,
         )
         for target in targets
-        if target.state is InstanceState.RUNNING
-        and (source.id, target.id) not in terms.backing_off
-        and target.incoming < terms.max_incoming
-        and room_blocks(target) >= smallest
+        if _may_take(source, target, smallest, terms)
     )
     freest = list(islice(able, terms.moves))
     heapify(freest)
@@ -71,7 +102,7 @@ def place_drained(
         first_look.setdefault(target.id, (room_blocks(target), -negated))
         dealt[target.id] = dealt.get(target.id, 0) + 1
         after = replace(with_added(target, typical), incoming=target.incoming + 1)
-        if after.incoming < terms.max_incoming and room_blocks(after) >= smallest:
+        if _may_take(source, after, smallest, terms):
             freeness = migration_freeness(after, terms.priority_target_tokens)
             heappush(freest, (comes_last, -freeness, after.id, after))
     most = held_blocks(source) + source.running + source.queued_blocks  # who runs may be about to take one more
@@ -79,6 +110,19 @@ def place_drained(
         Placement(target, count, min(most, first_look[target][0]), *first_look[target])
         for target, count in dealt.items()
     )
+
+
+def _may_take(source: InstanceSnapshot, target: InstanceSnapshot, blocks: int, terms: DrainTerms) -> bool:
+    return (
+        target.state is InstanceState.RUNNING
+        and (source.id, target.id) not in terms.backing_off
+        and target.incoming < terms.max_incoming
+        and room_blocks(target) >= blocks
+    )
+
+
+def _comes_last(source: InstanceSnapshot, target: InstanceSnapshot) -> bool:
+    return source.running > 0 and target.role is Role.PREFILL
 
 
 def _typical_blocks(source: InstanceSnapshot) -> int:

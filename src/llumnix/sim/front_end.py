@@ -155,6 +155,9 @@ class SimFrontEnd:
     def on_departed(self, instance: InstanceId) -> None:
         self._tell_with_counts(fe.Departed(self._kernel.now, instance))
 
+    def where_cached(self, instance: InstanceId) -> dict[RequestId, InstanceId]:
+        return self._machine.where_cached(instance)
+
     def drive_out(self, instance: InstanceId, why: str) -> int:
         """Starts what is on a draining instance anew elsewhere; returns how many requests that were."""
         event = fe.DriveOut(self._kernel.now, instance, why)

@@ -76,6 +76,8 @@ class SimScheduler:
                 self._wake_at(command.at)
             case sched.MoveRequest() | sched.SetDraining() | sched.SetRole():
                 self._tell_instance(command)
+            case sched.AskWhereCached():
+                self._network.deliver(self._find_cached, command.instance)
             case sched.ReplayRest():
                 self._network.deliver(self._drive_out, command.instance, command.reason)
             case sched.StopInstance():
@@ -112,6 +114,10 @@ class SimScheduler:
     def _wake_up(self) -> None:
         self._wake = None
         self.tell(sched.RoundDue(at=self._kernel.now))
+
+    def _find_cached(self, instance: InstanceId) -> None:
+        at, where = self._kernel.now + self._network.message_s, self._front_end.where_cached(instance)
+        self._network.deliver(self.tell, sched.CachedElsewhere(at=at, instance=instance, where=where))
 
     def _drive_out(self, instance: InstanceId, why: str) -> None:
         count = self._front_end.drive_out(instance, why)

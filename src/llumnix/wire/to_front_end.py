@@ -8,7 +8,7 @@ from llumnix.control.class_counts import ClassRow
 from llumnix.control.messages import Doubt
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.scaling import ScalingMode, ScalingStep
-from llumnix.control.scheduler_events import DrainReport, ReplayRest
+from llumnix.control.scheduler_events import AskWhereCached, DrainReport, ReplayRest
 from llumnix.journal.journal import JournalPart
 from llumnix.journal.story import RequestStory
 from llumnix.report.records import MigrationRecord
@@ -188,7 +188,9 @@ AnswerToFrontEnd = (
 )
 """To a question of this front end, whose number it repeats."""
 
-Errand = ReplayRest | ListMigrations | ReadJournal | TellStory | ListClasses | DoYourPart | MigrateByHand
+Errand = (
+    AskWhereCached | ReplayRest | ListMigrations | ReadJournal | TellStory | ListClasses | DoYourPart | MigrateByHand
+)
 """What others want done, and have answered."""
 
 ToFrontEnd = (

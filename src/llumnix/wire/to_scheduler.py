@@ -7,7 +7,7 @@ import msgspec
 from llumnix.control.fleet import Fleet
 from llumnix.control.orders import MoveOutcome
 from llumnix.control.scheduler_events import ASKED_FOR
-from llumnix.types import InstanceId, Role
+from llumnix.types import InstanceId, RequestId, Role
 from llumnix.wire.base import Wire
 from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 
@@ -44,6 +44,13 @@ class ReplayedElsewhere(Wire, frozen=True, kw_only=True, tag=True):
 
     instance: InstanceId
     count: int
+
+
+class FoundCached(Wire, frozen=True, kw_only=True, tag=True):
+    """A front end's answer to `AskWhereCached`."""
+
+    instance: InstanceId
+    where: dict[RequestId, InstanceId]
 
 
 class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
@@ -107,6 +114,7 @@ ToScheduler = (
     | InstanceGone
     | FleetChanged
     | ReplayedElsewhere
+    | FoundCached
     | ReadJournal
     | HeldHere
     | Wish

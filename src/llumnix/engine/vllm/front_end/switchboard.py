@@ -9,7 +9,7 @@ from typing import Any, Literal, assert_never
 
 from llumnix.control.class_counts import ClassRow, add_up
 from llumnix.control.messages import Doubt
-from llumnix.control.scheduler_events import ReplayRest
+from llumnix.control.scheduler_events import AskWhereCached, ReplayRest
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
@@ -47,7 +47,7 @@ from llumnix.wire.to_front_end import (
     ToFrontEnd,
 )
 from llumnix.wire.to_instance import ListRequests
-from llumnix.wire.to_scheduler import MoveAnswer, ReplayedElsewhere
+from llumnix.wire.to_scheduler import FoundCached, MoveAnswer, ReplayedElsewhere
 
 _SCHEDULER_SILENT_S = 2.0
 _RECORDS_AT_ONCE = 500
@@ -228,7 +228,7 @@ class Switchboard:
                 self._questions.answered(message)
             case Answer() | MigrateAnswer() | PartDone():
                 self._questions.answered(message)
-            case ReplayRest() | MigrateByHand() | DoYourPart():
+            case AskWhereCached() | ReplayRest() | MigrateByHand() | DoYourPart():
                 self._do(message)
             case ListMigrations() | ReadJournal() | TellStory() | ListClasses():
                 self._do(message)
@@ -258,6 +258,9 @@ class Switchboard:
 
     def _do(self, message: Errand) -> None:
         match message:
+            case AskWhereCached():
+                where = self.client.machine.where_cached(message.instance)
+                self.post(self.spec.book.scheduler, FoundCached(instance=message.instance, where=where))
             case ReplayRest():
                 count = self.client.streams.drive_out(message.instance, message.reason)
                 self.post(self.spec.book.scheduler, ReplayedElsewhere(instance=message.instance, count=count))
