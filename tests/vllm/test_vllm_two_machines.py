@@ -71,7 +71,7 @@ async def test_requests_of_engines_with_several_workers_move_between_machines(
     machines: TwoMachines, tmp_path: Path
 ) -> None:
     """From worker to worker over TCP."""
-    workers = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp")
+    workers = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp", "--instance-cpus", "1")
     server = Server(tmp_path, *ray(machines), *workers, "--max-model-len", "2048", environment=TOKEN, instances=2)
     try:
         assert {row["node"] for row in server.instances()} == {"here", "there"}

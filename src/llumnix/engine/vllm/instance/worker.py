@@ -31,7 +31,10 @@ from llumnix.wire.outbox import Outbox
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
 from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, ForgetPeer, PullBlocks, ToWorker
 
-load_compiled_models()  # here, as vLLM imports this module in each process of a worker before it makes the model
+# Both here: vLLM imports this module in each process of a worker before it makes the worker, the model and its groups.
+load_compiled_models()
+if multiprocessing.parent_process() is not None:  # vLLM has it notice by itself, once it is ready, if it does not hang
+    linux.die_with_parent(os.getppid())
 
 
 class WorkerExtension:
@@ -72,8 +75,6 @@ class WorkerExtension:
         if self.device.type == "cpu":
             self._mend_for_cpu()
         note_shared_memory()
-        if multiprocessing.parent_process() is not None:  # vLLM has it notice by itself, if it does not hang
-            linux.die_with_parent(os.getppid())
         return "" if self._llumnix_transport is None else self._llumnix_transport.address
 
     def _mend_for_cpu(self) -> None:
