@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from admin_answers import Answer, Install
     from two_machines import TwoMachines
+
+settings.register_profile("shared machine", deadline=None)  # an example may wait for its turn on a core
+settings.load_profile("shared machine")
 
 _RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
 _RING_OF_FOLDER = {

@@ -61,7 +61,6 @@ def run(examples: int, steps: int) -> None:
         derandomize=True,
         max_examples=examples,
         stateful_step_count=steps,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(ClusterModel, settings=chosen)

@@ -123,6 +123,6 @@ class PaperModel(DispatcherModel):
 
 
 TestDispatcherModel = DispatcherModel.TestCase
-TestDispatcherModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestDispatcherModel.settings = settings(max_examples=40, stateful_step_count=30)
 TestPaperModel = PaperModel.TestCase
-TestPaperModel.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
+TestPaperModel.settings = settings(max_examples=15, stateful_step_count=30)

@@ -138,7 +138,6 @@ def test_no_interleaving_breaks_a_stream() -> None:
         derandomize=True,
         max_examples=40,
         stateful_step_count=40,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(MigrationModel, settings=quick)

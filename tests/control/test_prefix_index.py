@@ -180,4 +180,4 @@ class IndexModel(RuleBasedStateMachine):
 
 
 TestIndexModel = IndexModel.TestCase
-TestIndexModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestIndexModel.settings = settings(max_examples=60, stateful_step_count=30)

@@ -169,4 +169,4 @@ class SchedulerModel(RuleBasedStateMachine):
 
 
 TestSchedulerModel = SchedulerModel.TestCase
-TestSchedulerModel.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestSchedulerModel.settings = settings(max_examples=40, stateful_step_count=40)

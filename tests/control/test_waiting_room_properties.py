@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from waiting_people import People
 
@@ -22,7 +22,6 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(deadline=None)
 def test_every_request_is_declined_or_held_or_called_once_and_what_it_reserved_is_settled(
     steps: list[tuple[str, str, str, int]],
 ) -> None:
@@ -67,7 +66,6 @@ def test_every_request_is_declined_or_held_or_called_once_and_what_it_reserved_i
 
 
 @given(st.lists(st.tuples(st.integers(1, 2000), st.integers(1, 256)), min_size=4, max_size=30), st.integers(2, 4))
-@settings(deadline=None)
 def test_work_of_two_tenants_who_always_wait_differs_by_no_more_than_two_requests(
     sizes: list[tuple[int, int]], count: int
 ) -> None:

@@ -75,7 +75,7 @@ CHANGES = ("add", "add", "prepend", "skip and put back", "pop", "remove", "remov
 
 
 @pytest.mark.parametrize("policy", list(SchedulingPolicy))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(changes=st.lists(st.sampled_from(CHANGES), max_size=60), seed=st.integers(0, 2**32))
 def test_sums_and_front_are_what_a_walk_finds(policy: SchedulingPolicy, changes: list[str], seed: int) -> None:
     rng = random.Random(seed)

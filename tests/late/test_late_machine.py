@@ -142,7 +142,5 @@ def test_any_order_a_thousand_times(layout: str) -> None:
 def run(machine: type[AnyOrder], examples: int) -> None:
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=STEPS, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=examples, stateful_step_count=STEPS, suppress_health_check=list(HealthCheck)),
     )

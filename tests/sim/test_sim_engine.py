@@ -33,7 +33,7 @@ def facts(request: SimRequest) -> tuple[float, ...]:
 
 @pytest.mark.parametrize("kind", ["vllm-0.1", "vllm-1"])
 @given(rows=ROWS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_skipping_steps_changes_nothing(kind: str, rows: list[tuple[float, int, int]]) -> None:
     profile = small_profile(kind, blocks=30, watermark=0.01 if kind == "vllm-0.1" else 0.0, max_num_batched_tokens=64)
     skipped, stepped = run_engine(profile, rows), run_engine(profile, rows, skip=False)
@@ -42,7 +42,7 @@ def test_skipping_steps_changes_nothing(kind: str, rows: list[tuple[float, int, 
 
 
 @given(rows=ROWS, high=st.sets(st.integers(0, 24)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_skipping_steps_changes_nothing_where_normal_requests_make_way(
     rows: list[tuple[float, int, int]], high: set[int]
 ) -> None:
@@ -55,7 +55,7 @@ def test_skipping_steps_changes_nothing_where_normal_requests_make_way(
 
 
 @given(rows=ROWS, target_s=st.floats(0.01, 0.1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_skipping_steps_changes_nothing_where_prompts_are_held_back(
     rows: list[tuple[float, int, int]], target_s: float
 ) -> None:
@@ -77,7 +77,7 @@ def test_tokens_come_in_time_beside_a_long_prompt_and_the_prompt_pays() -> None:
 
 
 @given(rows=ROWS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_papers_scheduler_agrees_with_a_naive_one_that_lists_every_block(
     rows: list[tuple[float, int, int]],
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llumnix.sim.engine.batch import DecodeBatch
@@ -12,7 +12,6 @@ from llumnix.sim.engine.gaps import GapLog
 from llumnix.sim.engine.request import FINISHED, SimRequest
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=40))
 def test_largest_gap_since_any_position_is_the_maximum_from_there(values: list[int]) -> None:
     log = GapLog()
@@ -25,7 +24,6 @@ def test_largest_gap_since_any_position_is_the_maximum_from_there(values: list[i
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, before=st.integers(0, 20), steps=st.integers(0, 70))
 def test_blocks_of_many_steps_are_the_sum_of_single_steps(
     lengths: list[tuple[int, int]], before: int, steps: int
@@ -48,7 +46,6 @@ def test_blocks_of_many_steps_are_the_sum_of_single_steps(
     assert batch.blocks_for(most) <= counted < batch.blocks_for(most + 1)
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, steps=st.integers(1, 30))
 def test_a_member_that_leaves_knows_its_length_blocks_and_gap(lengths: list[tuple[int, int]], steps: int) -> None:
     batch = DecodeBatch(16)
