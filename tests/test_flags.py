@@ -224,6 +224,8 @@ def test_limits_of_scaling_count_when_it_only_advises() -> None:
         ("--policy llumnix-base --priority-target-tokens 9", "--priority-target-tokens is for policies that know "),
         ("--verbose --log-dir logs", "--verbose has every process write to the console, --log-dir to files."),
         ("--record-mb 9", "--record-mb is for --record."),
+        ("--record-keep-mb 9000", "--record-keep-mb is for --record."),
+        ("--record runs --record-keep-mb 9", "--record-keep-mb 9 has no room for a run of --record-mb 512."),
         ("--ray-address auto", "--ray-address is for --launcher ray."),
         ("--placement spread", "--placement is for --launcher ray."),
         ("--displace --scheduling-policy fcfs", "--displace is for instances that know priorities"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import time
 
 import uvicorn
@@ -46,6 +47,7 @@ def page_of(cluster: PretendCluster, board: PretendBoard, server: uvicorn.Server
         front_end=0,
         since_s=time() - past_s,
         acts=acts,
+        records=board.log.recorder is not None,
         example_path="/v1/completions",
     )
     page = Page(board, facts, lambda: server.should_exit)  # type: ignore[arg-type]
@@ -70,9 +72,10 @@ def page_server(
     past_s: int = 0,
     steps: bool = True,
     port: int = 0,
+    recorded: Path | None = None,
 ) -> Iterator[PageServer]:
-    """`steps`: whether time goes on in the cluster by itself."""
-    board = PretendBoard(cluster)
+    """`steps`: whether time goes on in the cluster by itself. `recorded`: what the server has recorded."""
+    board = PretendBoard(cluster, recorded)
     sock = socket.create_server(("127.0.0.1", port))
     ready: threading.Event = threading.Event()
     made: list[PageServer] = []

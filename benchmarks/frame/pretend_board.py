@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +25,16 @@ from llumnix.wire.to_scheduler import AddInstances, DrainInstance, ListDrains, U
 class PretendBoard:
     """As much of a switchboard (front_end/switchboard.py) as the admin routes and the page need."""
 
-    def __init__(self, cluster: PretendCluster) -> None:
+    def __init__(self, cluster: PretendCluster, recorded: Path | None = None) -> None:
+        """`recorded`: a recorded run, as of a server with `--record`."""
         self.address = "inproc://pretend"
         self.scheduler_pid: int | None = 4711
         self.scheduler_state = "running"
         self.client = SimpleNamespace(members=cluster.members)
         self.strangers = SimpleNamespace(starting=cluster.starting, gone=cluster.gone)
-        book = SimpleNamespace(scheduler="inproc://scheduler", front_ends=1)
+        run_dir = None if recorded is None else str(recorded.parent)
+        book = SimpleNamespace(scheduler="inproc://scheduler", front_ends=1, run_dir=run_dir)
+        self.log = SimpleNamespace(recorder=None if recorded is None else SimpleNamespace(folder=recorded))
         knobs: dict[str, Any] = {"cluster": ClusterConfig(), "policy": PolicyConfig()}
         self.spec = SimpleNamespace(index=0, book=book, admin_socket=None, **knobs)
         self.asked: list[Mail] = []

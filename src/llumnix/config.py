@@ -210,6 +210,7 @@ class ClusterConfig:
         "whatif` and the like (docs/use/recording.md).",
     )
     record_mb: int = knob(512, "MB of one recorded run; then its oldest hours make room for new ones.")
+    record_keep_mb: int = knob(4096, "MB of all recorded runs in that folder; then the oldest make room for a new one.")
     page: str = knob(
         "on",
         "The live page at /llumnix/: on, view (it offers nothing to do) or off.",
@@ -241,6 +242,10 @@ class ClusterConfig:
         _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
         _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
         _require(self.record_mb >= 1, "--record-mb must be at least 1.")
+        _require(
+            self.record_keep_mb >= self.record_mb,
+            f"--record-keep-mb {self.record_keep_mb} has no room for a run of --record-mb {self.record_mb}.",
+        )
         _require(self.kept_media_mb >= 0, "--kept-media-mb must not be negative.")
         _require(
             not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."

@@ -220,8 +220,9 @@ def _refuse_without_what_they_are_for(given: Mapping[str, str], cluster: Cluster
     for field in ("ray_address", "cluster_address", "placement", "instance_cpus"):
         if field in given and cluster.launcher != "ray":
             raise UsageError(f"{given[field]} is for --launcher ray.")
-    if "record_mb" in given and not cluster.record:
-        raise UsageError("--record-mb is for --record.")
+    for field in ("record_mb", "record_keep_mb"):
+        if field in given and not cluster.record:
+            raise UsageError(f"{given[field]} is for --record.")
 
 
 def _refuse_what_vllm_makes_idle(given: Mapping[str, str], engine_flags: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from vllm.v1.engine import FinishReason
 from vllm.v1.metrics.stats import PrefillStats
 
 from llumnix.config import ClusterConfig
+from llumnix.engine.vllm.front_end import recorder as recorder_module
 from llumnix.engine.vllm.front_end import stream_log, streams
 from llumnix.engine.vllm.front_end.recorded_rows import request_row
 from llumnix.engine.vllm.front_end.recorder import Recorder
@@ -164,6 +165,19 @@ async def test_front_ends_of_a_server_write_one_run_and_begin_another_when_it_is
     assert {first._in_force.folder, second._in_force.folder} == {again}
     for each in (first, second, restarted):
         each.close()
+
+
+async def test_older_runs_make_room_for_a_new_one_of_the_size_that_it_may_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, int, Path]] = []
+    monkeypatch.setattr(recorder_module, "make_room", lambda *of: asked.append(of))
+    first, second = (recorder(Desk(tmp_path, index)) for index in (0, 1))
+    for each in (first, second):
+        each.begin()
+        await asyncio.gather(*each._beside)
+        each.close()
+    assert asked == [(tmp_path / "runs", (4096 - 512) << 20, first.folder)], "by one front end for all"
 
 
 async def test_restarted_front_end_goes_on_with_the_run_on_a_full_disk(

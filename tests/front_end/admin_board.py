@@ -67,9 +67,10 @@ class Board:
         self.client = mock.Mock(spec=AdmittingClient)
         self.client.in_force = self.in_force = mock.Mock(spec=ClassesInForce)
 
-    def have_recorder(self) -> None:
-        """As a server that was started with `--record`."""
-        self.log.recorder = mock.Mock(spec=Recorder)
+    def have_recorder(self, folder: Path) -> None:
+        """As a server that was started with `--record`, and with a private folder beside what it has recorded."""
+        self.log.recorder = mock.Mock(spec=Recorder, folder=folder)
+        self.spec.book.run_dir = str(folder.parent)
         self.log.recorder.switch = lambda on: "/runs/first" if on else ""
 
     async def all_others(self, part: str) -> int:

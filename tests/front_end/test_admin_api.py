@@ -43,6 +43,7 @@ from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
 from llumnix.wire import base, news, to_front_end
 from move_outcomes import outcome
+from recorded_run import ended, write_run
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
 CLASSES = Path(__file__).parent.parent / "vllm" / "classes.yaml"
@@ -51,6 +52,7 @@ ASKED: dict[str, Any] = {
     "POST /instances/{id}/role": {"json": {"role": "decode"}},
     "POST /migrations": {"json": {"request_id": "cmpl-1", "target": "i1"}},
     "POST /record": {"json": {"on": True}},
+    "POST /whatif": {"json": {"tries": ["instances=5"]}},
 }
 COUNTS = {
     *(
@@ -78,6 +80,9 @@ KEYS: dict[str, set[str]] = {
     "POST /instances/{id}/role": {"ok", "id", "role"},
     "POST /classes/reload": {"ok", "classes", "tenants"},
     "POST /record": {"ok", "on", "folder"},
+    "GET /whatif": {"running", "run"},
+    "POST /whatif": {"running", "run"},
+    "DELETE /whatif": {"running", "run"},
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
@@ -96,9 +101,11 @@ KEYS: dict[str, set[str]] = {
 
 
 @pytest.fixture
-def board() -> Board:
+def board(tmp_path: Path) -> Board:
     """Of everything there is some."""
     board = Board()
+    write_run(tmp_path / "run", [ended("cmpl-0")])
+    board.have_recorder(tmp_path / "run")
     for number, name in enumerate((I0, I1)):
         info = base.InstanceInfo(id=name, index=number, slot=number, pid=9, node="here", control="", data="")
         load = InstanceSnapshot(id=name, at=1.0, seq=1, total_blocks=100, free_blocks=60, running=2)
@@ -149,8 +156,6 @@ async def answer_of(board: Board, route: Route) -> httpx.Response:
         board.scheduler_answer = to_front_end.DrainReports(query=1, reports=(drained("i0", each=1),))  # type: ignore[assignment]
     if route.path.startswith("/classes"):
         board.have_classes(CLASSES)
-    if route.path == "/record":
-        board.have_recorder()
     if not route.path:
         return await _index()
     asked = f"{route.method} {route.path}"

@@ -389,7 +389,7 @@ async def test_classes_are_shown_with_their_tenants(board: Board) -> None:
 
 
 async def test_recording_is_begun_and_ended_at_all_front_ends(board: Board) -> None:
-    board.have_recorder()
+    board.have_recorder(Path("/runs/first"))
     begun = await ask(board, "POST", "/record", json={"on": True})
     ended = await ask(board, "POST", "/record", json={"on": False})
     assert begun.json() == {"ok": True, "on": True, "folder": "/runs/first"}

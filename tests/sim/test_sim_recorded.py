@@ -4,80 +4,21 @@ the profile and the alternatives must come to."""
 from __future__ import annotations
 
 import json
-from math import exp
 from pathlib import Path
-from random import Random
 
-import msgspec
 import pytest
 
+from lived_run import TRUTH, lived, recorded
 from llumnix.cli import main
 from llumnix.errors import UsageError
-from llumnix.record.form import RecordedRequest, RecordedStep
 from llumnix.record.read import read_run
-from llumnix.record.writer import EndedRow, Looked, RunRow
-from llumnix.report.records import InstanceRecord, Records
 from llumnix.report.summary import summarize
-from llumnix.sim.driver import sim_requests, simulate
-from llumnix.sim.profiles.cost_model import (
-    DecodeProfile,
-    HostProfile,
-    MemoryProfile,
-    MigrationProfile,
-    PrefillProfile,
-    Profile,
-    SchedulerProfile,
-    step_cost,
-)
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.profiles.recorded import fit_run
-from llumnix.sim.setup import RunSetup
 from llumnix.types import InstanceState
 from llumnix.whatif.prediction import GOOD
-from llumnix.workload.workload import Workload, load_workload
-from recorded_run import about, ended, instance, looked, step, tried, write_run
-
-BLOCK_TOKENS, BLOCK_BYTES = 32, 131072
-TRUTH = Profile(
-    name="truth",
-    origin="made up",
-    memory=MemoryProfile(total_blocks=96, block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES),
-    prefill=PrefillProfile(base_ms=20.0, per_token_ms=0.2),
-    decode=DecodeProfile(batch=(1, 33), batch_ms=(20.2, 26.6), per_context_token_ms=0.001),
-    migration=MigrationProfile(gigabytes_per_s=0.5, stage_ms=2.0),
-    scheduler=SchedulerProfile(max_num_seqs=64, max_num_batched_tokens=512),
-    host=HostProfile(request_ms=3.0, start_up_s=10.0),
-)
-WORKLOAD = load_workload("gamma:rate=5,cv=3,prompt=zipf128,output=zipf256,cap=600,requests=600,seed=4")
-
-
-def lived(workload: Workload = WORKLOAD, instances: int = 4) -> Records:
-    setup = RunSetup(instances=instances, profile=TRUTH, sample_interval_s=1.0)
-    return simulate(sim_requests(workload), setup).records()
-
-
-def recorded(records: Records) -> list[RunRow]:
-    """As a server would have written it down; each look at steps is a few per cent off."""
-    chance = Random(7)
-    lengths = {request.id: request.prompt_tokens + request.output_tokens // 2 for request in records.requests}
-    requests = [RecordedRequest(**msgspec.structs.asdict(each)) for each in records.requests]
-    rows: list[RunRow] = [EndedRow(each, (), 0) for each in requests]
-    for move in records.migrations:
-        said = msgspec.structs.asdict(move)
-        tokens = lengths[move.request_id]
-        blocks = -(-tokens // BLOCK_TOKENS)
-        took_ms = 1e3 * (move.stages * TRUTH.migration.stage_ms / 1e3 + blocks * BLOCK_BYTES / 0.5e9)
-        said |= {"bytes": blocks * BLOCK_BYTES, "copy_ms": took_ms * exp(chance.gauss(0, 0.05)), "tokens": tokens}
-        rows.append(tried(said.pop("request_id"), said.pop("at_s"), **said))
-    for at_s in sorted({row.at_s for row in records.instances}):
-        seen = [row for row in records.instances if row.at_s == at_s]
-        rows.append(Looked(seen, [_look(row, chance) for row in seen if row.running]))
-    return rows
-
-
-def _look(row: InstanceRecord, chance: Random) -> RecordedStep:
-    cost = msgspec.structs.asdict(step_cost(TRUTH, exp(chance.gauss(0, 0.03))))
-    return step(row.at_s, row.instance, row.running, round(row.running * chance.uniform(50, 300)), **cost)
+from llumnix.workload.workload import load_workload
+from recorded_run import about, ended, instance, looked, step, write_run
 
 
 def test_profile_of_a_run_is_what_its_steps_and_copies_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +100,19 @@ def test_same_run_gives_the_same_predictions_however_many_processes_compute(run:
         assert main([*command, "--out", str(tmp_path / str(jobs))]) == 0
     first, second = (json.loads((tmp_path / str(jobs) / "whatif.json").read_text()) for jobs in (1, 2))
     assert first == second
+
+
+def test_the_last_requests_alone_are_simulated_where_so_many_are_wanted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["whatif", str(run), "--repeats", "2", "--jobs", "1", "--out", str(tmp_path)]
+    assert main([*command, "--requests", "100"]) == 0
+    first, second, third, *_ = json.loads((tmp_path / "whatif.json").read_text())["about"]
+    assert ": 100 requests in" in first
+    assert second == "The 500 before them, on the same instances, are left out."
+    assert third.endswith("this is the end of the longest part in which the same instances served.")
+    assert main([*command, "--requests", "0"]) == 2
+    assert "--requests must be at least 1." in capsys.readouterr().err
 
 
 def test_profile_of_another_machine_is_not_believed(run: Path, tmp_path: Path) -> None:

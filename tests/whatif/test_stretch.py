@@ -52,6 +52,16 @@ def test_what_arrived_before_the_run_began_is_left_out() -> None:
     assert stretch.requests[0].arrival_s == 0.0
 
 
+def test_of_more_requests_than_are_wanted_the_last_are_taken() -> None:
+    run = run_of(serving(0, 100, "i0"), {70.0: 0})
+    stretch = longest_stretch(run, 60)
+    assert span(stretch) == (40.0, 99.0, ("i0",))
+    assert (len(stretch.requests), stretch.silent, stretch.left_out) == (59, 1, 40)
+    assert stretch.workload().requests[0].arrival_s == 0.0
+    whole = longest_stretch(run, 100)
+    assert (len(whole.requests), whole.left_out) == (99, 0)
+
+
 @pytest.mark.parametrize("rows", [[], serving(0, 40, "i0"), serving(0, 100)])
 def test_too_little_is_refused_in_a_sentence(rows: list[InstanceRecord]) -> None:
     with pytest.raises(UsageError, match=r"run has \d+ requests that made tokens .* 50 are the fewest"):

@@ -35,6 +35,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """When it began to remember, in seconds since 1970."""
     acts: bool
     """Whether the page offers to do something (`--page on`)."""
+    records: bool = False
+    """Whether it was started with `--record`."""
     example_path: str | None
     """Where a first request may go to; null on a port that has the admin routes alone."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llumnix.api import bodies, frames
+from llumnix.api import bodies, frames, what_if
 
 PREFIX = "/llumnix/v1"
 OPENAPI = Path(__file__).parent / "openapi.json"
@@ -55,6 +55,7 @@ _BODY = "The body is not as it must be."
 _LARGE = "The body has more than 1 MiB."
 _PARAMETER = "A parameter is unknown or wrong."
 _VIEWERS = "16 viewers watch already, or the server is shutting down."
+_NO_RECORD = "The server was started without `--record`."
 _NO_CLASSES = "The server was started without `--classes`."
 _INSTANCE = {
     404: "There is no such instance.",
@@ -210,7 +211,36 @@ ROUTES = (
         text="begins to record a run, or ends that",
         body=bodies.RecordBody,
         answer=bodies.RecordAnswer,
-        refusals={400: _BODY, 404: "The server was started without `--record`.", 413: _LARGE},
+        refusals={400: _BODY, 404: _NO_RECORD, 413: _LARGE},
+    ),
+    Route(
+        method="GET",
+        path="/whatif",
+        text="how far it is, or what would have been otherwise",
+        answer=what_if.WhatIfAnswer,
+        refusals={404: _NO_RECORD},
+    ),
+    Route(
+        method="POST",
+        path="/whatif",
+        text="has what was recorded so far simulated, as it was and otherwise",
+        body=what_if.WhatIfBody,
+        answer=what_if.WhatIfAnswer,
+        status=202,
+        refusals={
+            400: "The body is not as it must be, or an alternative makes no sense.",
+            404: _NO_RECORD,
+            409: "Another one is under way.",
+            413: _LARGE,
+            503: "Its process could not begin, or not within 30 s.",
+        },
+    ),
+    Route(
+        method="DELETE",
+        path="/whatif",
+        text="cancels the one under way, if there is one",
+        answer=what_if.WhatIfAnswer,
+        refusals={404: _NO_RECORD},
     ),
     Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),
     Route(method="GET", path="/scaling", text="size of the cluster", answer=bodies.ScalingRow, refusals=_SILENT),

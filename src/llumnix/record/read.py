@@ -64,6 +64,11 @@ def read_run(path: Path) -> RecordedRun:
     )
 
 
+def read_about(path: Path) -> About:
+    """What a recorded run says of itself; as `read_run` otherwise."""
+    return _about(_folder_of(path))
+
+
 def _folder_of(path: Path) -> Path:
     """Names of runs are their times, so the newest is the last."""
     if not path.is_dir():

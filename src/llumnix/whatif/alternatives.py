@@ -12,6 +12,7 @@ from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.flags import Parser, add_flags, build, refuse_what_does_nothing
 from llumnix.policy.catalogue import find_policy
+from llumnix.record.form import About
 from llumnix.sim.cli import MOST_INSTANCES
 
 _MOST_ALTERNATIVES = 64
@@ -27,9 +28,14 @@ class Alternative:
     migration: MigrationConfig
 
 
-def alternatives(texts: Sequence[str], as_it_was: Alternative) -> list[Alternative]:
+def as_it_was(about: About, instances: int) -> Alternative:
+    """The settings of a recorded run."""
+    return Alternative(name="as it was", instances=instances, policy=about.policy, migration=about.migration)
+
+
+def alternatives(texts: Sequence[str], was: Alternative) -> list[Alternative]:
     """Raises UsageError for a text that makes no sense."""
-    made = [_alternative(each, as_it_was) for text in texts for each in _each_of(text)]
+    made = [_alternative(each, was) for text in texts for each in _each_of(text)]
     if len(made) > _MOST_ALTERNATIVES:
         raise UsageError(f"{len(made)} alternatives are too many: at most {_MOST_ALTERNATIVES}.")
     return made
@@ -53,27 +59,27 @@ def _each_of(text: str) -> Iterator[dict[str, str]]:
     yield from (said | {"instances": str(number)} for number in range(low, high + 1))
 
 
-def _alternative(said: Mapping[str, str], as_it_was: Alternative) -> Alternative:
+def _alternative(said: Mapping[str, str], was: Alternative) -> Alternative:
     name = ",".join(f"{knob}={value}" for knob, value in said.items())
     knobs = {knob: value for knob, value in said.items() if knob != "instances"}
     try:
-        values, given = _parsed(knobs, as_it_was)
+        values, given = _parsed(knobs, was)
         policy, migration = build(PolicyConfig, values), build(MigrationConfig, values)
         refuse_what_does_nothing(given, find_policy(policy.policy), migration=policy.migration, scales_with="")
     except UsageError as error:
         raise UsageError(f"--try {name}: {error}") from error
-    instances = _count(name, said["instances"]) if "instances" in said else as_it_was.instances
+    instances = _count(name, said["instances"]) if "instances" in said else was.instances
     return Alternative(name=name, instances=instances, policy=policy, migration=migration)
 
 
-def _parsed(knobs: Mapping[str, str], as_it_was: Alternative) -> tuple[argparse.Namespace, dict[str, str]]:
+def _parsed(knobs: Mapping[str, str], was: Alternative) -> tuple[argparse.Namespace, dict[str, str]]:
     """As on the command line; what is not given is as it was. And the flags by their fields."""
     parser = Parser(prog="llumnix simulate")
     for config in (PolicyConfig, MigrationConfig):
         add_flags(parser, config)
-    was = _flat(as_it_was.policy) | _flat(as_it_was.migration)
-    parser.set_defaults(**was)
-    switches = {field for field, value in was.items() if isinstance(value, bool)}
+    values = _flat(was.policy) | _flat(was.migration)
+    parser.set_defaults(**values)
+    switches = {field for field, value in values.items() if isinstance(value, bool)}
     words: list[str] = []
     given: dict[str, str] = {}
     for knob, value in knobs.items():

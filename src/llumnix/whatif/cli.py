@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from llumnix.record.read import RecordedRun, read_run
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import load_profile, profile_names
 from llumnix.sim.profiles.recorded import fit_run
-from llumnix.whatif.alternatives import Alternative, alternatives
+from llumnix.whatif.alternatives import Alternative, alternatives, as_it_was
 from llumnix.whatif.metrics import RunNumbers, numbers_of
 from llumnix.whatif.prediction import NOT, judge, predict
 from llumnix.whatif.report import TriedAlternative, WhatIf, print_what_if, write_what_if
@@ -28,6 +28,9 @@ NOTHING_CREDIBLE = 3
 """Exit code."""
 
 _MOST_REPEATS = 64
+
+Told = Callable[[int], AbstractContextManager[Callable[[], None]]]
+"""Gets how many simulations there will be, and gives what is to be called after each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=MEASURED,
         help=f"what steps cost: {MEASURED} (of this run), a TOML file, or one of {', '.join(profile_names())}",
     )
+    parser.add_argument("--requests", type=int, help="at most so many, the last ones (default: all)")
     parser.add_argument("--repeats", type=int, default=8, help="simulations of each, with arrivals jittered (8)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for whatif.json and whatif.md")
@@ -58,21 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix whatif`. Returns 0, or 3 if nothing that was simulated is credible. Raises UsageError for
     bad input."""
-    if not 2 <= args.repeats <= _MOST_REPEATS:
-        raise UsageError(f"--repeats must be between 2 and {_MOST_REPEATS}, not {args.repeats}.")
-    if args.jobs < 1:
-        raise UsageError("--jobs must be at least 1.")
-    recorded = read_run(args.folder)
-    stretch = longest_stretch(recorded)
-    profile, notes = _profile(args.profile, recorded)
-    about = recorded.about
-    base = Alternative(
-        name="as it was", instances=len(stretch.instances), policy=about.policy, migration=about.migration
-    )
-    others = alternatives(args.tries, base)
-    with _progress((1 + len(others)) * args.repeats) as one_done:
-        found = _what_if(recorded, stretch, profile, [base, *others], args, one_done)
-    found.about.extend(notes)
+    found = what_if(args, _progress)
     print_what_if(found, Console())
     if args.out is not None:
         try:
@@ -80,6 +70,25 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
     return NOTHING_CREDIBLE if all(each.grade == NOT for each in found.known) else 0
+
+
+def what_if(args: argparse.Namespace, told: Told) -> WhatIf:
+    """Raises UsageError for bad input."""
+    if not 2 <= args.repeats <= _MOST_REPEATS:
+        raise UsageError(f"--repeats must be between 2 and {_MOST_REPEATS}, not {args.repeats}.")
+    if args.jobs < 1:
+        raise UsageError("--jobs must be at least 1.")
+    if args.requests is not None and args.requests < 1:
+        raise UsageError("--requests must be at least 1.")
+    recorded = read_run(args.folder)
+    stretch = longest_stretch(recorded, args.requests)
+    profile, notes = _profile(args.profile, recorded)
+    base = as_it_was(recorded.about, len(stretch.instances))
+    settings = [base, *alternatives(args.tries, base)]
+    with told(len(settings) * args.repeats) as one_done:
+        found = _what_if(recorded, stretch, profile, settings, args, one_done)
+    found.about.extend(notes)
+    return found
 
 
 def _profile(name: str, recorded: RecordedRun) -> tuple[Profile, tuple[str, ...]]:
@@ -107,8 +116,8 @@ def _what_if(
     ]
     results = run_all(tasks, args.jobs, one_done)
     runs = [results[first : first + args.repeats] for first in range(0, len(results), args.repeats)]
-    as_it_was: list[RunNumbers] = runs[0]
-    credible = judge(measured, as_it_was, len(kept))
+    was: list[RunNumbers] = runs[0]
+    credible = judge(measured, was, len(kept))
     hours = (stretch.end_s - stretch.begin_s) / 3600
     return WhatIf(
         folder=str(recorded.folder),
@@ -120,7 +129,7 @@ def _what_if(
             TriedAlternative(
                 name=each.name,
                 instance_hours=hours * each.instances,
-                predictions=predict(credible, as_it_was, other),
+                predictions=predict(credible, was, other),
             )
             for each, other in zip(settings[1:], runs[1:], strict=True)
         ],
@@ -132,9 +141,12 @@ def _about(recorded: RecordedRun, stretch: Stretch) -> list[str]:
     about = recorded.about
     served = f"{len(stretch.instances)} instances ({', '.join(stretch.instances)}), policy {about.policy.policy}"
     sentences = [f"{recorded.folder}: {len(stretch.requests):,} requests in {lasted_s / 60:.1f} min on {served}."]
+    if stretch.left_out:
+        sentences.append(f"The {stretch.left_out:,} before them, on the same instances, are left out.")
     if lasted_s < 0.95 * whole_s:
+        last = "the end of " if stretch.left_out else ""
         sentences.append(
-            f"It lasted {whole_s / 60:.1f} min; this is the longest part in which the same instances served."
+            f"It lasted {whole_s / 60:.1f} min; this is {last}the longest part in which the same instances served."
         )
     if stretch.failed or stretch.silent:
         sentences.append(f"{stretch.failed} of them failed; {stretch.silent} more made no token and are left out.")

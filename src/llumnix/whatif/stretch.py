@@ -24,6 +24,8 @@ class Stretch:
     """That arrived in it and made a token, by arrival."""
     silent: int
     """That made none: they failed, or their clients left before."""
+    left_out: int = 0
+    """That were before these, on the same instances."""
 
     @property
     def failed(self) -> int:
@@ -48,10 +50,14 @@ class Stretch:
         )
 
 
-def longest_stretch(run: RecordedRun) -> Stretch:
-    """Raises UsageError if there are too few requests in it."""
+def longest_stretch(run: RecordedRun, most_requests: int | None = None) -> Stretch:
+    """With more than `most_requests` its end. Raises UsageError if there are too few requests in it."""
     begin_s, end_s, instances = max(_stretches(run.instances), key=lambda each: each[1] - each[0], default=(0, 0, ()))
     inside = [request for request in run.requests if begin_s <= request.arrival_s <= end_s]
+    left_out = max(0, len(inside) - most_requests) if most_requests else 0
+    if left_out:
+        inside = inside[left_out:]
+        begin_s = inside[0].arrival_s
     with_tokens = tuple(request for request in inside if request.output_tokens)
     if len(with_tokens) < FEWEST_REQUESTS:
         raise UsageError(
@@ -64,6 +70,7 @@ def longest_stretch(run: RecordedRun) -> Stretch:
         instances=instances,
         requests=with_tokens,
         silent=len(inside) - len(with_tokens),
+        left_out=left_out,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -23,13 +24,14 @@ from llumnix.engine.vllm.front_end.session import Session, prompt_tokens
 from llumnix.policy.prefix import salt_of
 from llumnix.policy.snapshot import StepCost
 from llumnix.record.form import FALLBACK_UNIT_TOKENS, About, Limits, RecordedMove
+from llumnix.record.runs import make_room
 from llumnix.record.writer import EndedRow, Looked, RunWriter, Tried
 from llumnix.report.records import MigrationRecord, instance_record
 from llumnix.types import InstanceId, InstanceState
 
 _LOOK_S = 1.0
 _LOOKER = 0
-"""The front end that writes down the instances, which all of them see alike."""
+"""The front end that writes down the instances, which all of them see alike, and makes room for new runs."""
 
 
 def make_recorder(
@@ -78,7 +80,12 @@ class Recorder:
         self._since_unix_s = time() - monotonic()
         self._costs: dict[InstanceId, StepCost] = {}
         self._there: set[InstanceId] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+
+    @property
+    def folder(self) -> Path:
+        """Of the run that is being recorded; of all runs if none is."""
+        return Path(self._in_force.folder or self._spec.cluster.record).absolute()
 
     # -- on and off
 
@@ -110,12 +117,19 @@ class Recorder:
         self._in_force = run
         before, self._writer = self._writer, None
         if before is not None:
-            task = asyncio.get_running_loop().create_task(asyncio.to_thread(before.close))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._in_thread(before.close)
         if run.folder:
             self._writer = self._write_to(run)
             self._costs.clear()
+            if self._spec.index == _LOOKER:
+                cluster, folder = self._spec.cluster, Path(run.folder)
+                others_bytes = (cluster.record_keep_mb - cluster.record_mb) << 20  # this one may get that large
+                self._in_thread(make_room, folder.parent, others_bytes, folder)
+
+    def _in_thread(self, work: Callable[..., None], *of: object) -> None:
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(work, *of))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     def _write_to(self, run: RunInForce) -> RunWriter:
         cluster, book = self._spec.cluster, self._spec.book

@@ -24,6 +24,7 @@ from llumnix.engine.vllm.front_end.admin.answers import (
     sentence,
     shown,
 )
+from llumnix.engine.vllm.front_end.admin.what_if import add_what_if
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.origin import KnownHosts, listening_host
 from llumnix.engine.vllm.front_end.page import files, watching
@@ -52,6 +53,7 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page:
     _add_looking(router, guard, board)
     _add_acting(router, guard, board)
     _add_switches(router, guard, board)
+    add_what_if(router, guard, board)
     if page is not None:
         watching.add_streams(router, guard, page)
         files.add_files(app.router)

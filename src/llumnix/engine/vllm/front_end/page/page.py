@@ -71,5 +71,6 @@ def _facts(board: Switchboard, args: argparse.Namespace, model_config: Any) -> S
         front_end=spec.index,
         since_s=time(),
         acts=spec.cluster.page == "on",
+        records=bool(spec.cluster.record),
         example_path=path if spec.admin_socket is None else None,
     )

@@ -9,6 +9,7 @@ import { Moves } from "./moves.js";
 import { Requests } from "./requests.js";
 import { Scaling } from "./scaling.js";
 import { Story } from "./story.js";
+import { WhatIf } from "./whatif.js";
 
 // One without a title has no tab.
 const VIEWS = {
@@ -16,6 +17,7 @@ const VIEWS = {
   requests: ["Requests", Requests],
   moves: ["Moves", Moves],
   scaling: ["Scaling", Scaling],
+  whatif: ["What if", WhatIf],
   instance: ["", OneInstance],
   story: ["", Story],
 };

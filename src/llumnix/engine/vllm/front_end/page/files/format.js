@@ -10,6 +10,13 @@ export const rate = (number) => (number == null ? "–" : number >= 100 ? whole(
 export const exactly = (seconds) => `${seconds.toFixed(3)} s`;
 export const ms = (number) => (number == null ? "–" : `${number < 10 ? number.toFixed(1) : whole(number)} ms`);
 
+// With the three digits that count.
+export function figure(number, unit = "") {
+  if (number == null) return "–";
+  const digits = number >= 100 ? whole(number) : Number(number.toPrecision(3)).toString();
+  return unit ? `${digits}\u00a0${unit}` : digits;
+}
+
 export function freeness(number) {
   if (number == null) return "–";
   return Math.abs(number) >= 1000 ? whole(number) : number.toFixed(1);
