@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from admin_answers import Install, drained, scaling_row
+from admin_answers import Install, drained, instance_row, scaling_row, status_answer
 from llumnix.api.bodies import JournalAnswer, StoryAnswer, WhyNotAnswer
 from llumnix.cli import main
 from llumnix.control.scaling import ScalingStep
@@ -137,6 +137,19 @@ def test_an_instance_and_the_size_of_the_cluster(asked: list[str], capsys: Captu
     ]
 
 
+def test_an_instance_of_which_nothing_is_known(answer_with: Install, capsys: Captured) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/journal"):
+            return _json(JournalAnswer(entries=[], cursor="f0.0", lost=0))
+        return httpx.Response(200, json=status_answer(instance_row("i0")))
+
+    answer_with(answer)
+    assert main(["explain", "--instance", "i0"]) == 0
+    assert capsys.readouterr().out == "nothing is known to have happened\n"
+    assert main(["explain", "--instance", "i9"]) == 2
+    assert capsys.readouterr().err == "llumnix: There is no instance 'i9', and nothing is known of one.\n"
+
+
 def test_the_answer_as_it_is(asked: list[str], capsys: Captured) -> None:
     assert main(["explain", "cmpl-2", "--json"]) == 0
     (story,) = json.loads(capsys.readouterr().out)["stories"]
@@ -164,6 +177,8 @@ def test_a_log_says_the_same_when_the_server_is_gone(tmp_path: Path, capsys: Cap
         (["--why-not", "--log", "x"], "--why-not is about what is now: a log does not know it."),
         (["cmpl-1", "--log", "/no/log"], "There is no decision log /no/log."),
         (["--scaling", "--limit", "0"], "--limit must be between 1 and 1000, not 0."),
+        (["cmpl-1", "--limit", "5"], "--limit is for --instance and --scaling."),
+        (["--why-not", "--limit", "5"], "--limit is for --instance and --scaling."),
     ],
 )
 def test_bad_use_is_a_sentence(words: list[str], sentence: str, capsys: Captured) -> None:

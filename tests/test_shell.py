@@ -37,6 +37,10 @@ def server(answer_with: Install) -> None:
         (["serve", "--max-model-l"], ["--max-model-len"]),
         (["serve", "--no-enable-prefix-c"], ["--no-enable-prefix-caching"]),
         (["serve", "--instances", ""], []),
+        (["serve", "--policy=inf"], ["--policy=infaas++"]),
+        (["serve", "--dtype=bf"], ["--dtype=bfloat16"]),
+        (["requests", "--state="], ["--state=running", "--state=waiting"]),
+        (["whatif", "--re"], ["--repeats", "--requests"]),
         (["completion", ""], ["bash", "words"]),
         (["dance", "--"], []),
         ([], [*COMMANDS, "--help", "--version"]),
@@ -73,13 +77,36 @@ def test_no_ids_where_no_server_answers(monkeypatch: pytest.MonkeyPatch) -> None
     assert candidates(["drain", ""]) == []
 
 
+def test_ids_are_those_of_the_server_that_the_line_names(answer_with: Install) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.url.host} {request.headers['authorization']}")
+        return httpx.Response(200, json=status_answer(instance_row("i7")))
+
+    answer_with(answer)
+    assert candidates(["drain", "--url", "http://there:9000", "--api-key=k", ""]) == ["i7"]
+    assert asked == ["there Bearer k"]
+    assert candidates(["drain", "--url", "nowhere", ""]) == []
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("llumnix requests --st", ["--state"]),
+        ("llumnix undrain --", ["--api-key", "--help", "--url"]),
+        ("llumnix requests --state=wai", ["waiting"]),
+        ("llumnix requests --state ", ["running", "waiting"]),
+    ],
+)
+def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str, offered: list[str]) -> None:
+    """What comes in place of the part behind the last = or :, as bash has it."""
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     (tmp_path / "llumnix").write_text(f'#!/bin/sh\nexec {sys.executable} -m llumnix "$@"\n')
     (tmp_path / "llumnix").chmod(0o755)
-    typed = 'COMP_WORDS=(llumnix requests --st); COMP_CWORD=2; _llumnix; echo "${COMPREPLY[@]}"'
-    asks = f"PATH={tmp_path}:$PATH\n{script}\n{typed}"
+    tab = f'COMP_LINE="{typed}"; COMP_POINT={len(typed)}; _llumnix; echo "${{COMPREPLY[@]}}"'
+    asks = f"PATH={tmp_path}:$PATH\n{script}\n{tab}"
     run = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["--state"]
+    assert run.stdout.split() == offered

@@ -23,7 +23,7 @@ from llumnix.types import InstanceId
 _ABOUT_SIZE = ("scale", "drain", "instance")
 _EARLIEST_UNIX_S = 1e9
 """A time before is one of a simulated run."""
-_MOST_ENTRIES = 1000
+_USUAL_ENTRIES, _MOST_ENTRIES = 100, 1000
 _ANY = ""
 
 Answered = StoryAnswer | JournalAnswer | WhyNotAnswer
@@ -47,12 +47,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="Ask no server, but what it, or `simulate`, wrote with --decision-log.",
     )
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="At most so many entries. Default: 100.")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"With --instance or --scaling, at most so many entries. Default: {_USUAL_ENTRIES}.",
+    )
     parser.add_argument("--json", action="store_true", help="Print the answer as it is.")
 
 
 def run(client: Any, values: argparse.Namespace) -> None:
     """`client`: an `AdminClient`. Raises UsageError, and what that raises."""
+    if values.limit is None:
+        values.limit = _USUAL_ENTRIES
+    elif values.request or values.why_not is not None:
+        raise UsageError("--limit is for --instance and --scaling.")
     if not 1 <= values.limit <= _MOST_ENTRIES:
         raise UsageError(f"--limit must be between 1 and {_MOST_ENTRIES}, not {values.limit}.")
     if values.log is not None and values.why_not is not None:
@@ -74,6 +83,8 @@ def _ask(client: Any, values: argparse.Namespace) -> Answered:
         return story
     kinds = _ABOUT_SIZE if values.scaling else ()
     journal: JournalAnswer = client.journal(limit=values.limit, kinds=kinds, instance=values.instance)
+    if values.instance and not journal.entries and values.instance not in {row.id for row in client.instances()}:
+        raise UsageError(f"There is no instance {values.instance!r}, and nothing is known of one.")
     return journal
 
 

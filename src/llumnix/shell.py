@@ -13,8 +13,13 @@ from itertools import pairwise
 from llumnix.errors import LlumnixError
 
 BASH = """_llumnix() {
-    local IFS=$'\\n'
-    COMPREPLY=($(llumnix completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    local words current IFS=$' \\t\\n'
+    read -ra words <<< "${COMP_LINE:0:COMP_POINT}x"  # and not COMP_WORDS, which fall apart at = and :
+    current=${words[-1]%x}
+    words[-1]=$current
+    IFS=$'\\n'
+    COMPREPLY=($(llumnix completion words -- "${words[@]:1}" 2>/dev/null))
+    COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*[=:]}"}"}")  # which bash leaves as it is
 }
 complete -o bashdefault -o default -F _llumnix llumnix
 """
@@ -25,14 +30,17 @@ _INSTANCES, _REQUESTS = ("INSTANCE", "TARGET"), ("REQUEST",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "words"), help="The shell; or `words`, for its script to ask.")
-    parser.add_argument("line", nargs="*", metavar="WORD", help="With `words`: what the line says so far.")
+    parser.add_argument(
+        "line", nargs=argparse.REMAINDER, metavar="WORD", help="With `words`: what the line says so far."
+    )
 
 
 def run(values: argparse.Namespace) -> int:
     if values.shell == "bash":
         print(BASH, end="")
     else:
-        print("\n".join(candidates(values.line)))
+        first, *line = values.line or ["--"]
+        print("\n".join(candidates(line if first == "--" else values.line)))
     return 0
 
 
@@ -41,20 +49,23 @@ def candidates(line: Sequence[str]) -> list[str]:
     from llumnix.cli import COMMANDS
 
     *before, current = line or [""]
+    flag, equals, value = current.partition("=")
+    if equals:  # as if it were two words
+        before, current = [*before, flag], value
     if not before:
         found: Iterable[str] = [*COMMANDS, "--help", "--version"]
     elif before[0] not in COMMANDS:
         found = ()
     else:
         found = _of_command(COMMANDS[before[0]].parser(), before, current)
-    return sorted({word for word in found if word.startswith(current)})
+    return sorted({flag + equals + word if equals else word for word in found if word.startswith(current)})
 
 
 def _of_command(parser: argparse.ArgumentParser, before: Sequence[str], current: str) -> Iterable[str]:
     flags = {name: action for action in parser._actions for name in action.option_strings}
     flag = flags.get(before[-1])
     if flag is not None and flag.nargs != 0:
-        return _values(flag)
+        return _values(flag, before)
     if before[0] == "serve":
         return _of_serve(parser, before[-1], current)
     if current.startswith("-"):
@@ -62,7 +73,7 @@ def _of_command(parser: argparse.ArgumentParser, before: Sequence[str], current:
     take_one = {name for name, action in flags.items() if action.nargs != 0}
     taken = sum(not word.startswith("-") and last not in take_one for last, word in pairwise(before))
     places = [action for action in parser._actions if not action.option_strings]
-    return _values(places[taken]) if taken < len(places) else ()
+    return _values(places[taken], before) if taken < len(places) else ()
 
 
 def _of_serve(parser: argparse.ArgumentParser, last: str, current: str) -> Iterable[str]:
@@ -76,26 +87,27 @@ def _of_serve(parser: argparse.ArgumentParser, last: str, current: str) -> Itera
     return known.names if current.startswith("-") else ()
 
 
-def _values(action: argparse.Action) -> Iterable[str]:
+def _values(action: argparse.Action, before: Sequence[str]) -> Iterable[str]:
     metavar = str(action.metavar or "")
     if action.choices is not None:
         return [str(choice) for choice in action.choices]
     if metavar.startswith("{"):
         return metavar.strip("{}").split(",")
-    return _ids(metavar) if metavar in (*_INSTANCES, *_REQUESTS) else ()
+    return _ids(metavar, before) if metavar in (*_INSTANCES, *_REQUESTS) else ()
 
 
-def _ids(metavar: str) -> Iterable[str]:
-    """Of the server that runs; none where there is none, or where it does not answer at once."""
+def _ids(metavar: str, before: Sequence[str]) -> Iterable[str]:
+    """Of the server that runs, which the line may name; none where none answers at once."""
     import httpx
 
     from llumnix.client import AdminClient
+    from llumnix.flags import Parser
     from llumnix.remote import add_server_flags
 
-    asking = argparse.ArgumentParser()
+    asking = Parser()
     add_server_flags(asking)
-    where = asking.parse_args([])
     try:
+        where, _ = asking.parse_known_args(before)
         client = AdminClient(where.url, where.api_key, timeout_s=_PATIENCE_S)
         return [row.id for row in (client.instances() if metavar in _INSTANCES else client.requests())]
     except (LlumnixError, httpx.HTTPError):

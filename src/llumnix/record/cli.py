@@ -15,7 +15,7 @@ _SUFFIXES = {"mooncake": ".jsonl", "azure": ".csv"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix record`."""
     parser.description = "Hand on what `llumnix serve --record DIR` wrote down."
-    parser.add_argument("action", choices=("export",), help="write its requests as a trace")
+    parser.add_argument("action", choices=("export",), metavar="export", help="write its requests as a trace")
     parser.add_argument("folder", type=Path, metavar="DIR", help="a recorded run, or a folder of them (the newest)")
     parser.add_argument("--format", choices=tuple(FORMS), required=True, help="the form of trace")
     parser.add_argument(
