@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,12 +19,13 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
 
 COMMON, OWN = 1024, 16  # tokens of a prompt that some have in common, and that nobody else has
 SECRET = "no-recording-tells-this"
-REQUESTS = 40
+REQUESTS = 60
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some requests at a time, one that moves and one that fails; it is switched off, and on again."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Some requests at a time, one that moves and one that fails; it is asked what if, switched off, and on again. The
+    folder, and what the server predicted of that run."""
     made = tmp_path_factory.mktemp("recorded")
     flags = ("--api-server-count", "2", "--record", str(made / "runs"))
     with own_server(made, *USUAL_FLAGS, *flags) as server:
@@ -34,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             said.append(moving.result())
         assert sum(said) == sum(tokens_of(number) for number in range(REQUESTS)) + 400
         time.sleep(1.2)  # one more look at the instances
+        predicted = what_if(server)
         answer = server.post("/llumnix/v1/record", json={"on": False})
         assert answer.json() == {"ok": True, "on": False, "folder": None}
         (first,) = (made / "runs").iterdir()
@@ -43,7 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         server.wait_until_quiet()
     assert (again.parent, again == first) == (made / "runs", False)
     assert [request.output_tokens for request in read_run(again).requests] == [tokens_of(2)]
-    return first
+    return first, predicted
+
+
+@pytest.fixture(scope="module")
+def folder(recorded: tuple[Path, dict[str, Any]]) -> Path:
+    return recorded[0]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,28 @@ def move_one(server: Server) -> None:
     target = {"i0": "i1", "i1": "i0"}[row["instance"]]
     answer = server.post("/llumnix/v1/migrations", json={"request_id": row["id"], "target": target})
     assert answer.status_code == 200, answer.text
+
+
+def what_if(server: Server) -> dict[str, Any]:
+    """Asked of one front end, and heard of at whichever comes."""
+    answer = server.post("/llumnix/v1/whatif", json={"tries": ["instances=1"]})
+    assert answer.status_code == 202, answer.text
+
+    def ended() -> dict[str, Any] | None:
+        said = server.get("/llumnix/v1/whatif").json()
+        return None if said["running"] else dict(said["run"])
+
+    return wait_for(ended, "the end of the simulations")
+
+
+def test_server_is_asked_what_would_have_been_with_one_instance(recorded: tuple[Path, dict[str, Any]]) -> None:
+    folder, predicted = recorded
+    assert predicted["problem"] is None
+    assert (predicted["folder"], predicted["done"]) == (str(folder), 16)
+    assert f"{REQUESTS + 1} requests in" in predicted["found"]["about"][0]
+    (tried,) = predicted["found"]["tried"]
+    assert tried["name"] == "instances=1"
+    assert len(predicted["found"]["known"]) == len(tried["predictions"])
 
 
 def test_each_request_is_written_once_whichever_front_end_it_went_through(run: RecordedRun) -> None:

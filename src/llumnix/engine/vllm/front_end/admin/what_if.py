@@ -33,6 +33,7 @@ MOST_REQUESTS = 5000
 _LONGEST_TRY = 200  # characters
 _BEGINS_IN_S = 30.0
 _ENDS_IN_S = 5.0
+_UNAVAILABLE = "service_unavailable_error"
 _CANCELLED = "It was cancelled."
 _TOO_LONG = (
     f"It took longer than {LONGEST_S:.0f} s: fewer alternatives take less, and the command can be run elsewhere."
@@ -88,8 +89,11 @@ class WhatIfRuns:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Bad(409, "Another one is under way; it can be cancelled.", "conflict_error") from None
-            process = _start(asked, file, held.fileno())
-            held.truncate(0)
+            held.truncate(0)  # nobody takes the number of the last one for this one's
+            try:
+                process = _start(asked, file, held.fileno())
+            except OSError as error:
+                raise Bad(503, f"It cannot be started: {error.strerror}.", _UNAVAILABLE) from error
             held.write(str(process.pid))
         loop = asyncio.get_running_loop()
         said: asyncio.Future[str] = loop.create_future()
@@ -100,7 +104,7 @@ class WhatIfRuns:
             return self.now()
         if first:
             raise Bad(400, first)
-        raise Bad(503, "It could not begin; the log of this front end may say why.", "service_unavailable_error")
+        raise Bad(503, "It could not begin; the log of this front end may say why.", _UNAVAILABLE)
 
     async def cancel(self) -> WhatIfAnswer:
         """Does nothing if none runs."""
@@ -148,13 +152,13 @@ async def _attend(process: subprocess.Popen[bytes], file: Path, said: asyncio.Fu
     """Until it has ended, which it does at the latest when this is cancelled. `said`: its first word, empty if none."""
     assert process.stdout is not None
     output = process.stdout.fileno()
-    is_over, first = False, ""
+    first, why = "", "It ended with the front end that was asked."
     try:
         if await _readable(output, _BEGINS_IN_S):
             first = os.read(output, 4096).decode()
             said.set_result(first)
-        if first == BEGUN:
-            is_over = await _readable(output, LONGEST_S)  # by then nobody is left to write to it
+        if first == BEGUN:  # once nobody is left to write to it, it has ended
+            why = "" if await _readable(output, LONGEST_S) else _TOO_LONG
     finally:
         process.kill()
         code = process.wait()
@@ -162,7 +166,7 @@ async def _attend(process: subprocess.Popen[bytes], file: Path, said: asyncio.Fu
         if not said.done():
             said.set_result("")
         if first == BEGUN:
-            _conclude(file, _ending(code) if is_over else _TOO_LONG)
+            _conclude(file, why or _ending(code))
 
 
 def _ending(code: int) -> str:
