@@ -40,6 +40,10 @@ It failed, the server cannot be reached, or it refused.
 .TP
 .B 2
 Bad use, told in one sentence on the standard error.
+.TP
+.B 3
+.B llumnix whatif
+simulated nothing that is credible.
 .SH ENVIRONMENT
 .TP
 .B LLUMNIX_URL

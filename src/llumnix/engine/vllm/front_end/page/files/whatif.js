@@ -89,7 +89,7 @@ function Found({ found }) {
 }
 
 const Believed = ({ found }) => html`<${Card} title="How far it can be believed" right=${html`<small>simulated as it was, ${found.repeats} times</small>`}>
-  <${Wide} label="How far it can be believed"><table><caption class="unseen">What was measured, and the same simulated</caption>
+  <${Wide} label="Measured and simulated"><table><caption class="unseen">What was measured, and the same simulated</caption>
     <thead><tr><td><span class="unseen">number</span></td><th scope="col" class="number">measured</th><th scope="col" class="number">simulated</th><th scope="col" class="number wide-only">off by</th><th scope="col">credibility</th></tr></thead>
     <tbody>${found.known.map(({ metric, measured, simulated, error, grade, why }) => html`<tr key=${metric.name}><th scope="row">${metric.name}</th><td class="number">${figure(measured, metric.unit)}</td><td class="number">${figure(simulated, metric.unit)}</td>
       <td class="number wide-only">${error == null ? "–" : `${error < 0 ? "−" : "+"}${Math.abs(Math.round(100 * error))} %`}</td><td><span class=${`state ${LOOKS[grade]}`} title=${hint(grade)}>${grade}</span>${why && html`<span class="soft wide-only">: ${why}</span>`}</td></tr>`)}</tbody></table></${Wide}></${Card}>`;
