@@ -192,6 +192,20 @@ def test_a_log_that_has_nothing_about_it(tmp_path: Path, capsys: Captured) -> No
     assert capsys.readouterr().err == f"llumnix: {tmp_path}/log has nothing about a request cmpl-9.\n"
 
 
+def test_a_log_is_asked_by_the_beginning_of_an_id(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "log"
+    with written_at_once(path) as write:
+        stories = Stories(Journal("f0", listener=write))
+        for name in ("cmpl-91b7", "cmpl-91c7"):
+            story = stories.began(0.5, name, f"{name}-0-7f", 9)
+            story.ended(1.0, "abort", 0)
+    assert main(["explain", "cmpl-91b", "--log", str(path)]) == 0
+    whole = capsys.readouterr().out
+    assert whole.startswith("cmpl-91b7 ")
+    assert main(["explain", "cmpl-9", "--log", str(path)]) == 2
+    assert capsys.readouterr().err == "llumnix: 'cmpl-9' is the beginning of several ids; write more of it.\n"
+
+
 def test_every_kind_has_words() -> None:
     """Of requests they are above; of the cluster, and of one that was refused:"""
     ended = drained("i0", each=1, seconds=1.5)

@@ -31,7 +31,9 @@ Answered = StoryAnswer | JournalAnswer | WhyNotAnswer
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("request", metavar="REQUEST", nargs="?", help="What happened to a request, by its client's id.")
+    asked.add_argument(
+        "request", metavar="REQUEST", nargs="?", help="What happened to a request, by its client's id or its beginning."
+    )
     asked.add_argument(
         "--why-not",
         metavar="REQUEST",
@@ -94,6 +96,8 @@ def _look_up(values: argparse.Namespace) -> StoryAnswer | JournalAnswer:
         stories = stories_in(entries, values.request)
         if not stories:
             raise UsageError(f"{values.log} has nothing about a request {values.request}.")
+        if len({story.request for story in stories}) > 1:
+            raise UsageError(f"{values.request!r} is the beginning of several ids; write more of it.")
         return StoryAnswer(stories=stories, stays={})
     instance = None if values.instance is None else InstanceId(values.instance)
     wanted = EntryFilter(kinds=_ABOUT_SIZE if values.scaling else (), instance=instance)

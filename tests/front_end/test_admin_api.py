@@ -230,6 +230,17 @@ async def test_a_story_is_told_in_the_words_of_the_command(board: Board) -> None
     assert (answer.now, len(words.entries)) == ({}, 8)
 
 
+async def test_a_story_is_found_by_the_beginning_of_an_id_unless_several_begin_so(board: Board) -> None:
+    for name in ("cmpl-3a7", "cmpl-3a8", "cmpl-3b9"):
+        board.stories.began(50.0, name, f"{name}-0-7f", 5)
+    found = msgspec.json.decode((await ask(board, "GET", "/requests/cmpl-3b/story")).content, type=StoryAnswer)
+    begun = msgspec.json.decode((await ask(board, "GET", "/requests/cmpl-3a8/story")).content, type=StoryAnswer)
+    assert [told.request for told in (*found.stories, *begun.stories)] == ["cmpl-3b9", "cmpl-3a8"]
+    refused = await ask(board, "GET", "/requests/cmpl-3a/story")
+    assert refused.status_code == 400
+    assert refused.json()["reason"] == "'cmpl-3a' is the beginning of several ids; write more of it."
+
+
 async def test_a_journal_with_entries_of_every_kind_is_read_by_kind_by_instance_and_on_from_a_cursor(
     board: Board,
 ) -> None:

@@ -204,6 +204,24 @@ def test_several_sequences_of_a_request_are_told_together() -> None:
     assert [told.sequence for told in stories.of("r", 12.0)] == ["0_r-7f", "1_r-7f"]
 
 
+def test_the_beginning_of_an_id_is_enough_where_it_fits_one() -> None:
+    stories = Stories(Journal("f0"))
+    for name in ("cmpl-91b", "cmpl-91c", "cmpl-91", "cmpl-77d"):
+        story = begun(stories, name)
+        if name != "cmpl-77d":
+            story.ended(20.0, "stop", 1)
+            stories.over(story)
+
+    def found(request: str) -> list[str]:
+        return [told.request for told in stories.of(request, 30.0)]
+
+    assert found("cmpl-7") == ["cmpl-77d"], "one that goes on"
+    assert found("cmpl-91b") == ["cmpl-91b"]
+    assert found("cmpl-91") == ["cmpl-91"], "that is all of it"
+    assert len(found("cmpl-9")) == 2, "of two it cannot be told which is meant"
+    assert found("cmpl-") == [], "too short"
+
+
 @pytest.mark.parametrize(("limit", "most"), [("ENDED_KEPT", 10), ("ENDED_BYTES", 3000)])
 def test_the_oldest_stories_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch, limit: str, most: int) -> None:
     monkeypatch.setattr(module, limit, most)

@@ -144,7 +144,10 @@ ROUTES = (
         path="/requests/{id}/story",
         text="what happened to one of them, or to one that has ended, and where its time went",
         answer=bodies.StoryAnswer,
-        refusals={404: "No such request runs, waits, or is among the last that ended."},
+        refusals={
+            400: "What is given is the beginning of several ids; six letters of one, or more, are enough.",
+            404: "No such request runs, waits, or is among the last that ended.",
+        },
     ),
     Route(
         method="GET",

@@ -6,12 +6,13 @@ An ended one is kept encoded, in less than half the memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import msgspec
 
 from llumnix.journal.entries import AnyNoted, EndNoted, JournalEntry, Spent
 from llumnix.journal.journal import Journal
-from llumnix.journal.story import RequestStory, Story
+from llumnix.journal.story import RequestStory, Story, meant
 from llumnix.types import InstanceId
 
 ENDED_KEPT = 20_000
@@ -54,7 +55,13 @@ class Stories:
             self._bytes -= len(oldest)
 
     def of(self, request: str, at_s: float) -> list[RequestStory]:
-        """Of a request's sequences, those that ended first; none if nobody knows it (any more)."""
+        """Of a request's sequences, those that ended first; none if nobody knows it (any more). Of two requests, if
+        what is given is the beginning of several ids."""
+        live = (story.request for story in self._live.values())
+        names = [request] if request in self._ended else meant(request, chain(live, self._ended))
+        return [story for name in names for story in self._exactly(name, at_s)]
+
+    def _exactly(self, request: str, at_s: float) -> list[RequestStory]:
         live = [story.told(at_s) for story in self._live.values() if story.request == request]
         ended = [self._told(request, each) for each in _decoded(self._ended.get(request, b""))]
         return ended + live

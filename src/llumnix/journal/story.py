@@ -6,7 +6,7 @@ journal, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -33,6 +33,9 @@ from llumnix.types import InstanceId
 FIRST_KEPT, LAST_KEPT = 8, 56
 """Entries of one story; what is between them is left out."""
 
+SHORTEST_BEGINNING = 6
+"""Letters of an id that may stand for all of it."""
+
 Part = Literal["placing_s", "queue_s", "prefill_s", "decode_s", "preempted_s", "moving_s", "replay_s"]
 
 
@@ -56,24 +59,39 @@ class RequestStory(msgspec.Struct, frozen=True, kw_only=True):
     """Entries in the middle that are not kept."""
 
 
-def stories_in(entries: Iterable[JournalEntry], request: str) -> list[RequestStory]:
-    """Of the sequences of a request, from entries that were written down, in their order."""
+def meant(request: str, known: Iterable[str]) -> list[str]:
+    """The id itself where it is known; else what of it was written, from six letters on, may be the beginning of one:
+    of two, if it fits more."""
+    fit: list[str] = []
+    for name in known:
+        if name == request:
+            return [name]
+        if len(fit) < 2 and len(request) >= SHORTEST_BEGINNING and name.startswith(request) and name not in fit:
+            fit.append(name)
+    return fit
+
+
+def stories_in(entries: Sequence[JournalEntry], request: str) -> list[RequestStory]:
+    """Of the sequences of a request, or of two that may be meant, from entries that were written down, in their
+    order."""
+    names = meant(request, (entry.request for entry in entries if entry.request is not None))
     by_sequence: dict[str, list[JournalEntry]] = {}
     for entry in entries:
-        if entry.request == request and entry.sequence is not None:
+        if entry.request in names and entry.sequence is not None:
             by_sequence.setdefault(entry.sequence, []).append(entry)
-    return [_read_back(request, sequence, tuple(told)) for sequence, told in by_sequence.items()]
+    return [_read_back(sequence, tuple(told)) for sequence, told in by_sequence.items()]
 
 
-def _read_back(request: str, sequence: str, entries: tuple[JournalEntry, ...]) -> RequestStory:
+def _read_back(sequence: str, entries: tuple[JournalEntry, ...]) -> RequestStory:
     """Of one that has not ended, no more is known than when it was placed."""
     end = entries[-1]
+    assert end.request is not None
     if isinstance(end.what, EndNoted):
         latency_s, spent = end.what.latency_s, end.what.spent
     else:
         latency_s, spent = end.at_s - entries[0].at_s, Spent()
     return RequestStory(
-        request=request,
+        request=end.request,
         sequence=sequence,
         ended=isinstance(end.what, EndNoted),
         arrived_at_s=end.at_s - latency_s,

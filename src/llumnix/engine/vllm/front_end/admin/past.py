@@ -13,6 +13,7 @@ from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, count_of, s
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.entries import KINDS
 from llumnix.journal.journal import EntryFilter, read_cursor, show_cursor
+from llumnix.journal.story import meant
 from llumnix.journal.words import how_it_is, sentence
 from llumnix.types import InstanceId
 
@@ -33,6 +34,10 @@ async def story(board: Switchboard, request_id: str) -> Response:
         raise Bad(
             404, f"There is no request {shown(request_id)} that is running or queued, {among}.", "not_found_error"
         )
+    names = meant(request_id, (told.request for told in found))
+    if len(names) > 1:
+        raise Bad(400, f"{shown(request_id)} is the beginning of several ids; write more of it.")
+    found = [told for told in found if told.request in names]
     live = {told.sequence: told for told in found if not told.ended}
     rows = (
         [row for row in await board.list_requests(like=request_id) if first_id(row[1].request) in live] if live else []
