@@ -37,6 +37,8 @@ TRUTH = Profile(
     host=HostProfile(request_ms=3.0, start_up_s=10.0),
 )
 WORKLOAD = load_workload("gamma:rate=5,cv=3,prompt=zipf128,output=zipf256,cap=600,requests=600,seed=4")
+SHORT = load_workload("gamma:rate=5,cv=3,prompt=zipf128,output=zipf128,cap=300,requests=80,seed=4")
+"""Simulated in a hundredth of a second, also behind all else that a machine does."""
 
 
 def lived(workload: Workload = WORKLOAD, instances: int = 4) -> Records:
