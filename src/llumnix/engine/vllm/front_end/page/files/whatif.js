@@ -16,13 +16,14 @@ export function WhatIf() {
 
 function Asked() {
   const [times, setTimes] = useState(0);
+  const [asking, setAsking] = useState(false); // then one runs already, which may yet be refused
   const { value, why } = usePolled(() => ask("whatif"), 1, [times]);
   const again = () => setTimes((count) => count + 1);
   if (!value) return html`<p class="soft" role="status">${why || "One moment."}</p>`;
   const { running, run } = value;
   return html`<div class="two">
     <div class="stack">
-      ${running ? html`<${UnderWay} run=${run} again=${again} />` : mayAct() && html`<${Ask} again=${again} />`}
+      ${running && !asking ? html`<${UnderWay} run=${run} again=${again} />` : mayAct() && html`<${Ask} again=${again} busy=${asking} setBusy=${setAsking} />`}
       ${run?.problem && html`<p class="banner" role="status">${run.problem}</p>`}
       ${run?.found ? html`<${Found} found=${run.found} />` : !running && !run && html`<${Card} title="Nothing was asked yet"><p class="none">${mayAct() ? "Choose what to try, or nothing: then it is said how far a simulation of what was can be believed." : "This page may only be looked at. The command is llumnix whatif."}</p></${Card}>`}
     </div>
@@ -45,11 +46,10 @@ function suggested() {
   ];
 }
 
-function Ask({ again }) {
+function Ask({ again, busy, setBusy }) {
   const [chosen, setChosen] = useState([]);
   const [typed, setTyped] = useState("");
   const [problem, setProblem] = useState("");
-  const [busy, setBusy] = useState(false);
   const choose = (text, on) => setChosen((before) => (on ? [...before, text] : before.filter((each) => each !== text)));
   const submit = async (event) => {
     event.preventDefault();
