@@ -77,8 +77,7 @@ def page_server(
     """`steps`: whether time goes on in the cluster by itself. `recorded`: what the server has recorded."""
     board = PretendBoard(cluster, recorded)
     sock = socket.create_server(("127.0.0.1", port))
-    ready: threading.Event = threading.Event()
-    made: list[PageServer] = []
+    ready, made = threading.Event(), list[PageServer]()
     thread = threading.Thread(target=lambda: asyncio.run(serve()), name="page server")
 
     async def serve() -> None:

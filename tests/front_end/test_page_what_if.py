@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from frame.browser import CHROMIUM, chromium
 from frame.page_server import PageServer, page_server
 from frame.pretend import PretendCluster
 from page_browser import MODES, findings, opened
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from lived_run import SHORT, lived, recorded
 from llumnix.api.what_if import WhatIfRun
@@ -158,3 +159,26 @@ def test_server_that_records_nothing_says_how_it_would(browser: Browser) -> None
     with page_server(PretendCluster(2), steps=False) as server, opened(browser, view(server)) as page:
         page.get_by_text("llumnix serve tiny --record DIR").wait_for()
         assert findings(page) == []
+
+
+def test_what_was_typed_stays_until_it_is_answered(browser: Browser, server: PageServer) -> None:
+    """Although one runs already by then, which may yet be refused."""
+    asked: list[Route] = []
+
+    def answer(route: Route) -> None:
+        if route.request.method == "POST":
+            asked.append(route)
+        else:
+            route.fulfill(json={"running": bool(asked), "run": None})
+
+    with opened(browser, view(server), complaints=True) as page:
+        page.route("**/v1/whatif", answer)
+        tries = page.get_by_label("Others, as --try takes them")
+        tries.fill("knob=3")
+        page.get_by_role("button", name="Simulate").click()
+        for _ in range(2):
+            with page.expect_response(re.compile("/v1/whatif$")):
+                pass
+        asked[0].fulfill(status=400, json={"reason": "No such knob."})
+        expect(page.get_by_role("alert")).to_have_text("No such knob.")
+        expect(tries).to_have_value("knob=3")
