@@ -29,7 +29,7 @@ NOTHING_CREDIBLE = 3
 
 _MOST_REPEATS = 64
 
-Told = Callable[[int], AbstractContextManager[Callable[[], None]]]
+Counting = Callable[[int], AbstractContextManager[Callable[[], None]]]
 """Gets how many simulations there will be, and gives what is to be called after each."""
 
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return NOTHING_CREDIBLE if all(each.grade == NOT for each in found.known) else 0
 
 
-def what_if(args: argparse.Namespace, told: Told) -> WhatIf:
+def what_if(args: argparse.Namespace, told: Counting) -> WhatIf:
     """Raises UsageError for bad input."""
     if not 2 <= args.repeats <= _MOST_REPEATS:
         raise UsageError(f"--repeats must be between 2 and {_MOST_REPEATS}, not {args.repeats}.")
