@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import multiprocessing
 import subprocess
 import sys
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llumnix.cluster import json_logs
 from llumnix.cluster.console import Voice
 from llumnix.cluster.json_logs import CONFIG, JsonLines, words_of
 from llumnix.cluster.logs import last_words
@@ -86,6 +88,20 @@ def test_a_process_of_ours_logs_so_whoever_logs_in_it() -> None:
     assert [line["message"] for line in lines] == ["ours", "theirs"]
     assert {line["process"] for line in lines} == {"scheduler"}
     assert all(set(line) == FIELDS for line in lines)
+
+
+def test_process_that_is_going_to_import_vllm_has_a_name_and_the_settings_of_the_user() -> None:
+    program = (
+        "import logging, logging.config, os, json; from llumnix.cluster import json_logs;"
+        "json_logs.begin_with_vllm('nursery', os.environ);"
+        "logging.config.dictConfig(json.load(open(os.environ['VLLM_LOGGING_CONFIG_PATH'])));"
+        "logging.getLogger('vllm.engine').warning('theirs')"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(run.stderr)["process"] == "nursery"
+    environment = {"VLLM_LOGGING_CONFIG_PATH": "mine"}
+    json_logs.begin_with_vllm(multiprocessing.current_process().name, environment)
+    assert environment == {"VLLM_LOGGING_CONFIG_PATH": "mine"}
 
 
 def test_file_that_vllm_reads_is_there() -> None:

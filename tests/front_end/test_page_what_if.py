@@ -179,6 +179,6 @@ def test_what_was_typed_stays_until_it_is_answered(browser: Browser, server: Pag
         for _ in range(2):
             with page.expect_response(re.compile("/v1/whatif$")):
                 pass
-        asked[0].fulfill(status=400, json={"reason": "No such knob."})
+        asked.pop().fulfill(status=400, json={"reason": "No such knob."})  # and so none runs
         expect(page.get_by_role("alert")).to_have_text("No such knob.")
         expect(tries).to_have_value("knob=3")

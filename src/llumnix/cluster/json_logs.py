@@ -57,8 +57,9 @@ def begin(process: str) -> None:
     logging.config.dictConfig(json.loads(CONFIG.read_text()))
 
 
-def begin_with_vllm(environment: MutableMapping[str, str]) -> None:
+def begin_with_vllm(process: str, environment: MutableMapping[str, str]) -> None:
     """Before vLLM is imported. A configuration of the user's own stays."""
+    multiprocessing.current_process().name = process
     environment.setdefault("VLLM_LOGGING_CONFIG_PATH", str(CONFIG))
 
 

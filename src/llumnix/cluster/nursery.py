@@ -86,7 +86,7 @@ class Nursery:
             # Read by prometheus_client when it is imported: several processes then count into one set of files.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._book.run_dir
         if prepare.cluster.log_format == "json":
-            json_logs.begin_with_vllm(os.environ)
+            json_logs.begin_with_vllm("nursery", os.environ)
         self._engine = cast("Boot", importlib.import_module(prepare.engine))
         self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
         self._socket: socket.socket | None = None

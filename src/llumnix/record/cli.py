@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     suffix = _SUFFIXES[args.format]
     out: Path = args.out or recorded.folder / f"{args.format}{suffix}"
     if out.suffix != suffix:
-        raise UsageError(f"--out {out} must end in {suffix}, by which a {args.format} trace is known.")
+        raise UsageError(f"--out {out} must end in {suffix}: by that --format {args.format} is known.")
     count = export(recorded, args.format, out)
     print(f"{count:,} requests in {out}")
     return 0

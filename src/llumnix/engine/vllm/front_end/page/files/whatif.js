@@ -71,7 +71,7 @@ function Ask({ again, busy, setBusy }) {
 function UnderWay({ run: last, again }) {
   const run = last?.found || last?.problem ? null : last; // it begins, and the one before it is known still
   const cancel = () => ask("whatif", { method: "DELETE" }).then(again, again);
-  const words = run ? `${run.done} of ${plural(run.total, "simulation")}` : "It begins.";
+  const words = run ? `${run.done} of ${plural(run.total, "simulation")}` : "It begins";
   return html`<${Card} title="What if"><div class="inside prose">
     <p>As it was${run?.tries.map((text) => html`, <${Id} key=${text}>${text}</${Id}>`)}.</p>
     <progress aria-label="Simulations" max=${run?.total || 1} value=${run?.done || 0}></progress>
