@@ -16,14 +16,14 @@ export function WhatIf() {
 
 function Asked() {
   const [times, setTimes] = useState(0);
-  const [asking, setAsking] = useState(false); // then one runs already, which may yet be refused
   const { value, why } = usePolled(() => ask("whatif"), 1, [times]);
   const again = () => setTimes((count) => count + 1);
   if (!value) return html`<p class="soft" role="status">${why || "One moment."}</p>`;
   const { running, run } = value;
   return html`<div class="two">
     <div class="stack">
-      ${running && !asking ? html`<${UnderWay} run=${run} again=${again} />` : mayAct() && html`<${Ask} again=${again} busy=${asking} setBusy=${setAsking} />`}
+      ${mayAct() && html`<${Ask} again=${again} running=${running} />`}
+      ${running && html`<${UnderWay} run=${run} again=${again} />`}
       ${run?.problem && html`<p class="banner" role="status">${run.problem}</p>`}
       ${run?.found ? html`<${Found} found=${run.found} />` : !running && !run && html`<${Card} title="Nothing was asked yet"><p class="none">${mayAct() ? "Choose what to try, or nothing: then it is said how far a simulation of what was can be believed." : "This page may only be looked at. The command is llumnix whatif."}</p></${Card}>`}
     </div>
@@ -46,10 +46,11 @@ function suggested() {
   ];
 }
 
-function Ask({ again, busy, setBusy }) {
+function Ask({ again, running }) {
   const [chosen, setChosen] = useState([]);
   const [typed, setTyped] = useState("");
   const [problem, setProblem] = useState("");
+  const [busy, setBusy] = useState(false);
   const choose = (text, on) => setChosen((before) => (on ? [...before, text] : before.filter((each) => each !== text)));
   const submit = async (event) => {
     event.preventDefault();
@@ -63,7 +64,7 @@ function Ask({ again, busy, setBusy }) {
     <form onSubmit=${submit}>
       <fieldset class="fields"><legend class="unseen">What to try</legend>${suggested().map(([text, words]) => html`<label key=${text}><input type="checkbox" checked=${chosen.includes(text)} onChange=${(event) => choose(text, event.target.checked)} /> <span><${Id}>${text}</${Id}> <span class="soft">${words}</span></span></label>`)}</fieldset>
       <div class="fields"><label class="label" for="tries">Others, as --try takes them, with spaces between</label><input id="tries" class="grow" autocomplete="off" spellcheck="false" placeholder="instances=4..6 relief-steps=32,migration=on" value=${typed} onInput=${(event) => setTyped(event.target.value)} />
-        <button class="first" disabled=${busy}>${busy ? "Asking…" : "Simulate"}</button></div>
+        <button class="first" disabled=${busy || running}>${busy ? "Asking…" : "Simulate"}</button></div>
       ${problem && html`<p class="fields problem" role="alert">${problem}</p>`}
     </form></${Card}>`;
 }
@@ -72,10 +73,10 @@ function UnderWay({ run: last, again }) {
   const run = last?.found || last?.problem ? null : last; // it begins, and the one before it is known still
   const cancel = () => ask("whatif", { method: "DELETE" }).then(again, again);
   const words = run ? `${run.done} of ${plural(run.total, "simulation")}` : "It begins";
-  return html`<${Card} title="What if"><div class="inside prose">
+  return html`<${Card} title="Under way"><div class="inside prose">
     <p>As it was${run?.tries.map((text) => html`, <${Id} key=${text}>${text}</${Id}>`)}.</p>
     <progress aria-label="Simulations" max=${run?.total || 1} value=${run?.done || 0}></progress>
-    <div class="head"><span class="soft">${words}; whatever serves goes before it.</span><span class="right"><button type="button" onClick=${cancel}>Cancel</button></span></div>
+    <div class="head"><span class="soft">${words}; whatever serves goes before it.</span><span class="right">${mayAct() && html`<button type="button" onClick=${cancel}>Cancel</button>`}</span></div>
   </div></${Card}>`;
 }
 
