@@ -9,7 +9,7 @@ smaller cluster the budget of reports is cut to that interval). Ratios are paced
 code 1 if P99 prefill, as the geometric mean over all runs of a size, is more than 5 % worse.
 
 With `--quiet` instances look at themselves after each step, as live ones do, and tell all that they see, or only what
-matters (--quiet-report-interval-s 0.1). Goal: the mean prefill no more than 1 % worse, P99 no more than 5 %.
+matters (--quiet-report-interval-s). Goal: the mean prefill no more than 1 % worse, P99 no more than 5 %.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from llumnix.workload.workload import load_workload
 
 GOAL = 1.05
 QUIET_GOAL = 1.01
-QUIET_S = 0.1
 LARGE = 1024
 RATES = {"S-S": 2.2, "M-M": 0.5, "L-L": 0.17, "S-L": 0.25, "L-S": 1.1, "ShareGPT": 0.47}
 """Requests per second and instance: busy, and now and then full."""
@@ -71,7 +70,7 @@ def cluster_of(run: Run) -> ClusterConfig:
 def look_after_each_step(cluster: ClusterConfig, *, quiet: bool) -> None:
     """Simulated instances look at themselves only when something has changed; from now on those of this process do so
     as live ones."""
-    quiet_s = QUIET_S if quiet else 0.0
+    quiet_s = cluster.quiet_report_interval_s if quiet else 0.0
     reporting.DRIFT_REPORT_S = cluster.report_interval_s
     reporting.ReportPace = partial(ReportPace, quiet_s=quiet_s)  # type: ignore[assignment, attr-defined]
 

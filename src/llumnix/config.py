@@ -156,7 +156,7 @@ class ClusterConfig:
     )
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
     quiet_report_interval_s: float = knob(
-        0.0, "So often a load report says that nothing has changed but the lengths of requests (0: after each step)."
+        0.1, "So often a load report says that nothing has changed but the lengths of requests (0: after each step)."
     )
     max_reports_per_s: float = knob(
         5000.0,

@@ -42,7 +42,7 @@ class Instance:
             book=on_one_machine(run_dir),
             policy=PolicyConfig(),
             migration=MigrationConfig(),
-            cluster=ClusterConfig(quiet_report_interval_s=0.1),
+            cluster=ClusterConfig(),
             secret=b"",
         )
         monkeypatch.setattr(reports, "monotonic", lambda: self.now)
