@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from test_scheduler import Body
 
 from llumnix.control.drain import DrainLimits
-from llumnix.control.scheduler_events import MoveRequest, SchedulerCommand
+from llumnix.control.scheduler_events import CachedElsewhere, MoveRequest, SchedulerCommand
 from llumnix.policy.virtual_usage import room_blocks
-from llumnix.types import Role
+from llumnix.types import InstanceId, RequestId, Role
 
 pytestmark = pytest.mark.pure
 
@@ -69,6 +69,18 @@ def test_instances_that_drain_at_once_do_not_promise_the_same_room() -> None:
     assert promised(b.drain("a")) == {"t": 203}, "all that it has, and a block more for each that runs"
     b.report("b", **full)
     assert promised(b.drain("b")) == {"t": 97}
+
+
+def test_who_goes_where_its_prompt_is_cached_is_promised_its_room_before_the_others() -> None:
+    b = Body(limits=LIMITS)
+    b.report("t", free_blocks=70, running=5)
+    b.report("a", free_blocks=940, running=3, smallest_running_blocks=20, prefix_chunk_tokens=512)
+    assert promised(b.drain("a")) == {}
+    b.at += 1.0
+    where = {RequestId("r"): InstanceId("t")}
+    commands = b.tell(CachedElsewhere(at=b.at, instance=InstanceId("a"), where=where))
+    assert [command.order.request for command in commands if isinstance(command, MoveRequest)] == ["r", None]
+    assert promised(commands) == {"t": 70}
 
 
 TARGETS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=4)

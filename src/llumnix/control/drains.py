@@ -149,14 +149,14 @@ class Drains:
             priority_target_tokens=self._freest.priority_target_tokens,
             backing_off=self._back_off.pairs(at),
         )
+        drains = f"{snapshot.id} drains, {left} left"
         cached = self._place_where_cached(snapshot, drain, terms)
-        rest = replace(terms, moves=terms.moves - len(cached))
-        waits = at < drain.any_from_s or rest.moves <= 0
-        others = () if waits else place_drained(snapshot, self._freest.first(TARGETS_TRIED), rest)
-        return [
-            self._order(at, snapshot.id, f"{snapshot.id} drains, {left} left; {place}", place)
-            for place in (*cached, *others)
-        ]
+        orders = [self._order(at, snapshot.id, f"{drains}; {place}", place) for place in cached]
+        rest = replace(terms, moves=terms.moves - len(orders))
+        if at >= drain.any_from_s and rest.moves > 0:  # with what those were promised out of the way
+            others = place_drained(snapshot, self._freest.first(TARGETS_TRIED), rest)
+            orders += [self._order(at, snapshot.id, f"{drains}; {place}", place) for place in others]
+        return [*orders]
 
     def _place_where_cached(self, source: InstanceSnapshot, drain: Drain, terms: DrainTerms) -> tuple[Placement, ...]:
         if not drain.where_cached or terms.moves <= 0:
