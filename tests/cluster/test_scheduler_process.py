@@ -236,7 +236,7 @@ def test_request_whose_prompt_is_cached_elsewhere_is_told_to_go_there(world: Wor
     idle()
     world.tell(DrainInstance(instance=I0))
     assert world.wait_for(world.front_end[1], AskWhereCached, idle).instance == I0
-    world.tell(FoundCached(instance=I0, where={RequestId("r"): I1}))
+    world.tell(FoundCached(instance=I0, where={RequestId("r"): I1}, front_ends=1))
 
     def named() -> MoveOut:
         return world.wait_for(world.instances[I0][1], MoveOut, idle)

@@ -38,9 +38,9 @@ def ordered(commands: list[SchedulerCommand]) -> list[tuple[str | None, str, int
     return [(order.request, order.target, order.wanted.count) for order in moves]
 
 
-def told(b: Body, **where: str) -> list[SchedulerCommand]:
+def told(b: Body, front_ends: int = 2, **where: str) -> list[SchedulerCommand]:
     known = {RequestId(request): InstanceId(there) for request, there in where.items()}
-    return b.tell(CachedElsewhere(at=b.at, instance=A, where=known))
+    return b.tell(CachedElsewhere(at=b.at, instance=A, where=known, front_ends=front_ends))
 
 
 def test_front_ends_are_asked_before_anybody_leaves_and_their_word_counts_at_once() -> None:
@@ -50,22 +50,32 @@ def test_front_ends_are_asked_before_anybody_leaves_and_their_word_counts_at_onc
     assert ordered(commands) == [(R, B, 1)]
     (move,) = (command for command in commands if isinstance(command, MoveRequest))
     assert move.order.reason.startswith("a drains, 3 left; its prompt is cached there; freeness 160")
-    assert ordered(b.wait(ANSWER_S / 2)) == []
-    assert sum(count for _, _, count in ordered(b.wait(0.1))) == 2, "the others, whose prompts nobody has"
+    assert ordered(b.wait(ANSWER_S - 0.1)) == []
+    assert sum(count for _, _, count in ordered(b.wait(0.2))) == 2, "the others, whose prompts nobody has"
+
+
+def test_when_all_front_ends_have_said_theirs_the_others_leave_too() -> None:
+    b = body()
+    b.drain("a")
+    assert ordered(told(b, r="b")) == [(R, B, 1)]
+    assert ordered(told(b)) == [(None, "c", 1), (None, B, 1)]
+    b = body()
+    b.drain("a")
+    assert ordered(told(b, front_ends=1, r="b")) == [(R, B, 1), (None, "c", 1), (None, B, 1)]
 
 
 def test_nobody_waits_long_for_front_ends_that_say_nothing() -> None:
     b = body()
     b.drain("a")
-    assert ordered(b.wait(0.1)) == [(None, "c", 2), (None, "b", 1)]
+    assert ordered(b.wait(ANSWER_S + 0.1)) == [(None, "c", 2), (None, "b", 1)]
 
 
 def test_each_front_end_says_its_own() -> None:
     b = body()
     b.drain("a")
-    assert ordered(told(b, r="b")) == [(R, B, 1)]
-    assert ordered(told(b)) == []
-    assert ordered(told(b, s="b")) == [(S, B, 1)]
+    assert ordered(told(b, front_ends=3, r="b")) == [(R, B, 1)]
+    assert ordered(told(b, front_ends=3)) == []
+    assert ordered(told(b, front_ends=3, s="b"))[0] == (S, B, 1)
 
 
 def test_who_cannot_go_there_yet_goes_when_it_can() -> None:

@@ -49,7 +49,7 @@ ROW = row("r", "c", front_end=1)
 @pytest.fixture
 async def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Switchboard]:
     monkeypatch.setattr(stream_log, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
-    book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}")
+    book = SimpleNamespace(front_end=lambda index: f"ipc://{tmp_path}/front-{index}", all_front_ends=("f0", "f1"))
     client = SimpleNamespace(streams=SimpleNamespace(), members=SimpleNamespace(known={}))
 
     def hear(message: ToFrontEnd) -> None:
@@ -110,7 +110,7 @@ async def test_it_says_where_prompts_of_an_instance_that_drains_are_cached(board
     for name, where in (("i0", {"r": "i1"}), ("i1", {})):
         tell(board, tmp_path, AskWhereCached(instance=InstanceId(name)))
         async with asyncio.timeout(10):
-            assert await told.get() == FoundCached(instance=InstanceId(name), where=where)  # type: ignore[arg-type]
+            assert await told.get() == FoundCached(instance=InstanceId(name), where=where, front_ends=2)  # type: ignore[arg-type]
     scheduler.close()
 
 

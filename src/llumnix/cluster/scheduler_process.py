@@ -165,7 +165,7 @@ class SchedulerProcess:
 
     def _on_word_of_drained(self, message: ReplayedElsewhere | FoundCached, at: float) -> None:
         if isinstance(message, FoundCached):
-            self._handle(control.CachedElsewhere(at=at, instance=message.instance, where=message.where))
+            self._handle(control.CachedElsewhere(at=at, **msgspec.structs.asdict(message)))
         else:
             self._handle(control.RequestsReplayed(at=at, instance=message.instance, count=message.count))
 

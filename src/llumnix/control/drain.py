@@ -87,6 +87,15 @@ class Drain:
         """Requests whose prompts other instances have, as far as front ends have said."""
         self.any_from_s = order.at
         """From then on any request may leave, to any instance: before that, front ends may still be about to say."""
+        self._said = 0
+        """Front ends that have."""
+
+    def said_where_cached(self, at: float, where: dict[RequestId, InstanceId], front_ends: int) -> None:
+        """A front end did, of so many."""
+        self.where_cached |= where
+        self._said += 1
+        if self._said >= front_ends:
+            self.any_from_s = at
 
     def set_deadline(self, at: float, timeout_s: float) -> None:
         self._deadline_s = at + timeout_s

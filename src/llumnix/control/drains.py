@@ -28,8 +28,8 @@ from llumnix.types import InstanceId, InstanceState, by_number
 TARGETS_TRIED = 256
 """Instances, freest first, that are looked at for what leaves a draining one: bounds the cost in a large cluster."""
 
-ANSWER_S = 0.05
-"""In which front ends say whose prompts other instances have cached, before all others leave."""
+ANSWER_S = 0.5
+"""In which all front ends are to have said whose prompts other instances have cached, before the others leave."""
 
 REMEMBERED_DRAINS = 256
 """Reports of drains that have ended."""
@@ -120,7 +120,7 @@ class Drains:
         if known is None or known.drain is None:
             self._view.ignore("word of prompts of what drains no more")
             return []
-        known.drain.where_cached |= event.where
+        known.drain.said_where_cached(event.at, event.where, event.front_ends)
         return self.go_on(event.at, event.instance)
 
     def lost(self, at: float, known: Known) -> list[SchedulerCommand]:

@@ -97,6 +97,8 @@ class CachedElsewhere(_Event, frozen=True, kw_only=True, tag=True):
 
     instance: InstanceId
     where: dict[RequestId, InstanceId]
+    front_ends: int = 1
+    """So many were asked."""
 
 
 class StartRequested(_Event, frozen=True, kw_only=True, tag=True):

@@ -51,6 +51,8 @@ class FoundCached(Wire, frozen=True, kw_only=True, tag=True):
 
     instance: InstanceId
     where: dict[RequestId, InstanceId]
+    front_ends: int
+    """So many there are, who were all asked."""
 
 
 class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):

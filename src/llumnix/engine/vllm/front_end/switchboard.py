@@ -259,8 +259,9 @@ class Switchboard:
     def _do(self, message: Errand) -> None:
         match message:
             case AskWhereCached():
-                where = self.client.machine.where_cached(message.instance)
-                self.post(self.spec.book.scheduler, FoundCached(instance=message.instance, where=where))
+                book, where = self.spec.book, self.client.machine.where_cached(message.instance)
+                found = FoundCached(instance=message.instance, where=where, front_ends=len(book.all_front_ends))
+                self.post(book.scheduler, found)
             case ReplayRest():
                 count = self.client.streams.drive_out(message.instance, message.reason)
                 self.post(self.spec.book.scheduler, ReplayedElsewhere(instance=message.instance, count=count))
