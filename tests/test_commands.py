@@ -266,6 +266,17 @@ def test_top_into_a_pipe_shows_all_once(answer_with: Install, capsys: Captured) 
         assert words in out
 
 
+def test_top_of_a_single_request(answer_with: Install, capsys: Captured) -> None:
+    server = Server()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=server(request).json() | {"requests": [request_row("cmpl-a", "i0")]})
+
+    answer_with(answer)
+    assert main(["top"]) == 0
+    assert "1 request, most tokens first" in capsys.readouterr().out
+
+
 # what they do
 
 

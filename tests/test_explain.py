@@ -119,6 +119,8 @@ def test_why_nothing_moves_at_all_and_nothing_leaves_an_instance(asked: list[str
         "why none leaves it: i0 is roomy",
     ]
     assert asked == ["why-not", "why-not"]
+    assert main(["explain", "--why-not", "i9"]) == 2
+    assert capsys.readouterr().err == "llumnix: There is no instance 'i9' that takes requests.\n"
 
 
 def test_an_instance_and_the_size_of_the_cluster(asked: list[str], capsys: Captured) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ _EARLIEST_UNIX_S = 1e9
 """A time before is one of a simulated run."""
 _USUAL_ENTRIES, _MOST_ENTRIES = 100, 1000
 _ANY = ""
+_INSTANCE = re.compile(r"i\d+")
 
 Answered = StoryAnswer | JournalAnswer | WhyNotAnswer
 
@@ -80,6 +82,8 @@ def _ask(client: Any, values: argparse.Namespace) -> Answered:
         whys: WhyNotAnswer = client.why_not()
         if values.why_not in (_ANY, *whys.instances):
             return whys
+        if _INSTANCE.fullmatch(values.why_not):
+            raise UsageError(f"There is no instance {values.why_not!r} that takes requests.")
     if request := values.request or values.why_not:
         story: StoryAnswer = client.story(request)
         return story

@@ -62,7 +62,10 @@ def picture(client: AdminClient, order: str, lines: int) -> RenderableType:
     return Group(
         Text(f"{time.strftime('%H:%M:%S')}  q quit  {keys}", style="dim", no_wrap=True),
         status_table(status),
-        _heading(f"{len(requests)} requests, {words}" + (f"; {len(rows)} shown" if len(rows) < len(requests) else "")),
+        _heading(
+            f"{len(requests)} request{'s' if len(requests) != 1 else ''}, {words}"
+            + (f"; {len(rows)} shown" if len(rows) < len(requests) else "")
+        ),
         requests_table(rows) if rows else Text("none runs or waits"),
         _heading("last moves"),
         moves_table(moves) if moves else Text("nothing has moved yet"),

@@ -19,13 +19,13 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
 
 COMMON, OWN = 1024, 16  # tokens of a prompt that some have in common, and that nobody else has
 SECRET = "no-recording-tells-this"
-REQUESTS = 60
+REQUESTS = 40
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Some requests at a time, one that moves and one that fails; it is asked what if, switched off, and on again. The
-    folder, and what the server predicted of that run."""
+    folder, and what the server answered to that."""
     made = tmp_path_factory.mktemp("recorded")
     flags = ("--api-server-count", "2", "--record", str(made / "runs"))
     with own_server(made, *USUAL_FLAGS, *flags) as server:
@@ -36,7 +36,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
             said.append(moving.result())
         assert sum(said) == sum(tokens_of(number) for number in range(REQUESTS)) + 400
         time.sleep(1.2)  # one more look at the instances
-        predicted = what_if(server)
+        asked = what_if(server)
         answer = server.post("/llumnix/v1/record", json={"on": False})
         assert answer.json() == {"ok": True, "on": False, "folder": None}
         (first,) = (made / "runs").iterdir()
@@ -46,7 +46,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         server.wait_until_quiet()
     assert (again.parent, again == first) == (made / "runs", False)
     assert [request.output_tokens for request in read_run(again).requests] == [tokens_of(2)]
-    return first, predicted
+    return first, asked
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,14 @@ def what_if(server: Server) -> dict[str, Any]:
     return wait_for(ended, "the end of the simulations")
 
 
-def test_server_is_asked_what_would_have_been_with_one_instance(recorded: tuple[Path, dict[str, Any]]) -> None:
-    folder, predicted = recorded
-    assert predicted["problem"] is None
-    assert (predicted["folder"], predicted["done"]) == (str(folder), 16)
-    assert f"{REQUESTS + 1} requests in" in predicted["found"]["about"][0]
-    (tried,) = predicted["found"]["tried"]
-    assert tried["name"] == "instances=1"
-    assert len(predicted["found"]["known"]) == len(tried["predictions"])
+def test_server_that_is_asked_what_would_have_been_looks_at_its_own_run(
+    recorded: tuple[Path, dict[str, Any]],
+) -> None:
+    """And says what is missing: this one is short."""
+    folder, asked = recorded
+    assert asked["folder"] == str(folder)
+    assert (asked["total"], asked["done"], asked["found"]) == (16, 0, None)
+    assert f"{folder} has {REQUESTS + 1} requests that made tokens while the same instances served" in asked["problem"]
 
 
 def test_each_request_is_written_once_whichever_front_end_it_went_through(run: RecordedRun) -> None:

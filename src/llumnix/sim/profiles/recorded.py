@@ -82,8 +82,9 @@ def _decode(steps: Sequence[RecordedStep]) -> tuple[DecodeProfile, str]:
     sizes = np.array([float(step.decoding) for step in looks])
     if len(looks) < FEWEST_LOOKS or len(set(sizes)) < 2:
         raise UsageError(
-            f"The recorded run has {len(looks)} looks at the steps of instances, with batches of {len(set(sizes))} "
-            f"sizes; a profile needs {FEWEST_LOOKS}, with two sizes."
+            f"The recorded run has {len(looks)} looks at the steps of instances, one a second while they do something, "
+            f"and the largest batch was {int(sizes.max(initial=0))}; a profile needs {FEWEST_LOOKS}, and batches of "
+            "two sizes."
         )
     smallest, largest = int(sizes.min()), int(sizes.max())
     context = np.array([float(step.context_tokens) for step in looks])
