@@ -22,7 +22,6 @@ from multiprocessing.connection import Connection
 import aiohttp
 import psutil
 from frame.browser import CHROMIUM, chromium
-from frame.kinds import prompt
 from frame.page_server import page_server
 from frame.pretend import PretendCluster
 from frame.server import llumnix_server
@@ -100,7 +99,7 @@ async def gaps(url: str, viewers: int) -> list[float]:
     rng = random.Random(1)
     async with open_session(url) as session:
         model = await served_model(session)
-        bodies = [exactly(model, prompt(rng, 40), TOKENS) for _ in range(STREAMS)]
+        bodies = [exactly(model, [rng.randrange(10, 250) for _ in range(40)], TOKENS) for _ in range(STREAMS)]
         watching = [asyncio.create_task(watch(url, 3600)) for _ in range(viewers)]
         outputs = await asyncio.gather(*(stream(session, COMPLETIONS, body) for body in bodies))
         for task in watching:
