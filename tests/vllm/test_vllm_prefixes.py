@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 from frame.admin import Admin
 from frame.checked import Server
-from frame.stream import COMPLETIONS, open_session
+from frame.server import wait_for
+from frame.stream import COMPLETIONS, Streaming, open_session
+
+from llumnix.report.records import MigrationRecord
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -62,3 +66,30 @@ async def test_second_turns_find_what_the_first_left(server: Server) -> None:
         for turn, _ in zip(turns, range(4), strict=False):
             _, cached = await complete(session, turn + words(rng, 40), 4, cache_salt="another tenant")
             assert cached == 0
+
+
+async def test_drained_request_goes_where_its_prompt_is_cached_and_that_is_not_copied(server: Server) -> None:
+    rng = random.Random(7)
+    asked = {"prompt": words(rng, 700), "max_tokens": 400, "ignore_eos": True}
+    async with open_session(server.url) as session:
+        await steps_are_known(session, rng)  # before, requests are placed by memory alone
+
+        async def emptied(number: int) -> MigrationRecord:
+            """A stream with this prompt, whose instance is emptied while it runs: its move."""
+            stream = Streaming(session, asked, name=f"drained-{number}")
+            await stream.reaches(5)
+            (row,) = server.requests()
+            path = f"/llumnix/v1/instances/{row['instance']}"
+            assert server.post(f"{path}/drain?keep=true").status_code == 202
+            kept = partial(wait_for, lambda: server.instance(row["instance"])["load"] == "kept", "an empty instance")
+            await asyncio.to_thread(kept)
+            assert (await stream).error == ""
+            assert server.post(f"{path}/undrain").status_code == 202
+            back = partial(wait_for, lambda: server.instance(row["instance"])["state"] == "running", "its return")
+            await asyncio.to_thread(back)
+            return (await Admin(session).moves(1))[0]
+
+        first, second = [await emptied(number) for number in range(2)]
+    assert "its prompt is cached there" not in first.reason
+    assert "its prompt is cached there" in second.reason
+    assert second.blocks_skipped > 0
