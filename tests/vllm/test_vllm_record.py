@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,11 +95,13 @@ def what_if(server: Server) -> dict[str, Any]:
 def test_server_that_is_asked_what_would_have_been_looks_at_its_own_run(
     recorded: tuple[Path, dict[str, Any]],
 ) -> None:
-    """And says what is missing: this one is short."""
+    """And says what is missing: this one is short, and of what came after its last look nothing can be said."""
     folder, asked = recorded
     assert asked["folder"] == str(folder)
     assert (asked["total"], asked["done"], asked["found"]) == (16, 0, None)
-    assert f"{folder} has {REQUESTS + 1} requests that made tokens while the same instances served" in asked["problem"]
+    count = re.fullmatch(rf"{folder} has (\d+) requests that made tokens .* 50 are the fewest .*", asked["problem"])
+    assert count is not None
+    assert 0 < int(count[1]) <= REQUESTS + 1
 
 
 def test_each_request_is_written_once_whichever_front_end_it_went_through(run: RecordedRun) -> None:
