@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -96,6 +97,29 @@ async def test_frames_are_written_once_for_all(watched: Watched, monkeypatch: py
             assert len(set(map(id, events))) == 1
     assert len(written) == 3
     assert looks.count <= 4
+
+
+async def test_two_viewers_are_told_one_after_the_other() -> None:
+    """The loop that tells them has tokens to send, too."""
+    interval_s = 0.32
+    feed = Feed(Looks(), interval_s, lambda: False)
+    running = asyncio.create_task(feed.run())
+    told_at: list[float] = []
+
+    async def watch(frames: AsyncIterator[bytes]) -> None:
+        await anext(frames)
+        await anext(frames)
+        told_at.append(asyncio.get_running_loop().time())
+
+    with ExitStack() as viewers:
+        watching = []
+        for _ in range(3):
+            viewers.enter_context(feed.viewer())
+            watching.append(asyncio.create_task(watch(feed.frames())))
+            await asyncio.sleep(0)
+        await asyncio.gather(*watching)
+    running.cancel()
+    assert min(late - soon for soon, late in pairwise(told_at)) > 0.002
 
 
 async def test_nobody_looks_while_nobody_watches(watched: Watched) -> None:
