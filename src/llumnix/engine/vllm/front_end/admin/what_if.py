@@ -1,8 +1,8 @@
 """The admin routes that ask `llumnix whatif` about what was recorded so far.
 
 It is a process of its own (`whatif/asked.py`), one at a time for all front ends: it holds a lock in the private folder
-of the server for as long as it lives, and says in a file beside it how far it is. So every front end can tell of it and
-end it; the one that was asked sees to its end, and takes it along.
+of the server, and says in a file beside it how far it is. So every front end can tell of it and end it; the one that
+was asked sees to its end, and takes it along. The lock is its, too, until it has written down how that came.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from time import time
+from typing import TextIO
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -77,14 +79,15 @@ class WhatIfRuns:
         lock, file = self._places()
         running = _is_held(lock)
         run = _read(file)
-        if run is not None and not running and run.found is None and run.problem is None:
-            run = msgspec.structs.replace(run, problem="It ended before it was done.")
-        return WhatIfAnswer(running=running, run=run)
+        if run is not None and not _has_ended(run):
+            return WhatIfAnswer(running=running, run=run if running else _ended(run, "It ended before it was done."))
+        return WhatIfAnswer(running=running and run is None, run=run)
 
     async def begin(self, tries: list[object]) -> WhatIfAnswer:
         lock, file = self._places()
         asked = self._asked(tries)
-        with lock.open("r+") as held:
+        with ExitStack() as until_started:
+            held = until_started.enter_context(lock.open("r+"))
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -95,9 +98,11 @@ class WhatIfRuns:
             except OSError as error:
                 raise Bad(503, f"It cannot be started: {error.strerror}.", _UNAVAILABLE) from error
             held.write(str(process.pid))
+            held.flush()
+            until_started.pop_all()
         loop = asyncio.get_running_loop()
         said: asyncio.Future[str] = loop.create_future()
-        owner = loop.create_task(_attend(process, file, said))
+        owner = loop.create_task(_attend(process, held, file, said))
         self._owners.add(owner)
         owner.add_done_callback(self._owners.discard)
         if (first := await said) == BEGUN:
@@ -148,7 +153,7 @@ def _start(asked: WhatIfRun, file: Path, lock: int) -> subprocess.Popen[bytes]:
     )
 
 
-async def _attend(process: subprocess.Popen[bytes], file: Path, said: asyncio.Future[str]) -> None:
+async def _attend(process: subprocess.Popen[bytes], held: TextIO, file: Path, said: asyncio.Future[str]) -> None:
     """Until it has ended, which it does at the latest when this is cancelled. `said`: its first word, empty if none."""
     assert process.stdout is not None
     output = process.stdout.fileno()
@@ -167,6 +172,7 @@ async def _attend(process: subprocess.Popen[bytes], file: Path, said: asyncio.Fu
             said.set_result("")
         if first == BEGUN:
             _conclude(file, why or _ending(code))
+        held.close()
 
 
 def _ending(code: int) -> str:
@@ -178,8 +184,16 @@ def _ending(code: int) -> str:
 def _conclude(file: Path, why: str) -> None:
     """What it has said of its end itself stays."""
     run = _read(file)
-    if run is not None and run.found is None and run.problem is None:
-        write_whole(file, msgspec.json.encode(msgspec.structs.replace(run, problem=why)))
+    if run is not None and not _has_ended(run):
+        write_whole(file, msgspec.json.encode(_ended(run, why)))
+
+
+def _has_ended(run: WhatIfRun) -> bool:
+    return run.found is not None or run.problem is not None
+
+
+def _ended(run: WhatIfRun, why: str) -> WhatIfRun:
+    return msgspec.structs.replace(run, problem=why)
 
 
 async def _terminated(lock: Path) -> bool:
