@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import multiprocessing
 import os
 import random
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -42,7 +43,7 @@ GOAL_RATIO = 1.02
 GOAL_PAINT_MS = 1000.0
 
 
-async def watch(url: str, seconds: float) -> int:
+async def watch(url: str, seconds: float, on_piece: Callable[[], None] = lambda: None) -> int:
     """One viewer; the bytes that it read."""
     timeout = aiohttp.ClientTimeout(total=None)
     read = 0
@@ -52,6 +53,7 @@ async def watch(url: str, seconds: float) -> int:
             async with asyncio.timeout(seconds):
                 async for piece in answer.content.iter_any():
                     read += len(piece)
+                    on_piece()
         except TimeoutError:
             return read
     raise SystemExit("the stream ended by itself")
@@ -98,12 +100,17 @@ def front_end(seconds: float, turns: int) -> list[Figure]:
 # 2. streams
 
 
-def watch_from_elsewhere(url: str, viewers: int) -> None:
-    """As browsers do: not in the process that reads the streams, nor where these are computed."""
+def watch_from_elsewhere(url: str, viewers: int, tell: Connection) -> None:
+    """As browsers do: not in the process that reads the streams, nor where these are computed. Tells when all watch."""
     os.nice(19)
+    pieces = itertools.count(1)
+
+    def on_piece() -> None:
+        if next(pieces) == 2 * viewers:
+            tell.send("all")
 
     async def all_watch() -> None:
-        await asyncio.gather(*(watch(url, 3600) for _ in range(viewers)))
+        await asyncio.gather(*(watch(url, 3600, on_piece) for _ in range(viewers)))
 
     asyncio.run(all_watch())
 
@@ -113,9 +120,11 @@ def watched(url: str, viewers: int) -> Iterator[None]:
     if not viewers:
         yield
         return
-    child = multiprocessing.get_context("spawn").Process(target=watch_from_elsewhere, args=(url, viewers))
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=watch_from_elsewhere, args=(url, viewers, theirs))
     child.start()
     try:
+        ours.recv()
         yield
     finally:
         child.terminate()
