@@ -30,7 +30,8 @@ compared with the vLLM that is installed at every start; another version fails w
 | `InputProcessor.vllm_config` | a copy whose `data_parallel_size` is the number of places | `X-data-parallel-rank` names a place among instances that come and go |
 | the class of `CPUModelRunner` objects | a subclass without state, on CPUs only | seeded requests in chunks end vLLM's engine there (`seeded_prefill.py`); a worker cannot be given a runner |
 | the class of `PunicaWrapperCPU` objects | a subclass without state, on CPUs only | vLLM's CPU kernels compute requests without an adapter with one (`without_adapter.py`); its platform names the class |
-| `batched_count_greater_than` of `vllm.v1.sample.sampler` | in workers, on CPUs only | PyTorch would compile it when the first request asks for log probabilities, while the engine stands still (`plain_ranks.py`) |
+| `batched_count_greater_than` of `vllm.v1.sample.sampler` | in workers, on CPUs only | PyTorch would compile it when the first request asks for log probabilities, while the engine stands still (`plain_sampling.py`) |
+| `compiled_random_sample` of `vllm.v1.sample.ops.topk_topp_sampler` | the same | the same, with the first token that is drawn without a seed, in 0.31 |
 | fields of `MPClient` | set by `client_setup.py` instead of `MPClient.__init__` | that constructor starts engines itself, or waits for a fixed set of them |
 
 Everything else is subclassing, and flags that exist for it (`scheduler_cls`, `worker_extension_cls`, `--middleware`).

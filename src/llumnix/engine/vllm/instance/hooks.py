@@ -213,6 +213,11 @@ INSTANCE_HOOKS = (
         "replaced on CPUs by what it is before it is compiled: log probabilities",
     ),
     Hook(
+        "vllm.v1.sample.ops.topk_topp_sampler:compiled_random_sample",
+        "logits",
+        "replaced on CPUs by what it is before it is compiled: 0.31 draws with it",
+    ),
+    Hook(
         "vllm.v1.engine.core:make_zmq_socket",
         "ctx path socket_type bind identity linger",
         "replaced in instances on other machines: keys",

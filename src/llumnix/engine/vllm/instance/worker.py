@@ -78,10 +78,10 @@ class WorkerExtension:
         return "" if self._llumnix_transport is None else self._llumnix_transport.address
 
     def _mend_for_cpu(self) -> None:
-        from llumnix.engine.vllm.instance.plain_ranks import count_plainly
+        from llumnix.engine.vllm.instance.plain_sampling import sample_plainly
         from llumnix.engine.vllm.instance.seeded_prefill import make_patient
 
-        count_plainly()
+        sample_plainly()
         make_patient(self.model_runner)
         if self.vllm_config.lora_config is not None:
             from llumnix.engine.vllm.instance.without_adapter import make_strict
