@@ -276,7 +276,9 @@ class Stalling:
         self.address = self._says()
         everything = range(STALLING_BLOCKS)
         self.pull = self.target.pull(self.address, everything, everything, timeout_s)
-        assert self._says() == "half", self.pull.wait(0)
+        if (said := self._says()) != "half":
+            self.__exit__()
+            raise AssertionError(f"{said!r}: {self.pull.wait(0)}")
 
     def _says(self) -> str:
         assert self.process.stdout is not None
