@@ -24,7 +24,7 @@ PLACE_BYTES = 40_960
 
 def main() -> None:
     draw = np.random.default_rng(0)
-    kernel = CopyKernel(torch.device("cpu"))
+    kernel = CopyKernel(torch.device("cpu"), PLACES)
     source, target = (torch.from_numpy(draw.integers(0, 256, PLACES * PLACE_BYTES, dtype=np.uint8)) for _ in "st")
     expected = target.clone()
     for count in (1, 7, PLACES):

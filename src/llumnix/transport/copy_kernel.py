@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 
 ALIGNMENT = 16
 """Of addresses and sizes, in bytes: what a thread moves at once."""
-MAX_RUNS = 1 << 14
-"""In one go."""
 _PROGRAM_WORDS = 2048
 """Of 8 bytes, that one program copies."""
 _WARPS = 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _copy(runs, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, N803 Triton reads annotations
+def _copy(runs: tl.tensor, WORDS: tl.constexpr) -> None:  # noqa: N803 as Triton has them
     """`runs` has a row of three words for each: the address to write to, the one to read from, how many words."""
     row = runs + tl.program_id(0) * 3
     words = tl.multiple_of(tl.load(row + 2), 2)
@@ -38,20 +36,19 @@ def _copy(runs, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: A
 class CopyKernel:
     """For one copy after the other: `copy` may be called again when what it gave the stream before is over."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Compiles it, in the current stream of the device."""
-        on_host = torch.zeros(MAX_RUNS, 3, dtype=torch.int64, pin_memory=device.type == "cuda")
+    def __init__(self, device: torch.device, most_runs: int) -> None:
+        """Compiles it, in the current stream of the device. `most_runs`: in one go."""
+        on_host = torch.zeros(most_runs, 3, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._runs_on_host = on_host
-        self._runs = torch.zeros(MAX_RUNS, 3, dtype=torch.int64, device=device)
+        self._runs = torch.zeros(most_runs, 3, dtype=torch.int64, device=device)
         self._rows: NDArray[np.uint64] = on_host.numpy().view(np.uint64)
         place = np.array([self._runs.data_ptr()], dtype=np.uint64)
         self.copy(place, place, np.array([ALIGNMENT], dtype=np.uint64))
 
     @staticmethod
     def takes(targets: NDArray[np.uint64], sources: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> bool:
-        """Whether these are few enough, and begin and end where it can copy them."""
-        bits = np.bitwise_or.reduce(targets | sources | sizes)
-        return len(sizes) <= MAX_RUNS and not bits % ALIGNMENT
+        """Whether these begin and end where it can copy them."""
+        return not np.bitwise_or.reduce(targets | sources | sizes) % ALIGNMENT
 
     def copy(self, targets: NDArray[np.uint64], sources: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> None:
         """Gives the current stream these copies, of `sizes` bytes from addresses to addresses."""

@@ -58,7 +58,8 @@ class MappedMemory:
         self._peers = Peers(self._open, self._close)
         self._kernel = _kernel(self._device, self._side)
         self._turn = threading.Lock()
-        """A batch at a time: they share the kernel's list of copies."""
+        """A batch at a time: they share the kernel's list of copies, and the moment when it is done."""
+        self._done = Moment(self._device)
 
     def pull(
         self,
@@ -82,16 +83,15 @@ class MappedMemory:
 
     def _copy(self, batch: _Batch) -> None:
         """Also when it fails, what the device was given of it is over."""
-        done = Moment(self._device)
         with self._turn:
             try:
                 with self._side.running():
                     try:
                         self._give(batch)
                     finally:
-                        done.record()
+                        self._done.record()
             finally:
-                done.wait()
+                self._done.wait()
 
     def _give(self, batch: _Batch) -> None:
         kernel, (_, _, sizes) = self._kernel, batch
@@ -143,7 +143,7 @@ def _kernel(device: torch.device, side: SideStream) -> CopyKernel | None:
     except ImportError:
         return None
     with side.running():
-        return CopyKernel(device)
+        return CopyKernel(device, BATCH_RUNS)
 
 
 def _runs(targets: NDArray[np.uint64], sources: NDArray[np.uint64], size: int) -> _Batch:
