@@ -212,10 +212,11 @@ class SchedulerProcess:
                 self._tell_front_ends(command)
             case control.DrainFinished():
                 log.info("%s: %s", command.reason, msgspec.json.encode(command.report).decode())
-            case control.StartInstances() | control.StopInstance() | control.SetRole():
+            case control.StartInstances() | control.StopInstance():
                 self._mailbox.post(self._book.launcher, command)
-                if isinstance(command, control.SetRole):
-                    self._post_to(command.instance, command)
+            case control.SetRole():
+                self._mailbox.post(self._book.launcher, command)
+                self._post_to(command.instance, command)
             case control.DeclareLost():
                 self._declare_lost(command)
             case control.ScalingDecided() | control.RolesAdvised():
