@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from test_scheduler import Body, kinds
 
@@ -25,8 +27,8 @@ R, S = RequestId("r"), RequestId("s")
 TELLS = {"prefix_chunk_tokens": 512, "smallest_running_blocks": 20}
 
 
-def body(running: int = 3, **knobs: object) -> Body:
-    made = Body(limits=DrainLimits(moves=4), pairing_interval_s=0.1, **knobs)  # type: ignore[arg-type]
+def body(running: int = 3, **knobs: Any) -> Body:
+    made = Body(limits=DrainLimits(moves=4), pairing_interval_s=0.1, **knobs)
     made.report("a", **TELLS, free_blocks=1000 - 20 * running, running=running)
     made.report("b", **TELLS, free_blocks=800, running=5)
     made.report("c", **TELLS, free_blocks=800, running=4)
@@ -100,8 +102,8 @@ def test_request_that_is_not_there_any_more_keeps_nobody_from_going_to_that_inst
 @pytest.mark.parametrize(
     ("facts", "knobs"), [({"prefix_chunk_tokens": 0}, {}), ({}, {"prefix": False}), ({}, {"policy": "llumnix-paper"})]
 )
-def test_where_nobody_knows_prefixes_nobody_is_asked(facts: dict[str, int], knobs: dict[str, object]) -> None:
-    b = Body(limits=DrainLimits(moves=4), **knobs)  # type: ignore[arg-type]
+def test_where_nobody_knows_prefixes_nobody_is_asked(facts: dict[str, int], knobs: dict[str, Any]) -> None:
+    b = Body(limits=DrainLimits(moves=4), **knobs)
     b.report("a", **{**TELLS, **facts}, free_blocks=940, running=3)
     b.report("b", **TELLS, free_blocks=800, running=5)
     commands = b.drain("a")
