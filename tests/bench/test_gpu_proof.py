@@ -61,7 +61,7 @@ def test_what_moves_cost_is_told_beside_the_paper_with_goals_on_a_gpu_alone(
     assert figures["downtime: blocking / move at 8192"].measured == pytest.approx(0.002 * 8192 / 0.005)
     assert not any(figure.missed for figure in figures.values())
     assert "1682" in capsys.readouterr().out, "the paper's blocking copy of 8,192 tokens"
-    here.by_length[8192] = measured(8192, downtime_s=6.0)
+    here.by_length[8192] = measured(8192, downtime_s=1.0)
     assert {figure.name for figure in told.of_moves(here) if figure.missed} >= {"downtime: blocking / move at 8192"}
     slow = site(tmp_path)
     slow.by_length |= here.by_length
