@@ -44,7 +44,9 @@ def hazards(target: Target, blocks: int) -> Iterator[Row]:
         yield {"skipped": "no step is in flight on a CPU"}
         return
     with target.opened(CacheKind(blocks=min(blocks, 260))) as pair:
-        pair.pull_any(_HAZARD_BLOCKS)  # the first one of a process waits for kernels to be loaded, and so for the step
+        # What a process does for the first time waits for kernels to be loaded, and so for the step.
+        pair.pull_any(_HAZARD_BLOCKS)
+        _late_write(pair, own_stream=True, fence=False)
         for own_stream in (True, False):
             for fence in (False, True):
                 yield _late_write(pair, own_stream, fence)

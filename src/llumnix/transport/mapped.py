@@ -55,6 +55,8 @@ class MappedMemory:
             raise TransportError("the regions of the pool are not in one piece of memory")
         places = tuple((offset, region.stride) for (_, offset), region in zip(shared, self._regions, strict=True))
         self.offer = Mapping(shared[0][0], places)
+        columns = zip(*((each.base, each.stride, each.chunk_bytes) for each in self._regions), strict=True)
+        self._bases, self._strides, self._chunks = (np.array(column, dtype=np.uint64) for column in columns)
         self._peers = Peers(self._open, self._close)
         self._kernel = _kernel(self._device, self._side)
         self._turn = threading.Lock()
@@ -111,16 +113,24 @@ class MappedMemory:
     def _batches(
         self, base: int, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64]
     ) -> list[_Batch]:
-        places = zip(self._regions, mapping.regions, strict=True)
-        runs = [
-            _runs(region.base + targets * region.stride, base + start + sources * stride, region.chunk_bytes)
-            for region, (start, stride) in places
-        ]
-        all_to, all_from, sizes = (np.concatenate(each) for each in zip(*runs, strict=True))
+        all_to, all_from, sizes = self._runs(base, mapping, sources, targets)
         turns = np.searchsorted(np.cumsum(sizes), np.arange(BATCH_BYTES, int(sizes.sum()), BATCH_BYTES))
         cuts = np.union1d(turns + 1, np.arange(BATCH_RUNS, len(sizes), BATCH_RUNS))
         split = (np.split(each, cuts) for each in (all_to, all_from, sizes))
         return [batch for batch in zip(*split, strict=True) if len(batch[0])]
+
+    def _runs(self, base: int, mapping: Mapping, sources: NDArray[np.uint64], targets: NDArray[np.uint64]) -> _Batch:
+        """Of all regions at once, since a request stands still meanwhile: a row each, a column for each block. What are
+        neighbours at both ends is one copy."""
+        starts, strides = np.array(mapping.regions, dtype=np.uint64).T
+        chunks = self._chunks[:, None]
+        to = self._bases[:, None] + targets * self._strides[:, None]
+        of = np.uint64(base) + starts[:, None] + sources * strides[:, None]
+        begins = np.ones(to.shape, dtype=bool)
+        begins[:, 1:] = (to[:, 1:] != to[:, :-1] + chunks) | (of[:, 1:] != of[:, :-1] + chunks)
+        first = np.flatnonzero(begins)
+        counts = np.diff(np.append(first, begins.size)).astype(np.uint64)
+        return to.ravel()[first], of.ravel()[first], counts * self._chunks[first // len(targets)]
 
     def _open(self, handle: bytes) -> int:
         try:
@@ -144,13 +154,3 @@ def _kernel(device: torch.device, side: SideStream) -> CopyKernel | None:
         return None
     with side.running():
         return CopyKernel(device, BATCH_RUNS)
-
-
-def _runs(targets: NDArray[np.uint64], sources: NDArray[np.uint64], size: int) -> _Batch:
-    """Copies of a region, with neighbours at both ends as one."""
-    step = np.uint64(size)
-    begins = np.ones(len(targets), dtype=bool)
-    begins[1:] = (targets[1:] != targets[:-1] + step) | (sources[1:] != sources[:-1] + step)
-    first = np.flatnonzero(begins)
-    counts = np.diff(np.append(first, len(targets)))
-    return targets[first], sources[first], counts.astype(np.uint64) * step
