@@ -169,7 +169,7 @@ def test_a_detached_request_keeps_its_blocks_until_they_are_released() -> None:
     kernel.run()
     assert (stays.state, leaves.state) == (FINISHED, DETACHED)
     assert engine.pool.total - engine.pool.free == leaves.blocks >= 4
-    engine.release(leaves.blocks, 0, ())
+    engine.release(leaves.blocks)
     assert engine.pool.free == engine.pool.total
 
 
@@ -215,7 +215,7 @@ def test_a_reservation_is_refused_when_it_would_touch_the_watermark() -> None:
     free = engine.free_blocks()
     assert not engine.reserve(free - 4)
     assert engine.reserve(free - 5)
-    engine.give_back(free - 5)
+    engine.release(free - 5)
     kernel.run()
     assert engine.pool.free == 100
 
@@ -227,7 +227,7 @@ def test_memory_that_comes_back_lets_the_queue_in() -> None:
     kernel.at(0.0, engine.add, request)
     kernel.run()
     assert request.state is WAITING
-    kernel.at(5.0, engine.give_back, 95)
+    kernel.at(5.0, engine.release, 95)
     kernel.run()
     assert request.state is FINISHED
     assert request.first_token_s > 5.0

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sim_cluster import assert_all_served
 
 from llumnix.config import PolicyConfig
 from llumnix.recording import RECORD, differences
 from llumnix.sim.driver import simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import parse_fault
+from llumnix.sim.instance import SimInstance
+from llumnix.sim.outcome import Outcome
 from llumnix.sim.profiles.file import load_profile
-from llumnix.sim.setup import PlannedDrain, RunSetup
+from llumnix.sim.setup import PlannedDrain, PlannedMove, RunSetup
 from llumnix.workload.workload import load_workload
 
 UNIT_TOKENS = 512
@@ -92,6 +95,58 @@ def test_instances_that_misjudge_their_steps_serve_all_the_same() -> None:
     exact_s, wrong_s = mean_s(0.0), mean_s(0.3)
     assert exact_s != wrong_s
     assert wrong_s < 1.5 * exact_s
+
+
+def run_with_move(*requests: SimRequest, at_s: float, prefix: bool, blocks: int = 792, **setup: Any) -> Outcome:
+    """Of r2 from i0000 to i0001, by hand; nothing else moves."""
+    return simulate(
+        list(requests),
+        RunSetup(
+            instances=2,
+            profile=replace(PROFILE, memory=replace(PROFILE.memory, total_blocks=blocks)),
+            policy=PolicyConfig(prefix=prefix, migration=False),
+            unit_tokens=UNIT_TOKENS,
+            moves=(PlannedMove(at_s, "r2", 0, 1),),
+            **setup,
+        ),
+    )
+
+
+@pytest.mark.parametrize(("cached", "skipped_blocks"), [((1, 2, 3, 4), 128), ((1, 2, 9, 4), 64), ((7, 8, 9, 4), 0)])
+def test_move_leaves_out_what_its_target_has_cached(
+    cached: tuple[int, ...], skipped_blocks: int, instances: list[SimInstance]
+) -> None:
+    """The first two requests are placed by load, on an instance each, and leave their prompts there."""
+    first, second, moving = (
+        prompt(0, 0.0, 1, 2, 3, 4),
+        prompt(1, 0.0, *cached),
+        prompt(2, 20.0, 1, 2, 3, 4, output=300),
+    )
+    outcome = run_with_move(first, second, moving, at_s=24.0, prefix=False)
+    assert (first.instances, second.instances) == (["i0000"], ["i0001"])
+    (move,) = outcome.migrations
+    assert (move.outcome, move.blocks_skipped) == ("moved", skipped_blocks)
+    copied_blocks = move.bytes // PROFILE.memory.block_bytes
+    assert 4 * 32 < copied_blocks + skipped_blocks < 4 * 32 + 20, "its prompt and some tokens"
+    assert_all_served(outcome)
+    assert [each.engine.pool.free for each in instances] == [792, 792]
+
+
+def test_prompt_of_a_request_that_moved_is_cached_where_it_went_and_front_ends_know() -> None:
+    moving, other, again = prompt(2, 0.0, 1, 2, 3, 4, output=300), prompt(3, 0.0, 7), prompt(4, 60.0, 1, 2, 3, 4, 5)
+    run_with_move(moving, other, again, at_s=5.0, prefix=True, faults=(parse_fault("crash@30:0"),))
+    assert moving.instances == ["i0000", "i0001"]
+    assert (again.instances, again.expected_hit_tokens, again.hit_tokens) == (["i0001"], 2048, 2048)
+
+
+def test_request_that_shares_its_prompt_may_end_while_that_is_read(instances: list[SimInstance]) -> None:
+    """Its blocks are kept until they are read: those that another one uses are not free then, either."""
+    stays, moving = prompt(1, 0.0, 1, 2, 3, 4, output=400), prompt(2, 5.0, 1, 2, 3, 4, output=100)
+    slow = parse_fault("slow-link@5.5+60:40")
+    outcome = run_with_move(stays, moving, at_s=6.0, prefix=True, blocks=200, place_on=0, faults=(slow,))
+    assert [move.outcome for move in outcome.migrations] == ["stayed: finished"]
+    assert_all_served(outcome)
+    assert instances[0].engine.pool.free == 200
 
 
 @pytest.mark.parametrize("prefix", [True, False])

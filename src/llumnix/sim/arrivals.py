@@ -8,21 +8,27 @@ from functools import partial
 from llumnix.control import commands as do
 from llumnix.control import events as told
 from llumnix.control.messages import Commit, Copy
+from llumnix.control.prefix_table import PrefixTable
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
-from llumnix.sim.engine.request import DETACHED, Handover
+from llumnix.sim.engine.request import DETACHED, Handover, SimRequest
+from llumnix.sim.reporting import chunks_of
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId
+
+Hear = Callable[[told.AnyEvent], None]
 
 
 class _Reservation:
     """Of one attempt."""
 
-    __slots__ = ("blocks", "dropped", "epoch", "pulling")
+    __slots__ = ("blocks", "cached_units", "dropped", "epoch", "pulling")
 
-    def __init__(self, epoch: Epoch, blocks: int) -> None:
+    def __init__(self, epoch: Epoch, blocks: int, cached_units: int) -> None:
         self.epoch = epoch
         self.blocks = blocks
+        self.cached_units = cached_units
+        """Of its prefix, whose blocks were here already (they are in `blocks`, too)."""
         self.pulling = False
         self.dropped = False
 
@@ -31,10 +37,11 @@ class Arrivals:
     """The target's part of a body. `hear` takes the answers that come later."""
 
     def __init__(
-        self, account: Account, engine: EngineModel, world: World, hear: Callable[[told.AnyEvent], None]
+        self, account: Account, engine: EngineModel, prefixes: PrefixTable | None, world: World, hear: Hear
     ) -> None:
         self._account = account
         self._engine = engine
+        self._prefixes = prefixes
         self._world = world
         self._kernel = world.kernel
         self._hear = hear
@@ -54,10 +61,12 @@ class Arrivals:
         if self._engine.running + len(self._reservations) >= limits.max_num_seqs:
             return told.ReserveFailed(now, name, epoch, "its batch is full")
         blocks = command.blocks + self._engine.state_blocks if command.blocks else 0
-        if blocks and not self._engine.reserve(blocks):
+        hashes, tokens = self._world.request(name).hashes, command.blocks * self._engine.batch.block_tokens
+        cached_units, skip_blocks = self._engine.pool.cached(hashes, tokens)
+        if blocks and not self._engine.reserve(blocks - skip_blocks, hashes[:cached_units]):
             return told.ReserveFailed(now, name, epoch, "not enough free blocks")
-        self._reservations[name] = _Reservation(epoch, blocks)
-        return told.Reserved(now, name, epoch, 0)
+        self._reservations[name] = _Reservation(epoch, blocks, cached_units)
+        return told.Reserved(now, name, epoch, skip_blocks)
 
     def pull(self, command: do.Pull) -> told.PullFailed | None:
         reservation = self._reservations[command.request]
@@ -84,7 +93,7 @@ class Arrivals:
             return
         reservation.pulling = False
         if reservation.dropped:
-            self._engine.give_back(reservation.blocks)
+            self._free(command.request, reservation)
         elif why_not is not None:
             self._hear(self._failed(command, why_not))
         else:
@@ -109,12 +118,13 @@ class Arrivals:
         request.moved_s = now
         request.instances.append(self._account.id)
         if reservation.blocks:
-            request.blocks = reservation.blocks
+            request.blocks, request.cached_units = reservation.blocks, reservation.cached_units
             self._engine.attach(request)
+            self._keep_prefix(request)
             request.handover = Handover(now - request.left_s, self._engine.steps.decode_s())
             surplus = reservation.blocks - self._engine.held_blocks(request)
             if surplus > 0:
-                self._engine.give_back(surplus)
+                self._engine.release(surplus)
         else:
             self._engine.add(request)
         self._hear(told.Installed(now, name, epoch, request.generated))
@@ -127,7 +137,17 @@ class Arrivals:
         if reservation.pulling:
             reservation.dropped = True
         elif reservation.blocks:
-            self._engine.give_back(reservation.blocks)
+            self._free(command.request, reservation)
+
+    def _free(self, name: RequestId, reservation: _Reservation) -> None:
+        hashes = self._world.request(name).hashes
+        self._engine.release(reservation.blocks, reservation.cached_units, hashes)
+
+    def _keep_prefix(self, request: SimRequest) -> None:
+        """Others can use what came."""
+        self._engine.pool.publish(request)
+        if self._prefixes is not None:
+            self._prefixes.holds(chunks_of(request))
 
 
 def _copied_blocks(message: Copy | Commit) -> int:

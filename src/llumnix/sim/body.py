@@ -7,14 +7,14 @@ step each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from llumnix.control import commands as do
 from llumnix.control import events as told
+from llumnix.control.prefix_table import PrefixTable
 from llumnix.sim.account import Account
-from llumnix.sim.arrivals import Arrivals
+from llumnix.sim.arrivals import Arrivals, Hear
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, PREFILLING, WAITING, SimRequest
 from llumnix.sim.kernel import Timer
@@ -35,9 +35,9 @@ class SimBody:
     """`hear` takes what happens to the engine by itself, and the answers that come later."""
 
     def __init__(
-        self, account: Account, engine: EngineModel, world: World, hear: Callable[[told.AnyEvent], None]
+        self, account: Account, engine: EngineModel, prefixes: PrefixTable | None, world: World, hear: Hear
     ) -> None:
-        self.arrivals = Arrivals(account, engine, world, hear)
+        self.arrivals = Arrivals(account, engine, prefixes, world, hear)
         self._account = account
         self._engine = engine
         self._world = world
@@ -167,12 +167,13 @@ class SimBody:
         self._pins.pop(key, None)
         blocks = self._limbo.pop(key, 0)
         if blocks:
-            self._engine.give_back(blocks)
+            self._engine.release(blocks)
 
     def _put_in_limbo(self, request: SimRequest) -> None:
         """The request's blocks were freed; those that are being read stay taken until they are unpinned."""
         for key, blocks in self._pins.items():
             if key[0] == request.id and key not in self._limbo:
+                blocks = min(blocks, self._engine.pool.free)  # others may go on using those of its prefix
                 self._engine.pool.take(blocks)
                 self._limbo[key] = blocks
 

@@ -12,13 +12,12 @@ from llumnix.control import events as told
 from llumnix.control.body import LlumletLoop
 from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.orders import MoveOrder
-from llumnix.control.prefix_table import Chunk
 from llumnix.policy.prefix import cached_tokens
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
 from llumnix.sim.engine.request import ABORTED, SimRequest
-from llumnix.sim.reporting import Reporter, candidates, prefix_table
+from llumnix.sim.reporting import Reporter, candidates, chunks_of, prefix_table
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
@@ -38,7 +37,7 @@ class SimInstance:
         self.take_role(Role.MIXED)
         self.prefixes = prefix_table(self.engine)
         self.reports = Reporter(self.account, self.engine, world, self.prefixes)
-        self.body = SimBody(self.account, self.engine, world, self.hear)
+        self.body = SimBody(self.account, self.engine, self.prefixes, world, self.hear)
         self._loop: LlumletLoop | None = None
         """Of `account.llumlet`."""
         self.reports.soon()
@@ -53,7 +52,7 @@ class SimInstance:
         request.instances.append(self.id)
         cache = self.engine.pool.cache
         if self.prefixes is not None and cache is not None:
-            depth = self.prefixes.comes(RequestId(request.id), [Chunk(unit, unit) for unit in request.hashes])
+            depth = self.prefixes.comes(RequestId(request.id), chunks_of(request))
             request.expected_hit_tokens = cached_tokens(depth, cache.unit_tokens, request.prompt_tokens)
         self.engine.add(request)
 

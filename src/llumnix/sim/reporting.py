@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.pace import ReportPace
-from llumnix.control.prefix_table import SWEEP_S, PrefixTable
+from llumnix.control.prefix_table import SWEEP_S, Chunk, PrefixTable
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import QUEUE_SHOWN, why_not_to_decode
 from llumnix.sim.account import Account
@@ -186,6 +186,11 @@ def prefix_table(engine: EngineModel) -> PrefixTable | None:
     """Of an engine that keeps prefixes; its units are the chunks."""
     cache = engine.pool.cache
     return None if cache is None else PrefixTable(lambda unit: cache.has(cast("int", unit)))
+
+
+def chunks_of(request: SimRequest) -> list[Chunk]:
+    """Of its prompt."""
+    return [Chunk(unit, unit) for unit in request.hashes]
 
 
 class _Ahead(TypedDict):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from llumnix.sim.engine.request import SimRequest
+
 
 class BlockPool:
     """Counts blocks. `take` may be asked for more than there is only by a bug, and then raises."""
@@ -41,11 +43,27 @@ class BlockPool:
             blocks += self.cache.release(hashes[:cached_units]) - cached_units * self.cache.unit_blocks
         self.give_back(blocks)
 
-    def publish(self, hashes: Sequence[int], cached_units: int, tokens: int) -> int:
-        """Lends the blocks of a prompt of so many tokens to the cache; returns how many units were added."""
-        if self.cache is None or not hashes:
-            return 0
-        return self.cache.publish(hashes[cached_units : tokens // self.cache.unit_tokens])
+    def publish(self, request: SimRequest) -> None:
+        """Lends the blocks of its prompt, which is computed, to the cache, as far as they are not shared already."""
+        if self.cache is not None:
+            units = request.hashes[request.cached_units : request.prompt_tokens // self.cache.unit_tokens]
+            request.cached_units += self.cache.publish(units)
+
+    def cached(self, hashes: Sequence[int], tokens: int) -> tuple[int, int]:
+        """Of a sequence of so many tokens: the units at its start that need no computing, and the blocks of these."""
+        if self.cache is None or not hashes or not tokens:
+            return 0, 0
+        units = self.cache.hits(hashes, tokens)
+        return units, units * self.cache.unit_blocks
+
+    def idle_blocks(self, units: Sequence[int]) -> int:
+        """Of these cached units, that are free until somebody uses them."""
+        return self.cache.idle_among(units) * self.cache.unit_blocks if self.cache is not None else 0
+
+    def share(self, units: Sequence[int]) -> None:
+        """One more uses these cached units."""
+        if self.cache is not None:
+            self.take(self.cache.use(units))
 
     def can_admit(self, blocks: int) -> bool:
         """Whether a request from the queue may take so many."""

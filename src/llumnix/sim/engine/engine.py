@@ -6,6 +6,7 @@ here is who waits, who runs, and what each holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Protocol
 
@@ -121,27 +122,24 @@ class EngineModel:
         self._listener.on_changed()
         return True
 
-    def release(self, blocks: int, cached_units: int, hashes: tuple[int, ...]) -> None:
-        """Gives back what a detached request held here: its blocks, the cached units of its prefix among them."""
+    def release(self, blocks: int, cached_units: int = 0, hashes: tuple[int, ...] = ()) -> None:
+        """Gives back what a detached request held here, or a reservation, or a part of one: blocks, the cached units of
+        its prefix among them."""
         self.pool.release(blocks, cached_units, hashes)
         self._listener.on_changed()
         self._look_again()
 
-    def reserve(self, blocks: int) -> bool:
-        """Takes blocks for a request that is moving in; False if that leaves less than the batch needs now."""
+    def reserve(self, blocks: int, shared: Sequence[int] = ()) -> bool:
+        """Takes blocks for a request that is moving in, beside the cached units that it shares with others; False if
+        that leaves less than the batch needs now."""
         spare = self.pool.free - self._taken_in_flight()
-        if blocks + self.pool.watermark > spare:
+        if blocks + self.pool.idle_blocks(shared) + self.pool.watermark > spare:
             return False
         self.steps.cut()
+        self.pool.share(shared)
         self.pool.take(blocks)
         self._listener.on_changed()
         return True
-
-    def give_back(self, blocks: int) -> None:
-        """Undoes (a part of) a reservation."""
-        self.pool.give_back(blocks)
-        self._listener.on_changed()
-        self._look_again()
 
     def crash(self) -> list[SimRequest]:
         """The engine is gone. Returns its queued and running requests with the tokens that had gone out by now."""
@@ -279,7 +277,7 @@ class EngineModel:
         if request.prefilled < request.prompt_tokens + request.generated:
             return
         self.prefilling.remove(request)
-        request.cached_units += self.pool.publish(request.hashes, request.cached_units, request.prompt_tokens)
+        self.pool.publish(request)
         request.emit(now)
         if request.preempted_at_s is not None:
             step_s = self.steps.batch_s[min(len(self.batch.members) + 1, len(self.steps.batch_s) - 1)]

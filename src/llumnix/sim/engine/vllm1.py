@@ -106,7 +106,7 @@ class TokenBudget:
                 cache = pool.cache
                 assert cache is not None
                 request.cached_units = units // cache.unit_blocks
-                pool.take(cache.use(request.hashes[: request.cached_units]))
+                pool.share(request.hashes[: request.cached_units])
                 cached_tokens = request.cached_units * cache.unit_tokens
             tokens = min(request.tokens - cached_tokens, budget)
             blocks = engine.blocks_of(cached_tokens + tokens)
@@ -132,14 +132,5 @@ def _next_step(engine: EngineModel) -> int:
 
 def _needs(engine: EngineModel, request: SimRequest) -> tuple[int, int]:
     """Free blocks that a request from the queue would use up, and how many more of its prefix are cached."""
-    units, idle = _hits(engine, request)
-    return engine.blocks_of(request.tokens) - units + idle, units
-
-
-def _hits(engine: EngineModel, request: SimRequest) -> tuple[int, int]:
-    """Blocks of the request's prefix that are cached, and how many of those nobody uses now."""
-    cache = engine.pool.cache
-    if cache is None or not request.hashes:
-        return 0, 0
-    units = cache.hits(request.hashes, request.tokens)
-    return units * cache.unit_blocks, cache.idle_among(request.hashes[:units]) * cache.unit_blocks
+    units, blocks = engine.pool.cached(request.hashes, request.tokens)
+    return engine.blocks_of(request.tokens) - blocks + engine.pool.idle_blocks(request.hashes[:units]), blocks
