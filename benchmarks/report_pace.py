@@ -20,16 +20,14 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 
 import msgspec
 from frame.verdict import Figure, at_most, conclude
 
 from llumnix.config import ClusterConfig
-from llumnix.control.pace import ReportPace, pace_of
+from llumnix.control.pace import pace_of
 from llumnix.paper.measure import latencies
-from llumnix.sim import reporting
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import RunSetup
@@ -64,24 +62,17 @@ class Result(msgspec.Struct, frozen=True):
 def cluster_of(run: Run) -> ClusterConfig:
     usual = ClusterConfig()
     budget = usual.max_reports_per_s * run.instances / LARGE if run.paced and not run.quiet else 1e9
-    return ClusterConfig(instances=run.instances, max_reports_per_s=budget)
-
-
-def look_after_each_step(cluster: ClusterConfig, *, quiet: bool) -> None:
-    """Simulated instances look at themselves only when something has changed; from now on those of this process do so
-    as live ones."""
-    quiet_s = cluster.quiet_report_interval_s if quiet else 0.0
-    reporting.DRIFT_REPORT_S = cluster.report_interval_s
-    reporting.ReportPace = partial(ReportPace, quiet_s=quiet_s)  # type: ignore[assignment, attr-defined]
+    quiet_s = usual.quiet_report_interval_s if run.paced else 0.0
+    return ClusterConfig(instances=run.instances, max_reports_per_s=budget, quiet_report_interval_s=quiet_s)
 
 
 def measure(run: Run) -> Result:
-    if run.quiet:
-        look_after_each_step(ClusterConfig(), quiet=run.paced)
     rate = RATES[run.trace] * run.instances
     load = sim_requests(load_workload(f"{run.trace}?rate={rate:g}&seed={run.seed}&requests={run.requests}"))
     began_s = time.process_time()
-    simulate(load, RunSetup(instances=run.instances, profile=load_profile("a10-llama-7b"), cluster=cluster_of(run)))
+    profile = load_profile("a10-llama-7b")
+    setup = RunSetup(instances=run.instances, profile=profile, cluster=cluster_of(run), looks_each_step=run.quiet)
+    simulate(load, setup)
     return Result(
         run,
         latencies(load),

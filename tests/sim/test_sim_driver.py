@@ -13,6 +13,7 @@ from llumnix.control.orders import MoveCause, StayCause
 from llumnix.control.scheduler_events import DrainRequested, DrainWithdrawn
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import POLICIES
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.report.records import MOVED, MigrationRecord
 from llumnix.sim import driver
 from llumnix.sim.driver import sim_requests, simulate
@@ -59,6 +60,28 @@ def test_migration_helps_where_it_should() -> None:
     lost_s, lost_without_s = (sum(request.lost_s for request in one.requests) for one in (with_it, without))
     assert lost_s < lost_without_s / 2
     assert not without.migrations
+
+
+def test_instances_that_look_after_each_step_tell_more_and_less_where_only_what_matters_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[InstanceSnapshot] = []
+
+    class Counting(driver._Run):
+        def _take_report(self, snapshot: InstanceSnapshot) -> None:
+            told.append(snapshot)
+            super()._take_report(snapshot)
+
+    def reports(looks_each_step: bool, quiet_s: float) -> int:
+        told.clear()
+        cluster = ClusterConfig(quiet_report_interval_s=quiet_s)
+        run("S-S?rate=2&requests=50&seed=1", cluster=cluster, looks_each_step=looks_each_step)
+        return len(told)
+
+    monkeypatch.setattr(driver, "_Run", Counting)
+    usual, each_step, quiet = reports(False, 0.1), reports(True, 0.0), reports(True, 0.1)
+    assert reports(False, 0.0) == usual
+    assert usual < quiet < each_step / 2
 
 
 def test_two_runs_are_equal() -> None:

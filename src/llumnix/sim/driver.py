@@ -103,6 +103,7 @@ class _Run:
         self.profile = setup.profile
         self.cluster = setup.cluster
         self.paper_body = setup.paper_body
+        self.looks_each_step = setup.looks_each_step
         self._setup = setup
         self._progress = progress
         policy = find_policy(setup.policy.policy)

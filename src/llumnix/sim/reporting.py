@@ -20,7 +20,7 @@ from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState, Role
 
 DRIFT_REPORT_S = 0.4
-"""A busy instance reports at least this often. Live it is at every step, but between two events only the blocks of
+"""A busy instance looks at least this often. Live it is at every step, but between two events only the blocks of
 the batch grow: in this time by half a block per request, which is noise against any threshold."""
 
 IDLE_REPORT_S = 2.0
@@ -42,7 +42,10 @@ class Reporter:
         self._timer: Timer | None = None
         self._due_s = 0.0
         self._looked_s = -1.0
-        self._pace = ReportPace(world.cluster, world.size)
+        cluster, self._each_step = world.cluster, world.looks_each_step
+        quiet_s = cluster.quiet_report_interval_s if self._each_step else 0.0
+        self._pace = ReportPace(cluster, world.size, quiet_s)
+        self._drift_s = cluster.report_interval_s if self._each_step else DRIFT_REPORT_S
         self._beats = False
         """It repeats its last report while its engine stands still."""
         self._last: InstanceSnapshot | None = None
@@ -149,7 +152,7 @@ class Reporter:
             self._pace.set_size(self._world.size)
             load = self.snapshot()
             if not self._pace.sends(now, load):
-                next_s = self._pace.next_s(load)
+                next_s = now + self._drift_s if self._each_step else self._pace.next_s(load)
             else:
                 late_s = engine.steps.end_s() - now if self._world.paper_body else 0.0
                 self._tell_prefixes()
@@ -178,7 +181,7 @@ class Reporter:
 
     def _next_s(self, now: float, stalled_s: float) -> float:
         if stalled_s <= now:
-            return now + (IDLE_REPORT_S if self._engine.steps.idle else DRIFT_REPORT_S)
+            return now + (IDLE_REPORT_S if self._engine.steps.idle else self._drift_s)
         return min(stalled_s, now + self._world.cluster.heartbeat_interval_s) if self._beats else stalled_s
 
 

@@ -50,6 +50,9 @@ class RunSetup:
     scaling: ScalingConfig | None = None
     step_cost_error: float = 0.0
     """Standard deviation of the logarithm by which each instance is wrong about what its steps cost."""
+    looks_each_step: bool = False
+    """Busy instances look at their load after each step and keep quiet of what does not matter, as live
+    (`ClusterConfig.quiet_report_interval_s`); otherwise, for speed, they look when something has changed."""
     place_on: int | None = None
     """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
     moves: tuple[PlannedMove, ...] = ()

@@ -26,6 +26,8 @@ class World(Protocol):
     paper_body: bool
     """As in the paper's artifact, reports describe the start of a step and go out with its tokens, and nobody knows how
     many tokens a request has still to make."""
+    looks_each_step: bool
+    """Instances look at themselves after each step, not only when something has changed."""
     tpot_target_s: float
     """Instances leave so much between two tokens, if they can; 0: no target."""
     relief_steps: int
