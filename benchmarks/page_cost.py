@@ -4,59 +4,39 @@
 
 1. A front end's share of a core for five viewers: 64 instances that are none, all of which change in each tenth of a
    second, behind the real routes; with viewers and without, in turns.
-2. The gaps between tokens of streams on two real engines, with five viewers and without, in turns on one server.
-3. The first paint in Chromium (Debian's `chromium`; left out where there is none), of 64 instances.
+2. For how long one turn of its event loop lasts then, which is where tokens go out.
+3. The gaps between tokens of streams on two real engines, with five viewers and without, in turns on one server
+   (`_watched_streams.py`).
+4. The first paint in Chromium (Debian's `chromium`; left out where there is none), of 64 instances.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import multiprocessing
-import os
-import random
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
 from multiprocessing.connection import Connection
+from unittest.mock import patch
 
-import aiohttp
 import psutil
+from _viewers import CLUSTER, REQUESTS, viewers, watch
+from _watched_streams import p99, pairs
 from frame.browser import CHROMIUM, chromium
-from frame.page_server import page_server
+from frame.page_server import STEP_S, PageServer, page_server
 from frame.pretend import PretendCluster
+from frame.pretend_board import PretendBoard
 from frame.server import llumnix_server
-from frame.stream import COMPLETIONS, exactly, open_session, served_model, stream
-from frame.verdict import Figure, at_most, conclude, median
+from frame.verdict import Figure, at_most, conclude, likely_median, median
 from frame.vitals import cpu_s
 
 INSTANCES = 64
 VIEWERS = 5
-STREAMS = 12
-TOKENS = 1000
-"""Of each stream: for less than some seconds, other things than viewers decide the 99th percentile."""
-PARTS = ("front-end", "streams", "paint")
+PARTS = ("front-end", "turns", "streams", "paint")
 GOAL_CORE = 2.0
 GOAL_RATIO = 1.02
 GOAL_PAINT_MS = 1000.0
-
-
-async def watch(url: str, seconds: float, on_piece: Callable[[], None] = lambda: None) -> int:
-    """One viewer; the bytes that it read."""
-    timeout = aiohttp.ClientTimeout(total=None)
-    read = 0
-    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{url}/llumnix/v1/watch") as answer:
-        answer.raise_for_status()
-        try:
-            async with asyncio.timeout(seconds):
-                async for piece in answer.content.iter_any():
-                    read += len(piece)
-                    on_piece()
-        except TimeoutError:
-            return read
-    raise SystemExit("the stream ended by itself")
 
 
 # 1. the front end
@@ -78,7 +58,7 @@ async def shares(url: str, process: psutil.Process, seconds: float, turns: int) 
         await asyncio.sleep(seconds)
         alone = cpu_s([process]) - began
         began = cpu_s([process])
-        read += sum(await asyncio.gather(*(watch(url, seconds) for _ in range(VIEWERS))))
+        read += sum(await asyncio.gather(*(watch(url + CLUSTER, seconds) for _ in range(VIEWERS))))
         costs.append(100 * (cpu_s([process]) - began - alone) / seconds)
     return costs, read / (turns * seconds * VIEWERS) / 1e3
 
@@ -97,79 +77,66 @@ def front_end(seconds: float, turns: int) -> list[Figure]:
     ]
 
 
-# 2. streams
+# 2. a turn of the loop
 
 
-def watch_from_elsewhere(url: str, viewers: int, tell: Connection) -> None:
-    """As browsers do: not in the process that reads the streams, nor where these are computed. Tells when all watch."""
-    os.nice(19)
-    pieces = itertools.count(1)
-
-    def on_piece() -> None:
-        if next(pieces) == 2 * viewers:
-            tell.send("all")
-
-    async def all_watch() -> None:
-        await asyncio.gather(*(watch(url, 3600, on_piece) for _ in range(viewers)))
-
-    asyncio.run(all_watch())
-
-
-@contextmanager
-def watched(url: str, viewers: int) -> Iterator[None]:
-    if not viewers:
-        yield
-        return
-    ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=watch_from_elsewhere, args=(url, viewers, theirs))
-    child.start()
-    try:
-        ours.recv()
-        yield
-    finally:
-        child.terminate()
-        child.join()
+async def longest_turns_ms(server: PageServer, seconds: float) -> list[float]:
+    """Of its event loop, in which this runs, in processor time: the longest of each second. For so long a token waits
+    that came at the beginning."""
+    found = []
+    for _ in range(round(seconds)):
+        until_s, step_s, longest_s = time.monotonic() + 1, time.monotonic(), 0.0
+        while time.monotonic() < until_s:
+            before_s = time.thread_time()
+            await asyncio.sleep(0)
+            longest_s = max(longest_s, time.thread_time() - before_s)
+            if time.monotonic() > step_s:
+                server.cluster.step()
+                step_s += STEP_S
+        found.append(1e3 * longest_s)
+    return found
 
 
-async def gaps(url: str, viewers: int) -> list[float]:
-    """Between tokens, in seconds."""
-    rng = random.Random(1)
-    async with open_session(url) as session:
-        model = await served_model(session)
-        bodies = [exactly(model, [rng.randrange(10, 250) for _ in range(40)], TOKENS) for _ in range(STREAMS)]
-        with watched(url, viewers):
-            outputs = await asyncio.gather(*(stream(session, COMPLETIONS, body) for body in bodies))
-    assert all(output.complete for output in outputs), [output.failure for output in outputs]
-    begin = max(output.times_s[0] for output in outputs)
-    end = min(output.times_s[-1] for output in outputs)
-    return [gap for output in outputs for gap in output.gaps_s(begin, end)]
+def turns(seconds: float) -> list[Figure]:
+    async def watched(server: PageServer, path: str, count: int) -> list[float]:
+        with viewers(server.url + path, count) as watching:
+            await watching.come()
+            turning = longest_turns_ms(server, seconds)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(turning, server.loop))
+
+    figures = []
+    for name, path, count in (
+        ("nobody watches", CLUSTER, 0),
+        (f"{VIEWERS} watch the cluster", CLUSTER, VIEWERS),
+        (f"{VIEWERS} watch its requests", REQUESTS, VIEWERS),
+    ):
+        with page_server(PretendCluster(INSTANCES), past_s=60, steps=False) as server:
+            told = server.board.scaling  # a real switchboard is told it, and works nothing out
+            with patch.object(PretendBoard, "scaling", told):
+                longest_ms = asyncio.run(watched(server, path, count))
+        figures.append(median(f"longest turn of the loop in a second, {name}", longest_ms, unit="ms"))
+    return figures
 
 
-def p99(values: Sequence[float]) -> float:
-    return statistics.quantiles(values, n=100)[98]
+# 3. streams
 
 
-def streams(turns: int) -> list[Figure]:
+def streams(number: int, count: int) -> list[Figure]:
     with llumnix_server([], instances=2) as server:
-        asyncio.run(gaps(server.url, 0))  # warm
-        alone: list[float] = []
-        beside: list[float] = []
-        ratios = []
-        for turn in range(turns):
-            pair = {}
-            for viewers in (0, VIEWERS) if turn % 2 else (VIEWERS, 0):
-                pair[viewers] = asyncio.run(gaps(server.url, viewers))
-            alone += pair[0]
-            beside += pair[VIEWERS]
-            ratios.append(p99(pair[VIEWERS]) / p99(pair[0]))
+        halves = asyncio.run(pairs(server.url, count, number))
+    alone = [gap for each, _ in halves for gap in each]
+    beside = [gap for _, each in halves for gap in each]
     return [
         Figure("P99 gap between tokens, nobody watches", 1e3 * p99(alone), None, "ms"),
-        Figure(f"… {VIEWERS} watch", 1e3 * p99(beside), None, "ms"),
-        median("ratio, median of pairs", ratios, at_most(GOAL_RATIO)),
+        Figure(f"… {count} watch", 1e3 * p99(beside), None, "ms"),
+        Figure("… of all gaps together", p99(beside) / p99(alone), None, "×"),
+        likely_median(
+            "… median of pairs", [p99(with_) / p99(without) for without, with_ in halves], at_most(GOAL_RATIO), "×"
+        ),
     ]
 
 
-# 3. the first paint
+# 4. the first paint
 
 
 def first_paint(times: int) -> list[Figure]:
@@ -190,17 +157,21 @@ def first_paint(times: int) -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn of the first part (default: 10)")
-    parser.add_argument("--turns", type=int, default=5, help="with and without viewers (default: 5)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the turns of parts 1 and 2 (default: 10)")
+    parser.add_argument("--turns", type=int, default=5, help="with and without viewers, and paints (default: 5)")
+    parser.add_argument("--pairs", type=int, default=40, help="of the third part, 9 s each (default: 40)")
+    parser.add_argument("--viewers", type=int, default=VIEWERS, help="of the third part; 0: what chance does")
     parser.add_argument("--only", choices=PARTS, help="One part.")
     values = parser.parse_args()
     figures: list[Figure] = []
     if values.only in (None, "front-end"):
         figures += front_end(values.seconds, values.turns)
+    if values.only in (None, "turns"):
+        figures += turns(values.seconds)
     if values.only in (None, "paint"):
         figures += first_paint(values.turns)
     if values.only in (None, "streams"):
-        figures += streams(values.turns)
+        figures += streams(values.pairs, values.viewers)
     return conclude(*figures)
 
 

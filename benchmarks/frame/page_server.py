@@ -33,6 +33,8 @@ class PageServer:
     page: Page
     url: str
     server: uvicorn.Server
+    loop: asyncio.AbstractEventLoop
+    """Of its thread."""
 
 
 def page_of(cluster: PretendCluster, board: PretendBoard, server: uvicorn.Server, acts: bool, past_s: int) -> Page:
@@ -88,7 +90,7 @@ def page_server(
         admin.add_routes(app, board, args, page)  # type: ignore[arg-type]
         index.add_routes(app, openai=False, admin=True, page=True)
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        made.append(PageServer(cluster, board, page, url, server))
+        made.append(PageServer(cluster, board, page, url, server, asyncio.get_running_loop()))
         beside = [asyncio.create_task(page.run()), *([asyncio.create_task(_live(cluster))] if steps else [])]
         ready.set()
         await server.serve(sockets=[sock])

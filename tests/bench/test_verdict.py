@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import lab_log
 import msgspec
 import pytest
 from frame import verdict
-from frame.verdict import Figure, at_least, at_most, conclude, median
+from frame.verdict import Figure, at_least, at_most, conclude, likely_median, median
 
 
 @pytest.fixture
@@ -44,6 +45,17 @@ def test_each_run_is_a_line_that_says_what_was_run_where_and_what_came(results: 
     assert len(first.load) == 3
     assert first.figures == (Figure("moved", 5),)
     assert second.figures == (Figure("gap", 2.0, at_most(4), "ms", lowest=1.0, highest=3.0),)
+
+
+def test_many_rounds_say_how_well_their_median_is_known() -> None:
+    rng = random.Random(2)
+    few, many = ([rng.gauss(1.05, 0.1) for _ in range(count)] for count in (10, 400))
+    wide, narrow = likely_median("ratio", few), likely_median("ratio", many, at_most(1.02))
+    assert narrow == likely_median("ratio", many, at_most(1.02)), "drawn again, and the same"
+    assert narrow.missed
+    ends = [end or 0.0 for end in (narrow.lowest, narrow.measured, narrow.highest)]
+    assert [1.03, *ends, 1.07] == sorted([1.03, *ends, 1.07])
+    assert (wide.highest or 0.0) - (wide.lowest or 0.0) > 2 * (ends[2] - ends[0])
 
 
 def test_runs_of_one_command_stand_side_by_side_in_the_lab_log(

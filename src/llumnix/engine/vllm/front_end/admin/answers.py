@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from starlette.exceptions import HTTPException
 from llumnix.api import bodies
 from llumnix.engine.vllm.front_end.client_ids import is_text
 from llumnix.engine.vllm.front_end.origin import KnownHosts
+from llumnix.engine.vllm.front_end.slices import in_slices
 
 _MAX_BODY_BYTES = 1 << 20
 _LONGEST_ECHO = 100  # characters of what a client sent, in a refusal
-_ROWS_AT_ONCE = 500
-"""Of a list; between two such slices the event loop turns, and with it every stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +145,16 @@ def _too_large() -> Bad:
 
 
 def listing(name: str, rows: Sequence[Any], shape: Callable[[Any], Any] = lambda row: row) -> Response:
-    """`{name: rows}`, each as `shape` makes it. In slices: a long list must not keep the streams of clients waiting."""
-    return StreamingResponse(_slices(name, rows, shape), media_type="application/json")
+    """`{name: rows}`, each as `shape` makes it."""
+    return StreamingResponse(_listed(name, rows, shape), media_type="application/json")
 
 
-async def _slices(name: str, rows: Sequence[Any], shape: Callable[[Any], Any]) -> AsyncIterator[bytes]:
-    yield f'{{"{name}":['.encode()
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        shaped = msgspec.json.encode([shape(row) for row in rows[first : first + _ROWS_AT_ONCE]])[1:-1]
-        yield b"," + shaped if first else shaped
-        await asyncio.sleep(0)
-    yield b"]}"
+async def _listed(name: str, rows: Sequence[Any], shape: Callable[[Any], Any]) -> AsyncIterator[bytes]:
+    before = f'{{"{name}":['.encode()
+    async for some in in_slices(rows):
+        yield before + msgspec.json.encode([shape(row) for row in some])[1:-1]
+        before = b","
+    yield b"]}" if rows else before + b"]}"
 
 
 def shown(value: object) -> str:

@@ -7,6 +7,7 @@ from llumnix.engine.vllm.front_end.admin import sizing
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.gauges import freeness_of
 from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.slices import in_slices
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.load_words import load_word
@@ -16,10 +17,11 @@ from llumnix.types import InstanceId, InstanceState, RequestState, by_number, is
 from llumnix.wire.to_front_end import RequestRow
 
 
-def instances(board: Switchboard) -> bodies.InstancesAnswer:
+async def instances(board: Switchboard) -> bodies.InstancesAnswer:
     terms = find_policy(board.spec.policy.policy).pairing_terms(board.spec.policy)
     members = board.client.members
-    rows = [_member_row(members.by_id[instance], terms) for instance in sorted(members.by_id, key=by_number)]
+    known = [members.by_id[instance] for instance in sorted(members.by_id, key=by_number)]
+    rows = [_member_row(member, terms) async for some in in_slices(known) for member in some]
     starting = {name: (message.pid, message.node) for name, message in board.strangers.starting.items()}
     starting |= {name: (member.info.pid, member.info.node) for name, member in members.courted.items()}
     for name in sorted(starting, key=by_number):

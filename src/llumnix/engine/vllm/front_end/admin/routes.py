@@ -172,7 +172,7 @@ async def _openapi() -> Response:
 
 
 async def _instances(board: Switchboard) -> Response:
-    return answer(looking.instances(board))
+    return answer(await looking.instances(board))
 
 
 async def _requests(board: Switchboard) -> Response:

@@ -13,6 +13,7 @@ from llumnix.api.bodies import InstanceRow, InstancesAnswer
 from llumnix.api.frames import ClusterFrame, ClusterSample, RequestsFrame, SequenceRow, ServerFacts
 from llumnix.engine.vllm.front_end.admin import looking
 from llumnix.engine.vllm.front_end.page.feed import Picture
+from llumnix.engine.vllm.front_end.slices import in_slices
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
@@ -38,7 +39,7 @@ class ClusterPictures:
 
     async def look(self) -> Picture:
         moves = await self._board.list_migrations(MOVES, timeout_s=_OTHERS_TIMEOUT_S)
-        whole = _whole(looking.instances(self._board), self._server, moves, self.sample)
+        whole = _whole(await looking.instances(self._board), self._server, moves, self.sample)
         changes = _since(self._before, whole)
         self._before = whole
         return Picture(whole, changes)
@@ -98,7 +99,8 @@ class RequestPictures:
     async def look(self) -> Picture:
         found = await self._board.list_requests()
         found.sort(key=lambda each: (-each[1].prompt_tokens - each[1].output_tokens, each[1].request))
-        now = {str(row.request): _sequence(instance, row) for instance, row in found[:MOST_REQUESTS]}
+        largest = found[:MOST_REQUESTS]
+        now = {str(row.request): _sequence(at, row) async for some in in_slices(largest) for at, row in some}
         rows, away = differences(self._before, now)
         self._before = now
         at, total = time(), len(found)
