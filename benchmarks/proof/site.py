@@ -62,6 +62,8 @@ class Site:
     """Of the server that runs now."""
     by_length: dict[int, Figures] = field(default_factory=lambda: defaultdict(Figures))
     """What moves cost."""
+    profile: str = ""
+    """The file that `llumnix profile` wrote."""
 
     @property
     def measured(self) -> dict[int, Figures]:

@@ -43,7 +43,7 @@ async def blocking(site: Site) -> list[Figure]:
 
 
 async def profile(site: Site) -> list[Figure]:
-    """`llumnix profile`, as one would run it, with the bandwidth that moves showed."""
+    """`llumnix profile`, as one would run it for one instance, with the bandwidth that moves showed."""
     path = site.out / f"{_device(site)}-{site.size.name}.toml"
     speeds = [speed for mine in site.by_length.values() for speed in mine.gb_per_s]
     bandwidth = ("--gigabytes-per-s", f"{max(speeds):.3f}") if speeds else ()
@@ -51,6 +51,7 @@ async def profile(site: Site) -> list[Figure]:
         *(sys.executable, "-m", "llumnix", "profile", "--url", site.url, "--out", str(path)),
         *("--prompts", site.amount.prompts, "--batches", site.amount.batches, "--contexts", site.amount.contexts),
         *("--block-bytes", str(site.size.token_bytes * site.size.block_tokens), "--max-num-seqs", "64", *bandwidth),
+        *("--instances", "1"),  # of those that share this device: as one that has it alone
     ]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     try:
@@ -62,6 +63,7 @@ async def profile(site: Site) -> list[Figure]:
     if process.returncode:
         raise RuntimeError(f"llumnix profile ended with {process.returncode}")
     made = load_profile(str(path))
+    site.profile = path.read_text()
     return [
         Figure("profile: blocks of an instance", made.memory.total_blocks, at_least(1)),
         Figure("profile: a step of one sequence", made.decode.batch_ms[0], unit="ms"),

@@ -77,6 +77,7 @@ def write(site: Site, figures: Sequence[Figure]) -> None:
             for each in figures
         ],
         "by_length": {length: asdict(mine) for length, mine in site.by_length.items()},
+        "profile": site.profile,
     }
     site.out.mkdir(parents=True, exist_ok=True)
     (site.out / "gpu_proof.json").write_text(json.dumps(words, indent=1, default=float) + "\n", encoding="utf-8")

@@ -103,8 +103,8 @@ class MigrationConfig:
     )
     transports: str = knob(
         "",
-        "What moves blocks beside sockets, the first that both ends can: cuda (between GPUs of one machine; not yet "
-        "run on one), nixl (RDMA between machines, and within one), or both with a comma between.",
+        "What moves blocks beside sockets, the first that both ends can: cuda (within a GPU, or between those of "
+        "one machine), nixl (RDMA between machines, and within one), or both with a comma between.",
     )
     max_incoming: int = knob(16, "Migrations an instance takes at once; more are refused.")
     max_outgoing: int = knob(16, "Migrations an instance makes at once, such as when it drains; more are refused.")
