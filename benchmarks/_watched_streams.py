@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
+import numpy as np
 from _viewers import CLUSTER, viewers
 from frame.stream import COMPLETIONS, Output, exactly, open_session, served_model, stream
+from numpy.typing import NDArray
 
 STREAMS = 12
 TOKENS = 1000
@@ -68,8 +70,20 @@ async def endless_streams(url: str) -> AsyncIterator[Gaps]:
                 task.cancel()
 
 
-async def pairs(url: str, count: int, number: int) -> list[tuple[list[float], list[float]]]:
-    """Gaps while nobody watches, and while `count` do."""
+class Pair(NamedTuple):
+    """Gaps in seconds, of all streams."""
+
+    alone: NDArray[np.float64]
+    watched: NDArray[np.float64]
+
+    @property
+    def ratio(self) -> float:
+        """Of the 99th percentile: watched to alone."""
+        return p99_ms([self.watched]) / p99_ms([self.alone])
+
+
+async def pairs(url: str, count: int, number: int) -> list[Pair]:
+    """`count` viewers watch in one half of each."""
     found = []
     with viewers(url + CLUSTER, count) as watching:
         async with endless_streams(url) as gaps:
@@ -78,13 +92,17 @@ async def pairs(url: str, count: int, number: int) -> list[tuple[list[float], li
                 if pair % 2 == 0:
                     alone = await gaps.half_s()
                     await watching.come()
-                beside = await gaps.half_s()
+                watched = await gaps.half_s()
                 if pair % 2:
                     await watching.leave()
                     alone = await gaps.half_s()
-                found.append((alone, beside))
+                found.append(Pair(np.array(alone), np.array(watched)))
     return found
 
 
-def p99(values: Sequence[float]) -> float:
-    return statistics.quantiles(values, n=100)[98]
+def p99_ms(halves: Iterable[NDArray[np.float64]]) -> float:
+    return 1e3 * float(np.quantile(np.concatenate([*halves]), 0.99))
+
+
+def ratio_of_all(pairs: Sequence[Pair]) -> float:
+    return p99_ms(pair.watched for pair in pairs) / p99_ms(pair.alone for pair in pairs)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import statistics
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -22,13 +23,13 @@ from unittest.mock import patch
 
 import psutil
 from _viewers import CLUSTER, REQUESTS, viewers, watch
-from _watched_streams import p99, pairs
+from _watched_streams import p99_ms, pairs, ratio_of_all
 from frame.browser import CHROMIUM, chromium
 from frame.page_server import STEP_S, PageServer, page_server
 from frame.pretend import PretendCluster
 from frame.pretend_board import PretendBoard
 from frame.server import llumnix_server
-from frame.verdict import Figure, at_most, conclude, likely_median, median
+from frame.verdict import Figure, at_most, conclude, likely, median
 from frame.vitals import cpu_s
 
 INSTANCES = 64
@@ -123,16 +124,12 @@ def turns(seconds: float) -> list[Figure]:
 
 def streams(number: int, count: int) -> list[Figure]:
     with llumnix_server([], instances=2) as server:
-        halves = asyncio.run(pairs(server.url, count, number))
-    alone = [gap for each, _ in halves for gap in each]
-    beside = [gap for _, each in halves for gap in each]
+        found = asyncio.run(pairs(server.url, count, number))
     return [
-        Figure("P99 gap between tokens, nobody watches", 1e3 * p99(alone), None, "ms"),
-        Figure(f"… {count} watch", 1e3 * p99(beside), None, "ms"),
-        Figure("… of all gaps together", p99(beside) / p99(alone), None, "×"),
-        likely_median(
-            "… median of pairs", [p99(with_) / p99(without) for without, with_ in halves], at_most(GOAL_RATIO), "×"
-        ),
+        Figure("P99 gap between tokens, nobody watches", p99_ms(pair.alone for pair in found), None, "ms"),
+        Figure(f"… {count} watch", p99_ms(pair.watched for pair in found), None, "ms"),
+        likely("ratio, of all gaps", found, ratio_of_all, unit="×"),
+        likely("ratio, median of pairs", [pair.ratio for pair in found], statistics.median, at_most(GOAL_RATIO), "×"),
     ]
 
 

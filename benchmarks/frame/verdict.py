@@ -7,9 +7,10 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import psutil
@@ -23,7 +24,9 @@ _LOAD = os.getloadavg()
 """Before this run began to work: what else the machine did. Over 1, 5 and 15 minutes."""
 
 
-_DRAWS = 2000
+_DRAWS = 1000
+
+RoundT = TypeVar("RoundT")
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -75,12 +78,19 @@ def median(name: str, values: Sequence[float], goal: Goal | None = None, unit: s
     return Figure(name, statistics.median(values), goal, unit, min(values), max(values))
 
 
-def likely_median(name: str, values: Sequence[float], goal: Goal | None = None, unit: str = "") -> Figure:
-    """The median of many rounds, with the interval in which it lies in 95 of 100 cases, by drawing from them again."""
-    rng, drawn = random.Random(1), len(values)
-    medians = sorted(statistics.median(rng.choices(values, k=drawn)) for _ in range(_DRAWS))
+def likely(
+    name: str,
+    rounds: Sequence[RoundT],
+    what: Callable[[Sequence[RoundT]], float],
+    goal: Goal | None = None,
+    unit: str = "",
+) -> Figure:
+    """What many rounds say together, with the interval in which it lies in 95 of 100 cases: of rounds that are drawn
+    from them again and again."""
+    rng = random.Random(1)
+    drawn = sorted(what(rng.choices(rounds, k=len(rounds))) for _ in range(_DRAWS))
     edge = _DRAWS * 25 // 1000
-    return Figure(name, statistics.median(values), goal, unit, medians[edge], medians[-1 - edge])
+    return Figure(name, what(rounds), goal, unit, drawn[edge], drawn[-1 - edge])
 
 
 def number(value: float) -> str:
