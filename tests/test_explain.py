@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from admin_answers import Install, drained, instance_row, scaling_row, status_answer
+from admin_answers import Install, drained, scaling_row
 from llumnix.api.bodies import JournalAnswer, StoryAnswer, WhyNotAnswer
 from llumnix.cli import main
 from llumnix.control.scaling import ScalingStep
@@ -140,16 +140,9 @@ def test_an_instance_and_the_size_of_the_cluster(asked: list[str], capsys: Captu
 
 
 def test_an_instance_of_which_nothing_is_known(answer_with: Install, capsys: Captured) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("/journal"):
-            return _json(JournalAnswer(entries=[], cursor="f0.0", lost=0))
-        return httpx.Response(200, json=status_answer(instance_row("i0")))
-
-    answer_with(answer)
+    answer_with(lambda request: _json(JournalAnswer(entries=[], cursor="f0.0", lost=0)))
     assert main(["explain", "--instance", "i0"]) == 0
     assert capsys.readouterr().out == "nothing is known to have happened\n"
-    assert main(["explain", "--instance", "i9"]) == 2
-    assert capsys.readouterr().err == "llumnix: There is no instance 'i9', and nothing is known of one.\n"
 
 
 def test_the_answer_as_it_is(asked: list[str], capsys: Captured) -> None:
@@ -192,6 +185,15 @@ def test_a_log_that_has_nothing_about_it(tmp_path: Path, capsys: Captured) -> No
     (tmp_path / "log").touch()
     assert main(["explain", "cmpl-9", "--log", str(tmp_path / "log")]) == 2
     assert capsys.readouterr().err == f"llumnix: {tmp_path}/log has nothing about a request cmpl-9.\n"
+    assert main(["explain", "--instance", "i9", "--log", str(tmp_path / "log")]) == 2
+    assert capsys.readouterr().err == f"llumnix: {tmp_path}/log has nothing about an instance i9.\n"
+
+
+def test_a_log_says_which_instances_it_knows(tmp_path: Path, capsys: Captured) -> None:
+    with written_at_once(tmp_path / "log") as write:
+        eventful(Stories(Journal("f0", listener=write)))
+    assert main(["explain", "--instance", "i0000", "--log", str(tmp_path / "log")]) == 2
+    assert capsys.readouterr().err.endswith("log has nothing about an instance i0000; there are i0, i1.\n")
 
 
 def test_a_log_is_asked_by_the_beginning_of_an_id(tmp_path: Path, capsys: Captured) -> None:

@@ -11,6 +11,7 @@ from llumnix.config import ClusterConfig, PolicyConfig, ScalingConfig
 from llumnix.control.orders import MoveCause
 from llumnix.control.scaling import ScalingMode
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
+from llumnix.journal.journal import EntryFilter, Reading, read_together
 from llumnix.journal.story import RequestStory
 from llumnix.policy.autoscaling import ScalingState, scale
 from llumnix.policy.snapshot import ClusterSnapshot
@@ -79,6 +80,9 @@ class PretendBoard:
 
     async def tell_story(self, request: str) -> tuple[list[RequestStory], int]:
         return self._cluster.stories.of(request, self._cluster.clock()), self._cluster.stories.kept
+
+    async def read_journals(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> Reading:
+        return read_together(places, [self._cluster.stories.journal.read(places, limit, wanted)], limit)
 
     async def migrate(self, row: RequestRow, target: InstanceId, timeout_s: float) -> MigrateAnswer:
         for one in self._cluster.all.values():

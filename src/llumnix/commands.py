@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llumnix.errors import UsageError
+from llumnix.remote import an_id
 
 _LONGEST_DRAIN_S = 3600.0
 _MOST_INSTANCES = 4096
@@ -86,13 +87,14 @@ def _status(client: Any, values: argparse.Namespace) -> None:
 
 def _requests_flags(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
-    parser.add_argument("--instance", metavar="INSTANCE", help="Only those on this instance.")
+    parser.add_argument("--instance", metavar="INSTANCE", type=an_id, help="Only those on this instance.")
     parser.add_argument("--state", choices=("running", "waiting"), help="Only those in this state.")
 
 
 def _requests(client: Any, values: argparse.Namespace) -> None:
-    wanted = {key: value for key in ("instance", "state") if (value := getattr(values, key)) is not None}
-    rows = [row for row in client.requests() if all(getattr(row, key) == value for key, value in wanted.items())]
+    from llumnix.operations import requests_where
+
+    rows = requests_where(client, values.instance, values.state)
     if values.json:
         _print_json({"requests": rows})
         return
@@ -160,9 +162,9 @@ def _explain(client: Any, values: argparse.Namespace) -> None:
 
 
 def _migrate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("request", metavar="REQUEST", help="Id of the request, as its client was given it.")
+    parser.add_argument("request", metavar="REQUEST", type=an_id, help="Id of the request, as its client was given it.")
     parser.add_argument(
-        "target", metavar="TARGET", nargs="?", help="Instance to move it to. Default: where it had best go."
+        "target", metavar="TARGET", type=an_id, nargs="?", help="Instance to move it to. Default: where it had best go."
     )
 
 
@@ -176,7 +178,7 @@ def _migrate(client: Any, values: argparse.Namespace) -> None:
 
 
 def _drain_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("instance", metavar="INSTANCE")
+    parser.add_argument("instance", metavar="INSTANCE", type=an_id)
     parser.add_argument("--keep", action="store_true", help="Leave it running, empty, until `llumnix undrain`.")
     parser.add_argument("--wait", action="store_true", help="Wait until it is empty, and report.")
     parser.add_argument(
@@ -199,7 +201,7 @@ def _drain(client: Any, values: argparse.Namespace) -> None:
 
 
 def _undrain_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("instance", metavar="INSTANCE")
+    parser.add_argument("instance", metavar="INSTANCE", type=an_id)
 
 
 def _undrain(client: Any, values: argparse.Namespace) -> None:
@@ -208,7 +210,7 @@ def _undrain(client: Any, values: argparse.Namespace) -> None:
 
 
 def _role_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("instance", metavar="INSTANCE")
+    parser.add_argument("instance", metavar="INSTANCE", type=an_id)
     parser.add_argument("role", choices=("prefill", "decode", "mixed"), help="Prompts, tokens, or both.")
 
 
@@ -241,7 +243,9 @@ def _wait_s(values: argparse.Namespace) -> float | None:
 def _start_flags(parser: argparse.ArgumentParser) -> None:
     count = _number(1, _MOST_INSTANCES)
     parser.add_argument("count", metavar="N", type=count, nargs="?", default=1, help="How many more. Default: 1.")
-    parser.add_argument("--replaces", metavar="ID", help="Begin with the role of this instance, which is to go.")
+    parser.add_argument(
+        "--replaces", metavar="INSTANCE", type=an_id, help="Begin with the role of this instance, which is to go."
+    )
     _add_wait(parser)
 
 

@@ -19,13 +19,15 @@ from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import EntryFilter
 from llumnix.journal.story import stories_in
 from llumnix.journal.words import sentence, story_lines
-from llumnix.types import InstanceId
+from llumnix.remote import an_id
+from llumnix.types import InstanceId, by_number
 
 _ABOUT_SIZE = ("scale", "drain", "instance")
 _EARLIEST_UNIX_S = 1e9
 """A time before is one of a simulated run."""
 _USUAL_ENTRIES, _MOST_ENTRIES = 100, 1000
-_ANY = ""
+_ANY = "*"
+_MOST_NAMED = 8
 _INSTANCE = re.compile(r"i\d+")
 
 Answered = StoryAnswer | JournalAnswer | WhyNotAnswer
@@ -34,16 +36,21 @@ Answered = StoryAnswer | JournalAnswer | WhyNotAnswer
 def add_flags(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
-        "request", metavar="REQUEST", nargs="?", help="What happened to a request, by its client's id or its beginning."
+        "request",
+        metavar="REQUEST",
+        type=an_id,
+        nargs="?",
+        help="What happened to a request, by its client's id or its beginning.",
     )
     asked.add_argument(
         "--why-not",
         metavar="REQUEST",
+        type=an_id,
         nargs="?",
         const=_ANY,
         help="Why a request does not move; of an instance, why none leaves it; of neither, why nothing moves at all.",
     )
-    asked.add_argument("--instance", metavar="INSTANCE", help="What happened to an instance, and on it.")
+    asked.add_argument("--instance", metavar="INSTANCE", type=an_id, help="What happened to an instance, and on it.")
     asked.add_argument("--scaling", action="store_true", help="Why there are as many instances as there are.")
     parser.add_argument(
         "--log",
@@ -89,8 +96,6 @@ def _ask(client: Any, values: argparse.Namespace) -> Answered:
         return story
     kinds = _ABOUT_SIZE if values.scaling else ()
     journal: JournalAnswer = client.journal(limit=values.limit, kinds=kinds, instance=values.instance)
-    if values.instance and not journal.entries and values.instance not in {row.id for row in client.instances()}:
-        raise UsageError(f"There is no instance {values.instance!r}, and nothing is known of one.")
     return journal
 
 
@@ -106,6 +111,10 @@ def _look_up(values: argparse.Namespace) -> StoryAnswer | JournalAnswer:
     instance = None if values.instance is None else InstanceId(values.instance)
     wanted = EntryFilter(kinds=_ABOUT_SIZE if values.scaling else (), instance=instance)
     found = [entry for entry in entries if wanted.takes(entry)]
+    if instance is not None and not found:
+        known = sorted({entry.instance for entry in entries if entry.instance is not None}, key=by_number)
+        others = f"; there are {', '.join(known[:_MOST_NAMED])}{' …' * (len(known) > _MOST_NAMED)}" if known else ""
+        raise UsageError(f"{values.log} has nothing about an instance {instance}{others}.")
     return JournalAnswer(entries=found[-values.limit :], cursor="", lost=0)
 
 

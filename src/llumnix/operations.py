@@ -1,4 +1,5 @@
-"""What takes several calls of the admin API: waiting for a drain, changing the number of instances, rolling restart."""
+"""What takes several calls of the admin API: an instance's requests, waiting for a drain, changing the number of
+instances, rolling restart."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llumnix.api.bodies import InstanceRow
+from llumnix.api.bodies import ClientRequest, InstanceRow
 from llumnix.client import AdminClient
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.errors import ServerRefused, UsageError
@@ -102,6 +103,14 @@ def _least_busy(running: list[InstanceRow]) -> list[InstanceRow]:
         (first if spared else last).append(row)
         left[row.role] -= 1
     return first + last
+
+
+def requests_where(client: AdminClient, instance: str | None, state: str | None) -> list[ClientRequest]:
+    """Those on this instance, and in this state; None: on any, in any. Raises UsageError for no instance."""
+    rows = [row for row in client.requests() if instance in (None, row.instance) and state in (None, row.state)]
+    if not rows and instance is not None and all(row.id != instance for row in client.instances()):
+        raise UsageError(f"There is no instance {instance!r}.")
+    return rows
 
 
 def wait_for_drain(client: AdminClient, instance: str, timeout_s: float, began_s: float | None = None) -> DrainReport:

@@ -22,6 +22,13 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", default=key, help="Key of the server, or LLUMNIX_API_KEY, or VLLM_API_KEY.")
 
 
+def an_id(text: str) -> str:
+    """For a flag or an argument that names a request or an instance; a variable that is not set names none."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, and no id")
+    return text
+
+
 def server_url(url: str) -> str:
     """`url` without a slash or `/v1` at the end, which clients of OpenAI's API are given. Raises UsageError."""
     try:

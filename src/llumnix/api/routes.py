@@ -160,7 +160,7 @@ ROUTES = (
             Parameter("instance", str, "Only about this instance, also as the target of a move."),
         ),
         answer=bodies.JournalAnswer,
-        refusals={400: _PARAMETER},
+        refusals={400: _PARAMETER, 404: "There is no such instance, and nothing is known of one."},
     ),
     Route(
         method="GET",

@@ -8,7 +8,7 @@ from fastapi.responses import Response
 
 from llumnix.api import bodies
 from llumnix.control.placing import first_id
-from llumnix.engine.vllm.front_end.admin import looking, staying
+from llumnix.engine.vllm.front_end.admin import looking, sizing, staying
 from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, count_of, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.entries import KINDS
@@ -21,7 +21,10 @@ _MOST_ENTRIES = 1000
 
 
 async def journal(board: Switchboard, params: Mapping[str, str]) -> Response:
-    reading = await board.read_journals(_places(params), count_of(params, "limit", 100, _MOST_ENTRIES), _wanted(params))
+    wanted = _wanted(params)
+    reading = await board.read_journals(_places(params), count_of(params, "limit", 100, _MOST_ENTRIES), wanted)
+    if wanted.instance is not None and not reading.entries:
+        sizing.check_heard_of(board, wanted.instance)
     return answer(
         bodies.JournalAnswer(entries=list(reading.entries), cursor=show_cursor(reading.places), lost=reading.lost)
     )

@@ -105,6 +105,14 @@ def unknown_or_gone(board: Switchboard, instance: InstanceId) -> Bad:
     return Bad(404, f"There is no instance {shown(instance)}.", "not_found_error")
 
 
+def check_heard_of(board: Switchboard, instance: InstanceId) -> None:
+    """Raises Bad for one that is not there, and was not lately."""
+    if instance not in board.client.members.by_id:
+        bad = unknown_or_gone(board, instance)
+        if bad.status == 404:
+            raise bad
+
+
 def _yes(params: Mapping[str, str], name: str) -> bool:
     text = params.get(name, "false")
     if text not in ("true", "false"):
