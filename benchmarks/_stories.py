@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence, Set
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from llumnix.decision_log import read_log
 from llumnix.journal.entries import (
@@ -26,9 +28,25 @@ SOON_S = 5.0
 """Until then whoever was on an instance that was lost goes on elsewhere."""
 
 
-def wrong_stories(log: Path, moves: Sequence[MigrationRecord]) -> tuple[int, list[str]]:
-    """How many sequences ended by the decision log of a server, and what is wrong with any of them. One whose front end
-    was killed has no end. `moves`: what the front ends that live recorded of them, beside their stories."""
+_RESTARTED = 100_000
+"""A process that takes the place of a dead one begins so much further on, at the least (decision_log.py)."""
+
+
+class Told(NamedTuple):
+    """What a decision log tells, and what of it cannot be true."""
+
+    ended: int
+    """Sequences that are told to their end."""
+    events: Counter[str]
+    """By kind."""
+    furthest_s: float
+    """By which the parts of a story miss its length, at the most."""
+    wrong: list[str]
+
+
+def judge_stories(log: Path, moves: Sequence[MigrationRecord], streamed: Set[str]) -> Told:
+    """Of the decision log of a server. One whose front end was killed has no end. `moves`: what the front ends that
+    live recorded of them, beside their stories; `streamed`: ids of requests that came to their ends."""
     entries = read_log(log)
     stories: dict[str, list[JournalEntry]] = {}
     for entry in entries:
@@ -40,8 +58,15 @@ def wrong_stories(log: Path, moves: Sequence[MigrationRecord]) -> tuple[int, lis
         for sequence, told in stories.items()
         for what in (*_wrong(told), *fates.wrong_replays(told))
     ]
-    ended = sum(isinstance(told[-1].what, EndNoted) for told in stories.values())
-    return ended, [*wrong, *_told_otherwise(entries, moves)]
+    ends = [told for told in stories.values() if isinstance(told[-1].what, EndNoted)]
+    untold = streamed - {told[-1].request for told in ends}
+    wrong += [f"{request}: it came to its end, which is not told" for request in sorted(untold)]
+    return Told(
+        ended=len(ends),
+        events=Counter(entry.kind for entry in entries),
+        furthest_s=max((abs(_missed_s(told)) for told in ends), default=0.0),
+        wrong=[*wrong, *_told_otherwise(entries, moves), *_lost(entries)],
+    )
 
 
 def _wrong(entries: list[JournalEntry]) -> Iterator[str]:
@@ -53,10 +78,30 @@ def _wrong(entries: list[JournalEntry]) -> Iterator[str]:
     end = entries[-1].what
     if kinds["ended"] and not isinstance(end, EndNoted):
         yield "something follows its end"
-    if isinstance(end, EndNoted) and isinstance(entries[0].what, DispatchNoted):
-        felt_s = entries[-1].at_s - entries[0].at_s + end.spent.placing_s
-        if abs(end.spent.total_s - felt_s) > TOLERANCE_S:
-            yield f"it lasted {felt_s:.3f} s, and its parts {end.spent.total_s:.3f} s"
+    if isinstance(end, EndNoted) and abs(missed_s := _missed_s(entries)) > TOLERANCE_S:
+        parts_s = end.spent.total_s
+        yield f"it lasted {parts_s - missed_s:.3f} s, and its parts {parts_s:.3f} s"
+
+
+def _missed_s(entries: list[JournalEntry]) -> float:
+    """What the parts of a story are longer than the story."""
+    first, end = entries[0], entries[-1]
+    if not (isinstance(first.what, DispatchNoted) and isinstance(end.what, EndNoted)):
+        return 0.0
+    return end.what.spent.total_s - end.what.spent.placing_s - (end.at_s - first.at_s)
+
+
+def _lost(entries: Sequence[JournalEntry]) -> Iterator[str]:
+    """Each process numbers what it notes."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for entry in entries:
+        numbers[entry.by].append(entry.seq)
+    for by, seen in numbers.items():
+        for before, after in pairwise(sorted(seen)):
+            if before == after:
+                yield f"{by} tells its entry {after} twice"
+            elif 1 < after - before < _RESTARTED:
+                yield f"{by} tells nothing between its entries {before} and {after}"
 
 
 def _told_otherwise(entries: Sequence[JournalEntry], moves: Sequence[MigrationRecord]) -> Iterator[str]:

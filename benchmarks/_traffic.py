@@ -19,6 +19,8 @@ from frame.stream import Output, Said, stream
 STREAM_DEADLINE_S = 90.0
 _LEAVING = 0.1
 _MOVE_INTERVAL_S = 0.3
+_WRITTEN_IN_S = 2.0
+"""A decision log, after the end of a stream, however busy the machine is."""
 
 
 class Left(Exception):
@@ -55,6 +57,18 @@ class Soak:
     moves: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
     hangs: int = 0
+    ended_s: dict[str, float] = field(default_factory=dict)
+    """Streams that came whole, by their ids, on the monotonic clock."""
+
+    @property
+    def surely_told(self) -> set[str]:
+        """Ids of streams that came whole, unless a front end was killed before it may have written that down."""
+        deaths_s = self.faults.front_end_deaths_s
+        return {
+            name
+            for name, end_s in self.ended_s.items()
+            if not any(end_s <= death_s <= end_s + _WRITTEN_IN_S for death_s in deaths_s)
+        }
 
     async def client(self, session: aiohttp.ClientSession, rng: random.Random, name: str) -> None:
         number = 0
@@ -103,6 +117,7 @@ class Soak:
             self.violations.append(f"{name} ({piece.kind.name}) did not end well: {output.error or 'no finish reason'}")
         else:
             tally.whole += 1
+            self.ended_s[output.id] = time.monotonic()
             for index, whole in piece.reference.sequences.items():
                 _, problems = differences(output.sequences.get(index, Said()), whole)
                 self.violations += [f"{name} ({piece.kind.name}) [{index}]: {problem}" for problem in problems]

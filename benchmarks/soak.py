@@ -10,8 +10,9 @@ moved by hand. With --family: a tiny model of another kind (families/table.py), 
 for example; adapters are left out. What is drawn follows from the seed; what the machine makes of it does not.
 
 Exit code 1 if a token differs from the undisturbed run, a stream hangs, ends with an error that the documents do not
-promise (docs/use/failures.md), or has a story that cannot be true (its parts add up within 5 ms; each dispatch, move
-and replay is one event), if a block, process, socket, file or shared memory is left, or memory or descriptors grow.
+promise (docs/use/failures.md), or has a story that cannot be true (`_stories.py`: each has one, whose parts add up to
+its length within 5 ms; each dispatch, move and replay is one event, and none is lost), if a block, process, socket,
+file or shared memory is left, or memory or descriptors grow.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import aiohttp
 import msgspec
 from _adapters import Adapters
 from _faults import Faults, plan
-from _stories import wrong_stories
+from _stories import TOLERANCE_S, Told, judge_stories
 from _traffic import Piece, Soak, Tally
 from _vitals import Vitals
 from families.table import FAMILIES, engine_environment, engine_flags
@@ -61,6 +62,7 @@ _FLAGS = (
     # A tiny model's instances are never full: auto-scaling keeps as many as there were, whatever comes and goes.
     *("--scaling", "on", "--scale-out-freeness", "0.01", "--scale-in-freeness", "0.1", "--scale-window-s", "2"),
 )
+_EVENTS = {"dispatch": "dispatches", "moved": "moves", "stayed": "attempts to move", "replayed": "replays"}
 _ROLES = ("launcher", "nursery", "scheduler", "front ends", "instances")
 
 
@@ -83,8 +85,8 @@ def main() -> int:
                 server.stop()
             except AssertionError as error:
                 soak.violations.append(str(error))
-            told, wrong = wrong_stories(decisions, moves)
-            soak.violations += wrong
+            told = judge_stories(decisions, moves, soak.surely_told)
+            soak.violations += told.wrong
         except BaseException:
             print(server.logs())
             server.kill()
@@ -100,7 +102,7 @@ def main() -> int:
     return _conclude(soak, told, time.monotonic() - before)
 
 
-def _conclude(soak: Soak, told: int, all_of_it_s: float) -> int:
+def _conclude(soak: Soak, told: Told, all_of_it_s: float) -> int:
     tallies = soak.tallies.values()
     return conclude(
         Figure("requests", sum(tally.requests for tally in tallies)),
@@ -108,7 +110,10 @@ def _conclude(soak: Soak, told: int, all_of_it_s: float) -> int:
         Figure("moves by hand", soak.moves["moved"]),
         Figure("tokens", sum(tally.tokens for tally in tallies)),
         Figure("differing tokens", sum(tally.differing_tokens for tally in tallies), at_most(0)),
-        Figure("stories told to their end", told),
+        Figure("stories told to their end", told.ended),
+        *(Figure(f"{name} told", told.events[kind]) for kind, name in _EVENTS.items()),
+        Figure("parts of a story: furthest from its length", 1e3 * told.furthest_s, at_most(1e3 * TOLERANCE_S), "ms"),
+        Figure("told wrongly, or not", len(told.wrong), at_most(0)),
         Figure("hangs", soak.hangs, at_most(0)),
         Figure("violations", len(soak.violations), at_most(0)),
         Figure("all of it", all_of_it_s, unit="s"),
@@ -116,13 +121,14 @@ def _conclude(soak: Soak, told: int, all_of_it_s: float) -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="Of traffic with faults. Default: 30.")
     parser.add_argument("--warm-minutes", type=float, help="Memory counts after these. Default: a fifth of --minutes.")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--family", choices=[name for name, family in FAMILIES.items() if not family.alone])
-    parser.add_argument("--instances", type=int, default=3)
-    parser.add_argument("--front-ends", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1, help="Of traffic and faults. Default: 1.")
+    families = [name for name, family in FAMILIES.items() if not family.alone]
+    parser.add_argument("--family", choices=families, metavar="NAME", help=f"One of {', '.join(families)}.")
+    parser.add_argument("--instances", type=int, default=3, help="Default: 3.")
+    parser.add_argument("--front-ends", type=int, default=2, help="Default: 2.")
     parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
     parser.add_argument("--variants", type=int, default=2, help="Different requests of each kind. Default: 2.")
     parser.add_argument("--logs", type=Path, default=Path("out/soak"), help="For what went wrong. Default: out/soak.")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from _stories import wrong_stories
+from _stories import judge_stories
 
 from llumnix.decision_log import written_at_once
 from llumnix.journal.entries import InstanceNoted, JournalEntry
@@ -32,9 +32,11 @@ class Log:
         self.path = path
         self.records: list[MigrationRecord] = []
 
-    def write(self, *, told: int = 1, lost: bool = True, replays: int = 1, ends_s: float = 30.0) -> None:
+    def write(
+        self, *, first: int = 1, told: int = 1, lost: bool = True, replays: int = 1, ends_s: float = 30.0
+    ) -> None:
         with written_at_once(self.path) as write:
-            stories = Stories(Journal("f0", listener=write))
+            stories = Stories(Journal("f0", first, listener=write))
             scheduler = Journal("s", listener=write)
             story = stories.began(1.0, "r", "r-0", 9)
             story.dispatched(1.0, placed(A))
@@ -63,7 +65,7 @@ class Log:
         stories.over(story)
 
     def wrong(self) -> list[str]:
-        return wrong_stories(self.path, self.records)[1]
+        return judge_stories(self.path, self.records, {"r"}).wrong
 
 
 @pytest.fixture
@@ -73,7 +75,14 @@ def log(tmp_path: Path) -> Log:
 
 def test_what_happened_once_is_told_once(log: Log) -> None:
     log.write()
-    assert wrong_stories(log.path, log.records) == (2, [])
+    told = judge_stories(log.path, log.records, {"r"})
+    assert (told.ended, told.wrong) == (2, [])
+    assert {kind: told.events[kind] for kind in ("dispatch", "moved", "replayed")} == {
+        "dispatch": 2,
+        "moved": 1,
+        "replayed": 1,
+    }
+    assert told.furthest_s < 1e-9
 
 
 def test_a_move_that_is_told_twice(log: Log) -> None:
@@ -111,3 +120,38 @@ def test_parts_that_do_not_add_up(log: Log, monkeypatch: pytest.MonkeyPatch) -> 
     assert [each.partition(": ")[2] for each in log.wrong()] == [
         *("it lasted 29.000 s, and its parts 29.006 s", "it lasted 1.000 s, and its parts 1.006 s"),
     ]
+    assert judge_stories(log.path, log.records, set()).furthest_s == pytest.approx(0.006)
+
+
+def test_a_request_that_is_not_told(log: Log) -> None:
+    log.write()
+    told = judge_stories(log.path, log.records, {"r", "q"})
+    assert told.wrong == ["q: it came to its end, which is not told"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        (lambda lines: [*lines[:1], *lines[2:]], ["f0 tells nothing between its entries 7 and 9"]),
+        (lambda lines: [*lines, lines[0]], ["f0 tells its entry 7 twice"]),
+    ],
+)
+def test_an_entry_that_is_lost_or_there_twice(
+    log: Log, lines: Callable[[list[str]], list[str]], wrong: list[str]
+) -> None:
+    log.write(first=7)
+    there = log.path.read_text().splitlines()
+    front = [line for line in there if '"by":"f0"' in line]
+    others = [line for line in there if '"by":"f0"' not in line]
+    log.path.write_text("\n".join([*others, *lines(front)]) + "\n")
+    assert set(wrong) <= set(log.wrong())
+
+
+def test_a_front_end_that_took_the_place_of_a_dead_one_has_lost_nothing(log: Log, tmp_path: Path) -> None:
+    log.write(first=1_000_000)
+    later = Log(tmp_path / "later")
+    later.write(first=3_000_000)
+    (begins,) = [line for line in later.path.read_text().splitlines() if '"seq":3000000,' in line]
+    with log.path.open("a") as file:
+        file.write(begins + "\n")
+    assert not [each for each in log.wrong() if each.startswith("f0")]
