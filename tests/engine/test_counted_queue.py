@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ pytest.importorskip("vllm")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_priority_scheduling import BLOCK_TOKENS, Engine
+from test_priority_scheduling import BLOCK_TOKENS, BLOCKS, Engine
 from vllm.sampling_params import SamplingParams
-from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.snapshot import request_snapshots
+from llumnix.engine.vllm.instance.state import Passport
+from llumnix.engine.vllm.instance.turn_queue import TurnQueue
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.types import RequestId, is_high
 
@@ -36,6 +39,7 @@ def made(number: int, rng: random.Random) -> Request:
         priority=rng.randint(-1, 1),
     )
     request.status = rng.choice([RequestStatus.WAITING, RequestStatus.PREEMPTED])
+    request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
     return request
 
 
@@ -74,17 +78,40 @@ def change(queue: CountedQueue, what: str, number: int, rng: random.Random) -> N
 CHANGES = ("add", "add", "prepend", "skip and put back", "pop", "remove", "remove some")
 
 
-@pytest.mark.parametrize("policy", list(SchedulingPolicy))
+QUEUES: dict[str, Callable[[], RequestQueue]] = {
+    "as they came": lambda: create_request_queue(SchedulingPolicy.FCFS),
+    "by priority": lambda: TurnQueue(blocks_for, BLOCKS),
+    "small ones first": lambda: small_first(TurnQueue(blocks_for, BLOCKS)),
+}
+
+
+def small_first(queue: TurnQueue) -> TurnQueue:
+    queue.small_first = True
+    return queue
+
+
+@pytest.mark.parametrize("kind", QUEUES)
 @settings(max_examples=60)
 @given(changes=st.lists(st.sampled_from(CHANGES), max_size=60), seed=st.integers(0, 2**32))
-def test_sums_and_front_are_what_a_walk_finds(policy: SchedulingPolicy, changes: list[str], seed: int) -> None:
+def test_sums_and_front_are_what_a_walk_finds(kind: str, changes: list[str], seed: int) -> None:
     rng = random.Random(seed)
-    queue = CountedQueue(create_request_queue(policy), blocks_for, lambda _: 0)
+    queue = CountedQueue(QUEUES[kind](), blocks_for, lambda _: 0)
     for number, what in enumerate(changes):
         change(queue, what, number, rng)
         assert counted(queue) == walked(queue)
         for front in (0, 1, 5, 100):
             assert queue.first(front) == list(queue)[:front]
+
+
+@settings(max_examples=60)
+@given(changes=st.lists(st.sampled_from(CHANGES), max_size=60), seed=st.integers(0, 2**32))
+def test_order_by_priority_is_that_of_vllm(changes: list[str], seed: int) -> None:
+    ours, theirs = TurnQueue(blocks_for, BLOCKS), create_request_queue(SchedulingPolicy.PRIORITY)
+    for queue in (ours, theirs):
+        rng, counted_queue = random.Random(seed), CountedQueue(queue, blocks_for, lambda _: 0)
+        for number, what in enumerate(changes):
+            change(counted_queue, what, number, rng)
+    assert [request.request_id for request in ours] == [request.request_id for request in theirs]
 
 
 @pytest.mark.parametrize("seed", range(5))

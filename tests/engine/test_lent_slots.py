@@ -32,7 +32,7 @@ class StandIn:
         self.use_v2_model_runner = False
         self.kv_cache_manager = SimpleNamespace(
             coordinator=SimpleNamespace(single_type_managers=()),
-            block_pool=None,
+            block_pool=SimpleNamespace(num_gpu_blocks=1),
             kv_cache_config=SimpleNamespace(needs_kv_cache_zeroing=False),
         )
         self.kv_cache_config = SimpleNamespace(kv_cache_groups=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from llumnix import tiny_model
+from llumnix.config import PolicyConfig
 from llumnix.engine.vllm.instance.scheduler import LlumnixScheduler
 from llumnix.engine.vllm.instance.snapshot import growth_blocks
 from llumnix.engine.vllm.instance.state import Passport
@@ -53,16 +55,17 @@ class Engine:
             block_size=BLOCK_TOKENS,
             log_stats=False,
         )
-        self._arrivals = 0.0
+        self.arrives_s = 0.0
+        """The last one, in seconds; the next comes a second later."""
         self.preempted: list[str] = []
 
     def close(self) -> None:
         self._context.__exit__(None, None, None)
 
     def add(self, name: str, priority: int, prompt_tokens: int, output_tokens: int = 500) -> None:
-        self._arrivals += 1.0
+        self.arrives_s += 1.0
         sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
-        request = Request(name, [1] * prompt_tokens, sampling, None, arrival_time=self._arrivals, priority=priority)
+        request = Request(name, [1] * prompt_tokens, sampling, None, arrival_time=self.arrives_s, priority=priority)
         request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
         self.scheduler.add_request(request)
 
@@ -114,6 +117,37 @@ def test_queue_is_in_the_order_of_the_classes_and_then_of_arrival(engine: Engine
         engine.step()
     ended = [name for name, _ in engine.scheduler.ended]
     assert ended == ["long", "top", "high", "normal-1", "normal-2", "late"]
+
+
+@pytest.mark.parametrize("policy", ["llumnix", "llumnix-paper"])
+def test_small_one_does_not_wait_behind_a_large_one_that_finds_no_room(engine: Engine, policy: str) -> None:
+    engine.scheduler.obey(PolicyConfig(policy=policy))
+    engine.add("runs", 0, prompt_tokens=6 * BLOCK_TOKENS, output_tokens=20)
+    engine.step()
+    for name, blocks in (("large", 9), ("small", 1), ("equal", 9)):
+        engine.add(name, 0, prompt_tokens=blocks * BLOCK_TOKENS - 4, output_tokens=2)
+    for _ in range(30):
+        engine.step()
+    ended = [name for name, _ in engine.scheduler.ended]
+    assert ended == (
+        ["small", "runs", "large", "equal"] if policy == "llumnix" else ["runs", "large", "small", "equal"]
+    )
+
+
+def test_preempted_one_waits_since_it_was_preempted(engine: Engine) -> None:
+    """It came first and is small; what came since is before it, except what comes a minute and more after."""
+    engine.scheduler.obey(PolicyConfig())
+    now_s = time.time()
+    engine.arrives_s = now_s - 50
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=5 * BLOCK_TOKENS)
+    while not engine.preempted:
+        engine.step()
+    assert engine.preempted == ["new"]
+    for name, after_s in (("waited", -10.0), ("later", 120.0)):
+        engine.arrives_s = now_s + after_s
+        engine.add(name, 0, prompt_tokens=7 * BLOCK_TOKENS)
+    assert [request.request_id for request in engine.scheduler.waiting] == ["waited", "new", "later"]
 
 
 def test_high_one_that_waits_takes_the_place_of_normal_ones(engine: Engine) -> None:

@@ -27,6 +27,7 @@ class StepByStep:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self.small_first = scheduler.small_first
 
     def plan(self, engine: EngineModel) -> Segment | None:
         segment = self._scheduler.plan(engine)
@@ -55,10 +56,18 @@ class Watcher:
 
 
 def new_engine(
-    profile: Profile, *, skip: bool = True, unit_tokens: int = 0, displaces: bool = False, target_s: float = 0.0
+    profile: Profile,
+    *,
+    skip: bool = True,
+    unit_tokens: int = 0,
+    displaces: bool = False,
+    small_first: bool = False,
+    target_s: float = 0.0,
 ) -> tuple[Kernel, EngineModel, Watcher]:
     kernel, watcher = Kernel(), Watcher()
-    scheduler: Scheduler = PrefillFirst() if profile.scheduler.kind == "vllm-0.1" else TokenBudget(displaces)
+    scheduler: Scheduler = (
+        PrefillFirst() if profile.scheduler.kind == "vllm-0.1" else TokenBudget(displaces, small_first)
+    )
     engine = EngineModel(kernel, profile, scheduler if skip else StepByStep(scheduler), watcher, unit_tokens)
     engine.step_cost, engine.tpot_target_s = step_cost(profile), target_s
     return kernel, engine, watcher
@@ -70,10 +79,13 @@ def run_engine(
     *,
     skip: bool = True,
     displaces: bool = False,
+    small_first: bool = False,
     target_s: float = 0.0,
 ) -> list[SimRequest]:
     """Runs (arrival_s, prompt_tokens, output_tokens[, priority]) rows to the end; checks that every block came back."""
-    kernel, engine, watcher = new_engine(profile, skip=skip, displaces=displaces, target_s=target_s)
+    kernel, engine, watcher = new_engine(
+        profile, skip=skip, displaces=displaces, small_first=small_first, target_s=target_s
+    )
     requests = [SimRequest(index, *row) for index, row in enumerate(rows)]
     for request in requests:
         request.order = (request.priority, request.arrival_s, request.index)

@@ -127,6 +127,34 @@ def test_an_important_request_overtakes_the_queue(kind: str) -> None:
     assert rows[2].first_token_s < rows[1].first_token_s
 
 
+def test_small_request_does_not_wait_behind_a_large_one_that_finds_no_room() -> None:
+    profile = small_profile("vllm-1", blocks=20)
+    rows = [(0.0, 150, 100), (0.1, 250, 5), (0.2, 20, 5), (25.0, 20, 5)]
+    by_arrival, small_first = run_engine(profile, rows), run_engine(profile, rows, small_first=True)
+    assert by_arrival[2].first_token_s > by_arrival[0].finish_s > 1.0
+    assert small_first[2].first_token_s < 0.4
+    assert small_first[1].first_token_s < by_arrival[1].first_token_s + 0.01
+
+
+def test_one_that_was_preempted_has_had_its_turn() -> None:
+    profile = small_profile("vllm-1", blocks=20, max_num_batched_tokens=4096)
+    rows = [(0.0, 100, 200), (0.1, 100, 100), (1.0, 140, 50)]
+    by_arrival, small_first = run_engine(profile, rows), run_engine(profile, rows, small_first=True)
+    assert by_arrival[1].preemptions == small_first[1].preemptions == 1
+    assert by_arrival[2].first_token_s > by_arrival[0].finish_s
+    assert small_first[2].first_token_s < small_first[0].finish_s / 2
+
+
+@given(rows=ROWS)
+@settings(max_examples=60)
+def test_skipping_steps_changes_nothing_where_small_requests_go_first(rows: list[tuple[float, int, int]]) -> None:
+    profile = small_profile("vllm-1", blocks=30, max_num_batched_tokens=64, max_num_seqs=4)
+    skipped = run_engine(profile, rows, small_first=True)
+    stepped = run_engine(profile, rows, skip=False, small_first=True)
+    for fast, slow in zip(skipped, stepped, strict=True):
+        assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
+
+
 def test_normal_requests_make_way_for_an_important_one() -> None:
     profile = small_profile("vllm-1", blocks=30)
     rows = [(0.0, 150, 150), (0.1, 150, 150), (1.0, 150, 20, -1)]

@@ -28,6 +28,8 @@ class Policy:
     """An instance that is about to run out of blocks gives a request away at once (`policy/relief.py`)."""
     roles: bool = False
     """Instances may be preferred for prompts, or for tokens (`policy/roles.py`)."""
+    small_first: bool = False
+    """Who needs little of an instance's memory waits there for less long (`policy/waiting_order.py`)."""
     priorities: bool = True
     """High-priority requests get headroom; otherwise they are requests like any other."""
     migrate_out_freeness: float = 3.0
@@ -61,6 +63,7 @@ POLICIES: dict[str, Policy] = {
         pairing=pair_and_make_room,
         relief=True,
         roles=True,
+        small_first=True,
     ),
     "llumnix-paper": Policy(
         help="Llumnix as in the paper's experiments",

@@ -3,8 +3,8 @@
 The paper takes the last that came (LCFS), and one of high priority only while somebody waits and no other can go: an
 instance that is full of such requests overloads the very ones that it protects.
 
-Ours takes a queued request before a running one (it has no KV cache to copy, and runs sooner elsewhere), the first of
-the queue before the others, and among running ones the shortest, whose copy is cheapest. A running request of high
+Ours takes a queued request before a running one (it has no KV cache to copy, and runs sooner elsewhere), who came first
+before the others, and among running ones the shortest, whose copy is cheapest. A running request of high
 priority stays where its headroom is.
 
 Every rule passes over what cannot move, what moved a moment ago, and what the target has no room for.

@@ -17,6 +17,7 @@ from llumnix.sim.front_end import SimFrontEnd
 from llumnix.sim.instance import SimInstance
 from llumnix.sim.network import Network
 from llumnix.sim.outcome import InstanceLife
+from llumnix.sim.profiles.cost_model import SchedulerProfile
 from llumnix.sim.setup import RunSetup, instance_name
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, Role
@@ -25,12 +26,13 @@ DEATH_NOTICED_S = 0.1
 """From the death of a process until everybody knows (its socket and its process handle tell)."""
 
 
-def local_scheduler(kind: str, policy: PolicyConfig) -> Scheduler:
-    """Of every instance, by the profile's name for it."""
-    if kind == "vllm-0.1":
+def local_scheduler(profile: SchedulerProfile, config: PolicyConfig) -> Scheduler:
+    """Of every instance."""
+    if profile.kind == "vllm-0.1":
         return PrefillFirst()
-    assert kind == "vllm-1", kind
-    return TokenBudget(displaces=policy.displace and find_policy(policy.policy).priorities)
+    assert profile.kind == "vllm-1", profile.kind
+    policy = find_policy(config.policy)
+    return TokenBudget(config.displace and policy.priorities, policy.small_first and profile.priorities)
 
 
 class SimLauncher:
@@ -56,7 +58,7 @@ class SimLauncher:
         self._instances = instances
         self._front_end = front_end
         self._tell = tell
-        self._local_scheduler = local_scheduler(setup.profile.scheduler.kind, setup.policy)
+        self._local_scheduler = local_scheduler(setup.profile.scheduler, setup.policy)
         self._last_order = 0
         self._wanted_roles = WantedRoles(setup.policy.roles)
         self._roles: dict[InstanceId, Role] = {}

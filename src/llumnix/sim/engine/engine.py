@@ -27,7 +27,9 @@ _ORDER = attrgetter("order")
 
 
 class Scheduler(Protocol):
-    """The local scheduler: decides the next segment; admits, and preempts through `EngineModel.preempt`."""
+    """The local scheduler: plans, admits, preempts by `EngineModel.preempt`. `small_first`: policy/waiting_order.py."""
+
+    small_first: bool
 
     def plan(self, engine: EngineModel) -> Segment | None:
         """The next segment, None if there is nothing to run. Takes the blocks of admitted requests."""
@@ -49,9 +51,9 @@ class EngineModel:
         self.pool = BlockPool(profile.memory.total_blocks, profile.watermark_blocks, cache)
         self.state_blocks = profile.memory.state_blocks  # in all that a request is said to hold
         self.batch = DecodeBatch(block_tokens, self.state_blocks)
-        self.queue = WaitingQueue(block_tokens, self.state_blocks)
+        self.queue = WaitingQueue(block_tokens, self.state_blocks, self.pool.total if scheduler.small_first else 0)
         self.waiting = self.queue.requests
-        """Sorted: most important first, then oldest first."""
+        """Sorted: who is to start first comes first."""
         self.prefilling: list[SimRequest] = []
         self.watched: set[str] = set()
         """Ids of requests whose changes the listener wants to hear of."""

@@ -15,6 +15,8 @@ from llumnix.sim.engine.request import SimRequest
 class PrefillFirst:
     """Local scheduler `vllm-0.1`. Stateless: all state is the engine's."""
 
+    small_first = False
+
     def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         return (
             engine.pool.can_admit(engine.blocks_of(request.tokens))

@@ -4,8 +4,9 @@ Running requests come first (one token each, then the unfinished prompts), then 
 budget, blocks and sequences last. A request is admitted only if its whole sequence fits. When blocks run
 out, the least important, newest running request is preempted, and nobody is admitted in that step.
 Prefix-cached units are not computed again. Where the instances of ours displace, normal requests make way for an
-important one at the head of the queue (`policy/displacing.py`), and prompts leave the decoding requests their time
-between two tokens (`policy/step_cost.py`), as live.
+important one at the head of the queue (`policy/displacing.py`), who needs little goes first in it
+(`policy/waiting_order.py`), and prompts leave the decoding requests their time between two tokens
+(`policy/step_cost.py`), as live.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from llumnix.types import is_high
 class TokenBudget:
     """Local scheduler `vllm-1`. Stateless: all state is the engine's. `displaces`: normal requests make way."""
 
-    def __init__(self, displaces: bool = False) -> None:
+    def __init__(self, displaces: bool = False, small_first: bool = False) -> None:
         self._displaces = displaces
+        self.small_first = small_first
 
     def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
         if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(_needs(engine, request)[0]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
+from llumnix.policy.waiting_order import turn_s
 from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.types import is_high
 
@@ -12,11 +13,16 @@ _ORDER = attrgetter("order")
 
 
 class WaitingQueue:
-    """`requests` is sorted: most important first, then oldest first. The sums are what a load report says."""
+    """`requests` is sorted: most important first, then who came first, or whose turn is first by what it needs. The
+    sums are what a load report says."""
 
-    __slots__ = ("_block_tokens", "_state_blocks", "blocks", "high", "preempted", "requests", "tokens")
+    __slots__ = (
+        "_block_tokens", "_order", "_state_blocks", "_total_blocks", "blocks", "high", "preempted", "requests",
+        "tokens",
+    )  # fmt: skip
 
-    def __init__(self, block_tokens: int, state_blocks: int = 0) -> None:
+    def __init__(self, block_tokens: int, state_blocks: int = 0, total_blocks: int = 0) -> None:
+        """`total_blocks`: of the instance, where those that need little of them go first; 0: the first to come does."""
         self.requests: list[SimRequest] = []
         self.blocks = 0
         """Needed by all of them."""
@@ -26,12 +32,14 @@ class WaitingQueue:
         self.high = 0
         self._block_tokens = block_tokens
         self._state_blocks = state_blocks
+        self._total_blocks = total_blocks
+        self._order = self._turn if total_blocks else _ORDER
 
     def add(self, request: SimRequest) -> None:
         request.state = WAITING
         requests = self.requests
-        if requests and requests[-1].order > request.order:
-            insort(requests, request, key=_ORDER)
+        if requests and self._order(requests[-1]) > self._order(request):
+            insort(requests, request, key=self._order)
         else:
             requests.append(request)
         self._count(request, 1)
@@ -43,6 +51,11 @@ class WaitingQueue:
     def head_blocks(self) -> int:
         """Needed by the first; 0 if nobody waits."""
         return self._blocks_of(self.requests[0].tokens) if self.requests else 0
+
+    def _turn(self, request: SimRequest) -> tuple[int, float, int]:
+        priority, arrival_s, index = request.order
+        since_s = arrival_s if request.preempted_at_s is None else request.preempted_at_s
+        return priority, turn_s(since_s, self._blocks_of(request.tokens), self._total_blocks), index
 
     def _count(self, request: SimRequest, sign: int) -> None:
         self.blocks += sign * self._blocks_of(request.tokens)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush
 from itertools import islice
 
-from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
+from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.types import is_high
@@ -35,20 +34,8 @@ class CountedQueue(RequestQueue):
         self._counted: dict[str, tuple[int, int, bool, bool]] = {}
 
     def first(self, count: int) -> list[Request]:
-        """The first ones, in order, whatever stands behind them."""
-        queue = self._queue
-        if not isinstance(queue, PriorityRequestQueue):
-            return list(islice(queue, count))
-        # Its own iteration pops a copy, and so sorts it all. A heap's next one is among the children of those taken.
-        heap = queue._heap
-        found: list[Request] = []
-        open_places = [(heap[0], 0)] if heap else []
-        while open_places and len(found) < count:
-            request, place = heappop(open_places)
-            found.append(request)
-            for child in range(2 * place + 1, min(2 * place + 3, len(heap))):
-                heappush(open_places, (heap[child], child))
-        return found
+        """The first ones, in order."""
+        return list(islice(self._queue, count))
 
     # -- as vLLM's
 

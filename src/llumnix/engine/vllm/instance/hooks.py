@@ -126,7 +126,7 @@ INSTANCE_HOOKS = (
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.prepend_requests", "self requests", "overridden: counted"),
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.remove_request", "self request", "overridden: counted"),
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.remove_requests", "self requests", "overridden: counted"),
-    Hook("vllm.v1.core.sched.request_queue:PriorityRequestQueue.__init__", "self", "the front of its `_heap`"),
+    Hook("vllm.v1.core.sched.request_queue:PriorityRequestQueue.__init__", "self", "replaced where priorities count"),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._free_request",
         "self request delay_free_blocks",

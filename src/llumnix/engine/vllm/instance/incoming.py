@@ -214,7 +214,7 @@ class IncomingRequests:
         if not scheduler.use_v2_model_runner:  # which needs nothing: a request stands still while its worker is told
             self._introduce(request, hand)
         passport = passport_of(request)
-        passport.migrations, passport.moved_s = hand.migrations, now_s
+        passport.migrations, passport.moved_s, passport.preempted_s = hand.migrations, now_s, hand.preempted_s
         scheduler.adopt(request, hand.computed_tokens)
         return request.num_output_tokens
 

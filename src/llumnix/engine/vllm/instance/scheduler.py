@@ -24,11 +24,12 @@ from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import make_way
 from llumnix.engine.vllm.instance.prefixes import Prefixes
-from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.state import expected_hit_tokens, waits_again
 from llumnix.engine.vllm.instance.step_limits import StepLimits
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
 from llumnix.engine.vllm.instance.thrown_away import ThrownAway
+from llumnix.engine.vllm.instance.turn_queue import TurnQueue, in_turn
 from llumnix.engine.vllm.versions import not_zeroed
 from llumnix.policy.catalogue import find_policy
 from llumnix.types import RequestId
@@ -51,9 +52,8 @@ class MigrationSupport(_Base):
         self.tables = BlockTables(self.kv_cache_manager, self.block_size)
         self.block_tokens = self.tables.block_tokens
         """Of a block in all that is said here; vLLM's `block_size` may be as long as the window."""
-        self.waiting = CountedQueue(
-            self.waiting, self.held_by, lambda request: passport_of(request).expected_hit_tokens
-        )
+        self.turns = TurnQueue(self.held_by, self.kv_cache_manager.block_pool.num_gpu_blocks)
+        self.waiting = CountedQueue(in_turn(self.waiting, self.turns), self.held_by, expected_hit_tokens)
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
@@ -76,8 +76,9 @@ class MigrationSupport(_Base):
 
     def obey(self, config: PolicyConfig) -> None:
         """From the next step on."""
-        displaces = config.displace and self.policy == SchedulingPolicy.PRIORITY
-        self.makes_way = displaces and find_policy(config.policy).priorities
+        policy = find_policy(config.policy)
+        self.makes_way = config.displace and self.policy == SchedulingPolicy.PRIORITY and policy.priorities
+        self.turns.small_first = policy.small_first
 
     # -- while a request decodes at the source
 
@@ -265,6 +266,7 @@ class MigrationSupport(_Base):
         return transfer_params
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        waits_again(request)
         super()._preempt_request(request, timestamp, drop_stale_output)
         self.thrown_away.preempted(request, drop_stale_output)
         self.preemptions += 1

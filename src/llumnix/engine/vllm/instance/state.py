@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import time
 
 import msgspec
 from vllm.v1.engine import EngineCoreRequest
@@ -27,6 +28,8 @@ class Passport:
     """Of its prompt, that will need no computing here, as far as was known when it came."""
     migrations: int = 0
     moved_s: float | None = None
+    preempted_s: float | None = None
+    """When it was preempted last, by the clock of its `arrival_time`; None: never since it made a token."""
     hits_settle_at: int = 0
     """Step of this engine after which all that it shares with others from the prefix cache is written."""
 
@@ -40,6 +43,16 @@ def stamp(request: Request, original: EngineCoreRequest) -> Passport:
 def passport_of(request: Request) -> Passport:
     passport: Passport = getattr(request, _PASSPORT)
     return passport
+
+
+def expected_hit_tokens(request: Request) -> int:
+    return passport_of(request).expected_hit_tokens
+
+
+def waits_again(request: Request) -> None:
+    """It is being preempted. Who has no token yet waits since it came."""
+    if request.num_output_tokens:
+        passport_of(request).preempted_s = time()
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +71,7 @@ class Hand(msgspec.Struct, frozen=True, kw_only=True):
     """The whole output."""
     computed_tokens: int
     preemptions: int
+    preempted_s: float | None
     migrations: int
     reasoning_ended: bool | None
     sampler_state: bytes | None
@@ -77,6 +91,7 @@ def hand_of(request: Request, sampler_state: bytes | None) -> bytes:
             output_token_ids=list(request.output_token_ids),
             computed_tokens=request.num_computed_tokens,
             preemptions=request.num_preemptions,
+            preempted_s=passport_of(request).preempted_s,
             migrations=passport_of(request).migrations + 1,
             reasoning_ended=None if structured is None else structured.reasoning_ended,
             sampler_state=sampler_state,

@@ -1,0 +1,68 @@
+"""The waiting requests of an instance whose engine knows priorities, in the order in which they are to start."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
+from vllm.v1.request import Request
+
+from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.policy.waiting_order import turn_s
+
+
+class TurnQueue(RequestQueue):
+    """In place of vLLM's queue by priority and arrival: the same order, or, where `small_first`, within a priority that
+    of `policy/waiting_order.py`. Each request stands by what it needed when it came."""
+
+    def __init__(self, held_by: Callable[[int], int], total_blocks: int) -> None:
+        """`held_by`: blocks of a request of so many tokens."""
+        self.small_first = False
+        self._held_by = held_by
+        self._total_blocks = total_blocks
+        self._waiting: list[tuple[tuple[int, float], Request]] = []
+        """Sorted; vLLM's own order of requests tells equal turns apart."""
+
+    def _turn(self, request: Request) -> tuple[int, float]:
+        if not self.small_first:
+            return request.priority, request.arrival_time
+        since_s = passport_of(request).preempted_s or request.arrival_time
+        return request.priority, turn_s(since_s, self._held_by(request.num_tokens), self._total_blocks)
+
+    def add_request(self, request: Request) -> None:
+        insort(self._waiting, (self._turn(request), request))
+
+    def pop_request(self) -> Request:
+        return self._waiting.pop(0)[1]
+
+    def peek_request(self) -> Request:
+        return self._waiting[0][1]
+
+    def prepend_request(self, request: Request) -> None:
+        self.add_request(request)
+
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.add_request(request)
+
+    def remove_request(self, request: Request) -> None:
+        self.remove_requests((request,))
+
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        gone: Collection[Request] = set(requests)
+        self._waiting = [each for each in self._waiting if each[1] not in gone]
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, request in self._waiting)
+
+
+def in_turn(queue: RequestQueue, turns: TurnQueue) -> RequestQueue:
+    """`turns` for vLLM's queue by priority; one in order of arrival stays."""
+    return turns if isinstance(queue, PriorityRequestQueue) else queue

@@ -1,0 +1,19 @@
+"""Who starts first of those that wait at an instance: who needs little of its memory, within bounds.
+
+Memory is what most wait for. A queue in order of arrival stands behind its first, which may need a quarter of the cache
+(a request that was preempted needs all that it had) while many behind it would find room at once. Shortest first mends
+that and lets long ones starve; so here a request gives way to those that come later by no more than `LETS_PASS_S` times
+its share of the instance's memory, less theirs. One that was preempted has had its turn: it waits since then, not since
+it came.
+"""
+
+from __future__ import annotations
+
+LETS_PASS_S = 100.0
+"""Who needs the whole memory lets those pass that come so much later and need next to nothing; who needs a hundredth of
+it, those that come a second later."""
+
+
+def turn_s(since_s: float, needed_blocks: int, total_blocks: int) -> float:
+    """Lowest first, of requests of one priority. `since_s`: since when it waits."""
+    return since_s + LETS_PASS_S * min(1.0, needed_blocks / max(1, total_blocks))
