@@ -98,7 +98,9 @@ def install(made: Request, output: list[int], reasoning_ended: bool | None) -> N
     incoming = IncomingRequests(scheduler, manager(), None, lambda _: True)  # type: ignore[arg-type]
     key = RequestId("r"), 1
     incoming._reservations[key] = Reservation(made, keeps_slot=False)
-    fixed: dict[str, Any] = {"computed_tokens": 3, "preemptions": 0, "migrations": 1, "sampler_state": None}
+    fixed: dict[str, Any] = {
+        "computed_tokens": 3, "preemptions": 0, "preempted_s": None, "migrations": 1, "sampler_state": None
+    }  # fmt: skip
     incoming.install(key, Hand(output_token_ids=output, reasoning_ended=reasoning_ended, **fixed), 0.0)
 
 

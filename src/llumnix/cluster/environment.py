@@ -86,7 +86,7 @@ def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
     if not has_flag(given, "--uds"):
         defaults["--host"] = "127.0.0.1"
     if arguments.engine == DEFAULT_ENGINE:
-        # Orders the queue by priority, then arrival: first come first served while nobody sets a priority.
+        # Lets priorities count in the queue, and in it who needs little start first (policy/waiting_order.py).
         defaults["--scheduling-policy"] = "priority"
         if not has_flag(given, "--disable-fastapi-docs"):
             defaults["--enable-offline-docs"] = None  # the page at /docs needs nothing from the internet
