@@ -1,4 +1,4 @@
-"""Prints the manual page, made from the parsers of all commands: `llumnix man > ~/.local/share/man/man1/llumnix.1`."""
+"""Prints the manual page, made from the parsers of all commands: `man <(llumnix man)`."""
 
 from __future__ import annotations
 

@@ -3,8 +3,10 @@ the profile and the alternatives must come to."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,6 +18,7 @@ from llumnix.report.summary import summarize
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.profiles.recorded import fit_run
 from llumnix.types import InstanceState
+from llumnix.whatif import cli as whatif_cli
 from llumnix.whatif.prediction import GOOD
 from llumnix.workload.workload import load_workload
 from recorded_run import about, ended, instance, looked, step, write_run
@@ -111,6 +114,28 @@ def test_the_last_requests_alone_are_simulated_where_so_many_are_wanted(
     assert third.endswith("this is the end of the longest part in which the same instances served.")
     assert main([*command, "--requests", "0"]) == 2
     assert "--requests must be at least 1." in capsys.readouterr().err
+
+
+def test_what_was_found_is_written_also_where_nobody_reads_what_is_printed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`llumnix whatif … --out FOLDER | head`"""
+    monkeypatch.setattr(whatif_cli, "print_what_if", mock.Mock(side_effect=BrokenPipeError))
+    parser = argparse.ArgumentParser()
+    whatif_cli.add_arguments(parser)
+    words = [str(run), "--repeats", "2", "--jobs", "1", "--requests", "100", "--out", str(tmp_path / "out")]
+    with pytest.raises(BrokenPipeError):
+        whatif_cli.run(parser.parse_args(words))
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"whatif.json", "whatif.md"}
+
+
+def test_a_folder_that_cannot_be_is_told_before_anything_is_simulated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(whatif_cli, "what_if", mock.Mock(side_effect=AssertionError))
+    (tmp_path / "file").touch()
+    assert main(["whatif", str(run), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"llumnix: Cannot write to --out {tmp_path}/file: File exists.\n"
 
 
 def test_profile_of_another_machine_is_not_believed(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llumnix.command_line import closest
 from llumnix.config import MigrationConfig, PolicyConfig
 from llumnix.errors import UsageError
 from llumnix.flags import Parser, add_flags, build, refuse_what_does_nothing
@@ -84,6 +85,9 @@ def _parsed(knobs: Mapping[str, str], was: Alternative) -> tuple[argparse.Namesp
     given: dict[str, str] = {}
     for knob, value in knobs.items():
         flag, field = knob.replace("_", "-"), knob.replace("-", "_")
+        if field not in values:
+            meant = closest(flag, ["instances", *(name.replace("_", "-") for name in values)])
+            raise UsageError(f"there is no knob {knob}" + (f"; did you mean {meant}?" if meant else "."))
         if field in switches and value not in _SWITCH:
             raise UsageError(f"{flag} is on or off, not {value}.")
         words.append(f"{_SWITCH[value]}{flag}" if field in switches else f"--{flag}={value}")

@@ -62,14 +62,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix whatif`. Returns 0, or 3 if nothing that was simulated is credible. Raises UsageError for
     bad input."""
-    found = what_if(args, _progress)
-    print_what_if(found, Console())
     if args.out is not None:
-        try:
+        with _writing(args.out):
+            args.out.mkdir(parents=True, exist_ok=True)
+    found = what_if(args, _progress)
+    if args.out is not None:
+        with _writing(args.out):
             write_what_if(args.out, found)
-        except OSError as error:
-            raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
+    print_what_if(found, Console())
     return NOTHING_CREDIBLE if all(each.grade == NOT for each in found.known) else 0
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"Cannot write to --out {out}: {error.strerror}.") from error
 
 
 def what_if(args: argparse.Namespace, told: Counting) -> WhatIf:

@@ -48,8 +48,7 @@ def print_what_if(found: WhatIf, console: Console) -> None:
 
 
 def write_what_if(folder: Path, found: WhatIf) -> None:
-    """Makes the folder if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Into a folder that is there."""
     (folder / WHATIF_JSON).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     lines = ["\n".join(found.about), ""]
     for title, head, rows in _tables(found):
