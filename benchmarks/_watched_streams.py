@@ -85,7 +85,7 @@ class Pair(NamedTuple):
 async def pairs(url: str, count: int, number: int) -> list[Pair]:
     """`count` viewers watch in one half of each."""
     found = []
-    with viewers(url + CLUSTER, count) as watching:
+    with viewers(url, CLUSTER, count) as watching:
         async with endless_streams(url) as gaps:
             for pair in range(number):
                 alone: list[float] = []

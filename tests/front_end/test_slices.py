@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from frame.pretend import PretendCluster
 from frame.pretend_board import PretendBoard
 
-from llumnix.engine.vllm.front_end.admin import looking
+from llumnix.engine.vllm.front_end.admin import looking, staying
 from llumnix.engine.vllm.front_end.admin.answers import listing
 from llumnix.engine.vllm.front_end.page.pictures import MOST_REQUESTS, RequestPictures
 from llumnix.engine.vllm.front_end.slices import ROWS_AT_ONCE, in_slices
@@ -56,6 +56,10 @@ async def test_tokens_go_out_while_the_largest_requests_are_shown(board: Any) ->
 
 async def test_tokens_go_out_while_instances_are_shown(board: Any) -> None:
     assert await turns_of(lambda: looking.instances(board)) >= INSTANCES // ROWS_AT_ONCE - 1
+
+
+async def test_tokens_go_out_while_it_is_said_of_each_instance_why_nothing_leaves_it(board: Any) -> None:
+    assert await turns_of(lambda: staying.why_not(board)) >= INSTANCES // ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("count", [0, 1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1, 5 * ROWS_AT_ONCE])

@@ -12,7 +12,7 @@ ROWS_AT_ONCE = 32
 RowT = TypeVar("RowT")
 
 
-async def in_slices(rows: Sequence[RowT]) -> AsyncIterator[Sequence[RowT]]:
-    for first in range(0, len(rows), ROWS_AT_ONCE):
+async def in_slices(rows: Sequence[RowT], at_once: int = ROWS_AT_ONCE) -> AsyncIterator[Sequence[RowT]]:
+    for first in range(0, len(rows), at_once):
         await asyncio.sleep(0)
-        yield rows[first : first + ROWS_AT_ONCE]
+        yield rows[first : first + at_once]
