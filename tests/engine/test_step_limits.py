@@ -46,7 +46,7 @@ def begin(engine: Engine, target_ms: float) -> None:
 
 
 def test_prompt_gets_what_is_left_of_the_target(engine: Engine) -> None:
-    begin(engine, target_ms=17)
+    begin(engine, target_ms=18.9)
     assert report(engine).step_tokens == 71, "who places requests is told"
     assert planned(engine) == {"decodes": 1, "long": 70}
     assert planned(engine) == {"decodes": 1, "long": 70}
@@ -63,7 +63,7 @@ def test_target_cuts_nothing_where_vllm_computes_prompts_or_images_as_a_whole(
     engine: Engine, caplog: pytest.LogCaptureFixture, flag: str, value: bool, next_step: dict[str, int]
 ) -> None:
     setattr(engine.scheduler.scheduler_config, flag, value)
-    begin(engine, target_ms=17)
+    begin(engine, target_ms=18.9)
     assert report(engine).step_tokens == LIMIT
     assert planned(engine) == next_step
     assert "does nothing here" in caplog.text
@@ -89,14 +89,14 @@ def test_whole_limit_is_a_prompts_where_nobody_decodes(engine: Engine) -> None:
 
 def test_one_that_decodes_behind_a_prompt_gets_its_token(engine: Engine) -> None:
     """As those are that came by migration while the prompt was computed."""
-    begin(engine, target_ms=17)
+    begin(engine, target_ms=18.9)
     planned(engine)
     engine.scheduler.running.reverse()
     assert planned(engine) == {"long": 70, "decodes": 1}
 
 
 def test_limits_are_vllms_own_again_after_each_step(engine: Engine) -> None:
-    begin(engine, target_ms=17)
+    begin(engine, target_ms=18.9)
     config = engine.scheduler.scheduler_config
     config.long_prefill_token_threshold = 66
     assert planned(engine) == {"decodes": 1, "long": 66}, "the smaller one holds"

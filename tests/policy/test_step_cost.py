@@ -56,9 +56,9 @@ def test_nothing_is_said_of_an_instance_whose_steps_are_not_known() -> None:
 
 def test_prompts_get_what_the_batch_leaves_of_the_time_between_two_tokens() -> None:
     batch = {"decoding": 20, "context_tokens": 10_000}  # a step of 30 ms
-    assert prompt_tokens(COST, **batch, target_s=0.050, most=2000) == 200
-    assert step_s(COST, 200, 20, 10_000) == pytest.approx(0.050)
-    assert prompt_tokens(COST, **batch, target_s=0.050, most=150) == 150, "the engine's own limit"
+    assert prompt_tokens(COST, **batch, target_s=0.050, most=2000) == 150
+    assert step_s(COST, 150, 20, 10_000) == pytest.approx(0.9 * 0.050), "and something is kept to spare"
+    assert prompt_tokens(COST, **batch, target_s=0.050, most=100) == 100, "the engine's own limit"
 
 
 def test_prompts_go_on_where_tokens_are_late_anyway() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
+from llumnix.policy.step_cost import PLANNED
 from llumnix.policy.virtual_usage import held_blocks
 from llumnix.types import InstanceId, InstanceState, Role
 
@@ -78,7 +79,7 @@ def foresee(
     fixed_s = cost.fixed_ms / 1e3
     growing = demand.tokens_per_s * (cost.request_us + cost.context_token_us * length_tokens) / 1e6
     prompts = demand.prompt_tokens_per_s * cost.prefill_token_us / 1e6
-    spare = max(0.0, others * (1 - fixed_s / targets.tpot_s) - growing)
+    spare = max(0.0, others * (1 - fixed_s / (PLANNED * targets.tpot_s)) - growing)
     busy = min(prompts / max(for_prompts + spare, 1e-6), 1e3)  # part of the time that there is for prompts
     beside = min(spare, max(0.0, prompts - for_prompts * MOST_BUSY))
     token_s = TOKEN_TAIL * fixed_s * _stretched(1 - (growing + beside) / others)

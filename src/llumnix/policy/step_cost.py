@@ -14,6 +14,10 @@ from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 FEWEST_PROMPT_TOKENS = 64
 """In a step, whatever the target: where decoding alone takes longer than that, prompts still go on."""
 
+PLANNED = 0.9
+"""Of a target for the time between two tokens, what steps with prompts may take. The rest is for steps that take longer
+than believed and, where requests make few tokens, for those that come later: the first ones, before they move."""
+
 
 def step_s(cost: StepCost, prefill_tokens: int, decoding: int, context_tokens: int) -> float:
     """Seconds of one step that computes so many tokens of prompts, and a token for each of `decoding` requests, which
@@ -24,11 +28,11 @@ def step_s(cost: StepCost, prefill_tokens: int, decoding: int, context_tokens: i
 
 def prompt_tokens(cost: StepCost | None, decoding: int, context_tokens: int, target_s: float, most: int) -> int:
     """Tokens of prompts that the next step of an instance may compute, at most `most`, so that those who decode there
-    wait no longer than `target_s` for their next token; 0: as long as it takes. Where nobody decodes, and while nothing
-    is known of the instance's steps, nothing is held back."""
+    wait little enough for their next token that one in `target_s` comes of it; 0: as long as it takes. Where nobody
+    decodes, and while nothing is known of the instance's steps, nothing is held back."""
     if not target_s or cost is None or not decoding or not cost.prefill_token_us:
         return most
-    left_s = target_s - step_s(cost, 0, decoding, context_tokens)
+    left_s = PLANNED * target_s - step_s(cost, 0, decoding, context_tokens)
     return min(most, max(FEWEST_PROMPT_TOKENS, int(left_s * 1e6 / cost.prefill_token_us)))
 
 
