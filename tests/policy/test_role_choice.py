@@ -85,7 +85,7 @@ def test_outlook_is_a_number_whatever_is_asked(
     assert outlook.first_token_s >= 0
 
 
-def test_one_role_changes_at_a_time_and_the_others_are_for_tokens() -> None:
+def test_first_one_begins_with_prompts_and_the_others_are_for_tokens() -> None:
     instances = [load(f"i{n}", free_blocks=900 - n) for n in range(8)]
     choice = choose_roles(cluster(*instances), asked(36), FAST)
     assert choice is not None
@@ -104,13 +104,21 @@ def test_next_change_leaves_the_others_alone() -> None:
     assert choice.changes == {InstanceId("i1"): Role.PREFILL}
 
 
-def test_one_too_many_goes_back_to_tokens() -> None:
+def test_half_of_those_too_many_go_back_to_tokens() -> None:
     instances = [load(f"i{n}", Role.PREFILL, prefill_tokens=1000 - n) for n in range(6)]
     instances += [load(f"i{n}", Role.DECODE) for n in (6, 7)]
     choice = choose_roles(cluster(*instances), asked(36), FAST)
     assert choice is not None
-    assert choice.changes == {InstanceId("i5"): Role.DECODE}
-    assert choice.reason.startswith("1 fewer for prompts, ")
+    assert choice.changes == {InstanceId("i4"): Role.DECODE, InstanceId("i5"): Role.DECODE}
+    assert choice.reason.startswith("2 fewer for prompts, ")
+
+
+def test_half_of_those_missing_begin_with_prompts() -> None:
+    instances = [load(f"i{n}", free_blocks=900 - n) for n in range(8)]
+    choice = choose_roles(cluster(*instances), asked(34, prompt=2000, output=26), FAST)
+    assert choice is not None
+    assert [name for name, role in choice.changes.items() if role is Role.PREFILL] == ["i0", "i1", "i2"]
+    assert choice.reason.startswith("3 more for prompts, 5 are wanted")
 
 
 def test_last_one_for_prompts_leaves_all_mixed() -> None:

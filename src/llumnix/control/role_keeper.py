@@ -1,4 +1,4 @@
-"""Adaptive roles: watches what is asked of the cluster, and changes one role at a time (`policy/role_choice.py`)."""
+"""Adaptive roles: watches what is asked of the cluster, and changes roles by that (`policy/role_choice.py`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llumnix.types import InstanceId
 LOOK_S = 2.0
 """Between two looks."""
 
-REMEMBER_S = 30.0
+REMEMBER_S = 10.0
 """What was asked so long ago counts for a third of what is asked now."""
 
-DWELL_S = 10.0
+DWELL_S = 5.0
 """After a change, and at first, until the next one: so long it takes to see what came of it."""
 
 

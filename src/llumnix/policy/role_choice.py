@@ -102,7 +102,7 @@ def _stretched(share: float) -> float:
 
 
 def choose_roles(cluster: ClusterSnapshot, demand: Demand, targets: RoleTargets) -> RoleChoice | None:
-    """One more for prompts, or one less, if that is nearer to the targets; None if all is well, or nothing is known.
+    """More for prompts, or fewer, if that is nearer to the targets; None if all is well, or nothing is known.
     The fewest for prompts that meet both targets are wanted, else as many as make the worse of the two best."""
     serving = [each for each in cluster.instances if each.state is InstanceState.RUNNING]
     costs = [each.step_cost for each in serving if each.step_cost is not None]
@@ -116,7 +116,7 @@ def choose_roles(cluster: ClusterSnapshot, demand: Demand, targets: RoleTargets)
     best = next((each for each in outlooks if each.score <= ENOUGH), min(outlooks, key=lambda each: each.score))
     if now.score <= ENOUGH or best.score > WORTH_IT * now.score:
         return None
-    return _one_step(serving, now, best, targets)
+    return _half_way(serving, now, best, targets)
 
 
 def _mean(costs: list[StepCost]) -> StepCost:
@@ -124,22 +124,25 @@ def _mean(costs: list[StepCost]) -> StepCost:
     return StepCost(**{name: sum(getattr(cost, name) for cost in costs) / len(costs) for name in fields})
 
 
-def _one_step(serving: list[InstanceSnapshot], now: Outlook, best: Outlook, targets: RoleTargets) -> RoleChoice:
-    """Towards the best: who has least to give away begins with prompts, who has least to compute ends with them."""
+def _half_way(serving: list[InstanceSnapshot], now: Outlook, best: Outlook, targets: RoleTargets) -> RoleChoice:
+    """To the best, as the next look may see another one: who has least to give away begins with prompts, who has least
+    to compute ends with them."""
+    count = (abs(best.for_prompts - now.for_prompts) + 1) // 2
     if best.for_prompts > now.for_prompts:
         others = [each for each in serving if each.role is not Role.PREFILL]
-        chosen = min(others, key=lambda each: (held_blocks(each), each.id))
-        for_prompts, what = now.for_prompts + 1, "more"
+        chosen = sorted(others, key=lambda each: (held_blocks(each), each.id))[:count]
+        for_prompts, what = now.for_prompts + count, "more"
     else:
         computing = [each for each in serving if each.role is Role.PREFILL]
-        chosen = min(computing, key=lambda each: (each.prefill_tokens, each.id))
-        for_prompts, what = now.for_prompts - 1, "fewer"
-    is_for_prompts = {each.id: each.role is Role.PREFILL for each in serving} | {chosen.id: what == "more"}
+        chosen = sorted(computing, key=lambda each: (each.prefill_tokens, each.id))[:count]
+        for_prompts, what = now.for_prompts - count, "fewer"
+    turned = {each.id: what == "more" for each in chosen}
+    is_for_prompts = {each.id: each.role is Role.PREFILL for each in serving} | turned
     other = Role.DECODE if for_prompts else Role.MIXED
     wanted = {name: Role.PREFILL if its else other for name, its in is_for_prompts.items()}
     changes = {each.id: wanted[each.id] for each in serving if wanted[each.id] is not each.role}
     reason = (
-        f"1 {what} for prompts, {best.for_prompts} are wanted: first token {now.first_token_s:.2g} → "
+        f"{count} {what} for prompts, {best.for_prompts} are wanted: first token {now.first_token_s:.2g} → "
         f"{best.first_token_s:.2g} s (target {targets.ttft_s:g}), tokens {now.token_s * 1e3:.3g} → "
         f"{best.token_s * 1e3:.3g} ms (target {targets.tpot_s * 1e3:g})"
     )
