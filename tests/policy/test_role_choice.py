@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from llumnix.policy.role_choice import ENOUGH, Demand, Outlook, RoleTargets, choose_roles, foresee
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
@@ -119,6 +120,16 @@ def test_half_of_those_missing_begin_with_prompts() -> None:
     assert choice is not None
     assert [name for name, role in choice.changes.items() if role is Role.PREFILL] == ["i0", "i1", "i2"]
     assert choice.reason.startswith("3 more for prompts, 5 are wanted")
+
+
+def test_prompts_that_wait_are_asked_for_too() -> None:
+    """Else who has just as many for prompts as are needed never catches up."""
+    instances = [load(f"i{n}", Role.PREFILL, prefill_tokens=80_000) for n in range(4)]
+    instances += [load(f"i{n}", Role.DECODE) for n in range(4, 8)]
+    assert choose_roles(cluster(*(replace(each, prefill_tokens=0) for each in instances)), asked(28), FAST) is None
+    choice = choose_roles(cluster(*instances), asked(28), FAST)
+    assert choice is not None
+    assert Role.PREFILL in choice.changes.values()
 
 
 def test_last_one_for_prompts_leaves_all_mixed() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.step_cost import PLANNED
@@ -31,6 +32,9 @@ ENOUGH = 0.85
 
 WORTH_IT = 0.9
 """The worse of the two times must fall to this part of what it was."""
+
+CATCH_UP_S = 10.0
+"""In so long what waits to be computed is to be caught up with."""
 
 TYPICAL_LENGTH = 1000
 """Of a request that decodes, where none does."""
@@ -111,6 +115,8 @@ def choose_roles(cluster: ClusterSnapshot, demand: Demand, targets: RoleTargets)
     decoding = sum(each.decoding for each in serving)
     length = sum(each.context_tokens for each in serving) / decoding if decoding else TYPICAL_LENGTH
     cost = _mean(costs)
+    late_tokens = sum(each.prefill_tokens for each in serving)
+    demand = replace(demand, prompt_tokens_per_s=demand.prompt_tokens_per_s + late_tokens / CATCH_UP_S)
     outlooks = [foresee(k, len(serving), cost, length, demand, targets) for k in range(len(serving))]
     now = outlooks[min(len(serving) - 1, sum(each.role is Role.PREFILL for each in serving))]
     best = next((each for each in outlooks if each.score <= ENOUGH), min(outlooks, key=lambda each: each.score))
