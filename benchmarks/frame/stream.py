@@ -62,6 +62,8 @@ class Output:
     id: str = ""
     sequences: dict[int, Said] = field(default_factory=dict)
     usage_tokens: int | None = None
+    cached_tokens: int = 0
+    """Of its prompt, if the server tells (`--enable-prompt-tokens-details`)."""
     error: str = ""
     sent_s: float = 0.0
     times_s: list[float] = field(default_factory=list)
@@ -93,8 +95,9 @@ class Output:
             self.error = event["error"]["message"]
             return
         self.id = event["id"]
-        if event.get("usage"):
-            self.usage_tokens = event["usage"]["completion_tokens"]
+        if usage := event.get("usage"):
+            self.usage_tokens = usage["completion_tokens"]
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         for choice in event["choices"]:
             self._read_choice(choice)
             self.times_s.append(now_s)
