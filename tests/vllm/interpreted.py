@@ -8,7 +8,9 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join(
+        [str(_HERE), str(_HERE.parent), str(_HERE / "spawned"), os.environ.get("PYTHONPATH", "")]
+    ),
     "VLLM_LOGGING_LEVEL": "INFO",  # its log says which runner it is
 }
 ENGINE = ("--engine-module", "interpreted_engine", "--scheduling-policy", "priority")

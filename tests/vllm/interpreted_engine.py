@@ -1,7 +1,7 @@
 """An engine module (engine/port.py): vLLM on a CPU with its V2 model runner, which is the one that GPUs get.
 
-Its kernels are Triton's, and Triton's own interpreter runs them here (triton_on_cpus.py). vLLM's CPU build brings the
-runner, and takes a Triton that has a driver for CPUs.
+Its kernels are Triton's, and Triton's own interpreter runs them here (interpreted_kernels.py). vLLM's CPU build brings
+the runner, and takes a Triton that has a driver for CPUs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
-import triton_on_cpus  # noqa: F401 first: vLLM looks for a Triton when it is imported
+import interpreted_kernels  # first
 
 # isort: split
 from llumnix.engine.vllm import boot
@@ -24,8 +24,6 @@ def prepare(argv: list[str], model: str) -> boot.VllmSetup:
     if not setup.config.use_v2_model_runner:
         raise RuntimeError("vLLM does not take its V2 runner")
     import vllm.v1.worker.cpu.model_runner  # noqa: F401 once, for all that are forked
-    from vllm.v1.sample.ops import topk_topp_sampler
 
-    # Its kernel for top-k and top-p converts what a loop counts with, which is a plain integer in the interpreter.
-    topk_topp_sampler.HAS_TRITON = False  # type: ignore[attr-defined]
+    interpreted_kernels.leave_one_out()
     return setup
