@@ -67,7 +67,7 @@ def test_migrate_tells_how_it_went(answer_with: Install, capsys: pytest.CaptureF
 
     answer_with(answer)
     assert main(["migrate", "cmpl-1", "i1"]) == 0
-    said = "moved cmpl-1 from i0 to i1: downtime 7.2 ms (hand-over 3.2 ms, 2 stages, 4096 bytes)\n"
+    said = "moved cmpl-1 from i0 to i1: downtime 7.2 ms (hand-over 3.2 ms, 2 stages, 4,096 bytes)\n"
     assert capsys.readouterr().out == said
 
 

@@ -173,7 +173,7 @@ def _migrate(client: Any, values: argparse.Namespace) -> None:
     downtime = "downtime not measured" if moved.downtime_ms is None else f"downtime {moved.downtime_ms:.1f} ms"
     print(
         f"moved {values.request} from {moved.source} to {moved.target}: {downtime} "
-        f"(hand-over {moved.handover_ms:.1f} ms, {moved.stages} stages, {moved.bytes} bytes)"
+        f"(hand-over {moved.handover_ms:.1f} ms, {moved.stages} stages, {moved.bytes:,} bytes)"
     )
 
 

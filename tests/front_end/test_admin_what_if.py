@@ -140,7 +140,7 @@ async def test_what_makes_no_sense_is_refused_and_what_was_found_before_stays(
 
 async def test_too_little_was_recorded(board: Board, tmp_path: Path) -> None:
     board.log.recorder.folder = tmp_path / "nothing"
-    assert await refusal(board, 400) == f"There is no recorded run {tmp_path / 'nothing'}."
+    assert await refusal(board, 409) == "Nothing has been written down yet; ask again when some requests have ended."
     write_run(tmp_path / "little", [ended("a")])
     board.log.recorder.folder = tmp_path / "little"
     await begun(board)

@@ -233,7 +233,7 @@ ROUTES = (
         refusals={
             400: "The body is not as it must be, or an alternative makes no sense.",
             404: _NO_RECORD,
-            409: "Another one is under way.",
+            409: "Another one is under way, or nothing has been written down yet.",
             413: _LARGE,
             503: "Its process could not begin, or not within 30 s.",
         },

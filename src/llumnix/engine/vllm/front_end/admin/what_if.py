@@ -126,6 +126,10 @@ class WhatIfRuns:
             raise Bad(400, f"Alternatives are short texts such as 'instances=6', and not {shown(tries)}.")
         recorder = self._board.log.recorder
         assert recorder is not None
+        if not recorder.folder.exists():
+            raise Bad(
+                409, "Nothing has been written down yet; ask again when some requests have ended.", "conflict_error"
+            )
         folder = str(recorder.folder)
         words = [folder, *(f"--try={text}" for text in texts), f"--requests={MOST_REQUESTS}"]
         command = shlex.join(["llumnix", "whatif", *words])
