@@ -84,7 +84,7 @@ class Driver:
 
 
 def adopted(sender: InstanceId, tokens: int, request: RequestId = R) -> Adopted:
-    return Adopted(request=request, epoch=Epoch(1), sender=sender, output_tokens=tokens)
+    return Adopted(request=request, epoch=Epoch(1), sender=sender, source=A, output_tokens=tokens)
 
 
 def moved(sender: InstanceId, target: InstanceId, request: RequestId = R) -> Moved:
@@ -244,19 +244,21 @@ def test_owner_lost_in_a_move_that_got_through_is_succeeded_by_its_target() -> N
     front = Driver(A, B)
     front.arrive()
     front.speak(tokens=2)
-    front.tell(Noticed, adopted(B, 2))
-    assert front.tell(Outputs, B, R, 1, ("3rd",)) == []
-    assert front.tell(Departed, A) == [verdict(B, B), Deliver(R, ("3rd",))]
+    front.tell(Noticed, adopted(B, 3))
+    assert front.tell(Outputs, B, R, 1, ("4th",)) == []
+    front.speak()
+    assert front.tell(Departed, A) == [verdict(B, B), Deliver(R, ("4th",))]
     stream = front.machine.stream(R)
     assert stream is not None
-    assert (stream.live, stream.delivered_tokens) == (B, 3)
+    assert (stream.live, stream.delivered_tokens) == (B, 4)
 
 
 def test_last_output_that_was_held_ends_the_request() -> None:
     front = Driver(A, B)
     front.arrive()
-    front.tell(Noticed, adopted(B, 0))
+    front.tell(Noticed, adopted(B, 1))
     front.tell(Outputs, B, R, 1, ("all",), last=True)
+    front.speak()
     assert front.tell(Noticed, moved(A, B)) == [verdict(B, B), Deliver(R, ("all",))]
     assert front.machine.stream(R) is None
     assert front.tell(Departed, B) == []
@@ -265,7 +267,7 @@ def test_last_output_that_was_held_ends_the_request() -> None:
 def test_doubt_is_answered_as_soon_as_it_can_be() -> None:
     front = Driver(A, B)
     front.arrive()
-    front.tell(Noticed, adopted(B, 0))
+    front.tell(Noticed, adopted(B, 1))
     ask = Doubt(request=R, epoch=Epoch(1), sender=A, target=B)
     assert front.tell(Doubted, ask) == [verdict(A, B), verdict(B, B)]
 
@@ -391,10 +393,11 @@ def test_counts_come_with_the_events_that_depend_on_them() -> None:
     front.speak(tokens=7)
     seen: list[dict[RequestId, int]] = []
     front.machine.record = lambda event, commands, delivered: seen.append(delivered)
-    front.tell(Noticed, adopted(B, 7))
+    front.tell(Noticed, adopted(B, 8))
+    front.speak()
     front.tell(Departed, A)
     front.report(B)
-    assert seen == [{R: 7}, {R: 7}, {}]
+    assert seen == [{R: 7}, {R: 8}, {}]
     again = Driver(A, B)
     again.arrive()
     again.machine.counted({R: 7, RequestId("unknown"): 1})

@@ -187,7 +187,9 @@ def test_ownership_holds_the_streams_that_run() -> None:
             target = rng.choice([place for place in places if place != stream.owner])
             header: dict[str, Any] = {"request": name, "epoch": Epoch(epoch)}
             if rng.random() < 0.8:
-                owners.notice_arrived(Adopted(**header, sender=target, output_tokens=stream.delivered_tokens))
+                owners.notice_arrived(
+                    Adopted(**header, sender=target, source=stream.owner, output_tokens=stream.delivered_tokens)
+                )
                 owners.outputs_arrived(name, target, ("held",), 1)
             if rng.random() < 0.8:
                 owners.notice_arrived(Moved(**header, sender=stream.owner, outcome=outcome(stream.owner, target)))

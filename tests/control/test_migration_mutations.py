@@ -13,11 +13,12 @@ from llumnix.control.commands import AnyCommand, Release, UnpinBlocks
 from llumnix.control.events import Detached, Installed
 from llumnix.control.front_end_events import Deliver
 from llumnix.control.llumlet import Llumlet
-from llumnix.control.messages import Cancel, Committed
+from llumnix.control.messages import Adopted, Cancel, Committed
 from llumnix.control.migration import SOURCE, TARGET
 from llumnix.control.migration_source import MigrationSource, SourceState
 from llumnix.control.migration_target import MigrationTarget, TargetState
 from llumnix.control.ownership import Order, Ownership
+from llumnix.control.stream import Stream
 from llumnix.control.transitions import Edge
 
 Patch = pytest.MonkeyPatch
@@ -32,6 +33,15 @@ def tokens_of_the_target_are_not_held(patch: Patch) -> None:
         return [Deliver(request, outputs)] if request in self.streams else []  # type: ignore[arg-type]
 
     patch.setattr(Ownership, "outputs_arrived", deliver)
+
+
+def stream_passes_before_the_last_token_of_the_source(patch: Patch) -> None:
+    adopted = Ownership._adopted
+
+    def at_once(self: Ownership, stream: Stream, notice: Adopted) -> list[Order]:
+        return adopted(self, stream, msgspec.structs.replace(notice, output_tokens=stream.delivered_tokens))
+
+    patch.setattr(Ownership, "_adopted", at_once)
 
 
 def source_frees_before_the_acknowledgement(patch: Patch) -> None:
@@ -81,6 +91,7 @@ def epochs_are_ignored(patch: Patch) -> None:
     "mistake",
     [
         tokens_of_the_target_are_not_held,
+        stream_passes_before_the_last_token_of_the_source,
         source_frees_before_the_acknowledgement,
         source_in_doubt_believes_the_target,
         target_obeys_a_cancel_after_it_adopted,

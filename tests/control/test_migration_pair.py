@@ -149,15 +149,17 @@ def test_front_end_judges_before_it_reads_that_the_target_has_it() -> None:
 
 
 def test_front_end_cannot_be_asked_for_a_while() -> None:
+    """The client goes on all the same: the target has said that it has the request. Its source is told later."""
     world = World(2, total_blocks=150)
     client = decoding(world, max_tokens=200)
     world.move("a", "b", client.request)
     start = world.now
     run(world, lambda: world.now > start + 10, losing=(Committed, Doubt))
     assert not world.instances["a"].answers
+    assert len(client.tokens) == 200
     run(world)
     world.check_rest()
-    assert answer(world).ok
+    assert answer(world).why_not == "the request has ended or goes on elsewhere"
 
 
 def test_verdicts_are_lost_for_a_while() -> None:
@@ -166,9 +168,10 @@ def test_verdicts_are_lost_for_a_while() -> None:
     world.move("a", "b", client.request)
     start = world.now
     run(world, lambda: world.now > start + 10, losing=(Committed, Verdict))
+    assert len(client.tokens) == 200
     run(world)
     world.check_rest()
-    assert answer(world).ok
+    assert answer(world).why_not == "the request has ended or goes on elsewhere"
 
 
 def test_source_dies_after_the_target_has_it() -> None:

@@ -469,7 +469,7 @@ def test_bytes_of_a_commit_without_blocks_are_not_those_of_the_stage_before() ->
         follow(TARGET, target, 1.0, event)
     notify, send = follow(TARGET, target, 1.0, INSTALLED)
     assert send.message.bytes_read == 0
-    assert notify == do.Notify("r", say.Adopted(**FROM_TARGET, output_tokens=9))
+    assert notify == do.Notify("r", say.Adopted(**FROM_TARGET, source="a", output_tokens=9))
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ class ReplayOf:
     __hash__ = None  # type: ignore[assignment]
 
 
-def adopted(sender: str, tokens: int, epoch: int = 1) -> Adopted:
-    return Adopted(request="r", epoch=epoch, sender=sender, output_tokens=tokens)
+def adopted(sender: str, tokens: int, epoch: int = 1, source: str = "a") -> Adopted:
+    return Adopted(request="r", epoch=epoch, sender=sender, source=source, output_tokens=tokens)
 
 
 def moved(sender: str, target: str, epoch: int = 1) -> Moved:
@@ -80,6 +80,29 @@ def test_tokens_of_the_target_wait_for_the_last_token_of_the_source(front: Owner
     assert (stream.owner, stream.live, stream.delivered_tokens) == ("b", "b", 4)
 
 
+def test_stream_passes_at_once_to_a_target_that_came_with_what_the_client_has(front: Ownership) -> None:
+    assert front.notice_arrived(adopted("b", 2)) == [tell("b", "b")]
+    assert front.streams["r"].live == "b"
+    assert front.notice_arrived(moved("a", "b")) == []
+    assert (front.streams["r"].owner, front.streams["r"].live) == ("b", "b")
+
+
+def test_source_that_asks_when_the_stream_has_passed_already(front: Ownership) -> None:
+    front.notice_arrived(adopted("b", 2))
+    assert front.doubted(doubt("a", "b")) == [tell("a", "b")]
+    assert front.instance_gone("a") == []
+    assert token(front, "b", 3) == [Deliver("r", (3,))]
+
+
+def test_stream_does_not_pass_at_once_to_whom_another_than_its_owner_gave_it(front: Ownership) -> None:
+    """a → b → c, and b made no token."""
+    assert front.notice_arrived(adopted("c", 2, epoch=2, source="b")) == []
+    assert front.streams["r"].live == "a"
+    assert front.notice_arrived(adopted("b", 2, epoch=1)) == [tell("b", "b", 1)]
+    assert front.notice_arrived(moved("b", "c", epoch=2)) == [tell("c", "c", 2)]
+    assert front.streams["r"].live == "c"
+
+
 def test_request_that_is_driven_out_is_freed_and_replayed(front: Ownership) -> None:
     orders = front.driven_out("r", "a drains")
     assert orders == [Abort("a", "r"), ReplayOf("r", 2, "a drains", asked_for=True)]
@@ -89,7 +112,7 @@ def test_request_that_is_driven_out_is_freed_and_replayed(front: Ownership) -> N
 
 
 def test_request_that_is_driven_out_on_its_way_is_freed_at_both_ends(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     orders = front.driven_out("r", "a drains")
     assert orders == [Abort("a", "r"), Abort("b", "r"), ReplayOf("r", 2, "a drains", asked_for=True)]
 
@@ -103,7 +126,7 @@ def test_target_is_live_only_when_its_tenure_begins(front: Ownership) -> None:
 
 def test_tokens_of_an_older_tenure_are_not_taken_for_those_of_the_owner(front: Ownership) -> None:
     """b was fenced, then the request moved to it again; its stream still carries tokens of the first time."""
-    front.notice_arrived(adopted("b", 2, epoch=1))
+    front.notice_arrived(adopted("b", 3, epoch=1))
     front.notice_arrived(stayed("a", "b", epoch=1))
     front.notice_arrived(moved("a", "b", epoch=2))
     assert token(front, "b", 99) == []
@@ -116,7 +139,7 @@ def test_tokens_of_an_older_tenure_are_not_taken_for_those_of_the_owner(front: O
 def test_there_and_back_and_read_in_the_wrong_order(front: Ownership) -> None:
     """a → b → a, where b's stream is read last."""
     front.notice_arrived(moved("a", "b", epoch=1))
-    front.notice_arrived(adopted("a", 4, epoch=2))
+    front.notice_arrived(adopted("a", 4, epoch=2, source="b"))
     assert token(front, "a", 5) == []
     front.notice_arrived(adopted("b", 2, epoch=1))
     assert token(front, "b", 3) == [Deliver("r", (3,))]
@@ -126,7 +149,7 @@ def test_there_and_back_and_read_in_the_wrong_order(front: Ownership) -> None:
 
 
 def test_a_chain_of_held_moves_is_handed_out_in_order(front: Ownership) -> None:
-    front.notice_arrived(adopted("c", 4, epoch=2))
+    front.notice_arrived(adopted("c", 4, epoch=2, source="b"))
     token(front, "c", 5)
     front.notice_arrived(adopted("b", 3, epoch=1))
     token(front, "b", 4)
@@ -143,7 +166,7 @@ def test_attempt_failed_without_a_copy_at_the_target(front: Ownership) -> None:
 
 
 def test_copy_that_the_source_did_not_hear_of_is_fenced(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     token(front, "b", 3)
     assert front.notice_arrived(stayed("a", "b")) == [tell("b", "a")]
     assert token(front, "b", 4) == []
@@ -178,7 +201,7 @@ def test_verdict_never_changes(front: Ownership) -> None:
 
 
 def test_verdict_for_the_target_never_changes(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     front.doubted(doubt("a", "b"))
     assert front.doubted(doubt("a", "b")) == [tell("a", "b")]
     assert front.doubted(doubt("b", "b")) == [tell("b", "b")]
@@ -187,27 +210,31 @@ def test_verdict_for_the_target_never_changes(front: Ownership) -> None:
 
 
 def test_target_asks_before_the_source_was_read(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     assert front.doubted(doubt("b", "b")) == []
+    token(front, "a", 3)
     front.notice_arrived(moved("a", "b"))
     assert front.doubted(doubt("b", "b")) == [tell("b", "b")]
 
 
 def test_doubt_overtakes_the_notices_that_made_its_sender_owner(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2, epoch=1))
+    front.notice_arrived(adopted("b", 3, epoch=1))
     assert front.doubted(doubt("b", "c", epoch=2)) == []
+    token(front, "a", 3)
     front.notice_arrived(moved("a", "b", epoch=1))
     assert front.doubted(doubt("b", "c", epoch=2)) == [tell("b", "b", 2), tell("c", "b", 2)]
 
 
 def test_target_asks_that_still_counts_as_owner_of_an_older_tenure(front: Ownership) -> None:
     """a → b → a: the verdict for b let the request move on before a's `Moved` was read."""
-    front.notice_arrived(adopted("b", 2, epoch=1))
+    front.notice_arrived(adopted("b", 3, epoch=1))
     front.doubted(doubt("a", "b", epoch=1))
     assert front.doubted(doubt("a", "a", epoch=2)) == []
     assert front.doubted(doubt("a", "c", epoch=3)) == []
+    token(front, "a", 3)
     front.notice_arrived(moved("a", "b", epoch=1))
-    front.notice_arrived(adopted("a", 2, epoch=2))
+    front.notice_arrived(adopted("a", 4, epoch=2, source="b"))
+    token(front, "b", 4)
     assert front.notice_arrived(moved("b", "a", epoch=2)) == [tell("a", "a", 2)]
     assert front.streams["r"].live == "a"
 
@@ -223,9 +250,10 @@ def test_owner_lost_and_nobody_else_has_it(front: Ownership) -> None:
 
 
 def test_owner_lost_and_the_target_has_every_token(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
-    token(front, "b", 3)
-    assert front.instance_gone("a") == [tell("b", "b"), Deliver("r", (3,))]
+    front.notice_arrived(adopted("b", 3))
+    token(front, "b", 4)
+    token(front, "a", 3)
+    assert front.instance_gone("a") == [tell("b", "b"), Deliver("r", (4,))]
     assert front.streams["r"].live == "b"
 
 
@@ -237,28 +265,29 @@ def test_owner_lost_with_its_last_token(front: Ownership) -> None:
 
 
 def test_owner_lost_after_it_took_the_request_back(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     front.notice_arrived(stayed("a", "b"))
     assert front.instance_gone("a") == [ReplayOf("r", 2, "a was lost")]
 
 
 def test_both_ends_lost(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     assert front.instance_gone("b") == []
     assert front.instance_gone("a") == [ReplayOf("r", 2, "a was lost")]
 
 
 def test_target_lost_before_the_move_was_read(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
+    token(front, "a", 3)
     front.instance_gone("b")
     assert front.notice_arrived(moved("a", "b")) == [
         Abort("a", "r"),
-        ReplayOf("r", 2, "b, where it had moved, was lost"),
+        ReplayOf("r", 3, "b, where it had moved, was lost"),
     ]
 
 
 def test_target_lost_before_the_source_doubts(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     front.instance_gone("b")
     assert front.doubted(doubt("a", "b")) == [tell("a", "a"), tell("b", "a")]
 
@@ -294,12 +323,12 @@ def test_client_goes_away(front: Ownership) -> None:
 
 
 def test_client_goes_away_during_a_move(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     assert front.aborted("r") == [Abort("a", "r"), Abort("b", "r")]
 
 
 def test_client_goes_away_after_a_verdict_for_a_target(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     front.doubted(doubt("a", "b"))
     assert front.aborted("r") == [Abort("a", "r"), Abort("b", "r")]
 
@@ -316,7 +345,7 @@ def test_request_ends_at_its_owner(front: Ownership) -> None:
 
 
 def test_target_frees_its_copy_by_itself(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     front.notice_arrived(fenced("b"))
     assert front.doubted(doubt("a", "b")) == [tell("a", "a"), tell("b", "a")]
 
@@ -356,43 +385,46 @@ def test_request_that_an_ending_engine_turns_away_goes_on_elsewhere(front: Owner
 
 
 def test_copy_that_an_ending_engine_gives_up_does_not_matter(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     assert front.turned_away("r", "b") == []
     assert token(front, "a", 3) == [Deliver("r", (3,))]
 
 
 def test_target_that_ended_after_all_that_it_had_to_say_still_counts(front: Ownership) -> None:
     """b was drained: it got the request, moved it on and ended, all before a's `Moved` was read."""
-    front.notice_arrived(adopted("b", 2, epoch=1))
-    token(front, "b", 3)
+    front.notice_arrived(adopted("b", 3, epoch=1))
+    token(front, "b", 4)
     front.notice_arrived(moved("b", "c", epoch=2))
-    front.notice_arrived(adopted("c", 3, epoch=2))
+    front.notice_arrived(adopted("c", 4, epoch=2, source="b"))
     assert front.instance_gone("b", complete=True) == []
+    token(front, "a", 3)
     orders = front.notice_arrived(moved("a", "b", epoch=1))
-    assert orders == [tell("b", "b", 1), Deliver("r", (3,)), tell("c", "c", 2)]
+    assert orders == [tell("b", "b", 1), Deliver("r", (4,)), tell("c", "c", 2)]
     assert front.streams["r"].live == "c"
 
 
 def test_target_that_ended_after_the_last_token_is_not_replaced(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
-    front.notice_arrived(adopted("c", 3, epoch=2))
-    front.outputs_arrived("r", "b", (3,), 1, last=True)
+    front.notice_arrived(adopted("b", 3))
+    front.notice_arrived(adopted("c", 4, epoch=2, source="b"))
+    front.outputs_arrived("r", "b", (4,), 1, last=True)
     front.instance_gone("b", complete=True)
-    assert front.notice_arrived(moved("a", "b")) == [tell("b", "b"), Deliver("r", (3,)), Abort("c", "r")]
+    token(front, "a", 3)
+    assert front.notice_arrived(moved("a", "b")) == [tell("b", "b"), Deliver("r", (4,)), Abort("c", "r")]
     assert front.streams == {}
     assert front.finished("r") == []
 
 
 def test_target_that_ended_in_the_middle_is_replaced_after_its_last_token(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
-    token(front, "b", 3)
+    front.notice_arrived(adopted("b", 3))
+    token(front, "b", 4)
     front.instance_gone("b", complete=True)
+    token(front, "a", 3)
     orders = front.notice_arrived(moved("a", "b"))
-    assert orders == [tell("b", "b"), Deliver("r", (3,)), ReplayOf("r", 3, "b, where it had moved, was lost")]
+    assert orders == [tell("b", "b"), Deliver("r", (4,)), ReplayOf("r", 4, "b, where it had moved, was lost")]
 
 
 def test_second_news_of_an_end_changes_nothing(front: Ownership) -> None:
-    front.notice_arrived(adopted("b", 2))
+    front.notice_arrived(adopted("b", 3))
     front.instance_gone("b", complete=True)
     assert front.instance_gone("b") == []
     assert front.notice_arrived(moved("a", "b"))[0] == tell("b", "b")

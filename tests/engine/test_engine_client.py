@@ -116,7 +116,8 @@ def notice(content: AnyNotice) -> EngineCoreOutput:
 
 
 def adopted(sender: InstanceId, output_tokens: int) -> EngineCoreOutput:
-    return notice(Adopted(request=RequestId("r"), epoch=Epoch(1), sender=sender, output_tokens=output_tokens))
+    header: dict[str, Any] = {"request": RequestId("r"), "epoch": Epoch(1)}
+    return notice(Adopted(**header, sender=sender, source=A, output_tokens=output_tokens))
 
 
 def moved(sender: InstanceId, target: InstanceId) -> EngineCoreOutput:

@@ -73,7 +73,8 @@ class Life:
         if self.rng.random() < 0.3 and len(self.alive) > 1:
             target = self.rng.choice([each for each in self.alive if each != owner])
             header = {"request": engine_id, "epoch": Epoch(1)}
-            adopted = Adopted(**header, sender=target, output_tokens=session.stream.delivered_tokens)  # type: ignore[arg-type]
+            tokens = session.stream.delivered_tokens
+            adopted = Adopted(**header, sender=target, source=owner, output_tokens=tokens)  # type: ignore[arg-type]
             streams.sort_out(target, [notice(engine_id, adopted)])
             moved = Moved(**header, sender=owner, outcome=outcome(owner, target))  # type: ignore[arg-type]
             streams.sort_out(owner, [notice(engine_id, moved)])

@@ -12,23 +12,17 @@ import torch
 from engine_requests import PICTURE, engine_request
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.front_end.session import Session, why_not_exact
 from llumnix.journal.journal import Journal
 from llumnix.journal.story import Story
 from llumnix.types import Epoch, InstanceId, RequestId
-from move_outcomes import outcome
 
 A, B, R = InstanceId("a"), InstanceId("b"), RequestId("r")
 
 
 def session(**fields: Any) -> Session:
     return Session(engine_request(R, **fields), R, Stream(R, A, live=A), Story(Journal("f0"), 0.0, R, R, 1))
-
-
-def moved() -> Moved:
-    return Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome(A, B))
 
 
 def speak(one: Session, *times: float) -> list[float | None]:
@@ -38,7 +32,7 @@ def speak(one: Session, *times: float) -> list[float | None]:
 def test_downtime_is_the_gap_less_one_normal_step() -> None:
     one = session()
     assert speak(one, 0.00, 0.01, 0.02) == [None, None, None]
-    one.moved(moved())
+    one.passes(Epoch(1), A)
     (downtime_s,) = speak(one, 0.05)
     assert downtime_s == pytest.approx(0.02)
 
@@ -46,11 +40,10 @@ def test_downtime_is_the_gap_less_one_normal_step() -> None:
 def test_gap_of_a_move_does_not_count_as_a_normal_step() -> None:
     one = session()
     speak(one, 0.00, 0.01)
-    one.moved(moved())
+    one.passes(Epoch(1), A)
     speak(one, 0.51)
-    one.move = None
     speak(one, 0.52)
-    one.moved(moved())
+    one.passes(Epoch(1), A)
     (downtime_s,) = speak(one, 0.54)
     assert downtime_s == pytest.approx(0.01)
 
@@ -58,13 +51,13 @@ def test_gap_of_a_move_does_not_count_as_a_normal_step() -> None:
 def test_quicker_than_a_normal_step_is_no_negative_downtime() -> None:
     one = session()
     speak(one, 0.00, 0.01)
-    one.moved(moved())
+    one.passes(Epoch(1), A)
     assert speak(one, 0.011) == [0.0]
 
 
 def test_move_before_the_first_token_has_no_downtime() -> None:
     one = session()
-    one.moved(moved())
+    one.passes(Epoch(1), A)
     assert one.before_move_s is None
     assert speak(one, 1.0) == [None]
 

@@ -234,7 +234,7 @@ def test_client_that_left_while_its_request_moved_frees_it_once_at_the_new_owner
     first = front.open()
     front.streams.abort("r")
     front.sent.clear()
-    adopted = Adopted(request=RequestId("r"), epoch=Epoch(1), sender=_other(first), output_tokens=0)
+    adopted = Adopted(request=RequestId("r"), epoch=Epoch(1), sender=_other(first), source=first, output_tokens=0)
     front.streams.sort_out(_other(first), [_notice(NOTICE, msgspec.msgpack.encode(adopted))])
     assert front.sent == [(_other(first), EngineCoreRequestType.ABORT, ["r"])]
 

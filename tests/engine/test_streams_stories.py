@@ -56,7 +56,7 @@ def move(front: FrontEnd, source: InstanceId, target: InstanceId, tokens: int, w
     header: dict[str, Any] = {"request": "r", "epoch": Epoch(1 if why_not else 2)}
     ended = outcome(source, target, why_not=why_not)
     if why_not is None:
-        say(front, target, Adopted(**header, sender=target, output_tokens=tokens))
+        say(front, target, Adopted(**header, sender=target, source=source, output_tokens=tokens))
         say(front, source, Moved(**header, sender=source, outcome=ended))
     else:
         say(front, source, Stayed(**header, sender=source, outcome=ended))

@@ -109,8 +109,9 @@ class Verdict(Message, frozen=True, kw_only=True, tag=True):
 
 
 class Adopted(Message, frozen=True, kw_only=True, tag=True):
-    """The target installed the request, which had `output_tokens` output tokens then."""
+    """The target installed the request, which had `output_tokens` output tokens when `source` gave it away."""
 
+    source: InstanceId
     output_tokens: int
 
 

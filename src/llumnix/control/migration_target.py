@@ -173,8 +173,14 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
         self.state = TargetState.ADOPTED
         self.pulling = None
         self.deadline_s = at + self.config.commit_timeout_s
-        adopted = Adopted(request=self.request, epoch=self.epoch, sender=self.me, output_tokens=event.output_tokens)
-        return [Notify(self.request, adopted), *self.committed_again(at, event)]
+        here = Adopted(
+            request=self.request,
+            epoch=self.epoch,
+            sender=self.me,
+            source=self.source,
+            output_tokens=event.output_tokens,
+        )
+        return [Notify(self.request, here), *self.committed_again(at, event)]
 
     def committed_again(self, at: float, event: Installed | Commit) -> list[AnyCommand]:
         message = Committed(request=self.request, epoch=self.epoch, sender=self.me, bytes_read=self.bytes_read)

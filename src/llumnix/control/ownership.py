@@ -5,10 +5,11 @@ and notices in one ordered stream of its own; only the owner's reach the client.
 than once, so its part of the stream falls into tenures: the first owner's has epoch 0, every other begins with
 `Adopted` and has its epoch.
 
-Ownership passes on when the owner's `Moved` is read, thus after its last token. What the new owner sent before that
-was held and is handed out then. When the two ends of a migration cannot agree, the front end decides (`Doubt`,
-`Verdict`). When the owner dies, a target that adopted and has exactly the tokens that the client has goes on; else the
-request is replayed under a new id.
+Ownership passes on when the new owner's `Adopted` is read and the client has all tokens that it came with: its old
+owner, which waits for an answer, has nothing more to say. Else it passes when the old owner's `Moved` is read, thus
+after its last token; what the new owner sent before that was held and is handed out then. When the two ends of a
+migration cannot agree, the front end decides (`Doubt`, `Verdict`). When the owner dies, a target that adopted and has
+exactly the tokens that the client has goes on; else the request is replayed under a new id.
 """
 
 from __future__ import annotations
@@ -165,6 +166,9 @@ class Ownership:
         if notice.epoch <= stream.decided:
             return [_tell(notice.sender, stream.request, notice.epoch, stream.owner)]
         stream.contenders[notice.epoch] = Tenure(notice.sender, notice.output_tokens)
+        if notice.source == stream.live and notice.output_tokens == stream.delivered_tokens:
+            # Its `Moved` may take a step of the owner's, which is long where prompts are computed.
+            return self._pass_on(stream, notice.sender, notice.epoch)
         return []
 
     def _apply(self, stream: Stream, notice: Moved | Stayed | Fenced) -> list[Order]:

@@ -87,7 +87,7 @@ class ByHand:
         if session.stream.owner == to:
             return _Said(409, why=f"the request is on {to} already")
         source = self._client.members.known.get(session.stream.owner)
-        if source is None or session.move is not None or self._log.is_awaited(session.engine_id):
+        if source is None or session.moves or self._log.is_awaited(session.engine_id):
             return _Said(409, why="the request is moving already")
         move_id = MoveId(f"{self._address.rpartition('/')[2]}-{next(self._numbers)}")
         answered = self._orders[move_id] = asyncio.get_running_loop().create_future()

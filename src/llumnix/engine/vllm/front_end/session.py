@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -16,9 +16,24 @@ from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.between import RequestCodec, Resume, chunks_of
 from llumnix.journal.story import Story
-from llumnix.types import InstanceId, Priority, RequestId
+from llumnix.types import Epoch, InstanceId, Priority, RequestId
 
 _SMOOTHING = 0.1
+
+
+class Passed(NamedTuple):
+    """Its tokens come from the target of attempt `epoch`."""
+
+    epoch: Epoch
+    old_owner: InstanceId
+
+
+class SeenMove(NamedTuple):
+    """A move as its client saw it, of which the old owner has said nothing yet."""
+
+    old_owner: InstanceId
+    downtime_s: float | None
+    """None: nothing was said before it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +59,10 @@ class Session:
     move: Moved | None = None
     """A move of which the first token from the new owner is still to come."""
     before_move_s: float | None = None
-    """When the last token from the old owner reached the client."""
+    """When the last token from the old owner reached the client, as long as the first from the new one is to come."""
+    passed: Passed | None = None
+    """By its last move."""
+    seen: dict[Epoch, SeenMove] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -64,7 +82,7 @@ class Session:
                 self.request = msgspec.structs.replace(self.request, mm_features=None, prompt_embeds=None)
         elif now - last > self.largest_gap_s:
             self.largest_gap_s = now - last
-        if self.move is not None and self.before_move_s is not None:
+        if self.before_move_s is not None:
             downtime_s = max(0.0, now - self.before_move_s - self.step_s)
             self.before_move_s = None
             return downtime_s
@@ -84,9 +102,29 @@ class Session:
             thrown_away=self.thrown_away,
         )
 
-    def moved(self, notice: Moved) -> None:
-        self.move = notice
-        self.before_move_s = self.last_token_s
+    @property
+    def moves(self) -> bool:
+        """Something of its last move is still to come."""
+        return self.move is not None or self.before_move_s is not None or bool(self.seen)
+
+    def passes(self, epoch: Epoch, old_owner: InstanceId) -> None:
+        """From here on its tokens come from another instance."""
+        self.passed, self.before_move_s = Passed(epoch, old_owner), self.last_token_s
+        if self.last_token_s is None:
+            self.saw_move(None)
+
+    def saw_move(self, downtime_s: float | None) -> None:
+        assert self.passed is not None
+        self.seen[self.passed.epoch] = SeenMove(self.passed.old_owner, downtime_s)
+
+    def forget_words_of(self, old_owner: InstanceId) -> None:
+        self.seen = {epoch: seen for epoch, seen in self.seen.items() if seen.old_owner != old_owner}
+
+    def begins_anew(self) -> None:
+        """Under another id, of which no instance has a word to say yet."""
+        self.passed, self.seen = None, {}
+        if self.move is None:
+            self.before_move_s = None
 
 
 def client_id_of(request: EngineCoreRequest) -> str:

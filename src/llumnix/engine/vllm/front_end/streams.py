@@ -15,10 +15,11 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.kept_media import KeptMedia
-from llumnix.control.messages import AnyNotice, Doubt, Moved, Stayed, Verdict
+from llumnix.control.messages import Adopted, AnyNotice, Doubt, Moved, Stayed, Verdict
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec
 from llumnix.engine.vllm.front_end.members import Members
+from llumnix.engine.vllm.front_end.moves_told import MovesTold
 from llumnix.engine.vllm.front_end.session import Session, arrival, client_id_of, media_bytes, why_not_exact
 from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_output
 from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
@@ -50,6 +51,7 @@ class Streams:
         self._ways = ways
         self._observer = observer
         self._stories = observer.stories
+        self._moves = MovesTold(observer)
         self._kept = KeptMedia(most_media_bytes)
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
         self._codec = RequestCodec()
@@ -104,10 +106,7 @@ class Streams:
             self._tell(fe.Aborted(monotonic(), RequestId(session.engine_id)))
 
     def _forget(self, session: Session, outcome: str, why: str = "") -> None:
-        now = monotonic()
-        self._record_move(session, None, now)
-        session.story.ended(now, outcome, len(session.tokens), why)
-        self._observer.ended(session)
+        self._moves.over(session, monotonic(), outcome, why)
         self.sessions.pop(session.engine_id, None)
         self._engine_ids.pop(session.id, None)
         self._kept.forget(RequestId(session.id))
@@ -138,7 +137,7 @@ class Streams:
         if output.new_token_ids:
             downtime_s = session.tokens_delivered(output.new_token_ids, now)
             if downtime_s is not None:
-                self._record_move(session, downtime_s, now)
+                self._moves.first_token(session, downtime_s, now)
         if session.stream.replays:
             output.request_id = session.id
             output.prefill_stats = None  # of the replay; the client's prefill was reported long ago
@@ -177,21 +176,16 @@ class Streams:
 
     def _take_notice(self, notice: AnyNotice, now: float) -> list[EngineCoreOutput]:
         session = self.sessions.get(notice.request)
-        if session is not None and isinstance(notice, Moved):
-            self._record_move(session, None, now)  # an earlier one whose first token never came
-            session.moved(notice)
-            if session.before_move_s is None:  # it has said nothing yet: no gap to wait for
-                self._record_move(session, None, now)
+        if isinstance(notice, Moved):
+            self._moves.moved(session, notice, now)
         elif session is not None and isinstance(notice, Stayed):
             self._observer.stayed(session, notice)
             session.story.stayed(now, notice.outcome)
-        return self._obey(self._machine.handle(fe.Noticed(now, notice)))
-
-    def _record_move(self, session: Session, downtime_s: float | None, now: float) -> None:
-        if session.move is not None:
-            self._observer.moved(session, session.move, downtime_s)
-            session.story.moved(now, session.move.outcome, downtime_s)
-            session.move = None
+        before = None if session is None else session.stream.owner
+        commands = self._machine.handle(fe.Noticed(now, notice))
+        if session is not None and isinstance(notice, Adopted) and session.stream.owner != before:
+            session.passes(notice.epoch, notice.source)
+        return self._obey(commands)
 
     # -- what is heard of instances otherwise
 
@@ -212,6 +206,7 @@ class Streams:
     def departed(self, instance: InstanceId, complete: bool = False) -> None:
         """What it owned goes on elsewhere. `complete`: all that it said was read."""
         self._tell(fe.Departed(monotonic(), instance, complete))
+        self._moves.departed(instance, self.sessions.values())
 
     def doubted(self, doubt: Doubt) -> None:
         self._tell(fe.Doubted(monotonic(), doubt))
@@ -262,6 +257,7 @@ class Streams:
         session, stream = self.sessions.pop(command.request), self._machine.stream(command.new_id)
         assert stream is not None
         session.engine_id, session.stream = command.new_id, stream
+        session.begins_anew()
         self.sessions[command.new_id] = session
         self._engine_ids[session.id] = command.new_id
         renamed = msgspec.structs.replace(session.request, request_id=command.new_id)

@@ -1,0 +1,93 @@
+"""Moves of streams, told when both are known: what the client saw of one, and what the old owner says of it.
+
+Tokens of the new one come as soon as it has the request; the old one's word may take a step of its engine, and the
+stream may be over by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from llumnix.control.messages import Moved
+from llumnix.engine.vllm.front_end.session import Session
+from llumnix.engine.vllm.front_end.ways import Observer
+from llumnix.types import InstanceId
+
+MOST_ENDED = 1024
+"""Streams that are over and wait for a word; beyond, the oldest waits no more."""
+
+
+class _Ended(NamedTuple):
+    session: Session
+    at_s: float
+    outcome: str
+    why: str
+
+
+class MovesTold:
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._ended: dict[str, _Ended] = {}
+
+    def first_token(self, session: Session, downtime_s: float, now: float) -> None:
+        """From the new owner."""
+        if session.move is None:
+            session.saw_move(downtime_s)
+        else:
+            self._tell(session, session.move, downtime_s, now)
+
+    def moved(self, session: Session | None, notice: Moved, now: float) -> None:
+        """The old owner's word."""
+        if session is None:
+            self._moved_before_its_end(notice)
+        elif notice.epoch in session.seen:
+            self._tell(session, notice, session.seen.pop(notice.epoch).downtime_s, now)
+        else:
+            if session.passed is None or notice.epoch != session.passed.epoch:
+                self.give_up(session, now)  # an earlier one whose first token never came
+                session.passes(notice.epoch, notice.sender)
+            session.move = notice
+            if notice.epoch in session.seen:  # it has said nothing yet: no gap to wait for
+                del session.seen[notice.epoch]
+                self.give_up(session, now)
+
+    def give_up(self, session: Session, now: float) -> None:
+        """No first token will come."""
+        if session.move is not None:
+            self._tell(session, session.move, None, now)
+
+    def over(self, session: Session, now: float, outcome: str, why: str) -> None:
+        """Its story ends as soon as nothing of it is to be told any more."""
+        self.give_up(session, now)
+        self._ended[session.engine_id] = _Ended(session, now, outcome, why)
+        if not session.seen:
+            self._close(session.engine_id)
+        elif len(self._ended) > MOST_ENDED:
+            self._close(next(iter(self._ended)))
+
+    def departed(self, instance: InstanceId, sessions: Iterable[Session]) -> None:
+        """It says nothing any more."""
+        for session in sessions:
+            session.forget_words_of(instance)
+        for request, ended in list(self._ended.items()):
+            ended.session.forget_words_of(instance)
+            if not ended.session.seen:
+                self._close(request)
+
+    def _moved_before_its_end(self, notice: Moved) -> None:
+        ended = self._ended.get(notice.request)
+        if ended is not None and notice.epoch in ended.session.seen:
+            self._tell(ended.session, notice, ended.session.seen.pop(notice.epoch).downtime_s, ended.at_s)
+            if not ended.session.seen:
+                self._close(notice.request)
+
+    def _close(self, request: str) -> None:
+        session, at_s, outcome, why = self._ended.pop(request)
+        session.story.ended(at_s, outcome, len(session.tokens), why)
+        self._observer.ended(session)
+
+    def _tell(self, session: Session, notice: Moved, downtime_s: float | None, now: float) -> None:
+        self._observer.moved(session, notice, downtime_s)
+        session.story.moved(now, notice.outcome, downtime_s)
+        session.move = None
