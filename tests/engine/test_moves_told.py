@@ -29,10 +29,12 @@ class FrontEnd(long_run.Arbiter):
         self.clock = clock
         self.told: list[tuple[InstanceId, float | None]] = []
         self.over: list[str] = []
+        self.ago_s = 0.0
         self.owners: dict[str, InstanceId] = {}
 
-    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
+    def moved(self, session: Session, notice: Moved, downtime_s: float | None, ago_s: float) -> None:
         self.told.append((notice.target, downtime_s))
+        self.ago_s = ago_s
 
     def ended(self, session: Session) -> None:
         super().ended(session)
@@ -81,7 +83,9 @@ def test_client_waits_for_no_word_of_the_old_owner_and_the_move_is_told_with_it(
     assert front.says(105.0) == 1
     assert front.told == []
     front.word("r")
-    assert front.told == [(_other(front.owners["r"]), pytest.approx(1.0))]  # two seconds less a step of one
+    ((target, downtime_s),) = front.told
+    assert (target, downtime_s) == (_other(front.owners["r"]), pytest.approx(1.0))  # two seconds less a step of one
+    assert front.ago_s == pytest.approx(1.0)
     assert front.says(106.0, finish_reason=FinishReason.LENGTH) == 1
     assert front.kinds() == ["dispatch", "first_token", "moved", "ended"]
     assert len(front.told) == 1

@@ -236,8 +236,8 @@ async def test_streams_and_moves_of_a_front_end_come_into_its_files(
         def ended(self, session: Session) -> None:
             log.ended(session)
 
-        def moved(self, session: Session, notice: Any, downtime_s: float | None) -> None:
-            log.moved(session, notice, downtime_s)
+        def moved(self, session: Session, notice: Any, downtime_s: float | None, ago_s: float) -> None:
+            log.moved(session, notice, downtime_s, ago_s)
 
     front = Whole(A, B)
     log.stories = front.stories

@@ -32,7 +32,7 @@ def speak(one: Session, *times: float) -> list[float | None]:
 def test_downtime_is_the_gap_less_one_normal_step() -> None:
     one = session()
     assert speak(one, 0.00, 0.01, 0.02) == [None, None, None]
-    one.passes(Epoch(1), A)
+    one.passes(Epoch(1), A, 0.0)
     (downtime_s,) = speak(one, 0.05)
     assert downtime_s == pytest.approx(0.02)
 
@@ -40,10 +40,10 @@ def test_downtime_is_the_gap_less_one_normal_step() -> None:
 def test_gap_of_a_move_does_not_count_as_a_normal_step() -> None:
     one = session()
     speak(one, 0.00, 0.01)
-    one.passes(Epoch(1), A)
+    one.passes(Epoch(1), A, 0.0)
     speak(one, 0.51)
     speak(one, 0.52)
-    one.passes(Epoch(1), A)
+    one.passes(Epoch(1), A, 0.0)
     (downtime_s,) = speak(one, 0.54)
     assert downtime_s == pytest.approx(0.01)
 
@@ -51,13 +51,13 @@ def test_gap_of_a_move_does_not_count_as_a_normal_step() -> None:
 def test_quicker_than_a_normal_step_is_no_negative_downtime() -> None:
     one = session()
     speak(one, 0.00, 0.01)
-    one.passes(Epoch(1), A)
+    one.passes(Epoch(1), A, 0.0)
     assert speak(one, 0.011) == [0.0]
 
 
 def test_move_before_the_first_token_has_no_downtime() -> None:
     one = session()
-    one.passes(Epoch(1), A)
+    one.passes(Epoch(1), A, 0.0)
     assert one.before_move_s is None
     assert speak(one, 1.0) == [None]
 

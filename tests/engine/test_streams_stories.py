@@ -209,5 +209,5 @@ class Counting(long_run.Arbiter):
     def replayed(self, request_id: str, why: str) -> None:
         self.counted["replayed"] += 1
 
-    def moved(self, session: object, notice: object, downtime_s: float | None) -> None:
+    def moved(self, session: object, notice: object, downtime_s: float | None, ago_s: float) -> None:
         self.counted["moved"] += 1

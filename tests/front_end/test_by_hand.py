@@ -64,7 +64,7 @@ class Hand:
 
     async def token(self, outcome: MoveOutcome) -> MigrateAnswer:
         moved = Moved(request=R, epoch=Epoch(1), sender=A, outcome=outcome)
-        self.log.moved(self.session, moved, 0.003)  # type: ignore[arg-type]
+        self.log.moved(self.session, moved, 0.003, 0.0)  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         return self.last()
 

@@ -33,20 +33,21 @@ class MovesTold:
     def first_token(self, session: Session, downtime_s: float, now: float) -> None:
         """From the new owner."""
         if session.move is None:
-            session.saw_move(downtime_s)
+            session.saw_move(now, downtime_s)
         else:
             self._tell(session, session.move, downtime_s, now)
 
     def moved(self, session: Session | None, notice: Moved, now: float) -> None:
         """The old owner's word."""
         if session is None:
-            self._moved_before_its_end(notice)
+            self._moved_before_its_end(notice, now)
         elif notice.epoch in session.seen:
-            self._tell(session, notice, session.seen.pop(notice.epoch).downtime_s, now)
+            _, at_s, downtime_s = session.seen.pop(notice.epoch)
+            self._tell(session, notice, downtime_s, now, now - at_s)
         else:
             if session.passed is None or notice.epoch != session.passed.epoch:
                 self.give_up(session, now)  # an earlier one whose first token never came
-                session.passes(notice.epoch, notice.sender)
+                session.passes(notice.epoch, notice.sender, now)
             session.move = notice
             if notice.epoch in session.seen:  # it has said nothing yet: no gap to wait for
                 del session.seen[notice.epoch]
@@ -75,10 +76,11 @@ class MovesTold:
             if not ended.session.seen:
                 self._close(request)
 
-    def _moved_before_its_end(self, notice: Moved) -> None:
+    def _moved_before_its_end(self, notice: Moved, now: float) -> None:
         ended = self._ended.get(notice.request)
         if ended is not None and notice.epoch in ended.session.seen:
-            self._tell(ended.session, notice, ended.session.seen.pop(notice.epoch).downtime_s, ended.at_s)
+            _, at_s, downtime_s = ended.session.seen.pop(notice.epoch)
+            self._tell(ended.session, notice, downtime_s, ended.at_s, now - at_s)
             if not ended.session.seen:
                 self._close(notice.request)
 
@@ -87,7 +89,7 @@ class MovesTold:
         session.story.ended(at_s, outcome, len(session.tokens), why)
         self._observer.ended(session)
 
-    def _tell(self, session: Session, notice: Moved, downtime_s: float | None, now: float) -> None:
-        self._observer.moved(session, notice, downtime_s)
+    def _tell(self, session: Session, notice: Moved, downtime_s: float | None, now: float, ago_s: float = 0.0) -> None:
+        self._observer.moved(session, notice, downtime_s, ago_s)
         session.story.moved(now, notice.outcome, downtime_s)
         session.move = None

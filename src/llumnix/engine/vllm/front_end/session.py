@@ -32,6 +32,8 @@ class SeenMove(NamedTuple):
     """A move as its client saw it, of which the old owner has said nothing yet."""
 
     old_owner: InstanceId
+    at_s: float
+    """Of the first token from the new owner."""
     downtime_s: float | None
     """None: nothing was said before it."""
 
@@ -107,15 +109,15 @@ class Session:
         """Something of its last move is still to come."""
         return self.move is not None or self.before_move_s is not None or bool(self.seen)
 
-    def passes(self, epoch: Epoch, old_owner: InstanceId) -> None:
+    def passes(self, epoch: Epoch, old_owner: InstanceId, now: float) -> None:
         """From here on its tokens come from another instance."""
         self.passed, self.before_move_s = Passed(epoch, old_owner), self.last_token_s
         if self.last_token_s is None:
-            self.saw_move(None)
+            self.saw_move(now, None)
 
-    def saw_move(self, downtime_s: float | None) -> None:
+    def saw_move(self, at_s: float, downtime_s: float | None) -> None:
         assert self.passed is not None
-        self.seen[self.passed.epoch] = SeenMove(self.passed.old_owner, downtime_s)
+        self.seen[self.passed.epoch] = SeenMove(self.passed.old_owner, at_s, downtime_s)
 
     def forget_words_of(self, old_owner: InstanceId) -> None:
         self.seen = {epoch: seen for epoch, seen in self.seen.items() if seen.old_owner != old_owner}

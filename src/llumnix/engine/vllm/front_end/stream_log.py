@@ -43,8 +43,8 @@ class StreamLog:
     def stayed(self, session: Session, notice: Stayed) -> None:
         self._keep(session, notice.outcome)
 
-    def moved(self, session: Session, notice: Moved, downtime_s: float | None) -> None:
-        self._keep(session, notice.outcome, downtime_s)
+    def moved(self, session: Session, notice: Moved, downtime_s: float | None, ago_s: float) -> None:
+        self._keep(session, notice.outcome, downtime_s, ago_s)
 
     def ended(self, session: Session) -> None:
         self.stories.over(session.story)
@@ -69,8 +69,10 @@ class StreamLog:
         finally:
             del self._awaited[engine_id]
 
-    def _keep(self, session: Session, outcome: MoveOutcome, downtime_s: float | None = None) -> None:
-        record = record_of(session, outcome, downtime_s)
+    def _keep(
+        self, session: Session, outcome: MoveOutcome, downtime_s: float | None = None, ago_s: float = 0.0
+    ) -> None:
+        record = record_of(session, outcome, downtime_s, ago_s)
         self.moves.add(record)
         self.metrics.migration(outcome, downtime_s)
         if self.recorder is not None:
@@ -80,5 +82,7 @@ class StreamLog:
             awaited.set_result(record)
 
 
-def record_of(session: Session, outcome: MoveOutcome, downtime_s: float | None = None) -> MigrationRecord:
-    return migration_record(time(), client_visible_id(session.client_id), outcome, downtime_s)
+def record_of(
+    session: Session, outcome: MoveOutcome, downtime_s: float | None = None, ago_s: float = 0.0
+) -> MigrationRecord:
+    return migration_record(time() - ago_s, client_visible_id(session.client_id), outcome, downtime_s)

@@ -184,7 +184,7 @@ class Streams:
         before = None if session is None else session.stream.owner
         commands = self._machine.handle(fe.Noticed(now, notice))
         if session is not None and isinstance(notice, Adopted) and session.stream.owner != before:
-            session.passes(notice.epoch, notice.source)
+            session.passes(notice.epoch, notice.source, now)
         return self._obey(commands)
 
     # -- what is heard of instances otherwise
