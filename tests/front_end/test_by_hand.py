@@ -40,7 +40,7 @@ class Hand:
         monkeypatch.setattr(stream_log, "Metrics", lambda: nothing)
         self.posted: list[Mail] = []
         members = {name: member(name) for name in (A, B, C)}
-        self.session = SimpleNamespace(stream=SimpleNamespace(owner=A), move=None, engine_id=R, client_id=R)
+        self.session = SimpleNamespace(stream=SimpleNamespace(owner=A), moves=False, engine_id=R, client_id=R)
         client = SimpleNamespace(
             streams=SimpleNamespace(sessions={R: self.session}),
             members=SimpleNamespace(by_id=members, known=members),
