@@ -62,12 +62,21 @@ class Engine:
     def close(self) -> None:
         self._context.__exit__(None, None, None)
 
-    def add(self, name: str, priority: int, prompt_tokens: int, output_tokens: int = 500) -> None:
+    def make(self, name: str, priority: int, prompt_tokens: int, output_tokens: int = 500) -> Request:
         self.arrives_s += 1.0
         sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
         request = Request(name, [1] * prompt_tokens, sampling, None, arrival_time=self.arrives_s, priority=priority)
         request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
-        self.scheduler.add_request(request)
+        return request
+
+    def add(self, name: str, priority: int, prompt_tokens: int, output_tokens: int = 500) -> None:
+        self.scheduler.add_request(self.make(name, priority, prompt_tokens, output_tokens))
+
+    def replay(self, name: str, prompt_tokens: int) -> None:
+        """As `Resumes` has it: it made tokens on an instance that died."""
+        request = self.make(name, 0, prompt_tokens)
+        request.append_output_token_ids([7, 7, 7])
+        self.scheduler.adopt(request, computed_tokens=0)
 
     def step(self) -> None:
         before = {r.request_id: r.num_preemptions for r in self.scheduler.requests.values()}
@@ -148,6 +157,15 @@ def test_preempted_one_waits_since_it_was_preempted(engine: Engine) -> None:
         engine.arrives_s = now_s + after_s
         engine.add(name, 0, prompt_tokens=7 * BLOCK_TOKENS)
     assert [request.request_id for request in engine.scheduler.waiting] == ["waited", "new", "later"]
+
+
+def test_one_whose_instance_died_lets_nobody_pass(engine: Engine) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    engine.add("runs", 0, prompt_tokens=6 * BLOCK_TOKENS, output_tokens=20)
+    engine.step()
+    engine.replay("robbed", prompt_tokens=8 * BLOCK_TOKENS)
+    engine.add("small", 0, prompt_tokens=BLOCK_TOKENS - 4, output_tokens=2)
+    assert [request.request_id for request in engine.scheduler.waiting] == ["robbed", "small"]
 
 
 def test_high_one_that_waits_takes_the_place_of_normal_ones(engine: Engine) -> None:

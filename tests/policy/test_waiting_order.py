@@ -12,7 +12,11 @@ TOTAL = 1000
 
 def test_small_one_overtakes_large_one_that_came_a_little_earlier_and_not_one_that_came_long_ago() -> None:
     large = turn_s(0.0, 250, TOTAL)
-    assert turn_s(20.0, 10, TOTAL) < large < turn_s(30.0, 10, TOTAL)
+    assert turn_s(60.0, 10, TOTAL) < large < turn_s(80.0, 10, TOTAL)
+
+
+def test_one_whose_instance_died_lets_nobody_pass_who_came_later() -> None:
+    assert turn_s(0.0, 900, TOTAL, robbed=True) < turn_s(0.1, 1, TOTAL)
 
 
 def test_equal_ones_start_as_they_came() -> None:
@@ -20,7 +24,7 @@ def test_equal_ones_start_as_they_came() -> None:
 
 
 def test_size_hardly_matters_where_there_is_much_memory() -> None:
-    assert turn_s(0.0, 65, 24_000) < turn_s(0.3, 1, 24_000)
+    assert turn_s(0.0, 65, 24_000) < turn_s(0.9, 1, 24_000)
 
 
 @given(st.floats(0, 1e4), st.integers(0, 10**6), st.integers(0, 10**5), st.floats(0, 1e4))

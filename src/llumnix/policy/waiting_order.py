@@ -4,16 +4,18 @@ Memory is what most wait for. A queue in order of arrival stands behind its firs
 (a request that was preempted needs all that it had) while many behind it would find room at once. Shortest first mends
 that and lets long ones starve; so here a request gives way to those that come later by no more than `LETS_PASS_S` times
 its share of the instance's memory, less theirs. One that was preempted has had its turn: it waits since then, not since
-it came.
+it came. One whose instance died was robbed of its turn: it lets nobody pass.
 """
 
 from __future__ import annotations
 
-LETS_PASS_S = 100.0
+LETS_PASS_S = 300.0
 """Who needs the whole memory lets those pass that come so much later and need next to nothing; who needs a hundredth of
-it, those that come a second later."""
+it, those that come three seconds later."""
 
 
-def turn_s(since_s: float, needed_blocks: int, total_blocks: int) -> float:
+def turn_s(since_s: float, needed_blocks: int, total_blocks: int, *, robbed: bool = False) -> float:
     """Lowest first, of requests of one priority. `since_s`: since when it waits."""
+    if robbed:
+        return since_s
     return since_s + LETS_PASS_S * min(1.0, needed_blocks / max(1, total_blocks))

@@ -54,8 +54,11 @@ class WaitingQueue:
 
     def _turn(self, request: SimRequest) -> tuple[int, float, int]:
         priority, arrival_s, index = request.order
-        since_s = arrival_s if request.preempted_at_s is None else request.preempted_at_s
-        return priority, turn_s(since_s, self._blocks_of(request.tokens), self._total_blocks), index
+        preempted_s = request.preempted_at_s
+        robbed = preempted_s is None and request.generated > 0
+        since_s = arrival_s if preempted_s is None else preempted_s
+        turn = turn_s(since_s, self._blocks_of(request.tokens), self._total_blocks, robbed=robbed)
+        return priority, turn, index
 
     def _count(self, request: SimRequest, sign: int) -> None:
         self.blocks += sign * self._blocks_of(request.tokens)
