@@ -16,7 +16,7 @@ def test_small_one_overtakes_large_one_that_came_a_little_earlier_and_not_one_th
 
 
 def test_one_whose_instance_died_lets_nobody_pass_who_came_later() -> None:
-    assert turn_s(0.0, 900, TOTAL, robbed=True) < turn_s(0.1, 1, TOTAL)
+    assert turn_s(0.0, 900, TOTAL, made_tokens=3) < turn_s(0.1, 1, TOTAL)
 
 
 def test_equal_ones_start_as_they_came() -> None:

@@ -14,8 +14,11 @@ LETS_PASS_S = 300.0
 it, those that come three seconds later."""
 
 
-def turn_s(since_s: float, needed_blocks: int, total_blocks: int, *, robbed: bool = False) -> float:
-    """Lowest first, of requests of one priority. `since_s`: since when it waits."""
-    if robbed:
-        return since_s
+def turn_s(
+    came_s: float, needed_blocks: int, total_blocks: int, *, preempted_s: float | None = None, made_tokens: int = 0
+) -> float:
+    """Lowest first, of requests of one priority. `preempted_s`: when, if it has not made a token since."""
+    if preempted_s is None and made_tokens:
+        return came_s  # its instance died
+    since_s = came_s if preempted_s is None else preempted_s
     return since_s + LETS_PASS_S * min(1.0, needed_blocks / max(1, total_blocks))

@@ -54,10 +54,13 @@ class WaitingQueue:
 
     def _turn(self, request: SimRequest) -> tuple[int, float, int]:
         priority, arrival_s, index = request.order
-        preempted_s = request.preempted_at_s
-        robbed = preempted_s is None and request.generated > 0
-        since_s = arrival_s if preempted_s is None else preempted_s
-        turn = turn_s(since_s, self._blocks_of(request.tokens), self._total_blocks, robbed=robbed)
+        turn = turn_s(
+            arrival_s,
+            self._blocks_of(request.tokens),
+            self._total_blocks,
+            preempted_s=request.preempted_at_s,
+            made_tokens=request.generated,
+        )
         return priority, turn, index
 
     def _count(self, request: SimRequest, sign: int) -> None:

@@ -27,11 +27,14 @@ class TurnQueue(RequestQueue):
     def _turn(self, request: Request) -> tuple[int, float]:
         if not self.small_first:
             return request.priority, request.arrival_time
-        preempted_s = passport_of(request).preempted_s
-        robbed = preempted_s is None and request.num_output_tokens > 0
-        needed = self._held_by(request.num_tokens)
-        since_s = preempted_s or request.arrival_time
-        return request.priority, turn_s(since_s, needed, self._total_blocks, robbed=robbed)
+        turn = turn_s(
+            request.arrival_time,
+            self._held_by(request.num_tokens),
+            self._total_blocks,
+            preempted_s=passport_of(request).preempted_s,
+            made_tokens=request.num_output_tokens,
+        )
+        return request.priority, turn
 
     def add_request(self, request: Request) -> None:
         insort(self._waiting, (self._turn(request), request))
