@@ -2,7 +2,8 @@
 
     python benchmarks/routers.py                                         the parties and loads below, 3 seeds
     python benchmarks/routers.py --parties all --loads all --seeds 3     everybody and everything: hours
-    python benchmarks/routers.py --loads "near, bursts" --fault kill     an engine is killed in the middle
+    python benchmarks/routers.py --loads "near, bursts" --fault kill --tries 3       an engine is killed in the middle
+    python benchmarks/routers.py --engines 8 --step-ms 60 --token-ms 0.6             more engines, as many cores
     python benchmarks/routers.py --loads "twice, bursts" --requests 300 --parties "smg least_load" "llumnix, classes"
     python benchmarks/routers.py --records FILE                          goes on with an earlier run, then prints
 
@@ -11,8 +12,9 @@ package index (`_routers/routers.lock`) into an environment of their own, and ha
 serve`; `vllm serve --data-parallel-size` and Llumnix have as many. Everybody gets the same requests, as text, one party
 after the other, in an order that changes with the seed; nobody sees the same prompt twice but for what a load has in
 common. `llumnix, classes` is Llumnix with a file of one class, whose targets are those of `goodput`: what would miss
-them is refused, and counts as failed. Ratios are ours over the best of the others, for each figure the best of them in
-that figure.
+them is refused, and counts as failed. With `--tries`, clients ask again for what failed, as OpenAI's own does: it still
+counts as failed, and takes them until they have more tokens than they had. Ratios are ours over the best of the others,
+for each figure the best of them in that figure.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ def main() -> int:
     figures = []
     for name in arguments.loads:
         title = name if arguments.fault is None else f"{name}, {arguments.fault}"
-        runs = [run for run in done if run.load == name and run.fault == arguments.fault]
+        runs = [run for run in done if (run.load, run.fault, run.tries) == (name, arguments.fault, arguments.tries)]
         print_table(title, runs)
-        figures += compared(title, LOADS[name], runs)
+        figures += compared(title, LOADS[name], runs, arguments.fault)
     return conclude(*figures)
 
 
@@ -68,6 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--requests", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=1, help="So often a client asks at most. Default: once.")
     parser.add_argument("--ttft-target-s", type=float, default=2.0, help="For goodput. Default: 2.")
     parser.add_argument("--tpot-target-ms", type=float, default=60.0, help="For goodput. Default: 60.")
     add_pace_flags(parser)
@@ -90,12 +93,12 @@ def _known(parser: argparse.ArgumentParser, asked: Sequence[str], known: Sequenc
 def _measure(arguments: argparse.Namespace, done: list[Run]) -> None:
     """Whatever is missing."""
     targets = Targets(arguments.ttft_target_s, arguments.tpot_target_ms / 1e3)
-    had = {(run.load, run.fault, run.seed, run.party) for run in done}
+    had = {(run.load, run.fault, run.tries, run.seed, run.party) for run in done}
     missing = [
         (name, seed)
         for seed in range(1, arguments.seeds + 1)
         for name in arguments.loads
-        if any((name, arguments.fault, seed, party) not in had for party in arguments.parties)
+        if any((name, arguments.fault, arguments.tries, seed, party) not in had for party in arguments.parties)
     ]
     if not missing:
         return
@@ -107,11 +110,12 @@ def _measure(arguments: argparse.Namespace, done: list[Run]) -> None:
         everybody = parties.of(arguments.parties, flags, arguments.engines, classes, stack)
         for name, seed in missing:
             for party in _turned(everybody, seed):
-                if (name, arguments.fault, seed, party.name) in had:
+                if (name, arguments.fault, arguments.tries, seed, party.name) in had:
                     continue
-                workload = make(LOADS[name], arguments.engines, arguments.requests, seed, contents=len(done))
-                figures = _run(party, workload, arguments.fault, targets)
-                done.append(Run(name, arguments.fault, seed, party.name, figures))
+                sizes = (arguments.engines, arguments.requests, seed)
+                workload = make(LOADS[name], *sizes, contents=len(done), step_ms=arguments.step_ms)
+                figures = _run(party, workload, arguments, targets)
+                done.append(Run(name, arguments.fault, seed, party.name, figures, arguments.tries))
                 print(f"{name}, seed {seed}, {party.name}: {_short(figures)}", flush=True)
                 if arguments.records is not None:
                     arguments.records.write_bytes(msgspec.json.encode(done))
@@ -129,18 +133,18 @@ def _turned(everybody: Sequence[Party], seed: int) -> list[Party]:
     return [*everybody[first:], *everybody[:first]]
 
 
-def _run(party: Party, workload: Workload, fault: Fault | None, targets: Targets) -> dict[str, float]:
+def _run(party: Party, workload: Workload, arguments: argparse.Namespace, targets: Targets) -> dict[str, float]:
     with party.serving() as url:
         before_s, preempted = cpu_s(party.processes()), party.preemptions()
-        result = asyncio.run(_load(party, url, workload, fault))
+        result = asyncio.run(_load(party, url, workload, arguments.fault, arguments.tries))
         used_s = cpu_s(party.processes()) - before_s
         preemptions = max(0, party.preemptions() - preempted)
-    return figures_of(result.records.requests, targets, max(0.0, used_s), preemptions)
+    return figures_of(result.records.requests, targets, max(0.0, used_s), preemptions, result.asked_again)
 
 
-async def _load(party: Party, url: str, workload: Workload, fault: Fault | None) -> BenchResult:
+async def _load(party: Party, url: str, workload: Workload, fault: Fault | None, tries: int) -> BenchResult:
     """Puts it there; the fault comes with the request that ends the first third."""
-    config = BenchConfig(url=url, model="tiny", text=True, timeout_s=LIMIT_S)
+    config = BenchConfig(url=url, model="tiny", text=True, timeout_s=LIMIT_S, tries=tries)
     console = Console(stderr=True, quiet=True)
     if fault is None:
         return await bench(workload, config, console)

@@ -1,7 +1,7 @@
 """What is asked of them: below, near and (far) beyond saturation, steady, in bursts, long, and with contexts in common.
 
 Rates are for four engines that pace themselves (20 ms + 0.2 ms a token) with 96 blocks of 32 tokens each; for more they
-are multiplied. Memory is what runs out first there, as with real models.
+are multiplied, for slower ones divided. Memory is what runs out first there, as with real models.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from frame.verdict import Goal, at_least, at_most
 
 from llumnix.workload.workload import Workload, load_workload
 
-SIZED_FOR = 4
-"""Engines."""
+SIZED_FOR, PACED_AT_MS = 4, 20.0
+"""Engines, and their steps."""
 
 NEVER_WORSE = {name: at_most(1.02) for name in ("TPOT P50", "TPOT P99", "latency P50", "latency mean", "latency P99")}
 """Of ours over the best of theirs."""
 
 NEAR = NEVER_WORSE | {"TTFT P99": at_most(0.5), "TTFT mean": at_most(0.67)}
+NOTICED_BY_NOBODY = {"gap P99": at_most(0.5)}
+"""Where an engine is killed or taken away meanwhile. Of clients whose request failed, see `figures_of`."""
 BEYOND = {"goodput": at_least(1.5)}
 """Of ours with classes: what cannot be served in time is not begun."""
 
@@ -50,9 +52,10 @@ LOADS = {
 _CONTEXT_TOKENS, _CONTEXT_BLOCK = 256, 32
 
 
-def make(load: Load, engines: int, requests: int, seed: int, contents: int) -> Workload:
+def make(load: Load, engines: int, requests: int, seed: int, contents: int, step_ms: float = PACED_AT_MS) -> Workload:
     """The load's requests; `contents` is the seed of what prompts say, so that no engine knows one from another run."""
-    text = f"{load.workload.format(rate=load.rate * engines / SIZED_FOR)},requests={requests}"
+    rate = load.rate * engines / SIZED_FOR * PACED_AT_MS / step_ms
+    text = f"{load.workload.format(rate=rate)},requests={requests}"
     workload = load_workload(text, seed=seed)
     if load.contexts:
         workload = _with_contexts(workload, load.contexts)

@@ -25,12 +25,17 @@ class OpenAIServer:
     step_s: float = 0.001
     faults: dict[str, str] = field(default_factory=dict)
     """Kind of failure by the end of the X-Request-Id."""
+    faulty_tries: int = 1_000_000
+    """From then on the same request is answered well."""
+    retry_after: str = ""
     routes: dict[str, Any] = field(default_factory=dict)
     """Answers of more GET routes."""
     models: Any = field(default_factory=lambda: {"data": [{"id": "tiny", "max_model_len": 4096}, {"id": "other"}]})
     continuous_usage: bool = True
     tokens_per_chunk: int = 1
     bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tries: dict[str, int] = field(default_factory=dict)
+    """By the end of the X-Request-Id."""
     headers: list[dict[str, str]] = field(default_factory=list)
     gets: list[str] = field(default_factory=list)
     url: str = ""
@@ -69,10 +74,13 @@ class OpenAIServer:
         """Answers one completion; False if the connection is to be closed."""
         sent_id = headers["x-request-id"]
         name = sent_id.rpartition("-")[2]
-        fault = self.faults.get(name, "")
+        self.tries[name] = self.tries.get(name, 0) + 1
+        fault = self.faults.get(name, "") if self.tries[name] <= self.faulty_tries else ""
         self.bodies[name] = body
-        if fault == "refuse":
-            writer.write(b'HTTP/1.1 503 Busy\r\ncontent-length: 15\r\n\r\n{"why": "busy"}')
+        if fault in ("refuse", "misunderstand"):
+            status = "503 Busy" if fault == "refuse" else "400 Bad"
+            later = f"retry-after: {self.retry_after}\r\n" if self.retry_after else ""
+            writer.write(f'HTTP/1.1 {status}\r\n{later}content-length: 15\r\n\r\n{{"why": "busy"}}'.encode())
             return True
         if fault == "close at once":
             return False

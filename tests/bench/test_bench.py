@@ -99,6 +99,46 @@ async def test_failed_request_is_a_row_and_the_others_go_on(
     assert [r.error for r in result.records.requests if r.id != "r000003"] == [""] * 11
 
 
+@pytest.mark.parametrize("fault", ["refuse", "close at once", "close in the middle", "end in the middle", "error"])
+async def test_who_asks_again_after_a_failure_has_the_whole_answer(server: OpenAIServer, fault: str) -> None:
+    server.faults, server.faulty_tries = {"r000003": fault}, 1
+    result = await go(server, tries=2)
+    assert {(r.error, r.output_tokens) for r in result.records.requests} == {("", 6)}
+    assert result.asked_again == frozenset({"r000003"})
+    assert server.tries["r000003"] == 2
+    assert result.facts["asked_again"] == 1
+
+
+async def test_whose_stream_broke_waits_until_there_is_more_than_there_was(server: OpenAIServer) -> None:
+    server.faults, server.faulty_tries = {"r000003": "close in the middle"}, 1
+    broken = row(await go(server, tries=2), "r000003")
+    assert broken.largest_gap_s is not None
+    assert broken.latency_s is not None
+    assert 0.5 <= broken.largest_gap_s < broken.latency_s
+    assert broken.ttft_s is not None
+    assert broken.ttft_s < 0.5
+
+
+async def test_who_was_told_when_to_come_back_comes_then(server: OpenAIServer) -> None:
+    server.faults, server.faulty_tries, server.retry_after = {"r000003": "refuse"}, 2, "0.01"
+    told = row(await go(server, tries=3), "r000003")
+    assert told.error == ""
+    assert told.ttft_s is not None
+    assert told.ttft_s < 0.5
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "asked"),
+    [("refuse", "HTTP 503", 2), ("misunderstand", "HTTP 400", 1), ("one token less", "wrong number of tokens", 1)],
+)
+async def test_only_what_may_pass_is_asked_again_and_so_often_only(
+    server: OpenAIServer, fault: str, error: str, asked: int
+) -> None:
+    server.faults, server.retry_after = {"r000003": fault}, "0"
+    result = await go(server, tries=2)
+    assert (row(result, "r000003").error, server.tries["r000003"]) == (error, asked)
+
+
 async def test_one_slow_answer_delays_no_arrival(server: OpenAIServer) -> None:
     server.faults = {"r000000": "hang"}
     started = time.monotonic()
@@ -297,6 +337,7 @@ def test_failed_requests_are_told_and_fail_the_command(tmp_path: Path, capsys: p
         (["--url", "localhost:8000"], "--url localhost:8000 is not an address"),
         (["--time-scale", "0"], "--time-scale must be above 0"),
         (["--timeout-s", "-1"], "--timeout-s must be above 0"),
+        (["--tries", "0"], "--tries must be at least 1"),
         (["--vocab", "0"], "--vocab must be at least 1"),
         (["--workload", "nonsense"], "nonsense is not a workload"),
         (["--out", "/proc/none"], "Cannot write to --out"),

@@ -49,6 +49,21 @@ def test_the_usage_at_the_end_has_the_last_word(total: int) -> None:
     assert (times.tokens, times.last_s) == (total, 3.0)
 
 
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_second_stream_counts_from_its_first_token_and_is_news_from_where_the_first_broke(usage: bool) -> None:
+    times = TokenTimes()
+
+    def token(number: int, at_s: float) -> None:
+        times.on_line(event("a", total=number if usage else None), at_s)
+
+    for number in (1, 2, 3):
+        token(number, float(number))
+    times.begin_again()
+    for number in (1, 2, 3, 4, 5):
+        token(number, 10.0 + number)
+    assert (times.tokens, times.first_s, times.last_s, times.largest_gap_s) == (5, 1.0, 15.0, 11.0)
+
+
 def test_first_token_at_time_zero_is_a_first_token() -> None:
     times = TokenTimes()
     times.on_line(event(total=1), 0.0)

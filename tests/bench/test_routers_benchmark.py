@@ -7,9 +7,10 @@ import re
 
 import pytest
 from _routers import parties, tools
+from _routers.faults import Fault
 from _routers.loads import LOADS, make
 from _routers.outcome import Run, Targets, compared, figures_of
-from frame.verdict import ROOT
+from frame.verdict import ROOT, at_most
 
 from llumnix.report.records import RequestRecord
 
@@ -34,6 +35,35 @@ def test_goodput_counts_what_met_both_targets_over_the_time_of_arrivals() -> Non
     assert figures["goodput"] == 2 / 4
     assert (figures["failed"], figures["CPU s per request"], figures["preemptions"]) == (1, 2.0, 3)
     assert figures["TTFT P99"] == pytest.approx(1.1, abs=0.02)
+
+
+def test_who_had_to_ask_again_failed_and_its_times_count() -> None:
+    rows = [record(0), record(1, largest_gap_s=5.0)]
+    figures = figures_of(rows, TARGETS, cpu_s=0.0, preemptions=0, asked_again={"r1"})
+    assert figures["failed"] == 1
+    assert figures["gap P99"] > 4
+    assert figures["unbroken gap P99"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+def test_where_an_engine_goes_away_nobody_may_fail_and_pauses_have_a_goal(fault: Fault) -> None:
+    usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
+    runs = [
+        Run("near, bursts", fault, 1, name, usual | {"failed": failed})
+        for name, failed in (("a", 3), (parties.OURS, 1))
+    ]
+    told = {figure.name: figure for figure in compared("near", LOADS["near, bursts"], runs, fault)}
+    assert told["near: gap P99, llumnix / a"].goal is not None
+    failed = told["near: failed, llumnix"]
+    assert (failed.measured, failed.goal) == (1, at_most(0))
+
+
+def test_slower_engines_are_asked_less() -> None:
+    usual, slow = (
+        make(LOADS["near, bursts"], engines=4, requests=50, seed=1, contents=0, step_ms=step_ms).requests
+        for step_ms in (20.0, 60.0)
+    )
+    assert slow[-1].arrival_s == pytest.approx(3 * usual[-1].arrival_s)
 
 
 def test_where_every_request_failed_times_are_endless() -> None:

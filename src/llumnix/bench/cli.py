@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
     parser.add_argument("--time-scale", type=float, default=1.0, help="factor on arrival times (0.5: twice the rate)")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="seconds a request may take (default: 600)")
+    parser.add_argument(
+        "--tries", type=int, default=1, help="times a request that fails is asked in all, after 0.5, 1, 2 … s (1)"
+    )
     parser.add_argument("--vocab", type=int, default=256, help="prompts are made of token ids below this (256)")
     parser.add_argument("--text", action="store_true", help="prompts as text, a character for each of these ids")
     parser.add_argument("--no-figures", action="store_true", help="write no pictures")
@@ -81,6 +84,7 @@ def _config(args: argparse.Namespace) -> BenchConfig:
         api_key=args.api_key,
         time_scale=args.time_scale,
         timeout_s=args.timeout_s,
+        tries=args.tries,
         vocab=args.vocab,
         text=args.text,
     )

@@ -33,6 +33,8 @@ class BenchConfig:
     """Arrival times are multiplied by this: 0.5 doubles the rate."""
     timeout_s: float = 600.0
     """A request that has not ended this long after it was sent has failed."""
+    tries: int = 1
+    """So often a request is asked in all, if it fails. Its client then waits until it has more tokens than it had."""
     vocab: int = 256
     """Prompts are made of token ids below this."""
     text: bool = False
@@ -44,6 +46,8 @@ class BenchConfig:
             raise UsageError(f"--time-scale must be above 0, not {self.time_scale:g}.")
         if not 0 < self.timeout_s < float("inf"):
             raise UsageError(f"--timeout-s must be above 0, not {self.timeout_s:g}.")
+        if self.tries < 1:
+            raise UsageError(f"--tries must be at least 1, not {self.tries}.")
         if self.vocab < 1:
             raise UsageError(f"--vocab must be at least 1, not {self.vocab}.")
 
@@ -62,6 +66,8 @@ class BenchResult:
     details: dict[str, str]
     """What the server said with the first failure of each kind, where it said anything."""
     interrupted: bool
+    asked_again: frozenset[str]
+    """Requests that took more than one try, whatever came of it."""
 
 
 async def bench(workload: Workload, config: BenchConfig, console: Console) -> BenchResult:
@@ -80,7 +86,14 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         model, longest = await server.model(config.model)
         _warn_of_long_requests(workload, longest, console)
         target = Target(config.base_url, model, Prompts(workload.seed, config.vocab), headers, text=config.text)
-        run = OpenLoopRun(workload, session, target, time_scale=config.time_scale, timeout_s=config.timeout_s)
+        run = OpenLoopRun(
+            workload,
+            session,
+            target,
+            time_scale=config.time_scale,
+            timeout_s=config.timeout_s,
+            tries=config.tries,
+        )
         await run.go(server, console)
         migrations = await server.migrations(run.start_unix_s)
     facts: dict[str, Fact] = {
@@ -89,11 +102,14 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         "workload": workload.name,
         "seed": workload.seed,
         "time_scale": config.time_scale,
+        "tries": config.tries,
+        "asked_again": len(run.asked_again),
         "client_cores": round(run.cpu_s / run.wall_s, 3),
         "client_late_s": round(run.late_s, 6),
     }
     records = Records(_with_moves(run.rows, run.server_ids, migrations), migrations or [], run.instances)
-    return BenchResult(records, facts, {kind: said for kind, said in run.details.items() if said}, run.interrupted)
+    details = {kind: said for kind, said in run.details.items() if said}
+    return BenchResult(records, facts, details, run.interrupted, frozenset(run.asked_again))
 
 
 def _with_moves(

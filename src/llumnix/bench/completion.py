@@ -9,8 +9,11 @@ text (half of a character), until the usage at the end.
 from __future__ import annotations
 
 import asyncio
+import math
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -22,6 +25,8 @@ from llumnix.types import NORMAL
 from llumnix.workload.workload import WorkloadRequest
 
 MAX_DETAIL_CHARS = 300
+_PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
+"""Refusals that OpenAI's own client asks again after, besides all from 500 on."""
 
 _CHARACTERS = string.ascii_letters + string.digits
 
@@ -48,25 +53,34 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class BadAnswer(Exception):
     """The server answered, but not with a whole completion; `str(error)` is the kind of failure.
 
-    `detail` is what the server said, of the first so many characters.
+    `detail` is what the server said, of the first so many characters; `again_s`, when to come back, if it said so;
+    `lasting`: asking again would bring the same.
     """
 
-    def __init__(self, kind: str, detail: str = "") -> None:
+    def __init__(self, kind: str, detail: str = "", *, again_s: float | None = None, lasting: bool = False) -> None:
         super().__init__(kind)
         self.detail = detail[:MAX_DETAIL_CHARS]
+        self.again_s = again_s
+        self.lasting = lasting
 
 
 @dataclass(slots=True)
 class TokenTimes:
-    """When the tokens of one stream came, in seconds after `zero_s` on the loop's clock."""
+    """When the tokens of one request came, in seconds after `zero_s` on the loop's clock."""
 
     zero_s: float = 0.0
     server_id: str = ""
     tokens: int = 0
+    """The most that any of its streams had."""
     first_s: float | None = None
     last_s: float = 0.0
     largest_gap_s: float = 0.0
     ended: bool = False
+    _of_stream: int = 0
+
+    def begin_again(self) -> None:
+        """Another stream, from the first token on: what it repeats is no news, and until then the client waits."""
+        self._of_stream = 0
 
     def on_line(self, line: bytes, now_s: float) -> None:
         """Takes one line of the stream, which came at `now_s` of the loop's clock.
@@ -97,7 +111,8 @@ class TokenTimes:
         if chunk.usage is not None:
             total = chunk.usage.completion_tokens
         else:
-            total = self.tokens + sum(bool(choice.text) or choice.finish_reason is None for choice in chunk.choices)
+            total = self._of_stream + sum(bool(choice.text) or choice.finish_reason is None for choice in chunk.choices)
+        self._of_stream = total
         if not chunk.choices:  # the usage at the end: more than the chunks showed came with the last of them
             self.tokens = total
         elif total > self.tokens:
@@ -178,7 +193,7 @@ async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, 
     clock = asyncio.get_running_loop().time
     async with session.post(f"{target.url}/v1/completions", data=body, headers=headers) as response:
         if response.status != 200:
-            raise BadAnswer(f"HTTP {response.status}", await response.text(errors="replace"))
+            raise _refusal(response.status, response.headers, await response.text(errors="replace"))
         splitter = LineSplitter()
         async for data in response.content.iter_any():
             now_s = clock()
@@ -190,3 +205,12 @@ async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, 
                 times.on_line(line, now_s)
         if not times.ended:
             raise BadAnswer("stream ended early")
+
+
+def _refusal(status: int, headers: Mapping[str, str], said: str) -> BadAnswer:
+    lasting = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSING
+    try:
+        again_s = float(headers.get("Retry-After", ""))
+    except ValueError:  # none, or a date
+        again_s = math.inf
+    return BadAnswer(f"HTTP {status}", said, again_s=again_s if 0 <= again_s < math.inf else None, lasting=lasting)

@@ -26,6 +26,8 @@ from llumnix.workload.workload import Workload, WorkloadRequest
 
 PROGRESS_INTERVAL_S = 0.5
 SENT_AT_ONCE = 32
+FIRST_PATIENCE_S, MOST_PATIENCE_S = 0.5, 8.0
+"""Before a request is asked again, doubled with each try, unless the server said when: as OpenAI's own client."""
 INTERRUPTED = "interrupted"
 
 
@@ -40,9 +42,10 @@ class OpenLoopRun:
         *,
         time_scale: float,
         timeout_s: float,
+        tries: int,
     ) -> None:
         self._workload, self._session, self._target = workload, session, target
-        self._time_scale, self._timeout_s = time_scale, timeout_s
+        self._time_scale, self._timeout_s, self._tries = time_scale, timeout_s, tries
         self._prefix = f"bench-{uuid.uuid4().hex[:8]}"
         self._tasks: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
@@ -53,6 +56,8 @@ class OpenLoopRun:
         self.instances: list[InstanceRecord] = []
         self.details: dict[str, str] = {}
         """What the server said with the first failure of each kind."""
+        self.asked_again: set[str] = set()
+        """Requests that took more than one try."""
         self.interrupted = False
         self.start_s = self.start_unix_s = 0.0
         """When the run started, on the loop's clock and on the wall."""
@@ -89,31 +94,54 @@ class OpenLoopRun:
 
     async def _one(self, request: WorkloadRequest, index: int, arrival_s: float) -> None:
         times, error = TokenTimes(zero_s=self.start_s), ""
-        # Not the request's own id: a trace may have anything there, and this goes into a header.
-        sent_id = f"{self._prefix}-{request_id(index)}"
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = self._target.body(request, index)
-                await complete(self._session, self._target, body, sent_id, times)
-            if times.tokens != request.output_tokens:
-                error = "wrong number of tokens"
+                error = await self._ask(request, index, times)
         except asyncio.CancelledError:
             error = INTERRUPTED
             raise
-        except BadAnswer as bad:
-            error = str(bad)
-            self.details.setdefault(error, bad.detail)
         except TimeoutError:
             error = "timeout"
+        finally:
+            self._failed += bool(error)
+            self.rows.append(_record(request, arrival_s, times, self._now_s(), error))
+
+    async def _ask(self, request: WorkloadRequest, index: int, times: TokenTimes) -> str:
+        """As often as it takes and is allowed; why the last try failed, empty if it did not."""
+        body = self._target.body(request, index)
+        for number in range(1, self._tries + 1):
+            failure = await self._try(request, index, number, body, times)
+            if failure is None:
+                return "" if times.tokens == request.output_tokens else "wrong number of tokens"
+            self.details.setdefault(str(failure), failure.detail)
+            if failure.lasting or number == self._tries:
+                break
+            self.asked_again.add(request.id)
+            patience_s = min(FIRST_PATIENCE_S * 2 ** (number - 1), MOST_PATIENCE_S)
+            await asyncio.sleep(patience_s if failure.again_s is None else failure.again_s)
+            times.begin_again()
+        return str(failure)
+
+    async def _try(
+        self, request: WorkloadRequest, index: int, number: int, body: bytes, times: TokenTimes
+    ) -> BadAnswer | None:
+        # Not the request's own id: a trace may have anything there, and this goes into a header.
+        again = f"{number}-" if number > 1 else ""
+        times.server_id = ""
+        try:
+            await complete(self._session, self._target, body, f"{self._prefix}-{again}{request_id(index)}", times)
+        except BadAnswer as bad:
+            return bad
+        except TimeoutError:  # of the connection: that of the request cancels
+            return BadAnswer("timeout")
         except aiohttp.ClientConnectorError:
-            error = "cannot connect"
+            return BadAnswer("cannot connect")
         except (aiohttp.ClientError, OSError):
-            error = "connection lost"
+            return BadAnswer("connection lost")
         finally:
             if times.server_id:
                 self.server_ids[times.server_id] = request.id
-            self._failed += bool(error)
-            self.rows.append(_record(request, arrival_s, times, self._now_s(), error))
+        return None
 
     def _stop(self) -> None:
         self.interrupted = True
