@@ -19,9 +19,11 @@ import torch
 
 from gpu.cache import Cache, Shape
 from gpu.load import Load, LoadShape, spread
+from llumnix.engine import gpus
 from llumnix.transport.cuda import CudaDriver
 from llumnix.transport.mapped import MappedMemory
 from llumnix.transport.port import Pool, PullResult
+from llumnix.transport.reader import Reader
 from llumnix.transport.sockets import SocketOptions, SocketTransport
 from llumnix.transport.staging import StagedPool, pool_of
 from llumnix.types import RequestId
@@ -63,7 +65,10 @@ def open_end(kind: CacheKind, setting: Setting) -> tuple[Cache, SocketTransport]
         pool = pool_of(cache.views, fingerprint=kind.layout)
     else:
         pool = StagedPool(cache.views, fingerprint=kind.layout, staging_bytes=kind.staging_bytes)
-    readers = (MappedMemory(cache.views, CudaDriver()),) if kind.on_device else ()
+    readers: list[Reader] = []
+    if kind.on_device:
+        gpu = gpus.whole(str(torch.cuda.get_device_properties(setting.device).uuid), gpus.installed())
+        readers.append(MappedMemory(cache.views, CudaDriver(), gpu=gpu, between_gpus=False))
     return cache, SocketTransport(pool, SECRET, SocketOptions(folder=setting.folder, tcp_host=None), readers)
 
 

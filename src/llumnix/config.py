@@ -81,8 +81,8 @@ class PolicyConfig:
         _require(self.priority_target_tokens >= 0, "--priority-target-tokens must not be negative.")
 
 
-WAYS = ("cuda", "nixl")
-"""By which blocks can move beside sockets."""
+WAYS = ("same-gpu", "cuda", "nixl", "host")
+"""By which blocks can move beside sockets; the last says that they do not."""
 NIXL_VERSION = "1.5.1"
 """Of nixl-cu13, the package; pinned, since one private name of it is relied on (transport/nixl.py)."""
 
@@ -102,16 +102,21 @@ class MigrationConfig:
         0.005, "Seconds a target holds its next step for the last blocks of a request that is just arriving."
     )
     transports: str = knob(
-        "",
-        "What moves blocks beside sockets, the first that both ends can: cuda (within a GPU, or between those of "
-        "one machine), nixl (RDMA between machines, and within one), or both with a comma between.",
+        "same-gpu",
+        "What moves blocks beside sockets, the first that both ends can: same-gpu (within a GPU that instances share), "
+        "cuda (there, and between GPUs of one machine), nixl (RDMA between machines, and within one), with a comma "
+        "between them; or host: nothing does.",
     )
     max_incoming: int = knob(16, "Migrations an instance takes at once; more are refused.")
     max_outgoing: int = knob(16, "Migrations an instance makes at once, such as when it drains; more are refused.")
 
     @property
     def ways(self) -> list[str]:
-        """The transports that were named."""
+        """The transports that were named, the best first."""
+        return [word for word in self._words if word != "host"]
+
+    @property
+    def _words(self) -> list[str]:
         return [word.strip() for word in self.transports.split(",") if word.strip()]
 
     def __post_init__(self) -> None:
@@ -120,8 +125,14 @@ class MigrationConfig:
         for name in ("prepare", "stage", "detach", "commit", "verdict"):
             _require(getattr(self, f"{name}_timeout_s") > 0, f"--{name}-timeout-s must be above 0.")
         _require(0 <= self.last_blocks_grace_s <= 1, "--last-blocks-grace-s must be between 0 and 1.")
-        unknown = set(self.ways) - set(WAYS)
-        _require(not unknown, f"--transports knows {' and '.join(WAYS)}, not {', '.join(sorted(unknown))}.")
+        unknown = set(self._words) - set(WAYS)
+        _require(not unknown, f"--transports knows {', '.join(WAYS)}, not {', '.join(sorted(unknown))}.")
+        _require(
+            "host" not in self._words or not self.ways, "--transports host stands alone: nothing else moves blocks."
+        )
+        _require(
+            not {"same-gpu", "cuda"} <= {*self.ways}, "--transports cuda is for the same GPU, too: leave same-gpu out."
+        )
         _require(
             self.max_incoming >= 1 and self.max_outgoing >= 1, "--max-incoming and --max-outgoing must be at least 1."
         )

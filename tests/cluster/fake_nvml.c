@@ -31,4 +31,9 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) 
     memory->total = 80ULL << 30; memory->free = 60ULL << 30; memory->used = 20ULL << 30;
     return 0;
 }
+nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *mode, unsigned int *pending) {
+    if (device->index == 0) return 3; /* NVML_ERROR_NOT_SUPPORTED */
+    *mode = 1; *pending = 0;
+    return 0;
+}
 nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, nvmlComputeMode_t *mode) { *mode = device->index ? 3 : 0; return 0; }

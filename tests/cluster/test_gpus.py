@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from llumnix.cluster.environment import engine_flags, gpus_hold, instance_needs,
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
 from llumnix.engine.gpus import Gpu, GpuMachine
+from llumnix.engine.port import InstanceSpec
 from llumnix.errors import UsageError
 from llumnix.flags import flag_value, parse_serve
+from llumnix.types import InstanceId
+from llumnix.wire.addresses import AddressBook
 
 GIB = 1 << 30
 NVML = Path(__file__).with_name("fake_nvml.c")
@@ -112,8 +116,56 @@ def test_nixl_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_transport_that_nobody_knows() -> None:
-    with pytest.raises(UsageError, match="--transports knows cuda and nixl, not pigeon"):
+    with pytest.raises(UsageError, match="--transports knows same-gpu, cuda, nixl, host, not pigeon"):
         parse_serve(["--transports", "cuda,pigeon"])
+
+
+@pytest.mark.parametrize(
+    ("words", "alone", "shared"),
+    [
+        ("", [], ["same-gpu"]),
+        ("--transports host", [], []),
+        ("--transports=", [], []),
+        ("--transports same-gpu,nixl", ["nixl"], ["same-gpu", "nixl"]),
+        ("--transports nixl", ["nixl"], ["nixl"]),
+        ("--transports cuda", ["cuda"], ["cuda"]),
+        ("--transports nixl,cuda", ["nixl", "cuda"], ["nixl", "cuda"]),
+    ],
+)
+def test_within_a_gpu_blocks_move_by_themselves_where_instances_share_one(
+    words: str, alone: list[str], shared: list[str]
+) -> None:
+    assert spec_of(words).ways == alone
+    assert spec_of(f"{words} --instances-per-gpu 2").ways == shared
+
+
+def spec_of(words: str) -> InstanceSpec:
+    arguments = parse_serve(words.split())
+    return InstanceSpec(
+        id=InstanceId("i0"),
+        index=0,
+        slot=0,
+        device_slot=0,
+        node="",
+        book=AddressBook(run_dir="", launcher="", scheduler="", fronts=()),
+        policy=arguments.policy,
+        migration=arguments.migration,
+        cluster=arguments.cluster,
+        secret=b"",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [("host,cuda", "--transports host stands alone"), ("same-gpu,cuda", "leave same-gpu out")],
+)
+def test_transports_that_contradict_each_other(words: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        parse_serve(["--transports", words])
+
+
+def test_what_nobody_named_is_nothing_to_refuse_on_a_cpu() -> None:
+    preflight.check_ways(parse_serve([]).migration.ways)
 
 
 def test_without_a_driver_that_answers_vllm_says_what_is_wrong(cuda_build: None) -> None:
@@ -203,8 +255,22 @@ def test_nvml_is_read_as_its_header_says(tmp_path: Path) -> None:
     assert there == GpuMachine(
         "580.65.06",
         (13, 0),
-        (Gpu("NVIDIA H100", "GPU-0", 80 * GIB, 60 * GIB, True), Gpu("NVIDIA H100", "GPU-1", 80 * GIB, 60 * GIB, False)),
+        (
+            Gpu("NVIDIA H100", "GPU-0", 80 * GIB, 60 * GIB, True),
+            Gpu("NVIDIA H100", "GPU-1", 80 * GIB, 60 * GIB, False, divided=True),
+        ),
     )
+
+
+def test_only_a_gpu_that_is_whole_and_there_is_known_by_its_uuid() -> None:
+    there = machine(3)
+    parted = GpuMachine(there.driver, there.cuda, (*there.gpus[:2], replace(there.gpus[2], divided=True)))
+    assert [gpus.whole(uuid, parted) for uuid in ("0", "1", "2", "3", "", "GPU-1", "MIG-1")] == [
+        *("GPU-0", "GPU-1"),
+        *[""] * 5,
+    ]
+    assert gpus.whole("0", None) == ""
+    assert gpus.whole("0", GpuMachine(there.driver, there.cuda, there.gpus[:1] * 2)) == "", "which of them?"
 
 
 def test_no_driver() -> None:

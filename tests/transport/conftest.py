@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from mapped_ends import Driver, MappedEnd
 from stalling_source import BLOCKS, CHUNK_BYTES, FINGERPRINT, StallingPool
 from transport_ends import PLENTY_S, SECRET, End, Kind, memory_of
 
+from c_stand_ins import built
 from llumnix.transport import lanes
 from llumnix.transport.port import PullInFlight
 from llumnix.transport.sockets import SocketTransport
@@ -68,3 +71,27 @@ def half_pulled(kind: Kind, make_end: Callable[..., End], tmp_path: Path) -> Ite
     yield source.address, target, pull
     pool.go_on.set()
     source.close()
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return built(Path(__file__).with_name("fake_cuda.c"), tmp_path_factory.mktemp("cuda") / "libcuda.so.1")
+
+
+@pytest.fixture
+def driver(fake_cuda: str) -> Driver:
+    return Driver(fake_cuda)
+
+
+@pytest.fixture
+def make_mapped(driver: Driver, tmp_path: Path) -> Iterator[Callable[..., MappedEnd]]:
+    ends: list[MappedEnd] = []
+
+    def make(**options: Any) -> MappedEnd:
+        ends.append(MappedEnd(driver, tmp_path, 10_000 * (len(ends) + 1), **options))
+        return ends[-1]
+
+    yield make
+    for end in ends:
+        end.transport.close()
+        end.path.unlink(missing_ok=True)

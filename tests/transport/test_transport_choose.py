@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llumnix.transport.choose import Address, Choice, Way, choose
+from llumnix.transport.choose import Address, Choice, Way, choose, shares_gpu
 from llumnix.transport.port import PoolShape, TransportError
 
 UNIX = Way("unix", "/run/kv.sock")
@@ -46,17 +46,27 @@ def test_choice(offered: Any, host: Any, able: Any, ways: Any, passed_over: Any)
     assert choose(source, host, able) == Choice(tuple(ways), tuple(passed_over))
 
 
+@pytest.mark.parametrize(
+    ("host", "gpu", "shared"),
+    [("a", "GPU-1", True), ("a", "GPU-2", False), ("b", "GPU-1", False), ("a", "", False), ("a", "gpu-1", False)],
+)
+def test_a_gpu_is_one_only_where_both_say_its_whole_name_on_one_host(host: str, gpu: str, shared: bool) -> None:
+    assert shares_gpu(Address(incarnation="i", host="a", ways=(), gpu="GPU-1"), host, gpu) is shared
+    assert not shares_gpu(Address(incarnation="i", host="a", ways=()), host, gpu)
+
+
 @pytest.mark.parametrize("ways", [(UNIX,), (UNIX, NETWORK), (Way("tcp", "[::1]:80"), UNIX), ()])
 def test_an_address_reads_as_it_was_written(ways: Any) -> None:
-    address = Address(incarnation="0f", host="boot-id", ways=ways)
-    assert Address.parse(str(address)) == address
+    for gpu in ("", "GPU-4a"):
+        address = Address(incarnation="0f", host="boot-id", ways=ways, gpu=gpu)
+        assert Address.parse(str(address)) == address
 
 
 @pytest.mark.parametrize(
     "text",
     [
         *("", "x", "@host", "id@", "id@h,", "id@h,unix", "id@h,unix:", "id@h,:x", "id@h,tcp:host", "id@h,tcp:h:p"),
-        *("id@h,nixl:host", "id@h,nixl:h:p"),
+        *("id@h,nixl:host", "id@h,nixl:h:p", "id@h@", "id@@GPU-1", "id@h@GPU-1@GPU-2"),
     ],
 )
 def test_what_is_not_an_address_is_told_apart(text: str) -> None:

@@ -2,110 +2,38 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transport_ends import PLENTY_S, SECRET, finished
+from mapped_ends import BLOCKS, LAYERS, WORDS, Driver, MappedEnd
+from transport_ends import PLENTY_S, finished
 
-from c_stand_ins import built
 from llumnix.transport import mapped as mapped_module
 from llumnix.transport.connection import Mapping
 from llumnix.transport.cuda import CudaDriver
 from llumnix.transport.device import Moment
 from llumnix.transport.mapped import MappedMemory
 from llumnix.transport.memory import MemoryPool
-from llumnix.transport.port import BlockIds, PullResult, TransportError
-from llumnix.transport.sockets import SocketOptions, SocketTransport
-
-BLOCKS, WORDS, LAYERS = 8, 32, 3
-
-Copied = Callable[[], None]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return built(Path(__file__).with_name("fake_cuda.c"), tmp_path_factory.mktemp("cuda") / "libcuda.so.1")
-
-
-class Driver(CudaDriver):
-    """Calls `copied` after each batch."""
-
-    def __init__(self, library: str) -> None:
-        super().__init__(library)
-        self.fake: Any = ctypes.CDLL(library)
-        self.copied: Copied = lambda: None
-        for counter in ("fake_opened", "fake_copies", "fake_batches"):
-            ctypes.c_int.in_dll(self.fake, counter).value = 0
-
-    def count(self, what: str) -> int:
-        return ctypes.c_int.in_dll(self.fake, f"fake_{what}").value
-
-    def copy(self, targets: Any, sources: Any, sizes: Any, stream: int) -> None:
-        super().copy(targets, sources, sizes, stream)
-        self.copied()
-
-    def allocate(self, path: Path, words: int) -> torch.Tensor:
-        self.fake.fake_allocate.restype = ctypes.c_void_p
-        address = self.fake.fake_allocate(str(path).encode(), ctypes.c_size_t(8 * words))
-        return torch.frombuffer((ctypes.c_char * (8 * words)).from_address(address), dtype=torch.int64)
-
-
-class UnreadPool(MemoryPool):
-    """Nothing of it may go through a socket."""
-
-    def reading(self, blocks: BlockIds, until_s: float) -> Any:
-        raise AssertionError("its bytes were sent")
-
-
-class End:
-    """Regions one after the other in one piece of device memory, as vLLM has layers."""
-
-    def __init__(self, driver: Driver, folder: Path, fill: int, pool: type[MemoryPool] = UnreadPool) -> None:
-        self.path = Path(f"/dev/shm/{folder.name[-20:]}-{fill}")
-        self.memory = driver.allocate(self.path, LAYERS * BLOCKS * WORDS).view(LAYERS, BLOCKS, WORDS)
-        self.memory[:] = torch.arange(LAYERS * BLOCKS * WORDS).view(LAYERS, BLOCKS, WORDS) + fill
-        self.views = list(self.memory)
-        served = pool.of_arrays(self.views, fingerprint="x")
-        options = SocketOptions(folder=folder, tcp_host=None)
-        self.transport = SocketTransport(served, SECRET, options, (MappedMemory(self.views, driver),))
-
-    def pull(self, source: End, sources: list[int], targets: list[int]) -> PullResult:
-        pull = self.transport.pull(
-            source.transport.address, sources, targets, PLENTY_S, on_done=lambda _: None, on_released=lambda: None
-        )
-        return finished(pull.wait(PLENTY_S))
+from llumnix.transport.port import TransportError
 
 
 @pytest.fixture
-def driver(library: str) -> Driver:
-    return Driver(library)
+def make_end(make_mapped: Callable[..., MappedEnd]) -> Callable[..., MappedEnd]:
+    return make_mapped
 
 
-@pytest.fixture
-def make_end(driver: Driver, tmp_path: Path) -> Iterator[Callable[..., End]]:
-    ends: list[End] = []
-
-    def make(**options: Any) -> End:
-        ends.append(End(driver, tmp_path, 10_000 * len(ends), **options))
-        return ends[-1]
-
-    yield make
-    for end in ends:
-        end.transport.close()
-        end.path.unlink(missing_ok=True)
-
-
-def test_blocks_are_copied_from_there_and_neighbours_at_once(make_end: Callable[..., End], driver: Driver) -> None:
+def test_blocks_are_copied_from_there_and_neighbours_at_once(
+    make_end: Callable[..., MappedEnd], driver: Driver
+) -> None:
     here, there = make_end(), make_end()
     assert ",cuda:" in there.transport.address
     before = here.memory.clone()
@@ -119,7 +47,7 @@ def test_blocks_are_copied_from_there_and_neighbours_at_once(make_end: Callable[
 
 
 def test_memory_that_cannot_be_mapped_comes_through_the_host(
-    make_end: Callable[..., End], driver: Driver, caplog: pytest.LogCaptureFixture
+    make_end: Callable[..., MappedEnd], driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
     here, there = make_end(pool=MemoryPool), make_end(pool=MemoryPool)
     there.path.unlink()
@@ -134,7 +62,7 @@ def test_memory_that_cannot_be_mapped_comes_through_the_host(
 
 
 def test_what_was_read_of_a_source_that_ended_meanwhile_does_not_count(
-    make_end: Callable[..., End], driver: Driver
+    make_end: Callable[..., MappedEnd], driver: Driver
 ) -> None:
     here, there = make_end(), make_end()
     driver.copied = there.transport.close
@@ -145,7 +73,7 @@ def test_what_was_read_of_a_source_that_ended_meanwhile_does_not_count(
     assert driver.count("copies") == LAYERS, "it was not read again"
 
 
-def test_memory_of_a_peer_that_is_gone_is_held_no_longer(make_end: Callable[..., End], driver: Driver) -> None:
+def test_memory_of_a_peer_that_is_gone_is_held_no_longer(make_end: Callable[..., MappedEnd], driver: Driver) -> None:
     """A device has it free only when nobody maps it."""
     here, there = make_end(), make_end()
     assert here.pull(there, [1], [1]).ok
@@ -157,7 +85,7 @@ def test_memory_of_a_peer_that_is_gone_is_held_no_longer(make_end: Callable[...,
 
 
 def test_pull_that_is_called_off_ends_between_two_batches(
-    make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
+    make_end: Callable[..., MappedEnd], driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mapped_module, "BATCH_BYTES", WORDS * 8)
     here, there = make_end(), make_end()
@@ -181,7 +109,7 @@ def test_pull_that_is_called_off_ends_between_two_batches(
 
 
 def test_copies_of_a_batch_that_fails_are_over_before_the_pull_is(
-    make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
+    make_end: Callable[..., MappedEnd], driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(Moment, "record", lambda _: done.append("recorded"))
@@ -196,13 +124,13 @@ def test_copies_of_a_batch_that_fails_are_over_before_the_pull_is(
     assert done == ["recorded", "waited"]
 
 
-def test_blocks_that_the_source_does_not_have_are_not_read(make_end: Callable[..., End], driver: Driver) -> None:
+def test_blocks_that_the_source_does_not_have_are_not_read(make_end: Callable[..., MappedEnd], driver: Driver) -> None:
     result = make_end().pull(make_end(), [BLOCKS], [0])
     assert "the source refused: block 8 is not one of the 8 blocks" in result.reason
     assert driver.count("copies") == 0
 
 
-def test_memory_with_other_regions_is_not_read(make_end: Callable[..., End], driver: Driver) -> None:
+def test_memory_with_other_regions_is_not_read(make_end: Callable[..., MappedEnd], driver: Driver) -> None:
     here, there = make_end(), make_end()
     offers = there.transport._server.offers
     offers["cuda"] = Mapping(offers["cuda"].handle, offers["cuda"].regions[:1])
@@ -229,7 +157,7 @@ def test_the_kernel_copies_scattered_runs_and_compiles_for_gpus() -> None:
 
 
 def test_small_copies_go_to_the_kernel_and_those_that_it_cannot_take_to_the_driver(
-    make_end: Callable[..., End], driver: Driver, monkeypatch: pytest.MonkeyPatch
+    make_end: Callable[..., MappedEnd], driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[int] = []
 
@@ -257,7 +185,7 @@ def test_small_copies_go_to_the_kernel_and_those_that_it_cannot_take_to_the_driv
 
 def test_memory_that_the_driver_does_not_know_is_not_offered(driver: Driver) -> None:
     with pytest.raises(TransportError, match=r"cuMemGetAddressRange_v2 failed with CUDA_ERROR_INVALID_VALUE \(1\)"):
-        MappedMemory([torch.zeros(4, 8)], driver)
+        MappedMemory([torch.zeros(4, 8)], driver, between_gpus=True)
 
 
 def test_no_driver() -> None:

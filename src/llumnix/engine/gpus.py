@@ -17,6 +17,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LIBRARY = "libnvidia-ml.so.1"  # comes with the driver
 _WORD_BYTES = 96  # of names, UUIDs and versions, at most
 _SHARED = 0  # of nvmlComputeMode_t
+_DIVIDED = 1  # of what nvmlDeviceGetMigMode says
 _UNIQUE = re.compile(r"(GPU|MIG)-")
 _ODD = {"": "has nothing between two commas", "-1": "hides what stands behind -1"}
 
@@ -29,6 +30,8 @@ class Gpu:
     free_bytes: int
     for_many: bool
     """Several processes may use it at once; an administrator can forbid that (`nvidia-smi --compute-mode`)."""
+    divided: bool = False
+    """Into parts that are as GPUs of their own (MIG)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +77,26 @@ def _shut_down(nvml: ctypes.CDLL) -> Iterator[None]:
 
 def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
     handle, memory, mode = ctypes.c_void_p(), _Memory(), ctypes.c_uint()
+    parts, parts_later = ctypes.c_uint(), ctypes.c_uint()
     nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle))
     nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
     nvml.nvmlDeviceGetComputeMode(handle, ctypes.byref(mode))
+    nvml.nvmlDeviceGetMigMode(handle, ctypes.byref(parts), ctypes.byref(parts_later))  # 0 stays where there is no such
     name, uuid = _word(nvml.nvmlDeviceGetName, handle), _word(nvml.nvmlDeviceGetUUID, handle)
-    return Gpu(name, uuid, memory.total, memory.free, for_many=mode.value == _SHARED)
+    for_many, divided = mode.value == _SHARED, parts.value == _DIVIDED
+    return Gpu(name, uuid, memory.total, memory.free, for_many, divided)
 
 
 def _word(ask: Callable[..., int], *about: ctypes.c_void_p) -> str:
     word = ctypes.create_string_buffer(_WORD_BYTES)
     ask(*about, word, ctypes.c_uint(_WORD_BYTES))
     return word.value.decode()
+
+
+def whole(uuid: str, there: GpuMachine | None) -> str:
+    """The UUID that NVML has for the GPU that CUDA calls so; empty if it knows none, or it is divided into parts."""
+    named = [gpu.uuid for gpu in there.gpus if gpu.uuid == f"GPU-{uuid}" and not gpu.divided] if there else []
+    return named[0] if len(named) == 1 else ""
 
 
 def visible(environment: Mapping[str, str], there: GpuMachine | None) -> list[str] | None:

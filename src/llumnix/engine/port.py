@@ -53,6 +53,12 @@ class InstanceSpec:
     secret: bytes = field(repr=False)
     """Shared by the processes of one server; whoever connects to a data socket shows that it knows it."""
 
+    @property
+    def ways(self) -> list[str]:
+        """What may move its blocks beside sockets."""
+        shared = self.cluster.instances_per_gpu > 1
+        return [way for way in self.migration.ways if shared or way != "same-gpu"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndSpec:

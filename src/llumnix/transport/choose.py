@@ -2,7 +2,7 @@
 
 | pair | way | why |
 |---|---|---|
-| one host, both pools on GPUs | cuda | the device copies, nothing goes through the host (mapped.py) |
+| one GPU; two of one host, if asked for | cuda | the device copies, nothing goes through the host (mapped.py) |
 | as below, with NIXL at both ends | nixl | the puller's NIC, or its kernel, reads (nixl.py) |
 | one host | unix | faster than TCP; a dead peer is seen at once |
 | two hosts, and one host when the unix socket cannot be reached | tcp | works everywhere |
@@ -43,7 +43,7 @@ class Way(msgspec.Struct, frozen=True):
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source exports, as `incarnation@host,scheme:where,scheme:where`.
+    """What a source exports, as `incarnation@host,scheme:where,scheme:where`, or `incarnation@host@gpu,…`.
 
     The incarnation is unique to one transport object, so that a port or a path that was taken over by
     another process is never mistaken for the one that was meant.
@@ -52,15 +52,18 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     host: str
     ways: tuple[Way, ...]
+    gpu: str = ""
+    """Its UUID; empty if there is none, or nobody can tell. Says which ways are worth a try, and proves nothing."""
 
     def __str__(self) -> str:
-        return ",".join([f"{self.incarnation}@{self.host}", *map(str, self.ways)])
+        where = [self.incarnation, self.host, *([self.gpu] if self.gpu else [])]
+        return ",".join(["@".join(where), *map(str, self.ways)])
 
     @classmethod
     def parse(cls, text: str) -> Address:
         """Raises TransportError when `text` is not an address."""
         head, *ways = text.split(",")
-        incarnation, at, host = head.partition("@")
+        incarnation, host, *gpu = head.split("@") if "@" in head else ("", "")
         pairs = [way.partition(":") for way in ways]
         complete = all(scheme and where for scheme, _, where in pairs)
         parsed = tuple(Way(scheme, where) for scheme, _, where in pairs)
@@ -69,9 +72,9 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
             for way in parsed
             if way.scheme in PREFERENCE
         )
-        if not (incarnation and at and host and complete and reached):
+        if not (incarnation and host and all(gpu) and len(gpu) <= 1 and complete and reached):
             raise TransportError(f"{text[:200]!r} is not the address of a transport")
-        return cls(incarnation=incarnation, host=host, ways=parsed)
+        return cls(incarnation=incarnation, host=host, ways=parsed, gpu=gpu[0] if gpu else "")
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -79,6 +82,11 @@ class Choice(msgspec.Struct, frozen=True):
 
     ways: tuple[Way, ...]
     passed_over: tuple[str, ...]
+
+
+def shares_gpu(source: Address, host: str, gpu: str) -> bool:
+    """Whether a target there is on the very GPU that the source is on. What cannot be told is another one."""
+    return source.host == host and source.gpu == gpu != ""
 
 
 def choose(source: Address, host: str, able: Collection[str]) -> Choice:

@@ -42,9 +42,14 @@ class MappedMemory:
     scheme = "cuda"
     between_machines = False
 
-    def __init__(self, tensors: Sequence[torch.Tensor], driver: CudaDriver) -> None:
-        """Tensors with the block as dimension 0, all in one allocation. Raises TransportError when that cannot be
-        offered, or blocks are no runs of bytes."""
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], driver: CudaDriver, *, gpu: str = "", between_gpus: bool
+    ) -> None:
+        """Tensors with the block as dimension 0, all in one allocation on that GPU, as its UUID says. Raises
+        TransportError when that cannot be offered, blocks are no runs of bytes, or it would read nobody."""
+        if not (gpu or between_gpus):
+            raise TransportError("which GPU this is cannot be told, or it is divided (MIG)")
+        self.gpu, self.between_gpus = gpu, between_gpus
         self._driver = driver
         self._device = tensors[0].device
         self._side = SideStream(self._device)

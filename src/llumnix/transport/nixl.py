@@ -47,6 +47,8 @@ class NixlReader:
     """A `Reader` over one agent."""
 
     scheme = "nixl"
+    gpu = ""
+    between_gpus = True
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         """Tensors with the block as dimension 0. Raises TransportError when NIXL is not there or cannot take them."""

@@ -18,10 +18,11 @@ from functools import partial
 
 from llumnix.transport.choose import PREFERENCE, Address, Way, choose
 from llumnix.transport.connection import Connection, SourceRefused, greet_source
-from llumnix.transport.fetching import Fetch, SocketPull, fetch, read
+from llumnix.transport.fetching import Fetch, SocketPull, fetch
 from llumnix.transport.lanes import lanes_of, pull_all
 from llumnix.transport.port import Pool, PullResult, TransportError
 from llumnix.transport.reader import CannotRead, LateBytes, Reader
+from llumnix.transport.reading import Reading
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ CONNECT_S = 5.0
 """A host that does not answer at all is given up after this, so that `close` never waits longer."""
 MAX_IDLE = 32
 """Idle connections kept, over all peers; the one that rested longest goes first."""
-MAX_UNREADABLE = 1024
-"""Sources that are remembered as such."""
 
 
 class Puller:
@@ -40,9 +39,7 @@ class Puller:
     def __init__(self, pool: Pool, secret: bytes, host: str, max_pulls: int, readers: Sequence[Reader] = ()) -> None:
         """`readers` of the pool's memory, the best first: they are tried before a socket is."""
         self._pool = pool
-        self._readers = readers
-        self._unreadable: dict[tuple[str, str], None] = {}
-        """Schemes and addresses of sources that were tried in vain."""
+        self._reading = Reading(pool, host, readers, self._fetch_by, self._fetch_all)
         self._secret = secret
         self._host = host
         self._max_pulls = max_pulls
@@ -77,12 +74,9 @@ class Puller:
         with self._lock:
             resting = [connection for kind, connection in self._idle if kind in kinds]
             self._idle = [entry for entry in self._idle if entry[0] not in kinds]
-            for reader in self._readers:
-                self._unreadable.pop((reader.scheme, str(source)), None)
         for connection in resting:
             connection.close()
-        for reader in self._readers:
-            reader.forget(source.incarnation)
+        self._reading.forget(source)
 
     def close(self) -> None:
         with self._lock:
@@ -124,7 +118,7 @@ class Puller:
         """Carries the pull out; returns why it failed, or nothing."""
         try:
             source = Address.parse(address)
-            if not any(self._read_by(reader, source, pull) for reader in self._readers):
+            if not self._reading.read(source, pull):
                 self._fetch_all(source, pull)
         except SourceRefused as refused:
             return f"the source refused: {refused}"
@@ -136,24 +130,6 @@ class Puller:
         except (OSError, EOFError, TransportError) as error:
             return pull.called_off or str(error)
         return ""
-
-    def _read_by(self, reader: Reader, source: Address, pull: SocketPull) -> bool:
-        """False if it cannot be so, and nothing was copied."""
-        schemes, known = (reader.scheme,), (reader.scheme, str(source))
-        if source.host != self._host and not reader.between_machines:
-            return False
-        if known in self._unreadable or not choose(source, self._host, schemes).ways:
-            return False
-        try:
-            self._fetch_by(schemes, source, pull, partial(read, self._pool, reader, source.incarnation))
-        except CannotRead as error:
-            log.warning("blocks of %s are not read by %s: %s", source, reader.scheme, error)
-            with self._lock:
-                self._unreadable[known] = None
-                if len(self._unreadable) > MAX_UNREADABLE:
-                    del self._unreadable[next(iter(self._unreadable))]
-            return False
-        return True
 
     def _fetch_all(self, source: Address, pull: SocketPull) -> None:
         def fetch_one(lane: SocketPull) -> None:
@@ -204,7 +180,7 @@ class Puller:
             self._put_away(kind, connection, healthy)
 
     def _connect(self, source: Address, pull: SocketPull, schemes: tuple[str, ...]) -> Connection:
-        """Tries each way in turn. Raises TransportError when none works, SourceRefused when the source says no."""
+        """Tries each way in turn. Raises CannotRead when none works, SourceRefused when the source says no."""
         choice = choose(source, self._host, schemes)
         failures = list(choice.passed_over)
         for way in choice.ways:
@@ -222,7 +198,7 @@ class Puller:
                 connection.close()
                 raise
             return connection
-        raise TransportError(f"the source cannot be reached ({'; '.join(failures) or 'it names no way'})")
+        raise CannotRead(f"the source cannot be reached ({'; '.join(failures) or 'it names no way'})")
 
     def _take_idle(self, kind: str) -> Connection | None:
         while True:

@@ -56,6 +56,14 @@ class Reader(Protocol):
         """Whether it also reads from, and is read by, others than this one."""
 
     @property
+    def gpu(self) -> str:
+        """The UUID of the GPU whose memory it is; empty if it is none, or nobody can tell."""
+
+    @property
+    def between_gpus(self) -> bool:
+        """Whether it also reads from, and is read by, others than on that GPU."""
+
+    @property
     def offer(self) -> Mapping: ...
 
     def pull(

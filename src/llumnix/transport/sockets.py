@@ -71,8 +71,8 @@ class SocketTransport:
         except TransportError:
             self._abandon(listeners)
             raise
-        host = host_id()
-        self._address = str(Address(incarnation=incarnation, host=host, ways=tuple(ways)))
+        host, gpu = host_id(), next((each.gpu for each in readers if each.gpu), "")
+        self._address = str(Address(incarnation=incarnation, host=host, ways=tuple(ways), gpu=gpu))
         self._readers = readers
         self._puller = Puller(pool, secret, host, options.max_pulls, readers)
         self._server = BlockServer(pool, listeners, secret, incarnation, options.server)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import vllm
 
+from llumnix.engine import gpus
 from llumnix.engine.vllm.instance.kv_views import kv_views
 from llumnix.transport.cuda import CudaDriver
 from llumnix.transport.mapped import MappedMemory
@@ -45,7 +46,8 @@ def open_transport(worker: Any, book: AddressBook, secret: bytes, ways: list[str
 
 def _readers(views: list[torch.Tensor], ways: list[str]) -> list[Reader]:
     kinds: dict[str, Callable[[], Reader]] = {
-        "cuda": lambda: MappedMemory(views, CudaDriver()),
+        "same-gpu": lambda: MappedMemory(views, CudaDriver(), gpu=_gpu(views[0].device), between_gpus=False),
+        "cuda": lambda: MappedMemory(views, CudaDriver(), gpu=_gpu(views[0].device), between_gpus=True),
         "nixl": lambda: NixlReader(views),
     }
     made: list[Reader] = []
@@ -55,6 +57,11 @@ def _readers(views: list[torch.Tensor], ways: list[str]) -> list[Reader]:
         except TransportError as error:
             log.warning("no block moves by %s here: %s", way, error)
     return made
+
+
+def _gpu(device: torch.device) -> str:
+    """Its UUID; empty if it is none, or a part of one, or nobody can tell."""
+    return gpus.whole(str(getattr(torch.cuda.get_device_properties(device), "uuid", "")), gpus.installed())
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
