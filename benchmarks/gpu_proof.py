@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_proof.py --out out/proof                             # 80 GB of GPU memory: LLaMA-7B's size
     python benchmarks/gpu_proof.py --model qwen3-8b --parts equality --out …   # with grouped queries
-    python benchmarks/gpu_proof.py --out … --parts moves -- --transports cuda  # flags for the servers
+    python benchmarks/gpu_proof.py --out … --parts moves -- --transports host  # flags for the servers
     python benchmarks/gpu_proof.py --device cpu --out …                        # the same with small models
 
 No weights are needed: they are drawn on the device from a seed (_seeded/). Parts, each alone with `--parts`:

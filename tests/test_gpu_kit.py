@@ -63,6 +63,9 @@ def test_all_that_serving_takes_is_packed_if_one_says_so(pip: Path, tmp_path: Pa
     assert run(PACK, tmp_path / "kit.tar", "--serve", PIP=str(pip)).returncode == 0
     asked = (tmp_path / "asked").read_text()
     assert "vllm==0.32.*" in asked
+    assert "aiohttp>=" in asked
+    assert "matplotlib>=" in asked, "for figures"
+    assert "setuptools>=" in asked, "it is built there"
     assert "--no-deps" not in asked
 
 

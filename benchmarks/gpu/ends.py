@@ -68,7 +68,7 @@ def open_end(kind: CacheKind, setting: Setting) -> tuple[Cache, SocketTransport]
     readers: list[Reader] = []
     if kind.on_device:
         gpu = gpus.whole(str(torch.cuda.get_device_properties(setting.device).uuid), gpus.installed())
-        readers.append(MappedMemory(cache.views, CudaDriver(), gpu=gpu, between_gpus=False))
+        readers.append(MappedMemory(cache.views, CudaDriver(), gpu=gpu, between_gpus=not gpu))
     return cache, SocketTransport(pool, SECRET, SocketOptions(folder=setting.folder, tcp_host=None), readers)
 
 

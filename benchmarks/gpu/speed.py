@@ -10,6 +10,7 @@ import torch
 
 from gpu.ends import CacheKind, Pair, Target, own_cpu_s
 from gpu.rows import Row
+from llumnix.transport.choose import Address
 from llumnix.transport.staging import StagedPool
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -32,7 +33,7 @@ def bandwidth(target: Target, blocks: int) -> Iterator[Row]:
 
 
 def ipc(target: Target, blocks: int) -> Iterator[Row]:
-    """Pulls as with `--transports cuda`: the target reads the source's memory. Compared byte by byte, too."""
+    """Pulls as between instances that share a GPU: the target reads the source's memory. Compared byte by byte, too."""
     if target.setting.device.type != "cuda":
         yield {"skipped": "a CPU's memory is not mapped"}
         return
@@ -42,7 +43,8 @@ def ipc(target: Target, blocks: int) -> Iterator[Row]:
                 row = {"way": "on the device", "layout": layout} | timed_pulls(pair, count, 7)
                 sources, targets = pair.ids(count), pair.ids(count)
                 pair.pull(sources, targets)
-                yield row | {"wrong_blocks": pair.cache.wrong(targets, sources)}
+                told = bool(Address.parse(pair.address).gpu)
+                yield row | {"wrong_blocks": pair.cache.wrong(targets, sources), "gpu_is_told": told}
 
 
 def timed_pulls(pair: Pair, count: int, runs: int) -> Row:

@@ -23,7 +23,16 @@ fetch() {
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 "$@"
 }
 if [ -n "$serve" ]; then
-    fetch "vllm==0.32.*" aiohttp httpx msgspec numpy psutil pyyaml pyzmq rich
+    # What it runs on, draws figures with and is built by: an installation without an index builds it there.
+    needed=$(python3 - "$root/pyproject.toml" << 'EOF'
+import sys, tomllib
+said = tomllib.load(open(sys.argv[1], "rb"))
+project = said["project"]
+print(*project["dependencies"], *project["optional-dependencies"]["figures"], *said["build-system"]["requires"], sep="\n")
+EOF
+    )
+    mapfile -t needed <<< "$needed"
+    fetch "vllm==0.32.*" "${needed[@]}"
 else
     fetch --no-deps "msgspec==$(version_of msgspec)" "pyzmq==$(version_of pyzmq)"
 fi

@@ -61,7 +61,7 @@ part quick 90 "$python" benchmarks/gpu_kv.py --quick --out "$out/quick"
 [ -z "$serves" ] || proof proof 360
 part gpu_kv 240 "$python" benchmarks/gpu_kv.py --out "$out"
 if [ -n "$serves" ]; then
-    proof mapped 150 --parts moves -- --transports cuda
+    proof host 150 --parts moves -- --transports host
     proof qwen3 110 --model qwen3-8b --parts equality
 fi
 part grouped 90 "$python" benchmarks/gpu_kv.py --heads 8 --parts exact,bandwidth,ipc --out "$out/grouped"
