@@ -22,7 +22,7 @@ from llumnix.transport.fetching import Fetch, SocketPull, fetch
 from llumnix.transport.lanes import lanes_of, pull_all
 from llumnix.transport.port import Pool, PullResult, TransportError
 from llumnix.transport.reader import CannotRead, LateBytes, Reader
-from llumnix.transport.reading import Reading
+from llumnix.transport.reading import Readers
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Puller:
     def __init__(self, pool: Pool, secret: bytes, host: str, max_pulls: int, readers: Sequence[Reader] = ()) -> None:
         """`readers` of the pool's memory, the best first: they are tried before a socket is."""
         self._pool = pool
-        self._reading = Reading(pool, host, readers, self._fetch_by, self._fetch_all)
+        self._readers = Readers(pool, host, readers, self._fetch_by, self._fetch_all)
         self._secret = secret
         self._host = host
         self._max_pulls = max_pulls
@@ -76,7 +76,7 @@ class Puller:
             self._idle = [entry for entry in self._idle if entry[0] not in kinds]
         for connection in resting:
             connection.close()
-        self._reading.forget(source)
+        self._readers.forget(source)
 
     def close(self) -> None:
         with self._lock:
@@ -118,7 +118,7 @@ class Puller:
         """Carries the pull out; returns why it failed, or nothing."""
         try:
             source = Address.parse(address)
-            if not self._reading.read(source, pull):
+            if not self._readers.read(source, pull):
                 self._fetch_all(source, pull)
         except SourceRefused as refused:
             return f"the source refused: {refused}"

@@ -33,16 +33,16 @@ _WRONG = (
     "from now on all of its blocks come so. Leave %s out of --transports on this machine."
 )
 
-Over = Callable[[tuple[str, ...], Address, SocketPull, Fetch], None]
-Send = Callable[[Address, SocketPull], None]
+_Over = Callable[[tuple[str, ...], Address, SocketPull, Fetch], None]
+_Send = Callable[[Address, SocketPull], None]
 _Pair = tuple[str, str]
 """A reader's scheme, and a source's address."""
 
 
-class Reading:
+class Readers:
     """Used by several threads at once."""
 
-    def __init__(self, pool: Pool, host: str, readers: Sequence[Reader], over: Over, send: Send) -> None:
+    def __init__(self, pool: Pool, host: str, readers: Sequence[Reader], over: _Over, send: _Send) -> None:
         """`readers` of the pool's memory, the best first. `over` carries a fetch out over a connection of one of these
         schemes, `send` has all blocks of a pull sent through sockets."""
         self._pool = pool
