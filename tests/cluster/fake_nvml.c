@@ -1,4 +1,4 @@
-/* NVML on a machine with two GPUs, the second for one process only: with the signatures of nvml.h. */
+/* NVML on a machine with two GPUs, the second for one process only and divided into parts: with the signatures of nvml.h. */
 #include <stdio.h>
 #include <string.h>
 

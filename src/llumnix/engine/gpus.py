@@ -17,7 +17,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LIBRARY = "libnvidia-ml.so.1"  # comes with the driver
 _WORD_BYTES = 96  # of names, UUIDs and versions, at most
 _SHARED = 0  # of nvmlComputeMode_t
-_DIVIDED = 1  # of what nvmlDeviceGetMigMode says
+_NOT_SUPPORTED = 3  # of nvmlReturn_t
 _UNIQUE = re.compile(r"(GPU|MIG)-")
 _ODD = {"": "has nothing between two commas", "-1": "hides what stands behind -1"}
 
@@ -31,7 +31,7 @@ class Gpu:
     for_many: bool
     """Several processes may use it at once; an administrator can forbid that (`nvidia-smi --compute-mode`)."""
     divided: bool = False
-    """Into parts that are as GPUs of their own (MIG)."""
+    """Into parts that are as GPUs of their own (MIG), or nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,20 @@ def _shut_down(nvml: ctypes.CDLL) -> Iterator[None]:
 
 def _gpu(nvml: ctypes.CDLL, index: int) -> Gpu:
     handle, memory, mode = ctypes.c_void_p(), _Memory(), ctypes.c_uint()
-    parts, parts_later = ctypes.c_uint(), ctypes.c_uint()
     nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle))
     nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
     nvml.nvmlDeviceGetComputeMode(handle, ctypes.byref(mode))
-    nvml.nvmlDeviceGetMigMode(handle, ctypes.byref(parts), ctypes.byref(parts_later))  # 0 stays where there is no such
     name, uuid = _word(nvml.nvmlDeviceGetName, handle), _word(nvml.nvmlDeviceGetUUID, handle)
-    for_many, divided = mode.value == _SHARED, parts.value == _DIVIDED
-    return Gpu(name, uuid, memory.total, memory.free, for_many, divided)
+    return Gpu(name, uuid, memory.total, memory.free, mode.value == _SHARED, _is_divided(nvml, handle))
+
+
+def _is_divided(nvml: ctypes.CDLL, handle: ctypes.c_void_p) -> bool:
+    ask = getattr(nvml, "nvmlDeviceGetMigMode", None)
+    if ask is None:  # older than such parts
+        return False
+    now, later = ctypes.c_uint(), ctypes.c_uint()
+    code = ask(handle, ctypes.byref(now), ctypes.byref(later))
+    return bool(now.value) if code == 0 else code != _NOT_SUPPORTED
 
 
 def _word(ask: Callable[..., int], *about: ctypes.c_void_p) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llumnix.transport.choose import Address, choose, shares_gpu
 from llumnix.transport.fetching import Fetch, SocketPull, read
-from llumnix.transport.port import BlockIds, Pool
+from llumnix.transport.port import Pool
 from llumnix.transport.reader import CannotRead, Reader
 
 log = logging.getLogger(__name__)
@@ -130,5 +130,5 @@ def _some_of(pull: SocketPull, block_bytes: int) -> SocketPull:
     """A part of it, from its whole length."""
     blocks = len(pull.source_blocks)
     count = min(blocks, max(1, TRIAL_BYTES // block_bytes))
-    chosen: BlockIds = np.linspace(0, blocks - 1, count, dtype=np.int64) if count else np.empty(0, dtype=np.int64)
+    chosen = np.linspace(0, blocks - 1, count, dtype=np.int64)
     return pull.part(pull.source_blocks[chosen], pull.target_blocks[chosen])
