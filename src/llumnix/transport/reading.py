@@ -23,7 +23,7 @@ from llumnix.transport.reader import CannotRead, Reader
 
 log = logging.getLogger(__name__)
 
-TRIAL_BYTES = 16 << 20
+TRIAL_BYTES = 4 << 20
 """Of blocks that are compared, if there are so many in a pull; at least one block."""
 MAX_REMEMBERED = 1024
 """Sources that are known not to be read, and such that are."""
@@ -103,13 +103,13 @@ class Readers:
             self._remember(self._proven, pair)
         return True
 
-    def _bytes_in(self, pull: SocketPull) -> bytes:
-        """What its target blocks hold."""
+    def _bytes_in(self, pull: SocketPull) -> list[bytes]:
+        """What its target blocks hold, in the same pieces each time."""
         pieces: list[bytes] = []
         with closing(self._pool.reading(pull.target_blocks, pull.until_s)) as batches:
             for batch in batches:
                 pieces += [ctypes.string_at(address, size) for address, size in batch.tolist()]
-        return b"".join(pieces)
+        return pieces
 
     def _remember(self, known: dict[_Pair, None], pair: _Pair) -> None:
         with self._lock:
