@@ -17,10 +17,13 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
 
+from llumnix.control import changes_of_turn
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.snapshot import request_snapshots
-from llumnix.engine.vllm.instance.state import Passport
+from llumnix.engine.vllm.instance.state import Passport, passport_of
+from llumnix.engine.vllm.instance.step_watch import StepWatch
 from llumnix.engine.vllm.instance.turn_queue import TurnQueue
+from llumnix.policy.snapshot import StepCost
 from llumnix.policy.victim import QUEUE_SHOWN
 from llumnix.types import RequestId, is_high
 
@@ -39,7 +42,11 @@ def made(number: int, rng: random.Random) -> Request:
         priority=rng.randint(-1, 1),
     )
     request.status = rng.choice([RequestStatus.WAITING, RequestStatus.PREEMPTED])
-    request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
+    passport = Passport(original=None)  # type: ignore[arg-type]
+    request._llumnix_passport = passport  # type: ignore[attr-defined]
+    if request.status == RequestStatus.PREEMPTED and rng.random() < 0.7:
+        request.append_output_token_ids([7])
+        passport.preempted_s = float(rng.randint(0, 5))
     return request
 
 
@@ -114,13 +121,44 @@ def test_order_by_priority_is_that_of_vllm(changes: list[str], seed: int) -> Non
     assert [request.request_id for request in ours] == [request.request_id for request in theirs]
 
 
+@settings(max_examples=60)
+@given(changes=st.lists(st.sampled_from([*CHANGES, "call"]), max_size=60), seed=st.integers(0, 2**32))
+def test_who_has_stood_still_for_longest_is_what_a_walk_finds(changes: list[str], seed: int) -> None:
+    rng, turns = random.Random(seed), small_first(TurnQueue(blocks_for, BLOCKS))
+    queue = CountedQueue(turns, blocks_for, lambda _: 0)
+    for number, what in enumerate(changes):
+        if what == "call" and (longest := turns.longest_stopped()) is not None:
+            turns.call(longest[1])
+            assert turns.called is longest[1]
+            assert all(each.priority < longest[1].priority for each in before(longest[1], turns))
+        elif what != "call":
+            change(queue, what, number, rng)
+        stopped = {each.request_id: passport_of(each).preempted_s for each in turns if each.num_output_tokens}
+        longest = turns.longest_stopped()
+        assert (longest is None) == (not stopped)
+        assert longest is None or longest[0] == stopped[longest[1].request_id] == min(stopped.values())
+        assert turns.called is None or turns.called in list(turns)
+        assert counted(queue) == walked(queue)
+
+
+def before(request: Request, queue: TurnQueue) -> list[Request]:
+    order = list(queue)
+    return order[: order.index(request)]
+
+
+@pytest.mark.parametrize("turns", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_sums_stay_right_while_vllm_schedules_preempts_and_aborts_and_requests_are_lent(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, turns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, rng = Engine(), random.Random(seed)
     scheduler = engine.scheduler
-    scheduler.makes_way = True
+    scheduler.makes_way, scheduler.turns.small_first = True, turns
+    monkeypatch.setattr(changes_of_turn, "LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr(changes_of_turn, "LEAST_TURN_S", 0.0)
+    monkeypatch.setattr(
+        StepWatch, "cost", StepCost(fixed_ms=20.0, prefill_token_us=0.0, request_us=0.0, context_token_us=0.0)
+    )
     lent: list[Request] = []
     try:
         for number in range(150):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,10 +21,14 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from llumnix import tiny_model
 from llumnix.config import PolicyConfig
+from llumnix.control.changes_of_turn import LONGEST_PAUSE_S
+from llumnix.engine.vllm.instance import making_way, state, turn_queue
 from llumnix.engine.vllm.instance.scheduler import LlumnixScheduler
 from llumnix.engine.vllm.instance.snapshot import growth_blocks
 from llumnix.engine.vllm.instance.state import Passport
+from llumnix.engine.vllm.instance.step_watch import StepWatch
 from llumnix.policy.relief import short_blocks
+from llumnix.policy.snapshot import StepCost
 
 BLOCK_TOKENS = 16
 BLOCKS = 13  # one of them is vLLM's null block
@@ -166,6 +170,70 @@ def test_one_whose_instance_died_lets_nobody_pass(engine: Engine) -> None:
     engine.replay("robbed", prompt_tokens=8 * BLOCK_TOKENS)
     engine.add("small", 0, prompt_tokens=BLOCK_TOKENS - 4, output_tokens=2)
     assert [request.request_id for request in engine.scheduler.waiting] == ["robbed", "small"]
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets so much time pass for who makes way; what steps cost is known."""
+    monkeypatch.setattr(
+        StepWatch, "cost", StepCost(fixed_ms=20.0, prefill_token_us=200.0, request_us=200.0, context_token_us=0.0)
+    )
+
+    def pass_on(seconds: float) -> None:
+        for module in (making_way, state, turn_queue):
+            monkeypatch.setattr(module, "time", lambda: time.time() + seconds)
+        for module in (making_way, turn_queue):
+            monkeypatch.setattr(module, "monotonic", lambda: time.monotonic() + seconds)
+
+    return pass_on
+
+
+def test_who_has_stood_still_for_long_takes_the_place_of_the_last_that_came(
+    engine: Engine, later: Callable[[float], None]
+) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "middle", "new"):
+        engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4)
+    while not engine.preempted:
+        engine.step()
+    assert (engine.preempted, engine.running) == (["new"], ["old", "middle"])
+    later(LONGEST_PAUSE_S / 2)
+    engine.step()
+    assert engine.running == ["old", "middle"]
+    later(LONGEST_PAUSE_S + 0.1)
+    engine.step()
+    assert (engine.preempted, engine.running) == (["new", "middle"], ["old", "new"])
+    engine.step()
+    assert engine.running == ["old", "new"], "the one that made way has only begun to wait"
+
+
+def test_stream_of_a_dead_instance_takes_its_turn_before_what_came_since(
+    engine: Engine, later: Callable[[float], None]
+) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=6 * BLOCK_TOKENS - 8)
+    engine.step()
+    engine.replay("robbed", prompt_tokens=4 * BLOCK_TOKENS)
+    engine.step()
+    assert engine.running == ["old", "new"]
+    later(LONGEST_PAUSE_S + 0.1)
+    engine.step()
+    assert (engine.preempted, engine.running) == (["new"], ["old", "robbed"])
+
+
+def test_nobody_takes_turns_under_policies_that_start_requests_as_they_came(
+    engine: Engine, later: Callable[[float], None]
+) -> None:
+    engine.scheduler.obey(PolicyConfig(policy="round-robin"))
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=6 * BLOCK_TOKENS - 8)
+    while not engine.preempted:
+        engine.step()
+    later(60.0)
+    for _ in range(3):
+        engine.step()
+    assert (engine.preempted, engine.running) == (["new"], ["old"])
 
 
 def test_high_one_that_waits_takes_the_place_of_normal_ones(engine: Engine) -> None:

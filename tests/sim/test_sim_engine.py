@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sim_engines import new_engine, run_engine, small_profile
 from sim_reference import reference_run
 
+from llumnix.control.changes_of_turn import LONGEST_PAUSE_S, MOST_SAVED_S, SHARE
 from llumnix.sim.engine.request import DETACHED, FINISHED, WAITING, SimRequest
 
 ROWS = st.lists(
@@ -153,6 +154,31 @@ def test_skipping_steps_changes_nothing_where_small_requests_go_first(rows: list
     stepped = run_engine(profile, rows, skip=False, small_first=True)
     for fast, slow in zip(skipped, stepped, strict=True):
         assert facts(fast) == pytest.approx(facts(slow), rel=1e-9, abs=1e-9)
+
+
+def test_nobody_stands_still_for_long_while_others_go_on() -> None:
+    profile = small_profile("vllm-1", blocks=20, max_num_batched_tokens=4096)
+    rows = [(0.0, 100, 200), (0.1, 100, 200)]
+    stays, changes = run_engine(profile, rows), run_engine(profile, rows, small_first=True)
+    assert max(each.largest_gap_s for each in stays) > 2 * LONGEST_PAUSE_S
+    assert all(each.largest_gap_s < LONGEST_PAUSE_S + 0.3 for each in changes)
+    assert all(each.preemptions and each.generated == 200 for each in changes), "both had to wait"
+
+
+def test_turns_change_less_often_where_each_change_costs_much() -> None:
+    profile = small_profile("vllm-1", blocks=250, max_num_batched_tokens=4096, max_num_seqs=4)
+    rows = [(0.0, 1900, 400), (0.1, 1900, 400)]
+    changes = run_engine(profile, rows, small_first=True)
+    lost_s = sum(each.preemptions for each in changes) * profile.prefill.step_ms(1900) / 1e3
+    assert 0 < lost_s < MOST_SAVED_S + SHARE * changes[0].finish_s + 2 * profile.prefill.step_ms(2300) / 1e3
+
+
+def test_turns_do_not_change_where_an_important_one_waits_for_the_memory() -> None:
+    profile = small_profile("vllm-1", blocks=20, max_num_batched_tokens=4096)
+    rows = [(0.0, 100, 200), (0.1, 100, 200), (4.0, 300, 5, -1)]
+    old, new, important = run_engine(profile, rows, small_first=True)
+    assert (old.preemptions, new.preemptions, important.preemptions) == (1, 1, 0), "one change before it came"
+    assert new.finish_s < important.first_token_s < old.finish_s
 
 
 def test_normal_requests_make_way_for_an_important_one() -> None:

@@ -103,6 +103,8 @@ class SimRequest:
     """Sum of the steps that it took part in, without the time between them (the paper's decode execution time)."""
     preemptions: int = field(default=0, init=False)
     preempted_at_s: float | None = field(default=None, init=False)
+    began_s: float = field(default=0.0, init=False)
+    """When it last started to run."""
     lost_s: float = field(default=0.0, init=False)
     """Time lost to preemptions: waiting again plus computing again what was there before."""
     migrations: int = field(default=0, init=False)
@@ -133,6 +135,7 @@ class SimRequest:
         """It is taken from the queue, and holds `blocks` blocks."""
         self.state = PREFILLING
         self.blocks = blocks
+        self.began_s = now_s
         if self.story is not None:
             self.story.scheduled(now_s)
 

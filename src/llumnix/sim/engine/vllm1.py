@@ -5,8 +5,8 @@ budget, blocks and sequences last. A request is admitted only if its whole seque
 out, the least important, newest running request is preempted, and nobody is admitted in that step.
 Prefix-cached units are not computed again. Where the instances of ours displace, normal requests make way for an
 important one at the head of the queue (`policy/displacing.py`), who needs little goes first in it
-(`policy/waiting_order.py`), and prompts leave the decoding requests their time between two tokens
-(`policy/step_cost.py`), as live.
+(`policy/waiting_order.py`), nobody stands still for long (`control/changes_of_turn.py`), and prompts leave the decoding
+requests their time between two tokens (`policy/step_cost.py`), as live.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ class TokenBudget:
 
     def plan(self, engine: EngineModel) -> Segment | None:
         batch = engine.batch
+        looks_again = False
         if engine.waiting:
             for request in self._who_makes_way(engine, engine.waiting[0]):
                 engine.preempt(request)
+            looks_again = self._change_turns(engine)
         quiet = not engine.prefilling and batch.members
         if quiet and not (engine.waiting and self._may_start_soon(engine, engine.waiting[0])):
             steps = batch.steps_within(engine.pool.free, batch.steps_to_next_end())
             if steps:
-                return Segment(steps)
+                return Segment(1 if looks_again else steps)
         chunks, preempted = self._continue_prompts(engine)
         budget = step_tokens(engine) - len(batch.members) - sum(n for _, n in chunks)
         if not preempted or not engine.running:
@@ -57,15 +59,17 @@ class TokenBudget:
         """Whom to preempt so that the first of the queue can start in the next step."""
         if not self._displaces or not is_high(head.priority):
             return []
-        pool = engine.pool
-        missing = _needs(engine, head)[0] + _next_step(engine) + pool.watermark - pool.free
-        if engine.running >= engine.profile.scheduler.max_num_seqs:
-            missing = max(missing, 1)
+        missing = _missing(engine, head)
         if missing <= 0:
             return []
         normal = [request for request in engine.running_requests() if not is_high(request.priority)]
         occupants = [Occupant(each.priority, each.arrival_s, engine.held_blocks(each)) for each in normal]
         return [normal[position] for position in displaced(occupants, missing)]
+
+    def _change_turns(self, engine: EngineModel) -> bool:
+        """True: who has stood still for too long may find room before the next step."""
+        stopped = engine.queue.longest_stopped()
+        return stopped is not None and engine.turns.change(engine, _missing(engine, stopped))
 
     def _continue_prompts(self, engine: EngineModel) -> tuple[list[tuple[SimRequest, int]], bool]:
         """Chunks of the prompts begun earlier, after making room for what the batch takes."""
@@ -130,6 +134,13 @@ def step_tokens(engine: EngineModel) -> int:
 def _next_step(engine: EngineModel) -> int:
     """Blocks that the decoding batch takes in its next step."""
     return engine.batch.blocks_for(1) if engine.batch.members else 0
+
+
+def _missing(engine: EngineModel, request: SimRequest) -> int:
+    """Blocks that a request from the queue lacks to start in the next step; at least one where the batch is full."""
+    pool = engine.pool
+    missing = _needs(engine, request)[0] + _next_step(engine) + pool.watermark - pool.free
+    return max(missing, 1) if engine.running >= engine.profile.scheduler.max_num_seqs else missing
 
 
 def _needs(engine: EngineModel, request: SimRequest) -> tuple[int, int]:

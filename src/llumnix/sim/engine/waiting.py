@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from math import inf
 from operator import attrgetter
 
 from llumnix.policy.waiting_order import turn_s
@@ -17,8 +18,8 @@ class WaitingQueue:
     sums are what a load report says."""
 
     __slots__ = (
-        "_block_tokens", "_order", "_state_blocks", "_total_blocks", "blocks", "high", "preempted", "requests",
-        "tokens",
+        "_block_tokens", "_order", "_state_blocks", "_stopped", "_total_blocks", "blocks", "called", "high",
+        "preempted", "requests", "tokens",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int, state_blocks: int = 0, total_blocks: int = 0) -> None:
@@ -30,6 +31,10 @@ class WaitingQueue:
         """Of all of them, without those that need no computing."""
         self.preempted = 0
         self.high = 0
+        self.called: SimRequest | None = None
+        """It goes first among those as important: its turn has come."""
+        self._stopped: list[tuple[float, int, SimRequest]] = []
+        """Those that have made tokens, and since when they make none; sorted."""
         self._block_tokens = block_tokens
         self._state_blocks = state_blocks
         self._total_blocks = total_blocks
@@ -43,10 +48,26 @@ class WaitingQueue:
         else:
             requests.append(request)
         self._count(request, 1)
+        if self._total_blocks and request.generated:
+            insort(self._stopped, _stopped(request))
 
     def remove(self, request: SimRequest) -> None:
         self.requests.remove(request)
         self._count(request, -1)
+        if request is self.called:
+            self.called = None
+        if self._total_blocks and request.generated:
+            self._stopped.remove(_stopped(request))
+
+    def longest_stopped(self) -> SimRequest | None:
+        """Of those that have made tokens; nobody where the first to come goes first."""
+        return self._stopped[0][2] if self._stopped else None
+
+    def call(self, request: SimRequest) -> None:
+        """Its turn has come."""
+        self.remove(request)
+        self.called = request
+        self.add(request)
 
     def head_blocks(self) -> int:
         """Needed by the first; 0 if nobody waits."""
@@ -54,6 +75,8 @@ class WaitingQueue:
 
     def _turn(self, request: SimRequest) -> tuple[int, float, int]:
         priority, arrival_s, index = request.order
+        if request is self.called:
+            return priority, -inf, index
         turn = turn_s(
             arrival_s,
             self._blocks_of(request.tokens),
@@ -73,3 +96,7 @@ class WaitingQueue:
 
     def _blocks_of(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens) + self._state_blocks
+
+
+def _stopped(request: SimRequest) -> tuple[float, int, SimRequest]:
+    return request.last_token_s, request.index, request

@@ -1,40 +1,114 @@
-"""Running requests of normal priority make way for one of high priority that waits (`policy/displacing.py`)."""
+"""Running requests make way, by the way in which vLLM itself preempts: those of normal priority for one of high
+priority that waits (`policy/displacing.py`), and one for another that has stood still for long
+(`control/changes_of_turn.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from llumnix.control.changes_of_turn import ChangesOfTurn, Runner
+from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.turn_queue import TurnQueue
 from llumnix.policy.displacing import Occupant, displaced
+from llumnix.policy.snapshot import StepCost
 from llumnix.types import is_high
 
 
-def make_way(scheduler: Scheduler, head: Request, held_by: Callable[[int], int], has_slot: bool) -> None:
-    """Preempts so that the first of the queue can start in this step, if it is important and that is enough.
-    `held_by`: blocks that a request of so many tokens holds; `has_slot`: the batch has a place for one more.
+class WhoMakesWay:
+    """In one scheduler, whose queue is in the order of `turns`, if that is by priority.
 
     Relies on `Scheduler._preempt_request` naming the request in the next `SchedulerOutput.preempted_req_ids`, as
     it does when vLLM preempts all to reset its prefix cache.
     """
-    blocked = scheduler._is_blocked_waiting_status(head.status) or head.num_stale_output_tokens
-    if not is_high(head.priority) or blocked:
-        return
-    manager = scheduler.kv_cache_manager
-    needed = held_by(head.num_tokens) + manager.watermark_blocks + scheduler._inflight_prefill_reserved_blocks()
-    missing = needed - manager.block_pool.get_num_free_blocks()
-    if not has_slot:
-        missing = max(missing, 1)
-    if missing <= 0:
-        return
-    normal = [
-        each
-        for each in scheduler.running
-        if not is_high(each.priority) and scheduler._request_blocks_can_be_freed(each)
-    ]
-    occupants = [Occupant(each.priority, each.arrival_time, held_by(each.num_computed_tokens)) for each in normal]
-    for position in displaced(occupants, missing):
-        scheduler.running.remove(normal[position])
-        scheduler._preempt_request(normal[position], monotonic())
+
+    def __init__(
+        self, scheduler: Scheduler, turns: TurnQueue, held_by: Callable[[int], int], cost: Callable[[], StepCost | None]
+    ) -> None:
+        """`held_by`: blocks of a request of so many tokens; `cost`: of its steps, once that is known."""
+        self._scheduler = scheduler
+        self._turns = turns
+        self._held_by = held_by
+        self._cost = cost
+        self._changes = ChangesOfTurn()
+
+    def before_step(self, for_high: bool, has_slot: bool) -> None:
+        """Somebody waits. `has_slot`: the batch has a place for one more."""
+        if for_high:
+            self._for_high(has_slot)
+        if self._turns.small_first:
+            self._for_stopped(has_slot)
+
+    def _for_high(self, has_slot: bool) -> None:
+        """The first of the queue can start in this step, if it is important and that is enough."""
+        scheduler, head = self._scheduler, self._scheduler.waiting.peek_request()
+        if not is_high(head.priority) or self._is_blocked(head):
+            return
+        missing = self._missing_blocks(head, has_slot)
+        if missing <= 0:
+            return
+        normal = [
+            each
+            for each in scheduler.running
+            if not is_high(each.priority) and scheduler._request_blocks_can_be_freed(each)
+        ]
+        occupants = [
+            Occupant(each.priority, each.arrival_time, self._held_by(each.num_computed_tokens)) for each in normal
+        ]
+        for position in displaced(occupants, missing):
+            self._preempt(normal[position])
+
+    def _for_stopped(self, has_slot: bool) -> None:
+        """The one that has made no token for longest goes first, and can start in this step, if its turn has come."""
+        scheduler, turns, longest = self._scheduler, self._turns, self._turns.longest_stopped()
+        if longest is None or turns.called is not None:
+            return
+        now_s, (since_s, stopped) = monotonic(), longest
+        if turns.peek_request().priority < stopped.priority or self._is_blocked(stopped):
+            return
+        if self._changes.wait_s(time() - since_s, now_s):
+            return
+        missing = self._missing_blocks(stopped, has_slot) + self._growth_blocks()
+        if missing <= 0:
+            turns.call(stopped)
+            return
+        able = [
+            each
+            for each in scheduler.running
+            if each.num_output_tokens and scheduler._request_blocks_can_be_freed(each)
+        ]
+        runners = [self._runner(each, now_s) for each in able]
+        place = self._changes.gives_way(runners, missing, stopped.priority, self._cost(), now_s)
+        if place is not None:
+            turns.call(stopped)
+            self._preempt(able[place])
+
+    def _preempt(self, request: Request) -> None:
+        self._scheduler.running.remove(request)
+        self._scheduler._preempt_request(request, monotonic())
+
+    def _is_blocked(self, request: Request) -> bool:
+        """It waits for something else than memory."""
+        return self._scheduler._is_blocked_waiting_status(request.status) or request.num_stale_output_tokens > 0
+
+    def _missing_blocks(self, request: Request, has_slot: bool) -> int:
+        """That a request from the queue lacks to start; at least one where the batch has no place for it."""
+        scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
+        needed = self._held_by(request.num_tokens) + manager.watermark_blocks
+        needed += scheduler._inflight_prefill_reserved_blocks()
+        missing = needed - manager.block_pool.get_num_free_blocks()
+        return missing if has_slot else max(missing, 1)
+
+    def _growth_blocks(self) -> int:
+        """That those that run take in the next step, before anybody from the queue starts."""
+        computed = [each.num_computed_tokens for each in self._scheduler.running]
+        return sum(self._held_by(tokens + 1) - self._held_by(tokens) for tokens in computed)
+
+    def _runner(self, request: Request, now_s: float) -> Runner:
+        ran_s = now_s - passport_of(request).began_s
+        held = self._held_by(request.num_computed_tokens)
+        return Runner(request.priority, request.arrival_time, ran_s, held, request.num_tokens)

@@ -1,7 +1,7 @@
 """vLLM's scheduler, able to lend a request to a migration: take it out of the batch, put it back, adopt one.
 
 Nothing of vLLM's scheduling is replaced. Before each step, though, high-priority requests may take the place of normal
-ones (making_way.py), by the way in which vLLM itself preempts.
+ones, and who has stood still for long that of another (making_way.py), by the way in which vLLM itself preempts.
 
 An adopted request resumes through vLLM's own path for requests that hold computed tokens while they wait
 (`Scheduler.kv_holding_waiting`), so the stock `schedule()` and both model runners treat it as one that was preempted
@@ -22,7 +22,7 @@ from llumnix.config import PolicyConfig
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.last_steps import LastSteps
-from llumnix.engine.vllm.instance.making_way import make_way
+from llumnix.engine.vllm.instance.making_way import WhoMakesWay
 from llumnix.engine.vllm.instance.prefixes import Prefixes
 from llumnix.engine.vllm.instance.state import expected_hit_tokens, waits_again
 from llumnix.engine.vllm.instance.step_limits import StepLimits
@@ -57,14 +57,14 @@ class MigrationSupport(_Base):
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
-        self.makes_way = False
-        """Running requests of normal priority make way for one of high priority that waits."""
+        self.makes_way = False  # running requests of normal priority do, for one of high priority that waits
         self.steps = StepsInFlight(self.num_lookahead_tokens > 0, max(0, self.num_prefill_lookahead - 1))
         # V2's workers have the drafts themselves, and use none where none is asked for; V1's want as many from each.
         no_drafts = [] if self.use_v2_model_runner else [-1] * self.num_spec_tokens
         self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts)
         self.watch = StepWatch()
         self.limits = StepLimits(self, lambda: self.watch.cost)
+        self.way = WhoMakesWay(self, self.turns, self.held_by, lambda: self.watch.cost)
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
@@ -227,8 +227,8 @@ class MigrationSupport(_Base):
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
-        if self.makes_way and self.waiting:
-            make_way(self, self.waiting.peek_request(), self.held_by, self.has_slot())
+        if self.waiting:
+            self.way.before_step(self.makes_way, self.has_slot())
         self.last_steps.begin()
         with self.limits.in_force(self.slots_kept):
             output = super().schedule(throttle_prefills)

@@ -30,6 +30,10 @@ class Passport:
     moved_s: float | None = None
     preempted_s: float | None = None
     """When it was preempted last, by the clock of its `arrival_time`; None: never since it made a token."""
+    robbed_s: float | None = None
+    """When it came here from an instance that died, by the same clock; None: it did not."""
+    began_s: float = 0.0
+    """When it last left the queue here, by the monotonic clock."""
     hits_settle_at: int = 0
     """Step of this engine after which all that it shares with others from the prefix cache is written."""
 

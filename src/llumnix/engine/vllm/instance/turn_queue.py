@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Collection, Iterable, Iterator
+from math import inf
+from time import monotonic, time
 
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from vllm.v1.request import Request
@@ -23,10 +25,26 @@ class TurnQueue(RequestQueue):
         self._total_blocks = total_blocks
         self._waiting: list[tuple[tuple[int, float], Request]] = []
         """Sorted; vLLM's own order of requests tells equal turns apart."""
+        self._stopped: list[tuple[float, Request]] = []
+        """Those that have made tokens, and since when they make none; sorted."""
+        self.called: Request | None = None
+        """It goes first among those as important: its turn has come."""
+
+    def longest_stopped(self) -> tuple[float, Request] | None:
+        """Of those that have made tokens, and since when it makes none, by the clock of `arrival_time`."""
+        return self._stopped[0] if self._stopped else None
+
+    def call(self, request: Request) -> None:
+        """Its turn has come."""
+        self.remove_request(request)
+        self.called = request
+        self.add_request(request)
 
     def _turn(self, request: Request) -> tuple[int, float]:
         if not self.small_first:
             return request.priority, request.arrival_time
+        if request is self.called:
+            return request.priority, -inf
         turn = turn_s(
             request.arrival_time,
             self._held_by(request.num_tokens),
@@ -38,9 +56,14 @@ class TurnQueue(RequestQueue):
 
     def add_request(self, request: Request) -> None:
         insort(self._waiting, (self._turn(request), request))
+        if request.num_output_tokens:
+            insort(self._stopped, (_stopped_s(request), request))
 
     def pop_request(self) -> Request:
-        return self._waiting.pop(0)[1]
+        _, request = self._waiting.pop(0)
+        self._left((request,))
+        passport_of(request).began_s = monotonic()
+        return request
 
     def peek_request(self) -> Request:
         return self._waiting[0][1]
@@ -58,6 +81,13 @@ class TurnQueue(RequestQueue):
     def remove_requests(self, requests: Iterable[Request]) -> None:
         gone: Collection[Request] = set(requests)
         self._waiting = [each for each in self._waiting if each[1] not in gone]
+        self._left(gone)
+
+    def _left(self, gone: Collection[Request]) -> None:
+        if self.called in gone:
+            self.called = None
+        if self._stopped:
+            self._stopped = [each for each in self._stopped if each[1] not in gone]
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -67,6 +97,15 @@ class TurnQueue(RequestQueue):
 
     def __iter__(self) -> Iterator[Request]:
         return (request for _, request in self._waiting)
+
+
+def _stopped_s(request: Request) -> float:
+    passport = passport_of(request)
+    if passport.preempted_s is not None:
+        return passport.preempted_s
+    if passport.robbed_s is None:
+        passport.robbed_s = time()
+    return passport.robbed_s
 
 
 def in_turn(queue: RequestQueue, turns: TurnQueue) -> RequestQueue:
