@@ -133,7 +133,7 @@ def test_who_has_stood_still_for_longest_is_what_a_walk_finds(changes: list[str]
             assert all(each.priority < longest[1].priority for each in before(longest[1], turns))
         elif what != "call":
             change(queue, what, number, rng)
-        stopped = {each.request_id: passport_of(each).preempted_s for each in turns if each.num_output_tokens}
+        stopped = {each.request_id: passport_of(each).preempted_s or 0.0 for each in turns if each.num_output_tokens}
         longest = turns.longest_stopped()
         assert (longest is None) == (not stopped)
         assert longest is None or longest[0] == stopped[longest[1].request_id] == min(stopped.values())

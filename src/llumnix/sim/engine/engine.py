@@ -18,7 +18,6 @@ from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.listener import Listener
 from llumnix.sim.engine.request import ABORTED, DECODING, DETACHED, FINISHED, NEW, PREFILLING, WAITING, SimRequest
 from llumnix.sim.engine.steps import StepClock
-from llumnix.sim.engine.turns import Turns
 from llumnix.sim.engine.waiting import WaitingQueue
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.profiles.cost_model import Profile
@@ -55,7 +54,6 @@ class EngineModel:
         self.queue = WaitingQueue(block_tokens, self.state_blocks, self.pool.total if scheduler.small_first else 0)
         self.waiting = self.queue.requests
         """Sorted: who is to start first comes first."""
-        self.turns = Turns()
         self.prefilling: list[SimRequest] = []
         self.watched: set[str] = set()
         """Ids of requests whose changes the listener wants to hear of."""

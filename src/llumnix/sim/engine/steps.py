@@ -8,6 +8,7 @@ flight, which is where a real engine would notice it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Protocol
 
 from llumnix.sim.engine.batch import DecodeBatch
@@ -51,6 +52,7 @@ class StepClock:
         self._busy = False
         self._stopped = False
         self._timer: Timer | None = None
+        self._plans_at_s = inf
 
     @property
     def idle(self) -> bool:
@@ -79,6 +81,16 @@ class StepClock:
             self._boundary()
         else:
             self.cut()
+
+    def plan_at(self, at_s: float) -> None:
+        """The same from `at_s` on, or from an earlier time that was asked for."""
+        if at_s < self._plans_at_s:
+            self._plans_at_s = at_s
+            self._kernel.at(at_s, self._plan_now)
+
+    def _plan_now(self) -> None:
+        self._plans_at_s = inf
+        self.plan_soon()
 
     def cut(self) -> None:
         """Ends a run of decode steps with the one in flight."""

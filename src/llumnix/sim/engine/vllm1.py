@@ -16,6 +16,7 @@ from llumnix.policy.step_cost import prompt_tokens
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.request import SimRequest
+from llumnix.sim.engine.turns import change_turns
 from llumnix.types import is_high
 
 
@@ -69,7 +70,7 @@ class TokenBudget:
     def _change_turns(self, engine: EngineModel) -> bool:
         """True: who has stood still for too long may find room before the next step."""
         stopped = engine.queue.longest_stopped()
-        return stopped is not None and engine.turns.change(engine, _missing(engine, stopped))
+        return stopped is not None and change_turns(engine, stopped, _missing(engine, stopped))
 
     def _continue_prompts(self, engine: EngineModel) -> tuple[list[tuple[SimRequest, int]], bool]:
         """Chunks of the prompts begun earlier, after making room for what the batch takes."""

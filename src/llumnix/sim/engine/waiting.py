@@ -6,6 +6,7 @@ from bisect import insort
 from math import inf
 from operator import attrgetter
 
+from llumnix.control.changes_of_turn import ChangesOfTurn
 from llumnix.policy.waiting_order import turn_s
 from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.types import is_high
@@ -18,7 +19,7 @@ class WaitingQueue:
     sums are what a load report says."""
 
     __slots__ = (
-        "_block_tokens", "_order", "_state_blocks", "_stopped", "_total_blocks", "blocks", "called", "high",
+        "_block_tokens", "_order", "_state_blocks", "_stopped", "_total_blocks", "blocks", "called", "changes", "high",
         "preempted", "requests", "tokens",
     )  # fmt: skip
 
@@ -31,6 +32,8 @@ class WaitingQueue:
         """Of all of them, without those that need no computing."""
         self.preempted = 0
         self.high = 0
+        self.changes = ChangesOfTurn()
+        """How often who waits may take the place of one that runs."""
         self.called: SimRequest | None = None
         """It goes first among those as important: its turn has come."""
         self._stopped: list[tuple[float, int, SimRequest]] = []
