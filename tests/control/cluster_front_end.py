@@ -182,6 +182,8 @@ class ModelFrontEnd:
             case fe.Abort():
                 self._send(command.to, command.request)
             case fe.SendTo():
+                if command.onward is not None:
+                    self.world.post(command.instance, command.onward)
                 self._send(command.instance, self.clients[command.request].spec)
             case fe.ReplayAt():
                 self._replay(command)

@@ -12,6 +12,7 @@ from tiny_engine import BLOCK_TOKENS, Spec
 
 from llumnix.control import commands as do
 from llumnix.control import events as ev
+from llumnix.control.homes import Homes
 from llumnix.control.orders import MoveOrder
 from llumnix.control.scheduler_events import SetDraining
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -76,6 +77,7 @@ class ClusterInstance(Instance):
         self.seq = 0
         self.state = InstanceState.RUNNING
         self.role = Role.MIXED
+        self.homes = Homes()
         self.keep = self.asked_to_end = self.hangs = False
         self.hung_s = 0.0
         self.last: InstanceSnapshot | None = None
@@ -95,12 +97,27 @@ class ClusterInstance(Instance):
     def answer_move(self, command: do.AnswerMove) -> None:
         super().answer_move(command)
         self.moved_out += command.outcome.ok
-        if command.outcome.order.reason != "by hand":
+        if command.outcome.order.reason != "by hand" and not command.outcome.order.is_onward:
             self.world.post("scheduler", command.outcome)
 
     def ordered(self, order: MoveOrder) -> None:
+        if order.is_onward:
+            self._begun(self.homes.told(order))
+            return
         candidates = tuple(sequence.snapshot() for sequence in self.engine.sequences.values())
         self.handle(ev.MoveOrdered(self.world.now, order, candidates))
+
+    def _begun(self, request: RequestId) -> None:
+        sequence = self.engine.sequences.get(request)
+        if request in self.homes and sequence is not None and sequence.state == "running":
+            event = self.homes.begins(self.world.now, sequence.snapshot(), self.role)
+            if event is not None:
+                self.handle(event)
+
+    def step(self) -> None:
+        super().step()
+        for request in list(self.engine.sequences):
+            self._begun(request)
 
     def set_draining(self, command: SetDraining) -> None:
         if not self.asked_to_end:

@@ -74,9 +74,10 @@ def test_role_is_told_with_the_next_report_and_acted_on() -> None:
     office: Any = Office.__new__(Office)
     office.driver = SimpleNamespace(tell_ends=lambda: None)
     office.reports = Reports.__new__(Reports)
+    office.reports._driver = office.driver
     office.reports._spec = SimpleNamespace(policy=PolicyConfig(roles=RolesConfig(tpot_target_ms=30)))
     office.reports._scheduler = SimpleNamespace(limits=SimpleNamespace(target_s=0.0))
     for role, target_s in ((Role.DECODE, 0.030), (Role.PREFILL, 0.0), (Role.MIXED, 0.030)):
         office.take(SetRole(instance=InstanceId("i0"), role=role, reason="asked for"))
-        assert office.reports.role is role
+        assert office.reports.role is office.driver.role is role
         assert office.reports._scheduler.limits.target_s == target_s, "prompts come first where they are computed"

@@ -27,10 +27,11 @@ from llumnix.engine.vllm.front_end.ways import Ways
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import Epoch, InstanceId, InstanceState, RequestId
+from llumnix.types import Epoch, InstanceId, InstanceState, RequestId, Role
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
+from llumnix.wire.to_instance import MoveOut
 
 A, B, C = InstanceId("a"), InstanceId("b"), InstanceId("c")
 MOST_MEDIA_BYTES = 1000
@@ -46,6 +47,7 @@ class FrontEnd:
         self.resumed: list[tuple[InstanceId, Resume]] = []
         self.answer_to_resume: Exception | None = None
         self.why_failed: list[str] = []
+        self.told: list[tuple[str, MoveOut]] = []
         self.last_words: list[InstanceId] = []
         self.stories = Stories(Journal("f0"))
         ways = Ways(
@@ -62,7 +64,7 @@ class FrontEnd:
 
     def join(self, instance: InstanceId) -> None:
         index = len(self.members.known)
-        info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control="", data="")
+        info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control=f"to {instance}", data="")
         self.members.admit(self.members.call(Report(info=info, snapshot=_snapshot(instance))))
         self.streams.reported(_snapshot(instance))
 
@@ -91,7 +93,8 @@ class FrontEnd:
             raise self.answer_to_resume
 
     def _post(self, address: str, message: Mail) -> None:
-        raise AssertionError("nobody is asked to arbitrate here")
+        assert isinstance(message, MoveOut), "nobody is asked to arbitrate here"
+        self.told.append((address, message))
 
 
 def _snapshot(instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
@@ -341,3 +344,21 @@ def test_joined_while_there_is_an_instance() -> None:
     assert front.members.joined.is_set()
     front.lose(A)
     assert not front.members.joined.is_set()
+
+
+def test_instance_for_prompts_is_told_where_the_request_goes_with_its_first_token() -> None:
+    front = FrontEnd(A, B)
+    front.streams.reported(_snapshot(A, seq=2, role=Role.PREFILL))
+    front.streams.reported(_snapshot(B, seq=2, role=Role.DECODE))
+    assert front.open() == A
+    ((address, told),) = front.told
+    assert (address, told.target.id, told.order.request, told.order.is_onward) == ("to a", B, "r", True)
+
+
+def test_instance_that_is_about_to_go_is_not_named() -> None:
+    front = FrontEnd(A, B)
+    front.streams.reported(_snapshot(A, seq=2, role=Role.PREFILL))
+    front.streams.reported(_snapshot(B, seq=2, role=Role.DECODE))
+    front.members.remove(B)
+    assert front.open() == A
+    assert front.told == []

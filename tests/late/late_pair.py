@@ -23,11 +23,13 @@ from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.stream import Stream
 from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
 from llumnix.engine.vllm.instance.office import CONTROL, Tick
-from llumnix.types import InstanceId, RequestId
+from llumnix.policy.victim import Wanted
+from llumnix.types import InstanceId, RequestId, Role
 from llumnix.wire.to_instance import MoveOut
 from llumnix.wire.to_scheduler import MoveAnswer
 
 NAMES = ("i0", "i1")
+ANY = Wanted()
 
 
 @cache
@@ -55,6 +57,8 @@ def next_token(tokens: list[int], cells: list[int] | None = None) -> int:
 
 
 class LatePair:
+    ONWARD = Wanted(to_decode=True)
+
     def __init__(self, layout: str = "full", drafts: bool = False) -> None:
         self.wires = Wires()
         self.cores = _cores(layout, drafts)
@@ -81,9 +85,19 @@ class LatePair:
     # -- clients
 
     def ask(
-        self, at: int, prompt: list[int], max_tokens: int, stops: tuple[int, ...] = (), priority: int = 0
+        self,
+        at: int,
+        prompt: list[int],
+        max_tokens: int,
+        stops: tuple[int, ...] = (),
+        priority: int = 0,
+        onward: bool = False,
     ) -> Session:
+        """`onward`: it is to go on at the other one with its first token."""
         name = f"r{next(self._numbers)}"
+        if onward:
+            self.cores[at].office.driver.role = Role.PREFILL
+            self.move(at, name, self.ONWARD)
         request = EngineCoreRequest(
             request_id=name,
             prompt_token_ids=prompt,
@@ -109,7 +123,7 @@ class LatePair:
         session.ended = True
         self._obey(self._ownership.aborted(RequestId(session.engine_id)))
 
-    def move(self, source: int, request: str | None = None) -> None:
+    def move(self, source: int, request: str | None = None, wanted: Wanted = ANY) -> None:
         target = self.cores[1 - source]._info
         order = MoveOrder(
             move_id=MoveId(f"m{next(self._numbers)}"),
@@ -117,6 +131,7 @@ class LatePair:
             cause=MoveCause.BY_HAND,
             reason="a test",
             request=None if request is None else RequestId(request),
+            wanted=wanted,
         )
         self.cores[source].mail(MoveOut(order=order, target=target, reply_to=FRONT_END))
 

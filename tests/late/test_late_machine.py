@@ -38,12 +38,15 @@ class AnyOrder(RuleBasedStateMachine):
         max_tokens=st.integers(2, 25),
         stops=st.booleans(),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
+        onward=st.booleans(),
     )
-    def ask(self, at: int, prefix: list[int], own: int, max_tokens: int, stops: bool, priority: int) -> None:
+    def ask(
+        self, at: int, prefix: list[int], own: int, max_tokens: int, stops: bool, priority: int, onward: bool
+    ) -> None:
         if len(self.pair.sessions) < 12:
             prompt = prefix + [(7 * own + n) % VOCABULARY for n in range(own)]
             stop_tokens = tuple(range(0, VOCABULARY, 9)) if stops else ()
-            self.all.append(self.pair.ask(at, prompt, max_tokens, stop_tokens, priority))
+            self.all.append(self.pair.ask(at, prompt, max_tokens, stop_tokens, priority, onward))
 
     @rule(at=ENDS, turns=st.integers(1, 5))
     def step(self, at: int, turns: int) -> None:

@@ -12,7 +12,7 @@ comparisons), a decision reads the first few.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -165,6 +165,14 @@ class Dispatcher:
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
             rule.unit,
         )
+
+    def view(self, instance: InstanceId) -> InstanceSnapshot:
+        """A known one, with what is on its way there."""
+        return self._entries[instance].view
+
+    def by_rank(self) -> Iterator[InstanceSnapshot]:
+        """Those that take requests, the first for a normal one first, with what is on its way there."""
+        return (self._entries[key[2]].view for key in self._orders[0])
 
     @property
     def serving(self) -> int:

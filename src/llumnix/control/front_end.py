@@ -63,7 +63,7 @@ class FrontEndMachine:
     def __init__(self, config: PolicyConfig, index: int = 0, ledger: bool = True) -> None:
         self.record: RecordFrontEnd | None = None
         self._ownership = Ownership()
-        self._placing = Placing(Dispatcher(config, index), self._ownership, ledger)
+        self._placing = Placing(config, Dispatcher(config, index), self._ownership, ledger)
 
     def handle(self, event: FrontEndEvent) -> list[FrontEndCommand]:
         """Never raises for what the world does: what comes late, twice or about nobody changes nothing."""
@@ -78,6 +78,7 @@ class FrontEndMachine:
             commands = self._of_instances(event)
         else:
             commands = self._in_streams(event)
+        self._placing.onward.happened(event)
         if self.record is not None and delivered is not None:
             self.record(event, commands, delivered)
         return commands

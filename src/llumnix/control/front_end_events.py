@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from llumnix.control.messages import AnyNotice, Doubt, Verdict
+from llumnix.control.orders import MoveOrder
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.policy.dispatch import DispatchReason
 from llumnix.policy.prefix import ChunkId
@@ -173,6 +174,8 @@ class SendTo(_FrontEndCommand, frozen=True, tag=True):
     request: RequestId
     instance: InstanceId
     reason: DispatchReason
+    onward: MoveOrder | None = None
+    """Where it goes with its first token: to be told to the instance, a little before the request. May be lost."""
 
 
 class ReplayAt(_FrontEndCommand, frozen=True, tag=True):

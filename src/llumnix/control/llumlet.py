@@ -252,6 +252,7 @@ class Llumlet:
             epoch=self.attempts.epoch,
             config=self.config,
             queued=queued,
+            at_first_token=order.wanted.to_decode and not snapshot.output_tokens,
         )
         self.attempts.sources[snapshot.id] = source
         blocks = 0 if queued else snapshot.needed_blocks - snapshot.state_blocks  # its state comes with the commit

@@ -126,7 +126,6 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def prepared(self, at: float, message: Prepared) -> list[AnyCommand]:
         self.there_blocks = self.skipped_blocks = message.skip_blocks
-        self.at_first_token = self.order.wanted.to_decode and not self.decoding
         return self._go_on(at)
 
     def progressed(self, at: float, event: Progress) -> list[AnyCommand]:

@@ -61,6 +61,11 @@ class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Wanted = Wanted()
     """What to pick; not looked at when a request is named."""
 
+    @property
+    def is_onward(self) -> bool:
+        """A front end's, for a request that it sends there: acted on when its prompt begins to be computed."""
+        return self.request is not None and self.wanted.to_decode
+
 
 class MoveFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What one attempt cost, as the source saw it."""

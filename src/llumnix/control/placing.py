@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import NONE_AVOIDED, Dispatch, Dispatcher
 from llumnix.control.front_end_events import Arrived, FrontEndCommand, GiveUp, Park, ReplayAt, SendTo
 from llumnix.control.messages import NOBODY
+from llumnix.control.onward import Onward
 from llumnix.control.ownership import Ownership, Replay
 from llumnix.control.stream import Stream
 from llumnix.policy.dispatch import DispatchRequest, Judged
@@ -29,8 +31,9 @@ class Placing:
     """Opens a stream for each request that has a place. Without `ledger` what was sent is not charged until it is
     reported."""
 
-    def __init__(self, dispatcher: Dispatcher, ownership: Ownership, ledger: bool) -> None:
+    def __init__(self, config: PolicyConfig, dispatcher: Dispatcher, ownership: Ownership, ledger: bool) -> None:
         self.dispatcher = dispatcher
+        self.onward = Onward(config, dispatcher)
         self._ownership = ownership
         self._ledger = ledger
         self._waiting: dict[RequestId, Replay] = {}
@@ -45,6 +48,7 @@ class Placing:
 
     def reported(self, snapshot: InstanceSnapshot) -> list[FrontEndCommand]:
         self.dispatcher.on_report(snapshot)
+        self.onward.reported(snapshot)
         return self._place_waiting() if self._waiting else []
 
     def equipped(self, instance: InstanceId, lacks: tuple[int, ...]) -> list[FrontEndCommand]:
@@ -55,6 +59,7 @@ class Placing:
 
     def close(self, instance: InstanceId) -> None:
         self.dispatcher.on_removed(instance)
+        self.onward.gone(instance)
         self._lacks.pop(instance, None)
 
     # requests
@@ -92,6 +97,7 @@ class Placing:
         """Where it left off; it waits while there is no room anywhere."""
         old, asked = lost.stream, lost.stream.asked
         assert asked is not None
+        self.onward.close(old.request)
         if problem := why_not_replayable(old):
             return GiveUp(old.request, f"{lost.why}; the stream cannot be continued exactly: {problem}")
         never_sent = old.owner == NOBODY
@@ -122,7 +128,8 @@ class Placing:
 
     def _send(self, asked: Arrived, decision: Dispatch) -> SendTo:
         self._ownership.opened(asked.request, decision.instance).asked = asked
-        return SendTo(asked.request, decision.instance, decision.reason)
+        onward = self.onward.order(asked, decision.instance, self._without_adapter(asked))
+        return SendTo(asked.request, decision.instance, decision.reason, onward)
 
     def _park(self, waiting: Replay) -> Park:
         self._waiting[waiting.stream.request] = waiting

@@ -233,6 +233,8 @@ class _Run:
     def move_answered(self, outcome: MoveOutcome) -> None:
         if outcome.request is not None:
             self._observer.migration_ended(self.kernel.now, self._front_end.by_id[outcome.request], outcome)
+        if outcome.order.is_onward:
+            return  # the front end's order, who hears of it in the stream
         ended = sched.MigrationEnded(at=self.kernel.now + self._network.message_s, outcome=outcome)
         self._network.deliver(self._schedule, ended)
 

@@ -15,6 +15,7 @@ from typing import assert_never
 from llumnix.control import front_end_events as fe
 from llumnix.control.messages import Adopted, AnyNotice, Doubt
 from llumnix.control.openings import DispatchOpenings
+from llumnix.control.orders import MoveOrder
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.replay import FrontEndBegin
 from llumnix.journal.journal import Journal
@@ -226,7 +227,7 @@ class SimFrontEnd:
                     request = self.by_id[command.request]
                     if request.story is not None:
                         request.story.dispatched(self._kernel.now, command.reason)
-                    self._send(request, command.instance)
+                    self._send(request, command.instance, command.onward)
                 case fe.ReplayAt():
                     self._replay(self.by_id[command.request], command)
                 case fe.Abort():
@@ -246,13 +247,14 @@ class SimFrontEnd:
                 case _:
                     assert_never(command)
 
-    def _send(self, request: SimRequest, instance: InstanceId) -> None:
-        self._kernel.after(self._request_s + self._network.message_s, self._hand_in, request, request.id, instance)
+    def _send(self, request: SimRequest, instance: InstanceId, onward: MoveOrder | None = None) -> None:
+        travel_s = self._request_s + self._network.message_s
+        self._kernel.after(travel_s, self._hand_in, request, request.id, instance, onward)
 
-    def _hand_in(self, request: SimRequest, name: str, instance: InstanceId) -> None:
+    def _hand_in(self, request: SimRequest, name: str, instance: InstanceId, onward: MoveOrder | None) -> None:
         there = self._instances.get(instance)
         if there is not None and request.id == name:  # else it died meanwhile, or is to begin anew
-            there.add(request)
+            there.add(request, onward)
 
     def _replay(self, request: SimRequest, command: fe.ReplayAt) -> None:
         request.replays += 1

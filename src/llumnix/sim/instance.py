@@ -10,14 +10,15 @@ from functools import partial
 
 from llumnix.control import events as told
 from llumnix.control.body import LlumletLoop
+from llumnix.control.homes import Homes
 from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.orders import MoveOrder
 from llumnix.policy.prefix import cached_tokens
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
-from llumnix.sim.engine.request import ABORTED, SimRequest
-from llumnix.sim.reporting import Reporter, candidates, chunks_of, prefix_table
+from llumnix.sim.engine.request import ABORTED, PREFILLING, SimRequest
+from llumnix.sim.reporting import Reporter, candidates, chunks_of, describe, prefix_table
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
@@ -38,14 +39,15 @@ class SimInstance:
         self.prefixes = prefix_table(self.engine)
         self.reports = Reporter(self.account, self.engine, world, self.prefixes)
         self.body = SimBody(self.account, self.engine, self.prefixes, world, self.hear)
+        self.homes = Homes()
         self._loop: LlumletLoop | None = None
         """Of `account.llumlet`."""
         self.reports.soon()
 
     # ------------------------------------------------------------------ from the cluster
 
-    def add(self, request: SimRequest) -> None:
-        """A request from the front end arrives."""
+    def add(self, request: SimRequest, onward: MoveOrder | None = None) -> None:
+        """A request from the front end arrives. `onward`: where it goes with its first token."""
         if not self.account.alive:
             return
         self.account.dispatches_seen += 1
@@ -54,6 +56,9 @@ class SimInstance:
         if self.prefixes is not None and cache is not None:
             depth = self.prefixes.comes(RequestId(request.id), chunks_of(request))
             request.expected_hit_tokens = cached_tokens(depth, cache.unit_tokens, request.prompt_tokens)
+        if onward is not None:
+            self.homes.told(onward)
+            self.engine.watched.add(request.id)
         self.engine.add(request)
 
     def tell_prefixes(self) -> None:
@@ -109,6 +114,7 @@ class SimInstance:
         if self.engine.abort_now(request) or self.body.gives_up(request):
             self.account.ended += 1
             self.body.ended(request)
+            self.homes.forget(name)
             if self._loop is not None:
                 self.hear(told.Gone(self._kernel.now, name, "aborted"))
         if request.state is ABORTED:
@@ -117,6 +123,7 @@ class SimInstance:
     def lose_peer(self, instance: InstanceId) -> None:
         if self._reads_later(self.lose_peer, instance):
             return
+        self.homes.lost(instance)
         if self.account.alive and self._loop is not None:
             self.hear(told.PeerLost(self._kernel.now, instance))
 
@@ -164,9 +171,18 @@ class SimInstance:
     def on_finished(self, request: SimRequest) -> None:
         self.account.ended += 1
         self.body.ended(request)
+        self.homes.forget(RequestId(request.id))
         if self._loop is not None:
             self.hear(told.Gone(self._kernel.now, RequestId(request.id), "finished"))
         self._world.finished(request)
 
     def on_settled(self, request: SimRequest) -> None:
-        self.body.settled(request)
+        name = RequestId(request.id)
+        if request.state is not PREFILLING:
+            self.body.settled(request)
+        elif name in self.homes:
+            self.engine.watched.discard(name)
+            here = describe(request, self.account.llumlet, self.engine, tells_rest=True)
+            order = self.homes.begins(self._kernel.now, here, self.account.role)
+            if order is not None:
+                self.hear(order)

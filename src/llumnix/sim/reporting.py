@@ -241,12 +241,13 @@ def candidates(account: Account, engine: EngineModel, tells_rest: bool) -> tuple
     """Running requests, and the front of the queue, for the choice of a victim. `tells_rest`: with what each has still
     to make, as live, where it follows from `max_tokens` (in a simulated workload all ask for exactly what they get)."""
     return tuple(
-        _describe(request, account.llumlet, engine, tells_rest)
+        describe(request, account.llumlet, engine, tells_rest)
         for request in [*engine.running_requests(), *engine.waiting[:QUEUE_SHOWN]]
     )
 
 
-def _describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, tells_rest: bool) -> RequestSnapshot:
+def describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, tells_rest: bool) -> RequestSnapshot:
+    """As `candidates`, one that is here."""
     tokens = engine.tokens_of(request)
     return RequestSnapshot(
         id=RequestId(request.id),

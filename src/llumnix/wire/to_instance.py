@@ -20,11 +20,12 @@ class Peer(Wire, frozen=True, kw_only=True, tag=True):
 
 
 class MoveOut(Wire, frozen=True, kw_only=True, tag=True):
-    """Answered with a `MoveAnswer` to `reply_to` for each request that goes, and for what does not."""
+    """Answered with a `MoveAnswer` to `reply_to` for each request that goes, and for what does not. A front end's order
+    for one that it sends here, to go on with its first token, is answered in the stream alone."""
 
     order: MoveOrder
     target: InstanceInfo
-    reply_to: str
+    reply_to: str = ""
 
 
 class ClusterSize(Wire, frozen=True, kw_only=True, tag=True):

@@ -132,8 +132,7 @@ class EngineModel:
         self._look_again()
 
     def reserve(self, blocks: int, shared: Sequence[int] = ()) -> bool:
-        """Takes blocks for a request that is moving in, beside the cached units that it shares with others; False if
-        that leaves less than the batch needs now."""
+        """Takes blocks for one that moves in, beside cached units that it shares; False if the batch needs them now."""
         spare = self.pool.free - self._taken_in_flight()
         if blocks + self.pool.idle_blocks(shared) + self.pool.watermark > spare:
             return False
@@ -205,6 +204,7 @@ class EngineModel:
         request.begin(self.kernel.now, blocks)
         self.prefilling.append(request)
         self._count_running(request, 1)
+        self._tell(request)
 
     def preempt(self, request: SimRequest) -> None:
         """Throws a running request's KV away and puts it back into the queue (recompute)."""

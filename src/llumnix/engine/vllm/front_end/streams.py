@@ -21,7 +21,7 @@ from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_A
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.moves_told import MovesTold
 from llumnix.engine.vllm.front_end.session import Session, arrival, client_id_of, media_bytes, why_not_exact
-from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_output
+from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_onward, tell_output
 from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
@@ -86,6 +86,7 @@ class Streams:
             story = begin_story(self._stories, request, arrived.prompt_tokens, now)
             story.dispatched(now, answer.reason)
             self.sessions[name] = Session(request, name, stream, story, keeps_media=self._kept.keep(name, media))
+            tell_onward(answer, self._members, self._ways.post)
         else:
             self.refused(client_id_of(request), answer.why)
         return answer

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import time
 
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 
+from llumnix.control.front_end_events import SendTo
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
-from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.members import Member, Members
 from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.journal.entries import RefusalNoted
 from llumnix.journal.stories import Stories
 from llumnix.journal.story import Story
+from llumnix.wire.outbox import Mail
+from llumnix.wire.to_instance import MoveOut
 
 
 def begin_story(stories: Stories, request: EngineCoreRequest, prompt_tokens: int, now: float) -> Story:
@@ -38,3 +42,14 @@ def tell_output(story: Story, output: EngineCoreOutput, now: float, by: Member |
             story.preempted(at_s)
     if output.new_token_ids:
         story.token(now, 0 if output.prefill_stats is None else output.prefill_stats.num_cached_tokens)
+
+
+def tell_onward(sent: SendTo, members: Members, post: Callable[[str, Mail], None]) -> None:
+    """Before the request itself: where it goes with its first token. By another way, so it may come later; who is not
+    known any more is not told of."""
+    order = sent.onward
+    if order is None:
+        return
+    source, target = members.known.get(sent.instance), members.by_id.get(order.target)
+    if source is not None and target is not None:
+        post(source.info.control, MoveOut(order=order, target=target.info))

@@ -6,12 +6,14 @@ Lives on the engine's main thread and runs between steps only; nothing here wait
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from vllm.v1.request import Request
 
 from llumnix.config import MigrationConfig
 from llumnix.control import events
 from llumnix.control.body import LlumletLoop
+from llumnix.control.homes import Homes
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, Verdict
 from llumnix.engine.vllm.instance.body import VllmBody
@@ -20,7 +22,7 @@ from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.errors import IllegalMessage
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import why_not_to_decode
-from llumnix.types import Epoch, InstanceId, RequestId
+from llumnix.types import Epoch, InstanceId, RequestId, RequestState, Role
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.to_instance import MoveOut, Peer, PullEnded
 
@@ -39,17 +41,39 @@ class LlumletDriver:
         self.incoming = self._body.incoming
         self.info = engine.info
         self.engine_pins = engine.pins
+        self.role = Role.MIXED
         self.ended = 0
+        self._homes = Homes()
         self._scheduler = engine.scheduler
         self._clock = engine.clock
+        engine.scheduler.on_begun = self.began
 
     # -- what happens
 
     def move_out(self, order: MoveOut) -> None:
+        if order.order.is_onward:
+            self._body.letters.met(order.target)
+            self.began([self._homes.told(order.order)])  # perhaps it was here first
+            return
         self._body.new_order(order)
         exact = order.order.wanted.at_least_blocks > 0
         candidates = self._candidates(order.order.request, exact=exact)
         self._loop.hear(events.MoveOrdered(self._clock(), order.order, candidates))
+
+    def began(self, requests: Iterable[str]) -> None:
+        """Their prompts are in the step that begins now. For those that go on elsewhere with their first token room is
+        asked for there meanwhile."""
+        for request in requests:
+            if request in self._homes:
+                self._begin(RequestId(request))
+
+    def _begin(self, request: RequestId) -> None:
+        for here in self._candidates(request, exact=False):
+            if here.state is RequestState.WAITING:
+                continue
+            order = self._homes.begins(self._clock(), here, self.role)
+            if order is not None:
+                self._loop.hear(order)
 
     def peer_said(self, peer: Peer, prepared: Request | str | None) -> None:
         """`prepared`: the request that a `Prepare` describes, made (and its grammar compiled) off this thread, or why
@@ -73,6 +97,7 @@ class LlumletDriver:
 
     def peer_lost(self, instance: InstanceId) -> None:
         self._body.peer_lost(instance)
+        self._homes.lost(instance)
         self._loop.hear(events.PeerLost(at=self._clock(), instance=instance))
 
     def set_draining(self, draining: bool) -> None:
@@ -133,6 +158,7 @@ class LlumletDriver:
         self.ended += len(ended)
         for request_id, why in ended:
             self._outgoing.ended(request_id)
+            self._homes.forget(request_id)
             self._loop.hear(events.Gone(at=self._clock(), request=request_id, why=why))
 
     def _report_detached(self) -> None:

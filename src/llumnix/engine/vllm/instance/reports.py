@@ -64,7 +64,7 @@ class Reports:
 
     def take_role(self, role: Role) -> None:
         """Where prompts come first, they are not held back for tokens."""
-        self.role = role
+        self.role = self._driver.role = role
         target_s = self._spec.policy.roles.tpot_target_s
         self._scheduler.limits.target_s = 0.0 if role is Role.PREFILL else target_s
 

@@ -10,6 +10,7 @@ here earlier.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.utils.math_utils import cdiv
@@ -73,6 +74,8 @@ class MigrationSupport(_Base):
         self.thrown_away = ThrownAway()
         self.ended: list[tuple[RequestId, str]] = []
         """Requests that ended here since the driver looked last, and why."""
+        self.on_begun: Callable[[list[str]], None] = lambda requests: None
+        """Told whose computation begins with the step that was just planned."""
 
     def obey(self, config: PolicyConfig) -> None:
         """From the next step on."""
@@ -97,11 +100,8 @@ class MigrationSupport(_Base):
 
     def lend(self, request: Request) -> None:
         """Takes the request out of the batch, maybe after a last step, or out of the queue; it keeps its blocks and
-        stays in `requests`.
-
-        A step in flight still delivers its token. Relies on `Scheduler.running` being a list and on
-        `update_from_output` looking requests up in `Scheduler.requests`.
-        """
+        stays in `requests`. A step in flight still delivers its token. Relies on `Scheduler.running` being a list and
+        on `update_from_output` looking requests up in `Scheduler.requests`."""
         if not self.last_steps.stays_for(request):
             self._take_out(request)
 
@@ -192,11 +192,8 @@ class MigrationSupport(_Base):
         return self._slots_taken < self.max_num_running_reqs
 
     def adopt(self, request: Request, computed_tokens: int) -> None:
-        """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue).
-
-        Blocks that a sliding window has passed are given back first: they were not copied and must never
-        enter the prefix cache.
-        """
+        """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
+        sliding window has passed are given back first: they were not copied and must never enter the prefix cache."""
         manager = self.kv_cache_manager
         self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
@@ -236,8 +233,10 @@ class MigrationSupport(_Base):
             self.steps.begins()
             self.watch.begins(load_of(self.requests, output.num_scheduled_tokens))
             began = [new.req_id for new in output.scheduled_new_reqs]
-            for request_id in (*began, *output.scheduled_cached_reqs.resumed_req_ids):
+            began += output.scheduled_cached_reqs.resumed_req_ids
+            for request_id in began:
                 self.steps.computes_hits_of(self.requests[request_id])
+            self.on_begun(began)
         for request in self.last_steps.over(output.num_scheduled_tokens):
             self._take_out(request)
         return output

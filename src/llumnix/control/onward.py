@@ -1,0 +1,106 @@
+"""Which requests of a front end go on elsewhere with their first token, and where: said with them when they are sent.
+
+Whoever gets a prompt to compute asks the next instance for room as soon as it begins, and hands over with the token.
+An order that waited for a report would come later than the token of a prompt that is computed in one step. Nothing
+depends on it: if it does not come to that, the scheduler is asked by the reports, as for all others that decode there.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from msgspec.structs import replace
+
+from llumnix.config import PolicyConfig
+from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.front_end_events import (
+    Aborted,
+    Arrived,
+    Broken,
+    Finished,
+    FrontEndEvent,
+    Noticed,
+    TurnedAway,
+    Unsent,
+)
+from llumnix.control.moves import Ends, MovesInFlight
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder
+from llumnix.policy.catalogue import find_policy
+from llumnix.policy.dispatch import queued_demand_blocks
+from llumnix.policy.roles import HomeTerms, find_homes
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.victim import Wanted
+from llumnix.types import InstanceId, RequestId, Role
+
+TAKERS_TRIED = 16
+"""Instances, first by rank, that are looked at: bounds what a dispatch costs."""
+
+
+class Onward:
+    """Requests count at the instance where they are to go until it has them, or they do not go there any more."""
+
+    def __init__(self, config: PolicyConfig, dispatcher: Dispatcher) -> None:
+        self._is_known = find_policy(config.policy).roles and config.migration
+        self._dispatcher = dispatcher
+        self._moves = MovesInFlight("")
+        self._ends: dict[RequestId, Ends] = {}
+
+    def order(self, asked: Arrived, source: InstanceId, avoid: frozenset[InstanceId]) -> MoveOrder | None:
+        """Where a request that is sent to `source` now is to make its tokens; None: there, or nobody can take it yet.
+        `avoid`: those that cannot have it."""
+        giver = self._dispatcher.view(source)
+        if not self._is_known or giver.role is not Role.PREFILL:
+            return None
+        blocks = queued_demand_blocks(asked.prompt_tokens, giver.block_tokens, giver.state_blocks)
+        able = (each for each in self._dispatcher.by_rank() if each.role is not Role.PREFILL and each.id not in avoid)
+        takers = [self._with_those_to_come(each) for each in islice(able, TAKERS_TRIED)]
+        terms = HomeTerms(moves=1, max_incoming=giver.max_running)
+        homes = find_homes(replace(giver, to_decode=1, to_decode_blocks=blocks), takers, terms)
+        if not homes:
+            return None
+        (home,) = homes
+        ends = self._ends[asked.request] = (source, home.target)
+        self._moves.ask(asked.at_s, ends, 1, blocks)
+        return MoveOrder(
+            move_id=MoveId(f"{asked.request}-onward"),
+            target=home.target,
+            cause=MoveCause.DECODE,
+            reason=str(home),
+            request=asked.request,
+            wanted=Wanted(to_decode=True),
+        )
+
+    def happened(self, event: FrontEndEvent) -> None:
+        """To a request: it went there, or stays, or is over."""
+        if not self._ends:
+            return
+        if isinstance(event, Finished | Aborted | Broken | Unsent | TurnedAway):
+            self.close(event.request)
+        elif isinstance(event, Noticed):
+            self.close(event.notice.request)
+
+    def close(self, request: RequestId) -> None:
+        """It goes nowhere with its first token, or went."""
+        if (ends := self._ends.pop(request, None)) is not None:
+            self._moves.end(ends)
+
+    def reported(self, snapshot: InstanceSnapshot) -> None:
+        """Nobody leaves one that is not for prompts any more."""
+        if snapshot.role is not Role.PREFILL and self._moves.outgoing(snapshot.id):
+            self._close_all([name for name, (source, _) in self._ends.items() if source == snapshot.id])
+
+    def gone(self, instance: InstanceId) -> None:
+        self._close_all([name for name, ends in self._ends.items() if instance in ends])
+
+    def _close_all(self, requests: list[RequestId]) -> None:
+        for request in requests:
+            self.close(request)
+
+    def _with_those_to_come(self, taker: InstanceSnapshot) -> InstanceSnapshot:
+        """Those count once, though its report may count some of them already."""
+        incoming = self._moves.incoming(taker.id)
+        if not incoming:
+            return taker
+        promised = self._moves.promised_blocks(taker.id, taker.incoming)
+        free_blocks = max(0, taker.free_blocks - promised)
+        return replace(taker, incoming=max(taker.incoming, incoming), free_blocks=free_blocks)
