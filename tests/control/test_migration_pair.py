@@ -262,3 +262,20 @@ def test_request_that_decodes_elsewhere_leaves_with_its_first_token(asked_early:
     assert (made_here <= 2) == asked_early, "one more is under way"
     run(world)
     world.check_rest()
+
+
+def test_one_that_was_to_go_with_its_first_token_goes_without_a_round_however_late_its_target_answers() -> None:
+    world = World(2)
+    client = world.open("a", prompt_tokens=16, max_tokens=40)
+    source = world.instances["a"]
+    source.read_inbox()
+    source.step()
+    assert client.tokens == []
+    world.move("a", "b", to_decode=True)
+    for _ in range(8):
+        source.step()
+    run(world, lambda: bool(source.answers))
+    assert answer(world).ok
+    assert answer(world).figures.stages == 1
+    run(world)
+    world.check_rest()
