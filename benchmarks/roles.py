@@ -9,6 +9,7 @@ mixed with a target, so many instances for prompts and the rest for tokens witho
 each of azure-conv, of short prompts with long outputs, at 1.5 times the rate, and of long prompts with short outputs,
 at 0.75 times: in each, the split that is best for it alone carries a rate of 40 and more, and no split is best in two.
 Instances are simulated A100s with an 8B model with grouped queries (`gqa`), or a 7B model with full attention (`mha`).
+They read their mail between two steps, as live: where prompts are computed, that is what a hand-over waits for.
 
 Exit code 1 if adaptive roles fall behind the best of all others in hindsight in a cell, or if they are not worth what
 they should be, against mixed instances where tokens must be fast, and against any fixed choice where the load shifts.
@@ -133,7 +134,8 @@ def in_time(task: Task, rate: float) -> float:
     counted = good = 0
     for seed in range(task.seeds):
         load = sim_requests(requests_of(task.cell.load, rate, seed, task.measured_s))
-        setup = RunSetup(instances=INSTANCES, profile=profile_of(task), policy=PolicyConfig(roles=task.roles))
+        policy = PolicyConfig(roles=task.roles)
+        setup = RunSetup(instances=INSTANCES, profile=profile_of(task), policy=policy, reads_between_steps=True)
         simulate(load, setup)
         measured = [request for request in load if request.arrival_s >= WARM_UP_S]
         counted += len(measured)

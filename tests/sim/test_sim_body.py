@@ -29,7 +29,7 @@ class TestWorld:
 
     __test__ = False
     size = 2
-    paper_body = looks_each_step = False
+    paper_body = looks_each_step = reads_between_steps = False
     tpot_target_s = 0.0
     relief_steps = 0
 

@@ -104,6 +104,7 @@ class _Run:
         self.cluster = setup.cluster
         self.paper_body = setup.paper_body
         self.looks_each_step = setup.looks_each_step
+        self.reads_between_steps = setup.reads_between_steps
         self._setup = setup
         self._progress = progress
         policy = find_policy(setup.policy.policy)

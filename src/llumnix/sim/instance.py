@@ -133,12 +133,15 @@ class SimInstance:
         self.reports.beat()
 
     def _reads_later(self, action: Callable[..., None], *mail: object) -> bool:
-        """The thread that would read it stands still: then `action` follows when it goes on."""
-        on_s = self.engine.steps.stalled_until_s
-        if on_s <= self._kernel.now:
-            return False
-        self._kernel.at(on_s, action, *mail)
-        return True
+        """The thread that would read it stands still, or is in a step: then `action` follows when it goes on."""
+        steps = self.engine.steps
+        if steps.stalled_until_s > self._kernel.now:
+            self._kernel.at(steps.stalled_until_s, action, *mail)
+            return True
+        if self._world.reads_between_steps and not steps.idle:
+            steps.at_boundary(partial(action, *mail))
+            return True
+        return False
 
     def die(self) -> list[SimRequest]:
         """The process is gone at once; nothing more comes from it. Returns the requests that it had, those that

@@ -144,6 +144,9 @@ class Reporter:
     def _report(self) -> None:
         now, engine = self._kernel.now, self._engine
         self._timer = None
+        if self._world.reads_between_steps and not engine.steps.idle:
+            engine.steps.at_boundary(self._report)
+            return
         self._looked_s = now
         stalled_s = engine.steps.stalled_until_s
         next_s: float | None = None

@@ -53,6 +53,9 @@ class RunSetup:
     looks_each_step: bool = False
     """Busy instances look at their load after each step and keep quiet of what does not matter, as live
     (`ClusterConfig.quiet_report_interval_s`); otherwise, for speed, they look when something has changed."""
+    reads_between_steps: bool = False
+    """Instances read their mail, and look at their load, between two steps only, as live; otherwise, for speed, at once
+    (what follows from it is carried out between two steps all the same)."""
     place_on: int | None = None
     """Number of the instance that gets every request, whatever the policy says (to measure a migration)."""
     moves: tuple[PlannedMove, ...] = ()

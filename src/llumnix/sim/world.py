@@ -28,6 +28,8 @@ class World(Protocol):
     many tokens a request has still to make."""
     looks_each_step: bool
     """Instances look at themselves after each step, not only when something has changed."""
+    reads_between_steps: bool
+    """What comes while a step is in flight is read when it has ended."""
     tpot_target_s: float
     """Instances leave so much between two tokens, if they can; 0: no target."""
     relief_steps: int
