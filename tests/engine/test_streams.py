@@ -47,7 +47,7 @@ class FrontEnd:
         self.resumed: list[tuple[InstanceId, Resume]] = []
         self.answer_to_resume: Exception | None = None
         self.why_failed: list[str] = []
-        self.told: list[tuple[str, MoveOut]] = []
+        self.mailed: list[tuple[str, MoveOut]] = []
         self.last_words: list[InstanceId] = []
         self.stories = Stories(Journal("f0"))
         ways = Ways(
@@ -94,7 +94,7 @@ class FrontEnd:
 
     def _post(self, address: str, message: Mail) -> None:
         assert isinstance(message, MoveOut), "nobody is asked to arbitrate here"
-        self.told.append((address, message))
+        self.mailed.append((address, message))
 
 
 def _snapshot(instance: InstanceId, seq: int = 1, **fields: Any) -> InstanceSnapshot:
@@ -351,7 +351,7 @@ def test_instance_for_prompts_is_told_where_the_request_goes_with_its_first_toke
     front.streams.reported(_snapshot(A, seq=2, role=Role.PREFILL))
     front.streams.reported(_snapshot(B, seq=2, role=Role.DECODE))
     assert front.open() == A
-    ((address, told),) = front.told
+    ((address, told),) = front.mailed
     assert (address, told.target.id, told.order.request, told.order.is_onward) == ("to a", B, "r", True)
 
 
@@ -361,4 +361,4 @@ def test_instance_that_is_about_to_go_is_not_named() -> None:
     front.streams.reported(_snapshot(B, seq=2, role=Role.DECODE))
     front.members.remove(B)
     assert front.open() == A
-    assert front.told == []
+    assert front.mailed == []
