@@ -118,15 +118,19 @@ async def handovers(url: str) -> list[Figure]:
                 outputs.append(group.create_task(complete(session, prompt, OUTPUT_TOKENS, f"handed-{number}")))
                 await asyncio.sleep(rng.expovariate(HANDED_OVER_PER_S))
         moves = {move.request_id: move for move in await admin.moves(4 * HANDED_OVER) if move.outcome == "moved"}
-    steps = []
+    steps, made_before = [], []
     for output in (task.result() for task in outputs):
         move = moves.get(output.id)
         if move is not None and move.cause == MoveCause.DECODE:
             gaps = list(pairwise(output.times_s))
-            changed = next(later - earlier for earlier, later in gaps if later >= move.at_s - behind_s)
+            place = next(place for place, (_, later) in enumerate(gaps) if later >= move.at_s - behind_s)
+            made_before.append(place + 1)
+            changed = gaps[place][1] - gaps[place][0]
             steps.append(changed / statistics.median(later - earlier for earlier, later in gaps[5:]))
     return [
         Figure("hand-overs, of streams", len(steps), at_least(0.9 * HANDED_OVER)),
+        Figure("tokens made before, P50", float(np.percentile(made_before, 50)) if steps else None),
+        Figure("… P99", float(np.percentile(made_before, 99)) if steps else None),
         Figure("gap at a hand-over, P50", float(np.percentile(steps, 50)) if steps else None, unit="steps"),
         Figure("… P99", float(np.percentile(steps, 99)) if steps else None, at_most(2.0), "steps"),
     ]

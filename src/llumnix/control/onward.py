@@ -32,7 +32,7 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, RequestId, Role
 
-TAKERS_TRIED = 16
+TAKERS_TRIED = 8
 """Instances, first by rank, that are looked at: bounds what a dispatch costs."""
 
 
