@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from unittest.mock import patch
 
 import pytest
 
@@ -14,10 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from late_device import SPECS, VOCABULARY
 from late_pair import LatePair, Session
 
+from llumnix.config import PolicyConfig
+from llumnix.control import changes_of_turn
+from llumnix.engine.vllm.instance.step_watch import StepWatch
+from llumnix.policy.snapshot import StepCost
+
 ENDS = st.integers(0, 1)
 SOME = st.integers(0, 5)
 PREFIXES: tuple[list[int], ...] = ([], list(range(8)), list(range(13)), list(range(16)), list(range(30)))
 STEPS = 60
+FREE = StepCost(fixed_ms=20.0, prefill_token_us=0.0, request_us=0.0, context_token_us=0.0)
 USUAL = ("full", "windows")
 
 
@@ -28,6 +35,8 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pair = LatePair(self.layout, self.drafts)
+        for at in (0, 1):
+            self.pair.cores[at].scheduler.obey(PolicyConfig())
         self.all: list[Session] = []
         self.resets: list[Future[bool]] = []
 
@@ -56,6 +65,18 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(at=ENDS)
     def device_runs(self, at: int) -> None:
         self.pair.device_runs(at)
+
+    @rule(at=ENDS, turns=st.integers(5, 20))
+    def turns_change(self, at: int, turns: int) -> None:
+        """Who stands still there, for however short, takes the place of one that runs."""
+        with (
+            patch.object(changes_of_turn, "LONGEST_PAUSE_S", 0.0),
+            patch.object(changes_of_turn, "LEAST_TURN_S", 0.0),
+            patch.object(StepWatch, "cost", FREE),
+        ):
+            for _ in range(turns):
+                self.pair.device_runs(at)
+                self.pair.step(at)
 
     @rule(source=ENDS, number=SOME, flies=st.booleans())
     def move(self, source: int, number: int, flies: bool) -> None:
