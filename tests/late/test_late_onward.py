@@ -62,3 +62,14 @@ def test_it_stays_where_prompts_do_not_come_first_any_more(pair: LatePair) -> No
     assert asked(pair, Prepare) == []
     pair.settle()
     assert len(session.tokens) == 30
+
+
+def test_instance_that_is_for_prompts_by_now_does_not_take_it(pair: LatePair) -> None:
+    session = pair.ask(0, PROMPT, 30, onward=True)
+    pair.cores[1].office.driver.role = Role.PREFILL
+    pair.step(0)
+    pair.fly()
+    assert asked(pair, Prepare) == []
+    pair.settle()
+    assert pair.cores[1].office.driver.counters["migrations_in"] == 0
+    assert len(session.tokens) == 30

@@ -12,6 +12,9 @@ from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import why_not_to_decode
 from llumnix.types import InstanceId, RequestId, Role
 
+FOR_PROMPTS = "it is for prompts itself by now"
+"""Why a target refuses a request that is to make its tokens there."""
+
 REMEMBERED = 4096
 """Orders, the oldest goes first: some of their requests never come, or have left while they waited."""
 

@@ -33,6 +33,8 @@ class Prepare(Message, frozen=True, kw_only=True, tag=True):
 
     blocks: int
     payload: bytes = b""
+    to_decode: bool = False
+    """It is to make its tokens there: a target that is for prompts by now refuses it."""
 
 
 class Copy(Message, frozen=True, kw_only=True, tag=True):

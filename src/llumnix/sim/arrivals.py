@@ -7,6 +7,7 @@ from functools import partial
 
 from llumnix.control import commands as do
 from llumnix.control import events as told
+from llumnix.control.homes import FOR_PROMPTS
 from llumnix.control.messages import Commit, Copy
 from llumnix.control.prefix_table import PrefixTable
 from llumnix.sim.account import Account
@@ -14,7 +15,7 @@ from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import DETACHED, Handover, SimRequest
 from llumnix.sim.reporting import chunks_of
 from llumnix.sim.world import World
-from llumnix.types import Epoch, RequestId
+from llumnix.types import Epoch, RequestId, Role
 
 Hear = Callable[[told.AnyEvent], None]
 
@@ -60,6 +61,8 @@ class Arrivals:
             return told.ReserveFailed(now, name, epoch, "it has this request already")
         if self._engine.running + len(self._reservations) >= limits.max_num_seqs:
             return told.ReserveFailed(now, name, epoch, "its batch is full")
+        if self._account.role is Role.PREFILL and command.message.to_decode:
+            return told.ReserveFailed(now, name, epoch, FOR_PROMPTS)
         blocks = command.blocks + self._engine.state_blocks if command.blocks else 0
         hashes, tokens = self._world.request(name).hashes, command.blocks * self._engine.batch.block_tokens
         cached_units, skip_blocks = self._engine.pool.cached(hashes, tokens)

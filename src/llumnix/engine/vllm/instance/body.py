@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
+from llumnix.control.homes import FOR_PROMPTS
 from llumnix.control.messages import Commit
 from llumnix.control.orders import MoveId
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
@@ -21,7 +22,7 @@ from llumnix.engine.vllm.instance.outgoing import OutgoingRequests
 from llumnix.engine.vllm.instance.snapshot import growth_blocks
 from llumnix.engine.vllm.instance.state import Hand, decode_hand, passport_of
 from llumnix.policy.relief import short_blocks
-from llumnix.types import Epoch, InstanceId, RequestId
+from llumnix.types import Epoch, InstanceId, RequestId, Role
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.to_instance import MoveOut
@@ -39,6 +40,7 @@ class VllmBody:
         self.letters = Letters(engine, book)
         self.outgoing = OutgoingRequests(scheduler, engine.clock)
         self.incoming = IncomingRequests(scheduler, engine.structured_output, engine.workers, engine.has_adapter)
+        self.role = Role.MIXED
         self.moved_in = 0
         self.moved_out = 0
         self.preemptions_avoided = 0
@@ -144,6 +146,8 @@ class VllmBody:
             prepared = self._prepared.pop(key)
             if isinstance(prepared, str):
                 raise Refusal(prepared)
+            if self.role is Role.PREFILL and command.message.to_decode:
+                raise Refusal(FOR_PROMPTS)
             skip_blocks = self.incoming.reserve(key, prepared, command.blocks)
         except Refusal as refusal:
             return events.ReserveFailed(now, *key, str(refusal))

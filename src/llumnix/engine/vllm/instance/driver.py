@@ -41,7 +41,6 @@ class LlumletDriver:
         self.incoming = self._body.incoming
         self.info = engine.info
         self.engine_pins = engine.pins
-        self.role = Role.MIXED
         self.ended = 0
         self._homes = Homes()
         self._scheduler = engine.scheduler
@@ -125,6 +124,14 @@ class LlumletDriver:
                 self._loop.hear(event)
         if self._outgoing.leaving:
             self._report_detached()
+
+    @property
+    def role(self) -> Role:
+        return self._body.role
+
+    @role.setter
+    def role(self, role: Role) -> None:
+        self._body.role = role
 
     @property
     def counters(self) -> dict[str, int]:
