@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llumnix.control.changes_of_turn import LEAST_TURN_S, LONGEST_PAUSE_S, MOST_SAVED_S, SHARE, ChangesOfTurn, Runner
+from llumnix.control.changes_of_turn import (
+    LEAST_TURN_S,
+    LONGEST_PAUSE_S,
+    MOST_SAVED_S,
+    SHARE,
+    ChangesOfTurn,
+    Runner,
+    may_pass,
+)
 from llumnix.policy.snapshot import StepCost
 
 COST = StepCost(fixed_ms=20.0, prefill_token_us=200.0, request_us=200.0, context_token_us=0.0)
@@ -26,6 +34,11 @@ def test_turn_comes_after_the_longest_pause() -> None:
     changes = ChangesOfTurn()
     assert changes.wait_s(LONGEST_PAUSE_S / 2, 100.0) == pytest.approx(LONGEST_PAUSE_S / 2)
     assert changes.wait_s(LONGEST_PAUSE_S, 100.0) == 0.0
+
+
+def test_nobody_changes_turns_where_more_waits_than_finds_room_soon() -> None:
+    assert may_pass(48, 96)
+    assert not may_pass(49, 96)
 
 
 def test_last_that_came_makes_way_if_it_holds_enough() -> None:

@@ -207,6 +207,23 @@ def test_who_has_stood_still_for_long_takes_the_place_of_the_last_that_came(
     assert engine.running == ["old", "new"], "the one that made way has only begun to wait"
 
 
+def test_nobody_takes_turns_while_much_waits_and_somebody_does_once_it_has_gone(
+    engine: Engine, later: Callable[[float], None]
+) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "middle", "new"):
+        engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4)
+    while not engine.preempted:
+        engine.step()
+    engine.add("more", 0, prompt_tokens=11 * BLOCK_TOKENS)
+    later(LONGEST_PAUSE_S + 0.1)
+    engine.step()
+    assert engine.running == ["old", "middle"]
+    engine.scheduler.finish_requests("more", RequestStatus.FINISHED_ABORTED)
+    engine.step()
+    assert engine.running == ["old", "new"]
+
+
 def test_stream_of_a_dead_instance_takes_its_turn_before_what_came_since(
     engine: Engine, later: Callable[[float], None]
 ) -> None:

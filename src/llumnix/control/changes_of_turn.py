@@ -5,8 +5,8 @@ while many beside it never wait. So when it has stood still for `LONGEST_PAUSE_S
 place: of those that have had a turn and hold enough, the last that came, as where memory runs out.
 
 Each change costs: all tokens of the one that gives way are computed once more. Changes take `SHARE` of an instance's
-time at most; what it has not used it saves, up to `MOST_SAVED_S`. So a shortage of some seconds costs nobody a long
-pause, and one that lasts does not become worse by changing.
+time at most; what it has not used it saves, up to `MOST_SAVED_S`. And nobody changes while more waits than will find
+room soon. So a shortage of some seconds costs nobody a long pause, and one that lasts does not become worse.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ SHARE = 0.01
 
 MOST_SAVED_S = 0.7
 """Of that, that may be spent at once; some fifteen changes on the devices that were measured."""
+
+MOST_WAITING = 0.5
+"""Of an instance's memory, that all others who wait there may need: beyond, changes would only pass the pauses on."""
+
+
+def may_pass(waiting_blocks: int, total_blocks: int) -> bool:
+    """Whether a shortage is one of seconds, by what all others that wait there need."""
+    return waiting_blocks <= MOST_WAITING * total_blocks
 
 
 class Runner(NamedTuple):

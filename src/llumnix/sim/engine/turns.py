@@ -3,7 +3,7 @@ that runs is preempted in its place. The twin of `engine/vllm/instance/making_wa
 
 from __future__ import annotations
 
-from llumnix.control.changes_of_turn import Runner
+from llumnix.control.changes_of_turn import Runner, may_pass
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import SimRequest
 
@@ -13,6 +13,8 @@ def change_turns(engine: EngineModel, stopped: SimRequest, missing_blocks: int) 
     and it may find room before the next step."""
     queue, now = engine.queue, engine.kernel.now
     if queue.called is not None or engine.prefilling or engine.waiting[0].priority < stopped.priority:
+        return False
+    if not may_pass(queue.blocks - queue.blocks_of(stopped.tokens), engine.profile.memory.total_blocks):
         return False
     wait_s = queue.changes.wait_s(now - stopped.last_token_s, now)
     if wait_s > 0:

@@ -74,7 +74,7 @@ class WaitingQueue:
 
     def head_blocks(self) -> int:
         """Needed by the first; 0 if nobody waits."""
-        return self._blocks_of(self.requests[0].tokens) if self.requests else 0
+        return self.blocks_of(self.requests[0].tokens) if self.requests else 0
 
     def _turn(self, request: SimRequest) -> tuple[int, float, int]:
         priority, arrival_s, index = request.order
@@ -82,7 +82,7 @@ class WaitingQueue:
             return priority, -inf, index
         turn = turn_s(
             arrival_s,
-            self._blocks_of(request.tokens),
+            self.blocks_of(request.tokens),
             self._total_blocks,
             preempted_s=request.preempted_at_s,
             made_tokens=request.generated,
@@ -90,14 +90,15 @@ class WaitingQueue:
         return priority, turn, index
 
     def _count(self, request: SimRequest, sign: int) -> None:
-        self.blocks += sign * self._blocks_of(request.tokens)
+        self.blocks += sign * self.blocks_of(request.tokens)
         self.tokens += sign * (request.tokens - request.expected_hit_tokens)
         if request.preemptions:
             self.preempted += sign
         if is_high(request.priority):
             self.high += sign
 
-    def _blocks_of(self, tokens: int) -> int:
+    def blocks_of(self, tokens: int) -> int:
+        """That a request of so many tokens counts here."""
         return -(-tokens // self._block_tokens) + self._state_blocks
 
 

@@ -11,7 +11,8 @@ from time import monotonic, time
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from llumnix.control.changes_of_turn import ChangesOfTurn, Runner
+from llumnix.control.changes_of_turn import ChangesOfTurn, Runner, may_pass
+from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.engine.vllm.instance.turn_queue import TurnQueue
 from llumnix.policy.displacing import Occupant, displaced
@@ -27,10 +28,17 @@ class WhoMakesWay:
     """
 
     def __init__(
-        self, scheduler: Scheduler, turns: TurnQueue, held_by: Callable[[int], int], cost: Callable[[], StepCost | None]
+        self,
+        scheduler: Scheduler,
+        waiting: CountedQueue,
+        turns: TurnQueue,
+        held_by: Callable[[int], int],
+        cost: Callable[[], StepCost | None],
     ) -> None:
-        """`held_by`: blocks of a request of so many tokens; `cost`: of its steps, once that is known."""
+        """`waiting` is the scheduler's. `held_by`: blocks of a request of so many tokens; `cost`: of its steps, once
+        that is known."""
         self._scheduler = scheduler
+        self._waiting = waiting
         self._turns = turns
         self._held_by = held_by
         self._cost = cost
@@ -68,6 +76,9 @@ class WhoMakesWay:
         if longest is None or turns.called is not None:
             return
         now_s, (since_s, stopped) = monotonic(), longest
+        others_blocks = self._waiting.blocks - self._held_by(stopped.num_tokens)
+        if not may_pass(others_blocks, scheduler.kv_cache_manager.block_pool.num_gpu_blocks):
+            return
         if turns.peek_request().priority < stopped.priority or self._is_blocked(stopped):
             return
         if self._changes.wait_s(time() - since_s, now_s):

@@ -65,7 +65,7 @@ class MigrationSupport(_Base):
         self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts)
         self.watch = StepWatch()
         self.limits = StepLimits(self, lambda: self.watch.cost)
-        self.way = WhoMakesWay(self, self.turns, self.held_by, lambda: self.watch.cost)
+        self.way = WhoMakesWay(self, self.waiting, self.turns, self.held_by, lambda: self.watch.cost)
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
