@@ -25,8 +25,8 @@ from functools import cache, partial
 from multiprocessing import get_context
 
 import msgspec
+from _placement.loads import grouped_queries
 from frame.verdict import Figure, at_least, conclude
-from placement import grouped_queries
 from policy_comparison import workload
 
 from llumnix.config import PolicyConfig

@@ -1,0 +1,1 @@
+"""What `placement.py` runs: its loads, an oracle to compare with, and what is measured of a run."""
