@@ -25,7 +25,7 @@ BLOCKS = {"mooncake": 24_000, "contexts": 9000}
 LOADS = (0.5, 0.7, 0.85, 0.95)
 """Of the capacity of the best rule that is blind to prefixes."""
 
-CAPACITY = {"mooncake": 3.5, "contexts": 9.5}
+CAPACITY = {"mooncake": 4.1, "contexts": 10.4}
 """Requests per second, as `placement.py --find-capacity` found it."""
 
 PLAIN = {

@@ -61,10 +61,11 @@ def test_first_tokens_that_take_longer_and_longer_are_growth() -> None:
     assert first_tokens(load)["growth"] == pytest.approx(3.0)
 
 
-def test_capacity_is_the_last_rate_at_which_nothing_grows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_capacity_is_the_last_rate_at_which_first_tokens_do_not_grow_under_one_of_the_rules() -> None:
     asked = argparse.Namespace(requests=10, warm_up=10, seeds=2)
+    can = {BLIND: 9.0, BEFORE: 10.0, ROUND_ROBIN: 8.5}
 
     def measured(runs: list[Run]) -> list[Result]:
-        return [Result(run, {"growth": 1.0 if run.rate < 9.0 else 3.0}) for run in runs]
+        return [Result(run, {"growth": 1.0 if run.rate < can[run.policy] else 3.0}) for run in runs]
 
-    assert 9.0 / 1.02 <= placement.capacity("contexts", BLIND, asked, measured) < 9.0
+    assert 10.0 / 1.02 <= placement.capacity("contexts", asked, measured) < 10.0
