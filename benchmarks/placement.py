@@ -64,7 +64,7 @@ def runs_of(trace: str, arguments: argparse.Namespace) -> list[Run]:
         points = [
             (rate_at(trace, share), policy, arguments.requests, arguments.warm_up)
             for share in LOADS
-            for policy in (OURS, ORACLE, *ARE_BLIND, *ROUTERS)
+            for policy in (OURS, ORACLE, *ARE_BLIND, *arguments.routers)
         ]
     return [
         Run(trace, rate, seed, policy, requests, warm_up)
@@ -76,6 +76,7 @@ def runs_of(trace: str, arguments: argparse.Namespace) -> list[Run]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--traces", nargs="+", default=[*BLOCKS, *PLAIN], choices=[*BLOCKS, *PLAIN])
+    parser.add_argument("--routers", nargs="*", default=ROUTERS, choices=ROUTERS, help="Whose rules run, too.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=1500, help="Of a run with prefixes; others have twice as many.")
     parser.add_argument("--warm-up", type=int, default=1000, help="Requests before those that are counted.")

@@ -8,7 +8,7 @@ from statistics import fmean, geometric_mean
 from frame.verdict import Figure, at_least, at_most
 
 from _placement.loads import LOADS, PLAIN, rate_at
-from _placement.runs import ARE_BLIND, BEFORE, ORACLE, OURS, ROUTERS, Result
+from _placement.runs import ARE_BLIND, BEFORE, ORACLE, OURS, Result
 
 JUDGED_LOAD = 0.85
 FEWEST_HITS, MOST_OF_BLIND, MOST_WITHOUT_PREFIXES = 0.95, 0.5, 1.02
@@ -45,7 +45,8 @@ def judge_prefixed(table: Table, trace: str) -> list[Figure]:
         _show(table, trace, share)
     rates = [rate_at(trace, share) for share in LOADS]
     hits = min(table.value(trace, r, OURS, "hits") / table.value(trace, r, ORACLE, "hits") for r in rates)
-    worst = max(table.over_best(trace, rate, (*ARE_BLIND, *ROUTERS), "mean") for rate in rates)
+    others = [policy for policy in table.policies(trace, rates[0]) if policy not in (OURS, ORACLE)]
+    worst = max(table.over_best(trace, rate, others, "mean") for rate in rates)
     judged, where = rate_at(trace, JUDGED_LOAD), f"{trace} at {JUDGED_LOAD:.0%}"
     figures = [Figure(f"{trace}, hits, llumnix / oracle, at the worst load", hits, at_least(FEWEST_HITS))]
     for name in FIRST_TOKENS:

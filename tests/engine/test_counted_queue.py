@@ -146,6 +146,15 @@ def before(request: Request, queue: TurnQueue) -> list[Request]:
     return order[: order.index(request)]
 
 
+def test_who_has_its_prompt_cached_goes_before_one_that_needs_as_much_and_came_a_little_earlier() -> None:
+    queue = small_first(TurnQueue(blocks_for, BLOCKS))
+    for name, at_s, hit_tokens in (("earlier", 0.0, 0), ("later", 1.0, 149)):
+        request = Request(name, [1] * 150, SamplingParams(max_tokens=10), None, arrival_time=at_s)
+        request._llumnix_passport = Passport(original=None, expected_hit_tokens=hit_tokens)  # type: ignore[attr-defined, arg-type]
+        queue.add_request(request)
+    assert [request.request_id for request in queue] == ["later", "earlier"]
+
+
 @pytest.mark.parametrize("turns", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_sums_stay_right_while_vllm_schedules_preempts_and_aborts_and_requests_are_lent(

@@ -168,3 +168,26 @@ def test_drained_request_goes_where_its_prompt_is_cached_though_another_is_a_lit
     assert long.instances[-1] == ("i0001" if prefix else "i0002")
     (move,) = outcome.migrations
     assert ("its prompt is cached there" in move.reason) == prefix
+
+
+@pytest.mark.parametrize(("cached", "is_first"), [((1, 2, 3), True), ((7, 8, 9), False)])
+def test_who_has_much_cached_starts_before_one_that_came_a_little_earlier(
+    cached: tuple[int, ...], is_first: bool
+) -> None:
+    """Else it would be pushed out by then."""
+    before, hog = prompt(0, 0.0, 1, 2, 3), prompt(1, 10.0, 20, 21, 22, output=400)
+    earlier, later = prompt(2, 12.0, *range(30, 36)), prompt(3, 13.0, *cached, 40, 41, 42)
+    run(before, hog, earlier, later, instances=1, blocks=250)
+    assert min(earlier.first_token_s, later.first_token_s) > hog.finish_s, "both waited, or this shows nothing"
+    assert (later.first_token_s < earlier.first_token_s) == is_first
+    assert (later.hit_tokens > 0) == is_first
+
+
+def test_queued_request_that_moves_expects_what_its_new_instance_has() -> None:
+    before, hog = prompt(0, 0.0, 1, 2, 3, 4), prompt(1, 12.0, 20, 21, 22, 23, output=900)
+    moving = prompt(2, 15.0, 1, 2, 3, 4)
+    outcome = run_with_move(before, hog, moving, at_s=20.0, prefix=True, blocks=200, place_on=0)
+    assert [move.outcome for move in outcome.migrations] == ["moved"]
+    assert moving.instances == ["i0000", "i0001"]
+    assert moving.first_token_s < hog.finish_s
+    assert (moving.expected_hit_tokens, moving.hit_tokens) == (0, 0)

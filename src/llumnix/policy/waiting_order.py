@@ -1,10 +1,12 @@
-"""Who starts first of those that wait at an instance: who needs little of its memory, within bounds.
+"""Who starts first of those that wait at an instance: who needs little of its memory anew, within bounds.
 
 Memory is what most wait for. A queue in order of arrival stands behind its first, which may need a quarter of the cache
 (a request that was preempted needs all that it had) while many behind it would find room at once. Shortest first mends
 that and lets long ones starve; so here a request gives way to those that come later by no more than `LETS_PASS_S` times
 its share of the instance's memory, less theirs. One that was preempted has had its turn: it waits since then, not since
 it came. One whose instance died was robbed of its turn: it lets nobody pass.
+
+What a request has cached counts as nothing: it needs no computing, and if it waits, others push it out.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ it, those that come three seconds later."""
 def turn_s(
     came_s: float, needed_blocks: int, total_blocks: int, *, preempted_s: float | None = None, made_tokens: int = 0
 ) -> float:
-    """Lowest first, of requests of one priority. `preempted_s`: when, if it has not made a token since."""
+    """Lowest first, of requests of one priority. `needed_blocks`: beside those that it has cached. `preempted_s`: when,
+    if it has not made a token since."""
     if preempted_s is None and made_tokens:
         return came_s  # its instance died
     since_s = came_s if preempted_s is None else preempted_s

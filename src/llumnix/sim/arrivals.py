@@ -13,7 +13,7 @@ from llumnix.control.prefix_table import PrefixTable
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import DETACHED, Handover, SimRequest
-from llumnix.sim.reporting import chunks_of
+from llumnix.sim.reporting import chunks_of, comes
 from llumnix.sim.world import World
 from llumnix.types import Epoch, RequestId, Role
 
@@ -129,6 +129,7 @@ class Arrivals:
             if surplus > 0:
                 self._engine.release(surplus)
         else:
+            comes(self._prefixes, self._engine, request)
             self._engine.add(request)
         self._hear(told.Installed(now, name, epoch, request.generated))
 

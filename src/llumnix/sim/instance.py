@@ -13,12 +13,11 @@ from llumnix.control.body import LlumletLoop
 from llumnix.control.homes import Homes
 from llumnix.control.messages import AnyMessage, Copied, Prepared
 from llumnix.control.orders import MoveOrder
-from llumnix.policy.prefix import cached_tokens
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
 from llumnix.sim.engine.engine import EngineModel, Scheduler
 from llumnix.sim.engine.request import ABORTED, PREFILLING, SimRequest
-from llumnix.sim.reporting import Reporter, candidates, chunks_of, describe, prefix_table
+from llumnix.sim.reporting import Reporter, candidates, comes, describe, prefix_table
 from llumnix.sim.world import World
 from llumnix.types import InstanceId, InstanceState, RequestId, Role
 
@@ -52,10 +51,7 @@ class SimInstance:
             return
         self.account.dispatches_seen += 1
         request.instances.append(self.id)
-        cache = self.engine.pool.cache
-        if self.prefixes is not None and cache is not None:
-            depth = self.prefixes.comes(RequestId(request.id), chunks_of(request))
-            request.expected_hit_tokens = cached_tokens(depth, cache.unit_tokens, request.prompt_tokens)
+        comes(self.prefixes, self.engine, request)
         if onward is not None:
             self.homes.told(onward)
             self.engine.watched.add(request.id)

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.pace import ReportPace
 from llumnix.control.prefix_table import SWEEP_S, Chunk, PrefixTable
+from llumnix.policy.prefix import cached_tokens
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import QUEUE_SHOWN, why_not_to_decode
 from llumnix.sim.account import Account
@@ -197,6 +198,14 @@ def prefix_table(engine: EngineModel) -> PrefixTable | None:
 def chunks_of(request: SimRequest) -> list[Chunk]:
     """Of its prompt."""
     return [Chunk(unit, unit) for unit in request.hashes]
+
+
+def comes(prefixes: PrefixTable | None, engine: EngineModel, request: SimRequest) -> None:
+    """It is about to be queued there; what it will find computed is noted."""
+    cache = engine.pool.cache
+    if prefixes is not None and cache is not None:
+        depth = prefixes.comes(RequestId(request.id), chunks_of(request))
+        request.expected_hit_tokens = cached_tokens(depth, cache.unit_tokens, request.prompt_tokens)
 
 
 class _Ahead(TypedDict):
