@@ -26,7 +26,7 @@ LOADS = (0.5, 0.7, 0.85, 0.95)
 """Of the capacity of the best rule that is blind to prefixes."""
 
 CAPACITY = {"mooncake": 4.1, "contexts": 10.4}
-"""Requests per second, as `placement.py --find-capacity` found it (4.12 and 10.44)."""
+"""Requests per second, as `placement.py --find-capacity` found it (4.10 and 10.44)."""
 
 PLAIN = {
     "ShareGPT": 8.0, "BurstGPT": 9.0, "S-S": 40.0, "M-M": 8.4, "L-L": 3.0, "S-L": 4.2, "L-S": 14.0,
