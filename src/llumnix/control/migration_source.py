@@ -111,13 +111,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     def start(self, at: float, blocks: int) -> list[AnyCommand]:
         """Asks the target for room for `blocks` blocks."""
         self.deadline_s = at + self.config.prepare_timeout_s
-        prepare = Prepare(
-            request=self.request,
-            epoch=self.epoch,
-            sender=self.me,
-            blocks=blocks,
-            to_decode=self.order.wanted.to_decode,
-        )
+        to_decode = self.order.wanted.to_decode
+        prepare = Prepare(request=self.request, epoch=self.epoch, sender=self.me, blocks=blocks, to_decode=to_decode)
         return [WatchProgress(self.request), Send(self.target, prepare)]
 
     def validate(self) -> None:

@@ -67,7 +67,8 @@ class WaitingQueue:
         return self._stopped[0][2] if self._stopped else None
 
     def call(self, request: SimRequest) -> None:
-        """Its turn has come."""
+        """Its turn has come, and nobody else's is to come before it."""
+        assert self.called is None, "one at a time"
         self.remove(request)
         self.called = request
         self.add(request)

@@ -35,7 +35,8 @@ class TurnQueue(RequestQueue):
         return self._stopped[0] if self._stopped else None
 
     def call(self, request: Request) -> None:
-        """Its turn has come."""
+        """Its turn has come, and nobody else's is to come before it."""
+        assert self.called is None, "one at a time"
         self.remove_request(request)
         self.called = request
         self.add_request(request)
