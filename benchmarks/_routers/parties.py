@@ -29,6 +29,8 @@ PARALLEL = "vllm serve, data parallel"
 _LEAST_PROMPT = {"model": "tiny", "prompt": "a", "max_tokens": 2}
 _PREEMPTIONS = re.compile(r"^vllm:num_preemptions_total\{.*\} (\S+)$", re.MULTILINE)
 _PULSES, _PULSE_S = 10, 0.5
+DISMISSED_S = 60.0
+"""For an engine to end that was asked to."""
 
 
 class Party(Protocol):
@@ -58,6 +60,7 @@ class Fleet:
         self._flags = list(engine_flags)
         self._stacks = [ExitStack() for _ in range(count)]
         self.engines: list[ServerProcess] = [self._start(stack) for stack in self._stacks]
+        self._dismissed: list[ServerProcess] = []
 
     def _start(self, stack: ExitStack) -> ServerProcess:
         return stack.enter_context(started(vllm_command(self._flags), ("--api-server-count", "1")))
@@ -66,8 +69,15 @@ class Fleet:
         for stack in self._stacks:
             stack.close()
 
+    def dismiss(self, engine: ServerProcess) -> None:
+        """It ends when it has answered, or not, whom it serves."""
+        engine.process.terminate()
+        self._dismissed.append(engine)
+
     def repair(self) -> None:
         """Engines that ended are started again; all are ready then."""
+        while self._dismissed:
+            self._dismissed.pop().process.wait(DISMISSED_S)
         for index, engine in enumerate(self.engines):
             if engine.process.poll() is not None:
                 self._stacks[index].close()
@@ -107,7 +117,7 @@ class Routed:
             case "kill":
                 engine.kill()
             case "stop":
-                engine.process.terminate()
+                self._fleet.dismiss(engine)
             case "slow":
                 (core,) = engine.descendants("EngineCore")
                 _pulse(core.pid)
