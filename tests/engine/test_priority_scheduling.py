@@ -188,15 +188,19 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return pass_on
 
 
-def test_who_has_stood_still_for_long_takes_the_place_of_the_last_that_came(
-    engine: Engine, later: Callable[[float], None]
-) -> None:
+def preempts_the_last_of_three(engine: Engine) -> None:
     engine.scheduler.obey(PolicyConfig())
     for name in ("old", "middle", "new"):
         engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4)
     while not engine.preempted:
         engine.step()
     assert (engine.preempted, engine.running) == (["new"], ["old", "middle"])
+
+
+def test_who_has_stood_still_for_long_takes_the_place_of_the_last_that_came(
+    engine: Engine, later: Callable[[float], None]
+) -> None:
+    preempts_the_last_of_three(engine)
     later(LONGEST_PAUSE_S / 2)
     engine.step()
     assert engine.running == ["old", "middle"]
@@ -210,11 +214,7 @@ def test_who_has_stood_still_for_long_takes_the_place_of_the_last_that_came(
 def test_nobody_takes_turns_while_much_waits_and_somebody_does_once_it_has_gone(
     engine: Engine, later: Callable[[float], None]
 ) -> None:
-    engine.scheduler.obey(PolicyConfig())
-    for name in ("old", "middle", "new"):
-        engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4)
-    while not engine.preempted:
-        engine.step()
+    preempts_the_last_of_three(engine)
     engine.add("more", 0, prompt_tokens=11 * BLOCK_TOKENS)
     later(LONGEST_PAUSE_S + 0.1)
     engine.step()
