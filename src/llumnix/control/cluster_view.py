@@ -118,8 +118,7 @@ class ClusterView:
         known, snapshot = self._known.get(instance), self.look(instance)
         if known is None or known.snapshot is None or snapshot is None:
             return None
-        promised = self._moves.promised_blocks(instance, known.snapshot.incoming)
-        return replace(snapshot, free_blocks=max(0, snapshot.free_blocks - promised)) if promised else snapshot
+        return self._moves.less_promised(snapshot, known.snapshot.incoming)
 
     def snapshot(self, at: float) -> ClusterSnapshot:
         """The cluster by the last reports and the orders that went out since."""

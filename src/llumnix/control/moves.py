@@ -6,9 +6,11 @@ from collections.abc import Callable, Container
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.control.scheduler_events import MoveRequest
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, RequestId
 
@@ -57,6 +59,11 @@ class MovesInFlight:
         incoming = self.incoming(target)
         promised = self._promised.get(target, 0)
         return -(-promised * (incoming - arrived) // incoming) if incoming > arrived else 0
+
+    def less_promised(self, target: InstanceSnapshot, arrived: int) -> InstanceSnapshot:
+        """What is promised there counts as taken, though nobody has reserved it yet."""
+        promised = self.promised_blocks(target.id, arrived)
+        return replace(target, free_blocks=max(0, target.free_blocks - promised)) if promised else target
 
     def ask(self, at: float, ends: Ends, count: int, promised_blocks: int = 0) -> MoveId:
         """Remembers an order to move so many, and what it may take at the target, and names it."""

@@ -101,6 +101,4 @@ class Onward:
         incoming = self._moves.incoming(taker.id)
         if not incoming:
             return taker
-        promised = self._moves.promised_blocks(taker.id, taker.incoming)
-        free_blocks = max(0, taker.free_blocks - promised)
-        return replace(taker, incoming=max(taker.incoming, incoming), free_blocks=free_blocks)
+        return replace(self._moves.less_promised(taker, taker.incoming), incoming=max(taker.incoming, incoming))
