@@ -17,11 +17,13 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from llumnix.engine.vllm.between import RequestCodec
+from llumnix.engine.vllm.instance.arriving_blocks import Reservation
+from llumnix.engine.vllm.instance.early_pulls import Origin, Refusal
 from llumnix.engine.vllm.instance.grammar import follow
-from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal, Reservation
+from llumnix.engine.vllm.instance.incoming import IncomingRequests
 from llumnix.engine.vllm.instance.making import Maker
 from llumnix.engine.vllm.instance.state import Hand, stamp
-from llumnix.types import RequestId
+from llumnix.types import InstanceId, RequestId
 
 END = 99
 OUTPUT = [50, 51, END, 3, 1, 4, 1]
@@ -97,7 +99,7 @@ def install(made: Request, output: list[int], reasoning_ended: bool | None) -> N
     )
     incoming = IncomingRequests(scheduler, manager(), None, lambda _: True)  # type: ignore[arg-type]
     key = RequestId("r"), 1
-    incoming._reservations[key] = Reservation(made, keeps_slot=False)
+    incoming._reservations[key] = Reservation(made, False, Origin(InstanceId("i0"), (), 5.0))
     fixed: dict[str, Any] = {
         "computed_tokens": 3, "preemptions": 0, "preempted_s": None, "migrations": 1, "sampler_state": None
     }  # fmt: skip

@@ -242,11 +242,13 @@ class LateCore(LlumnixEngineCore):
     def hear(self, kind: Any, message: Any) -> None:
         """From a front end (vLLM's kinds), or what a thread of ours has for the main thread."""
         self._handle_client_request(kind, message)
-        self._settle()
+        self.read_mail()
 
-    def mail(self, message: Mail) -> None:
+    def mail(self, message: Mail, in_step: bool = False) -> None:
+        """`in_step`: the main thread is in a step, and looks at it later."""
         self._on_mail(message)  # type: ignore[arg-type]
-        self._settle()
+        if not in_step:
+            self.read_mail()
 
     def add(self, request: Any) -> None:
         self.hear(EngineCoreRequestType.ADD, self.preprocess_add_request(request))
@@ -254,7 +256,7 @@ class LateCore(LlumnixEngineCore):
     def abort(self, name: str) -> None:
         self.hear(EngineCoreRequestType.ABORT, [name])
 
-    def _settle(self) -> None:
+    def read_mail(self) -> None:
         while not self.input_queue.empty():
             kind, message = self.input_queue.get_nowait()
             assert kind == CONTROL  # type: ignore[comparison-overlap]
@@ -276,7 +278,7 @@ class LateCore(LlumnixEngineCore):
         be scheduled is left out."""
         with patch.object(vllm_core, "time", SimpleNamespace(sleep=lambda _: None)):
             self._process_engine_step()
-        self._settle()
+        self.read_mail()
 
     def leftovers(self) -> str:
         """What is not as in a new engine once all is over, in words."""

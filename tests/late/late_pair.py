@@ -152,7 +152,8 @@ class LatePair:
         if self.cores[at].device.launched:
             self.cores[at].device.run_next()
 
-    def deliver(self, number: int = 0) -> None:
+    def deliver(self, number: int = 0, in_step: bool = False) -> None:
+        """`in_step`: to an engine that is in a step: its main thread looks at it afterwards."""
         if not self.wires.letters:
             return
         to, letter = self.wires.letters.pop(number % len(self.wires.letters))
@@ -162,7 +163,7 @@ class LatePair:
             elif isinstance(letter, MoveAnswer):
                 self.moved += letter.outcome.ok
         else:
-            self._by_name[to].mail(letter)
+            self._by_name[to].mail(letter, in_step)
         self._listen_all()
 
     def copy(self, blocks: int, number: int = 0) -> None:
@@ -296,4 +297,4 @@ class LatePair:
             output_token_ids=list(session.tokens),
         )
         core.llumnix_resume(msgspec.msgpack.encode(resume))
-        core._settle()
+        core.read_mail()

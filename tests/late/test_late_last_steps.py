@@ -12,6 +12,9 @@ from late_drafts import DraftingDevice
 from late_pair import LatePair, Session
 from vllm.v1.request import RequestStatus
 
+from llumnix.control.messages import Commit
+from llumnix.wire.to_instance import Peer
+
 PROMPT = list(range(21))
 LENGTH = 40
 
@@ -104,3 +107,20 @@ def test_one_that_ends_in_its_last_step_is_not_waited_for(pair: LatePair) -> Non
 def test_loads_count_the_places_of_states(pair: LatePair) -> None:
     scheduler = pair.cores[0].scheduler
     assert [scheduler.held_by(tokens) for tokens in (1, 4, 5)] == [5, 5, 6]
+
+
+def test_one_that_all_are_preempted_with_before_its_last_step_leaves_without_its_kv(pair: LatePair) -> None:
+    """Scheduled again it would be in the middle of its prompt, of which its target has what was copied before."""
+    session = begin(pair)
+    until_it_is_to_leave(pair, session)
+    pair.cores[0].reset_prefix_cache(reset_running_requests=True)
+    commits: list[Commit] = []
+    for _ in range(60):
+        pair.step(0)
+        letters = [letter.message for _, letter in pair.wires.letters if isinstance(letter, Peer)]
+        commits = [each for each in letters if isinstance(each, Commit)]
+        if commits:
+            break
+    assert [(each.blocks, each.state_blocks) for each in commits] == [(0, 0)]
+    assert all_is_well(pair, session)
+    assert pair.moved == 1

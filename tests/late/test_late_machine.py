@@ -96,9 +96,9 @@ class AnyOrder(RuleBasedStateMachine):
     def fly(self) -> None:
         self.pair.fly()
 
-    @rule(number=SOME, blocks=st.integers(1, 6))
-    def deliver_and_copy_some(self, number: int, blocks: int) -> None:
-        self.pair.deliver(number)
+    @rule(number=SOME, blocks=st.integers(1, 6), in_step=st.booleans())
+    def deliver_and_copy_some(self, number: int, blocks: int, in_step: bool) -> None:
+        self.pair.deliver(number, in_step)
         self.pair.copy(blocks, number)
 
     @rule(count=st.integers(1, 8))

@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from late_device import BLOCKS
-from late_pair import LatePair, Session
+from late_pair import NAMES, LatePair, Session
 from vllm.v1.request import RequestStatus
 
 from llumnix.control.messages import AnyMessage, Commit, Committed, Copied, Copy, Prepare, Prepared
-from llumnix.engine.vllm.instance.incoming import Refusal
+from llumnix.engine.vllm.instance.early_pulls import Origin, Refusal
 from llumnix.engine.vllm.instance.state import Identity, passport_of
 from llumnix.types import Epoch, InstanceId, RequestId
 from llumnix.wire.to_instance import Peer
@@ -118,7 +118,7 @@ def test_state_that_cannot_be_read(pair: LatePair) -> None:
 def test_sender_whose_blocks_are_nowhere(pair: LatePair) -> None:
     sessions = two_that_decode(pair)
     pair.move(0, sessions[0].engine_id)
-    place = fly_until(pair, Copy | Commit)  # type: ignore[arg-type]
+    place = fly_until(pair, Prepare)
     to, letter = pair.wires.letters[place]
     assert isinstance(letter, Peer)
     lost = msgspec.structs.replace(letter.sender, data="nowhere")
@@ -171,10 +171,11 @@ def test_request_comes_back_before_the_workers_have_forgotten_it(pair: LatePair)
     again, _ = core.preprocess_add_request(passport_of(request).original)
     incoming = core.office.driver.incoming
     key = RequestId(session.engine_id), Epoch(1)
+    origin = Origin(InstanceId(NAMES[0]), (NAMES[0],), 5.0)
     with pytest.raises(Refusal, match="a copy of the request is still here"):
-        incoming.reserve(key, again, 1)
+        incoming.reserve(key, again, 1, origin)
     while core.busy:
         core.step()
-    incoming.reserve(key, again, 1)
+    incoming.reserve(key, again, 1, origin)
     incoming.drop(key)
     assert pair.leftovers == []

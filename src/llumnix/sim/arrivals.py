@@ -20,17 +20,29 @@ from llumnix.types import Epoch, RequestId, Role
 Hear = Callable[[told.AnyEvent], None]
 
 
+_SPARE_BLOCKS = 1
+"""An engine reserves so many more than it was asked for."""
+
+
 class _Reservation:
     """Of one attempt."""
 
-    __slots__ = ("blocks", "cached_units", "dropped", "epoch", "pulling")
+    __slots__ = ("asked", "blocks", "cached_units", "dropped", "epoch", "here_blocks", "pulling", "reads", "why_not")
 
-    def __init__(self, epoch: Epoch, blocks: int, cached_units: int) -> None:
+    def __init__(self, epoch: Epoch, blocks: int, cached_units: int, here_blocks: int) -> None:
         self.epoch = epoch
         self.blocks = blocks
         self.cached_units = cached_units
         """Of its prefix, whose blocks were here already (they are in `blocks`, too)."""
+        self.here_blocks = here_blocks
+        """Blocks of the sequence that are here, or on their way."""
+        self.reads: Copy | Commit | None = None
+        """What is read, or was read last."""
         self.pulling = False
+        self.why_not: str | None = None
+        """The last read ended without all of it."""
+        self.asked: do.Pull | None = None
+        """The llumlet waits for what is read."""
         self.dropped = False
 
 
@@ -68,40 +80,66 @@ class Arrivals:
         cached_units, skip_blocks = self._engine.pool.cached(hashes, tokens)
         if blocks and not self._engine.reserve(blocks - skip_blocks, hashes[:cached_units]):
             return told.ReserveFailed(now, name, epoch, "not enough free blocks")
-        self._reservations[name] = _Reservation(epoch, blocks, cached_units)
+        self._reservations[name] = _Reservation(epoch, blocks, cached_units, skip_blocks)
         return told.Reserved(now, name, epoch, skip_blocks)
 
-    def pull(self, command: do.Pull) -> told.PullFailed | None:
+    def begin(self, message: Copy | Commit) -> None:
+        """It arrives while the engine is in a step; what it names is read at once."""
+        reservation = self._reservations.get(message.request)
+        if reservation is None or reservation.epoch != message.epoch or reservation.pulling:
+            return
+        is_next = message.first_block == reservation.here_blocks and message is not reservation.reads
+        if is_next and _copied_blocks(message) and self._more_blocks(reservation, message) <= _SPARE_BLOCKS:
+            self._read(reservation, message)
+
+    def pull(self, command: do.Pull) -> told.Pulled | told.PullFailed | None:
         reservation = self._reservations[command.request]
         message = command.message
-        end_block = message.first_block + message.blocks
-        more = end_block + (self._engine.state_blocks if end_block else 0) - reservation.blocks
+        more = self._more_blocks(reservation, message)
         if more > 0:
             if not self._engine.reserve(more):
                 return self._failed(command, "not enough free blocks")
             reservation.blocks += more
-        reservation.pulling = True
-        done = partial(self._pulled, command, reservation)
-        if not self._world.copy(message.sender, self._account.id, _copied_blocks(message), done):
-            reservation.pulling = False
+        reservation.here_blocks = message.first_block + message.blocks
+        if message is not reservation.reads and not self._read(reservation, message):
             return self._failed(command, "the source is gone")
-        return None
+        if reservation.pulling:
+            reservation.asked = command
+            return None
+        return self._ended(command, reservation)
+
+    def _more_blocks(self, reservation: _Reservation, message: Copy | Commit) -> int:
+        """That it needs and has not."""
+        end_block = message.first_block + message.blocks
+        return end_block + (self._engine.state_blocks if end_block else 0) - reservation.blocks
+
+    def _read(self, reservation: _Reservation, message: Copy | Commit) -> bool:
+        """False: nobody is there to read from."""
+        reservation.reads, reservation.why_not, reservation.pulling = message, None, True
+        done = partial(self._came, message.request, reservation)
+        if not self._world.copy(message.sender, self._account.id, _copied_blocks(message), done):
+            reservation.reads, reservation.pulling = None, False
+        return reservation.pulling
 
     def _failed(self, command: do.Pull, why: str) -> told.PullFailed:
         return told.PullFailed(self._kernel.now, command.request, command.epoch, command.stage, why)
 
-    def _pulled(self, command: do.Pull, reservation: _Reservation, why_not: str | None) -> None:
+    def _came(self, name: RequestId, reservation: _Reservation, why_not: str | None) -> None:
         """A copy ended; `why_not` is None if all of it came."""
         if not self._account.alive:
             return
-        reservation.pulling = False
+        reservation.pulling, reservation.why_not = False, why_not
+        command, reservation.asked = reservation.asked, None
         if reservation.dropped:
-            self._free(command.request, reservation)
-        elif why_not is not None:
-            self._hear(self._failed(command, why_not))
-        else:
-            read = _copied_blocks(command.message) * self._engine.profile.memory.block_bytes
-            self._hear(told.Pulled(self._kernel.now, command.request, command.epoch, command.stage, read))
+            self._free(name, reservation)
+        elif command is not None:
+            self._hear(self._ended(command, reservation))
+
+    def _ended(self, command: do.Pull, reservation: _Reservation) -> told.Pulled | told.PullFailed:
+        if reservation.why_not is not None:
+            return self._failed(command, reservation.why_not)
+        read = _copied_blocks(command.message) * self._engine.profile.memory.block_bytes
+        return told.Pulled(self._kernel.now, command.request, command.epoch, command.stage, read)
 
     def install(self, command: do.Install) -> None:
         self._engine.steps.at_boundary(partial(self._install_now, command))

@@ -239,7 +239,7 @@ class SimBody:
     def reserve(self, command: do.Reserve) -> told.Reserved | told.ReserveFailed:
         return self.arrivals.reserve(command, self._kept)
 
-    def pull(self, command: do.Pull) -> told.PullFailed | None:
+    def pull(self, command: do.Pull) -> told.Pulled | told.PullFailed | None:
         return self.arrivals.pull(command)
 
     def install(self, command: do.Install) -> None:

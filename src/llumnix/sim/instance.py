@@ -11,7 +11,7 @@ from functools import partial
 from llumnix.control import events as told
 from llumnix.control.body import LlumletLoop
 from llumnix.control.homes import Homes
-from llumnix.control.messages import AnyMessage, Copied, Prepared
+from llumnix.control.messages import AnyMessage, Commit, Copied, Copy, Prepared
 from llumnix.control.orders import MoveOrder
 from llumnix.sim.account import Account
 from llumnix.sim.body import SimBody
@@ -64,7 +64,11 @@ class SimInstance:
 
     def receive(self, message: AnyMessage) -> None:
         """A control message arrives."""
-        if not self.account.alive or self._reads_later(self.receive, message):
+        if not self.account.alive:
+            return
+        if self._reads_later(self.receive, message):
+            if isinstance(message, Copy | Commit):
+                self.body.arrivals.begin(message)
             return
         if isinstance(message, Prepared | Copied):
             self.body.tell_progress(self._world.request(message.request))

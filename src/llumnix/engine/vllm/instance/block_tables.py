@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
@@ -10,6 +11,44 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.kv_cache_interface import is_full_attention_spec
 
 from llumnix.engine.vllm.instance.state_blocks import StateBlocks, is_state
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Ids of the blocks of one request, as its tables were at some time. May be read by any thread."""
+
+    tables: Sequence[list[int]]
+    """By KV group."""
+    sizes: Sequence[tuple[int, int]]
+    """The groups that grow with the tokens, and the tokens of a block of each."""
+    block_tokens: int
+
+    def ids(self, first_block: int, blocks: int) -> list[int]:
+        """All groups one after another; 0 (vLLM's null block) where a sliding window has left the block behind."""
+        ids: list[int] = []
+        for group, first, last in _ranges(self.sizes, self.block_tokens, first_block, blocks):
+            part = self.tables[group][first:last]
+            ids.extend(part)
+            ids.extend([0] * (last - first - len(part)))
+        return ids
+
+    def reaches(self, end_block: int) -> bool:
+        """Whether all before it is in the tables."""
+        ranges = _ranges(self.sizes, self.block_tokens, 0, end_block)
+        return all(last <= len(self.tables[group]) for group, _, last in ranges)
+
+    def after(self, first_block: int) -> Iterator[int]:
+        """All ids from there on, but the null block's."""
+        for group, first, _ in _ranges(self.sizes, self.block_tokens, first_block, 0):
+            yield from filter(None, self.tables[group][first:])
+
+
+def _ranges(
+    sizes: Sequence[tuple[int, int]], block_tokens: int, first_block: int, blocks: int
+) -> Iterator[tuple[int, int, int]]:
+    """Groups that grow with the tokens, and the range in each one's own blocks."""
+    for group, size in sizes:
+        yield group, first_block * block_tokens // size, cdiv((first_block + blocks) * block_tokens, size)
 
 
 class BlockTables:
@@ -30,6 +69,7 @@ class BlockTables:
         self._groups = [group for group, each in enumerate(self._managers) if not is_state(each)]
         self.states = StateBlocks([each for each in self._managers if is_state(each)], manager.block_pool)
         sizes = [self._managers[group].block_size for group in self._groups]
+        self._sizes = tuple(zip(self._groups, sizes, strict=True))
         full = [each.block_size for each in self._managers if is_full_attention_spec(each.kv_cache_spec)]
         self.block_tokens = min(full or sizes or [manager.max_model_len if self.states else whole_block_tokens])
         self.state_blocks = len(self.states) + self.states.for_drafts - (1 if self.states and not sizes else 0)
@@ -41,22 +81,20 @@ class BlockTables:
         for table in self._manager.get_blocks(request_id).blocks:
             yield from (block for block in table if not block.is_null)
 
+    def layout(self, request_id: str) -> Layout:
+        """As its tables are now."""
+        return Layout(self._manager.get_block_ids(request_id), self._sizes, self.block_tokens)
+
     def ids(self, request_id: str, first_block: int, blocks: int) -> list[int]:
-        """All groups one after another; 0 (vLLM's null block) where a sliding window has left the block behind."""
-        ids: list[int] = []
-        tables = self._manager.get_block_ids(request_id)
-        for group, first, last in self._ranges(first_block, blocks):
-            part = tables[group][first:last]
-            ids.extend(part)
-            ids.extend([0] * (last - first - len(part)))
-        return ids
+        """See `Layout`."""
+        return self.layout(request_id).ids(first_block, blocks)
 
     def pin(self, request_id: str, first_block: int, blocks: int, state_tokens: int = 0) -> list[KVCacheBlock]:
         """Keeps blocks from being reused until `unpin`, whatever becomes of the request; those with its state after
         `state_tokens` tokens, too, if that is to be copied."""
         held: list[KVCacheBlock] = []
         tables = self._manager.get_blocks(request_id).blocks
-        for group, first, last in self._ranges(first_block, blocks):
+        for group, first, last in _ranges(self._sizes, self.block_tokens, first_block, blocks):
             held.extend(block for block in tables[group][first:last] if not block.is_null)
         held.extend(self.states.after(request_id, state_tokens))
         self._manager.block_pool.touch(held)
@@ -92,10 +130,3 @@ class BlockTables:
             each = self._managers[group]
             rest = each.req_to_blocks[request_id][cdiv(tokens, each.block_size) :]
             each.new_block_ids.extend(block.block_id for block in rest if not block.is_null)
-
-    def _ranges(self, first_block: int, blocks: int) -> Iterator[tuple[int, int, int]]:
-        """Groups that grow with the tokens, and the range in each one's own blocks."""
-        for group in self._groups:
-            size = self._managers[group].block_size
-            first = first_block * self.block_tokens // size
-            yield group, first, cdiv((first_block + blocks) * self.block_tokens, size)

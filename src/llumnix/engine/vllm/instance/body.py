@@ -15,8 +15,9 @@ from llumnix.control import commands, events
 from llumnix.control.homes import FOR_PROMPTS
 from llumnix.control.messages import Commit
 from llumnix.control.orders import MoveId
+from llumnix.engine.vllm.instance.early_pulls import Origin, Refusal
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
-from llumnix.engine.vllm.instance.incoming import IncomingRequests, Refusal
+from llumnix.engine.vllm.instance.incoming import IncomingRequests
 from llumnix.engine.vllm.instance.letters import Letters
 from llumnix.engine.vllm.instance.outgoing import OutgoingRequests
 from llumnix.engine.vllm.instance.snapshot import growth_blocks
@@ -148,19 +149,23 @@ class VllmBody:
                 raise Refusal(prepared)
             if self.role is Role.PREFILL and command.message.to_decode:
                 raise Refusal(FOR_PROMPTS)
-            skip_blocks = self.incoming.reserve(key, prepared, command.blocks)
+            origin = self._origin(command.message.sender)
+            skip_blocks = self.incoming.reserve(key, prepared, command.blocks, origin)
         except Refusal as refusal:
             return events.ReserveFailed(now, *key, str(refusal))
         return events.Reserved(now, *key, skip_blocks)
 
+    def _origin(self, instance: InstanceId) -> Origin:
+        """Raises Refusal."""
+        peer = self.letters.peer(instance)
+        if peer is None:
+            raise Refusal(f"{instance} is gone")
+        return Origin(instance, tuple(_addresses(peer)), self._config.stage_timeout_s)
+
     def pull(self, command: commands.Pull) -> events.Pulled | events.PullFailed | None:
         key = (command.request, command.epoch)
-        sender = self.letters.peer(command.message.sender)
         try:
-            if sender is None:
-                raise Refusal(f"{command.message.sender} is gone")
-            addresses = _addresses(sender)
-            busy = self.incoming.pull(key, command.message, addresses, self._config.stage_timeout_s)
+            busy = self.incoming.pull(key, command.message)
         except Refusal as refusal:
             return events.PullFailed(self._clock(), *key, command.stage, str(refusal))
         return None if busy else events.Pulled(self._clock(), *key, command.stage, 0)

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.control.messages import Commit, Copy
+from llumnix.engine.vllm.instance.arriving_blocks import ArrivingBlocks, Reservation
+from llumnix.engine.vllm.instance.early_pulls import EarlyPulls, Key, Origin, Refusal
 from llumnix.engine.vllm.instance.grammar import follow
 from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
 from llumnix.engine.vllm.instance.media import announce, retract
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.engine.vllm.instance.workers import Workers
-from llumnix.types import RequestId
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
-from llumnix.wire.to_worker import CancelPulls, PullBlocks
-
-Key = tuple[RequestId, int]
-"""Request and epoch of the attempt."""
-
-PullName = tuple[int, int]
-"""Stage and worker rank."""
-
-_MAX_BLOCKS = 1 << 32  # of any pool
-
-
-@dataclass(slots=True)
-class Reservation:
-    request: Request
-    """Not yet known to vLLM's scheduler; only its block table is."""
-    keeps_slot: bool
-    pulling: set[PullName] = field(default_factory=set)
-    held_back: PullBlocks | None = None
-    """A pull into blocks that a step in flight uses, for requests that had them before."""
-    failed: str = ""
-    last: bool = False
-    """What is being pulled are its last blocks: it stands still until they are here."""
-    bytes_read: int = 0
-    """Of the stage that is being pulled, over all ranks."""
-    quarantined: set[PullName] = field(default_factory=set)
-    """Pulls that were given up while late bytes may still land."""
-    dropped: bool = False
-
-
-class Refusal(Exception):
-    """The target cannot take the request; the text says why. Cheap, and not an error."""
 
 
 class IncomingRequests:
@@ -65,6 +34,8 @@ class IncomingRequests:
         self._structured_output = structured_output
         self._workers = workers
         self._has_adapter = has_adapter
+        self.early = EarlyPulls(workers)
+        self._blocks = ArrivingBlocks(scheduler, workers, self.early)
         self._reservations: dict[Key, Reservation] = {}
         self.closed = ""
         """Why no request is taken just now; empty if they are."""
@@ -82,7 +53,7 @@ class IncomingRequests:
             for each in self._reservations.values()
         )
 
-    def reserve(self, key: Key, request: Request, blocks: int) -> int:
+    def reserve(self, key: Key, request: Request, blocks: int, origin: Origin) -> int:
         """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
         scheduler = self._scheduler
         if self.closed:
@@ -110,82 +81,33 @@ class IncomingRequests:
                 raise Refusal(f"no room: {blocks} blocks and a spare one are needed, {free} are free")
             skip_blocks = cached_tokens // scheduler.block_tokens
             scheduler.slots_for_arrivals += 1
-        self._reservations[key] = Reservation(request, keeps_slot=blocks > 0)
+        reservation = Reservation(request, keeps_slot=blocks > 0, origin=origin, here_blocks=skip_blocks)
+        self._reservations[key] = reservation
         announce(request, scheduler, self._workers)
+        self._blocks.lay_out(key, reservation)
         return skip_blocks
 
-    def pull(self, key: Key, message: Copy | Commit, addresses: list[str], timeout_s: float) -> bool:
-        """Starts to pull what the message names; False when there is nothing to pull. Raises Refusal."""
-        reservation, scheduler = self._reservations[key], self._scheduler
-        end = message.first_block + message.blocks
-        if not scheduler.grow(reservation.request, end * scheduler.block_tokens + scheduler.spare_tokens):
-            raise Refusal(f"no room for blocks {message.first_block} to {end} and a spare one")
-        own = scheduler.tables.ids(key[0], message.first_block, message.blocks)
-        if isinstance(message, Commit):
-            states = scheduler.tables.states.reserved_ids(key[0])
-            own += states
-            if states and 0 in message.block_ids[-len(states) :]:
-                raise Refusal("the source names no block with its state")
-        if len(own) != len(message.block_ids):
-            raise Refusal(f"the source names {len(message.block_ids)} blocks, {len(own)} are laid out here")
-        if not all(0 <= theirs < _MAX_BLOCKS for theirs in message.block_ids):
-            raise Refusal("the source names blocks that cannot be")
-        # 0 is the null block: outside of a sliding window on one side, so never read again.
-        pairs = [(theirs, ours) for theirs, ours in zip(message.block_ids, own, strict=True) if theirs and ours]
-        if not pairs:
-            return False
-        workers = self._workers.count
-        if len(addresses) != workers:
-            raise Refusal(f"the source has {len(addresses)} workers, there are {workers} here")
-        reservation.pulling = {(message.stage, rank) for rank in range(workers)}
-        reservation.bytes_read, reservation.failed = 0, ""
-        reservation.last = isinstance(message, Commit)
-        reservation.held_back = PullBlocks(
-            request=key[0],
-            epoch=key[1],
-            stage=message.stage,
-            addresses=tuple(addresses),
-            source_blocks=tuple(theirs for theirs, _ in pairs),
-            target_blocks=tuple(ours for _, ours in pairs),
-            timeout_s=timeout_s,
-        )
-        self._begin_pull(reservation)
-        return True
+    def pull(self, key: Key, message: Copy | Commit) -> bool:
+        """Starts to pull what the message names, or finds it begun; False when there is nothing to pull. Raises
+        Refusal."""
+        return self._blocks.pull(key, self._reservations[key], message)
 
     def after_step(self) -> None:
-        """Begins what had to wait for a step."""
-        for reservation in self._reservations.values():
-            if reservation.held_back is not None:
-                self._begin_pull(reservation)
-
-    def _begin_pull(self, reservation: Reservation) -> None:
-        order = reservation.held_back
-        assert order is not None
-        steps = self._scheduler.steps
-        if steps.may_touch(order.target_blocks) and steps.idle:
-            self._workers.ask("llumnix_wait_for_device")  # for the drafter of the last step: a moment
-            steps.drafter_ended()
-        if not steps.may_touch(order.target_blocks):
-            reservation.held_back = None
-            self._workers.order(order)
+        """Begins, and lays out, what had to wait for a step."""
+        for key, reservation in self._reservations.items():
+            self._blocks.after_step(key, reservation)
 
     def pull_ended(self, ended: PullEnded) -> tuple[bool, str, int] | None:
         """(ok, reason, bytes) once the last rank of a stage is through; None before, or when nobody waits."""
         key = (ended.request, ended.epoch)
         reservation = self._reservations.get(key)
-        pull = (ended.stage, ended.rank)
-        if reservation is None or pull not in reservation.pulling:
+        if reservation is None:
             return None
-        reservation.pulling.discard(pull)
-        reservation.bytes_read += ended.bytes_read
-        if ended.quarantined:
-            reservation.quarantined.add(pull)
-        if not ended.ok:
-            reservation.failed = reservation.failed or ended.reason
+        is_over = self._blocks.ended(key, reservation, ended)
         if reservation.dropped:
             self._free_if_quiet(key, reservation)
             return None
-        if reservation.pulling:
+        if not is_over:
             return None
         if self.zero_arrivals:
             self._workers.ask("llumnix_zero_blocks", self._all_blocks(reservation))
@@ -202,6 +124,7 @@ class IncomingRequests:
     def install(self, key: Key, hand: Hand, now_s: float) -> int:
         """Turns the reservation into a request of this engine; returns its output tokens. Raises Refusal."""
         reservation, scheduler = self._reservations[key], self._scheduler
+        self._blocks.begin_no_more(key, reservation)
         request = reservation.request
         if hand.computed_tokens and not scheduler.grow(request, hand.computed_tokens + scheduler.spare_tokens):
             raise Refusal("no spare block for its next tokens")
@@ -231,11 +154,7 @@ class IncomingRequests:
             return
         reservation.dropped = True
         self._give_slot_back(reservation)
-        if reservation.held_back is not None:
-            reservation.held_back = None
-            reservation.pulling.clear()
-        if reservation.pulling:
-            self._workers.order(CancelPulls(request=key[0], epoch=key[1]))
+        self._blocks.call_off(key, reservation)
         self._free_if_quiet(key, reservation)
 
     def _free_if_quiet(self, key: Key, reservation: Reservation) -> None:

@@ -16,7 +16,7 @@ from vllm.config import VllmConfig
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
 
-from llumnix.control.messages import Prepare, Verdict
+from llumnix.control.messages import Commit, Copy, Prepare, Verdict
 from llumnix.control.replay import LlumletBegin
 from llumnix.control.scheduler_events import SetDraining, SetRole
 from llumnix.engine.port import InstanceSpec
@@ -151,11 +151,15 @@ class Office:
     # -- messages
 
     def on_mail(self, message: ToInstance, freight: Sequence[Frame] = ()) -> None:
-        """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar) happens here."""
-        if isinstance(message, Peer) and isinstance(message.message, Prepare):
-            self._prepare(message, message.message.payload, freight)
-        else:
-            self.to_main(message)
+        """On the mailbox's thread. What takes long (hashing a prompt, compiling a grammar), and what does not have to
+        wait for the step in flight, happens here."""
+        said = message.message if isinstance(message, Peer) else None
+        if isinstance(message, Peer) and isinstance(said, Prepare):
+            self._prepare(message, said.payload, freight)
+            return
+        if isinstance(said, Copy | Commit):
+            self.driver.incoming.early.begin(said)
+        self.to_main(message)
 
     def _prepare(self, peer: Peer, payload: bytes, freight: Sequence[Frame]) -> None:
         def made(request: Request | str) -> None:

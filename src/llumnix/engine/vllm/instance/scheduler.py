@@ -62,7 +62,7 @@ class MigrationSupport(_Base):
         self.steps = StepsInFlight(self.num_lookahead_tokens > 0, max(0, self.num_prefill_lookahead - 1))
         # V2's workers have the drafts themselves, and use none where none is asked for; V1's want as many from each.
         no_drafts = [] if self.use_v2_model_runner else [-1] * self.num_spec_tokens
-        self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts)
+        self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts, self._take_out)
         self.watch = StepWatch()
         self.limits = StepLimits(self, lambda: self.watch.cost)
         self.way = WhoMakesWay(self, self.waiting, self.turns, self.held_by, lambda: self.watch.cost)
@@ -237,8 +237,7 @@ class MigrationSupport(_Base):
             for request_id in began:
                 self.steps.computes_hits_of(self.requests[request_id])
             self.on_begun(began)
-        for request in self.last_steps.over(output.num_scheduled_tokens):
-            self._take_out(request)
+        self.last_steps.over(output.num_scheduled_tokens)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:

@@ -38,9 +38,9 @@ class Workers:
         return addresses
 
     def order(self, order: ToWorker) -> None:
-        """Carried out at once, in the order of the orders, whatever steps are in flight."""
-        if not self._mailboxes:
-            self.tell("llumnix_take", order)
+        """From any thread. Carried out at once, in the order of the orders, whatever steps are in flight."""
+        if not self._mailboxes:  # a worker in this process: done when the call returns
+            self._executor.collective_rpc("llumnix_take", args=(order,), non_block=True).add_done_callback(self._check)
         for address in self._mailboxes:
             assert self._post is not None
             self._post(address, order)
