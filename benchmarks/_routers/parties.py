@@ -209,7 +209,7 @@ class Ours:
 
 
 def of(names: Sequence[str], engine_flags: Sequence[str], count: int, classes: Path, stack: ExitStack) -> list[Party]:
-    """Parties of these names, their engines started; all end with the stack. `classes`: a file of classes."""
+    """Parties of these names, all of which have served; they end with the stack. `classes`: a file of classes."""
     parties: list[Party] = []
     routed = [(router, policy) for router in tools.POLICIES for policy in tools.POLICIES[router]]
     wanted = [(router, policy) for router, policy in routed if f"{router} {policy}" in names]
@@ -227,6 +227,9 @@ def of(names: Sequence[str], engine_flags: Sequence[str], count: int, classes: P
             ours = Ours(name, [*engine_flags, *more], count)
             stack.callback(ours.close)
             parties.append(ours)
+    for party in parties:  # engines that start take the cores of one that is measured
+        with party.serving():
+            pass
     return parties
 
 
