@@ -6,9 +6,11 @@ import itertools
 
 import pytest
 
-from body_contract import BodyContract, Commander
+from body_contract import EPOCH, BodyContract, Commander
 from llumnix.config import ClusterConfig
+from llumnix.control import commands as do
 from llumnix.control import events as told
+from llumnix.control import messages as say
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import AnyMessage, AnyNotice, Doubt
 from llumnix.control.orders import MoveOutcome
@@ -174,3 +176,74 @@ class TestSimBody(BodyContract):
     @pytest.fixture
     def pair(self) -> SimPair:
         return SimPair()
+
+
+@pytest.fixture
+def between_steps() -> SimPair:
+    """Mail waits for the end of the step in flight, and at the target there is one."""
+    pair = SimPair()
+    pair._world.reads_between_steps = True
+    pair.target.admit(tokens=1000)
+    return pair
+
+
+def reserve(pair: SimPair, blocks: int) -> RequestId:
+    moves = pair.source.admit()
+    prepare = say.Prepare(request=moves, epoch=EPOCH, sender=pair.source.id, blocks=blocks)
+    answer = pair.target.instance.body.reserve(do.Reserve(moves, EPOCH, blocks, prepare))
+    assert isinstance(answer, told.Reserved)
+    return moves
+
+
+def copy_of(pair: SimPair, request: RequestId, blocks: int, first_block: int = 0) -> say.Copy:
+    return say.Copy(
+        request=request, epoch=EPOCH, sender=pair.source.id, stage=1, first_block=first_block, blocks=blocks
+    )
+
+
+def arrives(pair: SimPair, copy: say.Copy) -> None:
+    """The llumlet asks for what it names, once it is read."""
+    pair.target.commander.reply = lambda arrived: do.Pull(copy.request, EPOCH, 1, copy)
+    pair.target.instance.receive(copy)
+
+
+def pulled(pair: SimPair) -> list[told.Pulled]:
+    return [event for event in pair.target.commander.heard if isinstance(event, told.Pulled)]
+
+
+@pytest.mark.parametrize("ends_in_step", [True, False])
+def test_blocks_are_read_while_the_target_is_in_a_step(between_steps: SimPair, ends_in_step: bool) -> None:
+    pair = between_steps
+    copy = copy_of(pair, reserve(pair, 2), blocks=2)
+    arrives(pair, copy)
+    assert len(pair._world.copies) == 1
+    if ends_in_step:
+        pair.end_copies()
+        assert pulled(pair) == [], "nobody has asked for it yet"
+    pair.target.step()
+    assert len(pair._world.copies) == (0 if ends_in_step else 1), "it is read once"
+    pair.end_copies()
+    assert [event.stage for event in pulled(pair)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "first_block"), [pytest.param(4, 0, id="more than was reserved"), pytest.param(1, 1, id="with a gap")]
+)
+def test_what_does_not_fit_waits_for_the_end_of_the_step(between_steps: SimPair, blocks: int, first_block: int) -> None:
+    pair = between_steps
+    copy = copy_of(pair, reserve(pair, 2), blocks, first_block)
+    arrives(pair, copy)
+    assert pair._world.copies == []
+    pair.target.step()
+    assert len(pair._world.copies) == 1
+
+
+def test_room_of_one_that_is_called_off_while_blocks_come_is_free_when_they_have(between_steps: SimPair) -> None:
+    pair = between_steps
+    before = pair.target.free_blocks
+    moves = reserve(pair, 2)
+    arrives(pair, copy_of(pair, moves, blocks=2))
+    pair.target.instance.body.drop(do.Drop(moves, EPOCH))
+    assert pair.target.free_blocks == before - 2
+    pair.end_copies()
+    assert pair.target.free_blocks == before
