@@ -12,7 +12,7 @@ from llumnix.control.messages import Commit, Copy
 from llumnix.engine.vllm.instance.block_tables import Layout
 from llumnix.engine.vllm.instance.early_pulls import EarlyPulls, LaidOut, Origin
 from llumnix.types import Epoch, InstanceId, RequestId
-from llumnix.wire.to_worker import PullBlocks, ToWorker
+from llumnix.wire.to_worker import PullBlocks
 
 KEY = RequestId("r"), Epoch(3)
 LAYOUT = Layout([[11, 12, 13, 14, 15]], [(0, 4)], 4)
@@ -23,14 +23,9 @@ EXPECTED: dict[str, Any] = {
 THE_NEXT_TWO = Copy(**EXPECTED, blocks=2, block_ids=(7, 8))
 
 
-class Orders(list[ToWorker]):
-    def order(self, order: ToWorker) -> None:
-        self.append(order)
-
-
-def early(state_blocks: tuple[int, ...] = ()) -> tuple[EarlyPulls, Orders]:
-    orders = Orders()
-    pulls = EarlyPulls(orders)  # type: ignore[arg-type]
+def early(state_blocks: tuple[int, ...] = ()) -> tuple[EarlyPulls, list[PullBlocks]]:
+    orders: list[PullBlocks] = []
+    pulls = EarlyPulls(orders.append)
     pulls.lay_out(KEY, LaidOut(ORIGIN, 2, 2, LAYOUT, state_blocks))
     return pulls, orders
 
@@ -39,7 +34,6 @@ def test_expected_blocks_are_pulled_to_where_they_were_laid_out() -> None:
     pulls, orders = early()
     pulls.begin(THE_NEXT_TWO)
     (order,) = orders
-    assert isinstance(order, PullBlocks)
     assert (order.source_blocks, order.target_blocks) == ((7, 8), (13, 14))
     assert (order.stage, order.addresses, order.timeout_s) == (2, ("there",), 5.0)
     assert pulls.take_back(KEY) == order
@@ -50,7 +44,6 @@ def test_state_comes_with_the_last_blocks_alone() -> None:
     pulls, orders = early(state_blocks=(21,))
     pulls.begin(Commit(**EXPECTED, blocks=2, state_blocks=1, block_ids=(7, 8, 9)))
     (order,) = orders
-    assert isinstance(order, PullBlocks)
     assert order.target_blocks == (13, 14, 21)
 
 

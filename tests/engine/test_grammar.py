@@ -97,7 +97,7 @@ def install(made: Request, output: list[int], reasoning_ended: bool | None) -> N
     scheduler = SimpleNamespace(
         grow=lambda *_: True, adopt=lambda *_: None, slots_for_arrivals=0, spare_tokens=16, use_v2_model_runner=True
     )
-    incoming = IncomingRequests(scheduler, manager(), None, lambda _: True)  # type: ignore[arg-type]
+    incoming = IncomingRequests(scheduler, manager(), SimpleNamespace(order=None), lambda _: True)  # type: ignore[arg-type]
     key = RequestId("r"), 1
     incoming._reservations[key] = Reservation(made, False, Origin(InstanceId("i0"), (), 5.0))
     fixed: dict[str, Any] = {

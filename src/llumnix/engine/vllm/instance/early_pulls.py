@@ -10,13 +10,12 @@ over before that, and hears of the pull's end after the message, since both come
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
 from llumnix.control.messages import Commit, Copy
 from llumnix.engine.vllm.instance.block_tables import Layout
-from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.to_worker import PullBlocks
 
@@ -54,8 +53,9 @@ class LaidOut(NamedTuple):
 class EarlyPulls:
     """`begin` is the mailbox thread's, all else the main thread's."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, order: Callable[[PullBlocks], None]) -> None:
+        """`order` has the workers begin one; it is called on the mailbox's thread."""
+        self._order = order
         self._lock = Lock()
         self._laid_out: dict[Key, LaidOut] = {}
         self._begun: dict[Key, PullBlocks] = {}
@@ -74,7 +74,7 @@ class EarlyPulls:
             if order is not None:
                 del self._laid_out[key]
                 self._begun[key] = order
-                self._workers.order(order)
+                self._order(order)
 
     def take_back(self, key: Key) -> PullBlocks | None:
         """From here on none begins. Returns one that has begun, once."""

@@ -34,7 +34,7 @@ class IncomingRequests:
         self._structured_output = structured_output
         self._workers = workers
         self._has_adapter = has_adapter
-        self.early = EarlyPulls(workers)
+        self.early = EarlyPulls(workers.order)
         self._blocks = ArrivingBlocks(scheduler, workers, self.early)
         self._reservations: dict[Key, Reservation] = {}
         self.closed = ""
