@@ -75,7 +75,7 @@ class Source:
         self.asked: list[RequestId] = []
         self._sent: list[Mail] = []
         engine: Any = dict.fromkeys(
-            ("structured_output", "workers", "post", "ship", "forget", "has_adapter", "put_output", "wake_at"), _nothing
+            ("structured_output", "post", "ship", "forget", "has_adapter", "put_output", "wake_at"), _nothing
         )
         rule = find_policy("llumnix").victim
         self.driver = LlumletDriver(
@@ -83,6 +83,7 @@ class Source:
                 **engine,
                 info=I0,
                 scheduler=Scheduler(),  # type: ignore[arg-type]
+                workers=SimpleNamespace(order=_nothing),  # type: ignore[arg-type]
                 pins="",
                 post_soon=lambda _addresses, message: self._sent.append(message),
                 clock=lambda: self.at,

@@ -58,7 +58,6 @@ def test_each_is_reported_once_when_its_last_step_is_through() -> None:
         (
             "info",
             "structured_output",
-            "workers",
             "post",
             "post_soon",
             "ship",
@@ -68,8 +67,9 @@ def test_each_is_reported_once_when_its_last_step_is_through() -> None:
             "has_adapter",
         )
     )
+    workers = SimpleNamespace(order=None)
     driver = LlumletDriver(
-        EngineAccess(**engine, scheduler=scheduler, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
+        EngineAccess(**engine, scheduler=scheduler, workers=workers, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
         machine,  # type: ignore[arg-type]
         MigrationConfig(),
         book=None,  # type: ignore[arg-type]
