@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import msgspec
 from _routers import parties
@@ -149,10 +150,12 @@ async def _load(party: Party, url: str, workload: Workload, fault: Fault | None,
     if fault is None:
         return await bench(workload, config, console)
     at_s = workload.requests[len(workload.requests) // 3].arrival_s
+    over = Event()
     async with asyncio.TaskGroup() as group:
         loaded = group.create_task(bench(workload, config, console))
+        loaded.add_done_callback(lambda _: over.set())
         await asyncio.sleep(at_s)
-        await asyncio.to_thread(party.hit, fault)
+        await asyncio.to_thread(party.hit, fault, over)
     return loaded.result()
 
 

@@ -159,6 +159,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {"up": f"min({gauge('llumnix_scheduler_up')})"},
         ),
         Panel(
+            "Time between two tokens",
+            "By what the steps of each instance take. Requests leave one where it is much longer than elsewhere.",
+            "s",
+            {"{{instance_id}}": gauge("llumnix_token_seconds")},
+        ),
+        Panel(
             "Age of load reports",
             "A few tenths of a second, else an instance stands still or its link is slow.",
             "s",

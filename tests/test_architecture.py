@@ -184,7 +184,19 @@ MOMENTS = {"at", "now"}
 OF_VLLM = {"timeout", "timestamp"}
 """Parameters of methods that override vLLM's."""
 RATIOS = {
-    *("rate", "cv", "factor", "slowdown", "time_scale", "watermark", "hashed_share", "bend", "step_cost_error"),
+    *(
+        "rate",
+        "cv",
+        "factor",
+        "slowdown",
+        "drag",
+        "pace_gain",
+        "time_scale",
+        "watermark",
+        "hashed_share",
+        "bend",
+        "step_cost_error",
+    ),
     *("share", "weight", "memory", "memory_least", "memory_most", "busy", "score"),
     *("error", "doubt"),
 }

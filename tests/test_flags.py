@@ -177,6 +177,9 @@ def test_model_by_flag(spelling: list[str]) -> None:
         ("--scaling on --scale-in-freeness 1", "--scale-in-freeness"),
         ("--drain-timeout-s -1", "--drain-timeout-s must not be negative"),
         ("--relief-steps -1", "--relief-steps must not be negative"),
+        ("--pace-gain 1.01", "--pace-gain must be 0 or at least 1.1"),
+        ("--pace-gain nan", "--pace-gain must be 0 or at least 1.1"),
+        ("--pace-gain inf", "--pace-gain must be 0 or at least 1.1"),
         ("--admin-port 70000", "--admin-port must be below 65536"),
         ("--migrate-out-freeness 5 --migrate-in-freeness 1", "requests would bounce"),
     ],
@@ -214,13 +217,15 @@ def test_limits_of_scaling_count_when_it_only_advises() -> None:
             )
             for name in (
                 *("migrate-out-freeness", "migrate-in-freeness", "max-migrations-per-instance", "relief-steps"),
+                "pace-gain",
             )
         ),
         (
             "--policy round-robin --migrate-in-freeness 4",
             "--migrate-in-freeness is for requests that move by themselves",
         ),
-        ("--policy llumnix-paper --relief-steps 4", "--relief-steps is for policies that make room "),
+        ("--policy llumnix-paper --relief-steps 4", "--relief-steps is for policies that make room, "),
+        ("--policy llumnix-paper --pace-gain 2", "--pace-gain is for policies that look at pace"),
         ("--policy llumnix-base --priority-target-tokens 9", "--priority-target-tokens is for policies that know "),
         ("--verbose --log-dir logs", "--verbose has every process write to the console, --log-dir to files."),
         ("--record-mb 9", "--record-mb is for --record."),

@@ -2,13 +2,15 @@
 
 Instances that share the cores slow each other down: moving a request to an idle one makes the others slower, which it
 does not where every instance has its own device. Here a model is computed for real, and then it waits until
-`paced_step_ms + paced_token_ms * tokens` (config.json) have passed.
+`paced_step_ms + paced_token_ms * tokens` (config.json) have passed; twice that, as long as there is a file `slow-PID`
+beside that one: a device that has become slower.
 
 A vLLM plugin (entry points beside this file), found through PYTHONPATH; see `frame.models`.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -26,6 +28,8 @@ def register() -> None:
         began, config = time.monotonic(), self.model_config.hf_config
         result = forward(self, input_ids, positions, *args, **kwargs)
         pace_ms = config.paced_step_ms + config.paced_token_ms * positions.shape[-1]
+        if os.path.exists(f"{self.model_config.model}/slow-{os.getpid()}"):
+            pace_ms *= 2
         time.sleep(max(0.0, began + 1e-3 * pace_ms - time.monotonic()))
         return result
 

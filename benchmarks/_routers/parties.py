@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Protocol, assert_never
 
 import httpx
@@ -48,8 +49,9 @@ class Party(Protocol):
         """Of all engines so far."""
         ...
 
-    def hit(self, fault: Fault) -> None:
-        """Does this to one of the engines. Afterwards they are all there again once `serving` is entered anew."""
+    def hit(self, fault: Fault, over: Event) -> None:
+        """Does this to one of the engines; what lasts ends with `over`. Afterwards they are all there again once
+        `serving` is entered anew."""
         ...
 
 
@@ -57,13 +59,13 @@ class Fleet:
     """Engines behind routers: each a `vllm serve`."""
 
     def __init__(self, engine_flags: Sequence[str], count: int) -> None:
-        self._flags = list(engine_flags)
+        self.flags = list(engine_flags)
         self._stacks = [ExitStack() for _ in range(count)]
         self.engines: list[ServerProcess] = [self._start(stack) for stack in self._stacks]
         self._dismissed: list[ServerProcess] = []
 
     def _start(self, stack: ExitStack) -> ServerProcess:
-        return stack.enter_context(started(vllm_command(self._flags), ("--api-server-count", "1")))
+        return stack.enter_context(started(vllm_command(self.flags), ("--api-server-count", "1")))
 
     def close(self) -> None:
         for stack in self._stacks:
@@ -111,7 +113,7 @@ class Routed:
     def preemptions(self) -> int:
         return sum(_preemptions_of(engine.url) for engine in self._fleet.engines)
 
-    def hit(self, fault: Fault) -> None:
+    def hit(self, fault: Fault, over: Event) -> None:
         engine = self._fleet.engines[0]
         match fault:
             case "kill":
@@ -119,8 +121,9 @@ class Routed:
             case "stop":
                 self._fleet.dismiss(engine)
             case "slow":
-                (core,) = engine.descendants("EngineCore")
-                _pulse(core.pid)
+                _pulse(_core_of(engine))
+            case "weak":
+                _weaken(self._fleet.flags, _core_of(engine), over)
             case _:
                 assert_never(fault)
 
@@ -153,7 +156,7 @@ class DataParallel:
         assert self._server is not None
         return _preemptions_of(self._server.url)
 
-    def hit(self, fault: Fault) -> None:
+    def hit(self, fault: Fault, over: Event) -> None:
         core = self._cores()[0].pid
         match fault:
             case "kill":
@@ -162,6 +165,8 @@ class DataParallel:
                 os.kill(core, signal.SIGTERM)
             case "slow":
                 _pulse(core)
+            case "weak":
+                _weaken(self._flags, core, over)
             case _:
                 assert_never(fault)
 
@@ -173,7 +178,7 @@ class DataParallel:
 
 class Ours:
     def __init__(self, name: str, flags: Sequence[str], count: int) -> None:
-        self.name, self._count = name, count
+        self.name, self._flags, self._count = name, list(flags), count
         self._stack = ExitStack()
         self._server = self._stack.enter_context(llumnix_server(flags, instances=count))
         self._admin = AdminClient(self._server.url)
@@ -193,7 +198,7 @@ class Ours:
     def preemptions(self) -> int:
         return sum(row.preemptions for row in self._admin.instances())
 
-    def hit(self, fault: Fault) -> None:
+    def hit(self, fault: Fault, over: Event) -> None:
         victim = min((row for row in self._admin.instances() if row.state == "running"), key=lambda row: row.id)
         assert victim.pid is not None
         match fault:
@@ -204,6 +209,8 @@ class Ours:
                 self._admin.start(1)
             case "slow":
                 _pulse(victim.pid)
+            case "weak":
+                _weaken(self._flags, victim.pid, over)
             case _:
                 assert_never(fault)
 
@@ -250,6 +257,19 @@ def _pulse(pid: int) -> None:
         time.sleep(_PULSE_S)
         os.kill(pid, signal.SIGCONT)
         time.sleep(_PULSE_S)
+
+
+def _weaken(flags: Sequence[str], pid: int, over: Event) -> None:
+    """Until then its steps take twice as long (`_paced/`). `flags`: its own, the model first. Blocks meanwhile."""
+    word = Path(flags[0]) / f"slow-{pid}"
+    word.touch()
+    over.wait()
+    word.unlink()
+
+
+def _core_of(engine: ServerProcess) -> int:
+    (core,) = engine.descendants("EngineCore")
+    return int(core.pid)
 
 
 def _processes_of(server: ServerProcess) -> list[psutil.Process]:

@@ -45,6 +45,7 @@ class PolicyConfig:
         "An instance whose batch would run out of blocks within this many steps has a request moved away at once, "
         "before one is preempted (0: off).",
     )
+    pace_gain: float = knob(1.5, "Running requests move to where tokens come so many times faster (0: they stay).")
     displace: bool = knob(
         True, "Preempt normal requests for a high-priority one that would have to wait for memory on its instance."
     )
@@ -74,11 +75,10 @@ class PolicyConfig:
         _require(
             0.001 <= self.pairing_interval_s < inf, "--pairing-interval-s must be at least 0.001: one round costs ms."
         )
-        _require(self.request_cooldown_s >= 0, "--request-cooldown-s must not be negative.")
         _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")
-        _require(self.relief_steps >= 0, "--relief-steps must not be negative.")
-        _require(self.prefix_chunk_tokens >= 0, "--prefix-chunk-tokens must not be negative.")
-        _require(self.priority_target_tokens >= 0, "--priority-target-tokens must not be negative.")
+        _require(self.pace_gain == 0 or 1.1 <= self.pace_gain < inf, "--pace-gain must be 0 or at least 1.1.")
+        for name in ("request_cooldown_s", "relief_steps", "prefix_chunk_tokens", "priority_target_tokens"):
+            _require(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative.")
 
 
 WAYS = ("same-gpu", "cuda", "nixl", "host")

@@ -251,9 +251,8 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
         f"is for auto-scaling, which is off: say {scales_with}": _SCALING if scales_with else (),
         f"is for requests that move by themselves, and with {no_moves} none does": _MOVING if no_moves else (),
         "is for policies that know roles, and this --policy does not": () if policy.roles else _ROLES,
-        "is for policies that make room before it is short, and this --policy does not": (
-            () if policy.relief else ("relief_steps",)
-        ),
+        "is for policies that make room, and this --policy does not": () if policy.relief else ("relief_steps",),
+        "is for policies that look at pace, and this --policy does not": () if policy.pace else ("pace_gain",),
         "is for policies that look at prefixes, and this --policy does not": (
             () if policy.dispatch.judge is not None else ("prefix", "prefix_chunk_tokens")
         ),
@@ -273,7 +272,8 @@ def refuse_what_does_nothing(given: Mapping[str, str], policy: Policy, *, migrat
 _WHOLE_PROMPTS = ("--no-enable-chunked-prefill", "--disable-chunked-mm-input")
 _SCALING = tuple(field.name for field in dataclasses.fields(ScalingConfig))
 _ROLES = ("prefill_instances", "decode_instances", "roles")
-_MOVING = ("migrate_out_freeness", "migrate_in_freeness", "max_migrations_per_instance", "relief_steps", *_ROLES)
+_FREENESS = ("migrate_out_freeness", "migrate_in_freeness")
+_MOVING = (*_FREENESS, "max_migrations_per_instance", "relief_steps", "pace_gain", *_ROLES)
 
 
 def flag_value(flags: Sequence[str], *names: str) -> str | None:

@@ -78,6 +78,7 @@ def test_where_only_lengths_grow_a_look_goes_out_now_and_then() -> None:
         {"preemptions": 1},
         {"short_blocks": 1},
         {"to_decode": 1},
+        {"slowdown": 2.0},
         {"incoming": 1},
         {"outgoing": 1},
         {"role": Role.PREFILL},

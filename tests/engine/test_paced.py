@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,9 @@ from frame import models
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
-def test_step_waits_until_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_waits_until_its_time_is_over_and_twice_as_long_on_a_device_that_is_slower(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(CPUModelRunner, "_model_forward", lambda runner, input_ids, positions: input_ids)
     monkeypatch.setattr(CPUModelRunner, "is_paced", False, raising=False)
     monkeypatch.syspath_prepend(str(Path(models.__file__).parents[1] / "_paced"))
@@ -26,9 +29,13 @@ def test_step_waits_until_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> N
     paced_model.register()
     paced_model.register()
     config = SimpleNamespace(paced_step_ms=20.0, paced_token_ms=2.0)
-    runner = SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
+    runner = SimpleNamespace(model_config=SimpleNamespace(hf_config=config, model=str(tmp_path)))
     began_s = time.monotonic()
     # Positions are three rows for models that look at images.
     forward: Any = CPUModelRunner._model_forward
     assert forward(runner, input_ids="tokens", positions=torch.zeros(3, 5)) == "tokens"
     assert time.monotonic() - began_s >= 0.03
+    (tmp_path / f"slow-{os.getpid()}").touch()
+    began_s = time.monotonic()
+    forward(runner, input_ids="tokens", positions=torch.zeros(5))
+    assert time.monotonic() - began_s >= 0.06

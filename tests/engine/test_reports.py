@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
+from llumnix.control.latest_steps import FORGOTTEN_S
 from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.instance import reports
 from llumnix.engine.vllm.instance.reports import Reports
@@ -30,6 +31,7 @@ class Instance:
         self.now = 100.0
         self.unread = 0
         self.running = 0
+        self.slowdown = 1.0
         self.heard: list[Report] = []
         self.to: list[str] = []
         info = InstanceInfo(id=I0, index=0, slot=0, pid=1, node="here", control="", data="")
@@ -55,7 +57,13 @@ class Instance:
 
     def _snapshot(self, _scheduler: object, fixed: dict[str, Any], _steps: int) -> InstanceSnapshot:
         return InstanceSnapshot(
-            id=I0, at=fixed["at"], seq=fixed["seq"], total_blocks=10, free_blocks=10, running=self.running
+            id=I0,
+            at=fixed["at"],
+            seq=fixed["seq"],
+            total_blocks=10,
+            free_blocks=10,
+            running=self.running,
+            slowdown=self.slowdown,
         )
 
     def _post(self, address: str, report: Report) -> None:
@@ -156,3 +164,18 @@ def test_engine_that_hangs_with_what_woke_it_in_its_hand_is_not_at_rest(instance
     instance.now = 501.0
     beat = instance.beat()
     assert (beat.standing_s, beat.unread) == (1.0, 0)
+
+
+def test_that_it_was_slow_is_told_until_nobody_knows_any_more(instance: Instance) -> None:
+    instance.slowdown = 2.0
+    instance.reports.made_progress()
+    assert not instance.reports.is_outdated, "it works"
+    instance.reports.before_sleep()
+    assert not instance.reports.is_outdated
+    instance.now += FORGOTTEN_S + 0.1
+    assert instance.reports.is_outdated
+    instance.slowdown = 1.0
+    instance.reports.made_progress()
+    instance.reports.before_sleep()
+    assert instance.heard[-1].snapshot.slowdown == 1.0
+    assert not instance.reports.is_outdated

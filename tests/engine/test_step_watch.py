@@ -77,6 +77,25 @@ def test_step_that_was_given_out_while_another_ran_lasts_from_the_end_of_that(
     assert lasted == [0.02, 0.02]
 
 
+def test_engine_whose_steps_have_become_longer_says_so(clock: Clock) -> None:
+    watch = StepWatch()
+
+    def steps(count: int, times: float) -> float:
+        for n in range(count):
+            load = StepLoad(200 if n % 3 == 0 else 0, 8, 800)
+            watch.begins(load)
+            clock.now_s += times * (0.02 + 1e-4 * load.prefill_tokens)
+            watch.ends(goes_on=True)
+        return watch.latest.slowdown(clock.now_s)
+
+    assert steps(20, times=3.0) == 1.0, "nothing is known yet"
+    assert steps(500, times=3.0) == 1.0
+    assert steps(20, times=1.0) < 1.0, "faster than believed"
+    assert steps(1000, times=1.0) == 1.0, "believed by now"
+    assert steps(50, times=2.0) > 1.3
+    assert steps(1000, times=2.0) == 1.0, "that is what its steps cost now"
+
+
 def request(prompt: int, made: int, computed: int) -> Any:
     return SimpleNamespace(num_tokens=prompt + made, num_computed_tokens=computed)
 

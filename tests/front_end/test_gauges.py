@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from llumnix.control.scaling import ScalingMode
 from llumnix.engine.vllm.front_end.exposition import exposition
 from llumnix.engine.vllm.front_end.gauges import InstanceSeen, ServerSeen
 from llumnix.engine.vllm.front_end.metrics import Metrics
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.to_front_end import ScalingStatus
@@ -27,8 +28,16 @@ OBSERVING = Path(__file__).parent.parent.parent / "docs" / "use" / "observing.md
 
 
 def seen(instance: str, slot: int = 0, **facts: object) -> InstanceSeen:
-    usual = {"id": InstanceId(instance), "at": 0.0, "seq": 1, "total_blocks": 100, "free_blocks": 60, "running": 3}
-    load = InstanceSnapshot(**(usual | {"dispatches_seen": (3, 4)} | facts))  # type: ignore[arg-type]
+    usual: dict[str, Any] = {
+        "id": InstanceId(instance),
+        "at": 0.0,
+        "seq": 1,
+        "total_blocks": 100,
+        "free_blocks": 60,
+        "running": 3,
+    }
+    usual["step_cost"] = StepCost(fixed_ms=20.0, prefill_token_us=100.0, request_us=200.0, context_token_us=0.0)
+    load = InstanceSnapshot(**(usual | {"dispatches_seen": (3, 4)} | facts))
     info = InstanceInfo(id=load.id, index=slot, slot=slot, pid=1, node="here", control="", data="")
     return InstanceSeen(info=info, load=load, report_age_s=0.25)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.policy.step_cost import FEWEST_PROMPT_TOKENS, first_token_s, prompt_tokens, step_s, token_s
+from llumnix.policy.step_cost import FEWEST_PROMPT_TOKENS, first_token_s, next_step_s, prompt_tokens, step_s, token_s
 from llumnix.types import InstanceId
 
 COST = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
@@ -88,3 +88,10 @@ def test_first_token_is_later_where_steps_hold_prompts_back() -> None:
     free, held_back = load(**busy, step_tokens=2048), load(**busy, step_tokens=220)
     assert first_token_s(free, 1000) == pytest.approx(0.030 + 0.200)
     assert first_token_s(held_back, 1000) == pytest.approx(10 * 0.030 + 0.200)
+
+
+def test_all_takes_as_much_longer_as_the_latest_steps_did() -> None:
+    busy = {"running": 20, "decoding": 20, "context_tokens": 10_000, "prefill_tokens": 300, "step_tokens": 520}
+    usual, slow = load(**busy), load(**busy, slowdown=2.5)
+    for seconds in (token_s, next_step_s, lambda each: first_token_s(each, 100)):
+        assert seconds(slow) == pytest.approx(2.5 * (seconds(usual) or 0))

@@ -76,6 +76,12 @@ def test_the_rule_that_keeps_it(settled: Settled, knobs: dict[str, Any], why: st
     assert why_not_moved(settled, PolicyConfig(**knobs), [Rejection(I1, None, Why.NO_TARGET), NO_ROOM]) == why
 
 
+def test_one_that_is_free_but_slow_gives_away_too() -> None:
+    no = Rejection(I0, I1, Why.NOT_FASTER, 0.05, 0.04, by_pace=True)
+    why = why_not_moved(instance(free_blocks=90), PolicyConfig(), [no])
+    assert why == f"i0 would give a request away, and in the last round could not: {no}"
+
+
 def test_a_scheduler_that_is_silent_moves_nothing() -> None:
     why = why_not_moved(SETTLED, PolicyConfig(), [], scheduler_answers=False)
     assert why == "the scheduler, which says who gives requests to whom, does not answer"

@@ -9,6 +9,7 @@ import pytest
 from sim_cluster import assert_all_served
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.control.latest_steps import FORGOTTEN_S
 from llumnix.control.orders import MoveCause, StayCause
 from llumnix.control.scheduler_events import DrainRequested, DrainWithdrawn
 from llumnix.errors import UsageError
@@ -280,6 +281,8 @@ def test_instances_are_averaged_over_time() -> None:
         ("crash@6.5:3", Fault(FaultKind.CRASH, 6.5, instance=3)),
         ("stall@60+5:3", Fault(FaultKind.STALL, 60.0, 5.0, 3)),
         ("hang@60+300:3", Fault(FaultKind.HANG, 60.0, 300.0, 3)),
+        ("slow@60+30x2.5", Fault(FaultKind.SLOW, 60.0, 30.0, factor=2.5)),
+        ("slow@60+30x2:3", Fault(FaultKind.SLOW, 60.0, 30.0, 3, factor=2.0)),
         ("slow-link@60+30:10", Fault(FaultKind.SLOW_LINK, 60.0, 30.0, factor=10.0)),
     ],
 )
@@ -287,9 +290,25 @@ def test_faults_are_read_as_written(text: str, fault: Fault) -> None:
     assert parse_fault(text) == fault
 
 
-@pytest.mark.parametrize("text", ["crash", "crash@", "crash@1+2", "stall@3", "slow-link@1+2", "melt@1", "crash@1:1.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "crash",
+            "crash@",
+            "crash@1+2",
+            "stall@3",
+            "slow-link@1+2",
+            "melt@1",
+            "crash@1:1.5",
+            "crash@1x2",
+            "hang@1+2x2",
+        ),
+        *("slow@1+2", "slow@1x2", "slow@1+2x0.5", "slow@1+2x", "slow@1+2x2:0.5", "slow@1+2x..", "slow-link@1+2x2:2"),
+    ],
+)
 def test_a_fault_that_makes_no_sense_gets_one_sentence(text: str) -> None:
-    with pytest.raises(UsageError, match=r"crash@60|slow-link"):
+    with pytest.raises(UsageError, match=r"crash@60|slow-link|slow@60"):
         parse_fault(text)
 
 
@@ -313,6 +332,38 @@ def test_an_instance_that_runs_out_of_blocks_gives_a_request_away_in_time(
     assert any(row.cause is MoveCause.RELIEF for row in ours.migrations if row.outcome == MOVED)
     assert sum(instance.account.preemptions_avoided for instance in instances) > 0
     assert sum(instance.account.recompute_tokens_saved for instance in instances) > 0
+
+
+WITH_ROOM = "poisson:rate=2,prompt=exp100,output=exp600,requests=200"
+A_SLOW_ONE = (Fault(FaultKind.SLOW, 20.0, 60.0, 1, factor=3.0),)
+
+
+def test_requests_leave_an_engine_that_has_become_slow_and_new_ones_avoid_it() -> None:
+    ours = run(WITH_ROOM, faults=A_SLOW_ONE)
+    stays = run(WITH_ROOM, faults=A_SLOW_ONE, policy=PolicyConfig(pace_gain=0.0))
+    left = [row for row in ours.migrations if row.cause is MoveCause.PACE]
+    assert left
+    assert {row.source for row in left if row.at_s < 80} == {instance_name(1)}
+    assert min(row.at_s for row in left) < 25, "it is noticed within seconds"
+    assert not [row for row in stays.migrations if row.cause is MoveCause.PACE]
+    slowest, slowest_of_stays = (sorted(map(_token_s, one.requests))[-3] for one in (ours, stays))
+    assert slowest < 0.85 * slowest_of_stays
+    assert_all_served(ours)
+
+
+def test_engine_that_was_slow_is_used_again() -> None:
+    faults = (Fault(FaultKind.SLOW, 5.0, 15.0, 1, factor=3.0),)
+    outcome = run(WITH_ROOM.replace("requests=200", "requests=500"), faults=faults)
+    later = [request for request in outcome.requests if request.arrival_s > 20 + FORGOTTEN_S + 10]
+    assert any(instance_name(1) in request.instances for request in later)
+
+
+def test_nobody_leaves_for_pace_where_all_are_alike() -> None:
+    assert not [row for row in run(WITH_ROOM).migrations if row.cause is MoveCause.PACE]
+
+
+def _token_s(request: SimRequest) -> float:
+    return (request.finish_s - request.first_token_s) / max(1, request.output_tokens - 1)
 
 
 def test_a_piece_of_memory_is_traded_for_the_first_of_a_queue() -> None:

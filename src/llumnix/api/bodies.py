@@ -63,6 +63,9 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between two tokens of a request there, once all that it has decode. Null as above."""
     step_cost: StepCost | None = None
     """What these two are made of. Null as above."""
+    slowdown: float = 1.0
+    """How many times as long as that says its steps of the last seconds took; 1 as long as that is within noise. Both
+    count it."""
     migrations_in: int = 0
     migrations_out: int = 0
     why: str | UnsetType = UNSET

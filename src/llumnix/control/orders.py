@@ -28,6 +28,8 @@ class MoveCause(StrEnum):
     """De-fragmentation: the first of the queue gets its place."""
     RELIEF = "relief"
     """It leaves before somebody has to be preempted."""
+    PACE = "pace"
+    """Its tokens come faster elsewhere."""
     DECODE = "decode"
     """Its prompt is computed, and it makes its tokens elsewhere: roles."""
     DRAIN = "drain"

@@ -77,6 +77,7 @@ def matters(sent: InstanceSnapshot, load: InstanceSnapshot) -> bool:
         or is_urgent(sent, load)
         or load.short_blocks + sent.short_blocks > 0
         or load.to_decode + sent.to_decode > 0
+        or (load.slowdown == 1) != (sent.slowdown == 1)
         or load.prefill_tokens != sent.prefill_tokens
         or (load.incoming, load.outgoing, load.role) != (sent.incoming, sent.outgoing, sent.role)
         or abs(load.free_blocks - sent.free_blocks) > FREE_CHANGE * load.total_blocks

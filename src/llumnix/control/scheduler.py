@@ -288,5 +288,10 @@ class GlobalScheduler:
         wanted = pair.wanted
         if newcomer and not wanted.at_least_blocks:
             wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
-        cause = MoveCause.ROOM if wanted.at_least_blocks else MoveCause.BALANCE
-        return self.moves.request(at, (pair.source, pair.target), wanted, cause, str(pair))
+        return self.moves.request(at, (pair.source, pair.target), wanted, _cause_of(pair), str(pair))
+
+
+def _cause_of(pair: Pair) -> MoveCause:
+    if pair.is_by_pace:
+        return MoveCause.PACE
+    return MoveCause.ROOM if pair.wanted.at_least_blocks else MoveCause.BALANCE

@@ -51,14 +51,21 @@ class StepFit:
         self._squares = [[0.0] * 4 for _ in range(4)]
         self._targets = [0.0] * 4
 
+    def expected_s(self, load: StepLoad) -> float | None:
+        """Of a step of this load; None as long as nothing is said."""
+        return None if self.cost is None else max(self._by_now(1.0, *load), SHORTEST_STEP_S)
+
+    def _by_now(self, *features: float) -> float:
+        return sum(a * b for a, b in zip(self._s, features, strict=True))
+
     def add(self, load: StepLoad, took_s: float) -> None:
         """A step of this load ended, and took so long."""
         features = (1.0, *map(float, load))
         took_s = max(took_s, SHORTEST_STEP_S)
         scale = 1 / took_s
-        if self.cost is not None:
-            expected_s = sum(a * b for a, b in zip(self._s, features, strict=True))
-            scale = min(scale, took_s / max(expected_s, SHORTEST_STEP_S) ** 2)
+        expected_s = self.expected_s(load)
+        if expected_s is not None:
+            scale = min(scale, took_s / expected_s**2)
         row = [feature * scale for feature in features]
         target = took_s * scale
         for j, value in enumerate(row):

@@ -26,6 +26,8 @@ class Policy:
     victim: VictimRule = CHEAPEST
     relief: bool = False
     """An instance that is about to run out of blocks gives a request away at once (`policy/relief.py`)."""
+    pace: bool = False
+    """Who runs where tokens come slowly goes to where they come faster (`policy/straggling.py`)."""
     roles: bool = False
     """Instances may be preferred for prompts, or for tokens (`policy/roles.py`)."""
     small_first: bool = False
@@ -52,6 +54,7 @@ class Policy:
             migrate_in_freeness=max(out_freeness, _first(config.migrate_in_freeness, self.migrate_in_freeness)),
             max_migrations=config.max_migrations_per_instance,
             priority_target_tokens=self.priority_target_tokens(config),
+            pace_gain=config.pace_gain if self.pace else 0.0,
         )
 
 
@@ -62,6 +65,7 @@ POLICIES: dict[str, Policy] = {
         dispatch=SOONEST,
         pairing=pair_and_make_room,
         relief=True,
+        pace=True,
         roles=True,
         small_first=True,
     ),

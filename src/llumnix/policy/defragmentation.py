@@ -15,6 +15,7 @@ from __future__ import annotations
 from llumnix.policy.pairing import Pair, PairingRound, PairingTerms, pair_by_benefit
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.straggling import pair_by_pace
 from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState, Role
@@ -42,12 +43,16 @@ def spare_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None)
 
 
 def pair_and_make_room(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
-    """Ours: pairs by benefit, then de-fragmentation between the instances that have no part in those."""
+    """Ours: pairs by benefit, then de-fragmentation between the instances that have no part in those, then stragglers
+    between those that are left."""
     paired = pair_by_benefit(cluster, terms)
     busy = {end for pair in paired.pairs for end in (pair.source, pair.target)}
     more = _make_room(cluster, terms, busy)
-    helped = {pair.source for pair in more}
-    return PairingRound((*paired.pairs, *more), tuple(no for no in paired.rejected if no.source not in helped))
+    by_pace = pair_by_pace(cluster, terms, busy)
+    pairs = (*paired.pairs, *more, *by_pace.pairs)
+    helped = {pair.source for pair in pairs}
+    rejected = tuple(no for no in (*paired.rejected, *by_pace.rejected) if no.source not in helped)
+    return PairingRound(pairs, rejected)
 
 
 def _make_room(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[InstanceId]) -> list[Pair]:

@@ -39,6 +39,8 @@ class PairingTerms(msgspec.Struct, frozen=True, kw_only=True):
     """Instances that had nothing to give a moment ago."""
     newcomers: Container[InstanceId] = frozenset()
     """Instances that were added because the others are full."""
+    pace_gain: float = 0.0
+    """Who runs goes to where tokens come so many times faster (`policy/straggling.py`); 0: it stays."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +55,19 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     preempted: int = 0
     source_after: float | None = None
     target_after: float | None = None
+    source_token_s: float | None = None
+    """Between two tokens; None: the pair was not made for that."""
+    target_token_s: float | None = None
+    """The same, with the request there."""
+
+    @property
+    def is_by_pace(self) -> bool:
+        return self.source_token_s is not None
 
     def __str__(self) -> str:
+        if self.source_token_s is not None and self.target_token_s is not None:
+            here_ms, there_ms = self.source_token_s * 1e3, self.target_token_s * 1e3
+            return f"a token every {here_ms:.3g} ms, and every {there_ms:.3g} ms with it there"
         preempted = f", {self.preempted} preempted" if self.preempted else ""
         text = f"freeness {self.source_freeness:.4g}{preempted} against {self.target_freeness:.4g}"
         if self.wanted.at_least_blocks:
@@ -77,6 +90,7 @@ class Why(StrEnum):
     BACKING_OFF = "this pair was refused a moment ago"
     NO_ROOM = "the target has no room for the request"
     NO_BENEFIT = "the lower freeness would not rise"
+    NOT_FASTER = "with one more its tokens are no longer that much faster"
     WOULD_BOUNCE = "the target would have to give requests away itself"
 
 
@@ -88,6 +102,8 @@ class Rejection(msgspec.Struct, frozen=True):
     why: Why
     before: float | None = None
     after: float | None = None
+    by_pace: bool = False
+    """The source was to give for the sake of pace, however much memory it has."""
 
     def __str__(self) -> str:
         pair = self.source if self.target is None else f"{self.source} to {self.target}"

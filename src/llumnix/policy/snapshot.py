@@ -88,6 +88,12 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens that one step computes at most, a token of each decoding request among them; 0: not known."""
     step_cost: StepCost | None = None
     """As measured of its latest steps; None until it has done enough of them (`control/step_fit.py`)."""
+    slowdown: float = 1.0
+    """So many times as long as that says its steps of the last seconds took (`control/latest_steps.py`)."""
+    step_s: float | None = None
+    """What its steps of the last seconds took, prompts and all, on average; None: not measured."""
+    shortest_step_s: float | None = None
+    """About what the shortest of the last few hundred took; None: not measured."""
     role: Role = Role.MIXED
     computed_tokens: int = 0
     """Of prompts, since the instance started."""

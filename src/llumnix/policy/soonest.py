@@ -71,7 +71,7 @@ def _judged(instance: InstanceSnapshot, tokens: int, cached_tokens: int, most_ca
     if instance.role is not _MIXED:
         for_tokens = not takes_prompts(instance)
         return Judgement((first_s + again_s) // ALIKE_S + LAST * for_tokens, first_s, for_tokens)
-    others_s = (tokens - cached_tokens) * cost.prefill_token_us / 1e6 * instance.running
+    others_s = (tokens - cached_tokens) * cost.prefill_token_us / 1e6 * instance.running * instance.slowdown
     total_s = first_s + again_s + NEXT_TOKENS * next_s + SHARE_OF_OTHERS * others_s
     return Judgement(total_s // ALIKE_S, first_s)
 

@@ -2,7 +2,8 @@
 
 Freeness says whether a request fits; this says when it will have its first token, and how long each further one takes.
 Both follow from what a step of the instance costs (`StepCost`, fitted by `control/step_fit.py`), what it has still to
-compute before its queue has first tokens, and the batch that every step carries along. A dispatch asks a dozen
+compute before its queue has first tokens, and the batch that every step carries along; and from how much slower than
+that its latest steps were. A dispatch asks a dozen
 instances, so `step_s` is written out where only a part of it is needed. And the other way round: how much of prompts
 fits into a step that is to end in time.
 """
@@ -41,7 +42,7 @@ def next_step_s(instance: InstanceSnapshot) -> float | None:
     if instance.step_cost is None:
         return None
     prompts = min(instance.prefill_tokens, max(0, instance.step_tokens - instance.decoding))
-    return step_s(instance.step_cost, prompts, instance.decoding, instance.context_tokens)
+    return instance.slowdown * step_s(instance.step_cost, prompts, instance.decoding, instance.context_tokens)
 
 
 def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float | None:
@@ -52,7 +53,7 @@ def token_s(instance: InstanceSnapshot, more: int = 0, tokens: int = 0) -> float
         return None
     us = cost.request_us * (instance.running + instance.waiting + more)
     us += cost.context_token_us * (instance.context_tokens + instance.prefill_tokens + tokens)
-    return cost.fixed_ms / 1e3 + us / 1e6
+    return instance.slowdown * (cost.fixed_ms / 1e3 + us / 1e6)
 
 
 def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
@@ -68,4 +69,5 @@ def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
     budget = instance.step_tokens - instance.decoding
     steps = -(-prompts // budget) if 0 < budget < prompts else 1
     batch_us = cost.request_us * instance.decoding + cost.context_token_us * instance.context_tokens
-    return steps * (cost.fixed_ms / 1e3 + batch_us / 1e6) + prompts * cost.prefill_token_us / 1e6
+    all_steps_s = steps * (cost.fixed_ms / 1e3 + batch_us / 1e6) + prompts * cost.prefill_token_us / 1e6
+    return instance.slowdown * all_steps_s

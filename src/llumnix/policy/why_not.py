@@ -48,7 +48,7 @@ def why_not_moved(
     if _makes_its_tokens_elsewhere(instance) and request.state is RequestState.RUNNING:
         no_rule = _no_rule(config, scheduler_answers)
         return no_rule or _why_no_home(instance, request.needed_blocks, settled.cluster)
-    if why := _gives_nothing(instance, config, scheduler_answers):
+    if why := _gives_nothing(instance, config, scheduler_answers, rejected):
         return why
     if settled.moved_ago_s is not None and settled.moved_ago_s < config.request_cooldown_s:
         least = f"{config.request_cooldown_s:g} s (--request-cooldown-s)"
@@ -70,7 +70,7 @@ def why_instance_keeps_all(
     if _makes_its_tokens_elsewhere(instance) and instance.to_decode and not _no_rule(config, scheduler_answers):
         keeps = _why_no_home(instance, _blocks_to_decode(instance), cluster)
     else:
-        keeps = _gives_nothing(instance, config, scheduler_answers) or _turned_down([instance.id], rejected)
+        keeps = _gives_nothing(instance, config, scheduler_answers, rejected) or _turned_down([instance.id], rejected)
     return (keeps or f"{instance.id} gives requests away") + _spared_by_its_role(instance)
 
 
@@ -81,7 +81,7 @@ def why_nothing_moves(
     policy = find_policy(config.policy)
     for instance in cluster.instances:
         if instance.state is InstanceState.DRAINING and instance.running + instance.waiting:
-            return _gives_nothing(instance, config, scheduler_answers)
+            return _gives_nothing(instance, config, scheduler_answers, rejected)
     if why := _no_rule(config, scheduler_answers):
         return why
     assert policy.pairing is not None
@@ -146,7 +146,9 @@ def _spared_by_its_role(instance: InstanceSnapshot) -> str:
     return ""
 
 
-def _gives_nothing(instance: InstanceSnapshot, config: PolicyConfig, scheduler_answers: bool) -> str:
+def _gives_nothing(
+    instance: InstanceSnapshot, config: PolicyConfig, scheduler_answers: bool, rejected: Sequence[Rejection]
+) -> str:
     """Why pairing does not look for a target for it; empty if it does."""
     policy = find_policy(config.policy)
     if instance.state is InstanceState.DRAINING and policy.pairing is not None:
@@ -154,6 +156,8 @@ def _gives_nothing(instance: InstanceSnapshot, config: PolicyConfig, scheduler_a
     if why := _no_rule(config, scheduler_answers):
         return why
     assert policy.pairing is not None
+    if any(no.by_pace and no.source == instance.id for no in rejected):
+        return ""
     terms = policy.pairing_terms(config)
     if policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
         return ""

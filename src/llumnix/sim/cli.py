@@ -59,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
     parser.add_argument("--classes", metavar="FILE", help="classes and tenants, as for `llumnix serve`")
     parser.add_argument(
-        "--fault", action="append", default=[], help="crash@60:3, stall@60+5:3, hang@60+300:3, slow-link@60+30:10"
+        "--fault",
+        action="append",
+        default=[],
+        help="crash@60:3, stall@60+5:3, hang@60+300:3, slow@60+30x2:3, slow-link@60+30:10",
     )
     parser.add_argument(
         "--sample-s", type=float, default=1.0, help="seconds between rows of instances.csv (1; 0: none)"

@@ -1,7 +1,7 @@
-"""What goes wrong, and when: crashes, stalls and slow links, as a plan that is made before the run.
+"""What goes wrong, and when: crashes, stalls, slow engines and links, as a plan that is made before the run.
 
 `parse_fault` reads the words of the command line: `crash@60`, `crash@60:3`, `stall@60+5:3`, `hang@60+300:3`,
-`slow-link@60+30:10`.
+`slow@60+30x2:3`, `slow-link@60+30:10`.
 Without an instance number the victim is drawn from the fault plan's own generator, so that adding a
 fault never changes arrivals or lengths.
 """
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import inf
 
 from llumnix.errors import UsageError
 
@@ -24,6 +25,8 @@ class FaultKind(StrEnum):
     """An instance does nothing, and does not report, for `duration_s`."""
     HANG = "hang"
     """An engine does nothing for `duration_s`, but its process lives and repeats the last report."""
+    SLOW = "slow"
+    """The steps of an engine take `factor` times as long for `duration_s`."""
     SLOW_LINK = "slow-link"
     """Copies and messages of all instances take `factor` times as long for `duration_s`."""
 
@@ -38,23 +41,30 @@ class Fault:
     factor: float = 1.0
 
 
-_FORM = re.compile(r"(?P<kind>[a-z-]+)@(?P<at>[0-9.]+)(\+(?P<duration>[0-9.]+))?(:(?P<extra>[0-9.]+))?")
+FORMS = "crash@60, crash@60:3, stall@60+5:3, hang@60+300:3, slow@60+30x2:3 or slow-link@60+30:10"
+
+_FORM = re.compile(
+    r"(?P<kind>[a-z-]+)@(?P<at>[0-9.]+)(\+(?P<duration>[0-9.]+))?(x(?P<times>[0-9.]+))?(:(?P<extra>[0-9.]+))?"
+)
 
 
 def parse_fault(text: str) -> Fault:
     """Reads one fault; raises UsageError with the forms that there are."""
     match = _FORM.fullmatch(text.strip())
-    problem = f"{text!r} is not a fault: use crash@60, crash@60:3, stall@60+5:3, hang@60+300:3 or slow-link@60+30:10."
+    problem = f"{text!r} is not a fault: use {FORMS}."
     if match is None or match["kind"] not in list(FaultKind):
         raise UsageError(problem)
     kind = FaultKind(match["kind"])
     try:
         at_s, duration_s = float(match["at"]), float(match["duration"] or 0)
         extra = None if match["extra"] is None else float(match["extra"])
+        times = None if match["times"] is None else float(match["times"])
     except ValueError:
         raise UsageError(problem) from None
-    if (kind is FaultKind.CRASH) == (match["duration"] is not None):
+    if (kind is FaultKind.CRASH) == (match["duration"] is not None) or (kind is FaultKind.SLOW) != (times is not None):
         raise UsageError(problem)
+    if times is not None and not 1 <= times < inf:
+        raise UsageError(f"{text!r}: a slow engine needs how many times slower, at least 1, as in slow@60+30x2:3.")
     if kind is FaultKind.SLOW_LINK:
         if extra is None or extra < 1:
             raise UsageError(
@@ -63,7 +73,7 @@ def parse_fault(text: str) -> Fault:
         return Fault(kind, at_s, duration_s, factor=extra)
     if extra is not None and extra != int(extra):
         raise UsageError(problem)
-    return Fault(kind, at_s, duration_s, None if extra is None else int(extra))
+    return Fault(kind, at_s, duration_s, None if extra is None else int(extra), times or 1.0)
 
 
 def draw_victims(faults: Iterable[Fault], instances: int, seed: int) -> tuple[Fault, ...]:

@@ -177,6 +177,9 @@ class SimLauncher:
             self.kill(victim.id)
         elif fault.kind is FaultKind.STALL:
             victim.engine.steps.stall(fault.duration_s)
+        elif fault.kind is FaultKind.SLOW:
+            victim.engine.steps.set_drag(fault.factor)
+            self._kernel.after(fault.duration_s, victim.engine.steps.set_drag, 1.0)
         else:
             victim.hang(fault.duration_s)
 

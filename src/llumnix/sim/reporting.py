@@ -217,6 +217,7 @@ class _Ahead(TypedDict):
     prefix_chunk_tokens: int
     step_tokens: int
     step_cost: StepCost | None
+    slowdown: float
     computed_tokens: int
     made_tokens: int
 
@@ -244,6 +245,7 @@ def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:
         prefix_chunk_tokens=engine.pool.cache.unit_tokens if engine.pool.cache is not None else 0,
         step_tokens=step_tokens(engine),
         step_cost=engine.step_cost,
+        slowdown=engine.steps.lateness(),
         computed_tokens=engine.computed_tokens,
         made_tokens=engine.batch.made_tokens + steps_started * decoding,
     )

@@ -26,14 +26,16 @@ NO_SEGMENT = Segment(0)
 
 class Flight:
     """The segment in flight: it began at `begin_s`, its first step lasts `first_s`, each further one `growth_s` more.
-    `lead_s`: the engine did nothing for so long at the beginning (a fault)."""
+    `lead_s`: the engine did nothing for so long at the beginning; `drag`: its steps take so many times as long as they
+    should (faults)."""
 
-    __slots__ = ("begin_s", "chunks", "end_s", "first_s", "growth_s", "lead_s", "steps")
+    __slots__ = ("begin_s", "chunks", "drag", "end_s", "first_s", "growth_s", "lead_s", "steps")
 
     def __init__(self) -> None:
         self.steps = 0
         self.chunks: tuple[tuple[SimRequest, int], ...] = ()
         self.begin_s = self.lead_s = self.first_s = self.growth_s = self.end_s = 0.0
+        self.drag = 1.0
 
     def begin(self, segment: Segment, now_s: float, lead_s: float, first_s: float, growth_s: float) -> None:
         self.steps, self.chunks = segment

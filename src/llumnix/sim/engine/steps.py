@@ -11,11 +11,15 @@ from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
+from llumnix.control.latest_steps import LatestSteps
 from llumnix.sim.engine.batch import DecodeBatch
 from llumnix.sim.engine.flight import Flight, Segment
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.kernel import Kernel, Timer
 from llumnix.sim.profiles.cost_model import Profile
+
+WATCHED_S = 0.25
+"""While an engine is slower than it should be, or is thought to be, no run of steps is longer: it is to be told of."""
 
 
 class StepOwner(Protocol):
@@ -49,6 +53,8 @@ class StepClock:
         self._owner = owner
         self._at_boundary: list[Callable[[], object]] = []
         self._slowdown = 0.0
+        self._drag = 1.0
+        self._latest = LatestSteps()
         self._busy = False
         self._stopped = False
         self._timer: Timer | None = None
@@ -104,6 +110,15 @@ class StepClock:
             self._slowdown = slowdown
             self.cut()
 
+    def set_drag(self, drag: float) -> None:
+        """From the next step on, steps take so many times as long as they should (a fault)."""
+        self._drag = drag
+        self.cut()
+
+    def lateness(self) -> float:
+        """How many times as long as they should steps take, as an instance can tell."""
+        return self._latest.slowdown(self._kernel.now)
+
     def stall(self, seconds: float) -> None:
         """Nothing is done for so long, from the end of the step in flight (a fault)."""
         self.stalled_until_s = max(self.stalled_until_s, self._kernel.now + seconds)
@@ -125,10 +140,16 @@ class StepClock:
         self._timer = None
         self._busy = True
         self._owner.landed()
+        self._look_back()
         self.flight.land()
         self._busy = False
         self._boundary()
         self._owner.went_on()
+
+    def _look_back(self) -> None:
+        flight, now = self.flight, self._kernel.now
+        took_s = now - flight.begin_s
+        self._latest.add(now, took_s, (took_s - flight.lead_s) / flight.drag)
 
     def _boundary(self) -> None:
         """No step is in flight: carries out what waited for that, and begins the next segment."""
@@ -152,14 +173,17 @@ class StepClock:
     def _begin(self, segment: Segment) -> None:
         now = self._kernel.now
         batch = self._batch
-        pace = 1.0 + self._slowdown
+        pace = (1.0 + self._slowdown) * self._drag
         size = len(batch.members)
         chunk_s = self._chunks_s(segment.chunks, alone=not segment.steps) if segment.chunks else 0.0
         first_s, growth_s = chunk_s * pace, 0.0
         if segment.steps:
             first_s = (self.batch_s[size] + self.token_s * batch.tokens + chunk_s) * pace
             growth_s = self.token_s * size * pace
+        if segment.steps > 1 and (self._drag != 1 or self.lateness() != 1):
+            segment = Segment(min(segment.steps, 1 + int(WATCHED_S / first_s)), segment.chunks)
         self.flight.begin(segment, now, max(0.0, self.stalled_until_s - now), first_s, growth_s)
+        self.flight.drag = self._drag
         self._timer = self._kernel.at(self.flight.end_s, self._finish)
 
     def _chunks_s(self, chunks: tuple[tuple[SimRequest, int], ...], alone: bool) -> float:

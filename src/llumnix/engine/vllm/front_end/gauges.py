@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from llumnix import __version__
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.step_cost import token_s
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceState, by_number
 from llumnix.wire.base import InstanceInfo
@@ -80,6 +81,14 @@ _GAUGES: dict[str, tuple[str, Callable[[InstanceSeen], float | None]]] = {
     "llumnix_total_blocks": ("Blocks of its KV cache.", lambda seen: seen.load.total_blocks),
     "llumnix_waiting": ("Requests queued on the instance.", lambda seen: seen.load.waiting),
     "llumnix_running": ("Requests running on the instance.", lambda seen: seen.load.running),
+    "llumnix_token_seconds": (
+        "Seconds between two tokens of a request there, by what its steps take; none while that is not known.",
+        lambda seen: token_s(seen.load),
+    ),
+    "llumnix_slowdown": (
+        "How many times as long as its steps cost the latest of them took.",
+        lambda seen: seen.load.slowdown,
+    ),
     "llumnix_report_age_seconds": ("Time since its last load report.", lambda seen: seen.report_age_s),
 }
 

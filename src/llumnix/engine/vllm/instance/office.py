@@ -179,6 +179,8 @@ class Office:
     def _beat(self) -> None:
         """On the heart's thread."""
         self.reports.beat()
+        if self.reports.is_outdated:
+            self._ring()  # the main thread makes another one before it sleeps again
 
     def _ring(self) -> None:
         """On the heart's thread."""

@@ -7,6 +7,7 @@ from time import monotonic
 
 from msgspec.structs import replace
 
+from llumnix.control.latest_steps import FORGOTTEN_S
 from llumnix.control.pace import TOLD_LAUNCHER_S, ReportPace
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.port import InstanceSpec
@@ -21,7 +22,7 @@ from llumnix.wire.to_instance import ToInstance
 
 
 class Reports:
-    """Called on the engine's main thread, except `beat`."""
+    """Called on the engine's main thread, except `beat` and `is_outdated`."""
 
     def __init__(
         self,
@@ -138,6 +139,12 @@ class Reports:
         )
         snapshot = instance_snapshot(self._scheduler, fixed, self._spec.policy.relief_steps)
         return Report(info=self._driver.info, snapshot=snapshot)
+
+    @property
+    def is_outdated(self) -> bool:
+        """The last one says that the engine is slow, which nobody knows any more. From any thread."""
+        last = self._last.snapshot
+        return self._rests and last.slowdown != 1 and monotonic() > last.at + FORGOTTEN_S
 
     def beat(self) -> None:
         """On the heart's thread: to those who have not just heard a report. The launcher

@@ -1,4 +1,4 @@
-"""What the engine's steps cost, measured as they end (`control/step_fit.py`)."""
+"""What the engine's steps cost (`control/step_fit.py`), and how slow it is just now, measured as they end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from time import monotonic
 
 from vllm.v1.request import Request
 
+from llumnix.control.latest_steps import LatestSteps
 from llumnix.control.step_fit import StepFit, StepLoad
 from llumnix.policy.snapshot import StepCost
 
@@ -18,6 +19,7 @@ class StepWatch:
 
     def __init__(self) -> None:
         self._fit = StepFit()
+        self.latest = LatestSteps()
         self._given: deque[tuple[StepLoad, float]] = deque()
         self._ended_s: float | None = None
         """When the last step ended; None if the engine had nothing to do then."""
@@ -37,7 +39,9 @@ class StepWatch:
         """The output of the oldest one is here. `goes_on`: the engine has more to do."""
         load, given_s = self._given.popleft()
         now_s = monotonic()
-        self._fit.add(load, now_s - (given_s if self._ended_s is None else self._ended_s))
+        took_s = now_s - (given_s if self._ended_s is None else self._ended_s)
+        self.latest.add(now_s, took_s, self._fit.expected_s(load))
+        self._fit.add(load, took_s)
         self._ended_s = now_s if goes_on else None
 
 

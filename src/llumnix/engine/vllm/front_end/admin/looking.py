@@ -59,6 +59,7 @@ def _member_row(member: Member, terms: PairingTerms) -> bodies.InstanceRow:
         first_token_s=first_token_s(load, 1),
         token_s=token_s(load),
         step_cost=load.step_cost,
+        slowdown=load.slowdown,
         migrations_in=load.migrations_in,
         migrations_out=load.migrations_out,
     )

@@ -1,0 +1,62 @@
+"""An engine whose steps have become longer: who runs there leaves it, with all its tokens, and new ones avoid it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from frame.checked import Server
+from frame.kinds import prompt
+from frame.models import paced_engine_flags
+from frame.stream import COMPLETIONS, Streaming, open_session, stream
+from server_garage import own_server
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.vllm]
+
+
+def greedy(seed: int, max_tokens: int) -> dict[str, Any]:
+    text = prompt(random.Random(seed), 40 + seed)
+    return {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[list[str]]:
+    with paced_engine_flags(step_ms=10, token_ms=0.1, max_model_len=2048, kv_mib=64) as flags:
+        yield flags
+
+
+@pytest.fixture
+def server(model: list[str], tmp_path: Path) -> Iterator[Server]:
+    with own_server(tmp_path, *model, "--max-num-batched-tokens", "512") as running:
+        yield running
+
+
+async def all_know_what_their_steps_cost(session: aiohttp.ClientSession, server: Server) -> None:
+    await asyncio.gather(*(stream(session, COMPLETIONS, greedy(n, 60), engine=n % 2) for n in range(16)))
+    assert all(row["step_cost"] is not None and row["slowdown"] == 1 for row in server.instances())
+
+
+async def test_streams_leave_an_engine_that_has_become_slow(server: Server, model: list[str]) -> None:
+    async with open_session(server.url) as session:
+        await all_know_what_their_steps_cost(session, server)
+        still = [await stream(session, COMPLETIONS, greedy(100 + n, 900)) for n in range(2)]
+        assert [row["reason"] for row in server.migrations()] == []
+        streams = [Streaming(session, greedy(100 + n, 900), name=f"slow-{n}", engine=0) for n in range(2)]
+        await asyncio.gather(*(each.reaches(50) for each in streams))
+        slow = Path(model[0]) / f"slow-{server.instance('i0')['pid']}"
+        slow.touch()
+        outputs = [await each for each in streams]
+        slow.unlink()
+    assert [output.sequences[0].tokens for output in outputs] == [output.sequences[0].tokens for output in still]
+    moves = server.migrations()
+    assert {(row["source"], row["target"], row["cause"], row["outcome"]) for row in moves} == {
+        ("i0", "i1", "pace", "moved")
+    }
+    assert {row["request_id"] for row in moves} == {each.id for each in streams}
+    assert all(row["reason"].startswith("a token every ") for row in moves)
+    assert server.instance("i0")["slowdown"] > 1.25
