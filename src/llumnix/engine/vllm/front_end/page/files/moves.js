@@ -12,6 +12,7 @@ const CAUSES = {
   balance: "balance",
   room: "room for the first in a queue",
   relief: "relief, before a preemption",
+  pace: "tokens come faster there",
   decode: "its tokens are made elsewhere",
   drain: "a drain",
   by_hand: "by hand",
