@@ -5,8 +5,8 @@
 
 Sixteen instances below saturation, the same requests; the steps of one take so many times as long, for most of the run.
 And near saturation, where all are as they should be: there nothing may change. Ratios are with the rule over without
-it, geometric means over seeds and loads, so below 1 is better. Exit code 1 if whole requests, or the slowest tokens, are
-not better where an engine is slow, or anything is worse where none is.
+it, geometric means over seeds and loads, so below 1 is better. Exit code 1 if whole requests, or the slowest tokens,
+are not better where an engine is slow, or anything is worse where none is.
 """
 
 from __future__ import annotations

@@ -197,6 +197,18 @@ def test_high_requests_share_an_instance_and_normals_keep_away() -> None:
     assert "a" not in placed(d, 4)
 
 
+def test_important_requests_pass_over_an_engine_that_is_slow_however_free_it_is() -> None:
+    cost = StepCost(fixed_ms=20.0, prefill_token_us=100.0, request_us=200.0, context_token_us=0.0)
+    left = report("left", slowdown=2.0, step_cost=cost)
+    d = dispatcher(left, *(report(name, free_blocks=500, running=5, step_cost=cost) for name in "bc"))
+    sent = d.dispatch(request(priority=HIGH))
+    assert sent is not None
+    assert str(sent.reason) == "b has the best freeness of 3, 1 of them too slow: -400 (next c: -400)"
+    only = dispatcher(left).dispatch(request(priority=HIGH))
+    assert only is not None
+    assert only.instance == "left"
+
+
 @pytest.mark.parametrize(
     ("policy", "chosen"),
     [

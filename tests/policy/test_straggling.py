@@ -14,7 +14,7 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Load, Pair, PairingTerms, Why, with_added, without
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.step_cost import token_s
-from llumnix.policy.straggling import pair_by_pace
+from llumnix.policy.straggling import pair_by_pace, stragglers
 from llumnix.types import InstanceId, InstanceState, Role
 
 COST = StepCost(fixed_ms=20.0, prefill_token_us=100.0, request_us=200.0, context_token_us=0.0)
@@ -86,7 +86,6 @@ def test_without_a_gain_to_look_for_nothing_moves() -> None:
         ("it is for prompts", {"role": Role.PREFILL}, {}),
         ("the other is for prompts", {}, {"role": Role.PREFILL}),
         ("nothing of it can move", {"pinned": True}, {}),
-        ("only important ones run there", {"high_running": 10}, {}),
         ("it gives one already", {"outgoing": 1}, {}),
         ("the other takes one already", {}, {"incoming": 1}),
         ("the other has preempted", {}, {"preempted": 1, "waiting": 1}),
@@ -99,6 +98,21 @@ def test_without_a_gain_to_look_for_nothing_moves() -> None:
 def test_it_stays_when(situation: str, giver: dict[str, Any], taker: dict[str, Any]) -> None:
     assert pairs(load("a", slowdown=2.0), load("b", running=45)) == ["a b"], "else this shows nothing"
     assert pairs(load("a", **{"slowdown": 2.0} | giver), load("b", **taker)) == [], situation
+
+
+def test_important_ones_leave_too_where_there_is_room_for_what_all_hold() -> None:
+    important = load("a", slowdown=2.0, high_running=10, smallest_running_blocks=0)
+    cluster = ClusterSnapshot(at=0.0, instances=(important, load("b")))
+    (pair,) = pair_by_pace(cluster, TERMS, set()).pairs
+    assert (pair.target, pair.wanted.by_pace) == ("b", True)
+    assert pairs(important, load("b", free_blocks=39)) == [], "they hold 40 blocks each"
+
+
+def test_stragglers_are_those_where_one_more_would_wait_so_much_longer() -> None:
+    instances = load("a", slowdown=2.0), load("b"), load("c", running=0), load("d", step_cost=None)
+    assert stragglers(instances, 1.5) == {"a"}
+    assert stragglers(instances, 1.05) == {"a", "b"}
+    assert stragglers(instances, 0.0) == stragglers([], 1.5) == set()
 
 
 def test_what_was_seen_bounds_what_is_believed() -> None:
@@ -137,7 +151,7 @@ def test_memory_comes_first_and_the_paper_knows_nothing_of_it() -> None:
     ours = find_policy("llumnix")
     assert ours.pairing is not None
     found = ours.pairing(ClusterSnapshot(at=0.0, instances=tight), ours.pairing_terms(config))
-    assert [(pair.source, pair.is_by_pace) for pair in found.pairs] == [("a", False)], "b is taken"
+    assert [(pair.source, pair.wanted.by_pace) for pair in found.pairs] == [("a", False)], "b is taken"
     assert find_policy("llumnix-paper").pairing_terms(config).pace_gain == 0
 
 

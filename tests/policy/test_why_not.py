@@ -80,6 +80,8 @@ def test_one_that_is_free_but_slow_gives_away_too() -> None:
     no = Rejection(I0, I1, Why.NOT_FASTER, 0.05, 0.04, by_pace=True)
     why = why_not_moved(instance(free_blocks=90), PolicyConfig(), [no])
     assert why == f"i0 would give a request away, and in the last round could not: {no}"
+    important = why_not_moved(request(priority=HIGH), PolicyConfig(), [no])
+    assert important == why, "the important ones leave a slow one first"
 
 
 def test_a_scheduler_that_is_silent_moves_nothing() -> None:

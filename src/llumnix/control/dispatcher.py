@@ -36,6 +36,7 @@ from llumnix.policy.dispatch import (
 )
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
+from llumnix.policy.straggling import stragglers
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, RequestId, Role, is_high
 
@@ -60,6 +61,7 @@ class Dispatcher:
         self._step_cost: StepCost | None = None
         """The latest that was heard: an instance that has not measured its own yet is taken to be like that one."""
         self._target_tokens = policy.priority_target_tokens(config)
+        self._pace_gain = config.pace_gain if policy.pace else 0.0
         self._front_end = front_end
         self._entries: dict[InstanceId, KnownInstance] = {}
         self._removed = GoneIds()
@@ -142,8 +144,10 @@ class Dispatcher:
         keys, candidates = weighed(order, self._entries, request, avoid, holders, rule)
         if not keys:
             return None
+        slow = stragglers([each.instance for each in candidates], self._pace_gain) if by_rank else set()
         if judge is None:
-            judged = [Judgement(place, rule.number(key[:2])) for place, key in enumerate(keys)]
+            costs = [place + len(keys) * (key[2] in slow) for place, key in enumerate(keys)]
+            judged = [Judgement(cost, rule.number(key[:2])) for cost, key in zip(costs, keys, strict=True)]
         else:
             judged = judge(request, candidates)
         places = sorted(range(len(keys)), key=[each.cost for each in judged].__getitem__)
@@ -164,6 +168,7 @@ class Dispatcher:
             passed_over,
             sum(key[2] in self._standing for key in order) if self._standing and self._standing <= avoid else 0,
             rule.unit,
+            len(slow),
         )
 
     def view(self, instance: InstanceId) -> InstanceSnapshot:

@@ -292,6 +292,6 @@ class GlobalScheduler:
 
 
 def _cause_of(pair: Pair) -> MoveCause:
-    if pair.is_by_pace:
+    if pair.wanted.by_pace:
         return MoveCause.PACE
     return MoveCause.ROOM if pair.wanted.at_least_blocks else MoveCause.BALANCE

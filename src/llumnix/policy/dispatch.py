@@ -124,6 +124,8 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
     standing: int = 0
     """Left out, because their engines stand still."""
     unit: str = ""
+    slow: int = 0
+    """Passed over, because tokens come more slowly there (`policy/straggling.py`)."""
 
     @property
     def chosen(self) -> InstanceId:
@@ -131,6 +133,7 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         still = f", {self.standing} more standing still" if self.standing else ""
+        still += f", {self.slow} of them too slow" if self.slow else ""
         best, *others = self.candidates
         chosen = f"{best.instance} has the best {self.rule} of {self.considered}{still}: {self._number(best)}"
         if self.passed_over:

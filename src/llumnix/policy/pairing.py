@@ -60,10 +60,6 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     target_token_s: float | None = None
     """The same, with the request there."""
 
-    @property
-    def is_by_pace(self) -> bool:
-        return self.source_token_s is not None
-
     def __str__(self) -> str:
         if self.source_token_s is not None and self.target_token_s is not None:
             here_ms, there_ms = self.source_token_s * 1e3, self.target_token_s * 1e3

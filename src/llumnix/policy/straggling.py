@@ -10,16 +10,20 @@ turn around: what came would have to be as much slower there as here.
 What steps cost is fitted, and where an engine has only had batches that were alike the fit may say anything of others.
 So what was seen counts, too: here a token takes no more than steps took, there no less than the shortest of them.
 
-Memory comes first: the target has room, and does not become one that gives requests away for want of it.
+Memory comes first: the target has room, and does not become one that gives requests away for want of it. Important
+requests leave first, and new ones, which go where their headroom is, pass over stragglers: once everybody has left, one
+looks freest of all.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from llumnix.policy.pairing import TRIES_PER_SOURCE, Load, Pair, PairingRound, PairingTerms, Rejection, Why, with_added
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.step_cost import token_s
 from llumnix.policy.victim import Wanted
-from llumnix.policy.virtual_usage import migration_freeness, room_blocks
+from llumnix.policy.virtual_usage import held_blocks, migration_freeness, room_blocks
 from llumnix.types import InstanceId, InstanceState, Role
 
 Paced = tuple[float, InstanceId, InstanceSnapshot]
@@ -59,7 +63,7 @@ def _first_faster(giver: Paced, takers: list[Paced], terms: PairingTerms, reject
 
 def _judge(giver: Paced, taker: InstanceSnapshot, terms: PairingTerms) -> Pair | Rejection:
     here_s, _, source = giver
-    load = Load(source.smallest_running_blocks, queued=False)
+    load = Load(_blocks_of_one(source), queued=False)
     if (source.id, taker.id) in terms.backing_off:
         return Rejection(source.id, taker.id, Why.BACKING_OFF, by_pace=True)
     room = room_blocks(taker)
@@ -75,7 +79,7 @@ def _judge(giver: Paced, taker: InstanceSnapshot, terms: PairingTerms) -> Pair |
     return Pair(
         source=source.id,
         target=taker.id,
-        wanted=Wanted(room_blocks=room, urgent=True),
+        wanted=Wanted(room_blocks=room, by_pace=True),
         source_freeness=migration_freeness(source, terms.priority_target_tokens),
         target_freeness=freeness,
         source_token_s=here_s,
@@ -104,14 +108,27 @@ def _by_slowness(each: Paced) -> tuple[float, InstanceId]:
     return -each[0], each[1]
 
 
+def _blocks_of_one(giver: InstanceSnapshot) -> int:
+    """That goes: the important ones first, of which no more is told than what all hold."""
+    if giver.high_running:
+        return -(-held_blocks(giver) // giver.running)
+    return giver.smallest_running_blocks
+
+
+def stragglers(instances: Sequence[InstanceSnapshot], pace_gain: float) -> set[InstanceId]:
+    """Those on which a token of one request more would take `pace_gain` times as long as on another one; none of 0."""
+    there_s = {one.id: _there_s(one, more=1) for one in instances if one.step_cost is not None}
+    fastest_s = min(there_s.values(), default=0.0)
+    return {name for name, seconds in there_s.items() if seconds > pace_gain * fastest_s > 0}
+
+
 def _may_give(instance: InstanceSnapshot, terms: PairingTerms, busy: set[InstanceId]) -> bool:
     """Not one for prompts: who makes tokens leaves that anyway."""
     return (
         instance.id not in busy
         and instance.role is not Role.PREFILL
         and not instance.pinned
-        and instance.running > instance.high_running
-        and instance.smallest_running_blocks > 0
+        and (instance.smallest_running_blocks > 0 or instance.high_running > 0)
         and instance.outgoing < terms.max_migrations
         and instance.id not in terms.empty_handed
     )

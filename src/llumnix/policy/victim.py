@@ -12,7 +12,8 @@ Every rule passes over what cannot move, what moved a moment ago, and what the t
 A draining instance gives away everything that can move, whatever the rule: the important ones first, so that they need
 not be replayed when time runs out; of these the queued, which move for nothing, and then those that would stay longest.
 One that is about to run out of blocks gives away a running request, since a queued one holds none. One for prompts
-gives away all that run, whatever the rule: first who has its first token already.
+gives away all that run, whatever the rule: first who has its first token already. And from a slow one the important
+ones go, too, and first.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     place."""
     to_decode: bool = False
     """Running requests of an instance for prompts, which make their tokens elsewhere (`policy/roles.py`)."""
+    by_pace: bool = False
+    """Running requests of an instance where tokens come slowly (`policy/straggling.py`)."""
 
 
 class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +121,8 @@ def _order(rule: VictimRule, query: VictimQuery) -> Callable[[RequestSnapshot], 
         return _leaving
     if query.wanted.to_decode:
         return _decoding_first
+    if query.wanted.by_pace:
+        return _important_first
     return _smallest if query.wanted.at_least_blocks else rule.order
 
 
@@ -141,6 +146,8 @@ def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[Reques
         return why_not_to_decode(request)
     if (query.wanted.urgent or query.wanted.at_least_blocks) and request.state is RequestState.WAITING:
         return "waiting, hold no blocks"
+    if query.wanted.by_pace:
+        return "waiting, make no tokens" if request.state is RequestState.WAITING else _too_soon(request, query)
     if request.held_blocks < query.wanted.at_least_blocks:
         return "too small to make room"
     return keeps(request) or _too_soon(request, query)
@@ -166,6 +173,10 @@ def _leaving(request: RequestSnapshot) -> tuple[float, ...]:
 
 def _smallest(request: RequestSnapshot) -> tuple[float, ...]:
     return request.needed_blocks, request.arrival_s
+
+
+def _important_first(request: RequestSnapshot) -> tuple[float, ...]:
+    return request.priority, request.needed_blocks, request.arrival_s
 
 
 def _decoding_first(request: RequestSnapshot) -> tuple[float, ...]:

@@ -53,7 +53,9 @@ def why_not_moved(
     if settled.moved_ago_s is not None and settled.moved_ago_s < config.request_cooldown_s:
         least = f"{config.request_cooldown_s:g} s (--request-cooldown-s)"
         return f"it was to move {settled.moved_ago_s:.2g} s ago, and is left alone for {least}"
-    if kept := policy.victim.keeps_now(queued=instance.waiting > 0)(request):
+    if not _gives_by_pace(instance, rejected) and (
+        kept := policy.victim.keeps_now(queued=instance.waiting > 0)(request)
+    ):
         return f"{instance.id} gives requests away, but none that is {kept}"
     another = f"{instance.id} gives requests away; another one goes first, by the rule {policy.victim.name!r}"
     return _turned_down([instance.id], rejected) or another
@@ -156,7 +158,7 @@ def _gives_nothing(
     if why := _no_rule(config, scheduler_answers):
         return why
     assert policy.pairing is not None
-    if any(no.by_pace and no.source == instance.id for no in rejected):
+    if _gives_by_pace(instance, rejected):
         return ""
     terms = policy.pairing_terms(config)
     if policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
@@ -164,6 +166,11 @@ def _gives_nothing(
     freeness = migration_freeness(instance, terms.priority_target_tokens)
     limit = f"{terms.migrate_out_freeness:.4g} (--migrate-out-freeness)"
     return f"{instance.id} gives nothing away: its freeness {freeness:.4g} is not below {limit}"
+
+
+def _gives_by_pace(instance: InstanceSnapshot, rejected: Sequence[Rejection]) -> bool:
+    """It is a straggler, whatever its memory; nobody took what it would have given in the last round."""
+    return any(no.by_pace and no.source == instance.id for no in rejected)
 
 
 def _turned_down(givers: Sequence[InstanceId], rejected: Sequence[Rejection]) -> str:
