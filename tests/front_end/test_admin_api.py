@@ -67,7 +67,20 @@ COUNTS = {
     ),
     *("recompute_tokens_saved", "migrations_in", "migrations_out", "prefill_tokens"),
 }
-INSTANCE = {"id", "state", "role", "pid", "node", "freeness", "load", "first_token_s", "token_s", "step_cost", *COUNTS}
+INSTANCE = {
+    "id",
+    "state",
+    "role",
+    "pid",
+    "node",
+    "freeness",
+    "load",
+    "first_token_s",
+    "token_s",
+    "step_cost",
+    "slowdown",
+    *COUNTS,
+}
 MOVED = {"source", "target", "stages", "bytes", "blocks_skipped", "copy_ms", "handover_ms", "downtime_ms"}
 KEYS: dict[str, set[str]] = {
     "GET ": {"server", "routes"},

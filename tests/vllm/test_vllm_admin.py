@@ -166,7 +166,7 @@ async def test_answers_match_the_contract(server: Server) -> None:
                     "preemptions_avoided",
                     "recompute_tokens_saved",
                 ),
-                *("state_blocks", "prefill_tokens", "first_token_s", "token_s", "step_cost", "role"),
+                *("state_blocks", "prefill_tokens", "first_token_s", "token_s", "step_cost", "slowdown", "role"),
             }
         )
     }
