@@ -76,14 +76,13 @@ class Source:
         self._sent: list[Mail] = []
         engine: Any = dict.fromkeys(
             ("structured_output", "post", "ship", "forget", "has_adapter", "put_output", "wake_at"), _nothing
-        )
+        ) | {"workers": SimpleNamespace(order=_nothing)}
         rule = find_policy("llumnix").victim
         self.driver = LlumletDriver(
             EngineAccess(
                 **engine,
                 info=I0,
                 scheduler=Scheduler(),  # type: ignore[arg-type]
-                workers=SimpleNamespace(order=_nothing),  # type: ignore[arg-type]
                 pins="",
                 post_soon=lambda _addresses, message: self._sent.append(message),
                 clock=lambda: self.at,

@@ -67,9 +67,9 @@ def test_each_is_reported_once_when_its_last_step_is_through() -> None:
             "has_adapter",
         )
     )
-    workers = SimpleNamespace(order=None)
+    engine["workers"] = SimpleNamespace(order=None)
     driver = LlumletDriver(
-        EngineAccess(**engine, scheduler=scheduler, workers=workers, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
+        EngineAccess(**engine, scheduler=scheduler, pins="", clock=lambda: 0.0),  # type: ignore[arg-type]
         machine,  # type: ignore[arg-type]
         MigrationConfig(),
         book=None,  # type: ignore[arg-type]

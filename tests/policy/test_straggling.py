@@ -66,6 +66,12 @@ def test_slowest_gives_to_the_fastest_and_each_takes_one() -> None:
     assert pairs(*slow, load("d", running=5), load("e", running=1)) == ["b e", "c d"]
 
 
+def test_who_takes_one_in_this_round_gives_none() -> None:
+    """The fastest has no room for what the slowest gives."""
+    slowest, slow = load("a", slowdown=8.0), load("b", slowdown=2.0, smallest_running_blocks=1)
+    assert pairs(slowest, slow, load("c", free_blocks=19, running=1)) == ["a b"]
+
+
 def test_those_that_exchange_requests_already_are_left_alone() -> None:
     assert pairs(load("a", slowdown=2.0), load("b"), load("c", running=12), busy=("b",)) == ["a c"]
     assert pairs(load("a", slowdown=2.0), load("b"), busy=("a",)) == []

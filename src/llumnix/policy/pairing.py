@@ -132,7 +132,7 @@ def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRou
     if not sources:
         return PairingRound((), ())
     free = [entry for entry in ranked if entry[0] > terms.migrate_in_freeness]
-    targets = [entry for entry in free if _may_take(entry[1], terms)]
+    targets = [entry for entry in free if may_take(entry[1], terms)]
     no_target = Why.ONLY_FOR_PROMPTS if any(one.role is Role.PREFILL for _, one in free) else Why.NO_TARGET
     sources.sort(key=_least_free)
     targets.sort(key=_freest)
@@ -269,7 +269,7 @@ def _serving(cluster: ClusterSnapshot) -> list[InstanceSnapshot]:
     return [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
 
 
-def _may_take(instance: InstanceSnapshot, terms: PairingTerms) -> bool:
+def may_take(instance: InstanceSnapshot, terms: PairingTerms) -> bool:
     """Not one for prompts, which would give it away again."""
     return instance.role is not Role.PREFILL and not instance.preempted and instance.incoming < terms.max_migrations
 

@@ -19,7 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llumnix.policy.pairing import TRIES_PER_SOURCE, Load, Pair, PairingRound, PairingTerms, Rejection, Why, with_added
+from llumnix.policy.pairing import (
+    TRIES_PER_SOURCE,
+    Load,
+    Pair,
+    PairingRound,
+    PairingTerms,
+    Rejection,
+    Why,
+    may_take,
+    with_added,
+)
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.step_cost import token_s
 from llumnix.policy.victim import Wanted
@@ -39,12 +49,16 @@ def pair_by_pace(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[Instan
     known = [one for one in cluster.instances if one.state is _RUNNING and one.step_cost is not None]
     if not _differ(known, terms.pace_gain):
         return PairingRound((), ())
-    takers = sorted(((_there_s(one), one.id, one) for one in known if _may_take(one, terms, busy)), key=_by_pace)
+    takers = sorted(
+        ((_there_s(one), one.id, one) for one in known if one.id not in busy and may_take(one, terms)), key=_by_pace
+    )
     givers = ((_here_s(one), one.id, one) for one in known if _may_give(one, terms, busy))
     slow = [each for each in givers if takers and each[0] > terms.pace_gain * takers[0][0]]
     pairs: list[Pair] = []
     rejected: list[Rejection] = []
     for giver in sorted(slow, key=_by_slowness):
+        if any(pair.target == giver[1] for pair in pairs):
+            continue  # it takes one from a slower one in this round
         pair = _first_faster(giver, takers, terms, rejected)
         if pair is not None:
             pairs.append(pair)
@@ -140,13 +154,4 @@ def _may_give(instance: InstanceSnapshot, terms: PairingTerms, busy: set[Instanc
         and (instance.smallest_running_blocks > 0 or instance.high_running > 0)
         and instance.outgoing < terms.max_migrations
         and instance.id not in terms.empty_handed
-    )
-
-
-def _may_take(instance: InstanceSnapshot, terms: PairingTerms, busy: set[InstanceId]) -> bool:
-    return (
-        instance.id not in busy
-        and instance.role is not Role.PREFILL
-        and not instance.preempted
-        and instance.incoming < terms.max_migrations
     )
