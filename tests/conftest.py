@@ -43,6 +43,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if only_pure and collection_path.name in _RING_OF_FOLDER else None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "nightly" not in config.getoption("markexpr"):
         slow = [item for item in items if item.get_closest_marker("nightly")]
@@ -51,7 +52,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _ring(item) is None:
             item.add_marker(_RING_OF_FOLDER.get(item.path.parent.name, "pure"))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: _RINGS.index(_ring(item) or ""))
+
+
+def _group(item: pytest.Item) -> str:
+    """Where tests run side by side, those of a group do so one after the other: each module's, and all whose processes,
+    sockets or pages would feel who else computes."""
+    felt = _ring(item) in ("io", "live", "vllm") or {"machines", "browser"} & set(getattr(item, "fixturenames", ()))
+    return "one at a time" if felt else item.path.stem
 
 
 def _ring(item: pytest.Item) -> str | None:

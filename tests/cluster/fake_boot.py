@@ -218,6 +218,7 @@ def run_front_end(setup: Setup, spec: FrontEndSpec, sock: socket.socket) -> None
     server.daemon_threads = False  # closing waits for the requests that run
     server.socket.close()
     server.socket = sock
+    sock.setblocking(False)  # several wake for one connection, and only one of them gets it
     server.service_actions = tell_that_it_lives  # type: ignore[method-assign]
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     server.serve_forever(poll_interval=0.05)

@@ -44,7 +44,7 @@ async def all_know_what_their_steps_cost(session: aiohttp.ClientSession, server:
 async def test_streams_leave_an_engine_that_has_become_slow(server: Server, model: list[str]) -> None:
     async with open_session(server.url) as session:
         await all_know_what_their_steps_cost(session, server)
-        still = [await stream(session, COMPLETIONS, greedy(100 + n, 900)) for n in range(2)]
+        still = await asyncio.gather(*(stream(session, COMPLETIONS, greedy(100 + n, 900), engine=n) for n in range(2)))
         assert [row["reason"] for row in server.migrations()] == []
         streams = [Streaming(session, greedy(100 + n, 900), name=f"slow-{n}", engine=0) for n in range(2)]
         await asyncio.gather(*(each.reaches(50) for each in streams))
