@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_priority_scheduling import BLOCK_TOKENS, BLOCKS, Engine
+from small_engine import BLOCK_TOKENS, BLOCKS, SmallEngine
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
@@ -160,7 +160,7 @@ def test_who_has_its_prompt_cached_goes_before_one_that_needs_as_much_and_came_a
 def test_sums_stay_right_while_vllm_schedules_preempts_and_aborts_and_requests_are_lent(
     seed: int, turns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, rng = Engine(), random.Random(seed)
+    engine, rng = SmallEngine(), random.Random(seed)
     scheduler = engine.scheduler
     scheduler.makes_way, scheduler.turns.small_first = True, turns
     monkeypatch.setattr(changes_of_turn, "LONGEST_PAUSE_S", 0.0)
@@ -190,7 +190,7 @@ def test_sums_stay_right_while_vllm_schedules_preempts_and_aborts_and_requests_a
 
 
 def test_choice_of_a_victim_is_shown_the_batch_and_the_front_of_the_queue() -> None:
-    engine = Engine()
+    engine = SmallEngine()
     try:
         for number in range(10 * QUEUE_SHOWN):
             engine.add(f"r{number}", 0, 2 * BLOCK_TOKENS)

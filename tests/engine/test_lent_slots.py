@@ -33,6 +33,7 @@ class StandIn:
         self.kv_cache_manager = SimpleNamespace(
             coordinator=SimpleNamespace(single_type_managers=()),
             block_pool=SimpleNamespace(num_gpu_blocks=1),
+            watermark_blocks=0,
             kv_cache_config=SimpleNamespace(needs_kv_cache_zeroing=False),
         )
         self.kv_cache_config = SimpleNamespace(kv_cache_groups=[])

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from test_priority_scheduling import BLOCK_TOKENS, Engine
+from small_engine import BLOCK_TOKENS, SmallEngine
 from vllm.sampling_params import SamplingParams
 
 from llumnix.config import PolicyConfig
@@ -26,13 +26,13 @@ from llumnix.wire.base import encode
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
+def engine() -> Iterator[SmallEngine]:
+    made = SmallEngine()
     yield made
     made.close()
 
 
-def report(engine: Engine, **said: Any) -> InstanceSnapshot:
+def report(engine: SmallEngine, **said: Any) -> InstanceSnapshot:
     usual: dict[str, Any] = {"id": InstanceId("i0"), "at": 0.0, "seq": 1, "state": InstanceState.RUNNING}
     ended = ("migrations_in", "migrations_out", "ended", "preemptions_avoided", "recompute_tokens_saved")
     counts = ("incoming", "outgoing", *ended)
@@ -41,7 +41,7 @@ def report(engine: Engine, **said: Any) -> InstanceSnapshot:
     return instance_snapshot(engine.scheduler, usual | said, 16)  # type: ignore[arg-type]
 
 
-def test_queue_is_told_by_its_sums_and_its_first(engine: Engine) -> None:
+def test_queue_is_told_by_its_sums_and_its_first(engine: SmallEngine) -> None:
     engine.add("runs", 0, 8 * BLOCK_TOKENS)
     engine.step()
     engine.add("long", 0, 6 * BLOCK_TOKENS)
@@ -51,7 +51,19 @@ def test_queue_is_told_by_its_sums_and_its_first(engine: Engine) -> None:
     assert (told.head_of_line_blocks, told.queued_blocks) == (5, 11)
 
 
-def test_what_is_still_to_be_computed_is_told_beside_those_that_decode(engine: Engine) -> None:
+def test_what_those_that_run_will_take_is_told_while_somebody_waits_for_it(engine: SmallEngine) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "new"):
+        engine.add(name, 0, 3 * BLOCK_TOKENS - 2)
+    engine.step()
+    assert report(engine).spared_blocks == 0
+    engine.add("long", 0, 6 * BLOCK_TOKENS)
+    assert report(engine).spared_blocks == 2
+    engine.add("top", -1, 5 * BLOCK_TOKENS)
+    assert report(engine).spared_blocks == 0, "the first is important"
+
+
+def test_what_is_still_to_be_computed_is_told_beside_those_that_decode(engine: SmallEngine) -> None:
     engine.scheduler.max_num_scheduled_tokens = 64
     engine.add("decodes", 0, 3 * BLOCK_TOKENS)
     engine.step()
@@ -66,7 +78,7 @@ def test_what_is_still_to_be_computed_is_told_beside_those_that_decode(engine: E
     assert (told.running, told.waiting, told.step_cost) == (2, 1, None)
 
 
-def test_what_steps_cost_is_told_once_there_were_enough(engine: Engine) -> None:
+def test_what_steps_cost_is_told_once_there_were_enough(engine: SmallEngine) -> None:
     for k in range(FEWEST_STEPS // 2 + 1):
         engine.add(f"r{k}", 0, (1 + k % 5) * BLOCK_TOKENS, output_tokens=2)
         engine.step()
@@ -77,7 +89,7 @@ def test_what_steps_cost_is_told_once_there_were_enough(engine: Engine) -> None:
     assert len(encode(told)) < 1024
 
 
-def test_shortest_running_one_is_one_that_may_move(engine: Engine) -> None:
+def test_shortest_running_one_is_one_that_may_move(engine: SmallEngine) -> None:
     """Not one of high priority, which stays where its headroom is, nor one that is pinned."""
     engine.add("high", -1, BLOCK_TOKENS - 2)
     engine.add("pinned", 0, BLOCK_TOKENS - 2)
@@ -89,7 +101,7 @@ def test_shortest_running_one_is_one_that_may_move(engine: Engine) -> None:
     assert report(engine, pinned=True).smallest_running_blocks == 0
 
 
-def test_slot_kept_for_an_arrival_is_taken_once(engine: Engine) -> None:
+def test_slot_kept_for_an_arrival_is_taken_once(engine: SmallEngine) -> None:
     engine.scheduler.max_num_running_reqs = 8
     for name in ("a", "b"):
         engine.add(name, 0, 4)
@@ -102,7 +114,7 @@ def test_slot_kept_for_an_arrival_is_taken_once(engine: Engine) -> None:
     assert room_blocks(report(engine, incoming=6)) == 0
 
 
-def test_engine_without_a_kv_cache_has_the_room_of_its_batch(engine: Engine) -> None:
+def test_engine_without_a_kv_cache_has_the_room_of_its_batch(engine: SmallEngine) -> None:
     """An encoder: without blocks it would seem to have no room for any request."""
     scheduler = engine.scheduler
     scheduler.max_num_running_reqs, scheduler.max_model_len = 4, 2 * BLOCK_TOKENS

@@ -28,6 +28,12 @@ def test_a_piece_moves_to_where_it_is_idle_though_both_look_full() -> None:
     assert pairs(load("a", **BLOCKED), load("b", free_blocks=80, running=25)) == [("a", "b", 40, 45)]
 
 
+def test_room_for_the_first_is_room_for_those_that_run_beside_it_to_grow() -> None:
+    assert missing_blocks(load("a", **BLOCKED, spared_blocks=5)) == 45
+    assert pairs(load("a", **BLOCKED, spared_blocks=5), load("b", free_blocks=80, running=25)) == [("a", "b", 45, 45)]
+    assert pairs(load("a", **BLOCKED, spared_blocks=6), load("b", free_blocks=80, running=25)) == []
+
+
 def test_an_instance_that_waits_itself_gives_its_piece_to_one_that_needs_less() -> None:
     wants_more = {"free_blocks": 90, "running": 25, "waiting": 1, "head_of_line_blocks": 300, "queued_blocks": 300}
     assert pairs(load("a", **BLOCKED), load("b", **wants_more)) == [("a", "b", 40, 55)]

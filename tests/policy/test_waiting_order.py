@@ -19,6 +19,11 @@ def test_one_whose_instance_died_lets_nobody_pass_who_came_later() -> None:
     assert turn_s(0.0, 900, TOTAL, made_tokens=3) < turn_s(0.1, 1, TOTAL)
 
 
+def test_one_that_was_preempted_lets_fewer_pass_and_waits_since_then() -> None:
+    never_began, preempted = turn_s(0.0, 250, TOTAL), turn_s(0.0, 250, TOTAL, preempted_s=20.0, made_tokens=3)
+    assert turn_s(40.0, 10, TOTAL) < preempted < turn_s(50.0, 10, TOTAL) < never_began
+
+
 def test_equal_ones_start_as_they_came() -> None:
     assert turn_s(1.0, 40, TOTAL) < turn_s(1.001, 40, TOTAL)
 

@@ -139,11 +139,19 @@ def test_small_request_does_not_wait_behind_a_large_one_that_finds_no_room() -> 
 
 def test_one_that_was_preempted_has_had_its_turn() -> None:
     profile = small_profile("vllm-1", blocks=20, max_num_batched_tokens=4096)
-    rows = [(0.0, 100, 200), (0.1, 100, 100), (1.0, 140, 50)]
+    rows = [(0.0, 100, 200), (0.1, 100, 100), (3.0, 40, 50)]
     by_arrival, small_first = run_engine(profile, rows), run_engine(profile, rows, small_first=True)
     assert by_arrival[1].preemptions == small_first[1].preemptions == 1
     assert by_arrival[2].first_token_s > by_arrival[0].finish_s
     assert small_first[2].first_token_s < small_first[0].finish_s / 2
+
+
+def test_whoever_waits_leaves_those_that_run_room_to_grow() -> None:
+    profile = small_profile("vllm-1", blocks=20, max_num_batched_tokens=4096)
+    rows = [(0.0, 150, 60), (0.05, 150, 60)]
+    at_once, later = run_engine(profile, rows), run_engine(profile, rows, small_first=True)
+    assert (at_once[1].preemptions, later[1].preemptions) == (1, 0)
+    assert max(each.largest_gap_s for each in at_once) > 10 * max(each.largest_gap_s for each in later)
 
 
 @given(rows=ROWS)

@@ -28,7 +28,8 @@ def missing_blocks(instance: InstanceSnapshot) -> int:
     """What the first of the queue lacks to start now; 0 if nothing, or if nobody waits."""
     if not instance.waiting:
         return 0
-    return max(0, instance.head_of_line_blocks + instance.watermark_blocks - instance.free_blocks)
+    needed = instance.head_of_line_blocks + instance.watermark_blocks + instance.spared_blocks
+    return max(0, needed - instance.free_blocks)
 
 
 def spare_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None) -> int:

@@ -74,6 +74,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Preempted and not yet resumed."""
     head_of_line_blocks: int = 0
     """Blocks needed by the first request in the queue; 0 if none waits."""
+    spared_blocks: int = 0
+    """That stay free beside it when it starts, for those that run (`policy/waiting_order.py`); 0 if none waits."""
     queued_blocks: int = 0
     """Blocks needed by all requests in the queue, the first included."""
     prefill_tokens: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from llumnix.control.orders import MoveOutcome
+from llumnix.policy.defragmentation import missing_blocks
 from llumnix.report.records import instance_record, migration_record
 from llumnix.sim.engine.request import Handover, SimRequest
 from llumnix.sim.instance import SimInstance
@@ -38,7 +39,7 @@ class RunObserver:
             seen = instances[name].reports.look()
             free += seen.free_blocks
             total += seen.total_blocks
-            if seen.head_of_line_blocks + seen.watermark_blocks > seen.free_blocks:
+            if missing_blocks(seen):
                 short += seen.head_of_line_blocks
             self._outcome.samples.append(instance_record(at_s, seen, self._target_tokens))
         self._outcome.fragmentation.append((at_s, min(free, short) / total if total else 0.0))

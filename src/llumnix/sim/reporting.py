@@ -12,6 +12,7 @@ from llumnix.control.prefix_table import SWEEP_S, Chunk, PrefixTable
 from llumnix.policy.prefix import cached_tokens
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import QUEUE_SHOWN, why_not_to_decode
+from llumnix.policy.waiting_order import GROWTH_STEPS
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import PREFILLING, WAITING, SimRequest
@@ -211,6 +212,7 @@ def comes(prefixes: PrefixTable | None, engine: EngineModel, request: SimRequest
 class _Ahead(TypedDict):
     """What a report says of the steps that come."""
 
+    spared_blocks: int
     prefill_tokens: int
     decoding: int
     context_tokens: int
@@ -237,8 +239,10 @@ class _Roles(TypedDict):
 
 
 def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:
-    decoding = len(engine.batch.members)
+    batch, decoding = engine.batch, len(engine.batch.members)
+    spared = engine.queue.head_leaves_room() and decoding
     return _Ahead(
+        spared_blocks=batch.blocks_for(steps_started + GROWTH_STEPS) - batch.blocks_for(steps_started) if spared else 0,
         prefill_tokens=engine.queue.tokens + sum(each.tokens - each.prefilled for each in engine.prefilling),
         decoding=decoding,
         context_tokens=engine.batch.tokens + steps_started * decoding,

@@ -4,15 +4,16 @@ Running requests come first (one token each, then the unfinished prompts), then 
 budget, blocks and sequences last. A request is admitted only if its whole sequence fits. When blocks run
 out, the least important, newest running request is preempted, and nobody is admitted in that step.
 Prefix-cached units are not computed again. Where the instances of ours displace, normal requests make way for an
-important one at the head of the queue (`policy/displacing.py`), who needs little goes first in it
-(`policy/waiting_order.py`), nobody stands still for long (`control/changes_of_turn.py`), and prompts leave the decoding
-requests their time between two tokens (`policy/step_cost.py`), as live.
+important one at the head of the queue (`policy/displacing.py`), who needs little goes first in it and leaves those that
+run room to grow (`policy/waiting_order.py`), nobody stands still for long (`control/changes_of_turn.py`), and prompts
+leave the decoding requests their time between two tokens (`policy/step_cost.py`), as live.
 """
 
 from __future__ import annotations
 
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.policy.step_cost import prompt_tokens
+from llumnix.policy.waiting_order import GROWTH_STEPS
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.flight import Segment
 from llumnix.sim.engine.request import SimRequest
@@ -28,7 +29,8 @@ class TokenBudget:
         self.small_first = small_first
 
     def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
-        if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(_needs(engine, request)[0]):
+        needs = _needs(engine, request)[0] + _kept(engine)
+        if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(needs):
             return True
         return bool(self._who_makes_way(engine, request))
 
@@ -102,11 +104,10 @@ class TokenBudget:
     def _admit(self, engine: EngineModel, budget: int) -> list[tuple[SimRequest, int]]:
         limits, pool = engine.profile.scheduler, engine.pool
         chunks: list[tuple[SimRequest, int]] = []
-        reserve = _next_step(engine)
         while engine.waiting and budget > 0 and engine.running < limits.max_num_seqs:
             request = engine.waiting[0]
             needs, units = _needs(engine, request)
-            if not pool.can_admit(needs + reserve):
+            if not pool.can_admit(needs + _kept(engine)):
                 break
             cached_tokens = 0
             if units:
@@ -130,6 +131,12 @@ def step_tokens(engine: EngineModel) -> int:
     decoding = len(engine.batch.members)
     most = engine.profile.scheduler.max_num_batched_tokens - decoding
     return decoding + prompt_tokens(engine.step_cost, decoding, engine.batch.tokens, engine.tpot_target_s, most)
+
+
+def _kept(engine: EngineModel) -> int:
+    """Blocks that stay free when the first of the queue starts, since the decoding batch takes them soon."""
+    steps = GROWTH_STEPS if engine.queue.head_leaves_room() else 1
+    return engine.batch.blocks_for(steps) if engine.batch.members else 0
 
 
 def _next_step(engine: EngineModel) -> int:

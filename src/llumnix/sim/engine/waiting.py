@@ -77,6 +77,11 @@ class WaitingQueue:
         """Needed by the first; 0 if nobody waits."""
         return self.blocks_of(self.requests[0].tokens) if self.requests else 0
 
+    def head_leaves_room(self) -> bool:
+        """Somebody waits, and the first does not start before those that run have room to grow."""
+        head = self.requests[0] if self.requests and self._total_blocks else None
+        return head is not None and head is not self.called and not is_high(head.priority)
+
     def _turn(self, request: SimRequest) -> tuple[int, float, int]:
         priority, arrival_s, index = request.order
         if request is self.called:

@@ -17,10 +17,10 @@ from llumnix.control.messages import Commit
 from llumnix.control.orders import MoveId
 from llumnix.engine.vllm.instance.early_pulls import Origin, Refusal
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
+from llumnix.engine.vllm.instance.growth import growth_blocks
 from llumnix.engine.vllm.instance.incoming import IncomingRequests
 from llumnix.engine.vllm.instance.letters import Letters
 from llumnix.engine.vllm.instance.outgoing import OutgoingRequests
-from llumnix.engine.vllm.instance.snapshot import growth_blocks
 from llumnix.engine.vllm.instance.state import Hand, decode_hand, passport_of
 from llumnix.policy.relief import short_blocks
 from llumnix.types import Epoch, InstanceId, RequestId, Role
@@ -99,7 +99,7 @@ class VllmBody:
         """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""
         scheduler = self._scheduler
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        if short_blocks(growth_blocks(scheduler, self._relief_steps), free - blocks):
+        if short_blocks(growth_blocks(scheduler.running, scheduler.blocks_for, self._relief_steps), free - blocks):
             self.preemptions_avoided += 1
             self.recompute_tokens_saved += (blocks - scheduler.tables.state_blocks) * scheduler.block_tokens
 

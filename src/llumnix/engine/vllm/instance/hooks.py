@@ -84,7 +84,8 @@ INSTANCE_HOOKS = (
         "vllm.v1.core.sched.scheduler:Scheduler.schedule",
         "self throttle_prefills",
         "overridden: kept batch slots, steps in flight, last ones without drafts; reads `max_num_scheduled_tokens`,"
-        " `long_prefill_token_threshold` and `adaptive_long_prefill_threshold` anew each time: tokens of prompts",
+        " `long_prefill_token_threshold` and `adaptive_long_prefill_threshold` anew each time: tokens of prompts; and"
+        " `max_num_active_reqs` and `KVCacheManager.watermark_blocks` for each request of the queue",
     ),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",

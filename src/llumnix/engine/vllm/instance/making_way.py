@@ -1,6 +1,6 @@
-"""Running requests make way, by the way in which vLLM itself preempts: those of normal priority for one of high
-priority that waits (`policy/displacing.py`), and one for another that has stood still for long
-(`control/changes_of_turn.py`).
+"""Between those that run and those that wait. Running requests make way, by the way in which vLLM itself preempts:
+those of normal priority for one of high priority (`policy/displacing.py`), and one for another that has stood still for
+long (`control/changes_of_turn.py`). Whoever else waits leaves those that run room to grow (`policy/waiting_order.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from vllm.v1.request import Request
 
 from llumnix.control.changes_of_turn import ChangesOfTurn, Runner, may_pass
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.growth import growth_blocks
 from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.engine.vllm.instance.turn_queue import TurnQueue
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.policy.snapshot import StepCost
+from llumnix.policy.waiting_order import GROWTH_STEPS
 from llumnix.types import is_high
 
 
@@ -50,6 +52,16 @@ class WhoMakesWay:
             self._for_high(has_slot)
         if self._turns.small_first:
             self._for_stopped(has_slot)
+
+    def spared_blocks(self) -> int:
+        """That stay free in the next step, whoever waits: none where the first of the queue is important, or called, or
+        one that came with its KV is still to begin, as vLLM would keep that waiting, too."""
+        scheduler, turns = self._scheduler, self._turns
+        if not (turns and turns.small_first and scheduler.kv_cache_config.kv_cache_groups):
+            return 0
+        if scheduler.kv_holding_waiting or turns.called or is_high(turns.peek_request().priority):
+            return 0
+        return growth_blocks(scheduler.running, self._held_by, GROWTH_STEPS)
 
     def _for_high(self, has_slot: bool) -> None:
         """The first of the queue can start in this step, if it is important and that is enough."""

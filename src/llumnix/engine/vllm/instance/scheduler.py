@@ -227,7 +227,7 @@ class MigrationSupport(_Base):
         if self.waiting:
             self.way.before_step(self.makes_way, self.has_slot())
         self.last_steps.begin()
-        with self.limits.in_force(self.slots_kept):
+        with self.limits.in_force(self.slots_kept, self.way.spared_blocks()):
             output = super().schedule(throttle_prefills)
         if output.total_num_scheduled_tokens:
             self.steps.begins()

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from vllm.v1.request import Request
 
+from llumnix.engine.vllm.instance.growth import growth_blocks, remaining_tokens
 from llumnix.engine.vllm.instance.movable import why_request_pinned
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import passport_of
@@ -61,6 +62,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         waiting=len(queue) + len(scheduler.kv_holding_waiting),
         preempted=queue.preempted,
         head_of_line_blocks=scheduler.held_by(queue.peek_request().num_tokens) if queue else 0,
+        spared_blocks=scheduler.way.spared_blocks(),
         queued_blocks=queue.blocks,
         prefill_tokens=queue.tokens + ahead.prefill_tokens,
         decoding=ahead.decoding,
@@ -77,7 +79,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         high_running=sum([is_high(request.priority) for request in scheduler.running]),
         high_waiting=queue.high,
         preemptions=scheduler.preemptions,
-        short_blocks=short_blocks(growth_blocks(scheduler, relief_steps), free_blocks) if relief_steps else 0,
+        short_blocks=_short_blocks(scheduler, free_blocks, relief_steps),
         smallest_running_blocks=0 if fixed["pinned"] else _smallest_running_blocks(scheduler),
         **fixed,
     )
@@ -93,14 +95,8 @@ def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
     return total_blocks, total_blocks - sum(scheduler.blocks_for(request.num_tokens) for request in scheduler.running)
 
 
-def growth_blocks(scheduler: MigrationSupport, steps: int) -> int:
-    """Blocks that the batch will take within so many steps: for prompts that are not computed yet, and for one token
-    per request and step, as far as each may still go."""
-    return sum(
-        scheduler.blocks_for(request.num_tokens + min(steps, _remaining_tokens(request)))
-        - scheduler.blocks_for(request.num_computed_tokens)
-        for request in scheduler.running
-    )
+def _short_blocks(scheduler: MigrationSupport, free_blocks: int, steps: int) -> int:
+    return short_blocks(growth_blocks(scheduler.running, scheduler.blocks_for, steps), free_blocks) if steps else 0
 
 
 def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
@@ -118,10 +114,6 @@ def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
 
 def _why_pinned(scheduler: MigrationSupport, request: Request) -> str:
     return why_request_pinned(request, drafts=scheduler.num_spec_tokens > 0)
-
-
-def _remaining_tokens(request: Request) -> int:
-    return request.max_tokens - request.num_output_tokens
 
 
 def request_snapshots(
@@ -142,7 +134,7 @@ def request_snapshots(
             state_blocks=scheduler.tables.state_blocks,
             movable=not engine_pins and not _why_pinned(scheduler, request),
             preemptions=request.num_preemptions,
-            remaining_tokens=_remaining_tokens(request),
+            remaining_tokens=remaining_tokens(request),
             moved_s=passport_of(request).moved_s,
         )
         for request in (_candidates(scheduler) if only is None else _the_one(scheduler, only))

@@ -1,4 +1,4 @@
-"""What one step may take at most: places in the batch, and tokens of prompts beside those who decode."""
+"""What one step may take at most: places in the batch, memory, and tokens of prompts beside those who decode."""
 
 from __future__ import annotations
 
@@ -46,17 +46,19 @@ class StepLimits:
         return decode_tokens + self._prompt_tokens(batch, self._scheduler.max_num_scheduled_tokens - decode_tokens)
 
     @contextmanager
-    def in_force(self, slots_kept: int) -> Iterator[None]:
-        """While `Scheduler.schedule` runs. Nobody from the queue gets the last `slots_kept` places: relies on its
-        reading `max_num_active_reqs` once per request of the queue."""
-        scheduler = self._scheduler
-        active = scheduler.max_num_active_reqs
+    def in_force(self, slots_kept: int, spared_blocks: int) -> Iterator[None]:
+        """While `Scheduler.schedule` runs. Nobody from the queue gets the last `slots_kept` places, nor, beside others,
+        the last `spared_blocks` beyond vLLM's own watermark: relies on `max_num_active_reqs` and, in
+        `KVCacheManager.allocate_slots`, `watermark_blocks` being read once per request of the queue."""
+        scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
+        active, watermark = scheduler.max_num_active_reqs, manager.watermark_blocks
         scheduler.max_num_active_reqs = active - slots_kept
+        manager.watermark_blocks = watermark + spared_blocks
         try:
             with self._prompts_held_back() if self.target_s else nullcontext():
                 yield
         finally:
-            scheduler.max_num_active_reqs = active
+            scheduler.max_num_active_reqs, manager.watermark_blocks = active, watermark
 
     @contextmanager
     def _prompts_held_back(self) -> Iterator[None]:
