@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -35,6 +35,8 @@ _RING_OF_FOLDER = {
     "late": "late",
     "vllm": "vllm",
 }
+_FELT = ("bench", "cluster", "monitoring", "transport", "vllm")
+"""Folders whose tests, of processes and sockets, would feel who else computes."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -43,7 +45,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if only_pure and collection_path.name in _RING_OF_FOLDER else None
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "nightly" not in config.getoption("markexpr"):
         slow = [item for item in items if item.get_closest_marker("nightly")]
@@ -52,20 +53,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _ring(item) is None:
             item.add_marker(_RING_OF_FOLDER.get(item.path.parent.name, "pure"))
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: _RINGS.index(_ring(item) or ""))
-
-
-def _group(item: pytest.Item) -> str:
-    """Where tests run side by side, those of a group do so one after the other: each module's, and all whose processes,
-    sockets or pages would feel who else computes."""
-    felt = _ring(item) in ("io", "live", "vllm") or {"machines", "browser"} & set(getattr(item, "fixturenames", ()))
-    return "one at a time" if felt else item.path.stem
 
 
 def _ring(item: pytest.Item) -> str | None:
     """The slowest that the test is marked with."""
     return next((ring for ring in reversed(_RINGS) if item.get_closest_marker(ring)), None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests run side by side. By xdist's own groups they cannot be told apart with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = _lane
+    return scheduling
+
+
+def _lane(test_id: str) -> str:
+    """Tests of one lane run one after the other: each module's, and all that would feel who else computes."""
+    path = PurePath(test_id.partition("::")[0])
+    is_felt = path.parent.name in _FELT or path.name.startswith("test_page_")
+    return "one at a time" if is_felt else str(path)
 
 
 @pytest.fixture(scope="module")
