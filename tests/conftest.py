@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -35,8 +35,6 @@ _RING_OF_FOLDER = {
     "late": "late",
     "vllm": "vllm",
 }
-_FELT = ("bench", "cluster", "monitoring", "transport", "vllm")
-"""Folders whose tests, of processes and sockets, would feel who else computes."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -59,23 +57,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _ring(item: pytest.Item) -> str | None:
     """The slowest that the test is marked with."""
     return next((ring for ring in reversed(_RINGS) if item.get_closest_marker(ring)), None)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run side by side. By xdist's own groups they cannot be told apart with pytest 9.2."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    scheduling = LoadScopeScheduling(config, log)
-    scheduling._split_scope = _lane
-    return scheduling
-
-
-def _lane(test_id: str) -> str:
-    """Tests of one lane run one after the other: each module's, and all that would feel who else computes."""
-    path = PurePath(test_id.partition("::")[0])
-    is_felt = path.parent.name in _FELT or path.name.startswith("test_page_")
-    return "one at a time" if is_felt else str(path)
 
 
 @pytest.fixture(scope="module")

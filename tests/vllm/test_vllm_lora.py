@@ -73,7 +73,6 @@ async def test_adapter_loaded_while_serving_is_on_all_instances(server: Server, 
     adapter = make_adapter(tmp_path / "south", seed=2)
     answer = server.post("/v1/load_lora_adapter", json={"lora_name": "south", "lora_path": str(adapter)})
     assert answer.status_code == 200, answer.text
-    await _same_when_moved(server, "south", ["i0", "i1"])
     assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
     wait_for(lambda: len(server.instances()) == 3, "a third instance")
     assert server.post("/llumnix/v1/instances/i0/drain").status_code == 202

@@ -107,7 +107,7 @@ async def test_every_kind_goes_on_and_says_the_same(server: Server) -> None:
 async def test_seeded_streams_that_moved_are_lost_twice_and_say_the_same(server: Server) -> None:
     """The generator of each was handed over once, and is then drawn anew, at two instances one after the other."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
-    bodies = [seeded(number) for number in range(12)]
+    bodies = [seeded(number) for number in range(6)]
     async with open_session(server.url) as session:
         admin = Admin(session)
         crowd = Crowd(session, bodies, "seeded")
@@ -124,7 +124,7 @@ async def test_seeded_streams_that_moved_are_lost_twice_and_say_the_same(server:
             await asyncio.sleep(0.5)
         outputs = await crowd.done()
         undisturbed = await Crowd(session, bodies, "spared-seeded").done()
-    assert [output.error for output in outputs] == [""] * 12
+    assert [output.error for output in outputs] == [""] * 6
     assert tokens_of(outputs) == tokens_of(undisturbed)
     server.wait_until_quiet()
     wait_for(lambda: len(running_ids(server)) == 3, "three instances again")
