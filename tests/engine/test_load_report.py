@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,13 +22,6 @@ from llumnix.policy.step_cost import step_s
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId
 from llumnix.wire.base import encode
-
-
-@pytest.fixture
-def engine() -> Iterator[SmallEngine]:
-    made = SmallEngine()
-    yield made
-    made.close()
 
 
 def report(engine: SmallEngine, **said: Any) -> InstanceSnapshot:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 pytest.importorskip("vllm")
@@ -13,13 +11,6 @@ from vllm.v1.request import RequestStatus
 
 from llumnix.engine.vllm.instance.growth import growth_blocks
 from llumnix.policy.relief import short_blocks
-
-
-@pytest.fixture
-def engine() -> Iterator[SmallEngine]:
-    made = SmallEngine()
-    yield made
-    made.close()
 
 
 def test_least_important_one_is_preempted_first_whatever_came_when(engine: SmallEngine) -> None:

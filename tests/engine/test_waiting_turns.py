@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -19,13 +19,6 @@ from llumnix.engine.vllm.instance.growth import growth_blocks
 from llumnix.engine.vllm.instance.step_watch import StepWatch
 from llumnix.policy.snapshot import StepCost
 from llumnix.policy.waiting_order import GROWTH_STEPS
-
-
-@pytest.fixture
-def engine() -> Iterator[SmallEngine]:
-    made = SmallEngine()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("policy", ["llumnix", "llumnix-paper"])

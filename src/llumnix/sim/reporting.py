@@ -240,9 +240,9 @@ class _Roles(TypedDict):
 
 def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:
     batch, decoding = engine.batch, len(engine.batch.members)
-    spared = engine.queue.head_leaves_room() and decoding
+    spared_until = steps_started + (GROWTH_STEPS if engine.queue.head_leaves_room() else 0)
     return _Ahead(
-        spared_blocks=batch.blocks_for(steps_started + GROWTH_STEPS) - batch.blocks_for(steps_started) if spared else 0,
+        spared_blocks=batch.blocks_for(spared_until) - batch.blocks_for(steps_started),
         prefill_tokens=engine.queue.tokens + sum(each.tokens - each.prefilled for each in engine.prefilling),
         decoding=decoding,
         context_tokens=engine.batch.tokens + steps_started * decoding,

@@ -29,8 +29,8 @@ class TokenBudget:
         self.small_first = small_first
 
     def could_admit(self, engine: EngineModel, request: SimRequest) -> bool:
-        needs = _needs(engine, request)[0] + _kept(engine)
-        if engine.running < engine.profile.scheduler.max_num_seqs and engine.pool.can_admit(needs):
+        has_slot = engine.running < engine.profile.scheduler.max_num_seqs
+        if has_slot and engine.pool.can_admit(_needs(engine, request)[0] + _kept(engine)):
             return True
         return bool(self._who_makes_way(engine, request))
 
@@ -135,19 +135,13 @@ def step_tokens(engine: EngineModel) -> int:
 
 def _kept(engine: EngineModel) -> int:
     """Blocks that stay free when the first of the queue starts, since the decoding batch takes them soon."""
-    steps = GROWTH_STEPS if engine.queue.head_leaves_room() else 1
-    return engine.batch.blocks_for(steps) if engine.batch.members else 0
-
-
-def _next_step(engine: EngineModel) -> int:
-    """Blocks that the decoding batch takes in its next step."""
-    return engine.batch.blocks_for(1) if engine.batch.members else 0
+    return engine.batch.blocks_for(GROWTH_STEPS if engine.queue.head_leaves_room() else 1)
 
 
 def _missing(engine: EngineModel, request: SimRequest) -> int:
     """Blocks that a request from the queue lacks to start in the next step; at least one where the batch is full."""
     pool = engine.pool
-    missing = _needs(engine, request)[0] + _next_step(engine) + pool.watermark - pool.free
+    missing = _needs(engine, request)[0] + engine.batch.blocks_for(1) + pool.watermark - pool.free
     return max(missing, 1) if engine.running >= engine.profile.scheduler.max_num_seqs else missing
 
 
