@@ -43,6 +43,7 @@ def request(name: str, blocks: int = 4, **facts: Any) -> RequestSnapshot:
         "output_tokens": 3,
         "held_blocks": blocks,
         "needed_blocks": blocks,
+        "length_blocks": blocks,
         "movable": True,
     }
     return RequestSnapshot(id=name, **{**known, **facts})
@@ -98,8 +99,8 @@ def test_the_cheapest_request_is_picked() -> None:
     ]
 
 
-def test_room_is_asked_for_without_the_state_that_the_target_adds() -> None:
-    commands = llumlet().handle(move(request("r", 7, state_blocks=3)))
+def test_room_is_asked_for_by_its_length_and_the_target_adds_its_state() -> None:
+    commands = llumlet().handle(move(request("r", 7, length_blocks=4)))
     assert commands[1].message.blocks == 4
 
 

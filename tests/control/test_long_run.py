@@ -134,6 +134,7 @@ def candidate(number: int) -> RequestSnapshot:
         output_tokens=3,
         held_blocks=4,
         needed_blocks=4,
+        length_blocks=4,
         movable=True,
     )
 

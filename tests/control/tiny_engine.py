@@ -86,6 +86,7 @@ class Sequence:
             output_tokens=self.output_tokens,
             held_blocks=len(self.blocks),
             needed_blocks=self.needed_blocks,
+            length_blocks=self.needed_blocks,
             movable=True,
         )
 

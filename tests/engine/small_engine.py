@@ -6,8 +6,10 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
@@ -18,29 +20,34 @@ from llumnix.engine.vllm.instance.state import Passport
 
 BLOCK_TOKENS = 16
 BLOCKS = 13  # one of them is vLLM's null block
+FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=64, dtype=torch.float32)
 
 
 class SmallEngine:
     """Schedules, and pretends that every request got a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix_caching: bool = False, kinds: tuple[KVCacheSpec, ...] = (FULL,)) -> None:
+        """`kinds`: of blocks, all from one pool."""
         arguments = EngineArgs(
             model=str(tiny_model.ensure()),
             enforce_eager=True,
             max_model_len=2048,
             block_size=BLOCK_TOKENS,
             scheduling_policy="priority",
-            enable_prefix_caching=False,
+            enable_prefix_caching=prefix_caching,
             async_scheduling=False,
         )
         config = arguments.create_engine_config()
         config.cache_config.num_gpu_blocks = BLOCKS
-        kinds = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=64, dtype=torch.float32)
+        groups = [KVCacheGroupSpec([f"layer {n}"], kind) for n, kind in enumerate(kinds)]
+        if prefix_caching:
+            init_none_hash(sha256)
+        self._hashes = get_request_block_hasher(BLOCK_TOKENS, sha256) if prefix_caching else None
         self._context = set_current_vllm_config(config)
         self._context.__enter__()
         self.scheduler = LlumnixScheduler(
             vllm_config=config,
-            kv_cache_config=KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer"], kinds)]),
+            kv_cache_config=KVCacheConfig(BLOCKS, [], groups),
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK_TOKENS,
             log_stats=False,
@@ -55,7 +62,12 @@ class SmallEngine:
     def make(self, name: str, priority: int, prompt_tokens: int, output_tokens: int = 500) -> Request:
         self.arrives_s += 1.0
         sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
-        request = Request(name, [1] * prompt_tokens, sampling, None, arrival_time=self.arrives_s, priority=priority)
+        request = Request(
+            *(name, [1] * prompt_tokens, sampling, None),
+            arrival_time=self.arrives_s,
+            priority=priority,
+            block_hasher=self._hashes,
+        )
         request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
         return request
 

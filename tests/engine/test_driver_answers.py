@@ -38,7 +38,9 @@ class Scheduler:
     block_tokens = 16
     num_spec_tokens = 0
     slots_kept = 0
-    tables = SimpleNamespace(state_blocks=0, pin=lambda *_: [], unpin=lambda _: None)
+    tables = SimpleNamespace(
+        state_blocks=0, pin=lambda *_: [], unpin=lambda _: None, to_hold=lambda tokens: -(-tokens // 16)
+    )
     steps = StepsInFlight()
     last_steps = ()
 
@@ -63,8 +65,6 @@ class Scheduler:
 
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // 16)
-
-    held_by = blocks_for
 
 
 class Source:

@@ -94,7 +94,7 @@ def test_shortest_running_one_is_one_that_may_move(engine: SmallEngine) -> None:
 
 
 def test_slot_kept_for_an_arrival_is_taken_once(engine: SmallEngine) -> None:
-    engine.scheduler.max_num_running_reqs = 8
+    engine.scheduler.max_num_active_reqs = 8
     for name in ("a", "b"):
         engine.add(name, 0, 4)
     engine.step()

@@ -52,7 +52,7 @@ def test_high_one_that_waits_takes_the_place_of_normal_ones(engine: SmallEngine)
 
 def test_high_one_takes_a_slot_of_a_full_batch(engine: SmallEngine) -> None:
     engine.scheduler.makes_way = True
-    engine.scheduler.max_num_running_reqs = engine.scheduler.max_num_active_reqs = 2
+    engine.scheduler.max_num_active_reqs = 2
     for name in ("a", "b"):
         engine.add(name, 0, prompt_tokens=4)
     engine.step()
@@ -80,7 +80,7 @@ def test_shortage_is_seen_before_anybody_is_preempted(engine: SmallEngine) -> No
         engine.add(name, 0, prompt_tokens=3 * BLOCK_TOKENS)
     seen_short = 0
     while not engine.preempted:
-        growth = growth_blocks(engine.scheduler.running, engine.scheduler.blocks_for, 16)
+        growth = growth_blocks(engine.scheduler.running, engine.scheduler.tables, 16)
         seen_short += bool(short_blocks(growth, engine.free_blocks))
         engine.step()
     assert seen_short >= 16
@@ -91,4 +91,4 @@ def test_batch_that_will_end_in_time_is_not_short(engine: SmallEngine) -> None:
         engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4, output_tokens=4)
     engine.step()
     assert engine.free_blocks == 0
-    assert growth_blocks(engine.scheduler.running, engine.scheduler.blocks_for, 16) == 0
+    assert growth_blocks(engine.scheduler.running, engine.scheduler.tables, 16) == 0

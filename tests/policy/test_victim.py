@@ -21,6 +21,7 @@ def request(id: str, **facts: object) -> RequestSnapshot:
         "output_tokens": 5,
         "held_blocks": 0 if waiting else blocks,
         "needed_blocks": blocks,
+        "length_blocks": blocks,
         "movable": True,
     }
     return RequestSnapshot(**{**usual, **facts})  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ REQUEST = RequestSnapshot(
     output_tokens=10,
     held_blocks=7,
     needed_blocks=7,
+    length_blocks=7,
     movable=True,
 )
 SETTLED = Settled(request=REQUEST, why_pinned="", moved_ago_s=None, instance=TIGHT)

@@ -255,8 +255,7 @@ class Llumlet:
             at_first_token=order.wanted.to_decode and not snapshot.output_tokens,
         )
         self.attempts.sources[snapshot.id] = source
-        blocks = 0 if queued else snapshot.needed_blocks - snapshot.state_blocks  # its state comes with the commit
-        return source.start(at, blocks)
+        return source.start(at, 0 if queued else snapshot.length_blocks)
 
     # messages
 

@@ -26,9 +26,9 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     held_blocks: float
     """Blocks charged to it: a block shared by n requests counts 1/n for each."""
     needed_blocks: int
-    """Blocks it needs to run its next step from nothing (its whole sequence so far, and its state)."""
-    state_blocks: int = 0
-    """Of these, the ones with a state that is overwritten in place: the same number however long it is."""
+    """Blocks, of all kinds, that it needs where it goes: for its whole sequence so far, and its state."""
+    length_blocks: int
+    """Its sequence so far in blocks of tokens, as a move counts them."""
     movable: bool
     preemptions: int = 0
     remaining_tokens: int | None = None

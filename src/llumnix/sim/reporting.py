@@ -16,7 +16,7 @@ from llumnix.policy.waiting_order import GROWTH_STEPS
 from llumnix.sim.account import Account
 from llumnix.sim.engine.engine import EngineModel
 from llumnix.sim.engine.request import PREFILLING, WAITING, SimRequest
-from llumnix.sim.engine.vllm1 import step_tokens
+from llumnix.sim.engine.vllm1 import spared_blocks, step_tokens
 from llumnix.sim.kernel import Timer
 from llumnix.sim.world import World
 from llumnix.types import Priority, RequestId, RequestState, Role
@@ -239,10 +239,9 @@ class _Roles(TypedDict):
 
 
 def _ahead(engine: EngineModel, steps_started: int) -> _Ahead:
-    batch, decoding = engine.batch, len(engine.batch.members)
-    spared_until = steps_started + (GROWTH_STEPS if engine.queue.head_leaves_room() else 0)
+    decoding = len(engine.batch.members)
     return _Ahead(
-        spared_blocks=batch.blocks_for(spared_until) - batch.blocks_for(steps_started),
+        spared_blocks=spared_blocks(engine, steps_started, steps_started + GROWTH_STEPS),
         prefill_tokens=engine.queue.tokens + sum(each.tokens - each.prefilled for each in engine.prefilling),
         decoding=decoding,
         context_tokens=engine.batch.tokens + steps_started * decoding,
@@ -276,7 +275,7 @@ def describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, 
         output_tokens=tokens - request.prompt_tokens,
         held_blocks=engine.held_blocks(request),
         needed_blocks=engine.blocks_of(tokens),
-        state_blocks=engine.state_blocks,
+        length_blocks=engine.blocks_of(tokens) - engine.state_blocks,
         movable=llumlet is None or llumlet.is_settled(RequestId(request.id)),
         preemptions=request.preemptions,
         remaining_tokens=request.prompt_tokens + request.output_tokens - tokens if tells_rest else None,

@@ -134,8 +134,17 @@ def step_tokens(engine: EngineModel) -> int:
 
 
 def _kept(engine: EngineModel) -> int:
-    """Blocks that stay free when the first of the queue starts, since the decoding batch takes them soon."""
-    return engine.batch.blocks_for(GROWTH_STEPS if engine.queue.head_leaves_room() else 1)
+    """Blocks that stay free when the first of the queue starts, since those that run take them soon."""
+    return engine.batch.blocks_for(1) + spared_blocks(engine, 1, GROWTH_STEPS)
+
+
+def spared_blocks(engine: EngineModel, after: int, until: int) -> int:
+    """What the batch takes from one of the next steps to another, and prompts that were begun still take; 0 where the
+    first of the queue does not leave it to them."""
+    if not engine.queue.head_leaves_room():
+        return 0
+    rest = sum(engine.blocks_of(each.tokens) - each.blocks for each in engine.prefilling)
+    return engine.batch.blocks_for(until) - engine.batch.blocks_for(after) + rest
 
 
 def _missing(engine: EngineModel, request: SimRequest) -> int:

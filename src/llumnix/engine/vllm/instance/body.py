@@ -99,7 +99,7 @@ class VllmBody:
         """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""
         scheduler = self._scheduler
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        if short_blocks(growth_blocks(scheduler.running, scheduler.blocks_for, self._relief_steps), free - blocks):
+        if short_blocks(growth_blocks(scheduler.running, scheduler.tables, self._relief_steps), free - blocks):
             self.preemptions_avoided += 1
             self.recompute_tokens_saved += (blocks - scheduler.tables.state_blocks) * scheduler.block_tokens
 

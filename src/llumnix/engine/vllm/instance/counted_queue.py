@@ -28,6 +28,8 @@ class CountedQueue(RequestQueue):
         """Of all of them, without those that need no computing."""
         self.preempted = 0
         self.high = 0
+        self.on_look: Callable[[Request], None] | None = None
+        """Told of the first one when somebody looks at it."""
         self._queue = queue
         self._blocks_for = blocks_for
         self._hit_tokens = hit_tokens
@@ -49,7 +51,10 @@ class CountedQueue(RequestQueue):
         return request
 
     def peek_request(self) -> Request:
-        return self._queue.peek_request()
+        first = self._queue.peek_request()
+        if self.on_look is not None:
+            self.on_look(first)
+        return first
 
     def prepend_request(self, request: Request) -> None:
         self._queue.prepend_request(request)

@@ -120,7 +120,7 @@ INSTANCE_HOOKS = (
         "overridden: counted; called: who makes way for a high-priority request",
     ),
     Hook("vllm.v1.core.sched.scheduler:Scheduler._request_blocks_can_be_freed", "self request", "who can make way"),
-    Hook("vllm.v1.core.sched.request_queue:RequestQueue.peek_request", "self", "who is first in the queue"),
+    Hook("vllm.v1.core.sched.request_queue:RequestQueue.peek_request", "self", "overridden: whom a step looks at"),
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.add_request", "self request", "overridden: counted"),
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.pop_request", "self", "overridden: counted"),
     Hook("vllm.v1.core.sched.request_queue:RequestQueue.prepend_request", "self request", "overridden: counted"),
@@ -138,6 +138,20 @@ INSTANCE_HOOKS = (
     Hook("vllm.v1.core.sched.scheduler:Scheduler._is_blocked_waiting_status", "status", "which queue to go back to"),
     Hook("vllm.v1.core.sched.scheduler:Scheduler._inflight_prefill_reserved_blocks", "self", "room for reservations"),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks", "self request", "prefix hits"),
+    Hook(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.get_num_blocks_to_allocate",
+        "self request_id num_tokens new_computed_blocks num_encoder_tokens total_computed_tokens"
+        " num_local_computed_tokens num_tokens_main_model apply_admission_cap prefill_end",
+        "what the first of the queue needs to start",
+    ),
+    Hook(
+        "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager.get_num_skipped_tokens",
+        "self num_computed_tokens",
+        "blocks that windows have left behind",
+    ),
+    Hook(
+        "vllm.v1.request:Request.get_num_encoder_embeds", "self input_id", "what the first of the queue needs to start"
+    ),
     Hook(
         "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
         _ALLOCATE_SLOTS,

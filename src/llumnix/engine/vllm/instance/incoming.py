@@ -74,7 +74,7 @@ class IncomingRequests:
         skip_blocks = 0
         if blocks:
             if not scheduler.has_slot():
-                raise Refusal(f"all {scheduler.max_num_running_reqs} batch slots are taken")
+                raise Refusal(f"all {scheduler.max_num_active_reqs} batch slots are taken")
             cached_tokens = scheduler.reserve(request, blocks)
             if cached_tokens is None:
                 free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic, time
 
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from llumnix.control.changes_of_turn import ChangesOfTurn, Runner, may_pass
+from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.growth import growth_blocks
-from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.needs import blocks_to_start, has_adapter_slot
+from llumnix.engine.vllm.instance.state import makes_tokens, passport_of
 from llumnix.engine.vllm.instance.turn_queue import TurnQueue
 from llumnix.policy.displacing import Occupant, displaced
 from llumnix.policy.snapshot import StepCost
@@ -34,34 +37,41 @@ class WhoMakesWay:
         scheduler: Scheduler,
         waiting: CountedQueue,
         turns: TurnQueue,
-        held_by: Callable[[int], int],
+        tables: BlockTables,
         cost: Callable[[], StepCost | None],
     ) -> None:
-        """`waiting` is the scheduler's. `held_by`: blocks of a request of so many tokens; `cost`: of its steps, once
-        that is known."""
+        """`waiting` and `tables` are the scheduler's. `cost`: of its steps, once that is known."""
         self._scheduler = scheduler
         self._waiting = waiting
         self._turns = turns
-        self._held_by = held_by
+        self._tables = tables
         self._cost = cost
         self._changes = ChangesOfTurn()
 
     def before_step(self, for_high: bool, has_slot: bool) -> None:
-        """Somebody waits. `has_slot`: the batch has a place for one more."""
+        """Somebody waits. `has_slot`: the batch has a place for one more. In a pause nobody from the queue starts, so
+        nobody makes way."""
+        if self._scheduler.pause_state != PauseState.UNPAUSED:
+            return
         if for_high:
             self._for_high(has_slot)
         if self._turns.small_first:
             self._for_stopped(has_slot)
 
-    def spared_blocks(self) -> int:
-        """That stay free in the next step, whoever waits: none where the first of the queue is important, or called, or
-        one that came with its KV is still to begin, as vLLM would keep that waiting, too."""
-        scheduler, turns = self._scheduler, self._turns
-        if not (turns and turns.small_first and scheduler.kv_cache_config.kv_cache_groups):
-            return 0
-        if scheduler.kv_holding_waiting or turns.called or is_high(turns.peek_request().priority):
-            return 0
-        return growth_blocks(scheduler.running, self._held_by, GROWTH_STEPS)
+    def sparing(self) -> Callable[[Request], int]:
+        """For a look at the queue, or a step: blocks that stay free beside the first of the queue when it starts, for
+        those that ran when the first one was looked at. None where it is important, or called."""
+        growth: int | None = None
+
+        def spared_blocks(first: Request) -> int:
+            nonlocal growth
+            if not self._turns.small_first:
+                return 0
+            if growth is None:
+                growth = growth_blocks(self._scheduler.running, self._tables, GROWTH_STEPS)
+            return 0 if first is self._turns.called or is_high(first.priority) else growth
+
+        return spared_blocks
 
     def _for_high(self, has_slot: bool) -> None:
         """The first of the queue can start in this step, if it is important and that is enough."""
@@ -76,9 +86,7 @@ class WhoMakesWay:
             for each in scheduler.running
             if not is_high(each.priority) and scheduler._request_blocks_can_be_freed(each)
         ]
-        occupants = [
-            Occupant(each.priority, each.arrival_time, self._held_by(each.num_computed_tokens)) for each in normal
-        ]
+        occupants = [Occupant(each.priority, each.arrival_time, self._freed_by(each)) for each in normal]
         for position in displaced(occupants, missing):
             self._preempt(normal[position])
 
@@ -88,21 +96,19 @@ class WhoMakesWay:
         if longest is None or turns.called is not None:
             return
         now_s, (since_s, stopped) = monotonic(), longest
-        others_blocks = self._waiting.blocks - self._held_by(stopped.num_tokens)
+        others_blocks = self._waiting.blocks - self._tables.to_start(stopped.num_tokens)
         if not may_pass(others_blocks, scheduler.kv_cache_manager.block_pool.num_gpu_blocks):
             return
         if turns.peek_request().priority < stopped.priority or self._is_blocked(stopped):
             return
         if self._changes.wait_s(time() - since_s, now_s):
             return
-        missing = self._missing_blocks(stopped, has_slot) + self._growth_blocks()
+        missing = self._missing_blocks(stopped, has_slot)
         if missing <= 0:
             turns.call(stopped)
             return
         able = [
-            each
-            for each in scheduler.running
-            if each.num_output_tokens and scheduler._request_blocks_can_be_freed(each)
+            each for each in scheduler.running if makes_tokens(each) and scheduler._request_blocks_can_be_freed(each)
         ]
         runners = [self._runner(each, now_s) for each in able]
         place = self._changes.gives_way(runners, missing, stopped.priority, self._cost(), now_s)
@@ -112,26 +118,27 @@ class WhoMakesWay:
 
     def _preempt(self, request: Request) -> None:
         self._scheduler.running.remove(request)
-        self._scheduler._preempt_request(request, monotonic())
+        self._scheduler._preempt_request(request, monotonic(), self._scheduler.requires_kv_delivery)
 
     def _is_blocked(self, request: Request) -> bool:
-        """It waits for something else than memory."""
-        return self._scheduler._is_blocked_waiting_status(request.status) or request.num_stale_output_tokens > 0
+        """It waits for something else than memory, or a place in the batch."""
+        scheduler = self._scheduler
+        if scheduler._is_blocked_waiting_status(request.status) or request.num_stale_output_tokens > 0:
+            return True
+        return not has_adapter_slot(scheduler, request)
 
     def _missing_blocks(self, request: Request, has_slot: bool) -> int:
-        """That a request from the queue lacks to start; at least one where the batch has no place for it."""
+        """That a request from the queue lacks to start in the next step, in which those that run come first; at least
+        one where the batch has no place for it."""
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
-        needed = self._held_by(request.num_tokens) + manager.watermark_blocks
-        needed += scheduler._inflight_prefill_reserved_blocks()
+        needed = blocks_to_start(scheduler, request) + manager.watermark_blocks
+        needed += growth_blocks(scheduler.running, self._tables, steps=1)
         missing = needed - manager.block_pool.get_num_free_blocks()
         return missing if has_slot else max(missing, 1)
 
-    def _growth_blocks(self) -> int:
-        """That those that run take in the next step, before anybody from the queue starts."""
-        computed = [each.num_computed_tokens for each in self._scheduler.running]
-        return sum(self._held_by(tokens + 1) - self._held_by(tokens) for tokens in computed)
+    def _freed_by(self, request: Request) -> int:
+        return self._tables.freed_by(request.request_id)
 
     def _runner(self, request: Request, now_s: float) -> Runner:
         ran_s = now_s - passport_of(request).began_s
-        held = self._held_by(request.num_computed_tokens)
-        return Runner(request.priority, request.arrival_time, ran_s, held, request.num_tokens)
+        return Runner(request.priority, request.arrival_time, ran_s, self._freed_by(request), request.num_tokens)

@@ -53,8 +53,8 @@ class MigrationSupport(_Base):
         self.tables = BlockTables(self.kv_cache_manager, self.block_size)
         self.block_tokens = self.tables.block_tokens
         """Of a block in all that is said here; vLLM's `block_size` may be as long as the window."""
-        self.turns = TurnQueue(self.held_by, self.kv_cache_manager.block_pool.num_gpu_blocks)
-        self.waiting = CountedQueue(in_turn(self.waiting, self.turns), self.held_by, expected_hit_tokens)
+        self.turns = TurnQueue(self.tables.to_start, self.kv_cache_manager.block_pool.num_gpu_blocks)
+        self.waiting = CountedQueue(in_turn(self.waiting, self.turns), self.tables.to_start, expected_hit_tokens)
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
@@ -65,7 +65,7 @@ class MigrationSupport(_Base):
         self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts, self._take_out)
         self.watch = StepWatch()
         self.limits = StepLimits(self, lambda: self.watch.cost)
-        self.way = WhoMakesWay(self, self.waiting, self.turns, self.held_by, lambda: self.watch.cost)
+        self.way = WhoMakesWay(self, self.waiting, self.turns, self.tables, lambda: self.watch.cost)
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
@@ -87,10 +87,6 @@ class MigrationSupport(_Base):
 
     def blocks_for(self, tokens: int) -> int:
         return cdiv(tokens, self.block_tokens)
-
-    def held_by(self, tokens: int) -> int:
-        """Blocks that a request of so many tokens holds, those of its state included."""
-        return self.blocks_for(tokens) + self.tables.state_blocks
 
     def is_queued(self, request: Request) -> bool:
         return request.status != RequestStatus.RUNNING
@@ -189,7 +185,7 @@ class MigrationSupport(_Base):
 
     def has_slot(self) -> bool:
         """Whether one more request could run here right after it arrives."""
-        return self._slots_taken < self.max_num_running_reqs
+        return self._slots_taken < self.max_num_active_reqs
 
     def adopt(self, request: Request, computed_tokens: int) -> None:
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
@@ -227,7 +223,7 @@ class MigrationSupport(_Base):
         if self.waiting:
             self.way.before_step(self.makes_way, self.has_slot())
         self.last_steps.begin()
-        with self.limits.in_force(self.slots_kept, self.way.spared_blocks()):
+        with self.limits.in_force(self.slots_kept, self.waiting, self.way.sparing()):
             output = super().schedule(throttle_prefills)
         if output.total_num_scheduled_tokens:
             self.steps.begins()

@@ -57,12 +57,12 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         free_blocks=free_blocks,
         block_tokens=scheduler.block_tokens,
         state_blocks=scheduler.tables.state_blocks,
-        max_running=scheduler.max_num_running_reqs,
+        max_running=scheduler.max_num_active_reqs,
         running=len(scheduler.running),
         waiting=len(queue) + len(scheduler.kv_holding_waiting),
         preempted=queue.preempted,
-        head_of_line_blocks=scheduler.held_by(queue.peek_request().num_tokens) if queue else 0,
-        spared_blocks=scheduler.way.spared_blocks(),
+        head_of_line_blocks=scheduler.tables.to_start(queue.peek_request().num_tokens) if queue else 0,
+        spared_blocks=scheduler.way.sparing()(queue.peek_request()) if queue else 0,
         queued_blocks=queue.blocks,
         prefill_tokens=queue.tokens + ahead.prefill_tokens,
         decoding=ahead.decoding,
@@ -96,7 +96,7 @@ def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
 
 
 def _short_blocks(scheduler: MigrationSupport, free_blocks: int, steps: int) -> int:
-    return short_blocks(growth_blocks(scheduler.running, scheduler.blocks_for, steps), free_blocks) if steps else 0
+    return short_blocks(growth_blocks(scheduler.running, scheduler.tables, steps), free_blocks) if steps else 0
 
 
 def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
@@ -109,7 +109,7 @@ def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
             and not _why_pinned(scheduler, request)
         ):
             smallest = tokens
-    return 0 if smallest is None else scheduler.held_by(smallest)
+    return 0 if smallest is None else scheduler.tables.to_hold(smallest)
 
 
 def _why_pinned(scheduler: MigrationSupport, request: Request) -> str:
@@ -129,9 +129,9 @@ def request_snapshots(
             arrival_s=request.arrival_time,
             prompt_tokens=request.num_prompt_tokens,
             output_tokens=request.num_output_tokens,
-            held_blocks=_held_blocks(scheduler, request) if exact else scheduler.held_by(request.num_computed_tokens),
-            needed_blocks=scheduler.held_by(request.num_tokens),
-            state_blocks=scheduler.tables.state_blocks,
+            held_blocks=_held_blocks(scheduler, request, exact),
+            needed_blocks=_needed_blocks(scheduler, request),
+            length_blocks=scheduler.blocks_for(request.num_tokens),
             movable=not engine_pins and not _why_pinned(scheduler, request),
             preemptions=request.num_preemptions,
             remaining_tokens=remaining_tokens(request),
@@ -141,8 +141,15 @@ def request_snapshots(
     )
 
 
-def _held_blocks(scheduler: MigrationSupport, request: Request) -> float:
+def _held_blocks(scheduler: MigrationSupport, request: Request, exact: bool) -> float:
+    if not exact:
+        return scheduler.tables.to_hold(request.num_computed_tokens)
     return sum(1 / block.ref_cnt for block in scheduler.tables.held(request.request_id))
+
+
+def _needed_blocks(scheduler: MigrationSupport, request: Request) -> int:
+    tables = scheduler.tables
+    return (tables.to_start if scheduler.is_queued(request) else tables.to_hold)(request.num_tokens)
 
 
 def _candidates(scheduler: MigrationSupport) -> Iterator[Request]:

@@ -29,7 +29,9 @@ class Passport:
     migrations: int = 0
     moved_s: float | None = None
     preempted_s: float | None = None
-    """When it was preempted last, by the clock of its `arrival_time`; None: never since it made a token."""
+    """When it was preempted last after it had made a token here, by the clock of its `arrival_time`; None: never."""
+    preempted_tokens: int = 0
+    """That it had made then."""
     robbed_s: float | None = None
     """When it came here from an instance that died, by the same clock; None: it did not."""
     began_s: float = 0.0
@@ -54,9 +56,16 @@ def expected_hit_tokens(request: Request) -> int:
 
 
 def waits_again(request: Request) -> None:
-    """It is being preempted. Who has no token yet waits since it came."""
-    if request.num_output_tokens:
-        passport_of(request).preempted_s = time()
+    """It is being preempted. Who has no token yet waits since it came, and who has made none since it was preempted the
+    last time, since then. A token of a step in flight counts: it is still delivered."""
+    made, passport = request.num_output_tokens + request.num_output_placeholders, passport_of(request)
+    if made > passport.preempted_tokens:
+        passport.preempted_s, passport.preempted_tokens = time(), made
+
+
+def makes_tokens(request: Request) -> bool:
+    """A running one: nothing of it is to be computed but its next token."""
+    return request.num_output_tokens > 0 and not request.is_prefill_chunk
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
 
 from llumnix.control.step_fit import StepLoad
+from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.step_watch import load_ahead
 from llumnix.policy.snapshot import StepCost
 from llumnix.policy.step_cost import prompt_tokens
@@ -46,19 +48,25 @@ class StepLimits:
         return decode_tokens + self._prompt_tokens(batch, self._scheduler.max_num_scheduled_tokens - decode_tokens)
 
     @contextmanager
-    def in_force(self, slots_kept: int, spared_blocks: int) -> Iterator[None]:
+    def in_force(self, slots_kept: int, waiting: CountedQueue, spared: Callable[[Request], int]) -> Iterator[None]:
         """While `Scheduler.schedule` runs. Nobody from the queue gets the last `slots_kept` places, nor, beside others,
-        the last `spared_blocks` beyond vLLM's own watermark: relies on `max_num_active_reqs` and, in
-        `KVCacheManager.allocate_slots`, `watermark_blocks` being read once per request of the queue."""
+        the blocks that are `spared` beside it, beyond vLLM's own watermark. Relies on `max_num_active_reqs` and, in
+        `KVCacheManager.allocate_slots`, `watermark_blocks` being read once per request of the queue, after it was
+        looked at; those that hold blocks while they wait come before that."""
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         active, watermark = scheduler.max_num_active_reqs, manager.watermark_blocks
+
+        def spare(first: Request) -> None:
+            manager.watermark_blocks = watermark + spared(first)
+
         scheduler.max_num_active_reqs = active - slots_kept
-        manager.watermark_blocks = watermark + spared_blocks
+        waiting.on_look = spare
         try:
             with self._prompts_held_back() if self.target_s else nullcontext():
                 yield
         finally:
             scheduler.max_num_active_reqs, manager.watermark_blocks = active, watermark
+            waiting.on_look = None
 
     @contextmanager
     def _prompts_held_back(self) -> Iterator[None]:

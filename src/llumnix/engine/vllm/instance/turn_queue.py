@@ -57,7 +57,7 @@ class TurnQueue(RequestQueue):
 
     def add_request(self, request: Request) -> None:
         insort(self._waiting, (self._turn(request), request))
-        if request.num_output_tokens:
+        if request.num_output_tokens or passport_of(request).preempted_s is not None:
             insort(self._stopped, (_stopped_s(request), request))
 
     def pop_request(self) -> Request:

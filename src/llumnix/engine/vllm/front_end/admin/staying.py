@@ -98,6 +98,7 @@ def _settled(
             output_tokens=row.output_tokens,
             held_blocks=0,
             needed_blocks=queued_demand_blocks(tokens, instance.block_tokens, instance.state_blocks),
+            length_blocks=queued_demand_blocks(tokens, instance.block_tokens),
             movable=not row.why_pinned,
         ),
         why_pinned=row.why_pinned,

@@ -1,0 +1,37 @@
+"""What a request of the queue needs to start, as vLLM itself asks it."""
+
+from __future__ import annotations
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+
+def blocks_to_start(scheduler: Scheduler, request: Request) -> int:
+    """Free blocks that it takes from all KV groups: those of its prefix that somebody holds are not among them, those
+    that nobody does are. The same question as that of `KVCacheManager.allocate_slots` with `full_sequence_must_fit`."""
+    manager = scheduler.kv_cache_manager
+    cached, cached_tokens, _ = manager.get_computed_blocks(request)
+    tokens = min(request.num_tokens, scheduler.max_model_len)
+    encoder_tokens = 0
+    if scheduler.is_encoder_decoder and request.has_encoder_inputs:
+        encoder_tokens = sum(request.get_num_encoder_embeds(place) for place in range(len(request.mm_features)))
+    return manager.coordinator.get_num_blocks_to_allocate(
+        request_id=request.request_id,
+        num_tokens=tokens,
+        new_computed_blocks=cached.blocks,
+        num_encoder_tokens=encoder_tokens,
+        total_computed_tokens=cached_tokens,
+        num_local_computed_tokens=cached_tokens,
+        num_tokens_main_model=tokens,
+        apply_admission_cap=True,
+        prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+    )
+
+
+def has_adapter_slot(scheduler: Scheduler, request: Request) -> bool:
+    """Its adapter is in use, or one more can be: vLLM passes over a request that would be one too many in a step."""
+    config, asked = scheduler.lora_config, request.lora_request
+    if config is None or asked is None:
+        return True
+    in_use = {each.lora_request.lora_int_id for each in scheduler.running if each.lora_request is not None}
+    return asked.lora_int_id in in_use or len(in_use) < config.max_loras

@@ -1,0 +1,154 @@
+"""When somebody makes way, and when it would be for nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from small_engine import BLOCK_TOKENS, FULL, SmallEngine
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+from llumnix.config import PolicyConfig
+from llumnix.engine.vllm.instance.state import passport_of
+
+
+def three_fill_the_memory(engine: SmallEngine) -> None:
+    for name in ("old", "middle", "new"):
+        engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 8)
+    engine.step()
+    assert engine.free_blocks == 0
+    engine.scheduler.obey(PolicyConfig())
+
+
+def test_nobody_makes_way_while_nobody_from_the_queue_may_start(engine: SmallEngine) -> None:
+    three_fill_the_memory(engine)
+    engine.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    engine.add("high", -1, prompt_tokens=2 * BLOCK_TOKENS)
+    engine.step()
+    assert (engine.preempted, engine.running) == ([], ["old", "middle", "new"])
+    engine.scheduler.set_pause_state(PauseState.UNPAUSED)
+    engine.step()
+    assert (engine.preempted, engine.running) == (["new"], ["old", "middle", "high"])
+
+
+@pytest.mark.parametrize(("adapter", "preempted"), [("theirs", ["new"]), ("another", [])])
+def test_nobody_makes_way_for_one_whose_adapter_has_no_place(
+    engine: SmallEngine, adapter: str, preempted: list[str]
+) -> None:
+    engine.scheduler.lora_config = SimpleNamespace(max_loras=1)  # type: ignore[assignment]
+    adapters = {name: LoRARequest(name, number, "/none") for number, name in enumerate(("theirs", "another"), 1)}
+    three_fill_the_memory(engine)
+    for request in engine.scheduler.running:
+        request.lora_request = adapters["theirs"]
+    engine.add("high", -1, prompt_tokens=2 * BLOCK_TOKENS)
+    engine.scheduler.requests["high"].lora_request = adapters[adapter]
+    engine.step()
+    assert engine.preempted == preempted
+
+
+def test_nobody_makes_way_for_one_whose_prompt_is_cached_and_held() -> None:
+    engine = SmallEngine(prefix_caching=True)
+    engine.scheduler.obey(PolicyConfig())
+    engine.add("old", 0, prompt_tokens=9 * BLOCK_TOKENS + 1)
+    engine.step()
+    assert engine.free_blocks == 2
+    engine.add("high", -1, prompt_tokens=9 * BLOCK_TOKENS + 8)
+    engine.step()
+    assert (engine.preempted, engine.running) == ([], ["old", "high"])
+    engine.close()
+
+
+def test_one_whose_blocks_are_shared_makes_way_only_with_the_other() -> None:
+    engine = SmallEngine(prefix_caching=True)
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=9 * BLOCK_TOKENS + 1)
+    engine.step()
+    engine.step()
+    assert engine.free_blocks == 1
+    engine.add("high", -1, prompt_tokens=4 * BLOCK_TOKENS)
+    engine.scheduler.requests["high"].skip_reading_prefix_cache = True
+    engine.step()
+    assert (engine.preempted, engine.running) == ([], ["old", "new"]), "either would free a single block"
+    engine.close()
+
+
+def test_blocks_of_all_kinds_are_made_room_for() -> None:
+    window = SlidingWindowSpec(
+        block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=64, dtype=FULL.dtype, sliding_window=64
+    )
+    engine = SmallEngine(kinds=(FULL, window))
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=2 * BLOCK_TOKENS - 8)
+    engine.step()
+    assert engine.free_blocks == 12 - 2 * 4
+    engine.add("high", -1, prompt_tokens=3 * BLOCK_TOKENS)
+    engine.step()
+    assert (engine.preempted, engine.running) == (["new"], ["old", "high"]), "it needs six blocks"
+    engine.close()
+
+
+def test_who_makes_way_has_nothing_left_to_hand_on(engine: SmallEngine) -> None:
+    """Where a connector hands KV on, what comes of a step in flight belongs to KV that is gone."""
+    three_fill_the_memory(engine)
+    engine.scheduler.requires_kv_delivery = True
+    engine.add("high", -1, prompt_tokens=2 * BLOCK_TOKENS)
+    engine.scheduler.schedule()
+    assert engine.scheduler.requests["new"].drop_stale_output
+
+
+def test_place_that_vllm_keeps_from_all_is_no_place(engine: SmallEngine) -> None:
+    engine.scheduler.max_num_active_reqs = 1
+    engine.add("runs", 0, prompt_tokens=4)
+    engine.step()
+    assert not engine.scheduler.has_slot()
+
+
+def test_room_to_grow_is_left_by_those_behind_an_important_one(engine: SmallEngine) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=3 * BLOCK_TOKENS - 2)
+    engine.step()
+    assert engine.free_blocks == 6
+    engine.add("high", -1, prompt_tokens=2 * BLOCK_TOKENS - 4)
+    engine.add("waits", 0, prompt_tokens=3 * BLOCK_TOKENS - 4)
+    engine.step()
+    assert engine.running == ["old", "new", "high"]
+
+
+def test_pause_goes_on_where_a_preempted_one_makes_no_token_before_it_is_preempted_again(engine: SmallEngine) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    engine.add("one", 0, prompt_tokens=BLOCK_TOKENS)
+    engine.step()
+    request = engine.scheduler.requests["one"]
+    since = []
+    for made_between in (True, False, True):
+        if made_between:
+            engine.step()
+        else:
+            engine.scheduler.schedule()
+        engine.scheduler.running.remove(request)
+        engine.scheduler._preempt_request(request, 0.0)
+        request.num_stale_output_tokens = 0
+        since.append(passport_of(request).preempted_s)
+        assert engine.scheduler.turns.longest_stopped() == (since[-1], request)
+    assert since[0] == since[1] != since[2]
+
+
+def test_one_whose_first_token_is_in_flight_stands_still_when_it_is_preempted(engine: SmallEngine) -> None:
+    engine.scheduler.obey(PolicyConfig())
+    engine.add("one", 0, prompt_tokens=BLOCK_TOKENS)
+    engine.scheduler.schedule()
+    request = engine.scheduler.requests["one"]
+    request.num_output_placeholders = 1  # as asynchronous scheduling has it
+    engine.scheduler.running.remove(request)
+    engine.scheduler._preempt_request(request, 0.0)
+    stopped = engine.scheduler.turns.longest_stopped()
+    assert stopped is not None
+    assert stopped[1] is request
