@@ -197,6 +197,18 @@ def test_high_requests_share_an_instance_and_normals_keep_away() -> None:
     assert "a" not in placed(d, 4)
 
 
+def test_first_high_request_finds_instances_ranked_by_all_that_came_before_it() -> None:
+    d = dispatcher(*(report(name, free_blocks=500, running=5) for name in "abcd"))
+    placed(d, 2)
+    d.on_report(report("c", 2, free_blocks=400, running=5, high_running=1))
+    d.on_report(report("d", 2, free_blocks=500, running=5, high_running=1, state=InstanceState.DRAINING))
+    assert placed(d, 1, priority=HIGH) == ["c"]
+    d.on_report(report("d", 3, free_blocks=500, running=5, high_running=1))
+    assert placed(d, 1, priority=HIGH) == ["d"]
+    d.on_removed(InstanceId("d"))
+    assert placed(d, 1, priority=HIGH) == ["c"]
+
+
 def test_important_requests_pass_over_an_engine_that_is_slow_however_free_it_is() -> None:
     cost = StepCost(fixed_ms=20.0, prefill_token_us=100.0, request_us=200.0, context_token_us=0.0)
     left = report("left", slowdown=2.0, step_cost=cost)

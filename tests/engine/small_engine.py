@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from vllm.config import set_current_vllm_config
+from vllm.config.scheduler import SchedulerPolicy
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -26,14 +27,19 @@ FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=64, 
 class SmallEngine:
     """Schedules, and pretends that every request got a token."""
 
-    def __init__(self, prefix_caching: bool = False, kinds: tuple[KVCacheSpec, ...] = (FULL,)) -> None:
+    def __init__(
+        self,
+        prefix_caching: bool = False,
+        kinds: tuple[KVCacheSpec, ...] = (FULL,),
+        scheduling_policy: SchedulerPolicy = "priority",
+    ) -> None:
         """`kinds`: of blocks, all from one pool."""
         arguments = EngineArgs(
             model=str(tiny_model.ensure()),
             enforce_eager=True,
             max_model_len=2048,
             block_size=BLOCK_TOKENS,
-            scheduling_policy="priority",
+            scheduling_policy=scheduling_policy,
             enable_prefix_caching=prefix_caching,
             async_scheduling=False,
         )

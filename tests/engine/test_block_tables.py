@@ -93,21 +93,3 @@ def test_prefix_whose_end_would_be_computed_again_is_not_taken_from_others() -> 
         manager = _manager(FULL, spec)
         assert BlockTables(manager, WINDOW_TOKENS).may_share(manager.empty_kv_cache_blocks, 32) == shared
     assert not BlockTables(_manager(FULL, LONG), WINDOW_TOKENS).may_share(manager.empty_kv_cache_blocks, 16), "a part"
-
-
-def test_what_a_request_needs_and_holds_is_counted_over_all_kinds_of_blocks() -> None:
-    manager = _manager(FULL, SLIDING, STATE)
-    tables = BlockTables(manager, WINDOW_TOKENS)
-    request = Request("r", [1] * 400, SamplingParams(max_tokens=4), None)
-    assert manager.allocate_slots(request, 400) is not None
-    assert len([*tables.held("r")]) == tables.to_start(400) == 25 + 25 + 1, "all of a prompt before its window moves on"
-    request.num_computed_tokens = 400
-    request.append_output_token_ids([1])
-    assert tables.to_come("r", 401) == 2
-    assert manager.allocate_slots(request, 1) is not None
-    assert len([*tables.held("r")]) == tables.to_hold(401) == 26 + 17 + 1
-    assert tables.freed_by("r") == 26 + 17 + 1
-    assert tables.to_come("r", 417) == 1, "one of the window becomes free for one that it takes"
-    assert tables.to_come("r", 100) == 0, "what drafts took is never given back to those that wait"
-    assert tables.to_come("new", 20) == 2 + 2
-    assert tables.to_start(20) == tables.to_hold(20) == 2 + 2 + 1

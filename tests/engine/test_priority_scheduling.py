@@ -80,7 +80,7 @@ def test_shortage_is_seen_before_anybody_is_preempted(engine: SmallEngine) -> No
         engine.add(name, 0, prompt_tokens=3 * BLOCK_TOKENS)
     seen_short = 0
     while not engine.preempted:
-        growth = growth_blocks(engine.scheduler.running, engine.scheduler.tables, 16)
+        growth = growth_blocks(engine.scheduler.running, engine.scheduler.counts, 16)
         seen_short += bool(short_blocks(growth, engine.free_blocks))
         engine.step()
     assert seen_short >= 16
@@ -91,4 +91,4 @@ def test_batch_that_will_end_in_time_is_not_short(engine: SmallEngine) -> None:
         engine.add(name, 0, prompt_tokens=4 * BLOCK_TOKENS - 4, output_tokens=4)
     engine.step()
     assert engine.free_blocks == 0
-    assert growth_blocks(engine.scheduler.running, engine.scheduler.tables, 16) == 0
+    assert growth_blocks(engine.scheduler.running, engine.scheduler.counts, 16) == 0

@@ -69,7 +69,7 @@ def test_one_that_came_with_its_kv_begins_at_once_where_there_is_no_room_to_grow
     moved = engine.make("moved", 0, prompt_tokens=4 * BLOCK_TOKENS - 4)
     moved.append_output_token_ids([7])
     assert engine.scheduler.reserve(moved, blocks=4) == 0
-    assert engine.free_blocks < growth_blocks(engine.scheduler.running, engine.scheduler.tables, GROWTH_STEPS)
+    assert engine.free_blocks < growth_blocks(engine.scheduler.running, engine.scheduler.counts, GROWTH_STEPS)
     engine.add("waits", 0, prompt_tokens=4)
     engine.scheduler.adopt(moved, computed_tokens=4 * BLOCK_TOKENS - 4)
     engine.step()

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from small_engine import BLOCK_TOKENS, FULL, SmallEngine
+from test_load_report import report
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
@@ -63,7 +64,8 @@ def test_nobody_makes_way_for_one_whose_prompt_is_cached_and_held() -> None:
     engine.close()
 
 
-def test_one_whose_blocks_are_shared_makes_way_only_with_the_other() -> None:
+def test_nobody_makes_way_whose_blocks_others_hold_too() -> None:
+    """Both together would free enough; but each is counted with what it would free by itself."""
     engine = SmallEngine(prefix_caching=True)
     engine.scheduler.obey(PolicyConfig())
     for name in ("old", "new"):
@@ -74,7 +76,7 @@ def test_one_whose_blocks_are_shared_makes_way_only_with_the_other() -> None:
     engine.add("high", -1, prompt_tokens=4 * BLOCK_TOKENS)
     engine.scheduler.requests["high"].skip_reading_prefix_cache = True
     engine.step()
-    assert (engine.preempted, engine.running) == ([], ["old", "new"]), "either would free a single block"
+    assert (engine.preempted, engine.running) == ([], ["old", "new"])
     engine.close()
 
 
@@ -120,6 +122,32 @@ def test_room_to_grow_is_left_by_those_behind_an_important_one(engine: SmallEngi
     engine.add("waits", 0, prompt_tokens=3 * BLOCK_TOKENS - 4)
     engine.step()
     assert engine.running == ["old", "new", "high"]
+
+
+def test_order_of_arrival_knows_none_of_it() -> None:
+    engine = SmallEngine(scheduling_policy="fcfs")
+    engine.scheduler.obey(PolicyConfig())
+    for name in ("old", "new"):
+        engine.add(name, 0, prompt_tokens=3 * BLOCK_TOKENS - 2)
+    engine.step()
+    engine.add("fits", 0, prompt_tokens=6 * BLOCK_TOKENS - 4)
+    assert report(engine).spared_blocks == 0
+    engine.step()
+    assert engine.running == ["old", "new", "fits"]
+    engine.close()
+
+
+def test_one_that_comes_to_wait_stands_still_since_it_did_before(engine: SmallEngine) -> None:
+    """Where it was preempted, or since its instance died, though it is preempted once more before it makes a token."""
+    engine.scheduler.obey(PolicyConfig())
+    engine.replay("robbed", prompt_tokens=BLOCK_TOKENS)
+    before = engine.scheduler.turns.longest_stopped()
+    request = engine.scheduler.requests["robbed"]
+    engine.scheduler.schedule()
+    engine.scheduler.running.remove(request)
+    engine.scheduler._preempt_request(request, 0.0)
+    assert engine.scheduler.turns.longest_stopped() == before
+    assert passport_of(request).preempted_s is None, "it lets nobody pass"
 
 
 def test_pause_goes_on_where_a_preempted_one_makes_no_token_before_it_is_preempted_again(engine: SmallEngine) -> None:

@@ -106,7 +106,7 @@ def test_one_that_ends_in_its_last_step_is_not_waited_for(pair: LatePair) -> Non
 
 def test_loads_count_the_places_of_states(pair: LatePair) -> None:
     scheduler = pair.cores[0].scheduler
-    assert [scheduler.tables.to_hold(tokens) for tokens in (1, 4, 5)] == [5, 5, 6]
+    assert [scheduler.counts.to_hold(tokens) for tokens in (1, 4, 5)] == [5, 5, 6]
 
 
 def test_one_that_all_are_preempted_with_before_its_last_step_leaves_without_its_kv(pair: LatePair) -> None:

@@ -80,9 +80,9 @@ def test_an_arrival_takes_one_block_for_its_state(layout: str) -> None:
 def test_loads_count_the_state_of_each_request(layout: str) -> None:
     scheduler = LatePair(layout).cores[0].scheduler
     assert scheduler.block_tokens == BLOCK_TOKENS
-    assert [scheduler.tables.to_hold(tokens) for tokens in (1, 4, 5, 40)] == [2, 2, 3, 11]
+    assert [scheduler.counts.to_hold(tokens) for tokens in (1, 4, 5, 40)] == [2, 2, 3, 11]
     alone = LatePair("states alone").cores[0].scheduler
-    assert [alone.tables.to_hold(tokens) for tokens in (1, 40)] == [1, 1]
+    assert [alone.counts.to_hold(tokens) for tokens in (1, 40)] == [1, 1]
 
 
 def test_snapshot_that_others_share_stays_what_it_is() -> None:

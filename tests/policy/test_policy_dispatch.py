@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llumnix.policy.catalogue import POLICIES
-from llumnix.policy.dispatch import DispatchReason, Judged, queued_demand_blocks
+from llumnix.policy.dispatch import DispatchReason, Judged, longest_prompt_tokens, queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 
@@ -75,6 +75,14 @@ def test_round_robin_serves_whoever_waits_longest_and_does_not_flood_a_new_one()
 def test_demand_is_in_whole_blocks() -> None:
     assert [queued_demand_blocks(tokens, 16) for tokens in (0, 1, 16, 17)] == [1, 1, 1, 2]
     assert queued_demand_blocks(17, 16, state_blocks=3) == 5
+
+
+@pytest.mark.parametrize("state_blocks", [0, 3])
+@pytest.mark.parametrize("blocks", range(-1, 6))
+def test_prompt_has_room_in_so_many_blocks_exactly_up_to_the_longest_one(blocks: int, state_blocks: int) -> None:
+    fit = [tokens for tokens in range(100) if queued_demand_blocks(tokens, 16, state_blocks) <= blocks]
+    longest = longest_prompt_tokens(blocks, 16, state_blocks)
+    assert fit == [tokens for tokens in range(100) if tokens <= longest]
 
 
 def test_reason_is_a_sentence_with_the_numbers() -> None:

@@ -114,6 +114,23 @@ def test_holder_is_found_among_many_that_are_freer() -> None:
     assert decide(d, asked(4100, tuple(range(1, 9)))).chosen == "holder"
 
 
+def test_of_holders_that_are_equally_soon_the_first_by_rank_takes_it_though_another_holds_a_little_more() -> None:
+    cost = StepCost(fixed_ms=10.0, prefill_token_us=20.0, request_us=500.0, context_token_us=1.0)
+    idle = [report(f"o{k}", step_cost=cost) for k in range(8)]
+    usual: dict[str, Any] = {
+        "step_cost": cost,
+        "running": 1,
+        "decoding": 1,
+        "prefill_tokens": 20,
+        "prefix_chunk_tokens": 10,
+    }
+    deepest, freer = report("deepest", free_blocks=8000, **usual), report("freer", free_blocks=8500, **usual)
+    ids = tuple(range(1, 100))
+    d = dispatcher(*idle, deepest, freer, holds={"deepest": ids, "freer": ids[:98]})
+    reason = decide(d, asked(1000, ids))
+    assert [(one.instance, one.cached_tokens) for one in reason.candidates[:2]] == [("freer", 980), ("deepest", 990)]
+
+
 def test_one_token_of_a_prompt_is_computed_in_any_case() -> None:
     d = dispatcher(report("a"), holds={"a": (1, 2)})
     assert decide(d, asked(1000, (1, 2))).candidates[0].cached_tokens == 999

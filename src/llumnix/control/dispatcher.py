@@ -12,7 +12,7 @@ comparisons), a decision reads the first few.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -32,6 +32,7 @@ from llumnix.policy.dispatch import (
     DispatchRequest,
     Judged,
     Judgement,
+    longest_prompt_tokens,
     queued_demand_blocks,
 )
 from llumnix.policy.priority import headroom_blocks
@@ -41,6 +42,9 @@ from llumnix.policy.virtual_usage import room_blocks
 from llumnix.types import InstanceId, InstanceState, RequestId, Role, is_high
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
+
+_RUNNING = InstanceState.RUNNING
+"""By itself: reading a member of an enum costs a call on Python 3.11."""
 
 
 class Dispatch(msgspec.Struct, frozen=True, gc=False):
@@ -66,12 +70,13 @@ class Dispatcher:
         self._entries: dict[InstanceId, KnownInstance] = {}
         self._removed = GoneIds()
         self._turn = 0
-        by_priority = policy.dispatch.by_priority and self._target_tokens is not None
+        self._by_priority = policy.dispatch.by_priority and self._target_tokens is not None
         self._prefixes = PrefixIndex()
         self._looks_at_prefixes = policy.looks_at_prefixes(config)
         self.prefix_chunk_tokens = 0
         """As the instances tell of their prefixes; 0 if they do not, or nobody asks."""
-        self._orders: list[list[RankKey]] = [[], []] if by_priority else [[]]
+        self._orders: list[list[RankKey]] = [[]]
+        """For normal requests and, once one came, for high ones if the policy tells them apart."""
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
 
     def on_report(self, snapshot: InstanceSnapshot) -> None:
@@ -117,9 +122,9 @@ class Dispatcher:
         reason = self.weigh(request, avoid)
         if reason is None:
             return None
-        cached = reason.candidates[0].cached_tokens
-        self._book(self._entries[reason.chosen], request, is_high(request.priority), cached)
-        return Dispatch(request.id, reason.chosen, reason)
+        best = reason.candidates[0]
+        self._book(self._entries[best.instance], request, is_high(request.priority), best.cached_tokens)
+        return Dispatch(request.id, best.instance, reason)
 
     def would_go_to(self, request: DispatchRequest) -> InstanceSnapshot | None:
         """The instance that would be chosen, with what is on its way there. None: none could be."""
@@ -136,9 +141,9 @@ class Dispatcher:
         return self._choose(request, high, avoid)
 
     def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
-        by_rank = len(self._orders) > 1 and high
+        by_rank = self._by_priority and high
         rule = (self._rule.fallback or self._rule) if by_rank else self._rule
-        order = self._orders[by_rank]
+        order = self._order_for_high() if by_rank else self._orders[0]
         judge = None if by_rank else rule.judge
         holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
         keys, candidates = weighed(order, self._entries, request, avoid, holders, rule)
@@ -151,15 +156,14 @@ class Dispatcher:
         else:
             judged = judge(request, candidates)
         places = sorted(range(len(keys)), key=[each.cost for each in judged].__getitem__)
-        chosen = next((place for place in places if candidates[place].has_room), places[0])
-        passed_over = places.index(chosen)
-        if judge is not None and rule.fallback is not None and not candidates[chosen].has_room:
+        roomy = _first_with_room(places, candidates)
+        if judge is not None and rule.fallback is not None and roomy is None:
             rule = rule.fallback
             ranks = [rule.rank(each.instance, high, 0, self._target_tokens) for each in candidates]
             judged = [Judgement(place, rule.number(rank)) for place, rank in enumerate(ranks)]
             places.sort(key=ranks.__getitem__)
-            chosen = places[0]
-        places.remove(chosen)
+        passed_over = roomy or 0
+        chosen = places.pop(passed_over)
         shown = [_shown(candidates[place], judged[place]) for place in (chosen, *places[: MOST_SHOWN - 1])]
         return DispatchReason(
             rule.measure,
@@ -245,14 +249,28 @@ class Dispatcher:
             view = replace(view, step_cost=self._step_cost)
         entry.view = view
         entry.most_tokens = (view.total_blocks - view.watermark_blocks) * view.block_tokens
-        entry.room_blocks = room_blocks(view) - headroom_blocks(view, self._target_tokens)
-        if view.state is not InstanceState.RUNNING:
+        room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
+        entry.room_tokens = longest_prompt_tokens(room, view.block_tokens, view.state_blocks)
+        if view.state is not _RUNNING:
             self._place(entry, [None, None])
-            return
-        rank, turn, target = self._rule.rank, entry.last_turn, self._target_tokens
-        self._place(entry, [(*rank(view, high > 0, turn, target), view.id) for high in range(len(self._orders))])
+        else:
+            for_high = self._key(entry, high=True) if len(self._orders) > 1 else None
+            self._place(entry, [self._key(entry, high=False), for_high])
 
-    def _place(self, entry: KnownInstance, keys: list[RankKey] | list[None]) -> None:
+    def _key(self, entry: KnownInstance, high: bool) -> RankKey:
+        """By its view, for a request of this class."""
+        return *self._rule.rank(entry.view, high, entry.last_turn, self._target_tokens), entry.view.id
+
+    def _order_for_high(self) -> list[RankKey]:
+        """Kept from the first high request on: until then a report or a dispatch ranks its instance once, not twice."""
+        if len(self._orders) == 1:
+            self._orders.append([])
+            for entry in self._entries.values():
+                if entry.keys[0] is not None:
+                    self._place(entry, [entry.keys[0], self._key(entry, high=True)])
+        return self._orders[1]
+
+    def _place(self, entry: KnownInstance, keys: list[RankKey | None]) -> None:
         for order, old, new in zip(self._orders, entry.keys, keys, strict=False):
             if old == new:
                 continue
@@ -260,7 +278,15 @@ class Dispatcher:
                 del order[bisect_left(order, old)]
             if new is not None:
                 insort(order, new)
-        entry.keys = [*keys]
+        entry.keys = keys
+
+
+def _first_with_room(places: Sequence[int], candidates: Sequence[Candidate]) -> int | None:
+    """How many stand before it; None: none has."""
+    for number, place in enumerate(places):
+        if candidates[place].has_room:
+            return number
+    return None
 
 
 def _shown(one: Candidate, judged: Judgement) -> Judged:

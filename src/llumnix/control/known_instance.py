@@ -36,7 +36,7 @@ class KnownInstance:
         "last_turn",
         "most_tokens",
         "reported",
-        "room_blocks",
+        "room_tokens",
         "under_way",
         "under_way_blocks",
         "under_way_high",
@@ -50,9 +50,9 @@ class KnownInstance:
         """`reported` with the dispatches under way counted as waiting."""
         self.most_tokens = 0
         """Of the longest request that it could ever hold."""
-        self.room_blocks = 0
-        """By `view`, that a normal request can have there at once: behind whoever waits and whatever is on its way, and
-        without the headroom."""
+        self.room_tokens = 0
+        """Of the longest prompt of normal priority that has room there at once, by `view`: behind whoever waits and
+        whatever is on its way, and without the headroom."""
         self.dispatched = dispatched
         """All dispatches of this front end to it, counted as its reports count them."""
         self.under_way: deque[Sent] = deque()

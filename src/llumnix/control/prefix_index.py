@@ -60,9 +60,12 @@ class PrefixIndex:
         if not ids:
             return
         holder, bits = self._holder(instance), self._bits
+        sent, bit = holder.sent, holder.bit
         for chunk in ids:
-            holder.sent[chunk] = holder.sent.get(chunk, 0) + 1
-            bits[chunk] = bits.get(chunk, 0) | holder.bit
+            sent[chunk] = sent.get(chunk, 0) + 1
+            known = bits.get(chunk, 0)
+            if not known & bit:
+                bits[chunk] = known | bit
 
     def counted(self, instance: InstanceId, ids: Sequence[ChunkId]) -> None:
         """What is known of it the instance says from now on."""
@@ -79,14 +82,15 @@ class PrefixIndex:
     def depths(self, ids: Sequence[ChunkId]) -> dict[InstanceId, int]:
         """Of the instances that hold the first chunk: how many of the first ones each holds, the fewest first."""
         depths: dict[InstanceId, int] = {}
-        left = -1
+        bits, left = self._bits, -1
         for depth, chunk in enumerate(ids):
-            still = left & self._bits.get(chunk, 0)
-            if depth and still != left:
-                self._end(left & ~still, depth, depths)
-            left = still
-            if not left:
-                return depths
+            still = left & bits.get(chunk, 0)
+            if still != left:
+                if depth:
+                    self._end(left ^ still, depth, depths)
+                left = still
+                if not left:
+                    return depths
         if ids:
             self._end(left, len(ids), depths)
         return depths
@@ -111,12 +115,13 @@ class PrefixIndex:
         return holder
 
     def _end(self, bits: int, depth: int, depths: dict[InstanceId, int]) -> None:
+        names = self._by_place
         while bits:
-            last = bits & -bits
-            instance = self._by_place[last.bit_length() - 1]
+            place = bits.bit_length() - 1
+            bits ^= 1 << place
+            instance = names[place]
             assert instance is not None
             depths[instance] = depth
-            bits ^= last
 
     def _forget(self, holder: _Holder, ids: set[ChunkId]) -> None:
         holder.held.difference_update(ids)

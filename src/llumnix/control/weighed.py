@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llumnix.control.known_instance import KnownInstance, RankKey
-from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule, queued_demand_blocks
+from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule
 from llumnix.policy.prefix import cached_tokens
 from llumnix.types import InstanceId, is_high
 
@@ -21,50 +21,44 @@ def weighed(
     entries: Mapping[InstanceId, KnownInstance],
     request: DispatchRequest,
     avoid: frozenset[InstanceId],
-    holders: Mapping[InstanceId, int],
+    holders: dict[InstanceId, int],
     rule: DispatchRule,
 ) -> tuple[list[RankKey], list[Candidate]]:
     """By rank: the first of `order`, up to one that has room if room counts, and the deepest of `holders`."""
-    keys: list[RankKey] = []
-    candidates: list[Candidate] = []
     tokens, room_first = request.prompt_tokens, rule.room_first and not is_high(request.priority)
-
-    def look(key: RankKey) -> bool:
-        name = key[2]
-        entry = entries[name]
-        if name in avoid or tokens > entry.most_tokens:
-            return False
-        view = entry.view
-        demand_blocks = queued_demand_blocks(tokens, view.block_tokens, view.state_blocks)
-        has_room = not room_first or demand_blocks <= entry.room_blocks
-        depth = holders.get(name)
-        cached = cached_tokens(depth, view.prefix_chunk_tokens, tokens) if depth else 0
-        keys.append(key)
-        candidates.append(Candidate(view, has_room, cached))
-        return has_room
-
-    is_roomy = False
+    keys: list[RankKey] = []
+    enough = ROOM_TRIES if room_first else rule.first_by_rank
     for key in order:
-        if len(keys) >= (rule.first_by_rank if is_roomy or not room_first else ROOM_TRIES):
+        if len(keys) >= enough:
             break
-        is_roomy |= look(key)
+        entry = entries[key[2]]
+        if tokens <= entry.most_tokens and key[2] not in avoid:
+            keys.append(key)
+            if tokens <= entry.room_tokens:
+                enough = rule.first_by_rank
     if holders:
         for key in _deepest(holders, entries, {key[2] for key in keys}):
-            look(key)
-        by_rank = sorted(range(len(keys)), key=keys.__getitem__)
-        return [keys[place] for place in by_rank], [candidates[place] for place in by_rank]
+            if tokens <= entries[key[2]].most_tokens and key[2] not in avoid:
+                keys.append(key)
+        keys.sort()
+    candidates: list[Candidate] = []
+    for key in keys:
+        entry, depth = entries[key[2]], holders.get(key[2])
+        cached = cached_tokens(depth, entry.view.prefix_chunk_tokens, tokens) if depth else 0
+        candidates.append(Candidate(entry.view, not room_first or tokens <= entry.room_tokens, cached))
     return keys, candidates
 
 
 def _deepest(
-    holders: Mapping[InstanceId, int], entries: Mapping[InstanceId, KnownInstance], seen: set[InstanceId]
+    holders: dict[InstanceId, int], entries: Mapping[InstanceId, KnownInstance], seen: set[InstanceId]
 ) -> list[RankKey]:
     """The few others that hold most; of those that hold as much the first by rank."""
     known: list[tuple[int, RankKey]] = []
-    for name in reversed([*holders]):
-        if len(known) >= MOST_HOLDERS and holders[name] < -known[-1][0]:
+    for name in reversed(holders):
+        depth = holders[name]
+        if len(known) >= MOST_HOLDERS and depth < -known[-1][0]:
             break
         entry = None if name in seen else entries.get(name)
         if entry is not None and (key := entry.keys[0]) is not None:
-            known.append((-holders[name], key))
+            known.append((-depth, key))
     return [key for _, key in sorted(known)[:MOST_HOLDERS]]

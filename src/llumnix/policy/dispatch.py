@@ -153,6 +153,11 @@ def queued_demand_blocks(prompt_tokens: int, block_tokens: int, state_blocks: in
     return max(1, -(-prompt_tokens // block_tokens)) + state_blocks
 
 
+def longest_prompt_tokens(blocks: int, block_tokens: int, state_blocks: int = 0) -> int:
+    """The other way round: of the longest prompt that asks for no more than so many blocks; below 0 if none does."""
+    return (blocks - state_blocks) * block_tokens if blocks > state_blocks else -1
+
+
 def _by_freeness(
     instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
 ) -> DispatchRank:

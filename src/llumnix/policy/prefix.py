@@ -43,4 +43,5 @@ def chunk_ids(
 
 def cached_tokens(chunks: int, chunk_tokens: int, prompt_tokens: int) -> int:
     """Of a prompt, that need no computing where so many of its first chunks are cached: its last one always does."""
-    return max(0, min(chunks * chunk_tokens, prompt_tokens - 1))
+    cached = chunks * chunk_tokens
+    return cached if cached < prompt_tokens else max(0, prompt_tokens - 1)

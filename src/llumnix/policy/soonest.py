@@ -56,13 +56,15 @@ def _by_time(
 
 
 def _judge(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
-    most_cached = max(each.cached_tokens for each in candidates)
-    return [_judged(each.instance, request.prompt_tokens, each.cached_tokens, most_cached) for each in candidates]
+    tokens = request.prompt_tokens
+    most_cached = max([each.cached_tokens for each in candidates])  # a generator takes twice as long for a dozen
+    return [_judged(each.instance, tokens, each.cached_tokens, most_cached) for each in candidates]
 
 
 def _judged(instance: InstanceSnapshot, tokens: int, cached_tokens: int, most_cached_tokens: int) -> Judgement:
     cost = instance.step_cost
-    first_s = first_token_s(instance, tokens - cached_tokens)
+    to_compute_tokens = tokens - cached_tokens
+    first_s = first_token_s(instance, to_compute_tokens)
     next_s = token_s(instance, more=1, tokens=tokens)
     assert cost is not None, "this rule is in force only while the costs of all are known"
     assert first_s is not None
@@ -71,7 +73,7 @@ def _judged(instance: InstanceSnapshot, tokens: int, cached_tokens: int, most_ca
     if instance.role is not _MIXED:
         for_tokens = not takes_prompts(instance)
         return Judgement((first_s + again_s) // ALIKE_S + LAST * for_tokens, first_s, for_tokens)
-    others_s = (tokens - cached_tokens) * cost.prefill_token_us / 1e6 * instance.running * instance.slowdown
+    others_s = to_compute_tokens * cost.prefill_token_us / 1e6 * instance.running * instance.slowdown
     total_s = first_s + again_s + NEXT_TOKENS * next_s + SHARE_OF_OTHERS * others_s
     return Judgement(total_s // ALIKE_S, first_s)
 

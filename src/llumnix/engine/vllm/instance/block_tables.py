@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
-from vllm.v1.core.single_type_kv_cache_manager import CrossAttentionManager
 from vllm.v1.kv_cache_interface import is_full_attention_spec
 
 from llumnix.engine.vllm.instance.state_blocks import StateBlocks, is_state
@@ -59,8 +58,7 @@ class BlockTables:
     Groups whose blocks hold a state instead of tokens (`states`) are not in any range.
 
     Relies on `coordinator.single_type_managers` (vllm/v1/core/kv_cache_coordinator.py), whose block sizes count the
-    tokens of all workers that a block is spread over, and whose `max_admission_blocks_per_request` is what admission
-    asks for at most, None where nothing is left behind.
+    tokens of all workers that a block is spread over.
     """
 
     def __init__(self, manager: KVCacheManager, whole_block_tokens: int) -> None:
@@ -72,48 +70,12 @@ class BlockTables:
         self.states = StateBlocks([each for each in self._managers if is_state(each)], manager.block_pool)
         sizes = [self._managers[group].block_size for group in self._groups]
         self._sizes = tuple(zip(self._groups, sizes, strict=True))
-        self._growing = tuple(
-            each for each in self._sizes if not isinstance(self._managers[each[0]], CrossAttentionManager)
-        )
         full = [each.block_size for each in self._managers if is_full_attention_spec(each.kv_cache_spec)]
         self.block_tokens = min(full or sizes or [manager.max_model_len if self.states else whole_block_tokens])
         self.state_blocks = len(self.states) + self.states.for_drafts - (1 if self.states and not sizes else 0)
         """Blocks that a request holds beyond those of its tokens, however long it is."""
         self._all_share = all(each.kv_cache_spec.prefix_cacheable for each in self._managers)
         self._zeroes = manager.kv_cache_config.needs_kv_cache_zeroing
-
-    def to_start(self, tokens: int) -> int:
-        """Blocks that are to be free for a request of so many tokens that has none, as vLLM's admission counts them:
-        windows are computed in chunks, and hold more until they are behind them."""
-        if not self._growing:
-            return cdiv(tokens, self.block_tokens) + self.state_blocks
-        at_most = [(size, self._managers[group].max_admission_blocks_per_request) for group, size in self._growing]
-        return sum(min(cdiv(tokens, size), most or tokens) for size, most in at_most) + self.state_blocks
-
-    def to_hold(self, tokens: int) -> int:
-        """Blocks that one of so many tokens holds between two steps."""
-        if not self._growing:
-            return cdiv(tokens, self.block_tokens) + self.state_blocks
-        held = [cdiv(tokens, size) - self._passed(group, tokens) // size for group, size in self._growing]
-        return sum(held) + self.state_blocks
-
-    def to_come(self, request_id: str, tokens: int) -> int:
-        """Blocks that it takes beyond those that it has, until it has so many tokens. Where a window moves on, as many
-        become free."""
-        more = 0
-        for group, size in self._growing:
-            table = self._managers[group].req_to_blocks.get(request_id, ())
-            if not (table and table[0].is_null):
-                more += max(0, cdiv(tokens, size) - len(table))
-        return more
-
-    def freed_by(self, request_id: str) -> int:
-        """Blocks that become free when it ends: those that nobody shares."""
-        return sum(block.ref_cnt == 1 for block in self.held(request_id))
-
-    def _passed(self, group: int, tokens: int) -> int:
-        """Tokens that a window has left behind."""
-        return self._managers[group].get_num_skipped_tokens(max(0, tokens - 1))
 
     def held(self, request_id: str) -> Iterator[KVCacheBlock]:
         for table in self._manager.get_blocks(request_id).blocks:

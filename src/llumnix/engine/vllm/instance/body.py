@@ -99,9 +99,11 @@ class VllmBody:
         """A request has just left so that none is preempted. Had its blocks stayed taken, would one have been?"""
         scheduler = self._scheduler
         free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        if short_blocks(growth_blocks(scheduler.running, scheduler.tables, self._relief_steps), free - blocks):
+        tokens = (blocks - scheduler.tables.state_blocks) * scheduler.block_tokens
+        growth = growth_blocks(scheduler.running, scheduler.counts, self._relief_steps)
+        if short_blocks(growth, free - scheduler.counts.to_hold(tokens)):
             self.preemptions_avoided += 1
-            self.recompute_tokens_saved += (blocks - scheduler.tables.state_blocks) * scheduler.block_tokens
+            self.recompute_tokens_saved += tokens
 
     def wake_at(self, command: commands.WakeAt) -> None:
         self._engine.wake_at(command.at)

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from vllm.v1.request import Request
 
-from llumnix.engine.vllm.instance.block_tables import BlockTables
+from llumnix.engine.vllm.instance.block_counts import BlockCounts
 
 
-def growth_blocks(running: Iterable[Request], tables: BlockTables, steps: int) -> int:
+def growth_blocks(running: Iterable[Request], counts: BlockCounts, steps: int) -> int:
     """Blocks that the batch will take within so many steps: for prompts that are not computed yet, and for one token
     per request and step, as far as each may still go. While a step is being planned, what those that run take in it is
     theirs already."""
-    return sum(tables.to_come(request.request_id, _tokens_after(request, steps)) for request in running)
+    return sum(counts.to_come(request.request_id, _tokens_after(request, steps)) for request in running)
 
 
 def _tokens_after(request: Request, steps: int) -> int:

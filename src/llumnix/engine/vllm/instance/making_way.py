@@ -13,7 +13,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from llumnix.control.changes_of_turn import ChangesOfTurn, Runner, may_pass
-from llumnix.engine.vllm.instance.block_tables import BlockTables
+from llumnix.engine.vllm.instance.block_counts import BlockCounts
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.growth import growth_blocks
 from llumnix.engine.vllm.instance.needs import blocks_to_start, has_adapter_slot
@@ -37,14 +37,14 @@ class WhoMakesWay:
         scheduler: Scheduler,
         waiting: CountedQueue,
         turns: TurnQueue,
-        tables: BlockTables,
+        counts: BlockCounts,
         cost: Callable[[], StepCost | None],
     ) -> None:
-        """`waiting` and `tables` are the scheduler's. `cost`: of its steps, once that is known."""
+        """`waiting` and `counts` are the scheduler's. `cost`: of its steps, once that is known."""
         self._scheduler = scheduler
         self._waiting = waiting
         self._turns = turns
-        self._tables = tables
+        self._counts = counts
         self._cost = cost
         self._changes = ChangesOfTurn()
 
@@ -68,7 +68,7 @@ class WhoMakesWay:
             if not self._turns.small_first:
                 return 0
             if growth is None:
-                growth = growth_blocks(self._scheduler.running, self._tables, GROWTH_STEPS)
+                growth = growth_blocks(self._scheduler.running, self._counts, GROWTH_STEPS)
             return 0 if first is self._turns.called or is_high(first.priority) else growth
 
         return spared_blocks
@@ -96,7 +96,7 @@ class WhoMakesWay:
         if longest is None or turns.called is not None:
             return
         now_s, (since_s, stopped) = monotonic(), longest
-        others_blocks = self._waiting.blocks - self._tables.to_start(stopped.num_tokens)
+        others_blocks = self._waiting.blocks - self._counts.to_start(stopped.num_tokens)
         if not may_pass(others_blocks, scheduler.kv_cache_manager.block_pool.num_gpu_blocks):
             return
         if turns.peek_request().priority < stopped.priority or self._is_blocked(stopped):
@@ -123,21 +123,21 @@ class WhoMakesWay:
     def _is_blocked(self, request: Request) -> bool:
         """It waits for something else than memory, or a place in the batch."""
         scheduler = self._scheduler
-        if scheduler._is_blocked_waiting_status(request.status) or request.num_stale_output_tokens > 0:
-            return True
-        return not has_adapter_slot(scheduler, request)
+        stale = request.num_stale_output_tokens > 0 and not request.drop_stale_output
+        blocked = stale or scheduler._is_blocked_waiting_status(request.status)
+        return blocked or not has_adapter_slot(scheduler, request)
 
     def _missing_blocks(self, request: Request, has_slot: bool) -> int:
         """That a request from the queue lacks to start in the next step, in which those that run come first; at least
         one where the batch has no place for it."""
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         needed = blocks_to_start(scheduler, request) + manager.watermark_blocks
-        needed += growth_blocks(scheduler.running, self._tables, steps=1)
+        needed += growth_blocks(scheduler.running, self._counts, steps=1)
         missing = needed - manager.block_pool.get_num_free_blocks()
         return missing if has_slot else max(missing, 1)
 
     def _freed_by(self, request: Request) -> int:
-        return self._tables.freed_by(request.request_id)
+        return self._counts.freed_by(request.request_id)
 
     def _runner(self, request: Request, now_s: float) -> Runner:
         ran_s = now_s - passport_of(request).began_s

@@ -20,12 +20,13 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.config import PolicyConfig
+from llumnix.engine.vllm.instance.block_counts import BlockCounts
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import WhoMakesWay
 from llumnix.engine.vllm.instance.prefixes import Prefixes
-from llumnix.engine.vllm.instance.state import expected_hit_tokens, waits_again
+from llumnix.engine.vllm.instance.state import expected_hit_tokens, waits_again, waits_on
 from llumnix.engine.vllm.instance.step_limits import StepLimits
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight
@@ -53,8 +54,9 @@ class MigrationSupport(_Base):
         self.tables = BlockTables(self.kv_cache_manager, self.block_size)
         self.block_tokens = self.tables.block_tokens
         """Of a block in all that is said here; vLLM's `block_size` may be as long as the window."""
-        self.turns = TurnQueue(self.tables.to_start, self.kv_cache_manager.block_pool.num_gpu_blocks)
-        self.waiting = CountedQueue(in_turn(self.waiting, self.turns), self.tables.to_start, expected_hit_tokens)
+        self.counts = BlockCounts(self.kv_cache_manager, self.block_tokens, self.tables.state_blocks)
+        self.turns = TurnQueue(self.counts.to_start, self.kv_cache_manager.block_pool.num_gpu_blocks)
+        self.waiting = CountedQueue(in_turn(self.waiting, self.turns), self.counts.to_start, expected_hit_tokens)
         self.slots_for_arrivals = 0
         """Batch slots kept free for requests that are on their way in."""
         self._lent: set[str] = set()  # taken out of the batch, and may come back into it
@@ -65,7 +67,7 @@ class MigrationSupport(_Base):
         self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts, self._take_out)
         self.watch = StepWatch()
         self.limits = StepLimits(self, lambda: self.watch.cost)
-        self.way = WhoMakesWay(self, self.waiting, self.turns, self.tables, lambda: self.watch.cost)
+        self.way = WhoMakesWay(self, self.waiting, self.turns, self.counts, lambda: self.watch.cost)
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
@@ -80,8 +82,9 @@ class MigrationSupport(_Base):
     def obey(self, config: PolicyConfig) -> None:
         """From the next step on."""
         policy = find_policy(config.policy)
-        self.makes_way = config.displace and self.policy == SchedulingPolicy.PRIORITY and policy.priorities
-        self.turns.small_first = policy.small_first
+        by_priority = self.policy == SchedulingPolicy.PRIORITY
+        self.makes_way = config.displace and by_priority and policy.priorities
+        self.turns.small_first = by_priority and policy.small_first
 
     # -- while a request decodes at the source
 
@@ -191,6 +194,8 @@ class MigrationSupport(_Base):
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
         sliding window has passed are given back first: they were not copied and must never enter the prefix cache."""
         manager = self.kv_cache_manager
+        if not computed_tokens:
+            waits_on(request)
         self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
@@ -260,7 +265,7 @@ class MigrationSupport(_Base):
         return transfer_params
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        waits_again(request)
+        waits_again(request, drop_stale_output)
         super()._preempt_request(request, timestamp, drop_stale_output)
         self.thrown_away.preempted(request, drop_stale_output)
         self.preemptions += 1

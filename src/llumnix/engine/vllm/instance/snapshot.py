@@ -61,7 +61,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         running=len(scheduler.running),
         waiting=len(queue) + len(scheduler.kv_holding_waiting),
         preempted=queue.preempted,
-        head_of_line_blocks=scheduler.tables.to_start(queue.peek_request().num_tokens) if queue else 0,
+        head_of_line_blocks=scheduler.counts.to_start(queue.peek_request().num_tokens) if queue else 0,
         spared_blocks=scheduler.way.sparing()(queue.peek_request()) if queue else 0,
         queued_blocks=queue.blocks,
         prefill_tokens=queue.tokens + ahead.prefill_tokens,
@@ -96,7 +96,7 @@ def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
 
 
 def _short_blocks(scheduler: MigrationSupport, free_blocks: int, steps: int) -> int:
-    return short_blocks(growth_blocks(scheduler.running, scheduler.tables, steps), free_blocks) if steps else 0
+    return short_blocks(growth_blocks(scheduler.running, scheduler.counts, steps), free_blocks) if steps else 0
 
 
 def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
@@ -109,7 +109,7 @@ def _smallest_running_blocks(scheduler: MigrationSupport) -> int:
             and not _why_pinned(scheduler, request)
         ):
             smallest = tokens
-    return 0 if smallest is None else scheduler.tables.to_hold(smallest)
+    return 0 if smallest is None else scheduler.counts.to_hold(smallest)
 
 
 def _why_pinned(scheduler: MigrationSupport, request: Request) -> str:
@@ -143,13 +143,13 @@ def request_snapshots(
 
 def _held_blocks(scheduler: MigrationSupport, request: Request, exact: bool) -> float:
     if not exact:
-        return scheduler.tables.to_hold(request.num_computed_tokens)
+        return scheduler.counts.to_hold(request.num_computed_tokens)
     return sum(1 / block.ref_cnt for block in scheduler.tables.held(request.request_id))
 
 
 def _needed_blocks(scheduler: MigrationSupport, request: Request) -> int:
-    tables = scheduler.tables
-    return (tables.to_start if scheduler.is_queued(request) else tables.to_hold)(request.num_tokens)
+    counts = scheduler.counts
+    return (counts.to_start if scheduler.is_queued(request) else counts.to_hold)(request.num_tokens)
 
 
 def _candidates(scheduler: MigrationSupport) -> Iterator[Request]:

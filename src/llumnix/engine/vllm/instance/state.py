@@ -31,7 +31,7 @@ class Passport:
     preempted_s: float | None = None
     """When it was preempted last after it had made a token here, by the clock of its `arrival_time`; None: never."""
     preempted_tokens: int = 0
-    """That it had made then."""
+    """That it had made then, or when it came here to wait."""
     robbed_s: float | None = None
     """When it came here from an instance that died, by the same clock; None: it did not."""
     began_s: float = 0.0
@@ -55,12 +55,18 @@ def expected_hit_tokens(request: Request) -> int:
     return passport_of(request).expected_hit_tokens
 
 
-def waits_again(request: Request) -> None:
-    """It is being preempted. Who has no token yet waits since it came, and who has made none since it was preempted the
-    last time, since then. A token of a step in flight counts: it is still delivered."""
-    made, passport = request.num_output_tokens + request.num_output_placeholders, passport_of(request)
+def waits_again(request: Request, drops_in_flight: bool) -> None:
+    """It is being preempted. Who has no token yet waits since it came, and who has made none since it last began to
+    wait, since then. Steps in flight still deliver one, unless that is dropped."""
+    passport = passport_of(request)
+    made = request.num_output_tokens + (request.num_output_placeholders > 0 and not drops_in_flight)
     if made > passport.preempted_tokens:
         passport.preempted_s, passport.preempted_tokens = time(), made
+
+
+def waits_on(request: Request) -> None:
+    """It comes to wait here, from where it stood still already, or from an instance that died."""
+    passport_of(request).preempted_tokens = request.num_output_tokens
 
 
 def makes_tokens(request: Request) -> bool:
