@@ -26,7 +26,7 @@ prometheus: env ## what tries alerts and the Grafana board in tests, in a folder
 serve: env      ## serve a tiny model, or what ARGS says
 	@$(BIN)/llumnix serve $(ARGS)
 
-test: env triton prometheus ## all tests: some 20 minutes on 2 cores; pytest's own words in ARGS
+test: env triton prometheus ## all tests of every day: some 25 minutes on 2 cores; pytest's own words in ARGS
 	@timeout -k 10 1740 $(BIN)/python -m pytest $(ARGS)
 
 test-versions: env  ## the other versions of vLLM, each in build/versions/: some 10 minutes each (VERSIONS="0.31 0.33")
