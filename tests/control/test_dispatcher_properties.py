@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatch, Dispatcher
 from llumnix.policy.catalogue import POLICIES
-from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
+from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import room_blocks
@@ -69,13 +69,13 @@ class DispatcherModel(RuleBasedStateMachine):
     def dispatch(self, tokens: int, high: bool, avoid: frozenset[InstanceId]) -> None:
         self.number += 1
         request = DispatchRequest(RequestId(f"r{self.number}"), tokens, Priority(-1 if high else 0))
-        expected = self.best(queued_demand_blocks(tokens, 16), high, avoid)
+        expected = self.best(-(-tokens // 16), high, avoid)
         dispatch = self.dispatcher.dispatch(request, avoid)
         assert (dispatch.instance if dispatch else None) == expected
         if dispatch is not None:
             assert self.reports[dispatch.instance].state is InstanceState.RUNNING
             assert dispatch.instance not in avoid
-            self.sent[dispatch.instance].append((dispatch, queued_demand_blocks(tokens, 16), tokens, high))
+            self.sent[dispatch.instance].append((dispatch, -(-tokens // 16), tokens, high))
 
     @rule(id=st.sampled_from(IDS))
     def forget_the_latest(self, id: InstanceId) -> None:

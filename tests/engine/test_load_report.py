@@ -9,14 +9,15 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from small_engine import BLOCK_TOKENS, SmallEngine
+from small_engine import BLOCK_TOKENS, FULL, SmallEngine
 from vllm.sampling_params import SamplingParams
+from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.step_fit import FEWEST_STEPS
 from llumnix.engine.vllm.instance.snapshot import instance_snapshot
-from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import step_s
 from llumnix.policy.virtual_usage import room_blocks
@@ -41,6 +42,19 @@ def test_queue_is_told_by_its_sums_and_its_first(engine: SmallEngine) -> None:
     told = report(engine)
     assert (told.running, told.waiting, told.high_waiting, told.preempted) == (1, 2, 1, 0)
     assert (told.head_of_line_blocks, told.queued_blocks) == (5, 11)
+
+
+def test_front_end_counts_a_prompt_as_the_instance_does() -> None:
+    window = SlidingWindowSpec(
+        block_size=BLOCK_TOKENS, num_kv_heads=2, head_size=64, dtype=FULL.dtype, sliding_window=64
+    )
+    for kinds, blocks in (((FULL,), 3), ((FULL, window), 3 + 3)):
+        engine = SmallEngine(kinds=kinds)
+        told = report(engine)
+        assert queued_demand_blocks(40, told) == blocks
+        engine.add("waits", 0, prompt_tokens=40)
+        assert report(engine).queued_blocks == blocks
+        engine.close()
 
 
 def test_what_those_that_run_will_take_is_told_while_somebody_waits_for_it(engine: SmallEngine) -> None:

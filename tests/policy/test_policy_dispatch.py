@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llumnix.policy.catalogue import POLICIES
@@ -73,15 +75,26 @@ def test_round_robin_serves_whoever_waits_longest_and_does_not_flood_a_new_one()
 
 
 def test_demand_is_in_whole_blocks() -> None:
-    assert [queued_demand_blocks(tokens, 16) for tokens in (0, 1, 16, 17)] == [1, 1, 1, 2]
-    assert queued_demand_blocks(17, 16, state_blocks=3) == 5
+    assert [queued_demand_blocks(tokens, load("a")) for tokens in (0, 1, 16, 17)] == [1, 1, 1, 2]
+    assert queued_demand_blocks(17, load("a", state_blocks=3)) == 5
 
 
-@pytest.mark.parametrize("state_blocks", [0, 3])
+def test_demand_is_of_all_kinds_of_blocks_and_a_window_has_no_more_than_it_takes() -> None:
+    windows = load("a", kv_groups=((16, 0), (16, 4), (32, 4)))
+    assert [queued_demand_blocks(tokens, windows) for tokens in (1, 40, 64, 1000)] == [
+        3,
+        3 + 3 + 2,
+        4 + 4 + 2,
+        63 + 4 + 4,
+    ]
+
+
+@pytest.mark.parametrize("kinds", [{}, {"state_blocks": 3}, {"kv_groups": ((16, 0), (16, 2)), "state_blocks": 1}])
 @pytest.mark.parametrize("blocks", range(-1, 6))
-def test_prompt_has_room_in_so_many_blocks_exactly_up_to_the_longest_one(blocks: int, state_blocks: int) -> None:
-    fit = [tokens for tokens in range(100) if queued_demand_blocks(tokens, 16, state_blocks) <= blocks]
-    longest = longest_prompt_tokens(blocks, 16, state_blocks)
+def test_prompt_has_room_in_so_many_blocks_exactly_up_to_the_longest_one(blocks: int, kinds: dict[str, Any]) -> None:
+    instance = load("a", **kinds)
+    fit = [tokens for tokens in range(100) if queued_demand_blocks(tokens, instance) <= blocks]
+    longest = longest_prompt_tokens(blocks, instance)
     assert fit == [tokens for tokens in range(100) if tokens <= longest]
 
 

@@ -231,7 +231,7 @@ class Dispatcher:
 
     def _book(self, entry: KnownInstance, request: DispatchRequest, high: bool, cached: int) -> None:
         reported = entry.reported
-        blocks = queued_demand_blocks(request.prompt_tokens, reported.block_tokens, reported.state_blocks)
+        blocks = queued_demand_blocks(request.prompt_tokens, reported)
         entry.add(Sent(request.id, blocks, request.prompt_tokens - cached, high, request.chunks))
         self._prefixes.sent(reported.id, request.chunks)
         self._turn += 1
@@ -250,7 +250,7 @@ class Dispatcher:
         entry.view = view
         entry.most_tokens = (view.total_blocks - view.watermark_blocks) * view.block_tokens
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
-        entry.room_tokens = longest_prompt_tokens(room, view.block_tokens, view.state_blocks)
+        entry.room_tokens = longest_prompt_tokens(room, view)
         if view.state is not _RUNNING:
             self._place(entry, [None, None])
         else:

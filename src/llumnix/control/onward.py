@@ -51,7 +51,7 @@ class Onward:
         giver = self._dispatcher.view(source)
         if not self._is_known or giver.role is not Role.PREFILL:
             return None
-        blocks = queued_demand_blocks(asked.prompt_tokens, giver.block_tokens, giver.state_blocks)
+        blocks = queued_demand_blocks(asked.prompt_tokens, giver)
         able = (each for each in self._dispatcher.by_rank() if each.role is not Role.PREFILL and each.id not in avoid)
         takers = [self._with_those_to_come(each) for each in islice(able, TAKERS_TRIED)]
         terms = HomeTerms(moves=1, max_incoming=giver.max_running)

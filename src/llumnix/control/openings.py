@@ -56,7 +56,7 @@ class DispatchOpenings:
 def _lets_in(instance: InstanceSnapshot, prompt_tokens: int) -> bool:
     """It has memory for the request. One that needs half of it all is not held for that: what becomes free goes to
     smaller ones, which other front ends send."""
-    prompt_blocks = queued_demand_blocks(prompt_tokens, instance.block_tokens, instance.state_blocks)
+    prompt_blocks = queued_demand_blocks(prompt_tokens, instance)
     growth_tokens = ROOM_STEPS * (instance.running + instance.waiting + 1)
     growth_blocks = -(-growth_tokens // instance.block_tokens)
     return prompt_blocks + growth_blocks <= room_blocks(instance) or 2 * prompt_blocks > instance.total_blocks

@@ -8,6 +8,7 @@ times a second.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -148,14 +149,29 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
         return f"{judged.number:.4g}{self.unit and ' '}{self.unit}{cached}{role}"
 
 
-def queued_demand_blocks(prompt_tokens: int, block_tokens: int, state_blocks: int = 0) -> int:
-    """Blocks that a request will ask for when it leaves the queue."""
-    return max(1, -(-prompt_tokens // block_tokens)) + state_blocks
+def queued_demand_blocks(prompt_tokens: int, instance: InstanceSnapshot) -> int:
+    """Blocks that a request will ask for there when it leaves the queue."""
+    return demand_blocks(prompt_tokens, instance.block_tokens, instance.state_blocks, instance.kv_groups)
 
 
-def longest_prompt_tokens(blocks: int, block_tokens: int, state_blocks: int = 0) -> int:
+def demand_blocks(
+    prompt_tokens: int, block_tokens: int, state_blocks: int, kv_groups: Sequence[tuple[int, int]]
+) -> int:
+    """The same of an instance of which a report would say so."""
+    tokens = max(1, prompt_tokens)
+    if not kv_groups:
+        return -(-tokens // block_tokens) + state_blocks
+    return sum([min(-(-tokens // size), most or tokens) for size, most in kv_groups]) + state_blocks
+
+
+def longest_prompt_tokens(blocks: int, instance: InstanceSnapshot) -> int:
     """The other way round: of the longest prompt that asks for no more than so many blocks; below 0 if none does."""
-    return (blocks - state_blocks) * block_tokens if blocks > state_blocks else -1
+    size = instance.block_tokens
+    if not instance.kv_groups:
+        return (blocks - instance.state_blocks) * size if blocks > instance.state_blocks else -1
+    lengths = range(1, instance.total_blocks + 1)
+    fit = bisect_right(lengths, blocks, key=lambda length: queued_demand_blocks(length * size, instance))
+    return fit * size if fit else -1
 
 
 def _by_freeness(

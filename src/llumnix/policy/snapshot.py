@@ -64,6 +64,9 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     block_tokens: int = 16
     state_blocks: int = 0
     """That each request holds beyond those of its tokens, however long it is."""
+    kv_groups: tuple[tuple[int, int], ...] = ()
+    """Where a request takes blocks of several kinds: the tokens of one of each kind, and how many it takes at most (0:
+    as many as its tokens need). Empty: those of `block_tokens`, and as many as its tokens need."""
     max_running: int = 256
     running: int = 0
     """Requests in the batch. One that is just being handed over is in none: `outgoing` counts it at its source, and

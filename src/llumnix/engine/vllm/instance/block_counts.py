@@ -15,6 +15,7 @@ from vllm.v1.core.single_type_kv_cache_manager import (
 )
 
 from llumnix.engine.vllm.instance.state_blocks import is_state
+from llumnix.policy.dispatch import demand_blocks
 
 
 class BlockCounts:
@@ -30,23 +31,23 @@ class BlockCounts:
         of its tokens."""
         self._managers = manager.coordinator.single_type_managers
         self._growing = tuple(each for each in self._managers if _grows(each))
-        self._rings = tuple(each for each in self._managers if isinstance(each, CircularBufferManager))
         self._block_tokens = block_tokens
-        self._fixed = state_blocks + len(self._rings)
+        self.fixed_blocks = state_blocks + sum(isinstance(each, CircularBufferManager) for each in self._managers)
+        """Of each request, however long it is."""
+        kinds = tuple((each.block_size, each.max_admission_blocks_per_request or 0) for each in self._growing)
+        self.kv_groups = () if kinds == ((block_tokens, 0),) else kinds
+        """As a report tells of them (`policy/snapshot.py`)."""
 
     def to_start(self, tokens: int) -> int:
         """That are to be free for a request of so many tokens that has none, as vLLM's admission counts them: prompts
         are computed in chunks, and more is in memory until a window has moved on."""
-        if not self._growing:
-            return cdiv(tokens, self._block_tokens) + self._fixed
-        most = [(each.block_size, each.max_admission_blocks_per_request) for each in self._growing]
-        return sum(min(cdiv(tokens, size), cap or tokens) for size, cap in most) + self._fixed
+        return demand_blocks(tokens, self._block_tokens, self.fixed_blocks, self.kv_groups)
 
     def to_hold(self, tokens: int) -> int:
         """That one of so many tokens holds between two steps."""
         if not self._growing:
-            return cdiv(tokens, self._block_tokens) + self._fixed
-        return sum(_held(each, tokens) for each in self._growing) + self._fixed
+            return cdiv(tokens, self._block_tokens) + self.fixed_blocks
+        return sum(_held(each, tokens) for each in self._growing) + self.fixed_blocks
 
     def to_come(self, request_id: str, tokens: int) -> int:
         """That it takes beyond those that it has, until it has so many tokens. Where a window moves on, as many become
