@@ -55,9 +55,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         total_blocks=total_blocks,
         watermark_blocks=scheduler.kv_cache_manager.watermark_blocks,
         free_blocks=free_blocks,
-        block_tokens=scheduler.block_tokens,
-        state_blocks=scheduler.counts.fixed_blocks,
-        kv_groups=scheduler.counts.kv_groups,
+        **_kinds(scheduler),
         max_running=scheduler.max_num_active_reqs,
         running=len(scheduler.running),
         waiting=len(queue) + len(scheduler.kv_holding_waiting),
@@ -84,6 +82,19 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         smallest_running_blocks=0 if fixed["pinned"] else _smallest_running_blocks(scheduler),
         **fixed,
     )
+
+
+class _Kinds(TypedDict):
+    """What blocks there are."""
+
+    block_tokens: int
+    state_blocks: int
+    kv_groups: tuple[tuple[int, int], ...]
+
+
+def _kinds(scheduler: MigrationSupport) -> _Kinds:
+    counts = scheduler.counts
+    return _Kinds(block_tokens=scheduler.block_tokens, state_blocks=counts.fixed_blocks, kv_groups=counts.kv_groups)
 
 
 def _blocks(scheduler: MigrationSupport) -> tuple[int, int]:
