@@ -8,45 +8,24 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import torch
+from kv_memory import FULL, SHAPE, STATE, kv_manager
 from vllm.sampling_params import SamplingParams
-from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.kv_cache_interface import (
-    ChunkedLocalAttentionSpec,
-    CircularBufferSpec,
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
-    MambaSpec,
-    SlidingWindowSpec,
-)
+from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, CircularBufferSpec, SlidingWindowSpec
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.instance.block_counts import BlockCounts
 
-WINDOW_TOKENS = 1024
 IN_FLIGHT_TOKENS = 64
-SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 8, "dtype": torch.float32}
-FULL = FullAttentionSpec(**SHAPE)
 SLIDING = SlidingWindowSpec(**SHAPE, sliding_window=128)
 CHUNKED = ChunkedLocalAttentionSpec(**SHAPE, attention_chunk_size=128)
 RING = CircularBufferSpec(**{**SHAPE, "block_size": 8})
-STATE = MambaSpec(block_size=WINDOW_TOKENS, shapes=((8, 8),), dtypes=(torch.float32,))
 
 
 class Memory:
     """Of one request, which is computed in chunks."""
 
     def __init__(self, *specs: Any, state_blocks: int = 0) -> None:
-        groups = [KVCacheGroupSpec([f"layer {n}"], spec) for n, spec in enumerate(specs)]
-        self.manager = KVCacheManager(
-            KVCacheConfig(200, [], groups),
-            max_model_len=WINDOW_TOKENS,
-            max_in_flight_tokens=IN_FLIGHT_TOKENS,
-            scheduler_block_size=WINDOW_TOKENS,
-            hash_block_size=WINDOW_TOKENS,
-            enable_caching=False,
-        )
+        self.manager = kv_manager(*specs, blocks=200, in_flight_tokens=IN_FLIGHT_TOKENS)
         self.counts = BlockCounts(self.manager, 16, state_blocks)
         self.request = Request("r", [1] * 900, SamplingParams(max_tokens=4), None)
 

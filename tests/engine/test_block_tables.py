@@ -9,39 +9,16 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import torch
+from kv_memory import FULL, SHAPE, STATE, WINDOW_TOKENS, kv_manager
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.kv_cache_interface import (
-    FullAttentionSpec,
-    KVCacheConfig,
-    KVCacheGroupSpec,
-    MambaSpec,
-    SlidingWindowMLASpec,
-    SlidingWindowSpec,
-)
+from vllm.v1.kv_cache_interface import SlidingWindowMLASpec, SlidingWindowSpec
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 
-WINDOW_TOKENS = 1024
-SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 8, "dtype": torch.float32}
-FULL = FullAttentionSpec(**SHAPE)
 LONG = replace(FULL, block_size=64)
 SLIDING = SlidingWindowSpec(**SHAPE, sliding_window=256)
-STATE = MambaSpec(block_size=WINDOW_TOKENS, shapes=((8, 8),), dtypes=(torch.float32,))
-
-
-def _manager(*specs: Any, context_parallel: int = 1) -> KVCacheManager:
-    groups = [KVCacheGroupSpec([f"layer {n}"], spec) for n, spec in enumerate(specs)]
-    return KVCacheManager(
-        KVCacheConfig(100, [], groups),
-        max_model_len=WINDOW_TOKENS,
-        scheduler_block_size=WINDOW_TOKENS,
-        hash_block_size=WINDOW_TOKENS,
-        enable_caching=False,
-        dcp_world_size=context_parallel,
-    )
 
 
 def _request(manager: KVCacheManager, tokens: int) -> str:
@@ -55,11 +32,11 @@ def _request(manager: KVCacheManager, tokens: int) -> str:
     [((FULL,), 16), ((SLIDING, LONG), 64), ((FULL, LONG), 16), ((LONG, STATE), 64), ((STATE,), WINDOW_TOKENS)],
 )
 def test_a_block_is_one_of_those_that_grow_with_the_tokens(specs: tuple[Any, ...], unit: int) -> None:
-    assert BlockTables(_manager(*specs), WINDOW_TOKENS).block_tokens == unit
+    assert BlockTables(kv_manager(*specs), WINDOW_TOKENS).block_tokens == unit
 
 
 def test_a_longer_block_belongs_to_each_range_that_has_a_part_of_it() -> None:
-    manager = _manager(FULL, LONG)
+    manager = kv_manager(FULL, LONG)
     tables = BlockTables(manager, WINDOW_TOKENS)
     short, long = manager.get_block_ids(_request(manager, 140))
     assert tables.ids("r", 0, 3) == [*short[:3], long[0]]
@@ -68,7 +45,7 @@ def test_a_longer_block_belongs_to_each_range_that_has_a_part_of_it() -> None:
 
 
 def test_states_are_in_no_range() -> None:
-    manager = _manager(FULL, STATE)
+    manager = kv_manager(FULL, STATE)
     tables = BlockTables(manager, WINDOW_TOKENS)
     tokens, state = manager.get_block_ids(_request(manager, 40))
     assert tables.ids("r", 0, 3) == tokens
@@ -78,7 +55,7 @@ def test_states_are_in_no_range() -> None:
 
 
 def test_block_that_several_workers_share_counts_the_tokens_of_all() -> None:
-    manager = _manager(FULL, context_parallel=2)
+    manager = kv_manager(FULL, context_parallel=2)
     tables = BlockTables(manager, WINDOW_TOKENS)
     (ids,) = manager.get_block_ids(_request(manager, 100))
     assert (tables.block_tokens, len(ids)) == (32, 4)
@@ -90,6 +67,6 @@ def test_prefix_whose_end_would_be_computed_again_is_not_taken_from_others() -> 
     replayed = SlidingWindowMLASpec(**shape, bounded_replay=True)
     kept = SlidingWindowMLASpec(**shape)
     for spec, shared in ((replayed, False), (kept, True)):
-        manager = _manager(FULL, spec)
+        manager = kv_manager(FULL, spec)
         assert BlockTables(manager, WINDOW_TOKENS).may_share(manager.empty_kv_cache_blocks, 32) == shared
-    assert not BlockTables(_manager(FULL, LONG), WINDOW_TOKENS).may_share(manager.empty_kv_cache_blocks, 16), "a part"
+    assert not BlockTables(kv_manager(FULL, LONG), WINDOW_TOKENS).may_share(manager.empty_kv_cache_blocks, 16), "a part"

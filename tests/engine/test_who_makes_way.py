@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 pytest.importorskip("vllm")
 
 from small_engine import BLOCK_TOKENS, FULL, SmallEngine
 from test_load_report import report
+from vllm.config import LoRAConfig
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
@@ -41,7 +40,7 @@ def test_nobody_makes_way_while_nobody_from_the_queue_may_start(engine: SmallEng
 def test_nobody_makes_way_for_one_whose_adapter_has_no_place(
     engine: SmallEngine, adapter: str, preempted: list[str]
 ) -> None:
-    engine.scheduler.lora_config = SimpleNamespace(max_loras=1)  # type: ignore[assignment]
+    engine.scheduler.lora_config = LoRAConfig(max_loras=1)
     adapters = {name: LoRARequest(name, number, "/none") for number, name in enumerate(("theirs", "another"), 1)}
     three_fill_the_memory(engine)
     for request in engine.scheduler.running:
