@@ -35,7 +35,8 @@ from frame.verdict import Figure, at_least, at_most, conclude
 from policy_comparison import workload
 
 from llumnix.config import PolicyConfig
-from llumnix.control.dispatcher import Dispatcher
+from llumnix.control.front_end import FrontEndMachine
+from llumnix.control.front_end_events import Arrived, Reported
 from llumnix.control.held_requests import HeldRequest, QueueName
 from llumnix.control.openings import DispatchOpenings, Opening, Openings
 from llumnix.control.waiting_room import OUTPUT_WEIGHT, Ask, Called, GaveUp, WaitingRoom
@@ -71,16 +72,16 @@ class Sparing(WaitingRoom):
         return None if _spared(held, declined is not None) else declined
 
     @staticmethod
-    def _comes_too_late(at_s: float, cls: ServiceClass, held: HeldRequest, opening: Opening) -> bool:
-        is_late = WaitingRoom._comes_too_late(at_s, cls, held, opening)
+    def _misses_its_target(at_s: float, cls: ServiceClass, held: HeldRequest, opening: Opening) -> bool:
+        is_late = WaitingRoom._misses_its_target(at_s, cls, held, opening)
         return is_late and not _spared(held, is_late)
 
-    def _out_of_patience(self, at_s: float) -> GaveUp | None:
+    def _held_too_long(self, at_s: float) -> GaveUp | None:
         for queue, held in list(self._held.oldest()):
             if _spared(held, at_s >= held.at_s + self._classes[queue.cls].max_hold_s):
                 self._held.take(held.request)
                 self._held.add(queue, msgspec.structs.replace(held, at_s=at_s))
-        return super()._out_of_patience(at_s)
+        return super()._held_too_long(at_s)
 
 
 def _spared(held: HeldRequest, is_declined: bool) -> bool:
@@ -160,14 +161,14 @@ def jain_of_service(rate: float, seed: int, count: int) -> float:
 
 def admission_p99_us(tenants: int = 20, held: int = 1000, instances: int = 64) -> float:
     """What a request costs where many of many tenants wait: its asking and a call, without the sending."""
-    dispatcher = Dispatcher(PolicyConfig())
+    machine = FrontEndMachine(PolicyConfig())
     for number in range(instances):
         load = InstanceSnapshot(id=InstanceId(f"i{number}"), at=0.0, seq=1, total_blocks=2000, free_blocks=1000)
-        dispatcher.on_report(load)
-    openings, room = DispatchOpenings(dispatcher), WaitingRoom(classes_of(tenants, max_held=10**6), 0.0)
+        machine.handle(Reported(0.0, load))
+    openings, room = DispatchOpenings(machine), WaitingRoom(classes_of(tenants, max_held=10**6), 0.0)
     costs_ns = []
     for number in range(5000):
-        ask = Ask(RequestId(f"r{number}"), f"t{number % tenants}", "c", 1000, 200)
+        ask = Ask(Arrived(number * 1e-3, RequestId(f"r{number}"), 1000), f"t{number % tenants}", "c", 200)
         began = time.perf_counter_ns()
         room.ask(number * 1e-3, ask, openings)
         answer = room.call(number * 1e-3, openings) if number >= held else None

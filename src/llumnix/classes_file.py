@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ OTHERS = "others"
 
 MOST_TENANTS = 1000
 
+_LARGEST = 1e300
 _HEADER = "header:"
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -93,7 +93,7 @@ class _Part:
 
     def number(self, least: float = 0.0, above: float | None = None) -> float:
         value = self.value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _LARGEST:
             raise self.wrong(f"must be a number of at least {least:g}, not {value!r}")
         if above is not None and value <= above:
             raise self.wrong(f"must be above {above:g}, not {value!r}")
@@ -115,7 +115,7 @@ class _Part:
         value = self.value
         if not isinstance(value, list) or not value:
             raise self.wrong("must be a list of classes, the first of which is that of requests that name none")
-        if unknown := [name for name in value if name not in allowed]:
+        if unknown := [name for name in value if not isinstance(name, str) or name not in allowed]:
             raise self.wrong(f"names a class that is not there: {unknown[0]}")
         return tuple(dict.fromkeys(value))
 
@@ -166,12 +166,19 @@ def _class(name: str, part: _Part) -> ServiceClass:
         "tpot_s": lambda each: each.number(above=0),
         "share": lambda each: each.number(above=0),
         "priority": lambda each: each.word({"high": HIGH, "normal": NORMAL}),
-        "max_held": _Part.whole,
+        "max_held": _most_held,
         "max_hold_s": _Part.number,
     }
     said: dict[str, Any] = {key: readers[key](each) for key, each in part.parts(tuple(readers)).items()}
     said.setdefault("max_hold_s", said.get("ttft_s", DEFAULT_HOLD_S))
     return ServiceClass(name=name, **said)
+
+
+def _most_held(part: _Part) -> int:
+    most = part.whole()
+    if not most:
+        raise part.wrong("must be at least 1; where no request is to wait for its turn, say max_hold_s: 0")
+    return most
 
 
 def _tenant(name: str, part: _Part, classes: Mapping[str, ServiceClass], by_key: bool) -> TenantTerms:

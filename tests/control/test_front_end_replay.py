@@ -13,7 +13,6 @@ from llumnix.config import PolicyConfig
 from llumnix.control import front_end_events as fe
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.replay import FrontEndBegin, FrontEndEntry, replay_recording
-from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.prefix import chunk_ids
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId
@@ -108,7 +107,7 @@ class Front:
             self.ids += 1
 
     def look(self, at: float) -> None:
-        self.machine.dispatcher.would_go_to(DispatchRequest(RequestId(""), self.rng.randint(1, 9000), NORMAL))
+        self.machine.taker(fe.Arrived(0.0, RequestId(""), self.rng.randint(1, 9000)))
 
 
 @pytest.mark.parametrize("policy", ["llumnix", "cache-aware"])

@@ -58,8 +58,19 @@ def test_what_was_charged_too_much_is_made_good() -> None:
     turns.comes("b", ["a"])
     turns.serve("a", 10.0)
     turns.serve("b", 10.0)
-    turns.serve("b", -5.0)
+    turns.settle("b", -5.0)
     assert turns.next(["a", "b"]) == "b"
+
+
+def test_what_an_old_turn_took_in_the_end_does_not_say_where_newcomers_begin() -> None:
+    turns: Turns[str] = Turns()
+    for name in "ab":
+        turns.comes(name, [])
+    turns.serve("a", 10.0)
+    turns.serve("b", 100.0)
+    turns.settle("a", 5.0)
+    turns.comes("c", [])
+    assert turns.counters["c"] == 100.0
 
 
 def test_counters_of_those_who_are_no_more_are_dropped() -> None:

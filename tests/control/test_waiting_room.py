@@ -269,3 +269,162 @@ def test_other_limits_keep_what_was_used_and_whoever_is_in() -> None:
     people.room.change(after, 0.0)
     assert set(people.room._classes) == {"d"}
     assert set(people.room._accounts) == {"t"}
+
+
+def test_one_tenants_long_queue_leaves_room_for_the_others_of_its_class() -> None:
+    people = People(classes_of(tenant("loud"), tenant("quiet"), classes=(ServiceClass(name="c", max_held=4),)))
+    assert [people.ask(name, "loud") for name in names("l", 4)] == [None] * 4
+    assert people.ask("l4", "loud") is not None
+    assert people.room.at_the_door(0.0, "quiet", "c") is None
+    assert [people.ask(name, "quiet") is None for name in names("q", 3)] == [True, True, False]
+
+
+def test_however_many_tenants_ask_no_more_than_twice_as_many_wait() -> None:
+    crowd = [tenant(f"t{number}") for number in range(50)]
+    people = People(classes_of(*crowd, classes=(ServiceClass(name="c", max_held=10),)))
+    for number in range(50):
+        for name in names(f"{number}-", 10):
+            people.ask(name, f"t{number}")
+    assert people.room.held == 20
+
+
+def test_class_that_never_waits_is_served_at_once_or_told_no() -> None:
+    people = People(classes_of(tenant("t"), classes=(ServiceClass(name="c", max_hold_s=0.0),)))
+    people.ask("a")
+    people.now_s = 0.001
+    assert people.calls(free=1) == ["a"]
+    people.ask("b")
+    assert people.calls() == ["b!"]
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_one_request_can_come_however_few_are_allowed_and_however_many_front_ends_there_are(parts: int) -> None:
+    people = People(classes_of(tenant("t", requests_per_minute=0.5)).shared_by(parts))
+    assert people.ask("a") is None
+    answer = people.ask("b")
+    assert answer is not None
+    assert answer.retry_after_s == pytest.approx(120.0 * parts)
+    assert "may have 0.5 requests a minute" in answer.why
+
+
+def test_a_request_within_the_tenants_limit_that_is_more_than_a_front_ends_part_of_it_leaves_a_debt() -> None:
+    people = People(classes_of(tenant("t", tokens_per_minute=1000.0)).shared_by(4))
+    assert people.ask("a", prompt=600, output=0) is None
+    answer = people.ask("b", prompt=600, output=0)
+    assert answer is not None
+    assert answer.retry_after_s == pytest.approx(600 / 250 * 60)
+    too_large = people.ask("c", prompt=1001, output=0)
+    assert too_large is not None
+    assert too_large.retry_after_s is None
+
+
+def test_at_the_door_a_tenant_in_debt_is_told_when_a_usual_request_could_come() -> None:
+    people = People(classes_of(tenant("t", tokens_per_minute=600.0)))
+    people.ask("a", prompt=300, output=100)
+    people.calls(free=1)
+    people.outputs[RequestId("a")] = 400
+    people.end("a")
+    answer = people.room.at_the_door(0.0, "t", "c")
+    assert answer is not None
+    assert answer.retry_after_s == pytest.approx((100 + 400) / 10)
+
+
+def test_who_waits_for_his_own_limit_is_no_measure_for_those_who_come_new() -> None:
+    """b stood still while a was served for long: c begins where a is, and not where b is."""
+    people = People(classes_of(tenant("a"), tenant("b", concurrent=1), tenant("c")))
+    for name in names("b", 3):
+        people.ask(name, "b")
+    assert people.calls(free=1) == ["b0"]
+    for name in names("a", 20):
+        people.ask(name, "a")
+    people.calls(free=10)
+    for name in names("c", 10):
+        people.ask(name, "c")
+    assert sum(name.startswith("c") for name in people.calls(free=4)) == 2
+
+
+def test_who_was_held_back_by_his_own_limit_has_saved_nothing_up() -> None:
+    people = People(classes_of(tenant("a"), tenant("b", concurrent=1)))
+    for name in names("b", 9):
+        people.ask(name, "b")
+    for name in names("a", 30):
+        people.ask(name, "a")
+    assert people.calls(free=16)[:2] == ["a0", "b0"]
+    people.room.change(classes_of(tenant("a"), tenant("b", concurrent=100)), 0.0)
+    assert sum(name.startswith("b") for name in people.calls(free=4)) == 2
+
+
+def test_other_classes_counters_say_nothing_about_a_class_that_comes_back() -> None:
+    """What the urgent ones had is no measure for the others, who never compete with them."""
+    classes = (URGENT, ServiceClass(name="c"), ServiceClass(name="d"))
+    people = People(classes_of(tenant("t", "urgent", "c", "d"), classes=classes))
+    for name in names("u", 10):
+        people.ask(name, cls="urgent")
+    people.calls(free=10)
+    people.ask("c0", cls="c")
+    people.calls(free=1)
+    for number in range(1, 9):
+        people.ask(f"c{number}", cls="c")
+        people.ask(f"d{number}", cls="d")
+    assert sum(name.startswith("d") for name in people.calls(free=8)) == 4
+
+
+def test_what_went_nowhere_is_as_if_it_had_not_come() -> None:
+    people = People(classes_of(tenant("t", requests_per_minute=2.0, tokens_per_minute=1000.0, concurrent=1)))
+    before = people.room.standings()
+    people.ask("a", output=100)
+    assert people.calls(free=1) == ["a"]
+    people.room.unsent(RequestId("a"))
+    assert [each.remaining for each in people.room.allowances(0.0, "t")] == [2.0, 1000.0]
+    assert [each.work for each in people.room.standings().values()] == [0.0]
+    assert not before
+    assert people.room.account("t").expected_output(10**6) == 256.0
+    people.ask("b")
+    assert people.calls(free=1) == ["b"]
+
+
+def test_whoever_goes_first_is_not_told_of_those_behind_it() -> None:
+    urgent = ServiceClass(name="urgent", priority=HIGH, ttft_s=1.0, max_hold_s=1.0)
+    crowd = [tenant(f"t{number}", "slow") for number in range(10)]
+    people = People(classes_of(tenant("u", "urgent"), *crowd, classes=(urgent, SLOW)), foreseen_s=1.0)
+    for number in range(10):
+        people.ask(f"s{number}", f"t{number}", "slow", prompt=900)
+    assert people.ask("u", "u", "urgent", prompt=900) is None
+
+
+def test_whoever_goes_last_is_told_of_all_those_before_it() -> None:
+    people = People(classes_of(tenant("u", "urgent"), tenant("t", "fast"), classes=(URGENT, FAST)), foreseen_s=1.0)
+    for name in names("u", 5):
+        people.ask(name, "u", "urgent", prompt=500)
+    assert people.ask("f", "t", "fast", prompt=100) is not None
+
+
+def test_of_a_class_with_many_tenants_no_more_is_before_another_than_its_share() -> None:
+    """Four tokens for each of its own are due to the other class, whoever has them."""
+    heavy, light = ServiceClass(name="heavy", share=4.0), ServiceClass(name="light", share=1.0, max_hold_s=1.0)
+    crowd = [tenant(f"t{number}", "heavy") for number in range(10)]
+    people = People(classes_of(tenant("l", "light"), *crowd, classes=(heavy, light)), foreseen_s=1.0)
+    for number in range(10):
+        people.ask(f"h{number}", f"t{number}", "heavy", prompt=900)
+    assert people.ask("l0", "l", "light", prompt=190) is None
+    assert people.ask("l1", "l", "light", prompt=190) is not None
+
+
+def test_those_who_wait_for_their_own_limit_are_before_nobody() -> None:
+    people = People(
+        classes_of(tenant("b", "slow", concurrent=1), tenant("t", "fast"), classes=(SLOW, FAST)), foreseen_s=1.0
+    )
+    for name in names("b", 9):
+        people.ask(name, "b", "slow", prompt=900)
+    assert people.calls(free=1) == ["b0"]
+    assert people.ask("f", "t", "fast", prompt=400) is None
+
+
+def test_only_what_more_instances_could_serve_is_a_reason_for_more() -> None:
+    people = People(classes_of(tenant("b", concurrent=3), tenant("t")))
+    for name in names("b", 9):
+        people.ask(name, "b", prompt=200)
+    assert people.calls(free=1) == ["b0"]
+    people.ask("t0", "t")
+    assert (people.room.held, people.room.held_tokens) == (9, 1700)
+    assert people.room.demand == (3, 500)

@@ -83,6 +83,6 @@ def test_work_of_two_tenants_who_always_wait_differs_by_no_more_than_two_request
         (called,) = people.calls(free=1)
         who = int(called.partition("-")[0])
         ask = people.asked[RequestId(called)]
-        served[who] += ask.prompt_tokens + 2 * ask.most_output_tokens
+        served[who] += ask.asked.prompt_tokens + 2 * ask.most_output_tokens
         people.end(called)
         assert max(served) - min(served) <= 2 * largest

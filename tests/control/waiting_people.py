@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from llumnix.control.front_end_events import Arrived
 from llumnix.control.openings import Opening
 from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.policy.classes import Classes, Declined
-from llumnix.types import Priority, RequestId
+from llumnix.types import RequestId
 
 
 @dataclass
@@ -25,16 +26,16 @@ class People:
     def __post_init__(self) -> None:
         self.room = WaitingRoom(self.classes, self.now_s)
 
-    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
-        foreseen_s = None if self.foreseen_s is None else self.foreseen_s * (prompt_tokens + ahead_tokens) / 1000
+    def look(self, asked: Arrived, ahead_tokens: float) -> Opening:
+        foreseen_s = None if self.foreseen_s is None else self.foreseen_s * (asked.prompt_tokens + ahead_tokens) / 1000
         return Opening(self.free > 0, foreseen_s)
 
     def ask(self, name: str, who: str = "t", cls: str = "c", prompt: int = 100, output: int = 100) -> Declined | None:
         """`output`: the most that it may make, and what it makes."""
-        ask = Ask(RequestId(name), who, cls, prompt, output)
+        ask = Ask(Arrived(self.now_s, RequestId(name), prompt), who, cls, output)
         answer = self.room.ask(self.now_s, ask, self)
         if answer is None:
-            self.outputs[ask.request], self.asked[ask.request] = output, ask
+            self.outputs[RequestId(name)], self.asked[RequestId(name)] = output, ask
         return answer
 
     def calls(self, free: int = 0) -> list[str]:

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 from engine_requests import engine_request
 from prometheus_client import REGISTRY
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
@@ -142,12 +142,43 @@ async def test_request_that_is_aborted_while_it_is_held_is_never_sent(client: Ad
     assert client.desk.held == 0
 
 
-async def test_request_that_no_instance_can_take_is_told_so_at_once_and_has_no_place_any_more(
+async def test_request_that_no_instance_can_ever_have_is_told_so_at_once_and_is_charged_nothing(
     client: AdmittingClient,
 ) -> None:
+    report(client, 1)
     with pytest.raises(GracefulHTTPError, match="No instance can take the request now"):
-        await client.add_request_async(engine_request("a"))
+        await client.add_request_async(engine_request("a", data_parallel_rank=7))
     assert running(client) == 0
+    (tokens,) = client.desk._room.allowances(0.0, "others")
+    assert tokens.remaining == 1000.0
+
+
+async def test_request_that_cannot_be_written_down_is_charged_nothing(client: AdmittingClient) -> None:
+    report(client, 1)
+    with pytest.raises(VLLMValidationError):
+        await client.add_request_async(engine_request("a", arrival_time=2**70))
+    assert running(client) == 0
+    (tokens,) = client.desk._room.allowances(0.0, "others")
+    assert tokens.remaining == 1000.0
+
+
+async def test_while_the_only_instance_is_lost_requests_wait_for_the_next(client: AdmittingClient) -> None:
+    asked = asyncio.create_task(client.add_request_async(engine_request("a")))
+    await turn()
+    assert client.desk.held == 1
+    report(client, 1)
+    await asked
+    assert set(client.streams.sessions) == {"a"}
+
+
+async def test_beam_search_is_refused_and_not_charged_for_each_token_of_each_beam(client: AdmittingClient) -> None:
+    report(client, 1)
+    beam = engine_request("b", external_req_id="cmpl-1-0123456789abcdef-beam-3")
+    with pytest.raises(GracefulHTTPError, match="Beam search is not served with --classes") as refused:
+        await client.add_request_async(beam)
+    assert refused.value.http_status == 400
+    await client.add_request_async(engine_request("c", external_req_id="cmpl-my-beam-3"))
+    assert set(client.streams.sessions) == {"c"}
 
 
 def test_classes_that_two_front_ends_write_at_once_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

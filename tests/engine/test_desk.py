@@ -16,14 +16,17 @@ from engine_requests import engine_request
 from prometheus_client import CollectorRegistry
 from vllm.exceptions import GracefulHTTPError
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
 
 import service_classes
+from llumnix.control.front_end_events import Arrived
 from llumnix.control.openings import Opening
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.desk import Desk
+from llumnix.engine.vllm.front_end.session import arrival
 from llumnix.engine.vllm.front_end.ticket import Ticket, current_ticket
 from llumnix.policy.classes import Classes, ServiceClass, TenantTerms
-from llumnix.types import HIGH, Priority, RequestId
+from llumnix.types import HIGH, RequestId
 
 
 class Cluster:
@@ -32,8 +35,10 @@ class Cluster:
     def __init__(self, free: int = 0) -> None:
         self.free = free
         self.sent: list[str] = []
+        self.looked_at: list[Arrived] = []
 
-    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
+    def look(self, asked: Arrived, ahead_tokens: float) -> Opening:
+        self.looked_at.append(asked)
         return Opening(len(self.sent) < self.free)
 
 
@@ -58,7 +63,7 @@ class Office:
     def __init__(self, cluster: Cluster, classes: Classes) -> None:
         self.cluster = cluster
         self._registry = CollectorRegistry()
-        self.desk = Desk(classes, cluster, ClassMetrics(self._registry))
+        self.desk = Desk(classes, cluster, ClassMetrics(self._registry), _arrival)
 
     def counted(self, name: str, **labels: str) -> float:
         return self._registry.get_sample_value(name, labels) or 0.0
@@ -68,7 +73,8 @@ class Office:
             return asyncio.create_task(self._ask(name, max_tokens))
 
     async def _ask(self, name: str, max_tokens: int) -> bool:
-        admitted = await self.desk.admit(engine_request(name, sampling_params=SamplingParams(max_tokens=max_tokens)))
+        request = engine_request(name, sampling_params=SamplingParams(max_tokens=max_tokens))
+        admitted = await self.desk.admit(request)
         if admitted:
             self.cluster.sent.append(name)
         return admitted
@@ -77,6 +83,10 @@ class Office:
         self.cluster.sent.remove(name)
         session: Any = SimpleNamespace(id=name, tokens=[1] * tokens, first_token_s=first_s, last_token_s=last_s)
         self.desk.ended(session)
+
+
+def _arrival(request: EngineCoreRequest) -> Arrived:
+    return arrival(request, 0.0, only_on=None, not_exact="")
 
 
 async def turn(times: int = 5) -> None:
@@ -108,7 +118,7 @@ async def test_class_says_the_priority_whatever_the_request_says() -> None:
         request = engine_request(cls, priority=-7)
         with ticket_of(cls=cls):
             assert await office.desk.admit(request)
-        assert request.priority == priority
+        assert request.priority == office.cluster.looked_at[-1].priority == priority
 
 
 async def test_client_that_goes_while_it_waits_leaves_its_place() -> None:
@@ -258,3 +268,17 @@ async def test_streams_of_requests_that_never_had_a_turn_are_none_of_its_busines
     office.end("stranger")
     office.desk.gone(RequestId("stranger"))
     assert office.desk._room.account("t").running == 0
+
+
+async def test_request_that_was_called_and_not_sent_is_charged_nothing_and_the_next_is_called() -> None:
+    office = Office(Cluster(free=1), classes_of(tenant(requests_per_minute=2.0, concurrent=1)))
+    assert await office.ask("a")
+    waiting = office.ask("b")
+    await turn()
+    office.cluster.sent.remove("a")
+    office.desk.gone(RequestId("a"))
+    await turn()
+    assert office.cluster.sent == ["b"]
+    assert await waiting
+    (requests,) = office.desk._room.allowances(0.0, "t")
+    assert requests.remaining == pytest.approx(1.0, abs=0.1)

@@ -14,7 +14,7 @@ from llumnix.policy.classes import Caller, Declined
 
 LATER = Declined(429, "rate_limit_exceeded", "Too many.", 2.2)
 NEVER = Declined(403, "permission_error", "Not you.")
-ALLOWANCES = (Allowance("requests", 60.0, 0.4, 59.64), Allowance("tokens", 1000.0, 250.0, 45.0))
+ALLOWANCES = (Allowance("requests", 60.0, 0.6, 59.64), Allowance("tokens", 1000.0, 250.0, 45.0))
 
 App = Callable[[Ticket, AsgiSend], Awaitable[None]]
 

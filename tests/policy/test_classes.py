@@ -67,6 +67,8 @@ def test_front_ends_share_the_limits_and_nothing_else() -> None:
     tenant = terms("t", "flex", requests_per_minute=90.0, tokens_per_minute=0.0, concurrent=4)
     shared = Classes(classes={"flex": FLEX}, tenants={"t": tenant}, others=OTHERS).shared_by(3)
     part = shared.tenants["t"]
-    assert (part.requests_per_minute, part.tokens_per_minute, part.concurrent) == (30.0, 0.0, 2)
-    assert shared.others == OTHERS
+    assert (part.requests_per_minute, part.tokens_per_minute) == (90.0, 0.0)
+    assert (part.parts, part.concurrent) == (3, 2)
+    assert shared.others is not None
+    assert (shared.others.name, shared.others.parts) == (OTHERS.name, 3)
     assert shared.classes == {"flex": FLEX}

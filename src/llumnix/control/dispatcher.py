@@ -126,11 +126,6 @@ class Dispatcher:
         self._book(self._entries[best.instance], request, is_high(request.priority), best.cached_tokens)
         return Dispatch(request.id, best.instance, reason)
 
-    def would_go_to(self, request: DispatchRequest) -> InstanceSnapshot | None:
-        """The instance that would be chosen, with what is on its way there. None: none could be."""
-        reason = self.weigh(request, NONE_AVOIDED)
-        return None if reason is None else self._entries[reason.chosen].view
-
     def weigh(self, request: DispatchRequest, avoid: frozenset[InstanceId]) -> DispatchReason | None:
         """What would be chosen, and why; nothing is booked. None: no instance could ever have it."""
         high = is_high(request.priority)

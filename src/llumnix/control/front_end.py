@@ -45,7 +45,7 @@ from llumnix.control.front_end_events import (
     Unsent,
 )
 from llumnix.control.ownership import Order, Ownership, Replay
-from llumnix.control.placing import Placing, why_not_replayable
+from llumnix.control.placing import Placing, Taker, why_not_replayable
 from llumnix.control.stream import Stream
 from llumnix.types import InstanceId, RequestId
 
@@ -96,6 +96,10 @@ class FrontEndMachine:
     def dispatcher(self) -> Dispatcher:
         """To look at."""
         return self._placing.dispatcher
+
+    def taker(self, asked: Arrived) -> Taker | None:
+        """Where it would be sent if it arrived now; nothing is booked. None: no instance could ever have it."""
+        return self._placing.taker(asked)
 
     def best_places(self, request: RequestId, most: int) -> tuple[InstanceId, ...]:
         """Where it had best move, the best first; empty if nowhere, or if nobody has it."""

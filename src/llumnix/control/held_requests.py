@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from llumnix.control.front_end_events import Arrived
 from llumnix.types import RequestId
 
 
@@ -22,9 +23,16 @@ class HeldRequest(msgspec.Struct, frozen=True, order=True, gc=False):
     due_s: float
     number: int
     at_s: float
-    request: RequestId
-    prompt_tokens: int
+    asked: Arrived
     expected_tokens: float
+
+    @property
+    def request(self) -> RequestId:
+        return self.asked.request
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.asked.prompt_tokens
 
     @property
     def tokens(self) -> float:
@@ -50,6 +58,9 @@ class HeldRequests:
 
     def count(self, cls: str) -> int:
         return len(self._by_age.get(cls, ()))
+
+    def count_in(self, queue: QueueName) -> int:
+        return len(self.queues.get(queue, ()))
 
     def tokens_of(self, queue: QueueName) -> int:
         """Of the prompts in it."""

@@ -1,4 +1,4 @@
-"""What the instances would do with a request, by what a front end's dispatcher knows of them."""
+"""What the instances would do with a request, by what a front end knows of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Protocol
 
 import msgspec
 
-from llumnix.control.dispatcher import Dispatcher
-from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
+from llumnix.control.front_end import FrontEndMachine
+from llumnix.control.front_end_events import Arrived
+from llumnix.policy.dispatch import queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s
 from llumnix.policy.virtual_usage import room_blocks
-from llumnix.types import Priority, RequestId, is_high
+from llumnix.types import is_high
 
 AHEAD = 2
 """Requests that may wait in the queue of an instance: it does not run dry while a report is on its way, and what is
@@ -22,35 +23,38 @@ ROOM_STEPS = 8
 fits this very moment, and preempts soon after. The more steps, the fewer preemptions and the more memory that nobody
 uses."""
 
-_NOBODY = RequestId("")
-
 
 class Opening(msgspec.Struct, frozen=True, gc=False):
     """What a request would meet where it would be sent now."""
 
     begins_soon: bool
-    """Also if no instance can ever have it: then it is told so at once."""
+    """Also if there are instances, and none can ever have it: then it is told so at once."""
     first_token_s: float | None = None
     """Seconds until its first token; None: nobody knows."""
 
 
 class Openings(Protocol):
-    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
+    def look(self, asked: Arrived, ahead_tokens: float) -> Opening:
         """`ahead_tokens`: of prompts that are held, and called before it."""
 
 
 class DispatchOpenings:
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, machine: FrontEndMachine) -> None:
+        self._machine = machine
 
-    def look(self, prompt_tokens: int, priority: Priority, ahead_tokens: float) -> Opening:
-        """As if the one where it would go now had its part of what is held before it."""
-        there = self._dispatcher.would_go_to(DispatchRequest(_NOBODY, prompt_tokens, priority))
-        if there is None:
+    def look(self, asked: Arrived, ahead_tokens: float) -> Opening:
+        """As if the one where it would go now had its part of what is held before it. Without any instance it waits for
+        the next one."""
+        serving = self._machine.dispatcher.serving
+        if not serving:
+            return Opening(begins_soon=False)
+        taker = self._machine.taker(asked)
+        if taker is None:
             return Opening(begins_soon=True)
-        ahead = round(ahead_tokens / self._dispatcher.serving) if ahead_tokens else 0
-        begins_soon = there.waiting < AHEAD and (is_high(priority) or _lets_in(there, prompt_tokens))
-        return Opening(begins_soon, first_token_s(there, prompt_tokens + ahead))
+        there = taker.instance
+        begins_soon = there.waiting < AHEAD and (is_high(asked.priority) or _lets_in(there, asked.prompt_tokens))
+        to_compute = asked.prompt_tokens - taker.cached_tokens + round(ahead_tokens / serving)
+        return Opening(begins_soon, first_token_s(there, to_compute))
 
 
 def _lets_in(instance: InstanceSnapshot, prompt_tokens: int) -> bool:
@@ -58,5 +62,10 @@ def _lets_in(instance: InstanceSnapshot, prompt_tokens: int) -> bool:
     smaller ones, which other front ends send."""
     prompt_blocks = queued_demand_blocks(prompt_tokens, instance)
     growth_tokens = ROOM_STEPS * (instance.running + instance.waiting + 1)
-    growth_blocks = -(-growth_tokens // instance.block_tokens)
+    growth_blocks = sum(-(-growth_tokens // size) for size in _block_sizes(instance))
     return prompt_blocks + growth_blocks <= room_blocks(instance) or 2 * prompt_blocks > instance.total_blocks
+
+
+def _block_sizes(instance: InstanceSnapshot) -> tuple[int, ...]:
+    """In tokens, of each kind of block that grows with a request."""
+    return tuple(size for size, _ in instance.kv_groups) or (instance.block_tokens,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import NONE_AVOIDED, Dispatch, Dispatcher
 from llumnix.control.front_end_events import Arrived, FrontEndCommand, GiveUp, Park, ReplayAt, SendTo
@@ -25,6 +27,15 @@ def first_id(request: RequestId) -> RequestId:
     """The id that it arrived with, whatever it goes by after replays."""
     first, again, number = request.rpartition(_AGAIN)
     return RequestId(first) if again and number.isdecimal() else request
+
+
+class Taker(NamedTuple):
+    """Where a request would be sent."""
+
+    instance: InstanceSnapshot
+    """With what is on its way there."""
+    cached_tokens: int
+    """Of the request's prompt."""
 
 
 class Placing:
@@ -73,6 +84,15 @@ class Placing:
         if (adapter := self._adapter_of_nobody(asked)) is not None:
             return GiveUp(asked.request, f"No instance can load the adapter {adapter!r} now.")
         return GiveUp(asked.request, "No instance can take the request now.")
+
+    def taker(self, asked: Arrived) -> Taker | None:
+        """Nothing is booked. None: no instance could ever have it."""
+        avoid = self._avoided(asked, asked.only_on)
+        reason = self.dispatcher.weigh(_to_place(asked, asked.request, asked.prompt_tokens), avoid)
+        if reason is None:
+            return None
+        best = reason.candidates[0]
+        return Taker(self.dispatcher.view(best.instance), best.cached_tokens)
 
     def best_places(self, stream: Stream) -> list[Judged]:
         """Where a request that has an owner had best move: of the instances where it would be placed now, those with
@@ -138,11 +158,14 @@ class Placing:
     def _choose(
         self, asked: Arrived, name: RequestId, tokens: int, only_on: tuple[InstanceId, ...] | None
     ) -> Dispatch | None:
-        avoid = NONE_AVOIDED if only_on is None else self.dispatcher.all_but(only_on)
-        decision = self.dispatcher.dispatch(_to_place(asked, name, tokens), avoid | self._without_adapter(asked))
+        decision = self.dispatcher.dispatch(_to_place(asked, name, tokens), self._avoided(asked, only_on))
         if decision is not None and not self._ledger:
             self.dispatcher.forget(name, decision.instance)
         return decision
+
+    def _avoided(self, asked: Arrived, only_on: tuple[InstanceId, ...] | None) -> frozenset[InstanceId]:
+        others = NONE_AVOIDED if only_on is None else self.dispatcher.all_but(only_on)
+        return others | self._without_adapter(asked)
 
     def _without_adapter(self, asked: Arrived) -> frozenset[InstanceId]:
         """The instances that lack the adapter that it needs."""

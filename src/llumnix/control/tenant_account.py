@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import floor, inf
 
 import msgspec
 
@@ -40,15 +40,21 @@ class TenantAccount:
         """Other limits from now on; what was used stays used."""
         self.terms = terms
         limits = {"requests": terms.requests_per_minute, "tokens": terms.tokens_per_minute}
+        self._limits = {what: limit for what, limit in limits.items() if limit is not None}
         before = self._buckets
-        self._buckets = {what: TokenBucket(limit, at_s) for what, limit in limits.items() if limit is not None}
+        self._buckets = {what: _bucket(what, limit / terms.parts, at_s) for what, limit in self._limits.items()}
         for what, bucket in self._buckets.items():
             if what in before:
                 bucket.take(before[what].capacity - before[what].level(at_s))
 
     @property
+    def places(self) -> float:
+        """Requests that may begin beside those that run."""
+        return inf if self.terms.concurrent is None else max(0, self.terms.concurrent - self.running)
+
+    @property
     def may_run(self) -> bool:
-        return self.terms.concurrent is None or self.running < self.terms.concurrent
+        return self.places > 0
 
     def expected_output(self, most_tokens: int) -> float:
         return min(self._mean_output, most_tokens)
@@ -58,11 +64,13 @@ class TenantAccount:
         if self.terms.concurrent == 0:
             return Declined(429, "rate_limit_exceeded", f"The tenant {self.terms.name} may run no requests.")
         for what, amount in (("requests", 1.0), ("tokens", needed_tokens)):
-            bucket = self._buckets.get(what)
-            wait_s = 0.0 if bucket is None else bucket.wait_s(amount, at_s)
-            if bucket is not None and wait_s > 0:
-                return self._declined(what, amount, bucket, wait_s, at_s)
+            if what in self._buckets and (wait_s := self._wait_s(what, amount, at_s)) > 0:
+                return self._declined(what, amount, wait_s, at_s)
         return None
+
+    def declines_any(self, at_s: float) -> Declined | None:
+        """Why no request, however small, is within the limits now. It says when one of the usual size would be."""
+        return self.declines(0.0, at_s) and self.declines(self._usual_tokens, at_s)
 
     def reserve(self, needed_tokens: float) -> None:
         """For a request that was not declined."""
@@ -86,15 +94,34 @@ class TenantAccount:
             for what, bucket in self._buckets.items()
         )
 
+    @property
+    def _usual_tokens(self) -> float:
+        """Of a request of which no more is known: never more than a bucket may hold."""
+        bucket = self._buckets.get("tokens")
+        return 0.0 if bucket is None else min(self._mean_output, bucket.capacity)
+
     def _take(self, what: str, amount: float) -> None:
         if what in self._buckets:
             self._buckets[what].take(amount)
 
-    def _declined(self, what: str, amount: float, bucket: TokenBucket, wait_s: float, at_s: float) -> Declined:
-        limit = f"The tenant {self.terms.name} may have {bucket.capacity:g} {what} a minute"
+    def _wait_s(self, what: str, amount: float, at_s: float) -> float:
+        """One within the tenant's limit that is more than this part of it holds goes when that is full, into debt."""
+        bucket = self._buckets[what]
+        if amount > max(self._limits[what], bucket.capacity):
+            return inf
+        return bucket.wait_s(min(amount, bucket.capacity), at_s)
+
+    def _declined(self, what: str, amount: float, wait_s: float, at_s: float) -> Declined:
+        bucket, parts = self._buckets[what], self.terms.parts
+        here = f" ({self._limits[what] / parts:g} at each front end)" if parts > 1 else ""
+        limit = f"The tenant {self.terms.name} may have {self._limits[what]:g} {what} a minute{here}"
         if wait_s == inf:
             return Declined(429, "rate_limit_exceeded", f"{limit}, and this request needs {amount:g}.")
-        left = max(0.0, bucket.level(at_s))
-        return Declined(
-            429, "rate_limit_exceeded", f"{limit}; {left:.0f} of them are left, {amount:.0f} needed.", wait_s
-        )
+        left = floor(max(0.0, bucket.level(at_s)))
+        return Declined(429, "rate_limit_exceeded", f"{limit}; {left} of them are left, {amount:.0f} needed.", wait_s)
+
+
+def _bucket(what: str, per_minute: float, at_s: float) -> TokenBucket:
+    """However rarely one may come, one request can; but with a limit of 0."""
+    least = 1.0 if what == "requests" and per_minute else 0.0
+    return TokenBucket(per_minute, at_s, max(per_minute, least))

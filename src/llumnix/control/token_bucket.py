@@ -1,4 +1,4 @@
-"""A token bucket: so much a minute, and never more than a minute's worth at once."""
+"""A token bucket: filled continuously, so much a minute, and never beyond what it holds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ class TokenBucket:
     A clock that goes back gives nothing, nor what it then makes good; one that jumps forward fills the bucket at most.
     """
 
-    def __init__(self, per_minute: float, at_s: float) -> None:
-        self.capacity = per_minute
+    def __init__(self, per_minute: float, at_s: float, capacity: float | None = None) -> None:
+        """`capacity`: a minute's worth, if nothing else is said."""
+        self.capacity = per_minute if capacity is None else capacity
         self._rate = per_minute / 60
-        self._level = per_minute
+        self._level = self.capacity
         self._at_s = at_s
 
     def level(self, at_s: float) -> float:

@@ -20,31 +20,40 @@ Key = TypeVar("Key", bound=_Sortable)
 
 
 class Turns(Generic[Key]):
-    """Keeps a counter for each key that ever came; those that do not come any more are to be dropped (`keep`)."""
+    """Of those who compete with each other. Keeps a counter for each key that ever came; those that do not come any
+    more are to be dropped (`keep`). One that never came stands where the latest turn went."""
 
     def __init__(self) -> None:
         self._served: dict[Key, float] = {}
         self._latest = 0.0
-        """The counter of whoever was served last."""
+        """The highest counter of whoever had a turn."""
 
     @property
     def counters(self) -> Mapping[Key, float]:
         return self._served
 
-    def comes(self, key: Key, waiting: Iterable[Key]) -> None:
-        """It has something waiting from now on, as have these others."""
-        least = min((self._served[one] for one in waiting), default=self._latest)
+    def comes(self, key: Key, rivals: Iterable[Key]) -> None:
+        """It waits for a turn from now on, as do these others."""
+        least = min((self._counter(one) for one in rivals), default=self._latest)
         self._served[key] = max(self._served.get(key, 0.0), least)
 
     def serve(self, key: Key, work: float) -> None:
-        """So much was done for it; less than nothing, where more was charged before than it took."""
-        self._latest = self._served[key] = self._served[key] + work
+        """It had its turn, for so much."""
+        self.settle(key, work)
+        self._latest = max(self._latest, self._served[key])
+
+    def settle(self, key: Key, work: float) -> None:
+        """An earlier turn took so much more; less than nothing, where more was charged before than it took."""
+        self._served[key] = self._counter(key) + work
 
     def next(self, waiting: Sequence[Key]) -> Key:
         """Of these, of whom there must be one."""
-        served = [self._served[key] for key in waiting]
+        served = [self._counter(key) for key in waiting]
         least = min(served)
         return min(key for key, work in zip(waiting, served, strict=True) if work == least)
 
     def keep(self, keys: Iterable[Key]) -> None:
         self._served = {key: self._served[key] for key in keys if key in self._served}
+
+    def _counter(self, key: Key) -> float:
+        return self._served.get(key, self._latest)

@@ -13,15 +13,18 @@ ended (`ended`), and of one that is held when its client goes (`left`). Times mu
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from math import ceil, inf
 
 import msgspec
 
+from llumnix.control.called_before import tokens_called_before
 from llumnix.control.class_counts import Standing
+from llumnix.control.front_end_events import Arrived
 from llumnix.control.held_requests import HeldRequest, HeldRequests, QueueName
 from llumnix.control.openings import Opening, Openings
+from llumnix.control.queue_turns import QueueTurns
 from llumnix.control.tenant_account import Allowance, TenantAccount
-from llumnix.control.turns import Turns
 from llumnix.policy.classes import Classes, Declined, ServiceClass
 from llumnix.types import RequestId
 
@@ -38,12 +41,11 @@ _SMOOTHING = 0.1
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """A request that wants to be served. `tenant` and `cls` are in the room's classes."""
+    """A request that wants to be served, at the priority of its class. Its tenant and class are in the room's."""
 
-    request: RequestId
+    asked: Arrived
     tenant: str
     cls: str
-    prompt_tokens: int
     most_output_tokens: int
 
 
@@ -63,30 +65,33 @@ class GaveUp(msgspec.Struct, frozen=True, gc=False):
 
 class _Sent(msgspec.Struct, frozen=True, gc=False):
     queue: QueueName
+    prompt_tokens: int
     expected_tokens: float
+
+    @property
+    def work(self) -> float:
+        return self.prompt_tokens + OUTPUT_WEIGHT * self.expected_tokens
 
 
 class WaitingRoom:
-    """All of it is bounded: by the classes' `max_held`, and by what runs."""
+    """All of it is bounded: by twice the classes' `max_held`, and by what runs."""
 
     def __init__(self, classes: Classes, at_s: float) -> None:
         self._classes: dict[str, ServiceClass] = {}
         self._accounts: dict[str, TenantAccount] = {}
         self._held = HeldRequests()
         self._sent: dict[RequestId, _Sent] = {}
-        self._class_turns: Turns[str] = Turns()
-        self._tenant_turns: Turns[QueueName] = Turns()
+        self._turns = QueueTurns()
         self._number = 0
         self._called_s: float | None = None
         self._call_gap_s = 0.0
         """Between two calls while others wait, smoothed."""
-        self._weights: float | None = None
-        """Of all in whose queues somebody waits; None: to be summed up anew."""
         self.change(classes, at_s)
 
     def change(self, classes: Classes, at_s: float) -> None:
         """Other classes and limits from now on; what was used of a limit that stays is not forgotten, and what is here
         under a name that is no more goes on by its old terms."""
+        could = set(self._able())
         used = {*self._held.queues, *(sent.queue for sent in self._sent.values())}
         old_classes = {queue.cls: self._classes[queue.cls] for queue in used}
         self._classes = {**old_classes, **classes.classes}
@@ -95,16 +100,15 @@ class WaitingRoom:
         for name, each in terms.items():
             known = self._accounts[name] = accounts.get(name) or TenantAccount(each, at_s)
             known.change(each, at_s)
-        self._weights = None
-        self._class_turns.keep(self._classes)
-        self._tenant_turns.keep(QueueName(cls, tenant) for cls in self._classes for tenant in self._accounts)
+        self._turns.change(self._classes, self._accounts)
+        self._may_be_called(queue for queue in self._able() if queue not in could)
 
     # ------------------------------------------------------------------ what happens
 
     def at_the_door(self, at_s: float, tenant: str, cls: str | None) -> Declined | None:
         """Why a request of which no more is known need not come in; nothing is charged."""
-        declined = self._accounts[tenant].declines(0.0, at_s)
-        return declined if declined is not None or cls is None else self._no_room(self._classes[cls])
+        declined = self._accounts[tenant].declines_any(at_s)
+        return declined if declined is not None or cls is None else self._no_room(QueueName(cls, tenant))
 
     def ask(self, at_s: float, ask: Ask, openings: Openings) -> Declined | None:
         """None: it waits for its call, which may come at once."""
@@ -112,8 +116,8 @@ class WaitingRoom:
         output = account.expected_output(ask.most_output_tokens)
         self._number += 1
         target_s = cls.max_hold_s if cls.ttft_s is None else cls.ttft_s
-        held = HeldRequest(at_s + target_s, self._number, at_s, ask.request, ask.prompt_tokens, output)
-        declined = account.declines(held.tokens, at_s) or self._no_room(cls) or self._too_late(held, queue, openings)
+        held = HeldRequest(at_s + target_s, self._number, at_s, ask.asked, output)
+        declined = account.declines(held.tokens, at_s) or self._no_room(queue) or self._too_late(held, queue, openings)
         if declined is None:
             account.reserve(held.tokens)
             self._enter(queue, held)
@@ -123,36 +127,43 @@ class WaitingRoom:
         """The next one, if an instance would begin it soon; or one that has waited too long."""
         if not self._held:
             return None
-        late = self._out_of_patience(at_s)
-        if late is not None:
-            return late
-        queue = self._next_queue()
-        if queue is None:
+        return self._in_turn(at_s, openings) or self._held_too_long(at_s)
+
+    def _in_turn(self, at_s: float, openings: Openings) -> Called | GaveUp | None:
+        able = self._able()
+        if not able:
             return None
+        queue = self._turns.next(able)
         first = self._held.queues[queue][0]
         cls = self._classes[queue.cls]
-        opening = openings.look(first.prompt_tokens, cls.priority, 0.0)
+        opening = openings.look(first.asked, 0.0)
         if not opening.begins_soon:
             return None
-        if self._comes_too_late(at_s, cls, first, opening):
+        if self._misses_its_target(at_s, cls, first, opening):
             self.left(first.request)
             return GaveUp(first.request, self._declined_late(queue.tenant, at_s - first.at_s))
-        self._take_out(first.request)
+        self._held.take(first.request)
         self._send(at_s, queue, first)
         return Called(first.request, at_s - first.at_s)
 
     def ended(self, request: RequestId, output_tokens: int) -> None:
         """It was called, and made so many tokens."""
         sent = self._sent.pop(request)
-        account = self._accounts[sent.queue.tenant]
-        account.running -= 1
-        account.settle(sent.expected_tokens, output_tokens)
-        self._charge(sent.queue, OUTPUT_WEIGHT * (output_tokens - sent.expected_tokens))
+        self._accounts[sent.queue.tenant].settle(sent.expected_tokens, output_tokens)
+        self._turns.settle(sent.queue, OUTPUT_WEIGHT * (output_tokens - sent.expected_tokens))
+        self._runs_no_more(sent.queue.tenant)
+
+    def unsent(self, request: RequestId) -> None:
+        """It was called, and went nowhere: as if it had not come."""
+        sent = self._sent.pop(request)
+        self._accounts[sent.queue.tenant].give_back(sent.prompt_tokens + sent.expected_tokens)
+        self._turns.settle(sent.queue, -sent.work)
+        self._runs_no_more(sent.queue.tenant)
 
     def left(self, request: RequestId) -> None:
         """Its client does not wait any more. Nothing happens if it does not wait here."""
         if request in self._held:
-            queue, held = self._take_out(request)
+            queue, held = self._held.take(request)
             self._accounts[queue.tenant].give_back(held.tokens)
 
     # ------------------------------------------------------------------ to look at
@@ -167,8 +178,20 @@ class WaitingRoom:
         return self._held.prompt_tokens
 
     @property
+    def demand(self) -> tuple[int, int]:
+        """Requests and tokens of prompts that more instances could serve: a tenant's limit leaves the others here."""
+        requests = tokens = 0
+        places = {name: account.places for name, account in self._accounts.items()}
+        for queue, held in self._held.queues.items():
+            able = int(min(len(held), places[queue.tenant]))
+            places[queue.tenant] -= able
+            requests += able
+            tokens += self._held.tokens_of(queue) * able // len(held)
+        return requests, tokens
+
+    @property
     def wake_at_s(self) -> float:
-        """When the patience of the next one ends; inf if nobody waits."""
+        """When somebody will have waited as long as its class may; inf if nobody waits."""
         return min(
             (held.at_s + self._classes[queue.cls].max_hold_s for queue, held in self._held.oldest()), default=inf
         )
@@ -182,10 +205,8 @@ class WaitingRoom:
     def standings(self) -> dict[QueueName, Standing]:
         """Of all that ever waited here, by class and tenant."""
         running = Counter(sent.queue for sent in self._sent.values())
-        queues = self._held.queues
         return {
-            queue: Standing(len(queues.get(queue, ())), running[queue], work)
-            for queue, work in self._tenant_turns.counters.items()
+            queue: Standing(self._held.count_in(queue), running[queue], work) for queue, work in self._turns.counters()
         }
 
     def allowances(self, at_s: float, tenant: str) -> tuple[Allowance, ...]:
@@ -193,9 +214,10 @@ class WaitingRoom:
 
     # ------------------------------------------------------------------ who may come in
 
-    def _no_room(self, cls: ServiceClass) -> Declined | None:
-        waiting = self._held.count(cls.name)
-        if waiting < cls.max_held:
+    def _no_room(self, queue: QueueName) -> Declined | None:
+        """When it is full, there is still as much room again, for tenants of whom fewer wait than their part."""
+        cls, waiting = self._classes[queue.cls], self._held.count(queue.cls)
+        if waiting < cls.max_held or (waiting < 2 * cls.max_held and self._held.count_in(queue) < self._part(queue)):
             return None
         why = f"{waiting} requests of the class {cls.name} wait already (limit {cls.max_held})."
         return Declined(503, "overloaded", why, _retry_s(waiting * self._call_gap_s))
@@ -205,54 +227,43 @@ class WaitingRoom:
         if not self._held:
             return None
         cls = self._classes[queue.cls]
-        limit_s, ahead = cls.patience_s, self._ahead_tokens(queue, held.prompt_tokens)
-        foreseen_s = openings.look(held.prompt_tokens, cls.priority, ahead).first_token_s
+        limit_s = cls.patience_s
+        ahead = tokens_called_before(queue, held.prompt_tokens, self._held, self._classes, self._accounts)
+        foreseen_s = openings.look(held.asked, ahead).first_token_s
         if foreseen_s is None or foreseen_s <= limit_s:
             return None
         why = f"Its first token would take {foreseen_s:.1f} s, and the class {queue.cls} waits {limit_s:g} s."
         return Declined(503, "overloaded", why, _retry_s(foreseen_s - limit_s))
 
-    def _ahead_tokens(self, queue: QueueName, prompt_tokens: int) -> float:
-        """Prompt tokens that will be called before it: all that wait, or what the others get of theirs while this
-        tenant's own are served by turns."""
-        queues, own_weight = self._held.queues, self._weight(queue)
-        if self._weights is None:
-            self._weights = sum(map(self._weight, queues))
-        weights = self._weights + (0.0 if queue in queues else own_weight)
-        by_turns = (self._held.tokens_of(queue) + prompt_tokens) * weights / own_weight - prompt_tokens
-        return min(float(self._held.prompt_tokens), by_turns)
-
-    def _weight(self, queue: QueueName) -> float:
-        return self._accounts[queue.tenant].terms.weight * self._classes[queue.cls].share
+    def _part(self, queue: QueueName) -> float:
+        """Of its class's `max_held`, by weight among those of whom some wait."""
+        tenants = {other.tenant for other in self._held.queues if other.cls == queue.cls} | {queue.tenant}
+        weights = sum(self._accounts[tenant].terms.weight for tenant in tenants)
+        return self._classes[queue.cls].max_held * self._accounts[queue.tenant].terms.weight / weights
 
     # ------------------------------------------------------------------ who is next
 
     def _enter(self, queue: QueueName, held: HeldRequest) -> None:
-        queues = self._held.queues
-        peers = [other for other in queues if other.cls == queue.cls]
-        if not peers:
-            self._class_turns.comes(queue.cls, {other.cls for other in queues})
-        if queue not in queues:
-            self._tenant_turns.comes(queue, peers)
-            self._weights = None
+        if queue not in self._held.queues:
+            self._turns.comes(queue, self._able())
         self._held.add(queue, held)
 
-    def _take_out(self, request: RequestId) -> tuple[QueueName, HeldRequest]:
-        queue, held = self._held.take(request)
-        if queue not in self._held.queues:
-            self._weights = None
-        return queue, held
+    def _runs_no_more(self, tenant: str) -> None:
+        account = self._accounts[tenant]
+        was_stuck = not account.may_run
+        account.running -= 1
+        if was_stuck and account.may_run:
+            self._may_be_called([queue for queue in self._held.queues if queue.tenant == tenant])
 
-    def _next_queue(self) -> QueueName | None:
-        able = [queue for queue in self._held.queues if self._accounts[queue.tenant].may_run]
-        names = {queue.cls for queue in able}
-        if len(names) > 1:
-            first = min(self._classes[name].priority for name in names)
-            chosen = self._class_turns.next([name for name in names if self._classes[name].priority == first])
-            able = [queue for queue in able if queue.cls == chosen]
-        return self._tenant_turns.next(able) if able else None
+    def _may_be_called(self, again: Iterable[QueueName]) -> None:
+        able = self._able()
+        for queue in again:
+            self._turns.comes(queue, able)
 
-    def _out_of_patience(self, at_s: float) -> GaveUp | None:
+    def _able(self) -> list[QueueName]:
+        return [queue for queue in self._held.queues if self._accounts[queue.tenant].may_run]
+
+    def _held_too_long(self, at_s: float) -> GaveUp | None:
         for queue, held in self._held.oldest():
             limit_s = self._classes[queue.cls].max_hold_s
             if at_s >= held.at_s + limit_s:
@@ -261,7 +272,7 @@ class WaitingRoom:
         return None
 
     @staticmethod
-    def _comes_too_late(at_s: float, cls: ServiceClass, held: HeldRequest, opening: Opening) -> bool:
+    def _misses_its_target(at_s: float, cls: ServiceClass, held: HeldRequest, opening: Opening) -> bool:
         """It is its turn, and its first token would miss its target all the same: others can still make theirs."""
         if cls.ttft_s is None or cls.max_hold_s > cls.ttft_s:
             return False
@@ -278,15 +289,11 @@ class WaitingRoom:
 
     def _send(self, at_s: float, queue: QueueName, held: HeldRequest) -> None:
         self._accounts[queue.tenant].running += 1
-        self._sent[held.request] = _Sent(queue, held.expected_tokens)
-        self._charge(queue, held.prompt_tokens + OUTPUT_WEIGHT * held.expected_tokens)
+        sent = self._sent[held.request] = _Sent(queue, held.prompt_tokens, held.expected_tokens)
+        self._turns.serve(queue, sent.work)
         if self._called_s is not None and self._held:
             self._call_gap_s += _SMOOTHING * (at_s - self._called_s - self._call_gap_s)
         self._called_s = at_s
-
-    def _charge(self, queue: QueueName, work: float) -> None:
-        self._class_turns.serve(queue.cls, work / self._classes[queue.cls].share)
-        self._tenant_turns.serve(queue, work / self._accounts[queue.tenant].terms.weight)
 
 
 def _retry_s(about_s: float) -> float:

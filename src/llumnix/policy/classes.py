@@ -62,6 +62,8 @@ class TenantTerms(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt and output."""
     concurrent: int | None = None
     """Requests that run at once; more of them wait."""
+    parts: int = 1
+    """Front ends by which the limits per minute are divided."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,12 +144,5 @@ class Classes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _part(tenant: TenantTerms, front_ends: int) -> TenantTerms:
-    def part(limit: float | None) -> float | None:
-        return None if limit is None else limit / front_ends
-
-    return replace(
-        tenant,
-        requests_per_minute=part(tenant.requests_per_minute),
-        tokens_per_minute=part(tenant.tokens_per_minute),
-        concurrent=None if tenant.concurrent is None else ceil(tenant.concurrent / front_ends),
-    )
+    concurrent = None if tenant.concurrent is None else ceil(tenant.concurrent / front_ends)
+    return replace(tenant, parts=front_ends, concurrent=concurrent)

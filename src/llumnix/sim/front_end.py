@@ -62,7 +62,7 @@ class SimFrontEnd:
         self._machine = begin.make(recorder("front-end", begin))
         self._reception = None
         if setup.classes is not None:
-            openings = DispatchOpenings(self._machine.dispatcher)
+            openings = DispatchOpenings(self._machine)
             self._reception = Reception(setup.classes, kernel, openings, self._open, over)
         self._next_arrival = 0
         self._leaving: dict[SimRequest, fe.ReplayAt] = {}
@@ -88,10 +88,13 @@ class SimFrontEnd:
         if self._reception is None:
             self._open(request)
         else:
-            self._reception.arrives(request)
+            self._reception.arrives(request, self._arrived(request))
 
     def _open(self, request: SimRequest) -> None:
-        arrived = fe.Arrived(
+        self._tell(self._arrived(request))
+
+    def _arrived(self, request: SimRequest) -> fe.Arrived:
+        return fe.Arrived(
             self._kernel.now,
             RequestId(request.id),
             request.prompt_tokens,
@@ -100,7 +103,6 @@ class SimFrontEnd:
             chunks=request.hashes[:MOST_CHUNKS] if self._machine.prefix_chunk_tokens else (),
             may_wait=True,
         )
-        self._tell(arrived)
 
     def _over(self, request: SimRequest, outcome: str, why: str = "") -> None:
         """Its client has it to its end."""
@@ -189,9 +191,9 @@ class SimFrontEnd:
 
     @property
     def held(self) -> tuple[int, int]:
-        """Requests that wait for their turn, and the tokens of their prompts."""
+        """Requests that wait for their turn and that more instances could serve, and the tokens of their prompts."""
         room = None if self._reception is None else self._reception.room
-        return (0, 0) if room is None else (room.held, room.held_tokens)
+        return (0, 0) if room is None else room.demand
 
     def is_fenced(self, request: RequestId, epoch: Epoch) -> bool:
         """What an instance has of this attempt is of no account."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import inf
 from typing import assert_never
 
+from llumnix.control.front_end_events import Arrived
 from llumnix.control.openings import Openings
 from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.policy.classes import Classes, Declined
@@ -43,13 +44,13 @@ class Reception:
         self._held: dict[RequestId, SimRequest] = {}
         self._timer: Timer | None = None
 
-    def arrives(self, request: SimRequest) -> None:
+    def arrives(self, request: SimRequest, arrived: Arrived) -> None:
         """It has taken its seat."""
         if request.declined is not None:
             self._decline(request, request.declined)
             return
         name = RequestId(request.client_id)
-        ask = Ask(name, request.tenant, request.service_class, request.prompt_tokens, request.output_tokens)
+        ask = Ask(arrived, request.tenant, request.service_class, request.output_tokens)
         declined = self.room.ask(self._kernel.now, ask, self._openings)
         if declined is not None:
             self._decline(request, declined)

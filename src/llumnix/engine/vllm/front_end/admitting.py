@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,15 @@ from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.desk import Desk, Unserved
 from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.engine.vllm.front_end.ways import Observer
-from llumnix.policy.classes import Classes
+from llumnix.policy.classes import Classes, Declined
 from llumnix.types import RequestId
 from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
+
+_BEAM = re.compile("-[0-9a-f]{16}-beam-[0-9]+$")
+"""Ends the ids that vLLM's beam search gives to its requests (entrypoints/generate/beam_search/online.py)."""
+
+_NO_BEAMS = "Beam search is not served with --classes: each token of each beam would count as a request."
 
 
 class AdmittingClient(LlumnixClient):
@@ -33,8 +39,8 @@ class AdmittingClient(LlumnixClient):
         super().__init__(vllm_config, spec, post, observer)
         self.in_force = ClassesInForce(spec.book.run_dir)
         classes = self.in_force.read() or classes
-        openings = DispatchOpenings(self.machine.dispatcher)
-        self.desk = Desk(classes.shared_by(spec.book.front_ends), openings, ClassMetrics())
+        openings = DispatchOpenings(self.machine)
+        self.desk = Desk(classes.shared_by(spec.book.front_ends), openings, ClassMetrics(), self.streams.arrival)
         self.streams.on_end = self.desk.ended
 
     @property
@@ -65,6 +71,8 @@ class AdmittingClient(LlumnixClient):
 
     async def _admitted(self, request: EngineCoreRequest) -> bool:
         try:
+            if _BEAM.search(client_id_of(request)):
+                raise Unserved(Declined(400, "invalid_request_error", _NO_BEAMS))
             return await self.desk.admit(request)
         except Unserved as refusal:
             self.streams.refused(client_id_of(request), str(refusal), refusal.http_status)

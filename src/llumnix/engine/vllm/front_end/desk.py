@@ -6,6 +6,7 @@ The mind is `control/waiting_room.py`. Here are the clock, the timer, and the ta
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from math import inf
 from time import monotonic
@@ -16,11 +17,12 @@ from vllm.exceptions import GenerationError, GracefulHTTPError
 from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.class_counts import NO_QUEUE, ClassCounts, ClassRow
+from llumnix.control.front_end_events import Arrived
 from llumnix.control.held_requests import QueueName
 from llumnix.control.openings import Openings
 from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
-from llumnix.engine.vllm.front_end.session import Session, prompt_tokens
+from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.ticket import current_ticket
 from llumnix.policy.classes import Caller, Classes, Declined, Seat, ServiceClass
 from llumnix.types import RequestId
@@ -50,11 +52,18 @@ class Unserved(GracefulHTTPError, GenerationError):
 class Desk:
     """All methods run on the front end's event loop. Requests go by the ids that vLLM's front end knows."""
 
-    def __init__(self, classes: Classes, openings: Openings, metrics: ClassMetrics) -> None:
+    def __init__(
+        self,
+        classes: Classes,
+        openings: Openings,
+        metrics: ClassMetrics,
+        arrival: Callable[[EngineCoreRequest], Arrived],
+    ) -> None:
         self._classes = classes
         self._room = WaitingRoom(classes, monotonic())
         self._openings = openings
         self._metrics = metrics
+        self._arrival = arrival
         self._counts = ClassCounts()
         self._asked: dict[RequestId, _Asked] = {}
         self._inside: dict[RequestId, _Asked] = {}
@@ -69,8 +78,9 @@ class Desk:
         return self._room.held
 
     @property
-    def held_tokens(self) -> int:
-        return self._room.held_tokens
+    def demand(self) -> tuple[int, int]:
+        """Requests and prompt tokens of those held that more instances could serve."""
+        return self._room.demand
 
     def rows(self) -> tuple[ClassRow, ...]:
         """What became of the requests of each class and tenant here."""
@@ -102,16 +112,17 @@ class Desk:
         seat, now, name = self._seat(), monotonic(), RequestId(request.request_id)
         request.priority = seat.cls.priority
         most = 0 if request.sampling_params is None else request.sampling_params.max_tokens or 0
-        ask = Ask(name, seat.tenant.name, seat.cls.name, prompt_tokens(request), most)
+        asked = self._arrival(request)
+        ask = Ask(asked, seat.tenant.name, seat.cls.name, most)
         declined = self._room.ask(now, ask, self._openings)
         if declined is not None:
             self._refuse(declined, seat)
         self._show_limits(seat)
         answer_to_come = asyncio.get_running_loop().create_future()
-        asked = self._asked[name] = _Asked(seat.cls, _queue_of(seat), ask.prompt_tokens, now, answer_to_come)
+        self._asked[name] = _Asked(seat.cls, _queue_of(seat), asked.prompt_tokens, now, answer_to_come)
         try:
             self.call()
-            answer = await asked.answer
+            answer = await answer_to_come
         except asyncio.CancelledError:
             self._room.left(name)
             self.gone(name)
@@ -134,7 +145,8 @@ class Desk:
     def gone(self, name: RequestId) -> None:
         """It had its turn, and no instance has it."""
         if self._inside.pop(name, None) is not None:
-            self._room.ended(name, 0)
+            self._room.unsent(name)
+            self.call()
 
     def ended(self, session: Session) -> None:
         """Its stream is over, however it ended."""

@@ -226,10 +226,11 @@ async def _tell_what_waits(board: Switchboard, desk: Desk) -> None:
     while True:
         await asyncio.sleep(_WAITING_INTERVAL_S)
         desk.show()
-        if desk.held or told:
-            held = HeldHere(front_end=board.spec.index, requests=desk.held, tokens=desk.held_tokens)
+        requests, tokens = desk.demand
+        if requests or told:
+            held = HeldHere(front_end=board.spec.index, requests=requests, tokens=tokens)
             board.post(board.spec.book.scheduler, held)
-        told = desk.held
+        told = requests
 
 
 async def _watch(board: Switchboard) -> None:

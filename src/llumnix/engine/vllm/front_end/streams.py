@@ -69,35 +69,37 @@ class Streams:
 
     def open(self, request: EngineCoreRequest) -> fe.SendTo | fe.GiveUp:
         """Where the new request is to be sent, or why it is not."""
-        name, slot, now = RequestId(request.request_id), request.data_parallel_rank, monotonic()
-        media = media_bytes(request)
-        arrived = arrival(
-            request,
-            now,
-            only_on=None if slot is None else self._members.in_slot(slot),  # X-data-parallel-rank
-            not_exact=why_not_exact(request, self.seeds_lost) or self._kept.why_not(media),
-            chunk_tokens=self._machine.prefix_chunk_tokens,
-        )
+        name, arrived = RequestId(request.request_id), self.arrival(request)
         (answer,) = self._machine.handle(arrived)
         assert isinstance(answer, fe.SendTo | fe.GiveUp)
         if isinstance(answer, fe.SendTo):
             stream = self._machine.stream(name)
             assert stream is not None
-            story = begin_story(self._stories, request, arrived.prompt_tokens, now)
-            story.dispatched(now, answer.reason)
-            self.sessions[name] = Session(request, name, stream, story, keeps_media=self._kept.keep(name, media))
+            story = begin_story(self._stories, request, arrived.prompt_tokens, arrived.at_s)
+            story.dispatched(arrived.at_s, answer.reason)
+            self.sessions[name] = Session(request, name, stream, story, self._kept.keep(name, media_bytes(request)))
             tell_onward(answer, self._members, self._ways.post)
         else:
             self.refused(client_id_of(request), answer.why)
         return answer
+
+    def arrival(self, request: EngineCoreRequest) -> fe.Arrived:
+        """How the mind is told of it, if it arrives now."""
+        return arrival(
+            request,
+            monotonic(),
+            only_on=None if (rank := request.data_parallel_rank) is None else self._members.in_slot(rank),
+            not_exact=why_not_exact(request, self.seeds_lost) or self._kept.why_not(media_bytes(request)),
+            chunk_tokens=self._machine.prefix_chunk_tokens,
+        )
 
     def refused(self, request_id: str | None, why: str, status: int = 503) -> None:
         """A request that is told to come later. `request_id`: as vLLM's server named it, if it did."""
         refuse(self._stories, request_id, why, status, monotonic())
 
     def unsent(self, request_id: str) -> None:
-        """It was opened just now, and then could not be sent."""
-        self._forget(self.sessions[request_id], "error", "it could not be sent")
+        """It was opened just now, and then could not be sent: to `on_end` it has never begun."""
+        self._forget(self.sessions[request_id], "error", "it could not be sent", began=False)
         self._machine.handle(fe.Unsent(monotonic(), RequestId(request_id)))
 
     def abort(self, request_id: str) -> None:
@@ -106,12 +108,13 @@ class Streams:
             self._forget(session, str(FinishReason.ABORT))
             self._tell(fe.Aborted(monotonic(), RequestId(session.engine_id)))
 
-    def _forget(self, session: Session, outcome: str, why: str = "") -> None:
+    def _forget(self, session: Session, outcome: str, why: str = "", began: bool = True) -> None:
         self._moves.over(session, monotonic(), outcome, why)
         self.sessions.pop(session.engine_id, None)
         self._engine_ids.pop(session.id, None)
         self._kept.forget(RequestId(session.id))
-        self.on_end(session)
+        if began:
+            self.on_end(session)
 
     # -- what instances say
 

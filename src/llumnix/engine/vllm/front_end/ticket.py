@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from math import ceil
+from math import ceil, floor
 from typing import Any
 
 from llumnix.control.tenant_account import Allowance
@@ -108,6 +108,6 @@ def rate_limits(allowances: tuple[Allowance, ...]) -> list[Header]:
     """As OpenAI's: so many a minute, so many of them left, all of them again in so many seconds."""
     headers: list[Header] = []
     for each in allowances:
-        said = {"limit": f"{each.limit:.0f}", "remaining": f"{each.remaining:.0f}", "reset": f"{each.reset_s:.3f}s"}
+        said = {"limit": f"{each.limit:.0f}", "remaining": str(floor(each.remaining)), "reset": f"{each.reset_s:.3f}s"}
         headers += [(f"x-ratelimit-{what}-{each.what}".encode(), value.encode()) for what, value in said.items()]
     return headers

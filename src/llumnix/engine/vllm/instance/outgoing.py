@@ -9,6 +9,7 @@ from vllm.v1.request import Request
 
 from llumnix.control import events
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
+from llumnix.engine.vllm.instance.state import makes_tokens
 from llumnix.types import RequestId
 
 
@@ -101,13 +102,13 @@ class OutgoingRequests:
     def _progress(self, request: Request) -> events.Progress:
         queued = self._scheduler.is_queued(request)
         # While it is unknown what is settled it is treated as one in its prefill: it is not time to hand it over.
-        decoding = not queued and not request.is_prefill_chunk and not self._scheduler.steps.is_settling(request)
+        decoding = not queued and makes_tokens(request) and not self._scheduler.steps.is_settling(request)
         return events.Progress(
             at=self._clock(),
             request=RequestId(request.request_id),
             settled_blocks=self._scheduler.steps.settled_tokens(request) // self._scheduler.block_tokens,
             total_blocks=self._scheduler.blocks_for(request.num_computed_tokens),
             output_tokens=request.num_output_tokens,
-            decoding=decoding and request.num_output_tokens > 0,
+            decoding=decoding,
             queued=queued and request.num_computed_tokens == 0,
         )
