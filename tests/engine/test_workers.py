@@ -23,11 +23,15 @@ class Executor:
         self.sent: list[str] = []
         self.read: list[str] = []
         self.broken = ""
+        self.patience_s: float | None = None
         self.answers: dict[str, list[Any]] = {}
         self._futures: deque[FutureWrapper] = deque()
 
-    def collective_rpc(self, method: str, args: tuple[Any, ...] = (), non_block: bool = False) -> Any:
+    def collective_rpc(
+        self, method: str, timeout: float | None = None, args: tuple[Any, ...] = (), non_block: bool = False
+    ) -> Any:
         self.sent.append(method)
+        self.patience_s = timeout
 
         def response() -> list[Any]:
             self.read.append(method)
@@ -53,6 +57,14 @@ def test_nobody_waits_for_what_is_told(executor: Executor) -> None:
     assert (executor.sent, executor.read) == (["step", "llumnix_pull"], [])
     assert workers.ask("llumnix_sampler_state", "r") == [("r",)]
     assert executor.read == ["step", "llumnix_pull", "llumnix_sampler_state"]
+
+
+def test_a_worker_that_hangs_is_waited_for_as_long_as_for_a_step(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "7")
+    Workers(executor, 2, lambda error: pytest.fail(str(error))).ask("llumnix_sampler_state", "r")
+    assert executor.patience_s == 7
 
 
 def test_answers_that_nobody_reads_do_not_fill_the_ring(executor: Executor) -> None:

@@ -7,6 +7,7 @@ request alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -17,6 +18,8 @@ from vllm.v1.request import Request
 from llumnix.engine.vllm.between import RequestCodec
 from llumnix.engine.vllm.instance.grammar import follow, why_not_compiled
 from llumnix.wire.base import Frame
+
+log = logging.getLogger(__name__)
 
 Then = Callable[[Request | str], None]
 """Told what was made, or why it cannot go on here."""
@@ -38,6 +41,7 @@ class Maker:
         try:
             request = self._make(self._codec.decode(frames))
         except Exception as error:  # noqa: BLE001 see above
+            log.warning("a request from elsewhere cannot be made here", exc_info=error)
             then(f"it cannot be made here: {error}")
             return
         when_grammar_ready(request, lambda: then(self._follow(request, output_token_ids)))
@@ -48,6 +52,7 @@ class Maker:
         try:
             accepted = follow(request, self._structured_output, output_token_ids)
         except Exception as error:  # noqa: BLE001 see above
+            log.warning("the grammar of a request from elsewhere fails here", exc_info=error)
             return f"its grammar fails here: {error}"
         return request if accepted else GRAMMAR_REFUSED
 

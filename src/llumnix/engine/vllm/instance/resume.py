@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
@@ -51,7 +52,8 @@ class Resumes:
         def made(request: Request | str) -> None:
             self._to_main(lambda: self._take_up(resume, request, done))
 
-        self._thread.submit(self._maker.start, resume.request, resume.output_token_ids, made)
+        making = self._thread.submit(self._maker.start, resume.request, resume.output_token_ids, made)
+        making.add_done_callback(partial(_pass_on_failure, done))
         return done
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -88,3 +90,9 @@ class Resumes:
             announce(request, self._scheduler, self._workers)
             self._workers.tell("llumnix_install", for_worker(request, thrown_away=thrown_away))
         self._scheduler.adopt(request, computed_tokens=0)
+
+
+def _pass_on_failure(done: Future[None], making: Future[None]) -> None:
+    """What the front end waits for ends as well."""
+    if not making.cancelled() and (error := making.exception()) is not None and not done.done():
+        done.set_exception(error)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import vllm.envs as envs
+
 from llumnix.wire.to_worker import ToWorker
 
 MOST_UNREAD = 4
@@ -46,16 +48,16 @@ class Workers:
             self._post(address, order)
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
-        """The answers of all, in the order of their ranks."""
-        answers: list[Any] = self._executor.collective_rpc(method, args=arguments)
+        """The answers of all, in the order of their ranks. Raises TimeoutError: a worker hangs."""
+        answers: list[Any] = self._executor.collective_rpc(method, timeout=_longest_wait_s(), args=arguments)
         return answers
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Done before whatever is sent to the workers after it."""
+        """Done before whatever is sent to the workers after it. Raises TimeoutError: a worker hangs."""
         while self._told and self._told[0].done():
             self._told.popleft()
         if len(self._told) == MOST_UNREAD:
-            self._told.popleft().result()
+            self._told.popleft().result(timeout=_longest_wait_s())
         future = self._executor.collective_rpc(method, args=arguments, non_block=True)
         self._told.append(future)
         future.add_done_callback(self._check)
@@ -64,3 +66,8 @@ class Workers:
         error = told.exception()
         if error is not None:
             self._failed(error)
+
+
+def _longest_wait_s() -> float:
+    """As vLLM waits for a step, which an answer may have to wait for, too."""
+    return float(envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS)
