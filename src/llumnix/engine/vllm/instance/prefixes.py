@@ -47,10 +47,11 @@ class Prefixes:
         passport.chunks = chunks_of(passport.original, self.chunk_tokens)
 
     def comes(self, request: Request) -> None:
-        """It is about to be queued here; what it will find computed is noted in its passport."""
+        """It is about to be queued here; its passport is told what of it is cached, and what it will find computed."""
         passport = passport_of(request)
-        depth = self._table.comes(RequestId(request.request_id), self._named(request, passport.chunks))
-        passport.expected_hit_tokens = cached_tokens(depth, self.chunk_tokens, request.num_prompt_tokens)
+        depths = self._table.comes(RequestId(request.request_id), self._named(request, passport.chunks))
+        passport.cached_tokens = cached_tokens(depths.cached, self.chunk_tokens, request.num_prompt_tokens)
+        passport.expected_hit_tokens = cached_tokens(max(depths), self.chunk_tokens, request.num_prompt_tokens)
 
     def holds(self, request: Request) -> None:
         """All of its tokens but the newest are computed here, those that it made included: they begin the next turn."""

@@ -1,0 +1,95 @@
+"""What of a prompt an instance has cached, or will have computed by then, and who starts first by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from engine_requests import engine_request
+from small_engine import BLOCK_TOKENS, SmallEngine
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+from llumnix.config import PolicyConfig
+from llumnix.engine.vllm.instance.prefixes import prefixes_of
+from llumnix.engine.vllm.instance.state import Passport, passport_of, stamp
+
+CONTEXT = [1] * 3 * BLOCK_TOKENS
+
+
+@pytest.fixture
+def engine() -> Iterator[SmallEngine]:
+    """Its chunks are of one block."""
+    made = SmallEngine(prefix_caching=True)
+    made.scheduler.obey(PolicyConfig())
+    made.scheduler.prefixes = prefixes_of(made.scheduler, wanted=True, chunk_tokens=BLOCK_TOKENS)
+    yield made
+    made.close()
+
+
+def make(engine: SmallEngine, name: str, prompt: list[int], output_tokens: int = 500, **asked: Any) -> Request:
+    """As the engine core does."""
+    engine.arrives_s += 1.0
+    sampling = SamplingParams(max_tokens=output_tokens, ignore_eos=True, **asked)
+    original = engine_request(name, prompt_token_ids=prompt, sampling_params=sampling, arrival_time=engine.arrives_s)
+    request = Request.from_engine_core_request(original, engine.hasher)
+    stamp(request, original)
+    assert engine.scheduler.prefixes is not None
+    engine.scheduler.prefixes.name(request)
+    return request
+
+
+def add(engine: SmallEngine, name: str, prompt: list[int], output_tokens: int = 500, **asked: Any) -> Passport:
+    request = make(engine, name, prompt, output_tokens, **asked)
+    engine.scheduler.add_request(request)
+    return passport_of(request)
+
+
+def waiting(engine: SmallEngine) -> list[str]:
+    return [request.request_id for request in engine.scheduler.waiting]
+
+
+def is_computed(engine: SmallEngine, prompt: list[int]) -> None:
+    """By one that has ended."""
+    add(engine, "before", prompt, output_tokens=1)
+    engine.step()
+    assert "before" not in engine.scheduler.requests
+
+
+def fill(engine: SmallEngine) -> None:
+    """Eight of the twelve blocks."""
+    add(engine, "runs", [9] * (8 * BLOCK_TOKENS - 4))
+    engine.step()
+
+
+def test_who_begins_as_one_that_waits_does_not_overtake_it_nor_a_small_one(engine: SmallEngine) -> None:
+    fill(engine)
+    add(engine, "first", [*CONTEXT, *CONTEXT, 5, 5, 5, 5])
+    add(engine, "small", [2] * 70)
+    follows = add(engine, "follows", [*CONTEXT, *CONTEXT, 6, 6, 6, 6])
+    assert waiting(engine) == ["small", "first", "follows"]
+    assert (follows.cached_tokens, follows.expected_hit_tokens) == (0, 96)
+    assert engine.scheduler.waiting.tokens == 100 + 70 + 4, "what waits there has less to compute"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_who_has_much_cached_starts_before_one_that_came_a_little_earlier(engine: SmallEngine, cached: bool) -> None:
+    is_computed(engine, [*(CONTEXT if cached else [3] * len(CONTEXT)), 4, 4, 4, 4])
+    fill(engine)
+    add(engine, "earlier", [5] * 100)
+    later = add(engine, "later", [*CONTEXT, *[6] * 52])
+    assert later.cached_tokens == (len(CONTEXT) if cached else 0)
+    assert waiting(engine) == (["later", "earlier"] if cached else ["earlier", "later"])
+
+
+def test_preempted_one_has_cached_what_was_still_to_come_when_it_came(engine: SmallEngine) -> None:
+    first, follows = add(engine, "first", [*CONTEXT, 5, 5]), add(engine, "follows", [*CONTEXT, 6, 6])
+    assert (follows.cached_tokens, follows.expected_hit_tokens) == (0, len(CONTEXT))
+    while not engine.preempted:
+        engine.step()
+    assert engine.preempted == ["follows"]
+    assert (first.cached_tokens, follows.cached_tokens) == (0, len(CONTEXT))
