@@ -17,6 +17,7 @@ from vllm.v1.request import Request
 from llumnix.config import PolicyConfig
 from llumnix.engine.vllm.instance.prefixes import prefixes_of
 from llumnix.engine.vllm.instance.state import Passport, passport_of, stamp
+from llumnix.policy.prefix import ChunkId
 
 CONTEXT = [1] * 3 * BLOCK_TOKENS
 
@@ -51,6 +52,14 @@ def add(engine: SmallEngine, name: str, prompt: list[int], output_tokens: int = 
 
 def waiting(engine: SmallEngine) -> list[str]:
     return [request.request_id for request in engine.scheduler.waiting]
+
+
+def told(engine: SmallEngine) -> set[ChunkId]:
+    """By the first news."""
+    assert engine.scheduler.prefixes is not None
+    news = engine.scheduler.prefixes.news(engine.scheduler.requests)
+    assert news is not None
+    return set(news.added)
 
 
 def is_computed(engine: SmallEngine, prompt: list[int]) -> None:
@@ -93,3 +102,23 @@ def test_preempted_one_has_cached_what_was_still_to_come_when_it_came(engine: Sm
         engine.step()
     assert engine.preempted == ["follows"]
     assert (first.cached_tokens, follows.cached_tokens) == (0, len(CONTEXT))
+
+
+def test_queued_one_that_moves_here_is_told_and_finds_what_is_cached_here(engine: SmallEngine) -> None:
+    is_computed(engine, [*CONTEXT, 4, 4, 4, 4])
+    moved = make(engine, "moved", [*CONTEXT, *[6] * 52])
+    engine.scheduler.adopt(moved, computed_tokens=0)
+    assert passport_of(moved).cached_tokens == passport_of(moved).expected_hit_tokens == len(CONTEXT)
+    assert engine.scheduler.waiting.tokens == 52
+    assert set(passport_of(moved).chunks) <= told(engine)
+    follows = add(engine, "follows", [*CONTEXT, *[6] * 52])
+    assert (follows.cached_tokens, follows.expected_hit_tokens) == (len(CONTEXT), 96)
+
+
+def test_stream_of_a_dead_instance_is_told_where_it_is_computed_anew(engine: SmallEngine) -> None:
+    robbed = make(engine, "robbed", [*CONTEXT, 5, 5])
+    robbed.append_output_token_ids([7, 7, 7])
+    engine.scheduler.adopt(robbed, computed_tokens=0)
+    assert told(engine) == set(passport_of(robbed).chunks)
+    follows = add(engine, "follows", [*CONTEXT, 6, 6])
+    assert (follows.cached_tokens, follows.expected_hit_tokens) == (0, len(CONTEXT))

@@ -194,8 +194,6 @@ class MigrationSupport(_Base):
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
         sliding window has passed are given back first: they were not copied and must never enter the prefix cache."""
         manager = self.kv_cache_manager
-        if not computed_tokens:
-            waits_on(request)
         self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
@@ -203,8 +201,10 @@ class MigrationSupport(_Base):
             self.tables.zero_after(request.request_id, computed_tokens)
             manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
             manager.cache_blocks(request, computed_tokens)
-            if self.prefixes is not None:
-                self.prefixes.holds(request)
+        else:
+            waits_on(request)
+        if self.prefixes is not None:
+            (self.prefixes.holds if computed_tokens else self.prefixes.comes)(request)
         self.requests[request.request_id] = request
         if request.num_output_tokens:
             # Its first token and prefill statistics went out from the source.
