@@ -122,3 +122,12 @@ def test_stream_of_a_dead_instance_is_told_where_it_is_computed_anew(engine: Sma
     assert told(engine) == set(passport_of(robbed).chunks)
     follows = add(engine, "follows", [*CONTEXT, 6, 6])
     assert (follows.cached_tokens, follows.expected_hit_tokens) == (0, len(CONTEXT))
+
+
+def test_one_that_may_not_begin_with_what_is_cached_leaves_its_prompt_to_others(engine: SmallEngine) -> None:
+    is_computed(engine, [*CONTEXT, 4, 4, 4, 4])
+    asks = add(engine, "asks", [*CONTEXT, *[6] * 52], prompt_logprobs=1)
+    assert (asks.cached_tokens, asks.expected_hit_tokens) == (0, 0)
+    assert engine.scheduler.waiting.tokens == 100
+    follows = add(engine, "follows", [*CONTEXT, *[6] * 52])
+    assert (follows.cached_tokens, follows.expected_hit_tokens) == (len(CONTEXT), 96)

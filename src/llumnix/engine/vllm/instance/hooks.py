@@ -190,6 +190,11 @@ INSTANCE_HOOKS = (
     Hook(
         "vllm.v1.request:Request.update_block_hashes", "self", "which prefixes are cached: `block_hashes` of a prompt"
     ),
+    Hook(
+        "vllm.v1.request:Request.get_skip_reading_prefix_cache",
+        "self",
+        "requests that do not begin with what is cached: `skip_reading_prefix_cache`, as front ends know it, too",
+    ),
     Hook("vllm.v1.core.sched.scheduler:Scheduler.add_request", "self request", "overridden: prefixes that come"),
     Hook("vllm.v1.core.block_pool:BlockPool.touch", "self blocks", "pins"),
     Hook("vllm.v1.core.block_pool:BlockPool.free_blocks", "self ordered_blocks", "pins"),

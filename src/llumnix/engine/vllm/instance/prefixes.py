@@ -50,6 +50,8 @@ class Prefixes:
         """It is about to be queued here; its passport is told what of it is cached, and what it will find computed."""
         passport = passport_of(request)
         depths = self._table.comes(RequestId(request.request_id), self._named(request, passport.chunks))
+        if request.skip_reading_prefix_cache:
+            return  # others begin with what it computes
         passport.cached_tokens = cached_tokens(depths.cached, self.chunk_tokens, request.num_prompt_tokens)
         passport.expected_hit_tokens = cached_tokens(max(depths), self.chunk_tokens, request.num_prompt_tokens)
 
