@@ -34,7 +34,11 @@ INSTANCE_HOOKS = (
     ),
     Hook("vllm.v1.engine.core:EngineCoreProc._process_input_queue", "self", "overridden: last blocks of arrivals"),
     Hook("vllm.v1.engine.core:EngineCoreProc._process_engine_step", "self", "overridden: work between steps"),
-    Hook("vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks", "self", "overridden: last report"),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks",
+        "self",
+        "overridden: last report; the engine rests: what steps cost",
+    ),
     Hook("vllm.v1.engine.core:EngineCoreProc._handle_request_preproc_error", "self request", "overridden: ledger"),
     Hook(
         "vllm.v1.engine.core:EngineCoreProc._send_abort_outputs_to_client",
@@ -96,11 +100,6 @@ INSTANCE_HOOKS = (
         "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
         "self scheduler_output",
         "a planned step's tokens count as computed: what steps cost",
-    ),
-    Hook(
-        "vllm.v1.core.sched.interface:SchedulerInterface.has_unfinished_requests",
-        "self",
-        "whether one step follows the other: what steps cost",
     ),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks",
