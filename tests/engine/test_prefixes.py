@@ -9,17 +9,24 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import torch
 from engine_requests import engine_request
+from kv_memory import FULL, SHAPE, kv_manager
 from small_engine import BLOCK_TOKENS, SmallEngine
 from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.kv_cache_interface import KVCacheSpec, MambaSpec, SlidingWindowSpec
 from vllm.v1.request import Request
 
 from llumnix.config import PolicyConfig
-from llumnix.engine.vllm.instance.prefixes import prefixes_of
+from llumnix.engine.vllm.instance.prefixes import Prefixes, prefixes_of
 from llumnix.engine.vllm.instance.state import Passport, passport_of, stamp
 from llumnix.policy.prefix import ChunkId
 
 CONTEXT = [1] * 3 * BLOCK_TOKENS
+WINDOW = SlidingWindowSpec(**SHAPE, sliding_window=2 * BLOCK_TOKENS)
+STATES = MambaSpec(block_size=BLOCK_TOKENS, shapes=((8, 8),), dtypes=(torch.float32,), mamba_cache_mode="align")
 
 
 @pytest.fixture
@@ -131,3 +138,59 @@ def test_one_that_may_not_begin_with_what_is_cached_leaves_its_prompt_to_others(
     assert engine.scheduler.waiting.tokens == 100
     follows = add(engine, "follows", [*CONTEXT, *[6] * 52])
     assert (follows.cached_tokens, follows.expected_hit_tokens) == (len(CONTEXT), 96)
+
+
+class Hybrid:
+    """Prefixes of an engine whose other layers keep `kind`."""
+
+    def __init__(self, kind: KVCacheSpec) -> None:
+        init_none_hash(sha256)
+        self.manager = kv_manager(FULL, kind, hash_tokens=BLOCK_TOKENS)
+        self.prefixes = Prefixes(self.manager, BLOCK_TOKENS, BLOCK_TOKENS)
+        self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
+
+    def comes(self, name: str, prompt: list[int]) -> Request:
+        original = engine_request(name, prompt_token_ids=prompt)
+        request = Request.from_engine_core_request(original, self._hasher)
+        stamp(request, original)
+        self.prefixes.name(request)
+        self.prefixes.comes(request)
+        return request
+
+    def compute(self, request: Request) -> None:
+        """To its end."""
+        assert self.manager.allocate_slots(request, request.num_tokens) is not None
+        request.num_computed_tokens = request.num_tokens
+        self.manager.free(request)
+
+    def others_throw_away(self, request: Request) -> None:
+        """What the other layers have cached of it."""
+        pool = self.manager.block_pool
+        cached = [pool.get_cached_block(each, [1]) for each in request.block_hashes]
+        pool.evict_blocks({block.block_id for blocks in cached for block in blocks or ()})
+
+    def begins_with(self, request: Request) -> int:
+        """Tokens, by vLLM's word."""
+        _, hit_tokens, _ = self.manager.get_computed_blocks(request)
+        return hit_tokens
+
+
+def test_what_windows_have_lost_is_not_expected_though_whole_prompts_are_kept_beside() -> None:
+    hybrid = Hybrid(WINDOW)
+    first = hybrid.comes("first", [*CONTEXT, 5, 5])
+    hybrid.compute(first)
+    same = hybrid.comes("same", [*CONTEXT, 6, 6])
+    assert passport_of(same).cached_tokens == hybrid.begins_with(same) == len(CONTEXT)
+    hybrid.others_throw_away(first)
+    assert hybrid.begins_with(same) == 0
+    hybrid.prefixes.news({})  # looks who is still to be computed: nobody
+    again = hybrid.comes("again", [*CONTEXT, 7, 7])
+    assert passport_of(again).cached_tokens == passport_of(again).expected_hit_tokens == 0
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(WINDOW, len(CONTEXT)), (STATES, 0)], ids=["windows", "states"])
+def test_one_before_it_leaves_windows_behind_and_who_knows_which_states(kind: KVCacheSpec, expected: int) -> None:
+    hybrid = Hybrid(kind)
+    hybrid.comes("first", [*CONTEXT, 5, 5])
+    follows = hybrid.comes("follows", [*CONTEXT, 6, 6])
+    assert (passport_of(follows).cached_tokens, passport_of(follows).expected_hit_tokens) == (0, expected)

@@ -187,6 +187,11 @@ INSTANCE_HOOKS = (
         "which prefixes are cached",
     ),
     Hook(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.find_longest_cache_hit",
+        "self block_hashes max_cache_hit_length",
+        "how much of a request is cached where groups keep windows or states",
+    ),
+    Hook(
         "vllm.v1.request:Request.update_block_hashes", "self", "which prefixes are cached: `block_hashes` of a prompt"
     ),
     Hook(
