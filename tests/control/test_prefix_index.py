@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llumnix.control import prefix_table
 from llumnix.control.prefix_index import PrefixIndex
-from llumnix.control.prefix_table import Chunk, PrefixNews, PrefixTable
+from llumnix.control.prefix_table import Chunk, Depths, PrefixNews, PrefixTable
 from llumnix.types import InstanceId, RequestId
 
 A, B = InstanceId("a"), InstanceId("b")
@@ -29,9 +29,20 @@ def table(cached: set[int]) -> PrefixTable:
 
 def test_request_finds_what_one_before_it_will_have_computed() -> None:
     t = table(set())
-    assert t.comes(RequestId("first"), chunks(1, 2, 3)) == 0
-    assert t.comes(RequestId("second"), chunks(1, 2, 9)) == 2
-    assert t.comes(RequestId("third"), chunks(1, 2, 9, 10)) == 3
+    assert t.comes(RequestId("first"), chunks(1, 2, 3)) == Depths(0, coming=0)
+    assert t.comes(RequestId("second"), chunks(1, 2, 9)) == Depths(0, coming=2)
+    assert t.comes(RequestId("third"), chunks(1, 2, 9, 10)) == Depths(0, coming=3)
+
+
+def test_what_is_computed_of_one_before_it_is_cached_and_the_rest_is_still_to_come() -> None:
+    cached: set[int] = set()
+    t = table(cached)
+    t.comes(RequestId("first"), chunks(1, 2, 3))
+    cached |= {1, 2}
+    assert t.comes(RequestId("second"), chunks(1, 2, 3, 4)) == Depths(2, coming=3)
+    cached |= {3}
+    t.sweep(lambda _: False)
+    assert t.comes(RequestId("third"), chunks(1, 2, 3, 4)) == Depths(3, coming=0), "the second was given up"
 
 
 def test_what_the_engine_has_thrown_away_goes_and_what_is_still_to_be_computed_stays() -> None:
@@ -40,11 +51,11 @@ def test_what_the_engine_has_thrown_away_goes_and_what_is_still_to_be_computed_s
     t.comes(RequestId("over"), chunks(1, 2, 3))
     t.comes(RequestId("waits"), chunks(1, 7))
     t.sweep(lambda request: request == "waits")
-    assert t.comes(RequestId("x"), chunks(1, 2, 3)) == 2
+    assert t.comes(RequestId("x"), chunks(1, 2, 3)) == Depths(2, coming=1)
     cached -= {1, 2}
     t.sweep(lambda request: request == "waits")
-    assert t.comes(RequestId("y"), chunks(1, 7)) == 2
-    assert t.comes(RequestId("z"), chunks(2)) == 0
+    assert t.comes(RequestId("y"), chunks(1, 7)) == Depths(0, coming=2)
+    assert t.comes(RequestId("z"), chunks(2)) == Depths(0, coming=0)
 
 
 def test_news_are_what_changed_and_nothing_if_it_changed_back() -> None:
@@ -66,8 +77,8 @@ def test_table_is_bounded() -> None:
     for first in range(0, 3 * prefix_table.MOST_ENTRIES, 256):
         t.holds(chunks(*range(first, first + 256)))
     assert len(t) == prefix_table.MOST_ENTRIES
-    assert t.comes(RequestId("r"), chunks(0)) == 0
-    assert t.comes(RequestId("s"), chunks(3 * prefix_table.MOST_ENTRIES - 1)) == 1
+    held = t.everything().added
+    assert (min(held), max(held)) == (2 * prefix_table.MOST_ENTRIES, 3 * prefix_table.MOST_ENTRIES - 1)
 
 
 def test_everything_is_told_again_now_and_then() -> None:

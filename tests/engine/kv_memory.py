@@ -15,16 +15,21 @@ STATE = MambaSpec(block_size=WINDOW_TOKENS, shapes=((8, 8),), dtypes=(torch.floa
 
 
 def kv_manager(
-    *specs: Any, blocks: int = 100, in_flight_tokens: int | None = None, context_parallel: int = 1
+    *specs: Any,
+    blocks: int = 100,
+    in_flight_tokens: int | None = None,
+    context_parallel: int = 1,
+    hash_tokens: int = 0,
 ) -> KVCacheManager:
-    """`in_flight_tokens`: that steps compute at once, at most; None: a whole window."""
+    """`in_flight_tokens`: that steps compute at once, at most; None: a whole window. `hash_tokens`: of a block by which
+    prefixes are cached; 0: none are."""
     groups = [KVCacheGroupSpec([f"layer {n}"], spec) for n, spec in enumerate(specs)]
     return KVCacheManager(
         KVCacheConfig(blocks, [], groups),
         max_model_len=WINDOW_TOKENS,
         max_in_flight_tokens=in_flight_tokens,
-        scheduler_block_size=WINDOW_TOKENS,
-        hash_block_size=WINDOW_TOKENS,
-        enable_caching=False,
+        scheduler_block_size=hash_tokens or WINDOW_TOKENS,
+        hash_block_size=hash_tokens or WINDOW_TOKENS,
+        enable_caching=hash_tokens > 0,
         dcp_world_size=context_parallel,
     )

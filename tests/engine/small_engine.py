@@ -48,7 +48,7 @@ class SmallEngine:
         groups = [KVCacheGroupSpec([f"layer {n}"], kind) for n, kind in enumerate(kinds)]
         if prefix_caching:
             init_none_hash(sha256)
-        self._hashes = get_request_block_hasher(BLOCK_TOKENS, sha256) if prefix_caching else None
+        self.hasher = get_request_block_hasher(BLOCK_TOKENS, sha256) if prefix_caching else None
         self._context = set_current_vllm_config(config)
         self._context.__enter__()
         self.scheduler = LlumnixScheduler(
@@ -72,7 +72,7 @@ class SmallEngine:
             *(name, [1] * prompt_tokens, sampling, None),
             arrival_time=self.arrives_s,
             priority=priority,
-            block_hasher=self._hashes,
+            block_hasher=self.hasher,
         )
         request._llumnix_passport = Passport(original=None)  # type: ignore[attr-defined, arg-type]
         return request

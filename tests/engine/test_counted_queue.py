@@ -147,12 +147,17 @@ def before(request: Request, queue: TurnQueue) -> list[Request]:
 
 
 def test_who_has_its_prompt_cached_goes_before_one_that_needs_as_much_and_came_a_little_earlier() -> None:
+    """But not who will find it cached once another one that waits is computed."""
     queue = small_first(TurnQueue(blocks_for, BLOCKS))
-    for name, at_s, hit_tokens in (("earlier", 0.0, 0), ("later", 1.0, 149)):
+    for name, at_s, cached, expected in (("earlier", 0.0, 0, 0), ("follows", 1.0, 0, 149), ("later", 2.0, 149, 149)):
         request = Request(name, [1] * 150, SamplingParams(max_tokens=10), None, arrival_time=at_s)
-        request._llumnix_passport = Passport(original=None, expected_hit_tokens=hit_tokens)  # type: ignore[attr-defined, arg-type]
+        request._llumnix_passport = Passport(  # type: ignore[attr-defined]
+            original=None,  # type: ignore[arg-type]
+            cached_tokens=cached,
+            expected_hit_tokens=expected,
+        )
         queue.add_request(request)
-    assert [request.request_id for request in queue] == ["later", "earlier"]
+    assert [request.request_id for request in queue] == ["later", "earlier", "follows"]
 
 
 @pytest.mark.parametrize("turns", [False, True])

@@ -10,10 +10,12 @@ pytest.importorskip("vllm")
 
 import torch
 from engine_requests import PICTURE, engine_request
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.v1.request import Request
 
 from llumnix.control.stream import Stream
-from llumnix.engine.vllm.front_end.session import Session, why_not_exact
+from llumnix.engine.vllm.front_end.session import Session, arrival, why_not_exact
 from llumnix.journal.journal import Journal
 from llumnix.journal.story import Story
 from llumnix.types import Epoch, InstanceId, RequestId
@@ -103,6 +105,22 @@ def test_stream_in_the_middle_is_continued_only_if_that_is_exact(fields: dict[st
 
 def test_seeded_stream_is_continued_where_the_engines_know_how() -> None:
     assert why_not_exact(engine_request(R, sampling_params=SamplingParams(temperature=1.0, seed=1)), "") == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "chunks"),
+    [
+        ({}, 3),
+        ({"sampling_params": SamplingParams(prompt_logprobs=1)}, 0),
+        ({"sampling_params": None, "pooling_params": PoolingParams()}, 3),
+        ({"sampling_params": None, "pooling_params": PoolingParams(skip_reading_prefix_cache=True)}, 0),
+    ],
+)
+def test_request_that_may_not_begin_with_what_is_cached_has_no_names(fields: dict[str, Any], chunks: int) -> None:
+    request = engine_request(R, prompt_token_ids=[1] * 100, **fields)
+    told = arrival(request, 0.0, only_on=None, not_exact="", chunk_tokens=32)
+    assert len(told.chunks) == chunks
+    assert Request.from_engine_core_request(request, None).skip_reading_prefix_cache is (chunks == 0), "as vLLM has it"
 
 
 def test_client_knows_the_external_id() -> None:

@@ -52,6 +52,14 @@ def test_prompt_gets_what_is_left_of_the_target(engine: SmallEngine) -> None:
     assert planned(engine) == {"decodes": 1, "long": 70}
 
 
+@pytest.mark.parametrize(("target_ms", "of_prompts"), [(18.9, 70), (0, LIMIT - 4)])
+def test_what_drafts_leave_to_prompts_is_told(engine: SmallEngine, target_ms: float, of_prompts: int) -> None:
+    begin(engine, target_ms)
+    engine.scheduler.num_spec_tokens = 3
+    told = report(engine)
+    assert (told.decoding, told.step_tokens - told.decoding) == (1, of_prompts)
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "next_step"),
     [

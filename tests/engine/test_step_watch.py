@@ -9,8 +9,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from small_engine import SmallEngine
+from vllm.v1.request import RequestStatus
+
 from llumnix.control.step_fit import StepFit, StepLoad
 from llumnix.engine.vllm.instance import step_watch
+from llumnix.engine.vllm.instance.core import LlumnixEngineCore
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 
 LOAD = StepLoad(10, 1, 100)
@@ -43,11 +47,12 @@ def test_step_after_a_rest_lasts_from_when_it_was_given_out(clock: Clock, lasted
     watch = StepWatch()
     watch.begins(LOAD)
     clock.now_s += 0.02
-    watch.ends(goes_on=False)
+    watch.ends()
+    watch.rests()
     clock.now_s += 5
     watch.begins(LOAD)
     clock.now_s += 0.03
-    watch.ends(goes_on=True)
+    watch.ends()
     assert lasted == [0.02, 0.03]
 
 
@@ -55,11 +60,11 @@ def test_what_the_host_does_between_two_steps_counts(clock: Clock, lasted: list[
     watch = StepWatch()
     watch.begins(LOAD)
     clock.now_s += 0.02
-    watch.ends(goes_on=True)
+    watch.ends()
     clock.now_s += 0.004
     watch.begins(LOAD)
     clock.now_s += 0.02
-    watch.ends(goes_on=True)
+    watch.ends()
     assert lasted == [0.02, 0.024]
 
 
@@ -71,9 +76,58 @@ def test_step_that_was_given_out_while_another_ran_lasts_from_the_end_of_that(
     clock.now_s += 0.001
     watch.begins(LOAD)
     clock.now_s += 0.019
-    watch.ends(goes_on=True)
+    watch.ends()
     clock.now_s += 0.02
-    watch.ends(goes_on=True)
+    watch.ends()
+    assert lasted == [0.02, 0.02]
+
+
+def test_step_in_flight_lasts_from_the_end_of_the_one_before_though_nothing_follows_it(
+    clock: Clock, lasted: list[float]
+) -> None:
+    watch = StepWatch()
+    watch.begins(LOAD)
+    watch.begins(LOAD)
+    clock.now_s += 0.02
+    watch.ends()
+    watch.rests()
+    clock.now_s += 0.03
+    watch.ends()
+    assert lasted == [0.02, 0.03]
+
+
+def step(engine: SmallEngine, clock: Clock) -> None:
+    """Of 20 ms, if there is anything to compute."""
+    output = engine.scheduler.schedule()
+    if output.total_num_scheduled_tokens:
+        clock.now_s += 0.02
+    engine.finish(output)
+
+
+def test_waiting_for_a_grammar_is_no_step(engine: SmallEngine, clock: Clock, lasted: list[float]) -> None:
+    engine.add("over", 0, prompt_tokens=16, output_tokens=1)
+    waits = engine.make("waits", 0, prompt_tokens=16)
+    waits.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+    engine.scheduler.add_request(waits)
+    for _ in range(3):
+        step(engine, clock)
+    clock.now_s += 5
+    waits.status = RequestStatus.WAITING
+    step(engine, clock)
+    assert engine.running == ["waits"]
+    assert lasted == [0.02, 0.02]
+
+
+def test_pause_is_no_step(engine: SmallEngine, clock: Clock, lasted: list[float]) -> None:
+    """It comes between two steps, and the engine falls asleep."""
+    engine.add("runs", 0, prompt_tokens=16)
+    step(engine, clock)
+    core: Any = object.__new__(LlumnixEngineCore)
+    core.scheduler = engine.scheduler
+    core._office = SimpleNamespace(stillness=SimpleNamespace(now=False), before_sleep=lambda: None)
+    core._notify_idle_state_callbacks()
+    clock.now_s += 5
+    step(engine, clock)
     assert lasted == [0.02, 0.02]
 
 
@@ -85,7 +139,7 @@ def test_engine_whose_steps_have_become_longer_says_so(clock: Clock) -> None:
             load = StepLoad(200 if n % 3 == 0 else 0, 8, 800)
             watch.begins(load)
             clock.now_s += times * (0.02 + 1e-4 * load.prefill_tokens)
-            watch.ends(goes_on=True)
+            watch.ends()
         return watch.latest.slowdown(clock.now_s)
 
     assert steps(20, times=3.0) == 1.0, "nothing is known yet"

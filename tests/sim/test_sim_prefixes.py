@@ -191,3 +191,13 @@ def test_queued_request_that_moves_expects_what_its_new_instance_has() -> None:
     assert moving.instances == ["i0000", "i0001"]
     assert moving.first_token_s < hog.finish_s
     assert (moving.expected_hit_tokens, moving.hit_tokens) == (0, 0)
+
+
+def test_who_begins_as_one_that_waits_does_not_overtake_it_nor_a_small_one() -> None:
+    """It would find nothing and compute all of it, ahead of both."""
+    hog = prompt(0, 10.0, *range(20, 26), output=400)
+    first, small, follows = prompt(1, 12.0, *range(1, 7)), prompt(2, 12.5, 40, 41), prompt(3, 13.0, *range(1, 7))
+    run(hog, first, small, follows, instances=1, blocks=250)
+    assert hog.finish_s < small.first_token_s < first.first_token_s < follows.first_token_s
+    assert (first.hit_tokens, follows.hit_tokens) == (0, 6 * UNIT_TOKENS)
+    assert follows.expected_hit_tokens == 6 * UNIT_TOKENS, "what waits there has less to compute"

@@ -8,6 +8,7 @@ heard of each block. Front ends are told what changed since they were told last 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import msgspec
@@ -33,6 +34,15 @@ class Chunk(NamedTuple):
     key: Hashable
 
 
+class Depths(NamedTuple):
+    """How many of the first chunks of a prompt an instance has."""
+
+    cached: int
+    """In its cache at this moment."""
+    coming: int
+    """Of a request that came before and is still to be computed: in its cache when the next one starts."""
+
+
 class PrefixNews(msgspec.Struct, frozen=True, gc=False):
     """What is in an instance's table that was not, and what is no more."""
 
@@ -52,6 +62,8 @@ class PrefixTable:
         self._keys: dict[ChunkId, Hashable] = {}
         self._coming: dict[RequestId, tuple[ChunkId, ...]] = {}
         """Of requests that are not computed yet, as far as somebody knows."""
+        self._expected: set[ChunkId] = set()
+        """All of those."""
         self._added: set[ChunkId] = set()
         self._removed: set[ChunkId] = set()
         self._number = 0
@@ -60,12 +72,15 @@ class PrefixTable:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def comes(self, request: RequestId, chunks: Sequence[Chunk]) -> int:
-        """A request is queued here. Returns how many of its first chunks are there already, or will be."""
-        depth = next((place for place, chunk in enumerate(chunks) if chunk.id not in self._keys), len(chunks))
-        self._coming[request] = tuple(chunk.id for chunk in chunks)
+    def comes(self, request: RequestId, chunks: Sequence[Chunk]) -> Depths:
+        """A request is queued here."""
+        ids = tuple(chunk.id for chunk in chunks)
+        cached = list(takewhile(lambda chunk: self._is_cached(chunk.key), chunks))
+        coming = list(takewhile(lambda each: each in self._expected, ids))
+        self._coming[request] = ids
+        self._expected.update(ids)
         self.holds(chunks)
-        return depth
+        return Depths(len(cached), len(coming))
 
     def holds(self, chunks: Iterable[Chunk]) -> None:
         """The engine has computed them, or got them from elsewhere."""
@@ -79,9 +94,9 @@ class PrefixTable:
     def sweep(self, is_coming: Callable[[RequestId], bool]) -> None:
         """Forgets what the engine has not. `is_coming`: the request has still to be computed here."""
         self._coming = {request: ids for request, ids in self._coming.items() if is_coming(request)}
-        expected = {each for ids in self._coming.values() for each in ids}
+        self._expected = {each for ids in self._coming.values() for each in ids}
         for each, key in list(self._keys.items()):
-            if each not in expected and not self._is_cached(key):
+            if each not in self._expected and not self._is_cached(key):
                 self._drop(each)
 
     def news(self) -> PrefixNews | None:

@@ -90,7 +90,7 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prefix_chunk_tokens: int = 0
     """It tells of the prefixes in its cache in chunks of so many tokens; 0: it does not."""
     step_tokens: int = 0
-    """Tokens that one step computes at most, a token of each decoding request among them; 0: not known."""
+    """Tokens that one step computes at most without drafts, one of each decoding request among them; 0: not known."""
     step_cost: StepCost | None = None
     """As measured of its latest steps; None until it has done enough of them (`control/step_fit.py`)."""
     slowdown: float = 1.0

@@ -6,7 +6,8 @@ that and lets long ones starve; so here a request gives way to those that come l
 its share of the instance's memory, less theirs. One that was preempted has had its turn: it waits since then, not since
 it came, and lets fewer pass. One whose instance died was robbed of its turn: it lets nobody pass.
 
-What a request has cached counts as nothing: it needs no computing, and if it waits, others push it out.
+What a request has cached counts as nothing: it needs no computing, and if it waits, others push it out. What one before
+it in the queue is still to compute does count: who begins as that one does would overtake it, only to compute it.
 """
 
 from __future__ import annotations

@@ -202,11 +202,12 @@ def chunks_of(request: SimRequest) -> list[Chunk]:
 
 
 def comes(prefixes: PrefixTable | None, engine: EngineModel, request: SimRequest) -> None:
-    """It is about to be queued there; what it will find computed is noted."""
+    """It is about to be queued there; what of it is cached, and what it will find computed, is noted."""
     cache = engine.pool.cache
     if prefixes is not None and cache is not None:
-        depth = prefixes.comes(RequestId(request.id), chunks_of(request))
-        request.expected_hit_tokens = cached_tokens(depth, cache.unit_tokens, request.prompt_tokens)
+        depths = prefixes.comes(RequestId(request.id), chunks_of(request))
+        request.cached_tokens = cached_tokens(depths.cached, cache.unit_tokens, request.prompt_tokens)
+        request.expected_hit_tokens = cached_tokens(max(depths), cache.unit_tokens, request.prompt_tokens)
 
 
 class _Ahead(TypedDict):

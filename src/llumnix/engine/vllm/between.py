@@ -67,6 +67,13 @@ def chunks_of(
     return chunk_ids(token_ids or request.prompt_token_ids or (), chunk_tokens, salt, known)
 
 
+def reads_cache(request: EngineCoreRequest) -> bool:
+    """Whether vLLM has it begin with what is cached of its prompt: not if each token of that is asked about (its log
+    probabilities, a pooling by token). As `Request.get_skip_reading_prefix_cache` has it."""
+    asked = (request.sampling_params, request.pooling_params)
+    return not any(each is not None and each.skip_reading_prefix_cache for each in asked)
+
+
 class RequestCodec:
     """vLLM's own msgpack codec for its requests. Not thread safe: one per thread.
 

@@ -80,6 +80,8 @@ class SimRequest:
     cached_units: int = field(default=0, init=False)
     """Units of its prefix that it shares with the instance's prefix cache."""
 
+    cached_tokens: int = field(default=0, init=False)
+    """Of its prompt, that were cached where it waits when it came there: its turn is by what it needs beside these."""
     expected_hit_tokens: int = field(default=0, init=False)
     """Of its prompt, that will need no computing where it waits, as far as was known when it came there."""
 
@@ -144,6 +146,7 @@ class SimRequest:
         self.preemptions += 1
         if self.generated:
             self.preempted_at_s = now_s
+        self.cached_tokens = self.expected_hit_tokens  # what came before it is computed by now
         self.prefilled = 0
         if self.story is not None:
             self.story.preempted(now_s)

@@ -88,7 +88,7 @@ class WaitingQueue:
             return priority, -inf, index
         turn = turn_s(
             arrival_s,
-            self.blocks_of(request.tokens - request.expected_hit_tokens),
+            self.blocks_of(request.tokens - request.cached_tokens),
             self._total_blocks,
             preempted_s=request.preempted_at_s,
             made_tokens=request.generated,

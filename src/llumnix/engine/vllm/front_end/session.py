@@ -14,7 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 from llumnix.control.front_end_events import Arrived, NeededAdapter
 from llumnix.control.messages import Moved
 from llumnix.control.stream import Stream
-from llumnix.engine.vllm.between import RequestCodec, Resume, chunks_of
+from llumnix.engine.vllm.between import RequestCodec, Resume, chunks_of, reads_cache
 from llumnix.journal.story import Story
 from llumnix.types import Epoch, InstanceId, Priority, RequestId
 
@@ -142,7 +142,8 @@ def arrival(
     not_exact: str,
     chunk_tokens: int = 0,
 ) -> Arrived:
-    """How the front end's mind is told of it. `chunk_tokens`: by which its prompt's beginning is named, if at all."""
+    """How the front end's mind is told of it. `chunk_tokens`: by which its prompt's beginning is named, if at all: none
+    of one that may not begin with what is cached."""
     lora = request.lora_request
     return Arrived(
         at_s,
@@ -153,7 +154,7 @@ def arrival(
         adapter=None if lora is None else NeededAdapter(lora.lora_int_id, lora.lora_name),
         not_exact=not_exact,
         more_comes=request.resumable,
-        chunks=chunks_of(request, chunk_tokens),
+        chunks=chunks_of(request, chunk_tokens if reads_cache(request) else 0),
     )
 
 

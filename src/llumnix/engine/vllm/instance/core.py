@@ -210,6 +210,7 @@ class LlumnixEngineCore(EngineCoreProc):
         """vLLM calls this each time before the engine falls asleep on its queue."""
         if self.office.stillness.now:
             super()._notify_idle_state_callbacks()  # of pauses; some take long
+        self.scheduler.watch.rests()
         self.office.before_sleep()
 
     def _process_input_queue(self) -> None:

@@ -34,7 +34,11 @@ INSTANCE_HOOKS = (
     ),
     Hook("vllm.v1.engine.core:EngineCoreProc._process_input_queue", "self", "overridden: last blocks of arrivals"),
     Hook("vllm.v1.engine.core:EngineCoreProc._process_engine_step", "self", "overridden: work between steps"),
-    Hook("vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks", "self", "overridden: last report"),
+    Hook(
+        "vllm.v1.engine.core:EngineCoreProc._notify_idle_state_callbacks",
+        "self",
+        "overridden: last report; the engine rests: what steps cost",
+    ),
     Hook("vllm.v1.engine.core:EngineCoreProc._handle_request_preproc_error", "self request", "overridden: ledger"),
     Hook(
         "vllm.v1.engine.core:EngineCoreProc._send_abort_outputs_to_client",
@@ -96,11 +100,6 @@ INSTANCE_HOOKS = (
         "vllm.v1.core.sched.scheduler:Scheduler._update_after_schedule",
         "self scheduler_output",
         "a planned step's tokens count as computed: what steps cost",
-    ),
-    Hook(
-        "vllm.v1.core.sched.interface:SchedulerInterface.has_unfinished_requests",
-        "self",
-        "whether one step follows the other: what steps cost",
     ),
     Hook(
         "vllm.v1.core.sched.scheduler:Scheduler._free_request_blocks",
@@ -188,7 +187,17 @@ INSTANCE_HOOKS = (
         "which prefixes are cached",
     ),
     Hook(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.find_longest_cache_hit",
+        "self block_hashes max_cache_hit_length",
+        "how much of a request is cached where groups keep windows or states",
+    ),
+    Hook(
         "vllm.v1.request:Request.update_block_hashes", "self", "which prefixes are cached: `block_hashes` of a prompt"
+    ),
+    Hook(
+        "vllm.v1.request:Request.get_skip_reading_prefix_cache",
+        "self",
+        "requests that do not begin with what is cached: `skip_reading_prefix_cache`, as front ends know it, too",
     ),
     Hook("vllm.v1.core.sched.scheduler:Scheduler.add_request", "self request", "overridden: prefixes that come"),
     Hook("vllm.v1.core.block_pool:BlockPool.touch", "self blocks", "pins"),

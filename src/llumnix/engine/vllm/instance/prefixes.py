@@ -14,6 +14,7 @@ from vllm.v1.request import Request
 from llumnix.control.prefix_table import SWEEP_S, Chunk, PrefixNews, PrefixTable
 from llumnix.engine.vllm.between import chunks_of
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.engine.vllm.instance.state_blocks import is_state
 from llumnix.policy.prefix import cached_tokens
 from llumnix.types import RequestId
 
@@ -29,15 +30,23 @@ class Prefixes:
 
     Relies on `Request.block_hashes` naming, block by block, what the cache is asked for, and on vLLM's freeing the
     blocks of a request from the last to the first: where the end of a chunk is cached, the chunk is.
+
+    Chunks are told, and forgotten, by the groups that keep whole prompts alone. Others keep a state here and there, or
+    give blocks back as their window moves on: a conversation goes on from its last one, though most chunks end at none.
+    With how much another prompt begins depends there on where it parts, which names of chunks do not say.
     """
 
     def __init__(self, manager: KVCacheManager, hash_tokens: int, chunk_tokens: int) -> None:
         """`hash_tokens`: of a block that has a hash of its own; `chunk_tokens`: whole ones of these."""
         self.chunk_tokens = chunk_tokens
         self._hash_tokens = hash_tokens
-        self._pool = manager.block_pool
-        managers = manager.coordinator.single_type_managers
+        self._pool, self._coordinator = manager.block_pool, manager.coordinator
+        managers = self._coordinator.single_type_managers
         self._groups = [group for group, each in enumerate(managers) if is_full_attention_spec(each.kv_cache_spec)]
+        self._is_hybrid = len(self._groups) < len(managers)
+        """Groups that keep windows or states have a say, too: a request begins with less where they have less."""
+        self._has_states = any(is_state(each) for each in managers)
+        """Nobody knows where in a prompt that is to come one will be kept."""
         self._table = PrefixTable(self._is_cached)
         self._swept_s = 0.0
 
@@ -47,10 +56,14 @@ class Prefixes:
         passport.chunks = chunks_of(passport.original, self.chunk_tokens)
 
     def comes(self, request: Request) -> None:
-        """It is about to be queued here; what it will find computed is noted in its passport."""
+        """It is about to be queued here; its passport is told what of it is cached, and what it will find computed."""
         passport = passport_of(request)
-        depth = self._table.comes(RequestId(request.request_id), self._named(request, passport.chunks))
-        passport.expected_hit_tokens = cached_tokens(depth, self.chunk_tokens, request.num_prompt_tokens)
+        depths = self._table.comes(RequestId(request.request_id), self._named(request, passport.chunks))
+        if request.skip_reading_prefix_cache:
+            return  # others begin with what it computes
+        passport.cached_tokens = self._cached_tokens(request, depths.cached)
+        coming = 0 if self._has_states else cached_tokens(depths.coming, self.chunk_tokens, request.num_prompt_tokens)
+        passport.expected_hit_tokens = max(passport.cached_tokens, coming)
 
     def holds(self, request: Request) -> None:
         """All of its tokens but the newest are computed here, those that it made included: they begin the next turn."""
@@ -78,6 +91,13 @@ class Prefixes:
         blocks = self.chunk_tokens // self._hash_tokens
         ends = request.block_hashes[blocks - 1 :: blocks]
         return [Chunk(name, end) for name, end in zip(ids, ends, strict=False)]
+
+    def _cached_tokens(self, request: Request, chunks: int) -> int:
+        """`chunks`: the first ones that are cached, where whole prompts are kept and nothing else."""
+        if not self._is_hybrid:
+            return cached_tokens(chunks, self.chunk_tokens, request.num_prompt_tokens)
+        _, hit_tokens, _ = self._coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
+        return min(hit_tokens, request.num_prompt_tokens)
 
     def _is_cached(self, key: Hashable) -> bool:
         return self._pool.get_cached_block(cast("BlockHash", key), self._groups) is not None

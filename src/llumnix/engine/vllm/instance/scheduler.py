@@ -145,7 +145,6 @@ class MigrationSupport(_Base):
         if not self.tables.may_share(cached_blocks, cached_tokens):
             cached_tokens = 0
         external = max(0, (blocks - 1) * self.block_tokens - cached_tokens)
-        groups = tuple(range(len(self.kv_cache_config.kv_cache_groups)))
         if cached_tokens or external:
             adopted = manager.allocate_slots(
                 request,
@@ -155,7 +154,7 @@ class MigrationSupport(_Base):
                 num_external_computed_tokens=external,
                 delay_cache_blocks=True,
                 reserved_blocks=self._inflight_prefill_reserved_blocks() + _SPARE_BLOCKS,
-                **not_zeroed(groups),
+                **not_zeroed(tuple(range(len(self.kv_cache_config.kv_cache_groups)))),
             )
             if adopted is None:
                 return None
@@ -194,8 +193,6 @@ class MigrationSupport(_Base):
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
         sliding window has passed are given back first: they were not copied and must never enter the prefix cache."""
         manager = self.kv_cache_manager
-        if not computed_tokens:
-            waits_on(request)
         self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
@@ -203,8 +200,10 @@ class MigrationSupport(_Base):
             self.tables.zero_after(request.request_id, computed_tokens)
             manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
             manager.cache_blocks(request, computed_tokens)
-            if self.prefixes is not None:
-                self.prefixes.holds(request)
+        else:
+            waits_on(request)
+        if self.prefixes is not None:
+            (self.prefixes.holds if computed_tokens else self.prefixes.comes)(request)
         self.requests[request.request_id] = request
         if request.num_output_tokens:
             # Its first token and prefill statistics went out from the source.
@@ -238,6 +237,8 @@ class MigrationSupport(_Base):
             for request_id in began:
                 self.steps.computes_hits_of(self.requests[request_id])
             self.on_begun(began)
+        else:
+            self.watch.rests()
         self.last_steps.over(output.num_scheduled_tokens)
         return output
 
@@ -247,7 +248,7 @@ class MigrationSupport(_Base):
             self.thrown_away.step_ended(self.requests, scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if scheduler_output.total_num_scheduled_tokens:
-            self.watch.ends(goes_on=self.has_unfinished_requests())
+            self.watch.ends()
         return outputs
 
     def _free_request_blocks(self, request: Request) -> None:

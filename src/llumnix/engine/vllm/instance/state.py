@@ -24,6 +24,8 @@ class Passport:
     """As the front end sent it: all that is needed to make the request anew elsewhere."""
     chunks: tuple[ChunkId, ...] = ()
     """Names of the beginning of its prompt, where prefixes are told."""
+    cached_tokens: int = 0
+    """Of its prompt, that were cached here when it came: its turn is by what it needs beside these."""
     expected_hit_tokens: int = 0
     """Of its prompt, that will need no computing here, as far as was known when it came."""
     migrations: int = 0
@@ -59,6 +61,7 @@ def waits_again(request: Request, drops_in_flight: bool) -> None:
     """It is being preempted. Who has no token yet waits since it came, and who has made none since it last began to
     wait, since then. Steps in flight still deliver one, unless that is dropped."""
     passport = passport_of(request)
+    passport.cached_tokens = passport.expected_hit_tokens  # what came before it is computed by now
     made = request.num_output_tokens + (request.num_output_placeholders > 0 and not drops_in_flight)
     if made > passport.preempted_tokens:
         passport.preempted_s, passport.preempted_tokens = time(), made

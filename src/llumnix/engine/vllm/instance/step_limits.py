@@ -43,9 +43,10 @@ class StepLimits:
         self._target_s = target_s if cuts else 0.0
 
     def step_tokens(self, batch: StepLoad) -> int:
-        """Tokens that a step beside these requests computes at most, theirs among them."""
-        decode_tokens = self._decode_tokens(batch)
-        return decode_tokens + self._prompt_tokens(batch, self._scheduler.max_num_scheduled_tokens - decode_tokens)
+        """Tokens that a step beside these requests computes at most: what drafts leave to prompts, and one of each that
+        decodes."""
+        most = max(0, self._scheduler.max_num_scheduled_tokens - self._decode_tokens(batch))
+        return batch.decoding + self._prompt_tokens(batch, most)
 
     @contextmanager
     def in_force(self, slots_kept: int, waiting: CountedQueue, spared: Callable[[Request], int]) -> Iterator[None]:

@@ -15,14 +15,15 @@ from llumnix.policy.snapshot import StepCost
 
 class StepWatch:
     """A step takes from the end of the one before to its own, all that the host does between them included; but one
-    that follows a rest of the engine begins when it is given out."""
+    that follows a rest of the engine begins when it is given out. It rests while it has nothing to compute: nobody is
+    there, or whoever is waits for something else (a grammar, the end of a pause)."""
 
     def __init__(self) -> None:
         self._fit = StepFit()
         self.latest = LatestSteps()
         self._given: deque[tuple[StepLoad, float]] = deque()
         self._ended_s: float | None = None
-        """When the last step ended; None if the engine had nothing to do then."""
+        """When the last step ended; None if the engine has rested since."""
         self.computed_tokens = 0
         self.made_tokens = 0
 
@@ -35,14 +36,19 @@ class StepWatch:
         self.computed_tokens += load.prefill_tokens
         self.made_tokens += load.decoding
 
-    def ends(self, goes_on: bool) -> None:
-        """The output of the oldest one is here. `goes_on`: the engine has more to do."""
+    def ends(self) -> None:
+        """The output of the oldest one is here."""
         load, given_s = self._given.popleft()
         now_s = monotonic()
         took_s = now_s - (given_s if self._ended_s is None else self._ended_s)
         self.latest.add(now_s, took_s, self._fit.expected_s(load))
         self._fit.add(load, took_s)
-        self._ended_s = now_s if goes_on else None
+        self._ended_s = now_s
+
+    def rests(self) -> None:
+        """Nothing is to be computed just now; steps in flight may be."""
+        if not self._given:
+            self._ended_s = None
 
 
 def load_of(requests: Mapping[str, Request], scheduled_tokens: Mapping[str, int]) -> StepLoad:

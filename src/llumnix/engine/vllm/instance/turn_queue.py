@@ -10,7 +10,7 @@ from time import monotonic, time
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from vllm.v1.request import Request
 
-from llumnix.engine.vllm.instance.state import expected_hit_tokens, passport_of
+from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.policy.waiting_order import turn_s
 
 
@@ -46,11 +46,12 @@ class TurnQueue(RequestQueue):
             return request.priority, request.arrival_time
         if request is self.called:
             return request.priority, -inf
+        passport = passport_of(request)
         turn = turn_s(
             request.arrival_time,
-            self._held_by(request.num_tokens - expected_hit_tokens(request)),
+            self._held_by(request.num_tokens - passport.cached_tokens),
             self._total_blocks,
-            preempted_s=passport_of(request).preempted_s,
+            preempted_s=passport.preempted_s,
             made_tokens=request.num_output_tokens,
         )
         return request.priority, turn
