@@ -95,6 +95,7 @@ class Dispatcher:
         elif snapshot.seq <= entry.reported.seq:
             return
         entry.reported = snapshot
+        entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks - snapshot.watermark_blocks, snapshot)
         if self._looks_at_prefixes:
             self.prefix_chunk_tokens = snapshot.prefix_chunk_tokens
         if snapshot.step_cost is not None:
@@ -248,7 +249,6 @@ class Dispatcher:
         if view.step_cost is None and self._step_cost is not None:
             view = replace(view, step_cost=self._step_cost)
         entry.view = view
-        entry.most_tokens = (view.total_blocks - view.watermark_blocks) * view.block_tokens
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         entry.room_tokens = longest_prompt_tokens(room, view)
         if view.state is not _RUNNING:
