@@ -91,6 +91,32 @@ def test_refused_pair_is_left_alone_for_a_while() -> None:
     assert dealt(LEAVING, tokens("d"), terms=terms) == {}
 
 
+def test_of_those_of_whose_steps_nothing_is_known_the_one_with_the_fewest_requests_takes_it() -> None:
+    unknown: dict[str, Any] = {"step_cost": None}
+    many = prompts(running=4, to_decode=4, to_decode_blocks=80, **unknown)
+    assert dealt(many, tokens("a", 9, **unknown), tokens("b", 3, **unknown)) == {"b": 4}
+    assert dealt(many, tokens("a", 3, **unknown), tokens("b", 4, **unknown)) == {"a": 3, "b": 1}
+    assert dealt(many, tokens("a", 3, incoming=2, **unknown), tokens("b", 4, **unknown)) == {"a": 2, "b": 2}
+
+
+def test_one_of_whose_steps_nothing_is_known_is_taken_to_be_like_the_others() -> None:
+    """Such as one that never computes a prompt."""
+    assert dealt(LEAVING, tokens("a", 20, step_cost=None), tokens("b", 2)) == {"b": 1}
+    assert dealt(LEAVING, tokens("a", 2), tokens("b", 20, step_cost=None)) == {"a": 1}
+    longer: dict[str, Any] = {"step_cost": None, "context_tokens": 9000}
+    assert dealt(LEAVING, tokens("a", 2, **longer), tokens("b", 3, step_cost=None)) == {"b": 1}, "as the giver says"
+    late = tokens("a", 60, step_cost=None)
+    assert dealt(LEAVING, late) == {"a": 1}, "its target counts once it knows"
+
+
+def test_length_of_who_comes_is_told_by_all_kinds_of_its_blocks() -> None:
+    """It is 320 tokens long: with them a token takes 10.82 ms, with 80 blocks of tokens it would take 11.78."""
+    kinds: dict[str, Any] = {"kv_groups": ((16, 0),) * 4}
+    leaving = prompts(running=1, to_decode=1, to_decode_blocks=80, **kinds)
+    assert dealt(leaving, tokens("d", tpot_target_s=0.0109, **kinds)) == {"d": 1}
+    assert dealt(leaving, tokens("d", tpot_target_s=0.0108, **kinds)) == {}
+
+
 def test_nothing_is_known_of_steps_yet_and_room_decides() -> None:
     (home,) = find_homes(LEAVING, (tokens(step_cost=None),), TERMS)
     assert str(home) == "tokens are made at d, where 20 blocks are kept for them"
