@@ -186,8 +186,35 @@ def test_instance_for_tokens_without_a_target_takes_no_prompts() -> None:
     assert str(made.reason) == "p has the best time to a first token of 2: 2.101 s (next d: 0.011 s, for tokens)"
 
 
+UNAIMED = tokens(tpot_target_s=0.0)
+"""It takes prompts only where no other can."""
+
+
+def test_prompt_waits_for_memory_rather_than_go_to_an_instance_for_tokens_that_has_room() -> None:
+    made = dispatched(1000, prompts("p", free_blocks=10), prompts("q", free_blocks=20), UNAIMED)
+    assert str(made.reason) == "q has the best freeness of 3: 20 (next p: 10)"
+    told = [(one.instance, one.has_room, one.for_tokens) for one in made.reason.candidates]
+    assert told == [("q", False, False), ("p", False, False), ("d", True, True)]
+    assert placed(1000, load("mixed", free_blocks=10), UNAIMED) == "mixed"
+    assert placed(1000, load("mixed", total_blocks=60, free_blocks=60), UNAIMED) == "d", "it fits nowhere else"
+
+
+def test_prompt_does_not_go_to_an_instance_for_tokens_while_nothing_is_known_of_steps() -> None:
+    unknown: dict[str, Any] = {"step_cost": None}
+    free = [tokens(f"d{number}", tpot_target_s=0.0, **unknown) for number in range(40)]
+    made = dispatched(10, prompts(free_blocks=100, **unknown), *free)
+    assert str(made.reason) == "p has the best freeness of 41: 100 (next d0: 1000, for tokens)"
+    assert placed(1000, prompts(free_blocks=10, **unknown), *free) == "p", "it waits for memory"
+    assert placed(10, *free) == "d0"
+    aimed = tokens(free_blocks=200, **unknown)
+    assert placed(10, prompts(free_blocks=100, **unknown), aimed) == "d", "its target leaves time for it"
+    assert placed(10, prompts(free_blocks=100, **unknown), aimed, priority=HIGH) == "p"
+
+
 def test_important_one_is_not_kept_waiting_by_a_target() -> None:
-    assert placed(3000, prompts(free_blocks=500), HELD_BACK, priority=HIGH) == "p"
+    made = dispatched(3000, prompts(free_blocks=500), HELD_BACK, priority=HIGH)
+    assert made.instance == "p"
+    assert str(made.reason).endswith(" (next d: 25, for tokens)")
 
 
 def test_instances_for_tokens_take_all_where_there_are_no_others() -> None:

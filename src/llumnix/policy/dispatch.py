@@ -24,6 +24,9 @@ STANDING_S = 2.0
 """An engine that has work and got nothing done for so long takes new requests only where all others do no better: a
 step that lasts so long is a slow one at least, and a hung engine is found out after minutes."""
 
+LAST = 1e9
+"""Beyond all seconds and blocks that are compared: where somebody ranks who is chosen only if nobody else can be."""
+
 ANY_LENGTH = 1 << 62
 """Tokens of the longest prompt where no length is too long."""
 
@@ -99,7 +102,16 @@ class DispatchRule:
 
     def number(self, rank: DispatchRank) -> float:
         """The measure as people read it."""
-        return -rank[0] if self.more_is_better else rank[0]
+        measured = rank[1] if self._is_last(rank) else rank[0]
+        return -measured if self.more_is_better else measured
+
+    def by_rank(self, cost: float, rank: DispatchRank) -> Judgement:
+        """Of an instance that has this rank, by nothing else."""
+        return Judgement(cost, self.number(rank), self._is_last(rank))
+
+    def _is_last(self, rank: DispatchRank) -> bool:
+        """Its measure stands second then. (One of which less is better may be as large as that by itself.)"""
+        return self.more_is_better and rank[0] == LAST
 
 
 class Judged(msgspec.Struct, frozen=True, gc=False):
