@@ -162,6 +162,7 @@ def _gives_nothing(
     if _gives_by_pace(instance, rejected):
         return ""
     terms = policy.pairing_terms(config)
+    # Whoever is to give, for whatever reason, is turned down where there is nobody else.
     if policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
         return ""
     freeness = migration_freeness(instance, terms.priority_target_tokens)
