@@ -34,11 +34,11 @@ Address = InstanceId | str | tuple[str, int]
 """A llumlet, the scheduler, or a front end by its index."""
 
 POLICY = PolicyConfig(request_cooldown_s=0.0, relief_steps=4, migrate_out_freeness=4.0, migrate_in_freeness=6.0)
-LIMITS = DrainLimits(timeout_s=3.0, grace_s=3.0)
 SCALING = ScalingConfig(
     scale_out_freeness=2.0, scale_in_freeness=40.0, scale_window_s=0.5, min_instances=2, max_instances=4
 )
 INSTANCE_TIMEOUT_S, STEP_TIMEOUT_S = 5.0, 8.0
+LIMITS = DrainLimits(timeout_s=3.0, grace_s=3.0, repeat_s=INSTANCE_TIMEOUT_S)
 
 
 class Cluster:

@@ -51,7 +51,7 @@ def scheduler_keeps_who_is_gone(patch: Patch) -> None:
 
 def schedulers_name_their_orders_alike(patch: Patch) -> None:
     init = MovesInFlight.__init__
-    patch.setattr(MovesInFlight, "__init__", lambda self, name: init(self, "scheduler"))
+    patch.setattr(MovesInFlight, "__init__", lambda self, name="": init(self, "scheduler"))
 
 
 def early_words_are_dropped(patch: Patch) -> None:

@@ -191,6 +191,30 @@ def test_request_goes_only_where_it_could_ever_run() -> None:
     assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=160) == ["small"]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "longest"),
+    [
+        ({"state_blocks": 2}, 18 * 16),
+        ({"kv_groups": ((16, 0), (16, 0))}, 10 * 16),
+        ({"kv_groups": ((16, 0), (16, 8))}, 12 * 16),
+    ],
+)
+def test_request_goes_only_where_it_could_ever_run_by_all_kinds_of_blocks(kinds: dict[str, Any], longest: int) -> None:
+    known = report("a", total_blocks=20, free_blocks=20, **kinds)
+    assert placed(dispatcher(known), 1, tokens=longest) == ["a"]
+    assert placed(dispatcher(known), 1, tokens=longest + 1) == ["none"]
+
+
+def test_prompt_of_windows_alone_may_be_longer_than_all_blocks_hold() -> None:
+    window = report("a", total_blocks=20, free_blocks=20, kv_groups=((16, 20),))
+    assert placed(dispatcher(window), 1, tokens=32_000) == ["a"]
+    full = report("b", total_blocks=2000, free_blocks=400, running=5)
+    assert placed(dispatcher(window, full), 1, tokens=16_000) == ["a"], "it has room there at once"
+    too_large = report("a", total_blocks=19, free_blocks=19, kv_groups=((16, 20),))
+    assert placed(dispatcher(too_large), 1, tokens=32_000) == ["none"]
+    assert placed(dispatcher(too_large), 1, tokens=19 * 16) == ["a"]
+
+
 def test_high_requests_share_an_instance_and_normals_keep_away() -> None:
     d = dispatcher(*(report(name, free_blocks=500, running=5) for name in "abc"))
     assert placed(d, 2, priority=HIGH) == ["a", "a"]

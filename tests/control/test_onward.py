@@ -26,6 +26,7 @@ from llumnix.control.front_end_events import (
 )
 from llumnix.control.homes import REMEMBERED, Homes
 from llumnix.control.messages import Adopted, Stayed
+from llumnix.control.moves import MOVE_DEADLINE_S
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
 from llumnix.policy.victim import Wanted
@@ -41,15 +42,16 @@ class FrontEnd:
     def __init__(self, config: PolicyConfig | None = None, **roles: Role) -> None:
         self.machine = FrontEndMachine(PolicyConfig() if config is None else config)
         self.seq = 1
+        self.at_s = 0.0
         for name, role in roles.items():
             self.report(InstanceId(name), role=role)
 
-    def report(self, instance: InstanceId, **fields: Any) -> None:
+    def report(self, instance: InstanceId, **fields: Any) -> list[Any]:
         self.seq += 1
-        self.tell(Reported, InstanceSnapshot(id=instance, **{**ROOM, "seq": self.seq, **fields}))
+        return self.tell(Reported, InstanceSnapshot(id=instance, **{**ROOM, "seq": self.seq, **fields}))
 
     def tell(self, kind: type[FrontEndEvent], *about: Any, **more: Any) -> list[Any]:
-        return self.machine.handle(kind(0.0, *about, **more))
+        return self.machine.handle(kind(self.at_s, *about, **more))
 
     def send(self, name: str = R, tokens: int = 60, **more: Any) -> SendTo:
         (sent,) = self.tell(Arrived, RequestId(name), tokens, only_on=(P,), **more)
@@ -124,7 +126,35 @@ def test_room_that_was_kept_for_it_is_free_when_it_does_not_come_any_more(kind: 
     onward = front.machine._placing.onward
     assert onward._moves.incoming(D) == 1
     front.tell(kind, *about)
-    assert (len(onward._moves), onward._ends) == (0, {})
+    assert (len(onward._moves), onward._asked) == (0, {})
+
+
+def test_room_is_not_kept_for_ever_for_one_of_which_nothing_is_heard() -> None:
+    """The word that it goes there was lost, or it was refused before anything was begun: no notice tells of that."""
+    front = FrontEnd(p=Role.PREFILL, d=Role.DECODE)
+    onward = front.machine._placing.onward
+    front.send("a")
+    front.at_s = 1.0
+    front.send("b")
+    front.at_s = MOVE_DEADLINE_S
+    front.report(D, role=Role.DECODE)
+    assert list(onward._asked) == ["b"]
+    assert onward._moves.promised_blocks(D, arrived=0) == 4
+    front.at_s += 1.0
+    front.report(D, role=Role.DECODE)
+    assert (len(onward._moves), onward._asked) == (0, {})
+    front.tell(Finished, RequestId("a"))
+    assert len(onward._moves) == 0, "it is forgotten once"
+
+
+def test_room_is_kept_from_when_it_is_sent_however_long_it_waited_for_a_place() -> None:
+    front = FrontEnd(d=Role.DECODE)
+    front.tell(Arrived, R, 60, only_on=(P,), may_wait=True)
+    front.at_s = 2 * MOVE_DEADLINE_S
+    (sent,) = front.report(P, role=Role.PREFILL)
+    assert sent.onward.target == D
+    front.report(D, role=Role.DECODE)
+    assert front.machine._placing.onward._moves.incoming(D) == 1
 
 
 def test_it_begins_anew_without_an_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_scheduler import Body
+from test_scheduler import Body, moves
 
 from llumnix.control.drain import DrainLimits
 from llumnix.control.scheduler_events import CachedElsewhere, MoveRequest, SchedulerCommand
@@ -81,6 +81,16 @@ def test_who_goes_where_its_prompt_is_cached_is_promised_its_room_before_the_oth
     commands = b.tell(CachedElsewhere(at=b.at, instance=InstanceId("a"), where=where))
     assert [command.order.request for command in commands if isinstance(command, MoveRequest)] == ["r", None]
     assert promised(commands) == {"t": 70}
+
+
+def test_who_runs_short_is_relieved_though_the_room_of_the_freest_is_promised_to_those_that_leave() -> None:
+    b = Body(limits=LIMITS)
+    b.report("t", free_blocks=810, running=5)
+    b.report("u", free_blocks=150, running=5)
+    b.report("a", free_blocks=200, running=4, smallest_running_blocks=200)
+    assert promised(b.drain("a")) == {"t": 804}
+    short = b.report("s", free_blocks=20, running=10, smallest_running_blocks=5, short_blocks=3)
+    assert moves(short) == [("s", "u", 1)]
 
 
 TARGETS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=4)

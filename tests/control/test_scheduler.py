@@ -54,6 +54,7 @@ class Body:
         **knobs: object,
     ) -> None:
         config = PolicyConfig(**{"pairing_interval_s": 1.0, **knobs})  # type: ignore[arg-type]
+        limits = replace(limits or DrainLimits(), repeat_s=timeout_s)
         self.scheduler = GlobalScheduler(config, timeout_s, limits, autoscaler, step_timeout_s)
         self.at = 0.0
         self.wake_at: float | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from test_scheduler import Body, kinds, moves
 
-from llumnix.control.drain import DrainLimits
+from llumnix.config import ClusterConfig, MigrationConfig
+from llumnix.control.drain import DrainLimits, drain_limits
 from llumnix.control.scheduler_events import (
     DrainFinished,
     DrainOutcome,
@@ -109,6 +110,11 @@ def test_request_that_comes_late_is_moved_away_and_the_watch_starts_anew() -> No
     b.end("a", "b")
     b.report("a", **LEAVING)
     assert kinds(b.wait(2.0)) == ["DrainFinished", "StopInstance"]
+
+
+def test_order_shows_no_effect_for_as_long_as_an_instance_may_be_silent() -> None:
+    cluster = ClusterConfig(instance_timeout_s=4.0)
+    assert drain_limits(cluster, MigrationConfig()).repeat_s == 4.0
 
 
 def test_orders_without_effect_are_repeated() -> None:

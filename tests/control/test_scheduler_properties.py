@@ -39,7 +39,7 @@ class SchedulerModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         config = PolicyConfig(max_migrations_per_instance=LIMIT)
-        self.scheduler = GlobalScheduler(config, TIMEOUT_S, DrainLimits(moves=DRAIN_MOVES))
+        self.scheduler = GlobalScheduler(config, TIMEOUT_S, DrainLimits(moves=DRAIN_MOVES, repeat_s=TIMEOUT_S))
         self.at = 0.0
         self.wake_at: float | None = None
         self.seq = 0

@@ -199,7 +199,12 @@ def test_knobs_that_make_no_sense_are_refused(facts: Any) -> None:
         ScalingConfig(**facts)
 
 
-def test_what_waits_at_the_front_ends_counts_as_if_it_waited_on_an_instance() -> None:
-    at_the_front_end = cluster_freeness([load("a", 600, 3)], held=HeldDemand(requests=2, tokens=16 * 100))
-    in_the_queue = cluster_freeness([replace(load("a", 600, 3), waiting=2, queued_blocks=100)])
-    assert at_the_front_end == in_the_queue < cluster_freeness([load("a", 600, 3)])
+@pytest.mark.parametrize(
+    ("kinds", "blocks"),
+    [({}, 100), ({"state_blocks": 3}, 106), ({"kv_groups": ((16, 0), (16, 4))}, 108)],
+)
+def test_what_waits_at_the_front_ends_counts_as_if_it_waited_on_an_instance(kinds: dict[str, Any], blocks: int) -> None:
+    instance = load("a", 600, 3, **kinds)
+    at_the_front_end = cluster_freeness([instance], held=HeldDemand(requests=2, tokens=16 * 100))
+    in_the_queue = cluster_freeness([replace(instance, waiting=2, queued_blocks=blocks)])
+    assert at_the_front_end == in_the_queue < cluster_freeness([instance])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llumnix.policy.defragmentation import missing_blocks, pair_and_make_room, spare_blocks
-from llumnix.policy.pairing import Pair, PairingTerms
+from llumnix.policy.pairing import Pair, PairingTerms, Rejection, Why
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -94,6 +94,41 @@ def test_the_reason_says_what_is_missing() -> None:
     assert str(pair) == (
         "room for the first in the queue: it lacks 40 blocks, the target spares 45; freeness -40 against 2.8"
     )
+
+
+LACKS_ROOM_TO_GROW = {
+    "free_blocks": 200,
+    "running": 20,
+    "waiting": 1,
+    "head_of_line_blocks": 100,
+    "queued_blocks": 100,
+    "spared_blocks": 200,
+}
+"""It is free enough not to give requests away for that."""
+
+
+@pytest.mark.parametrize(
+    ("giver", "empty_handed", "why"),
+    [
+        ({}, "", Why.NO_PIECE),
+        ({"outgoing": 1}, "", Why.SOURCE_BUSY),
+        ({"smallest_running_blocks": 0}, "", Why.NOTHING_TO_GIVE),
+        ({}, "a", Why.EMPTY_HANDED),
+    ],
+)
+def test_one_whose_first_in_the_queue_waits_is_told_why_nobody_makes_room(
+    giver: dict[str, object], empty_handed: str, why: Why
+) -> None:
+    here, small = load("a", **(LACKS_ROOM_TO_GROW | giver)), load("b", free_blocks=110, running=5)
+    emptied = [InstanceId(name) for name in empty_handed]
+    terms = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, empty_handed=emptied)
+    found = pair_and_make_room(ClusterSnapshot(at=0.0, instances=(here, small)), terms)
+    assert (found.pairs, found.rejected) == ((), (Rejection(here.id, None, why),))
+
+
+def test_who_looks_full_besides_is_told_that_once() -> None:
+    found = pair_and_make_room(ClusterSnapshot(at=0.0, instances=(load("a", **BLOCKED),)), TERMS)
+    assert [no.why for no in found.rejected] == [Why.NO_TARGET]
 
 
 def test_an_empty_queue_wants_nothing_and_a_full_batch_spares_nothing() -> None:

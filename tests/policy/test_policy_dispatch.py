@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from llumnix.policy.catalogue import POLICIES
-from llumnix.policy.dispatch import DispatchReason, Judged, longest_prompt_tokens, queued_demand_blocks
+from llumnix.policy.dispatch import (
+    ANY_LENGTH,
+    DispatchReason,
+    Judged,
+    longest_prompt_tokens,
+    queued_demand_blocks,
+    tokens_in,
+)
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 
@@ -89,13 +96,46 @@ def test_demand_is_of_all_kinds_of_blocks_and_a_window_has_no_more_than_it_takes
     ]
 
 
-@pytest.mark.parametrize("kinds", [{}, {"state_blocks": 3}, {"kv_groups": ((16, 0), (16, 2)), "state_blocks": 1}])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {},
+        {"state_blocks": 3},
+        {"kv_groups": ((16, 0), (16, 2)), "state_blocks": 1},
+        {"kv_groups": ((48, 0), (32, 2))},
+        {"kv_groups": ((16, 2), (16, 1)), "state_blocks": 1},
+    ],
+)
 @pytest.mark.parametrize("blocks", range(-1, 6))
 def test_prompt_has_room_in_so_many_blocks_exactly_up_to_the_longest_one(blocks: int, kinds: dict[str, Any]) -> None:
     instance = load("a", **kinds)
-    fit = [tokens for tokens in range(100) if queued_demand_blocks(tokens, instance) <= blocks]
+    fit = [tokens for tokens in range(300) if queued_demand_blocks(tokens, instance) <= blocks]
     longest = longest_prompt_tokens(blocks, instance)
-    assert fit == [tokens for tokens in range(100) if tokens <= longest]
+    assert fit == [tokens for tokens in range(300) if tokens <= longest]
+
+
+def test_windows_alone_set_no_limit_to_a_prompt_once_they_fit() -> None:
+    windows = load("a", kv_groups=((16, 8), (32, 4)), total_blocks=12)
+    assert longest_prompt_tokens(12, windows) == ANY_LENGTH
+    assert longest_prompt_tokens(11, windows) == 7 * 16
+    assert longest_prompt_tokens(12, load("a", kv_groups=((16, 8), (32, 0)))) == 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("kinds", "tokens"),
+    [
+        ({}, 12 * 16),
+        ({"state_blocks": 2}, 10 * 16),
+        ({"state_blocks": 12}, 0),
+        ({"kv_groups": ((16, 0),) * 4}, 3 * 16),
+        ({"kv_groups": ((16, 0), (16, 4))}, 8 * 16),
+        ({"kv_groups": ((16, 8), (32, 4))}, 8 * 16),
+    ],
+)
+def test_tokens_of_so_many_blocks_are_those_of_one_request_in_all_kinds_of_them(
+    kinds: dict[str, Any], tokens: int
+) -> None:
+    assert tokens_in(12, load("a", **kinds)) == tokens
 
 
 def test_reason_is_a_sentence_with_the_numbers() -> None:

@@ -91,6 +91,32 @@ def test_refused_pair_is_left_alone_for_a_while() -> None:
     assert dealt(LEAVING, tokens("d"), terms=terms) == {}
 
 
+def test_of_those_of_whose_steps_nothing_is_known_the_one_with_the_fewest_requests_takes_it() -> None:
+    unknown: dict[str, Any] = {"step_cost": None}
+    many = prompts(running=4, to_decode=4, to_decode_blocks=80, **unknown)
+    assert dealt(many, tokens("a", 9, **unknown), tokens("b", 3, **unknown)) == {"b": 4}
+    assert dealt(many, tokens("a", 3, **unknown), tokens("b", 4, **unknown)) == {"a": 3, "b": 1}
+    assert dealt(many, tokens("a", 3, incoming=2, **unknown), tokens("b", 4, **unknown)) == {"a": 2, "b": 2}
+
+
+def test_one_of_whose_steps_nothing_is_known_is_taken_to_be_like_the_others() -> None:
+    """Such as one that never computes a prompt."""
+    assert dealt(LEAVING, tokens("a", 20, step_cost=None), tokens("b", 2)) == {"b": 1}
+    assert dealt(LEAVING, tokens("a", 2), tokens("b", 20, step_cost=None)) == {"a": 1}
+    longer: dict[str, Any] = {"step_cost": None, "context_tokens": 9000}
+    assert dealt(LEAVING, tokens("a", 2, **longer), tokens("b", 3, step_cost=None)) == {"b": 1}, "as the giver says"
+    late = tokens("a", 60, step_cost=None)
+    assert dealt(LEAVING, late) == {"a": 1}, "its target counts once it knows"
+
+
+def test_length_of_who_comes_is_told_by_all_kinds_of_its_blocks() -> None:
+    """It is 320 tokens long: with them a token takes 10.82 ms, with 80 blocks of tokens it would take 11.78."""
+    kinds: dict[str, Any] = {"kv_groups": ((16, 0),) * 4}
+    leaving = prompts(running=1, to_decode=1, to_decode_blocks=80, **kinds)
+    assert dealt(leaving, tokens("d", tpot_target_s=0.0109, **kinds)) == {"d": 1}
+    assert dealt(leaving, tokens("d", tpot_target_s=0.0108, **kinds)) == {}
+
+
 def test_nothing_is_known_of_steps_yet_and_room_decides() -> None:
     (home,) = find_homes(LEAVING, (tokens(step_cost=None),), TERMS)
     assert str(home) == "tokens are made at d, where 20 blocks are kept for them"
@@ -160,8 +186,35 @@ def test_instance_for_tokens_without_a_target_takes_no_prompts() -> None:
     assert str(made.reason) == "p has the best time to a first token of 2: 2.101 s (next d: 0.011 s, for tokens)"
 
 
+UNAIMED = tokens(tpot_target_s=0.0)
+"""It takes prompts only where no other can."""
+
+
+def test_prompt_waits_for_memory_rather_than_go_to_an_instance_for_tokens_that_has_room() -> None:
+    made = dispatched(1000, prompts("p", free_blocks=10), prompts("q", free_blocks=20), UNAIMED)
+    assert str(made.reason) == "q has the best freeness of 3: 20 (next p: 10)"
+    told = [(one.instance, one.has_room, one.for_tokens) for one in made.reason.candidates]
+    assert told == [("q", False, False), ("p", False, False), ("d", True, True)]
+    assert placed(1000, load("mixed", free_blocks=10), UNAIMED) == "mixed"
+    assert placed(1000, load("mixed", total_blocks=60, free_blocks=60), UNAIMED) == "d", "it fits nowhere else"
+
+
+def test_prompt_does_not_go_to_an_instance_for_tokens_while_nothing_is_known_of_steps() -> None:
+    unknown: dict[str, Any] = {"step_cost": None}
+    free = [tokens(f"d{number}", tpot_target_s=0.0, **unknown) for number in range(40)]
+    made = dispatched(10, prompts(free_blocks=100, **unknown), *free)
+    assert str(made.reason) == "p has the best freeness of 41: 100 (next d0: 1000, for tokens)"
+    assert placed(1000, prompts(free_blocks=10, **unknown), *free) == "p", "it waits for memory"
+    assert placed(10, *free) == "d0"
+    aimed = tokens(free_blocks=200, **unknown)
+    assert placed(10, prompts(free_blocks=100, **unknown), aimed) == "d", "its target leaves time for it"
+    assert placed(10, prompts(free_blocks=100, **unknown), aimed, priority=HIGH) == "p"
+
+
 def test_important_one_is_not_kept_waiting_by_a_target() -> None:
-    assert placed(3000, prompts(free_blocks=500), HELD_BACK, priority=HIGH) == "p"
+    made = dispatched(3000, prompts(free_blocks=500), HELD_BACK, priority=HIGH)
+    assert made.instance == "p"
+    assert str(made.reason).endswith(" (next d: 25, for tokens)")
 
 
 def test_instances_for_tokens_take_all_where_there_are_no_others() -> None:

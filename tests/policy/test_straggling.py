@@ -53,6 +53,15 @@ def test_large_batch_gives_to_a_small_one_though_there_is_memory() -> None:
     assert pairs(load("a", running=100, smallest_running_blocks=1), load("b", running=2)) == ["a b"]
 
 
+def test_what_one_more_costs_there_is_told_by_all_kinds_of_its_blocks() -> None:
+    """It is 320 tokens long in four kinds of blocks: too long to be faster there, if each were one of tokens."""
+    cost = StepCost(fixed_ms=20.0, prefill_token_us=100.0, request_us=0.0, context_token_us=10.0)
+    usual: dict[str, Any] = {"step_cost": cost, "smallest_running_blocks": 80}
+    assert pairs(load("a", slowdown=2.0, **usual), load("b", **usual)) == []
+    usual["kv_groups"] = ((16, 0),) * 4
+    assert pairs(load("a", slowdown=2.0, **usual), load("b", **usual)) == ["a b"]
+
+
 def test_all_alike_keep_what_they_have() -> None:
     assert pairs(load("a"), load("b", running=30), load("c", slowdown=1.3)) == []
 

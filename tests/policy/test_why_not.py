@@ -197,6 +197,22 @@ def test_of_many_that_were_turned_down_some_are_named() -> None:
     assert why.endswith("; and 5 more")
 
 
+LACKS_ROOM = replace(GIVES, free_blocks=60, waiting=1, head_of_line_blocks=20, queued_blocks=20, spared_blocks=50)
+"""The first of its queue does not start, though its freeness, 3.6, is no reason to give requests away."""
+NO_PIECE = Rejection(I0, None, Why.NO_PIECE)
+
+
+def test_one_that_makes_room_for_the_first_of_its_queue_gives_requests_away() -> None:
+    assert why_instance_keeps_all(LACKS_ROOM, PolicyConfig(), []) == "i0 gives requests away"
+    turned_down = f"i0 would give a request away, and in the last round could not: {NO_PIECE}"
+    assert why_instance_keeps_all(LACKS_ROOM, PolicyConfig(), [NO_PIECE]) == turned_down
+    assert why_not_moved(replace(SETTLED, instance=LACKS_ROOM), PolicyConfig(), [NO_PIECE]) == turned_down
+    small = replace(GIVES, id=I1, free_blocks=13, running=4)
+    assert why_nothing_moves(cluster(LACKS_ROOM, small), PolicyConfig(), []) == turned_down
+    keeps = "i0 gives nothing away: its freeness 3.636 is not below 3 (--migrate-out-freeness)"
+    assert why_instance_keeps_all(replace(LACKS_ROOM, spared_blocks=0), PolicyConfig(), []) == keeps
+
+
 FOR_PROMPTS = replace(ROOMY, id=I0, role=Role.PREFILL, to_decode=2, to_decode_blocks=15)
 SLOW = StepCost(fixed_ms=40.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
 FOR_TOKENS = replace(ROOMY, role=Role.DECODE)

@@ -12,7 +12,7 @@ comparisons), a decision reads the first few.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from llumnix.control.gone import GoneIds
 from llumnix.control.known_instance import KnownInstance, RankKey, Sent
 from llumnix.control.prefix_index import PrefixIndex
 from llumnix.control.prefix_table import PrefixNews
-from llumnix.control.weighed import weighed
+from llumnix.control.weighed import first_with_room, weighed
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import (
     MOST_SHOWN,
@@ -95,6 +95,7 @@ class Dispatcher:
         elif snapshot.seq <= entry.reported.seq:
             return
         entry.reported = snapshot
+        entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks - snapshot.watermark_blocks, snapshot)
         if self._looks_at_prefixes:
             self.prefix_chunk_tokens = snapshot.prefix_chunk_tokens
         if snapshot.step_cost is not None:
@@ -147,15 +148,15 @@ class Dispatcher:
         slow = stragglers([each.instance for each in candidates], self._pace_gain) if by_rank else set()
         if judge is None:
             costs = [place + len(keys) * (key[2] in slow) for place, key in enumerate(keys)]
-            judged = [Judgement(cost, rule.number(key[:2])) for cost, key in zip(costs, keys, strict=True)]
+            judged = [rule.by_rank(cost, key[:2]) for cost, key in zip(costs, keys, strict=True)]
         else:
             judged = judge(request, candidates)
         places = sorted(range(len(keys)), key=[each.cost for each in judged].__getitem__)
-        roomy = _first_with_room(places, candidates)
+        roomy = first_with_room(places, candidates, judged)
         if judge is not None and rule.fallback is not None and roomy is None:
             rule = rule.fallback
             ranks = [rule.rank(each.instance, high, 0, self._target_tokens) for each in candidates]
-            judged = [Judgement(place, rule.number(rank)) for place, rank in enumerate(ranks)]
+            judged = [rule.by_rank(place, rank) for place, rank in enumerate(ranks)]
             places.sort(key=ranks.__getitem__)
         passed_over = roomy or 0
         chosen = places.pop(passed_over)
@@ -243,7 +244,6 @@ class Dispatcher:
         if view.step_cost is None and self._step_cost is not None:
             view = replace(view, step_cost=self._step_cost)
         entry.view = view
-        entry.most_tokens = (view.total_blocks - view.watermark_blocks) * view.block_tokens
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         entry.room_tokens = longest_prompt_tokens(room, view)
         if view.state is not _RUNNING:
@@ -274,14 +274,6 @@ class Dispatcher:
             if new is not None:
                 insort(order, new)
         entry.keys = keys
-
-
-def _first_with_room(places: Sequence[int], candidates: Sequence[Candidate]) -> int | None:
-    """How many stand before it; None: none has."""
-    for number, place in enumerate(places):
-        if candidates[place].has_room:
-            return number
-    return None
 
 
 def _shown(one: Candidate, judged: Judgement) -> Judged:

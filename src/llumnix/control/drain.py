@@ -43,7 +43,7 @@ class DrainLimits(msgspec.Struct, frozen=True, kw_only=True):
     """After that, for what can be neither moved nor replayed."""
     moves: int = 4
     """Requests that are on their way out at once, and that one target takes at once."""
-    repeat_s: float = 10.0
+    repeat_s: float = ClusterConfig().instance_timeout_s
     """How long an order may show no effect before it is given again."""
 
 
@@ -53,6 +53,7 @@ def drain_limits(cluster: ClusterConfig, migration: MigrationConfig) -> DrainLim
         timeout_s=cluster.drain_timeout_s,
         grace_s=cluster.shutdown_timeout_s,
         moves=min(migration.max_outgoing, migration.max_incoming),
+        repeat_s=cluster.instance_timeout_s,
     )
 
 

@@ -16,7 +16,8 @@ from llumnix.types import InstanceId, Role
 
 
 class Freest:
-    """Orders are by the last reports; what `first` yields counts what was ordered and promised since."""
+    """In order of freeness by the last reports. What `first` yields counts what was ordered and promised since, so the
+    first of them may have next to no room left: who looks for the freest of them looks at all."""
 
     def __init__(self, view: ClusterView, priority_target_tokens: int | None) -> None:
         self._view = view

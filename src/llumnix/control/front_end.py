@@ -70,6 +70,7 @@ class FrontEndMachine:
         delivered = None
         if self.record is not None:
             delivered = {stream.request: stream.delivered_tokens for stream in self.concerned(event)}
+        self._placing.onward.expire(event.at_s)
         if isinstance(event, Reported):  # most are
             commands = self._placing.reported(event.snapshot)
         elif isinstance(event, OfRequests):

@@ -49,7 +49,7 @@ class KnownInstance:
         self.view = reported
         """`reported` with the dispatches under way counted as waiting."""
         self.most_tokens = 0
-        """Of the longest request that it could ever hold."""
+        """Of the longest request that it could ever begin with."""
         self.room_tokens = 0
         """Of the longest prompt of normal priority that has room there at once, by `view`: behind whoever waits and
         whatever is on its way, and without the headroom."""

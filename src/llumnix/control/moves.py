@@ -1,4 +1,5 @@
-"""What the scheduler remembers of the moves that it asked for: those in flight, and those refused a moment ago."""
+"""Moves that were asked for: those in flight, as the scheduler and (`onward.py`) front ends remember them, and those
+that were refused a moment ago."""
 
 from __future__ import annotations
 
@@ -35,9 +36,10 @@ class _Asked(msgspec.Struct):
 
 
 class MovesInFlight:
-    """Moves asked for and not answered, per pair of instances. `name`: whose they are; their ids begin with it."""
+    """Moves asked for and not answered, per pair of instances. `name`: the ids of orders that are made here begin with
+    it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str = "") -> None:
         self._name = name
         self._orders = 0
         self._asked: dict[Ends, _Asked] = {}
@@ -65,13 +67,11 @@ class MovesInFlight:
         promised = self.promised_blocks(target.id, arrived)
         return replace(target, free_blocks=max(0, target.free_blocks - promised)) if promised else target
 
-    def ask(self, at: float, ends: Ends, count: int, promised_blocks: int = 0) -> MoveId:
-        """Remembers an order to move so many, and what it may take at the target, and names it."""
+    def remember(self, ends: Ends, count: int, deadline_s: float, promised_blocks: int) -> None:
+        """So many were asked for, which may take so much at the target."""
         asked = self._asked.setdefault(ends, _Asked(0, 0.0, 0))
-        asked.deadline_s = at + MOVE_DEADLINE_S
+        asked.deadline_s = deadline_s
         self._change(ends, count, promised_blocks)
-        self._orders += 1
-        return MoveId(f"{self._name}-{self._orders}")
 
     def request(
         self,
@@ -84,7 +84,10 @@ class MovesInFlight:
     ) -> MoveRequest:
         """The order to move some that the source picks, or the one that is named, remembered."""
         source, target = ends
-        move_id = self.ask(at, ends, wanted.count, wanted.room_blocks or 0 if cause in _PROMISE else 0)
+        promised_blocks = wanted.room_blocks or 0 if cause in _PROMISE else 0
+        self.remember(ends, wanted.count, at + MOVE_DEADLINE_S, promised_blocks)
+        self._orders += 1
+        move_id = MoveId(f"{self._name}-{self._orders}")
         order = MoveOrder(move_id=move_id, target=target, cause=cause, reason=reason, wanted=wanted, request=named)
         return MoveRequest(source=source, order=order)
 

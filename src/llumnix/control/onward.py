@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+import msgspec
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
@@ -23,7 +24,7 @@ from llumnix.control.front_end_events import (
     TurnedAway,
     Unsent,
 )
-from llumnix.control.moves import Ends, MovesInFlight
+from llumnix.control.moves import MOVE_DEADLINE_S, Ends, MovesInFlight
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.dispatch import queued_demand_blocks
@@ -36,20 +37,28 @@ TAKERS_TRIED = 8
 """Instances, first by rank, that are looked at: bounds what a dispatch costs."""
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    ends: Ends
+    deadline_s: float
+
+
 class Onward:
-    """Requests count at the instance where they are to go until it has them, or they do not go there any more."""
+    """Requests count at the instance where they are to go until it has them, or they do not go there any more; or for
+    `MOVE_DEADLINE_S`, as not everything that keeps them is told here. Tell it the time of each event first."""
 
     def __init__(self, config: PolicyConfig, dispatcher: Dispatcher) -> None:
-        self._is_known = find_policy(config.policy).roles and config.migration
+        self._enabled = find_policy(config.policy).roles and config.migration
         self._dispatcher = dispatcher
-        self._moves = MovesInFlight("")
-        self._ends: dict[RequestId, Ends] = {}
+        self._moves = MovesInFlight()
+        self._asked: dict[RequestId, _Asked] = {}
+        """The oldest first."""
+        self._at_s = 0.0
 
     def order(self, asked: Arrived, source: InstanceId, avoid: frozenset[InstanceId]) -> MoveOrder | None:
         """Where a request that is sent to `source` now is to make its tokens; None: there, or nobody can take it yet.
         `avoid`: those that cannot have it."""
         giver = self._dispatcher.view(source)
-        if not self._is_known or giver.role is not Role.PREFILL:
+        if not self._enabled or giver.role is not Role.PREFILL:
             return None
         blocks = queued_demand_blocks(asked.prompt_tokens, giver)
         able = (each for each in self._dispatcher.by_rank() if each.role is not Role.PREFILL and each.id not in avoid)
@@ -59,8 +68,9 @@ class Onward:
         if not homes:
             return None
         (home,) = homes
-        ends = self._ends[asked.request] = (source, home.target)
-        self._moves.ask(asked.at_s, ends, 1, blocks)
+        ends, deadline_s = (source, home.target), self._at_s + MOVE_DEADLINE_S
+        self._asked[asked.request] = _Asked(ends, deadline_s)
+        self._moves.remember(ends, 1, deadline_s, blocks)
         return MoveOrder(
             move_id=MoveId(f"{asked.request}-onward"),
             target=home.target,
@@ -70,9 +80,15 @@ class Onward:
             wanted=Wanted(to_decode=True),
         )
 
+    def expire(self, at_s: float) -> None:
+        """It is that late by now: of what was asked too long ago nothing more is expected."""
+        self._at_s = at_s
+        while self._asked and self._asked[oldest := next(iter(self._asked))].deadline_s <= at_s:
+            self.close(oldest)
+
     def happened(self, event: FrontEndEvent) -> None:
         """To a request: it went there, or stays, or is over."""
-        if not self._ends:
+        if not self._asked:
             return
         if isinstance(event, Finished | Aborted | Broken | Unsent | TurnedAway):
             self.close(event.request)
@@ -81,16 +97,16 @@ class Onward:
 
     def close(self, request: RequestId) -> None:
         """It goes nowhere with its first token, or went."""
-        if (ends := self._ends.pop(request, None)) is not None:
-            self._moves.end(ends)
+        if (asked := self._asked.pop(request, None)) is not None:
+            self._moves.end(asked.ends)
 
     def reported(self, snapshot: InstanceSnapshot) -> None:
         """Nobody leaves one that is not for prompts any more."""
         if snapshot.role is not Role.PREFILL and self._moves.outgoing(snapshot.id):
-            self._close_all([name for name, (source, _) in self._ends.items() if source == snapshot.id])
+            self._close_all([name for name, asked in self._asked.items() if asked.ends[0] == snapshot.id])
 
     def gone(self, instance: InstanceId) -> None:
-        self._close_all([name for name, ends in self._ends.items() if instance in ends])
+        self._close_all([name for name, asked in self._asked.items() if instance in asked.ends])
 
     def _close_all(self, requests: list[RequestId]) -> None:
         for request in requests:

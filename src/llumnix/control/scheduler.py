@@ -86,7 +86,6 @@ class GlobalScheduler:
         self._freest = Freest(self._view, self._terms.priority_target_tokens)
         limits = drain_limits or DrainLimits()
         self._at_once = AtOnce(policy, self._view, self.moves, self._back_off, self._freest, limits.moves)
-        limits = replace(limits, repeat_s=instance_timeout_s)
         self.drains = Drains(self._view, self.moves, self._back_off, self._freest, limits, policy)
         self._roles = None if policy.roles.roles == "static" else RoleKeeper(policy.roles)
         self.last_round = PairingRound((), ())

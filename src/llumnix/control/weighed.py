@@ -1,11 +1,11 @@
-"""Which instances are weighed for a request: the first by rank, and those that hold most of its prefix."""
+"""Which instances are weighed for a request: the first by rank, holders of most of its prefix; and which has room."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from llumnix.control.known_instance import KnownInstance, RankKey
-from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule
+from llumnix.policy.dispatch import Candidate, DispatchRequest, DispatchRule, Judgement
 from llumnix.policy.prefix import cached_tokens
 from llumnix.types import InstanceId, is_high
 
@@ -47,6 +47,17 @@ def weighed(
         cached = cached_tokens(depth, entry.view.prefix_chunk_tokens, tokens) if depth else 0
         candidates.append(Candidate(entry.view, not room_first or tokens <= entry.room_tokens, cached))
     return keys, candidates
+
+
+def first_with_room(places: Sequence[int], candidates: Sequence[Candidate], judged: Sequence[Judgement]) -> int | None:
+    """Which of these places has it, from 0 on; None: none. One for tokens does not count behind others, as it takes
+    prompts only where no other can, and those without room can later."""
+    for number, place in enumerate(places):
+        if judged[place].for_tokens and not judged[places[0]].for_tokens:
+            return None
+        if candidates[place].has_room:
+            return number
+    return None
 
 
 def _deepest(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llumnix.config import ScalingConfig
+from llumnix.policy.dispatch import queued_demand_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks
 from llumnix.types import InstanceId, InstanceState, Role
@@ -133,7 +134,8 @@ def _freeness_by_size(serving: list[InstanceSnapshot], held: HeldDemand) -> Call
     """`cluster_freeness` as a function of the empty ones."""
     left = sum(one.free_blocks - one.watermark_blocks - one.queued_blocks for one in serving)
     if held.requests:
-        left -= -(-held.tokens // serving[0].block_tokens) + held.requests * serving[0].state_blocks
+        mean_prompt_tokens = -(-held.tokens // held.requests)
+        left -= held.requests * queued_demand_blocks(mean_prompt_tokens, serving[0])
     batch = max(1, sum(one.running + one.waiting for one in serving) + held.requests)
     capacity = _mean_capacity_blocks(serving)
     return lambda empty_ones: (left + empty_ones * capacity) / batch

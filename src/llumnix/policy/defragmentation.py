@@ -12,7 +12,7 @@ is not set back. The smallest shortage is mended first, with the largest piece.
 
 from __future__ import annotations
 
-from llumnix.policy.pairing import Pair, PairingRound, PairingTerms, pair_by_benefit
+from llumnix.policy.pairing import Pair, PairingRound, PairingTerms, Rejection, Why, pair_by_benefit
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.straggling import pair_by_pace
@@ -47,52 +47,66 @@ def pair_and_make_room(cluster: ClusterSnapshot, terms: PairingTerms) -> Pairing
     """Ours: pairs by benefit, then de-fragmentation between the instances that have no part in those, then stragglers
     between those that are left."""
     paired = pair_by_benefit(cluster, terms)
-    busy = {end for pair in paired.pairs for end in (pair.source, pair.target)}
-    more = _make_room(cluster, terms, busy)
-    by_pace = pair_by_pace(cluster, terms, busy)
-    pairs = (*paired.pairs, *more, *by_pace.pairs)
+    room = _make_room(cluster, terms, _ends(paired))
+    by_pace = pair_by_pace(cluster, terms, _ends(paired) | _ends(room))
+    pairs = (*paired.pairs, *room.pairs, *by_pace.pairs)
+    told = {no.source for no in paired.rejected}  # why they look full says enough of why their queue waits
+    lacking = [no for no in room.rejected if no.source not in told]
     helped = {pair.source for pair in pairs}
-    rejected = tuple(no for no in (*paired.rejected, *by_pace.rejected) if no.source not in helped)
+    rejected = tuple(no for no in (*paired.rejected, *lacking, *by_pace.rejected) if no.source not in helped)
     return PairingRound(pairs, rejected)
 
 
-def _make_room(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[InstanceId]) -> list[Pair]:
+def _ends(paired: PairingRound) -> set[InstanceId]:
+    return {end for pair in paired.pairs for end in (pair.source, pair.target)}
+
+
+def _make_room(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[InstanceId]) -> PairingRound:
+    """`busy`: instances that exchange requests already."""
     free = [one for one in cluster.instances if one.state is InstanceState.RUNNING and one.id not in busy]
-    givers = [one for one in free if missing_blocks(one) and _may_give(one, terms)]
+    givers = [one for one in free if missing_blocks(one)]
     if not givers:
-        return []
+        return PairingRound((), ())
     target = terms.priority_target_tokens
     spare = ((spare_blocks(one, target), one) for one in free if one.incoming < terms.max_migrations)
     takers = sorted((entry for entry in spare if entry[0]), key=lambda entry: (-entry[0], entry[1].id))
     givers.sort(key=lambda one: (missing_blocks(one), one.id))
     pairs: list[Pair] = []
+    rejected: list[Rejection] = []
+    taken: set[InstanceId] = set()
     for giver in givers:
-        taker = None if giver.id in busy else _taker_for(giver, takers, terms, busy)
-        if taker is not None:
-            busy |= {giver.id, taker.id}
+        if giver.id in taken:
+            continue
+        why = _why_it_gives_none(giver, terms)
+        taker = None if why else _taker_for(giver, takers, terms, taken)
+        if taker is None:
+            rejected.append(Rejection(giver.id, None, why or Why.NO_PIECE))
+        else:
+            taken |= {giver.id, taker.id}
             pairs.append(_pair(giver, taker, terms))
-    return pairs
+    return PairingRound(tuple(pairs), tuple(rejected))
 
 
-def _may_give(giver: InstanceSnapshot, terms: PairingTerms) -> bool:
-    return (
-        giver.outgoing < terms.max_migrations
-        and giver.id not in terms.empty_handed
-        and giver.running > giver.high_running
-        and giver.smallest_running_blocks > 0
-    )
+def _why_it_gives_none(giver: InstanceSnapshot, terms: PairingTerms) -> Why | None:
+    if giver.outgoing >= terms.max_migrations:
+        return Why.SOURCE_BUSY
+    if giver.id in terms.empty_handed:
+        return Why.EMPTY_HANDED
+    may_give = giver.running > giver.high_running and giver.smallest_running_blocks > 0
+    return None if may_give else Why.NOTHING_TO_GIVE
 
 
 def _taker_for(
-    giver: InstanceSnapshot, takers: list[tuple[int, InstanceSnapshot]], terms: PairingTerms, busy: set[InstanceId]
+    giver: InstanceSnapshot, takers: list[tuple[int, InstanceSnapshot]], terms: PairingTerms, taken: set[InstanceId]
 ) -> InstanceSnapshot | None:
-    """Takes it off the list, which holds spare blocks and instances, the largest piece first."""
+    """Takes it off the list, which holds spare blocks and instances, the largest piece first. `taken`: those that have
+    a part in this round already."""
     missing = missing_blocks(giver)
     tries = 0
     for place, (spare, taker) in enumerate(takers):
         if spare < missing or tries == TRIES_PER_GIVER:
             return None
-        if taker.id in busy or taker.id == giver.id:
+        if taker.id in taken or taker.id == giver.id:
             continue
         tries += 1
         nearer = 0 < missing_blocks(taker) < missing

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import msgspec
 
@@ -22,6 +23,12 @@ from llumnix.types import InstanceId, Priority, RequestId
 STANDING_S = 2.0
 """An engine that has work and got nothing done for so long takes new requests only where all others do no better: a
 step that lasts so long is a slow one at least, and a hung engine is found out after minutes."""
+
+LAST = 1e9
+"""Beyond all seconds and blocks that are compared: where somebody ranks who is chosen only if nobody else can be."""
+
+ANY_LENGTH = 1 << 62
+"""Tokens of the longest prompt where no length is too long."""
 
 MOST_SHOWN = 5
 """Instances that a decision names."""
@@ -95,7 +102,16 @@ class DispatchRule:
 
     def number(self, rank: DispatchRank) -> float:
         """The measure as people read it."""
-        return -rank[0] if self.more_is_better else rank[0]
+        measured = rank[1] if self._is_last(rank) else rank[0]
+        return -measured if self.more_is_better else measured
+
+    def by_rank(self, cost: float, rank: DispatchRank) -> Judgement:
+        """Of an instance that has this rank, by nothing else."""
+        return Judgement(cost, self.number(rank), self._is_last(rank))
+
+    def _is_last(self, rank: DispatchRank) -> bool:
+        """Its measure stands second then. (One of which less is better may be as large as that by itself.)"""
+        return self.more_is_better and rank[0] == LAST
 
 
 class Judged(msgspec.Struct, frozen=True, gc=False):
@@ -165,13 +181,26 @@ def demand_blocks(
 
 
 def longest_prompt_tokens(blocks: int, instance: InstanceSnapshot) -> int:
-    """The other way round: of the longest prompt that asks for no more than so many blocks; below 0 if none does."""
-    size = instance.block_tokens
-    if not instance.kv_groups:
-        return (blocks - instance.state_blocks) * size if blocks > instance.state_blocks else -1
-    lengths = range(1, instance.total_blocks + 1)
-    fit = bisect_right(lengths, blocks, key=lambda length: queued_demand_blocks(length * size, instance))
-    return fit * size if fit else -1
+    """The other way round: of the longest prompt that asks for no more than so many blocks; below 0 if none does.
+    `ANY_LENGTH` where all kinds of blocks are of windows that fit: what a window has left behind is free again."""
+    kinds = instance.kv_groups
+    if not kinds:
+        return (blocks - instance.state_blocks) * instance.block_tokens if blocks > instance.state_blocks else -1
+    if all(most for _, most in kinds) and sum(most for _, most in kinds) + instance.state_blocks <= blocks:
+        return ANY_LENGTH
+    step = gcd(*(size for size, _ in kinds))
+    # A longer one than this takes more in a kind that has no most, or the most in all kinds.
+    lengths = range(1, blocks * max(size for size, _ in kinds) // step + 1)
+    fit = bisect_right(lengths, blocks, key=lambda length: queued_demand_blocks(length * step, instance))
+    return fit * step if fit else -1
+
+
+def tokens_in(blocks: int, instance: InstanceSnapshot) -> int:
+    """Of a request that takes so many blocks there. If it may be of any length, those that its windows hold."""
+    longest = longest_prompt_tokens(blocks, instance)
+    if longest == ANY_LENGTH:
+        return max(size * most for size, most in instance.kv_groups)
+    return max(0, longest)
 
 
 def _by_freeness(

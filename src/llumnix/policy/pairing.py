@@ -78,6 +78,7 @@ class Why(StrEnum):
     """Why a source, or a pair, was turned down."""
 
     NO_TARGET = "no instance is free enough"
+    NO_PIECE = "no instance can spare what the first of its queue lacks"
     ONLY_FOR_PROMPTS = "those that are free enough are for prompts"
     NOTHING_TO_GIVE = "it has no request that can move"
     EMPTY_HANDED = "it had nothing to give a moment ago"
@@ -128,7 +129,7 @@ Ranked = tuple[float, InstanceSnapshot]
 def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
     """Ours: the least free source first, with the freest target that the move does good with."""
     ranked = [(migration_freeness(instance, terms.priority_target_tokens), instance) for instance in _serving(cluster)]
-    sources = [entry for entry in ranked if entry[1].preempted or entry[0] < terms.migrate_out_freeness]
+    sources = [entry for entry in ranked if _gives(entry, terms)]
     if not sources:
         return PairingRound((), ())
     free = [entry for entry in ranked if entry[0] > terms.migrate_in_freeness]
@@ -232,7 +233,7 @@ def pair_by_rank(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
     ranked = [
         (paper_migration_freeness(instance, terms.priority_target_tokens), instance) for instance in _serving(cluster)
     ]
-    sources = [entry for entry in ranked if entry[1].preempted or entry[0] < terms.migrate_out_freeness]
+    sources = [entry for entry in ranked if _gives(entry, terms)]
     targets = [entry for entry in ranked if not entry[1].preempted and entry[0] > terms.migrate_in_freeness]
     sources.sort(key=_least_free)
     targets.sort(key=_freest)
@@ -263,6 +264,11 @@ def _sits_out(source: InstanceSnapshot, target: InstanceSnapshot, terms: Pairing
     if source.id in terms.empty_handed:
         return Why.EMPTY_HANDED
     return Why.BACKING_OFF if (source.id, target.id) in terms.backing_off else None
+
+
+def _gives(entry: Ranked, terms: PairingTerms) -> bool:
+    """It has preempted somebody, or is less free than it may be."""
+    return entry[1].preempted > 0 or entry[0] < terms.migrate_out_freeness
 
 
 def _serving(cluster: ClusterSnapshot) -> list[InstanceSnapshot]:

@@ -27,8 +27,8 @@ def short_blocks(growth_blocks: int, free_blocks: int) -> int:
 
 
 def find_relief(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], terms: PairingTerms) -> Pair | None:
-    """Who takes a running request of `giver`: of `takers` the one that is freest with it, if any can. They come with
-    the freest first, and no more of them are read than it takes."""
+    """Who takes a running request of `giver`: of `takers`, in whatever order they come, the one that is freest
+    with it, if any can."""
     if giver.state is not InstanceState.RUNNING or giver.outgoing >= RELIEF_MOVES or giver.id in terms.empty_handed:
         return None
     if giver.running <= giver.high_running or not giver.smallest_running_blocks:
@@ -38,11 +38,9 @@ def find_relief(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], ter
     freeness = migration_freeness(giver, target_tokens)
     best, best_after = None, freeness
     for taker in takers:
-        if taker.state is not InstanceState.RUNNING or taker.role is Role.PREFILL:
+        if taker.state is not InstanceState.RUNNING or taker.role is Role.PREFILL or taker.id == giver.id:
             continue
-        if migration_freeness(taker, target_tokens) <= best_after:
-            break  # nobody is freer with one request more than without it
-        if taker.id == giver.id or (giver.id, taker.id) in terms.backing_off or not _can_take(taker, load):
+        if (giver.id, taker.id) in terms.backing_off or not _can_take(taker, load):
             continue
         after = migration_freeness(with_added(taker, load), target_tokens)
         if after > best_after or (best is not None and after == best_after and taker.id < best.id):

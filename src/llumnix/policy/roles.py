@@ -12,8 +12,10 @@ from collections.abc import Container, Iterable
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.dispatch import tokens_in
+from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.policy.step_cost import next_step_s, token_s
 from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import room_blocks
@@ -53,6 +55,13 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
         return f"tokens are made elsewhere: {there}, {here}"
 
 
+class Leaver(msgspec.Struct, frozen=True):
+    """A request that is to make its tokens elsewhere: so much it takes there."""
+
+    blocks: int
+    tokens: int
+
+
 class HomeTerms(msgspec.Struct, frozen=True, kw_only=True):
     moves: int
     """How many requests may be sent off now."""
@@ -67,25 +76,26 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
     nobody can take stays."""
     if not giver.to_decode or giver.state is not InstanceState.RUNNING:
         return ()
-    blocks = -(-giver.to_decode_blocks // giver.to_decode)
+    leaver = leaver_of(giver, -(-giver.to_decode_blocks // giver.to_decode))
     able = {
         taker.id: taker
         for taker in takers
         if taker.state is InstanceState.RUNNING and (giver.id, taker.id) not in terms.backing_off
     }
+    cost = next((taker.step_cost for taker in able.values() if taker.step_cost is not None), giver.step_cost)
     dealt = dict.fromkeys(able, 0)
     for _ in range(min(giver.to_decode, terms.moves)):
         best = min(
             (
-                (taker.role is not Role.DECODE, _token_s(taker, dealt[name] + 1, blocks) or 0.0, name)
+                _rank(taker, dealt[name] + 1, leaver, cost)
                 for name, taker in able.items()
-                if why_no_home(taker, dealt[name] + 1, blocks, terms.max_incoming) is None
+                if why_no_home(taker, dealt[name] + 1, leaver, terms.max_incoming) is None
             ),
             default=None,
         )
         if best is None:
             break
-        dealt[best[2]] += 1
+        dealt[best[-1]] += 1
     here_s = next_step_s(giver)
     return tuple(
         Home(
@@ -93,7 +103,7 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
             wanted=Wanted(
                 count=count, room_blocks=min(giver.to_decode_blocks, _spare_blocks(able[name])), to_decode=True
             ),
-            token_s=_token_s(able[name], count, blocks),
+            token_s=_token_s(able[name], count, leaver),
             here_s=here_s,
         )
         for name, count in dealt.items()
@@ -101,18 +111,33 @@ def find_homes(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], term
     )
 
 
-def why_no_home(taker: InstanceSnapshot, count: int, blocks: int, max_incoming: int) -> NoHome | None:
-    """Why so many requests of so many blocks each cannot make their tokens at this one, which serves."""
+def leaver_of(giver: InstanceSnapshot, blocks: int) -> Leaver:
+    """One of so many blocks, as the giver counts them."""
+    return Leaver(blocks, tokens_in(blocks, giver))
+
+
+def _rank(
+    taker: InstanceSnapshot, count: int, leaver: Leaver, cost: StepCost | None
+) -> tuple[bool, float, int, InstanceId]:
+    """The lowest takes the next one. Where no prompts are computed nothing tells what steps cost there (as
+    `control/step_fit.py` says): they are taken to `cost` what they do elsewhere. While nobody knows, load decides."""
+    alike = replace(taker, step_cost=cost) if taker.step_cost is None else taker
+    load = taker.running + taker.incoming + count
+    return taker.role is not Role.DECODE, _token_s(alike, count, leaver) or 0.0, load, taker.id
+
+
+def why_no_home(taker: InstanceSnapshot, count: int, leaver: Leaver, max_incoming: int) -> NoHome | None:
+    """Why so many such requests cannot make their tokens at this one, which serves."""
     if taker.role is Role.PREFILL:
         return NoHome.FOR_PROMPTS
     if taker.preempted or taker.short_blocks:
         return NoHome.SHORT
     if taker.incoming + count > max_incoming or taker.running + taker.incoming + count > taker.max_running:
         return NoHome.BUSY
-    token = _token_s(taker, count, blocks)
+    token = _token_s(taker, count, leaver)  # nobody is turned down for what steps cost elsewhere
     if taker.tpot_target_s and token is not None and token > taker.tpot_target_s:
         return NoHome.LATE
-    return NoHome.NO_ROOM if _spare_blocks(taker) < count * blocks else None
+    return NoHome.NO_ROOM if _spare_blocks(taker) < count * leaver.blocks else None
 
 
 def _spare_blocks(taker: InstanceSnapshot) -> int:
@@ -120,7 +145,7 @@ def _spare_blocks(taker: InstanceSnapshot) -> int:
     return room_blocks(taker) - taker.running
 
 
-def _token_s(taker: InstanceSnapshot, count: int, blocks: int) -> float | None:
+def _token_s(taker: InstanceSnapshot, count: int, leaver: Leaver) -> float | None:
     """Seconds between two tokens there with so many more requests, those counted that are on their way in."""
     more = count + taker.incoming
-    return token_s(taker, more=more, tokens=more * blocks * taker.block_tokens)
+    return token_s(taker, more=more, tokens=more * leaver.tokens)

@@ -13,14 +13,16 @@ for all prefixes computes them again and again from some load on.
 High-priority requests are placed by freeness, which gathers them where there is headroom for them already.
 
 Where instances have roles, a prompt costs nobody a token: on one for prompts, who decodes leaves, and one for tokens
-keeps to its target. So there only the time to the first token counts. One for tokens without a target comes last.
+keeps to its target. So there only the time to the first token counts. One for tokens without a target comes last,
+also while nothing is known of steps. It does not even take a prompt for which no other has room now: that waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from llumnix.policy.dispatch import FREENESS, Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
+from llumnix.policy.dispatch import FREENESS, LAST, Candidate, DispatchRank, DispatchRequest, DispatchRule, Judgement
 from llumnix.policy.roles import takes_prompts
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s, token_s
@@ -42,17 +44,24 @@ ALIKE_S = 0.005
 _MIXED, _DECODE = Role.MIXED, Role.DECODE
 """By themselves: reading a member of an enum costs a call on Python 3.11, and each decision reads a dozen."""
 
-LAST = 1e9
-"""Beyond all seconds and blocks that are compared."""
-
 
 def _by_time(
     instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
 ) -> DispatchRank:
-    by_freeness = FREENESS.rank(instance, high, last_turn, priority_target_tokens)
     if high:
-        return (LAST, by_freeness[0]) if instance.role is _DECODE else by_freeness
+        return _by_freeness(instance, high, last_turn, priority_target_tokens)
+    by_freeness = FREENESS.rank(instance, high, last_turn, priority_target_tokens)
     return _judged(instance, TYPICAL_TOKENS, 0, 0).cost, by_freeness[0]
+
+
+def _by_freeness(
+    instance: InstanceSnapshot, high: bool, last_turn: int, priority_target_tokens: int | None
+) -> DispatchRank:
+    """One for tokens comes last: for a normal request if it has no target, which would say how much of prompts it can
+    compute, for one of high priority in any case, which that target would keep waiting."""
+    by_freeness = FREENESS.rank(instance, high, last_turn, priority_target_tokens)
+    comes_last = instance.role is _DECODE if high else not takes_prompts(instance)
+    return (LAST, by_freeness[0]) if comes_last else by_freeness
 
 
 def _judge(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
@@ -87,5 +96,5 @@ SOONEST = DispatchRule(
     standing_last=True,
     judge=_judge,
     first_by_rank=8,
-    fallback=FREENESS,
+    fallback=replace(FREENESS, rank=_by_freeness),
 )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llumnix.policy.dispatch import tokens_in
 from llumnix.policy.pairing import (
     TRIES_PER_SOURCE,
     Load,
@@ -92,7 +93,7 @@ def _judge(giver: Paced, taker: InstanceSnapshot, terms: PairingTerms) -> Pair |
     room = room_blocks(taker)
     if load.blocks > room:
         return Rejection(source.id, taker.id, Why.NO_ROOM, load.blocks, room, by_pace=True)
-    there_s = _there_s(taker, more=1, tokens=load.blocks * taker.block_tokens)
+    there_s = _there_s(taker, more=1, tokens=tokens_in(load.blocks, taker))
     if here_s < terms.pace_gain * there_s:
         return Rejection(source.id, taker.id, Why.NOT_FASTER, here_s, there_s, by_pace=True)
     freeness = migration_freeness(taker, terms.priority_target_tokens)

@@ -13,7 +13,7 @@ import msgspec
 from llumnix.config import PolicyConfig
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Rejection
-from llumnix.policy.roles import takes_prompts, why_no_home
+from llumnix.policy.roles import leaver_of, takes_prompts, why_no_home
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
 from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState, RequestState, Role
@@ -131,7 +131,8 @@ def _why_no_home(giver: InstanceSnapshot, blocks: int, cluster: Sequence[Instanc
     others = [one for one in cluster if one.state is InstanceState.RUNNING and one.id != giver.id]
     if all(one.role is Role.PREFILL for one in others):
         return f"{giver.id} is for prompts, and there is no other instance that takes requests and makes tokens"
-    whys = {one.id: why_no_home(one, 1, blocks, max_incoming=one.max_running) for one in others}
+    leaver = leaver_of(giver, blocks)
+    whys = {one.id: why_no_home(one, 1, leaver, max_incoming=one.max_running) for one in others}
     if None in whys.values():
         return f"{giver.id} is for prompts: what runs there leaves it with its first token"
     named = "; ".join(f"{name}: {why}" for name, why in list(whys.items())[:_MOST_NAMED])
@@ -161,6 +162,7 @@ def _gives_nothing(
     if _gives_by_pace(instance, rejected):
         return ""
     terms = policy.pairing_terms(config)
+    # Whoever is to give, for whatever reason, is turned down where there is nobody else.
     if policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
         return ""
     freeness = migration_freeness(instance, terms.priority_target_tokens)
