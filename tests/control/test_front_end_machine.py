@@ -446,3 +446,16 @@ def test_request_that_decodes_does_not_move_to_an_instance_for_prompts() -> None
     assert front.machine.best_places(R, 3) == (), "it would come back"
     front.report(tokens, role=Role.DECODE)
     assert front.machine.best_places(R, 3) == (tokens,)
+
+
+def test_request_that_waits_moves_to_an_instance_for_tokens_only_if_there_is_no_other() -> None:
+    own, prompts, tokens = (InstanceId(name) for name in ("own", "prompts", "tokens"))
+    cost = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
+    front = Driver()
+    for name, load in ((own, {}), (prompts, {"free_blocks": 0}), (tokens, {"role": Role.DECODE})):
+        front.report(name, **{"total_blocks": 100, "free_blocks": 100, "step_cost": cost, **load})
+    (sent,) = front.tell(Arrived, R, 100, only_on=(own,))
+    assert isinstance(sent, SendTo)
+    assert front.machine.best_places(R, 3) == (prompts,)
+    front.tell(Closed, prompts)
+    assert front.machine.best_places(R, 3) == (tokens,)

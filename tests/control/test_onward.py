@@ -28,7 +28,7 @@ from llumnix.control.homes import REMEMBERED, Homes
 from llumnix.control.messages import Adopted, Stayed
 from llumnix.control.moves import MOVE_DEADLINE_S
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
-from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import Wanted
 from llumnix.types import NORMAL, Epoch, InstanceId, RequestId, RequestState, Role
 from move_outcomes import outcome
@@ -99,6 +99,16 @@ def test_room_is_given_once() -> None:
     assert front.home_of("y") == E, "one of the two has"
     front.report(D, role=Role.DECODE, free_blocks=9)
     assert front.home_of("z") == E, "none of them has yet"
+
+
+def test_one_for_tokens_is_not_turned_down_for_what_steps_cost_elsewhere() -> None:
+    front = FrontEnd(d=Role.DECODE)
+    slow = StepCost(fixed_ms=500.0, prefill_token_us=100.0, request_us=0.0, context_token_us=0.0)
+    front.report(D, role=Role.DECODE, tpot_target_s=0.1)
+    front.report(P, role=Role.PREFILL, step_cost=slow)
+    assert front.home_of(R) == D
+    front.report(D, role=Role.DECODE, tpot_target_s=0.1, step_cost=slow)
+    assert front.home_of("x") is None
 
 
 ADOPTED = Adopted(request=R, epoch=Epoch(1), sender=D, source=P, output_tokens=1)

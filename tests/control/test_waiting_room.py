@@ -7,6 +7,7 @@ from math import inf
 import pytest
 from waiting_people import People
 
+from llumnix.control.waiting_room import MOST_PASSED
 from llumnix.policy.classes import Declined, ServiceClass
 from llumnix.types import HIGH, RequestId
 from service_classes import classes_of, tenant
@@ -428,3 +429,59 @@ def test_only_what_more_instances_could_serve_is_a_reason_for_more() -> None:
     people.ask("t0", "t")
     assert (people.room.held, people.room.held_tokens) == (9, 1700)
     assert people.room.demand == (3, 500)
+
+
+def test_who_waits_for_an_instance_of_its_own_is_passed_by_those_who_do_not() -> None:
+    people = People(classes_of(tenant("a"), tenant("b")))
+    for name in names("a", 2):
+        people.ask(name, "a", only_on="i1")
+    for name in names("b", 2):
+        people.ask(name, "b")
+    assert people.calls(free=2) == ["b0", "b1"]
+    people.free_there = True
+    assert people.calls(free=2) == ["a0", "a1"]
+
+
+def test_of_those_who_wait_for_instances_of_their_own_only_so_many_are_passed() -> None:
+    crowd = [tenant(f"t{number:02}") for number in range(MOST_PASSED + 2)]
+    people = People(classes_of(*crowd))
+    for each in crowd[:-1]:
+        people.ask(each.name, each.name, only_on="i1")
+    people.ask("last", crowd[-1].name)
+    assert people.calls(free=9) == []
+
+
+def test_class_that_never_waits_is_not_told_of_others_that_do() -> None:
+    at_once = ServiceClass(name="c", max_hold_s=0.0, priority=HIGH)
+    people = People(classes_of(tenant("t"), tenant("o", "slow"), classes=(at_once, SLOW)), foreseen_s=1.0)
+    people.ask("s", "o", "slow", prompt=900)
+    assert people.ask("a") is None
+    assert people.calls(free=1) == ["a"]
+
+
+def test_whose_queues_come_back_together_do_not_lend_each_other_what_they_saved() -> None:
+    both = (ServiceClass(name="c"), ServiceClass(name="d"))
+    people = People(
+        classes_of(tenant("t", "c", "d", concurrent=1), tenant("o", "e"), classes=(*both, ServiceClass(name="e")))
+    )
+    for cls in "cd":
+        for name in names(cls, 9):
+            people.ask(name, "t", cls)
+    assert people.calls(free=1) == ["c0"]
+    for name in names("e", 30):
+        people.ask(name, "o", "e")
+    people.calls(free=16)
+    more = classes_of(tenant("t", "c", "d"), tenant("o", "e"), classes=(*both, ServiceClass(name="e")))
+    people.room.change(more, 0.0)
+    assert sum(name.startswith("e") for name in people.calls(free=6)) == 2
+
+
+def test_of_those_near_their_own_limit_only_so_many_as_may_run_are_before_others() -> None:
+    high = ServiceClass(name="high", priority=HIGH)
+    people = People(
+        classes_of(tenant("b", "high", concurrent=2), tenant("t", "fast"), classes=(high, FAST)), foreseen_s=1.0
+    )
+    for name in names("b", 10):
+        people.ask(name, "b", "high", prompt=400)
+    assert people.calls(free=1) == ["b0"]
+    assert people.ask("f", "t", "fast", prompt=100) is None

@@ -8,7 +8,7 @@ from llumnix.control.front_end_events import Arrived
 from llumnix.control.openings import Opening
 from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.policy.classes import Classes, Declined
-from llumnix.types import RequestId
+from llumnix.types import InstanceId, RequestId
 
 
 @dataclass
@@ -17,6 +17,8 @@ class People:
 
     classes: Classes
     free: int = 0
+    free_there: bool = False
+    """Those that name an instance could begin as well."""
     foreseen_s: float | None = None
     """Until a first token, per 1,000 prompt tokens before it and its own."""
     now_s: float = 0.0
@@ -28,11 +30,15 @@ class People:
 
     def look(self, asked: Arrived, ahead_tokens: float) -> Opening:
         foreseen_s = None if self.foreseen_s is None else self.foreseen_s * (asked.prompt_tokens + ahead_tokens) / 1000
-        return Opening(self.free > 0, foreseen_s)
+        busy = asked.only_on is not None and not self.free_there
+        return Opening(self.free > 0 and not busy, foreseen_s, is_particular=asked.only_on is not None)
 
-    def ask(self, name: str, who: str = "t", cls: str = "c", prompt: int = 100, output: int = 100) -> Declined | None:
+    def ask(
+        self, name: str, who: str = "t", cls: str = "c", prompt: int = 100, output: int = 100, only_on: str = ""
+    ) -> Declined | None:
         """`output`: the most that it may make, and what it makes."""
-        ask = Ask(Arrived(self.now_s, RequestId(name), prompt), who, cls, output)
+        there = (InstanceId(only_on),) if only_on else None
+        ask = Ask(Arrived(self.now_s, RequestId(name), prompt, only_on=there), who, cls, output)
         answer = self.room.ask(self.now_s, ask, self)
         if answer is None:
             self.outputs[RequestId(name)], self.asked[RequestId(name)] = output, ask

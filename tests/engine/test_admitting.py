@@ -62,14 +62,14 @@ async def client(tmp_path: Path) -> AsyncIterator[AdmittingClient]:
         REGISTRY.unregister(collector)
 
 
-def report(client: AdmittingClient, seq: int, waiting: int = 0, seen: int = 0) -> None:
-    info = InstanceInfo(id=A, index=0, slot=0, pid=1, node="", control="box", data="")
+def report(client: AdmittingClient, seq: int, waiting: int = 0, seen: int = 0, of: InstanceId = A) -> None:
+    info = InstanceInfo(id=of, index=int(of[1:]), slot=0, pid=1, node="", control="box", data="")
     load = InstanceSnapshot(
-        id=A, seq=seq, at=0.0, total_blocks=100, free_blocks=90, waiting=waiting, dispatches_seen=(seen,)
+        id=of, seq=seq, at=0.0, total_blocks=100, free_blocks=90, waiting=waiting, dispatches_seen=(seen,)
     )
     client.on_report(Report(info=info, snapshot=load))
-    if A not in client.members.by_id:
-        client._admit(client.members.known[A], Introduction(ready=b"", snapshot=load))
+    if of not in client.members.by_id:
+        client._admit(client.members.known[of], Introduction(ready=b"", snapshot=load))
 
 
 async def hear(client: AdmittingClient, name: str, tokens: int, reason: FinishReason | None) -> None:
@@ -163,10 +163,15 @@ async def test_request_that_cannot_be_written_down_is_charged_nothing(client: Ad
 
 
 async def test_while_the_only_instance_is_lost_requests_wait_for_the_next(client: AdmittingClient) -> None:
+    report(client, 1, waiting=2)
     asked = asyncio.create_task(client.add_request_async(engine_request("a")))
     await turn()
+    client.on_gone(InstanceGone(instance=A, index=0, why="", expected=False))
+    client.desk.call()
+    await turn()
     assert client.desk.held == 1
-    report(client, 1)
+    report(client, 1, of=InstanceId("i1"))
+    client.desk.call()
     await asked
     assert set(client.streams.sessions) == {"a"}
 

@@ -148,3 +148,22 @@ def test_blocks_into_which_nothing_was_copied_are_zeroed_before_they_are_used(la
     pair.settle()
     assert pair.moved == 1
     assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+@with_states
+def test_blocks_of_one_that_leaves_before_its_first_step_here_are_not_to_be_zeroed_any_more(layout: str) -> None:
+    """The step that would do it may come when the next one that arrives has them."""
+    pair = LatePair(layout)
+    session = pair.ask(0, list(range(10)), 30)
+    run_until(pair, session, 2)
+    pair.move(0, session.engine_id)
+    while session.engine_id in pair.cores[0].scheduler.requests:
+        pair.step(0)
+        pair.fly()
+    managers = pair.cores[1].scheduler.kv_cache_manager.coordinator.single_type_managers
+    assert any(each.new_block_ids for each in managers)
+    pair.leave(session)
+    pair.cores[1].abort(session.engine_id)
+    assert not any(each.new_block_ids for each in managers)
+    pair.settle()
+    assert (pair.wrong, pair.leftovers) == ([], [])

@@ -23,7 +23,7 @@ from llumnix.policy.pairing import (
 )
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness, room_blocks
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 TERMS = PairingTerms(migrate_out_freeness=10.0, migrate_in_freeness=30.0, priority_target_tokens=1600)
 PAPER_TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, priority_target_tokens=1600)
@@ -78,6 +78,12 @@ HEAD = {"waiting": 1, "head_of_line_blocks": 60, "queued_blocks": 60}
          load("c", 1000, 0, state=InstanceState.LOST)], []),
         ("ties: by id", [load("b", 20, 40), load("a", 20, 40), load("d", 900, 5), load("c", 900, 5)],
          [("a", "c"), ("b", "d")]),
+        ("one for tokens gives its queue to another one", [
+            load("full", 20, 40, role=Role.DECODE, **HEAD), load("free", 900, 5, role=Role.DECODE)],
+         [("full", "free")]),
+        ("one for tokens with a target takes prompts", [
+            load("full", 20, 40, **HEAD), load("free", 900, 5, role=Role.DECODE, tpot_target_s=0.1)],
+         [("full", "free")]),
         ("alone", [FULL], []),
         ("nobody", [], []),
     ],
@@ -104,6 +110,9 @@ def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected:
         ("no benefit: the big one would only change places", [
             load("full", 50, 2, smallest_running_blocks=800, preempted=1), load("free", 840, 2)], {},
          ("full", "free", Why.NO_BENEFIT)),
+        ("its first waits for its prompt, and the target is for tokens", [
+            load("full", 20, 40, **HEAD), load("free", 900, 5, role=Role.DECODE)], {},
+         ("full", "free", Why.FOR_TOKENS)),
         ("the target would give away itself", [
             load("full", 5, 40, smallest_running_blocks=750), load("free", 800, 20)], {},
          ("full", "free", Why.WOULD_BOUNCE)),

@@ -17,15 +17,16 @@ def tokens_called_before(
     accounts: Mapping[str, TenantAccount],
 ) -> float:
     """Prompt tokens. All of a higher priority; of the same one, what the others get by turns while this tenant's own
-    are served. Who waits for the end of one of its own is before nobody."""
+    are served. Who waits for the end of one of its own is before nobody, but for its own."""
     cls, own_weight = classes[queue.cls], accounts[queue.tenant].terms.weight
     higher = same = peers = 0
     weights, shares = own_weight, {queue.cls: cls.share}
     for other in held.queues:
-        theirs, account = classes[other.cls], accounts[other.tenant]
-        if theirs.priority > cls.priority or (other != queue and not account.may_run):
+        theirs, account, count = classes[other.cls], accounts[other.tenant], held.count_in(other)
+        able = count if other == queue else int(min(count, account.places))
+        if theirs.priority > cls.priority or not able:
             continue
-        tokens = held.tokens_of(other)
+        tokens = held.tokens_of(other) * able // count
         if theirs.priority < cls.priority:
             higher += tokens
             continue

@@ -175,6 +175,10 @@ class Dispatcher:
         """A known one, with what is on its way there."""
         return self._entries[instance].view
 
+    def reported(self, instance: InstanceId) -> InstanceSnapshot:
+        """What a known one said last."""
+        return self._entries[instance].reported
+
     def by_rank(self) -> Iterator[InstanceSnapshot]:
         """Those that take requests, the first for a normal one first, with what is on its way there."""
         return (self._entries[key[2]].view for key in self._orders[0])

@@ -17,7 +17,7 @@ from llumnix.types import InstanceId, Role
 
 class Freest:
     """In order of freeness by the last reports. What `first` yields counts what was ordered and promised since, so the
-    first of them may have next to no room left: who looks for the freest of them looks at all."""
+    first of them may have next to no room left: who looks for the freest looks at all that are given."""
 
     def __init__(self, view: ClusterView, priority_target_tokens: int | None) -> None:
         self._view = view

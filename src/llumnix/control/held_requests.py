@@ -66,6 +66,16 @@ class HeldRequests:
         """Of the prompts in it."""
         return self._tokens.get(queue, 0)
 
+    def able(self, places: dict[str, float]) -> tuple[int, int]:
+        """Requests, and tokens of their prompts, of which each tenant may run so many more."""
+        requests, tokens, left = 0, 0, dict(places)
+        for queue, held in self.queues.items():
+            able = int(min(len(held), left[queue.tenant]))
+            left[queue.tenant] -= able
+            requests += able
+            tokens += self._tokens[queue] * able // len(held)
+        return requests, tokens
+
     def oldest(self) -> Iterator[tuple[QueueName, HeldRequest]]:
         """Of each class in which somebody waits."""
         return (next(iter(there.values())) for there in self._by_age.values() if there)

@@ -113,7 +113,9 @@ class Onward:
             self.close(request)
 
     def _with_those_to_come(self, taker: InstanceSnapshot) -> InstanceSnapshot:
-        """Those count once, though its report may count some of them already."""
+        """Those count once, though its report may count some of them already. What its steps cost it says itself:
+        nobody is turned down for what they cost elsewhere."""
+        taker = replace(taker, step_cost=self._dispatcher.reported(taker.id).step_cost)
         incoming = self._moves.incoming(taker.id)
         if not incoming:
             return taker

@@ -31,6 +31,8 @@ class Opening(msgspec.Struct, frozen=True, gc=False):
     """Also if there are instances, and none can ever have it: then it is told so at once."""
     first_token_s: float | None = None
     """Seconds until its first token; None: nobody knows."""
+    is_particular: bool = False
+    """It does not go wherever another would: others may begin although it has to wait."""
 
 
 class Openings(Protocol):
@@ -54,18 +56,15 @@ class DispatchOpenings:
         there = taker.instance
         begins_soon = there.waiting < AHEAD and (is_high(asked.priority) or _lets_in(there, asked.prompt_tokens))
         to_compute = asked.prompt_tokens - taker.cached_tokens + round(ahead_tokens / serving)
-        return Opening(begins_soon, first_token_s(there, to_compute))
+        is_particular = taker.cached_tokens > 0 or asked.only_on is not None or asked.adapter is not None
+        return Opening(begins_soon, first_token_s(there, to_compute), is_particular)
 
 
 def _lets_in(instance: InstanceSnapshot, prompt_tokens: int) -> bool:
     """It has memory for the request. One that needs half of it all is not held for that: what becomes free goes to
     smaller ones, which other front ends send."""
     prompt_blocks = queued_demand_blocks(prompt_tokens, instance)
-    growth_tokens = ROOM_STEPS * (instance.running + instance.waiting + 1)
-    growth_blocks = sum(-(-growth_tokens // size) for size in _block_sizes(instance))
+    requests = instance.running + instance.waiting + 1
+    kinds = instance.kv_groups or ((instance.block_tokens, 0),)
+    growth_blocks = sum(min(-(-ROOM_STEPS * requests // size), requests * (most or ROOM_STEPS)) for size, most in kinds)
     return prompt_blocks + growth_blocks <= room_blocks(instance) or 2 * prompt_blocks > instance.total_blocks
-
-
-def _block_sizes(instance: InstanceSnapshot) -> tuple[int, ...]:
-    """In tokens, of each kind of block that grows with a request."""
-    return tuple(size for size, _ in instance.kv_groups) or (instance.block_tokens,)

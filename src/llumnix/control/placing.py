@@ -105,6 +105,8 @@ class Placing:
             avoid |= self.dispatcher.for_prompts()  # from where it would move once more
         reason = self.dispatcher.weigh(_to_place(stream.asked, stream.request, tokens), avoid)
         found = () if reason is None else reason.candidates
+        if found and not found[0].for_tokens:
+            found = tuple(each for each in found if not each.for_tokens)
         able = [each for each in found if each.has_room] or list(found)
         able.sort(key=lambda each: -each.cached_tokens)
         return able

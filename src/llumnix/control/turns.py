@@ -21,7 +21,7 @@ Key = TypeVar("Key", bound=_Sortable)
 
 class Turns(Generic[Key]):
     """Of those who compete with each other. Keeps a counter for each key that ever came; those that do not come any
-    more are to be dropped (`keep`). One that never came stands where the latest turn went."""
+    more are to be dropped (`keep`). One that never came stands with the highest."""
 
     def __init__(self) -> None:
         self._served: dict[Key, float] = {}

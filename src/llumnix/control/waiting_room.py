@@ -13,7 +13,7 @@ ended (`ended`), and of one that is held when its client goes (`left`). Times mu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from math import ceil, inf
 
 import msgspec
@@ -36,6 +36,9 @@ SHORTEST_RETRY_S, LONGEST_RETRY_S = 1, 30
 
 UNKNOWN_PART = 0.5
 """Of a target for the first token, what is left for the prompt where nobody knows how long that takes."""
+
+MOST_PASSED = 8
+"""Queues whose first waits for an instance of its own, and that others pass: bounds what a call costs."""
 
 _SMOOTHING = 0.1
 
@@ -101,7 +104,7 @@ class WaitingRoom:
             known = self._accounts[name] = accounts.get(name) or TenantAccount(each, at_s)
             known.change(each, at_s)
         self._turns.change(self._classes, self._accounts)
-        self._may_be_called(queue for queue in self._able() if queue not in could)
+        self._may_be_called(set(self._able()) - could)
 
     # ------------------------------------------------------------------ what happens
 
@@ -131,14 +134,19 @@ class WaitingRoom:
 
     def _in_turn(self, at_s: float, openings: Openings) -> Called | GaveUp | None:
         able = self._able()
-        if not able:
-            return None
-        queue = self._turns.next(able)
-        first = self._held.queues[queue][0]
+        for _ in range(min(len(able), MOST_PASSED + 1)):
+            queue = self._turns.next(able)
+            first = self._held.queues[queue][0]
+            opening = openings.look(first.asked, 0.0)
+            if opening.begins_soon:
+                return self._take(at_s, queue, first, opening)
+            if not opening.is_particular:
+                return None
+            able.remove(queue)
+        return None
+
+    def _take(self, at_s: float, queue: QueueName, first: HeldRequest, opening: Opening) -> Called | GaveUp:
         cls = self._classes[queue.cls]
-        opening = openings.look(first.asked, 0.0)
-        if not opening.begins_soon:
-            return None
         if self._misses_its_target(at_s, cls, first, opening):
             self.left(first.request)
             return GaveUp(first.request, self._declined_late(queue.tenant, at_s - first.at_s))
@@ -180,14 +188,7 @@ class WaitingRoom:
     @property
     def demand(self) -> tuple[int, int]:
         """Requests and tokens of prompts that more instances could serve: a tenant's limit leaves the others here."""
-        requests = tokens = 0
-        places = {name: account.places for name, account in self._accounts.items()}
-        for queue, held in self._held.queues.items():
-            able = int(min(len(held), places[queue.tenant]))
-            places[queue.tenant] -= able
-            requests += able
-            tokens += self._held.tokens_of(queue) * able // len(held)
-        return requests, tokens
+        return self._held.able({name: account.places for name, account in self._accounts.items()})
 
     @property
     def wake_at_s(self) -> float:
@@ -223,11 +224,10 @@ class WaitingRoom:
         return Declined(503, "overloaded", why, _retry_s(waiting * self._call_gap_s))
 
     def _too_late(self, held: HeldRequest, queue: QueueName, openings: Openings) -> Declined | None:
-        """If nobody waits it is called at once, and seen then."""
-        if not self._held:
+        """If nobody waits, or it may not wait, it is called at once, and seen then."""
+        limit_s = self._classes[queue.cls].patience_s
+        if not self._held or not limit_s:
             return None
-        cls = self._classes[queue.cls]
-        limit_s = cls.patience_s
         ahead = tokens_called_before(queue, held.prompt_tokens, self._held, self._classes, self._accounts)
         foreseen_s = openings.look(held.asked, ahead).first_token_s
         if foreseen_s is None or foreseen_s <= limit_s:
@@ -253,12 +253,12 @@ class WaitingRoom:
         was_stuck = not account.may_run
         account.running -= 1
         if was_stuck and account.may_run:
-            self._may_be_called([queue for queue in self._held.queues if queue.tenant == tenant])
+            self._may_be_called({queue for queue in self._held.queues if queue.tenant == tenant})
 
-    def _may_be_called(self, again: Iterable[QueueName]) -> None:
-        able = self._able()
+    def _may_be_called(self, again: Collection[QueueName]) -> None:
+        before = [queue for queue in self._able() if queue not in again]
         for queue in again:
-            self._turns.comes(queue, able)
+            self._turns.comes(queue, before)
 
     def _able(self) -> list[QueueName]:
         return [queue for queue in self._held.queues if self._accounts[queue.tenant].may_run]

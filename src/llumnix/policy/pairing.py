@@ -15,6 +15,7 @@ from enum import StrEnum
 import msgspec
 from msgspec.structs import replace
 
+from llumnix.policy.roles import takes_prompts
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness, room_blocks
@@ -79,6 +80,7 @@ class Why(StrEnum):
 
     NO_TARGET = "no instance is free enough"
     NO_PIECE = "no instance can spare what the first of its queue lacks"
+    FOR_TOKENS = "the target is for tokens, and what would move waits for its prompt"
     ONLY_FOR_PROMPTS = "those that are free enough are for prompts"
     NOTHING_TO_GIVE = "it has no request that can move"
     EMPTY_HANDED = "it had nothing to give a moment ago"
@@ -178,6 +180,8 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
     load = next((load for load in loads if load.blocks <= room), None)
     if load is None:
         return Rejection(giver.id, taker.id, Why.NO_ROOM, min(load.blocks for load in loads), room)
+    if load.queued and takes_prompts(giver) and not takes_prompts(taker):
+        return Rejection(giver.id, taker.id, Why.FOR_TOKENS)
     source_after = migration_freeness(without(giver, load), terms.priority_target_tokens)
     target_after = migration_freeness(with_added(taker, load), terms.priority_target_tokens)
     before, after = min(source_freeness, target_freeness), min(source_after, target_after)

@@ -116,7 +116,8 @@ class BlockTables:
 
     def keep_from_zeroing(self, request_id: str) -> None:
         """Blocks that are about to be written from outside must not be zeroed by the next step, as vLLM does with new
-        ones that it may read before they are full."""
+        ones that it may read before they are full; nor those that are freed before it: it may come when somebody else
+        who arrives has them."""
         if self._zeroes and any(each.new_block_ids for each in self._managers):
             held = {block.block_id for block in self.held(request_id)}
             for each in self._managers:

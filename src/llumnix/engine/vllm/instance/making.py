@@ -40,7 +40,7 @@ class Maker:
         grammars."""
         try:
             request = self._make(self._codec.decode(frames))
-        except Exception as error:  # noqa: BLE001 see above
+        except Exception as error:
             log.warning("a request from elsewhere cannot be made here", exc_info=error)
             then(f"it cannot be made here: {error}")
             return
@@ -51,7 +51,7 @@ class Maker:
             return f"its grammar does not compile here: {problem}"
         try:
             accepted = follow(request, self._structured_output, output_token_ids)
-        except Exception as error:  # noqa: BLE001 see above
+        except Exception as error:
             log.warning("the grammar of a request from elsewhere fails here", exc_info=error)
             return f"its grammar fails here: {error}"
         return request if accepted else GRAMMAR_REFUSED

@@ -232,8 +232,7 @@ class MigrationSupport(_Base):
         if output.total_num_scheduled_tokens:
             self.steps.begins()
             self.watch.begins(load_of(self.requests, output.num_scheduled_tokens))
-            began = [new.req_id for new in output.scheduled_new_reqs]
-            began += output.scheduled_cached_reqs.resumed_req_ids
+            began = [*(new.req_id for new in output.scheduled_new_reqs), *output.scheduled_cached_reqs.resumed_req_ids]
             for request_id in began:
                 self.steps.computes_hits_of(self.requests[request_id])
             self.on_begun(began)
@@ -254,6 +253,7 @@ class MigrationSupport(_Base):
     def _free_request_blocks(self, request: Request) -> None:
         if request.num_in_flight_tokens or request.request_id in self.steps.drafting:
             self.steps.still_use(block.block_id for block in self.tables.held(request.request_id))
+        self.tables.keep_from_zeroing(request.request_id)
         super()._free_request_blocks(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:

@@ -53,11 +53,11 @@ class Workers:
         return answers
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Done before whatever is sent to the workers after it. Raises TimeoutError: a worker hangs."""
+        """Done before whatever is sent to the workers after it."""
         while self._told and self._told[0].done():
             self._told.popleft()
         if len(self._told) == MOST_UNREAD:
-            self._told.popleft().result(timeout=_longest_wait_s())
+            self._told.popleft().result()
         future = self._executor.collective_rpc(method, args=arguments, non_block=True)
         self._told.append(future)
         future.add_done_callback(self._check)
