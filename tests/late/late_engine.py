@@ -22,6 +22,7 @@ from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequestType
 from vllm.v1.engine.core import EngineCore, EngineShutdownState
 from vllm.v1.kv_cache_interface import MambaSpec
 
+from at_once import AtOnce
 from llumnix import tiny_model
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.engine.port import InstanceSpec
@@ -233,7 +234,7 @@ class LateCore(LlumnixEngineCore):
             patch.object(office_module, "Heart", lambda *_: heart),
         ):
             self._office = office = Office(self, self._spec, self._info, mailbox, self._follower, self._ledger)
-        office.resumes._thread = SimpleNamespace(submit=lambda work, *args: work(*args))  # type: ignore[assignment]
+        office.resumes._thread = AtOnce()  # type: ignore[assignment]
         office.reports, office.listing = Mock(), Mock()
 
     def _wake_at(self, at: float) -> None:

@@ -11,9 +11,9 @@ class TokenBucket:
     A clock that goes back gives nothing, nor what it then makes good; one that jumps forward fills the bucket at most.
     """
 
-    def __init__(self, per_minute: float, at_s: float, capacity: float | None = None) -> None:
-        """`capacity`: a minute's worth, if nothing else is said."""
-        self.capacity = per_minute if capacity is None else capacity
+    def __init__(self, per_minute: float, at_s: float, most: float | None = None) -> None:
+        """`most`: that it holds; a minute's worth, if nothing else is said."""
+        self.capacity = per_minute if most is None else most
         self._rate = per_minute / 60
         self._level = self.capacity
         self._at_s = at_s
