@@ -59,7 +59,8 @@ def test_a_request_is_held_until_memory_lasts_for_some_steps_of_all_who_are_ther
 
 def test_where_requests_grow_in_two_kinds_of_blocks_twice_the_memory_must_last() -> None:
     both = {"kv_groups": ((16, 0), (16, 0)), "running": 9}
-    short, enough = (openings(0, free_blocks=free, **both)[0].look(asked(32), 0.0) for free in (13, 14))
+    needed = 2 * 2 + 2 * (10 * ROOM_STEPS // 16)
+    short, enough = (openings(0, free_blocks=free, **both)[0].look(asked(32), 0.0) for free in (needed - 1, needed))
     assert not short.begins_soon
     assert enough.begins_soon
 

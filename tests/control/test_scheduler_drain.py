@@ -289,8 +289,20 @@ def test_nobody_is_driven_out_of_the_last_instance() -> None:
     b.drain("a")
     b.report("a", **LEAVING, running=2, free_blocks=960)
     assert b.wait(20.0) == []
-    b.report("b")
-    assert kinds(b.wait(1.0)) == ["DrainFinished", "StopInstance"]
+    b.report("b", running=5, free_blocks=900)
+    assert kinds(b.wait(3.0)) == ["MoveRequest", "ReplayRest", "ReplayRest"], "its time begins when another one serves"
+    assert kinds(b.wait(2.5))[-2:] == ["DrainFinished", "StopInstance"]
+
+
+def test_deadline_that_was_asked_for_stands_in_the_last_instance_but_nobody_is_cut_off_unasked() -> None:
+    b = Body(limits=DrainLimits(timeout_s=1.0, grace_s=3.0))
+    b.report("a", running=2, free_blocks=960)
+    b.drain("a", timeout_s=0.0)
+    b.report("a", **LEAVING, running=2, free_blocks=960)
+    assert b.wait(20.0) == []
+    b.report("b", running=5, free_blocks=900)
+    assert set(kinds(b.wait(2.0))) == {"ReplayRest"}
+    assert kinds(b.wait(2.0))[-2:] == ["DrainFinished", "StopInstance"]
 
 
 def test_deadline_of_one_order_is_its_own() -> None:

@@ -47,9 +47,9 @@ def test_one_idle_instance_does_not_outweigh_full_ones() -> None:
         ("fine again", FINE, 0, LONG_LOW, ScalingState()),
         ("high for the first time, after low", IDLE, 0, LONG_LOW, ScalingState(high_since_s=AT)),
         ("those that start will do", FULL, 1, LONG_LOW, ScalingState()),
-        ("some still start: nobody leaves", IDLE, 1, LONG_HIGH, LONG_HIGH),
+        ("some still start: nobody leaves", IDLE, 1, LONG_HIGH, ScalingState(high_since_s=AT)),
         ("only starting ones", cluster(), 2, ScalingState(), ScalingState()),
-        ("one is the least", cluster(load("a", 1000, 0)), 0, LONG_HIGH, LONG_HIGH),
+        ("one is the least", cluster(load("a", 1000, 0)), 0, LONG_HIGH, ScalingState(high_since_s=AT)),
     ],
 )
 def test_stays_when(
@@ -208,3 +208,16 @@ def test_what_waits_at_the_front_ends_counts_as_if_it_waited_on_an_instance(kind
     at_the_front_end = cluster_freeness([instance], held=HeldDemand(requests=2, tokens=16 * 100))
     in_the_queue = cluster_freeness([replace(instance, waiting=2, queued_blocks=blocks)])
     assert at_the_front_end == in_the_queue < cluster_freeness([instance])
+
+
+def test_one_that_comes_to_take_anothers_place_is_there_for_a_whole_window() -> None:
+    """However long all was quiet before: a rolling restart has time to drain the old one."""
+    state, alone = LONG_HIGH, load("a", 1000, 0)
+    _, state = scale(cluster(alone), 0, state, CONFIG)
+    _, state = scale(cluster(alone), 1, state, CONFIG)
+    both = cluster(alone, load("b", 1000, 0))
+    for at in (AT + 0.1, AT + CONFIG.scale_window_s - 0.1):
+        decision, state = scale(replace(both, at=at), 0, state, CONFIG)
+        assert isinstance(decision, Stay)
+    decision, _ = scale(replace(both, at=AT + CONFIG.scale_window_s + 0.1), 0, state, CONFIG)
+    assert isinstance(decision, ScaleIn)

@@ -75,6 +75,8 @@ class Drain:
         self.order = order
         self._grace_s = limits.grace_s
         self.set_deadline(order.at, limits.timeout_s if order.timeout_s is None else order.timeout_s)
+        self._is_given = order.timeout_s is not None
+        self._alone_since_s: float | None = None
         self._repeat_s = limits.repeat_s
         self._ordered_s: float | None = None
         self._replay_ordered_s: float | None = None
@@ -101,6 +103,20 @@ class Drain:
     def set_deadline(self, at: float, timeout_s: float) -> None:
         self._deadline_s = at + timeout_s
         self._cut_off_s = self._deadline_s + self._grace_s
+
+    def hurry(self, at: float, timeout_s: float) -> None:
+        """It was ordered once more, with a deadline."""
+        self._is_given = True
+        self.set_deadline(at, timeout_s)
+
+    def counts(self, at: float, others_serve: bool) -> None:
+        """Its time does not, as long as nobody else could take what it has; a deadline that was asked for stands, but
+        for the grace that is left to what can neither move nor be replayed."""
+        if self._alone_since_s is not None:
+            alone_s = at - self._alone_since_s
+            self._cut_off_s += alone_s
+            self._deadline_s += 0.0 if self._is_given else alone_s
+        self._alone_since_s = None if others_serve else at
 
     def past_deadline(self, at: float) -> bool:
         """From here on nothing is moved any more."""

@@ -68,7 +68,7 @@ class Drains:
                 known.drain.any_from_s = order.at + ANSWER_S
                 commands.append(AskWhereCached(instance=order.instance))
         elif order.timeout_s is not None:
-            drain.set_deadline(order.at, order.timeout_s)
+            drain.hurry(order.at, order.timeout_s)
         if known.drain is not None and (order.firm or (drain is not None and drain.order.firm)):
             known.drain.make_firm()
         return commands + self.go_on(order.at, order.instance)
@@ -101,7 +101,8 @@ class Drains:
         if known.drain.withdrawn and known.snapshot is not None and known.snapshot.state is InstanceState.RUNNING:
             return self._end_withdrawn(at, known)
         in_flight = self._moves.outgoing(instance)
-        others_serve = known.drain.past_deadline(at) and self._view.others_serve(instance)
+        others_serve = self._view.others_serve(instance)
+        known.drain.counts(at, others_serve)
         commands = self._remember(known.drain.orders(at, known.snapshot, in_flight, others_serve))
         may_move = self._moves_requests and not known.drain.past_deadline(at) and not known.drain.withdrawn
         if known.snapshot is None or not may_move or instance in self._back_off.empty_handed(at):

@@ -12,16 +12,17 @@ from llumnix.policy.dispatch import queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s
 from llumnix.policy.virtual_usage import room_blocks
+from llumnix.policy.waiting_order import GROWTH_STEPS
 from llumnix.types import is_high
 
 AHEAD = 2
 """Requests that may wait in the queue of an instance: it does not run dry while a report is on its way, and what is
 behind them is still ours to order."""
 
-ROOM_STEPS = 8
-"""For so many steps of all that run or wait there, and of the request, must memory last: an engine lets in whatever
-fits this very moment, and preempts soon after. The more steps, the fewer preemptions and the more memory that nobody
-uses."""
+ROOM_STEPS = 2 * GROWTH_STEPS
+"""For so many steps of all that run or wait there, and of the request, must memory last. The instance starts nobody
+before it lasts for half of them, and what is called earlier waits there, out of our order; with none of that rule it
+would be preempted soon after. The more steps, the fewer of both, and the more memory that nobody uses."""
 
 
 class Opening(msgspec.Struct, frozen=True, gc=False):

@@ -75,10 +75,11 @@ def scale(
         return Stay(f"{starting} starting, none serves yet"), ScalingState()
     held = HeldDemand(cluster.held_requests, cluster.held_tokens)
     freeness = cluster_freeness(serving, starting, held)
-    state = _watch(freeness, cluster.at, state, config)
+    may_shrink = not starting and capacity > config.min_instances
+    state = _watch(freeness, cluster.at, state, config, may_shrink)
     if _long_enough(state.low_since_s, cluster.at, config) and places_left > 0:
         return _scale_out(serving, starting, places_left, config, held), ScalingState()
-    if _long_enough(state.high_since_s, cluster.at, config) and not starting and capacity > config.min_instances:
+    if _long_enough(state.high_since_s, cluster.at, config) and may_shrink:
         decision = _scale_in(serving, freeness, config, held)
         return decision, ScalingState() if isinstance(decision, ScaleIn) else state
     why = _why_stay(cluster.at, state, config, full, starting, capacity)
@@ -145,12 +146,14 @@ def _mean_capacity_blocks(serving: list[InstanceSnapshot]) -> float:
     return sum(one.total_blocks - one.watermark_blocks for one in serving) / len(serving) if serving else 0.0
 
 
-def _watch(freeness: float, at: float, state: ScalingState, config: ScalingConfig) -> ScalingState:
+def _watch(freeness: float, at: float, state: ScalingState, config: ScalingConfig, may_shrink: bool) -> ScalingState:
+    """While none may leave no time is counted towards that: whoever comes, say to take another's place, is there for a
+    whole window."""
     low = high = None
     if freeness < config.scale_out_freeness:
         low = at if state.low_since_s is None else state.low_since_s
     elif freeness > config.scale_in_freeness:
-        high = at if state.high_since_s is None else state.high_since_s
+        high = at if state.high_since_s is None or not may_shrink else state.high_since_s
     return ScalingState(low, high)
 
 
