@@ -19,22 +19,24 @@ def tokens_called_before(
     """Prompt tokens. All of a higher priority; of the same one, what the others get by turns while this tenant's own
     are served. Who waits for the end of one of its own is before nobody, but for its own."""
     cls, own_weight = classes[queue.cls], accounts[queue.tenant].terms.weight
+    priority, own_class = cls.priority, queue.cls
     higher = same = peers = 0
-    weights, shares = own_weight, {queue.cls: cls.share}
-    for other in held.queues:
-        theirs, account, count = classes[other.cls], accounts[other.tenant], held.count_in(other)
-        able = count if other == queue else int(min(count, account.places))
-        if theirs.priority > cls.priority or not able:
+    weights, shares = own_weight, {own_class: cls.share}
+    for other, waiting in held.queues.items():
+        theirs = classes[other.cls]
+        if theirs.priority > priority:
             continue
-        tokens = held.tokens_of(other) * able // count
-        if theirs.priority < cls.priority:
+        account, tokens, is_own = accounts[other.tenant], held.tokens_of(other), other == queue
+        if account.terms.concurrent is not None and not is_own and (places := account.places) < len(waiting):
+            tokens = int(tokens * places) // len(waiting)
+        if theirs.priority < priority:
             higher += tokens
-            continue
-        same += tokens
-        shares[other.cls] = theirs.share
-        if other.cls == queue.cls:
-            peers += tokens
-            weights += account.terms.weight if other != queue else 0.0
+        elif tokens:
+            same += tokens
+            shares[other.cls] = theirs.share
+            if other.cls == own_class:
+                peers += tokens
+                weights += 0.0 if is_own else account.terms.weight
     own = held.tokens_of(queue) + prompt_tokens
     of_class = min(peers + prompt_tokens, own * weights / own_weight)
     of_all = min(same + prompt_tokens, of_class * sum(shares.values()) / cls.share)

@@ -54,7 +54,8 @@ class TenantAccount:
 
     @property
     def may_run(self) -> bool:
-        return self.places > 0
+        limit = self.terms.concurrent  # not by `places`: asked of every queue with each call
+        return limit is None or self.running < limit
 
     def expected_output(self, most_tokens: int) -> float:
         return min(self._mean_output, most_tokens)
