@@ -552,6 +552,46 @@ def test_instances_that_are_still_starting_do_not_delay_the_end() -> None:
     assert Signal("i0", kill=True) in commands
 
 
+def parked_on_a_replacement() -> Server:
+    """The only instance has died, and another one starts for it."""
+    server = Server(instances=1, shutdown_timeout_s=60.0)
+    server.serve(at=1.0)
+    assert only(ForkInstance, server.exit("i0", at=100.0))
+    return server
+
+
+def test_replacement_that_streams_are_parked_for_goes_on_starting_until_they_are_through() -> None:
+    server = parked_on_a_replacement()
+    assert only(Signal, server.handle(Terminate(), 101.0)) == [Signal("front-0")]
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 105.0)
+    assert only(Signal, server.exit("front-0", at=110.0)) == [Signal("i1")]
+    assert server.exit("i1", at=111.0) == []
+
+
+def test_replacement_that_does_not_serve_before_the_front_ends_are_through_is_killed_then() -> None:
+    server = parked_on_a_replacement()
+    server.handle(Terminate(), 101.0)
+    assert only(Signal, server.exit("front-0", at=110.0)) == [Signal("i1", kill=True)]
+
+
+def test_replacement_of_one_whose_machine_goes_is_not_killed_before_the_front_ends_are_through() -> None:
+    server = Server(instances=1, shutdown_timeout_s=60.0)
+    server.serve(at=1.0)
+    server.handle(Leaving(child="i0", why="its node goes", left_s=50.0), 100.0)
+    assert only(Signal, server.handle(Terminate(), 101.0)) == [Signal("front-0")]
+
+
+def test_replacement_is_killed_at_once_if_another_one_serves_or_no_front_end_is_there() -> None:
+    server = Server(instances=2)
+    server.serve(at=1.0)
+    server.exit("i0", at=100.0)
+    assert Signal("i2", kill=True) in server.handle(Terminate(), 101.0)
+    lonely = Server(instances=1, front_ends=0)
+    lonely.serve(at=1.0)
+    lonely.exit("i0", at=100.0)
+    assert Signal("i1", kill=True) in lonely.handle(Terminate(), 101.0)
+
+
 def test_nobody_is_told_of_ends_once_all_are_to_end() -> None:
     server = Server()
     server.serve()

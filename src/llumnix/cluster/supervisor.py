@@ -439,13 +439,19 @@ class Supervisor:
         for front_end in self._roster.front_ends:
             front_end.kill_at_s = at + limit_s + _FRONT_END_GRACE_S
             commands.append(Signal(front_end.name))
-        for instance in self._roster.instances:
-            if instance.starting:  # it has no request to finish
-                commands.append(Signal(instance.id, kill=True))
+        if not self._streams_may_be_parked:
+            commands += [Signal(instance.id, kill=True) for instance in self._roster.instances if instance.starting]
         return commands + self._proceed_with_stopping(at)
 
+    @property
+    def _streams_may_be_parked(self) -> bool:
+        """Front ends have requests that nobody can finish but an instance that starts."""
+        serving = any(not i.starting and not i.end and i.leaves is None for i in self._roster.instances)
+        return self._instance_ever_served and not serving and bool(self._roster.front_ends)
+
     def _proceed_with_stopping(self, at: float) -> list[SupervisorCommand]:
-        """Front ends first, for they have clients; then instances and scheduler; then the end."""
+        """Front ends first, for they have clients; then instances and scheduler; then the end. An instance that still
+        starts has nothing to finish."""
         if self._roster.front_ends:
             return []
         if not self._roster.instances and self._scheduler_started_s is None:
@@ -453,7 +459,7 @@ class Supervisor:
         if self._end_at_s is not None:
             return []
         self._end_at_s = at + _STOP_TIMEOUT_S
-        commands: list[SupervisorCommand] = [Signal(instance.id) for instance in self._roster.instances]
+        commands: list[SupervisorCommand] = [Signal(i.id, kill=i.starting) for i in self._roster.instances]
         return [*commands, StopScheduler()] if self._scheduler_started_s is not None else commands
 
     def _finish(self, exit_code: int, sentence: str) -> list[SupervisorCommand]:
