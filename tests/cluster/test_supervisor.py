@@ -519,6 +519,14 @@ def test_shutdown_lets_requests_finish_first_and_stops_the_engines_then() -> Non
     assert only(Finish, server.exit("i1", at=12.3)) == [Finish(0, "")]
 
 
+def test_scheduler_hears_once_that_the_server_ends_whatever_dies_after_that() -> None:
+    server = Server()
+    server.serve()
+    (changed,) = told(FleetChanged, server.handle(Terminate(), 10.0), Audience.SCHEDULER)
+    assert changed.fleet == Fleet(serving=2, starting=0, ending=True)
+    assert told(FleetChanged, server.exit("i0", at=11.0), Audience.SCHEDULER) == []
+
+
 def test_front_end_that_takes_too_long_to_finish_is_killed() -> None:
     server = Server(shutdown_timeout_s=30)
     server.serve()

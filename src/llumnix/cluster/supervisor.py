@@ -240,8 +240,11 @@ class Supervisor:
         return [self._introduce(i) for i in self._roster.instances if i.starting and i.pid is not None]
 
     def _tell_fleet(self) -> list[SupervisorCommand]:
-        fleet = self._roster.fleet(self._last_order)
-        if self._stopping or self._scheduler_started_s is None or fleet == self._told_fleet:
+        """At each change; that the server ends is the last of them."""
+        if self._finished or self._scheduler_started_s is None or (self._told_fleet and self._told_fleet.ending):
+            return []
+        fleet = self._roster.fleet(self._last_order, ending=self._stopping)
+        if fleet == self._told_fleet:
             return []
         self._told_fleet = fleet
         return [Announce(FleetChanged(fleet=fleet), Audience.SCHEDULER)]
