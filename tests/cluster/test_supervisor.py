@@ -154,7 +154,7 @@ def test_heartbeat_in_a_large_cluster_is_not_looked_at_by_every_process(monkeypa
     server.serve()
     for scan in ("instances", "processes", "starting"):
         monkeypatch.setattr(Roster, scan, property(lambda _: pytest.fail("the whole roster was read")))
-    assert server.supervisor.serves(InstanceId("i700"))
+    assert server.supervisor.knows(InstanceServes(InstanceId("i700"), "ipc://i700"))
     assert server.supervisor.handle(InstanceServes(InstanceId("i700"), "ipc://i700"), 2.0) == []
 
 
@@ -696,6 +696,60 @@ def test_machine_that_leaves_while_the_server_ends() -> None:
     server.serve()
     server.handle(Terminate(), 5.0)
     assert server.handle(Leaving(child="i0", why="it goes", left_s=None), 6.0) == []
+
+
+def going(server: Server, instance: str, goes: bool = True, at: float = 5.0) -> None:
+    """It says that it drains and is not kept; or that it takes requests again."""
+    server.handle(InstanceServes(InstanceId(instance), f"ipc://{instance}", goes), at)
+
+
+def test_instance_that_is_to_go_and_dies_before_it_is_empty_stays_away() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    commands = server.exit("i0", at=6.0)
+    (gone,) = told(InstanceGone, commands)
+    assert not gone.expected
+    assert only(Say, commands) == [Say("i0 died: it broke", warning=True)]
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == Fleet(serving=1, starting=0)
+    assert only(ForkInstance, commands + server.handle(TimePassed(), 60.0)) == []
+
+
+def test_instance_that_is_to_go_and_is_declared_lost_stays_away() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    commands = server.handle(DeclareLost(instance=InstanceId("i0"), why="silent"), 6.0)
+    assert Signal("i0", kill=True) in commands
+    commands = server.exit("i0", at=6.1) + server.handle(TimePassed(), 60.0)
+    assert [gone.expected for gone in told(InstanceGone, commands)] == [False]
+    assert only(ForkInstance, commands) == []
+
+
+def test_instance_that_takes_requests_again_is_replaced_when_it_dies() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    going(server, "i0", goes=False, at=6.0)
+    assert [fork.id for fork in only(ForkInstance, server.exit("i0", at=200.0))] == ["i2"]
+
+
+def test_instance_that_is_to_go_says_so_a_thousand_times_and_it_is_news_once() -> None:
+    server = Server()
+    server.serve()
+    said = InstanceServes(InstanceId("i0"), "ipc://i0", True)
+    assert not server.supervisor.knows(said)
+    server.handle(said, 5.0)
+    assert server.supervisor.knows(said)
+
+
+def test_machine_that_is_taken_away_from_an_instance_that_is_to_go_anyhow() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    commands = server.handle(Leaving(child="i0", why="it goes", left_s=None), 6.0)
+    assert len(drains(commands)) == 1, "by when it has to be empty"
+    assert only(ForkInstance, commands + server.exit("i0", at=7.0) + server.handle(TimePassed(), 60.0)) == []
 
 
 # what the dead leave behind

@@ -98,6 +98,8 @@ class Instance(Process):
     served_since_s: float | None = None
     replace: bool = True
     """Whether its slot is filled again after its end."""
+    goes: bool = False
+    """It says that it drains and is not kept: its slot goes with it, however it ends."""
     leaves: Leave | None = None
     """Another one was started for it already: its slot goes with it, however it ends."""
 

@@ -7,8 +7,8 @@ rule below is a test that takes no time.
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
 keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends. One
 that was asked for later and does not start is given up after a few attempts. One whose machine is being taken away is
-drained while another one starts for it. Whoever starts for another one has its role. The scheduler is told of every
-change in the number of instances.
+drained while another one starts for it. One that drains to go away stays away, however it ends. Whoever starts for
+another one has its role. The scheduler is told of every change in the number of instances.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ class Supervisor:
         """Of all instances that serve."""
         return tuple(instance.control for instance in self._roster.instances if instance.control)
 
-    def serves(self, instance: InstanceId) -> bool:
-        """Whether it is known to serve, so that further reports of it are no news. Any thread may ask."""
-        known = self._roster.instance(instance)
-        return known is not None and not known.starting
+    def knows(self, said: InstanceServes) -> bool:
+        """Whether it is known to serve, and to go or to stay, so that this is no news. Any thread may ask."""
+        known = self._roster.instance(said.instance)
+        return known is not None and not known.starting and known.goes == said.goes
 
     @property
     def next_wake_s(self) -> float | None:
@@ -126,7 +126,7 @@ class Supervisor:
         return [self._scheduler_watch, *(front_end.watch for front_end in self._roster.front_ends)]
 
     def handle(self, event: SupervisorEvent, at: float) -> list[SupervisorCommand]:
-        if self._finished or (isinstance(event, InstanceServes) and self.serves(event.instance)):
+        if self._finished or (isinstance(event, InstanceServes) and self.knows(event)):
             return []
         commands = self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
         return commands + self._tell_fleet()
@@ -253,7 +253,10 @@ class Supervisor:
 
     def _on_instance_serves(self, event: InstanceServes, at: float) -> list[SupervisorCommand]:
         instance = self._roster.instance(event.instance)
-        if instance is None or not instance.starting or instance.end:
+        if instance is None or instance.end:
+            return []
+        instance.goes = event.goes
+        if not instance.starting:
             return []
         instance.served_since_s = at
         instance.control = event.control
@@ -302,12 +305,13 @@ class Supervisor:
 
     def _on_leaves(self, event: Leaving, at: float) -> list[SupervisorCommand]:
         """One that serves is drained in the time that is left, and another one starts for it; one that does not serve
-        yet starts elsewhere."""
+        yet starts elsewhere. None starts for one that was to go anyhow."""
         instance = self._roster.instance(InstanceId(event.child))
         if instance is None or self._stopping or instance.end or instance.leaves is not None:
             return []
-        said = Say(f"{instance.id} moves out: {event.why}; another starts for it")
-        self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra, instead_of=instance)
+        said = Say(f"{instance.id} moves out: {event.why}" + ("" if instance.goes else "; another starts for it"))
+        if not instance.goes:
+            self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra, instead_of=instance)
         if instance.starting:  # that says nothing of whether it would start
             instance.end, instance.replace = event.why, False
             return [said, Signal(instance.id, kill=True)]
@@ -375,7 +379,7 @@ class Supervisor:
         ]
         if self._stopping:
             return [] if self._end_at_s is not None else gone  # then all have been told to end
-        if expected or instance.leaves is not None:
+        if expected or instance.goes or instance.leaves is not None:
             del self._roster.slots[instance.slot]
             said = Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)
             return [*gone, said, *self._who_is_left()]
@@ -449,7 +453,8 @@ class Supervisor:
     @property
     def _streams_may_be_parked(self) -> bool:
         """Front ends have requests that nobody can finish but an instance that starts."""
-        serving = any(not i.starting and not i.end and i.leaves is None for i in self._roster.instances)
+        stays = [i for i in self._roster.instances if not (i.end or i.goes or i.leaves)]
+        serving = any(not instance.starting for instance in stays)
         return self._instance_ever_served and not serving and bool(self._roster.front_ends)
 
     def _proceed_with_stopping(self, at: float) -> list[SupervisorCommand]:
