@@ -13,7 +13,11 @@ from llumnix.cluster import nursery_messages, supervision
 from llumnix.cluster.launcher import Launcher
 from llumnix.control.scheduler_events import StartInstances
 from llumnix.flags import parse_serve
+from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import on_one_machine
+from llumnix.wire.base import InstanceInfo
+from llumnix.wire.news import Report
 from llumnix.wire.to_launcher import SchedulerLives
 
 pytestmark = pytest.mark.io
@@ -40,6 +44,26 @@ def test_launcher_hears_that_the_scheduler_lives(tmp_path: Path) -> None:
     launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
     launcher._on_message(SchedulerLives())
     assert launcher._events.get_nowait() == SchedulerLives()
+    launcher._mailbox.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "keep", "goes"),
+    [
+        (InstanceState.RUNNING, False, False),
+        (InstanceState.DRAINING, False, True),
+        (InstanceState.DRAINING, True, False),
+    ],
+)
+def test_launcher_hears_whether_an_instance_is_to_go(
+    tmp_path: Path, state: InstanceState, keep: bool, goes: bool
+) -> None:
+    launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
+    name = InstanceId("i0")
+    snapshot = InstanceSnapshot(id=name, at=1.0, seq=1, total_blocks=9, free_blocks=9, state=state, drain_keep=keep)
+    info = InstanceInfo(id=name, index=0, slot=0, pid=1, node="here", control="ipc://i0", data="none")
+    launcher._on_message(Report(info=info, snapshot=snapshot))
+    assert launcher._events.get_nowait() == supervision.InstanceServes(name, "ipc://i0", goes)
     launcher._mailbox.close()
 
 

@@ -98,10 +98,9 @@ class Cluster:
             self.at += 20.0
             self.launch(control.StopInstance(instance=InstanceId("nobody"), reason="time passes"))
             for name, instance in list(self.instances.items()):
-                if self.fails and not self.launcher.supervisor.serves(name):
+                if self.fails and f"ipc://{name}" not in self.launcher.supervisor.mailboxes:
                     self.die(name)
                     continue
-                self.launch(InstanceServes(name, f"ipc://{name}"))
                 self.reports += 1
                 snapshot = InstanceSnapshot(
                     id=name,
@@ -113,6 +112,7 @@ class Cluster:
                     total_blocks=100,
                     free_blocks=100,
                 )
+                self.launch(InstanceServes(name, f"ipc://{name}", snapshot.goes))
                 self.decide(control.LoadReported(at=self.at, snapshot=snapshot))
             self.decide(control.RoundDue(at=self.at))
 

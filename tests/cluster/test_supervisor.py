@@ -154,7 +154,7 @@ def test_heartbeat_in_a_large_cluster_is_not_looked_at_by_every_process(monkeypa
     server.serve()
     for scan in ("instances", "processes", "starting"):
         monkeypatch.setattr(Roster, scan, property(lambda _: pytest.fail("the whole roster was read")))
-    assert server.supervisor.serves(InstanceId("i700"))
+    assert server.supervisor.knows(InstanceServes(InstanceId("i700"), "ipc://i700"))
     assert server.supervisor.handle(InstanceServes(InstanceId("i700"), "ipc://i700"), 2.0) == []
 
 
@@ -519,6 +519,14 @@ def test_shutdown_lets_requests_finish_first_and_stops_the_engines_then() -> Non
     assert only(Finish, server.exit("i1", at=12.3)) == [Finish(0, "")]
 
 
+def test_scheduler_hears_once_that_the_server_ends_whatever_dies_after_that() -> None:
+    server = Server()
+    server.serve()
+    (changed,) = told(FleetChanged, server.handle(Terminate(), 10.0), Audience.SCHEDULER)
+    assert changed.fleet == Fleet(serving=2, starting=0, ending=True)
+    assert told(FleetChanged, server.exit("i0", at=11.0), Audience.SCHEDULER) == []
+
+
 def test_front_end_that_takes_too_long_to_finish_is_killed() -> None:
     server = Server(shutdown_timeout_s=30)
     server.serve()
@@ -550,6 +558,46 @@ def test_instances_that_are_still_starting_do_not_delay_the_end() -> None:
     server.handle(TimePassed())
     commands = server.handle(Terminate(), 1.0)
     assert Signal("i0", kill=True) in commands
+
+
+def parked_on_a_replacement() -> Server:
+    """The only instance has died, and another one starts for it."""
+    server = Server(instances=1, shutdown_timeout_s=60.0)
+    server.serve(at=1.0)
+    assert only(ForkInstance, server.exit("i0", at=100.0))
+    return server
+
+
+def test_replacement_that_streams_are_parked_for_goes_on_starting_until_they_are_through() -> None:
+    server = parked_on_a_replacement()
+    assert only(Signal, server.handle(Terminate(), 101.0)) == [Signal("front-0")]
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 105.0)
+    assert only(Signal, server.exit("front-0", at=110.0)) == [Signal("i1")]
+    assert server.exit("i1", at=111.0) == []
+
+
+def test_replacement_that_does_not_serve_before_the_front_ends_are_through_is_killed_then() -> None:
+    server = parked_on_a_replacement()
+    server.handle(Terminate(), 101.0)
+    assert only(Signal, server.exit("front-0", at=110.0)) == [Signal("i1", kill=True)]
+
+
+def test_replacement_of_one_whose_machine_goes_is_not_killed_before_the_front_ends_are_through() -> None:
+    server = Server(instances=1, shutdown_timeout_s=60.0)
+    server.serve(at=1.0)
+    server.handle(Leaving(child="i0", why="its node goes", left_s=50.0), 100.0)
+    assert only(Signal, server.handle(Terminate(), 101.0)) == [Signal("front-0")]
+
+
+def test_replacement_is_killed_at_once_if_another_one_serves_or_no_front_end_is_there() -> None:
+    server = Server(instances=2)
+    server.serve(at=1.0)
+    server.exit("i0", at=100.0)
+    assert Signal("i2", kill=True) in server.handle(Terminate(), 101.0)
+    lonely = Server(instances=1, front_ends=0)
+    lonely.serve(at=1.0)
+    lonely.exit("i0", at=100.0)
+    assert Signal("i1", kill=True) in lonely.handle(Terminate(), 101.0)
 
 
 def test_nobody_is_told_of_ends_once_all_are_to_end() -> None:
@@ -648,6 +696,60 @@ def test_machine_that_leaves_while_the_server_ends() -> None:
     server.serve()
     server.handle(Terminate(), 5.0)
     assert server.handle(Leaving(child="i0", why="it goes", left_s=None), 6.0) == []
+
+
+def going(server: Server, instance: str, goes: bool = True, at: float = 5.0) -> None:
+    """It says that it drains and is not kept; or that it takes requests again."""
+    server.handle(InstanceServes(InstanceId(instance), f"ipc://{instance}", goes), at)
+
+
+def test_instance_that_is_to_go_and_dies_before_it_is_empty_stays_away() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    commands = server.exit("i0", at=6.0)
+    (gone,) = told(InstanceGone, commands)
+    assert not gone.expected
+    assert only(Say, commands) == [Say("i0 died: it broke", warning=True)]
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == Fleet(serving=1, starting=0)
+    assert only(ForkInstance, commands + server.handle(TimePassed(), 60.0)) == []
+
+
+def test_instance_that_is_to_go_and_is_declared_lost_stays_away() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    commands = server.handle(DeclareLost(instance=InstanceId("i0"), why="silent"), 6.0)
+    assert Signal("i0", kill=True) in commands
+    commands = server.exit("i0", at=6.1) + server.handle(TimePassed(), 60.0)
+    assert [gone.expected for gone in told(InstanceGone, commands)] == [False]
+    assert only(ForkInstance, commands) == []
+
+
+def test_instance_that_takes_requests_again_is_replaced_when_it_dies() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    going(server, "i0", goes=False, at=6.0)
+    assert [fork.id for fork in only(ForkInstance, server.exit("i0", at=200.0))] == ["i2"]
+
+
+def test_instance_that_is_to_go_says_so_a_thousand_times_and_it_is_news_once() -> None:
+    server = Server()
+    server.serve()
+    said = InstanceServes(InstanceId("i0"), "ipc://i0", True)
+    assert not server.supervisor.knows(said)
+    server.handle(said, 5.0)
+    assert server.supervisor.knows(said)
+
+
+def test_machine_that_is_taken_away_from_an_instance_that_is_to_go_anyhow() -> None:
+    server = Server()
+    server.serve()
+    going(server, "i0")
+    commands = server.handle(Leaving(child="i0", why="it goes", left_s=None), 6.0)
+    assert len(drains(commands)) == 1, "by when it has to be empty"
+    assert only(ForkInstance, commands + server.exit("i0", at=7.0) + server.handle(TimePassed(), 60.0)) == []
 
 
 # what the dead leave behind

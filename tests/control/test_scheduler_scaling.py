@@ -117,6 +117,17 @@ def test_one_that_is_lost_for_good_is_replaced_when_there_are_too_few() -> None:
     assert starts(pass_time(b, 1, b=IDLE)) == [1]
 
 
+@pytest.mark.parametrize("load", [BUSY, IDLE])
+def test_nothing_is_started_or_drained_while_the_server_ends(load: dict[str, object]) -> None:
+    b = body()
+    pass_time(b, 5, a=load, b=load)
+    fleet(b, serving=2, ending=True)
+    commands = pass_time(b, 20, a=load, b=load)
+    assert starts(commands) == []
+    assert drained(commands) == []
+    assert b.scheduler.autoscaler.now == "the server ends"  # type: ignore[union-attr]
+
+
 def test_start_by_hand_is_numbered_too() -> None:
     b = body()
     (start,) = b.tell(StartRequested(at=b.at, count=1))

@@ -16,12 +16,13 @@ pytest.importorskip("vllm")
 from late_pair import LatePair
 
 from llumnix.control.scheduler_events import SetDraining
-from llumnix.engine.vllm.instance.office import CONTROL, Office, Tick
+from llumnix.engine.vllm.instance.office import CONTROL, AskedToEnd, Office, Tick
 from llumnix.types import InstanceState
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
 from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
+from llumnix.wire.to_launcher import LAUNCHER_MAIL
 from llumnix.wire.to_scheduler import SCHEDULER_MAIL
 
 WAIT_S = 10.0
@@ -72,6 +73,24 @@ def test_instance_that_opens_is_heard_of_and_hears(heard: Queue[Any], office: Of
     office.after_message()
     office.before_sleep()
     report(heard, InstanceState.DRAINING)
+
+
+@pytest.mark.parametrize("asked", ["drained", "signalled"])
+def test_launcher_hears_that_an_instance_is_to_go_before_the_next_heartbeat(
+    tmp_path: Path, office: Office, asked: str
+) -> None:
+    office.reports._told_launcher_s = float("inf")  # no heartbeat to it
+    queue: Queue[Any] = Queue()
+    mailbox = Mailbox(on_one_machine(tmp_path).launcher, LAUNCHER_MAIL, queue.put)
+    mailbox.start()
+    office.reports.begins()
+    order = SetDraining(instance=office.info.id, draining=True, keep=False, reason="a test")
+    office.take(order if asked == "drained" else AskedToEnd())
+    office.after_message()
+    office.before_sleep()
+    while not queue.get(timeout=WAIT_S).snapshot.goes:
+        pass
+    mailbox.close()
 
 
 def test_heart_beats_and_rings(heard: Queue[Any], office: Office) -> None:

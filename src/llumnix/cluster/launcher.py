@@ -187,8 +187,9 @@ class Launcher:
         """On the mailbox's thread."""
         match message:
             case Report():
-                if not self._supervisor.serves(message.info.id):  # else a heartbeat like thousands before it
-                    self._post(supervision.InstanceServes(message.info.id, message.info.control))
+                said = supervision.InstanceServes(message.info.id, message.info.control, message.snapshot.goes)
+                if not self._supervisor.knows(said):  # else a heartbeat like thousands before it
+                    self._post(said)
             case StartInstances() | StopInstance() | SetRole() | DeclareLost() | SchedulerLives() | FrontEndLives():
                 self._post(message)
             case _:

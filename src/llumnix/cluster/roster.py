@@ -98,6 +98,8 @@ class Instance(Process):
     served_since_s: float | None = None
     replace: bool = True
     """Whether its slot is filled again after its end."""
+    goes: bool = False
+    """It says that it drains and is not kept: its slot goes with it, however it ends."""
     leaves: Leave | None = None
     """Another one was started for it already: its slot goes with it, however it ends."""
 
@@ -194,7 +196,7 @@ class Roster:
     def starting(self) -> int:
         return sum(place.process is not None and place.process.starting for place in self.slots.values())
 
-    def fleet(self, last_order: int) -> Fleet:
+    def fleet(self, last_order: int, ending: bool = False) -> Fleet:
         """The instances, counted. One that waits for its turn or for the end of a pause is starting, too; one that has
         failed more than once, or for which there is no room, may never start."""
         serving = starting = failing = 0
@@ -208,7 +210,9 @@ class Roster:
             else:
                 starting += 1
         room = None if self._most is None else max(0, self._most - len(self.slots))
-        return Fleet(serving=serving, starting=starting, failing=failing, last_order=last_order, room=room)
+        return Fleet(
+            serving=serving, starting=starting, failing=failing, last_order=last_order, room=room, ending=ending
+        )
 
     def find(self, name: str) -> Instance | FrontEndProcess | None:
         return self._by_name.get(name)

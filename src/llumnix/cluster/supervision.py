@@ -44,11 +44,13 @@ class NurseryEnded:
 
 @dataclass(frozen=True, slots=True)
 class InstanceServes:
-    """A report came; only the first one is news."""
+    """A report came; only the first one is news, and one in which `goes` is another."""
 
     instance: InstanceId
     control: str
     """Address of its mailbox."""
+    goes: bool = False
+    """It is to end for good."""
 
 
 @dataclass(frozen=True, slots=True)

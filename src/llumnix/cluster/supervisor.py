@@ -7,8 +7,8 @@ rule below is a test that takes no time.
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
 keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends. One
 that was asked for later and does not start is given up after a few attempts. One whose machine is being taken away is
-drained while another one starts for it. Whoever starts for another one has its role. The scheduler is told of every
-change in the number of instances.
+drained while another one starts for it. One that drains to go away stays away, however it ends. Whoever starts for
+another one has its role. The scheduler is told of every change in the number of instances.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ class Supervisor:
         """Of all instances that serve."""
         return tuple(instance.control for instance in self._roster.instances if instance.control)
 
-    def serves(self, instance: InstanceId) -> bool:
-        """Whether it is known to serve, so that further reports of it are no news. Any thread may ask."""
-        known = self._roster.instance(instance)
-        return known is not None and not known.starting
+    def knows(self, said: InstanceServes) -> bool:
+        """Whether it is known to serve, and to go or to stay, so that this is no news. Any thread may ask."""
+        known = self._roster.instance(said.instance)
+        return known is not None and not known.starting and known.goes == said.goes
 
     @property
     def next_wake_s(self) -> float | None:
@@ -126,7 +126,7 @@ class Supervisor:
         return [self._scheduler_watch, *(front_end.watch for front_end in self._roster.front_ends)]
 
     def handle(self, event: SupervisorEvent, at: float) -> list[SupervisorCommand]:
-        if self._finished or (isinstance(event, InstanceServes) and self.serves(event.instance)):
+        if self._finished or (isinstance(event, InstanceServes) and self.knows(event)):
             return []
         commands = self._react(event, at) + self._enforce_deadlines(at) + self._start_what_is_due(at)
         return commands + self._tell_fleet()
@@ -240,8 +240,11 @@ class Supervisor:
         return [self._introduce(i) for i in self._roster.instances if i.starting and i.pid is not None]
 
     def _tell_fleet(self) -> list[SupervisorCommand]:
-        fleet = self._roster.fleet(self._last_order)
-        if self._stopping or self._scheduler_started_s is None or fleet == self._told_fleet:
+        """At each change; that the server ends is the last of them."""
+        if self._finished or self._scheduler_started_s is None or (self._told_fleet and self._told_fleet.ending):
+            return []
+        fleet = self._roster.fleet(self._last_order, ending=self._stopping)
+        if fleet == self._told_fleet:
             return []
         self._told_fleet = fleet
         return [Announce(FleetChanged(fleet=fleet), Audience.SCHEDULER)]
@@ -250,7 +253,10 @@ class Supervisor:
 
     def _on_instance_serves(self, event: InstanceServes, at: float) -> list[SupervisorCommand]:
         instance = self._roster.instance(event.instance)
-        if instance is None or not instance.starting or instance.end:
+        if instance is None or instance.end:
+            return []
+        instance.goes = event.goes
+        if not instance.starting:
             return []
         instance.served_since_s = at
         instance.control = event.control
@@ -299,12 +305,13 @@ class Supervisor:
 
     def _on_leaves(self, event: Leaving, at: float) -> list[SupervisorCommand]:
         """One that serves is drained in the time that is left, and another one starts for it; one that does not serve
-        yet starts elsewhere."""
+        yet starts elsewhere. None starts for one that was to go anyhow."""
         instance = self._roster.instance(InstanceId(event.child))
         if instance is None or self._stopping or instance.end or instance.leaves is not None:
             return []
-        said = Say(f"{instance.id} moves out: {event.why}; another starts for it")
-        self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra, instead_of=instance)
+        said = Say(f"{instance.id} moves out: {event.why}" + ("" if instance.goes else "; another starts for it"))
+        if not instance.goes:
+            self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra, instead_of=instance)
         if instance.starting:  # that says nothing of whether it would start
             instance.end, instance.replace = event.why, False
             return [said, Signal(instance.id, kill=True)]
@@ -372,7 +379,7 @@ class Supervisor:
         ]
         if self._stopping:
             return [] if self._end_at_s is not None else gone  # then all have been told to end
-        if expected or instance.leaves is not None:
+        if expected or instance.goes or instance.leaves is not None:
             del self._roster.slots[instance.slot]
             said = Say(f"{instance.id} {'stopped' if expected else 'died'}: {why}", warning=not expected)
             return [*gone, said, *self._who_is_left()]
@@ -439,13 +446,20 @@ class Supervisor:
         for front_end in self._roster.front_ends:
             front_end.kill_at_s = at + limit_s + _FRONT_END_GRACE_S
             commands.append(Signal(front_end.name))
-        for instance in self._roster.instances:
-            if instance.starting:  # it has no request to finish
-                commands.append(Signal(instance.id, kill=True))
+        if not self._streams_may_be_parked:
+            commands += [Signal(instance.id, kill=True) for instance in self._roster.instances if instance.starting]
         return commands + self._proceed_with_stopping(at)
 
+    @property
+    def _streams_may_be_parked(self) -> bool:
+        """Front ends have requests that nobody can finish but an instance that starts."""
+        stays = [i for i in self._roster.instances if not (i.end or i.goes or i.leaves)]
+        serving = any(not instance.starting for instance in stays)
+        return self._instance_ever_served and not serving and bool(self._roster.front_ends)
+
     def _proceed_with_stopping(self, at: float) -> list[SupervisorCommand]:
-        """Front ends first, for they have clients; then instances and scheduler; then the end."""
+        """Front ends first, for they have clients; then instances and scheduler; then the end. An instance that still
+        starts has nothing to finish."""
         if self._roster.front_ends:
             return []
         if not self._roster.instances and self._scheduler_started_s is None:
@@ -453,7 +467,7 @@ class Supervisor:
         if self._end_at_s is not None:
             return []
         self._end_at_s = at + _STOP_TIMEOUT_S
-        commands: list[SupervisorCommand] = [Signal(instance.id) for instance in self._roster.instances]
+        commands: list[SupervisorCommand] = [Signal(i.id, kill=i.starting) for i in self._roster.instances]
         return [*commands, StopScheduler()] if self._scheduler_started_s is not None else commands
 
     def _finish(self, exit_code: int, sentence: str) -> list[SupervisorCommand]:

@@ -25,6 +25,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """The last order of this scheduler that these counts include."""
     room: int | None = None
     """For how many more there are devices, those of instances that end not counted yet; None: nobody knows."""
+    ending: bool = False
+    """The server ends: nothing is started any more, and nothing need be drained."""
 
 
 class FleetView:
@@ -58,6 +60,10 @@ class FleetView:
     def known(self) -> bool:
         """Whether the launcher has said anything yet; before that nothing is known of what starts."""
         return self._told is not None
+
+    @property
+    def ending(self) -> bool:
+        return self._told is not None and self._told.ending
 
     @property
     def failing(self) -> int:

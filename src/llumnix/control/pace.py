@@ -29,7 +29,8 @@ SIZE_CHANGE = 0.25
 """Instances are told anew when there are so many more, or fewer, in proportion."""
 
 TOLD_LAUNCHER_S = 1.0
-"""Between two heartbeats to the launcher, which only has to learn once that an instance serves."""
+"""Between two heartbeats to the launcher, which only has to learn once that an instance serves; that one is to go
+it hears at once."""
 
 
 class Pace(msgspec.Struct, frozen=True):

@@ -62,6 +62,9 @@ class Autoscaler:
         """What to do now; None to stay as it is, or to do as `off` says."""
         if self.mode is ScalingMode.OFF or not fleet.known:
             return None
+        if fleet.ending:
+            self.now = "the server ends"
+            return None
         starting = fleet.starting(heard=len(cluster.instances))
         decision, self._state = scale(cluster, starting, self._state, self.config, fleet.failing, fleet.room)
         self.now = decision.reason

@@ -144,6 +144,11 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     asked_to_end: bool = False
     """It is draining and will not take requests again: its process was asked to end."""
 
+    @property
+    def goes(self) -> bool:
+        """It is draining, and then it ends for good."""
+        return self.state is InstanceState.DRAINING and not self.drain_keep
+
 
 class ClusterSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster as the scheduler last heard of it; `instances` is sorted by id."""

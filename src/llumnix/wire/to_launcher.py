@@ -1,5 +1,5 @@
-"""All that the launcher takes: reports, for the first of each instance, the scheduler's commands as they are, and
-heartbeats of the scheduler and the front ends."""
+"""All that the launcher takes: reports, for the first of each instance and for whether it is to go away, the
+scheduler's commands as they are, and heartbeats of the scheduler and the front ends."""
 
 from __future__ import annotations
 

@@ -98,7 +98,9 @@ class Reports:
         now = monotonic()
         self.owed = False
         self._look_s = now + self._spec.cluster.report_interval_s
-        self._last = self.make()
+        went, self._last = self._last.snapshot.goes, self.make()
+        if self._last.snapshot.goes != went:  # from now on nobody is to take its place, or somebody is again
+            self._mailbox.post_soon((self._spec.book.launcher,), self._last)
         if self._pace.sends(now, self._last.snapshot):
             self._sent_s = now
             self._tell_prefixes()
@@ -148,8 +150,8 @@ class Reports:
 
     def beat(self) -> None:
         """On the heart's thread: to those who have not just heard a report. The launcher
-        needs no load, only to know when an instance serves. Who sleeps although something waits for it does not rest,
-        but hangs."""
+        needs no load, only to know when an instance serves and whether it is to go. Who sleeps although something waits
+        for it does not rest, but hangs."""
         now = monotonic()
         unread = self._unread() + self._in_hand
         if self._rests and not unread:
