@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
+import socket
 import ssl
 import subprocess
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llumnix.cluster import health
 from llumnix.cluster.health import HealthWatch, ServerAddress
 
 pytestmark = pytest.mark.io
@@ -76,11 +79,10 @@ def tls(certificate: Path, newest: ssl.TLSVersion, wanted: ssl.VerifyMode) -> ss
 
 
 @contextlib.contextmanager
-def answering(context: ssl.SSLContext | None) -> Iterator[int]:
+def answering(context: ssl.SSLContext) -> Iterator[int]:
     """Whom it lets in gets 503."""
     with Quiet(("127.0.0.1", 0), Handler) as server:
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         try:
             yield server.server_address[1]
@@ -99,11 +101,30 @@ def test_server_that_wants_a_certificate_of_us_is_known_to_serve(certificate: Pa
         assert not ServerAddress("127.0.0.1", port, tls=True).healthy(), "there it would be another fault"
 
 
-@pytest.mark.parametrize("tls_there", [True, False])
-def test_server_that_answers_that_it_is_not_ready_is_not_taken_to_serve(certificate: Path, tls_there: bool) -> None:
-    """Also where certificates are wanted: one that asks for none has said 503, one without TLS nothing."""
-    context = tls(certificate, ssl.TLSVersion.TLSv1_3, ssl.CERT_OPTIONAL) if tls_there else None
-    with answering(context) as port:
+@pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_front_end_that_wants_a_certificate_of_us_only_hangs_up(
+    certificate: Path, newest: ssl.TLSVersion
+) -> None:
+    """asyncio, which front ends serve with, sends no alert."""
+    context = tls(certificate, newest, ssl.CERT_REQUIRED)
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        assert await asyncio.to_thread(ServerAddress("127.0.0.1", port, tls=True, client_certificates=True).healthy)
+        assert not await asyncio.to_thread(ServerAddress("127.0.0.1", port, tls=True).healthy)
+
+
+def test_connection_that_nobody_has_taken_yet_is_not_taken_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is open before there is a front end."""
+    monkeypatch.setattr(health, "_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert not ServerAddress("127.0.0.1", port, tls=True, client_certificates=True).healthy()
+
+
+def test_server_that_answers_that_it_is_not_ready_is_not_taken_to_serve(certificate: Path) -> None:
+    """Also where certificates are wanted."""
+    with answering(tls(certificate, ssl.TLSVersion.TLSv1_3, ssl.CERT_OPTIONAL)) as port:
         assert not ServerAddress("127.0.0.1", port, tls=True, client_certificates=True).healthy()
 
 
