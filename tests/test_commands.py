@@ -390,6 +390,35 @@ def test_scale_counts_what_was_ordered_and_is_not_listed_yet(answer_with: Instal
     assert server.asked == ["instances 1"]
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_scale_said_twice_orders_once_though_what_was_ordered_waits_for_room(
+    answer_with: Install, capsys: Captured, listed: bool
+) -> None:
+    """While it waits it is listed as starting; in a pause between attempts it is not listed."""
+    server = Server("running", "running", *(["starting"] if listed else []))
+    server.scaling |= {"serving": 2, "failing": 1}
+    answer_with(server)
+    assert main(["scale", "3"]) == 0
+    assert server.asked == []
+    said = "3 serve, or were ordered, already (1 waiting for room or for another attempt)\n"
+    assert capsys.readouterr().out == said
+    assert main(["scale", "4"]) == 0
+    assert server.asked == ["instances 1"]
+    assert capsys.readouterr().out.startswith("ordered before: 1 waiting for room or for another attempt\n")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(("count", "asked"), [(2, []), (1, ["instances/i0/drain"])])
+def test_scale_drains_none_that_serves_for_one_that_may_never_come(
+    answer_with: Install, listed: bool, count: int, asked: list[str]
+) -> None:
+    server = Server("running", "running", *(["starting"] if listed else []))
+    server.scaling |= {"serving": 2, "failing": 1}
+    answer_with(server)
+    assert main(["scale", str(count)]) == 0
+    assert server.asked == asked
+
+
 def test_scale_does_not_fight_with_auto_scaling(answer_with: Install, capsys: Captured) -> None:
     server = Server("running")
     server.scaling["mode"] = "on"

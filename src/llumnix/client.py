@@ -14,7 +14,7 @@ from llumnix.api import bodies
 from llumnix.api.routes import PREFIX
 from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
-from llumnix.errors import ServerRefused, UsageError
+from llumnix.errors import ServerRefused, ServerSilent, UsageError
 from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
@@ -30,7 +30,8 @@ AnswerT = TypeVar("AnswerT")
 
 
 class AdminClient:
-    """One server. Every method raises UsageError when the server knows no such thing, else ServerRefused."""
+    """One server. Every method raises UsageError when the server knows no such thing, ServerSilent when it or its
+    scheduler does not answer, else ServerRefused."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = ASK_TIMEOUT_S) -> None:
         self._url = server_url(url)
@@ -138,7 +139,8 @@ class AdminClient:
             raise self._stranger()
         if response.status_code in (httpx.codes.BAD_REQUEST, httpx.codes.NOT_FOUND):
             raise UsageError(reason)
-        raise ServerRefused(reason or f"The server at {self._url} failed: HTTP status {response.status_code}.")
+        refused = ServerSilent if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else ServerRefused
+        raise refused(reason or f"The server at {self._url} failed: HTTP status {response.status_code}.")
 
     def _stranger(self) -> ServerRefused:
         return ServerRefused(f"The server at {self._url} is not Llumnix, or its admin routes have another port.")

@@ -5,6 +5,7 @@
     ├── IllegalEvent      ours: an event that the table of a machine has no edge for; raised loudly
     │   └── IllegalMessage a peer's: a message that breaks the protocol; logged loudly, ends nobody else
     └── ServerRefused     another's: a server cannot be reached, or will not do it; exit code 1
+        └── ServerSilent   it, or a part of it, does not answer just now
 
 A peer that is late is not an error: its message is counted and ignored. A peer that is gone is an event.
 """
@@ -30,3 +31,7 @@ class IllegalMessage(IllegalEvent):
 
 class ServerRefused(LlumnixError):
     """The server cannot be reached, or will not do it; `str(error)` is a sentence with its reason."""
+
+
+class ServerSilent(ServerRefused):
+    """Nobody answers at the server's address, or its scheduler does not: so it is while one of them is restarted."""

@@ -9,38 +9,76 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from llumnix.api.bodies import ClientRequest, InstanceRow
+from llumnix.api.bodies import ClientRequest, InstanceRow, InstancesAnswer
 from llumnix.client import AdminClient
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
-from llumnix.errors import ServerRefused, UsageError
+from llumnix.errors import ServerRefused, ServerSilent, UsageError
 from llumnix.types import InstanceId, Role, by_number
 
 Print = Callable[[str], None]
 
 _POLL_S = 0.25
+_ACQUAINTED_S = 3.0
+"""So long after its start a front end has heard of every instance."""
 _GONE = ("stopped", "lost")
 _ENDS = {DrainOutcome.EMPTY: "is empty", DrainOutcome.CUT_OFF: "was cut off", DrainOutcome.LOST: "was lost"}
 
 
 def restart_rolling(client: AdminClient, say: Print, timeout_s: float) -> None:
     """Replaces every instance, one after the other: a new one starts, with its role, before an old one is emptied and
-    stopped, so capacity never falls. In the end as many run as before, if auto-scaling is off. Raises ServerRefused
-    when a step takes longer than `timeout_s`."""
+    stopped, so capacity never falls. One that goes before its turn is left out. In the end as many run as before, less
+    those that somebody else stopped, if auto-scaling is off. Raises ServerRefused when a step takes longer than
+    `timeout_s`."""
     old = _running(client)
     if not old:
         raise ServerRefused("No instance is running, so there is nothing to restart.")
+    wanted = len(old)
     for instance in old:
-        before = {row.id for row in client.instances()}
-        client.start(1, replaces=instance)
-        new = _wait(partial(_new_running, client, before), "A new instance did not start", timeout_s)
-        say(f"{new} runs; emptying {instance}")
-        client.drain(instance, keep=False)
-        _wait(partial(_is_gone, client, instance), f"{instance} did not become empty", timeout_s)
-        say(f"{instance} stopped")
-    scaling = client.status().scaling
+        if how := _replace(client, instance, set(old), say, timeout_s):
+            say(f"{instance} is {how} already")
+            wanted -= how != "lost"  # that one the launcher replaces
+    scaling = _able(client, timeout_s).scaling
     if scaling is None or scaling.mode != "on":  # else their number is not ours to say
-        missing = f"Fewer than the {len(old)} instances from before run"
-        _wait(lambda: len(_running(client)) >= len(old), missing, timeout_s)
+        missing = f"Fewer than the {wanted} instances from before run"
+        _wait(lambda: len(_running(client)) >= wanted, missing, timeout_s)
+
+
+def _replace(client: AdminClient, instance: InstanceId, old: set[InstanceId], say: Print, timeout_s: float) -> str:
+    """How it went before another was ordered for it, `lost` or `stopped`; empty if it was replaced."""
+    known = old | {row.id for row in _able(client, timeout_s).instances}
+    how: str = _wait(partial(_how_it_is_known, client, instance), f"{instance} is still starting", timeout_s)
+    if how in _GONE:
+        return how
+    try:
+        client.start(1, replaces=instance)
+    except ServerSilent:
+        raise  # it may have been ordered
+    except (ServerRefused, UsageError):
+        if (how := _how_it_is(client, instance)) in _GONE:
+            return how
+        raise
+    new = _wait(partial(_new_running, client, known), "A new instance did not start", timeout_s)
+    say(f"{new} runs; emptying {instance}")
+    began_s = time.monotonic()
+    failure = f"{instance} did not become empty"
+    _wait(partial(_leaves, client, instance), failure, timeout_s, began_s)
+    _wait(partial(_is_gone, client, instance), failure, timeout_s, began_s)
+    say(f"{instance} stopped")
+    return ""
+
+
+def _leaves(client: AdminClient, instance: InstanceId) -> bool:
+    """Has it drained, which may be said twice; False if it is there and the front end does not know it yet."""
+    try:
+        client.drain(instance, keep=False)
+    except ServerSilent:
+        raise
+    except UsageError:
+        return _is_gone(client, instance)
+    except ServerRefused:
+        if not _is_gone(client, instance):
+            raise
+    return True
 
 
 def start(
@@ -60,23 +98,29 @@ def start(
 
 def scale(client: AdminClient, count: int, say: Print, wait_s: float | None) -> None:
     """Starts or drains as many instances as it takes until `count` serve; those with the least to do are drained
-    first, the last one with a role at the end. With `wait_s` it waits until that is so. Raises UsageError when
-    auto-scaling would undo it."""
+    first, the last one with a role at the end. What is ordered and waits for room, or for another attempt, is not
+    ordered again. With `wait_s` it waits until that is so. Raises UsageError when auto-scaling would undo it."""
     status = client.status()
     scaling = status.scaling
     if scaling is not None and scaling.mode == "on":
         raise UsageError("Auto-scaling is on and decides how many instances run; it would undo this.")
     running = [row for row in status.instances if row.state == "running"]
-    coming = sum(row.state == "starting" for row in status.instances)
-    have = max(len(running) + coming, 0 if scaling is None else scaling.serving + scaling.starting)
-    if count > have:
-        start(client, count - have, say, wait_s)
-    elif count == have:
-        say(
-            f"{count} {'serves' if count == 1 else 'serve'} already" + (f" ({coming} still starting)" if coming else "")
-        )
+    listed = len(running) + sum(row.state == "starting" for row in status.instances)
+    failing = 0 if scaling is None else scaling.failing  # they may be listed as starting, or not at all
+    told = 0 if scaling is None else scaling.serving + scaling.starting
+    sure, ordered = max(len(running), listed - failing, told), max(listed, told + failing)
+    if count < sure:
+        _drain_least_busy(client, running, sure - count, say, wait_s)
+        return
+    coming = [f"{sure - len(running)} still starting"] if sure > len(running) else []
+    coming += [f"{failing} waiting for room or for another attempt"] if failing else []
+    if count > ordered:
+        if failing:
+            say(f"ordered before: {', '.join(coming)}")
+        start(client, count - ordered, say, wait_s)
     else:
-        _drain_least_busy(client, running, have - count, say, wait_s)
+        serve = f"{'serves' if count == 1 else 'serve'}{', or were ordered,' if failing else ''} already"
+        say(f"{count} {serve}" + (f" ({', '.join(coming)})" if coming else ""))
 
 
 def _drain_least_busy(
@@ -155,15 +199,51 @@ def _all_running(client: AdminClient, known: set[InstanceId], count: int) -> lis
     return new if len(new) >= count else None
 
 
+def _able(client: AdminClient, timeout_s: float) -> InstancesAnswer:
+    """The status, once there is a scheduler to take orders."""
+
+    def status() -> InstancesAnswer | None:
+        now = client.status()
+        return now if now.scheduler is None or now.scheduler.state == "running" else None
+
+    able: InstancesAnswer = _wait(status, "The scheduler did not come back", timeout_s)
+    return able
+
+
 def _is_gone(client: AdminClient, instance: str) -> bool:
-    return all(row.id != instance or row.state in _GONE for row in client.instances())
+    return _how_it_is(client, instance) in _GONE
+
+
+def _how_it_is_known(client: AdminClient, instance: str) -> str:
+    """Empty while a front end that was just restarted makes its acquaintance, and takes no orders for it."""
+    how = _how_it_is(client, instance)
+    return "" if how == "starting" else how
+
+
+def _how_it_is(client: AdminClient, instance: str) -> str:
+    """Its state. One that is not listed has stopped long ago, unless the front end was just restarted and does not know
+    all instances yet: it is looked for again."""
+    until_s = time.monotonic() + _ACQUAINTED_S
+    while True:
+        state = next((row.state for row in client.instances() if row.id == instance), None)
+        if state is not None:
+            return str(state)
+        if time.monotonic() >= until_s:
+            return "stopped"
+        time.sleep(_POLL_S)
 
 
 def _wait(condition: Callable[[], Any], failure: str, timeout_s: float, began_s: float | None = None) -> Any:
-    """`began_s`: since when, on the monotonic clock; None: from now on."""
+    """`began_s`: since when, on the monotonic clock; None: from now on. While nobody answers, because the front end or
+    the scheduler is restarted, it goes on."""
     deadline_s = (time.monotonic() if began_s is None else began_s) + timeout_s
-    while not (result := condition()):
+    while True:
+        silent = ""
+        try:
+            if result := condition():
+                return result
+        except ServerSilent as error:
+            silent = f" {error}"
         if time.monotonic() > deadline_s:
-            raise ServerRefused(f"{failure} within {timeout_s:g} s.")
+            raise ServerRefused(f"{failure} within {timeout_s:g} s.{silent}")
         time.sleep(_POLL_S)
-    return result

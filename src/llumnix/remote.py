@@ -6,7 +6,7 @@ import argparse
 import os
 from urllib.parse import urlsplit
 
-from llumnix.errors import ServerRefused, UsageError
+from llumnix.errors import ServerRefused, ServerSilent, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -48,16 +48,17 @@ def check_key(api_key: str | None) -> None:
 
 
 def no_answer(url: str, error: Exception, *, late: bool, broken: bool) -> ServerRefused:
-    """A sentence about a server that cannot be reached, is too `late`, or was reached and gave no answer (`broken`)."""
+    """A sentence about a server that cannot be reached, is too `late`, or was reached and gave no answer (`broken`).
+    ServerSilent if it may answer later."""
     said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return ServerRefused(f"The certificate of {url} is not trusted: name the file of its CA in SSL_CERT_FILE.")
     if "SSL" in said:
         return ServerRefused(f"The server at {url} does not speak TLS: should the address begin with http://? ({said})")
     if late:
-        return ServerRefused(f"The server at {url} did not answer in time; is it overloaded, or another one?")
+        return ServerSilent(f"The server at {url} did not answer in time; is it overloaded, or another one?")
     if broken:
-        return ServerRefused(
+        return ServerSilent(
             f"The server at {url} hung up without an answer; should the address begin with https://? ({said})"
         )
-    return ServerRefused(f"No server answers at {url}; is it running? ({said})")
+    return ServerSilent(f"No server answers at {url}; is it running? ({said})")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 _INTERVAL_S = 0.1
 _TIMEOUT_S = 5.0
+_WANTS_CERTIFICATE = ("ALERT_CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
+"""How a server says so, if it does: in TLS 1.3, and before."""
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -20,6 +22,8 @@ class ServerAddress:
     port: int
     tls: bool = False
     unix_socket: str | None = None
+    client_certificates: bool = False
+    """Whether it answers only who shows a certificate, which we have none of."""
 
     def __str__(self) -> str:
         """The URL that works on this machine."""
@@ -33,11 +37,14 @@ class ServerAddress:
         return _ANY_HOST.get(self.host, self.host)
 
     def healthy(self) -> bool:
-        """Whether `GET /health` is answered with 200 within a few seconds."""
+        """Whether `GET /health` is answered with 200 within a few seconds; where clients need a certificate, whether it
+        is refused for the lack of one: only what serves does that."""
         connection = self._connection()
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == http.client.OK
+        except (ssl.SSLError, ConnectionResetError) as error:
+            return self.client_certificates and _sent_away(error)
         except (OSError, http.client.HTTPException):
             return False
         finally:
@@ -52,6 +59,15 @@ class ServerAddress:
             trusting.verify_mode = ssl.CERT_NONE
             return http.client.HTTPSConnection(self._reachable_host, self.port, timeout=_TIMEOUT_S, context=trusting)
         return http.client.HTTPConnection(self._reachable_host, self.port, timeout=_TIMEOUT_S)
+
+
+def _sent_away(error: ssl.SSLError | ConnectionResetError) -> bool:
+    """Whether a server took our connection and would not have us. Those of asyncio, as front ends are, only hang up: in
+    TLS 1.3 after the handshake, before within it. Nobody takes connections before a front end serves."""
+    if isinstance(error, ConnectionResetError | ssl.SSLEOFError):
+        return True
+    said = (error.reason or "").upper().replace(" ", "_")  # OpenSSL has written it in several ways
+    return said.endswith(_WANTS_CERTIFICATE)
 
 
 class _UnixConnection(http.client.HTTPConnection):
