@@ -95,7 +95,12 @@ def test_move_at_any_token(tokens: int, with_prepare: int) -> None:
 
 def install(made: Request, output: list[int], reasoning_ended: bool | None) -> None:
     scheduler = SimpleNamespace(
-        grow=lambda *_: True, adopt=lambda *_: None, slots_for_arrivals=0, spare_tokens=16, use_v2_model_runner=True
+        log_stats=False,
+        grow=lambda *_: True,
+        adopt=lambda *_: None,
+        slots_for_arrivals=0,
+        spare_tokens=16,
+        use_v2_model_runner=True,
     )
     incoming = IncomingRequests(scheduler, manager(), SimpleNamespace(order=None), lambda _: True)  # type: ignore[arg-type]
     key = RequestId("r"), 1

@@ -11,6 +11,7 @@ pytest.importorskip("vllm")
 
 from engine_requests import engine_request
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import Request, RequestStatus
 
@@ -37,10 +38,11 @@ class StandIn:
             kv_cache_config=SimpleNamespace(needs_kv_cache_zeroing=False),
         )
         self.kv_cache_config = SimpleNamespace(kv_cache_groups=[])
+        self.scheduler_config = SimpleNamespace(enable_chunked_prefill=False)
 
     def schedule(self, throttle_prefills: bool) -> Any:
         self.admitted_up_to = self.max_num_active_reqs
-        return SimpleNamespace(total_num_scheduled_tokens=0, num_scheduled_tokens={})
+        return SchedulerOutput.make_empty()
 
     def _free_request(self, request: Any, delay_free_blocks: bool) -> None:
         pass

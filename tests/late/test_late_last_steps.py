@@ -124,3 +124,38 @@ def test_one_that_all_are_preempted_with_before_its_last_step_leaves_without_its
     assert [(each.blocks, each.state_blocks) for each in commits] == [(0, 0)]
     assert all_is_well(pair, session)
     assert pair.moved == 1
+
+
+def test_who_has_just_come_makes_its_token_in_the_next_step_beside_a_prompt_that_takes_whole_ones() -> None:
+    pair = LatePair("full")
+    core = pair.cores[1]
+    session = pair.ask(0, list(range(10)), 30)
+    while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
+        pair.step(0)
+    pair.ask(1, list(range(30, 86)), 4)
+    pair.step(1)
+    pair.move(0, session.engine_id)
+    while session.engine_id in pair.cores[0].scheduler.requests:
+        pair.step(0)
+        pair.fly()
+    pair.step(1)
+    assert {part.row.name: part.count for part in core.device.launched[-1].parts} == {"r0": 1, "r2": 23}
+    pair.settle()
+    assert (len(session.tokens), pair.wrong, pair.leftovers) == (30, [], [])
+
+
+def test_who_is_put_back_into_the_batch_does_not_stand_behind_a_prompt_either() -> None:
+    pair = LatePair("full")
+    scheduler = pair.cores[0].scheduler
+    session = pair.ask(0, list(range(10)), 30)
+    request = scheduler.requests[session.engine_id]
+    while request.num_output_tokens < 2:
+        pair.step(0)
+    pair.ask(0, list(range(30, 86)), 4)
+    pair.step(0)
+    scheduler.running.remove(request)
+    scheduler._lent.add(request.request_id)
+    scheduler.take_back(request)
+    assert scheduler.running[0] is request
+    pair.settle()
+    assert (len(session.tokens), pair.wrong, pair.leftovers) == (30, [], [])

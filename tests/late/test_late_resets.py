@@ -127,3 +127,22 @@ def test_pause_is_complete_once_nothing_is_on_the_move(pair: LatePair, mode: str
     assert answer.result(0) is None
     core.resume_scheduler()
     all_is_well(pair, session)
+
+
+def test_instance_that_has_paused_already_takes_nobody_who_moves_while_others_still_end_theirs() -> None:
+    pair = LatePair("full")
+    core = pair.cores[1]
+    assert core.pause_scheduler("wait") is None
+    session = pair.ask(0, list(range(10)), 30)
+    while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
+        pair.step(0)
+    pair.move(0, session.engine_id)
+    for _ in range(8):
+        pair.step(0)
+        pair.fly()
+        pair.step(1)
+    assert not core.scheduler.requests
+    assert pair.moved == 0
+    core.resume_scheduler()
+    pair.settle()
+    assert (len(session.tokens), pair.wrong, pair.leftovers) == (30, [], [])

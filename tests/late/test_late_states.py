@@ -167,3 +167,30 @@ def test_blocks_of_one_that_leaves_before_its_first_step_here_are_not_to_be_zero
     assert not any(each.new_block_ids for each in managers)
     pair.settle()
     assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+@pytest.mark.parametrize("layout", ["two precisions", *WITH_STATES])
+def test_blocks_that_a_step_in_flight_zeroes_are_not_read_into_before_it_is_over(layout: str) -> None:
+    """They were of one that came, had no tokens in that step, and has left."""
+    pair = LatePair(layout)
+    core = pair.cores[1]
+    session = pair.ask(0, list(range(10)), 30)
+    run_until(pair, session, 2)
+    pair.move(0, session.engine_id)
+    while session.engine_id in pair.cores[0].scheduler.requests:
+        pair.step(0)
+        pair.fly()
+    (arrived,) = core.scheduler.kv_holding_waiting
+    core.scheduler.kv_holding_waiting.remove_requests([arrived])  # as where its adapter has no place in this step
+    pair.ask(1, list(range(30, 39)), 4)
+    core.step()
+    zeroed = core.device.launched[-1].zeroed
+    core.scheduler.kv_holding_waiting.prepend_request(arrived)
+    pair.leave(session)
+    core.abort(session.engine_id)
+    freed = core.scheduler.kv_cache_manager.block_pool.get_new_blocks(6)
+    assert {block.block_id for block in freed} & set(zeroed)
+    assert core.scheduler.steps.may_touch(zeroed)
+    core.scheduler.kv_cache_manager.block_pool.free_blocks(freed)
+    pair.settle()
+    assert (pair.wrong, pair.leftovers) == ([], [])

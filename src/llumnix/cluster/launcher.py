@@ -12,7 +12,6 @@ import queue
 import select
 import signal
 import socket
-import ssl
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -224,7 +223,7 @@ class Launcher:
             port=ready.port,
             tls=has_flag(flags, "--ssl-certfile"),
             unix_socket=self._arguments.engine_flag("--uds"),
-            client_certificates=self._arguments.engine_flag("--ssl-cert-reqs") == str(int(ssl.CERT_REQUIRED)),
+            client_certificates=self._arguments.engine_flag("--ssl-cert-reqs") == "2",  # ssl.CERT_REQUIRED
         )
         example = None if ready.example is None else (ready.example.path, ready.example.body)
         sentence = greeting(self._arguments, address, self._logs.path, example, self._environment)

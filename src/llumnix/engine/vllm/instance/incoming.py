@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.control.messages import Commit, Copy
@@ -58,6 +60,8 @@ class IncomingRequests:
         scheduler = self._scheduler
         if self.closed:
             raise Refusal(self.closed)
+        if scheduler.pause_state == PauseState.PAUSED_NEW:  # it would run here, beside whoever waits for the end of all
+            raise Refusal("it is paused")
         if request.request_id != key[0]:
             raise Refusal("what describes it is of another request")
         # One that has just left would be forgotten by the workers with the next step, after it has come again.
@@ -138,6 +142,8 @@ class IncomingRequests:
             self._introduce(request, hand)
         passport = passport_of(request)
         passport.migrations, passport.moved_s, passport.preempted_s = hand.migrations, now_s, hand.preempted_s
+        if scheduler.log_stats and not request.num_output_tokens:
+            request.record_event(EngineCoreEventType.QUEUED)  # its metrics count from then
         scheduler.adopt(request, hand.computed_tokens)
         return request.num_output_tokens
 

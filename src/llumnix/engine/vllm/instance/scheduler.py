@@ -29,7 +29,7 @@ from llumnix.engine.vllm.instance.prefixes import Prefixes
 from llumnix.engine.vllm.instance.state import expected_hit_tokens, waits_again, waits_on
 from llumnix.engine.vllm.instance.step_limits import StepLimits
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
-from llumnix.engine.vllm.instance.steps import StepsInFlight
+from llumnix.engine.vllm.instance.steps import StepsInFlight, blocks_beside
 from llumnix.engine.vllm.instance.thrown_away import ThrownAway
 from llumnix.engine.vllm.instance.turn_queue import TurnQueue, in_turn
 from llumnix.engine.vllm.versions import not_zeroed
@@ -119,7 +119,7 @@ class MigrationSupport(_Base):
             return
         self._lent.discard(request.request_id)
         if request.status == RequestStatus.RUNNING:
-            self.running.append(request)
+            self.running.insert(0, request)  # behind a prompt that takes whole steps it would stand still
             return
         if self._is_blocked_waiting_status(request.status):
             self.deferred_waiting.add(request)
@@ -192,21 +192,19 @@ class MigrationSupport(_Base):
     def adopt(self, request: Request, computed_tokens: int) -> None:
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
         sliding window has passed are given back first: they were not copied and must never enter the prefix cache."""
-        manager = self.kv_cache_manager
         self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
             self.tables.states.place(request.request_id, computed_tokens)
             self.tables.zero_after(request.request_id, computed_tokens)
-            manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
-            manager.cache_blocks(request, computed_tokens)
+            self.kv_cache_manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
+            self.kv_cache_manager.cache_blocks(request, computed_tokens)
         else:
             waits_on(request)
         if self.prefixes is not None:
             (self.prefixes.holds if computed_tokens else self.prefixes.comes)(request)
         self.requests[request.request_id] = request
-        if request.num_output_tokens:
-            # Its first token and prefill statistics went out from the source.
+        if request.num_output_tokens:  # its first token and prefill statistics went out from the source
             request.status = RequestStatus.PREEMPTED
             request.prefill_stats = None
         self.take_back(request)
@@ -238,6 +236,7 @@ class MigrationSupport(_Base):
             self.on_begun(began)
         else:
             self.watch.rests()
+        self.steps.still_use(blocks_beside(output))
         self.last_steps.over(output.num_scheduled_tokens)
         return output
 

@@ -36,11 +36,9 @@ class StepLimits:
     def target_s(self, target_s: float) -> None:
         """Nothing comes of it where vLLM computes prompts, or images, as a whole, by flag or by what the model is
         (latent attention on CPUs, encoder-decoder): they would be cut all the same, or wait while anybody decodes."""
-        config = self._scheduler.scheduler_config
-        cuts = config.enable_chunked_prefill and not config.disable_chunked_mm_input
-        if target_s and not cuts:
+        if target_s and not self._cuts:
             log.warning("--tpot-target-ms does nothing here: vLLM does not divide this model's prompts among steps")
-        self._target_s = target_s if cuts else 0.0
+        self._target_s = target_s if self._cuts else 0.0
 
     def step_tokens(self, batch: StepLoad) -> int:
         """Tokens that a step beside these requests computes at most: what drafts leave to prompts, and one of each that
@@ -63,11 +61,21 @@ class StepLimits:
         scheduler.max_num_active_reqs = active - slots_kept
         waiting.on_look = spare
         try:
-            with self._prompts_held_back() if self.target_s else nullcontext():
+            with self._prompts_held_back() if self._leaves_tokens() else nullcontext():
                 yield
         finally:
             scheduler.max_num_active_reqs, manager.watermark_blocks = active, watermark
             waiting.on_look = None
+
+    @property
+    def _cuts(self) -> bool:
+        """vLLM may divide a prompt among steps."""
+        config = self._scheduler.scheduler_config
+        return config.enable_chunked_prefill and not config.disable_chunked_mm_input
+
+    def _leaves_tokens(self) -> bool:
+        """For a target, or those that just came with their KV: a prompt in the batch would take them all."""
+        return self.target_s > 0 or (self._cuts and bool(self._scheduler.kv_holding_waiting))
 
     @contextmanager
     def _prompts_held_back(self) -> Iterator[None]:

@@ -4,7 +4,9 @@ nearly always. And drafts: a step's output comes before the drafter has run on i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from llumnix.engine.vllm.instance.state import passport_of
@@ -67,9 +69,10 @@ class StepsInFlight:
         return max(0, request.num_computed_tokens - unsettled)
 
     def still_use(self, blocks: Iterable[int]) -> None:
-        """Blocks that have just been freed by a request of a step in flight."""
-        for block in blocks:
-            self._used_until[block] = self.begun
+        """Blocks that have just been freed by a request of a step in flight; or that one zeroes, or copies, whoever has
+        them by then."""
+        if self.begun > self.done:
+            self._used_until.update(dict.fromkeys(blocks, self.begun))
 
     def may_touch(self, blocks: Iterable[int]) -> bool:
         """Whether a step in flight may still write or read one of these, for a request that had it before."""
@@ -78,3 +81,10 @@ class StepsInFlight:
     def _forget(self) -> None:
         if self._used_until:
             self._used_until = {block: step for block, step in self._used_until.items() if step > self.done}
+
+
+def blocks_beside(output: SchedulerOutput) -> list[int]:
+    """That a step zeroes, or copies to or from, beside what its requests read and write. Relies on the names that
+    `SchedulerOutput` (vllm/v1/core/sched/output.py) has for them."""
+    copied = chain.from_iterable(output.kv_cache_block_copies or ())
+    return [*(output.new_block_ids_to_zero or ()), *copied]
