@@ -32,9 +32,9 @@ def restart_rolling(client: AdminClient, say: Print, timeout_s: float) -> None:
     old = _running(client)
     if not old:
         raise ServerRefused("No instance is running, so there is nothing to restart.")
-    wanted = len(old)
+    wanted, known = len(old), set(old)
     for instance in old:
-        if how := _replace(client, instance, set(old), say, timeout_s):
+        if how := _replace(client, instance, known, say, timeout_s):
             say(f"{instance} is {how} already")
             wanted -= how != "lost"  # that one the launcher replaces
     scaling = _able(client, timeout_s).scaling
@@ -43,9 +43,10 @@ def restart_rolling(client: AdminClient, say: Print, timeout_s: float) -> None:
         _wait(lambda: len(_running(client)) >= wanted, missing, timeout_s)
 
 
-def _replace(client: AdminClient, instance: InstanceId, old: set[InstanceId], say: Print, timeout_s: float) -> str:
-    """How it went before another was ordered for it, `lost` or `stopped`; empty if it was replaced."""
-    known = old | {row.id for row in _able(client, timeout_s).instances}
+def _replace(client: AdminClient, instance: InstanceId, known: set[InstanceId], say: Print, timeout_s: float) -> str:
+    """How it went before another was ordered for it, `lost` or `stopped`; empty if it was replaced. `known`: all that
+    were ever seen, which a front end that has just been restarted may not know yet; added to."""
+    known |= {row.id for row in _able(client, timeout_s).instances}
     how: str = _wait(partial(_how_it_is_known, client, instance), f"{instance} is still starting", timeout_s)
     if how in _GONE:
         return how
@@ -58,6 +59,7 @@ def _replace(client: AdminClient, instance: InstanceId, old: set[InstanceId], sa
             return how
         raise
     new = _wait(partial(_new_running, client, known), "A new instance did not start", timeout_s)
+    known.add(new)
     say(f"{new} runs; emptying {instance}")
     began_s = time.monotonic()
     failure = f"{instance} did not become empty"

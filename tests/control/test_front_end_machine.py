@@ -459,3 +459,15 @@ def test_request_that_waits_moves_to_an_instance_for_tokens_only_if_there_is_no_
     assert front.machine.best_places(R, 3) == (prompts,)
     front.tell(Closed, prompts)
     assert front.machine.best_places(R, 3) == (tokens,)
+
+
+def test_request_that_decodes_moves_to_an_instance_for_tokens_that_has_room() -> None:
+    own, mixed, tokens = (InstanceId(name) for name in ("own", "mixed", "tokens"))
+    cost = StepCost(fixed_ms=10.0, prefill_token_us=100.0, request_us=500.0, context_token_us=1.0)
+    front = Driver()
+    front.report(own, total_blocks=100, free_blocks=100, step_cost=cost)
+    front.arrive()
+    front.speak()
+    for name, load in ((mixed, {"free_blocks": 0}), (tokens, {"role": Role.DECODE})):
+        front.report(name, **{"total_blocks": 100, "free_blocks": 100, "step_cost": cost, **load})
+    assert front.machine.best_places(R, 3) == (tokens,)

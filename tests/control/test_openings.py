@@ -34,8 +34,8 @@ def asked(tokens: int, priority: Priority = NORMAL, **more: Any) -> Arrived:
 
 
 def test_a_request_begins_soon_where_fewer_wait_than_are_kept_ready() -> None:
-    assert openings(AHEAD - 1, AHEAD)[0].look(asked(10), 0.0) == Opening(begins_soon=True)
-    assert openings(AHEAD, AHEAD)[0].look(asked(10), 0.0) == Opening(begins_soon=False)
+    assert openings(AHEAD - 1, AHEAD)[0].look(asked(10), 0.0).begins_soon
+    assert not openings(AHEAD, AHEAD)[0].look(asked(10), 0.0).begins_soon
 
 
 def test_what_is_on_its_way_counts_and_looking_books_nothing() -> None:
@@ -104,5 +104,6 @@ def test_what_is_cached_where_it_would_go_need_not_be_computed() -> None:
 
 def test_a_request_that_says_where_it_is_to_begin_is_foreseen_there() -> None:
     there, _ = openings(0, AHEAD)
-    assert there.look(asked(10), 0.0).begins_soon
-    assert not there.look(asked(10, only_on=(InstanceId("i1"),)), 0.0).begins_soon
+    anywhere, only_there = asked(10), asked(10, only_on=(InstanceId("i1"),))
+    assert there.look(anywhere, 0.0) == Opening(True, where=InstanceId("i0"))
+    assert there.look(only_there, 0.0) == Opening(False, where=InstanceId("i1"), is_particular=True)

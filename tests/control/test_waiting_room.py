@@ -35,7 +35,7 @@ def test_while_all_instances_have_enough_requests_wait_in_order() -> None:
         people.ask(name)
     assert people.calls() == []
     assert people.calls(free=2) == ["r0", "r1"]
-    assert (people.room.held, people.room.held_tokens) == (3, 300)
+    assert people.room.demand == (3, 300)
     assert people.calls(free=9) == ["r2", "r3", "r4"]
 
 
@@ -138,7 +138,7 @@ def test_client_that_goes_while_it_waits_leaves_nothing() -> None:
     people.room.left(RequestId("r"))
     people.room.left(RequestId("r"))
     assert people.calls(free=1) == []
-    assert people.room.held == people.room.held_tokens == 0
+    assert people.room.demand == (0, 0)
     assert [each.remaining for each in people.room.allowances(0.0, "t")] == [60.0, 6000.0]
 
 
@@ -427,7 +427,7 @@ def test_only_what_more_instances_could_serve_is_a_reason_for_more() -> None:
         people.ask(name, "b", prompt=200)
     assert people.calls(free=1) == ["b0"]
     people.ask("t0", "t")
-    assert (people.room.held, people.room.held_tokens) == (9, 1700)
+    assert people.room.held == 9
     assert people.room.demand == (3, 500)
 
 
@@ -485,3 +485,12 @@ def test_of_those_near_their_own_limit_only_so_many_as_may_run_are_before_others
         people.ask(name, "b", "high", prompt=400)
     assert people.calls(free=1) == ["b0"]
     assert people.ask("f", "t", "fast", prompt=100) is None
+
+
+def test_nobody_takes_what_becomes_free_where_one_before_it_waits() -> None:
+    people = People(classes_of(tenant("a"), tenant("b")))
+    people.ask("a0", "a", only_on="i0")
+    people.ask("b0", "b")
+    assert people.calls(free=2) == []
+    people.free_there = True
+    assert people.calls() == ["a0", "b0"]

@@ -31,7 +31,8 @@ class People:
     def look(self, asked: Arrived, ahead_tokens: float) -> Opening:
         foreseen_s = None if self.foreseen_s is None else self.foreseen_s * (asked.prompt_tokens + ahead_tokens) / 1000
         busy = asked.only_on is not None and not self.free_there
-        return Opening(self.free > 0 and not busy, foreseen_s, is_particular=asked.only_on is not None)
+        where = InstanceId("i0") if asked.only_on is None else asked.only_on[0]
+        return Opening(self.free > 0 and not busy, foreseen_s, where, is_particular=asked.only_on is not None)
 
     def ask(
         self, name: str, who: str = "t", cls: str = "c", prompt: int = 100, output: int = 100, only_on: str = ""

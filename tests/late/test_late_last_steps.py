@@ -132,14 +132,16 @@ def test_who_has_just_come_makes_its_token_in_the_next_step_beside_a_prompt_that
     session = pair.ask(0, list(range(10)), 30)
     while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
         pair.step(0)
-    pair.ask(1, list(range(30, 86)), 4)
+    for first in (20, 40):
+        pair.ask(1, list(range(first, first + 40)), 4)
     pair.step(1)
     pair.move(0, session.engine_id)
     while session.engine_id in pair.cores[0].scheduler.requests:
         pair.step(0)
         pair.fly()
-    pair.step(1)
-    assert {part.row.name: part.count for part in core.device.launched[-1].parts} == {"r0": 1, "r2": 23}
+    for _ in range(2):
+        pair.step(1)
+        assert {part.row.name: part.count for part in core.device.launched[-1].parts}["r0"] == 1
     pair.settle()
     assert (len(session.tokens), pair.wrong, pair.leftovers) == (30, [], [])
 

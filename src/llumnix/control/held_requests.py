@@ -44,7 +44,6 @@ class HeldRequests:
 
     def __init__(self) -> None:
         self.queues: dict[QueueName, list[HeldRequest]] = {}
-        self.prompt_tokens = 0
         self._tokens: dict[QueueName, int] = {}
         """Of the prompts in each queue."""
         self._by_age: dict[str, OrderedDict[RequestId, tuple[QueueName, HeldRequest]]] = {}
@@ -85,7 +84,6 @@ class HeldRequests:
         insort(self.queues.setdefault(queue, []), held)
         self._by_age.setdefault(queue.cls, OrderedDict())[held.request] = (queue, held)
         self._class_of[held.request] = queue.cls
-        self.prompt_tokens += held.prompt_tokens
         self._tokens[queue] = self._tokens.get(queue, 0) + held.prompt_tokens
 
     def take(self, request: RequestId) -> tuple[QueueName, HeldRequest]:
@@ -96,5 +94,4 @@ class HeldRequests:
         self._tokens[queue] -= held.prompt_tokens
         if not there:
             del self.queues[queue], self._tokens[queue]
-        self.prompt_tokens -= held.prompt_tokens
         return queue, held

@@ -13,7 +13,7 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s
 from llumnix.policy.virtual_usage import room_blocks
 from llumnix.policy.waiting_order import GROWTH_STEPS
-from llumnix.types import is_high
+from llumnix.types import InstanceId, is_high
 
 AHEAD = 2
 """Requests that may wait in the queue of an instance: it does not run dry while a report is on its way, and what is
@@ -32,8 +32,10 @@ class Opening(msgspec.Struct, frozen=True, gc=False):
     """Also if there are instances, and none can ever have it: then it is told so at once."""
     first_token_s: float | None = None
     """Seconds until its first token; None: nobody knows."""
+    where: InstanceId | None = None
+    """There; None: nowhere."""
     is_particular: bool = False
-    """It does not go wherever another would: others may begin although it has to wait."""
+    """It does not go where just any other would: others may begin elsewhere although it has to wait."""
 
 
 class Openings(Protocol):
@@ -58,7 +60,7 @@ class DispatchOpenings:
         begins_soon = there.waiting < AHEAD and (is_high(asked.priority) or _lets_in(there, asked.prompt_tokens))
         to_compute = asked.prompt_tokens - taker.cached_tokens + round(ahead_tokens / serving)
         is_particular = taker.cached_tokens > 0 or asked.only_on is not None or asked.adapter is not None
-        return Opening(begins_soon, first_token_s(there, to_compute), is_particular)
+        return Opening(begins_soon, first_token_s(there, to_compute), there.id, is_particular)
 
 
 def _lets_in(instance: InstanceSnapshot, prompt_tokens: int) -> bool:

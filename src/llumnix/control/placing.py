@@ -96,7 +96,8 @@ class Placing:
 
     def best_places(self, stream: Stream) -> list[Judged]:
         """Where a request that has an owner had best move: of the instances where it would be placed now, those with
-        room, and of them those first that have most of its prompt cached, which need not be copied."""
+        room, and of them those first that have most of its prompt cached, which need not be copied. One that waits goes
+        to none for tokens, as long as there is another."""
         if stream.asked is None:
             return []
         tokens = stream.asked.prompt_tokens + stream.delivered_tokens
@@ -105,7 +106,7 @@ class Placing:
             avoid |= self.dispatcher.for_prompts()  # from where it would move once more
         reason = self.dispatcher.weigh(_to_place(stream.asked, stream.request, tokens), avoid)
         found = () if reason is None else reason.candidates
-        if found and not found[0].for_tokens:
+        if found and not found[0].for_tokens and not stream.delivered_tokens:
             found = tuple(each for each in found if not each.for_tokens)
         able = [each for each in found if each.has_room] or list(found)
         able.sort(key=lambda each: -each.cached_tokens)

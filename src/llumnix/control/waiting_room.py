@@ -26,7 +26,7 @@ from llumnix.control.openings import Opening, Openings
 from llumnix.control.queue_turns import QueueTurns
 from llumnix.control.tenant_account import Allowance, TenantAccount
 from llumnix.policy.classes import Classes, Declined, ServiceClass
-from llumnix.types import RequestId
+from llumnix.types import InstanceId, RequestId
 
 OUTPUT_WEIGHT = 2.0
 """Work of an output token in turns; a prompt token is 1 (as in the paper of VTC, after the prices of such services)."""
@@ -133,15 +133,17 @@ class WaitingRoom:
         return self._in_turn(at_s, openings) or self._held_too_long(at_s)
 
     def _in_turn(self, at_s: float, openings: Openings) -> Called | GaveUp | None:
-        able = self._able()
+        able, waited_for = self._able(), set[InstanceId | None]()
         for _ in range(min(len(able), MOST_PASSED + 1)):
             queue = self._turns.next(able)
             first = self._held.queues[queue][0]
             opening = openings.look(first.asked, 0.0)
-            if opening.begins_soon:
-                return self._take(at_s, queue, first, opening)
-            if not opening.is_particular:
-                return None
+            if opening.where not in waited_for:  # else what becomes free there is for those before it
+                if opening.begins_soon:
+                    return self._take(at_s, queue, first, opening)
+                if not opening.is_particular:
+                    return None
+                waited_for.add(opening.where)
             able.remove(queue)
         return None
 
@@ -179,11 +181,6 @@ class WaitingRoom:
     @property
     def held(self) -> int:
         return len(self._held)
-
-    @property
-    def held_tokens(self) -> int:
-        """Of the prompts that wait."""
-        return self._held.prompt_tokens
 
     @property
     def demand(self) -> tuple[int, int]:

@@ -77,6 +77,13 @@ def makes_tokens(request: Request) -> bool:
     return request.num_output_tokens > 0 and not request.is_prefill_chunk
 
 
+def first_in_batch(running: list[Request], names: set[str]) -> None:
+    """These, which make tokens and just began here: vLLM gives tokens in this order, and behind a prompt that takes
+    whole steps they would stand still."""
+    if names:
+        running.sort(key=lambda each: each.request_id not in names)
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Payload of `Prepare`: what the target needs to find cached prefixes and compile a grammar."""
 

@@ -75,7 +75,10 @@ class StepLimits:
 
     def _leaves_tokens(self) -> bool:
         """For a target, or those that just came with their KV: a prompt in the batch would take them all."""
-        return self.target_s > 0 or (self._cuts and bool(self._scheduler.kv_holding_waiting))
+        if self.target_s > 0 or not self._cuts:
+            return self.target_s > 0
+        blocked = self._scheduler._is_blocked_waiting_status
+        return any(not blocked(each.status) for each in self._scheduler.kv_holding_waiting)
 
     @contextmanager
     def _prompts_held_back(self) -> Iterator[None]:
