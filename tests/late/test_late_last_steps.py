@@ -126,22 +126,27 @@ def test_one_that_all_are_preempted_with_before_its_last_step_leaves_without_its
     assert pair.moved == 1
 
 
-def test_who_has_just_come_makes_its_token_in_the_next_step_beside_a_prompt_that_takes_whole_ones() -> None:
+@pytest.mark.parametrize("chunks_before", [0, 1])
+def test_who_has_come_makes_a_token_in_each_step_beside_a_prompt_that_takes_whole_ones(
+    chunks_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = LatePair("full")
     core = pair.cores[1]
+    monkeypatch.setattr(core.scheduler, "max_num_scheduled_tokens", 12)
     session = pair.ask(0, list(range(10)), 30)
     while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
         pair.step(0)
-    for first in (20, 40):
-        pair.ask(1, list(range(first, first + 40)), 4)
-    pair.step(1)
+    prompt = pair.ask(1, list(range(30, 90)), 2)
+    for _ in range(chunks_before):
+        pair.step(1)
     pair.move(0, session.engine_id)
     while session.engine_id in pair.cores[0].scheduler.requests:
         pair.step(0)
         pair.fly()
-    for _ in range(2):
+    for _ in range(4):
         pair.step(1)
-        assert {part.row.name: part.count for part in core.device.launched[-1].parts}["r0"] == 1
+        given = {part.row.name: part.count for part in core.device.launched[-1].parts}
+        assert given == {session.engine_id: 1, prompt.engine_id: 11}
     pair.settle()
     assert (len(session.tokens), pair.wrong, pair.leftovers) == (30, [], [])
 
