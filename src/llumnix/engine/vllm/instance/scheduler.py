@@ -26,7 +26,7 @@ from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import WhoMakesWay
 from llumnix.engine.vllm.instance.prefixes import Prefixes
-from llumnix.engine.vllm.instance.state import expected_hit_tokens, first_in_batch, makes_tokens, waits_again, waits_on
+from llumnix.engine.vllm.instance.state import arrivals_first, expected_hit_tokens, waits_again, waits_on
 from llumnix.engine.vllm.instance.step_limits import StepLimits
 from llumnix.engine.vllm.instance.step_watch import StepWatch, load_of
 from llumnix.engine.vllm.instance.steps import StepsInFlight, blocks_beside
@@ -233,7 +233,7 @@ class MigrationSupport(_Base):
             began = [*(new.req_id for new in output.scheduled_new_reqs), *output.scheduled_cached_reqs.resumed_req_ids]
             for request_id in began:
                 self.steps.computes_hits_of(self.requests[request_id])
-            first_in_batch(self.running, {each for each in began if makes_tokens(self.requests[each])})
+            arrivals_first(self.running, began, output.num_scheduled_tokens)
             self.on_begun(began)
         else:
             self.watch.rests()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from time import time
 
@@ -77,11 +78,12 @@ def makes_tokens(request: Request) -> bool:
     return request.num_output_tokens > 0 and not request.is_prefill_chunk
 
 
-def first_in_batch(running: list[Request], names: set[str]) -> None:
-    """These, which make tokens and just began here: vLLM gives tokens in this order, and behind a prompt that takes
-    whole steps they would stand still."""
-    if names:
-        running.sort(key=lambda each: each.request_id not in names)
+def arrivals_first(running: list[Request], began: Collection[str], tokens: Mapping[str, int]) -> None:
+    """Of those that have just begun, and were given so many `tokens`, those that came with their KV and decode: vLLM
+    gives tokens in the order of the batch, and behind a prompt that takes whole steps they would stand still."""
+    short = {name for name in began if tokens[name] == 1}
+    if short:
+        running.sort(key=lambda each: not (each.request_id in short and makes_tokens(each)))
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
