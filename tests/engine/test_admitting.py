@@ -22,6 +22,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
+from llumnix.engine.vllm.front_end.ticket import Ticket, current_ticket
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.policy.classes import Classes, ServiceClass, TenantTerms
@@ -179,9 +180,14 @@ async def test_while_the_only_instance_is_lost_requests_wait_for_the_next(client
 async def test_beam_search_is_refused_and_not_charged_for_each_token_of_each_beam(client: AdmittingClient) -> None:
     report(client, 1)
     beam = engine_request("b", external_req_id="cmpl-1-0123456789abcdef-beam-3")
+    ticket = Ticket([], "")
+    place = current_ticket.set(ticket)
     with pytest.raises(GracefulHTTPError, match="Beam search is not served with --classes") as refused:
         await client.add_request_async(beam)
+    current_ticket.reset(place)
     assert refused.value.http_status == 400
+    assert ticket.declined is not None, "the door answers in OpenAI's shape"
+    assert ticket.declined.kind == "invalid_request_error"
     await client.add_request_async(engine_request("c", external_req_id="cmpl-my-beam-3"))
     assert set(client.streams.sessions) == {"c"}
 

@@ -16,7 +16,7 @@ from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.desk import Desk, Unserved
 from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.engine.vllm.front_end.ways import Observer
-from llumnix.policy.classes import Classes, Declined
+from llumnix.policy.classes import Classes
 from llumnix.types import RequestId
 from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
@@ -72,7 +72,7 @@ class AdmittingClient(LlumnixClient):
     async def _admitted(self, request: EngineCoreRequest) -> bool:
         try:
             if _BEAM.search(client_id_of(request)):
-                raise Unserved(Declined(400, "invalid_request_error", _NO_BEAMS))
+                self.desk.decline(_NO_BEAMS)
             return await self.desk.admit(request)
         except Unserved as refusal:
             self.streams.refused(client_id_of(request), str(refusal), refusal.http_status)

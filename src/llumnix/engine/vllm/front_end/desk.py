@@ -106,6 +106,10 @@ class Desk:
         if declined is not None:
             self._refuse(declined, seat)
 
+    def decline(self, why: str) -> NoReturn:
+        """It is of a kind that is not served with classes."""
+        self._refuse(Declined(400, "invalid_request_error", why), self._seat())
+
     async def admit(self, request: EngineCoreRequest) -> bool:
         """Returns when its turn has come: it is to be sent before the event loop turns again. False: it was aborted
         meanwhile. Raises an error that becomes its refusal."""
