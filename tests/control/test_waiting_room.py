@@ -411,14 +411,20 @@ def test_of_a_class_with_many_tenants_no_more_is_before_another_than_its_share()
     assert people.ask("l1", "l", "light", prompt=190) is not None
 
 
-def test_those_who_wait_for_their_own_limit_are_before_nobody() -> None:
-    people = People(
-        classes_of(tenant("b", "slow", concurrent=1), tenant("t", "fast"), classes=(SLOW, FAST)), foreseen_s=1.0
-    )
-    for name in names("b", 9):
-        people.ask(name, "b", "slow", prompt=900)
+@pytest.mark.parametrize(
+    ("cls", "concurrent", "theirs", "own"),
+    [(SLOW, 1, 900, 400), (URGENT, 2, 400, 100)],
+    ids=["none may run", "one more may run"],
+)
+def test_of_those_who_wait_for_their_own_limit_only_so_many_as_may_run_are_before_others(
+    cls: ServiceClass, concurrent: int, theirs: int, own: int
+) -> None:
+    limited = tenant("b", cls.name, concurrent=concurrent)
+    people = People(classes_of(limited, tenant("t", "fast"), classes=(cls, FAST)), foreseen_s=1.0)
+    for name in names("b", 10):
+        people.ask(name, "b", cls.name, prompt=theirs)
     assert people.calls(free=1) == ["b0"]
-    assert people.ask("f", "t", "fast", prompt=400) is None
+    assert people.ask("f", "t", "fast", prompt=own) is None
 
 
 def test_only_what_more_instances_could_serve_is_a_reason_for_more() -> None:
@@ -474,17 +480,6 @@ def test_whose_queues_come_back_together_do_not_lend_each_other_what_they_saved(
     more = classes_of(tenant("t", "c", "d"), tenant("o", "e"), classes=(*both, ServiceClass(name="e")))
     people.room.change(more, 0.0)
     assert sum(name.startswith("e") for name in people.calls(free=6)) == 2
-
-
-def test_of_those_near_their_own_limit_only_so_many_as_may_run_are_before_others() -> None:
-    high = ServiceClass(name="high", priority=HIGH)
-    people = People(
-        classes_of(tenant("b", "high", concurrent=2), tenant("t", "fast"), classes=(high, FAST)), foreseen_s=1.0
-    )
-    for name in names("b", 10):
-        people.ask(name, "b", "high", prompt=400)
-    assert people.calls(free=1) == ["b0"]
-    assert people.ask("f", "t", "fast", prompt=100) is None
 
 
 def test_nobody_takes_what_becomes_free_where_one_before_it_waits() -> None:

@@ -20,6 +20,17 @@ def run_until(pair: LatePair, session: Session, tokens: int) -> None:
         pair.step(0)
 
 
+def arrived_before_a_step(pair: LatePair) -> Session:
+    """It moved from i0 to i1, which has made no step since."""
+    session = pair.ask(0, list(range(10)), 30)
+    run_until(pair, session, 2)
+    pair.move(0, session.engine_id)
+    while session.engine_id in pair.cores[0].scheduler.requests:
+        pair.step(0)
+        pair.fly()
+    return session
+
+
 def free_blocks(core: LateCore) -> int:
     return core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
@@ -154,12 +165,7 @@ def test_blocks_into_which_nothing_was_copied_are_zeroed_before_they_are_used(la
 def test_blocks_of_one_that_leaves_before_its_first_step_here_are_not_to_be_zeroed_any_more(layout: str) -> None:
     """The step that would do it may come when the next one that arrives has them."""
     pair = LatePair(layout)
-    session = pair.ask(0, list(range(10)), 30)
-    run_until(pair, session, 2)
-    pair.move(0, session.engine_id)
-    while session.engine_id in pair.cores[0].scheduler.requests:
-        pair.step(0)
-        pair.fly()
+    session = arrived_before_a_step(pair)
     managers = pair.cores[1].scheduler.kv_cache_manager.coordinator.single_type_managers
     assert any(each.new_block_ids for each in managers)
     pair.leave(session)
@@ -174,12 +180,7 @@ def test_blocks_that_a_step_in_flight_zeroes_are_not_read_into_before_it_is_over
     """They were of one that came, had no tokens in that step, and has left."""
     pair = LatePair(layout)
     core = pair.cores[1]
-    session = pair.ask(0, list(range(10)), 30)
-    run_until(pair, session, 2)
-    pair.move(0, session.engine_id)
-    while session.engine_id in pair.cores[0].scheduler.requests:
-        pair.step(0)
-        pair.fly()
+    session = arrived_before_a_step(pair)
     (arrived,) = core.scheduler.kv_holding_waiting
     core.scheduler.kv_holding_waiting.remove_requests([arrived])  # as where its adapter has no place in this step
     pair.ask(1, list(range(30, 39)), 4)

@@ -22,13 +22,13 @@ def tokens_called_before(
     priority, own_class = cls.priority, queue.cls
     higher = same = peers = 0
     weights, shares = own_weight, {own_class: cls.share}
-    for other, waiting in held.queues.items():
+    for other in held.queues:
         theirs = classes[other.cls]
         if theirs.priority > priority:
             continue
         account, tokens, is_own = accounts[other.tenant], held.tokens_of(other), other == queue
-        if account.terms.concurrent is not None and not is_own and (places := account.places) < len(waiting):
-            tokens = int(tokens * places) // len(waiting)
+        if account.terms.concurrent is not None and not is_own:
+            tokens = held.tokens_of(other, account.places)
         if theirs.priority < priority:
             higher += tokens
         elif tokens:

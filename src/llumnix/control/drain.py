@@ -74,7 +74,7 @@ class Drain:
     def __init__(self, order: DrainOrder, limits: DrainLimits) -> None:
         self.order = order
         self._grace_s = limits.grace_s
-        self.set_deadline(order.at, limits.timeout_s if order.timeout_s is None else order.timeout_s)
+        self._set_deadline(order.at, limits.timeout_s if order.timeout_s is None else order.timeout_s)
         self._is_given = order.timeout_s is not None
         self._alone_since_s: float | None = None
         self._repeat_s = limits.repeat_s
@@ -100,14 +100,14 @@ class Drain:
         if self._said >= front_ends:
             self.any_from_s = at
 
-    def set_deadline(self, at: float, timeout_s: float) -> None:
+    def _set_deadline(self, at: float, timeout_s: float) -> None:
         self._deadline_s = at + timeout_s
         self._cut_off_s = self._deadline_s + self._grace_s
 
     def hurry(self, at: float, timeout_s: float) -> None:
         """It was ordered once more, with a deadline."""
         self._is_given = True
-        self.set_deadline(at, timeout_s)
+        self._set_deadline(at, timeout_s)
 
     def counts(self, at: float, others_serve: bool) -> None:
         """Its time does not, as long as nobody else could take what it has; a deadline that was asked for stands, but

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
+from math import inf
 
 import msgspec
 
@@ -61,9 +62,10 @@ class HeldRequests:
     def count_in(self, queue: QueueName) -> int:
         return len(self.queues.get(queue, ()))
 
-    def tokens_of(self, queue: QueueName) -> int:
-        """Of the prompts in it."""
-        return self._tokens.get(queue, 0)
+    def tokens_of(self, queue: QueueName, most: float = inf) -> int:
+        """Of the prompts in it; of `most` of them, which are taken to be alike."""
+        tokens, count = self._tokens.get(queue, 0), self.count_in(queue)
+        return tokens if most >= count else int(tokens * most) // count
 
     def able(self, places: dict[str, float]) -> tuple[int, int]:
         """Requests, and tokens of their prompts, of which each tenant may run so many more."""
@@ -72,7 +74,7 @@ class HeldRequests:
             able = int(min(len(held), left[queue.tenant]))
             left[queue.tenant] -= able
             requests += able
-            tokens += self._tokens[queue] * able // len(held)
+            tokens += self.tokens_of(queue, able)
         return requests, tokens
 
     def oldest(self) -> Iterator[tuple[QueueName, HeldRequest]]:

@@ -25,7 +25,7 @@ class Turns(Generic[Key]):
 
     def __init__(self) -> None:
         self._served: dict[Key, float] = {}
-        self._latest = 0.0
+        self._highest = 0.0
         """The highest counter of whoever had a turn."""
 
     @property
@@ -34,13 +34,13 @@ class Turns(Generic[Key]):
 
     def comes(self, key: Key, rivals: Iterable[Key]) -> None:
         """It waits for a turn from now on, as do these others."""
-        least = min((self._counter(one) for one in rivals), default=self._latest)
+        least = min((self._counter(one) for one in rivals), default=self._highest)
         self._served[key] = max(self._served.get(key, 0.0), least)
 
     def serve(self, key: Key, work: float) -> None:
         """It had its turn, for so much."""
         self.settle(key, work)
-        self._latest = max(self._latest, self._served[key])
+        self._highest = max(self._highest, self._served[key])
 
     def settle(self, key: Key, work: float) -> None:
         """An earlier turn took so much more; less than nothing, where more was charged before than it took."""
@@ -56,4 +56,4 @@ class Turns(Generic[Key]):
         self._served = {key: self._served[key] for key in keys if key in self._served}
 
     def _counter(self, key: Key) -> float:
-        return self._served.get(key, self._latest)
+        return self._served.get(key, self._highest)
