@@ -413,7 +413,7 @@ def test_of_a_class_with_many_tenants_no_more_is_before_another_than_its_share()
 
 @pytest.mark.parametrize(
     ("cls", "concurrent", "theirs", "own"),
-    [(SLOW, 1, 900, 400), (URGENT, 2, 400, 100)],
+    [(SLOW, 1, 900, 800), (URGENT, 2, 400, 100)],
     ids=["none may run", "one more may run"],
 )
 def test_of_those_who_wait_for_their_own_limit_only_so_many_as_may_run_are_before_others(
