@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,16 @@ def test_ids_are_those_of_the_server_that_runs(line: list[str], offered: list[st
     assert candidates(line) == offered
 
 
+@pytest.mark.parametrize(
+    "named",
+    ["cmpl-$(reboot)", "cmpl-`reboot`", "cmpl-a;reboot", "cmpl-*", "cmpl-a b", "cmpl-a\nb", "cmpl-'", "~root", "--log"],
+)
+def test_an_id_that_a_shell_would_run_is_not_offered(answer_with: Install, named: str) -> None:
+    rows = [request_row(named, "i0"), request_row("cmpl-a:b@c/d=e,f+g.h%i_j-k", "i0")]
+    answer_with(lambda request: httpx.Response(200, json={"requests": rows}))
+    assert candidates(["explain", ""]) == ["cmpl-a:b@c/d=e,f+g.h%i_j-k"]
+
+
 def test_no_ids_where_no_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLUMNIX_URL", "http://127.0.0.1:9")
     assert candidates(["drain", ""]) == []
@@ -98,15 +109,29 @@ def test_ids_are_those_of_the_server_that_the_line_names(answer_with: Install) -
         ("llumnix undrain --", ["--api-key", "--help", "--url"]),
         ("llumnix requests --state=wai", ["waiting"]),
         ("llumnix requests --state ", ["running", "waiting"]),
+        ("llumnix explain --log ", []),  # then bash offers files
     ],
 )
 def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path, typed: str, offered: list[str]) -> None:
     """What comes in place of the part behind the last = or :, as bash has it."""
+    (tmp_path / "llumnix").write_text(f'#!/bin/sh\nexec {sys.executable} -m llumnix "$@"\n')
+    assert bash_offers(capsys, tmp_path, typed) == offered
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_makes_no_file_names_of_what_is_offered(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`*`, for one."""
+    (tmp_path / "llumnix").write_text("#!/bin/sh\nprintf '%s\\n' 'cmpl-*' 'cmpl-?'\n")
+    (tmp_path / "cmpl-7").touch()
+    assert bash_offers(capsys, tmp_path, "llumnix explain cmpl-") == ["cmpl-*", "cmpl-?"]
+
+
+def bash_offers(capsys: pytest.CaptureFixture[str], folder: Path, typed: str) -> list[str]:
+    """In a folder with a `llumnix`."""
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
-    (tmp_path / "llumnix").write_text(f'#!/bin/sh\nexec {sys.executable} -m llumnix "$@"\n')
-    (tmp_path / "llumnix").chmod(0o755)
-    tab = f'COMP_LINE="{typed}"; COMP_POINT={len(typed)}; _llumnix; echo "${{COMPREPLY[@]}}"'
-    asks = f"PATH={tmp_path}:$PATH\n{script}\n{tab}"
-    run = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == offered
+    (folder / "llumnix").chmod(0o755)
+    tab = f"COMP_LINE={shlex.quote(typed)}; COMP_POINT={len(typed)}; _llumnix"
+    asks = f'PATH={folder}:$PATH\n{script}\n{tab}\nfor word in "${{COMPREPLY[@]}}"; do echo "$word"; done'
+    run = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, check=True, cwd=folder)
+    return run.stdout.splitlines()

@@ -7,18 +7,21 @@ and ids of instances and requests those of the server that runs.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from llumnix.errors import LlumnixError
 
 BASH = """_llumnix() {
-    local words current IFS=$' \\t\\n'
+    local words word current IFS=$' \\t\\n'
     read -ra words <<< "${COMP_LINE:0:COMP_POINT}x"  # and not COMP_WORDS, which fall apart at = and :
     current=${words[-1]%x}
     words[-1]=$current
-    IFS=$'\\n'
-    COMPREPLY=($(llumnix completion words -- "${words[@]:1}" 2>/dev/null))
+    COMPREPLY=()
+    while IFS= read -r word; do
+        COMPREPLY+=("$word")
+    done < <(llumnix completion words -- "${words[@]:1}" 2>/dev/null)
     COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*[=:]}"}"}")  # which bash leaves as it is
 }
 complete -o bashdefault -o default -F _llumnix llumnix
@@ -26,6 +29,9 @@ complete -o bashdefault -o default -F _llumnix llumnix
 
 _PATIENCE_S = 1.0
 _INSTANCES, _REQUESTS = ("INSTANCE", "TARGET"), ("REQUEST",)
+_SAYS_ITSELF = re.compile(r"[\w@%+=:,./][\w@%+=:,./-]*", re.ASCII)
+"""A word that no shell reads as anything else, and no command as a flag. What is completed, the shell runs as if it had
+been typed; and clients name their requests, `$(reboot)` if they like."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +46,8 @@ def run(values: argparse.Namespace) -> int:
         print(BASH, end="")
     else:
         first, *line = values.line or ["--"]
-        print("\n".join(candidates(line if first == "--" else values.line)))
+        for word in candidates(line if first == "--" else values.line):
+            print(word)
     return 0
 
 
@@ -97,7 +104,8 @@ def _values(action: argparse.Action, before: Sequence[str]) -> Iterable[str]:
 
 
 def _ids(metavar: str, before: Sequence[str]) -> Iterable[str]:
-    """Of the server that runs, which the line may name; none where none answers at once."""
+    """Of the server that runs, which the line may name; none where none answers at once. Those that a shell would read
+    as more than a word are left out."""
     import httpx
 
     from llumnix.client import AdminClient
@@ -109,6 +117,7 @@ def _ids(metavar: str, before: Sequence[str]) -> Iterable[str]:
     try:
         where, _ = asking.parse_known_args(before)
         client = AdminClient(where.url, where.api_key, timeout_s=_PATIENCE_S)
-        return [row.id for row in (client.instances() if metavar in _INSTANCES else client.requests())]
+        ids = [row.id for row in (client.instances() if metavar in _INSTANCES else client.requests())]
+        return [one for one in ids if _SAYS_ITSELF.fullmatch(one)]
     except (LlumnixError, httpx.HTTPError):
         return ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from time import time
 from typing import Any
@@ -119,6 +120,28 @@ def test_it_says_what_the_command_says_and_its_times_add_up(browser: Browser, se
             "together": 10.0,
         }
         assert page.get_by_text("Why it stays where it is").count() == 0, "it has ended"
+
+
+def copied(page: Page) -> str:
+    """The command on the page, as a click selects it and Ctrl-C takes it."""
+    code = page.get_by_role("region", name="The same as a command").locator("code")
+    code.click()
+    return str(page.evaluate("getSelection().toString()"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cmpl-$(reboot)", 'cmpl-a\'b "c" \\d  e', "cmpl-\x1b[31m\t\u202e'\\x", "--log=é", "~root", "*", "-7"],
+)
+def test_its_command_says_the_id_and_nothing_else_to_a_shell(browser: Browser, server: PageServer, name: str) -> None:
+    ended(server.cluster, name)
+    with opened(browser, at(server, name)) as page:
+        command = copied(page)
+    assert command.isprintable(), "as a terminal would take it"
+    shell = f"llumnix() {{ printf '%s\\0' \"$@\"; }}; {command}"
+    run = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True, cwd="/")
+    flags_end = ["--"] if name.startswith("-") else []
+    assert run.stdout.split("\0") == ["explain", *flags_end, name, ""]
 
 
 def test_what_was_left_out_of_a_long_one_is_a_gap_and_not_guessed(browser: Browser, server: PageServer) -> None:

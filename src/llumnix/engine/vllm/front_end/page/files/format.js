@@ -45,3 +45,13 @@ export const byNumber = new Intl.Collator("en", { numeric: true }).compare;
 
 // The value below which so much (0 to 1) of sorted numbers is.
 export const quantile = (sorted, share) => (sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : null);
+
+// What a shell reads as this one word and no more: clients name their requests, `$(reboot)` if they like.
+export function shellWord(text) {
+  if (/^[\w@%+=:,./-]+$/.test(text)) return text;
+  if (!UNSHOWN.test(text)) return `'${text.replaceAll("'", "'\\''")}'`;
+  const escaped = (sign) => (/['\\]/.test(sign) ? `\\${sign}` : UNSHOWN.test(sign) ? encodeURIComponent(sign).replaceAll("%", "\\x") : sign);
+  return `$'${[...text].map(escaped).join("")}'`;
+}
+
+const UNSHOWN = /(?! )[\p{C}\p{Z}]/u; // control characters, and what turns the direction of a text

@@ -1,7 +1,7 @@
 // Every request: where it is, how long it is, and why it stays.
 import { html, useEffect, useState } from "./html.js";
 import { known, lookAtRequests } from "./store.js";
-import { byNumber, plural, whole } from "./format.js";
+import { byNumber, plural, shellWord, whole } from "./format.js";
 import { Card, Figures, Instance, Request, State, Wide, Words, useMore } from "./parts.js";
 import { Move, mayAct } from "./acts.js";
 
@@ -93,5 +93,5 @@ function Example() {
   const { example_path: path, model } = known.server;
   if (!path) return null;
   const words = path === "/pooling" ? { input: "Hello" } : { prompt: "Hello", max_tokens: 256 };
-  return html` This makes one:<code>curl ${location.origin}${path} -H 'Content-Type: application/json' -d '${JSON.stringify({ model, ...words })}'</code>`;
+  return html` This makes one:<code>curl ${location.origin}${path} -H 'Content-Type: application/json' -d ${shellWord(JSON.stringify({ model, ...words }))}</code>`;
 }

@@ -1,7 +1,7 @@
 // The story of a request, or of each of its sequences: where it was, where its time went, what happened, why it stays.
 import { html } from "./html.js";
 import { ask } from "./server.js";
-import { exactly, percent, plural, span, time, whole } from "./format.js";
+import { exactly, percent, plural, shellWord, span, time, whole } from "./format.js";
 import { Card, Figures, Instance, State, Words, usePolled } from "./parts.js";
 import { Move, mayAct } from "./acts.js";
 
@@ -36,7 +36,7 @@ function Sequence({ told, words, now, stays, place }) {
       <div class="stack"><${Where} told=${told} /><${Events} told=${told} words=${words.entries} /></div>
       <div class="stack"><${Times} told=${told} />
         ${!told.ended && html`<${Card} title="Why it stays where it is"><div class="inside prose"><p>${stays ? `${stays}.` : "Its instance does not tell of it just now."}</p></div></${Card}>`}
-        <${Card} title="The same as a command"><div class="inside prose"><code>llumnix explain ${told.request}</code></div></${Card}></div>
+        <${Card} title="The same as a command"><div class="inside prose"><code>llumnix explain ${told.request.startsWith("-") && "-- "}${shellWord(told.request)}</code></div></${Card}></div>
     </div>`;
 }
 

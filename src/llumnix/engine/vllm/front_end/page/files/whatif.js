@@ -2,7 +2,7 @@
 import { html, useState } from "./html.js";
 import { inState, known } from "./store.js";
 import { ask } from "./server.js";
-import { figure, plural, time } from "./format.js";
+import { figure, plural, shellWord, time } from "./format.js";
 import { Card, Id, Wide, Words, hint, usePolled } from "./parts.js";
 import { mayAct } from "./acts.js";
 
@@ -11,7 +11,7 @@ const LOOKS = { good: "running", fair: "stayed", [NOT]: "lost" };
 
 export function WhatIf() {
   return html`<h1 class="unseen">What if</h1>${known.server.records ? html`<${Asked} />` : html`<${Card} title="What if">
-    <p class="none">This server writes nothing down: start it like this, and it can say here what its traffic would have met with more instances, another policy or no moves.<code>llumnix serve ${known.server.model} --record DIR</code></p></${Card}>`}`;
+    <p class="none">This server writes nothing down: start it like this, and it can say here what its traffic would have met with more instances, another policy or no moves.<code>llumnix serve ${shellWord(known.server.model)} --record DIR</code></p></${Card}>`}`;
 }
 
 function Asked() {
