@@ -14,7 +14,8 @@ from importlib import import_module
 
 from llumnix import __version__
 from llumnix.commands import SERVER_COMMANDS, ServerCommand
-from llumnix.errors import LlumnixError, UsageError
+from llumnix.errors import LlumnixError, ServerRefused, UsageError
+from llumnix.plain import plain
 from llumnix.remote import add_server_flags
 
 
@@ -31,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
-    except UsageError as error:
-        print(f"llumnix: {error}", file=sys.stderr)
-        return 2
-    except LlumnixError as error:
+    except (UsageError, ServerRefused) as error:
+        print(plain(f"llumnix: {error}"), file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except LlumnixError as error:  # ours, of many lines
         print(f"llumnix: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

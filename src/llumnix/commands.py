@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llumnix.errors import UsageError
+from llumnix.plain import say
 from llumnix.remote import an_id
 
 _LONGEST_DRAIN_S = 3600.0
@@ -24,10 +25,6 @@ class ServerCommand:
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Any, argparse.Namespace], None]
     """Gets an `AdminClient`."""
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _print_json(answer: object) -> None:
@@ -171,7 +168,7 @@ def _migrate_flags(parser: argparse.ArgumentParser) -> None:
 def _migrate(client: Any, values: argparse.Namespace) -> None:
     moved = client.migrate(values.request, values.target)
     downtime = "downtime not measured" if moved.downtime_ms is None else f"downtime {moved.downtime_ms:.1f} ms"
-    print(
+    say(
         f"moved {values.request} from {moved.source} to {moved.target}: {downtime} "
         f"(hand-over {moved.handover_ms:.1f} ms, {moved.stages} stages, {moved.bytes:,} bytes)"
     )
@@ -193,11 +190,11 @@ def _drain_flags(parser: argparse.ArgumentParser) -> None:
 def _drain(client: Any, values: argparse.Namespace) -> None:
     client.drain(values.instance, values.keep, values.timeout_s, force=values.force)
     if not values.wait:
-        print(f"{values.instance} is being emptied" + ("" if values.keep else " and then stops"))
+        say(f"{values.instance} is being emptied" + ("" if values.keep else " and then stops"))
         return
     from llumnix.operations import drain_sentence, wait_for_drain
 
-    print(drain_sentence(wait_for_drain(client, values.instance, _LONGEST_DRAIN_S)))
+    say(drain_sentence(wait_for_drain(client, values.instance, _LONGEST_DRAIN_S)))
 
 
 def _undrain_flags(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +203,7 @@ def _undrain_flags(parser: argparse.ArgumentParser) -> None:
 
 def _undrain(client: Any, values: argparse.Namespace) -> None:
     client.undrain(values.instance)
-    print(f"{values.instance} takes requests again")
+    say(f"{values.instance} takes requests again")
 
 
 def _role_flags(parser: argparse.ArgumentParser) -> None:
@@ -218,7 +215,7 @@ def _role(client: Any, values: argparse.Namespace) -> None:
     from llumnix.types import Role
 
     client.give_role(values.instance, Role(values.role))
-    print(f"{values.instance} is {values.role} from now on")
+    say(f"{values.instance} is {values.role} from now on")
 
 
 # how many there are
@@ -254,7 +251,7 @@ def _start(client: Any, values: argparse.Namespace) -> None:
 
     if values.replaces is not None and values.count != 1:
         raise UsageError("--replaces is for one instance.")
-    start(client, values.count, _say, _wait_s(values), values.replaces)
+    start(client, values.count, say, _wait_s(values), values.replaces)
 
 
 def _scale_flags(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +262,7 @@ def _scale_flags(parser: argparse.ArgumentParser) -> None:
 def _scale(client: Any, values: argparse.Namespace) -> None:
     from llumnix.operations import scale
 
-    scale(client, values.count, _say, _wait_s(values))
+    scale(client, values.count, say, _wait_s(values))
 
 
 def _restart_flags(parser: argparse.ArgumentParser) -> None:
@@ -280,7 +277,7 @@ def _restart(client: Any, values: argparse.Namespace) -> None:
 
     if not values.rolling:
         raise UsageError("Say `llumnix restart --rolling`; to stop the whole server, end `llumnix serve`.")
-    restart_rolling(client, _say, values.timeout_s)
+    restart_rolling(client, say, values.timeout_s)
 
 
 SERVER_COMMANDS: dict[str, ServerCommand] = {

@@ -19,6 +19,7 @@ from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import EntryFilter
 from llumnix.journal.story import stories_in
 from llumnix.journal.words import sentence, story_lines
+from llumnix.plain import say
 from llumnix.remote import an_id
 from llumnix.types import InstanceId, by_number
 
@@ -81,7 +82,8 @@ def run(client: Any, values: argparse.Namespace) -> None:
     if values.json:
         print(json.dumps(msgspec.to_builtins(answer), indent=2))
     else:
-        print("\n".join(_lines(client, values, answer)))
+        for line in _lines(client, values, answer):
+            say(line)
 
 
 def _ask(client: Any, values: argparse.Namespace) -> Answered:

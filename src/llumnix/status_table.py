@@ -13,6 +13,7 @@ from rich.text import Text
 from llumnix.api.bodies import ClientRequest, InstanceRow, InstancesAnswer, ScalingRow
 from llumnix.control.class_counts import ClassRow
 from llumnix.errors import ServerRefused
+from llumnix.plain import plain
 from llumnix.report.records import MOVED, MigrationRecord
 from llumnix.types import Role, by_number
 
@@ -58,7 +59,7 @@ def requests_table(rows: list[ClientRequest]) -> Table:
     for row in rows:
         movable = "yes" if row.movable else f"no: {row.why_pinned}"
         facts = ("id", "instance", "state", "priority", "prompt_tokens", "output_tokens", "migrations")
-        table.add_row(*(_shown(getattr(row, fact)) for fact in facts), Text(movable))
+        add_row(table, *(_shown(getattr(row, fact)) for fact in facts), movable)
     return table
 
 
@@ -72,14 +73,14 @@ def moves_table(rows: list[MigrationRecord]) -> Table:
     for row in rows:
         moved = row.outcome == MOVED
         downtime = f"{row.downtime_ms:.1f} ms" if row.downtime_ms is not None else "–"
-        table.add_row(
+        add_row(
+            table,
             time.strftime("%H:%M:%S", time.localtime(row.at_s)),
             *(row.request_id, row.source, row.target),
             downtime,
             f"{row.bytes / 1e6:.1f}" if moved else "–",
             Text(row.outcome, style="" if moved else "yellow"),
-            Text(row.move_id or "–"),
-            Text(row.reason),
+            *(row.move_id or "–", row.reason),
         )
     return table
 
@@ -91,7 +92,8 @@ def print_classes(rows: Sequence[ClassRow], console: Console | None = None) -> N
 def classes_table(rows: Sequence[ClassRow]) -> Table:
     table = _table("class", "tenant", "held", "running", "tokens/min", "work", "TTFT met", "TPOT met", "refused")
     for row in rows:
-        table.add_row(
+        add_row(
+            table,
             *(row.cls or "–", row.tenant or "–", str(row.held), str(row.running)),
             *(f"{row.tokens_per_minute:,}", f"{row.work:,.0f}"),
             *(met_share(row.ttft_met, row.ttft_missed), met_share(row.tpot_met, row.tpot_missed)),
@@ -129,11 +131,16 @@ def _table(*names: str) -> Table:
     return table
 
 
+def add_row(table: Table, *cells: str | Text) -> None:
+    """Cells that say what they say: no markup, no names of emoji."""
+    table.add_row(*(Text(plain(str(cell)), cell.style if isinstance(cell, Text) else "") for cell in cells))
+
+
 def _look(ask: Callable[[], InstancesAnswer]) -> Group:
     try:
         return _stamped(status_table(ask()))
     except ServerRefused as error:
-        return _stamped(Text(str(error), style="red"))
+        return _stamped(Text(plain(str(error)), style="red"))
 
 
 def _stamped(shown: Group | Text) -> Group:
@@ -148,7 +155,7 @@ def status_table(status: InstancesAnswer) -> Group:
     names = ("id", "state", *(["role"] if roles else []), "pid", "run", "wait", "free/blocks", "freeness")
     table = _table(*names, "preempt", "in", "out")
     for row in status.instances:
-        table.add_row(*_cells(row, roles))
+        add_row(table, *_cells(row, roles))
     return Group(table, *_below(status))
 
 
@@ -179,9 +186,9 @@ def _below(status: InstancesAnswer) -> Iterable[Text]:
             style="dim",
         )
     if scheduler is not None:
-        yield Text(f"scheduler: {scheduler.state}" + (f" (pid {scheduler.pid})" if scheduler.pid else ""))
+        yield Text(plain(f"scheduler: {scheduler.state}" + (f" (pid {scheduler.pid})" if scheduler.pid else "")))
     if status.scaling is not None and status.scaling.mode != "off":
-        yield Text(_scaling(status.scaling))
+        yield Text(plain(_scaling(status.scaling)))
 
 
 def _scaling(scaling: ScalingRow) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 from llumnix.api.bodies import ClientRequest
 from llumnix.client import AdminClient
 from llumnix.errors import ServerRefused
+from llumnix.plain import plain
 from llumnix.status_table import console_here, moves_table, requests_table, status_table
 from llumnix.types import by_number
 
@@ -48,7 +49,7 @@ def show(client: AdminClient, interval_s: float, console: Console | None = None)
             try:
                 shown = picture(client, order, console.height)
             except ServerRefused as error:
-                shown = Text(str(error), style="red")
+                shown = Text(plain(str(error)), style="red")
             live.update(shown, refresh=True)
 
 

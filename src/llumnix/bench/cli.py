@@ -7,9 +7,11 @@ import asyncio
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from llumnix.bench.client import BenchConfig, bench
 from llumnix.errors import UsageError
+from llumnix.plain import plain
 from llumnix.remote import add_server_flags, check_key
 from llumnix.report.pictures import HOW_TO_GET_IT, can_draw
 from llumnix.report.records import write_records
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         draw(result.records, args.out, title=f"{workload.name} on {config.base_url}")
     print_summary(summary)
     for kind, said in result.details.items():
-        console.print(f"{kind}, for example: {said.strip()}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(plain(f"{kind}, for example: {said.strip()}")), soft_wrap=True)
     late_s = result.facts["client_late_s"]
     if isinstance(late_s, float) and late_s > LATE_S:
         console.print(f"[yellow]The client was up to {late_s:.2f} s late in sending; latencies include that.[/]")

@@ -16,8 +16,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llumnix.errors import UsageError
+from llumnix.plain import plain
 from llumnix.report.records import MOVED, InstanceRecord, Records, RequestRecord
 from llumnix.types import InstanceState, is_high
 
@@ -168,7 +170,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     console = console or Console()
     title = " · ".join(f"{key} {value}" for key, value in summary.run.items() if value not in (None, ""))
     if title:
-        console.print(escape(title), style="bold", highlight=False, soft_wrap=True)
+        console.print(Text(plain(title), style="bold"), soft_wrap=True)
     table = Table(box=SIMPLE_HEAD)
     for column in ("", "requests", "mean", "P50", "P99", "max"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
@@ -184,7 +186,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     if summary.downtime_ms:
         table.add_row("migration downtime", *_cells(summary.downtime_ms, 1.0, "ms"))
     console.print(table)
-    console.print(_counts(summary), highlight=False, soft_wrap=True)
+    console.print(_counts(summary), emoji=False, highlight=False, soft_wrap=True)
 
 
 def _counts(summary: Summary) -> str:
@@ -193,14 +195,14 @@ def _counts(summary: Summary) -> str:
     rates = f"{summary.requests_per_s:.2f} requests/s, {summary.output_tokens_per_s:,.0f} output tokens/s"
     lines = [f"{finished:,} of {requests.requests:,} requests finished in {summary.duration_s:,.1f} s: {rates}"]
     if summary.migrations:
-        lines.append("migrations: " + ", ".join(f"{n:,} {escape(how)}" for how, n in summary.migrations.items()))
+        lines.append("migrations: " + ", ".join(f"{n:,} {escape(plain(how))}" for how, n in summary.migrations.items()))
     if summary.preemptions is not None:
         avoided = f", {summary.preemptions_avoided:,} avoided" if summary.preemptions_avoided else ""
         lines.append(f"preemptions: {summary.preemptions:,}{avoided}")
     if summary.mean_instances is not None:
         lines.append(f"instances: {summary.mean_instances:.2f} on average")
     if requests.failed:
-        kinds = ", ".join(f"{count:,} × {escape(error)}" for error, count in summary.errors.items())
+        kinds = ", ".join(f"{count:,} × {escape(plain(error))}" for error, count in summary.errors.items())
         lines.append(f"[bold red]{requests.failed:,} requests failed:[/] {kinds}")
     return "\n".join(lines)
 

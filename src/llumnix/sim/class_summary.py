@@ -14,7 +14,7 @@ from llumnix.policy.classes import Classes
 from llumnix.report.summary import Distribution
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.outcome import mean_gap_s
-from llumnix.status_table import console_here, met_share, refusals
+from llumnix.status_table import add_row, console_here, met_share, refusals
 
 CLASSES_JSON = "classes.json"
 
@@ -58,7 +58,8 @@ def print_class_summaries(summaries: Sequence[ClassSummary]) -> None:
         table.add_column(name, justify="left" if name in ("class", "tenant", "refused") else "right", overflow="fold")
     for each in summaries:
         ttft = ("–", "–") if each.ttft_s is None else (f"{each.ttft_s.mean:.3f} s", f"{each.ttft_s.p99:.3f} s")
-        table.add_row(
+        add_row(
+            table,
             *(each.cls or "–", each.tenant or "–", f"{each.requests:,}", refusals(each.refused), *ttft),
             *(met_share(each.ttft_met, each.ttft_missed), met_share(each.tpot_met, each.tpot_missed)),
         )

@@ -8,7 +8,10 @@ import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from llumnix.plain import plain
+from llumnix.status_table import add_row
 from llumnix.whatif.metrics import Metric
 from llumnix.whatif.prediction import NOT, Credibility, Prediction
 
@@ -36,14 +39,14 @@ class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
 
 def print_what_if(found: WhatIf, console: Console) -> None:
     for sentence in found.about:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(plain(sentence)), soft_wrap=True)
     for title, head, rows in _tables(found):
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title=Text(plain(title)), title_justify="left", box=SIMPLE_HEAD)
         for place, column in enumerate(head):
             last = place == len(head) - 1
             table.add_column(column, justify="left" if last or not place else "right", no_wrap=not last)
         for row in rows:
-            table.add_row(*row)
+            add_row(table, *row)
         console.print(table)
 
 

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         state_blocks = told.state_blocks if args.state_blocks is None else state_blocks
         plan = replace(plan, instances=told.instances if args.instances is None else args.instances)
     console = Console(stderr=True)
-    console.print(f"Measuring {args.url} …")
+    console.print(f"Measuring {args.url} …", emoji=False, highlight=False, markup=False)
     prefill, decode = asyncio.run(measure_server(args.url, plan, args.api_key))
     unseen = Unseen(
         total_blocks=blocks,
@@ -117,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
     profile = fit(prefill, decode, unseen, args.name or args.out.stem, origin)
     _write(profile, args.out)
     first, step = worst_error(profile, prefill, decode)
-    console.print(f"Wrote {args.out}; worst error of the fit: first tokens {first:.0%}, decode steps {step:.0%}.")
+    how_well = f"worst error of the fit: first tokens {first:.0%}, decode steps {step:.0%}"
+    console.print(f"Wrote {args.out}; {how_well}.", emoji=False, highlight=False, markup=False)
     return 0
 
 
@@ -132,8 +133,8 @@ def _run_recorded(args: argparse.Namespace) -> int:
     _write(fitted.profile, args.out)
     console = Console(stderr=True)
     for note in fitted.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Wrote {args.out}.", highlight=False)
+        console.print(note, emoji=False, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Wrote {args.out}.", emoji=False, highlight=False, markup=False)
     return 0
 
 
