@@ -20,6 +20,7 @@ from admin_answers import (
     Answer,
     Install,
     drain_report,
+    drained,
     instance_row,
     moved_answer,
     request_row,
@@ -32,6 +33,7 @@ from llumnix.api.bodies import InstancesAnswer
 from llumnix.cli import main
 from llumnix.client import MOVE_TIMEOUT_S, AdminClient
 from llumnix.commands import SERVER_COMMANDS
+from llumnix.control.scheduler_events import DrainReport
 from llumnix.status_table import print_status, watch_status
 from llumnix.top import show
 
@@ -417,6 +419,71 @@ def test_scale_drains_none_that_serves_for_one_that_may_never_come(
     answer_with(server)
     assert main(["scale", str(count)]) == 0
     assert server.asked == asked
+
+
+class SlowServer(Server):
+    """Whose instances start at the fourth look, those that were ordered before it was asked included."""
+
+    looks = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.looks += request.url.path.endswith("/instances") and request.method == "GET"
+        if self.looks >= 4:
+            for each in self.rows:
+                each["state"] = each["state"].replace("starting", "running")
+        return super().__call__(request)
+
+    def start(self, count: int, replaces: str | None) -> None:
+        super().start(count, replaces)
+        for each in self.rows[-count:]:
+            each["state"] = "starting"
+
+
+@pytest.mark.parametrize(
+    ("states", "count", "said"),
+    [
+        (("running", "starting"), 2, ["2 serve already (1 still starting)", "i1 runs"]),
+        (("running", "starting"), 4, ["starting 2 more", "i1, i2, i3 run"]),
+        (("running", "running"), 2, ["2 serve already"]),
+        (("running", "running", "starting"), 2, ["i0 is being emptied and then stops", "i2 runs"]),
+    ],
+)
+def test_scale_waits_until_as_many_run(
+    answer_with: Install,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    states: tuple[str, ...],
+    count: int,
+    said: list[str],
+) -> None:
+    server = SlowServer(*states)
+    answer_with(server)
+    monkeypatch.setattr("llumnix.operations.time.sleep", lambda seconds: None)
+    assert main(["scale", str(count), "--wait"]) == 0
+    out = [line for line in capsys.readouterr().out.splitlines() if "is empty" not in line]
+    assert out == said
+    assert [each["state"] for each in server.rows].count("running") == count
+
+
+def test_scale_says_how_long_it_has_waited_in_vain(answer_with: Install, capsys: Captured) -> None:
+    answer_with(Server("running", "starting"))
+    assert main(["scale", "2", "--wait", "--timeout-s", "0"]) == 1
+    assert capsys.readouterr().err == "llumnix: Fewer than 2 instances run within 0 s.\n"
+
+
+def test_drain_is_waited_for_beyond_the_time_that_it_is_given(
+    answer_with: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def waited(client: AdminClient, instance: str, timeout_s: float) -> DrainReport:
+        waits.append(timeout_s)
+        return drained(instance)
+
+    answer_with(Server())
+    monkeypatch.setattr("llumnix.operations.wait_for_drain", waited)
+    assert main(["drain", "i0", "--wait", "--timeout-s", "7200"]) == main(["drain", "i1", "--wait"]) == 0
+    assert waits == [10_800.0, 3600.0]
 
 
 def test_scale_does_not_fight_with_auto_scaling(answer_with: Install, capsys: Captured) -> None:

@@ -16,6 +16,7 @@ from llumnix.plain import say
 from llumnix.remote import an_id
 
 _LONGEST_DRAIN_S = 3600.0
+"""So long a drain is waited for, beyond the time that it is given."""
 _MOST_INSTANCES = 4096
 
 
@@ -194,7 +195,8 @@ def _drain(client: Any, values: argparse.Namespace) -> None:
         return
     from llumnix.operations import drain_sentence, wait_for_drain
 
-    say(drain_sentence(wait_for_drain(client, values.instance, _LONGEST_DRAIN_S)))
+    longest_s = (values.timeout_s or 0.0) + _LONGEST_DRAIN_S
+    say(drain_sentence(wait_for_drain(client, values.instance, longest_s)))
 
 
 def _undrain_flags(parser: argparse.ArgumentParser) -> None:

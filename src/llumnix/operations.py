@@ -94,14 +94,14 @@ def start(
     say(f"starting {count} more")
     if wait_s is not None:
         missing = f"Fewer than {count} new instances run"
-        new = _wait(lambda: _all_running(client, before, count), missing, wait_s, began_s)
-        say(f"{', '.join(new)} {'runs' if count == 1 else 'run'}")
+        _say_who_runs(_wait(lambda: _all_running(client, before, count), missing, wait_s, began_s), say)
 
 
 def scale(client: AdminClient, count: int, say: Print, wait_s: float | None) -> None:
     """Starts or drains as many instances as it takes until `count` serve; those with the least to do are drained
     first, the last one with a role at the end. What is ordered and waits for room, or for another attempt, is not
-    ordered again. With `wait_s` it waits until that is so. Raises UsageError when auto-scaling would undo it."""
+    ordered again. With `wait_s` it waits until as many run. Raises UsageError when auto-scaling would undo it."""
+    began_s = time.monotonic()
     status = client.status()
     scaling = status.scaling
     if scaling is not None and scaling.mode == "on":
@@ -111,18 +111,25 @@ def scale(client: AdminClient, count: int, say: Print, wait_s: float | None) -> 
     failing = 0 if scaling is None else scaling.failing  # they may be listed as starting, or not at all
     told = 0 if scaling is None else scaling.serving + scaling.starting
     sure, ordered = max(len(running), listed - failing, told), max(listed, told + failing)
-    if count < sure:
-        _drain_least_busy(client, running, sure - count, say, wait_s)
-        return
     coming = [f"{sure - len(running)} still starting"] if sure > len(running) else []
     coming += [f"{failing} waiting for room or for another attempt"] if failing else []
-    if count > ordered:
+    if count < sure:
+        _drain_least_busy(client, running, sure - count, say, wait_s)
+    elif count > ordered:
         if failing:
             say(f"ordered before: {', '.join(coming)}")
-        start(client, count - ordered, say, wait_s)
+        start(client, count - ordered, say, None)
     else:
         serve = f"{'serves' if count == 1 else 'serve'}{', or were ordered,' if failing else ''} already"
         say(f"{count} {serve}" + (f" ({', '.join(coming)})" if coming else ""))
+    if wait_s is not None:
+        now = _wait(lambda: _all_running(client, set(), count), f"Fewer than {count} instances run", wait_s, began_s)
+        _say_who_runs([each for each in now if each not in {row.id for row in running}], say)
+
+
+def _say_who_runs(new: list[InstanceId], say: Print) -> None:
+    if new:
+        say(f"{', '.join(new)} {'runs' if len(new) == 1 else 'run'}")
 
 
 def _drain_least_busy(
