@@ -548,13 +548,25 @@ def reply(status: int, **body: Any) -> Answer:
     return lambda request: httpx.Response(status, **body)
 
 
+def not_verified(why: str) -> Answer:
+    """As OpenSSL says it."""
+    said = f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {why} (_ssl.c:1006)"
+    return refuse(httpx.ConnectError(said))
+
+
 FAILURES: list[tuple[str, Answer, int, str]] = [
     ("nobody listens", refuse(httpx.ConnectError("[Errno 111] Connection refused")), 1, "No server answers at"),
     ("unknown host", refuse(httpx.ConnectError("[Errno -2] Name or service not known")), 1, "No server answers at"),
     ("silence", refuse(httpx.ReadTimeout("timed out")), 1, "did not answer in time"),
     ("TLS where there is none", refuse(httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version")), 1, "http://?"),
     ("no TLS where it is", refuse(httpx.RemoteProtocolError("Server disconnected")), 1, "begin with https://?"),
-    ("private CA", refuse(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unable")), 1, "SSL_CERT_FILE"),
+    ("private CA", not_verified("unable to get local issuer certificate"), 1, "name the file of its CA"),
+    ("self-signed", not_verified("self-signed certificate"), 1, "name the file of its CA"),
+    ("expired", not_verified("certificate has expired"), 1, "is not valid: certificate has expired."),
+    ("another name", not_verified("IP address mismatch, certificate is not valid for '::1'."), 1, "for '::1'."),
+    ("wants a certificate", refuse(httpx.ReadError("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tls")), 1, "of ours?"),
+    ("wants one, by TLS 1.2", refuse(httpx.ConnectError("[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] ssl")), 1, "of ours?"),
+    ("TLS of another kind", refuse(httpx.ConnectError("[SSL: DH_KEY_TOO_SMALL] dh key")), 1, "TLS with the server at"),
     ("broken off", refuse(httpx.ReadError("")), 1, "hung up without an answer"),
     ("no key", reply(401, json={"error": "Unauthorized"}), 2, "wants its API key"),
     ("another server", reply(404, json={"detail": "Not Found"}), 1, "is not Llumnix"),
@@ -587,13 +599,47 @@ def test_every_failure_is_one_sentence(
     assert err.count("\n") == 1
 
 
+NO_HOSTS = [
+    "http://[::1",
+    "http://a..b:9",
+    "http://.",
+    "http://xn--a",
+    "http://127.0.0.256",
+    "http://h:9\r",
+    " http://h",
+]
+
+
 @pytest.mark.parametrize("name", WORDS)
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://server", "http://", "http://host:port", "http://[::1"])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://server", "http://", "http://host:port", *NO_HOSTS])
 def test_address_that_is_none_is_bad_use(name: str, url: str, capsys: Captured) -> None:
     assert main([name, *WORDS[name], "--url", url]) == 2
     err = capsys.readouterr().err
-    assert f"--url {url}" in err
+    assert url.strip() in err
+    assert " is not an address: " in err
     assert err.count("\n") == 1
+
+
+UNUSABLE = [
+    ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+    ("SSL_CERT_FILE", "/etc/hostname"),
+    ("ALL_PROXY", "socks://proxy:1080"),
+    ("ALL_PROXY", "socks5://proxy:1080"),
+    ("HTTP_PROXY", "proxy:80:80"),
+    ("NO_PROXY", "[::1"),
+]
+
+
+@pytest.mark.parametrize("words", [["status"], ["profile", "--url", "http://server", "--out", "profile.toml"]])
+@pytest.mark.parametrize(("name", "value"), UNUSABLE)
+def test_environment_that_cannot_be_used_is_bad_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, name: str, value: str, words: list[str]
+) -> None:
+    for other in ("SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "HTTP_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"llumnix: {name} names what cannot be used: ")
 
 
 @pytest.mark.parametrize("name", WORDS)

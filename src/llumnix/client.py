@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -15,7 +17,7 @@ from llumnix.api.routes import PREFIX
 from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, ServerSilent, UsageError
-from llumnix.remote import WANTS_KEY, check_key, no_answer, server_url
+from llumnix.remote import WANTS_KEY, check_key, in_a_sentence, no_answer, server_url
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
 
@@ -25,6 +27,10 @@ MOVE_TIMEOUT_S = 120.0
 
 _MOST_AT_ONCE = 64
 """Instances that the server starts by one order."""
+
+_OF_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_OF_PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""Variables."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -37,7 +43,8 @@ class AdminClient:
         self._url = server_url(url)
         check_key(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s)
+        with reading_environment():
+            self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s)
 
     def close(self) -> None:
         self._http.close()
@@ -144,6 +151,17 @@ class AdminClient:
 
     def _stranger(self) -> ServerRefused:
         return ServerRefused(f"The server at {self._url} is not Llumnix, or its admin routes have another port.")
+
+
+@contextmanager
+def reading_environment() -> Iterator[None]:
+    """While a client of httpx is made, which reads variables. Raises UsageError for what it cannot use."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+        names = _OF_CERTIFICATES if isinstance(error, OSError) else _OF_PROXIES
+        found = " or ".join(name for name in os.environ if name.upper() in names) or "The environment"
+        raise UsageError(f"{found} names what cannot be used: {in_a_sentence(error)}.") from error
 
 
 def unreachable(url: str, error: httpx.HTTPError) -> ServerRefused:

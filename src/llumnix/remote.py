@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from urllib.parse import urlsplit
 
 from llumnix.errors import ServerRefused, ServerSilent, UsageError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+_WHY_NOT_VERIFIED = re.compile(r"certificate verify failed: (.+?)\.? \(_ssl")
+_NO_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+    "UNEXPECTED_EOF",
+)
+"""What OpenSSL says of a server that answers with something else."""
 
 WANTS_KEY = "The server wants its API key; give it with --api-key or in LLUMNIX_API_KEY."
 
@@ -31,11 +42,18 @@ def an_id(text: str) -> str:
 
 def server_url(url: str) -> str:
     """`url` without a slash or `/v1` at the end, which clients of OpenAI's API are given. Raises UsageError."""
+    import httpx
+
+    if not url.isprintable() or " " in url:
+        raise UsageError(f"--url {url!r} is not an address: it has a space, or what is not printed.")
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # reads the port
-    except ValueError as error:
-        raise UsageError(f"--url {url} is not an address: {error}.") from error
+        host = parts.hostname or ""
+        good = parts.scheme in ("http", "https") and bool(host) and parts.port != 0  # reads the port
+        host.encode("idna")  # as it will be looked up
+        good = good and bool(httpx.URL(url).host)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UsageError(f"--url {url} is not an address: {in_a_sentence(error)}.") from error
     if not good:
         raise UsageError(f"--url {url} is not an address: it must begin with http:// or https:// and name a host.")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
@@ -47,18 +65,33 @@ def check_key(api_key: str | None) -> None:
         raise UsageError("--api-key has characters that no HTTP header can carry.")
 
 
+def in_a_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def no_answer(url: str, error: Exception, *, late: bool, broken: bool) -> ServerRefused:
     """A sentence about a server that cannot be reached, is too `late`, or was reached and gave no answer (`broken`).
     ServerSilent if it may answer later."""
-    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        return ServerRefused(f"The certificate of {url} is not trusted: name the file of its CA in SSL_CERT_FILE.")
+    said = in_a_sentence(error)
     if "SSL" in said:
-        return ServerRefused(f"The server at {url} does not speak TLS: should the address begin with http://? ({said})")
+        return ServerRefused(_about_tls(url, said))
     if late:
         return ServerSilent(f"The server at {url} did not answer in time; is it overloaded, or another one?")
     if broken:
-        return ServerSilent(
-            f"The server at {url} hung up without an answer; should the address begin with https://? ({said})"
-        )
+        then = "; should the address begin with https://?" if url.startswith("http://") else ""
+        return ServerSilent(f"The server at {url} hung up without an answer{then} ({said})")
     return ServerSilent(f"No server answers at {url}; is it running? ({said})")
+
+
+def _about_tls(url: str, said: str) -> str:
+    if why := _WHY_NOT_VERIFIED.search(said):
+        if "issuer" in why[1] or "self" in why[1]:
+            return f"The certificate of {url} is not trusted: name the file of its CA in SSL_CERT_FILE ({why[1]})."
+        return f"The certificate of {url} is not valid: {why[1]}."
+    if "ALERT" in said:
+        return (
+            f"The server at {url} refuses TLS with us; does it want a certificate of ours? None can be given. ({said})"
+        )
+    if any(sign in said for sign in _NO_TLS):
+        return f"The server at {url} does not speak TLS: should the address begin with http://? ({said})"
+    return f"TLS with the server at {url} failed ({said})."

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
-from llumnix.client import unreachable
+from llumnix.client import reading_environment, unreachable
 from llumnix.errors import UsageError
 from llumnix.record.read import read_run
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
@@ -175,8 +175,10 @@ class Told:
 async def ask_server(url: str, api_key: str | None) -> Told:
     """From the list of instances; blocks are those of the first that has some."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    with reading_environment():
+        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10)
     try:
-        async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10) as client:
+        async with client:
             answer = (await client.get(f"{PREFIX}/instances")).raise_for_status()
         status = msgspec.json.decode(answer.content, type=InstancesAnswer)
         rows = [row for row in status.instances if row.total_blocks and row.block_tokens]

@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llumnix.client import unreachable
+from llumnix.client import reading_environment, unreachable
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY
 from llumnix.sim.profiles.cost_model import (
@@ -86,7 +86,9 @@ async def measure_server(
     """Runs the experiments one after the other on an otherwise idle server. Raises ServerRefused if it does not answer
     as it should, UsageError if it wants a key."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s) as client:
+    with reading_environment():
+        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s)
+    async with client:
         try:
             model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
             measuring = _Measuring(client, model, plan)
