@@ -130,6 +130,8 @@ def test_whatever_is_wrong_is_refused_with_its_line(tmp_path: Path, text: str, l
 def test_what_is_no_yaml_is_refused_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"c.yaml:2: the file is not YAML: mapping values are not allowed"):
         read(tmp_path, "classes: {a: {}}\nothers: classes: [a]\n")
+    with pytest.raises(UsageError, match="is not YAML: maximum recursion depth"):
+        read(tmp_path, 2000 * "[")
     with pytest.raises(UsageError, match="is not YAML: unacceptable character"):
         read(tmp_path, "classes: \x00\n")
     with pytest.raises(UsageError, match="is empty"):

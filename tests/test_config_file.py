@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from llumnix.cluster.environment import child_environment, engine_flags, workers_per_instance
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, flag_value, parse_serve
+from llumnix.vllm_words import VllmFlag, vllm_flags
 
 
 @pytest.fixture
@@ -69,6 +71,28 @@ def test_the_command_line_goes_first_wherever_it_names_the_file(file: Path) -> N
         assert arguments.engine_flag("--seed") == "2"
 
 
+TAKE_ANY_WORDS = [f for f in vllm_flags().values() if f.takes in ("many", "optional") and not (f.values or f.refused)]
+
+
+@pytest.mark.parametrize("flag", TAKE_ANY_WORDS, ids=lambda flag: flag.name)
+def test_a_flag_at_the_end_of_the_file_leaves_the_model_alone(file: Path, flag: VllmFlag) -> None:
+    values = ["a", "b"] if flag.takes == "many" else True
+    file.write_text(json.dumps({flag.name.lstrip("-"): values}))
+    arguments = parse_serve(["my/model", "--config", str(file)])
+    assert arguments.model == "my/model"
+    assert arguments.engine_flags == (flag.name, *(values if isinstance(values, list) else ()))
+
+
+def test_two_dashes_end_the_values_of_a_flag() -> None:
+    arguments = parse_serve(["--served-model-name", "a", "b", "--", "my/model"])
+    assert (arguments.model, arguments.engine_flags) == ("my/model", ("--served-model-name", "a", "b"))
+
+
+def test_behind_two_dashes_nothing_is_a_flag() -> None:
+    with pytest.raises(UsageError, match="'--config' is neither a flag"):
+        parse_serve(["--", "my/model", "--config"])
+
+
 def test_values_of_every_kind(file: Path) -> None:
     arguments = parse(
         file,
@@ -98,6 +122,10 @@ def test_values_of_every_kind(file: Path) -> None:
         ("- a list", "must hold flags and their values, such as `max-model-len: 8192`."),
         ("a: [", "is not YAML: while parsing a flow"),
         ("config: other.yaml", "cannot name another --config."),
+        ("hf-overrides: &a {x: *a}", "--hf-overrides of the config file cannot be written as JSON: Circular"),
+        ("hf-overrides: {x: 2024-01-01}", "--hf-overrides of the config file cannot be written as JSON: Object of"),
+        ("seed: 2024-13-01", "is not YAML: month must be in 1..12"),
+        ("a: " + 2000 * "[", "is not YAML: "),
     ],
 )
 def test_what_is_wrong_in_it_is_told_in_a_sentence(file: Path, text: str, sentence: str) -> None:

@@ -46,7 +46,7 @@ def read_classes(path: str) -> Classes:
     except yaml.MarkedYAMLError as error:
         line = 1 if error.problem_mark is None else error.problem_mark.line + 1
         raise UsageError(f"{path}:{line}: the file is not YAML: {error.problem}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"The classes file {path} is not YAML: {' '.join(str(error).split())}.") from error
     if root is None:
         raise UsageError(f"The classes file {path} is empty.")

@@ -43,9 +43,11 @@ class Vocabulary:
 
 
 def tell_apart(words: Sequence[str], known: Vocabulary) -> Words:
-    """Raises UsageError for a flag that nobody knows, or that lacks its value, or has one that it does not take."""
+    """After `--` no word is a flag. Raises UsageError for a flag that nobody knows, or that lacks its value, or has one
+    that it does not take."""
     told = Words()
-    rest = [_dashes(word) for word in words if word != "--"]
+    end = words.index("--") if "--" in words else len(words)
+    rest = [_dashes(word) for word in words[:end]]
     while rest:
         word = rest.pop(0)
         if _is_value(word):
@@ -60,6 +62,7 @@ def tell_apart(words: Sequence[str], known: Vocabulary) -> Words:
         if dot and takes != "unknown":
             takes = "one"
         told.engine += [name + dot + fields + equals + value, *_values(name, equals, takes, rest)]
+    told.free += words[end + 1 :]
     return told
 
 

@@ -1,6 +1,7 @@
-"""`--config FILE.yaml`: flags of ours and of vLLM's in a file, as words that stand before those of the command line.
+"""`--config FILE.yaml`: flags of ours and of vLLM's in a file, which those of the command line overrule.
 
-Read here rather than by vLLM, so that a flag means the same wherever it stands. The rules are vLLM's: a list is
+Read here rather than by vLLM, so that a flag means the same wherever it stands. Told apart by itself: a flag at the
+file's end takes nothing off the command line. The rules are vLLM's: a list is
 several values (or JSON, where the flag takes one), a mapping JSON, `true` a flag without a value, `false` its `--no-`
 form where it has one. A list for a flag of ours is its values with commas between.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llumnix.command_line import Vocabulary
+from llumnix.command_line import Vocabulary, Words, tell_apart
 from llumnix.errors import UsageError
 
 _FLAG = "--config"
@@ -20,14 +21,19 @@ _REPEATED = "--middleware"
 """The one flag of vLLM's that is given several times for several values."""
 
 
-def with_file(words: Sequence[str], known: Vocabulary) -> list[str]:
-    """The words, with what the file says in front of them. Raises UsageError when it cannot be read."""
+def tell_apart_with_file(words: Sequence[str], known: Vocabulary) -> Words:
+    """The words, and before them what the file says that they name. Raises UsageError when it cannot be read."""
     path, rest = _take_path(list(words))
-    return list(words) if path is None else [*_words_of(path, known), *rest]
+    told = tell_apart(rest, known)
+    if path is None:
+        return told
+    first = tell_apart(_words_of(path, known), known)
+    return Words(first.ours + told.ours, first.engine + told.engine, first.free + told.free)
 
 
 def _take_path(words: list[str]) -> tuple[str | None, list[str]]:
-    places = [place for place, word in enumerate(words) if word.partition("=")[0] == _FLAG]
+    end = words.index("--") if "--" in words else len(words)
+    places = [place for place, word in enumerate(words[:end]) if word.partition("=")[0] == _FLAG]
     if not places:
         return None, words
     if len(places) > 1:
@@ -36,7 +42,7 @@ def _take_path(words: list[str]) -> tuple[str | None, list[str]]:
     _, equals, path = words[place].partition("=")
     if equals:
         return path, words[:place] + words[place + 1 :]
-    if place + 1 == len(words):
+    if place + 1 == end:
         raise UsageError("--config needs a file.")
     return words[place + 1], words[:place] + words[place + 2 :]
 
@@ -69,8 +75,15 @@ def _words_for(flag: str, value: Any, known: Vocabulary) -> list[str]:
     if isinstance(value, list) and flag == _REPEATED:
         return [f"{flag}={item}" for item in value]
     if isinstance(value, dict | list):
-        return [f"{flag}={json.dumps(value)}"]
+        return [f"{flag}={_as_json(flag, value)}"]
     return [f"{flag}={value}"]
+
+
+def _as_json(flag: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:  # a date, or a mapping that is in itself
+        raise UsageError(f"{flag} of the config file cannot be written as JSON: {error}.") from error
 
 
 def _load(path: str) -> Any:
@@ -80,6 +93,6 @@ def _load(path: str) -> Any:
         return yaml.safe_load(Path(path).expanduser().read_text())
     except OSError as error:
         raise UsageError(f"The config file {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a 13th month
         gist = " ".join(str(error).split())
         raise UsageError(f"The config file {path} is not YAML: {gist}.") from error

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from llumnix import vllm_words
-from llumnix.command_line import Vocabulary, closest, refuse_wrong_values, tell_apart
+from llumnix.command_line import Vocabulary, closest, refuse_wrong_values
 from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
-from llumnix.config_file import with_file
+from llumnix.config_file import tell_apart_with_file
 from llumnix.errors import UsageError
 from llumnix.policy.catalogue import POLICIES, Policy, find_policy
 from llumnix.policy.classes import Classes
@@ -129,7 +129,7 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
     """Raises UsageError."""
     parser = serve_parser()
     known = vocabulary(parser, flag_value(arguments, "--engine-module") or DEFAULT_ENGINE)
-    words = tell_apart(with_file(arguments, known), known)
+    words = tell_apart_with_file(arguments, known)
     values = parser.parse_args(words.ours)
     model, engine_flags = _take_model(words.free, words.engine)
     _refuse_what_does_not_fit(engine_flags, known)
