@@ -16,7 +16,8 @@ HEAD = """# Configuration reference
 
 Made from the dataclasses in `src/llumnix/config.py` and `roles_config.py` by
 `scripts/configuration_reference.py`. Each is a flag of `llumnix serve`; switches have a `--no-` form. Flags that are
-not here go to vLLM.
+not here go to vLLM. Numbers go up to `1e9`: in seconds that is never, such as `--step-timeout-s 1e9` for an engine that
+is never to count as hung.
 """
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+from math import inf, nan
+from typing import get_type_hints
 
+import msgspec
 import pytest
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, flag_value, parse_serve, serve_parser, vocabulary
 from llumnix.roles_config import RolesConfig
+
+NUMBERS = (int, float, float | None)
 
 
 def test_no_words_give_the_defaults() -> None:
@@ -87,10 +92,9 @@ def test_target_for_tokens_is_refused_where_prompts_are_computed_whole(words: st
         parse_serve(["--tpot-target-ms", "30", words])
 
 
-@pytest.mark.parametrize("target", ["-1", "inf", "nan"])
-def test_target_for_tokens_is_a_time(target: str) -> None:
-    with pytest.raises(UsageError, match=r"^--tpot-target-ms must be a finite number and not negative\.$"):
-        parse_serve([f"--tpot-target-ms={target}"])
+def test_target_for_tokens_is_a_time() -> None:
+    with pytest.raises(UsageError, match=r"^--tpot-target-ms must not be negative\.$"):
+        parse_serve(["--tpot-target-ms=-1"])
 
 
 def test_our_flags_may_have_underscores_and_vllms_name_for_the_end() -> None:
@@ -178,8 +182,6 @@ def test_model_by_flag(spelling: list[str]) -> None:
         ("--drain-timeout-s -1", "--drain-timeout-s must not be negative"),
         ("--relief-steps -1", "--relief-steps must not be negative"),
         ("--pace-gain 1.01", "--pace-gain must be 0 or at least 1.1"),
-        ("--pace-gain nan", "--pace-gain must be 0 or at least 1.1"),
-        ("--pace-gain inf", "--pace-gain must be 0 or at least 1.1"),
         ("--admin-port 70000", "--admin-port must be below 65536"),
         ("--migrate-out-freeness 5 --migrate-in-freeness 1", "requests would bounce"),
     ],
@@ -189,7 +191,25 @@ def test_bad_words_are_told_in_a_sentence(line: str, part: str) -> None:
         parse_serve(line.split())
 
 
-@pytest.mark.parametrize("config", [ClusterConfig, MigrationConfig, PolicyConfig, RolesConfig, ScalingConfig])
+CONFIGS = [ClusterConfig, MigrationConfig, PolicyConfig, RolesConfig, ScalingConfig]
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(config, name) for config in CONFIGS for name, kind in get_type_hints(config).items() if kind in NUMBERS],
+)
+@pytest.mark.parametrize("value", [inf, -inf, nan, 10**30])
+def test_number_that_no_message_could_carry_is_refused(config: type, name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} must be a number up to 1e\\+09 "):
+        config(**{name: value})
+
+
+def test_no_end_can_be_said_with_a_number() -> None:
+    cluster = ClusterConfig(step_timeout_s=1e9, start_timeout_s=1e9, drain_timeout_s=1e9, shutdown_timeout_s=1e9)
+    assert msgspec.json.decode(msgspec.json.encode(cluster), type=ClusterConfig) == cluster
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_knob_has_a_flag(config: type) -> None:
     ours = vocabulary(serve_parser(), DEFAULT_ENGINE).ours
     for field in (each for each in dataclasses.fields(config) if each.metadata):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 
 from llumnix.errors import UsageError
-from llumnix.knob import knob
+from llumnix.knob import knob, refuse_beyond_measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +35,10 @@ class RolesConfig:
     )
 
     def __post_init__(self) -> None:
+        refuse_beyond_measure(self)
         for name, target_ms in (("tpot", self.tpot_target_ms), ("ttft", self.ttft_target_ms)):
-            if not 0 <= target_ms < inf:
-                raise UsageError(f"--{name}-target-ms must be a finite number and not negative.")
+            if target_ms < 0:
+                raise UsageError(f"--{name}-target-ms must not be negative.")
         if self.roles not in ("static", "adaptive", "advise"):
             raise UsageError(f"--roles must be static, adaptive or advise, not {self.roles}.")
         if self.roles == "static" and self.ttft_target_ms:
