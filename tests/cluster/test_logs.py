@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from llumnix.cluster.logs import last_words, rotate
+from llumnix.cluster import logs
+from llumnix.cluster.logs import LogFolder, last_words, open_log, rotate
+from llumnix.config import ClusterConfig
+from llumnix.errors import UsageError
 
 TRACEBACK = """\
 INFO 11-23 04:00:00 [model.py:1] loading
@@ -46,7 +51,7 @@ def test_writer_goes_on_after_a_rotation(tmp_path: Path) -> None:
     with log.open("a") as writer:
         writer.write("x" * 2000)
         writer.flush()
-        rotate(tmp_path, largest=1000)
+        rotate(log, largest=1000)
         writer.write("y")
     assert log.read_text() == "y"
     assert (tmp_path / "i0.log.1").read_text() == "x" * 2000
@@ -55,7 +60,7 @@ def test_writer_goes_on_after_a_rotation(tmp_path: Path) -> None:
 def test_small_logs_are_left_alone(tmp_path: Path) -> None:
     log = tmp_path / "i0.log"
     log.write_text("short")
-    rotate(tmp_path, largest=1000)
+    rotate(log, largest=1000)
     assert [path.name for path in tmp_path.iterdir()] == ["i0.log"]
 
 
@@ -64,6 +69,57 @@ def test_log_that_cannot_be_copied_is_emptied_and_harms_nobody(tmp_path: Path) -
     for name in ("i0", "i1"):
         (tmp_path / f"{name}.log").write_text("x" * 2000)
     (tmp_path / "i0.log.1").mkdir()
-    rotate(tmp_path, largest=1000)
+    for name in ("i0", "i1"):
+        rotate(tmp_path / f"{name}.log", largest=1000)
     assert [(tmp_path / f"{name}.log").read_text() for name in ("i0", "i1")] == ["", ""]
     assert (tmp_path / "i1.log.1").read_text() == "x" * 2000
+
+
+def test_logs_of_others_in_the_folder_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = LogFolder(ClusterConfig(log_dir=str(tmp_path)), tmp_path)
+    for name in ("i0", "nginx"):
+        (tmp_path / f"{name}.log").write_text("x" * 2000)
+    monkeypatch.setattr(logs.rotate, "__defaults__", (1000,))
+    folder.keep_small(["nursery", "scheduler", "front-0", "i0"])
+    assert (tmp_path / "i0.log").read_text() == ""
+    assert (tmp_path / "nginx.log").read_text() == "x" * 2000
+
+
+def test_two_servers_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    cluster = ClusterConfig(log_dir=str(tmp_path))
+    LogFolder(cluster, tmp_path)
+    LogFolder(cluster, tmp_path, alone=False)  # that of one of its instances, which Ray has put on the same machine
+    with pytest.raises(
+        UsageError, match=f"^--log-dir {tmp_path} is another server's: each needs a folder of its own.$"
+    ):
+        LogFolder(cluster, tmp_path)
+
+
+def test_folder_in_which_nothing_can_be_written_is_told_before_anything_starts(tmp_path: Path) -> None:
+    """As where the nursery's log is another user's, of an earlier server."""
+    (tmp_path / "nursery.log").mkdir()
+    with pytest.raises(UsageError, match=r"cannot be written: is a directory \(.*/nursery.log\)\.$"):
+        LogFolder(ClusterConfig(log_dir=str(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_log_whose_folder_is_gone_stops_nobody(tmp_path: Path, gone: bool) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    shutil.rmtree(folder) if gone else (folder / "i0.log").mkdir()
+    with open(open_log(folder / "i0.log"), "a") as log:
+        log.write("x")
+    assert not gone or (folder / "i0.log").read_text() == "x"
+
+
+def test_logs_of_instances_that_ended_long_ago_go(tmp_path: Path) -> None:
+    """One that cannot start is tried again for as long as the server runs."""
+    folder = LogFolder(ClusterConfig(), tmp_path)
+    for name in ("front-0", *(f"i{number}" for number in range(250))):
+        path = folder.file(name)
+        assert path is not None
+        path.write_text("ValueError: no room")
+        path.with_suffix(".log.1").touch()
+        assert folder.end_of(name, "exit code 1") == "ValueError: no room"
+    kept = {name.partition(".")[0] for name in os.listdir(tmp_path / "logs")}
+    assert kept == {"front-0", *(f"i{number}" for number in range(150, 250))}

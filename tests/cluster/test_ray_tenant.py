@@ -22,11 +22,14 @@ from llumnix.cluster.nursery_messages import (
     FromNursery,
     LoadEngine,
     channel,
+    encode,
     receive_from_nursery,
 )
+from llumnix.cluster.ray import room as ray_room
 from llumnix.cluster.ray import tenant as ray_tenant
 from llumnix.cluster.ray.launch import House
 from llumnix.cluster.ray.placement import Node
+from llumnix.cluster.ray.room import NodeRoom
 from llumnix.cluster.ray.tenant import Neighbours, Tenant
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.types import InstanceId
@@ -185,3 +188,25 @@ async def test_end_of_the_front_ends_parent_is_no_end_as_wished(ray: Ray, tmp_pa
         launcher.close()
         speaker = SimpleNamespace(channel=home, receive=lambda: receive_from_nursery(home))
         assert await House(ours, speaker, prepared(tmp_path)).run() is True
+
+
+async def test_logs_on_a_node_are_kept_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: asyncio.Queue[Any] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    ours, theirs = channel()
+
+    def start(room: Any, asked: LoadEngine, *_: Any) -> tuple[Any, LoadEngine]:
+        room._logs = SimpleNamespace(keep_small=lambda names: loop.call_soon_threadsafe(kept.put_nowait, [*names]))
+        return SimpleNamespace(channel=ours, send=lambda _: None, end=ours.close), asked
+
+    monkeypatch.setattr(ray_room, "node_name", lambda: "there")
+    monkeypatch.setattr(ray_room, "_HOUSEKEEPING_INTERVAL_S", 0.01)
+    monkeypatch.setattr(NodeRoom, "_start", start)
+    room = NodeRoom()
+    await room.open(encode(prepared(tmp_path)), {}, "i0")
+    for _ in range(2):
+        assert await asyncio.wait_for(kept.get(), 10) == ["i0", "nursery-i0"]
+    await room.close()
+    theirs.close()
+    await asyncio.sleep(0.05)
+    assert len(asyncio.all_tasks()) == 1

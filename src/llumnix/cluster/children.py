@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from llumnix import linux
+from llumnix.cluster.logs import open_log
 from llumnix.cluster.nursery_messages import FromNursery, ToNursery, channel, receive_from_nursery, send
 from llumnix.cluster.scheduler_process import SchedulerSpec
 
@@ -124,7 +125,7 @@ def _how(process: subprocess.Popen[bytes]) -> str:
 
 def _output(log: Path | None) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     """Where a child writes: a log file, or (None) our own stdout and stderr."""
-    return contextlib.nullcontext() if log is None else log.open("ab")
+    return contextlib.nullcontext() if log is None else open(open_log(log), "ab")
 
 
 def reap_orphans(known: set[int]) -> None:

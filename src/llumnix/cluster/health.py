@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llumnix.cluster.nursery_messages import Ready
+from llumnix.flags import ServeArguments, has_flag
+
 _INTERVAL_S = 0.1
 _TIMEOUT_S = 5.0
 _WANTS_CERTIFICATE = ("ALERT_CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
@@ -59,6 +62,17 @@ class ServerAddress:
             trusting.verify_mode = ssl.CERT_NONE
             return http.client.HTTPSConnection(self._reachable_host, self.port, timeout=_TIMEOUT_S, context=trusting)
         return http.client.HTTPConnection(self._reachable_host, self.port, timeout=_TIMEOUT_S)
+
+
+def address_of(arguments: ServeArguments, ready: Ready) -> ServerAddress:
+    """Of the server that was told this, and is bound there."""
+    return ServerAddress(
+        host=ready.host,
+        port=ready.port,
+        tls=has_flag(arguments.engine_flags, "--ssl-certfile"),
+        unix_socket=arguments.engine_flag("--uds"),
+        client_certificates=arguments.engine_flag("--ssl-cert-reqs") == "2",  # ssl.CERT_REQUIRED
+    )
 
 
 def _sent_away(error: ssl.SSLError | ConnectionResetError) -> bool:

@@ -25,7 +25,7 @@ from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_des
 from llumnix.cluster.console import Voice
 from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
 from llumnix.cluster.greeting import greeting
-from llumnix.cluster.health import HealthWatch, ServerAddress
+from llumnix.cluster.health import HealthWatch, address_of
 from llumnix.cluster.logs import LogFolder
 from llumnix.cluster.nursery_messages import (
     Cleared,
@@ -48,7 +48,7 @@ from llumnix.cluster.supervision import Audience, Finish
 from llumnix.cluster.supervisor import Supervisor
 from llumnix.control.scheduler_events import DeclareLost, SetRole, StartInstances, StopInstance
 from llumnix.engine.port import END_NOW
-from llumnix.flags import ServeArguments, has_flag
+from llumnix.flags import ServeArguments
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
@@ -167,7 +167,7 @@ class Launcher:
             self._on_nursery()
         if self._scheduler is not None and self._scheduler.exit_descriptor in ready:
             how, self._scheduler = self._scheduler.end(), None
-            self._tell_supervisor(supervision.SchedulerExited(self._logs.why_it_ended("scheduler", how)))
+            self._tell_supervisor(supervision.SchedulerExited(self._logs.end_of("scheduler", how)))
 
     def _take_events(self) -> None:
         """Those that are there now: what comes meanwhile has its turn after signals, exits and deadlines."""
@@ -202,12 +202,12 @@ class Launcher:
             case Failed() as failed:
                 self._finish = Finish(2, failed.why)
             case Exited() as exited:
-                why = self._logs.why_it_ended(exited.child, exited.how)
+                why = self._logs.end_of(exited.child, exited.how)
                 self._tell_supervisor(replace(exited, how=why, heard_unix_s=time.time()))
             case Waiting() | Forked() | Leaving() | Cleared() as news:
                 self._tell_supervisor(news)
             case None:
-                why = self._logs.why_it_ended("nursery", self._nursery.end())
+                why = self._logs.end_of("nursery", self._nursery.end())
                 if self._loaded:
                     self._tell_supervisor(supervision.NurseryEnded(why))
                 else:
@@ -217,14 +217,7 @@ class Launcher:
 
     def _on_loaded(self, ready: Ready) -> None:
         self._loaded = True
-        flags = self._arguments.engine_flags
-        address = ServerAddress(
-            host=ready.host,
-            port=ready.port,
-            tls=has_flag(flags, "--ssl-certfile"),
-            unix_socket=self._arguments.engine_flag("--uds"),
-            client_certificates=self._arguments.engine_flag("--ssl-cert-reqs") == "2",  # ssl.CERT_REQUIRED
-        )
+        address = address_of(self._arguments, ready)
         example = None if ready.example is None else (ready.example.path, ready.example.body)
         sentence = greeting(self._arguments, address, self._logs.path, example, self._environment)
 
@@ -285,7 +278,7 @@ class Launcher:
             self._mailbox.post(address, message)
 
     def _keep_house(self) -> None:
-        self._logs.keep_small()
+        self._logs.keep_small(["nursery", "scheduler", *self._supervisor.processes])
         known = {self._nursery.pid} | ({self._scheduler.pid} if self._scheduler is not None else set())
         reap_orphans(known)
 

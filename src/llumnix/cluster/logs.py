@@ -1,12 +1,19 @@
-"""Log files of the processes: opened by each process for itself, bounded and read by the launcher."""
+"""Log files of the processes: opened by each process for itself, bounded and read by the launcher.
+
+A server does not end for its logs: where they cannot be written they are not. Only that they could not be written from
+the beginning is told, before anything starts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import sys
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 from llumnix.cluster.json_logs import words_of
@@ -15,7 +22,9 @@ from llumnix.errors import UsageError
 
 _LARGEST = 64 * 1024 * 1024  # bytes of one file; one older file of that size is kept beside it
 _TAIL = 16 * 1024  # bytes read to find the last words
+_KEPT = 100  # instances that ended whose logs stay; one that never starts is tried some 3,000 times a day
 
+_INSTANCE = re.compile(r"i\d+")
 _PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\S+ \S+ \[[^\]]*\]\s*)?")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Mismatch|IllegalEvent)\b(: .*)?$")
 
@@ -27,24 +36,34 @@ def log_file(folder: Path, name: str) -> Path:
 class LogFolder:
     """Where the processes of this machine write."""
 
-    def __init__(self, cluster: ClusterConfig, run_dir: Path) -> None:
-        """Makes it. Raises UsageError."""
+    def __init__(self, cluster: ClusterConfig, run_dir: Path, alone: bool = True) -> None:
+        """Makes it. `alone`: no other server may write there; only what the launcher starts itself is beside others on
+        its machine. Raises UsageError."""
         self.path = None if cluster.verbose else _made(cluster, run_dir)
         """None: on the console."""
         self._is_kept = bool(cluster.log_dir)
+        self._ended: deque[str] = deque()
+        if self.path is not None and self._is_kept and alone:
+            _take(self.path)
 
     def file(self, process: str) -> Path | None:
         return None if self.path is None else log_file(self.path, process)
 
-    def why_it_ended(self, process: str, how: str) -> str:
-        """How it ended, and what it said last if it ended by itself."""
+    def end_of(self, process: str, how: str) -> str:
+        """How it ended, and what it said last if it ended by itself. Logs of instances that ended long before go."""
         path = self.file(process)
         words = last_words(path) if path is not None and how.startswith("exit code") else ""
+        if path is not None and _INSTANCE.fullmatch(process):
+            self._ended.append(process)
+            if len(self._ended) > _KEPT:
+                _remove(log_file(path.parent, self._ended.popleft()))
         return words if words and how != "exit code 0" else how
 
-    def keep_small(self) -> None:
+    def keep_small(self, processes: Iterable[str]) -> None:
+        """The logs of these, which run: the folder may have files of others in it."""
         if self.path is not None:
-            rotate(self.path)
+            for process in processes:
+                rotate(log_file(self.path, process))
 
     @property
     def where_to_look(self) -> str:
@@ -58,15 +77,47 @@ def _made(cluster: ClusterConfig, run_dir: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--log-dir {folder} cannot be made: {error.strerror}.") from error
+        raise UsageError(f"The folder for logs {folder} cannot be made: {_why(error)}.") from error
     return folder.absolute()
+
+
+def _take(folder: Path) -> None:
+    """Until the end of this process. Raises UsageError when another server writes there, or we cannot."""
+    try:
+        os.close(_open(log_file(folder, "nursery")))
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"--log-dir {folder} cannot be written: {_why(error)} ({error.filename}).") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"--log-dir {folder} is another server's: each needs a folder of its own.") from error
+    except OSError:  # a file system that knows no locks
+        os.close(lock)
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def open_log(path: Path) -> int:
+    """To write at its end. If the folder is gone, it is made anew; what cannot be written at all goes nowhere."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        return _open(path)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def write_to(path: Path) -> None:
     """Sends stdout and stderr of this process to the end of `path`, whoever writes to them."""
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = open_log(path)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -85,19 +136,27 @@ def last_words(path: Path) -> str:
     return (exceptions or lines or [""])[-1].rstrip(".")
 
 
-def rotate(folder: Path, largest: int = _LARGEST) -> None:
+def rotate(path: Path, largest: int = _LARGEST) -> None:
     """Moves what a too large log holds to one older file. Writers append, so they go on at the new beginning.
 
     On a full disk the log is emptied all the same: a server does not end for its logs.
     """
-    for path in folder.glob("*.log"):
-        older = path.with_suffix(".log.1")
+    with contextlib.suppress(OSError):
+        if path.stat().st_size <= largest:
+            return
+        try:
+            shutil.copyfile(path, _older(path))
+        except OSError:
+            _older(path).unlink()
+        finally:
+            os.truncate(path, 0)
+
+
+def _older(path: Path) -> Path:
+    return path.with_suffix(".log.1")
+
+
+def _remove(path: Path) -> None:
+    for each in (path, _older(path)):
         with contextlib.suppress(OSError):
-            if path.stat().st_size <= largest:
-                continue
-            try:
-                shutil.copyfile(path, older)
-            except OSError:
-                older.unlink()
-            finally:
-                os.truncate(path, 0)
+            each.unlink()

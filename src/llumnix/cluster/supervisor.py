@@ -97,6 +97,11 @@ class Supervisor:
         return tuple(instance.id for instance in self._roster.instances)
 
     @property
+    def processes(self) -> tuple[str, ...]:
+        """All front ends and instances that run, by their names."""
+        return tuple(process.name for process in self._roster.processes)
+
+    @property
     def mailboxes(self) -> tuple[str, ...]:
         """Of all instances that serve."""
         return tuple(instance.control for instance in self._roster.instances if instance.control)

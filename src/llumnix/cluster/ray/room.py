@@ -31,6 +31,7 @@ from llumnix.cluster.run_dir import private_run_dir
 
 _LOOPBACK = "127.0.0.1"
 _NURSERY_ENDS_S = 4.0  # in which it ends what its instance left running
+_HOUSEKEEPING_INTERVAL_S = 30.0
 
 
 class NodeRoom:
@@ -41,6 +42,7 @@ class NodeRoom:
         self._nursery: NurseryProcess | None = None
         self._said: list[bytes] = []
         self._changed = asyncio.Event()
+        self._housekeeping: asyncio.Task[None] | None = None
 
     async def open(self, prepare: bytes, environment: dict[str, str], instance: str) -> str:
         """Starts a nursery for `instance`, told what the launcher said, made fit for this node. Returns its name."""
@@ -51,6 +53,7 @@ class NodeRoom:
         self._nursery, here = self._start(asked, node, dict(os.environ) | environment)
         asyncio.get_running_loop().add_reader(self._nursery.channel, self._hear)
         self._nursery.send(here)
+        self._housekeeping = asyncio.create_task(self._keep_house(instance))
         return node
 
     async def send(self, message: bytes) -> None:
@@ -69,16 +72,23 @@ class NodeRoom:
 
     async def close(self) -> None:
         """Nothing of it is left on the node."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
         if self._nursery is not None:
             asyncio.get_running_loop().remove_reader(self._nursery.channel)
             self._nursery.end()
             self._nursery = None
         self._stack.close()
 
+    async def _keep_house(self, instance: str) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
+            await asyncio.to_thread(self._logs.keep_small, (instance, self._nursery_log))
+
     def _start(self, asked: LoadEngine, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, LoadEngine]:
         run_dir = self._stack.enter_context(private_run_dir())
         host = _LOOPBACK if asked.book.host == _LOOPBACK else ray.util.get_node_ip_address()
-        self._logs = LogFolder(asked.cluster, run_dir)
+        self._logs = LogFolder(asked.cluster, run_dir, alone=False)
         model = asked.model
         if asked.tiny_model:
             from llumnix import tiny_model
@@ -100,10 +110,10 @@ class NodeRoom:
         if message is None:
             asyncio.get_running_loop().remove_reader(self._nursery.channel)
             nursery, self._nursery = self._nursery, None
-            why = self._logs.why_it_ended(self._nursery_log, nursery.end())
+            why = self._logs.end_of(self._nursery_log, nursery.end())
             self._say(Failed(why=f"the parent of the engine's processes ended ({why})"))
         elif isinstance(message, Exited):
-            self._say(Exited(child=message.child, how=self._logs.why_it_ended(message.child, message.how)))
+            self._say(Exited(child=message.child, how=self._logs.end_of(message.child, message.how)))
         else:
             self._say(message)
 
