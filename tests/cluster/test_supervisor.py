@@ -497,6 +497,16 @@ def test_server_gives_up_when_the_front_end_never_starts() -> None:
     assert finishes == [Finish(2, "The front end does not start: ImportError: no app")]
 
 
+def test_answer_of_another_program_at_the_address_is_no_sign_that_a_front_end_starts() -> None:
+    server = Server()
+    server.serve()
+    finishes: list[Finish] = []
+    for at in (2.0, 10.0, 20.0):
+        finishes += only(Finish, server.exit("front-0", at, why="OSError: address already in use"))
+        server.handle(TimePassed(), at + 9.0)
+    assert finishes == [Finish(2, "The front end does not start: OSError: address already in use")]
+
+
 def test_server_ends_when_the_nursery_ends() -> None:
     server = Server()
     server.serve()

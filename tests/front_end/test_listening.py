@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llumnix.cluster.preflight import why_taken
 from llumnix.errors import UsageError
 
 pytest.importorskip("vllm")
@@ -29,6 +30,7 @@ from vllm.entrypoints.launchers import launcher
 
 from llumnix.engine.vllm import boot
 from llumnix.engine.vllm.boot import VllmSetup
+from llumnix.engine.vllm.front_end import serve
 from llumnix.engine.vllm.front_end.serve import _serve_admin
 
 ADMIN_TLS = {
@@ -51,20 +53,25 @@ def test_admin_port_beside_a_unix_socket_is_of_this_machine_alone() -> None:
     assert setup().host == "0.0.0.0", "vLLM's own default"
 
 
-def bind(path: str) -> socket.socket:
-    bound = socket.socket(socket.AF_UNIX)
-    try:
-        bound.bind(path)
-    except OSError:
-        bound.close()
-        raise
-    return bound
+@pytest.fixture
+def binds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM's `setup_server`, without what else it checks and leaves open."""
+
+    def bind(args: argparse.Namespace, reuse_port: bool) -> tuple[str, socket.socket]:
+        bound = socket.socket(socket.AF_UNIX if args.uds else socket.AF_INET)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(args.uds or ("127.0.0.1", args.port))
+        except OSError:
+            bound.close()
+            raise
+        return "", bound
+
+    monkeypatch.setattr(launcher, "setup_server", bind)
 
 
-def test_unix_socket_of_a_killed_server_is_replaced_and_one_in_use_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launcher, "setup_server", lambda args, reuse_port: ("", bind(args.uds)))
+@pytest.mark.usefixtures("binds")
+def test_unix_socket_of_a_killed_server_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
     path = str(tmp_path / "llm.sock")
     first = boot.listen(setup(uds=path))
     for begin in (lambda: None, first.listen):
@@ -80,6 +87,67 @@ def test_unix_socket_of_a_killed_server_is_replaced_and_one_in_use_is_not(
     with pytest.raises(UsageError):
         boot.listen(setup(uds=path))
     assert Path(path).read_text() == "precious"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.mark.usefixtures("binds")
+def test_port_is_taken_from_the_moment_when_it_is_bound() -> None:
+    """It listens only when there is an instance, some minutes later."""
+    port = free_port()
+    with boot.listen(setup(port=port)):
+        assert why_taken("127.0.0.1", port) == "address already in use"
+        with pytest.raises(UsageError, match=f"^Port {port} on 0.0.0.0 cannot be used: Address already in use"):
+            boot.listen(setup(port=port))
+
+
+@pytest.mark.usefixtures("binds")
+async def test_port_on_which_a_server_before_has_left_connections_is_listened_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        port = before.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = before.accept()
+        accepted.close()  # the side that closes first waits for late packets
+        client.close()
+    listened: list[int] = []
+
+    async def serve_http(_app: Any, *, sock: socket.socket, **_: Any) -> Any:
+        sock.listen()
+        listened.append(sock.getsockname()[1])
+        return asyncio.sleep(0)
+
+    async def app(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(launcher, "serve_http", serve_http)
+    monkeypatch.setattr(serve, "_make_app", app)
+    monkeypatch.setattr("vllm.entrypoints.launchers.utils.server_utils.get_uvicorn_log_config", lambda _: None)
+    with boot.listen(setup(port=port)) as sock:
+        await serve._serve_http(AnyFlags(), None, None, None, sock, None)  # type: ignore[arg-type]
+    assert listened == [port]
+
+
+class AnyFlags(argparse.Namespace):
+    def __getattr__(self, _name: str) -> None:
+        return None
+
+
+@pytest.mark.usefixtures("binds")
+def test_unix_socket_that_cannot_be_bound_is_told_by_its_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "no" / "llm.sock")
+    with pytest.raises(UsageError, match=f"^The socket {path} cannot be used: No such file or directory"):
+        boot.listen(setup(uds=path))
+
+
+@pytest.mark.parametrize(("words", "threads"), [("4", 4), ("4,2", 4), ("", 1), ("0", 1), ("many", 1)])
+def test_threads_of_an_instance_are_what_openmp_reads(words: str, threads: int) -> None:
+    assert boot.threads_of(words) == threads
 
 
 def certificate(folder: Path) -> tuple[str, str]:

@@ -137,14 +137,14 @@ def check_ray(address: str) -> None:
 
 def check_port(arguments: ServeArguments) -> None:
     """The nursery opens the socket for good; this only says so ten seconds earlier."""
-    if has_flag(arguments.engine_flags, "--uds"):
-        return
     host = arguments.engine_flag("--host") or "127.0.0.1"
-    port = port_number(arguments.engine_flag("--port") or str(DEFAULT_PORT))
-    for number in (port, arguments.cluster.admin_port):
+    numbers = {"--admin-port": arguments.cluster.admin_port}
+    if not has_flag(arguments.engine_flags, "--uds"):
+        numbers["--port"] = port_number(arguments.engine_flag("--port") or str(DEFAULT_PORT))
+    for flag, number in numbers.items():
         reason = why_taken(host, number)
         if reason is not None:
-            raise UsageError(f"Port {number} on {host} cannot be opened: {reason}; choose another with --port.")
+            raise UsageError(f"Port {number} on {host} cannot be opened: {reason}; choose another with {flag}.")
 
 
 def port_number(text: str) -> int:

@@ -274,8 +274,8 @@ class Supervisor:
 
     def _on_news_of_front_end(self, event: FrontEndServes | FrontEndLives, at: float) -> list[SupervisorCommand]:
         if isinstance(event, FrontEndServes):
-            self._ever_served = True
             return [Say(event.sentence)]
+        self._ever_served = True  # whoever answers at the address need not be a front end of ours
         front_end = self._roster.front_end_places[event.front_end].process
         if front_end is not None and front_end.pid == event.pid and not front_end.end:
             if front_end.watch.due_s is None and not self._stopping:

@@ -111,7 +111,11 @@ def check_parser(flag: str, name: str | None, known: list[str]) -> None:
 
 
 def listen(setup: VllmSetup) -> socket.socket:
-    """Binds the HTTP socket, as vLLM does; it starts to listen when a front end serves."""
+    """Binds the HTTP socket, as vLLM does; it starts to listen when a front end serves. Raises UsageError.
+
+    Until then SO_REUSEADDR is off: with it, Linux has others bind the port, too, and gives it to who listens first.
+    Binding needs it, and so does listening (`serve_front_end`), where a server before this one has left connections.
+    """
     from vllm.entrypoints.launchers.launcher import setup_server
 
     if setup.args.uds:
@@ -119,7 +123,10 @@ def listen(setup: VllmSetup) -> socket.socket:
     try:
         _, sock = setup_server(setup.args, reuse_port=False)
     except OSError as error:
-        raise UsageError(f"Port {setup.port} on {setup.host} cannot be used: {error.strerror or error}.") from error
+        what = f"The socket {setup.args.uds}" if setup.args.uds else f"Port {setup.port} on {setup.host}"
+        raise UsageError(f"{what} cannot be used: {error.strerror or error}.") from error
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return sock
 
 
@@ -156,8 +163,14 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
     if multimodal is not None:
         multimodal.mm_processor_cache_gb = 0  # what front ends send is whole (front_end/llm.py)
     if setup.config.device_config.device_type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        torch.set_num_threads(threads_of(os.environ.get("OMP_NUM_THREADS", "")))
     serve_instance(setup.config, spec, log_stats=not setup.args.disable_log_stats)
+
+
+def threads_of(words: str) -> int:
+    """What OMP_NUM_THREADS says: of a list, which is of nested levels, the first; 1 if it says nothing."""
+    first = words.partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else 1
 
 
 def run_front_end(setup: VllmSetup, spec: FrontEndSpec, sock: socket.socket) -> None:
