@@ -38,6 +38,8 @@ class NurseryProcess:
     ) -> None:
         """`module` is the nursery, or what speaks like one; it gets `patience_s` to end by itself."""
         self._patience_s = patience_s
+        self._over = False
+        self._deaf = ""
         self._orders: SimpleQueue[ToNursery | None] = SimpleQueue()
         self.channel, theirs = channel()
         command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())]
@@ -64,39 +66,43 @@ class NurseryProcess:
     def _pass_on(self) -> None:
         """In a thread: the channel holds a few hundred messages each way, and two that both wait for the other to read
         wait for ever."""
-        with contextlib.suppress(OSError):  # it is gone
+        try:
             while (order := self._orders.get()) is not None:
                 send(self.channel, order)
+        except (BrokenPipeError, ConnectionResetError):  # it is gone
+            pass
+        except OSError as error:
+            if not self._over:
+                self._deaf = f"it cannot be told what to do: {error}"
+                self._process.kill()
 
     def receive(self) -> FromNursery | None:
         return receive_from_nursery(self.channel)
 
     def end(self) -> str:
         """Kills it, and the kernel with it all that it forked. How it ended, in words."""
+        self._over = True
         self._orders.put(None)
         self.channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(self._patience_s)
         self._process.kill()
         self._process.wait()
-        return _how(self._process)
+        return self._deaf or _how(self._process)
 
 
 class SchedulerChild:
     def __init__(self, spec: SchedulerSpec, environment: Mapping[str, str], log: Path | None) -> None:
         command = [sys.executable, "-m", "llumnix.cluster.scheduler_process", str(os.getpid())]
-        with _output(log) as output:
+        with (
+            _output(log) as output,
+            open(os.memfd_create("scheduler"), "w+b") as told,
+        ):  # a full pipe would have to wait
+            told.write(msgspec.json.encode(spec))
+            told.seek(0)
             self._process = subprocess.Popen(
-                command,
-                env=dict(environment),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                process_group=0,
+                command, env=dict(environment), stdin=told, stdout=output, stderr=output, process_group=0
             )
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(msgspec.json.encode(spec))
         self.exit_descriptor = os.pidfd_open(self._process.pid)
         """Readable once the process ended."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from signal import SIGKILL
 
@@ -12,7 +13,9 @@ from llumnix.policy.classes import Classes
 from llumnix.types import InstanceId, Role
 from llumnix.wire.addresses import AddressBook
 
-_LARGEST = 1 << 20  # bytes of one message; a command line is at most a fraction of it
+_PIECE = 1 << 16
+"""Bytes that are sent at once: a socket takes some 200 KB (`net.core.wmem_default`), and classes may be longer."""
+_MORE, _LAST = b"+", b"."
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -179,8 +182,11 @@ def decode_news(frame: bytes) -> FromNursery:
 
 
 def send(sock: socket.socket, message: ToNursery | FromNursery) -> None:
-    """Raises OSError when the other side is gone."""
-    sock.send(encode(message))
+    """One thread at a time. Raises BrokenPipeError or ConnectionResetError when the other side is gone."""
+    frame = encode(message)
+    for begin in range(0, len(frame), _PIECE):
+        end = begin + _PIECE
+        sock.send((_MORE if end < len(frame) else _LAST) + frame[begin:end])
 
 
 def receive_from_launcher(sock: socket.socket) -> ToNursery | None:
@@ -196,7 +202,11 @@ def receive_from_nursery(sock: socket.socket) -> FromNursery | None:
 
 
 def _next_frame(sock: socket.socket) -> bytes:
-    try:
-        return sock.recv(_LARGEST)
-    except ConnectionResetError:  # it ended before it read everything
-        return b""
+    """Waits for all pieces: who sends one sends the others right after it. Empty when the other side is gone."""
+    frame = b""
+    with contextlib.suppress(ConnectionResetError):  # it ended before it read everything
+        while piece := sock.recv(len(_LAST) + _PIECE):
+            frame += piece[1:]
+            if piece[:1] == _LAST:
+                return frame
+    return b""
