@@ -13,6 +13,8 @@ recording.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,8 @@ from llumnix.control.replay import AnyEntry, Begin, Differs, replay_recording
 from llumnix.errors import UsageError
 from llumnix.json_lines import decode_lines, read_lines
 
+log = logging.getLogger(__name__)
+
 RECORD = "LLUMNIX_RECORD"
 """Environment variable: the folder that recordings go to; without it nothing is recorded."""
 
@@ -33,20 +37,32 @@ RecordStep = Callable[..., None]
 
 def recorder(name: str, begin: Begin) -> RecordStep | None:
     """What writes `DIR/NAME.jsonl`; None if nobody asked for recordings. Each line is out before the next event: a
-    process that is killed leaves a whole file."""
+    process that is killed leaves a whole file. What cannot be written, as on a full disk, ends the recording, and not
+    who is recorded."""
     folder = os.environ.get(RECORD)
     if not folder:
         return None
-    Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / f"{name}.jsonl"
-    path.write_bytes(msgspec.json.encode(begin) + b"\n")
     encoder = msgspec.json.Encoder()
     entry: Callable[..., Any] = begin.entry
+    goes_on = True
+
+    def write(line: bytes, mode: str) -> None:
+        nonlocal goes_on
+        try:
+            with path.open(mode) as file:
+                file.write(line + b"\n")
+        except OSError as error:
+            goes_on = False
+            log.error("%s ends here: %s", path, error)
 
     def record(*happened: Any) -> None:
-        with path.open("ab") as file:
-            file.write(encoder.encode(entry(*happened)) + b"\n")
+        if goes_on:
+            write(encoder.encode(entry(*happened)), "ab")
 
+    with contextlib.suppress(OSError):  # opening the file says why
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write(msgspec.json.encode(begin), "wb")
     return record
 
 

@@ -226,8 +226,8 @@ def test_what_is_no_recorded_run_is_refused_in_a_sentence(tmp_path: Path) -> Non
 
 
 def test_a_server_that_could_not_record_does_not_start(tmp_path: Path) -> None:
-    check_record("")
-    check_record(str(tmp_path / "made" / "later"))
+    check_record("--record", "")
+    check_record("--record", str(tmp_path / "made" / "later"))
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"--record .*/file/x cannot be written: .*file is no folder"):
-        check_record(str(tmp_path / "file" / "x"))
+        check_record("--record", str(tmp_path / "file" / "x"))

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from full_disk import full_beyond
 from llumnix.control.commands import Notify
 from llumnix.control.events import MoveOrdered
 from llumnix.control.messages import Moved
@@ -43,6 +44,32 @@ def test_every_recorded_machine_answers_as_it_did(recordings: list[Path]) -> Non
     assert sum(path.read_bytes().count(b"\n") for path in recordings) > 500
     for path in recordings:
         assert differences(path) == [], path.name
+
+
+def test_full_disk_ends_a_recording_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup = RunSetup(instances=2, profile=load_profile("a10-llama-7b"), seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RECORD, str(tmp_path))
+        with full_beyond(20_000):
+            outcome = simulate(sim_requests(load_workload("S-S?rate=8&requests=60&seed=1")), setup)
+    assert len(outcome.requests) == 60
+    told = [record.getMessage() for record in caplog.records if "ends here" in record.getMessage()]
+    assert f"{tmp_path}/scheduler.jsonl ends here: [Errno 27] File too large" in told
+    assert len(told) == len(set(told)), "once of each"
+    for path in tmp_path.iterdir():
+        assert differences(path) == [], path.name
+
+
+def test_folder_that_cannot_be_made_ends_a_recording_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    setup = RunSetup(instances=2, profile=load_profile("a10-llama-7b"), seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RECORD, str(tmp_path / "file"))
+        outcome = simulate(sim_requests(load_workload("S-S?rate=8&requests=5&seed=1")), setup)
+    assert len(outcome.requests) == 5
+    assert "scheduler.jsonl ends here: [Errno 20] Not a directory" in caplog.text
 
 
 def test_an_order_is_followed_by_its_id_from_the_decision_to_the_record(tmp_path: Path) -> None:

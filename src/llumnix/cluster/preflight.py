@@ -22,6 +22,7 @@ from llumnix.decision_log import STDOUT
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
+from llumnix.recording import RECORD
 
 DEFAULT_PORT = 8000
 
@@ -56,7 +57,8 @@ def check(arguments: ServeArguments) -> int | None:
     check_port(arguments)
     check_files(arguments)
     check_decision_log(arguments.cluster.decision_log)
-    check_record(arguments.cluster.record)
+    check_record("--record", arguments.cluster.record)
+    check_record(RECORD, os.environ.get(RECORD, ""))
     if arguments.cluster.launcher == "ray":
         check_ray(arguments.cluster.ray_address)
     return fit
@@ -88,13 +90,13 @@ def check_decision_log(path: str) -> None:
         raise UsageError(f"--decision-log {path} cannot be written: {folder} is no folder that we may write to.")
 
 
-def check_record(folder: str) -> None:
-    """Front ends make it, and folders in it, later."""
+def check_record(name: str, folder: str) -> None:
+    """The processes make it, and what is in it, later. `name`: of what asks for it."""
     if not folder:
         return
     there = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UsageError(f"--record {folder} cannot be written: {there} is no folder that we may write to.")
+        raise UsageError(f"{name} {folder} cannot be written: {there} is no folder that we may write to.")
 
 
 def check_vllm() -> None:
