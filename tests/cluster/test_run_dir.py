@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from llumnix.cluster.run_dir import private_run_dir
+from llumnix.cluster.environment import child_environment
+from llumnix.cluster.run_dir import _base, private_run_dir
+from llumnix.errors import UsageError
+from llumnix.flags import parse_serve
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +111,39 @@ def test_note_names_files_of_the_shared_memory_and_no_others(short_base: Path, t
     assert not left.exists()
     assert precious.exists()
     assert not mine.exists()
+
+
+def test_folder_in_use_does_not_age(short_base: Path) -> None:
+    """systemd-tmpfiles leaves alone what it cannot lock."""
+    with private_run_dir() as path:
+        folder = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+
+
+def test_full_disk_is_told_in_a_sentence(short_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with (
+        pytest.raises(
+            UsageError, match=f"^No folder for sockets can be made in {short_base}: no space left on device.$"
+        ),
+        private_run_dir(),
+    ):
+        pass
+
+
+def test_full_tmp_is_no_matter_where_there_is_a_folder_for_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/dev/shm")
+    assert _base(40) == Path("/dev/shm")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in child_environment(parse_serve([]), {})
 
 
 @pytest.mark.live

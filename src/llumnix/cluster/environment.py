@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import secrets
@@ -53,12 +54,10 @@ def runs_on_cpu() -> bool:
 
 def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of the nursery and so of all its children; what the user set stays."""
-    defaults = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with contextlib.suppress(FileNotFoundError):  # there is none that can be written to
         # Else compiled code would be in the temporary folder of an instance, which goes with it.
-        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}",
-    }
+        defaults["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
     if runs_on_cpu():
         defaults |= dict.fromkeys(_ONE_THREAD, "1")
         if workers_per_instance(arguments) == 1:

@@ -33,15 +33,21 @@ _LONGEST_BASE = 40  # bytes; a socket's whole path may have 107, and engines mak
 
 @contextmanager
 def private_run_dir(longest_base: int = _LONGEST_BASE) -> Iterator[Path]:
-    """A fresh folder with mode 0700 and a short path; it and all that is in it goes at the end."""
+    """A fresh folder with mode 0700 and a short path; it and all that is in it goes at the end. Raises UsageError."""
     base = _base(longest_base)
     _sweep(base)
-    path, lock = _create_locked(base)
-    janitor = _hire_janitor(path)
+    try:
+        path, lock = _create_locked(base)
+        young = _keep_young(path)
+        janitor = _hire_janitor(path)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UsageError(f"No folder for sockets can be made in {base}: {why}.") from error
     try:
         yield path
     finally:
         remove(path)
+        os.close(young)
         os.close(lock)
         janitor.close()
 
@@ -53,7 +59,7 @@ def remove(folder: Path) -> None:
 
 
 def _base(longest: int) -> Path:
-    for candidate in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
+    for candidate in (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp", "/var/tmp"):
         if candidate and len(candidate.encode()) <= longest and os.access(candidate, os.W_OK | os.X_OK):
             return Path(candidate)
     raise UsageError("No folder for sockets can be written to; set TMPDIR to one with a short path.")
@@ -68,6 +74,14 @@ def _create_locked(base: Path) -> tuple[Path, int]:
             continue  # another launcher swept the folder before it was locked
         if lock is not None:
             return path, lock
+
+
+def _keep_young(path: Path) -> int:
+    """`systemd-tmpfiles` removes what is old in /tmp, but nothing in a folder that is locked itself."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a file system that knows no locks
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return folder
 
 
 def _lock(path: Path) -> int | None:
