@@ -40,6 +40,17 @@ def test_scheduler_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeyp
     launcher._mailbox.close()
 
 
+@pytest.mark.parametrize(("loaded", "code"), [(False, 2), (True, 1)])
+def test_failure_is_one_of_the_start_only_until_the_engine_is_loaded(tmp_path: Path, loaded: bool, code: int) -> None:
+    """A service manager does not start again what ends with 2."""
+    launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
+    launcher._nursery = SimpleNamespace(receive=lambda: nursery_messages.Failed(why="Ray failed: it is gone."))
+    launcher._loaded = loaded
+    launcher._on_nursery()
+    assert launcher._finish == supervision.Finish(code, "Ray failed: it is gone.")
+    launcher._mailbox.close()
+
+
 def test_launcher_hears_that_the_scheduler_lives(tmp_path: Path) -> None:
     launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
     launcher._on_message(SchedulerLives())

@@ -27,7 +27,7 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.cluster.ray import room as ray_room
 from llumnix.cluster.ray import tenant as ray_tenant
-from llumnix.cluster.ray.launch import House
+from llumnix.cluster.ray.launch import House, _first_line
 from llumnix.cluster.ray.placement import Node
 from llumnix.cluster.ray.room import NodeRoom
 from llumnix.cluster.ray.tenant import Neighbours, Tenant
@@ -210,3 +210,8 @@ async def test_logs_on_a_node_are_kept_small(tmp_path: Path, monkeypatch: pytest
     theirs.close()
     await asyncio.sleep(0.05)
     assert len(asyncio.all_tasks()) == 1
+
+
+def test_failure_within_tasks_is_told_as_what_it_is() -> None:
+    inner = ExceptionGroup("unhandled errors in a TaskGroup", [ConnectionError("the head is gone\nand more")])
+    assert _first_line(ExceptionGroup("unhandled errors in a TaskGroup", [inner])) == "the head is gone."

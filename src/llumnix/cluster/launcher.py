@@ -200,7 +200,7 @@ class Launcher:
             case Ready() as ready:
                 self._on_loaded(ready)
             case Failed() as failed:
-                self._finish = Finish(2, failed.why)
+                self._finish = Finish(1 if self._loaded else 2, failed.why)
             case Exited() as exited:
                 why = self._logs.end_of(exited.child, exited.how)
                 self._tell_supervisor(replace(exited, how=why, heard_unix_s=time.time()))

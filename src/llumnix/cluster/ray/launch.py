@@ -177,6 +177,9 @@ class House:
 
 
 def _first_line(error: BaseException) -> str:
+    """Of a group, that of the first of them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0].rstrip(".") + "."
 
