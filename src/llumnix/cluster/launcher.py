@@ -123,6 +123,7 @@ class Launcher:
             self._voice.say("stopped")
         else:
             self._voice.say(finish.sentence + self._logs.where_to_look, warning=True)
+        self._voice.close()
         return finish.exit_code
 
     # what happens
