@@ -20,7 +20,9 @@ from llumnix.cluster.nursery_messages import (
     Exited,
     ForkInstance,
     FromNursery,
+    HasRoom,
     LoadEngine,
+    Waiting,
     channel,
     encode,
     receive_from_nursery,
@@ -188,6 +190,29 @@ async def test_end_of_the_front_ends_parent_is_no_end_as_wished(ray: Ray, tmp_pa
         launcher.close()
         speaker = SimpleNamespace(channel=home, receive=lambda: receive_from_nursery(home))
         assert await House(ours, speaker, prepared(tmp_path)).run() is True
+
+
+@pytest.mark.usefixtures("ray")
+async def test_instance_that_waited_tells_when_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time to start begins then, and not when its engine is loaded, which may never be."""
+    monkeypatch.setattr(ray_tenant, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(ray_tenant, "placement_group_table", lambda _: {"state": "PENDING"})
+    said: asyncio.Queue[FromNursery] = asyncio.Queue()
+    room = asyncio.Event()
+
+    async def open_when_there_is_room(*_: Any) -> str:
+        await room.wait()
+        return "there"
+
+    fork = ForkInstance(id=InstanceId("i0"), index=0, slot=0)
+    one: Any = Tenant(fork, prepared(tmp_path), said.put_nowait, Neighbours(dict))
+    one._room = SimpleNamespace(open=Method(open_when_there_is_room), receive=Method(lambda _: asyncio.Event().wait()))
+    life = asyncio.create_task(one._life("group"))
+    assert isinstance(await asyncio.wait_for(said.get(), 10), Waiting)
+    room.set()
+    assert await asyncio.wait_for(said.get(), 10) == HasRoom(child="i0")
+    life.cancel()
+    await asyncio.wait({life})
 
 
 async def test_logs_on_a_node_are_kept_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkFrontEnd,
     ForkInstance,
+    HasRoom,
     Leaving,
     StopListening,
     Waiting,
@@ -260,12 +261,22 @@ def test_time_to_start_begins_when_there_is_room() -> None:
     assert wait == Say("i0 waits for room: it needs a GPU", warning=True)
     supervisor.handle(SchedulerLives(), 999.0)
     assert supervisor.handle(TimePassed(), 1000.0) == []
+    supervisor.handle(HasRoom(child="i0"), 2000.0)
     (starting,) = told(
-        InstanceStarting, supervisor.handle(Forked(child="i0", pid=7, node="node-2"), 2000.0), Audience.DECIDING
+        InstanceStarting, supervisor.handle(Forked(child="i0", pid=7, node="node-2"), 2010.0), Audience.DECIDING
     )
     assert (starting.pid, starting.node) == (7, "node-2")
     assert server.next_wake_s == 2060.0
     assert supervisor.handle(TimePassed(), 2060.0) == [Signal("i0", kill=True)]
+
+
+def test_node_that_has_room_and_never_loads_the_engine_is_given_up() -> None:
+    server = Server(instances=1, start_timeout_s=60)
+    server.supervisor.handle(TimePassed(), 0.0)
+    server.supervisor.handle(Waiting(child="i0", why="it needs a GPU"), 1.0)
+    server.supervisor.handle(HasRoom(child="i0"), 2000.0)
+    assert server.next_wake_s == 2060.0
+    assert server.supervisor.handle(TimePassed(), 2060.0) == [Signal("i0", kill=True)]
 
 
 def test_instance_that_waits_for_room_can_be_stopped() -> None:

@@ -34,6 +34,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkFrontEnd,
     ForkInstance,
+    HasRoom,
     Leaving,
     Ready,
     SignalChild,
@@ -205,7 +206,7 @@ class Launcher:
             case Exited() as exited:
                 why = self._logs.end_of(exited.child, exited.how)
                 self._tell_supervisor(replace(exited, how=why, heard_unix_s=time.time()))
-            case Waiting() | Forked() | Leaving() | Cleared() as news:
+            case Waiting() | HasRoom() | Forked() | Leaving() | Cleared() as news:
                 self._tell_supervisor(news)
             case None:
                 why = self._logs.end_of("nursery", self._nursery.end())

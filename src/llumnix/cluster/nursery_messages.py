@@ -103,10 +103,16 @@ class Failed(_Message, frozen=True, kw_only=True, tag=True):
 
 
 class Waiting(_Message, frozen=True, kw_only=True, tag=True):
-    """There is no room for this instance on any machine now; it starts when there is."""
+    """There is no room for this instance on any machine now; it starts when there is, and that is told."""
 
     child: str
     why: str
+
+
+class HasRoom(_Message, frozen=True, kw_only=True, tag=True):
+    """One that was waiting has a place: its engine is being loaded there."""
+
+    child: str
 
 
 class Forked(_Message, frozen=True, kw_only=True, tag=True):
@@ -156,7 +162,7 @@ def is_front_end(name: str) -> bool:
 
 
 ToNursery = LoadEngine | ForkInstance | ForkFrontEnd | SignalChild | StopListening
-FromNursery = Ready | Failed | Waiting | Forked | Leaving | Exited | Cleared
+FromNursery = Ready | Failed | Waiting | HasRoom | Forked | Leaving | Exited | Cleared
 
 _to_nursery = msgspec.json.Decoder(ToNursery)
 _from_nursery = msgspec.json.Decoder(FromNursery)

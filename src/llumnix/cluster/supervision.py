@@ -15,6 +15,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkFrontEnd,
     ForkInstance,
+    HasRoom,
     Leaving,
     StopListening,
     Waiting,
@@ -69,6 +70,7 @@ SupervisorEvent = (
     TimePassed
     | Forked
     | Waiting
+    | HasRoom
     | Leaving
     | Exited
     | Cleared

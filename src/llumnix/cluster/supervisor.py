@@ -21,6 +21,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkFrontEnd,
     ForkInstance,
+    HasRoom,
     Leaving,
     StopListening,
     Waiting,
@@ -140,7 +141,7 @@ class Supervisor:
         match event:
             case TimePassed():
                 return []
-            case Forked() | Waiting() | Leaving() | Exited() | Cleared():
+            case Forked() | Waiting() | HasRoom() | Leaving() | Exited() | Cleared():
                 return self._on_news_of_child(event, at)
             case InstanceServes():
                 return self._on_instance_serves(event, at)
@@ -164,13 +165,15 @@ class Supervisor:
                 assert_never(event)
 
     def _on_news_of_child(
-        self, event: Forked | Waiting | Leaving | Exited | Cleared, at: float
+        self, event: Forked | Waiting | HasRoom | Leaving | Exited | Cleared, at: float
     ) -> list[SupervisorCommand]:
         match event:
             case Forked():
                 return self._on_forked(event, at)
             case Waiting():
                 return self._on_waits(event)
+            case HasRoom():
+                return self._on_has_room(event, at)
             case Leaving():
                 return self._on_leaves(event, at)
             case Exited():
@@ -220,6 +223,13 @@ class Supervisor:
         process.kill_at_s = None  # its time to start begins when it has a place
         return [Say(f"{event.child} waits for room: {event.why}", warning=True)]
 
+    def _on_has_room(self, event: HasRoom, at: float) -> list[SupervisorCommand]:
+        instance = self._roster.instance(InstanceId(event.child))
+        if instance is not None and instance.waits_for_room:
+            instance.forked_s = at
+            instance.kill_at_s = at + self._config.start_timeout_s
+        return []
+
     def _on_forked(self, event: Forked, at: float) -> list[SupervisorCommand]:
         process = self._roster.find(event.child)
         if process is None:
@@ -230,9 +240,6 @@ class Supervisor:
         process.node = event.node or self._node
         if not process.starting:  # what it says itself was faster than what is said of it
             return []
-        if process.kill_at_s is None and not process.end:  # it waited for room until now
-            process.forked_s = at
-            process.kill_at_s = at + self._config.start_timeout_s
         return [self._introduce(process)]
 
     def _introduce(self, instance: Instance) -> SupervisorCommand:

@@ -26,6 +26,7 @@ from llumnix.cluster.nursery_messages import (
     Forked,
     ForkInstance,
     FromNursery,
+    HasRoom,
     Leaving,
     LoadEngine,
     Ready,
@@ -169,6 +170,8 @@ class Tenant:
             self._tell(
                 Waiting(child=self._fork.id, why=f"it needs {in_words(self._needs, names)}, and no node has that free")
             )
+            await opened
+            self._tell(HasRoom(child=self._fork.id))
         self._node = await opened
         self.node_id = await ask_head(_node_of, group)
         seen = 0
@@ -186,7 +189,7 @@ class Tenant:
                         return how
                     case Cleared():
                         pass  # the end was told before, and with it this is over
-                    case Waiting() | Leaving():
+                    case Waiting() | HasRoom() | Leaving():
                         raise AssertionError("only the launcher of all nodes waits for one, or leaves one")
                     case unknown:
                         assert_never(unknown)
