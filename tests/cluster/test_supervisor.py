@@ -603,6 +603,14 @@ def test_replacement_that_does_not_serve_before_the_front_ends_are_through_is_ki
     assert only(Signal, server.exit("front-0", at=110.0)) == [Signal("i1", kill=True)]
 
 
+def test_replacement_that_streams_are_parked_for_has_no_pause_any_more_when_the_end_comes() -> None:
+    server = parked_on_a_replacement()
+    assert only(ForkInstance, server.exit("i1", at=101.0)) == []
+    (fork,) = only(ForkInstance, server.handle(Terminate(), 101.1))
+    server.handle(InstanceServes(fork.id, f"ipc://{fork.id}"), 105.0)
+    assert only(ForkInstance, server.exit(fork.id, at=106.0)) == [], "but once"
+
+
 def test_replacement_of_one_whose_machine_goes_is_not_killed_before_the_front_ends_are_through() -> None:
     server = Server(instances=1, shutdown_timeout_s=60.0)
     server.serve(at=1.0)

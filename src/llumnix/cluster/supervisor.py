@@ -460,7 +460,16 @@ class Supervisor:
             commands.append(Signal(front_end.name))
         if not self._streams_may_be_parked:
             commands += [Signal(instance.id, kill=True) for instance in self._roster.instances if instance.starting]
+        elif not self._roster.starting:
+            commands += self._start_without_a_pause(at)
         return commands + self._proceed_with_stopping(at)
+
+    def _start_without_a_pause(self, at: float) -> list[SupervisorCommand]:
+        """The one whose turn is next: there is no later any more."""
+        waiting = [slot.attempts for slot in self._roster.usable_slots.values()]
+        if waiting:
+            min(waiting, key=lambda attempts: attempts.not_before_s).not_before_s = at
+        return self._start_instances(at)
 
     @property
     def _streams_may_be_parked(self) -> bool:
