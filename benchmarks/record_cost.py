@@ -52,7 +52,15 @@ class Bench:
     def __init__(self, log: StreamLog, folder: Path | None) -> None:
         self.members = Members()
         self._prompt = list(range(PROMPT_TOKENS))
-        ways = Ways(send=_never, resume=_never, post=_never, emit=lambda outputs: None, spawn=_never, last_word=_never)
+        ways = Ways(
+            send=_never,
+            resume=_never,
+            post=_never,
+            give_up=_never,
+            emit=lambda outputs: None,
+            spawn=_never,
+            last_word=_never,
+        )
         log.recorder = None if folder is None else self._recorder(folder)
         self._recorded = log.recorder
         self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, log, 0)

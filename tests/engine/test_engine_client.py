@@ -6,6 +6,7 @@ Nobody is at the other end.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, Introduction
 from llumnix.engine.vllm.front_end import client as client_module
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.given_up import GivenUp, end_request
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
@@ -174,7 +176,7 @@ async def test_new_owner_dies_before_it_takes_requests(front: FrontEnd) -> None:
     await front.hear(B, adopted(B, 1))
     await front.hear(A, moved(A, B))
     front.lose(B)
-    assert [output.finish_reason for output in front.delivered] == [None, FinishReason.ERROR]
+    assert front.tokens == [1]
     assert front.errors == ["i1 was lost; the stream cannot be continued exactly: nobody knows its draws"]
 
 
@@ -205,10 +207,8 @@ async def test_end_of_a_drained_instance_without_a_last_word(front: FrontEnd, mo
     await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
     await front.hear(A, token(1))
     front.lose(A, expected=True)
-    assert [(await front.client.outputs_queue.get()).outputs[0].finish_reason for _ in range(2)] == [  # type: ignore[union-attr]
-        None,
-        FinishReason.ERROR,
-    ]
+    _, end = [await front.client.outputs_queue.get() for _ in range(2)]
+    assert isinstance(end, GivenUp)
     assert front.errors[0].startswith("i0 was lost")
 
 
@@ -271,6 +271,7 @@ def llm(front: FrontEnd) -> LlumnixLLM:
     llm._spec, llm._closing, llm.log_requests = front.client.spec, False, False
     llm.scheduler_config = SimpleNamespace(max_num_queued_reqs=None, max_num_queued_tokens=None)  # type: ignore[assignment]
     llm.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))  # type: ignore[assignment]
+    front.client.on_given_up = partial(end_request, requests=llm.output_processor, client=front.client)
     return llm
 
 

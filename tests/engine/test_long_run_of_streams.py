@@ -95,7 +95,8 @@ def test_front_end_holds_the_streams_that_run_and_the_instances_that_are_there()
         last = [f"r{number}-{each}" for each in range(STREAMS_EACH)]
         for name in last:
             life.stream(name)
-        for heard in (life.front.sent, life.front.emitted, life.front.resumed, life.front.last_words):
+        front = life.front
+        for heard in (front.sent, front.emitted, front.given_up, front.resumed, front.last_words):
             heard.clear()  # what the test itself remembers
     for name in last:
         life.go_on(name)

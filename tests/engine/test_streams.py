@@ -20,9 +20,11 @@ from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import SendTo
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
+from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
+from llumnix.engine.vllm.front_end.resuming import ENGINE_ENDS
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.engine.vllm.front_end.streams import ENGINE_ENDS, Streams
+from llumnix.engine.vllm.front_end.streams import Streams
 from llumnix.engine.vllm.front_end.ways import Ways
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
@@ -44,6 +46,7 @@ class FrontEnd:
         self.members = Members()
         self.sent: list[tuple[InstanceId, EngineCoreRequestType, Any]] = []
         self.emitted: list[EngineCoreOutput] = []
+        self.given_up: list[GivenUp] = []
         self.resumed: list[tuple[InstanceId, Resume]] = []
         self.answer_to_resume: Exception | None = None
         self.why_failed: list[str] = []
@@ -53,6 +56,7 @@ class FrontEnd:
         ways = Ways(
             send=lambda *letter: self.sent.append(letter),
             resume=self._resume,
+            give_up=self.given_up.append,
             post=self._post,
             emit=self.emitted.extend,
             spawn=_run,
@@ -183,8 +187,11 @@ def test_engine_that_cannot_take_up_a_stream_ends_it_with_an_error() -> None:
     front.streams.sort_out(first, [_token("r", 7)])
     front.answer_to_resume = RuntimeError("its grammar does not fit")
     front.lose(first)
-    (output,) = front.emitted
-    assert (output.request_id, output.finish_reason) == ("r", FinishReason.ERROR)
+    (end,) = front.given_up
+    assert (end.request_id, str(end)) == (
+        "r",
+        "The request was given up: token replay failed: its grammar does not fit.",
+    )
     assert front.why_failed == ["token replay failed: its grammar does not fit"]
     assert front.streams.sessions == {}
 
@@ -219,9 +226,9 @@ def test_notice_that_cannot_be_read_ends_the_stream_that_it_speaks_of_and_no_oth
     front.open("r")
     front.open("s")
     unreadable = EngineCoreOutput(request_id="r", new_token_ids=[], kv_transfer_params={NOTICE: said})
-    ended, other = front.streams.sort_out(A, [_token("r", 7), unreadable, _token("s", 8)])[1:]
-    assert (ended.request_id, ended.finish_reason) == ("r", FinishReason.ERROR)
-    assert (other.request_id, other.new_token_ids) == ("s", [8])
+    kept = front.streams.sort_out(A, [_token("r", 7), unreadable, _token("s", 8)])
+    assert [(each.request_id, each.new_token_ids) for each in kept] == [("r", [7]), ("s", [8])]
+    assert [end.request_id for end in front.given_up] == ["r"]
     assert "cannot be read" in front.why_failed[0]
     assert front.sent == [(A, EngineCoreRequestType.ABORT, ["r"])]
 
@@ -249,7 +256,7 @@ def test_stream_that_cannot_be_continued_exactly_ends_with_the_reason() -> None:
     front.streams.sort_out(first, [_token("r", 7)])
     front.lose(first)
     assert front.why_failed[0].endswith("cannot be continued exactly: who draws is gone")
-    assert front.emitted[0].finish_reason is FinishReason.ERROR
+    assert [end.request_id for end in front.given_up] == ["r"]
 
 
 def test_seeded_stream_whose_instances_die_goes_on_with_all_its_tokens_each_time() -> None:

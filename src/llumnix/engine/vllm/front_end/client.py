@@ -7,9 +7,8 @@ unchanged. It knows sockets and engines (members.py); who owns a stream, and its
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -26,7 +25,9 @@ from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
-from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, unless_gone
+from llumnix.engine.vllm.front_end.given_up import GivenUp
+from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
+from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, of_the_living, unless_gone
 from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Streams
 from llumnix.engine.vllm.front_end.ways import Observer, Ways
@@ -36,8 +37,6 @@ from llumnix.types import InstanceId
 from llumnix.wire.curve import Doorkeeper
 from llumnix.wire.news import InstanceGone, Report
 from llumnix.wire.outbox import Mail
-
-log = logging.getLogger(__name__)
 
 _LAST_WORD_TIMEOUT_S = 2.0
 """How long the stream of an instance that ended as it was asked to is read for its last word. A killed one has none."""
@@ -55,12 +54,14 @@ class LlumnixClient(AsyncMPClient):
         self.spec = spec
         self.members = Members()
         self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
+        self._tasks = LoudTasks()
         ways = Ways(
             send=self._send_soon,
+            give_up=self._give_up,
             resume=self._resume,
             post=post,
             emit=self._emit,
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
             last_word=self._last_word,
         )
         begin = FrontEndBegin(policy=spec.policy, index=spec.index)
@@ -68,10 +69,10 @@ class LlumnixClient(AsyncMPClient):
         self.streams = Streams(self.members, self.machine, ways, observer, spec.cluster.kept_media_mb << 20)
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.whole = Whole(
-            StateFile(spec.book.run_dir), self.members, self._tell_state, self._spawn, self.streams.equipped
-        )
+        self.on_given_up: Callable[[GivenUp], Awaitable[None]]
+        """Ends the request for vLLM's front end; to be set by that."""
+        file, spawn = StateFile(spec.book.run_dir), self._tasks.spawn
+        self.whole = Whole(file, self.members, self._tell_state, spawn, self.streams.equipped)
 
     # -- membership
 
@@ -87,7 +88,7 @@ class LlumnixClient(AsyncMPClient):
             member = self.members.call(report)
             self._make_room_for(report.info.slot)
             self._introduce(report.info.index, instance)
-            self._spawn(self._court(member))
+            self._tasks.spawn(self._court(member))
 
     def _introduce(self, index: int, instance: InstanceId) -> None:
         for outputs in self._hearing.introduced(index, instance):
@@ -185,6 +186,17 @@ class LlumnixClient(AsyncMPClient):
         if outputs:
             self.outputs_queue.put_nowait(EngineCoreOutputs(outputs=outputs))
 
+    def _give_up(self, end: GivenUp) -> None:
+        """Behind the message of an engine that is being sorted out."""
+        asyncio.get_running_loop().call_soon(self.outputs_queue.put_nowait, end)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        while True:
+            try:
+                return await super().get_output_async()
+            except GivenUp as end:
+                await self.on_given_up(end)
+
     # -- talking to engines
 
     def _send_to(self, instance: InstanceId, kind: EngineCoreRequestType, what: Any) -> Awaitable[Any]:
@@ -224,11 +236,7 @@ class LlumnixClient(AsyncMPClient):
     async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
         """What those answer that live to do so."""
         calls = [self._call_utility_async(method, *args, engine=engine) for engine in self.core_engines]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ConnectionError):
-                raise answer
-        lived = [answer for answer in answers if not isinstance(answer, BaseException)]
+        lived = of_the_living(await asyncio.gather(*calls, return_exceptions=True))
         if not lived:
             raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
         return lived
@@ -287,14 +295,3 @@ class LlumnixClient(AsyncMPClient):
         if any(other != sums for other in others):
             raise RuntimeError(f"The instances have different weights: {[sums, *others]}")
         return list(sums)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_raise_loudly)
-
-
-def _raise_loudly(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("a background task of the engine client failed", exc_info=error)

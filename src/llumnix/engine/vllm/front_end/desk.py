@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from http import HTTPStatus
 from math import inf
 from time import monotonic
 from typing import NoReturn, assert_never
 
 import msgspec
-from vllm.exceptions import GenerationError, GracefulHTTPError
 from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control.class_counts import NO_QUEUE, ClassCounts, ClassRow
@@ -22,6 +20,7 @@ from llumnix.control.held_requests import QueueName
 from llumnix.control.openings import Openings
 from llumnix.control.waiting_room import Ask, Called, GaveUp, WaitingRoom
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
+from llumnix.engine.vllm.front_end.given_up import ToldError
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.ticket import current_ticket
 from llumnix.policy.classes import Caller, Classes, Declined, Seat, ServiceClass
@@ -40,13 +39,11 @@ class _Asked(msgspec.Struct, frozen=True):
     answer: asyncio.Future[bool | Declined]
 
 
-class Unserved(GracefulHTTPError, GenerationError):
-    """A refusal, to vLLM both of what it knows: an answer with a status of its own, and an end of a stream that is no
-    news for the log."""
+class Unserved(ToldError):
+    """A refusal."""
 
     def __init__(self, declined: Declined) -> None:
-        super().__init__(declined.why, HTTPStatus(declined.status))
-        self.status_code = self.http_status
+        super().__init__(declined.why, declined.status)
 
 
 class Desk:

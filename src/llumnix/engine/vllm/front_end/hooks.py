@@ -41,6 +41,14 @@ FRONT_END_HOOKS = (
     ),
     Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what was known before"),
     Hook(
+        "vllm.v1.engine.output_processor:OutputProcessor.abort_requests",
+        "self request_ids internal",
+        "requests that are given up (given_up.py)",
+    ),
+    Hook("vllm.v1.engine.output_processor:RequestOutputCollector.put", "self output", "their error"),
+    Hook("vllm.v1.engine.output_processor:RequestOutputCollector.close", "self", "their input"),
+    Hook("vllm.v1.engine.core_client:AsyncMPClient.get_output_async", "self", "overridden: given up"),
+    Hook(
         "vllm.v1.engine.admission_control:SharedAdmissionStats.__init__",
         "self client_addresses client_count client_index",
         "unfinished requests of all front ends",
@@ -81,11 +89,6 @@ FRONT_END_HOOKS = (
         "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",
         "request raw_request",
         "wrapped: service_tier",
-    ),
-    Hook(
-        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._raise_if_error",
-        "self finish_reason request_id",
-        "wrapped: reasons of failures",
     ),
     Hook(
         "vllm.v1.engine.output_processor:OutputProcessor.do_tracing",

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from http import HTTPStatus
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.given_up import end_request
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
@@ -85,6 +87,7 @@ class LlumnixLLM(AsyncLLM):
 
         if self.observability_config.otlp_traces_endpoint is not None:
             self._trace(observer)
+        self.engine_core.on_given_up = partial(end_request, requests=self.output_processor, client=self.engine_core)
         self._count_places(spec.cluster.instances)
         self._profile_session_guard_enabled = True  # vLLM's is off where front ends know nothing of each other
         self._profile_session_active = False  # 0.31 has neither

@@ -144,3 +144,11 @@ async def unless_gone(call: Coroutine[Any, Any, Any], gone: asyncio.Event) -> An
     finally:
         loss.cancel()
         answer.cancel()
+
+
+def of_the_living(answers: list[Any]) -> list[Any]:
+    """Without those of instances that are gone. Raises what any other call failed with."""
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, ConnectionError):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -15,6 +15,11 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.", registry=registry)
+        self.given_up = Counter(
+            "llumnix_given_up_requests",
+            "Requests that could not go on: their clients got an error that says why.",
+            registry=registry,
+        )
         self.migrations = Counter(
             "llumnix_migrations",
             "Attempts to move a request: which rule asked (cause), and why those that stayed did (stayed_why).",

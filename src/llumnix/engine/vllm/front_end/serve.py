@@ -23,7 +23,6 @@ from llumnix.engine.vllm.front_end.admin import routes as admin
 from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.desk import Desk
-from llumnix.engine.vllm.front_end.failures import tell_why
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
 from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
@@ -164,7 +163,6 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     await share_adapters(app.state.openai_serving_models, whole)
     llm.follow(whole.file.read())
     honour_service_tier(app.state)
-    tell_why(app.state, board.log.failures)
     if isinstance(board.client, AdmittingClient):
         desk = board.client.desk
         # vLLM's app has its middleware together already (`sagemaker_standards_bootstrap`), and takes no more.

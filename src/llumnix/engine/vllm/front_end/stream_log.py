@@ -10,7 +10,6 @@ from time import time
 from llumnix.control.messages import Moved, Stayed
 from llumnix.control.orders import MoveOutcome
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
-from llumnix.engine.vllm.front_end.failures import Failures
 from llumnix.engine.vllm.front_end.metrics import Metrics
 from llumnix.engine.vllm.front_end.migration_log import MigrationLog
 from llumnix.engine.vllm.front_end.recorder import Recorder
@@ -29,7 +28,6 @@ class StreamLog:
         self._close_journal = close_journal
         self.moves = MigrationLog()
         self.metrics = Metrics()
-        self.failures = Failures()
         self.recorder: Recorder | None = None
         """With `--record`."""
         self._awaited: dict[str, asyncio.Future[MigrationRecord]] = {}  # by engine id
@@ -38,7 +36,7 @@ class StreamLog:
         self.metrics.replays.inc()
 
     def failed(self, session: Session, why: str) -> None:
-        self.failures.remember(client_visible_id(session.client_id), why)
+        self.metrics.given_up.inc()
 
     def stayed(self, session: Session, notice: Stayed) -> None:
         self._keep(session, notice.outcome)

@@ -17,9 +17,11 @@ from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import Adopted, AnyNotice, Doubt, Moved, Stayed, Verdict
 from llumnix.control.prefix_table import PrefixNews
-from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, RequestCodec
+from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY
+from llumnix.engine.vllm.front_end.given_up import GivenUp, why_given_up
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.moves_told import MovesTold
+from llumnix.engine.vllm.front_end.resuming import Resuming
 from llumnix.engine.vllm.front_end.session import Session, arrival, client_id_of, media_bytes, why_not_exact
 from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_onward, tell_output
 from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
@@ -30,9 +32,6 @@ from llumnix.wire.to_instance import TellPrefixes
 log = logging.getLogger(__name__)
 
 _NOTICES: msgspec.msgpack.Decoder[AnyNotice] = msgspec.msgpack.Decoder(AnyNotice)
-
-ENGINE_ENDS = "Server shutting down"
-"""What vLLM answers calls with once its engine is told to end (`EngineCoreProc._reject_utility_in_shutdown`)."""
 
 
 class Streams:
@@ -54,7 +53,7 @@ class Streams:
         self._moves = MovesTold(observer)
         self._kept = KeptMedia(most_media_bytes)
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
-        self._codec = RequestCodec()
+        self._resuming = Resuming(ways, self._tell)
 
     # -- requests
 
@@ -145,10 +144,17 @@ class Streams:
         if session.stream.replays:
             output.request_id = session.id
             output.prefill_stats = None  # of the replay; the client's prefill was reported long ago
-        if output.finish_reason is not None:
+        if output.finish_reason is None or self._ends_well(session, output, now):
+            to.append(output)
+
+    def _ends_well(self, session: Session, output: EngineCoreOutput, now: float) -> bool:
+        why = why_given_up(session.request, output)
+        if why:
+            self._give_up(session, why)
+        else:
             self._forget(session, str(output.finish_reason))
-            self._obey(self._machine.handle(fe.Finished(now, RequestId(session.engine_id))))
-        to.append(output)
+        self._obey(self._machine.handle(fe.Finished(now, RequestId(session.engine_id))))
+        return not why
 
     def _unusual(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
@@ -245,7 +251,7 @@ class Streams:
                 case fe.ReplayAt():
                     self._replay(command)
                 case fe.GiveUp():
-                    outputs += self._fail(command)
+                    self._give_up(self.sessions[command.request], command.why)
                 case fe.Park():
                     log.info("request %s waits for an instance: %s", command.request, command.why)
                     parked = self.sessions[command.request]
@@ -268,32 +274,15 @@ class Streams:
         self._observer.replayed(session.client_id, command.why)
         session.story.replayed(monotonic(), command.reason, command.why, command.delivered_tokens, session.last_token_s)
         if session.tokens:
-            self._ways.spawn(self._resume(session, renamed, command.instance))
+            self._ways.spawn(self._resuming.resume(session, renamed, command.instance))
         else:
             self._ways.send(command.instance, EngineCoreRequestType.ADD, renamed)
 
-    async def _resume(self, session: Session, renamed: EngineCoreRequest, instance: InstanceId) -> None:
-        request = RequestId(renamed.request_id)
-        try:
-            await self._ways.resume(instance, msgspec.msgpack.encode(session.as_resume(renamed, self._codec)))
-        except ConnectionError:
-            return  # that one died, too: `departed` replays the stream once more
-        except Exception as error:  # noqa: BLE001 vLLM turns whatever the engine raised into a bare Exception
-            if str(error) == ENGINE_ENDS:
-                self._tell(fe.TurnedAway(monotonic(), instance, request))
-            else:
-                self._tell(fe.Broken(monotonic(), request, f"token replay failed: {error}"))
-
-    def _fail(self, command: fe.GiveUp) -> list[EngineCoreOutput]:
-        session = self.sessions[command.request]
-        log.error("request %s ends: %s", session.client_id, command.why)
-        self._forget(session, "error", command.why)
-        self._observer.failed(session, command.why)
-        return [
-            EngineCoreOutput(
-                request_id=session.id, new_token_ids=[], finish_reason=FinishReason.ERROR, stop_reason=command.why
-            )
-        ]
+    def _give_up(self, session: Session, why: str) -> None:
+        log.error("request %s ends: %s", session.client_id, why)
+        self._forget(session, "error", why)
+        self._observer.failed(session, why)
+        self._ways.give_up(GivenUp(session.id, why))
 
 
 def _mail(command: fe.TellVerdict | fe.AskPrefixes) -> Verdict | TellPrefixes:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType
 
 from llumnix.control.messages import Moved, Stayed
+from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.journal.stories import Stories
 from llumnix.types import InstanceId
@@ -47,6 +48,8 @@ class Ways:
     resume: Callable[[InstanceId, bytes], Coroutine[Any, Any, Any]]
     """Has an engine take up a `Resume`. Raises ConnectionError if it is lost meanwhile."""
     post: Callable[[str, Mail], None]
+    give_up: Callable[[GivenUp], None]
+    """Ends the client's stream, behind what it was sent before."""
     emit: Callable[[list[EngineCoreOutput]], None]
     """For outputs that do not come in a message of an engine."""
     spawn: Callable[[Coroutine[Any, Any, None]], None]
