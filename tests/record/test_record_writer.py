@@ -12,13 +12,14 @@ import pytest
 
 from full_disk import full_beyond
 from llumnix.cluster.preflight import check_record
+from llumnix.control.orders import StayCause
 from llumnix.errors import UsageError
 from llumnix.record import writer as module
 from llumnix.record.form import REQUESTS, parts_of
 from llumnix.record.read import read_run
 from llumnix.record.units import hidden_id, unit_hashes
-from llumnix.record.writer import RunWriter
-from llumnix.report.records import InstanceRecord, MigrationRecord, read_rows
+from llumnix.record.writer import EndedRow, RunRow, RunWriter, Tried
+from llumnix.report.records import InstanceRecord, MigrationRecord, RecordT, read_rows
 from llumnix.types import HIGH, InstanceState
 from llumnix.workload.trace import load_trace
 from recorded_run import KEY, UNIT_TOKENS, about, ended, instance, looked, step, tried, write_run
@@ -73,6 +74,40 @@ def test_no_prompt_and_no_name_of_a_client_is_in_any_file(tmp_path: Path) -> Non
     assert request.block_hashes == unit_hashes(prompt, UNIT_TOKENS, 0, KEY)
     assert request.block_hashes != unit_hashes(prompt, UNIT_TOKENS, 0, b"another key")
     assert hidden_id("a", KEY) != hidden_id("a", b"another key")
+
+
+CLIENTS_WORDS = "the-clients-words"
+THE_SERVERS_OWN = {"source", "target", "instance", "instances", "reason", "error"}
+"""Texts of records that nobody outside can choose: names of instances, sentences of policies, how a stream ended."""
+
+
+def test_no_text_of_a_record_is_a_clients_own(tmp_path: Path) -> None:
+    """Whatever clients may call their requests and adapters; a new field is taken for theirs until it is known here."""
+    rows: list[RunRow] = [
+        EndedRow(_in_clients_words(ended("a").record), [], 0),
+        Tried(_in_clients_words(tried("a").record)),
+        looked(_in_clients_words(instance(1.0, "i0")), steps=[_in_clients_words(step(1.0, "i0", 1, 1))]),
+    ]
+    write_run(tmp_path, rows)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 5, "one of each kind"
+    assert not [file.name for file in files if CLIENTS_WORDS in file.read_text()]
+
+
+def test_of_a_move_that_came_to_nothing_the_kind_is_kept(tmp_path: Path) -> None:
+    why = {"outcome": "stayed: the adapter 'x' is not loaded here", "stayed_by": StayCause.REFUSED}
+    write_run(tmp_path, [tried("a", 1.0, move_id="cmpl-a-onward"), tried("a", 2.0, move_id="cmpl-a-onward", **why)])
+    moved, stayed = read_run(tmp_path).moves
+    assert (moved.outcome, stayed.outcome, stayed.stayed_by) == ("moved", "stayed: refused", StayCause.REFUSED)
+    assert moved.move_id == stayed.move_id == hidden_id("cmpl-a-onward", KEY), "equal where they were"
+
+
+def _in_clients_words(record: RecordT) -> RecordT:
+    texts = {field.name: field.type for field in msgspec.structs.fields(record)}
+    said = {str: CLIENTS_WORDS, tuple[str, ...]: (CLIENTS_WORDS,)}
+    return msgspec.structs.replace(
+        record, **{name: said[kind] for name, kind in texts.items() if kind in said and name not in THE_SERVERS_OWN}
+    )
 
 
 def test_prompts_have_the_same_names_as_far_as_they_are_the_same() -> None:

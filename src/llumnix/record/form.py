@@ -2,7 +2,7 @@
 
     about-f0.json             how the server was made, and what is not in the other files
     requests-f0-000.jsonl     a line for each sequence that ended: a trace as `--workload` takes it, and more
-    moves-f0-000.csv          a row for each attempt to move one, as in migrations.csv
+    moves-f0-000.csv          a row for each attempt to move one, as in migrations.csv; why it stayed as a kind only
     instances-f0-000.csv      a row for each instance and second, as in instances.csv; by one front end for all
     steps-f0-000.csv          what the steps of an instance cost, whenever it found that anew; likewise
 

@@ -27,7 +27,7 @@ from llumnix.record.form import (
     parts_of,
 )
 from llumnix.record.units import hidden_id, unit_hashes
-from llumnix.report.records import InstanceRecord, RecordT, append_rows
+from llumnix.report.records import MOVED, InstanceRecord, RecordT, append_rows
 from llumnix.whole_file import write_whole
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class EndedRow:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """An attempt to move one, whose id is not hidden yet."""
+    """An attempt to move one. Its ids are not hidden yet, and its outcome may name what a client asked for."""
 
     record: RecordedMove
 
@@ -130,8 +130,7 @@ class RunWriter:
                 case EndedRow():
                     requests.append(self._hidden(row))
                 case Tried():
-                    hidden = hidden_id(row.record.request_id, self._key)
-                    moves.append(msgspec.structs.replace(row.record, request_id=hidden))
+                    moves.append(self._hidden_move(row.record))
                 case Looked():
                     instances += row.instances
                     steps += row.steps
@@ -152,6 +151,15 @@ class RunWriter:
             id=hidden_id(ended.record.id, self._key),
             block_hashes=hashes,
             block_tokens=self._unit_tokens or ended.record.block_tokens,
+        )
+
+    def _hidden_move(self, move: RecordedMove) -> RecordedMove:
+        """Orders are named after requests, too, and sentences of instances name adapters: of these the kind is kept."""
+        return msgspec.structs.replace(
+            move,
+            request_id=hidden_id(move.request_id, self._key),
+            move_id=hidden_id(move.move_id, self._key) if move.move_id else "",
+            outcome=MOVED if move.outcome == MOVED else f"stayed: {move.stayed_by or 'not known'}",
         )
 
     def _append_lines(self, requests: Sequence[RecordedRequest]) -> None:
