@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llumnix.cli import main
-from llumnix.errors import UsageError
+from llumnix.errors import ServerRefused, UsageError
 from llumnix.sim.profiles.cli import Told, ask_server
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.profiles.live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
@@ -62,7 +62,9 @@ def test_one_length_is_not_enough() -> None:
 class FakeServer:
     """Makes a token every 5 ms, the first after 10 ms."""
 
-    def __init__(self) -> None:
+    def __init__(self, instead: bytes | None = None, models: str = '{"data": [{"id": "tiny"}]}') -> None:
+        """`instead`: what it says to a completion before it hangs up."""
+        self.instead, self.models = instead, models.encode()
         self.places: Counter[str] = Counter()
         """Requests by the instance that they asked for."""
         self.connections = 0
@@ -75,14 +77,16 @@ class FakeServer:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 if head.startswith("get"):
-                    body = json.dumps({"data": [{"id": "tiny"}]}).encode()
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(self.models), self.models))
                     continue
                 length = int(
                     next(line for line in head.split("\r\n") if line.startswith("content-length")).split(":")[1]
                 )
                 asked = json.loads(await reader.readexactly(length))
                 assert asked["ignore_eos"]
+                if self.instead is not None:
+                    writer.write(self.instead)
+                    return
                 self.places.update(
                     line.rpartition(" ")[2] for line in head.split("\r\n") if "data-parallel-rank" in line
                 )
@@ -101,6 +105,11 @@ class FakeServer:
             await writer.wait_closed()
             self.closed.release()
 
+    async def all_closed(self) -> None:
+        async with asyncio.timeout(10):
+            for _ in range(self.connections):
+                await self.closed.acquire()
+
 
 @pytest.mark.parametrize("instances", [1, 3])
 async def test_a_server_is_measured_by_its_streams(instances: int) -> None:
@@ -110,14 +119,50 @@ async def test_a_server_is_measured_by_its_streams(instances: int) -> None:
     plan = Plan(prompt_tokens=(8, 16), batches=(1, 2), contexts=(8,), output_tokens=12, repeats=1, instances=instances)
     async with server:
         prefill, decode = await measure_server(f"http://127.0.0.1:{port}", plan)
-        async with asyncio.timeout(10):
-            for _ in range(fake.connections):
-                await fake.closed.acquire()
+        await fake.all_closed()
     assert [one.tokens for one in prefill] == [8, 16]
     assert [one.batch for one in decode] == [1, 2]
     assert sorted(fake.places.items()) == ([] if instances == 1 else [("0", 6), ("1", 6), ("2", 6)])
     assert all(one.first_token_ms >= 14 for one in prefill)
     assert all(one.step_ms >= 4.5 for one in decode)
+
+
+OK = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [
+        (FakeServer(b"HTTP/1.1 400 Bad\r\nconnection: close\r\n\r\ntoo long"), "HTTP 400: too long"),
+        (FakeServer(b""), "127.0.0.1"),
+        (FakeServer(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n"), "127.0.0.1"),
+        (FakeServer(OK + b'data: {"error": "out of memory"}\n\n'), "out of memory"),
+        (FakeServer(OK + b"data: not JSON\n\n"), "malformed"),
+        (FakeServer(OK + b"data: [1]\n\n"), "cannot be measured"),
+        (FakeServer(OK + b"data: [DONE]\n\n"), "without a token"),
+        (FakeServer(models='{"data": 1}'), "cannot be measured"),
+        (FakeServer(models="[]"), "cannot be measured"),
+    ],
+    ids=[
+        "refuses",
+        "hangs up",
+        "is cut off",
+        "fails",
+        "no JSON",
+        "a list",
+        "no token",
+        "no models",
+        "a list of models",
+    ],
+)
+async def test_a_server_that_cannot_be_measured_is_one_sentence(fake: FakeServer, said: str) -> None:
+    """Whichever of many streams met it."""
+    server = await asyncio.start_server(fake.answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with pytest.raises(ServerRefused, match=said):
+            await measure_server(f"http://127.0.0.1:{port}", Plan(instances=2))
+        await fake.all_closed()
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ async def measure_server(
             decode = [await measuring.decode(batch, context) for context in plan.contexts for batch in plan.batches]
         except httpx.TransportError as error:
             raise unreachable(url, error) from error
-        except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+        except (httpx.HTTPError, LookupError, TypeError, AttributeError, ValueError) as error:  # as from any JSON
             if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
                 raise UsageError(WANTS_KEY) from error
             raise ServerRefused(f"{url} cannot be measured: {error or type(error).__name__}.") from error
@@ -137,19 +137,24 @@ class _Measuring:
                         if msgspec.json.decode(line[6:]).get("error"):
                             raise ValueError(line[6:200].decode(errors="replace"))
                         times.append(time.perf_counter())
+        if len(times) == 1:
+            raise ValueError("a stream ended without a token")
         return times
 
     async def warm_up(self) -> None:
         await self._on_each(1, 32, 8)
 
     async def _on_each(self, count: int, prompt_tokens: int, output_tokens: int) -> list[list[float]]:
-        """So many streams at once on every instance."""
-        async with asyncio.TaskGroup() as group:
-            streams = [
-                group.create_task(self.stream(prompt_tokens, output_tokens, instance))
-                for instance in range(self._plan.instances)
-                for _ in range(count)
-            ]
+        """So many streams at once on every instance. Raises what the first that failed met."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                streams = [
+                    group.create_task(self.stream(prompt_tokens, output_tokens, instance))
+                    for instance in range(self._plan.instances)
+                    for _ in range(count)
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
         return [stream.result() for stream in streams]
 
     async def prefill(self, tokens: int) -> PrefillSample:
