@@ -52,7 +52,7 @@ def test_all_that_was_put_is_read_back_by_time(tmp_path: Path) -> None:
 
 def test_files_are_what_bench_and_simulate_read(tmp_path: Path) -> None:
     write_run(tmp_path, [ended("a", 3.0, list(range(200))), ended("b", 4.0), tried("a"), looked(instance(1.0, "i0"))])
-    first, second = load_trace(tmp_path / "requests-f0-000.jsonl")
+    first, second = load_trace(tmp_path / "requests-f0-000.jsonl").requests
     assert (first.arrival_s, second.arrival_s) == (0.0, 1.0)
     assert (first.prompt_tokens, first.output_tokens, first.block_tokens) == (200, 3, UNIT_TOKENS)
     assert len(first.block_hashes) == 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llumnix.cli import main
+from recorded_run import ended, write_run
 
 SIMULATE = ["simulate", "--workload", "S-S?rate=8&requests=300", "--instances", "4"]
 
@@ -78,6 +79,18 @@ def test_small_blocks_of_content_fill_the_larger_ones_of_an_engine(tmp_path: Pat
         ttft[name] = [float(row["ttft_s"]) for row in rows]
     assert ttft["t"][0] == ttft["cold"][0]
     assert ttft["t"][-1] < 0.3 * ttft["cold"][-1]
+
+
+def test_what_a_server_recorded_is_a_workload_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when a client left before its first token, or gave two requests one id."""
+    arrivals = {"a": 0.0, "left": 1.0, "b": 2.0}
+    rows = [ended(name, at_s, output_tokens=0 if name == "left" else 3) for name, at_s in arrivals.items()]
+    write_run(tmp_path / "run", [*rows, ended("a", 2.0)])
+    words = ["--workload", str(tmp_path / "run" / "requests-f0-000.jsonl"), "--instances", "1"]
+    assert main(["simulate", *words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "1 row is left out" in said.err
+    assert "3 of 3 requests finished" in said.out
 
 
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:

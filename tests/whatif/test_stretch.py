@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llumnix.errors import UsageError
@@ -45,6 +46,16 @@ def test_the_longest_time_with_the_same_instances_is_taken() -> None:
     assert (stretch.silent, stretch.failed) == (1, 0)
     first = stretch.workload().requests[0]
     assert (first.arrival_s, first.output_tokens, first.prompt_tokens) == (0.0, 3, 8)
+
+
+def test_requests_of_one_id_are_told_apart() -> None:
+    """A client that tries again gives the same, and a recorded run hides it alike."""
+    run = run_of(serving(0, 100, "i0"))
+    run.requests[:] = [msgspec.structs.replace(request, id="same") for request in run.requests]
+    stretch = longest_stretch(run)
+    names = [request.id for request in stretch.requests]
+    assert len(set(names)) == len(stretch.requests)
+    assert [request.id for request in stretch.workload().requests] == names
 
 
 def test_what_arrived_before_the_run_began_is_left_out() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llumnix.errors import UsageError
-from llumnix.workload.trace import WorkloadRequest, load_trace, save_trace
+from llumnix.workload.trace import load_trace
 from llumnix.workload.workload import TRACES, load_workload
 
 Row = dict[str, Any]
@@ -214,12 +214,3 @@ def test_a_csv_file_of_any_other_form_is_refused(header: str, tmp_path: Path) ->
 def test_a_few_rows_of_one_moment_are_no_reason_to_doubt(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(rows(lambda i: mooncake(i) | {"timestamp": 0}, 40))
     assert load_workload(str(tmp_path / "t.jsonl")).duration_s == 0.0
-
-
-def test_a_trace_of_small_blocks_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text(rows(bailian, 20))
-    requests = load_trace(tmp_path / "t.jsonl")
-    for name in ("again.csv", "again.jsonl"):
-        save_trace(tmp_path / name, requests)
-        assert load_trace(tmp_path / name) == requests
-    assert isinstance(requests[0], WorkloadRequest)

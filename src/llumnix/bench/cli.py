@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
     console = Console(stderr=True)
+    if workload.left_out:
+        console.print(workload.left_out, markup=False, highlight=False, soft_wrap=True)
     result = asyncio.run(bench(workload, config, console))
     summary = summarize(result.records, result.facts)
     write_records(args.out, result.records)

@@ -128,7 +128,10 @@ def _require_what_it_needs(args: argparse.Namespace) -> None:
 
 def _workload(args: argparse.Namespace) -> Workload:
     text = str(args.compare / REQUESTS_CSV) if args.workload is None else args.workload
-    return load_workload(text, rate=args.rate, requests=args.requests, seed=args.seed)
+    workload = load_workload(text, rate=args.rate, requests=args.requests, seed=args.seed)
+    if workload.left_out:
+        print(workload.left_out, file=sys.stderr)
+    return workload
 
 
 def _setup(args: argparse.Namespace, workload: Workload) -> RunSetup:

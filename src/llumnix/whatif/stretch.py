@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from llumnix.errors import UsageError
 from llumnix.record.form import RecordedRequest
 from llumnix.record.read import RecordedRun
 from llumnix.report.records import InstanceRecord
 from llumnix.types import InstanceState
+from llumnix.workload.trace import request_id
 from llumnix.workload.workload import Workload, WorkloadRequest
 
 FEWEST_REQUESTS = 50
@@ -21,7 +24,7 @@ class Stretch:
     end_s: float
     instances: tuple[str, ...]
     requests: tuple[RecordedRequest, ...]
-    """That arrived in it and made a token, by arrival."""
+    """That arrived in it and made a token, by arrival. They are named by that: clients may give an id twice."""
     silent: int
     """That made none: they failed, or their clients left before."""
     left_out: int = 0
@@ -58,7 +61,7 @@ def longest_stretch(run: RecordedRun, most_requests: int | None = None) -> Stret
     if left_out:
         inside = inside[left_out:]
         begin_s = inside[0].arrival_s
-    with_tokens = tuple(request for request in inside if request.output_tokens)
+    with_tokens = [request for request in inside if request.output_tokens]
     if len(with_tokens) < FEWEST_REQUESTS:
         raise UsageError(
             f"{run.folder} has {len(with_tokens)} requests that made tokens while the same instances served, and "
@@ -68,7 +71,7 @@ def longest_stretch(run: RecordedRun, most_requests: int | None = None) -> Stret
         begin_s=begin_s,
         end_s=end_s,
         instances=instances,
-        requests=with_tokens,
+        requests=tuple(replace(request, id=request_id(index)) for index, request in enumerate(with_tokens)),
         silent=len(inside) - len(with_tokens),
         left_out=left_out,
     )

@@ -1,4 +1,4 @@
-"""Traces: who asked when, and for how much. Reads four forms, writes one.
+"""Traces: who asked when, and for how much, in four forms.
 
 | form | rows | recognised by |
 |---|---|---|
@@ -8,7 +8,8 @@
 | ours | CSV or JSON lines `id,arrival_s,prompt_tokens,output_tokens,priority,block_hashes,block_tokens` | `arrival_s` |
 
 Ours may have `tenant` and `class`, too, for clusters with classes. Of it `arrival_s`, `prompt_tokens` and
-`output_tokens` are needed and other columns are ignored, so the `requests.csv` of a run is a trace, too. `.gz` and
+`output_tokens` are needed and other columns are ignored, so the `requests.csv` of a run is a trace, too, and so is the
+`requests-f0-000.jsonl` of a recorded one: of such files rows that made no token are left out, and counted. `.gz` and
 `.xz` files are read as they are. Times are shifted so that the first request arrives at 0; rows may be in any order of
 time. A file whose form, unit of time or size of blocks is not certain or not plausible is refused (`trace_forms.py`).
 """
@@ -20,7 +21,9 @@ import csv
 import gzip
 import io
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,7 +31,16 @@ import msgspec
 
 from llumnix.errors import UsageError
 from llumnix.types import NORMAL, Priority
-from llumnix.workload.trace_forms import MOONCAKE_BLOCK_TOKENS, NS_PER_S, Form, Judge, Row, form_of_csv, form_of_json
+from llumnix.workload.trace_forms import (
+    MOONCAKE_BLOCK_TOKENS,
+    NS_PER_S,
+    OURS,
+    Form,
+    Judge,
+    Row,
+    form_of_csv,
+    form_of_json,
+)
 
 MOST_TOKENS = 2**31
 """A longer prompt or output is a broken row."""
@@ -52,44 +64,62 @@ class WorkloadRequest(msgspec.Struct, frozen=True):
     """The one that it asks for; empty: its tenant's first."""
 
 
-def load_trace(path: Path) -> list[WorkloadRequest]:
-    """The requests of a trace file by time of arrival, ids as in the file or `r000000` … by position.
+@dataclass(frozen=True, slots=True)
+class Trace:
+    requests: list[WorkloadRequest]
+    """By time of arrival."""
+    silent: int
+    """Rows of requests that made no token, in a file of a run that was: there is nothing to ask for again."""
+
+
+def load_trace(path: Path) -> Trace:
+    """Ids are as in the file, or `r000000` … by position; where one comes again, its second is `ID#2`.
 
     Raises UsageError, with the file's name and the line, if the file cannot be read or a row is broken.
     """
     timed: list[tuple[int, WorkloadRequest]] = []
     judge: Judge | None = None
+    names, silent = _Names(), 0
     try:
         with _open_text(path) as lines:
             for line, form, row in _json_rows(path, lines) if ".jsonl" in path.suffixes else _csv_rows(path, lines):
                 judge = judge or Judge(form)
-                at_ns, request = _request(path, line, form, row, len(timed))
+                at_ns, request = _request(path, line, form, row)
+                if not request.output_tokens:
+                    silent += 1
+                    continue
+                request = msgspec.structs.replace(request, id=names.name(request.id or request_id(len(timed))))
                 with _naming(path, line):
                     judge.row(at_ns, request.prompt_tokens, len(request.block_hashes), request.block_tokens)
                 timed.append((at_ns, request))
     except OSError as error:
         raise UsageError(f"Cannot read the trace {path}: {error.strerror or error}.") from error
-    except (UnicodeDecodeError, EOFError, lzma.LZMAError, csv.Error) as error:
+    except (UnicodeDecodeError, EOFError, lzma.LZMAError, zlib.error, csv.Error) as error:
         raise UsageError(f"Cannot read the trace {path}: {error}.") from error
-    if judge is None:
-        raise UsageError(f"The trace {path} has no requests.")
+    if judge is None or not timed:
+        raise UsageError(f"The trace {path} has no requests{' that made a token' if silent else ''}.")
     if why_not := judge.verdict():
         raise UsageError(f"{path}: {why_not}")
     timed.sort(key=lambda item: item[0])
-    return [msgspec.structs.replace(r, arrival_s=(at_ns - judge.first_ns) / NS_PER_S) for at_ns, r in timed]
+    first_ns = judge.first_ns
+    requests = [msgspec.structs.replace(r, arrival_s=(at_ns - first_ns) / NS_PER_S) for at_ns, r in timed]
+    return Trace(requests, silent)
 
 
-def save_trace(path: Path, requests: Iterable[WorkloadRequest]) -> None:
-    """Writes our own form: JSON lines if `path` ends in .jsonl, else CSV. `load_trace` gives the same back."""
-    if path.suffix == ".jsonl":
-        path.write_bytes(b"".join(msgspec.json.encode(request) + b"\n" for request in requests))
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(WorkloadRequest.__struct_encode_fields__)
-        for r in requests:
-            row = msgspec.structs.asdict(r) | {"block_hashes": " ".join(map(str, r.block_hashes))}
-            writer.writerow(row.values())
+class _Names:
+    """No two requests have the same: clients may give an id twice, and files may be put together."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._again: dict[str, int] = {}
+
+    def name(self, given: str) -> str:
+        name = given
+        while name in self._taken:
+            self._again[given] = self._again.get(given, 1) + 1
+            name = f"{given}#{self._again[given]}"
+        self._taken.add(name)
+        return name
 
 
 def _open_text(path: Path) -> TextIO:
@@ -128,6 +158,8 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Form, Row]]:
         try:
             row = msgspec.json.decode(line)
         except msgspec.DecodeError as error:
+            if form is OURS and not line.endswith("\n"):
+                return  # a server is writing it, or was killed then
             raise UsageError(f"{path}:{number}: not a JSON object: {error}.") from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}:{number}: not a JSON object.")
@@ -140,7 +172,7 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Form, Row]]:
         yield number, form, row
 
 
-def _request(path: Path, line: int, form: Form, row: Row, index: int) -> tuple[int, WorkloadRequest]:
+def _request(path: Path, line: int, form: Form, row: Row) -> tuple[int, WorkloadRequest]:
     def field(name: str, read: Callable[[Any], Any], what: str) -> Any:
         try:
             return read(row[name])
@@ -152,10 +184,10 @@ def _request(path: Path, line: int, form: Form, row: Row, index: int) -> tuple[i
 
     at_ns = field(form.time, form.nanoseconds, form.time_is)
     return at_ns, WorkloadRequest(
-        id=str(row.get("id") or request_id(index)),
+        id=str(row.get("id") or ""),
         arrival_s=at_ns / NS_PER_S,
         prompt_tokens=field(form.prompt, _positive, "a number of tokens"),
-        output_tokens=field(form.output, _positive, "a number of tokens"),
+        output_tokens=field(form.output, _whole if form is OURS else _positive, "a number of tokens"),
         priority=given("priority", lambda v: Priority(int(v)), "a whole number", NORMAL),
         block_hashes=given(form.hashes, _hashes, "a list of whole numbers of at least 0", ()),
         block_tokens=given("block_tokens", _positive, "a number of tokens", form.block_tokens),
@@ -169,9 +201,15 @@ def request_id(index: int) -> str:
     return f"r{index:06d}"
 
 
-def _positive(value: Any) -> int:
+def _whole(value: Any) -> int:
     number = int(value)
-    if not 1 <= number <= MOST_TOKENS or number != float(value):
+    if not 0 <= number <= MOST_TOKENS or number != float(value):
+        raise ValueError
+    return number
+
+
+def _positive(value: Any) -> int:
+    if not (number := _whole(value)):
         raise ValueError
     return number
 

@@ -43,7 +43,7 @@ from llumnix.errors import UsageError
 from llumnix.types import HIGH, NORMAL
 from llumnix.workload.arrivals import PROCESSES
 from llumnix.workload.lengths import parse_lengths
-from llumnix.workload.trace import WorkloadRequest, load_trace, request_id
+from llumnix.workload.trace import Trace, WorkloadRequest, load_trace, request_id
 
 __all__ = ["PAPER_TRACES", "TRACES", "Workload", "WorkloadRequest", "load_workload"]
 
@@ -84,6 +84,14 @@ class Workload:
     name: str
     requests: tuple[WorkloadRequest, ...]
     seed: int = 0
+    silent: int = 0
+    """Rows of its file that are left out, as they made no token."""
+
+    @property
+    def left_out(self) -> str:
+        """What of its file is not in it, as a sentence; empty if nothing is."""
+        rows = "1 row is" if self.silent == 1 else f"{self.silent:,} rows are"
+        return f"{rows} left out of the workload: no token was made there." if self.silent else ""
 
     @property
     def hashed_tokens(self) -> int:
@@ -109,6 +117,7 @@ def load_workload(
     Raises UsageError, one sentence, for a name, option, number or file that makes no sense.
     """
     name, given = _split(text)
+    silent = 0
     overrides = {"rate": rate, "requests": requests, "seed": seed}
     given |= {key: str(value) for key, value in overrides.items() if value is not None}
     if name in PROCESSES:
@@ -119,9 +128,11 @@ def load_workload(
         made = _generate("gamma" if "cv" in given else "poisson", options)
     else:
         options = _Options(name, given, _TRACE_OPTIONS)
-        made = _from_trace(name, options)
+        trace = _trace(name)
+        made, silent = _of_trace(trace.requests, options), trace.silent
     made = _with_tenants(_with_high(made, options), options)
-    return Workload(name=text, requests=tuple(_fit(request, options) for request in made), seed=options.seed)
+    fitted = tuple(_fit(request, options) for request in made)
+    return Workload(name=text, requests=fitted, seed=options.seed, silent=silent)
 
 
 class _Options:
@@ -189,15 +200,17 @@ def _generate(process: str, options: _Options) -> list[WorkloadRequest]:
     return [WorkloadRequest(request_id(i), *column) for i, column in enumerate(columns)]
 
 
-def _from_trace(name: str, options: _Options) -> Sequence[WorkloadRequest]:
+def _trace(name: str) -> Trace:
     if name in TRACES:
         with resources.as_file(resources.files(__package__) / "data" / TRACES[name]) as path:
-            requests = load_trace(path)
-    elif {".csv", ".jsonl"} & set(Path(name).suffixes) and "\0" not in name:
-        requests = load_trace(Path(name))
-    else:
-        known = ", ".join((*PROCESSES, *PAPER_TRACES, *TRACES))
-        raise UsageError(f"{name or 'An empty text'} is not a workload: use one of {known}, or a .csv or .jsonl file.")
+            return load_trace(path)
+    if {".csv", ".jsonl"} & set(Path(name).suffixes) and "\0" not in name:
+        return load_trace(Path(name))
+    known = ", ".join((*PROCESSES, *PAPER_TRACES, *TRACES))
+    raise UsageError(f"{name or 'An empty text'} is not a workload: use one of {known}, or a .csv or .jsonl file.")
+
+
+def _of_trace(requests: Sequence[WorkloadRequest], options: _Options) -> Sequence[WorkloadRequest]:
     requests = requests[: options.whole("requests", len(requests))]
     if "rate" not in options.given:
         return requests
