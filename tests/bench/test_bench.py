@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from openai_server import OpenAIServer, serving
 from rich.console import Console
@@ -20,9 +21,8 @@ from llumnix.bench.cli import add_arguments, run
 from llumnix.bench.client import BenchConfig, BenchResult, bench
 from llumnix.errors import LlumnixError, ServerRefused, UsageError
 from llumnix.report.records import RequestRecord, read_records
-from llumnix.report.summary import read_summary
+from llumnix.report.summary import Summary
 from llumnix.types import InstanceState
-from llumnix.workload.trace import save_trace
 from llumnix.workload.workload import WorkloadRequest, load_workload
 
 WORKLOAD = "uniform:rate=100,prompt=20,output=6,requests=12,seed=1"
@@ -223,10 +223,11 @@ async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:
 
 
 async def test_ids_of_a_trace_may_be_anything(server: OpenAIServer, tmp_path: Path) -> None:
-    requests = [WorkloadRequest(name, 0.0, 3, 2) for name in ("a\r\nx: y", "é ü", "same", "same", "n" * 100_000)]
-    save_trace(tmp_path / "odd.jsonl", requests)
+    names = ("a\r\nx: y", "é ü", "same", "n" * 100_000)
+    lines = [msgspec.json.encode(WorkloadRequest(name, 0.0, 3, 2)) + b"\n" for name in names]
+    (tmp_path / "odd.jsonl").write_bytes(b"".join(lines))
     rows = (await go(server, str(tmp_path / "odd.jsonl"))).records.requests
-    assert sorted(r.id for r in rows) == sorted(r.id for r in requests)
+    assert sorted(r.id for r in rows) == sorted(names)
     assert {r.error for r in rows} == {""}
 
 
@@ -308,7 +309,7 @@ def test_command_writes_records_summary_and_picture(tmp_path: Path, capsys: pyte
         "instances.csv", "latency.png", "migrations.csv", "requests.csv", "summary.json",
     ]  # fmt: skip
     assert len(read_records(tmp_path / "run").requests) == 5
-    summary = read_summary(tmp_path / "run" / "summary.json")
+    summary = msgspec.json.decode((tmp_path / "run" / "summary.json").read_bytes(), type=Summary)
     assert (summary.requests.requests, summary.run["model"], summary.run["seed"]) == (5, "tiny", 1)
     assert "5 of 5 requests finished" in capsys.readouterr().out
 

@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _figure(text: str) -> int:
     name = text.lower().removeprefix("figure").removeprefix("fig").strip()
-    if not name.isdigit() or int(name) not in FIGURES:
-        raise UsageError(f"There is no figure {text!r} to reproduce: choose one of {', '.join(map(str, FIGURES))}.")
-    return int(name)
+    known = {str(number): number for number in FIGURES}
+    if name not in known:
+        raise UsageError(f"There is no figure {text!r} to reproduce: choose one of {', '.join(known)}.")
+    return known[name]
 
 
 def _only(runs: Sequence[Run], traces: Sequence[str]) -> list[Run]:

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from llumnix.errors import UsageError
-
 INFAAS, LLUMNIX, LLUMNIX_BASE, OURS, ROUND_ROBIN = (
     "INFaaS++",
     "Llumnix",
@@ -44,15 +42,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 def published_points(figure: int) -> list[Point]:
     """The paper's points of a figure; empty for those that have no published numbers."""
     file = resources.files("llumnix.paper") / "published" / f"figure{figure}.csv"
-    return _parse(file.read_text(), str(file)) if file.is_file() else []
-
-
-def read_points(path: Path) -> list[Point]:
-    """What `write_points` wrote. Raises UsageError for a file that is not like that."""
-    try:
-        return _parse(path.read_text(), str(path))
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+    if not file.is_file():
+        return []
+    rows = csv.DictReader(io.StringIO(file.read_text()))
+    known = ({key: value for key, value in row.items() if value} for row in rows)
+    return [msgspec.convert(values, Point, strict=False) for values in known]
 
 
 def write_points(path: Path, points: Iterable[Point]) -> None:
@@ -62,17 +56,6 @@ def write_points(path: Path, points: Iterable[Point]) -> None:
         writer.writerow(Point.__struct_fields__)
         for point in points:
             writer.writerow([_text(value) for value in msgspec.structs.astuple(point)])
-
-
-def _parse(text: str, name: str) -> list[Point]:
-    rows = csv.DictReader(io.StringIO(text))
-    points = []
-    for row in rows:
-        try:
-            points.append(msgspec.convert({key: value for key, value in row.items() if value}, Point, strict=False))
-        except msgspec.ValidationError as error:
-            raise UsageError(f"{name}:{rows.line_num}: not a point of a figure: {error}.") from error
-    return points
 
 
 def _text(value: object) -> str:

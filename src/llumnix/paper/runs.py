@@ -24,11 +24,15 @@ from llumnix.whole_file import write_whole
 SOURCES = (
     "config.py",
     "control",
+    "knob.py",
     "paper/experiments.py",
     "paper/measure.py",
     "paper/stall.py",
     "policy",
+    "report/records.py",
+    "roles_config.py",
     "sim",
+    "types.py",
     "workload",
 )
 """Parts of the package that a result depends on."""

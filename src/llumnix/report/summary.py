@@ -18,7 +18,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from llumnix.errors import UsageError
 from llumnix.plain import plain
 from llumnix.report.records import MOVED, InstanceRecord, Records, RequestRecord
 from llumnix.types import InstanceState, is_high
@@ -153,16 +152,6 @@ def exists(state: InstanceState) -> bool:
 def write_summary(path: Path, summary: Summary) -> None:
     """Writes `summary` as indented JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
-
-
-def read_summary(path: Path) -> Summary:
-    """What `write_summary` wrote. Raises UsageError if there is none or it is broken."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Summary)
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{path} is not a summary: {error}.") from error
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
