@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llumnix.cli import COMMANDS, main
+from llumnix.path_flag import a_path
 
 
 @pytest.fixture
@@ -41,6 +42,31 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"])
     assert end.value.code == 0
     assert f"llumnix {command}" in capsys.readouterr().out
+
+
+PATHS = [
+    (command, action.option_strings[0] if action.option_strings else action.dest)
+    for command, made in COMMANDS.items()
+    for action in made.parser()._actions
+    if action.type in (Path, a_path)
+]
+"""Each command with each flag or argument of it that is a path."""
+
+
+@pytest.mark.parametrize(("command", "name"), PATHS)
+def test_a_path_that_is_empty_is_not_the_current_folder(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a variable of the shell that is not set makes it: files with names such as summary.json are anybody's."""
+    monkeypatch.chdir(tmp_path)
+    free = [action for action in COMMANDS[command].parser()._actions if not action.option_strings]
+    words = ["" if action.dest == name else next(iter(action.choices or ["7"])) for action in free]
+    assert main([command, *words, *([f"{name}="] if name.startswith("-") else [])]) == 2
+    assert "it is empty, and no path" in capsys.readouterr().err
+
+
+def test_commands_that_write_files_are_among_those_with_paths() -> None:
+    assert {"bench", "simulate", "reproduce", "profile", "record", "whatif", "explain"} <= {name for name, _ in PATHS}
 
 
 @pytest.mark.parametrize(

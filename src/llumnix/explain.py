@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, assert_never
 
 import msgspec
@@ -19,6 +18,7 @@ from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import EntryFilter
 from llumnix.journal.story import stories_in
 from llumnix.journal.words import sentence, story_lines
+from llumnix.path_flag import a_path
 from llumnix.plain import say
 from llumnix.remote import an_id
 from llumnix.types import InstanceId, by_number
@@ -56,7 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log",
         metavar="PATH",
-        type=Path,
+        type=a_path,
         help="Ask no server, but what it, or `simulate`, wrote with --decision-log.",
     )
     parser.add_argument(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from llumnix.bench.client import BenchConfig, bench
 from llumnix.errors import UsageError
+from llumnix.path_flag import a_path
 from llumnix.plain import plain
 from llumnix.remote import add_server_flags, check_key
 from llumnix.report.pictures import HOW_TO_GET_IT, can_draw
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload", required=True, help="a generator with parameters, a trace by name, or a file: S-S?rate=4"
     )
-    parser.add_argument("--out", required=True, type=Path, help="directory for records, summary and pictures")
+    parser.add_argument("--out", required=True, type=a_path, help="directory for records, summary and pictures")
     parser.add_argument("--model", help="model to ask for (default: the first that the server names)")
     parser.add_argument("--rate", type=float, help="requests per second, instead of the workload's own")
     parser.add_argument("--requests", type=int, help="how many requests, instead of the workload's own")

@@ -17,6 +17,7 @@ from llumnix.paper.experiments import FIGURES, Run
 from llumnix.paper.measure import Measures
 from llumnix.paper.points import Point, published_points, write_points
 from llumnix.paper.runs import find_result, points_of, run_all
+from llumnix.path_flag import a_path
 from llumnix.report.pictures import require_matplotlib
 
 NOTES = """Maxima are over points, as the paper states them; geometric means are over all points. `–`: the points \
@@ -28,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix reproduce`."""
     parser.description = "Simulate the experiments behind a figure of the paper and draw ours beside the published."
     parser.add_argument("figure", help=f"number of the figure: {', '.join(map(str, FIGURES))}")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the CSV, the picture and the claims")
+    parser.add_argument("--out", type=a_path, required=True, help="directory for the CSV, the picture and the claims")
     parser.add_argument("--trace", action="append", help="only this trace (can be repeated)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point, each with a seed of its own (1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="simulations at a time (all cores)")
-    parser.add_argument("--records", type=Path, help="draw the runs of an earlier --out without running anything")
+    parser.add_argument("--records", type=a_path, help="draw the runs of an earlier --out without running anything")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from llumnix.errors import UsageError
+from llumnix.path_flag import a_path
 from llumnix.record.export import FORMS, export
 from llumnix.record.read import read_run
 
@@ -16,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `llumnix record`."""
     parser.description = "Hand on what `llumnix serve --record DIR` wrote down."
     parser.add_argument("action", choices=("export",), metavar="export", help="write its requests as a trace")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a recorded run, or a folder of them (the newest)")
+    parser.add_argument("folder", type=a_path, metavar="DIR", help="a recorded run, or a folder of them (the newest)")
     parser.add_argument("--format", choices=tuple(FORMS), required=True, help="the form of trace")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to (default: DIR/mooncake.jsonl, DIR/azure.csv)"
+        "--out", type=a_path, metavar="FILE", help="where to (default: DIR/mooncake.jsonl, DIR/azure.csv)"
     )
 
 

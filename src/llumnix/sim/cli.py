@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from math import inf, lcm
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,6 +18,7 @@ from llumnix.decision_log import written_at_once
 from llumnix.errors import UsageError
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
 from llumnix.journal.entries import JournalEntry
+from llumnix.path_flag import a_path
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.classes import Classes
 from llumnix.report.pictures import require_matplotlib
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run a workload on a simulated cluster: the live policy and control code in virtual time."
     parser.add_argument("--workload", help="a generator with parameters, a trace by name, or a file: S-S?rate=32")
     parser.add_argument("--instances", type=int, help="instances at the start")
-    parser.add_argument("--out", type=Path, help="directory for records, summary and pictures")
+    parser.add_argument("--out", type=a_path, help="directory for records, summary and pictures")
     parser.add_argument(
         "--profile", default="a10-llama-7b", help=f"a TOML file, or one of {', '.join(profile_names())}"
     )
@@ -74,11 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="spread of the factors by which instances misjudge what their steps cost (0: none; 0.2: some 20 %%)",
     )
     parser.add_argument(
-        "--decision-log", type=Path, metavar="FILE", help="write down each decision, for `llumnix explain --log FILE`"
+        "--decision-log", type=a_path, metavar="FILE", help="write down each decision, for `llumnix explain --log FILE`"
     )
     parser.add_argument("--plot", action="store_true", help="draw pictures of the run, too")
     parser.add_argument(
-        "--compare", type=Path, help="records of a live run: replay them, show predicted beside measured"
+        "--compare", type=a_path, help="records of a live run: replay them, show predicted beside measured"
     )
     parser.add_argument("--scale", action="store_true", help="start and drain instances by load (see the flags below)")
     add_flags(parser, PolicyConfig)

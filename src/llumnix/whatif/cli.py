@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llumnix.errors import UsageError
+from llumnix.path_flag import a_path
 from llumnix.record.read import RecordedRun, read_run
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import load_profile, profile_names
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Simulate a recorded run as it was, say how far that can be believed, and predict it with other settings."
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a recorded run, or a folder of them (the newest)")
+    parser.add_argument("folder", type=a_path, metavar="DIR", help="a recorded run, or a folder of them (the newest)")
     parser.add_argument(
         "--try",
         dest="tries",
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, help="at most so many, the last ones (default: all)")
     parser.add_argument("--repeats", type=int, default=8, help="simulations of each, with arrivals jittered (8)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for whatif.json and whatif.md")
+    parser.add_argument("--out", type=a_path, metavar="FOLDER", help="for whatif.json and whatif.md")
 
 
 def run(args: argparse.Namespace) -> int:

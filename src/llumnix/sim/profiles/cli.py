@@ -18,6 +18,7 @@ from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
 from llumnix.client import reading_environment, unreachable
 from llumnix.errors import UsageError
+from llumnix.path_flag import a_path
 from llumnix.record.read import read_run
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
 from llumnix.sim.profiles.cost_model import Profile
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = Plan()
     add_server_flags(parser)
     parser.add_argument(
-        "--from", dest="recorded", type=Path, metavar="DIR", help="a recorded run: nothing is measured, or asked for"
+        "--from", dest="recorded", type=a_path, metavar="DIR", help="a recorded run: nothing is measured, or asked for"
     )
-    parser.add_argument("--out", required=True, type=Path, help="TOML file to write")
+    parser.add_argument("--out", required=True, type=a_path, help="TOML file to write")
     parser.add_argument("--name", help="name of the profile (default: that of the file)")
     parser.add_argument("--prompts", type=_numbers, default=plan.prompt_tokens, help="prompt lengths: 16,64,256,…")
     parser.add_argument("--batches", type=_numbers, default=plan.batches, help="batch sizes: 1,2,4,8")
