@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from llumnix.cluster.preflight import check_record
 from llumnix.control.orders import StayCause
 from llumnix.errors import UsageError
 from llumnix.record import writer as module
-from llumnix.record.form import REQUESTS, parts_of
+from llumnix.record.form import REQUESTS, About, parts_of
 from llumnix.record.read import read_run
 from llumnix.record.units import hidden_id, unit_hashes
 from llumnix.record.writer import EndedRow, RunRow, RunWriter, Tried
@@ -170,6 +171,39 @@ def test_a_disk_that_was_full_for_a_while_leaves_no_half_row(tmp_path: Path) -> 
     assert [request.arrival_s for request in run.requests] == [1.0, 3.0]
     assert [move.at_s for move in run.moves] == [3.0, 4.0]
     assert (tmp_path / "moves-f0-000.csv").read_text().startswith("at_s,request_id,")
+
+
+def test_a_row_that_is_written_just_now_or_was_when_a_process_was_killed_is_none(tmp_path: Path) -> None:
+    """Wherever it ends: its last number may be whole, or have lost digits."""
+    write_run(tmp_path, [ended("a"), tried("a"), looked(instance(1.0, "i0"), steps=[step(1.0, "i0", 40, 90)])])
+    whole = read_run(tmp_path)
+    for file in tmp_path.glob("*-f0-000.*"):
+        content = file.read_bytes()
+        last = content.splitlines(keepends=True)[-1]
+        for end in range(len(last)):
+            file.write_bytes(content + last[:end])
+            assert read_run(tmp_path) == whole, (file.name, end)
+        file.write_bytes(content)
+
+
+def test_a_run_whose_folder_was_taken_away_goes_on_and_can_be_read(tmp_path: Path) -> None:
+    writer = write_run(tmp_path / "run", [ended("a", 1.0), tried("a")])
+    shutil.rmtree(tmp_path / "run")
+    writer._write([ended("b", 2.0), tried("b", 3.0)])
+    run = read_run(tmp_path / "run")
+    assert ([request.arrival_s for request in run.requests], [move.at_s for move in run.moves]) == ([2.0], [3.0])
+
+
+def test_a_front_end_that_is_restarted_counts_on(tmp_path: Path) -> None:
+    """What was lost before is lost for all who read the run."""
+    (tmp_path / "about-f0.json").write_bytes(msgspec.json.encode(about(dropped=3, removed=2)))
+    (tmp_path / "about-f1.json").write_text("{")
+    again = write_run(tmp_path, [ended("a", 1.0), ended("bad", 1.0, [2**64] * UNIT_TOKENS)])
+    again._write([ended("b", 2.0)])
+    told = msgspec.json.decode((tmp_path / "about-f0.json").read_bytes(), type=About)
+    assert (told.dropped, told.removed) == (3 + again.dropped, 2)
+    write_run(tmp_path, [ended("a", 1.0)], of=about(front_end=1))
+    assert read_run(tmp_path).about.dropped == 3 + again.dropped, "one that is damaged says nothing"
 
 
 def test_files_go_on_in_others_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def _folder_of(path: Path) -> Path:
 
 
 def _about(folder: Path) -> About:
-    abouts = [_one_about(file) for file in sorted(folder.glob(f"{ABOUT}-f*.json"))]
+    abouts = [about_in(file) for file in sorted(folder.glob(f"{ABOUT}-f*.json"))]
     if len({about.began_at_s for about in abouts}) > 1:
         raise UsageError(f"{folder} has files of several runs in it.")
     return msgspec.structs.replace(
@@ -90,7 +90,8 @@ def _about(folder: Path) -> About:
     )
 
 
-def _one_about(file: Path) -> About:
+def about_in(file: Path) -> About:
+    """Of one front end. Raises UsageError, one sentence."""
     try:
         about = msgspec.json.decode(file.read_bytes(), type=About)
     except OSError as error:
@@ -103,4 +104,4 @@ def _one_about(file: Path) -> About:
 
 
 def _rows(folder: Path, kind: str, of: type[RecordT]) -> list[RecordT]:
-    return [row for file in parts_of(folder, kind) for row in read_rows(file, of)]
+    return [row for file in parts_of(folder, kind) for row in read_rows(file, of, grows=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import msgspec
 
 from llumnix.appending import append_whole
 from llumnix.background import BackgroundWriter
+from llumnix.errors import UsageError
 from llumnix.record.form import (
     INSTANCES,
     MOVES,
@@ -26,6 +28,7 @@ from llumnix.record.form import (
     part_file,
     parts_of,
 )
+from llumnix.record.read import about_in
 from llumnix.record.units import hidden_id, unit_hashes
 from llumnix.report.records import MOVED, InstanceRecord, RecordT, append_rows
 from llumnix.whole_file import write_whole
@@ -196,8 +199,17 @@ class RunWriter:
         return parts_of(self.folder, kind, self._about.front_end)
 
     def _tell_about(self) -> None:
-        about = msgspec.structs.replace(self._about, dropped=self.dropped, removed=self._removed)
-        if about != self._told:
-            text = msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n"
-            write_whole(about_file(self.folder, about.front_end), text)
+        file = about_file(self.folder, self._about.front_end)
+        if self._told is None:
+            self._count_on(file)
+        before, removed = self._about, self._about.removed + self._removed
+        about = msgspec.structs.replace(before, dropped=before.dropped + self.dropped, removed=removed)
+        if about != self._told or not file.exists():  # somebody may have taken the folder away
+            write_whole(file, msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n")
             self._told = about
+
+    def _count_on(self, file: Path) -> None:
+        """From where this front end was before it was restarted."""
+        with contextlib.suppress(UsageError):
+            before = about_in(file)
+            self._about = msgspec.structs.replace(self._about, dropped=before.dropped, removed=before.removed)

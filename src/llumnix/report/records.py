@@ -200,14 +200,16 @@ def append_rows(path: Path, kind: type[RecordT], rows: Iterable[RecordT]) -> Non
     append_whole(path, text.getvalue().encode())
 
 
-def read_rows(path: Path, kind: type[RecordT]) -> list[RecordT]:
-    """The rows of `path`. Raises UsageError, with file and line, for one that cannot be a `kind`."""
+def read_rows(path: Path, kind: type[RecordT], *, grows: bool = False) -> list[RecordT]:
+    """The rows of `path`. If it `grows`, a last one without an end is none yet, or never will be: what of it is there
+    may look like a row. Raises UsageError, with file and line, for one that cannot be a `kind`."""
     rows: list[RecordT] = []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restkey=_TOO_MANY)
-            for line in reader:
-                rows.append(_row(path, reader.line_num, line, kind))
+        content = path.read_bytes()
+        text = content[: content.rfind(b"\n") + 1 if grows else None].decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_TOO_MANY)
+        for line in reader:
+            rows.append(_row(path, reader.line_num, line, kind))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
     return rows
