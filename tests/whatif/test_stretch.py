@@ -85,3 +85,20 @@ def test_an_instance_that_starts_or_drains_meanwhile_does_not_serve() -> None:
         rows += [instance(float(at_s), "i1", state) for at_s in range(begin_s, begin_s + 20)]
     stretch = longest_stretch(run_of(sorted(rows, key=lambda row: row.at_s)))
     assert span(stretch) == (0.0, 99.0, ("i0",))
+
+
+def test_a_front_end_that_is_restarted_and_knows_nobody_at_first_cuts_nothing() -> None:
+    """It looks as soon as one instance has answered; of another it has heard, of a third not even that."""
+    known_again = [instance(50.0, "i0"), instance(50.0, "i1", InstanceState.STARTING)]
+    rows = [*serving(0, 40, "i0", "i1", "i2"), *known_again, *serving(51, 100, "i0", "i1", "i2")]
+    assert span(longest_stretch(run_of(rows))) == (0.0, 99.0, ("i0", "i1", "i2"))
+
+
+@pytest.mark.parametrize("state", [InstanceState.DRAINING, InstanceState.LOST, None])
+def test_an_instance_that_stopped_serving_did_not_serve_meanwhile(state: InstanceState | None) -> None:
+    """It drained for a while, or was lost and, with another front end or none, not told of."""
+    gone = [] if state is None else [instance(float(at_s), "i1", state) for at_s in range(30, 35)]
+    again = serving(35, 100, "i0", "i1") if state is InstanceState.DRAINING else serving(35, 100, "i0")
+    rows = [*serving(0, 30, "i0", "i1"), *serving(30, 35, "i0"), *gone, *again]
+    stretch = longest_stretch(run_of(sorted(rows, key=lambda row: row.at_s)))
+    assert stretch.begin_s == (35.0 if state is InstanceState.DRAINING else 30.0)

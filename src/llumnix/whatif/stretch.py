@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -79,17 +79,27 @@ def longest_stretch(run: RecordedRun, most_requests: int | None = None) -> Stret
 
 def _stretches(rows: Sequence[InstanceRecord]) -> Iterator[tuple[float, float, tuple[str, ...]]]:
     """Begin, end and instances; rows are by time, those of one look at the same."""
-    looks: dict[float, set[str]] = {}
+    looks: dict[float, list[InstanceRecord]] = {}
     for row in rows:
-        looks.setdefault(row.at_s, set())
-        if row.state is InstanceState.RUNNING:
-            looks[row.at_s].add(row.instance)
-    begin_s, last_s, serving = 0.0, 0.0, set[str]()
-    for at_s, now in looks.items():
+        looks.setdefault(row.at_s, []).append(row)
+    begin_s, until_s, serving = 0.0, 0.0, frozenset[str]()
+    for at_s, now in _serving(looks):
         if now != serving:
             if serving:
-                yield begin_s, last_s, tuple(sorted(serving))
+                yield begin_s, until_s, tuple(sorted(serving))
             begin_s, serving = at_s, now
-        last_s = at_s
+        until_s = at_s
     if serving:
-        yield begin_s, last_s, tuple(sorted(serving))
+        yield begin_s, until_s, tuple(sorted(serving))
+
+
+def _serving(looks: Mapping[float, Sequence[InstanceRecord]]) -> Iterator[tuple[float, frozenset[str]]]:
+    """At each look. A front end that was restarted knows nobody at first, and calls all of them starting: who served
+    before, and does so later, served meanwhile."""
+    last_s = {row.instance: at_s for at_s, look in looks.items() for row in look if row.state is InstanceState.RUNNING}
+    now: set[str] = set()
+    for at_s, look in looks.items():
+        now = {name for name in now if last_s[name] >= at_s}
+        now -= {row.instance for row in look if row.state is not InstanceState.STARTING}
+        now |= {row.instance for row in look if row.state is InstanceState.RUNNING}
+        yield at_s, frozenset(now)
