@@ -218,9 +218,12 @@ def test_a_newcomer_is_greeted_by_the_front_end_before_it_is_sent_anything() -> 
     """A message takes 0.2 s here: two for the greeting, then the request itself."""
     faults = (Fault(FaultKind.CRASH, 5.0, instance=0), Fault(FaultKind.SLOW_LINK, 6.0, 60.0, factor=1000.0))
     message_s, serves_s = 1000 * A10.host.message_ms / 1e3, 5.0 + A10.host.start_up_s
-    before, after = SimRequest(0, serves_s - 0.5, 16, 2), SimRequest(1, serves_s + 2.0, 16, 2)
-    simulate([before, after], RunSetup(instances=1, profile=A10, faults=faults))
+    greeted_s = serves_s + 2 * message_s
+    arrivals_s = (4.99, greeted_s - 0.1, greeted_s + 0.1)  # the first lost its instance before it said anything
+    before, early, after = requests = [SimRequest(index, at_s, 16, 2) for index, at_s in enumerate(arrivals_s)]
+    simulate(requests, RunSetup(instances=1, profile=A10, faults=faults))
     assert before.first_token_s - serves_s > 3 * message_s
+    assert early.declined is not None
     assert after.first_token_s - after.arrival_s < 2 * message_s
 
 

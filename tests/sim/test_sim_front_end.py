@@ -11,6 +11,7 @@ from sim_cluster import assert_all_served
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.recording import RECORD, differences
+from llumnix.report.summary import summarize
 from llumnix.sim.driver import simulate
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.faults import Fault, FaultKind
@@ -107,6 +108,18 @@ def test_request_whose_instances_die_before_it_says_anything_is_given_up() -> No
     outcome = simulate([request], RunSetup(instances=8, profile=far_slower, faults=deaths))
     (record,) = outcome.records().requests
     assert (request.replays, record.error) == (3, "not finished")
+
+
+def test_while_no_instance_is_left_new_requests_are_refused_and_running_ones_wait() -> None:
+    """As live."""
+    requests = [SimRequest(index, at_s, 60, 200) for index, at_s in enumerate((0.0, 2.0, 9.0))]
+    outcome = simulate(requests, RunSetup(instances=1, profile=A10, faults=(crash(1.0, 0),)))
+    before, meanwhile, after = outcome.records().requests
+    assert (meanwhile.error, meanwhile.output_tokens, meanwhile.ttft_s) == ("refused with 503", 0, None)
+    for served in (before, after):
+        assert (served.error, served.output_tokens) == ("", 200)
+    assert before.instances == ("i0000", "i0001")
+    assert summarize(outcome.records()).errors == {"refused with 503": 1}
 
 
 @pytest.mark.parametrize("seed", range(6))

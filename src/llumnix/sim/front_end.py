@@ -20,6 +20,7 @@ from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.replay import FrontEndBegin
 from llumnix.journal.journal import Journal
 from llumnix.journal.story import Story
+from llumnix.policy.classes import Declined
 from llumnix.policy.prefix import MOST_CHUNKS
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.recording import recorder
@@ -91,7 +92,12 @@ class SimFrontEnd:
             self._reception.arrives(request, self._arrived(request))
 
     def _open(self, request: SimRequest) -> None:
-        self._tell(self._arrived(request))
+        (answer,) = self._machine.handle(self._arrived(request))
+        if isinstance(answer, fe.GiveUp):
+            request.decline(self._kernel.now, Declined(503, "service_unavailable", answer.why))
+            self._ended(request)
+        else:
+            self._obey([answer])
 
     def _arrived(self, request: SimRequest) -> fe.Arrived:
         return fe.Arrived(
@@ -101,7 +107,6 @@ class SimFrontEnd:
             Priority(request.priority),
             self._only_on,
             chunks=request.hashes[:MOST_CHUNKS] if self._machine.prefix_chunk_tokens else (),
-            may_wait=True,
         )
 
     def _over(self, request: SimRequest, outcome: str, why: str = "") -> None:
@@ -109,6 +114,9 @@ class SimFrontEnd:
         if request.story is not None:
             request.tell_move(self._kernel.now, None)
             request.story.ended(self._kernel.now, outcome, request.generated, why)
+        self._ended(request)
+
+    def _ended(self, request: SimRequest) -> None:
         if self._reception is not None:
             self._reception.ended(request)
         self._one_over()
@@ -171,10 +179,7 @@ class SimFrontEnd:
         return answer.count
 
     def ask(self, doubt: Doubt) -> None:
-        self._network.deliver(self._judge, doubt)
-
-    def _judge(self, doubt: Doubt) -> None:
-        self._tell(fe.Doubted(self._kernel.now, doubt))
+        self._network.deliver(lambda: self._tell(fe.Doubted(self._kernel.now, doubt)))
 
     def noticed(self, notice: AnyNotice) -> None:
         if not isinstance(notice, Adopted):
@@ -250,8 +255,8 @@ class SimFrontEnd:
                     assert_never(command)
 
     def _send(self, request: SimRequest, instance: InstanceId, onward: MoveOrder | None = None) -> None:
-        travel_s = self._request_s + self._network.message_s
-        self._kernel.after(travel_s, self._hand_in, request, request.id, instance, onward)
+        way_s = self._request_s + self._network.message_s
+        self._kernel.after(way_s, self._hand_in, request, request.id, instance, onward)
 
     def _hand_in(self, request: SimRequest, name: str, instance: InstanceId, onward: MoveOrder | None) -> None:
         there = self._instances.get(instance)

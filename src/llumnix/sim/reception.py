@@ -76,9 +76,7 @@ class Reception:
         self.call()
 
     def _decline(self, request: SimRequest, declined: Declined) -> None:
-        request.declined = declined
-        if request.story is not None:
-            request.story.refused(self._kernel.now, declined.status, declined.why)
+        request.decline(self._kernel.now, declined)
         self._over()
 
     def _wake(self) -> None:

@@ -133,6 +133,12 @@ class SimRequest:
         """Length of its sequence: prompt and output so far."""
         return self.prompt_tokens + self.generated
 
+    def decline(self, now_s: float, declined: Declined) -> None:
+        """It was not taken, and will be nowhere."""
+        self.declined = declined
+        if self.story is not None:
+            self.story.refused(now_s, declined.status, declined.why)
+
     def begin(self, now_s: float, blocks: int) -> None:
         """It is taken from the queue, and holds `blocks` blocks."""
         self.state = PREFILLING
