@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,7 @@ from llumnix.cli import main
 from llumnix.errors import UsageError
 from llumnix.record.read import read_run
 from llumnix.report.summary import summarize
-from llumnix.sim.profiles.file import load_profile
+from llumnix.sim.profiles.file import load_profile, write_profile
 from llumnix.sim.profiles.recorded import fit_run
 from llumnix.types import InstanceState
 from llumnix.whatif import cli as whatif_cli
@@ -174,3 +175,15 @@ def test_exported_traces_are_the_same_requests(tmp_path: Path) -> None:
     assert [one == other for one, other in zip(first, second, strict=True)] == [True, True, False]
     assert not {*first} & {*third}
     assert main(["record", "export", str(tmp_path / "run"), "--format", "azure", "--out", str(tmp_path / "a.txt")]) == 2
+
+
+def test_requests_that_an_instance_cannot_hold_are_cut_and_counted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a profile of less memory than the server had."""
+    small = replace(TRUTH, memory=replace(TRUTH.memory, total_blocks=8))
+    write_profile(small, tmp_path / "small.toml")
+    longer = sum(one.prompt_tokens + one.output_tokens > small.max_sequence_tokens for one in read_run(run).requests)
+    assert longer
+    main(["whatif", str(run), "--profile", str(tmp_path / "small.toml"), "--repeats", "2", "--jobs", "1"])
+    assert f"{longer} of them are longer than the {small.max_sequence_tokens} tokens" in capsys.readouterr().out

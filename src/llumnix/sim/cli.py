@@ -189,8 +189,7 @@ def _cut_a_few(workload: Workload, setup: RunSetup) -> Workload:
     """A public trace has a few requests that are longer than the memory of a small device: those are cut, and counted.
     If it is more than a few, the run would say little about the trace; then the simulation names the first one."""
     most = setup.profile.max_sequence_tokens
-    cut = workload.cut(most)
-    count = sum(one is not other for one, other in zip(workload.requests, cut.requests, strict=True))
+    count = workload.longer_than(most)
     if not 0 < count <= MOST_CUT * len(workload.requests):
         return workload
     requests = "1 request is" if count == 1 else f"{count:,} requests are"
@@ -199,7 +198,7 @@ def _cut_a_few(workload: Workload, setup: RunSetup) -> Workload:
         f"{len(workload.requests):,}: cut to that.",
         file=sys.stderr,
     )
-    return cut
+    return workload.cut(most)
 
 
 def _simulate(workload: Workload, setup: RunSetup, listener: Callable[[JournalEntry], None] | None) -> Outcome:

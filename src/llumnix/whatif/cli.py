@@ -116,7 +116,8 @@ def _what_if(
     args: argparse.Namespace,
     one_done: Callable[[], None],
 ) -> WhatIf:
-    workload = stretch.workload().cut(profile.max_sequence_tokens)
+    whole, most = stretch.workload(), profile.max_sequence_tokens
+    workload = whole.cut(most)
     kept = frozenset(request.id for request in stretch.requests if not request.error)
     measured = numbers_of(stretch.requests, kept)
     tasks = [
@@ -131,7 +132,7 @@ def _what_if(
     hours = (stretch.end_s - stretch.begin_s) / 3600
     return WhatIf(
         folder=str(recorded.folder),
-        about=_about(recorded, stretch),
+        about=[*_about(recorded, stretch), *_said_of_cut(whole.longer_than(most), most)],
         instance_hours=hours * settings[0].instances,
         repeats=args.repeats,
         known=credible,
@@ -166,6 +167,12 @@ def _about(recorded: RecordedRun, stretch: Stretch) -> list[str]:
         sentences.append("Its requests were held back by --classes; simulated, all go to an instance at once.")
     sentences.append("Simulated clients send what they sent, whenever answers come.")
     return sentences
+
+
+def _said_of_cut(requests: int, most_tokens: int) -> list[str]:
+    if not requests:
+        return []
+    return [f"{requests:,} of them are longer than the {most_tokens:,} tokens that an instance holds, and cut to that."]
 
 
 @contextmanager

@@ -7,8 +7,8 @@ alternative, simulated with the same arrivals, the number is taken relative to t
     predicted = measured · alternative / as it was
 
 for all pairs of runs, since a live run is one draw as well; the bar is from the 10th to the 90th percentile of these,
-widened by what need not be the same elsewhere: half of the bias, or by how much it differs between the two halves of
-the run, whichever is larger, and a little in any case. A number without credibility is withheld, with the reason.
+widened by what need not be the same elsewhere: half of the bias, or half of what it differs by between the two halves
+of the run, whichever is larger, and a little in any case. A number without credibility is withheld, with the reason.
 Counts are compared with a handful added to each: three preemptions more or less are nothing.
 """
 

@@ -103,6 +103,10 @@ class Workload:
         """Time from the first to the last arrival."""
         return self.requests[-1].arrival_s - self.requests[0].arrival_s if self.requests else 0.0
 
+    def longer_than(self, total: int) -> int:
+        """So many would be cut."""
+        return sum(request.prompt_tokens + request.output_tokens > total for request in self.requests)
+
     def cut(self, total: int) -> Workload:
         """The same, but no prompt and output are longer than `total` tokens together; the prompt gives way first.
         Requests that are not longer are the same objects."""
