@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from llumnix.cli import main
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.sim.profiles.cli import Told, ask_server
-from llumnix.sim.profiles.file import load_profile
+from llumnix.sim.profiles.file import load_profile, write_profile
 from llumnix.sim.profiles.live import DecodeSample, Plan, PrefillSample, Unseen, fit, measure_server, worst_error
 
 UNSEEN = Unseen(total_blocks=500, state_blocks=3)
@@ -211,9 +212,40 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(
     assert "Cannot write a file at --out" in capsys.readouterr().err
 
 
-def test_a_profile_that_was_fitted_can_be_simulated(tmp_path: Path) -> None:
-    from llumnix.sim.profiles.file import write_profile
+MANY_BLOCKS = ["--blocks", "100", "--block-tokens", "16"]
 
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--blocks", "0", "--block-tokens", "16"], "total_blocks"),
+        (["--blocks", "9", "--block-tokens", "0"], "block_tokens"),
+        ([*MANY_BLOCKS, "--state-blocks", "100"], "state_blocks"),
+        ([*MANY_BLOCKS, "--block-bytes", "0"], "block_bytes"),
+        *[([*MANY_BLOCKS, "--gigabytes-per-s", each], "gigabytes_per_s") for each in ("0", "nan", "inf")],
+        ([*MANY_BLOCKS, "--max-num-seqs", "0"], "max_num_seqs"),
+        ([*MANY_BLOCKS, "--max-num-batched-tokens", "-1"], "max_num_batched_tokens"),
+        ([*MANY_BLOCKS, "--prompts", "16"], "two lengths"),
+        ([*MANY_BLOCKS, "--batches", "4,4"], "two sizes"),
+        ([*MANY_BLOCKS, "--name", "a\rb"], "--name"),
+        ([*MANY_BLOCKS, "--name", "\udc80"], "--name"),
+    ],
+)
+def test_what_no_profile_can_have_is_said_before_anything_is_measured(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "--url", "http://127.0.0.1:9", "--out", str(tmp_path / "p.toml"), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_profile_whose_words_have_any_characters_comes_back(tmp_path: Path) -> None:
+    words = "".join(map(chr, range(0x100))) + '\U0001f600 \u2028 """'
+    profile = replace(fit(*samples(), UNSEEN, "mine", "made up"), origin=words)
+    write_profile(profile, tmp_path / "mine.toml")
+    assert load_profile(str(tmp_path / "mine.toml")) == profile
+
+
+def test_a_profile_that_was_fitted_can_be_simulated(tmp_path: Path) -> None:
     write_profile(fit(*samples(), UNSEEN, "mine", "made up"), tmp_path / "mine.toml")
     assert load_profile(str(tmp_path / "mine.toml")).name == "mine"
     words = ["simulate", "--workload", "S-S?rate=1&requests=20&scale=0.1", "--instances", "1"]

@@ -79,7 +79,16 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
     if plan.repeats < 1 or plan.output_tokens < 8 or plan.instances < 1:
         raise UsageError("--repeats and --instances must be at least 1 and --output-tokens at least 8.")
+    if len(plan.prompt_tokens) < 2 or len(plan.batches) < 2:
+        raise UsageError("A profile needs --prompts of two lengths and --batches of two sizes, or more.")
     return plan
+
+
+def _name(args: argparse.Namespace) -> str:
+    name: str = args.name or args.out.stem
+    if not name.isprintable():
+        raise UsageError(f"A profile cannot be named {name!r}: give a --name that can be printed.")
+    return name
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     not answer."""
     if args.recorded is not None:
         return _run_recorded(args)
-    plan = _plan(args)
+    plan, name = _plan(args), _name(args)
     _check_out(args.out)
     args.url = server_url(args.url)
     check_key(args.api_key)
@@ -98,9 +107,6 @@ def run(args: argparse.Namespace) -> int:
         block_tokens = told.block_tokens if block_tokens is None else block_tokens
         state_blocks = told.state_blocks if args.state_blocks is None else state_blocks
         plan = replace(plan, instances=told.instances if args.instances is None else args.instances)
-    console = Console(stderr=True)
-    console.print(f"Measuring {args.url} …", emoji=False, highlight=False, markup=False)
-    prefill, decode = asyncio.run(measure_server(args.url, plan, args.api_key))
     unseen = Unseen(
         total_blocks=blocks,
         block_tokens=block_tokens,
@@ -110,12 +116,15 @@ def run(args: argparse.Namespace) -> int:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
     )
+    console = Console(stderr=True)
+    console.print(f"Measuring {args.url} …", emoji=False, highlight=False, markup=False)
+    prefill, decode = asyncio.run(measure_server(args.url, plan, args.api_key))
     origin = (
         f"Measured by `llumnix profile` on {date.today().isoformat()} over HTTP: prefill and decode from "
         f"{len(prefill)} prompt lengths and {len(decode)} batches, on {plan.instances} at once; bandwidth, copy "
         "rounds, start-up were not measured."
     )
-    profile = fit(prefill, decode, unseen, args.name or args.out.stem, origin)
+    profile = fit(prefill, decode, unseen, name, origin)
     _write(profile, args.out)
     first, step = worst_error(profile, prefill, decode)
     how_well = f"worst error of the fit: first tokens {first:.0%}, decode steps {step:.0%}"
@@ -129,8 +138,9 @@ def _run_recorded(args: argparse.Namespace) -> int:
     for dest in _OF_MEASURING:
         if getattr(args, dest) != parser.get_default(dest):
             raise UsageError(f"--{dest.replace('_', '-')} is for measuring, and --from has it from the recorded run.")
+    name = _name(args)
     _check_out(args.out)
-    fitted = fit_run(read_run(args.recorded), args.name or args.out.stem)
+    fitted = fit_run(read_run(args.recorded), name)
     _write(fitted.profile, args.out)
     console = Console(stderr=True)
     for note in fitted.notes:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from math import inf
 
 from llumnix.errors import UsageError
 from llumnix.policy.snapshot import StepCost
@@ -102,7 +103,7 @@ class MigrationProfile:
     """By how much a step of either side takes longer while a copy runs (0.02: 2 %)."""
 
     def __post_init__(self) -> None:
-        _require(self.gigabytes_per_s > 0, "migration.gigabytes_per_s must be above 0.")
+        _require(0 < self.gigabytes_per_s < inf, "migration.gigabytes_per_s must be above 0, and a number.")
         _require(self.stage_ms >= 0 and self.slowdown >= 0, "migration.stage_ms and .slowdown must not be negative.")
 
 

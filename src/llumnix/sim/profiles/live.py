@@ -182,7 +182,7 @@ class _Measuring:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unseen:
-    """What a client cannot measure."""
+    """What a client cannot measure. Raises UsageError for what cannot be."""
 
     total_blocks: int
     block_tokens: int = 16
@@ -194,6 +194,26 @@ class Unseen:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     start_up_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        _ = self.memory, self.migration, self.scheduler
+
+    @property
+    def memory(self) -> MemoryProfile:
+        return MemoryProfile(
+            total_blocks=self.total_blocks,
+            block_tokens=self.block_tokens,
+            block_bytes=self.block_bytes,
+            state_blocks=self.state_blocks,
+        )
+
+    @property
+    def migration(self) -> MigrationProfile:
+        return MigrationProfile(gigabytes_per_s=self.gigabytes_per_s, stage_ms=self.stage_ms, slowdown=self.slowdown)
+
+    @property
+    def scheduler(self) -> SchedulerProfile:
+        return SchedulerProfile(max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens)
 
 
 def fit(
@@ -215,24 +235,15 @@ def fit(
     return Profile(
         name=name,
         origin=origin,
-        memory=MemoryProfile(
-            total_blocks=unseen.total_blocks,
-            block_tokens=unseen.block_tokens,
-            block_bytes=unseen.block_bytes,
-            state_blocks=unseen.state_blocks,
-        ),
+        memory=unseen.memory,
         prefill=PrefillProfile(base_ms=base_ms, per_token_ms=max(slope, 1e-6), per_token_squared_ms=square),
         decode=DecodeProfile(
             batch=tuple(sizes),
             batch_ms=tuple(max(one, 1e-3) for one in sizes_ms),
             per_context_token_ms=context_ms,
         ),
-        migration=MigrationProfile(
-            gigabytes_per_s=unseen.gigabytes_per_s, stage_ms=unseen.stage_ms, slowdown=unseen.slowdown
-        ),
-        scheduler=SchedulerProfile(
-            kind="vllm-1", max_num_seqs=unseen.max_num_seqs, max_num_batched_tokens=unseen.max_num_batched_tokens
-        ),
+        migration=unseen.migration,
+        scheduler=unseen.scheduler,
         host=HostProfile(request_ms=max(0.0, base - base_ms), start_up_s=unseen.start_up_s),
     )
 
