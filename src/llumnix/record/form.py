@@ -62,7 +62,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     """Requests were held back by the rules of `--classes`."""
     front_end: int
     since_s: float
-    """When this front end began to write, since the run began. One that was restarted begins anew."""
+    """When this front end began to write, since the run began. One that was restarted begins anew, and counts on:"""
     dropped: int = 0
     """Rows that came faster than they could be written, or when the disk was full."""
     removed: int = 0
