@@ -314,6 +314,17 @@ def test_command_writes_records_summary_and_picture(tmp_path: Path, capsys: pyte
     assert "5 of 5 requests finished" in capsys.readouterr().out
 
 
+def test_rows_without_a_token_of_an_earlier_run_are_not_asked_for_again_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "id,arrival_s,prompt_tokens,output_tokens\na,0,3,2\nleft,0,3,0\nb,0,3,2\n"
+    (tmp_path / "requests.csv").write_text(rows)
+    workload = ["--workload", str(tmp_path / "requests.csv"), "--no-figures"]
+    assert command(OpenAIServer(), tmp_path / "run", *workload) == 0
+    assert [row.id for row in read_records(tmp_path / "run").requests] == ["a", "b"]
+    assert "1 row is left out of the workload" in capsys.readouterr().err
+
+
 def test_without_matplotlib_only_the_picture_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
