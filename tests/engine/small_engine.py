@@ -92,11 +92,11 @@ class SmallEngine:
         self.preempted += [name for name, r in self.scheduler.requests.items() if r.num_preemptions > before[name]]
 
     def finish(self, output: SchedulerOutput) -> None:
-        names = list(output.num_scheduled_tokens)
-        self.scheduler.update_from_output(
-            output,
-            ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, [[7]] * len(names)),
-        )
+        self.scheduler.update_from_output(output, self.computed(list(output.num_scheduled_tokens)))
+
+    @staticmethod
+    def computed(names: list[str]) -> ModelRunnerOutput:
+        return ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, [[7]] * len(names))
 
     @property
     def running(self) -> list[str]:

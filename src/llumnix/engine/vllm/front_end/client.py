@@ -156,7 +156,9 @@ class LlumnixClient(AsyncMPClient):
         known = self.streams.session_of(request.request_id)
         if known is not None:  # a further chunk of a streaming input session
             if known.stream.owner in self.members.known:  # else the session is about to end, and says why
-                await self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
+                sent = self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
+                self.streams.sent_more(known, request)
+                await sent
             return
         answer = self.streams.open(request)
         if isinstance(answer, GiveUp):

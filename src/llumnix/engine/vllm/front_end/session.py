@@ -46,6 +46,10 @@ class Session:
     """The id inside the engines: a new one after each token replay."""
     stream: Stream
     story: Story
+    has_input: bool = field(init=False)
+    """It is a streaming input session whose client may send further chunks."""
+    unanswered: int = 1
+    """Chunks of its input whose output has not come to an end; other requests have one."""
     keeps_media: bool = True
     """Once it has made a token, too: it can still be replayed."""
     tokens: list[int] = field(default_factory=list)
@@ -65,6 +69,21 @@ class Session:
     passed: Passed | None = None
     """By its last move."""
     seen: dict[Epoch, SeenMove] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.has_input = self.request.resumable
+
+    def takes(self, chunk: EngineCoreRequest) -> None:
+        """Was sent to its engine, which computes one after the other. The last one says only that it is the last."""
+        if chunk.resumable:
+            self.unanswered += 1
+        else:
+            self.has_input = False
+
+    @property
+    def is_over(self) -> bool:
+        """Its engine says no more. Each chunk ends with a finish reason of its own."""
+        return not (self.has_input or self.unanswered)
 
     @property
     def id(self) -> str:

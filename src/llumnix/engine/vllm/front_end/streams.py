@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.kept_media import KeptMedia
-from llumnix.control.messages import Adopted, AnyNotice, Doubt, Moved, Stayed, Verdict
+from llumnix.control.messages import Adopted, AnyNotice, Doubt, Moved, Stayed
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY
 from llumnix.engine.vllm.front_end.given_up import GivenUp, why_given_up
@@ -23,11 +23,10 @@ from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.moves_told import MovesTold
 from llumnix.engine.vllm.front_end.resuming import Resuming
 from llumnix.engine.vllm.front_end.session import Session, arrival, client_id_of, media_bytes, why_not_exact
-from llumnix.engine.vllm.front_end.telling import begin_story, refuse, tell_onward, tell_output
+from llumnix.engine.vllm.front_end.telling import begin_story, mail_of, refuse, tell_onward, tell_output
 from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
-from llumnix.wire.to_instance import TellPrefixes
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +100,12 @@ class Streams:
         self._forget(self.sessions[request_id], "error", "it could not be sent", began=False)
         self._machine.handle(fe.Unsent(monotonic(), RequestId(request_id)))
 
+    def sent_more(self, session: Session, chunk: EngineCoreRequest) -> None:
+        """To its engine, as it arrived."""
+        session.takes(chunk)
+        if session.is_over:
+            self._ended(session, str(FinishReason.STOP), monotonic())
+
     def abort(self, request_id: str) -> None:
         session = self.session_of(request_id)
         if session is not None:
@@ -148,13 +153,19 @@ class Streams:
             to.append(output)
 
     def _ends_well(self, session: Session, output: EngineCoreOutput, now: float) -> bool:
+        """It, or the output for a chunk of its input; its client is to be told of the end."""
+        session.unanswered -= 1
         why = why_given_up(session.request, output)
         if why:
             self._give_up(session, why)
-        else:
-            self._forget(session, str(output.finish_reason))
-        self._obey(self._machine.handle(fe.Finished(now, RequestId(session.engine_id))))
+            self._obey(self._machine.handle(fe.Aborted(now, RequestId(session.engine_id))))
+        elif session.is_over:
+            self._ended(session, str(output.finish_reason), now)
         return not why
+
+    def _ended(self, session: Session, outcome: str, now: float) -> None:
+        self._forget(session, outcome)
+        self._obey(self._machine.handle(fe.Finished(now, RequestId(session.engine_id))))
 
     def _unusual(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
@@ -171,7 +182,9 @@ class Streams:
         request = RequestId(output.request_id)
         if TURNED_AWAY in params:
             return self._obey(self._machine.handle(fe.TurnedAway(now, instance, request)))
-        tokens, last = len(output.new_token_ids), output.finish_reason is not None
+        session = self.sessions.get(request)
+        last = output.finish_reason is not None and not (session is not None and session.request.resumable)
+        tokens = len(output.new_token_ids)
         return self._obey(self._machine.handle(fe.Outputs(now, instance, request, tokens, (output,), last)))
 
     def _read_notice(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
@@ -245,7 +258,7 @@ class Streams:
                 case fe.TellVerdict() | fe.AskPrefixes():
                     member = self._members.known.get(command.to)
                     if member is not None:  # else it is asked for again, or nobody is there to ask
-                        self._ways.post(member.info.control, _mail(command))
+                        self._ways.post(member.info.control, mail_of(command))
                 case fe.Abort():
                     self._ways.send(command.to, EngineCoreRequestType.ABORT, [command.request])
                 case fe.ReplayAt():
@@ -283,7 +296,3 @@ class Streams:
         self._forget(session, "error", why)
         self._observer.failed(session, why)
         self._ways.give_up(GivenUp(session.id, why))
-
-
-def _mail(command: fe.TellVerdict | fe.AskPrefixes) -> Verdict | TellPrefixes:
-    return command.verdict if isinstance(command, fe.TellVerdict) else TellPrefixes()

@@ -1,4 +1,4 @@
-"""What vLLM knows of a request, as its story is told it."""
+"""What vLLM knows of a request, as its story is told it; and what instances are told beside requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from time import time
 
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 
-from llumnix.control.front_end_events import SendTo
+from llumnix.control.front_end_events import AskPrefixes, SendTo, TellVerdict
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
 from llumnix.engine.vllm.front_end.members import Member, Members
 from llumnix.engine.vllm.front_end.session import client_id_of
@@ -15,7 +15,7 @@ from llumnix.journal.entries import RefusalNoted
 from llumnix.journal.stories import Stories
 from llumnix.journal.story import Story
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_instance import MoveOut
+from llumnix.wire.to_instance import MoveOut, TellPrefixes
 
 
 def begin_story(stories: Stories, request: EngineCoreRequest, prompt_tokens: int, now: float) -> Story:
@@ -42,6 +42,10 @@ def tell_output(story: Story, output: EngineCoreOutput, now: float, by: Member |
             story.preempted(at_s)
     if output.new_token_ids:
         story.token(now, 0 if output.prefill_stats is None else output.prefill_stats.num_cached_tokens)
+
+
+def mail_of(command: TellVerdict | AskPrefixes) -> Mail:
+    return command.verdict if isinstance(command, TellVerdict) else TellPrefixes()
 
 
 def tell_onward(sent: SendTo, members: Members, post: Callable[[str, Mail], None]) -> None:
