@@ -206,3 +206,22 @@ def test_classes_that_two_front_ends_write_at_once_are_whole(tmp_path: Path, mon
     monkeypatch.setattr(Path, "write_bytes", meanwhile)
     ours.write(CLASSES)
     assert ours.read() == theirs.read() == CLASSES
+
+
+async def test_request_that_is_there_only_to_be_aborted_takes_nobodys_place(client: AdmittingClient) -> None:
+    """With the tenant's two places taken: vLLM frees so what a rejected request left at another engine."""
+    report(client, 1)
+    for name in "ab":
+        await client.add_request_async(engine_request(name))
+    await asyncio.wait_for(client.add_request_async(engine_request("c", abort_immediately=True)), 10)
+    assert (set(client.streams.sessions), client.queued_requests, running(client)) == ({"a", "b"}, 0, 2)
+
+
+async def test_session_has_one_place_from_its_first_chunk_to_its_end(client: AdmittingClient) -> None:
+    report(client, 1)
+    for _ in range(3):
+        await client.add_request_async(engine_request("a", resumable=True))
+        await hear(client, "a", 5, FinishReason.LENGTH)
+        assert running(client) == 1
+    await client.add_request_async(engine_request("a"))
+    assert running(client) == 0

@@ -241,6 +241,18 @@ async def test_session_is_not_begun_anew_with_its_first_chunk_alone(front: Front
     assert error.endswith("it is a streaming input session")
 
 
+async def test_request_that_is_there_only_to_be_aborted_leaves_no_stream_behind(front: FrontEnd) -> None:
+    """Its engine adds it, aborts it, and says nothing of it."""
+    await front.client.add_request_async(engine_request("r", abort_immediately=True))
+    assert front.client.streams.sessions == {}
+    assert front.client.machine.stream(RequestId("r")) is None
+    (entry,) = [each for each in front.stories.journal.newest(9).entries if each.kind == "ended"]
+    assert entry.what.outcome == "abort"  # type: ignore[union-attr]
+    assert front.waiting == {A: 1}  # until its report counts it
+    front.hear_report(A, seq=2, seen=1)
+    assert front.waiting == {A: 0}
+
+
 UNSENDABLE = [
     {"sampling_params": SamplingParams(top_k=2**70)},
     {"cache_salt": "\ud800"},

@@ -58,9 +58,8 @@ class AdmittingClient(LlumnixClient):
             self.desk.change(classes.shared_by(self.spec.book.front_ends))
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """A further chunk of a streaming input session is part of a request that was admitted."""
         name = RequestId(request.request_id)
-        if self.streams.session_of(name) is None and not await self._admitted(request):
+        if not self._passes(request) and not await self._admitted(request):
             return
         try:
             await super().add_request_async(request)
@@ -68,6 +67,10 @@ class AdmittingClient(LlumnixClient):
             if self.streams.session_of(name) is None:
                 self.desk.gone(name)
             raise
+
+    def _passes(self, request: EngineCoreRequest) -> bool:
+        """Nothing is to be computed for it, or it is a further chunk of a streaming input session that was admitted."""
+        return request.abort_immediately or self.streams.session_of(request.request_id) is not None
 
     async def _admitted(self, request: EngineCoreRequest) -> bool:
         try:

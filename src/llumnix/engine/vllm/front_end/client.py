@@ -168,6 +168,7 @@ class LlumnixClient(AsyncMPClient):
         except BaseException:
             self.streams.unsent(request.request_id)
             raise
+        self.streams.sent(request)
         await sent
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:

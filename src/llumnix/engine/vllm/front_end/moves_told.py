@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from llumnix.control.messages import Moved
+from llumnix.control.messages import AnyNotice, Moved, Stayed
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.types import InstanceId
@@ -37,7 +37,15 @@ class MovesTold:
         else:
             self._tell(session, session.move, downtime_s, now)
 
-    def moved(self, session: Session | None, notice: Moved, now: float) -> None:
+    def noticed(self, session: Session | None, notice: AnyNotice, now: float) -> None:
+        """`session`: of the stream that it speaks of, if that is not over."""
+        if isinstance(notice, Moved):
+            self._moved(session, notice, now)
+        elif session is not None and isinstance(notice, Stayed):
+            self._observer.stayed(session, notice)
+            session.story.stayed(now, notice.outcome)
+
+    def _moved(self, session: Session | None, notice: Moved, now: float) -> None:
         """The old owner's word."""
         if session is None:
             self._moved_before_its_end(notice, now)

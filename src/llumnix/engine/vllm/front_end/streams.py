@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreRequestType, FinishReason
@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, EngineCoreReques
 from llumnix.control import front_end_events as fe
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.kept_media import KeptMedia
-from llumnix.control.messages import Adopted, AnyNotice, Doubt, Moved, Stayed
+from llumnix.control.messages import Adopted, AnyNotice, Doubt
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY
 from llumnix.engine.vllm.front_end.given_up import GivenUp, why_given_up
@@ -100,6 +100,11 @@ class Streams:
         self._forget(self.sessions[request_id], "error", "it could not be sent", began=False)
         self._machine.handle(fe.Unsent(monotonic(), RequestId(request_id)))
 
+    def sent(self, request: EngineCoreRequest) -> None:
+        """It was opened just now. Its engine says nothing of one that is there only to be aborted."""
+        if request.abort_immediately:
+            self._ended(self.sessions[request.request_id], str(FinishReason.ABORT), monotonic())
+
     def sent_more(self, session: Session, chunk: EngineCoreRequest) -> None:
         """To its engine, as it arrived."""
         session.takes(chunk)
@@ -169,41 +174,35 @@ class Streams:
 
     def _unusual(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
         """Notices, and outputs of an instance that is not (or not yet) the owner."""
-        params = output.kv_transfer_params or {}  # vLLM has its own use for them
+        request, params = RequestId(output.request_id), output.kv_transfer_params or {}  # vLLM has its own use for them
+        session = self.sessions.get(request)
         if NOTICE in params:
-            return self._read_notice(instance, output, now)
+            return self._read_notice(instance, request, params[NOTICE], now)
         if THROWN_AWAY in params:
-            if (drawn := self.sessions.get(output.request_id)) is not None:
-                drawn.thrown_away += 1
+            if session is not None:
+                session.thrown_away += 1
             return []
         if LAST_WORD in params:
             self._ways.last_word(instance)
             return []
-        request = RequestId(output.request_id)
         if TURNED_AWAY in params:
             return self._obey(self._machine.handle(fe.TurnedAway(now, instance, request)))
-        session = self.sessions.get(request)
         last = output.finish_reason is not None and not (session is not None and session.request.resumable)
         tokens = len(output.new_token_ids)
         return self._obey(self._machine.handle(fe.Outputs(now, instance, request, tokens, (output,), last)))
 
-    def _read_notice(self, instance: InstanceId, output: EngineCoreOutput, now: float) -> list[EngineCoreOutput]:
+    def _read_notice(self, instance: InstanceId, request: RequestId, said: Any, now: float) -> list[EngineCoreOutput]:
         """One that cannot be read costs the stream that it speaks of, which may wait for what it says, and no other."""
-        assert output.kv_transfer_params is not None
         try:
-            notice = _NOTICES.decode(output.kv_transfer_params[NOTICE])
+            notice = _NOTICES.decode(said)
         except (msgspec.DecodeError, TypeError) as error:
             why = f"{instance} said something of it that cannot be read: {error}"
-            return self._obey(self._machine.handle(fe.Broken(now, RequestId(output.request_id), why)))
+            return self._obey(self._machine.handle(fe.Broken(now, request, why)))
         return self._take_notice(notice, now)
 
     def _take_notice(self, notice: AnyNotice, now: float) -> list[EngineCoreOutput]:
         session = self.sessions.get(notice.request)
-        if isinstance(notice, Moved):
-            self._moves.moved(session, notice, now)
-        elif session is not None and isinstance(notice, Stayed):
-            self._observer.stayed(session, notice)
-            session.story.stayed(now, notice.outcome)
+        self._moves.noticed(session, notice, now)
         before = None if session is None else session.stream.owner
         commands = self._machine.handle(fe.Noticed(now, notice))
         if session is not None and isinstance(notice, Adopted) and session.stream.owner != before:
