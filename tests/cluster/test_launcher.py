@@ -74,7 +74,9 @@ def test_launcher_hears_whether_an_instance_is_to_go(
     snapshot = InstanceSnapshot(id=name, at=1.0, seq=1, total_blocks=9, free_blocks=9, state=state, drain_keep=keep)
     info = InstanceInfo(id=name, index=0, slot=0, pid=1, node="here", control="ipc://i0", data="none")
     launcher._on_message(Report(info=info, snapshot=snapshot))
-    assert launcher._events.get_nowait() == supervision.InstanceServes(name, "ipc://i0", goes)
+    assert launcher._events.get_nowait() == supervision.InstanceServes(
+        name, "ipc://i0", goes, state is InstanceState.DRAINING
+    )
     launcher._mailbox.close()
 
 

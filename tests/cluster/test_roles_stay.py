@@ -112,7 +112,9 @@ class Cluster:
                     total_blocks=100,
                     free_blocks=100,
                 )
-                self.launch(InstanceServes(name, f"ipc://{name}", snapshot.goes))
+                self.launch(
+                    InstanceServes(name, f"ipc://{name}", snapshot.goes, instance.state is InstanceState.DRAINING)
+                )
                 self.decide(control.LoadReported(at=self.at, snapshot=snapshot))
             self.decide(control.RoundDue(at=self.at))
 

@@ -603,6 +603,14 @@ def test_replacement_that_does_not_serve_before_the_front_ends_are_through_is_ki
     assert only(Signal, server.exit("front-0", at=110.0)) == [Signal("i1", kill=True)]
 
 
+def test_replacement_beside_one_that_is_kept_empty_goes_on_starting_until_the_front_ends_are_through() -> None:
+    server = Server(instances=2)
+    server.serve(at=1.0)
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1", goes=False, drains=True), 50.0)
+    assert only(ForkInstance, server.exit("i0", at=100.0))
+    assert only(Signal, server.handle(Terminate(), 101.0)) == [Signal("front-0")]
+
+
 def test_replacement_that_streams_are_parked_for_has_no_pause_any_more_when_the_end_comes() -> None:
     server = parked_on_a_replacement()
     assert only(ForkInstance, server.exit("i1", at=101.0)) == []
@@ -729,7 +737,7 @@ def test_machine_that_leaves_while_the_server_ends() -> None:
 
 def going(server: Server, instance: str, goes: bool = True, at: float = 5.0) -> None:
     """It says that it drains and is not kept; or that it takes requests again."""
-    server.handle(InstanceServes(InstanceId(instance), f"ipc://{instance}", goes), at)
+    server.handle(InstanceServes(InstanceId(instance), f"ipc://{instance}", goes, drains=goes), at)
 
 
 def test_instance_that_is_to_go_and_dies_before_it_is_empty_stays_away() -> None:

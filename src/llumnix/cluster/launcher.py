@@ -50,6 +50,7 @@ from llumnix.cluster.supervisor import Supervisor
 from llumnix.control.scheduler_events import DeclareLost, SetRole, StartInstances, StopInstance
 from llumnix.engine.port import END_NOW
 from llumnix.flags import ServeArguments
+from llumnix.types import InstanceState
 from llumnix.wire.addresses import AddressBook
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
@@ -189,7 +190,9 @@ class Launcher:
         """On the mailbox's thread."""
         match message:
             case Report():
-                said = supervision.InstanceServes(message.info.id, message.info.control, message.snapshot.goes)
+                info, snapshot = message.info, message.snapshot
+                drains = snapshot.state is InstanceState.DRAINING
+                said = supervision.InstanceServes(info.id, info.control, snapshot.goes, drains)
                 if not self._supervisor.knows(said):  # else a heartbeat like thousands before it
                     self._post(said)
             case StartInstances() | StopInstance() | SetRole() | DeclareLost() | SchedulerLives() | FrontEndLives():

@@ -100,6 +100,8 @@ class Instance(Process):
     """Whether its slot is filled again after its end."""
     goes: bool = False
     """It says that it drains and is not kept: its slot goes with it, however it ends."""
+    drains: bool = False
+    """It says that it takes no requests."""
     leaves: Leave | None = None
     """Another one was started for it already: its slot goes with it, however it ends."""
 

@@ -45,13 +45,15 @@ class NurseryEnded:
 
 @dataclass(frozen=True, slots=True)
 class InstanceServes:
-    """A report came; only the first one is news, and one in which `goes` is another."""
+    """A report came; only the first one is news, and one in which `goes` or `drains` is another."""
 
     instance: InstanceId
     control: str
     """Address of its mailbox."""
     goes: bool = False
     """It is to end for good."""
+    drains: bool = False
+    """It takes no requests: it is to end, or is kept empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ class Supervisor:
     def knows(self, said: InstanceServes) -> bool:
         """Whether it is known to serve, and to go or to stay, so that this is no news. Any thread may ask."""
         known = self._roster.instance(said.instance)
-        return known is not None and not known.starting and known.goes == said.goes
+        if known is None or known.starting:
+            return False
+        return (known.goes, known.drains) == (said.goes, said.drains)
 
     @property
     def next_wake_s(self) -> float | None:
@@ -267,7 +269,7 @@ class Supervisor:
         instance = self._roster.instance(event.instance)
         if instance is None or instance.end:
             return []
-        instance.goes = event.goes
+        instance.goes, instance.drains = event.goes, event.drains
         if not instance.starting:
             return []
         instance.served_since_s = at
@@ -474,7 +476,7 @@ class Supervisor:
     @property
     def _streams_may_be_parked(self) -> bool:
         """Front ends have requests that nobody can finish but an instance that starts."""
-        stays = [i for i in self._roster.instances if not (i.end or i.goes or i.leaves)]
+        stays = [i for i in self._roster.instances if not (i.end or i.drains or i.leaves)]
         serving = any(not instance.starting for instance in stays)
         return self._instance_ever_served and not serving and bool(self._roster.front_ends)
 
