@@ -105,5 +105,8 @@ def test_held_requests_outlive_the_instances() -> None:
     asked = requests_of("t", 16.0, 300)
     faults = tuple(Fault(FaultKind.CRASH, 10.0, instance=number) for number in range(2))
     run(asked, classes=classes_of(tenant("t"), classes=(ServiceClass(name="c", max_hold_s=1e4),)), faults=faults)
-    assert all(one.generated == one.output_tokens for one in asked)
+    before = [one for one in asked if one.arrival_s < 10.0]
+    assert not any(one.declined for one in before)
+    assert {one.declined.status for one in asked if one.declined} == {503}, "as live, who comes meanwhile is not held"
+    assert all(one.generated == one.output_tokens for one in asked if not one.declined)
     assert any(one.replays for one in asked)

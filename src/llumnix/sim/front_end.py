@@ -86,7 +86,7 @@ class SimFrontEnd:
         if self.journal is not None:
             arrived = self._kernel.now, request.client_id, request.id, request.prompt_tokens
             request.story = Story(self.journal, *arrived)
-        if self._reception is None:
+        if self._reception is None or not self._machine.dispatcher.serving:
             self._open(request)
         else:
             self._reception.arrives(request, self._arrived(request))
@@ -95,7 +95,7 @@ class SimFrontEnd:
         (answer,) = self._machine.handle(self._arrived(request))
         if isinstance(answer, fe.GiveUp):
             request.decline(self._kernel.now, Declined(503, "service_unavailable", answer.why))
-            self._ended(request)
+            self._one_over()
         else:
             self._obey([answer])
 
@@ -114,9 +114,6 @@ class SimFrontEnd:
         if request.story is not None:
             request.tell_move(self._kernel.now, None)
             request.story.ended(self._kernel.now, outcome, request.generated, why)
-        self._ended(request)
-
-    def _ended(self, request: SimRequest) -> None:
         if self._reception is not None:
             self._reception.ended(request)
         self._one_over()
