@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,29 @@ def test_failure_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError, match="The tiny model could not be made"):
         tiny_model.ensure(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_somebody_left_who_was_killed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny-unfinished-7").mkdir()
+    monkeypatch.setattr(tiny_model, "_make_in_child", lambda folder, lock: (folder / "config.json").touch())
+    made = tiny_model.ensure(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+
+
+def test_who_is_still_at_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the model that it made is taken."""
+    monkeypatch.setattr(tiny_model, "_make_in_child", lambda folder, lock: pytest.fail("it is there"))
+    begun = tmp_path / "tiny-unfinished-7"
+    begun.mkdir()
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(tiny_model.ensure, tmp_path)
+        with pytest.raises(TimeoutError):
+            waits.result(0.2)
+        begun.rename(tmp_path / f"tiny-{tiny_model._recipe_hash()}")
+        os.close(lock)
+        assert [*tmp_path.iterdir()] == [waits.result(10)]
 
 
 def test_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:

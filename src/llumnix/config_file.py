@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from llumnix.command_line import Vocabulary, Words, tell_apart
 from llumnix.errors import UsageError
+from llumnix.home import expanded
 
 _FLAG = "--config"
 _REPEATED = "--middleware"
@@ -90,7 +90,7 @@ def _load(path: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).expanduser().read_text())
+        return yaml.safe_load(expanded(path).read_text())
     except OSError as error:
         raise UsageError(f"The config file {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a 13th month

@@ -6,6 +6,8 @@ large enough for contexts of many thousand tokens. Torch is imported in a child 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import inspect
 import os
@@ -13,12 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from llumnix.errors import UsageError
+from llumnix.home import expanded
 
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -38,6 +41,7 @@ _ARCHITECTURE = {
 }
 _LOGIT_SCALE = 3.0
 _SEED = 1
+_UNFINISHED = "tiny-unfinished-"
 
 
 def ensure(cache: Path | None = None) -> Path:
@@ -50,21 +54,42 @@ def ensure(cache: Path | None = None) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="tiny-unfinished-", dir=target.parent))
+        with _alone_in(target.parent) as lock:
+            if not target.is_dir():  # else somebody made it while we waited
+                _make(target, lock)
     except OSError as error:
         raise UsageError(f"The tiny model cannot be written to {target.parent}: {error.strerror}.") from error
-    try:
-        _make_in_child(unfinished)
-        publish(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 
-def _make_in_child(folder: Path) -> None:
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[int]:
+    """Nobody else makes one there meanwhile; what those left that were killed is gone. Gives the lock's descriptor."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _make(target: Path, lock: int) -> None:
+    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
+    try:
+        _make_in_child(unfinished, lock)
+        publish(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _make_in_child(folder: Path, lock: int) -> None:
+    """The child has the lock, too: it may go on after we were killed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "llumnix.tiny_model", str(folder)]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, pass_fds=(lock,))
     if made.returncode != 0:
         reason = (made.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UsageError(f"The tiny model could not be made: {reason}")
@@ -82,7 +107,7 @@ def publish(unfinished: Path, target: Path) -> None:
 def cache_dir() -> Path:
     """Where what is made once is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "llumnix"
+    return expanded(base) / "llumnix"
 
 
 def _recipe_hash() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from llumnix.cluster.json_logs import words_of
 from llumnix.config import ClusterConfig
 from llumnix.errors import UsageError
+from llumnix.home import expanded
 
 _LARGEST = 64 * 1024 * 1024  # bytes of one file; one older file of that size is kept beside it
 _TAIL = 16 * 1024  # bytes read to find the last words
@@ -73,7 +74,7 @@ class LogFolder:
 
 
 def _made(cluster: ClusterConfig, run_dir: Path) -> Path:
-    folder = Path(cluster.log_dir).expanduser() if cluster.log_dir else run_dir / "logs"
+    folder = expanded(cluster.log_dir) if cluster.log_dir else run_dir / "logs"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from llumnix import vllm_words
+from llumnix.api.routes import PREFIX
 from llumnix.cluster.environment import gpus_hold, runs_on_cpu, workers_per_instance
 from llumnix.cluster.ports import split_address
 from llumnix.config import NIXL_VERSION
@@ -22,6 +23,7 @@ from llumnix.decision_log import STDOUT
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
+from llumnix.home import expanded
 from llumnix.recording import RECORD
 
 DEFAULT_PORT = 8000
@@ -40,6 +42,7 @@ _CONFIG_FILES = ("config.json", "params.json")
 
 def check(arguments: ServeArguments) -> int | None:
     """For how many instances there are GPUs; None where nothing says so. Raises UsageError."""
+    check_root_path(arguments.engine_flag("--root-path") or "")
     fit = None
     if arguments.engine == DEFAULT_ENGINE:
         check_vllm()
@@ -113,12 +116,19 @@ def check_vllm() -> None:
 
 def check_model(model: str) -> None:
     """A name like `org/name` may be on the model hub; a path must be there."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         if not any((path / name).exists() for name in _CONFIG_FILES):
             raise UsageError(f"{model} is not a model: it has no config.json.")
     elif not path.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
         raise UsageError(f"There is no model at {model}.")
+
+
+def check_root_path(root: str) -> None:
+    """What begins with it is looked up without it, and so our routes would not be found."""
+    ours = "/" + PREFIX.split("/")[1]
+    if root.rstrip("/") == ours or root.startswith(f"{ours}/"):
+        raise UsageError(f"--root-path must not be {root}: below {ours}/ are the page and the admin routes.")
 
 
 def check_ray(address: str) -> None:
