@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("vllm")
@@ -146,6 +147,18 @@ def test_request_is_found_and_moved(browser: Browser) -> None:
         assert MoveCause.BY_HAND in [record.cause for record in server.cluster.records]
 
 
+def test_request_can_be_moved_though_no_instance_has_room(browser: Browser) -> None:
+    cluster = PretendCluster(3)
+    with page_server(cluster, past_s=30, steps=False) as server:
+        for wants, known in zip((900, 500, 700), cluster.members.known.values(), strict=True):
+            assert known.snapshot is not None
+            full = {"free_blocks": 0, "running": 1, "waiting": 1, "head_of_line_blocks": wants, "queued_blocks": wants}
+            known.snapshot = msgspec.structs.replace(known.snapshot, **full)
+        with opened(browser, f"{server.url}/llumnix/#requests") as page:
+            page.get_by_role("row", name="i0").get_by_role("button", name=re.compile("^Move… cmpl-")).first.click()
+            expect(page.get_by_role("button", name="Move to i1")).to_be_enabled()
+
+
 def test_viewer_of_requests_beyond_the_last_is_told_so(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         page_server(PretendCluster(2)) as server,
@@ -178,6 +191,20 @@ def test_key_is_asked_for_kept_in_the_tab_and_sent(browser: Browser) -> None:
         page.get_by_role("button", name="Watch").click()
         page.get_by_role("row", name="i1 running").wait_for()
         page.reload()
+        page.get_by_role("row", name="i1 running").wait_for()
+
+
+def test_key_that_no_header_can_carry_is_not_kept(browser: Browser) -> None:
+    with (
+        page_server(PretendCluster(2), keys=["sesame"]) as server,
+        opened(browser, f"{server.url}/llumnix/", complaints=True) as page,
+    ):
+        page.get_by_label("API key").fill("sésame")
+        page.get_by_text("It has characters that no HTTP header can carry.").wait_for()
+        expect(page.get_by_role("button", name="Watch")).to_be_disabled()
+        assert findings(page) == []
+        page.get_by_label("API key").fill("sesame")
+        page.get_by_role("button", name="Watch").click()
         page.get_by_role("row", name="i1 running").wait_for()
 
 

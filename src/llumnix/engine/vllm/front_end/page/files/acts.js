@@ -84,7 +84,7 @@ export function AddInstances() {
 
 export function Move({ request }) {
   const targets = inState("running").filter((row) => row.id !== request.instance).sort((a, b) => byNumber(a.id, b.id));
-  const freest = targets.reduce((best, row) => ((row.freeness ?? -1) > (best?.freeness ?? -1) ? row : best), null);
+  const freest = targets.reduce((best, row) => (best && (row.freeness ?? -Infinity) <= (best.freeness ?? -Infinity) ? best : row), null);
   const [chosen, setChosen] = useState("");
   const target = chosen || freest?.id || "";
   const act = () => ask("migrations", { method: "POST", body: { request_id: request.id, target } });

@@ -104,17 +104,19 @@ function Notice() {
 
 function Locked() {
   const [typed, setTyped] = useState("");
+  const fits = key.fits(typed.trim());
   const submit = (event) => {
     event.preventDefault();
     key.set(typed.trim());
     connect();
   };
+  const problem = fits ? known.connection.why : "It has characters that no HTTP header can carry.";
   return html`<section class="card"><header><h1>This server has an API key</h1></header>
     <form class="inside" onSubmit=${submit}>
       <p class="soft">It is kept in this tab until you close it, and sent to this server alone.</p><br />
       <div class="fields inline"><label for="key">API key</label><input id="key" type="password" autocomplete="off" value=${typed} onInput=${(event) => setTyped(event.target.value)} />
-      <button class="first" disabled=${!typed.trim()}>Watch</button></div>
-      ${known.connection.why && html`<p class="problem" role="alert">${known.connection.why}</p>`}
+      <button class="first" disabled=${!typed.trim() || !fits}>Watch</button></div>
+      ${problem && html`<p class="problem" role="alert">${problem}</p>`}
     </form></section>`;
 }
 

@@ -8,6 +8,7 @@ const KEY = "llumnix-api-key";
 export const key = {
   get: () => sessionStorage.getItem(KEY) || "",
   set: (value) => sessionStorage.setItem(KEY, value),
+  fits: (value) => /^[ -~]*$/.test(value), // else no header can carry it, and no question leaves the page
 };
 
 const headers = () => (key.get() ? { Authorization: `Bearer ${key.get()}` } : {});
