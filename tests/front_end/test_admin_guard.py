@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ pytest.importorskip("vllm")
 from admin_board import Board, app_of, ask
 from request_rows import row
 
+from llumnix.config import ClusterConfig
+from llumnix.engine.vllm.front_end.serve import admin_app
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 
@@ -199,3 +202,28 @@ async def test_whether_it_is_alive_is_told_to_everybody_also_when_no_instance_se
     board.client.members.by_id.clear()
     answer = await ask(board, "GET", "/alive", keys=["open-sesame"], headers={"Host": "10.0.3.7:8000"})
     assert (answer.status_code, answer.json()) == (200, {"alive": True})
+
+
+@pytest.mark.parametrize(
+    ("origin", "may"),
+    [
+        ("https://ops.example", True),
+        ("http://ops.example:8080", True),
+        ("https://ops.example.evil", False),
+        ("https://opsxexample", False),
+        ("https://evil", False),
+    ],
+)
+async def test_pages_of_allowed_hosts_may_call_a_port_of_its_own(origin: str, may: bool) -> None:
+    """Of other pages neither the browser nor the server lets any."""
+    board = Board()
+    board.spec.cluster = ClusterConfig(admin_port=9000, admin_allowed_hosts="ops.example")
+    args = argparse.Namespace(api_key=None, host="127.0.0.1", uds=None)
+    app = admin_app(args, board, None)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:9000") as client:
+        asking = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        asking |= {"Access-Control-Request-Headers": "content-type"}
+        before = await client.options(f"{PREFIX}/instances", headers=asking)
+        answer = await client.get(f"{PREFIX}/requests", headers={"Origin": origin})
+    assert [each.headers.get("access-control-allow-origin") == origin for each in (before, answer)] == [may] * 2
+    assert (before.status_code, answer.status_code) == ((200, 200) if may else (400, 403))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ class KnownHosts:
             any_number=listening_on in _EVERY_ADDRESS,
             any_name=_ANY in names or listening_on is None,
         )
+
+    @property
+    def allowed_pages(self) -> str:
+        """A regular expression of the Origins whose pages may call; empty if there are none."""
+        names = "|".join(re.escape(name) for name in sorted(self.allowed))
+        return f"https?://({names})(:[0-9]+)?" if names else ""
 
     def why_foreign(self, hosts: Sequence[str], origins: Sequence[str], sites: Sequence[str]) -> str:
         """Values of `Host`, `Origin` and `Sec-Fetch-Site`. Empty if nothing is wrong with them."""

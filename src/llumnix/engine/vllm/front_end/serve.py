@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from llumnix.decision_log import begin_journal
 from llumnix.engine.port import FrontEndSpec
@@ -175,13 +176,8 @@ async def _serve_admin(args: argparse.Namespace, board: Switchboard, page: Page 
     from vllm.entrypoints.launchers.launcher import NoSignalServer
     from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(RetryAfter)
-    refuse_in_our_shape(app)
-    admin.add_routes(app, board, args, page)
-    index.add_routes(app, openai=False, admin=True, page=page is not None)
     options = _connection_options(args)
-    config = uvicorn.Config(app, log_level=args.uvicorn_log_level, access_log=False, **options)
+    config = uvicorn.Config(admin_app(args, board, page), log_level=args.uvicorn_log_level, access_log=False, **options)
     config.load()
     refresher = None
     if args.enable_ssl_refresh and config.ssl is not None:
@@ -195,6 +191,18 @@ async def _serve_admin(args: argparse.Namespace, board: Switchboard, page: Page 
     finally:
         if refresher is not None:
             refresher.stop()
+
+
+def admin_app(args: argparse.Namespace, board: Switchboard, page: Page | None) -> FastAPI:
+    """A browser lets pages of allowed hosts call it; beside vLLM's routes `--allowed-origins` says whom."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(RetryAfter)
+    if pages := admin.known_hosts(args, board).allowed_pages:
+        app.add_middleware(CORSMiddleware, allow_origin_regex=pages, allow_methods=["*"], allow_headers=["*"])
+    refuse_in_our_shape(app)
+    admin.add_routes(app, board, args, page)
+    index.add_routes(app, openai=False, admin=True, page=page is not None)
+    return app
 
 
 def _connection_options(args: argparse.Namespace) -> dict[str, Any]:

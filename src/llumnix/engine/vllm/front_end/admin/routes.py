@@ -43,11 +43,7 @@ _KINDS = {409: "conflict_error", 504: "timeout_error"}
 def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page: Page | None) -> None:
     """`page`: None without one."""
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-    by_unix_socket = args.uds and board.spec.admin_socket is None
-    hosts = KnownHosts.of(
-        None if by_unix_socket else listening_host(args), board.spec.cluster.admin_allowed_hosts.split(",")
-    )
-    guard = Guard(keys, hosts)
+    guard = Guard(keys, known_hosts(args, board))
     router = APIRouter(prefix=PREFIX)
     _add_past(router, guard, board)
     _add_looking(router, guard, board)
@@ -58,6 +54,13 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page:
         watching.add_streams(router, guard, page)
         files.add_files(app.router)
     app.include_router(router)
+
+
+def known_hosts(args: argparse.Namespace, board: Switchboard) -> KnownHosts:
+    by_unix_socket = args.uds and board.spec.admin_socket is None
+    return KnownHosts.of(
+        None if by_unix_socket else listening_host(args), board.spec.cluster.admin_allowed_hosts.split(",")
+    )
 
 
 def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
