@@ -52,6 +52,6 @@ def test_engines_of_two_versions_exchange_no_blocks(monkeypatch: pytest.MonkeyPa
     config: Any = SimpleNamespace(
         model_config=model, parallel_config=parallel, cache_config=cache, speculative_config=None
     )
-    worker = SimpleNamespace(vllm_config=config, rank=0)
+    worker = SimpleNamespace(vllm_config=config, rank=0, model_runner=SimpleNamespace(attn_groups=[]))
     assert fingerprint("0.32.0") == fingerprint("0.32.0")
     assert fingerprint("0.32.0") != fingerprint("0.31.0")

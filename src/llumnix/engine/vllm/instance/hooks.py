@@ -232,6 +232,16 @@ INSTANCE_HOOKS = (
         )
     ),
     Hook(
+        "vllm.v1.worker.utils:AttentionGroup.get_metadata_builder",
+        "self",
+        "what writes the blocks: moves between engines that order them otherwise are refused",
+    ),
+    Hook(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder._set_isa_to_layers",
+        "self layer_names",
+        "`isa`: in which order a kind of processors keeps K and V",
+    ),
+    Hook(
         "vllm.v1.sample.sampler:batched_count_greater_than",
         "x values",
         "replaced on CPUs by what it is before it is compiled: log probabilities",

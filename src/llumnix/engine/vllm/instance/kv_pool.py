@@ -29,6 +29,9 @@ GIL_SWITCH_S = 0.0005
 """How long a thread that holds the interpreter keeps it when another wants it. Python's own 5 ms is what a pull through
 host memory would wait at each of its turns, in an engine whose main thread is hardly ever out of Python."""
 
+_WRITE_ALIKE = {"vec16": "vec"}
+"""Kernels of vLLM's attention on CPUs that read in other strides what they write in one order."""
+
 
 def open_transport(worker: Any, book: AddressBook, secret: bytes, ways: list[str]) -> Transport:
     """Starts to serve the worker's blocks on a unix socket and, for other machines, over TCP; and to peers
@@ -65,8 +68,9 @@ def _gpu(device: torch.device) -> str:
 
 
 def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
-    """Equal if blocks of the two workers mean the same: vLLM, model, drafter, cache type, layout, block shape and place
-    among the engine's workers. Another version may lay out or compute what looks the same otherwise."""
+    """Equal if blocks of the two workers mean the same: vLLM, model, drafter, cache type, layout, block shape, what
+    writes there, and place among the engine's workers. Another version may lay out or compute what looks the same
+    otherwise."""
     config = worker.vllm_config
     parallel = config.parallel_config
     shapes = {f"{tuple(view.shape[1:])}/{view.dtype}" for view in views}
@@ -76,8 +80,22 @@ def _fingerprint(worker: Any, views: list[torch.Tensor]) -> str:
         f"vllm{vllm.__version__}/{model.model}@{model.revision}/{model.dtype}/{config.cache_config.cache_dtype}"
         f"/{layout}/{_drafter(config)}"
         f"/rank{worker.rank}of{parallel.tensor_parallel_size}x{parallel.pipeline_parallel_size}"
-        f"/{'+'.join(sorted(shapes))}"
+        f"/{'+'.join(sorted(shapes))}/{_writers(worker.model_runner)}"
     )
+
+
+def _writers(model_runner: Any) -> str:
+    """What writes the blocks of each KV group: each backend, and each of vLLM's kernels for a kind of processors, may
+    order K and V within a block of one shape in a way of its own.
+
+    Relies on `model_runner.attn_groups` (both runners) and, on CPUs, on `CPUAttentionMetadataBuilder.isa`."""
+    return ",".join("+".join(sorted({_writer(group) for group in groups})) for groups in model_runner.attn_groups)
+
+
+def _writer(group: Any) -> str:
+    backend: str = group.backend.get_name()
+    isa = getattr(group.get_metadata_builder(), "isa", "")
+    return f"{backend}:{_WRITE_ALIKE.get(isa, isa)}" if isa else backend
 
 
 def _drafter(config: Any) -> str:
