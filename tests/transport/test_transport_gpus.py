@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,6 +185,23 @@ def test_peer_in_another_container_of_the_same_gpu_is_reached_over_tcp(
     (sentence,) = told(caplog)
     assert "are not read by cuda: the source cannot be reached" in sentence
     assert sentence.endswith("cuda: No such file or directory)")
+
+
+def test_source_that_takes_no_connection_for_a_moment_is_read_again_after_it(
+    make_mapped: Make, driver: Driver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = make_mapped(tcp_host="127.0.0.1", pool=SentPool)
+    there = make_mapped(tcp_host="127.0.0.1", pool=SentPool)
+    (listening,) = tmp_path.glob(f"kv-{Address.parse(there.transport.address).incarnation[:16]}*")
+    aside = listening.rename(tmp_path / "aside")
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(listening))
+        assert here.pull(there, THERE, HERE).ok
+    assert (there.pool.sent, driver.count("copies")) == ([THERE], 0)
+    aside.rename(listening)
+    assert here.pull(there, [3], [3]).ok
+    assert here.has(there, [*THERE, 3], [*HERE, 3])
+    assert (there.pool.sent, driver.count("copies"), told(caplog)) == ([THERE], LAYERS, [])
 
 
 def test_end_without_a_gpu_and_one_with_exchange_blocks(make_mapped: Make, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from llumnix.transport.connection import Connection, SourceRefused, greet_source
 from llumnix.transport.fetching import Fetch, SocketPull, fetch
 from llumnix.transport.lanes import lanes_of, pull_all
 from llumnix.transport.port import Pool, PullResult, TransportError
-from llumnix.transport.reader import CannotRead, LateBytes, Reader
+from llumnix.transport.reader import CannotRead, LateBytes, NoConnection, Reader
 from llumnix.transport.reading import Readers
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 SCHEMES = ("unix", "tcp")
 CONNECT_S = 5.0
 """A host that does not answer at all is given up after this, so that `close` never waits longer."""
+NOT_SEEN_HERE = (FileNotFoundError, PermissionError)
+"""A unix socket is there before anybody is told of it: one that is not found is in another container, or was closed."""
 MAX_IDLE = 32
 """Idle connections kept, over all peers; the one that rested longest goes first."""
 
@@ -180,9 +182,11 @@ class Puller:
             self._put_away(kind, connection, healthy)
 
     def _connect(self, source: Address, pull: SocketPull, schemes: tuple[str, ...]) -> Connection:
-        """Tries each way in turn. Raises CannotRead when none works, SourceRefused when the source says no."""
+        """Tries each way in turn. Raises NoConnection when none works now, CannotRead when none can, SourceRefused when
+        the source says no."""
         choice = choose(source, self._host, schemes)
         failures = list(choice.passed_over)
+        none_at_all: type[TransportError] = CannotRead
         for way in choice.ways:
             try:
                 connection = _open(way, pull)
@@ -190,6 +194,8 @@ class Puller:
                 if pull.called_off:
                     raise
                 failures.append(f"{way.scheme}: {error.strerror or error}")
+                if not isinstance(error, NOT_SEEN_HERE):
+                    none_at_all = NoConnection
                 continue
             try:
                 greet_source(connection, self._secret, source.incarnation, self._pool.shape)
@@ -198,7 +204,7 @@ class Puller:
                 connection.close()
                 raise
             return connection
-        raise CannotRead(f"the source cannot be reached ({'; '.join(failures) or 'it names no way'})")
+        raise none_at_all(f"the source cannot be reached ({'; '.join(failures) or 'it names no way'})")
 
     def _take_idle(self, kind: str) -> Connection | None:
         while True:

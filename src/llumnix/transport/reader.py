@@ -18,7 +18,11 @@ from llumnix.transport.port import TransportError
 
 
 class CannotRead(TransportError):
-    """Nothing was copied, and another way may do."""
+    """It never can: nothing was copied, another way may do, and this one is not tried again with this source."""
+
+
+class NoConnection(TransportError):
+    """There is none to the source just now: nothing was copied, another way may do, and this one the next time."""
 
 
 class LateBytes(TransportError):

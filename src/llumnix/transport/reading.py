@@ -1,5 +1,5 @@
-"""Which of a pool's readers (reader.py) reads from which source: never one that failed there before, and between two
-devices only one that has shown there that it brings what the source has.
+"""Which of a pool's readers (reader.py) reads from which source: never one that cannot, and between two devices only
+one that has shown there that it brings what the source has.
 
 Between two GPUs a machine can be set up so that copies end well and bring something else (an IOMMU in between may do
 it). So the first pull from such a source is a trial: some of its blocks come through a socket, too, and are compared.
@@ -19,7 +19,7 @@ import numpy as np
 from llumnix.transport.choose import Address, choose, shares_gpu
 from llumnix.transport.fetching import Fetch, SocketPull, read
 from llumnix.transport.port import Pool
-from llumnix.transport.reader import CannotRead, Reader
+from llumnix.transport.reader import CannotRead, NoConnection, Reader
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,15 @@ class Readers:
         return self._try(reader, source, pull)
 
     def _can_read(self, reader: Reader, source: Address, pull: SocketPull) -> bool:
-        """False, and told once, if nothing was copied."""
+        """False if nothing was copied; told once if it never can."""
         try:
             self._over((reader.scheme,), source, pull, partial(read, self._pool, reader, source.incarnation))
         except CannotRead as error:
             log.warning("blocks of %s are not read by %s: %s", source, reader.scheme, error)
             self._remember(self._unreadable, (reader.scheme, str(source)))
+            return False
+        except NoConnection as error:
+            log.info("blocks of %s come another way this time: %s", source, error)
             return False
         return True
 
