@@ -204,7 +204,7 @@ def test_worker_without_a_cache_opens_no_transport() -> None:
 
     worker = Worker()
     book = AddressBook(run_dir="", launcher="", scheduler="", fronts=())
-    assert worker.llumnix_open(book, "nobody", b"", moves=False, ways=[]) == ""
+    assert worker.llumnix_open(book, "nobody", b"", moves=False, ways=[], max_incoming=1) == ""
     assert worker.llumnix_listen() == "", "it is in this process"
     worker.llumnix_take(CancelPulls(request=RequestId("nobody"), epoch=1))
     worker.llumnix_take(ForgetPeer(addresses=("nowhere",)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +18,9 @@ import torch
 from llumnix.engine import gpus
 from llumnix.engine.gpus import Gpu, GpuMachine
 from llumnix.engine.vllm.instance import kv_pool
+from llumnix.transport.choose import Address
 from llumnix.transport.port import TransportError
+from llumnix.wire.addresses import AddressBook
 
 VIEWS = [torch.zeros(2, 4)]
 
@@ -67,3 +72,27 @@ def test_who_reads_a_gpu(
     assert [reader.made for reader in readers] == made
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == (["no block moves by same-gpu here: which GPU this is cannot be told"] if ways and not made else [])
+
+
+def test_as_many_requests_come_at_once_as_may_while_as_many_are_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 20
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(kv_pool, "kv_views", lambda _: [torch.zeros(2 * most, 4)])
+    monkeypatch.setattr(kv_pool, "_fingerprint", lambda *_: "x")
+    book = AddressBook(run_dir="", launcher="", scheduler="", fronts=())
+    transport = kv_pool.open_transport(SimpleNamespace(model_runner=None), book, b"0" * 16, [], most)
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(tmp_path / "hung"))
+        hung.listen(2 * most)
+        source = f"{'f' * 32}@{Address.parse(transport.address).host},unix:{tmp_path / 'hung'}"
+        pulls = [
+            transport.pull(source, [n], [n], 60.0, on_done=lambda _: None, on_released=lambda: None)
+            for n in range(2 * most)
+        ]
+        for pull in pulls:
+            pull.cancel()
+        results = [pull.wait(30.0) for pull in pulls]
+    transport.close()
+    assert {result.reason for result in results if result is not None} == {"the pull was cancelled"}

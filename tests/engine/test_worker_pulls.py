@@ -72,7 +72,7 @@ def test_orders_have_a_thread_of_their_own(
     transport = made._llumnix_transport
     made.device = torch.device("cuda")  # nothing is allocated there
     book = AddressBook(run_dir="", launcher="", scheduler="", fronts=(), keys=keys)
-    made.llumnix_open(book, "nobody", b"", moves=False, ways=[])
+    made.llumnix_open(book, "nobody", b"", moves=False, ways=[], max_incoming=1)
     made._llumnix_transport = transport
     monkeypatch.setattr(multiprocessing, "parent_process", object)
     outbox = Outbox(keys)

@@ -177,8 +177,8 @@ def test_peer_in_another_container_of_the_same_gpu_is_reached_over_tcp(
     here = make_mapped(tcp_host="127.0.0.1", pool=SentPool)
     there = make_mapped(tcp_host="127.0.0.1", pool=SentPool)
     address = Address.parse(there.transport.address)
-    for socket in tmp_path.glob(f"kv-{address.incarnation[:16]}*"):
-        socket.unlink()
+    for listening in tmp_path.glob(f"kv-{address.incarnation[:16]}*"):
+        listening.unlink()
     for _ in range(2):
         assert here.pull(there, THERE, HERE).ok
     assert here.has(there, THERE, HERE)

@@ -105,7 +105,7 @@ class LlumnixEngineCore(EngineCoreProc):
         self.scheduler.obey(spec.policy)
         mailbox = Mailbox(spec.book.instance(spec.id), INSTANCE_MAIL, self._on_mail, spec.book.keys, self._on_mail)
         moves = not why_engine_pins(self.vllm_config, self.scheduler.kv_cache_config)
-        opened = spec.book, mailbox.address, spec.secret, moves, spec.ways
+        opened = spec.book, mailbox.address, spec.secret, moves, spec.ways, spec.migration.max_incoming
         addresses = self.workers.open(mailbox.post, *opened)
         self._seeds_lost = next(filter(None, self.workers.ask("llumnix_why_seeds_are_lost")), "")
         info = InstanceInfo(

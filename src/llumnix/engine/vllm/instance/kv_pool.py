@@ -33,15 +33,19 @@ _WRITE_ALIKE = {"vec16": "vec"}
 """Kernels of vLLM's attention on CPUs that read in other strides what they write in one order."""
 
 
-def open_transport(worker: Any, book: AddressBook, secret: bytes, ways: list[str]) -> Transport:
+def open_transport(worker: Any, book: AddressBook, secret: bytes, ways: list[str], max_incoming: int) -> Transport:
     """Starts to serve the worker's blocks on a unix socket and, for other machines, over TCP; and to peers
-    that read them themselves, by those of `ways` that work here.
+    that read them themselves, by those of `ways` that work here. `max_incoming`: requests that come here at once.
 
     The socket is in the temporary folder, which is the instance's own (cluster/nursery.py) and goes with it.
     """
     views = kv_views(worker.model_runner)
     pool = pool_of(views, fingerprint=_fingerprint(worker, views))
-    options = SocketOptions(folder=Path(tempfile.gettempdir()), tcp_host=book.host or "127.0.0.1")
+    options = SocketOptions(
+        folder=Path(tempfile.gettempdir()),
+        tcp_host=book.host or "127.0.0.1",
+        max_pulls=2 * max_incoming,  # of each one; and as many that are called off, and not over yet
+    )
     if isinstance(pool, StagedPool):
         sys.setswitchinterval(GIL_SWITCH_S)
     return SocketTransport(pool, secret, options, _readers(views, ways))

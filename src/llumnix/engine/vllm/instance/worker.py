@@ -59,13 +59,15 @@ class WorkerExtension:
     rank: int
     vllm_config: Any
 
-    def llumnix_open(self, book: AddressBook, control: str, secret: bytes, moves: bool, ways: list[str]) -> str:
+    def llumnix_open(
+        self, book: AddressBook, control: str, secret: bytes, moves: bool, ways: list[str], max_incoming: int
+    ) -> str:
         """Starts to serve this worker's KV blocks, unless its engine moves nothing: what such a one has for a cache may
-        not be blocks at all. `ways`: by which peers may read them themselves. Returns the transport's address, empty
-        if there is none."""
+        not be blocks at all. `ways`: by which peers may read them themselves. `max_incoming`: requests that come here
+        at once. Returns the transport's address, empty if there is none."""
         from llumnix.engine.vllm.instance.kv_pool import open_transport
 
-        self._llumnix_transport = open_transport(self, book, secret, ways) if moves else None
+        self._llumnix_transport = open_transport(self, book, secret, ways, max_incoming) if moves else None
         self._llumnix_keys = book.keys
         self._llumnix_outbox = Outbox(book.keys)
         self._llumnix_control = control
