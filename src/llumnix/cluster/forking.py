@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from llumnix.engine.shared_memory import note_what_others_share
+
 
 def children() -> set[int]:
     """Of this process; adopted ones, and those that ended and were not waited for, included."""
@@ -35,8 +37,10 @@ def warn_about_threads() -> None:
 
 
 def keep_temporary_files_in(folder: Path) -> None:
-    """Of this process and its children. Engines leave sockets and rendezvous files behind when they are killed."""
+    """Of this process and its children. Engines leave sockets, rendezvous files and shared memory behind when they are
+    killed."""
     folder.mkdir(mode=0o700)
+    note_what_others_share(folder)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # asks the environment anew
 
