@@ -183,6 +183,25 @@ def test_small_copies_go_to_the_kernel_and_those_that_it_cannot_take_to_the_driv
     assert torch.equal(here.memory[:, [4, 6, 0, 1, 7]], there.memory[:, [1, 3, 4, 5, 1]])
 
 
+def test_no_copy_is_longer_than_a_launch_of_the_kernel_takes(
+    make_end: Callable[..., MappedEnd], driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped_module, "RUN_BYTES", 3 * WORDS * 8)
+    given: list[int] = []
+    copy = driver.copy
+
+    def noted(targets: Any, sources: Any, sizes: Any, stream: int) -> None:
+        given.extend(sizes.tolist())
+        copy(targets, sources, sizes, stream)
+
+    monkeypatch.setattr(driver, "copy", noted)
+    here, there = make_end(), make_end()
+    everything = list(range(BLOCKS))
+    assert here.pull(there, everything, everything).ok
+    assert here.has(there, everything, everything)
+    assert given == [3 * WORDS * 8, 3 * WORDS * 8, 2 * WORDS * 8] * LAYERS
+
+
 def test_memory_that_the_driver_does_not_know_is_not_offered(driver: Driver) -> None:
     with pytest.raises(TransportError, match=r"cuMemGetAddressRange_v2 failed with CUDA_ERROR_INVALID_VALUE \(1\)"):
         MappedMemory([torch.zeros(4, 8)], driver, between_gpus=True)

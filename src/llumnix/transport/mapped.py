@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from llumnix.transport.copy_kernel import CopyKernel
 
 BATCH_BYTES = 256 << 20
-"""Copied between two looks whether the pull is still wanted: under a millisecond within a device."""
+"""Copied between two looks whether the pull is still wanted, and one run more at most: under a millisecond within a
+device."""
+RUN_BYTES = 64 << 20
+"""A longer one is several: no launch of our kernel takes more than 1 GiB of a run, and each run of a launch is given as
+many programs as the longest."""
 BATCH_RUNS = 1 << 14
 """Copies in a batch."""
 SMALL_BYTES = 4 << 20
@@ -135,7 +139,7 @@ class MappedMemory:
         begins[:, 1:] = (to[:, 1:] != to[:, :-1] + chunks) | (of[:, 1:] != of[:, :-1] + chunks)
         first = np.flatnonzero(begins)
         counts = np.diff(np.append(first, begins.size)).astype(np.uint64)
-        return to.ravel()[first], of.ravel()[first], counts * self._chunks[first // len(targets)]
+        return _cut(to.ravel()[first], of.ravel()[first], counts * self._chunks[first // len(targets)])
 
     def _open(self, handle: bytes) -> int:
         try:
@@ -147,6 +151,15 @@ class MappedMemory:
     def _close(self, base: int) -> None:
         with self._side.running():
             self._driver.close(base)
+
+
+def _cut(to: NDArray[np.uint64], of: NDArray[np.uint64], sizes: NDArray[np.uint64]) -> _Batch:
+    """The same copies, none longer than RUN_BYTES."""
+    longest = np.uint64(RUN_BYTES)
+    parts = -(-sizes.astype(np.int64) // RUN_BYTES)
+    run = np.repeat(np.arange(len(sizes)), parts)
+    begins = (np.arange(len(run)) - np.repeat(np.cumsum(parts) - parts, parts)).astype(np.uint64) * longest
+    return to[run] + begins, of[run] + begins, np.minimum(sizes[run] - begins, longest)
 
 
 def _kernel(device: torch.device, side: SideStream) -> CopyKernel | None:
