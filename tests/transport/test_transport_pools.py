@@ -16,6 +16,7 @@ import torch
 from transport_ends import finished
 
 from llumnix.transport import staging
+from llumnix.transport.connection import Connection
 from llumnix.transport.memory import PIECES_AT_ONCE, MemoryPool
 from llumnix.transport.pieces import receive_pieces, send_pieces
 from llumnix.transport.port import TransportError
@@ -264,3 +265,14 @@ def test_pieces_that_the_kernel_took_only_in_part_are_sent_on() -> None:
     assert not received[1::2].any()
     ours.close()
     theirs.close()
+
+
+def test_how_much_is_on_its_way_over_tcp_is_left_to_the_kernel() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sock,
+    ):
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            by_the_kernel = sock.getsockopt(socket.SOL_SOCKET, option)
+            Connection(sock)
+            assert sock.getsockopt(socket.SOL_SOCKET, option) == by_the_kernel

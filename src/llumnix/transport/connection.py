@@ -35,7 +35,9 @@ from llumnix.transport.port import IoVecs, PoolShape
 PROTOCOL = 1
 HANDSHAKE_FRAME_BYTES = 64 * 1024
 """Bound of what is read from a peer that has not proven itself (a shape of some thousand regions)."""
-SOCKET_BUFFER_BYTES = 1 << 20
+UNIX_BUFFER_BYTES = 1 << 20
+"""That may be on their way in a unix socket. For TCP the kernel finds by itself how much that has to be, if nobody sets
+it, and may then go beyond its bound for what is set (`wmem_max`, 208 KiB where nobody changed it)."""
 _LENGTH = struct.Struct(">I")
 _TIMEVAL = struct.Struct("@ll")
 
@@ -105,8 +107,9 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        if sock.family != socket.AF_UNIX:
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
+        else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self.until_s = math.inf
