@@ -97,6 +97,36 @@ def test_writes_to_more_peers_than_a_thousand_and_keeps_nothing_of_those_it_forg
     assert open_files() <= before + 10
 
 
+def test_what_was_to_be_sent_soon_opens_no_way_to_a_peer_that_is_gone(tmp_path: Path, outbox: Outbox) -> None:
+    gone, other = f"ipc://{tmp_path}/gone", f"ipc://{tmp_path}/other"
+    mailbox, received = receiver(other)
+    for number in range(50):
+        outbox.post_soon((gone, other), FrontEndLost(front_end=number))
+        outbox.forget(gone)
+    for number in range(50):
+        assert received.get(timeout=WAIT_S) == FrontEndLost(front_end=number)
+    outbox.post_soon((other,), FrontEndLost(front_end=50))  # the last word on the other one has been heard
+    received.get(timeout=WAIT_S)
+    assert list(outbox._sockets) == [other]
+    assert not outbox._forgotten
+    mailbox.close()
+
+
+def test_successor_at_the_address_of_one_that_is_gone_hears_what_is_posted_after_that(
+    tmp_path: Path, outbox: Outbox
+) -> None:
+    address = f"ipc://{tmp_path}/front-0"
+    for number in range(50):
+        outbox.post_soon((address,), FrontEndLost(front_end=number))
+    outbox.forget(address)
+    outbox.post_soon((address,), FrontEndLost(front_end=50))
+    outbox.post_soon((address,), FrontEndLost(front_end=51))
+    mailbox, received = receiver(address)
+    heard = [received.get(timeout=WAIT_S) for _ in range(2)]
+    assert heard == [FrontEndLost(front_end=50), FrontEndLost(front_end=51)]
+    mailbox.close()
+
+
 @pytest.mark.parametrize("nowhere", ["", "nowhere", "tcp://nowhere", "ipc://"])
 def test_address_that_is_none_costs_that_message_alone(tmp_path: Path, outbox: Outbox, nowhere: str) -> None:
     address = f"ipc://{tmp_path}/a"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from queue import SimpleQueue
 
@@ -19,6 +20,8 @@ from llumnix.wire.to_worker import ToWorker
 
 Mail = ToInstance | ToScheduler | ToLauncher | ToFrontEnd | ToWorker
 """All that is ever posted."""
+
+_Letter = tuple[Sequence[str], Mail, Sequence[Frame]]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,10 @@ class Outbox:
         self._docks: dict[str, zmq.Socket[bytes]] = {}  # likewise, for what has freight
         self._lock = threading.Lock()
         self._closed = False
-        self._letters: SimpleQueue[tuple[Sequence[str], Mail, Sequence[Frame]] | None] = SimpleQueue()
+        self._letters: SimpleQueue[_Letter | str | None] = SimpleQueue()
+        """For the clerk. An address: here it was forgotten, and what stands before is not sent there."""
+        self._forgotten: Counter[str] = Counter()
+        """Such marks that the clerk has before him."""
         self._clerk: threading.Thread | None = None
 
     def post(self, address: str, message: Mail) -> None:
@@ -78,14 +84,18 @@ class Outbox:
 
     def _send_letters(self) -> None:
         while (letter := self._letters.get()) is not None:
+            if isinstance(letter, str):
+                with self._lock:
+                    self._forgotten -= Counter((letter,))
+                continue
             addresses, message, freight = letter
             frame = encode(message)
             for address in addresses:
-                self._send(address, frame, freight)
+                self._send(address, frame, freight, soon=True)
 
-    def _send(self, address: str, frame: bytes, freight: Sequence[Frame] = ()) -> None:
+    def _send(self, address: str, frame: bytes, freight: Sequence[Frame] = (), *, soon: bool = False) -> None:
         with self._lock:
-            if self._closed:
+            if self._closed or (soon and address in self._forgotten):
                 return
             sockets, bound = (self._docks, _MAX_UNREAD_FREIGHT) if freight else (self._sockets, _MAX_UNREAD)
             try:
@@ -118,8 +128,12 @@ class Outbox:
         return socket
 
     def forget(self, address: str) -> None:
-        """Closes the way to a peer that is gone, with whatever it did not read."""
+        """Closes the way to a peer that is gone, with whatever it did not read, or was to be sent soon. What is posted
+        there from now on is for another one."""
         with self._lock:
+            if self._clerk is not None:
+                self._forgotten[address] += 1
+                self._letters.put(address)
             for sockets in (self._sockets, self._docks):
                 socket = sockets.pop(address, None)
                 if socket is not None:
