@@ -5,9 +5,11 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import zmq
+import zmq.asyncio
 
 from llumnix.wire.base import encode
 from llumnix.wire.curve import CurveKeys
@@ -118,3 +120,36 @@ def test_nobody_without_the_key_reads_what_is_posted() -> None:
 def test_secret_key_shows_in_no_log() -> None:
     assert KEYS.secret not in repr(KEYS)
     assert KEYS.secret not in f"{KEYS} {[KEYS]}"
+
+
+def timers(port: int) -> set[str]:
+    """Of the connections to or from this port: of what the kernel waits for."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ends = f":{port:04X}"
+    return {timer[:2] for _, ours, theirs, state, _, timer, *_ in lines if state == "01" and ends in ours[-5:] + theirs}
+
+
+def test_connection_that_nothing_goes_over_is_looked_after_at_both_ends(guarded: Guarded) -> None:
+    outbox = Outbox(KEYS)
+    outbox.post(guarded.mailbox.address, MESSAGE)
+    guarded.heard()
+    port = int(guarded.mailbox.address.rpartition(":")[2])
+    deadline_s = time.monotonic() + WAIT_S
+    while timers(port) != {"02"}:  # it is to be asked again whether the other end is there
+        assert time.monotonic() < deadline_s, timers(port)
+        time.sleep(0.05)
+    outbox.close()
+
+
+@pytest.mark.parametrize("prepare", [KEYS.connecting, KEYS.accepting])
+@pytest.mark.parametrize("kind", [zmq.Context, zmq.asyncio.Context])
+def test_sockets_that_vllm_makes_in_a_guarded_context_are_looked_after(
+    kind: Callable[[], zmq.Context[zmq.Socket[bytes]]], prepare: Callable[[object], None]
+) -> None:
+    context = kind()
+    prepare(context)
+    socket = context.socket(zmq.PULL)
+    assert socket.getsockopt(zmq.TCP_KEEPALIVE) == 1
+    assert 0 < socket.getsockopt(zmq.TCP_KEEPALIVE_IDLE) < 60  # type: ignore[operator]
+    socket.close()
+    context.term()

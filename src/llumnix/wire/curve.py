@@ -3,6 +3,9 @@
 All processes of one server hold one pair of keys, made at launch: whoever has the secret key is one of us. A socket
 that connects proves it, and learns whether the other side has it, too. On one machine unix sockets in a private folder
 do the same, and there are no keys.
+
+A connection that nothing goes over is looked after by TCP: a firewall in between may forget it, or a machine be gone,
+and neither says so.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 _POLL_MS = 200
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # RFC 27: where libzmq asks whether a peer may come in
 _ZAP_DOMAIN = b"llumnix"  # not empty: nobody comes in where nobody can be asked
+_IDLE_S = 30
+_LOOK_AGAIN_S = 10
 _REFUSALS = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it broke off",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not speak CURVE, or has another key of this server",
@@ -48,6 +53,7 @@ class CurveKeys(msgspec.Struct, frozen=True):
         socket.setsockopt(zmq.CURVE_SERVERKEY, self.public.encode())
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self.public.encode())
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.secret.encode())
+        _keep_alive(socket)
 
     def accepting(self, socket: Any) -> None:
         """For a socket (or, as the default, all sockets of a context) before it binds. Needs a `Doorkeeper`."""
@@ -55,6 +61,13 @@ class CurveKeys(msgspec.Struct, frozen=True):
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.secret.encode())
         socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        _keep_alive(socket)
+
+
+def _keep_alive(socket: Any) -> None:
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, _IDLE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, _LOOK_AGAIN_S)
 
 
 class Doorkeeper:
