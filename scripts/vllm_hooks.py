@@ -31,6 +31,7 @@ compared with the vLLM that is installed at every start; another version fails w
 | the class of `PunicaWrapperCPU` objects | a subclass without state, on CPUs only | vLLM's CPU kernels compute requests without an adapter with one (`without_adapter.py`); its platform names the class |
 | `batched_count_greater_than` of `vllm.v1.sample.sampler` | in workers, on CPUs only | PyTorch would compile it when the first request asks for log probabilities, while the engine stands still (`plain_sampling.py`) |
 | `compiled_random_sample` of `vllm.v1.sample.ops.topk_topp_sampler` | the same | the same, with the first token that is drawn without a seed, in 0.31 |
+| `cache_blocks` of the scheduler's `KVCacheCoordinator` | on the object, not on the class | a request that arrived may be another's after all: its blocks enter the prefix cache when it is confirmed (`unconfirmed.py`) |
 | fields of `MPClient` | set by `client_setup.py` instead of `MPClient.__init__` | that constructor starts engines itself, or waits for a fixed set of them |
 
 Everything else is subclassing, and flags that exist for it (`scheduler_cls`, `worker_extension_cls`, `--middleware`).

@@ -32,7 +32,7 @@ class StandIn:
         self.num_spec_tokens = self.num_lookahead_tokens = self.num_prefill_lookahead = 0
         self.use_v2_model_runner = False
         self.kv_cache_manager = SimpleNamespace(
-            coordinator=SimpleNamespace(single_type_managers=()),
+            coordinator=SimpleNamespace(single_type_managers=(), cache_blocks=None),
             block_pool=SimpleNamespace(num_gpu_blocks=1),
             watermark_blocks=0,
             kv_cache_config=SimpleNamespace(needs_kv_cache_zeroing=False),

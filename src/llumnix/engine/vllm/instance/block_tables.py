@@ -11,6 +11,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.kv_cache_interface import is_full_attention_spec
 
 from llumnix.engine.vllm.instance.state_blocks import StateBlocks, is_state
+from llumnix.engine.vllm.instance.unconfirmed import Unconfirmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class BlockTables:
     def __init__(self, manager: KVCacheManager, whole_block_tokens: int) -> None:
         """`whole_block_tokens`: vLLM's, a multiple of all block sizes; counts where there is nothing else to count."""
         self.pinned = 0
+        self.unconfirmed = Unconfirmed(manager)
         self._manager = manager
         self._managers = manager.coordinator.single_type_managers
         self._groups = [group for group, each in enumerate(self._managers) if not is_state(each)]
@@ -122,6 +124,11 @@ class BlockTables:
             held = {block.block_id for block in self.held(request_id)}
             for each in self._managers:
                 each.new_block_ids = [block for block in each.new_block_ids if block not in held]
+
+    def freed(self, request_id: str) -> None:
+        """Before its blocks are given back."""
+        self.keep_from_zeroing(request_id)
+        self.unconfirmed.ended(request_id)
 
     def zero_after(self, request_id: str, tokens: int) -> None:
         """Nothing was written into the blocks after these tokens: the next step is to zero them after all."""

@@ -86,6 +86,8 @@ class LlumletDriver:
 
     def verdict(self, verdict: Verdict) -> None:
         self._received(verdict)
+        if self._loop.llumlet.is_settled(verdict.request):
+            self.incoming.confirmed(verdict.request)
 
     def _received(self, message: AnyMessage) -> None:
         """What others do wrong must not end an instance, with all that runs here."""

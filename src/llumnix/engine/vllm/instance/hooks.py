@@ -174,6 +174,11 @@ INSTANCE_HOOKS = (
         "self request num_computed_tokens",
         "prefixes of arrived requests",
     ),
+    Hook(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.cache_blocks",
+        "self request num_computed_tokens",
+        "replaced on the object: nothing of requests that nobody has confirmed enters the prefix cache",
+    ),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_blocks", "self request_id", "block tables"),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_block_ids", "self request_id", "block tables"),
     Hook(

@@ -18,6 +18,7 @@ from llumnix.engine.vllm.instance.media import announce, retract
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import Hand, passport_of
 from llumnix.engine.vllm.instance.workers import Workers
+from llumnix.types import RequestId
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
 
 
@@ -152,6 +153,13 @@ class IncomingRequests:
             self._workers.tell("llumnix_install", for_worker(request, hand.computed_tokens, hand.sampler_state))
         else:
             retract(request, self._scheduler, self._workers)
+
+    def confirmed(self, request_id: RequestId) -> None:
+        """It is this instance's, if it is still here: others may begin with what it brought."""
+        scheduler = self._scheduler
+        request = scheduler.requests.get(request_id)
+        if request is not None and scheduler.tables.unconfirmed.confirmed(request) and scheduler.prefixes is not None:
+            scheduler.prefixes.holds(request)
 
     def drop(self, key: Key) -> None:
         """Gives the reservation back, as soon as no byte can land in its blocks any more."""

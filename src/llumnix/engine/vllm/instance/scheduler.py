@@ -191,18 +191,18 @@ class MigrationSupport(_Base):
 
     def adopt(self, request: Request, computed_tokens: int) -> None:
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
-        sliding window has passed are given back first: they were not copied and must never enter the prefix cache."""
+        sliding window has passed, and which were not copied, are given back first; others share the rest later."""
         self.steps.computes_hits_of(request)  # those that `reserve` found here
         request.num_computed_tokens = computed_tokens
         if computed_tokens:
             self.tables.states.place(request.request_id, computed_tokens)
             self.tables.zero_after(request.request_id, computed_tokens)
             self.kv_cache_manager.remove_skipped_blocks(request.request_id, computed_tokens, request.num_prompt_tokens)
-            self.kv_cache_manager.cache_blocks(request, computed_tokens)
+            self.tables.unconfirmed.arrived(request)
         else:
             waits_on(request)
-        if self.prefixes is not None:
-            (self.prefixes.holds if computed_tokens else self.prefixes.comes)(request)
+        if self.prefixes is not None and not computed_tokens:
+            self.prefixes.comes(request)
         self.requests[request.request_id] = request
         if request.num_output_tokens:  # its first token and prefill statistics went out from the source
             request.status = RequestStatus.PREEMPTED
@@ -253,7 +253,7 @@ class MigrationSupport(_Base):
     def _free_request_blocks(self, request: Request) -> None:
         if request.num_in_flight_tokens or request.request_id in self.steps.drafting:
             self.steps.still_use(block.block_id for block in self.tables.held(request.request_id))
-        self.tables.keep_from_zeroing(request.request_id)
+        self.tables.freed(request.request_id)
         super()._free_request_blocks(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
