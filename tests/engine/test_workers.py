@@ -63,8 +63,11 @@ def test_a_worker_that_hangs_is_waited_for_as_long_as_for_a_step(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "7")
-    Workers(executor, 2, lambda error: pytest.fail(str(error))).ask("llumnix_sampler_state", "r")
+    workers = Workers(executor, 2, lambda error: pytest.fail(str(error)))
+    workers.ask("llumnix_sampler_state", "r")
     assert executor.patience_s == 7
+    workers.tell("llumnix_install", "r")
+    assert executor.patience_s == 7 * (1 + MOST_UNREAD)
 
 
 def test_answers_that_nobody_reads_do_not_fill_the_ring(executor: Executor) -> None:

@@ -53,12 +53,13 @@ class Workers:
         return answers
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Done before whatever is sent to the workers after it."""
+        """Done before whatever is sent to the workers after it. Raises TimeoutError: a worker hangs."""
         while self._told and self._told[0].done():
             self._told.popleft()
         if len(self._told) == MOST_UNREAD:
             self._told.popleft().result()
-        future = self._executor.collective_rpc(method, args=arguments, non_block=True)
+        patience_s = (1 + MOST_UNREAD) * _longest_wait_s()  # from now on, and steps come before it
+        future = self._executor.collective_rpc(method, timeout=patience_s, args=arguments, non_block=True)
         self._told.append(future)
         future.add_done_callback(self._check)
 
