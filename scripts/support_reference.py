@@ -108,6 +108,7 @@ APPENDED: Proofs = (
     "test_movable.py::test_what_tokens_are_appended_to_moves",
 )
 CHUNKS: Proofs = ("test_late_machine.py::test_any_order", "test_movable.py::test_what_tokens_are_appended_to_moves")
+BY_ITS_KINDS: Proofs = ("test_movable.py::test_what_tokens_are_appended_to_moves",)
 STATES: Proofs = (
     "test_vllm_hybrids.py::test_moved_streams_say_what_undisturbed_ones_say",
     *FAMILY,
@@ -185,6 +186,7 @@ _LAST_STEP = "yes, after a step in which no draft is accepted"
 _NO_LAST_STEP = "pinned: such a step cannot be had, or the states are moved about between steps"
 _SEED_STAYS = "pinned: what a seed draws depends on the drafts, which stay behind"
 
+_BY_ITS_KINDS = "yes, as windows and latent attention do; that model has never been tried"
 _DP_REFUSED = "refused at the start; [what it would take](../change/data-parallel.md)"
 
 ENGINES = (
@@ -194,7 +196,8 @@ ENGINES = (
     Run("attention within chunks (Llama 4)", "yes", (*CHUNKS, *FAMILY)),
     Run("latent attention (DeepSeek, Kimi K2), mixtures of experts", "yes", FAMILY),
     Run(_HYBRIDS, _STANDS_STILL, STATES),
-    Run("rings that are overwritten in place (DeepSeek V4)", "not yet: pinned", CACHE_PINNED),
+    Run("rings that are overwritten in place (DeepSeek V4.1)", "not yet: pinned", CACHE_PINNED),
+    Run("compressed latent attention, its compressor's state in a window (DeepSeek V4)", _BY_ITS_KINDS, BY_ITS_KINDS),
     Run("M-RoPE", "yes", LOOKING),
     Run(_DRAFTS, _DROPPED, DRAFTED),
     Run("speculative decoding on states that are overwritten in place", _LAST_STEP, DRAFTED_STATES),

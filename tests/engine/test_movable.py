@@ -26,6 +26,8 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
     MambaSpec,
+    MLAAttentionSpec,
+    SlidingWindowMLASpec,
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
@@ -43,6 +45,10 @@ SHORT = FullAttentionSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=tor
 SLIDING = SlidingWindowSpec(block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32, sliding_window=64)
 CHUNKED = ChunkedLocalAttentionSpec(
     block_size=16, num_kv_heads=2, head_size=64, dtype=torch.float32, attention_chunk_size=64
+)
+LATENT = MLAAttentionSpec(block_size=256, num_kv_heads=1, head_size=512, dtype=torch.bfloat16)
+COMPRESSOR = SlidingWindowMLASpec(
+    block_size=4, num_kv_heads=1, head_size=512, dtype=torch.float32, sliding_window=8, alignment=512
 )
 RING = CircularBufferSpec(block_size=16, num_kv_heads=1, head_size=64, dtype=torch.float32)
 MAMBA = MambaSpec(block_size=16, shapes=((2, 2),), dtypes=(torch.float32,))
@@ -72,8 +78,9 @@ def _caches(*specs: Any) -> KVCacheConfig:
         (CHUNKED, FULL),
         (FULL, SHORT),
         (_wrapped(FULL, replace(FULL, head_size=32)),),
+        (LATENT, COMPRESSOR),
     ],
-    ids=["full", "window", "both", "chunks", "two precisions", "layers of two sizes"],
+    ids=["full", "window", "both", "chunks", "two precisions", "layers of two sizes", "compressed"],
 )
 def test_what_tokens_are_appended_to_moves(specs: tuple[Any, ...]) -> None:
     assert why_engine_pins(_config(), _caches(*specs)) == ""
