@@ -38,3 +38,9 @@ def test_tokens_are_drawn_at_once_as_often_as_they_are_likely() -> None:
     counts = torch.bincount(topk_topp_sampler.compiled_random_sample(logits), minlength=3)
     assert torch.allclose(counts / 20_000, torch.tensor([0.1, 0.2, 0.7]), atol=0.02)
     assert dict(counters["stats"]) == compiled
+
+
+def test_vllm_that_draws_without_a_compiler_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(topk_topp_sampler, "compiled_random_sample")
+    sample_plainly()
+    assert not hasattr(topk_topp_sampler, "compiled_random_sample")

@@ -255,6 +255,7 @@ INSTANCE_HOOKS = (
         "vllm.v1.sample.ops.topk_topp_sampler:compiled_random_sample",
         "logits",
         "replaced on CPUs by what it is before it is compiled: 0.31 draws with it",
+        until=(0, 33),
     ),
     Hook(
         "vllm.v1.engine.core:make_zmq_socket",

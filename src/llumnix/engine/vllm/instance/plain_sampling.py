@@ -16,10 +16,12 @@ from vllm.v1.sample import sampler
 from vllm.v1.sample.ops import topk_topp_sampler
 
 _COMPILED = ((sampler, "batched_count_greater_than"), (topk_topp_sampler, "compiled_random_sample"))
+"""0.33 does not have the second any more."""
 
 
 def sample_plainly() -> None:
     """In this process, from now on."""
     module: Any
     for module, name in _COMPILED:
-        setattr(module, name, inspect.unwrap(getattr(module, name)))
+        if hasattr(module, name):
+            setattr(module, name, inspect.unwrap(getattr(module, name)))
