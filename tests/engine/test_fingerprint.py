@@ -82,7 +82,7 @@ def test_stages_of_a_pipeline_are_not_slices_of_a_layer() -> None:
     assert fingerprint(rank=1, tensor=2) != fingerprint(rank=1, pipeline=2)
 
 
-def fingerprint_on_a_cpu(monkeypatch: pytest.MonkeyPatch, dtype: str, *, tiles: bool, block_tokens: int = 128) -> str:
+def fingerprint_on_a_cpu(monkeypatch: pytest.MonkeyPatch, dtype: Any, *, tiles: bool, block_tokens: int = 128) -> str:
     """Of an engine of vLLM's that attends on a processor with or without AMX."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     arguments = EngineArgs(model=str(tiny_model.ensure()), dtype=dtype, max_model_len=256, enforce_eager=True)
@@ -107,6 +107,7 @@ def test_kernels_that_count_as_alike_write_the_same_bytes() -> None:
     written = []
     for isa in ("vec", "vec16"):
         cache = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
-        ops.cpu_attn_reshape_and_cache(keys, values, *cache.chunk(2, dim=2), torch.arange(100), isa)
+        key_cache, value_cache = cache.chunk(2, dim=2)
+        ops.cpu_attn_reshape_and_cache(keys, values, key_cache, value_cache, torch.arange(100), isa)
         written.append(cache)
     assert torch.equal(*written)
