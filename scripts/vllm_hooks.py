@@ -24,6 +24,7 @@ compared with the vLLM that is installed at every start; another version fails w
 | `EngineCoreClient.make_async_mp_client` | while `AsyncLLM.__init__` runs | `AsyncLLM` calls this static factory itself and cannot be given a client |
 | `processor_cache_from_config` of `vllm.renderers.base` | while `AsyncLLM.__init__` runs | vLLM's choice counts on one engine having the processed images that the front end has; ours are many (`processor_only_cache_from_config` is for that) |
 | `_get_priority` of the serving objects | on the objects of our app, not on the class | `service_tier` of a request becomes its priority; there is no hook for it |
+| `message_stream_converter` of `AnthropicServingMessages`, `responses_stream_generator` and `_convert_generation_error_to_streaming_response` of `OpenAIServingResponses` | on the objects of our app, not on the classes | errors of generations end these streams with what vLLM says of an unreadable event, or with nothing (`stream_errors.py`) |
 | `load_lora_adapter`, `unload_lora_adapter`, `resolve_lora` of `OpenAIServingModels` | on the object of our app, not on the class | adapters are those of the whole server (`engine/vllm/front_end/adapters.py`) |
 | the routes `/load`, `/metrics`, and `/abort_requests` in development mode | ours come before them in the app | they tell of, or act on, one server process ([routes](../use/routes.md)) |
 | `InputProcessor.vllm_config` | a copy whose `data_parallel_size` is the number of places | `X-data-parallel-rank` names a place among instances that come and go |

@@ -17,7 +17,10 @@ from test_engine_client import A, FrontEnd, HalfLLM
 from test_engine_client import front as front
 from test_engine_client import llm as llm
 from vllm.engine.protocol import StreamingInput
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_error_handler
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -25,6 +28,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 
 from llumnix.engine.vllm.between import NOTICE
 from llumnix.engine.vllm.front_end.given_up import GivenUp
+from llumnix.engine.vllm.front_end.stream_errors import tell_errors
 
 KINDS = ("text", "pooling", "session")
 DELTAS = SamplingParams(temperature=0.0, output_kind=RequestOutputKind.DELTA)
@@ -181,3 +185,44 @@ async def test_stream_that_has_begun_ends_with_an_error_that_says_why() -> None:
     error = json.loads(event)["error"]
     assert (error["type"], error["code"]) == ("InternalServerError", 500)
     assert error["message"] == "The request was given up: i0 was lost."
+
+
+async def test_stream_of_messages_ends_with_an_error_that_says_why() -> None:
+    messages = AnthropicServingMessages.__new__(AnthropicServingMessages)
+    tell_errors(SimpleNamespace(anthropic_serving_messages=messages))  # vLLM: "2 validation errors"
+    chat = GenerateBaseServing.__new__(GenerateBaseServing)
+
+    async def chunks() -> AsyncIterator[str]:
+        for delta in ({"role": "assistant", "content": ""}, {"content": "hi"}):
+            chunk = {"id": "x", "model": "m", "choices": [{"index": 0, "delta": delta}]}
+            yield f"data: {json.dumps(chunk)}\n\n"
+        error = chat._convert_generation_error_to_streaming_response(GivenUp("r", "i0 was lost"))
+        yield f"data: {error}\n\n"
+        yield "data: [DONE]\n\n"
+
+    *_, said, end = [event async for event in messages.message_stream_converter(chunks())]  # type: ignore[arg-type]
+    assert '"text":"hi"' in said
+    assert json.loads(end.split("data: ")[1])["error"]["message"] == "The request was given up: i0 was lost."
+
+
+async def test_stream_of_a_response_ends_with_an_error_that_says_why() -> None:
+    responses: Any = OpenAIServingResponses.__new__(OpenAIServingResponses)
+    responses.use_harmony = False
+    tell_errors(SimpleNamespace(openai_serving_responses=responses))
+
+    async def given_up(*_: Any) -> AsyncIterator[Any]:
+        raise GivenUp("r", "i0 was lost")
+        yield
+
+    responses._process_simple_streaming_events = given_up
+    asked = ResponsesRequest.model_validate({"input": "hello", "model": "m"})
+    events = responses.responses_stream_generator(asked, SamplingParams(max_tokens=1), *[None] * 2, "m", None, None)
+    *before, end = [json.loads(event.model_dump_json()) async for event in events]
+    assert [event["type"] for event in before] == ["response.created", "response.in_progress"]
+    assert end == {
+        "type": "error",
+        "sequence_number": 2,
+        "code": "500",
+        "message": "The request was given up: i0 was lost.",
+        "param": None,
+    }

@@ -26,7 +26,8 @@ WORDS = list(string.ascii_lowercase) * 10
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = tiny_encoder.make(tmp_path_factory.mktemp("encoder"))
     flags = ("--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-model-len", "256")
-    with own_server(tmp_path_factory.mktemp("server"), str(model), *flags) as running:
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    with own_server(tmp_path_factory.mktemp("server"), str(model), *flags, environment=environment) as running:
         yield running
 
 
@@ -49,6 +50,19 @@ def test_both_instances_answer_and_alike(server: Server) -> None:
     assert len([line for line in dispatches if float(line.split()[-1]) > 0]) == 2, dispatches
     server.wait_until_quiet()
     assert server.migrations() == []
+
+
+def test_aborted_requests_end_with_an_error_that_says_why_and_later_ones_are_answered(server: Server) -> None:
+    assert server.post("/pause", params={"mode": "keep"}).is_success
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask, server, 3) for _ in range(8)]
+        wait_for(lambda: sum(row["waiting"] for row in server.instances()) == 8, "all of them in a queue")
+        assert server.post("/pause", params={"mode": "abort"}).is_success
+        answers = [each.result() for each in asked]
+    assert {answer.status_code for answer in answers} == {httpx.codes.INTERNAL_SERVER_ERROR}
+    assert "The request was given up: its engine aborted it." in answers[0].json()["error"]["message"]
+    assert server.post("/resume").is_success
+    embedding(ask(server, 3))
 
 
 def test_drained_instance_goes_and_the_other_answers(server: Server) -> None:

@@ -91,6 +91,21 @@ FRONT_END_HOOKS = (
         "wrapped: service_tier",
     ),
     Hook(
+        "vllm.entrypoints.anthropic.serving:AnthropicServingMessages.message_stream_converter",
+        "self generator",
+        "wrapped: errors (stream_errors.py)",
+    ),
+    Hook(
+        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses.responses_stream_generator",
+        "",
+        "wrapped: errors",
+    ),
+    Hook(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._convert_generation_error_to_streaming_response",
+        "self e",
+        "replaced for responses: their errors",
+    ),
+    Hook(
         "vllm.v1.engine.output_processor:OutputProcessor.do_tracing",
         "self engine_core_output req_state iteration_stats",
         "a span below the one that the request's headers name (tracing.py)",

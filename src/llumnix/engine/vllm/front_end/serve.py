@@ -29,6 +29,7 @@ from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.recorder import make_recorder
 from llumnix.engine.vllm.front_end.retry_after import RetryAfter
+from llumnix.engine.vllm.front_end.stream_errors import tell_errors
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.engine.vllm.front_end.ticket import Door
@@ -164,6 +165,7 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     await share_adapters(app.state.openai_serving_models, whole)
     llm.follow(whole.file.read())
     honour_service_tier(app.state)
+    tell_errors(app.state)
     if isinstance(board.client, AdmittingClient):
         desk = board.client.desk
         # vLLM's app has its middleware together already (`sagemaker_standards_bootstrap`), and takes no more.
