@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import pytest
@@ -49,6 +49,7 @@ from llumnix.wire.to_scheduler import (
     GiveRole,
     InstanceServing,
     ListDrains,
+    OperatorOrder,
     ReplayedElsewhere,
     UndrainInstance,
 )
@@ -369,6 +370,27 @@ def test_role_is_told_to_the_instance_and_to_the_launcher_for_whoever_comes_afte
     for inbox in (world.instances[I0][1], world.launcher[1]):
         order = world.wait_for(inbox, SetRole, nothing)
         assert (order.instance, order.role) == (I0, Role.PREFILL)
+
+
+def test_order_that_comes_after_its_answer_was_due_is_not_carried_out(world: World) -> None:
+    """Who gave it was told that the scheduler does not answer, and may have given it again."""
+    front_end, late_s = world.book.front_end(0), time.monotonic()
+    about: dict[str, Any] = {"query": 9, "reply_to": front_end, "until_s": late_s}
+    late: list[OperatorOrder] = [
+        DrainInstance(instance=I0, **about),
+        UndrainInstance(instance=I0, **about),
+        GiveRole(instance=I0, role=Role.PREFILL, **about),
+        AddInstances(count=3, **about),
+    ]
+    assert {type(order) for order in late} == set(get_args(OperatorOrder))
+    world.report(I0)
+    for order in late:
+        world.tell(order)
+    world.tell(AddInstances(count=2, query=10, reply_to=front_end, until_s=late_s + 3600))
+    assert world.wait_for(world.front_end[1], Answer, nothing).query == 10
+    assert world.wait_for(world.launcher[1], StartInstances, nothing).count == 2
+    instance = world.instances[I0][1]
+    assert not any(isinstance(instance.get(), SetDraining | SetRole) for _ in range(instance.qsize()))
 
 
 def test_impossible_count_is_refused(world: World) -> None:

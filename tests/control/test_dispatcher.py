@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.gone import REMEMBERED
-from llumnix.policy.dispatch import STANDING_S, DispatchRequest
-from llumnix.policy.snapshot import InstanceSnapshot, StepCost
+from llumnix.policy.dispatch import DispatchRequest
+from llumnix.policy.snapshot import STANDING_S, InstanceSnapshot, StepCost
 from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId
 
 

@@ -27,8 +27,9 @@ from llumnix.control.front_end_events import (
 from llumnix.control.homes import REMEMBERED, Homes
 from llumnix.control.messages import Adopted, Stayed
 from llumnix.control.moves import MOVE_DEADLINE_S
+from llumnix.control.onward import TAKERS_TRIED
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
-from llumnix.policy.snapshot import InstanceSnapshot, RequestSnapshot, StepCost
+from llumnix.policy.snapshot import STANDING_S, InstanceSnapshot, RequestSnapshot, StepCost
 from llumnix.policy.victim import Wanted
 from llumnix.types import NORMAL, Epoch, InstanceId, RequestId, RequestState, Role
 from move_outcomes import outcome
@@ -80,6 +81,21 @@ def test_it_stays_where_tokens_are_made_too_and_where_nobody_can_take_it() -> No
     front = FrontEnd(p=Role.PREFILL)
     front.report(D, role=Role.DECODE, free_blocks=3)
     assert front.home_of(R) is None
+
+
+def test_those_for_tokens_are_found_behind_however_many_that_compute_prompts() -> None:
+    """Without a target for the time between tokens they come after all others by rank."""
+    front = FrontEnd(p=Role.PREFILL, t=Role.DECODE)
+    for number in range(2 * TAKERS_TRIED):
+        front.report(InstanceId(f"m{number:02}"), role=Role.MIXED)
+    assert front.home_of(R) == "t"
+
+
+def test_it_does_not_go_where_an_engine_stands_still() -> None:
+    front = FrontEnd(p=Role.PREFILL, d=Role.DECODE, e=Role.MIXED)
+    assert front.home_of("before") == D
+    front.report(D, role=Role.DECODE, standing_s=STANDING_S)
+    assert front.home_of(R) == E
 
 
 def test_it_does_not_go_where_its_adapter_is_missing() -> None:

@@ -32,7 +32,7 @@ from llumnix.control.scheduler_events import (
     StartInstances,
     StartRequested,
 )
-from llumnix.policy.snapshot import InstanceSnapshot
+from llumnix.policy.snapshot import STANDING_S, InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, Role
 from move_outcomes import outcome
@@ -210,7 +210,7 @@ def test_lost_answer_blocks_nobody_for_ever() -> None:
     b = body()
     b.wait(1.0)
     assert b.wait(MOVE_DEADLINE_S - 0.5) == []
-    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    assert moves(b.wait(1.0 + FIRST_BACK_OFF_S)) == [("a", "b", 1)]
     assert len(b.scheduler.moves) == 1
 
 
@@ -274,6 +274,31 @@ def test_silent_instance_is_declared_lost() -> None:
     (command,) = b.wait(5.0)
     assert command == DeclareLost(instance=InstanceId("a"), why="no heartbeat for 11 s (limit 10 s)")
     assert [one.id for one in b.scheduler.snapshot(b.at).instances] == ["b"]
+
+
+def test_nothing_is_asked_of_an_engine_that_stands_still_nor_given_to_it() -> None:
+    """It would not answer, and keep others from what it was promised."""
+    b = body()
+    b.report("a", **(FULL | {"free_blocks": 0}))
+    b.report("b", **FREE)
+    b.report("c", **FULL)
+    hung = replace(b.scheduler.snapshot(b.at).instances[0], standing_s=STANDING_S)
+    b.tell(LoadReported(at=b.at, snapshot=hung))
+    assert moves(b.wait(1.0)) == [("c", "b", 1)]
+    b.end("c", "b", ok=False)
+    hung = replace(b.scheduler.snapshot(b.at).instances[1], standing_s=STANDING_S)
+    b.tell(LoadReported(at=b.at, snapshot=hung))
+    assert moves(b.wait(LONGEST_BACK_OFF_S)) == []
+
+
+def test_who_did_not_answer_at_all_is_not_asked_again_before_others() -> None:
+    b = body()
+    b.report("a", **(FULL | {"free_blocks": 0}))
+    b.report("b", **FREE)
+    b.report("c", **FULL)
+    assert moves(b.wait(1.0)) == [("a", "b", 1)]
+    assert b.wait(MOVE_DEADLINE_S - 0.5) == []
+    assert moves(b.wait(0.5)) == [("c", "b", 1)]
 
 
 class Beats:

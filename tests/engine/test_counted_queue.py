@@ -18,6 +18,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, cre
 from vllm.v1.request import Request, RequestStatus
 
 from llumnix.control import changes_of_turn
+from llumnix.control.changes_of_turn import STOPPED_TRIED
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.engine.vllm.instance.state import Passport, passport_of
@@ -127,16 +128,17 @@ def test_who_has_stood_still_for_longest_is_what_a_walk_finds(changes: list[str]
     rng, turns = random.Random(seed), small_first(TurnQueue(blocks_for, BLOCKS))
     queue = CountedQueue(turns, blocks_for, lambda _: 0)
     for number, what in enumerate(changes):
-        if what == "call" and turns.called is None and (longest := turns.longest_stopped()) is not None:
-            turns.call(longest[1])
-            assert turns.called is longest[1]
-            assert all(each.priority < longest[1].priority for each in before(longest[1], turns))
+        if what == "call" and turns.called is None and (longest := turns.longest_stopped()):
+            (_, first), *_ = longest
+            turns.call(first)
+            assert turns.called is first
+            assert all(each.priority < first.priority for each in before(first, turns))
         elif what != "call":
             change(queue, what, number, rng)
         stopped = {each.request_id: passport_of(each).preempted_s or 0.0 for each in turns if each.num_output_tokens}
         longest = turns.longest_stopped()
-        assert (longest is None) == (not stopped)
-        assert longest is None or longest[0] == stopped[longest[1].request_id] == min(stopped.values())
+        assert [since for since, _ in longest] == sorted(stopped.values())[:STOPPED_TRIED]
+        assert all(since == stopped[each.request_id] for since, each in longest)
         assert turns.called is None or turns.called in list(turns)
         assert counted(queue) == walked(queue)
 

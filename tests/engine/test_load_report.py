@@ -17,7 +17,8 @@ from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import Dispatcher
 from llumnix.control.step_fit import FEWEST_STEPS
 from llumnix.engine.vllm.instance.snapshot import instance_snapshot
-from llumnix.policy.dispatch import DispatchRequest, queued_demand_blocks
+from llumnix.policy.demand import queued_demand_blocks
+from llumnix.policy.dispatch import DispatchRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import step_s
 from llumnix.policy.virtual_usage import room_blocks

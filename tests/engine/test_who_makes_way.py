@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import time
+
 import pytest
 
 pytest.importorskip("vllm")
@@ -14,7 +16,9 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
 from llumnix.config import PolicyConfig
+from llumnix.control.changes_of_turn import LEAST_TURN_S, LONGEST_PAUSE_S
 from llumnix.engine.vllm.instance.state import passport_of
+from llumnix.policy.snapshot import StepCost
 
 
 def three_fill_the_memory(engine: SmallEngine) -> None:
@@ -164,8 +168,34 @@ def test_pause_goes_on_where_a_preempted_one_makes_no_token_before_it_is_preempt
         engine.scheduler._preempt_request(request, 0.0)
         request.num_stale_output_tokens = 0
         since.append(passport_of(request).preempted_s)
-        assert engine.scheduler.turns.longest_stopped() == (since[-1], request)
+        assert engine.scheduler.turns.longest_stopped() == [(since[-1], request)]
     assert since[0] == since[1] != since[2]
+
+
+@pytest.mark.parametrize("with_large", [False, True])
+def test_one_whose_turn_cannot_come_keeps_nobody_else_waiting(engine: SmallEngine, with_large: bool) -> None:
+    """A large one needs more than anybody who runs holds."""
+    scheduler = engine.scheduler
+    scheduler.obey(PolicyConfig())
+    scheduler.way._cost = lambda: StepCost(fixed_ms=10, prefill_token_us=20, request_us=1, context_token_us=0)
+    for name in "abcd":
+        engine.add(name, 0, prompt_tokens=2 * BLOCK_TOKENS + 2)
+    engine.step()
+    for request in scheduler.running:
+        passport_of(request).began_s -= 2 * LEAST_TURN_S
+    if with_large:
+        replay_that_stood_still(engine, "large", 5 * BLOCK_TOKENS, 3 * LONGEST_PAUSE_S)
+    replay_that_stood_still(engine, "small", 2 * BLOCK_TOKENS + 2, 2 * LONGEST_PAUSE_S)
+    engine.step()
+    assert engine.preempted == ["d"]
+    assert engine.running == ["a", "b", "c", "small"]
+
+
+def replay_that_stood_still(engine: SmallEngine, name: str, prompt_tokens: int, paused_s: float) -> None:
+    request = engine.make(name, 0, prompt_tokens)
+    request.append_output_token_ids([7])
+    passport_of(request).robbed_s = time() - paused_s
+    engine.scheduler.adopt(request, computed_tokens=0)
 
 
 def test_one_whose_first_token_is_in_flight_stands_still_when_it_is_preempted(engine: SmallEngine) -> None:
@@ -176,6 +206,5 @@ def test_one_whose_first_token_is_in_flight_stands_still_when_it_is_preempted(en
     request.num_output_placeholders = 1  # as asynchronous scheduling has it
     engine.scheduler.running.remove(request)
     engine.scheduler._preempt_request(request, 0.0)
-    stopped = engine.scheduler.turns.longest_stopped()
-    assert stopped is not None
-    assert stopped[1] is request
+    ((_, stopped),) = engine.scheduler.turns.longest_stopped()
+    assert stopped is request

@@ -94,6 +94,13 @@ def test_scales_out_when_low_for_the_window() -> None:
     assert state == ScalingState()
 
 
+def test_memory_behind_a_full_batch_is_of_no_use_to_those_that_wait() -> None:
+    full = [load(name, 500, 8, max_running=8, waiting=20, queued_blocks=100) for name in "ab"]
+    assert cluster_freeness(full) == 0
+    assert cluster_freeness([*full, load("c", 1000, 0)]) == 1000 / 56
+    assert cluster_freeness([load("a", 500, 8, max_running=8)]) == 500 / 8, "nobody waits"
+
+
 def test_scales_out_by_as_many_as_it_takes() -> None:
     queue = cluster(load("a", 0, 100, waiting=50, queued_blocks=1500, head_of_line_blocks=30))
     decision, _ = scale(queue, 0, LONG_LOW, CONFIG)

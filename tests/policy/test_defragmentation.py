@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llumnix.policy.defragmentation import missing_blocks, pair_and_make_room, spare_blocks
+from llumnix.policy.defragmentation import HEAD_PATIENCE_S, missing_blocks, pair_and_make_room, spare_blocks
 from llumnix.policy.pairing import Pair, PairingTerms, Rejection, Why
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import STANDING_S, ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
 TERMS = PairingTerms(migrate_out_freeness=3.0, migrate_in_freeness=3.0, priority_target_tokens=1600)
@@ -43,6 +43,13 @@ def test_an_instance_that_waits_itself_gives_its_piece_to_one_that_needs_less() 
     assert pairs(load("a", **(BLOCKED | {"running": 40})), load("b", **wants_less)) == []
 
 
+def test_who_has_been_first_for_long_keeps_all_that_becomes_free() -> None:
+    """A request that needs most of the memory lacks more than all others, and would be set back by each of them."""
+    large = {"free_blocks": 90, "running": 25, "waiting": 1, "head_of_line_blocks": 900, "queued_blocks": 900}
+    assert pairs(load("a", **BLOCKED), load("b", **large, head_of_line_s=HEAD_PATIENCE_S - 1)) == [("a", "b", 40, 55)]
+    assert pairs(load("a", **BLOCKED), load("b", **large, head_of_line_s=HEAD_PATIENCE_S)) == []
+
+
 def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts() -> None:
     instances = [
         load("a", **BLOCKED),
@@ -58,6 +65,7 @@ def test_the_smallest_shortage_gets_the_largest_piece_and_nobody_two_parts() -> 
     [
         ("the piece is too small", {}, {"free_blocks": 74}),
         ("it has no slot", {}, {"running": 25, "max_running": 25}),
+        ("its engine stands still", {}, {"standing_s": STANDING_S}),
         ("it takes one already", {}, {"incoming": 1}),
         ("it drains", {}, {"state": InstanceState.DRAINING}),
         ("it is headroom", {}, {"high_running": 1}),

@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from llumnix.policy.catalogue import POLICIES
 from llumnix.policy.pairing import (
+    TRIES_PER_SOURCE,
     Load,
     PairingRound,
     PairingTerms,
     Why,
     likely_victims,
     pair_by_benefit,
-    pair_by_rank,
     with_added,
     without,
 )
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.pairing_paper import pair_by_rank
+from llumnix.policy.snapshot import STANDING_S, ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import migration_freeness, room_blocks
 from llumnix.types import InstanceId, InstanceState, Role
 
@@ -81,6 +82,14 @@ HEAD = {"waiting": 1, "head_of_line_blocks": 60, "queued_blocks": 60}
         ("one for tokens gives its queue to another one", [
             load("full", 20, 40, role=Role.DECODE, **HEAD), load("free", 900, 5, role=Role.DECODE)],
          [("full", "free")]),
+        ("one for tokens takes one that runs, whoever waits there", [
+            load("full", 20, 40, **HEAD), load("free", 900, 5, role=Role.DECODE)], [("full", "free")]),
+        ("those for tokens hide nobody from whom only a prompt is to be had", [
+            load("full", 20, 40, smallest_running_blocks=0, **HEAD), load("mixed", 800, 5),
+            *(load(f"d{number}", 900, 5, role=Role.DECODE) for number in range(TRIES_PER_SOURCE))],
+         [("full", "mixed")]),
+        ("a queue behind a full batch goes to where there is a place", [
+            load("full", 500, 8, max_running=8, **HEAD), FREE], [("full", "free")]),
         ("one for tokens with a target takes prompts", [
             load("full", 20, 40, **HEAD), load("free", 900, 5, role=Role.DECODE, tpot_target_s=0.1)],
          [("full", "free")]),
@@ -111,8 +120,14 @@ def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected:
             load("full", 50, 2, smallest_running_blocks=800, preempted=1), load("free", 840, 2)], {},
          ("full", "free", Why.NO_BENEFIT)),
         ("its first waits for its prompt, and the target is for tokens", [
-            load("full", 20, 40, **HEAD), load("free", 900, 5, role=Role.DECODE)], {},
+            load("full", 20, 40, smallest_running_blocks=0, **HEAD), load("free", 900, 5, role=Role.DECODE)], {},
          ("full", "free", Why.FOR_TOKENS)),
+        ("its engine stands still", [load("full", 20, 40, standing_s=STANDING_S), FREE], {},
+         ("full", None, Why.STANDS_STILL)),
+        ("those that are free enough stand still", [FULL, load("free", 900, 5, standing_s=STANDING_S)], {},
+         ("full", None, Why.ALL_BUSY)),
+        ("those that are free enough take one already", [FULL, load("free", 900, 5, incoming=1)], {},
+         ("full", None, Why.ALL_BUSY)),
         ("the target would give away itself", [
             load("full", 5, 40, smallest_running_blocks=750), load("free", 800, 20)], {},
          ("full", "free", Why.WOULD_BOUNCE)),

@@ -7,14 +7,8 @@ from typing import Any
 import pytest
 
 from llumnix.policy.catalogue import POLICIES
-from llumnix.policy.dispatch import (
-    ANY_LENGTH,
-    DispatchReason,
-    Judged,
-    longest_prompt_tokens,
-    queued_demand_blocks,
-    tokens_in,
-)
+from llumnix.policy.demand import ANY_LENGTH, longest_prompt_tokens, queued_demand_blocks, tokens_in
+from llumnix.policy.dispatch import DispatchReason, Judged
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
 

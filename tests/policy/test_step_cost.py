@@ -34,7 +34,14 @@ def test_prompts_that_wait_are_computed_before() -> None:
 def test_each_step_that_the_budget_takes_carries_the_batch_along() -> None:
     busy = load(prefill_tokens=1000, decoding=20, context_tokens=10_000, step_tokens=520)
     assert first_token_s(busy, 500) == pytest.approx(3 * (0.010 + 0.010 + 0.010) + 0.150)
-    assert first_token_s(load(prefill_tokens=1000, decoding=520, step_tokens=520), 500) is not None, "no budget left"
+
+
+def test_prompt_behind_a_batch_that_takes_all_of_each_step_is_never_soon() -> None:
+    """With nothing left for prompts it waits no less than with one token."""
+    seconds = [first_token_s(load(decoding=520 - left, step_tokens=520), 500) for left in (2, 1, 0, -5)]
+    assert None not in seconds
+    assert seconds[0] < seconds[1] < seconds[2] < seconds[3]  # type: ignore[operator]
+    assert first_token_s(load(decoding=520), 500) == pytest.approx(0.010 + 0.260 + 0.050), "the budget is not known"
 
 
 def test_token_in_between_takes_a_step_of_the_batch() -> None:

@@ -51,6 +51,8 @@ QUEUE = {**BUSY, "waiting": 3, "head_of_line_blocks": 50, "queued_blocks": 120}
         ("stopped, though empty", load(state=InstanceState.STOPPED), -inf, -inf, -inf),
         ("not ready yet, though empty", load(state=InstanceState.STARTING), -inf, -inf, -inf),
         ("a full batch cannot use free blocks for newcomers", load(**BUSY, max_running=4), 150, 0, -300),
+        ("a queue behind a full batch is short of a place for each", load(**QUEUE, max_running=4), -3, 0, -420),
+        ("a place that is promised is none", load(**QUEUE, max_running=5, incoming=1), -3, 0, -420),
     ],
 )
 def test_freeness_when(
@@ -88,6 +90,12 @@ def test_headroom_follows_the_block_size_and_never_exceeds_the_instance() -> Non
     assert headroom_blocks(load(high_running=1, block_tokens=32), TARGET_TOKENS) == 950
     assert headroom_blocks(load(high_running=1, total_blocks=64, free_blocks=64), TARGET_TOKENS) == 0
     assert headroom_blocks(load(high_running=1), 0) == 1000
+
+
+def test_headroom_leaves_what_the_target_takes_of_all_kinds_of_blocks() -> None:
+    kinds = ((16, 0), (32, 0))
+    assert headroom_blocks(load(high_running=1, kv_groups=kinds), TARGET_TOKENS) == 1000 - 100 - 50
+    assert headroom_blocks(load(high_running=1, state_blocks=3), TARGET_TOKENS) == 1000 - 100 - 3
 
 
 def test_an_instance_either_has_headroom_or_lacks_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -17,6 +18,8 @@ from llumnix.wire.base import InstanceInfo
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import Answer, DrainReports
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, ListDrains, UndrainInstance, Wish
+
+log = logging.getLogger(__name__)
 
 _WHY_NOT_THE_LAST = (
     "{instance} is the last instance that takes requests: new ones would get 503 until another one runs, and those "
@@ -51,6 +54,11 @@ class Wishes:
         may be younger than they are."""
 
     def take(self, message: Wish, at: float) -> None:
+        """An order that got no answer in time, while no scheduler lived or this one stood still, is forgotten: who gave
+        it was told that it failed, and may have given it again."""
+        if not isinstance(message, ListDrains) and message.until_s is not None and message.until_s <= at:
+            log.warning("not carried out, since it came too late: %s", message)
+            return
         match message:
             case DrainInstance():
                 self._on_drain(message, at)

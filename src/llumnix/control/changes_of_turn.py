@@ -29,6 +29,10 @@ SHARE = 0.01
 MOST_SAVED_S = 0.7
 """Of that, that may be spent at once; some fifteen changes on the devices that were measured."""
 
+STOPPED_TRIED = 4
+"""Of those that stand still, that are looked at for one whose turn can come: the one that has for longest may need more
+than anybody who runs holds, and is not to keep the others waiting."""
+
 MOST_WAITING = 0.5
 """Of an instance's memory, that all others who wait there may need: beyond, changes would only pass the pauses on."""
 

@@ -8,7 +8,7 @@ from llumnix.control.drain import Drain
 from llumnix.control.gone import GoneIds
 from llumnix.control.moves import MovesInFlight
 from llumnix.control.scheduler_events import DemandHeld
-from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import STANDING_S, ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
 HELD_FOR_S = 5.0
@@ -136,7 +136,9 @@ class ClusterView:
         self._held[word.front_end] = word
 
     def _as_ordered(self, known: Known, snapshot: InstanceSnapshot) -> InstanceSnapshot:
-        """The report with what was ordered since: a drain, and moves."""
+        """The report with what was heard since, and what was ordered: a drain, and moves."""
+        if (known.standing_s >= STANDING_S) != snapshot.stands_still:  # heartbeats say it
+            snapshot = replace(snapshot, standing_s=known.standing_s)
         drains = known.drain is not None and snapshot.state is InstanceState.RUNNING
         incoming = max(snapshot.incoming, self._moves.incoming(snapshot.id))
         outgoing = max(snapshot.outgoing, self._moves.outgoing(snapshot.id))

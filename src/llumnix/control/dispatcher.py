@@ -24,16 +24,14 @@ from llumnix.control.prefix_index import PrefixIndex
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.weighed import first_with_room, weighed
 from llumnix.policy.catalogue import find_policy
+from llumnix.policy.demand import longest_prompt_tokens, queued_demand_blocks
 from llumnix.policy.dispatch import (
     MOST_SHOWN,
-    STANDING_S,
     Candidate,
     DispatchReason,
     DispatchRequest,
     Judged,
     Judgement,
-    longest_prompt_tokens,
-    queued_demand_blocks,
 )
 from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
@@ -86,7 +84,7 @@ class Dispatcher:
         if entry is None and snapshot.id in self._removed:
             return
         counted = self._counted(snapshot)
-        if (snapshot.standing_s >= STANDING_S) != (snapshot.id in self._standing):
+        if snapshot.stands_still != (snapshot.id in self._standing):
             self._standing ^= {snapshot.id}
         if entry is None:
             # What an earlier front end of this index sent before is not ours to wait for. So the first report must be
@@ -180,8 +178,9 @@ class Dispatcher:
         return self._entries[instance].reported
 
     def by_rank(self) -> Iterator[InstanceSnapshot]:
-        """Those that take requests, the first for a normal one first, with what is on its way there."""
-        return (self._entries[key[2]].view for key in self._orders[0])
+        """Those that take requests and do not stand still, the first for a normal one first, with what is on its way
+        there."""
+        return (self._entries[key[2]].view for key in self._orders[0] if key[2] not in self._standing)
 
     @property
     def serving(self) -> int:

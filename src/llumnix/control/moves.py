@@ -100,9 +100,12 @@ class MovesInFlight:
         self._change(ends, -ended, -(asked.promised_blocks * ended // asked.count))
         return True
 
-    def expire(self, at: float) -> None:
-        for ends in [ends for ends, asked in self._asked.items() if asked.deadline_s <= at]:
+    def expire(self, at: float) -> list[Ends]:
+        """Those that were not answered in time; they count as ended."""
+        late = [ends for ends, asked in self._asked.items() if asked.deadline_s <= at]
+        for ends in late:
             self.end(ends, whole=True)
+        return late
 
     def forget(self, instance: InstanceId) -> None:
         """The instance is gone, and with it every move from and to it."""

@@ -7,7 +7,7 @@ depends on it: if it does not come to that, the scheduler is asked by the report
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 from msgspec.structs import replace
@@ -27,14 +27,14 @@ from llumnix.control.front_end_events import (
 from llumnix.control.moves import MOVE_DEADLINE_S, Ends, MovesInFlight
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder
 from llumnix.policy.catalogue import find_policy
-from llumnix.policy.dispatch import queued_demand_blocks
+from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.roles import HomeTerms, find_homes
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, RequestId, Role
 
 TAKERS_TRIED = 8
-"""Instances, first by rank, that are looked at: bounds what a dispatch costs."""
+"""Instances that are looked at, those for tokens first, then by rank: bounds what a dispatch costs."""
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -61,8 +61,7 @@ class Onward:
         if not self._enabled or giver.role is not Role.PREFILL:
             return None
         blocks = queued_demand_blocks(asked.prompt_tokens, giver)
-        able = (each for each in self._dispatcher.by_rank() if each.role is not Role.PREFILL and each.id not in avoid)
-        takers = [self._with_those_to_come(each) for each in islice(able, TAKERS_TRIED)]
+        takers = [self._with_those_to_come(each) for each in self._able(avoid)]
         terms = HomeTerms(moves=1, max_incoming=giver.max_running)
         homes = find_homes(replace(giver, to_decode=1, to_decode_blocks=blocks), takers, terms)
         if not homes:
@@ -79,6 +78,13 @@ class Onward:
             request=asked.request,
             wanted=Wanted(to_decode=True),
         )
+
+    def _able(self, avoid: frozenset[InstanceId]) -> list[InstanceSnapshot]:
+        """Those for tokens first: by rank they may come after all that compute prompts."""
+        ranked = [each for each in self._dispatcher.by_rank() if each.id not in avoid]
+        for_tokens = (each for each in ranked if each.role is Role.DECODE)
+        mixed = (each for each in ranked if each.role is Role.MIXED)
+        return list(islice(chain(for_tokens, mixed), TAKERS_TRIED))
 
     def expire(self, at_s: float) -> None:
         """It is that late by now: of what was asked too long ago nothing more is expected."""

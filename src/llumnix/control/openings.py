@@ -8,7 +8,7 @@ import msgspec
 
 from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import Arrived
-from llumnix.policy.dispatch import queued_demand_blocks
+from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.step_cost import first_token_s
 from llumnix.policy.virtual_usage import room_blocks

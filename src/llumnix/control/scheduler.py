@@ -218,7 +218,8 @@ class GlobalScheduler:
             return [RoundAt(at=self._wake_at_s)]
         late_s, self._wake_at_s = at - self._wake_at_s, None
         commands = self._declare_lost(at, late_s)
-        self.moves.expire(at)
+        for ends in self.moves.expire(at):
+            self._back_off.refused(at, *ends)
         self._back_off.expire(at)
         self.fleet.expire(at)
         commands += self._scale(at)

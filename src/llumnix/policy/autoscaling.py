@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llumnix.config import ScalingConfig
-from llumnix.policy.dispatch import queued_demand_blocks
+from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.virtual_usage import held_blocks
 from llumnix.types import InstanceId, InstanceState, Role
@@ -133,13 +133,19 @@ def cluster_freeness(serving: list[InstanceSnapshot], empty_ones: int = 0, held:
 
 def _freeness_by_size(serving: list[InstanceSnapshot], held: HeldDemand) -> Callable[[int], float]:
     """`cluster_freeness` as a function of the empty ones."""
-    left = sum(one.free_blocks - one.watermark_blocks - one.queued_blocks for one in serving)
+    left = sum(_usable_blocks(one) for one in serving)
     if held.requests:
         mean_prompt_tokens = -(-held.tokens // held.requests)
         left -= held.requests * queued_demand_blocks(mean_prompt_tokens, serving[0])
     batch = max(1, sum(one.running + one.waiting for one in serving) + held.requests)
     capacity = _mean_capacity_blocks(serving)
     return lambda empty_ones: (left + empty_ones * capacity) / batch
+
+
+def _usable_blocks(instance: InstanceSnapshot) -> int:
+    """That are free, by which another request could run there; below zero, what its queue lacks."""
+    left = instance.free_blocks - instance.watermark_blocks - instance.queued_blocks
+    return min(left, 0) if instance.running + instance.waiting > instance.max_running else left
 
 
 def _mean_capacity_blocks(serving: list[InstanceSnapshot]) -> float:

@@ -9,7 +9,8 @@ from llumnix.errors import UsageError
 from llumnix.policy.baselines import LEAST_REQUESTS, ROUND_ROBIN, VLLM_DP
 from llumnix.policy.defragmentation import pair_and_make_room
 from llumnix.policy.dispatch import PAPER_FREENESS, DispatchRule
-from llumnix.policy.pairing import PairingRule, PairingTerms, pair_by_rank
+from llumnix.policy.pairing import PairingRule, PairingTerms
+from llumnix.policy.pairing_paper import pair_by_rank
 from llumnix.policy.routers import CACHE_AWARE, DYNAMO_KV, LLM_D_PREFIX, LMETRIC
 from llumnix.policy.soonest import SOONEST
 from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimRule

@@ -6,8 +6,10 @@ by freeness (`policy/pairing.py`) does not see that: both instances look full, a
 So pieces are traded here: an instance whose head lacks d blocks gives away a running request that holds at least d to
 an instance that has that much to spare, and the head starts at once.
 
-An instance that waits itself gives its piece away only to one that lacks more than that: whoever is nearer to its goal
-is not set back. The smallest shortage is mended first, with the largest piece.
+An instance that waits itself gives its piece away only to one that lacks less than that: whoever is nearer to its goal
+is not set back. The smallest shortage is mended first, with the largest piece. And whoever has been the first of its
+queue for `HEAD_PATIENCE_S` is not set back at all: a request that needs most of an instance's memory would lack more
+than all others, and wait for as long as there are any.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ TRIES_PER_GIVER = 32
 """Instances that are tried for one that makes room in one round, the largest piece first: bounds a round's cost."""
 
 
+HEAD_PATIENCE_S = 10.0
+"""From then on all that becomes free on its instance is kept for the first of the queue."""
+
+
 def missing_blocks(instance: InstanceSnapshot) -> int:
     """What the first of the queue lacks to start now; 0 if nothing, or if nobody waits."""
     if not instance.waiting:
@@ -35,10 +41,14 @@ def missing_blocks(instance: InstanceSnapshot) -> int:
 def spare_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None) -> int:
     """A piece that the instance can do without: a block stays for each of its running requests, and what its queue can
     start with stays, too, and so does headroom. If its head cannot start anyway, what is free is of no use to it
-    now."""
-    if instance.role is Role.PREFILL or instance.running + instance.incoming >= instance.max_running:
+    now, unless it has waited long: then it collects."""
+    full = instance.running + instance.incoming >= instance.max_running
+    if instance.role is Role.PREFILL or instance.stands_still or full:
         return 0
-    wanted = 0 if missing_blocks(instance) else instance.queued_blocks
+    lacks = missing_blocks(instance) > 0
+    if lacks and instance.head_of_line_s >= HEAD_PATIENCE_S:
+        return 0
+    wanted = 0 if lacks else instance.queued_blocks
     kept = instance.watermark_blocks + instance.running + headroom_blocks(instance, priority_target_tokens)
     return max(0, instance.free_blocks - kept - wanted)
 
@@ -88,6 +98,8 @@ def _make_room(cluster: ClusterSnapshot, terms: PairingTerms, busy: set[Instance
 
 
 def _why_it_gives_none(giver: InstanceSnapshot, terms: PairingTerms) -> Why | None:
+    if giver.stands_still:
+        return Why.STANDS_STILL
     if giver.outgoing >= terms.max_migrations:
         return Why.SOURCE_BUSY
     if giver.id in terms.empty_handed:

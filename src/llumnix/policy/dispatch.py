@@ -8,10 +8,8 @@ times a second.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import msgspec
 
@@ -20,15 +18,8 @@ from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.virtual_usage import dispatch_freeness, paper_dispatch_freeness
 from llumnix.types import InstanceId, Priority, RequestId
 
-STANDING_S = 2.0
-"""An engine that has work and got nothing done for so long takes new requests only where all others do no better: a
-step that lasts so long is a slow one at least, and a hung engine is found out after minutes."""
-
 LAST = 1e9
 """Beyond all seconds and blocks that are compared: where somebody ranks who is chosen only if nobody else can be."""
-
-ANY_LENGTH = 1 << 62
-"""Tokens of the longest prompt where no length is too long."""
 
 MOST_SHOWN = 5
 """Instances that a decision names."""
@@ -91,7 +82,7 @@ class DispatchRule:
     """A normal request goes to the best instance on which it can start at once, if there is one; only then to the best
     of all. The measure is per request of a batch, so a long prompt may not fit where short ones have plenty left."""
     standing_last: bool = False
-    """Instances whose engines have stood still for `STANDING_S` come after all others."""
+    """Instances whose engines stand still come after all others."""
     judge: JudgeCandidates | None = None
     """Looks at the request, too, and chooses among the first by rank; None: rank alone decides."""
     first_by_rank: int = MOST_SHOWN
@@ -163,44 +154,6 @@ class DispatchReason(msgspec.Struct, frozen=True, gc=False):
         cached = f", {judged.cached_tokens:,} tokens cached" if judged.cached_tokens else ""
         role = ", for tokens" if judged.for_tokens else ""
         return f"{judged.number:.4g}{self.unit and ' '}{self.unit}{cached}{role}"
-
-
-def queued_demand_blocks(prompt_tokens: int, instance: InstanceSnapshot) -> int:
-    """Blocks that a request will ask for there when it leaves the queue."""
-    return demand_blocks(prompt_tokens, instance.block_tokens, instance.state_blocks, instance.kv_groups)
-
-
-def demand_blocks(
-    prompt_tokens: int, block_tokens: int, state_blocks: int, kv_groups: Sequence[tuple[int, int]]
-) -> int:
-    """The same of an instance of which a report would say so."""
-    tokens = max(1, prompt_tokens)
-    if not kv_groups:
-        return -(-tokens // block_tokens) + state_blocks
-    return sum([min(-(-tokens // size), most or tokens) for size, most in kv_groups]) + state_blocks
-
-
-def longest_prompt_tokens(blocks: int, instance: InstanceSnapshot) -> int:
-    """The other way round: of the longest prompt that asks for no more than so many blocks; below 0 if none does.
-    `ANY_LENGTH` where all kinds of blocks are of windows that fit: what a window has left behind is free again."""
-    kinds = instance.kv_groups
-    if not kinds:
-        return (blocks - instance.state_blocks) * instance.block_tokens if blocks > instance.state_blocks else -1
-    if all(most for _, most in kinds) and sum(most for _, most in kinds) + instance.state_blocks <= blocks:
-        return ANY_LENGTH
-    step = gcd(*(size for size, _ in kinds))
-    # A longer one than this takes more in a kind that has no most, or the most in all kinds.
-    lengths = range(1, blocks * max(size for size, _ in kinds) // step + 1)
-    fit = bisect_right(lengths, blocks, key=lambda length: queued_demand_blocks(length * step, instance))
-    return fit * step if fit else -1
-
-
-def tokens_in(blocks: int, instance: InstanceSnapshot) -> int:
-    """Of a request that takes so many blocks there. If it may be of any length, those that its windows hold."""
-    longest = longest_prompt_tokens(blocks, instance)
-    if longest == ANY_LENGTH:
-        return max(size * most for size, most in instance.kv_groups)
-    return max(0, longest)
 
 
 def _by_freeness(

@@ -115,6 +115,7 @@ def place_drained(
 def _may_take(source: InstanceSnapshot, target: InstanceSnapshot, blocks: int, terms: DrainTerms) -> bool:
     return (
         target.state is InstanceState.RUNNING
+        and not target.stands_still
         and (source.id, target.id) not in terms.backing_off
         and target.incoming < terms.max_incoming
         and room_blocks(target) >= blocks

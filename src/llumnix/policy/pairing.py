@@ -4,7 +4,7 @@ De-fragmentation, load balance and priorities are not cases here. They are charg
 an instance look full; a round of pairing then takes load from instances that look full to instances that look free.
 
 Ours tests each pair: the move must raise the lower of the two freeness values, the target must have room, and must not
-become one that gives requests away itself. The paper's published experiments pair by rank and test nothing.
+become one that gives requests away itself. The paper's published experiments test nothing (`policy/pairing_paper.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from llumnix.policy.roles import takes_prompts
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.policy.victim import Wanted
-from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness, room_blocks
+from llumnix.policy.virtual_usage import migration_freeness, room_blocks
 from llumnix.types import InstanceId, InstanceState, Role
 
 TRIES_PER_SOURCE = 4
@@ -82,6 +82,8 @@ class Why(StrEnum):
     NO_PIECE = "no instance can spare what the first of its queue lacks"
     FOR_TOKENS = "the target is for tokens, and what would move waits for its prompt"
     ONLY_FOR_PROMPTS = "those that are free enough are for prompts"
+    ALL_BUSY = "those that are free enough take no other request just now"
+    STANDS_STILL = "its engine stands still"
     NOTHING_TO_GIVE = "it has no request that can move"
     EMPTY_HANDED = "it had nothing to give a moment ago"
     SOURCE_BUSY = "the source gives as many requests as it may"
@@ -130,15 +132,15 @@ Ranked = tuple[float, InstanceSnapshot]
 
 def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
     """Ours: the least free source first, with the freest target that the move does good with."""
-    ranked = [(migration_freeness(instance, terms.priority_target_tokens), instance) for instance in _serving(cluster)]
-    sources = [entry for entry in ranked if _gives(entry, terms)]
+    ranked = [(migration_freeness(instance, terms.priority_target_tokens), instance) for instance in serving(cluster)]
+    sources = [entry for entry in ranked if gives(entry, terms)]
     if not sources:
         return PairingRound((), ())
     free = [entry for entry in ranked if entry[0] > terms.migrate_in_freeness]
     targets = [entry for entry in free if may_take(entry[1], terms)]
-    no_target = Why.ONLY_FOR_PROMPTS if any(one.role is Role.PREFILL for _, one in free) else Why.NO_TARGET
-    sources.sort(key=_least_free)
-    targets.sort(key=_freest)
+    no_target = _why_no_target(free)
+    sources.sort(key=least_free)
+    targets.sort(key=freest)
     pairs: list[Pair] = []
     rejected: list[Rejection] = []
     for source in sources:
@@ -148,12 +150,21 @@ def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRou
     return PairingRound(tuple(pairs), tuple(rejected))
 
 
+def _why_no_target(free: list[Ranked]) -> Why:
+    """Where none of those that are free enough is left."""
+    if not free:
+        return Why.NO_TARGET
+    return Why.ONLY_FOR_PROMPTS if all(one.role is Role.PREFILL for _, one in free) else Why.ALL_BUSY
+
+
 def _first_good_pair(
     source: Ranked, targets: list[Ranked], terms: PairingTerms, rejected: list[Rejection], no_target: Why
 ) -> Pair | None:
     """Takes the target of the pair off the list; notes why others were turned down."""
     giver = source[1]
-    if giver.outgoing >= terms.max_migrations:
+    if giver.stands_still:
+        rejected.append(Rejection(giver.id, None, Why.STANDS_STILL))
+    elif giver.outgoing >= terms.max_migrations:
         rejected.append(Rejection(giver.id, None, Why.SOURCE_BUSY))
     elif giver.id in terms.empty_handed:
         rejected.append(Rejection(giver.id, None, Why.EMPTY_HANDED))
@@ -161,14 +172,21 @@ def _first_good_pair(
         rejected.append(Rejection(giver.id, None, Why.NOTHING_TO_GIVE))
     elif not targets:
         rejected.append(Rejection(giver.id, None, no_target))
+    elif not (able := [target for target in targets if any(_may_go(load, giver, target[1]) for load in loads)]):
+        rejected.append(Rejection(giver.id, targets[0][1].id, Why.FOR_TOKENS))
     else:
-        for place, target in enumerate(targets[:TRIES_PER_SOURCE]):
+        for target in able[:TRIES_PER_SOURCE]:
             verdict = _judge(source, target, loads, terms)
             if isinstance(verdict, Pair):
-                del targets[place]
+                targets.remove(target)
                 return verdict
             rejected.append(verdict)
     return None
+
+
+def _may_go(load: Load, giver: InstanceSnapshot, taker: InstanceSnapshot) -> bool:
+    """Whoever waits for its prompt goes to one that computes prompts."""
+    return not load.queued or takes_prompts(taker) or not takes_prompts(giver)
 
 
 def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: PairingTerms) -> Pair | Rejection:
@@ -177,11 +195,9 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
     if (giver.id, taker.id) in terms.backing_off:
         return Rejection(giver.id, taker.id, Why.BACKING_OFF)
     room = room_blocks(taker)
-    load = next((load for load in loads if load.blocks <= room), None)
+    load = next((load for load in loads if load.blocks <= room and _may_go(load, giver, taker)), None)
     if load is None:
         return Rejection(giver.id, taker.id, Why.NO_ROOM, min(load.blocks for load in loads), room)
-    if load.queued and takes_prompts(giver) and not takes_prompts(taker):
-        return Rejection(giver.id, taker.id, Why.FOR_TOKENS)
     source_after = migration_freeness(without(giver, load), terms.priority_target_tokens)
     target_after = migration_freeness(with_added(taker, load), terms.priority_target_tokens)
     before, after = min(source_freeness, target_freeness), min(source_after, target_after)
@@ -195,7 +211,7 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
     return Pair(
         source=giver.id,
         target=taker.id,
-        wanted=Wanted(room_blocks=room),
+        wanted=Wanted(room_blocks=room, running=takes_prompts(giver) and not takes_prompts(taker)),
         source_freeness=source_freeness,
         target_freeness=target_freeness,
         preempted=giver.preempted,
@@ -232,61 +248,27 @@ def with_added(instance: InstanceSnapshot, load: Load) -> InstanceSnapshot:
     return replace(instance, free_blocks=instance.free_blocks - load.blocks, running=instance.running + 1)
 
 
-def pair_by_rank(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRound:
-    """As in the paper's experiments: the i-th least free with the i-th freest, whoever is busy sits out."""
-    ranked = [
-        (paper_migration_freeness(instance, terms.priority_target_tokens), instance) for instance in _serving(cluster)
-    ]
-    sources = [entry for entry in ranked if _gives(entry, terms)]
-    targets = [entry for entry in ranked if not entry[1].preempted and entry[0] > terms.migrate_in_freeness]
-    sources.sort(key=_least_free)
-    targets.sort(key=_freest)
-    rejected = [Rejection(source.id, None, Why.NO_TARGET) for _, source in sources[len(targets) :]]
-    pairs: list[Pair] = []
-    for (source_freeness, source), (target_freeness, target) in zip(sources, targets, strict=False):
-        why = _sits_out(source, target, terms)
-        if why is not None:
-            rejected.append(Rejection(source.id, target.id, why))
-            continue
-        pair = Pair(
-            source=source.id,
-            target=target.id,
-            wanted=Wanted(room_blocks=target.total_blocks),
-            source_freeness=source_freeness,
-            target_freeness=target_freeness,
-            preempted=source.preempted,
-        )
-        pairs.append(pair)
-    return PairingRound(tuple(pairs), tuple(rejected))
-
-
-def _sits_out(source: InstanceSnapshot, target: InstanceSnapshot, terms: PairingTerms) -> Why | None:
-    if source.outgoing >= terms.max_migrations:
-        return Why.SOURCE_BUSY
-    if target.incoming >= terms.max_migrations:
-        return Why.TARGET_BUSY
-    if source.id in terms.empty_handed:
-        return Why.EMPTY_HANDED
-    return Why.BACKING_OFF if (source.id, target.id) in terms.backing_off else None
-
-
-def _gives(entry: Ranked, terms: PairingTerms) -> bool:
+def gives(entry: Ranked, terms: PairingTerms) -> bool:
     """It has preempted somebody, or is less free than it may be."""
     return entry[1].preempted > 0 or entry[0] < terms.migrate_out_freeness
 
 
-def _serving(cluster: ClusterSnapshot) -> list[InstanceSnapshot]:
+def serving(cluster: ClusterSnapshot) -> list[InstanceSnapshot]:
+    """Those that take requests."""
     return [instance for instance in cluster.instances if instance.state is InstanceState.RUNNING]
 
 
 def may_take(instance: InstanceSnapshot, terms: PairingTerms) -> bool:
     """Not one for prompts, which would give it away again."""
-    return instance.role is not Role.PREFILL and not instance.preempted and instance.incoming < terms.max_migrations
+    able = instance.role is not Role.PREFILL and not instance.preempted and not instance.stands_still
+    return able and instance.incoming < terms.max_migrations
 
 
-def _least_free(entry: Ranked) -> tuple[float, InstanceId]:
+def least_free(entry: Ranked) -> tuple[float, InstanceId]:
+    """Key of an order in which the source that needs it most comes first."""
     return entry[0], entry[1].id
 
 
-def _freest(entry: Ranked) -> tuple[float, InstanceId]:
+def freest(entry: Ranked) -> tuple[float, InstanceId]:
+    """Key of an order in which the best target comes first."""
     return -entry[0], entry[1].id

@@ -7,6 +7,7 @@ go elsewhere, and those that are there are given away.
 
 from __future__ import annotations
 
+from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 
 
@@ -18,7 +19,8 @@ def holds_high(instance: InstanceSnapshot) -> bool:
 def promised_blocks(instance: InstanceSnapshot, priority_target_tokens: int) -> int:
     """Blocks that are kept free for high-priority requests where there are any; 0 on an instance that is smaller
     than the target."""
-    return max(0, instance.total_blocks - priority_target_tokens // instance.block_tokens)
+    used_blocks = queued_demand_blocks(priority_target_tokens, instance) if priority_target_tokens else 0
+    return max(0, instance.total_blocks - used_blocks)
 
 
 def headroom_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None) -> int:

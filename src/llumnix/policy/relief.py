@@ -60,6 +60,6 @@ def find_relief(giver: InstanceSnapshot, takers: Iterable[InstanceSnapshot], ter
 
 def _can_take(taker: InstanceSnapshot, load: Load) -> bool:
     """With a block to spare for each request of its own, so that the shortage does not only change places."""
-    if taker.preempted or taker.short_blocks:
+    if taker.preempted or taker.short_blocks or taker.stands_still:
         return False
     return taker.incoming < RELIEF_MOVES and room_blocks(taker) - taker.running >= load.blocks

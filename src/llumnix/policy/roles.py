@@ -14,7 +14,7 @@ from enum import StrEnum
 import msgspec
 from msgspec.structs import replace
 
-from llumnix.policy.dispatch import tokens_in
+from llumnix.policy.demand import tokens_in
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.policy.step_cost import next_step_s, token_s
 from llumnix.policy.victim import Wanted
@@ -33,6 +33,7 @@ class NoHome(StrEnum):
 
     FOR_PROMPTS = "for prompts, too"
     SHORT = "short of blocks itself"
+    STANDS_STILL = "its engine stands still"
     BUSY = "it takes as many requests as it may"
     LATE = "tokens would come later than its target"
     NO_ROOM = "no room beside those that it has"
@@ -130,6 +131,8 @@ def why_no_home(taker: InstanceSnapshot, count: int, leaver: Leaver, max_incomin
     """Why so many such requests cannot make their tokens at this one, which serves."""
     if taker.role is Role.PREFILL:
         return NoHome.FOR_PROMPTS
+    if taker.stands_still:
+        return NoHome.STANDS_STILL
     if taker.preempted or taker.short_blocks:
         return NoHome.SHORT
     if taker.incoming + count > max_incoming or taker.running + taker.incoming + count > taker.max_running:

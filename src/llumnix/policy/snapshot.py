@@ -10,6 +10,10 @@ import msgspec
 
 from llumnix.types import InstanceId, InstanceState, Priority, RequestId, RequestState, Role
 
+STANDING_S = 2.0
+"""An engine that has work and got nothing done for so long stands still: a step that lasts so long is a slow one at
+least, and a hung engine is found out after minutes."""
+
 
 class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One request as its instance sees it: what victim choice needs.
@@ -77,6 +81,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Preempted and not yet resumed."""
     head_of_line_blocks: int = 0
     """Blocks needed by the first request in the queue; 0 if none waits."""
+    head_of_line_s: float = 0.0
+    """For how long the first request in the queue has been that, as far as looks found it there; 0 if none waits."""
     spared_blocks: int = 0
     """That stay free beside it when it starts, for those that run (`policy/waiting_order.py`); 0 if none waits."""
     queued_blocks: int = 0
@@ -143,6 +149,12 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """It is draining and is to be left running, empty; a restarted scheduler reads its intent here."""
     asked_to_end: bool = False
     """It is draining and will not take requests again: its process was asked to end."""
+
+    @property
+    def stands_still(self) -> bool:
+        """It takes requests only where all others do no better, and nothing is asked of it, since it would not answer:
+        that would only keep others from what it was promised."""
+        return self.standing_s >= STANDING_S
 
     @property
     def goes(self) -> bool:

@@ -66,8 +66,8 @@ def first_token_s(instance: InstanceSnapshot, tokens: int) -> float | None:
     if cost is None:
         return None
     prompts = instance.prefill_tokens + tokens
-    budget = instance.step_tokens - instance.decoding
-    steps = -(-prompts // budget) if 0 < budget < prompts else 1
+    budget = max(1, instance.step_tokens - instance.decoding)  # less than one is left where decoding takes all
+    steps = max(1, -(-prompts // budget)) if instance.step_tokens else 1
     batch_us = cost.request_us * instance.decoding + cost.context_token_us * instance.context_tokens
     all_steps_s = steps * (cost.fixed_ms / 1e3 + batch_us / 1e6) + prompts * cost.prefill_token_us / 1e6
     return instance.slowdown * all_steps_s

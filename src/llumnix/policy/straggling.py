@@ -4,8 +4,8 @@ Freeness asks whether memory lasts; it does not see that an engine is slow: beca
 smaller one, because somebody else uses its host, or because its batch is large where there is memory for all of it. New
 requests avoid such an instance (`policy/soonest.py`), those that run there would be slow until they end. So, beside the
 pairs of a round (`policy/pairing.py`), an instance gives a running request to the one on which, with this request, a
-token takes least, if what it takes here is `pace_gain` times as long at least. That is a difference that no move can
-turn around: what came would have to be as much slower there as here.
+token takes least, if what it takes here is `pace_gain` times as long at least. No move for the sake of pace calls for
+its way back: what came would have to be as much slower there as here. For want of memory it may go back.
 
 What steps cost is fitted, and where an engine has only had batches that were alike the fit may say anything of others.
 So what was seen counts, too: here a token takes no more than steps took, there no less than the shortest of them.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llumnix.policy.dispatch import tokens_in
+from llumnix.policy.demand import tokens_in
 from llumnix.policy.pairing import (
     TRIES_PER_SOURCE,
     Load,
@@ -151,6 +151,7 @@ def _may_give(instance: InstanceSnapshot, terms: PairingTerms, busy: set[Instanc
     return (
         instance.id not in busy
         and instance.role is not Role.PREFILL
+        and not instance.stands_still
         and not instance.pinned
         and (instance.smallest_running_blocks > 0 or instance.high_running > 0)
         and instance.outgoing < terms.max_migrations

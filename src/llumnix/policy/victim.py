@@ -39,6 +39,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """None: whatever the target takes."""
     urgent: bool = False
     """The source is about to run out of blocks: only a request that holds some helps."""
+    running: bool = False
+    """Only a running request: the target is for tokens."""
     at_least_blocks: int = 0
     """Only a running request that holds so many helps, and the smallest is best: the first of the queue starts in its
     place."""
@@ -144,13 +146,20 @@ def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[Reques
         return None
     if query.wanted.to_decode:
         return why_not_to_decode(request)
-    if (query.wanted.urgent or query.wanted.at_least_blocks) and request.state is RequestState.WAITING:
-        return "waiting, hold no blocks"
+    if request.state is RequestState.WAITING and (why := _only_running(query.wanted)):
+        return f"waiting, {why}"
     if query.wanted.by_pace:
-        return "waiting, make no tokens" if request.state is RequestState.WAITING else _too_soon(request, query)
+        return _too_soon(request, query)
     if request.held_blocks < query.wanted.at_least_blocks:
         return "too small to make room"
     return keeps(request) or _too_soon(request, query)
+
+
+def _only_running(wanted: Wanted) -> str:
+    """Why none that waits is to go; empty if it may."""
+    if wanted.by_pace or wanted.running:
+        return "make no tokens"
+    return "hold no blocks" if wanted.urgent or wanted.at_least_blocks else ""
 
 
 def _too_soon(request: RequestSnapshot, query: VictimQuery) -> str | None:

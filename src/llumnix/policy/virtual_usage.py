@@ -57,9 +57,13 @@ def dispatch_usage(instance: InstanceSnapshot, high: bool, priority_target_token
 
 
 def migration_freeness(instance: InstanceSnapshot, priority_target_tokens: int | None) -> float:
-    """F when requests are moved; the first of the queue counts as part of the batch."""
+    """F when requests are moved; the first of the queue counts as part of the batch. A queue behind a full batch is
+    short of a place for each that waits, whatever memory is left."""
     batch = instance.running + (1 if instance.waiting else 0)
-    return _per_request(_left(instance, migration_usage(instance, priority_target_tokens)), batch)
+    left = _left(instance, migration_usage(instance, priority_target_tokens))
+    if instance.waiting and instance.running + instance.incoming >= instance.max_running:
+        return min(left, 0.0) - instance.waiting
+    return _per_request(left, batch)
 
 
 def dispatch_freeness(instance: InstanceSnapshot, high: bool, priority_target_tokens: int | None) -> float:

@@ -105,6 +105,7 @@ class Reporter:
             waiting=len(queue.requests),
             preempted=queue.preempted,
             head_of_line_blocks=queue.head_blocks(),
+            head_of_line_s=queue.head_s(self._kernel.now),
             queued_blocks=queue.blocks,
             **_ahead(engine, started),
             **self._roles(),

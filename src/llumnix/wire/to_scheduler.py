@@ -70,6 +70,8 @@ class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     """There is no way back: its node goes."""
     spare_last: bool = False
     """Refuse if no other instance takes requests."""
+    until_s: float | None = None
+    """As `Wish` says."""
 
 
 class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
@@ -78,6 +80,7 @@ class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     instance: InstanceId
     query: int
     reply_to: str
+    until_s: float | None = None
 
 
 class GiveRole(Wire, frozen=True, kw_only=True, tag=True):
@@ -87,6 +90,7 @@ class GiveRole(Wire, frozen=True, kw_only=True, tag=True):
     role: Role
     query: int
     reply_to: str
+    until_s: float | None = None
 
 
 class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
@@ -96,6 +100,7 @@ class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
     replaces: InstanceId | None = None
     query: int
     reply_to: str
+    until_s: float | None = None
 
 
 class ListDrains(Wire, frozen=True, kw_only=True, tag=True):
@@ -105,8 +110,12 @@ class ListDrains(Wire, frozen=True, kw_only=True, tag=True):
     reply_to: str
 
 
-Wish = DrainInstance | UndrainInstance | GiveRole | AddInstances | ListDrains
-"""What operators ask for, by way of a front end, and the launcher for them."""
+OperatorOrder = DrainInstance | UndrainInstance | GiveRole | AddInstances
+"""What operators tell the scheduler, by way of a front end, and the launcher for them. After `until_s` (instant on the
+monotonic clock of the machine, that of the launcher, front ends and scheduler) nobody waits for an answer any more, and
+who asked was told so: it is not to be carried out. None: it holds whenever it comes."""
+
+Wish = OperatorOrder | ListDrains
 
 ToScheduler = (
     Report

@@ -105,6 +105,8 @@ class SimRequest:
     """Sum of the steps that it took part in, without the time between them (the paper's decode execution time)."""
     preemptions: int = field(default=0, init=False)
     preempted_at_s: float | None = field(default=None, init=False)
+    headed_s: float | None = field(default=None, init=False)
+    """Since when it is the first of the queue where it waits, as far as a look found it there."""
     began_s: float = field(default=0.0, init=False)
     """When it last started to run."""
     lost_s: float = field(default=0.0, init=False)

@@ -71,8 +71,7 @@ class TokenBudget:
 
     def _change_turns(self, engine: EngineModel) -> bool:
         """True: who has stood still for too long may find room before the next step."""
-        stopped = engine.queue.longest_stopped()
-        return stopped is not None and change_turns(engine, stopped, _missing(engine, stopped))
+        return change_turns(engine, lambda stopped: _missing(engine, stopped))
 
     def _continue_prompts(self, engine: EngineModel) -> tuple[list[tuple[SimRequest, int]], bool]:
         """Chunks of the prompts begun earlier, after making room for what the batch takes."""

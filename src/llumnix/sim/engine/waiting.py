@@ -6,7 +6,7 @@ from bisect import insort
 from math import inf
 from operator import attrgetter
 
-from llumnix.control.changes_of_turn import ChangesOfTurn
+from llumnix.control.changes_of_turn import STOPPED_TRIED, ChangesOfTurn
 from llumnix.policy.waiting_order import turn_s
 from llumnix.sim.engine.request import WAITING, SimRequest
 from llumnix.types import is_high
@@ -56,15 +56,16 @@ class WaitingQueue:
 
     def remove(self, request: SimRequest) -> None:
         self.requests.remove(request)
+        request.headed_s = None
         self._count(request, -1)
         if request is self.called:
             self.called = None
         if self._total_blocks and request.generated:
             self._stopped.remove(_stopped(request))
 
-    def longest_stopped(self) -> SimRequest | None:
-        """Of those that have made tokens; nobody where the first to come goes first."""
-        return self._stopped[0][2] if self._stopped else None
+    def longest_stopped(self) -> list[SimRequest]:
+        """Of those that have made tokens, `STOPPED_TRIED` at most; nobody where the first to come goes first."""
+        return [request for _, _, request in self._stopped[:STOPPED_TRIED]]
 
     def call(self, request: SimRequest) -> None:
         """Its turn has come, and nobody else's is to come before it."""
@@ -76,6 +77,15 @@ class WaitingQueue:
     def head_blocks(self) -> int:
         """Needed by the first; 0 if nobody waits."""
         return self.blocks_of(self.requests[0].tokens) if self.requests else 0
+
+    def head_s(self, now_s: float) -> float:
+        """How long the first has been that, as far as this look and those before it found it there."""
+        if not self.requests:
+            return 0.0
+        head = self.requests[0]
+        if head.headed_s is None:
+            head.headed_s = now_s
+        return now_s - head.headed_s
 
     def head_leaves_room(self) -> bool:
         """Somebody waits, and the first does not start before those that run have room to grow."""

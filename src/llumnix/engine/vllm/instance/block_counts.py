@@ -15,7 +15,7 @@ from vllm.v1.core.single_type_kv_cache_manager import (
 )
 
 from llumnix.engine.vllm.instance.state_blocks import is_state
-from llumnix.policy.dispatch import demand_blocks
+from llumnix.policy.demand import demand_blocks
 
 
 class BlockCounts:

@@ -91,17 +91,21 @@ class WhoMakesWay:
             self._preempt(normal[position])
 
     def _for_stopped(self, has_slot: bool) -> None:
-        """The one that has made no token for longest goes first, and can start in this step, if its turn has come."""
-        scheduler, turns, longest = self._scheduler, self._turns, self._turns.longest_stopped()
-        if longest is None or turns.called is not None:
-            return
-        now_s, (since_s, stopped) = monotonic(), longest
+        """One that has made no token for long goes first, and can start in this step, if its turn has come: of those
+        that can, the one that has for longest."""
+        now_s = monotonic()
+        for since_s, stopped in self._turns.longest_stopped():
+            if self._turns.called is not None or self._changes.wait_s(time() - since_s, now_s):
+                return
+            self._call(stopped, has_slot, now_s)
+
+    def _call(self, stopped: Request, has_slot: bool, now_s: float) -> None:
+        """If it can start by that."""
+        scheduler, turns = self._scheduler, self._turns
         others_blocks = self._waiting.blocks - self._counts.to_start(stopped.num_tokens)
         if not may_pass(others_blocks, scheduler.kv_cache_manager.block_pool.num_gpu_blocks):
             return
         if turns.peek_request().priority < stopped.priority or self._is_blocked(stopped):
-            return
-        if self._changes.wait_s(time() - since_s, now_s):
             return
         missing = self._missing_blocks(stopped, has_slot)
         if missing <= 0:

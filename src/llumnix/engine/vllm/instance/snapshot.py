@@ -61,6 +61,7 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         waiting=len(queue) + len(scheduler.kv_holding_waiting),
         preempted=queue.preempted,
         head_of_line_blocks=scheduler.counts.to_start(queue.peek_request().num_tokens) if queue else 0,
+        head_of_line_s=_heads_for_s(queue.peek_request(), fixed["at"]) if queue else 0.0,
         spared_blocks=scheduler.way.sparing()(queue.peek_request()) if queue else 0,
         queued_blocks=queue.blocks,
         prefill_tokens=queue.tokens + ahead.prefill_tokens,
@@ -82,6 +83,14 @@ def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: i
         smallest_running_blocks=0 if fixed["pinned"] else _smallest_running_blocks(scheduler),
         **fixed,
     )
+
+
+def _heads_for_s(first: Request, now_s: float) -> float:
+    """How long it has been the first of the queue, as far as this look and those before it found it there."""
+    passport = passport_of(first)
+    if passport.headed_s is None:
+        passport.headed_s = now_s
+    return now_s - passport.headed_s
 
 
 class _Kinds(TypedDict):

@@ -37,6 +37,8 @@ class Passport:
     """That it had made then, or when it came here to wait."""
     robbed_s: float | None = None
     """When it came here from an instance that died, by the same clock; None: it did not."""
+    headed_s: float | None = None
+    """Since when it is the first of the queue here, as far as a look found it there, by the clock of the reports."""
     began_s: float = 0.0
     """When it last left the queue here, by the monotonic clock."""
     hits_settle_at: int = 0
@@ -62,6 +64,7 @@ def waits_again(request: Request, drops_in_flight: bool) -> None:
     """It is being preempted. Who has no token yet waits since it came, and who has made none since it last began to
     wait, since then. Steps in flight still deliver one, unless that is dropped."""
     passport = passport_of(request)
+    passport.headed_s = None
     passport.cached_tokens = passport.expected_hit_tokens  # what came before it is computed by now
     made = request.num_output_tokens + (request.num_output_placeholders > 0 and not drops_in_flight)
     if made > passport.preempted_tokens:

@@ -10,6 +10,7 @@ from time import monotonic, time
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from vllm.v1.request import Request
 
+from llumnix.control.changes_of_turn import STOPPED_TRIED
 from llumnix.engine.vllm.instance.state import passport_of
 from llumnix.policy.waiting_order import turn_s
 
@@ -30,9 +31,10 @@ class TurnQueue(RequestQueue):
         self.called: Request | None = None
         """It goes first among those as important: its turn has come."""
 
-    def longest_stopped(self) -> tuple[float, Request] | None:
-        """Of those that have made tokens, and since when it makes none, by the clock of `arrival_time`."""
-        return self._stopped[0] if self._stopped else None
+    def longest_stopped(self) -> list[tuple[float, Request]]:
+        """Of those that have made tokens, `STOPPED_TRIED` at most, and since when each makes none, by the clock of
+        `arrival_time`."""
+        return self._stopped[:STOPPED_TRIED]
 
     def call(self, request: Request) -> None:
         """Its turn has come, and nobody else's is to come before it."""

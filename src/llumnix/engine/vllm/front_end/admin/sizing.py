@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -14,7 +15,7 @@ from llumnix.config import LARGEST_START
 from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, sentence, shown
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.types import InstanceId, InstanceState, Role
-from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, ListDrains, UndrainInstance
+from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, ListDrains, OperatorOrder, UndrainInstance
 
 _SCHEDULER_TIMEOUT_S = 5.0
 
@@ -27,8 +28,7 @@ async def start(board: Switchboard, count: Any, replaces: str | None) -> Respons
         raise Bad(400, f"One instance replaces another, not {count}.")
     if old is not None and old not in board.client.members.by_id:
         raise unknown_or_gone(board, old)
-    order = AddInstances(count=count, replaces=old, query=0, reply_to=board.address)
-    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
+    await _order(board, AddInstances(count=count, replaces=old, query=0, reply_to=board.address))
     return answer(bodies.StartedAnswer(starting=count), 202)
 
 
@@ -44,15 +44,14 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
         timeout_s=None if timeout is None else _seconds("timeout_s", timeout),
         spare_last=not force,
     )
-    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
+    await _order(board, order)
     return answer(bodies.StateAnswer(id=instance, state=InstanceState.DRAINING), 202)
 
 
 async def undrain(board: Switchboard, instance: InstanceId) -> Response:
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
-    order = UndrainInstance(instance=instance, query=0, reply_to=board.address)
-    await _ask_scheduler(board, lambda query: msgspec.structs.replace(order, query=query))
+    await _order(board, UndrainInstance(instance=instance, query=0, reply_to=board.address))
     return answer(bodies.StateAnswer(id=instance, state=InstanceState.RUNNING), 202)
 
 
@@ -61,9 +60,8 @@ async def role(board: Switchboard, instance: InstanceId, word: str) -> Response:
         raise Bad(400, f"role must be {', '.join(Role)}, not {shown(word)}.")
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
-    wanted = GiveRole(instance=instance, role=Role(word), query=0, reply_to=board.address)
-    await _ask_scheduler(board, lambda query: msgspec.structs.replace(wanted, query=query))
-    return answer(bodies.RoleAnswer(id=instance, role=wanted.role))
+    await _order(board, GiveRole(instance=instance, role=Role(word), query=0, reply_to=board.address))
+    return answer(bodies.RoleAnswer(id=instance, role=Role(word)))
 
 
 async def drains(board: Switchboard) -> Response:
@@ -130,7 +128,13 @@ def _seconds(name: str, text: str) -> float:
     return seconds
 
 
-async def _ask_scheduler(board: Switchboard, make: Any) -> None:
+async def _order(board: Switchboard, order: OperatorOrder) -> None:
+    """Raises Bad if it is refused. What got no answer is not carried out later, by a scheduler that was restarted."""
+    until_s = time.monotonic() + _SCHEDULER_TIMEOUT_S
+
+    def make(query: int) -> OperatorOrder:
+        return msgspec.structs.replace(order, query=query, until_s=until_s)
+
     said = await board.ask_one(board.spec.book.scheduler, make, _SCHEDULER_TIMEOUT_S)
     if said is None:
         raise _scheduler_silent()

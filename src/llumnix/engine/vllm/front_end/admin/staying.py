@@ -18,7 +18,7 @@ from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.entries import MoveNoted, RoundNoted, StayNoted, kind_of
 from llumnix.journal.journal import EntryFilter
 from llumnix.journal.story import RequestStory
-from llumnix.policy.dispatch import queued_demand_blocks
+from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.pairing import Rejection
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
 from llumnix.policy.why_not import Settled, why_instance_keeps_all, why_not_moved, why_nothing_moves
