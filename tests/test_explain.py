@@ -80,7 +80,8 @@ def asked(answer_with: Install) -> list[str]:
         if path.endswith("/story"):
             name = path.split("/")[1]
             stays = {"cmpl-2-0-7f": "it cannot move: it streams its input"} if name == "cmpl-2" else {}
-            return _json(StoryAnswer(stories=stories.of(name, 21.5), stays=stays))
+            left_out = 1984 if name == "cmpl-2" else 0
+            return _json(StoryAnswer(stories=[*stories.tell(name, 21.5).stories], stays=stays, left_out=left_out))
         entries = [entry for entry in stories.journal.newest(100).entries if entry.kind in ("moved", "stayed")]
         return _json(JournalAnswer(entries=entries, cursor="f0.9", lost=0))
 
@@ -101,11 +102,13 @@ def test_a_request_from_its_arrival_to_its_end(asked: list[str], capsys: Capture
 def test_a_request_that_goes_on_and_why_it_does_not_move(asked: list[str], capsys: Captured) -> None:
     assert main(["explain", "cmpl-2"]) == main(["explain", "--why-not", "cmpl-2"]) == 0
     why = "why it does not move: it cannot move: it streams its input"
+    earlier = "… 1,984 earlier sequences …"
     assert capsys.readouterr().out.splitlines() == [
+        earlier,
         "cmpl-2 goes on, 2.000 s after it arrived",
         "where its time went: 0.500 s before it was placed, 1.500 s in the queue",
         "  +0.500 s  placed on i0: i0 has the best freeness of 2: 21.5 (next i1: 3)",
-        *(why, why),
+        *(why, earlier, why),
     ]
     assert main(["explain", "--why-not", "cmpl-1"]) == 0
     assert capsys.readouterr().out == "it has ended\n"

@@ -144,6 +144,8 @@ def _journal_lines(client: Any, values: argparse.Namespace, answer: JournalAnswe
 
 
 def _story_lines(values: argparse.Namespace, answer: StoryAnswer) -> Iterator[str]:
+    if answer.left_out:
+        yield f"… {answer.left_out:,} earlier sequences …"
     for story in answer.stories:
         if not values.why_not:
             yield from story_lines(story)

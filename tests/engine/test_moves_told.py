@@ -66,7 +66,7 @@ class FrontEnd(long_run.Arbiter):
         return len(self.streams.sort_out(_other(self.owners[request]), [_token(request, 8, **fields)]))
 
     def kinds(self, request: str = "r") -> list[str]:
-        (story,) = self.stories.of(request, self.clock[0])
+        (story,) = self.stories.tell(request, self.clock[0]).stories
         return [entry.kind for entry in story.entries]
 
 
@@ -101,7 +101,7 @@ def test_stream_that_is_over_before_the_word_ends_its_story_with_it(front: Front
     assert [downtime_s for _, downtime_s in front.told] == [pytest.approx(1.0)]
     assert front.over == ["r"]
     assert front.kinds() == ["dispatch", "first_token", "moved", "ended"]
-    (story,) = front.stories.of("r", 0.0)
+    (story,) = front.stories.tell("r", 0.0).stories
     assert story.spent.total_s == pytest.approx(story.latency_s) == pytest.approx(4.0, abs=0.01)
 
 

@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def told(front: FrontEnd, request: str = "r") -> RequestStory:
-    (story,) = front.stories.of(request, time.monotonic())
+    (story,) = front.stories.tell(request, time.monotonic()).stories
     return story
 
 
@@ -171,7 +171,7 @@ def test_a_request_that_nobody_takes_is_refused_once() -> None:
 def test_ids_are_those_that_clients_know() -> None:
     front = FrontEnd(A)
     front.streams.open(engine_request("0_cmpl-1-0-7f3a", external_req_id="0_cmpl-1-0"))
-    (story,) = front.stories.of("cmpl-1", 0.0)
+    (story,) = front.stories.tell("cmpl-1", 0.0).stories
     assert story.sequence == "0_cmpl-1-0-7f3a"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import httpx
+import msgspec
 from fastapi import FastAPI
 
 from llumnix.api.frames import ServerFacts
@@ -20,8 +21,7 @@ from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.page.page import Page
 from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.journal.journal import EntryFilter, Journal, Reading, read_together
-from llumnix.journal.stories import Stories
-from llumnix.journal.story import RequestStory
+from llumnix.journal.stories import Stories, Told
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.news import InstanceGone, ReadJournal
@@ -89,8 +89,8 @@ class Board:
     async def read_journals(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> Reading:
         return read_together(places, [self.stories.journal.read(places, limit, wanted)], limit)
 
-    async def tell_story(self, request: str) -> tuple[list[RequestStory], int]:
-        return self.stories.of(request, 100.0), 20_000
+    async def tell_story(self, request: str) -> Told:
+        return msgspec.structs.replace(self.stories.tell(request, 100.0), kept=20_000)
 
     async def migrate(self, row: RequestRow, target: InstanceId | None, timeout_s: float) -> MigrateAnswer:
         self.targets.append(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ KEYS: dict[str, set[str]] = {
     "GET /requests": {"requests"},
     "GET /requests/{id}": {"requests"},
     "GET /migrations": {"migrations"},
-    "GET /requests/{id}/story": {"stories", "stays", "now", "words"},
+    "GET /requests/{id}/story": {"stories", "left_out", "stays", "now", "words"},
     "GET /why-not": {"moves", "instances", "starts"},
     "GET /journal": {"entries", "cursor", "lost"},
     "POST /migrations": {"ok", *MOVED},
@@ -241,6 +242,24 @@ async def test_a_story_is_told_in_the_words_of_the_command(board: Board) -> None
     assert first == f"cmpl-1 {words.how_it_is}"
     assert [line.partition(" s  ")[2] for line in lines[1:]] == words.entries
     assert (answer.now, len(words.entries)) == ({}, 8)
+
+
+async def test_of_thousands_of_sequences_with_one_id_the_latest_are_told_and_how_many_came_before(board: Board) -> None:
+    """All prompts of one completion. Their words are made some at a time: in between, tokens are passed on."""
+    for number in range(2048):
+        story = board.stories.began(50.0, "cmpl-many", f"cmpl-many-{number}", 5)
+        if number < 2000:
+            story.ended(60.0, "stop", 7)
+            board.stories.over(story)
+    asked = asyncio.ensure_future(ask(board, "GET", "/requests/cmpl-many/story"))
+    turns = 0
+    while not asked.done():
+        await asyncio.sleep(0)
+        turns += 1
+    answer = msgspec.json.decode((await asked).content, type=StoryAnswer)
+    assert (len(answer.stories), answer.left_out, len(answer.words)) == (64, 2048 - 64, 64)
+    assert answer.stories[-1].sequence == "cmpl-many-2047"
+    assert turns > 64 / 8
 
 
 async def test_a_story_is_found_by_the_beginning_of_an_id_unless_several_begin_so(board: Board) -> None:

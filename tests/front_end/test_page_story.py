@@ -97,7 +97,7 @@ def test_it_is_for_everybody(browser: Browser, server: PageServer, mode: dict[st
 def test_it_says_what_the_command_says_and_its_times_add_up(browser: Browser, server: PageServer) -> None:
     name = "cmpl/ended & told"
     ended(server.cluster, name)
-    (told,) = server.cluster.stories.of(name, time())
+    (told,) = server.cluster.stories.tell(name, time()).stories
     first, _, *lines = story_lines(told)
     with opened(browser, at(server, name)) as page:
         expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
@@ -154,6 +154,14 @@ def test_what_was_left_out_of_a_long_one_is_a_gap_and_not_guessed(browser: Brows
         said = str(page.get_by_role("img", name=re.compile("^On i")).get_attribute("aria-label"))
         assert len(said.split(", then ")) == 6 + 56, "where it was in between is not known"
         assert len(events(page)) == 65
+
+
+def test_of_very_many_sequences_with_one_id_the_latest_are_shown(browser: Browser, server: PageServer) -> None:
+    for number in range(70):
+        server.cluster.stories.began(time(), "cmpl-batch", f"cmpl-batch-{number}-7f", 5)
+    with opened(browser, at(server, "cmpl-batch")) as page:
+        page.get_by_text("… 6 earlier sequences …").wait_for()
+        assert page.get_by_text("sequence 7 of 70").count() == 1
 
 
 def test_it_is_reached_from_a_list_by_keyboard_and_follows_its_request_to_the_end(browser: Browser) -> None:

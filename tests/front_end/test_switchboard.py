@@ -159,8 +159,8 @@ async def test_story_is_asked_of_all_front_ends_and_the_journal_of_the_scheduler
 
     def other(message: Mail) -> None:
         if isinstance(message, TellStory):
-            stories = tuple(theirs.of(message.request, 3.0))
-            mailbox.post(message.reply_to, StoryTold(query=message.query, stories=stories, kept=7))
+            answer = msgspec.structs.replace(theirs.tell(message.request, 3.0), kept=7)
+            mailbox.post(message.reply_to, StoryTold(query=message.query, told=answer))
         elif isinstance(message, ReadJournal):
             part = theirs.journal.read(message.places, message.limit, message.wanted)
             mailbox.post(message.reply_to, JournalRead(query=message.query, part=part))
@@ -172,9 +172,9 @@ async def test_story_is_asked_of_all_front_ends_and_the_journal_of_the_scheduler
     told = {name: await board.tell_story(name) for name in ("cmpl-1", "cmpl-2", "cmpl-3")}
     reading = await board.read_journals({"s": 4}, 10, timeout_s=1.0)
     mailbox.close()
-    found = {name: [story.request for story in stories] for name, (stories, _) in told.items()}
+    found = {name: [story.request for story in known.stories] for name, known in told.items()}
     assert found == {"cmpl-1": ["cmpl-1"], "cmpl-2": ["cmpl-2"], "cmpl-3": []}
-    assert {kept for _, kept in told.values()} == {7}
+    assert {known.kept for known in told.values()} == {7}
     assert [(entry.by, entry.request) for entry in reading.entries] == [("f0", "cmpl-1"), ("f1", "cmpl-2")]
     assert reading.places == {"f0": 1, "f1": 1, "s": 4}
 
@@ -213,8 +213,8 @@ async def test_another_front_end_is_told_what_is_known_here(board: Switchboard, 
     mailbox.close()
     assert isinstance(story, StoryTold)
     assert isinstance(journal, JournalRead)
-    assert [told.request for told in story.stories] == ["cmpl-1"]
-    assert journal.part.entries == story.stories[0].entries
+    assert [told.request for told in story.told.stories] == ["cmpl-1"]
+    assert journal.part.entries == story.told.stories[0].entries
     assert classes == ClassesListed(query=3, rows=board.class_rows())
 
 

@@ -119,7 +119,7 @@ def test_what_is_lost_with_an_instance_is_what_came_after_the_last_token() -> No
 def test_the_parts_so_far_add_up_too_and_the_story_goes_on() -> None:
     stories = Stories(Journal("f0", since_s=1000.0))
     story = begun(stories)
-    (told,) = stories.of("r", 11.0)
+    (told,) = stories.tell("r", 11.0).stories
     assert (told.ended, told.latency_s, told.spent.total_s, told.spent.queue_s) == (False, 1.0, 1.0, 0.5)
     assert told.arrived_at_s == 1010.0
     assert spent(story) == {"placing": 0.5}
@@ -175,13 +175,13 @@ def test_a_story_that_ended_is_told_as_it_was() -> None:
     story.token(12.0)
     story.ended(20.0, "error", 3, "it was lost")
     stories.over(story)
-    (told,) = stories.of("r", 99.0)
+    (told,) = stories.tell("r", 99.0).stories
     assert told.entries == tuple(story.entries)
     assert (told.request, told.sequence, told.ended, told.arrived_at_s, told.latency_s) == (
         *("r", "r-0-7f", True, 1010.0, 10.0),
     )
     assert told.spent == story.spent == Spent(placing_s=0.5, prefill_s=1.5, decode_s=8.0)
-    assert stories.of("somebody else", 99.0) == []
+    assert stories.tell("somebody else", 99.0).stories == ()
 
 
 def test_a_long_story_keeps_its_beginning_and_its_end() -> None:
@@ -191,7 +191,7 @@ def test_a_long_story_keeps_its_beginning_and_its_end() -> None:
         story.stayed(11.0 + number, outcome(A, B, why_not=f"no room {number}"))
     story.ended(200.0, "stop", 1)
     stories.over(story)
-    (told,) = stories.of("r", 200.0)
+    (told,) = stories.tell("r", 200.0).stories
     assert (len(told.entries), told.left_out) == (FIRST_KEPT + LAST_KEPT, 102 - FIRST_KEPT - LAST_KEPT)
     assert [told.entries[0].kind, told.entries[-1].kind] == ["dispatch", "ended"]
 
@@ -201,7 +201,61 @@ def test_several_sequences_of_a_request_are_told_together() -> None:
     first, _ = (stories.began(10.0, "r", f"{number}_r-7f", 12) for number in range(2))
     first.ended(11.0, "stop", 1)
     stories.over(first)
-    assert [told.sequence for told in stories.of("r", 12.0)] == ["0_r-7f", "1_r-7f"]
+    assert [told.sequence for told in stories.tell("r", 12.0).stories] == ["0_r-7f", "1_r-7f"]
+
+
+def over(stories: Stories, name: str, number: int) -> None:
+    """One more sequence of this request has ended."""
+    story = stories.began(10.0, name, f"{name}-{number}", 12)
+    story.ended(11.0, "stop", 1)
+    stories.over(story)
+
+
+def test_of_very_many_sequences_with_one_id_the_latest_are_kept_and_an_end_reads_none_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client that gives every request the same id, or a completion of thousands of prompts."""
+    stories = Stories(Journal("f0"))
+    monkeypatch.setattr(module, "_ENDED", None)
+    for number in range(300):
+        over(stories, "r", number)
+    monkeypatch.undo()
+    assert stories.tell("r", 12.0).kept == module.SEQUENCES_KEPT
+    for number in range(300, 310):
+        stories.began(10.0, "r", f"r-{number}", 12)
+    told = stories.tell("r", 12.0)
+    assert [each.sequence for each in told.stories] == [f"r-{number}" for number in range(310 - 64, 310)]
+    assert (told.left_out, told.kept) == (310 - 64, 64)
+
+
+def test_an_id_that_goes_and_comes_again_is_told_without_what_was_forgotten_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ENDED_KEPT", 100)
+    stories = Stories(Journal("f0"))
+    for number in range(70):
+        over(stories, "r", number)
+    assert stories.tell("r", 12.0).left_out == 6
+    for number in range(100):
+        over(stories, f"another-{number}", 0)
+    assert stories.tell("r", 12.0).stories == ()
+    over(stories, "r", 70)
+    told = stories.tell("r", 12.0)
+    assert ([each.sequence for each in told.stories], told.left_out) == (["r-70"], 0)
+    assert told.kept == 100
+
+
+def test_an_id_that_is_used_all_the_time_does_not_go_before_its_newest_story_is_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ENDED_KEPT", 20)
+    stories = Stories(Journal("f0"))
+    for number in range(100):
+        over(stories, "always", number)
+        over(stories, f"other-{number}", 0)
+    assert stories.tell("always", 12.0).stories[-1].sequence == "always-99"
+    assert stories.tell("other-99", 12.0).stories
+    assert stories.tell("always", 12.0).kept == 20
 
 
 def test_the_beginning_of_an_id_is_enough_where_it_fits_one() -> None:
@@ -213,7 +267,7 @@ def test_the_beginning_of_an_id_is_enough_where_it_fits_one() -> None:
             stories.over(story)
 
     def found(request: str) -> list[str]:
-        return [told.request for told in stories.of(request, 30.0)]
+        return [told.request for told in stories.tell(request, 30.0).stories]
 
     assert found("cmpl-7") == ["cmpl-77d"], "one that goes on"
     assert found("cmpl-91b") == ["cmpl-91b"]
@@ -230,9 +284,9 @@ def test_the_oldest_stories_go_when_there_are_too_many(monkeypatch: pytest.Monke
         story = begun(stories, f"r{number}")
         story.ended(20.0, "stop", 1)
         stories.over(story)
-    assert stories.kept <= 10
-    assert stories.of("r0", 30.0) == []
-    assert stories.of("r29", 30.0)
+    assert stories.tell("r29", 30.0).kept <= 10
+    assert stories.tell("r0", 30.0).stories == ()
+    assert stories.tell("r29", 30.0).stories
 
 
 def test_a_story_that_ended_is_small() -> None:
@@ -245,4 +299,5 @@ def test_a_story_that_ended_is_small() -> None:
     story.moved(15.0, outcome(A, B), 0.007)
     story.ended(20.0, "length", 391)
     stories.over(story)
-    assert sys.getsizeof(stories._ended[name]) + sys.getsizeof(name) <= 1024
+    (kept,) = stories._ended[name]
+    assert sys.getsizeof(kept) + sys.getsizeof(stories._ended[name]) + sys.getsizeof(name) <= 1024

@@ -155,6 +155,9 @@ class StoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Of each sequence of a request: one, unless `n` > 1 or several prompts."""
 
     stories: list[RequestStory]
+    """Those that ended first; of many, the latest."""
+    left_out: int = 0
+    """Sequences with the same id that came before these."""
     stays: dict[str, str]
     """Of those that go on, by `sequence`: why it does not move, as far as that is known."""
     now: dict[str, ClientRequest] = {}

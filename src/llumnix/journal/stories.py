@@ -1,11 +1,12 @@
 """The stories of a front end: of all sequences that it streams, and of the last ones that ended.
 
-An ended one is kept encoded, in less than half the memory.
+An ended one is kept encoded, in less than half the memory. All sequences of a request have its id, and so have all
+requests of a client that gives each the same one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import msgspec
@@ -21,6 +22,29 @@ ENDED_KEPT = 20_000
 ENDED_BYTES = 20 << 20
 """Of all of these."""
 
+SEQUENCES_KEPT = 64
+"""Of one id, the latest."""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a request."""
+
+    stories: tuple[RequestStory, ...]
+    """Of its sequences, those that ended first; none if nobody knows it (any more)."""
+    left_out: int
+    """Sequences of it that came before these."""
+    kept: int
+    """Ended sequences of all requests whose stories are known."""
+
+
+def told_together(parts: Sequence[Told]) -> Told:
+    """What several front ends know of the same request."""
+    return Told(
+        stories=tuple(story for part in parts for story in part.stories),
+        left_out=sum(part.left_out for part in parts),
+        kept=sum(part.kept for part in parts),
+    )
+
 
 class Stories:
     """Of one front end. `began` is called for every sequence that arrives, `over` when it has ended."""
@@ -30,8 +54,10 @@ class Stories:
         self.listener: Callable[[Story], None] | None = None
         """Told of every one that is over, and must be quick."""
         self._live: dict[str, Story] = {}
-        self._ended: dict[str, bytes] = {}
-        """By request, the sequences of each."""
+        self._ended: dict[str, tuple[bytes, ...]] = {}
+        """By request, its sequences; the last request is the one of which a sequence ended last."""
+        self._forgotten: dict[str, int] = {}
+        """Of some of these requests, how many more ended."""
         self._buffer = bytearray()
         self._sequences = self._bytes = 0
 
@@ -44,34 +70,46 @@ class Stories:
         if self.listener is not None:
             self.listener(story)
         del self._live[story.sequence]
-        before = self._ended.get(story.request, b"")
-        _ENCODER.encode_into([*_decoded(before), _without_names(story)], self._buffer)
-        kept = self._ended[story.request] = bytes(self._buffer)  # what `encode` returns has room for more
+        _ENCODER.encode_into(_without_names(story), self._buffer)
+        kept = bytes(self._buffer)  # what `encode` returns has room for more
+        theirs = self._ended[story.request] = (*self._ended.pop(story.request, ()), kept)
         self._sequences += 1
-        self._bytes += len(kept) - len(before)
+        self._bytes += len(kept)
+        if len(theirs) > SEQUENCES_KEPT:
+            self._forget_first(story.request)
         while self._sequences > ENDED_KEPT or self._bytes > ENDED_BYTES:
-            oldest = self._ended.pop(next(iter(self._ended)))
-            self._sequences -= len(_decoded(oldest))
-            self._bytes -= len(oldest)
+            self._forget_first(next(iter(self._ended)))
 
-    def of(self, request: str, at_s: float) -> list[RequestStory]:
-        """Of a request's sequences, those that ended first; none if nobody knows it (any more). Of two requests, if
-        what is given is the beginning of several ids."""
+    def tell(self, request: str, at_s: float) -> Told:
+        """Of two requests, if what is given is the beginning of several ids."""
         live = (story.request for story in self._live.values())
         names = [request] if request in self._ended else meant(request, chain(live, self._ended))
-        return [story for name in names for story in self._exactly(name, at_s)]
+        parts = [self._exactly(name, at_s) for name in names]
+        return msgspec.structs.replace(told_together(parts), kept=self._sequences)
 
-    def _exactly(self, request: str, at_s: float) -> list[RequestStory]:
-        live = [story.told(at_s) for story in self._live.values() if story.request == request]
-        ended = [self._told(request, each) for each in _decoded(self._ended.get(request, b""))]
-        return ended + live
+    def _exactly(self, request: str, at_s: float) -> Told:
+        live = (story for story in self._live.values() if story.request == request)
+        known = [*self._ended.get(request, ()), *live]
+        told = (
+            self._told(request, each) if isinstance(each, bytes) else each.told(at_s)
+            for each in known[-SEQUENCES_KEPT:]
+        )
+        left_out = self._forgotten.get(request, 0) + max(0, len(known) - SEQUENCES_KEPT)
+        return Told(stories=tuple(told), left_out=left_out, kept=0)
 
-    @property
-    def kept(self) -> int:
-        """Ended sequences whose stories are known."""
-        return self._sequences
+    def _forget_first(self, request: str) -> None:
+        first, *others = self._ended[request]
+        self._sequences -= 1
+        self._bytes -= len(first)
+        if others:
+            self._ended[request] = tuple(others)
+            self._forgotten[request] = self._forgotten.get(request, 0) + 1
+        else:
+            del self._ended[request]
+            self._forgotten.pop(request, None)
 
-    def _told(self, request: str, ended: _Ended) -> RequestStory:
+    def _told(self, request: str, kept: bytes) -> RequestStory:
+        ended = _ENDED.decode(kept)
         sequence = ended.sequence or request + ended.behind_request
         spent = Spent(*ended.spent)
         end = EndNoted(ended.outcome, ended.prompt_tokens, ended.output_tokens, spent.total_s, spent)
@@ -117,12 +155,8 @@ class _Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spent: tuple[float, ...]
 
 
-_ENDED = msgspec.msgpack.Decoder(list[_Ended])
+_ENDED = msgspec.msgpack.Decoder(_Ended)
 _ENCODER = msgspec.msgpack.Encoder()
-
-
-def _decoded(kept: bytes) -> list[_Ended]:
-    return _ENDED.decode(kept) if kept else []
 
 
 def _without_names(story: Story) -> _Ended:

@@ -18,7 +18,7 @@ from llumnix.engine.vllm.front_end.members import Strangers
 from llumnix.engine.vllm.front_end.questions import Questions
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Reading, read_together
-from llumnix.journal.story import RequestStory
+from llumnix.journal.stories import Told, told_together
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, by_number
 from llumnix.wire.mailbox import Mailbox
@@ -169,14 +169,13 @@ class Switchboard:
         parts = [self.log.stories.journal.read(places, limit, wanted), *(answer.part for answer in answers)]
         return read_together(places, parts, limit)
 
-    async def tell_story(self, request: str, timeout_s: float = 2.0) -> tuple[list[RequestStory], int]:
-        """Of all sequences of the request, as its client knows it; and how many ended ones are known in all."""
+    async def tell_story(self, request: str, timeout_s: float = 2.0) -> Told:
+        """Of all sequences of the request, as its client knows it."""
         answers = await self._questions.ask(
             self._others, lambda query: TellStory(query=query, request=request, reply_to=self.address), timeout_s
         )
-        stories = self.log.stories
-        found = [*stories.of(request, monotonic()), *(story for answer in answers for story in answer.stories)]
-        return found, stories.kept + sum(answer.kept for answer in answers)
+        mine = self.log.stories.tell(request, monotonic())
+        return told_together([mine, *(answer.told for answer in answers)])
 
     async def list_classes(self, timeout_s: float = 2.0) -> list[ClassRow]:
         """Of all front ends together."""
@@ -273,8 +272,8 @@ class Switchboard:
                 part = self.log.stories.journal.read(message.places, message.limit, message.wanted)
                 self.post(message.reply_to, JournalRead(query=message.query, part=part))
             case TellStory():
-                told = tuple(self.log.stories.of(message.request, monotonic()))
-                self.post(message.reply_to, StoryTold(query=message.query, stories=told, kept=self.log.stories.kept))
+                told = self.log.stories.tell(message.request, monotonic())
+                self.post(message.reply_to, StoryTold(query=message.query, told=told))
             case ListClasses():
                 self.post(message.reply_to, ClassesListed(query=message.query, rows=self.class_rows()))
             case DoYourPart():

@@ -10,6 +10,7 @@ from llumnix.api import bodies
 from llumnix.control.placing import first_id
 from llumnix.engine.vllm.front_end.admin import looking, sizing, staying
 from llumnix.engine.vllm.front_end.admin.answers import Bad, answer, count_of, shown
+from llumnix.engine.vllm.front_end.slices import in_slices
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.entries import KINDS
 from llumnix.journal.journal import EntryFilter, read_cursor, show_cursor
@@ -18,6 +19,8 @@ from llumnix.journal.words import how_it_is, sentence
 from llumnix.types import InstanceId
 
 _MOST_ENTRIES = 1000
+_STORIES_AT_ONCE = 8
+"""Each has some sentences."""
 
 
 async def journal(board: Switchboard, params: Mapping[str, str]) -> Response:
@@ -31,16 +34,16 @@ async def journal(board: Switchboard, params: Mapping[str, str]) -> Response:
 
 
 async def story(board: Switchboard, request_id: str) -> Response:
-    found, kept = await board.tell_story(request_id)
-    if not found:
-        among = f"or among the {kept:,} that ended last"
+    known = await board.tell_story(request_id)
+    if not known.stories:
+        among = f"or among the {known.kept:,} that ended last"
         raise Bad(
             404, f"There is no request {shown(request_id)} that is running or queued, {among}.", "not_found_error"
         )
-    names = meant(request_id, (told.request for told in found))
+    names = meant(request_id, (told.request for told in known.stories))
     if len(names) > 1:
         raise Bad(400, f"{shown(request_id)} is the beginning of several ids; write more of it.")
-    found = [told for told in found if told.request in names]
+    found = [told for told in known.stories if told.request in names]
     live = {told.sequence: told for told in found if not told.ended}
     rows = (
         [row for row in await board.list_requests(like=request_id) if first_id(row[1].request) in live] if live else []
@@ -52,8 +55,10 @@ async def story(board: Switchboard, request_id: str) -> Response:
             now={first_id(row.request): looking.request(instance, row) for instance, row in rows},
             words={
                 told.sequence: bodies.StoryWords(how_it_is=how_it_is(told), entries=[*map(sentence, told.entries)])
-                for told in found
+                async for some in in_slices(found, _STORIES_AT_ONCE)
+                for told in some
             },
+            left_out=known.left_out,
         )
     )
 

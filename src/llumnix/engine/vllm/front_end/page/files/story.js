@@ -20,8 +20,9 @@ export function Story({ of: id }) {
   const load = () => ask(`requests/${encodeURIComponent(id)}/story`);
   const { value, why } = usePolled(load, 1, [id], ({ stories }) => stories.every((told) => told.ended));
   if (!value) return html`<h1 class="id">${id}</h1><p class="soft" role="status">${why || "Its story is on its way."} <a href="#requests">All requests</a></p>`;
-  const { stories, words, now, stays } = value;
-  return html`${stories.map((told, index) => html`<${Sequence} key=${told.sequence} told=${told} words=${words[told.sequence]} now=${now[told.sequence]} stays=${stays[told.sequence]} place=${stories.length > 1 && `${index + 1} of ${stories.length}`} />`)}
+  const { stories, words, now, stays, left_out: earlier } = value;
+  return html`${earlier > 0 && html`<p class="soft">… ${plural(earlier, "earlier sequence")} …</p>`}
+    ${stories.map((told, index) => html`<${Sequence} key=${told.sequence} told=${told} words=${words[told.sequence]} now=${now[told.sequence]} stays=${stays[told.sequence]} place=${earlier + stories.length > 1 && `${earlier + index + 1} of ${earlier + stories.length}`} />`)}
     <${Words} of=${["before it was placed", "in the queue", "prefill", "decoding", "preempted", "lost to moves", "lost with an instance", "freeness"]} />`;
 }
 
