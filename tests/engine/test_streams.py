@@ -17,7 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
 
 from llumnix.config import PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
-from llumnix.control.front_end_events import SendTo
+from llumnix.control.front_end_events import ReplayAt, SendTo
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
 from llumnix.engine.vllm.front_end.given_up import GivenUp
@@ -52,6 +52,7 @@ class FrontEnd:
         self.why_failed: list[str] = []
         self.mailed: list[tuple[str, MoveOut]] = []
         self.last_words: list[InstanceId] = []
+        self.replays: list[ReplayAt] = []
         self.stories = Stories(Journal("f0"))
         ways = Ways(
             send=lambda *letter: self.sent.append(letter),
@@ -81,7 +82,9 @@ class FrontEnd:
         assert isinstance(answer, SendTo)
         return answer.instance
 
-    def replayed(self, request_id: str, why: str) -> None: ...
+    def replayed(self, replay: ReplayAt) -> None:
+        self.replays.append(replay)
+
     def stayed(self, session: Session, notice: Stayed) -> None: ...
     def moved(self, session: Session, notice: Moved, downtime_s: float | None, ago_s: float) -> None: ...
 
@@ -298,6 +301,17 @@ def test_driven_out_streams_go_on_elsewhere_and_the_rest_stays() -> None:
     front.streams.reported(_snapshot(A, seq=2, state=InstanceState.DRAINING))
     assert front.streams.drive_out(A, "it drains") == 1
     assert [to for to, _ in front.resumed] == [B]
+
+
+def test_it_is_told_of_every_replay_whether_an_instance_was_lost_or_it_was_asked_for() -> None:
+    """A drain past its timeout, and an instance that is stopped, are no losses."""
+    front = FrontEnd(A, B, C)
+    front.streams.drive_out(front.open("driven"), "it drains")
+    turned_away = msgspec.structs.replace(_notice(TURNED_AWAY), request_id="turned-away")
+    front.streams.sort_out(front.open("turned-away"), [turned_away])
+    front.lose(front.open("lost"))
+    asked_for = {replay.request: replay.asked_for for replay in front.replays if "~" not in replay.request}
+    assert asked_for == {"driven": True, "turned-away": True, "lost": False}
 
 
 def test_nobody_is_driven_out_without_a_place_to_go() -> None:

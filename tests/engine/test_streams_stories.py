@@ -17,6 +17,7 @@ from test_streams import A, B, FrontEnd, _other, _token
 from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, FinishReason
 from vllm.v1.metrics.stats import PrefillStats
 
+from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.front_end import streams as module
 from llumnix.journal.entries import DispatchNoted, FirstTokenNoted, MoveNoted, RefusalNoted, ReplayNoted, StayNoted
@@ -206,7 +207,7 @@ class Counting(long_run.Arbiter):
         super().__init__()
         self.counted: Counter[str] = Counter()
 
-    def replayed(self, request_id: str, why: str) -> None:
+    def replayed(self, replay: ReplayAt) -> None:
         self.counted["replayed"] += 1
 
     def moved(self, session: object, notice: object, downtime_s: float | None, ago_s: float) -> None:

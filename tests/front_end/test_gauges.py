@@ -13,13 +13,15 @@ pytest.importorskip("vllm")
 import prometheus_client
 from prometheus_client.parser import text_string_to_metric_families
 
+from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.orders import MoveCause, StayCause
 from llumnix.control.scaling import ScalingMode
 from llumnix.engine.vllm.front_end.exposition import exposition
 from llumnix.engine.vllm.front_end.gauges import InstanceSeen, ServerSeen
 from llumnix.engine.vllm.front_end.metrics import Metrics
+from llumnix.policy.dispatch import DispatchReason, Judged
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, RequestId
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.to_front_end import ScalingStatus
 from move_outcomes import outcome
@@ -141,6 +143,19 @@ def test_moves_are_counted_by_who_asked_and_why_some_stayed(own: Own) -> None:
     assert count(outcome="moved", stayed_why="") == 1
     assert count(outcome="stayed", stayed_why="refused") == 2, "one series, whatever the sentence says"
     assert registry.get_sample_value("llumnix_migration_downtime_seconds_count") == 1
+
+
+def test_replays_are_counted_by_whether_an_instance_was_lost_from_zero_on(own: Own) -> None:
+    metrics, registry = own
+
+    def counts() -> list[float | None]:
+        return [registry.get_sample_value("llumnix_replays_total", {"cause": why}) for why in ("lost", "asked_for")]
+
+    assert counts() == [0, 0]
+    reason = DispatchReason("freeness", (Judged(InstanceId("i0"), 1.0),), 1)
+    for asked_for in (True, True, False):
+        metrics.replay(ReplayAt(RequestId("r"), RequestId("r~1"), InstanceId("i0"), 3, "why", reason, asked_for))
+    assert counts() == [1, 2]
 
 
 def test_strangers_are_counted_once_each(own: Own) -> None:

@@ -189,6 +189,8 @@ class ReplayAt(_FrontEndCommand, frozen=True, tag=True):
     delivered_tokens: int
     why: str
     reason: DispatchReason
+    asked_for: bool = False
+    """Nothing broke: its instance was to be empty, or ends."""
 
 
 class Park(_FrontEndCommand, frozen=True, tag=True):

@@ -138,7 +138,8 @@ class Placing:
         new.delivered_tokens = new.began_with = old.delivered_tokens
         # Until its next token: it may be what ends instances.
         new.fruitless_replays = _fruitless(old) + (not lost.asked_for)
-        return ReplayAt(old.request, new_id, decision.instance, new.began_with, lost.why, decision.reason)
+        delivered_tokens, reason = new.began_with, decision.reason
+        return ReplayAt(old.request, new_id, decision.instance, delivered_tokens, lost.why, reason, lost.asked_for)
 
     def wait_no_more(self, request: RequestId) -> None:
         self._waiting.pop(request, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
+from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.orders import MoveCause, MoveOutcome
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -11,10 +12,11 @@ _LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0
 
 
 class Metrics:
-    """One per front-end process, in its only registry but for tests."""
+    """One per front-end process, in its only registry but for tests. Counters with labels begin at zero, else the
+    first of each could not be seen to grow."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.replays = Counter("llumnix_replays", "Requests that went on elsewhere by token replay.", registry=registry)
+        self.replays = _replays(registry)
         self.given_up = Counter(
             "llumnix_given_up_requests",
             "Requests that could not go on: their clients got an error that says why.",
@@ -26,7 +28,7 @@ class Metrics:
             ["outcome", "cause", "stayed_why"],
             registry=registry,
         )
-        for cause in MoveCause:  # from zero on, else the first of each could not be seen to grow
+        for cause in MoveCause:
             self.migrations.labels(outcome="moved", cause=cause, stayed_why="")
         self.bytes_copied = Counter("llumnix_migrated_bytes", "KV bytes copied by migrations.", registry=registry)
         self.downtime = Histogram(
@@ -53,6 +55,9 @@ class Metrics:
         )
         self._refused = self._malformed = 0
 
+    def replay(self, replay: ReplayAt) -> None:
+        self.replays.labels("asked_for" if replay.asked_for else "lost").inc()
+
     def migration(self, outcome: MoveOutcome, downtime_s: float | None) -> None:
         self.migrations.labels(
             outcome="moved" if outcome.ok else "stayed", cause=outcome.order.cause, stayed_why=outcome.stayed or ""
@@ -66,3 +71,15 @@ class Metrics:
         self.refused.inc(refused - self._refused)
         self.malformed.inc(malformed - self._malformed)
         self._refused, self._malformed = refused, malformed
+
+
+def _replays(registry: CollectorRegistry) -> Counter:
+    counter = Counter(
+        "llumnix_replays",
+        "Requests that went on elsewhere by token replay, because their instance was lost or it was asked for.",
+        ["cause"],
+        registry=registry,
+    )
+    for cause in ("lost", "asked_for"):
+        counter.labels(cause)
+    return counter

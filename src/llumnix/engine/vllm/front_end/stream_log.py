@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
 
+from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.messages import Moved, Stayed
 from llumnix.control.orders import MoveOutcome
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
@@ -32,8 +33,8 @@ class StreamLog:
         """With `--record`."""
         self._awaited: dict[str, asyncio.Future[MigrationRecord]] = {}  # by engine id
 
-    def replayed(self, request_id: str, why: str) -> None:
-        self.metrics.replays.inc()
+    def replayed(self, replay: ReplayAt) -> None:
+        self.metrics.replay(replay)
 
     def failed(self, session: Session, why: str) -> None:
         self.metrics.given_up.inc()

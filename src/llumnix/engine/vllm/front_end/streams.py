@@ -283,7 +283,7 @@ class Streams:
         self.sessions[command.new_id] = session
         self._engine_ids[session.id] = command.new_id
         renamed = msgspec.structs.replace(session.request, request_id=command.new_id)
-        self._observer.replayed(session.client_id, command.why)
+        self._observer.replayed(command)
         session.story.replayed(monotonic(), command.reason, command.why, command.delivered_tokens, session.last_token_s)
         if session.tokens:
             self._ways.spawn(self._resuming.resume(session, renamed, command.instance))

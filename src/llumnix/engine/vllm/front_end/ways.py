@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType
 
+from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.messages import Moved, Stayed
 from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.session import Session
@@ -27,7 +28,7 @@ class Observer(Protocol):
         """Told by the streams themselves."""
         ...
 
-    def replayed(self, request_id: str, why: str) -> None: ...
+    def replayed(self, replay: ReplayAt) -> None: ...
     def failed(self, session: Session, why: str) -> None: ...
     def stayed(self, session: Session, notice: Stayed) -> None: ...
     def moved(self, session: Session, notice: Moved, downtime_s: float | None, ago_s: float) -> None:
