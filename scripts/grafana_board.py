@@ -11,6 +11,8 @@ TARGET = Path(__file__).parent.parent / "deploy" / "grafana" / "llumnix.json"
 
 _FROM = 'job=~"$job", instance=~"$instance"'
 """Which servers: chosen at the top of the board."""
+_TO_CLIENTS = ', handler!~"/llumnix.*"'
+"""Not to the live page, to `llumnix` commands, nor to probes."""
 _HEIGHT, _PER_ROW, _COLUMNS = 8, 3, 24
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -55,9 +57,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Answers",
-            "By HTTP status. 503: no instance takes requests, or too many wait.",
+            "By class of HTTP status, without those to the live page, admin routes and probes. 5xx: mostly 503, no "
+            "instance takes requests, or too many wait.",
             "reqps",
-            {"{{status}}": rate("http_requests_total", "status")},
+            {"{{status}}": rate("http_requests_total", "status", _TO_CLIENTS)},
         ),
         Panel(
             "Requests that ended",
@@ -118,7 +121,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     "Moves": (
         Panel(
             "Moves",
-            "By the rule that asked: balance, room for the first of a queue, relief of a full one, drain, by hand.",
+            "By the rule that asked: balance, room for the first of a queue, relief of a full one, pace (an engine is "
+            "slower), decode (its prompt is computed), drain, by hand.",
             "ops",
             {"{{cause}}": rate("llumnix_migrations_total", "cause", ', outcome="moved"')},
         ),
@@ -178,9 +182,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Streams replayed",
-            "They went on elsewhere after their instance was lost.",
+            "They went on elsewhere: lost with their instance, or as it was asked for, by a drain or a stop.",
             "ops",
-            {"replays": rate("llumnix_replays_total")},
+            {"{{cause}}": rate("llumnix_replays_total", "cause")},
         ),
         Panel(
             "Strangers",

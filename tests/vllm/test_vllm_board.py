@@ -72,7 +72,7 @@ def test_no_panel_is_empty_and_labels_stay_what_they_were(server: Server, tmp_pa
         assert not [label for label in labels if label.startswith("exported_")], "Prometheus had to rename some of ours"
         assert not answered(url, 'count({__name__=~".+_created"})'), "series that nobody reads"
         assert answered(url, 'llumnix_migrations_total{outcome="moved", cause="by_hand"} > 0')
-        joined = "vllm:kv_cache_usage_perc * on (engine) group_left (instance_id) llumnix_engine_info"
+        joined = "vllm:kv_cache_usage_perc * on (job, instance, engine) group_left (instance_id) llumnix_engine_info"
         assert len(answered(url, joined)) == len(server.instances()), "vLLM's label leads to ours"
         rules = httpx.get(f"{url}/rules").json()["data"]["groups"][0]["rules"]
         assert {rule["health"] for rule in rules} == {"ok"}
