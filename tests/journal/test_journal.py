@@ -82,7 +82,7 @@ def test_several_journals_are_read_as_one_and_nothing_is_missed_or_told_twice() 
     for number in range(20):
         journals[number % 3 == 0].note(float(number), ParkingNoted(), f"r{number}")
     heard: list[str | None] = []
-    places: dict[str, int] = {}
+    places = {"f0": 0, "s": 0}
     for _ in range(5):
         reading = read_together(places, [journal.read(places, 6, ALL_ENTRIES) for journal in journals], 6)
         heard += requests(reading.entries)
@@ -95,6 +95,21 @@ def test_whoever_begins_to_read_hears_what_happened_last_and_goes_on_from_there(
     journals[1].note(1.5, ParkingNoted(), "s")
     first = read_together(None, [journal.read(None, 2, ALL_ENTRIES) for journal in journals], 2)
     assert (requests(first.entries), first.places) == (["s", "r2"], {"f0": 3, "s": 1})
+
+
+def test_a_journal_that_did_not_answer_a_reader_at_first_tells_what_happened_last_and_goes_on_from_there() -> None:
+    heard, late = journal_of(3), Journal("f1", first=5_000)
+    for number in range(9):
+        late.note(float(number), ParkingNoted(), f"late {number}")
+    places = read_together(None, [heard.read(None, 2, ALL_ENTRIES)], 2).places
+    assert places == {"f0": 3}
+    told: list[str | None] = []
+    for _ in range(2):
+        reading = read_together(places, [journal.read(places, 2, ALL_ENTRIES) for journal in (heard, late)], 2)
+        told += requests(reading.entries)
+        places = reading.places
+        late.note(20.0, ParkingNoted(), "later")
+    assert told == ["late 7", "late 8", "later"]
 
 
 def test_the_place_in_a_journal_that_does_not_answer_stays() -> None:

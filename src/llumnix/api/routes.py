@@ -154,7 +154,11 @@ ROUTES = (
         path="/journal",
         text="what happened, and why",
         parameters=(
-            Parameter("after", str, "A cursor: what happened since then. Without one: what happened last."),
+            Parameter(
+                "after",
+                str,
+                "A cursor: what happened since then, in the processes that it names. Else: what happened last.",
+            ),
             Parameter("limit", int, "At most so many entries, from 1 to 1,000.", 100),
             Parameter("kind", str, "Only of these kinds: `moved,stayed`."),
             Parameter("instance", str, "Only about this instance, also as the target of a move."),

@@ -81,8 +81,9 @@ class Journal:
         return entry
 
     def read(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> JournalPart:
-        """What follows the reader's place in this journal; for one who has no places, what happened last."""
-        return self.newest(limit, wanted) if places is None else self.after(places.get(self.by, 0), limit, wanted)
+        """What follows the reader's place in this journal; for one who has none, what happened last."""
+        place = None if places is None else places.get(self.by)
+        return self.newest(limit, wanted) if place is None else self.after(place, limit, wanted)
 
     def after(self, seq: int, limit: int = KEPT, wanted: EntryFilter = ALL_ENTRIES) -> JournalPart:
         """At most `limit` wanted entries behind the one of this number, oldest first."""
