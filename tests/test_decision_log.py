@@ -45,6 +45,15 @@ def test_the_numbers_of_a_process_that_is_replaced_stay_behind_those_of_its_succ
     assert second.note(0.0, ParkingNoted()).seq > last
 
 
+def test_a_live_journal_follows_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, _ = begin_journal("f0", "")
+    before = journal.note(time.monotonic(), ParkingNoted()).at_s
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600.0)
+    after = journal.note(time.monotonic(), ParkingNoted()).at_s
+    assert -3601.0 < after - before < -3590.0
+
+
 def test_whoever_notes_does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held = threading.Event()
     monkeypatch.setattr(decision_log, "_MOST_WAITING", 10)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import time
+from time import monotonic, time
 
 import uvicorn
 from fastapi import FastAPI
@@ -56,7 +56,7 @@ def page_of(cluster: PretendCluster, board: PretendBoard, server: uvicorn.Server
     for second in range(past_s, 0, -1):
         cluster.clock = partial(_ago, second)
         cluster.step()
-        page.remember(cluster.clock())
+        page.remember(cluster.clock(), monotonic() - second)
     cluster.clock = time
     return page
 

@@ -27,12 +27,17 @@ def begin_journal(by: str, log: str) -> tuple[Journal, Callable[[], None]]:
     """Of entries with times of this process's monotonic clock, written to `log` (`ClusterConfig.decision_log`); and
     what is to be called at the process's end. Their numbers begin with the microseconds since 1970: a process that died
     and was replaced cannot have come as far."""
-    journal = Journal(by, time.time_ns() // 1000, time.time() - time.monotonic())
+    journal = Journal(by, time.time_ns() // 1000, _since_1970_s(), clock_s=_since_1970_s)
     if not log:
         return journal, lambda: None
     written = DecisionLog(None if log == STDOUT else Path(f"{log}.{by}"))
     journal.listener = written.write
     return journal, written.close
+
+
+def _since_1970_s() -> float:
+    """When this process's monotonic clock was at zero."""
+    return time.time() - time.monotonic()
 
 
 class DecisionLog:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from time import time
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from playwright.sync_api import Browser, expect
 
 from llumnix.control.orders import MoveCause
 from llumnix.engine.vllm.front_end.page import feed
+from llumnix.engine.vllm.front_end.page import page as page_module
 from llumnix.types import InstanceState
 from llumnix.wire.to_scheduler import AddInstances, DrainInstance
 
@@ -79,6 +81,27 @@ def test_what_happens_is_seen_without_asking_again(browser: Browser, server: Pag
         page.locator("path.flight").first.wait_for(state="attached")
         before = page.locator(".news li").first.inner_text()
         expect(page.locator(".news li").first).not_to_have_text(before)
+
+
+@pytest.mark.parametrize("set_by_s", [-3600.0, 3600.0])
+def test_charts_go_on_when_the_server_s_clock_is_set(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, set_by_s: float
+) -> None:
+    with (
+        page_server(PretendCluster(3), past_s=60) as server,
+        opened(browser, f"{server.url}/llumnix/#instance/i1") as page,
+    ):
+        page.locator(".charts").first.wait_for()
+        monkeypatch.setattr(page_module, "time", lambda: time() + set_by_s)
+        times = "import('/llumnix/page/store.js').then(({ known }) => known.history.at)"
+        reached = time() + set_by_s
+        page.wait_for_function(f"async () => Math.abs((await {times}).at(-1) - {reached}) < 20")
+        page.wait_for_timeout(1500)
+        seconds = page.evaluate(times)
+        assert all(0 < later - earlier < 20 for earlier, later in pairwise(seconds)), (
+            "the past is told by the new clock"
+        )
+        assert len(seconds) > 60
 
 
 def test_drain_by_keyboard_alone(browser: Browser) -> None:

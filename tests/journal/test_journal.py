@@ -134,6 +134,25 @@ def test_times_never_go_back() -> None:
     assert times == [101.0, 101.0, 102.0]
 
 
+def test_a_clock_that_was_set_is_followed_and_none_is_missed_or_told_twice() -> None:
+    """Back by an hour; what the readings of two clocks are apart by is no such thing."""
+    ahead_s = [1000.0]
+    journal, other = Journal("f0", since_s=1000.0, clock_s=lambda: ahead_s[0]), Journal("s")
+    times = []
+    for number, ahead_s[0] in enumerate((1000.0, 999.9, -2600.0, -2600.1, -2600.0)):
+        times.append(journal.note(4000.0 + number, ParkingNoted(), f"r{number}").at_s)
+        other.note(times[-1], ParkingNoted(), f"s{number}")
+    assert times == [5000.0, 5001.0, 1402.0, 1403.0, 1404.0]
+    heard: list[str | None] = []
+    places = {"f0": 0, "s": 0}
+    for _ in range(6):
+        reading = read_together(places, [each.read(places, 2, ALL_ENTRIES) for each in (journal, other)], 2)
+        heard += requests(reading.entries)
+        places = reading.places
+    assert [name for name in heard if str(name).startswith("r")] == [f"r{number}" for number in range(5)]
+    assert len(heard) == len(set(heard)) == 10
+
+
 def test_an_entry_reads_the_same_from_json_with_all_its_keys() -> None:
     entry = Journal("f0").note(1.5, ParkingNoted(), "r")
     text = msgspec.json.encode(entry)

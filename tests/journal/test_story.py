@@ -184,6 +184,18 @@ def test_a_story_that_ended_is_told_as_it_was() -> None:
     assert stories.tell("somebody else", 99.0).stories == ()
 
 
+def test_a_story_begins_by_the_clock_as_it_was_when_it_arrived() -> None:
+    ahead_s = [1000.0]
+    stories = Stories(Journal("f0", since_s=1000.0, clock_s=lambda: ahead_s[0]))
+    story = begun(stories)
+    ahead_s[0] = 5000.0
+    story.ended(20.0, "stop", 3)
+    stories.over(story)
+    (told,) = stories.tell("r", 99.0).stories
+    assert [told.arrived_at_s, *(entry.at_s for entry in told.entries)] == [1010.0, 1010.5, 5020.0]
+    assert told.latency_s == 10.0
+
+
 def test_a_long_story_keeps_its_beginning_and_its_end() -> None:
     stories = Stories(Journal("f0"))
     story = begun(stories)

@@ -191,7 +191,8 @@ class JournalEntry(msgspec.Struct, frozen=True, gc=False):
     """One thing that happened."""
 
     at_s: float = msgspec.field(name="at")
-    """Seconds since 1970; of a simulated run, since its beginning. Never goes back within one `by`."""
+    """Seconds since 1970; of a simulated run, since its beginning. Goes back within one `by`
+    only where a clock was set back."""
     by: str
     """The process that noted it: `f0`, `f1`, … are front ends, `s` is the scheduler."""
     seq: int

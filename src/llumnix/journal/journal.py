@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -13,6 +14,9 @@ from llumnix.types import InstanceId
 
 KEPT = 10_000
 """Entries that a process keeps, some 6 MB."""
+
+CLOCK_SET_S = 0.5
+"""A clock that differs by more from what it was has been set; less is what two readings of clocks are apart."""
 
 
 class EntryFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +49,8 @@ class JournalPart(msgspec.Struct, frozen=True, kw_only=True):
 
 class Journal:
     """`by` names the process. One that takes the place of a dead one begins with a larger `first` than that one
-    came to. `since_s` is added to every time: what the clock of those who note is behind the one that is told."""
+    came to. `since_s` is added to every time: what the clock of those who note is behind the one that is told. That one
+    may be set: `clock_s` says what it is just now."""
 
     def __init__(
         self,
@@ -54,12 +59,14 @@ class Journal:
         since_s: float = 0.0,
         keep: int = KEPT,
         listener: Callable[[JournalEntry], None] | None = None,
+        clock_s: Callable[[], float] | None = None,
     ) -> None:
         """`listener` is told of every entry, and must be quick."""
         self.by = by
         self.listener = listener
         self._first = self._next = first
-        self.since_s = since_s
+        self._since_s = since_s
+        self._clock_s = clock_s
         self._at_s = 0.0
         self._entries: deque[JournalEntry] = deque(maxlen=keep)
 
@@ -72,13 +79,21 @@ class Journal:
         instance: InstanceId | None = None,
         why: str = "",
     ) -> JournalEntry:
-        self._at_s = max(self._at_s, at_s + self.since_s)
+        at_s += self.since_s
+        self._at_s = max(self._at_s, at_s)
         entry = JournalEntry(self._at_s, self.by, self._next, what, request, sequence, instance, why)
         self._next += 1
         self._entries.append(entry)
         if self.listener is not None:
             self.listener(entry)
         return entry
+
+    @property
+    def since_s(self) -> float:
+        if self._clock_s is not None and abs((since_s := self._clock_s()) - self._since_s) > CLOCK_SET_S:
+            self._since_s = since_s
+            self._at_s = 0.0
+        return self._since_s
 
     def read(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> JournalPart:
         """What follows the reader's place in this journal; for one who has none, what happened last."""
@@ -120,7 +135,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 def read_together(places: dict[str, int] | None, parts: Sequence[JournalPart], limit: int) -> Reading:
     """Of what each journal answered to the same reader, the first `limit` entries, or for one who has no places the
     last. The place in a journal that did not answer stays."""
-    entries = sorted((entry for part in parts for entry in part.entries), key=lambda entry: (entry.at_s, entry.by))
+    # Each journal in its order, also where its clock was set back: a place is behind all before it.
+    entries = list(heapq.merge(*(part.entries for part in parts), key=lambda entry: (entry.at_s, entry.by)))
     shown = entries[:limit] if places is not None else entries[-limit:]
     reached = (places or {}) | {part.by: part.next for part in parts}
     if places is not None:

@@ -169,7 +169,7 @@ def _without_names(story: Story) -> _Ended:
     return _Ended(
         sequence.removeprefix(request) if is_longer else "",
         "" if is_longer else sequence,
-        story.arrived_s + story.journal.since_s,
+        story.arrived_at_s,
         story.left_out,
         [*rows, _Row(last.at_s, last.seq, None, last.instance, last.why)],
         end.outcome,

@@ -110,6 +110,7 @@ class Story:
         "_preempted_s",
         "_resumed_s",
         "_since_s",
+        "arrived_at_s",
         "arrived_s",
         "decodes",
         "entries",
@@ -131,6 +132,8 @@ class Story:
         self.sequence = sequence
         self.prompt_tokens = prompt_tokens
         self.arrived_s = arrived_s
+        self.arrived_at_s = arrived_s + journal.since_s
+        """As the times of its entries."""
         self.instance: InstanceId | None = None
         """Where it is."""
         self.places: list[InstanceId] = []
@@ -242,7 +245,7 @@ class Story:
             request=self.request,
             sequence=self.sequence,
             ended=False,
-            arrived_at_s=self.arrived_s + self.journal.since_s,
+            arrived_at_s=self.arrived_at_s,
             latency_s=at_s - self.arrived_s,
             spent=spent,
             entries=tuple(self.entries),

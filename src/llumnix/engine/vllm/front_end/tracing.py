@@ -81,11 +81,10 @@ class Tracing:
         if (root := self._roots.pop(story.sequence, None)) is None:
             return
         inside, end = trace.set_span_in_context(root), story.entries[-1]
-        arrived_s = story.arrived_s + story.journal.since_s
         for entry in story.entries:
             if (told := _span_of(entry)) is not None:
                 name, lasted_s, attributes = told
-                began_s = max(arrived_s, entry.at_s - lasted_s)
+                began_s = min(entry.at_s, max(story.arrived_at_s, entry.at_s - lasted_s))
                 span = self._tracer.start_span(name, context=inside, start_time=_ns(began_s), attributes=attributes)
                 span.end(_ns(entry.at_s))
         if isinstance(end.what, EndNoted):

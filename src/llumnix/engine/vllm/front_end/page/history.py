@@ -66,13 +66,17 @@ class History:
         self._count = 0
         self._cluster = Track(1 + len(_CLUSTER))
         self._instances: dict[InstanceId, Track] = {}
+        self._ahead_s = 0.0
+        """By how much the clock since 1970 is ahead of the other one. All that was is told by it as it is now."""
         self._before: tuple[float, dict[InstanceId, InstanceSnapshot]] | None = None
 
-    def sample(self, at: float, loads: Mapping[InstanceId, InstanceSnapshot]) -> ClusterSample:
-        """Takes note of what instances report now. `at`: seconds since 1970."""
-        sample = _sample(at, loads, self._before)
-        self._before = at, dict(loads)
-        self._cluster.add(msgspec.structs.astuple(sample))
+    def sample(self, at: float, now_s: float, loads: Mapping[InstanceId, InstanceSnapshot]) -> ClusterSample:
+        """Takes note of what instances report now. `at`: seconds since 1970, by a clock that may be set; `now_s`: by
+        one that is not."""
+        sample = _sample(at, now_s, loads, self._before)
+        self._before = now_s, dict(loads)
+        self._ahead_s = at - now_s
+        self._cluster.add((now_s, *msgspec.structs.astuple(sample)[1:]))
         self._instances = {
             instance: self._instances.get(instance) or Track(len(_INSTANCE), self._count) for instance in loads
         }
@@ -83,16 +87,18 @@ class History:
 
     def of_cluster(self) -> HistoryAnswer:
         rows = self._cluster.rows()
-        return HistoryAnswer(of="cluster", at=_whole(rows[:, 0]), series=_series(_CLUSTER, rows[:, 1:]))
+        return HistoryAnswer(of="cluster", at=self._times(rows), series=_series(_CLUSTER, rows[:, 1:]))
 
     def of(self, instance: InstanceId) -> HistoryAnswer | None:
         """None for one that is not there."""
         track = self._instances.get(instance)
         if track is None:
             return None
-        return HistoryAnswer(
-            of=instance, at=_whole(self._cluster.rows()[:, 0]), series=_series(_INSTANCE, track.rows())
-        )
+        return HistoryAnswer(of=instance, at=self._times(self._cluster.rows()), series=_series(_INSTANCE, track.rows()))
+
+    def _times(self, rows: NDArray[np.float64]) -> list[float]:
+        times: list[float] = (rows[:, 0] + self._ahead_s).round(3).tolist()
+        return times
 
 
 def _series(names: Sequence[str], rows: NDArray[np.float64]) -> dict[str, list[float | None]]:
@@ -102,30 +108,26 @@ def _series(names: Sequence[str], rows: NDArray[np.float64]) -> dict[str, list[f
     return dict(zip(names, values.T.tolist(), strict=True))
 
 
-def _whole(column: NDArray[np.float64]) -> list[float]:
-    times: list[float] = column.round(3).tolist()
-    return times
-
-
 def _memory(load: InstanceSnapshot) -> float | None:
     return 1 - load.free_blocks / load.total_blocks if load.total_blocks else None
 
 
 def _sample(
     at: float,
+    now_s: float,
     loads: Mapping[InstanceId, InstanceSnapshot],
     before: tuple[float, Mapping[InstanceId, InstanceSnapshot]] | None,
 ) -> ClusterSample:
     shares = [share for load in loads.values() if (share := _memory(load)) is not None]
     total = sum(load.total_blocks for load in loads.values())
     serving = [load for load in loads.values() if load.state is InstanceState.RUNNING]
-    since_s, earlier = before or (at, {})
+    since_s, earlier = before or (now_s, {})
     ended = moved = 0
     for instance, load in loads.items():
         if (known := earlier.get(instance)) is not None:
             ended += load.ended - known.ended
             moved += load.migrations_in - known.migrations_in
-    passed_s = max(at - since_s, 1e-3)
+    passed_s = max(now_s - since_s, 1e-3)
     return ClusterSample(
         at=at,
         instances=len(loads),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable
-from time import time
+from time import monotonic, time
 from typing import Any
 
 import vllm
@@ -40,13 +40,13 @@ class Page:
 
     async def _remember(self) -> None:
         while True:
-            self.remember(time())
+            self.remember(time(), monotonic())
             await asyncio.sleep(_SAMPLE_S)
 
-    def remember(self, at: float) -> None:
-        """How it is now, `at` seconds after 1970."""
+    def remember(self, at: float, now_s: float) -> None:
+        """How it is now, `at` seconds after 1970, and at `now_s` of a clock that is never set."""
         loads = {name: member.snapshot for name, member in self._board.client.members.by_id.items()}
-        self._pictures.sample = self.history.sample(at, loads)
+        self._pictures.sample = self.history.sample(at, now_s, loads)
 
 
 def make_page(

@@ -54,7 +54,7 @@ function usePast(id) {
     setPast(null);
     if (live) ask(`history?instance=${encodeURIComponent(id)}`).then((answer) => ended || setPast(answer), () => {});
     return () => (ended = true);
-  }, [id, live]);
+  }, [id, live, known.leaps]);
   const row = known.instances.get(id);
   const at = known.sample?.at;
   if (past && row && at > past.at.at(-1)) append(past, at, { ...row, memory: usedShare(row) });

@@ -6,6 +6,7 @@ const MOST_NEWS = 200;
 const FLIGHT_MS = 2200;
 const FINE_S = 300;
 const HISTORY_S = 3900;
+const LEAP_S = 5; // samples come every second
 
 export const known = {
   connection: { name: "connecting" },
@@ -19,6 +20,7 @@ export const known = {
   flights: [], // moves that are being shown
   sample: null,
   history: null, // {at: [], series: {name: []}}
+  leaps: 0,
   requests: null, // {rows: Map, total, connection, heard}
 };
 
@@ -108,10 +110,15 @@ async function loadHistory() {
   }
 }
 
+// A server whose clock was set tells all of the past by it: `known.leaps` counts that.
 function remember(sample) {
   const { history } = known;
-  if (!history || sample.at <= history.at.at(-1)) return;
-  append(history, sample.at, sample);
+  if (!history) return;
+  const passed = sample.at - history.at.at(-1);
+  if (Math.abs(passed) > LEAP_S) {
+    known.leaps += 1;
+    loadHistory();
+  } else if (!(passed <= 0)) append(history, sample.at, sample);
 }
 
 export function append(history, at, values) {
