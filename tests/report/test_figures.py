@@ -9,6 +9,7 @@ import pytest
 from llumnix.control.orders import MoveCause
 from llumnix.report.figures import draw, draw_latency, draw_migrations
 from llumnix.report.records import InstanceRecord, MigrationRecord, Records, RequestRecord
+from llumnix.report.summary import summarize
 from llumnix.report.timeline import MOST_MOMENTS, draw_timeline
 from llumnix.types import HIGH, NORMAL, InstanceState
 
@@ -86,15 +87,28 @@ def test_counts_over_time_are_the_sums_of_the_instances() -> None:
 
 
 def test_preemptions_of_an_instance_that_is_gone_stay_counted() -> None:
+    """Its last row has no counters any more. Those of one that came later began in the run. So says the summary."""
     rows = [
         load(0.0, "a", preemptions=7),
         load(1.0, "a", preemptions=9),
-        load(2.0, "a", InstanceState.LOST, preemptions=9),
+        load(2.0, "a", InstanceState.LOST),
         load(0.0, "b"),
         load(3.0, "b"),
+        load(3.0, "c", preemptions=4),
     ]
-    preemptions = draw_timeline(Records([], [], rows)).axes[4]
-    assert preemptions.get_lines()[0].get_ydata().tolist() == [0, 2, 2, 2]  # type: ignore[union-attr]
+    records = Records([], [], rows)
+    preemptions = draw_timeline(records).axes[4]
+    assert preemptions.get_lines()[0].get_ydata().tolist() == [0, 2, 2, 6]  # type: ignore[union-attr]
+    assert summarize(records).preemptions == 6
+
+
+def test_instances_that_were_gone_before_the_run_have_no_row() -> None:
+    """Live servers tell of the last hundred."""
+    gone = [load(float(at), f"i{number}", InstanceState.STOPPED) for at in range(3) for number in range(100)]
+    records = Records([], [move(1.0)], [load(float(at), "a") for at in range(3)] + gone)
+    for figure in (draw_timeline(records), draw_migrations(records)):
+        rows = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+        assert not [row for row in rows if row.startswith("i")]
 
 
 def test_long_run_of_many_instances_is_thinned_out() -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from llumnix.report.records import MOVED, MigrationRecord, Records, RequestRecord
 from llumnix.report.style import BLUE, CAUSE_COLORS, FAINT, RED, STYLE, duration, legend, name_rows
-from llumnix.report.summary import by_instance
+from llumnix.report.summary import existing
 from llumnix.report.timeline import draw_timeline
 from llumnix.types import by_number, is_high
 
@@ -92,7 +92,7 @@ def _distribution(axes: Axes, values: NDArray[np.float64], name: str, color: str
 
 def draw_migrations(records: Records) -> Figure:
     """Attempts as arrows between the rows of their instances; below, the downtimes of those that completed."""
-    names = list(by_instance(records.instances))
+    names = list(existing(records.instances))
     names += sorted({n for m in records.migrations for n in (m.source, m.target)} - set(names), key=by_number)
     rows = {name: index for index, name in enumerate(names)}
     downtimes = [m.downtime_ms for m in records.migrations if m.outcome == MOVED and m.downtime_ms is not None]

@@ -144,6 +144,11 @@ def by_instance(rows: Iterable[InstanceRecord]) -> dict[str, list[InstanceRecord
     return series
 
 
+def existing(rows: Iterable[InstanceRecord]) -> dict[str, list[InstanceRecord]]:
+    """The same without those that were gone all the time: servers tell of some that went long before."""
+    return {name: series for name, series in by_instance(rows).items() if any(exists(row.state) for row in series)}
+
+
 def exists(state: InstanceState) -> bool:
     """Whether an instance in this state holds its machine."""
     return state not in (InstanceState.STOPPED, InstanceState.LOST)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llumnix.report.records import InstanceRecord, Records
 from llumnix.report.style import BLUE, RED, legend, name_rows
-from llumnix.report.summary import by_instance, exists
+from llumnix.report.summary import by_instance, existing, exists
 from llumnix.types import InstanceState
 
 MEMORY = LinearSegmentedColormap.from_list(
@@ -31,7 +31,7 @@ Series: TypeAlias = dict[str, list[InstanceRecord]]
 
 def draw_timeline(records: Records) -> Figure:
     """Everything over time: counts above, one row per instance below."""
-    series = by_instance(records.instances)
+    series = existing(records.instances) or by_instance(records.instances)
     height = min(3.0, 0.7 + 0.22 * len(series))
     heights = [1.0, 1.0, height, height, 0.9]
     figure = Figure(figsize=(11, sum(heights) + 2.2), layout="constrained")
@@ -81,8 +81,10 @@ def _draw_preemptions(axes: Axes, series: Series, moments: NDArray[np.float64]) 
     axes.set_title("Preemptions so far")
     grown = np.zeros(len(moments))
     for rows in series.values():
-        # An instance that is gone keeps its preemptions.
-        grown += _sampled(rows, moments, lambda row: row.preemptions, before=rows[0].preemptions) - rows[0].preemptions
+        # One that is gone has no counters any more; one that was not there in the beginning began at 0.
+        counted = np.maximum.accumulate([row.preemptions for row in rows])
+        before = counted[0] if rows[0].at_s == moments[0] else 0
+        grown += _held(rows, moments, counted, before) - before
     axes.fill_between(moments, grown, step="post", color=RED, alpha=0.2, lw=0)
     axes.step(moments, grown, where="post", color=RED, lw=1.4)
     axes.set_ylim(0, max(1.0, grown[-1] * 1.15))
@@ -102,8 +104,14 @@ def _sampled(
     before: float = 0.0,
 ) -> NDArray[np.float64]:
     """The last value known at each moment; `before` the first row."""
+    return _held(rows, moments, np.array([read(row) for row in rows], dtype=np.float64), before)
+
+
+def _held(
+    rows: Sequence[InstanceRecord], moments: NDArray[np.float64], values: NDArray[np.float64], before: float
+) -> NDArray[np.float64]:
+    """One value for each row."""
     index = np.searchsorted(np.array([row.at_s for row in rows]), moments, side="right") - 1
-    values = np.array([read(row) for row in rows], dtype=np.float64)
     return np.where(index >= 0, values[np.maximum(index, 0)], before)
 
 
