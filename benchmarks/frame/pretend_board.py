@@ -12,7 +12,7 @@ from llumnix.control.orders import MoveCause
 from llumnix.control.scaling import ScalingMode
 from llumnix.control.scheduler_events import DrainOutcome, DrainReport
 from llumnix.journal.journal import EntryFilter, Reading, read_together
-from llumnix.journal.stories import Told
+from llumnix.journal.stories import RequestStories
 from llumnix.policy.autoscaling import ScalingState, scale
 from llumnix.policy.snapshot import ClusterSnapshot
 from llumnix.report.records import MigrationRecord
@@ -78,7 +78,7 @@ class PretendBoard:
     async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[MigrationRecord]:
         return list(self._cluster.records)[-limit:][::-1]
 
-    async def tell_story(self, request: str) -> Told:
+    async def tell_story(self, request: str) -> RequestStories:
         return self._cluster.stories.tell(request, self._cluster.clock())
 
     async def read_journals(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> Reading:

@@ -21,7 +21,7 @@ from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.page.page import Page
 from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.journal.journal import EntryFilter, Journal, Reading, read_together
-from llumnix.journal.stories import Stories, Told
+from llumnix.journal.stories import RequestStories, Stories
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.news import InstanceGone, ReadJournal
@@ -89,7 +89,7 @@ class Board:
     async def read_journals(self, places: dict[str, int] | None, limit: int, wanted: EntryFilter) -> Reading:
         return read_together(places, [self.stories.journal.read(places, limit, wanted)], limit)
 
-    async def tell_story(self, request: str) -> Told:
+    async def tell_story(self, request: str) -> RequestStories:
         return msgspec.structs.replace(self.stories.tell(request, 100.0), kept=20_000)
 
     async def migrate(self, row: RequestRow, target: InstanceId | None, timeout_s: float) -> MigrateAnswer:

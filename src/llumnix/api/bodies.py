@@ -152,10 +152,9 @@ class StoryWords(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoryAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Of each sequence of a request: one, unless `n` > 1 or several prompts."""
+    """Of each sequence of a request: one, unless `n` > 1 or several prompts. Of very many, the latest."""
 
     stories: list[RequestStory]
-    """Those that ended first; of many, the latest."""
     left_out: int = 0
     """Sequences with the same id that came before these."""
     stays: dict[str, str]

@@ -26,7 +26,7 @@ SEQUENCES_KEPT = 64
 """Of one id, the latest."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class RequestStories(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a request."""
 
     stories: tuple[RequestStory, ...]
@@ -37,9 +37,9 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     """Ended sequences of all requests whose stories are known."""
 
 
-def told_together(parts: Sequence[Told]) -> Told:
+def told_together(parts: Sequence[RequestStories]) -> RequestStories:
     """What several front ends know of the same request."""
-    return Told(
+    return RequestStories(
         stories=tuple(story for part in parts for story in part.stories),
         left_out=sum(part.left_out for part in parts),
         kept=sum(part.kept for part in parts),
@@ -80,14 +80,14 @@ class Stories:
         while self._sequences > ENDED_KEPT or self._bytes > ENDED_BYTES:
             self._forget_first(next(iter(self._ended)))
 
-    def tell(self, request: str, at_s: float) -> Told:
+    def tell(self, request: str, at_s: float) -> RequestStories:
         """Of two requests, if what is given is the beginning of several ids."""
         live = (story.request for story in self._live.values())
         names = [request] if request in self._ended else meant(request, chain(live, self._ended))
         parts = [self._exactly(name, at_s) for name in names]
         return msgspec.structs.replace(told_together(parts), kept=self._sequences)
 
-    def _exactly(self, request: str, at_s: float) -> Told:
+    def _exactly(self, request: str, at_s: float) -> RequestStories:
         live = (story for story in self._live.values() if story.request == request)
         known = [*self._ended.get(request, ()), *live]
         told = (
@@ -95,7 +95,7 @@ class Stories:
             for each in known[-SEQUENCES_KEPT:]
         )
         left_out = self._forgotten.get(request, 0) + max(0, len(known) - SEQUENCES_KEPT)
-        return Told(stories=tuple(told), left_out=left_out, kept=0)
+        return RequestStories(stories=tuple(told), left_out=left_out, kept=0)
 
     def _forget_first(self, request: str) -> None:
         first, *others = self._ended[request]

@@ -10,7 +10,7 @@ from llumnix.control.prefix_table import PrefixNews
 from llumnix.control.scaling import ScalingMode, ScalingStep
 from llumnix.control.scheduler_events import AskWhereCached, DrainReport, ReplayRest
 from llumnix.journal.journal import JournalPart
-from llumnix.journal.stories import Told
+from llumnix.journal.stories import RequestStories
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, RequestId
 from llumnix.wire.base import Wire
@@ -127,7 +127,7 @@ class TellStory(Wire, frozen=True, kw_only=True, tag=True):
 
 class StoryTold(Wire, frozen=True, kw_only=True, tag=True):
     query: int
-    told: Told
+    told: RequestStories
 
 
 class ListClasses(Wire, frozen=True, kw_only=True, tag=True):

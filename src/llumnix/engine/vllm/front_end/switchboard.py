@@ -18,7 +18,7 @@ from llumnix.engine.vllm.front_end.members import Strangers
 from llumnix.engine.vllm.front_end.questions import Questions
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Reading, read_together
-from llumnix.journal.stories import Told, told_together
+from llumnix.journal.stories import RequestStories, told_together
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, InstanceState, by_number
 from llumnix.wire.mailbox import Mailbox
@@ -169,7 +169,7 @@ class Switchboard:
         parts = [self.log.stories.journal.read(places, limit, wanted), *(answer.part for answer in answers)]
         return read_together(places, parts, limit)
 
-    async def tell_story(self, request: str, timeout_s: float = 2.0) -> Told:
+    async def tell_story(self, request: str, timeout_s: float = 2.0) -> RequestStories:
         """Of all sequences of the request, as its client knows it."""
         answers = await self._questions.ask(
             self._others, lambda query: TellStory(query=query, request=request, reply_to=self.address), timeout_s
