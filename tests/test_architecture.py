@@ -210,6 +210,17 @@ OF_WHAT_IS_MEASURED = {
 """Figures whose unit is that of what they describe: a distribution, a knob, a policy's rank, a point in a plot."""
 
 
+def test_whoever_reads_json_of_others_knows_that_its_bytes_may_be_no_text() -> None:
+    """For those msgspec raises UnicodeDecodeError, which is no DecodeError; both are ValueErrors."""
+    blind = [
+        f"{named(path)}:{number}"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(r"^ *except .*msgspec\.DecodeError(?!.*UnicodeDecodeError)", line)
+    ]
+    assert blind == []
+
+
 def test_names_of_numbers_carry_units() -> None:
     """A duration is `…timeout_s` or what it is, an instant `…at_s`, `…until_s` or `deadline_s`."""
     plain = MOMENTS | OF_VLLM | RATIOS | COUNTS | OF_WHAT_IS_MEASURED

@@ -137,7 +137,7 @@ class AdminClient:
         if response.is_success:
             try:
                 return msgspec.json.decode(response.content, type=kind)
-            except msgspec.DecodeError as error:
+            except ValueError as error:
                 raise self._stranger() from error
         if response.status_code == httpx.codes.UNAUTHORIZED:
             raise UsageError(WANTS_KEY)

@@ -28,5 +28,5 @@ def decode_lines(
     for number, line in enumerate(lines, start=first):
         try:
             yield decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise UsageError(f"{path}:{number}: not an entry of a {what}: {error}.") from None

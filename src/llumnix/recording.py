@@ -71,7 +71,7 @@ def differences(path: Path) -> list[Differs]:
     lines = read_lines(path, "recording")
     try:
         begin = msgspec.json.decode(lines[0] if lines else b"", type=Begin)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise UsageError(f"{path}:1: not the beginning of a recording: {error}.") from None
     decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(begin.entry_type)
     return replay_recording(begin, decode_lines(lines[1:], decoder, path, "recording", first=2))

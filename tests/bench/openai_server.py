@@ -29,7 +29,9 @@ class OpenAIServer:
     """From then on the same request is answered well."""
     retry_after: str = ""
     routes: dict[str, Any] = field(default_factory=dict)
-    """Answers of more GET routes."""
+    """Answers of more GET routes; bytes go out as they are."""
+    date: str = ""
+    """What it says of the time with them."""
     models: Any = field(default_factory=lambda: {"data": [{"id": "tiny", "max_model_len": 4096}, {"id": "other"}]})
     continuous_usage: bool = True
     tokens_per_chunk: int = 1
@@ -67,8 +69,9 @@ class OpenAIServer:
         status = "404 Not Found" if answer is None else "200 OK"
         if isinstance(answer, int):
             status = f"{answer} Refused"
-        data = json.dumps(answer).encode()
-        writer.write(f"HTTP/1.1 {status}\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        date = f"date: {self.date}\r\n" if self.date else ""
+        writer.write(f"HTTP/1.1 {status}\r\n{date}content-length: {len(data)}\r\n\r\n".encode() + data)
 
     async def _complete(self, writer: asyncio.StreamWriter, headers: dict[str, str], body: dict[str, Any]) -> bool:
         """Answers one completion; False if the connection is to be closed."""
@@ -92,7 +95,15 @@ class OpenAIServer:
             await asyncio.sleep(0.4 if fault == "pause" and sent == 2 else self.step_s)
             count = min(self.tokens_per_chunk, total - sent)
             sent += count
-            if sent > 2 and fault in ("close in the middle", "end in the middle", "hang", "error", "garbage", "abort"):
+            if sent > 2 and fault in (
+                "close in the middle",
+                "end in the middle",
+                "hang",
+                "error",
+                "garbage",
+                "no letters",
+                "abort",
+            ):
                 return await self._fail(writer, fault)
             finish = "length" if sent == total else None
             event: dict[str, Any] = {
@@ -121,6 +132,8 @@ class OpenAIServer:
             self._chunk(writer, 'data: {"error": {"message": "engine died", "code": 500}}\n\n')
         elif fault == "garbage":
             self._chunk(writer, "data: {]\n\n")
+        elif fault == "no letters":
+            self._chunk(writer, b'data: {"choices": [{"text": "\xff"}]}\n\n')
         elif fault == "abort":
             self._chunk(writer, 'data: {"choices": [{"text": "", "finish_reason": "abort"}]}\n\n')
         if fault == "close in the middle":
@@ -128,8 +141,8 @@ class OpenAIServer:
         writer.write(b"0\r\n\r\n")
         return True
 
-    def _chunk(self, writer: asyncio.StreamWriter, text: str) -> None:
-        data = text.encode()
+    def _chunk(self, writer: asyncio.StreamWriter, text: str | bytes) -> None:
+        data = text if isinstance(text, bytes) else text.encode()
         writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,30 @@ async def test_server_without_our_routes_has_no_such_records(server: OpenAIServe
     assert sum("instances" in path for path in server.gets) == 1
 
 
+async def test_what_is_no_text_costs_the_answer_that_it_is_in(server: OpenAIServer) -> None:
+    server.routes["/llumnix/v1/instances"] = b'{"instances": [{"id": "\xff"}]}'
+    server.faults = {"r000002": "no letters"}
+    result = await go(server)
+    assert result.records.instances == []
+    assert {r.id: r.error for r in result.records.requests if r.error} == {"r000002": "malformed answer"}
+
+
+@pytest.mark.parametrize("ahead_s", [-7200.0, 7200.0])
+async def test_migrations_of_a_server_whose_clock_is_off_are_those_of_the_run(
+    server: OpenAIServer, ahead_s: float
+) -> None:
+    server.date = formatdate(time.time() + ahead_s, usegmt=True)
+    move = {"request_id": "cmpl-1", "source": "a", "target": "b", "stages": 1, "bytes": 1}
+    server.routes["/llumnix/v1/migrations"] = lambda: {
+        "migrations": [
+            {**move, "at": time.time() + ahead_s + 5.0, "outcome": "moved"},
+            {**move, "at": time.time() + ahead_s - 60.0, "outcome": "before"},
+        ]
+    }
+    (moved,) = (await go(server)).records.migrations
+    assert (moved.outcome, moved.at_s) == ("moved", pytest.approx(5.0, abs=3.0))
+
+
 async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:
     await go(server, api_key="secret")
     assert {h.get("authorization") for h in server.headers} == {"Bearer secret"}
@@ -243,6 +268,7 @@ async def test_url_may_end_in_v1(server: OpenAIServer) -> None:
         (500, "HTTP 500"),
         ({"data": []}, "serves no model"),
         ({"hello": 1}, "is not an OpenAI-compatible server"),
+        (b'{"data": [{"id": "\xff"}]}', "is not an OpenAI-compatible server"),
         ({"data": [{"id": "big"}]}, "does not serve tiny; it serves big"),
     ],
 )

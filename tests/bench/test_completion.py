@@ -83,6 +83,7 @@ def test_lines_without_tokens_are_fine(line: bytes) -> None:
     [
         (b"data: {", "malformed answer"),
         (b"data: []", "malformed answer"),
+        (b'data: {"choices": [{"text": "\xff"}]}', "malformed answer"),
         (b'data: {"choices": 3}', "malformed answer"),
         (b"<html>", "malformed answer"),
         (b'data: {"error": {"message": "engine died"}}', "error in the stream"),

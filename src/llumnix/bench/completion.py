@@ -97,7 +97,7 @@ class TokenTimes:
             return
         try:
             chunk = _decode_chunk(data)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise BadAnswer("malformed answer") from error
         if chunk.error is not None:
             raise BadAnswer("error in the stream", str(chunk.error))

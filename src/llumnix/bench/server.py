@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from time import time
 from typing import TypeVar
 
 import aiohttp
@@ -25,6 +27,8 @@ from llumnix.types import InstanceState
 MOST_MIGRATIONS = 1_000_000
 QUERY_TIMEOUT_S = 10.0
 SAMPLE_INTERVAL_S = 1.0
+SAME_CLOCK_S = 3.0
+"""The time in an answer is in whole seconds, and some time on its way."""
 
 AnswerT = TypeVar("AnswerT")
 
@@ -43,6 +47,8 @@ class Server:
 
     def __init__(self, session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> None:
         self._session, self._url, self._headers = session, url, dict(headers)
+        self._ahead_s = 0.0
+        """Its clock, of ours, by what it said last."""
 
     async def model(self, name: str | None) -> tuple[str, int | None]:
         """The model to ask for (`name`, or the first one served) and its longest sequence if the server says.
@@ -61,7 +67,7 @@ class Server:
             late = isinstance(error, TimeoutError)
             broken = not isinstance(error, aiohttp.ClientConnectorError)
             raise no_answer(self._url, error, late=late, broken=broken) from error
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise ServerRefused(f"{self._url} is not an OpenAI-compatible server.") from error
         served = {model.id: model.max_model_len for model in models}
         if not served:
@@ -95,25 +101,37 @@ class Server:
         ]
 
     async def migrations(self, since_unix_s: float) -> list[MigrationRecord] | None:
-        """Attempts that ended after `since_unix_s`, oldest first, times relative to it; None if it did not say."""
+        """Attempts that ended after `since_unix_s` of our clock, oldest first, times relative to it; None if it did
+        not say."""
         answer = await self._ask(f"/migrations?limit={MOST_MIGRATIONS}", MigrationsAnswer)
         if answer is None:
             return None
-        recent = [row for row in answer.migrations if row.at_s >= since_unix_s]
+        since_s = since_unix_s + self._ahead_s
+        recent = [row for row in answer.migrations if row.at_s >= since_s]
         recent.sort(key=lambda row: row.at_s)
-        return [msgspec.structs.replace(row, at_s=row.at_s - since_unix_s) for row in recent]
+        return [msgspec.structs.replace(row, at_s=row.at_s - since_s) for row in recent]
 
     async def _ask(self, path: str, kind: type[AnswerT]) -> AnswerT | None:
         try:
             return msgspec.json.decode(await self._get(PREFIX + path), type=kind)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return None
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=QUERY_TIMEOUT_S)
         async with self._session.get(self._url + path, headers=self._headers, timeout=timeout) as response:
+            self._ahead_s = _ahead_s(response.headers.get("Date", ""), time())
             response.raise_for_status()
             return await response.read()
+
+
+def _ahead_s(date: str, now_unix_s: float) -> float:
+    """How far the clock of a server that says `date` is ahead of ours; 0 where its whole seconds do not show it."""
+    try:
+        ahead_s = parsedate_to_datetime(date).timestamp() - now_unix_s
+    except (ValueError, OverflowError):  # it says none
+        return 0.0
+    return 0.0 if abs(ahead_s) <= SAME_CLOCK_S else ahead_s
 
 
 async def sample_instances(server: Server, now_s: Callable[[], float], rows: list[InstanceRecord]) -> None:

@@ -67,7 +67,7 @@ def find_result(directory: Path, run: Run) -> Measures | None:
     """The result of an earlier run, or None. A file that is broken or of other parameters counts as none."""
     try:
         result = msgspec.json.decode((directory / f"{run.key}.json").read_bytes(), type=_Result)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
     return result.measures if result.fingerprint == fingerprint(run) else None
 

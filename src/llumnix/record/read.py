@@ -96,7 +96,7 @@ def about_in(file: Path) -> About:
         about = msgspec.json.decode(file.read_bytes(), type=About)
     except OSError as error:
         raise UsageError(f"Cannot read {file}: {error.strerror}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+    except (ValueError, UsageError) as error:
         raise UsageError(f"{file} does not tell of a recorded run: {str(error).rstrip('.')}.") from error
     if about.version != VERSION:
         raise UsageError(f"{file} is of version {about.version} of recorded runs, and this Llumnix reads {VERSION}.")

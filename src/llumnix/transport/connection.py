@@ -131,7 +131,7 @@ class Connection:
         body = self._receive_exactly(length)
         try:
             return msgspec.msgpack.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise ProtocolError(f"a frame is not a {kind.__name__}: {error}") from None
 
     def send_pieces(self, pieces: IoVecs) -> None:

@@ -51,7 +51,4 @@ def decode(frame: bytes, decoder: msgspec.msgpack.Decoder[Kind]) -> Kind:
     """Raises ValueError on anything that is not a message of this version that the decoder takes."""
     if not frame or frame[0] != WIRE_VERSION:
         raise ValueError(f"not a control message of version {WIRE_VERSION}")
-    try:
-        return decoder.decode(memoryview(frame)[1:])
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
+    return decoder.decode(memoryview(frame)[1:])

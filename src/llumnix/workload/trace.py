@@ -157,7 +157,7 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[tuple[int, Form, Row]]:
             continue
         try:
             row = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             if form is OURS and not line.endswith("\n"):
                 return  # a server is writing it, or was killed then
             raise UsageError(f"{path}:{number}: not a JSON object: {error}.") from error

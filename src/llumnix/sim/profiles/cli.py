@@ -196,7 +196,7 @@ async def ask_server(url: str, api_key: str | None) -> Told:
         return Told(rows[0].total_blocks, rows[0].block_tokens, rows[0].state_blocks, len(rows))
     except httpx.TransportError as error:
         raise unreachable(url, error) from error
-    except (httpx.HTTPError, msgspec.DecodeError, IndexError) as error:
+    except (httpx.HTTPError, ValueError, IndexError) as error:
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise UsageError(WANTS_KEY) from error
         raise UsageError(f"{url} does not tell of its KV cache: give --blocks and --block-tokens.") from None

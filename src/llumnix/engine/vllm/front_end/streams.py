@@ -195,7 +195,7 @@ class Streams:
         """One that cannot be read costs the stream that it speaks of, which may wait for what it says, and no other."""
         try:
             notice = _NOTICES.decode(said)
-        except (msgspec.DecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             why = f"{instance} said something of it that cannot be read: {error}"
             return self._obey(self._machine.handle(fe.Broken(now, request, why)))
         return self._take_notice(notice, now)

@@ -189,7 +189,7 @@ def _addresses(peer: InstanceInfo) -> list[str]:
     """Of its workers' transports. Raises Refusal."""
     try:
         return msgspec.json.decode(peer.data, type=list[str])
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise Refusal(f"where the blocks of {peer.id} are cannot be read: {error}") from error
 
 
@@ -197,5 +197,5 @@ def _hand(commit: Commit) -> Hand:
     """Raises Refusal."""
     try:
         return decode_hand(commit.payload)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise Refusal(f"its state cannot be read: {error}") from error

@@ -167,7 +167,7 @@ class Office:
 
         try:
             identity = decode_identity(payload)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             made(f"what describes it cannot be read: {error}")
         else:
             self._peer_maker.start((identity.request, *freight), identity.output_token_ids, made)

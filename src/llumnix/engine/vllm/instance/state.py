@@ -134,10 +134,10 @@ def hand_of(request: Request, sampler_state: bytes | None) -> bytes:
 
 
 def decode_identity(payload: bytes) -> Identity:
-    """Raises msgspec.DecodeError on a payload that is not one."""
+    """Raises ValueError on a payload that is not one."""
     return msgspec.msgpack.decode(payload, type=Identity)
 
 
 def decode_hand(payload: bytes) -> Hand:
-    """Raises msgspec.DecodeError on a payload that is not one."""
+    """Raises ValueError on a payload that is not one."""
     return msgspec.msgpack.decode(payload, type=Hand)
