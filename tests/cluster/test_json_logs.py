@@ -6,6 +6,7 @@ import json
 import logging
 import logging.config
 import multiprocessing
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -102,6 +103,18 @@ def test_process_that_is_going_to_import_vllm_has_a_name_and_the_settings_of_the
     environment = {"VLLM_LOGGING_CONFIG_PATH": "mine"}
     json_logs.begin_with_vllm(multiprocessing.current_process().name, environment)
     assert environment == {"VLLM_LOGGING_CONFIG_PATH": "mine"}
+
+
+@pytest.mark.parametrize(("level", "said"), [("debug", ["0", "1", "2"]), ("", ["1", "2"]), ("Warning", ["2"])])
+def test_vllm_s_level_is_taken_as_vllm_takes_it(level: str, said: list[str]) -> None:
+    program = (
+        "import logging; from llumnix.cluster import json_logs; json_logs.begin('scheduler');"
+        "log = logging.getLogger('vllm.engine'); log.debug('0'); log.info('1'); log.warning('2')"
+    )
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": level}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert [json.loads(line)["message"] for line in run.stderr.splitlines()] == said
 
 
 def test_file_that_vllm_reads_is_there() -> None:

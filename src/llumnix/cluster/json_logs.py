@@ -18,8 +18,8 @@ from pathlib import Path
 CONFIG = Path(__file__).with_suffix(".json")
 """In the form of `logging.config.dictConfig`."""
 
-VLLM_LEVEL = os.environ.get("VLLM_LOGGING_LEVEL", "INFO")
-"""Read by `CONFIG`."""
+VLLM_LEVEL = (os.environ.get("VLLM_LOGGING_LEVEL") or "INFO").upper()
+"""Read by `CONFIG`; in capitals, as vLLM takes it."""
 
 
 class JsonLines(logging.Formatter):
