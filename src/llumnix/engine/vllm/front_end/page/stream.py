@@ -27,7 +27,8 @@ class Watching(StreamingResponse):
             await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
-        """Ends in the middle with one who does not read: its connection is closed."""
+        """Ends in the middle with one who does not read: its place is free. Its connection, with what is on the way in
+        it, stays until that is read or the peer is gone: no ASGI server lets us cut it off."""
         until_s = monotonic() + LONGEST_S
         try:
             await _in_time(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
