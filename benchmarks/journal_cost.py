@@ -119,7 +119,7 @@ def memory() -> tuple[float, float]:
     tracemalloc.start()
     stories = Stories(Journal("f0", keep=0))
     live(stories, names)
-    story_bytes = tracemalloc.get_traced_memory()[0] / stories.kept
+    story_bytes = tracemalloc.get_traced_memory()[0] / stories.tell("", 0.0).kept
     tracemalloc.stop()
     tracemalloc.start()
     journal = Journal("f0")

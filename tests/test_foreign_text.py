@@ -55,7 +55,7 @@ class BadServer(Server):
             reason = DispatchReason("freeness", (Judged(InstanceId("i0"), 1.0),), 1)
             stories.began(10.0, "cmpl-1", "cmpl-1-0-7f", 812).dispatched(10.0, reason)
             told = msgspec.to_builtins(
-                StoryAnswer(stories=stories.of("cmpl-1", 12.0), stays={"cmpl-1-0-7f": f"no{BAD}"})
+                StoryAnswer(stories=[*stories.tell("cmpl-1", 12.0).stories], stays={"cmpl-1-0-7f": f"no{BAD}"})
             )
             return httpx.Response(200, json=with_bad(told))
         path = request.url.path.replace(BAD, "")

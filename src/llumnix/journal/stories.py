@@ -89,7 +89,7 @@ class Stories:
 
     def _exactly(self, request: str, at_s: float) -> RequestStories:
         live = (story for story in self._live.values() if story.request == request)
-        known = [*self._ended.get(request, ()), *live]
+        known: list[bytes | Story] = [*self._ended.get(request, ()), *live]
         told = (
             self._told(request, each) if isinstance(each, bytes) else each.told(at_s)
             for each in known[-SEQUENCES_KEPT:]
