@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import pytest
 pytest.importorskip("vllm")
 
 import test_long_run_of_streams as long_run
-from test_streams import A, B, _other, _token
+import torch
+from engine_requests import PICTURE
+from test_streams import MOST_MEDIA_BYTES, A, B, _other, _token
 from test_streams_stories import PREEMPTED, SCHEDULED, events, move
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import FinishReason
@@ -21,7 +24,7 @@ from vllm.v1.metrics.stats import PrefillStats
 
 from llumnix.config import ClusterConfig
 from llumnix.engine.vllm.front_end import recorder as recorder_module
-from llumnix.engine.vllm.front_end import stream_log, streams
+from llumnix.engine.vllm.front_end import stream_log, streams, telling
 from llumnix.engine.vllm.front_end.recorded_rows import request_row
 from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.engine.vllm.front_end.session import Session
@@ -30,7 +33,7 @@ from llumnix.journal.journal import Journal
 from llumnix.journal.story import FIRST_KEPT, LAST_KEPT
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
 from llumnix.record.form import RecordedRequest
-from llumnix.record.read import read_run
+from llumnix.record.read import RecordedRun, read_run
 from llumnix.types import InstanceId, InstanceState, Priority
 from llumnix.wire.news import InstanceGone
 from recorded_run import about
@@ -223,32 +226,111 @@ async def test_instances_are_looked_at_with_what_their_steps_cost(tmp_path: Path
     made.close()
 
 
+class Recorded(long_run.Arbiter):
+    """Its streams and moves are written down."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stream_log, "Metrics", SimpleNamespace)
+        self._folder = folder
+        self._log = StreamLog(Journal("f0"))
+        self._log.metrics.migration = lambda *_: None  # type: ignore[method-assign]
+        self.recorder = self._log.recorder = recorder(Desk(folder))
+        self.recorder.begin()
+        super().__init__(A, B)
+        self._log.stories = self.stories
+
+    def ended(self, session: Session) -> None:
+        self._log.ended(session)
+
+    def moved(self, session: Session, notice: Any, downtime_s: float | None, ago_s: float) -> None:
+        self._log.moved(session, notice, downtime_s, ago_s)
+
+    def run(self) -> RecordedRun:
+        self.recorder.close()
+        return read_run(self._folder / "runs")
+
+
 async def test_streams_and_moves_of_a_front_end_come_into_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_log, "Metrics", SimpleNamespace)
-    log = StreamLog(Journal("f0"))
-    log.metrics.migration = lambda *_: None  # type: ignore[method-assign]
-    log.recorder = recorder(Desk(tmp_path))
-    log.recorder.begin()
-
-    class Whole(long_run.Arbiter):
-        def ended(self, session: Session) -> None:
-            log.ended(session)
-
-        def moved(self, session: Session, notice: Any, downtime_s: float | None, ago_s: float) -> None:
-            log.moved(session, notice, downtime_s, ago_s)
-
-    front = Whole(A, B)
-    log.stories = front.stories
+    front = Recorded(tmp_path, monkeypatch)
     first = front.open("r", arrival_time=time.time(), prompt_token_ids=[5] * 1100)
     front.streams.sort_out(first, [_token("r", 7)])
     move(front, first, _other(first), 1)
     front.streams.sort_out(_other(first), [_token("r", 8, finish_reason=FinishReason.LENGTH)])
-    log.recorder.close()
-    run = read_run(tmp_path / "runs")
+    run = front.run()
     (request,), (moved,) = run.requests, run.moves
     assert (request.prompt_tokens, request.output_tokens, len(request.block_hashes)) == (1100, 2, 2)
     assert -1.0 < request.arrival_s < 5.0
     assert (moved.request_id, moved.tokens) == (request.id, 1102)
     assert -1.0 < moved.at_s < 5.0
+
+
+async def test_move_of_a_request_whose_embeddings_were_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = Recorded(tmp_path, monkeypatch)
+    vectors = torch.zeros(7, MOST_MEDIA_BYTES)
+    first = front.open("r", prompt_token_ids=None, prompt_embeds=vectors)
+    front.streams.sort_out(first, [_token("r", 7)])
+    move(front, first, _other(first), 1)
+    (delivered,) = front.streams.sort_out(_other(first), [_token("r", 8, finish_reason=FinishReason.LENGTH)])
+    assert delivered.new_token_ids == [8]
+    assert [moved.tokens for moved in front.run().moves] == [9]
+
+
+TWO_UNITS = [5] * 1100
+
+
+@pytest.mark.parametrize(
+    ("units", "fields"),
+    [
+        (2, {}),
+        (0, {"mm_features": [PICTURE]}),
+        (0, {"prompt_embeds": torch.zeros(len(TWO_UNITS), 1), "kept": True}),
+        (0, {"prompt_embeds": torch.zeros(len(TWO_UNITS), 1)}),
+        (0, {"resumable": True}),
+        (0, {"sampling_params": SamplingParams(prompt_logprobs=1)}),
+    ],
+    ids=["tokens", "a picture", "embedded parts", "embedded parts, not kept", "more to come", "each token asked about"],
+)
+async def test_only_a_beginning_that_the_cache_could_give_is_named(
+    units: int, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere equal tokens need not be equal prompts, or are computed all the same."""
+    fields = dict(fields)
+    if fields.pop("kept", False):
+        monkeypatch.setattr("test_streams.MOST_MEDIA_BYTES", 1 << 20)
+    front = Recorded(tmp_path, monkeypatch)
+    first = front.open("r", prompt_token_ids=TWO_UNITS, **fields)
+    front.streams.sort_out(first, [_token("r", 7, finish_reason=FinishReason.LENGTH)])
+    (request,) = front.run().requests
+    assert len(request.block_hashes) == units
+
+
+async def test_a_step_of_the_wall_clock_moves_nothing_in_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = Recorded(tmp_path, monkeypatch)
+    stepped = time.time
+    for module in (recorder_module, stream_log, telling):
+        monkeypatch.setattr(module, "time", lambda: stepped() + 3600.0)
+    first = front.open("r", arrival_time=stepped() + 3600.0)
+    front.streams.sort_out(first, [_token("r", 7)])
+    move(front, first, _other(first), 1)
+    front.streams.sort_out(_other(first), [_token("r", 8, finish_reason=FinishReason.LENGTH)])
+    restarted = recorder(Desk(tmp_path, 1))
+    restarted.begin()
+    run = front.run()
+    restarted.close()
+    (request,), (moved,) = run.requests, run.moves
+    assert -1.0 < request.arrival_s < 60.0
+    assert -1.0 < moved.at_s < 60.0
+    assert {file.name: 0.0 <= json.loads(file.read_text())["since_s"] < 60.0 for file in _abouts(tmp_path)} == {
+        "about-f0.json": True,
+        "about-f1.json": True,
+    }
+
+
+def _abouts(folder: Path) -> list[Path]:
+    return sorted((folder / "runs").glob("*/about-*.json"))

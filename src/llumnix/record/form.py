@@ -7,8 +7,8 @@
     steps-f0-000.csv          what the steps of an instance cost, whenever it found that anew; likewise
 
 Files of one kind go on in the next number after an hour, or when they are large. Times are seconds since the run began
-(`About.began_at_s`), by the clock of the front ends' machine. There are no prompts, tokens, headers or users in them:
-ids are hashes, and of prompts it is known which begin alike.
+(`About.began_at_s`), by the monotonic clock of the front ends' machine. There are no prompts, tokens, headers or users
+in them: ids are hashes, and of prompts it is known which begin alike.
 """
 
 from __future__ import annotations

@@ -59,12 +59,17 @@ def chunks_of(
     """Names of the beginning of its prompt, or of its `token_ids` so far, of which the first are `known`: equal where
     vLLM's hashes of blocks are (of `generate_block_hash_extra_keys`), but none for one with pixels or embeddings, or
     with more of its prompt to come; nor in chunks of 0 tokens."""
-    if not chunk_tokens or request.mm_features or request.prompt_embeds is not None or request.resumable:
+    if not chunk_tokens or not names_beginning(request):
         return ()
     lora = request.lora_request
     words = ("", "") if lora is None else (lora.lora_name, lora.lora_path)
     salt = salt_of(*words, request.cache_salt or "")
     return chunk_ids(token_ids or request.prompt_token_ids or (), chunk_tokens, salt, known)
+
+
+def names_beginning(request: EngineCoreRequest) -> bool:
+    """Whether the tokens of its prompt name what it begins with."""
+    return not request.mm_features and request.prompt_embeds is None and not request.resumable
 
 
 def reads_cache(request: EngineCoreRequest) -> bool:

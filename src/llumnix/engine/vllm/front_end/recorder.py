@@ -17,10 +17,11 @@ import vllm
 
 import llumnix
 from llumnix.engine.port import FrontEndSpec
+from llumnix.engine.vllm.between import names_beginning, reads_cache
 from llumnix.engine.vllm.front_end.members import Members, Strangers
 from llumnix.engine.vllm.front_end.recorded_rows import request_row, step_row, stranger_row
 from llumnix.engine.vllm.front_end.run_in_force import RunFile, RunInForce
-from llumnix.engine.vllm.front_end.session import Session, prompt_tokens
+from llumnix.engine.vllm.front_end.session import Session
 from llumnix.policy.prefix import salt_of
 from llumnix.policy.snapshot import StepCost
 from llumnix.record.form import FALLBACK_UNIT_TOKENS, About, Limits, RecordedMove
@@ -77,7 +78,6 @@ class Recorder:
         self._file = RunFile(spec.book.run_dir)
         self._writer: RunWriter | None = None
         self._in_force = RunInForce()
-        self._since_unix_s = time() - monotonic()
         self._costs: dict[InstanceId, StepCost] = {}
         self._there: set[InstanceId] = set()
         self._beside: set[asyncio.Task[None]] = set()
@@ -109,7 +109,7 @@ class Recorder:
         now_s = time()
         name = datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")[:-3]
         folder = Path(self._spec.cluster.record).absolute() / name
-        return RunInForce(str(folder), now_s, self._unit_tokens())
+        return RunInForce(str(folder), now_s, monotonic(), self._unit_tokens())
 
     def _take_up(self, run: RunInForce) -> None:
         if run == self._in_force:
@@ -134,7 +134,7 @@ class Recorder:
     def _write_to(self, run: RunInForce) -> RunWriter:
         cluster, book = self._spec.cluster, self._spec.book
         about = msgspec.structs.replace(
-            self._about, began_at_s=run.began_at_s, since_s=max(0.0, time() - run.began_at_s)
+            self._about, began_at_s=run.began_at_s, since_s=max(0.0, self._run_s(monotonic()))
         )
         for member in self._members.by_id.values():  # all have the same
             load = member.snapshot
@@ -160,22 +160,22 @@ class Recorder:
             return
         request = session.request
         lora = request.lora_request
-        has_media = request.mm_features is not None or not session.keeps_media
+        has_name = session.keeps_media and names_beginning(request) and reads_cache(request)
         words = ("", "") if lora is None else (lora.lora_name, lora.lora_path)
         salt = salt_of(*words, request.cache_salt or "")
-        tokens = () if has_media or request.resumable else request.prompt_token_ids or ()
+        tokens = (request.prompt_token_ids or ()) if has_name else ()
         self._writer.put(EndedRow(request_row(session, self._run_s(session.story.arrived_s)), tokens, salt))
 
     def tried(self, session: Session, move: MigrationRecord) -> None:
         if self._writer is None:
             return
         named = msgspec.structs.asdict(move) | {"request_id": session.story.sequence}
-        named["at_s"] = move.at_s - self._in_force.began_at_s
-        tokens = prompt_tokens(session.request) + len(session.tokens)
+        named["at_s"] = self._run_s(monotonic() - (time() - move.at_s))
+        tokens = session.story.prompt_tokens + len(session.tokens)
         self._writer.put(Tried(RecordedMove(**named, tokens=tokens)))
 
     def _run_s(self, monotonic_s: float) -> float:
-        return monotonic_s + self._since_unix_s - self._in_force.began_at_s
+        return monotonic_s - self._in_force.began_s
 
     # -- what instances report
 
@@ -186,7 +186,7 @@ class Recorder:
             return
         while True:
             if self._writer is not None:
-                self._writer.put(self._look(time() - self._in_force.began_at_s))
+                self._writer.put(self._look(self._run_s(monotonic())))
             await asyncio.sleep(_LOOK_S)
 
     def _look(self, at_s: float) -> Looked:

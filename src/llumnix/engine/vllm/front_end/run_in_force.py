@@ -18,6 +18,10 @@ class RunInForce(msgspec.Struct, frozen=True):
     folder: str = ""
     """Empty: none."""
     began_at_s: float = 0.0
+    """Since 1970."""
+    began_s: float = 0.0
+    """The same moment by the monotonic clock of the front ends' machine, which nobody sets: all of a run is counted
+    from it."""
     unit_tokens: int = 0
     """Of prompts, that have a name each (`RunWriter`)."""
 
