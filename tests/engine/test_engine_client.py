@@ -50,7 +50,7 @@ SEEDED = SamplingParams(seed=1, temperature=1.0)
 class FrontEnd:
     """Its client, and what came of it. Instance A takes requests."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, launcher: str = "local") -> None:
         self.posted: list[tuple[str, Mail]] = []
         self.errors: list[str] = []
         spec = FrontEndSpec(
@@ -59,7 +59,7 @@ class FrontEnd:
             book=on_one_machine(folder),
             policy=PolicyConfig(),
             migration=MigrationConfig(),
-            cluster=ClusterConfig(instances=2),
+            cluster=ClusterConfig(instances=2, launcher=launcher),
         )
         quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved", "ended")}
         self.stories = Stories(Journal("f0"))
@@ -68,10 +68,21 @@ class FrontEnd:
         self.hear_report(A)
         self.admit(A)
 
+    def close(self) -> None:
+        for instance in (A, B):
+            self.lose(instance)  # ends what still calls it
+        context = self.client.resources.ctx
+        self.client.shutdown()
+        context.destroy(linger=0)
+
     def hear_report(self, instance: InstanceId, seq: int = 1, seen: int = 0) -> None:
         index = INDEX[instance]
         info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control=f"box-{instance}", data="")
-        self.client.on_report(Report(info=info, snapshot=snapshot(instance, seq, seen)))
+        counted = msgspec.structs.replace(snapshot(instance, seq, seen), at=self.clock_of(instance))
+        self.client.on_report(Report(info=info, snapshot=counted))
+
+    def clock_of(self, instance: InstanceId) -> float:
+        return 0.0
 
     def admit(self, instance: InstanceId, seq: int = 1, seen: int = 0) -> None:
         """As when it answers the first call, with the number and the count of its report of that moment. Its engine
@@ -135,11 +146,7 @@ async def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setenv(RECORD, str(tmp_path / "recordings"))
     front = FrontEnd(tmp_path)
     yield front
-    for instance in (A, B):
-        front.lose(instance)  # ends what still calls it
-    context = front.client.resources.ctx
-    front.client.shutdown()
-    context.destroy(linger=0)
+    front.close()
     (recording,) = (tmp_path / "recordings").iterdir()
     assert differences(recording) == []
 

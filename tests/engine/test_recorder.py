@@ -69,7 +69,7 @@ def test_row_of_a_request_that_was_preempted_and_moved(clock: list[float]) -> No
     ]
     for now, output in said:
         clock[0] = now
-        front.streams.sort_out(first, [output], sent_at_s=now)
+        front.streams.sort_out(first, [output])
     move(front, first, _other(first), 3)
     clock[0] = 110.0
     front.streams.sort_out(_other(first), [_token("r", 10, finish_reason=FinishReason.STOP)])
@@ -94,7 +94,7 @@ def test_row_of_a_request_of_which_more_happened_than_its_story_keeps(clock: lis
         for _ in range(times):
             clock[0] += 3.0
             thrown_out = events((PREEMPTED, clock[0] - 2.0), (SCHEDULED, clock[0] - 1.0))
-            front.streams.sort_out(instance, [_token("r", 8, events=thrown_out)], sent_at_s=clock[0])
+            front.streams.sort_out(instance, [_token("r", 8, events=thrown_out)])
 
     preempt(first)
     move(front, first, _other(first), 1 + times)

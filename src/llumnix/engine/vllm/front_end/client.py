@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
+from llumnix.engine.vllm.front_end.clocks import Clocks
 from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, of_the_living, unless_gone
@@ -54,6 +56,7 @@ class LlumnixClient(AsyncMPClient):
         self.spec = spec
         self.members = Members()
         self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
+        self._clocks = Clocks(one_machine=spec.cluster.launcher == "local")
         self._tasks = LoudTasks()
         ways = Ways(
             send=self._send_soon,
@@ -81,17 +84,20 @@ class LlumnixClient(AsyncMPClient):
         instance = report.info.id
         member = self.members.known.get(instance)
         if member is not None:
+            self._clocks.heard(instance, report.snapshot.at, monotonic())
             member.hear(report.snapshot)
             if instance in self.members.by_id:
                 self.streams.reported(report.snapshot)
         elif self.members.is_unknown(instance):
             member = self.members.call(report)
+            self._clocks.heard(instance, report.snapshot.at, monotonic())
             self._make_room_for(report.info.slot)
             self._introduce(report.info.index, instance)
             self._tasks.spawn(self._court(member))
 
     def _introduce(self, index: int, instance: InstanceId) -> None:
         for outputs in self._hearing.introduced(index, instance):
+            self._clocks.put_events_right(instance, outputs)
             self._emit(self.streams.sort_out(instance, outputs))
 
     async def _court(self, member: Member) -> None:
@@ -144,6 +150,7 @@ class LlumnixClient(AsyncMPClient):
 
     def _bury(self, instance: InstanceId) -> None:
         self.streams.departed(instance, complete=self._hearing.gone(instance))
+        self._clocks.forget(instance)
 
     @property
     def queued_requests(self) -> int:
@@ -183,7 +190,9 @@ class LlumnixClient(AsyncMPClient):
         if member is None:
             outputs.scheduler_stats = None
         outputs.engine_index = 0 if member is None else member.info.slot
-        outputs.outputs = self.streams.sort_out(instance, outputs.outputs, outputs.timestamp) if instance else []
+        if instance is not None:
+            self._clocks.put_right(instance, outputs, monotonic())
+        outputs.outputs = self.streams.sort_out(instance, outputs.outputs) if instance else []
 
     def _emit(self, outputs: list[EngineCoreOutput]) -> None:
         if outputs:

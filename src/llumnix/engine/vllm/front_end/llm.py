@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -30,6 +30,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.given_up import end_request
+from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
@@ -69,7 +70,7 @@ class LlumnixLLM(AsyncLLM):
         self._spec = spec
         self._args = args
         self._closing = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = LoudTasks()
         self.abort_elsewhere: Callable[[tuple[str, ...]], Awaitable[Any]] = _nowhere
         """Has all other front ends `abort_here`; to be set by whoever knows them."""
 
@@ -169,15 +170,10 @@ class LlumnixLLM(AsyncLLM):
         """Another front end has changed it, or this one has just been started: what vLLM keeps of it in each."""
         profiled = state.profile is not None
         if self.profiler is not None and profiled != self._profile_session_active:
-            self._spawn(asyncio.to_thread(self.profiler.start if profiled else self.profiler.stop))
+            self._tasks.spawn(asyncio.to_thread(self.profiler.start if profiled else self.profiler.stop))
         self._profile_session_active = profiled
         if state.op is not None and state.op.name in _CLEAR_PROCESSED_MEDIA:
-            self._spawn(self.renderer.clear_mm_cache_async())
-
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._tasks.spawn(self.renderer.clear_mm_cache_async())
 
     async def forget_dummies(self) -> None:
         """What vLLM's server has of `reset_mm_cache` when it starts; the state of the server stays as it is."""

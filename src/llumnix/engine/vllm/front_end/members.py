@@ -34,8 +34,6 @@ class Member:
     tries_again: bool = False
     heard_s: float = field(default_factory=monotonic)
     """When it reported last."""
-    behind_s: float = 0.0
-    """What its clock is behind ours, by its last outputs, which were on their way as long as they were."""
 
     def hear(self, snapshot: InstanceSnapshot) -> None:
         self.snapshot, self.heard_s = snapshot, monotonic()

@@ -127,13 +127,10 @@ class Streams:
 
     # -- what instances say
 
-    def sort_out(
-        self, instance: InstanceId, outputs: list[EngineCoreOutput], sent_at_s: float | None = None
-    ) -> list[EngineCoreOutput]:
-        """Those of an instance's outputs that go to clients now, with what they set free. `sent_at_s`: by its clock."""
+    def sort_out(self, instance: InstanceId, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
+        """Those of an instance's outputs that go to clients now, with what they set free. Their times are ours
+        (clocks.py)."""
         now = monotonic()
-        if sent_at_s is not None and (member := self._members.known.get(instance)) is not None:
-            member.behind_s = now - sent_at_s
         kept: list[EngineCoreOutput] = []
         for output in outputs:
             session = self.sessions.get(output.request_id)
@@ -146,7 +143,7 @@ class Streams:
 
     def _deliver(self, session: Session, output: EngineCoreOutput, now: float, to: list[EngineCoreOutput]) -> None:
         if output.events or not session.story.decodes:
-            tell_output(session.story, output, now, self._members.known.get(session.stream.owner))
+            tell_output(session.story, output, now)
         if output.new_token_ids:
             downtime_s = session.tokens_delivered(output.new_token_ids, now)
             if downtime_s is not None:

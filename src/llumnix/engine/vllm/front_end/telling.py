@@ -9,7 +9,7 @@ from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequ
 
 from llumnix.control.front_end_events import AskPrefixes, SendTo, TellVerdict
 from llumnix.engine.vllm.front_end.client_ids import client_visible_id
-from llumnix.engine.vllm.front_end.members import Member, Members
+from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.journal.entries import RefusalNoted
 from llumnix.journal.stories import Stories
@@ -30,12 +30,11 @@ def refuse(stories: Stories, request_id: str | None, why: str, status: int, now:
     stories.journal.note(now, RefusalNoted(status), name, why=why)
 
 
-def tell_output(story: Story, output: EngineCoreOutput, now: float, by: Member | None) -> None:
+def tell_output(story: Story, output: EngineCoreOutput, now: float) -> None:
     """What an engine says of a request beside its tokens (`Request.take_events`, vllm/v1/request.py; nothing with
     `--disable-log-stats`)."""
-    behind_s = 0.0 if by is None else by.behind_s
     for event in output.events or ():
-        at_s = min(now, event.timestamp + behind_s)
+        at_s = min(now, event.timestamp)
         if event.type == EngineCoreEventType.SCHEDULED:
             story.scheduled(at_s)
         elif event.type == EngineCoreEventType.PREEMPTED:
