@@ -61,9 +61,13 @@ class FrontEnd:
             migration=MigrationConfig(),
             cluster=ClusterConfig(instances=2, launcher=launcher),
         )
-        quiet = {name: lambda *_: None for name in ("replayed", "stayed", "moved", "ended")}
         self.stories = Stories(Journal("f0"))
-        observer = SimpleNamespace(**quiet, failed=lambda session, why: self.errors.append(why), stories=self.stories)
+        observer = SimpleNamespace(
+            **{name: lambda *_: None for name in ("replayed", "stayed", "moved")},
+            failed=lambda session, why: self.errors.append(why),
+            ended=lambda session: self.stories.over(session.story),
+            stories=self.stories,
+        )
         self.client = LlumnixClient(None, spec, lambda *letter: self.posted.append(letter), observer)
         self.hear_report(A)
         self.admit(A)

@@ -57,20 +57,15 @@ class AdmittingClient(LlumnixClient):
         if classes is not None:
             self.desk.change(classes.shared_by(self.spec.book.front_ends))
 
-    async def add_request_async(self, request: EngineCoreRequest) -> None:
+    async def _begin(self, request: EngineCoreRequest) -> None:
         name = RequestId(request.request_id)
-        if not self._passes(request) and not await self._admitted(request):
+        if self._is_over(request) or not (request.abort_immediately or await self._admitted(request)):
             return
         try:
-            await super().add_request_async(request)
-        except BaseException:
+            await super()._begin(request)
+        finally:
             if self.streams.session_of(name) is None:
                 self.desk.gone(name)
-            raise
-
-    def _passes(self, request: EngineCoreRequest) -> bool:
-        """Nothing is to be computed for it, or it is a further chunk of a streaming input session that was admitted."""
-        return request.abort_immediately or self.streams.session_of(request.request_id) is not None
 
     async def _admitted(self, request: EngineCoreRequest) -> bool:
         try:

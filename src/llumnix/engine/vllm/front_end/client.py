@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -17,19 +18,18 @@ from typing import Any
 import msgspec
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
-from vllm.v1.engine.core_client import AsyncMPClient
 
 from llumnix.control.front_end_events import GiveUp
 from llumnix.control.hearing import Hearing
 from llumnix.control.replay import FrontEndBegin
-from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import Introduction
+from llumnix.engine.vllm.front_end.calls_of_all import CallsOfAll
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.clocks import Clocks
 from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
-from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, of_the_living, unless_gone
+from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, unless_gone
 from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Streams
 from llumnix.engine.vllm.front_end.ways import Observer, Ways
@@ -44,7 +44,7 @@ _LAST_WORD_TIMEOUT_S = 2.0
 """How long the stream of an instance that ended as it was asked to is read for its last word. A killed one has none."""
 
 
-class LlumnixClient(AsyncMPClient):
+class LlumnixClient(CallsOfAll):
     """All methods run on the front end's event loop."""
 
     def __init__(
@@ -74,6 +74,10 @@ class LlumnixClient(AsyncMPClient):
         """Told when there are more slots than ever before."""
         self.on_given_up: Callable[[GivenUp], Awaitable[None]]
         """Ends the request for vLLM's front end; to be set by that."""
+        self.traced: Callable[[EngineCoreRequest], AbstractContextManager[object]] = nullcontext
+        """Around what takes a new request to an instance (`Tracing.asked`)."""
+        self.is_wanted: Callable[[str], bool] = lambda request_id: True
+        """Whether vLLM waits for its outputs. Of n > 1 sequences it sends the rest when all were aborted meanwhile."""
         file, spawn = StateFile(spec.book.run_dir), self._tasks.spawn
         self.whole = Whole(file, self.members, self._tell_state, spawn, self.streams.equipped)
 
@@ -102,9 +106,8 @@ class LlumnixClient(AsyncMPClient):
 
     async def _court(self, member: Member) -> None:
         """Calls the instance on vLLM's sockets until it answers: only then does it take requests."""
-        call = super()._call_utility_async
         try:
-            called = partial(call, "llumnix_hello", engine=member.identity)
+            called = partial(self._call_known, "llumnix_hello", engine=member.identity)
             hello = msgspec.msgpack.decode(await first_answer(called, member.gone), type=Introduction)
             self._apply_ready_response(hello.ready)
             await self.whole.bring(member)
@@ -167,6 +170,13 @@ class LlumnixClient(AsyncMPClient):
                 self.streams.sent_more(known, request)
                 await sent
             return
+        with self.traced(request):
+            await self._begin(request)
+
+    async def _begin(self, request: EngineCoreRequest) -> None:
+        """Sends a new request, or none that is aborted already."""
+        if self._is_over(request):
+            return
         answer = self.streams.open(request)
         if isinstance(answer, GiveUp):
             raise GracefulHTTPError(answer.why, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -177,6 +187,10 @@ class LlumnixClient(AsyncMPClient):
             raise
         self.streams.sent(request)
         await sent
+
+    def _is_over(self, request: EngineCoreRequest) -> bool:
+        """Before it was sent. What is to be aborted at once, to tell a connector, vLLM does not wait for either."""
+        return not request.abort_immediately and not self.is_wanted(request.request_id)
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -232,78 +246,7 @@ class LlumnixClient(AsyncMPClient):
             raise ConnectionError(GONE)
         await self._call_utility_async("llumnix_resume", resume, engine=member.identity)
 
-    async def _call_utility_async(self, method: str, *args: Any, engine: bytes) -> Any:
-        """As vLLM's, but a call to an instance that dies meanwhile raises ConnectionError instead of hanging."""
-        member = self.members.by_identity.get(engine)
-        if member is None:
-            raise ConnectionError(GONE)
-        return await unless_gone(super()._call_utility_async(method, *args, engine=engine), member.gone)
-
-    async def call_utility_async(self, method: str, *args: Any) -> Any:
-        """Engine-wide calls (reset_prefix_cache, add_lora, sleep…) go to all; the first answer is returned."""
-        if not self.core_engines:
-            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
-        return (await self.call_utility_all_async(method, *args))[0]
-
-    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
-        """What those answer that live to do so."""
-        calls = [self._call_utility_async(method, *args, engine=engine) for engine in self.core_engines]
-        lived = of_the_living(await asyncio.gather(*calls, return_exceptions=True))
-        if not lived:
-            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
-        return lived
-
-    # -- the state of the server as a whole
-
     async def _tell_state(self, member: Member, state: bytes) -> bytes:
-        call = super()._call_utility_async("llumnix_follow", state, engine=member.identity)
+        call = self._call_known("llumnix_follow", state, engine=member.identity)
         answer: bytes = await unless_gone(call, member.gone)
         return answer
-
-    async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
-        await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
-
-    # Since 0.33, where vLLM refuses new requests meanwhile; here they wait.
-    pause_generation_async = pause_scheduler_async
-
-    async def resume_scheduler_async(self) -> None:
-        await self.whole.do(Op("resume_scheduler"))
-
-    async def is_scheduler_paused_async(self) -> bool:
-        return self.whole.file.read().paused
-
-    async def sleep_async(self, level: int = 1, mode: Any = "abort") -> None:
-        await self.whole.do(Op("sleep", (level, mode)))
-
-    async def wake_up_async(self, tags: list[str] | None = None) -> bool:
-        answers = await self.whole.do(Op("wake_up", (tags,)))
-        return all(answers) if answers else not self.whole.file.read().asleep
-
-    async def is_sleeping_async(self) -> bool:
-        return self.whole.file.read().asleep
-
-    async def release_kv_cache_memory_async(self) -> None:
-        await self.whole.do(Op("release_kv_cache_memory"))
-
-    async def profile_async(self, is_start: bool = True, *how: Any) -> None:
-        await self.whole.do(Op("profile", (is_start, *how)))
-
-    async def reset_prefix_cache_async(self, *how: Any) -> bool:
-        return all(await self.whole.do(Op("reset_prefix_cache", how)))
-
-    async def reset_mm_cache_async(self) -> None:
-        await self.whole.do(Op("reset_mm_cache"))
-
-    async def reset_encoder_cache_async(self) -> None:
-        await self.whole.do(Op("reset_encoder_cache"))
-
-    async def collective_rpc_async(self, *call: Any) -> list[Any]:
-        """Of the workers of all instances that there are."""
-        return [answer for answers in await self.call_utility_all_async("collective_rpc", *call) for answer in answers]
-
-    async def compute_weight_checksums_async(self) -> list[dict[str, str]]:
-        """All instances have the same weights, so one of them speaks for all. Raises RuntimeError if they have not."""
-        sums, *others = await self.call_utility_all_async("compute_weight_checksums")
-        if any(other != sums for other in others):
-            raise RuntimeError(f"The instances have different weights: {[sums, *others]}")
-        return list(sums)

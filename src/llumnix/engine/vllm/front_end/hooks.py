@@ -39,7 +39,7 @@ FRONT_END_HOOKS = (
         "self request prompt parent_req index queue",
         "overridden: forgets what cannot be sent",
     ),
-    Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what was known before"),
+    Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what vLLM waits for"),
     Hook(
         "vllm.v1.engine.output_processor:OutputProcessor.abort_requests",
         "self request_ids internal",

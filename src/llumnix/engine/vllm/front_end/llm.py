@@ -53,7 +53,7 @@ class LlumnixLLM(AsyncLLM):
     """To be made on the running event loop. It can be used once `engine_core.members.joined` is set."""
 
     engine_core: LlumnixClient
-    tracing: Tracing | None = None
+    _tracing: Tracing | None = None
     """Of its requests, where somebody wants that."""
 
     def __init__(
@@ -86,19 +86,23 @@ class LlumnixLLM(AsyncLLM):
                 client_index=spec.index,
             )
 
-        if self.observability_config.otlp_traces_endpoint is not None:
-            self._trace(observer)
-        self.engine_core.on_given_up = partial(end_request, requests=self.output_processor, client=self.engine_core)
+        self._accompany_requests(observer)
         self._count_places(spec.cluster.instances)
         self._profile_session_guard_enabled = True  # vLLM's is off where front ends know nothing of each other
         self._profile_session_active = False  # 0.31 has neither
         self.engine_core.whole.followers.append(self.follow)
 
-    def _trace(self, observer: Observer) -> None:
+    def _accompany_requests(self, observer: Observer) -> None:
+        """On their way through the client, who knows nothing of vLLM's part of them."""
+        self.engine_core.is_wanted = self.output_processor.has_request
+        self.engine_core.on_given_up = partial(end_request, requests=self.output_processor, client=self.engine_core)
+        if self.observability_config.otlp_traces_endpoint is None:
+            return
         from llumnix.engine.vllm.front_end.tracing import Tracing  # OpenTelemetry need not be there otherwise
 
-        self.tracing = Tracing(self._spec.index)
-        observer.stories.listener = self.tracing.ended
+        self._tracing = Tracing(self._spec.index)
+        self.engine_core.traced = partial(self._tracing.asked, self.engine_core.streams.session_of)
+        observer.stories.listener = self._tracing.ended
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
@@ -145,23 +149,20 @@ class LlumnixLLM(AsyncLLM):
             if self.output_handler is not None:
                 cancel_task_threadsafe(self.output_handler)  # before its queue ends, which it would call a failure
         super().shutdown(timeout)
-        if self.tracing is not None:
-            self.tracing.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
     async def _add_request(
         self, request: EngineCoreRequest, prompt: Any, parent_req: Any, index: int, queue: RequestOutputCollector
     ) -> None:
-        """As vLLM's, which knows a request from before it is sent, and for ever when it cannot be."""
+        """As vLLM's, which knows a request from before it is sent, and for ever when it cannot be (of n > 1 sequences,
+        which do not come by here, it forgets all)."""
         known = self.output_processor.has_request(request.request_id)
-        if self.tracing is not None and not known:
-            self.tracing.began(request)
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
-        except BaseException as error:
+        except BaseException:
             if not known:
                 await self.abort(request.request_id, internal=True)
-                if self.tracing is not None:
-                    self.tracing.refused(request.request_id, str(error))
             raise
 
     # -- the state of the server as a whole

@@ -6,8 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from time import monotonic
 from typing import Any
+
+from vllm.exceptions import GracefulHTTPError
 
 from llumnix.control.gone import GoneIds
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -145,8 +148,11 @@ async def unless_gone(call: Coroutine[Any, Any, Any], gone: asyncio.Event) -> An
 
 
 def of_the_living(answers: list[Any]) -> list[Any]:
-    """Without those of instances that are gone. Raises what any other call failed with."""
+    """Without those of instances that are gone. Raises what any other call failed with, and a 503 if none is left."""
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, ConnectionError):
             raise answer
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+    lived = [answer for answer in answers if not isinstance(answer, BaseException)]
+    if not lived:
+        raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+    return lived

@@ -7,7 +7,8 @@ of the client, is named there before the request is sent. What is below ours is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, assert_never
 
 import msgspec
@@ -53,6 +54,18 @@ class Tracing:
 
     def __len__(self) -> int:
         return len(self._roots)
+
+    @contextmanager
+    def asked(self, session_of: Callable[[str], object], request: EngineCoreRequest) -> Iterator[None]:
+        """Around what takes it to an instance, or does not. `session_of`: None if no stream of it is open then."""
+        self.began(request)
+        try:
+            yield
+        except BaseException as error:
+            self.refused(request.request_id, str(error))
+            raise
+        if session_of(request.request_id) is None:
+            self.refused(request.request_id, "aborted")
 
     def began(self, request: EngineCoreRequest) -> None:
         """Before it is sent: its headers go with it. `ended` or `refused` follows."""
