@@ -14,6 +14,7 @@ pytest.importorskip("vllm")
 from engine_requests import engine_request
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
+from vllm.v1.metrics.stats import PrefillStats
 
 from llumnix.config import PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
@@ -383,3 +384,12 @@ def test_instance_that_is_about_to_go_is_not_named() -> None:
     front.members.remove(B)
     assert front.open() == A
     assert front.mailed == []
+
+
+def test_prompt_of_one_that_is_replayed_before_its_first_token_is_told_its_client() -> None:
+    front = FrontEnd(A, B)
+    first = front.open()
+    front.lose(first)
+    stats = PrefillStats(num_prompt_tokens=3, num_cached_tokens=2)
+    (delivered,) = front.streams.sort_out(_other(first), [_token("r~1", 7, prefill_stats=stats)])
+    assert (delivered.request_id, delivered.prefill_stats) == ("r", stats)

@@ -15,6 +15,7 @@ from late_device import BLOCKS, chain, token_after
 from late_engine import FRONT_END, LateCore, Wires
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.metrics.stats import PrefillStats
 
 from llumnix.control import front_end_events as fe
 from llumnix.control import ownership as own
@@ -45,6 +46,8 @@ class Session:
     engine_id: str
     tokens: list[int] = field(default_factory=list)
     cells: list[int] = field(default_factory=list)
+    prefill: PrefillStats | None = None
+    """As the client's server is told of it."""
     replays: int = 0
     ended: bool = False
 
@@ -70,13 +73,14 @@ class LatePair:
         self.sessions: dict[str, Session] = {}
         """By engine id, those that have not ended."""
         self.wrong_tokens: list[str] = []
+        self.wrong_prompts: list[str] = []
         self.moved = 0
         self._codec = RequestCodec()
         self._numbers = itertools.count()
 
     @property
     def wrong(self) -> list[str]:
-        return self.wrong_tokens + [fault for core in self.cores for fault in core.device.wrong]
+        return self.wrong_tokens + self.wrong_prompts + [fault for core in self.cores for fault in core.device.wrong]
 
     @property
     def leftovers(self) -> list[str]:
@@ -249,6 +253,10 @@ class LatePair:
             self._unread[NAMES[at]].extend(outputs.outputs)
 
     def _take(self, session: Session, output: EngineCoreOutput) -> None:
+        session.prefill = session.prefill or output.prefill_stats
+        told = None if output.prefill_stats is None else output.prefill_stats.num_prompt_tokens
+        if told != (None if session.tokens else len(session.request.prompt_token_ids or [])):
+            self.wrong_prompts.append(f"{session.engine_id} at token {len(session.tokens)}: a prompt of {told}")
         for token in output.new_token_ids:
             right = session.right_token()
             if token != right:

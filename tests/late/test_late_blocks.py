@@ -163,3 +163,21 @@ def test_one_that_was_preempted_after_it_had_asked_for_room_begins_anew_where_it
     pair.settle()
     assert len(comes.tokens) == 11
     assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+@pytest.mark.parametrize("pair", ["full"], indirect=True)
+def test_prompt_of_one_that_was_preempted_before_its_first_token_and_moves_is_told_whole(pair: LatePair) -> None:
+    """With what was cached of it where it began. While a prompt is computed, its request does not move."""
+    prefix = list(range(2 * BLOCK_TOKENS))
+    pair.ask(0, [*prefix, 7], 1)
+    pair.settle()
+    comes = pair.ask(0, [*prefix, *range(40)], 5)
+    pair.step(0)
+    assert pair.cores[0].reset_prefix_cache(reset_running_requests=True)
+    pair.move(0, comes.engine_id)
+    pair.fly()
+    pair.settle()
+    assert pair.moved == 1
+    assert comes.prefill is not None
+    assert (comes.prefill.num_prompt_tokens, comes.prefill.num_cached_tokens) == (len(prefix) + 40, len(prefix))
+    assert (pair.wrong, pair.leftovers) == ([], [])

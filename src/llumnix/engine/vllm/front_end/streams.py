@@ -150,7 +150,6 @@ class Streams:
                 self._moves.first_token(session, downtime_s, now)
         if session.stream.replays:
             output.request_id = session.id
-            output.prefill_stats = None  # of the replay; the client's prefill was reported long ago
         if output.finish_reason is None or self._ends_well(session, output, now):
             to.append(output)
 

@@ -143,10 +143,18 @@ class IncomingRequests:
             self._introduce(request, hand)
         passport = passport_of(request)
         passport.migrations, passport.moved_s, passport.preempted_s = hand.migrations, now_s, hand.preempted_s
-        if scheduler.log_stats and not request.num_output_tokens:
-            request.record_event(EngineCoreEventType.QUEUED)  # its metrics count from then
+        if not request.num_output_tokens:
+            self._tell_prefill(request, hand.cached_tokens)
         scheduler.adopt(request, hand.computed_tokens)
         return request.num_output_tokens
+
+    def _tell_prefill(self, request: Request, cached_tokens: int) -> None:
+        """With its first token, which is still to come. vLLM takes note of a prompt when it begins to compute it from
+        its start, and not for one that was preempted before."""
+        assert request.prefill_stats is not None
+        request.prefill_stats.set(request.num_prompt_tokens, cached_tokens, 0)
+        if self._scheduler.log_stats:
+            request.record_event(EngineCoreEventType.QUEUED)  # its metrics count from then
 
     def _introduce(self, request: Request, hand: Hand) -> None:
         if request.num_output_tokens:

@@ -106,6 +106,8 @@ class Hand(msgspec.Struct, frozen=True, kw_only=True):
     computed_tokens: int
     preemptions: int
     preempted_s: float | None
+    cached_tokens: int
+    """Of its prompt, when its computation first began; counts until it has made a token."""
     migrations: int
     reasoning_ended: bool | None
     sampler_state: bytes | None
@@ -126,6 +128,7 @@ def hand_of(request: Request, sampler_state: bytes | None) -> bytes:
             computed_tokens=request.num_computed_tokens,
             preemptions=request.num_preemptions,
             preempted_s=passport_of(request).preempted_s,
+            cached_tokens=0 if request.prefill_stats is None else request.prefill_stats.num_cached_tokens,
             migrations=passport_of(request).migrations + 1,
             reasoning_ended=None if structured is None else structured.reasoning_ended,
             sampler_state=sampler_state,
