@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import torch
 from engine_requests import engine_request
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequestType, FinishReason
@@ -393,3 +394,14 @@ def test_prompt_of_one_that_is_replayed_before_its_first_token_is_told_its_clien
     stats = PrefillStats(num_prompt_tokens=3, num_cached_tokens=2)
     (delivered,) = front.streams.sort_out(_other(first), [_token("r~1", 7, prefill_stats=stats)])
     assert (delivered.request_id, delivered.prefill_stats) == ("r", stats)
+
+
+def test_stream_whose_embeddings_are_not_kept_ends_and_lets_go_of_them() -> None:
+    front = FrontEnd(A)
+    front.open(prompt_token_ids=None, prompt_embeds=torch.zeros(3, MOST_MEDIA_BYTES))
+    front.streams.sort_out(A, [_token("r", 7)])
+    session = front.streams.session_of("r")
+    assert session is not None
+    assert session.request.prompt_embeds is None
+    front.streams.sort_out(A, [_token("r", 8, finish_reason=FinishReason.LENGTH)])
+    assert front.streams.sessions == {}

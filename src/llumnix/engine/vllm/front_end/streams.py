@@ -75,7 +75,8 @@ class Streams:
             assert stream is not None
             story = begin_story(self._stories, request, arrived.prompt_tokens, arrived.at_s)
             story.dispatched(arrived.at_s, answer.reason)
-            self.sessions[name] = Session(request, name, stream, story, self._kept.keep(name, media_bytes(request)))
+            kept = self._kept.keep(name, media_bytes(request))
+            self.sessions[name] = Session(request, name, stream, story, keeps_media=kept)
             tell_onward(answer, self._members, self._ways.post)
         else:
             self.refused(client_id_of(request), answer.why)
