@@ -126,7 +126,7 @@ class Bench:
         for step in range(TOKENS):
             last = FinishReason.LENGTH if step == TOKENS - 1 else None
             outputs = [EngineCoreOutput(request_id=name, new_token_ids=[step], finish_reason=last) for name in names]
-            self.streams.sort_out(I0, outputs, time.monotonic())
+            self.streams.sort_out(I0, outputs)
 
 
 def _never(*_: Any) -> Any:

@@ -44,7 +44,7 @@ class Told:
         message = EngineCoreOutputs(engine_index=INDEX[instance], outputs=list(outputs), timestamp=at_s)
         await LlumnixClient.process_engine_outputs(self._front.client, message)
         for output in message.outputs:
-            counted = IterationStats()
+            counted = IterationStats()  # type: ignore[no-untyped-call]
             lora = LoRARequestStates(log_stats=False)
             counted.update_from_output(output, message.timestamp, self._first, self.stats, lora, None)
             self.between_tokens_s += counted.inter_token_latencies_iter

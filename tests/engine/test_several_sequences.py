@@ -151,6 +151,6 @@ async def test_without_classes_sequences_that_come_after_an_abort_are_not_sent_e
 
         return abort()
 
-    front.client._send_to = aborted_meanwhile  # type: ignore[method-assign]
+    front.client._send_to = aborted_meanwhile  # type: ignore[assignment, method-assign]
     await add(llm, request_for(3))
     assert front.client.streams.sessions == {}

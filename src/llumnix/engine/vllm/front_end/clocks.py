@@ -45,8 +45,9 @@ class Clocks:
         self.put_events_right(instance, message.outputs)
 
     def put_events_right(self, instance: InstanceId, outputs: list[EngineCoreOutput]) -> None:
-        clock = self._clocks.get(instance)
-        for output in () if clock is None else outputs:
+        if (clock := self._clocks.get(instance)) is None:
+            return
+        for output in outputs:
             for event in output.events or ():
                 event.timestamp += clock.behind_s
 
