@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 
 from llumnix.cluster.environment import engine_flags
 from llumnix.flags import parse_serve
-from llumnix.vllm_words import VERSION, flag_rows, installed_version, variable_rows
+from llumnix.vllm_words import VERSION, flag_rows, installed_version, refused_variable, variable_rows
 
 DECISIONS = {"as it is", "per instance", "ours", "refused", "here"}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "vllm_flags.py"
@@ -50,6 +50,15 @@ def test_it_is_decided_what_becomes_of_each() -> None:
         if row["decision"] not in DECISIONS or (refused and not sentence) or (row["fine"] and not refused):
             wrong.append(name)
     assert not wrong
+
+
+def test_ids_that_may_come_twice_are_refused() -> None:
+    """Streams, moves and stories go by ids that are never used again."""
+    name = "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"
+    why = refused_variable({name: "1"})
+    assert why is not None
+    assert why.startswith(f"{name} is not for Llumnix")
+    assert refused_variable({name: "0"}) is None
 
 
 def test_all_flags_at_once_mean_to_vllm_what_they_mean_alone() -> None:
