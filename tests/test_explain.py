@@ -114,6 +114,25 @@ def test_a_request_that_goes_on_and_why_it_does_not_move(asked: list[str], capsy
     assert capsys.readouterr().out == "it has ended\n"
 
 
+def test_what_happened_to_the_size_is_told_while_the_scheduler_is_silent(
+    answer_with: Install, capsys: Captured
+) -> None:
+    stories = Stories(Journal("f0"))
+    eventful(stories)
+    entries = [entry for entry in stories.journal.newest(100).entries if entry.kind == "moved"]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/scaling"):
+            return httpx.Response(503, json={"reason": "The scheduler does not answer; it is being restarted."})
+        return _json(JournalAnswer(entries=entries, cursor="f0.9", lost=0))
+
+    answer_with(answer)
+    assert main(["explain", "--scaling"]) == 0
+    moved, now = capsys.readouterr().out.splitlines()
+    assert "moved from i0 to i1" in moved
+    assert now == "now: nobody says. The scheduler does not answer; it is being restarted."
+
+
 def test_why_nothing_moves_at_all_and_nothing_leaves_an_instance(asked: list[str], capsys: Captured) -> None:
     assert main(["explain", "--why-not"]) == main(["explain", "--why-not", "i0"]) == 0
     assert capsys.readouterr().out.splitlines() == [

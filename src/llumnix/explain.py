@@ -13,7 +13,7 @@ import msgspec
 
 from llumnix.api.bodies import JournalAnswer, StoryAnswer, WhyNotAnswer
 from llumnix.decision_log import read_log
-from llumnix.errors import UsageError
+from llumnix.errors import ServerSilent, UsageError
 from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import EntryFilter
 from llumnix.journal.story import stories_in
@@ -136,11 +136,18 @@ def _journal_lines(client: Any, values: argparse.Namespace, answer: JournalAnswe
     for entry in answer.entries:
         yield f"{_when(entry)}  {f'{entry.request}: ' if entry.request else ''}{sentence(entry)}"
     if values.scaling and values.log is None:
-        scaling = client.scaling()
-        looks = f"auto-scaling: {scaling.now}" if scaling.mode != "off" else "auto-scaling is off"
-        yield f"now: {scaling.serving} serve, {scaling.draining} drain, {scaling.starting} start; {looks}"
+        yield f"now: {_size_now(client)}"
     elif not answer.entries:
         yield "nothing is known to have happened"
+
+
+def _size_now(client: Any) -> str:
+    try:
+        scaling = client.scaling()
+    except ServerSilent as error:  # the journal is other processes', too
+        return f"nobody says. {error}"
+    looks = f"auto-scaling: {scaling.now}" if scaling.mode != "off" else "auto-scaling is off"
+    return f"{scaling.serving} serve, {scaling.draining} drain, {scaling.starting} start; {looks}"
 
 
 def _story_lines(values: argparse.Namespace, answer: StoryAnswer) -> Iterator[str]:

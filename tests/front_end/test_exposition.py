@@ -75,7 +75,16 @@ async def test_an_error_is_told_to_who_asked_and_the_next_one_is_served(
 
 
 @pytest.mark.parametrize(
-    ("encodings", "zipped"), [("gzip", True), ("deflate, gzip;q=0.9", True), ("", False), ("identity, x-gzip", False)]
+    ("encodings", "zipped"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=0.9", True),
+        ("GZIP; q=0.001", True),
+        ("", False),
+        ("identity, x-gzip", False),
+        ("gzip;q=0", False),
+        ("identity, gzip; q=0.000", False),
+    ],
 )
 async def test_whoever_takes_gzip_gets_it(writer: Writer, encodings: str, zipped: bool) -> None:
     answer = await MetricsText(ServerSeen).answer(encodings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ def exposition(seen: ServerSeen) -> bytes:
     return generate_latest(get_prometheus_registry()) + generate_latest(ours)
 
 
+_NEVER = re.compile(r"q *= *0(\.0*)?")
+
+
 class _Written(NamedTuple):
     plain: bytes
     zipped: bytes
@@ -56,7 +60,7 @@ class MetricsText:
     async def answer(self, encodings: str) -> Response:
         """`encodings`: the header Accept-Encoding of who asks. Prometheus wants gzip."""
         written = await self._read()
-        if any(each.partition(";")[0].strip() == "gzip" for each in encodings.split(",")):
+        if _takes_gzip(encodings):
             headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
             return Response(written.zipped, headers=headers, media_type=CONTENT_TYPE_LATEST)
         return Response(written.plain, headers={"Vary": "Accept-Encoding"}, media_type=CONTENT_TYPE_LATEST)
@@ -69,6 +73,15 @@ class MetricsText:
                 ended_s = monotonic()
                 self._stale_at_s = ended_s + _REST * (ended_s - began_s)
             return self._written
+
+
+def _takes_gzip(encodings: str) -> bool:
+    """By a header Accept-Encoding; a weight of 0 says that it does not."""
+    for each in encodings.lower().split(","):
+        name, _, weight = each.partition(";")
+        if name.strip() == "gzip":
+            return _NEVER.fullmatch(weight.strip()) is None
+    return False
 
 
 def _written_aside(seen: ServerSeen) -> _Written:

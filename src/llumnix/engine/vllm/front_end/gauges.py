@@ -1,8 +1,8 @@
 """What a front end knows of the whole server, in `GET /metrics`: made when somebody asks, from what is known then.
 
 The label is `instance_id`: Prometheus itself calls the place that it asks `instance`. An instance that takes no
-requests has no freeness; one that is gone is not there, whatever it said before; and what only the scheduler knows is
-left out while it is silent.
+requests has no freeness; one that is gone is not there, whatever it said before; and what only the scheduler knows of
+now is left out while it is silent. What it has counted stays as it told last, so that no rate has a gap.
 """
 
 from __future__ import annotations
