@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -213,10 +214,14 @@ async def test_instance_that_is_brought_to_where_the_others_are_is_listed_as_one
     assert [(row["id"], row["state"], row["pid"]) for row in rows[:1]] == [("i6", "starting", 7)]
 
 
-async def test_id_that_its_client_chose_may_have_slashes(board: Board) -> None:
-    board.rows = [(InstanceId("i0"), row("r0", "cmpl-team/a b-0"))]
-    answer = await ask(board, "GET", "/requests/cmpl-team%2Fa%20b")
-    assert [one["id"] for one in answer.json()["requests"]] == ["cmpl-team/a b"]
+@pytest.mark.parametrize("name", ["cmpl-team/a b", "cmpl-a\nb\n", "cmpl-\u2028"])
+async def test_id_that_its_client_chose_may_have_slashes_and_lines(board: Board, name: str) -> None:
+    board.rows = [(InstanceId("i0"), row("r0", f"{name}-0"))]
+    answer = await ask(board, "GET", f"/requests/{quote(name, safe='')}")
+    assert [one["id"] for one in answer.json()["requests"]] == [name]
+    board.stories.began(0.0, name, f"{name}-0-7f", 3)
+    told = await ask(board, "GET", f"/requests/{quote(name, safe='')}/story")
+    assert [story["request"] for story in told.json()["stories"]] == [name]
 
 
 async def test_half_a_character_is_refused(board: Board) -> None:

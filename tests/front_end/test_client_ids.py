@@ -42,6 +42,9 @@ from llumnix.engine.vllm.front_end.client_ids import client_visible_id
         ("transcribe-run-7", "transcribe-run-7"),
         ("transcribe-run_7", "transcribe-run_7"),
         ("generate-tokens-run_7", "generate-tokens-run_7"),
+        ("cmpl-of\nlines\n-0", "cmpl-of\nlines\n"),
+        ("my\nown_0", "my\nown"),
+        ("translate-my\nown-lang_detect", "translate-my\nown"),
     ],
 )
 def test_sequences_of_a_request_have_its_id(inside: str, outside: str) -> None:

@@ -131,7 +131,7 @@ def copied(page: Page) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["cmpl-$(reboot)", 'cmpl-a\'b "c" \\d  e', "cmpl-\x1b[31m\t\u202e'\\x", "--log=é", "~root", "*", "-7"],
+    ["cmpl-$(reboot)", 'cmpl-a\'b "c" \\d  e', "cmpl-\x1b[31m\n\u202e'\\x", "--log=é", "~root", "*", "-7"],
 )
 def test_its_command_says_the_id_and_nothing_else_to_a_shell(browser: Browser, server: PageServer, name: str) -> None:
     ended(server.cluster, name)

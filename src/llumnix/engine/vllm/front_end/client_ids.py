@@ -22,12 +22,12 @@ _RECORDINGS = "transcribe|translate"
 
 _SEQUENCE = re.compile(r"\A\d+_")
 _BEAM = re.compile(r"-[0-9a-f]{16}-beam-\d+\Z")
-_PROMPT = re.compile(rf"\A((?:{_NUMBERED})-.+?)-(?:prompt-\d+-chunk-)?\d+\Z")
-_LANGUAGE = re.compile(rf"\A((?:{_RECORDINGS})-.+)-lang_detect\Z")
+_PROMPT = re.compile(rf"\A((?:{_NUMBERED})-.+?)-(?:prompt-\d+-chunk-)?\d+\Z", re.DOTALL)
+_LANGUAGE = re.compile(rf"\A((?:{_RECORDINGS})-.+)-lang_detect\Z", re.DOTALL)
 _CHUNK = re.compile(rf"\A((?:{_RECORDINGS})-[0-9a-f]{{16}})-\d+\Z")
 _CHAT_OF_BATCH = re.compile(r"\A(chatcmpl-[0-9a-f]{16})_\d+\Z")
 """This one and the chunk: with vLLM's own random id. One that the client chose may itself end in a number."""
-_TURN = re.compile(rf"\A(?!(?:{_NUMBERED}|{_RECORDINGS}|chatcmpl|generate-tokens)-)(.+)_\d+\Z")
+_TURN = re.compile(rf"\A(?!(?:{_NUMBERED}|{_RECORDINGS}|chatcmpl|generate-tokens)-)(.+)_\d+\Z", re.DOTALL)
 """The client may choose the whole id of a response."""
 _PARTS = (_PROMPT, _LANGUAGE, _CHUNK, _CHAT_OF_BATCH, _TURN)
 

@@ -8,6 +8,7 @@ from time import monotonic
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
+from starlette.convertors import StringConvertor, register_url_convertor
 from vllm import envs
 
 from llumnix.api import bodies
@@ -38,6 +39,15 @@ MIGRATE_TIMEOUT_S = 90.0
 """For all sequences of a request together."""
 _MAX_LIMIT = 1_000_000
 _KINDS = {409: "conflict_error", 504: "timeout_error"}
+
+
+class _Text(StringConvertor):
+    """Of any characters: a `path` has slashes, but no line feeds."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("text", _Text())
 
 
 def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page: Page | None) -> None:
@@ -76,7 +86,7 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     async def requests(request: Request) -> Response:
         return await guard.answer(request, lambda: _requests(board))
 
-    @router.get("/requests/{request_id:path}")  # clients may choose their ids, slashes included
+    @router.get("/requests/{request_id:text}")  # clients may choose their ids
     async def one_request(request: Request, request_id: str) -> Response:
         return await guard.answer(request, lambda: _one_request(board, request_id))
 
@@ -104,7 +114,7 @@ def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
 def _add_past(router: APIRouter, guard: Guard, board: Switchboard) -> None:
     """Before those that look: the id of a request may be a whole path."""
 
-    @router.get("/requests/{request_id:path}/story")
+    @router.get("/requests/{request_id:text}/story")
     async def story(request: Request, request_id: str) -> Response:
         return await guard.answer(request, lambda: past.story(board, request_id))
 
