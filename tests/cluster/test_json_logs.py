@@ -62,11 +62,12 @@ def test_launcher_finds_the_last_words_of_a_process_that_logged_in_json(tmp_path
     assert last_words(log) == "ValueError: no room"
 
 
-def test_what_the_launcher_says_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_launcher_says_is_json_too(capfd: pytest.CaptureFixture[str]) -> None:
     voice = Voice("json", ServiceManager({}))
     voice.say("i0 ready in 1.6 s")
     voice.say("i0 died: killed by SIGKILL", warning=True)
-    said = capsys.readouterr()
+    voice.close()
+    said = capfd.readouterr()
     assert json.loads(said.out) | {"at": "", "pid": 0} == {
         "at": "",
         "level": "info",
