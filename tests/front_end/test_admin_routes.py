@@ -164,7 +164,9 @@ async def test_last_instance_is_spared_unless_it_is_forced(board: Board) -> None
 
 async def test_undrain_is_the_schedulers_to_allow(board: Board) -> None:
     assert (await ask(board, "POST", "/instances/i2/undrain")).status_code == 202
-    assert board.asked == [UndrainInstance(instance=InstanceId("i2"), query=1, reply_to=board.address)]
+    (asked,) = board.asked
+    assert isinstance(asked, UndrainInstance)
+    assert (asked.instance, asked.reply_to) == ("i2", board.address)
     board.scheduler_answer = Answer(query=1, ok=False, why="i2 cannot come back: it is being stopped already")
     answer = await ask(board, "POST", "/instances/i2/undrain")
     assert (answer.status_code, "being stopped" in answer.json()["reason"]) == (409, True)
@@ -179,7 +181,9 @@ async def test_undrain_of_what_is_not_there(board: Board, instance: str, status:
 async def test_role_is_passed_on_to_the_scheduler(board: Board) -> None:
     answer = await ask(board, "POST", "/instances/i2/role", json={"role": "decode"})
     assert (answer.status_code, answer.json()) == (200, {"ok": True, "id": "i2", "role": "decode"})
-    assert board.asked == [GiveRole(instance=InstanceId("i2"), role=Role.DECODE, query=1, reply_to=board.address)]
+    (asked,) = board.asked
+    assert isinstance(asked, GiveRole)
+    assert (asked.instance, asked.role, asked.reply_to) == ("i2", Role.DECODE, board.address)
 
 
 @pytest.mark.parametrize(
