@@ -14,6 +14,7 @@ from vllm.config import LoRAConfig
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
+from vllm.v1.request import RequestStatus
 
 from llumnix.config import PolicyConfig
 from llumnix.control.changes_of_turn import LEAST_TURN_S, LONGEST_PAUSE_S
@@ -208,3 +209,20 @@ def test_one_whose_first_token_is_in_flight_stands_still_when_it_is_preempted(en
     engine.scheduler._preempt_request(request, 0.0)
     ((_, stopped),) = engine.scheduler.turns.longest_stopped()
     assert stopped is request
+
+
+def test_report_says_since_when_the_first_of_the_queue_is_that(engine: SmallEngine) -> None:
+    three_fill_the_memory(engine)
+    assert report(engine, at=1.0).head_of_line_s == 0.0
+    engine.add("first", 0, prompt_tokens=4 * BLOCK_TOKENS)
+    assert report(engine, at=2.0).head_of_line_s == 0.0
+    assert report(engine, at=7.0).head_of_line_s == 5.0
+    engine.scheduler.turns.call(engine.scheduler.requests["first"])
+    assert report(engine, at=8.0).head_of_line_s == 6.0, "it is the same one"
+    engine.scheduler.finish_requests(["old", "middle", "new"], RequestStatus.FINISHED_ABORTED)
+    engine.step()
+    assert engine.running == ["first"]
+    request = engine.scheduler.requests["first"]
+    engine.scheduler.running.remove(request)
+    engine.scheduler._preempt_request(request, 0.0)
+    assert report(engine, at=9.0).head_of_line_s == 0.0, "it ran in between"

@@ -124,6 +124,8 @@ def test_pairs_when(situation: str, instances: list[InstanceSnapshot], expected:
          ("full", "free", Why.FOR_TOKENS)),
         ("its engine stands still", [load("full", 20, 40, standing_s=STANDING_S), FREE], {},
          ("full", None, Why.STANDS_STILL)),
+        ("only it is free enough itself", [load("full", 400, 10, preempted=1), load("b", 500, 40)], {},
+         ("full", None, Why.NO_TARGET)),
         ("those that are free enough stand still", [FULL, load("free", 900, 5, standing_s=STANDING_S)], {},
          ("full", None, Why.ALL_BUSY)),
         ("those that are free enough take one already", [FULL, load("free", 900, 5, incoming=1)], {},
@@ -294,3 +296,11 @@ def test_every_source_is_paired_or_told_why_not(snapshot: ClusterSnapshot) -> No
         if one.state is InstanceState.RUNNING and (one.preempted or migration_freeness(one, 1600) < 10)
     }
     assert answered == needy
+
+
+def test_what_lacks_room_is_what_may_go_there() -> None:
+    """Its first waits for its prompt and would fit, but the target is for tokens."""
+    giver = load("full", 20, 40, smallest_running_blocks=200, preempted=1, **HEAD)
+    paired = pair_by_benefit(cluster(giver, load("free", 110, 1, role=Role.DECODE)), TERMS)
+    (no,) = [each for each in paired.rejected if each.target == "free"]
+    assert (no.why, no.before, no.after) == (Why.NO_ROOM, 200, 110)

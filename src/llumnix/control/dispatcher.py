@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Container, Iterator
+from heapq import nsmallest
 
 import msgspec
 from msgspec.structs import replace
@@ -76,6 +77,7 @@ class Dispatcher:
         self._orders: list[list[RankKey]] = [[]]
         """For normal requests and, once one came, for high ones if the policy tells them apart."""
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
+        self._for_tokens: set[InstanceId] = set()
 
     def on_report(self, snapshot: InstanceSnapshot) -> None:
         """Takes a newer report and closes the ledger's entries that it counts. Reports that are older than the known
@@ -93,6 +95,7 @@ class Dispatcher:
         elif snapshot.seq <= entry.reported.seq:
             return
         entry.reported = snapshot
+        (self._for_tokens.add if snapshot.role is Role.DECODE else self._for_tokens.discard)(snapshot.id)
         entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks - snapshot.watermark_blocks, snapshot)
         if self._looks_at_prefixes:
             self.prefix_chunk_tokens = snapshot.prefix_chunk_tokens
@@ -108,6 +111,7 @@ class Dispatcher:
         entry = self._entries.pop(instance, None)
         self._removed.add(instance)
         self._standing -= {instance}
+        self._for_tokens.discard(instance)
         self._prefixes.remove(instance)
         if entry is not None:
             self._place(entry, [None, None])
@@ -181,6 +185,11 @@ class Dispatcher:
         """Those that take requests and do not stand still, the first for a normal one first, with what is on its way
         there."""
         return (self._entries[key[2]].view for key in self._orders[0] if key[2] not in self._standing)
+
+    def for_tokens(self, most: int) -> list[InstanceSnapshot]:
+        """The first by rank of those that take requests, are for tokens and do not stand still."""
+        keys = [self._entries[instance].keys[0] for instance in self._for_tokens - self._standing]
+        return [self._entries[key[2]].view for key in nsmallest(most, [key for key in keys if key is not None])]
 
     @property
     def serving(self) -> int:

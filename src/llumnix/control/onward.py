@@ -34,7 +34,7 @@ from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, RequestId, Role
 
 TAKERS_TRIED = 8
-"""Instances that are looked at, those for tokens first, then by rank: bounds what a dispatch costs."""
+"""Instances for tokens that are looked at, and as many of all, by rank: bounds what a dispatch costs."""
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -80,11 +80,10 @@ class Onward:
         )
 
     def _able(self, avoid: frozenset[InstanceId]) -> list[InstanceSnapshot]:
-        """Those for tokens first: by rank they may come after all that compute prompts."""
-        ranked = [each for each in self._dispatcher.by_rank() if each.id not in avoid]
-        for_tokens = (each for each in ranked if each.role is Role.DECODE)
-        mixed = (each for each in ranked if each.role is Role.MIXED)
-        return list(islice(chain(for_tokens, mixed), TAKERS_TRIED))
+        """The first for tokens, which by rank may come after all that compute prompts, and the first of all."""
+        ranked = (each for each in self._dispatcher.by_rank() if each.role is not Role.PREFILL)
+        able = (each for each in chain(self._dispatcher.for_tokens(TAKERS_TRIED), ranked) if each.id not in avoid)
+        return list({each.id: each for each in islice(able, 2 * TAKERS_TRIED)}.values())
 
     def expire(self, at_s: float) -> None:
         """It is that late by now: of what was asked too long ago nothing more is expected."""

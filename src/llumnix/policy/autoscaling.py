@@ -143,7 +143,7 @@ def _freeness_by_size(serving: list[InstanceSnapshot], held: HeldDemand) -> Call
 
 
 def _usable_blocks(instance: InstanceSnapshot) -> int:
-    """That are free, by which another request could run there; below zero, what its queue lacks."""
+    """That are free, if not for a batch that is full before a queue; below zero, what its queue lacks."""
     left = instance.free_blocks - instance.watermark_blocks - instance.queued_blocks
     return min(left, 0) if instance.running + instance.waiting > instance.max_running else left
 

@@ -4,7 +4,7 @@ idle      it has no request
 roomy     freeness is at least the limit from which it takes requests from others
 steady    between the two limits, where they differ: it neither gives nor takes
 tight     below the limit under which it gives requests away: a few blocks of tokens for each
-over      below zero: its requests need more memory than there is, and some wait or are preempted
+over      below zero: its requests need more memory, or places in the batch, than there are, and some wait
 leaving   it drains, and then stops
 kept      it drains or has drained, and stays, empty
 """

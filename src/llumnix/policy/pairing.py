@@ -138,29 +138,30 @@ def pair_by_benefit(cluster: ClusterSnapshot, terms: PairingTerms) -> PairingRou
         return PairingRound((), ())
     free = [entry for entry in ranked if entry[0] > terms.migrate_in_freeness]
     targets = [entry for entry in free if may_take(entry[1], terms)]
-    no_target = _why_no_target(free)
     sources.sort(key=least_free)
     targets.sort(key=freest)
     pairs: list[Pair] = []
     rejected: list[Rejection] = []
     for source in sources:
-        pair = _first_good_pair(source, targets, terms, rejected, no_target)
+        pair = _first_good_pair(source, targets, terms, rejected, free)
         if pair is not None:
             pairs.append(pair)
     return PairingRound(tuple(pairs), tuple(rejected))
 
 
-def _why_no_target(free: list[Ranked]) -> Why:
-    """Where none of those that are free enough is left."""
-    if not free:
+def _why_no_target(giver: InstanceSnapshot, free: list[Ranked]) -> Why:
+    """Where none of those that are free enough is left for it."""
+    others = [one for _, one in free if one.id != giver.id and not one.preempted]
+    if not others:
         return Why.NO_TARGET
-    return Why.ONLY_FOR_PROMPTS if all(one.role is Role.PREFILL for _, one in free) else Why.ALL_BUSY
+    return Why.ONLY_FOR_PROMPTS if all(one.role is Role.PREFILL for one in others) else Why.ALL_BUSY
 
 
 def _first_good_pair(
-    source: Ranked, targets: list[Ranked], terms: PairingTerms, rejected: list[Rejection], no_target: Why
+    source: Ranked, targets: list[Ranked], terms: PairingTerms, rejected: list[Rejection], free: list[Ranked]
 ) -> Pair | None:
-    """Takes the target of the pair off the list; notes why others were turned down."""
+    """Takes the target of the pair off the list; notes why others were turned down. `free`: all that are free enough,
+    if they can take one or not."""
     giver = source[1]
     if giver.stands_still:
         rejected.append(Rejection(giver.id, None, Why.STANDS_STILL))
@@ -171,7 +172,7 @@ def _first_good_pair(
     elif (loads := likely_victims(giver)) == ():
         rejected.append(Rejection(giver.id, None, Why.NOTHING_TO_GIVE))
     elif not targets:
-        rejected.append(Rejection(giver.id, None, no_target))
+        rejected.append(Rejection(giver.id, None, _why_no_target(giver, free)))
     elif not (able := [target for target in targets if any(_may_go(load, giver, target[1]) for load in loads)]):
         rejected.append(Rejection(giver.id, targets[0][1].id, Why.FOR_TOKENS))
     else:
@@ -197,7 +198,8 @@ def _judge(source: Ranked, target: Ranked, loads: tuple[Load, ...], terms: Pairi
     room = room_blocks(taker)
     load = next((load for load in loads if load.blocks <= room and _may_go(load, giver, taker)), None)
     if load is None:
-        return Rejection(giver.id, taker.id, Why.NO_ROOM, min(load.blocks for load in loads), room)
+        least_blocks = min(load.blocks for load in loads if _may_go(load, giver, taker))
+        return Rejection(giver.id, taker.id, Why.NO_ROOM, least_blocks, room)
     source_after = migration_freeness(without(giver, load), terms.priority_target_tokens)
     target_after = migration_freeness(with_added(taker, load), terms.priority_target_tokens)
     before, after = min(source_freeness, target_freeness), min(source_after, target_after)

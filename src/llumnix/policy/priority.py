@@ -7,7 +7,7 @@ go elsewhere, and those that are there are given away.
 
 from __future__ import annotations
 
-from llumnix.policy.demand import queued_demand_blocks
+from llumnix.policy.demand import demand_blocks
 from llumnix.policy.snapshot import InstanceSnapshot
 
 
@@ -19,8 +19,11 @@ def holds_high(instance: InstanceSnapshot) -> bool:
 def promised_blocks(instance: InstanceSnapshot, priority_target_tokens: int) -> int:
     """Blocks that are kept free for high-priority requests where there are any; 0 on an instance that is smaller
     than the target."""
-    used_blocks = queued_demand_blocks(priority_target_tokens, instance) if priority_target_tokens else 0
-    return max(0, instance.total_blocks - used_blocks)
+    if not priority_target_tokens:
+        return instance.total_blocks
+    kinds = [(size, 0) for size, _ in instance.kv_groups]  # many requests: no window holds them all
+    used = demand_blocks(priority_target_tokens, instance.block_tokens, instance.state_blocks, kinds)
+    return max(0, instance.total_blocks - used)
 
 
 def headroom_blocks(instance: InstanceSnapshot, priority_target_tokens: int | None) -> int:

@@ -82,7 +82,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     head_of_line_blocks: int = 0
     """Blocks needed by the first request in the queue; 0 if none waits."""
     head_of_line_s: float = 0.0
-    """For how long the first request in the queue has been that, as far as looks found it there; 0 if none waits."""
+    """Since a look first found the first request of the queue to be that, here and since it last ran; 0 if none
+    waits."""
     spared_blocks: int = 0
     """That stay free beside it when it starts, for those that run (`policy/waiting_order.py`); 0 if none waits."""
     queued_blocks: int = 0

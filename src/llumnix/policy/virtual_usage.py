@@ -12,7 +12,8 @@ number stands for every goal, because each goal is a charge:
     an instance that is to go away   infinitely much: everything leaves, nothing comes
 
 The batch counts whoever is charged. Below zero the sum is not divided: an over-committed instance is short of that
-many blocks however many requests share the shortage, and giving one away must never look like a loss.
+many blocks however many requests share the shortage, and giving one away must never look like a loss. Where the batch
+is full, what is left is of no use to those that wait: each of them counts as one that is missing.
 
 All functions cost O(1) whatever the instance holds. `priority_target_tokens` None means that priorities are ignored.
 """

@@ -86,10 +86,11 @@ class SimFrontEnd:
         if self.journal is not None:
             arrived = self._kernel.now, request.client_id, request.id, request.prompt_tokens
             request.story = Story(self.journal, *arrived)
-        if self._reception is None or not self._machine.dispatcher.serving:
-            self._open(request)
-        else:
+        refused = request.declined is not None  # for what it asks, whoever serves
+        if self._reception is not None and (refused or self._machine.dispatcher.serving):
             self._reception.arrives(request, self._arrived(request))
+        else:
+            self._open(request)
 
     def _open(self, request: SimRequest) -> None:
         (answer,) = self._machine.handle(self._arrived(request))

@@ -81,6 +81,7 @@ class Reporter:
         """The load now, as a numbered report."""
         self._seq += 1
         self._progress_s = self._kernel.now
+        self._engine.queue.looked_at(self._kernel.now)
         self._last = self._describe()
         return self._last
 

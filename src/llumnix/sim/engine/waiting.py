@@ -70,22 +70,25 @@ class WaitingQueue:
     def call(self, request: SimRequest) -> None:
         """Its turn has come, and nobody else's is to come before it."""
         assert self.called is None, "one at a time"
+        headed_s = request.headed_s
         self.remove(request)
         self.called = request
         self.add(request)
+        request.headed_s = headed_s
 
     def head_blocks(self) -> int:
         """Needed by the first; 0 if nobody waits."""
         return self.blocks_of(self.requests[0].tokens) if self.requests else 0
 
+    def looked_at(self, now_s: float) -> None:
+        """For a report: whoever is the first now is that since now, if no look before found it there."""
+        if self.requests and self.requests[0].headed_s is None:
+            self.requests[0].headed_s = now_s
+
     def head_s(self, now_s: float) -> float:
-        """How long the first has been that, as far as this look and those before it found it there."""
-        if not self.requests:
-            return 0.0
-        head = self.requests[0]
-        if head.headed_s is None:
-            head.headed_s = now_s
-        return now_s - head.headed_s
+        """Since a look first found the first there; 0 if none did."""
+        headed_s = self.requests[0].headed_s if self.requests else None
+        return 0.0 if headed_s is None else now_s - headed_s
 
     def head_leaves_room(self) -> bool:
         """Somebody waits, and the first does not start before those that run have room to grow."""
