@@ -508,6 +508,15 @@ def test_server_gives_up_when_the_front_end_never_starts() -> None:
     assert finishes == [Finish(2, "The front end does not start: ImportError: no app")]
 
 
+def test_front_end_that_served_and_crashes_again_and_again_is_replaced_for_ever() -> None:
+    server = Server()
+    server.serve()
+    for at in (2.0, 10.0, 30.0, 70.0):
+        server.handle(FrontEndLives(front_end=0, pid=server.pids["front-0"]), at)
+        assert only(Finish, server.exit("front-0", at + 0.1, why="a bad request")) == []
+        assert server.running.count("front-0") or only(ForkFrontEnd, server.handle(TimePassed(), at + 9.0))
+
+
 def test_answer_of_another_program_at_the_address_is_no_sign_that_a_front_end_starts() -> None:
     server = Server()
     server.serve()

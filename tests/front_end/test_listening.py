@@ -122,14 +122,10 @@ async def test_port_on_which_a_server_before_has_left_connections_is_listened_on
         listened.append(sock.getsockname()[1])
         return asyncio.sleep(0)
 
-    async def app(*_: Any) -> None:
-        return None
-
     monkeypatch.setattr(launcher, "serve_http", serve_http)
-    monkeypatch.setattr(serve, "_make_app", app)
     monkeypatch.setattr("vllm.entrypoints.launchers.utils.server_utils.get_uvicorn_log_config", lambda _: None)
     with boot.listen(setup(port=port)) as sock:
-        await serve._serve_http(AnyFlags(), None, None, None, sock, None)  # type: ignore[arg-type]
+        await serve._serve_http(AnyFlags(), None, sock, None)  # type: ignore[arg-type]
     assert listened == [port]
 
 

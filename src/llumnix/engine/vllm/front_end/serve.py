@@ -44,6 +44,7 @@ from llumnix.wire.to_scheduler import HeldHere
 log = logging.getLogger(__name__)
 
 _LAG_INTERVAL_S = 0.25
+_LISTENS_INTERVAL_S = 0.05
 _ALIVE_INTERVAL_S = 5.0
 _WAITING_INTERVAL_S = 1.0
 _LAST_BYTES_S = 5
@@ -81,8 +82,9 @@ async def serve_front_end(
         page = make_page(board, args, llm.model_config, lambda: llm.is_closing)
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(work) for work in _work_beside(args, board, page)]
-            peer_loads = None if connections is None else (connections, spec.index)
-            await _serve_http(args, llm, board, page, sock, peer_loads)
+            app = await _make_app(args, llm, board, page)
+            beside.append(group.create_task(_tell_that_it_lives(board, sock)))
+            await _serve_http(args, app, sock, None if connections is None else (connections, spec.index))
             for task in beside:
                 task.cancel()
     finally:
@@ -97,7 +99,6 @@ def _work_beside(
 ) -> Iterator[Coroutine[Any, Any, None]]:
     """What goes on until the server ends."""
     yield _watch(board)
-    yield _tell_that_it_lives(board)
     if isinstance(board.client, AdmittingClient):
         yield _tell_what_waits(board, board.client.desk)
     if board.log.recorder is not None:
@@ -109,18 +110,12 @@ def _work_beside(
 
 
 async def _serve_http(
-    args: argparse.Namespace,
-    llm: LlumnixLLM,
-    board: Switchboard,
-    page: Page | None,
-    sock: socket.socket,
-    peer_loads: tuple[Any, int] | None,
+    args: argparse.Namespace, app: FastAPI, sock: socket.socket, peer_loads: tuple[Any, int] | None
 ) -> None:
-    """As vLLM's `build_and_serve` (entrypoints/launchers/api_server/entry.py), with our routes added."""
+    """As vLLM's `build_and_serve` (entrypoints/launchers/api_server/entry.py), with an app that has our routes, too."""
     from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
-    app = await _make_app(args, llm, board, page)
     logging: dict[str, Any] = {}
     if (log_config := get_uvicorn_log_config(args)) is not None:
         logging["log_config"] = log_config
@@ -222,12 +217,16 @@ def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def _tell_that_it_lives(board: Switchboard) -> None:
-    """As long as this event loop turns. Else clients would wait for it for ever, and new ones with them."""
+async def _tell_that_it_lives(board: Switchboard, sock: socket.socket) -> None:
+    """At once when it listens, for a server whose front ends die before one ever did ends; from then on as long as
+    this event loop turns. Else clients would wait for it for ever, and new ones with them."""
     alive = FrontEndLives(front_end=board.spec.index, pid=os.getpid())
+    listened = False  # in the end the socket is closed while the last requests run
     while True:
-        await asyncio.sleep(_ALIVE_INTERVAL_S)
-        board.post(board.spec.book.launcher, alive)
+        listened = listened or bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        if listened:
+            board.post(board.spec.book.launcher, alive)
+        await asyncio.sleep(_ALIVE_INTERVAL_S if listened else _LISTENS_INTERVAL_S)
 
 
 async def _tell_what_waits(board: Switchboard, desk: Desk) -> None:
