@@ -628,6 +628,26 @@ def test_replacement_that_streams_are_parked_for_has_no_pause_any_more_when_the_
     assert only(ForkInstance, server.exit(fork.id, at=106.0)) == [], "but once"
 
 
+def test_replacement_that_streams_are_parked_for_starts_after_the_end_came_where_its_place_was_not_cleared() -> None:
+    """On Ray each place is cleared some time after who was there has ended."""
+    server = Server(instances=1, shutdown_timeout_s=60.0)
+    server.serve(at=1.0)
+    server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 100.0)
+    assert only(ForkInstance, server.handle(Terminate(), 100.1)) == []
+    (fork,) = only(ForkInstance, server.handle(Cleared(child="i0"), 101.0))
+    server.handle(Exited(child=fork.id, how="exit code 1", remains=True), 102.0)
+    assert only(ForkInstance, server.handle(Cleared(child=fork.id), 103.0)) == [], "but once"
+
+
+def test_place_that_is_cleared_after_the_end_came_stays_empty_where_no_stream_is_parked() -> None:
+    for front_ends, instances in ((1, 2), (0, 1)):
+        server = Server(instances=instances, front_ends=front_ends)
+        server.serve(at=1.0)
+        server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 100.0)
+        server.handle(Terminate(), 100.1)
+        assert only(ForkInstance, server.handle(Cleared(child="i0"), 101.0)) == []
+
+
 def test_replacement_of_one_whose_machine_goes_is_not_killed_before_the_front_ends_are_through() -> None:
     server = Server(instances=1, shutdown_timeout_s=60.0)
     server.serve(at=1.0)

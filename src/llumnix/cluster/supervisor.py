@@ -89,6 +89,7 @@ class Supervisor:
         self._instance_ever_served = False
         self._ever_served = False
         self._stopping = False
+        self._last_start_lacks_a_place = False
         self._end_at_s: float | None = None
         self._finished = False
 
@@ -181,7 +182,7 @@ class Supervisor:
             case Exited():
                 return self._on_exited(event, at)
             case Cleared():
-                return self._on_cleared(event)
+                return self._on_cleared(event, at)
             case _:
                 assert_never(event)
 
@@ -372,13 +373,14 @@ class Supervisor:
                 assert_never(unknown)
         return commands + (self._proceed_with_stopping(at) if self._stopping else [])
 
-    def _on_cleared(self, event: Cleared) -> list[SupervisorCommand]:
+    def _on_cleared(self, event: Cleared, at: float) -> list[SupervisorCommand]:
+        said: list[SupervisorCommand] = []
+        if event.stuck:
+            pids = ", ".join(map(str, event.stuck))
+            what = f"{event.child} left processes that do not end although they were killed ({pids})"
+            said.append(Say(f"{what}; they may hold its memory", warning=True))
         self._roster.cleared(event.child)
-        if not event.stuck:
-            return []
-        pids = ", ".join(map(str, event.stuck))
-        what = f"{event.child} left processes that do not end although they were killed ({pids})"
-        return [Say(f"{what}; they may hold its memory", warning=True)]
+        return said + (self._start_last(at) if self._last_start_lacks_a_place else [])
 
     def _on_instance_exited(self, instance: Instance, event: Exited, at: float) -> list[SupervisorCommand]:
         slot = self._roster.slots[instance.slot]
@@ -462,15 +464,20 @@ class Supervisor:
             commands.append(Signal(front_end.name))
         if not self._streams_may_be_parked:
             commands += [Signal(instance.id, kill=True) for instance in self._roster.instances if instance.starting]
-        elif not self._roster.starting:
-            commands += self._start_without_a_pause(at)
+        else:
+            commands += self._start_last(at)
         return commands + self._proceed_with_stopping(at)
 
-    def _start_without_a_pause(self, at: float) -> list[SupervisorCommand]:
-        """The one whose turn is next: there is no later any more."""
+    def _start_last(self, at: float) -> list[SupervisorCommand]:
+        """The one whose turn is next, without a pause, for there is no later any more: at most its place has first to
+        be cleared."""
+        self._last_start_lacks_a_place = False
+        if self._roster.starting or not self._streams_may_be_parked:
+            return []
         waiting = [slot.attempts for slot in self._roster.usable_slots.values()]
         if waiting:
             min(waiting, key=lambda attempts: attempts.not_before_s).not_before_s = at
+        self._last_start_lacks_a_place = not waiting
         return self._start_instances(at)
 
     @property
