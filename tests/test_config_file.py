@@ -83,6 +83,13 @@ def test_a_flag_at_the_end_of_the_file_leaves_the_model_alone(file: Path, flag: 
     assert arguments.engine_flags == (flag.name, *(values if isinstance(values, list) else ()))
 
 
+def test_name_of_the_file_ends_the_values_of_the_flag_before_it(file: Path) -> None:
+    file.write_text("seed: 1\n")
+    for named in ([f"--config={file}"], ["--config", str(file)]):
+        arguments = parse_serve(["--served-model-name", "a", "b", *named, "my/model"])
+        assert (arguments.model, arguments.engine_flags) == ("my/model", ("--seed=1", "--served-model-name", "a", "b"))
+
+
 def test_two_dashes_end_the_values_of_a_flag() -> None:
     arguments = parse_serve(["--served-model-name", "a", "b", "--", "my/model"])
     assert (arguments.model, arguments.engine_flags) == ("my/model", ("--served-model-name", "a", "b"))

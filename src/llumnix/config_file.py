@@ -23,28 +23,33 @@ _REPEATED = "--middleware"
 
 def tell_apart_with_file(words: Sequence[str], known: Vocabulary) -> Words:
     """The words, and before them what the file says that they name. Raises UsageError when it cannot be read."""
-    path, rest = _take_path(list(words))
-    told = tell_apart(rest, known)
-    if path is None:
-        return told
-    first = tell_apart(_words_of(path, known), known)
-    return Words(first.ours + told.ours, first.engine + told.engine, first.free + told.free)
+    path, before, behind = _take_path(list(words))
+    parts = [tell_apart(part, known) for part in (before, behind)]  # a flag before it has no values behind it
+    if path is not None:
+        parts.insert(0, tell_apart(_words_of(path, known), known))
+    told = Words()
+    for part in parts:
+        told.ours += part.ours
+        told.engine += part.engine
+        told.free += part.free
+    return told
 
 
-def _take_path(words: list[str]) -> tuple[str | None, list[str]]:
+def _take_path(words: list[str]) -> tuple[str | None, list[str], list[str]]:
+    """What `--config` names, and the words before and behind it."""
     end = words.index("--") if "--" in words else len(words)
     places = [place for place, word in enumerate(words[:end]) if word.partition("=")[0] == _FLAG]
     if not places:
-        return None, words
+        return None, words, []
     if len(places) > 1:
         raise UsageError("--config may be given once.")
     place = places[0]
     _, equals, path = words[place].partition("=")
     if equals:
-        return path, words[:place] + words[place + 1 :]
+        return path, words[:place], words[place + 1 :]
     if place + 1 == end:
         raise UsageError("--config needs a file.")
-    return words[place + 1], words[:place] + words[place + 2 :]
+    return words[place + 1], words[:place], words[place + 2 :]
 
 
 def _words_of(path: str, known: Vocabulary) -> list[str]:
