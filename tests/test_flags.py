@@ -171,6 +171,10 @@ def test_model_by_flag(spelling: list[str]) -> None:
     ("line", "part"),
     [
         ("--instances 0", "--instances must be between"),
+        ("--instances 99999999999", "^--instances must be between 1 and 4096, not 99999999999.$"),
+        ("--relief-steps 99999999999", "^--relief-steps must be a whole number up to 1000000000, not 99999999999.$"),
+        ("--pace-gain 1e30", r"^--pace-gain must be a number up to 1e\+09, not 1e\+30.$"),
+        ("--drain-timeout-s inf", r"^--drain-timeout-s must be a number up to 1e\+09 \(never\), not inf.$"),
         ("--instances many", "invalid int value: 'many'"),
         ("--instances", "--instances needs a value."),
         ("--api-server-count 0", "--api-server-count must be between 1 and 64, not 0."),
@@ -182,7 +186,7 @@ def test_model_by_flag(spelling: list[str]) -> None:
         ("--drain-timeout-s -1", "--drain-timeout-s must not be negative"),
         ("--relief-steps -1", "--relief-steps must not be negative"),
         ("--pace-gain 1.01", "--pace-gain must be 0 or at least 1.1"),
-        ("--admin-port 70000", "--admin-port must be below 65536"),
+        ("--admin-port 99999999999", "--admin-port must be below 65536"),
         ("--migrate-out-freeness 5 --migrate-in-freeness 1", "requests would bounce"),
     ],
 )
@@ -200,7 +204,7 @@ CONFIGS = [ClusterConfig, MigrationConfig, PolicyConfig, RolesConfig, ScalingCon
 )
 @pytest.mark.parametrize("value", [inf, -inf, nan, 10**30])
 def test_number_that_no_message_could_carry_is_refused(config: type, name: str, value: float) -> None:
-    with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} must be a number up to 1e\\+09 "):
+    with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} must be (a .*number up to 1|between 1|below 6)"):
         config(**{name: value})
 
 

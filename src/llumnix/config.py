@@ -230,8 +230,9 @@ class ClusterConfig:
     )
 
     def __post_init__(self) -> None:
-        refuse_beyond_measure(self)
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
+        _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")
+        refuse_beyond_measure(self)
         _require(self.instances_per_gpu >= 1, "--instances-per-gpu must be at least 1.")
         self._check_launcher()
         _require(self.max_reports_per_s >= 1, "--max-reports-per-s must be at least 1.")
@@ -259,7 +260,6 @@ class ClusterConfig:
             not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."
         )
         _require(self.log_format in ("text", "json"), f"--log-format must be text or json, not {self.log_format}.")
-        _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")
 
     def _check_launcher(self) -> None:
         _require(self.launcher in ("local", "ray"), f"--launcher must be local or ray, not {self.launcher}.")

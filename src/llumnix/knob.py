@@ -23,5 +23,8 @@ def refuse_beyond_measure(config: Any) -> None:
     for each in fields(config):
         value = getattr(config, each.name)
         if isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:
-            flag = each.name.replace("_", "-")
-            raise UsageError(f"--{flag} must be a number up to {_LARGEST:.0e} (in seconds: never), not {value}.")
+            most = (
+                f"a whole number up to {_LARGEST:.0f}" if isinstance(value, int) else f"a number up to {_LARGEST:.0e}"
+            )
+            never = " (never)" if each.name.endswith("_s") else ""
+            raise UsageError(f"--{each.name.replace('_', '-')} must be {most}{never}, not {value}.")
