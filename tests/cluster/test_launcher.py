@@ -51,6 +51,22 @@ def test_failure_is_one_of_the_start_only_until_the_engine_is_loaded(tmp_path: P
     launcher._mailbox.close()
 
 
+@pytest.mark.parametrize(("where", "kept"), [("local", {"front-0", "i0"}), ("ray", {"front-0"})])
+def test_log_of_an_instance_is_kept_small_by_whoever_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, kept: set[str]
+) -> None:
+    """On Ray that may be in the same folder, and two who move one log to its older file lose it."""
+    launcher: Any = Launcher(parse_serve(["--verbose", "--launcher", where]), "", on_one_machine(tmp_path))
+    launcher._nursery = SimpleNamespace(pid=1)
+    launcher._supervisor = SimpleNamespace(processes=("front-0", "i0"), instances=("i0",))
+    seen: set[str] = set()
+    launcher._logs = SimpleNamespace(keep_small=seen.update)
+    monkeypatch.setattr("llumnix.cluster.launcher.reap_orphans", lambda _: None)
+    launcher._keep_house()
+    assert seen == kept | {"nursery", "scheduler"}
+    launcher._mailbox.close()
+
+
 def test_launcher_hears_that_the_scheduler_lives(tmp_path: Path) -> None:
     launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
     launcher._on_message(SchedulerLives())

@@ -283,7 +283,8 @@ class Launcher:
             self._mailbox.post(address, message)
 
     def _keep_house(self) -> None:
-        self._logs.keep_small(["nursery", "scheduler", *self._supervisor.processes])
+        elsewhere = self._supervisor.instances if self._arguments.cluster.launcher == "ray" else ()  # room.py does it
+        self._logs.keep_small({"nursery", "scheduler", *self._supervisor.processes}.difference(elsewhere))
         known = {self._nursery.pid} | ({self._scheduler.pid} if self._scheduler is not None else set())
         reap_orphans(known)
 

@@ -30,6 +30,11 @@ _PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICA
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Mismatch|IllegalEvent)\b(: .*)?$")
 
 
+def _written_for(instance: str) -> tuple[str, str]:
+    """Its process, and its nursery's where Ray has put both into the launcher's folder."""
+    return instance, f"nursery-{instance}"
+
+
 def log_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.log"
 
@@ -57,7 +62,8 @@ class LogFolder:
         if path is not None and _INSTANCE.fullmatch(process):
             self._ended.append(process)
             if len(self._ended) > _KEPT:
-                _remove(log_file(path.parent, self._ended.popleft()))
+                for name in _written_for(self._ended.popleft()):
+                    _remove(log_file(path.parent, name))
         return words if words and how != "exit code 0" else how
 
     def keep_small(self, processes: Iterable[str]) -> None:
@@ -92,7 +98,9 @@ def _take(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UsageError(f"--log-dir {folder} is another server's: each needs a folder of its own.") from error
+        raise UsageError(
+            f"--log-dir {folder} is another server's, which may just be ending: each needs a folder of its own."
+        ) from error
     except OSError:  # a file system that knows no locks
         os.close(lock)
 
