@@ -80,18 +80,30 @@ async def serve_front_end(
         await llm.engine_core.members.joined.wait()
         await llm.forget_dummies()
         page = make_page(board, args, llm.model_config, lambda: llm.is_closing)
-        async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(work) for work in _work_beside(args, board, page)]
-            app = await _make_app(args, llm, board, page)
-            beside.append(group.create_task(_tell_that_it_lives(board, sock)))
-            await _serve_http(args, app, sock, None if connections is None else (connections, spec.index))
-            for task in beside:
-                task.cancel()
+        peer_loads = None if connections is None else (connections, spec.index)
+        await _serve_all(args, llm, board, page, sock, peer_loads)
     finally:
         llm.shutdown()
         log.close()
         mailbox.close()
         sock.close()
+
+
+async def _serve_all(
+    args: argparse.Namespace,
+    llm: LlumnixLLM,
+    board: Switchboard,
+    page: Page | None,
+    sock: socket.socket,
+    peer_loads: tuple[Any, int] | None,
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        beside = [group.create_task(work) for work in _work_beside(args, board, page)]
+        app = await _make_app(args, llm, board, page)
+        beside.append(group.create_task(_tell_that_it_lives(board, sock)))
+        await _serve_http(args, app, sock, peer_loads)
+        for task in beside:
+            task.cancel()
 
 
 def _work_beside(
