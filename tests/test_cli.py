@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,18 @@ def test_help_imports_no_engine_and_no_numbers() -> None:
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     for module in ("vllm", "torch", "numpy", "zmq", "httpx", "rich"):
         assert f"'{module}'" not in run.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_written_to_a_closed_console_lands_in_no_file_or_socket(closed: str) -> None:
+    """Nor in one of a child's."""
+    probe = (
+        "import os, socket, sys; from llumnix.cli import main; main(['--version']); "
+        "there = sys.stdin and sys.stdout and sys.stderr and all(map(os.get_inheritable, range(3))); "
+        "sys.exit(not there or socket.socket().fileno() < 3)"
+    )
+    shell = f"{sys.executable} -c {shlex.quote(probe)} {closed}"
+    subprocess.run(["sh", "-c", shell], check=True, timeout=30)
 
 
 def test_launcher_imports_no_engine() -> None:

@@ -29,6 +29,7 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    _open_what_is_closed()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
@@ -43,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `llumnix … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def _open_what_is_closed() -> None:
+    """After `llumnix … >&-` the next file or socket would get descriptor 1, and whoever writes there, a child as well,
+    would write into that."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one's
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, os.fdopen(nowhere, mode, closefd=False))
 
 
 def _dispatch(words: list[str]) -> int:
