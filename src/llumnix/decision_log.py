@@ -83,7 +83,7 @@ def written_at_once(path: Path) -> Iterator[Callable[[JournalEntry], None]]:
 def read_log(path: Path) -> list[JournalEntry]:
     """All entries of a decision log by time: of `path`, or of all processes of a server, which wrote `path.NAME`.
     Raises UsageError for what is none."""
-    files = [path] if path.exists() else sorted(path.parent.glob(f"{path.name}.*"), reverse=True)
+    files = [path] if os.path.exists(path) else sorted(path.parent.glob(f"{path.name}.*"), reverse=True)
     if not files:
         raise UsageError(f"There is no decision log {path}.")
     decoder, what = msgspec.json.Decoder(JournalEntry), "decision log"

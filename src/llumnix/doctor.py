@@ -241,6 +241,6 @@ def _model(model: str | None) -> Finding:
         preflight.check_model(model)
     except UsageError as error:
         return Finding(Mark.BAD, f"model {model}", str(error))
-    if not Path(model).exists():
+    if not os.path.exists(model):
         return Finding(Mark.NOTE, f"model {model} is not on this machine", "It will be fetched from the model hub.")
     return Finding(Mark.GOOD, f"model {model}")

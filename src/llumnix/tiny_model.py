@@ -50,7 +50,7 @@ def ensure(cache: Path | None = None) -> Path:
     The folder's name is a hash of the recipe, so another recipe is another model; it appears whole or not at all.
     """
     target = (cache or cache_dir()) / f"tiny-{_recipe_hash()}"
-    if target.is_dir():
+    if os.path.isdir(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llumnix.cluster.preflight import check, check_files
+from llumnix.cluster.preflight import check, check_decision_log, check_files, check_model, check_record, needed_bytes
+from llumnix.decision_log import read_log
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
+from llumnix.record.read import read_about
 from llumnix.recording import RECORD
+from llumnix.tiny_model import ensure
 
 
 @pytest.mark.parametrize(("instances", "hard", "fits"), [
@@ -44,3 +50,47 @@ def test_what_cannot_be_recorded_is_told_before_anything_starts(
     words = ["--engine-module", "another", "--port", "0", *flags.format(file).split()]
     with pytest.raises(UsageError, match=sentence.format(file, file)):
         check(parse_serve(words))
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that may not be entered, as root's for others; root himself may enter each."""
+    folder = tmp_path / "closed"
+    (folder / "inner").mkdir(parents=True)
+    stat, access = os.stat, os.access
+
+    def refused(path: Any, *how: Any, **also: Any) -> os.stat_result:
+        if str(path).startswith(f"{folder}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *how, **also)
+
+    def may(path: Any, mode: int) -> bool:
+        return not mode & os.X_OK if str(path) == str(folder) else access(path, mode)
+
+    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(os, "access", may)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asks", "sentence"),
+    [
+        (lambda path: check_record("--record", str(path)), "^--record {} cannot be written: {folder} is no folder"),
+        (lambda path: check_decision_log(str(path / "x")), "^--decision-log {}/x cannot be written: {} is no folder"),
+        (lambda path: check_model(str(path)), "^There is no model at {}.$"),
+        (ensure, "^The tiny model cannot be written to {}: Permission denied.$"),
+        (read_about, "^There is no recorded run {}.$"),
+        (read_log, "^There is no decision log {}.$"),
+    ],
+    ids=["record", "decision log", "model", "tiny model", "recorded run", "decision log that is read"],
+)
+def test_what_is_in_a_folder_that_may_not_be_entered_is_told_in_a_sentence(
+    closed: Path, asks: Callable[[Path], None], sentence: str
+) -> None:
+    path = closed / "inner"
+    with pytest.raises(UsageError, match=sentence.format(path, path, folder=closed)):
+        asks(path)
+
+
+def test_model_in_a_folder_that_may_not_be_entered_needs_no_memory_that_is_known(closed: Path) -> None:
+    assert needed_bytes(1, str(closed / "inner")) == needed_bytes(1, None)

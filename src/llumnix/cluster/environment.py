@@ -9,7 +9,6 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
@@ -74,7 +73,7 @@ def all_is_here(arguments: ServeArguments) -> bool:
     given = arguments.engine_flags
     named = [word.partition("=")[0].partition(".")[0] for word in given]
     return not any(
-        flag in named and not Path(arguments.engine_flag(flag) or "").is_file() for flag in _MAY_BE_ON_THE_HUB
+        flag in named and not os.path.isfile(arguments.engine_flag(flag) or "") for flag in _MAY_BE_ON_THE_HUB
     )
 
 

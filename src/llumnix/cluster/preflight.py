@@ -1,6 +1,7 @@
 """Checks before anything is started: what would fail later anyway is said now, in a sentence.
 
-Only cheap and certain objections; vLLM's own checks of its flags follow in the nursery.
+Only cheap and certain objections; vLLM's own checks of its flags follow in the nursery. Paths are looked for with
+`os.path`: in a folder that may not be entered nothing is there for us, where `Path.exists` would raise.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def check_files(arguments: ServeArguments) -> None:
 def check_decision_log(path: str) -> None:
     """Each process writes its own, later; what keeps one from it keeps all."""
     folder = Path(path).parent
-    if path not in ("", STDOUT) and not (folder.is_dir() and os.access(folder, os.W_OK)):
+    if path not in ("", STDOUT) and not _may_write_to(folder):
         raise UsageError(f"--decision-log {path} cannot be written: {folder} is no folder that we may write to.")
 
 
@@ -97,9 +98,13 @@ def check_record(name: str, folder: str) -> None:
     """The processes make it, and what is in it, later. `name`: of what asks for it."""
     if not folder:
         return
-    there = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if each.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    there = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.exists(each))
+    if not _may_write_to(there):
         raise UsageError(f"{name} {folder} cannot be written: {there} is no folder that we may write to.")
+
+
+def _may_write_to(folder: Path) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def check_vllm() -> None:
@@ -117,10 +122,10 @@ def check_vllm() -> None:
 def check_model(model: str) -> None:
     """A name like `org/name` may be on the model hub; a path must be there."""
     path = expanded(model)
-    if path.is_dir():
-        if not any((path / name).exists() for name in _CONFIG_FILES):
+    if os.path.isdir(path):
+        if not any(os.path.exists(path / name) for name in _CONFIG_FILES):
             raise UsageError(f"{model} is not a model: it has no config.json.")
-    elif not path.exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+    elif not os.path.exists(path) and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
         raise UsageError(f"There is no model at {model}.")
 
 
@@ -266,6 +271,6 @@ def check_memory(arguments: ServeArguments) -> None:
 def needed_bytes(instances: int, model: str | None) -> int:
     """A lower bound for the CPU build: each instance has its own copy of the weights."""
     weights = 0
-    if model is not None and Path(model).is_dir():
+    if model is not None and os.path.isdir(model):
         weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     return _PARENT_BYTES + instances * (_INSTANCE_BYTES + weights)

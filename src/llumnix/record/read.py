@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def read_about(path: Path) -> About:
 
 def _folder_of(path: Path) -> Path:
     """Names of runs are their times, so the newest is the last."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UsageError(f"There is no recorded run {path}.")
     inside = sorted(about.parent for about in path.glob(f"*/{ABOUT}-f*.json"))
     if any(path.glob(f"{ABOUT}-f*.json")):

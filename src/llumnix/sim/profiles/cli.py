@@ -151,7 +151,7 @@ def _run_recorded(args: argparse.Namespace) -> int:
 
 def _check_out(out: Path) -> None:
     """Said before minutes of measuring."""
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
+    if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
         raise UsageError(f"Cannot write a file at --out {out}.")
 
 
