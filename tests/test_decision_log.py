@@ -54,6 +54,16 @@ def test_a_live_journal_follows_a_clock_that_is_set(monkeypatch: pytest.MonkeyPa
     assert -3601.0 < after - before < -3590.0
 
 
+def test_what_was_noted_after_a_clock_was_set_back_is_read_after_what_was_before(tmp_path: Path) -> None:
+    clock_s = 1000.0
+    log = DecisionLog(tmp_path / "log.f0")
+    journal = Journal("f0", clock_s=lambda: clock_s, listener=log.write)
+    for clock_s, request in ((1000.0, "first"), (940.0, "second"), (941.0, "third")):  # noqa: B007
+        journal.note(0.0, ParkingNoted(), request)
+    log.close()
+    assert [entry.request for entry in read_log(tmp_path / "log")] == ["first", "second", "third"]
+
+
 def test_whoever_notes_does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held = threading.Event()
     monkeypatch.setattr(decision_log, "_MOST_WAITING", 10)

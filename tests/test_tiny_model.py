@@ -78,6 +78,19 @@ def test_who_is_still_at_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
         assert [*tmp_path.iterdir()] == [waits.result(10)]
 
 
+def test_who_hangs_at_it_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what he makes is left alone."""
+    monkeypatch.setattr(tiny_model, "_LONGEST_MAKING_S", 0.2)
+    monkeypatch.setattr(tiny_model, "_make_in_child", lambda folder, lock: None)
+    begun = tmp_path / "tiny-unfinished-7"
+    begun.mkdir()
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert tiny_model.ensure(tmp_path).is_dir()
+    assert begun.is_dir()
+    os.close(lock)
+
+
 def test_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import sys
 import time
@@ -87,6 +88,9 @@ def read_log(path: Path) -> list[JournalEntry]:
     if not files:
         raise UsageError(f"There is no decision log {path}.")
     decoder, what = msgspec.json.Decoder(JournalEntry), "decision log"
-    entries = [entry for file in files for entry in decode_lines(read_lines(file, what), decoder, file, what)]
-    entries.sort(key=lambda entry: (entry.at_s, entry.by, entry.seq))
-    return entries
+    journals: dict[str, list[JournalEntry]] = {}
+    for file in files:
+        for entry in decode_lines(read_lines(file, what), decoder, file, what):
+            journals.setdefault(entry.by, []).append(entry)
+    # Each in the order in which it was written, also where its clock was set back.
+    return list(heapq.merge(*journals.values(), key=lambda entry: (entry.at_s, entry.by)))

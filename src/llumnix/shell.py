@@ -29,7 +29,7 @@ complete -o bashdefault -o default -F _llumnix llumnix
 
 _PATIENCE_S = 1.0
 _INSTANCES, _REQUESTS = ("INSTANCE", "TARGET"), ("REQUEST",)
-_SAYS_ITSELF = re.compile(r"[\w@%+=:,./][\w@%+=:,./-]*", re.ASCII)
+_SAYS_ITSELF = re.compile(r"[\w@%+:,./][\w@%+=:,./-]*", re.ASCII)
 """A word that no shell reads as anything else, and no command as a flag. What is completed, the shell runs as if it had
 been typed; and clients name their requests, `$(reboot)` if they like."""
 

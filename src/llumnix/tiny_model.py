@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +43,7 @@ _ARCHITECTURE = {
 _LOGIT_SCALE = 3.0
 _SEED = 1
 _UNFINISHED = "tiny-unfinished-"
+_LONGEST_MAKING_S = 120.0  # then whoever waits makes one of his own
 
 
 def ensure(cache: Path | None = None) -> Path:
@@ -67,13 +69,27 @@ def _alone_in(folder: Path) -> Iterator[int]:
     """Nobody else makes one there meanwhile; what those left that were killed is gone. Gives the lock's descriptor."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # of a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _locked(lock):
             for left in folder.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True)
         yield lock
     finally:
         os.close(lock)
+
+
+def _locked(descriptor: int) -> bool:
+    """False on a file system without locks, and where somebody hangs at it."""
+    until_s = time.monotonic() + _LONGEST_MAKING_S
+    while time.monotonic() < until_s:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:
+            return False
+        else:
+            return True
+    return False
 
 
 def _make(target: Path, lock: int) -> None:

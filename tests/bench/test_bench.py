@@ -20,6 +20,7 @@ from rich.console import Console
 
 from llumnix.bench.cli import add_arguments, run
 from llumnix.bench.client import BenchConfig, BenchResult, bench
+from llumnix.bench.server import clock_ahead_s
 from llumnix.errors import LlumnixError, ServerRefused, UsageError
 from llumnix.report.records import RequestRecord, read_records
 from llumnix.report.summary import Summary
@@ -241,6 +242,14 @@ async def test_migrations_of_a_server_whose_clock_is_off_are_those_of_the_run(
     (moved,) = (await go(server)).records.migrations
     assert moved.outcome == "moved"
     assert moved.at_s == pytest.approx(5.0, abs=3.0)
+
+
+@pytest.mark.parametrize(("said_s", "ahead_s"), [(98.0, 0.0), (101.0, 0.0), (106.0, 0.0), (90.0, -10.0), (120.0, 20.0)])
+def test_clock_of_a_server_that_answers_late_may_be_that_of_any_moment_until_then(
+    said_s: float, ahead_s: float
+) -> None:
+    """It was asked at 100 s, and its answer came at 104 s."""
+    assert clock_ahead_s(formatdate(said_s, usegmt=True), 100.0, 104.0) == ahead_s
 
 
 async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:

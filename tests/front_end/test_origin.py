@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -82,3 +83,11 @@ def test_what_the_browser_says_of_the_page(site: str, bad: bool) -> None:
 
 def test_programs_say_none_of_it() -> None:
     assert not KnownHosts.of("127.0.0.1", []).why_foreign([], [], [])
+
+
+@pytest.mark.parametrize("origin", ["http://ops.example", "https://ops.example.:8443", "http://[fd00::7]:3000"])
+def test_page_that_may_call_is_one_of_the_allowed(origin: str) -> None:
+    hosts = KnownHosts.of("127.0.0.1", ["ops.example", "fd00::7"])
+    assert hosts.why_foreign(["127.0.0.1:9000"], [origin], ["cross-site"]) == ""
+    assert re.fullmatch(hosts.allowed_pages, origin)
+    assert not re.fullmatch(hosts.allowed_pages, origin.replace("ops", "evil").replace("::7", "::8"))

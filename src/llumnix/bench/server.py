@@ -119,19 +119,23 @@ class Server:
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=QUERY_TIMEOUT_S)
+        asked_s = time()
         async with self._session.get(self._url + path, headers=self._headers, timeout=timeout) as response:
-            self._ahead_s = _ahead_s(response.headers.get("Date", ""), time())
+            self._ahead_s = clock_ahead_s(response.headers.get("Date", ""), asked_s, time())
             response.raise_for_status()
             return await response.read()
 
 
-def _ahead_s(date: str, now_unix_s: float) -> float:
-    """How far the clock of a server that says `date` is ahead of ours; 0 where its whole seconds do not show it."""
+def clock_ahead_s(date: str, asked_unix_s: float, answered_unix_s: float) -> float:
+    """How far the clock of a server that says `date` is ahead of ours, which it does at some time from when it is asked
+    to when it answers; 0 where its whole seconds do not show it."""
     try:
-        ahead_s = parsedate_to_datetime(date).timestamp() - now_unix_s
+        said_s = parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):  # it says none
         return 0.0
-    return 0.0 if abs(ahead_s) <= SAME_CLOCK_S else ahead_s
+    if asked_unix_s - SAME_CLOCK_S <= said_s <= answered_unix_s + SAME_CLOCK_S:
+        return 0.0
+    return said_s - asked_unix_s
 
 
 async def sample_instances(server: Server, now_s: Callable[[], float], rows: list[InstanceRecord]) -> None:

@@ -6,6 +6,7 @@ requests of a client that gives each the same one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 
@@ -31,8 +32,8 @@ class RequestStories(msgspec.Struct, frozen=True, kw_only=True):
 
     stories: tuple[RequestStory, ...]
     """Of its sequences, those that ended first; none if nobody knows it (any more)."""
-    left_out: int
-    """Sequences of it that came before these."""
+    left_out: dict[str, int]
+    """Sequences that came before these, by the request's whole id."""
     kept: int
     """Ended sequences of all requests whose stories are known."""
 
@@ -41,7 +42,7 @@ def told_together(parts: Sequence[RequestStories]) -> RequestStories:
     """What several front ends know of the same request."""
     return RequestStories(
         stories=tuple(story for part in parts for story in part.stories),
-        left_out=sum(part.left_out for part in parts),
+        left_out=dict(sum((Counter(part.left_out) for part in parts), Counter())),
         kept=sum(part.kept for part in parts),
     )
 
@@ -95,7 +96,7 @@ class Stories:
             for each in known[-SEQUENCES_KEPT:]
         )
         left_out = self._forgotten.get(request, 0) + max(0, len(known) - SEQUENCES_KEPT)
-        return RequestStories(stories=tuple(told), left_out=left_out, kept=0)
+        return RequestStories(stories=tuple(told), left_out={request: left_out} if left_out else {}, kept=0)
 
     def _forget_first(self, request: str) -> None:
         first, *others = self._ended[request]

@@ -50,8 +50,8 @@ class KnownHosts:
     @property
     def allowed_pages(self) -> str:
         """A regular expression of the Origins whose pages may call; empty if there are none."""
-        names = "|".join(re.escape(name) for name in sorted(self.allowed))
-        return f"https?://({names})(:[0-9]+)?" if names else ""
+        names = "|".join(re.escape(f"[{name}]" if ":" in name else name) for name in sorted(self.allowed))
+        return f"https?://({names})\\.?(:[0-9]+)?" if names else ""
 
     def why_foreign(self, hosts: Sequence[str], origins: Sequence[str], sites: Sequence[str]) -> str:
         """Values of `Host`, `Origin` and `Sec-Fetch-Site`. Empty if nothing is wrong with them."""

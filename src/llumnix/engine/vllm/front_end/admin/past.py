@@ -58,13 +58,13 @@ async def story(board: Switchboard, request_id: str) -> Response:
                 async for some in in_slices(found, _STORIES_AT_ONCE)
                 for told in some
             },
-            left_out=known.left_out,
+            left_out=sum(known.left_out.get(name, 0) for name in names),
         )
     )
 
 
 def _places(params: Mapping[str, str]) -> dict[str, int] | None:
-    if "after" not in params:
+    if not params.get("after"):
         return None
     try:
         return read_cursor(params["after"])

@@ -48,7 +48,7 @@ export const quantile = (sorted, share) => (sorted.length ? sorted[Math.min(sort
 
 // What a shell reads as this one word and no more: clients name their requests, `$(reboot)` if they like.
 export function shellWord(text) {
-  if (/^[\w@%+=:,./-]+$/.test(text)) return text;
+  if (/^(?!=)[\w@%+=:,./-]+$/.test(text)) return text;
   if (!UNSHOWN.test(text)) return `'${text.replaceAll("'", "'\\''")}'`;
   const escaped = (sign) => (/['\\]/.test(sign) ? `\\${sign}` : UNSHOWN.test(sign) ? encodeURIComponent(sign).replaceAll("%", "\\x") : sign);
   return `$'${[...text].map(escaped).join("")}'`;
