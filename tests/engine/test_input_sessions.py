@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from queue import Queue
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,9 +21,13 @@ from test_engine_client import llm as llm
 from test_given_up import DELTAS, said, turns
 from test_given_up import whole_llm as whole_llm
 from vllm.engine.protocol import StreamingInput
-from vllm.v1.engine import EngineCoreRequestType, FinishReason
+from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType, FinishReason
+from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import Request
 
+from llumnix.engine.vllm.between import RequestCodec
+from llumnix.engine.vllm.instance.core import LlumnixEngineCore
+from llumnix.engine.vllm.instance.ledger import Ledger
 from llumnix.types import InstanceId, RequestId
 
 ADD, ABORT = EngineCoreRequestType.ADD, EngineCoreRequestType.ABORT
@@ -136,6 +143,32 @@ async def test_client_hears_the_answer_to_each_chunk_and_then_the_end(
     assert heard == [0, 1, 2, 3, 4, 5]
     assert (whole_llm.get_num_unfinished_requests(), front.client.streams.sessions) == (0, {})
     assert {kind for _, kind in sent} == {ADD}
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["the session is gone there", "chunks cannot be preprocessed"])
+async def test_instance_counts_a_session_once_whatever_becomes_of_its_chunks(
+    front: FrontEnd, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """As the front end charges it."""
+    core: Any = LlumnixEngineCore.__new__(LlumnixEngineCore)
+    core._office, core._ledger, core.output_queue = Mock(), Ledger(1), Queue()
+    core._follower = SimpleNamespace(can_serve=lambda lora: True)
+    core.scheduler = SimpleNamespace(requests={}, prefixes=None)  # it has ended what came
+    core.mm_receiver_cache = core.request_block_hasher = None
+    monkeypatch.setattr(EngineCoreProc, "_handle_client_request", lambda *_: None)
+    codec = RequestCodec()
+
+    async def arrives(_: InstanceId, kind: EngineCoreRequestType, request: EngineCoreRequest) -> None:
+        request = codec.decode(codec.encode(request))
+        if refused:
+            core._handle_request_preproc_error(request)
+        else:
+            core._handle_client_request(kind, core.preprocess_add_request(request))
+
+    monkeypatch.setattr(front.client, "_send_to", arrives)
+    for last in (False, False, True):
+        await chunk(front, last)
+    assert core._ledger.seen() == (1,)
 
 
 @pytest.mark.parametrize("queued", [False, True], ids=["one by one", "all at once"])

@@ -26,6 +26,11 @@ LAST_WORD = "llumnix-last-word"
 """As `NOTICE`, of no request: nothing follows in this stream."""
 
 
+FURTHER_CHUNK = -1
+"""`EngineCoreRequest.current_wave` of a further chunk of a streaming input session: no dispatch, whatever has become of
+the session. vLLM counts waves, from 0 on, where engines are data parallel, and looks at them nowhere else."""
+
+
 class Introduction(msgspec.Struct, frozen=True, kw_only=True):
     """An engine's answer to a front end's first call."""
 

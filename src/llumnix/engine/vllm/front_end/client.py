@@ -23,7 +23,7 @@ from llumnix.control.front_end_events import GiveUp
 from llumnix.control.hearing import Hearing
 from llumnix.control.replay import FrontEndBegin
 from llumnix.engine.port import FrontEndSpec
-from llumnix.engine.vllm.between import Introduction
+from llumnix.engine.vllm.between import FURTHER_CHUNK, Introduction
 from llumnix.engine.vllm.front_end.calls_of_all import CallsOfAll
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.clocks import Clocks
@@ -165,6 +165,7 @@ class LlumnixClient(CallsOfAll):
         request.client_index = self.client_index
         known = self.streams.session_of(request.request_id)
         if known is not None:  # a further chunk of a streaming input session
+            request.current_wave = FURTHER_CHUNK
             if known.stream.owner in self.members.known:  # else the session is about to end, and says why
                 sent = self._send_to(known.stream.owner, EngineCoreRequestType.ADD, request)
                 self.streams.sent_more(known, request)

@@ -30,7 +30,7 @@ from vllm.v1.request import Request
 
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import InstanceSpec
-from llumnix.engine.vllm.between import LAST_WORD, THROWN_AWAY, TURNED_AWAY, Introduction, Resume
+from llumnix.engine.vllm.between import FURTHER_CHUNK, LAST_WORD, THROWN_AWAY, TURNED_AWAY, Introduction, Resume
 from llumnix.engine.vllm.curve_sockets import guard_engine_sockets
 from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.instance.ledger import Ledger
@@ -163,7 +163,8 @@ class LlumnixEngineCore(EngineCoreProc):
         super().abort_requests(request_ids)
 
     def _handle_request_preproc_error(self, request: EngineCoreRequest) -> None:
-        self._ledger.refused[request.client_index] += 1
+        if request.current_wave != FURTHER_CHUNK:
+            self._ledger.refused[request.client_index] += 1
         super()._handle_request_preproc_error(request)
 
     def _send_abort_outputs_to_client(self, req_ids: list[str], client_index: int) -> None:
@@ -186,7 +187,7 @@ class LlumnixEngineCore(EngineCoreProc):
             office.take(request)
         else:
             if request_type == EngineCoreRequestType.ADD:
-                self._count(request[0])
+                self._count(*request)
             if request_type == EngineCoreRequestType.ADD and not self._follower.can_serve(request[0].lora_request):
                 self._send_error_outputs_to_client([request[0].request_id], request[0].client_index)
             else:
@@ -241,9 +242,9 @@ class LlumnixEngineCore(EngineCoreProc):
         self.office.after_step()
         return executed
 
-    def _count(self, request: Request) -> None:
-        """For the front end's ledger: a further chunk of a streaming session is no dispatch."""
-        if request.request_id not in self.scheduler.requests:
+    def _count(self, request: Request, wave: int) -> None:
+        """For the front end's ledger."""
+        if wave != FURTHER_CHUNK:
             self._ledger.added[request.client_index] += 1
 
     # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)

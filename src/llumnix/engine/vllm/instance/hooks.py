@@ -78,7 +78,11 @@ INSTANCE_HOOKS = (
     Hook("vllm.v1.engine.core:EngineCoreProc._make_ready_response", "self", "first contact"),
     Hook("vllm.v1.engine.core:EngineCoreProc.run_busy_loop", "self", "the instance's loop"),
     Hook("vllm.v1.engine.core:EngineCore.preprocess_add_request", "self request", "overridden: keeps the original"),
-    Hook("vllm.v1.engine.core:EngineCore.add_request", "self request request_wave", "warm-up"),
+    Hook(
+        "vllm.v1.engine.core:EngineCore.add_request",
+        "self request request_wave",
+        "warm-up; the wave of a further chunk",
+    ),
     Hook(
         "vllm.v1.engine.core:EngineCore.abort_requests",
         "self request_ids",
