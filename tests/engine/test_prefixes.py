@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import KVCacheSpec, MambaSpec, SlidingWindowSpec
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from llumnix.config import PolicyConfig
+from llumnix.engine.vllm.between import chunks_of
+from llumnix.engine.vllm.instance import prefixes
 from llumnix.engine.vllm.instance.prefixes import Prefixes, prefixes_of
 from llumnix.engine.vllm.instance.state import Passport, passport_of, stamp
 from llumnix.policy.prefix import ChunkId
@@ -138,6 +141,56 @@ def test_one_that_may_not_begin_with_what_is_cached_leaves_its_prompt_to_others(
     assert engine.scheduler.waiting.tokens == 100
     follows = add(engine, "follows", [*CONTEXT, *[6] * 52])
     assert (follows.cached_tokens, follows.expected_hit_tokens) == (len(CONTEXT), 96)
+
+
+def arrives(engine: SmallEngine, name: str, output_tokens: int) -> Request:
+    """With its KV, as nobody has confirmed yet."""
+    scheduler = engine.scheduler
+    request = make(engine, name, CONTEXT)
+    request.append_output_token_ids([7] * output_tokens)
+    assert scheduler.reserve(request, blocks=-(-request.num_tokens // BLOCK_TOKENS)) == 0
+    scheduler.adopt(request, computed_tokens=request.num_tokens - 1)
+    engine.step()
+    assert engine.running == [name]
+    return request
+
+
+def test_prompt_of_one_that_is_preempted_before_it_is_confirmed_is_told_as_it_is_computed_here(
+    engine: SmallEngine,
+) -> None:
+    arrived = arrives(engine, "arrived", output_tokens=2)
+    engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert engine.scheduler.preemptions == 1
+    assert told(engine) == set(passport_of(arrived).chunks)
+    follows = add(engine, "follows", [*CONTEXT, 6, 6])
+    assert (follows.cached_tokens, follows.expected_hit_tokens) == (0, len(CONTEXT))
+
+
+@pytest.mark.parametrize(
+    ("how", "chunks"),
+    [("computed here", 4), ("its newest token fills a chunk", 3), ("computed anew", 3), ("not confirmed", 0)],
+)
+def test_what_one_has_made_is_told_with_its_end_where_it_is_cached(
+    engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, how: str, chunks: int
+) -> None:
+    """Before anything is swept: the prompt of one that is computed anew was told when it came."""
+    monkeypatch.setattr(prefixes, "SWEEP_S", inf)
+    if how == "not confirmed":
+        arrives(engine, "r", output_tokens=2 * BLOCK_TOKENS)
+    elif how == "computed anew":
+        robbed = make(engine, "r", CONTEXT)
+        robbed.append_output_token_ids([7] * 2 * BLOCK_TOKENS)
+        engine.scheduler.adopt(robbed, computed_tokens=0)
+    else:
+        add(engine, "r", CONTEXT)
+        for _ in range(BLOCK_TOKENS + (how == "computed here")):
+            engine.step()
+    request = engine.scheduler.requests["r"]
+    engine.scheduler.finish_requests("r", RequestStatus.FINISHED_ABORTED)
+    assert engine.scheduler.prefixes is not None
+    news = engine.scheduler.prefixes.news(engine.scheduler.requests)
+    names = chunks_of(passport_of(request).original, BLOCK_TOKENS, request.all_token_ids)
+    assert set(() if news is None else news.added) == set(names[:chunks])
 
 
 class Hybrid:

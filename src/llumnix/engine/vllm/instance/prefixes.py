@@ -67,13 +67,13 @@ class Prefixes:
 
     def holds(self, request: Request) -> None:
         """All of its tokens but the newest are computed here, those that it made included: they begin the next turn."""
-        passport = passport_of(request)
-        ids = chunks_of(passport.original, self.chunk_tokens, request.all_token_ids, passport.chunks)
-        self._table.holds(self._named(request, ids))
+        self._table.holds(self._all_of(request))
 
     def ended(self, request: Request) -> None:
+        """What it made begins the next turn where it is cached: not that of one that was still to be computed, or to be
+        confirmed."""
         if request.num_tokens // self.chunk_tokens > len(passport_of(request).chunks):
-            self.holds(request)
+            self._table.holds(chunk for chunk in self._all_of(request) if self._is_cached(chunk.key))
 
     def news(self, requests: dict[str, Request]) -> PrefixNews | None:
         """For the front ends. `requests`: all that are here."""
@@ -85,6 +85,12 @@ class Prefixes:
 
     def everything(self) -> PrefixNews:
         return self._table.everything()
+
+    def _all_of(self, request: Request) -> list[Chunk]:
+        """Of its prompt, and of what it has made."""
+        passport = passport_of(request)
+        ids = chunks_of(passport.original, self.chunk_tokens, request.all_token_ids, passport.chunks)
+        return self._named(request, ids)
 
     def _named(self, request: Request, ids: tuple[int, ...]) -> list[Chunk]:
         """With the hash of each chunk's last block."""

@@ -187,7 +187,9 @@ class MigrationSupport(_Base):
 
     def has_slot(self) -> bool:
         """Whether one more request could run here right after it arrives."""
-        return self._slots_taken < self.max_num_active_reqs
+        # Those that wait with their KV, just adopted ones above all, go before all others.
+        taken = len(self.running) + len(self.kv_holding_waiting) + self.slots_kept
+        return taken < self.max_num_active_reqs
 
     def adopt(self, request: Request, computed_tokens: int) -> None:
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
@@ -267,6 +269,8 @@ class MigrationSupport(_Base):
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         waits_again(request, drop_stale_output)
+        if self.prefixes is not None and request.request_id in self.tables.unconfirmed:
+            self.prefixes.comes(request)  # what it brought is gone: it is computed here, and nobody has heard of it
         super()._preempt_request(request, timestamp, drop_stale_output)
         self.thrown_away.preempted(request, drop_stale_output)
         self.preemptions += 1
@@ -285,11 +289,6 @@ class MigrationSupport(_Base):
         for request in arrived:
             request.status = RequestStatus.RUNNING
             self.running.append(request)
-
-    @property
-    def _slots_taken(self) -> int:
-        # Those that wait with their KV, just adopted ones above all, go before all others.
-        return len(self.running) + len(self.kv_holding_waiting) + self.slots_kept
 
 
 class LlumnixScheduler(MigrationSupport, Scheduler):

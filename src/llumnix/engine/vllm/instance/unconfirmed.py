@@ -25,6 +25,9 @@ class Unconfirmed:
         self._enter = coordinator.cache_blocks
         coordinator.cache_blocks = self._enter_if_confirmed
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
     def arrived(self, request: Request) -> None:
         self._requests.add(request.request_id)
 
