@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.client_ids import BEAM
 from llumnix.engine.vllm.front_end.desk import Desk, Unserved
 from llumnix.engine.vllm.front_end.session import client_id_of
 from llumnix.engine.vllm.front_end.ways import Observer
@@ -20,9 +20,6 @@ from llumnix.policy.classes import Classes
 from llumnix.types import RequestId
 from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
-
-_BEAM = re.compile("-[0-9a-f]{16}-beam-[0-9]+$")
-"""Ends the ids that vLLM's beam search gives to its requests (entrypoints/generate/beam_search/online.py)."""
 
 _NO_BEAMS = "Beam search is not served with --classes: each token of each beam would count as a request."
 
@@ -69,7 +66,7 @@ class AdmittingClient(LlumnixClient):
 
     async def _admitted(self, request: EngineCoreRequest) -> bool:
         try:
-            if _BEAM.search(client_id_of(request)):
+            if BEAM.search(client_id_of(request)):
                 self.desk.decline(_NO_BEAMS)
             return await self.desk.admit(request)
         except Unserved as refusal:

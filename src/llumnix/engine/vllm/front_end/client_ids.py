@@ -11,6 +11,9 @@ vLLM 0.32 names the sequences of one HTTP request after it:
   (speech_to_text/base/serving.py)
 * sequence `k` of n > 1 `<k>_<id>` (v1/engine/parallel_sampling.py)
 * beam `i` in a step `<id>-<random>-beam-<i>`, `<id>` as above (generate/beam_search/online.py)
+
+Late-interaction scores go by `late-interaction-<random>-query-<i>` and `…-doc-<i>` (pooling/scoring/serving.py), in which
+there is nothing of the id that the client was given.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ _NUMBERED = "cmpl|embd|classify|score|pooling|generative-scoring|decision"
 _RECORDINGS = "transcribe|translate"
 
 _SEQUENCE = re.compile(r"\A\d+_")
-_BEAM = re.compile(r"-[0-9a-f]{16}-beam-\d+\Z")
+BEAM = re.compile(r"-[0-9a-f]{16}-beam-\d+\Z")
+"""Ends the id of a request of vLLM's beam search."""
 _PROMPT = re.compile(rf"\A((?:{_NUMBERED})-.+?)-(?:prompt-\d+-chunk-)?\d+\Z", re.DOTALL)
 _LANGUAGE = re.compile(rf"\A((?:{_RECORDINGS})-.+)-lang_detect\Z", re.DOTALL)
 _CHUNK = re.compile(rf"\A((?:{_RECORDINGS})-[0-9a-f]{{16}})-\d+\Z")
@@ -33,7 +37,7 @@ _PARTS = (_PROMPT, _LANGUAGE, _CHUNK, _CHAT_OF_BATCH, _TURN)
 
 
 def client_visible_id(external_id: str) -> str:
-    whole = _BEAM.sub("", _SEQUENCE.sub("", external_id))
+    whole = BEAM.sub("", _SEQUENCE.sub("", external_id))
     named = next(filter(None, (part.match(whole) for part in _PARTS)), None)
     return named.group(1) if named else whole
 
