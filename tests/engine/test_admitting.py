@@ -70,7 +70,7 @@ def report(client: AdmittingClient, seq: int, waiting: int = 0, seen: int = 0, o
     )
     client.on_report(Report(info=info, snapshot=load))
     if of not in client.members.by_id:
-        client._admit(client.members.known[of], Introduction(ready=b"", snapshot=load))
+        client.membership.admit(client.members.known[of], Introduction(ready=b"", snapshot=load))
 
 
 async def hear(client: AdmittingClient, name: str, tokens: int, reason: FinishReason | None) -> None:

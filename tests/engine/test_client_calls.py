@@ -13,7 +13,6 @@ from vllm.v1.engine.core_client import AsyncMPClient, _process_utility_output
 from vllm.v1.serial_utils import UtilityResult
 
 from llumnix.engine.vllm import versions
-from llumnix.engine.vllm.front_end.calls_of_all import CallsOfAll
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_setup import Calls
 
@@ -58,7 +57,7 @@ async def test_answer_to_a_call_of_the_front_end_that_died_here_is_dropped(late:
 def test_every_call_of_vllm_is_made_for_many_engines_or_fits_them_as_it_is() -> None:
     """Else a new one would reach one engine, or not those that start later."""
     theirs = {name for name in vars(AsyncMPClient) if name.endswith("_async") and not name.startswith("_")}
-    ours = vars(LlumnixClient).keys() | vars(CallsOfAll).keys()
+    ours = vars(LlumnixClient).keys()
     assert theirs - ours - FIT_AS_THEY_ARE.keys() == set()
     assert FIT_AS_THEY_ARE.keys() - theirs == set()
 

@@ -83,7 +83,7 @@ async def test_request_that_moves_to_a_machine_with_another_clock_and_is_drained
     stats = told.stats
     assert 0.0 <= stats.scheduled_ts - stats.queued_ts <= stats.first_token_ts - stats.queued_ts < 60.0
     assert abs(stats.last_token_ts - monotonic()) < 60.0, "by our clock, as what the front end itself says"
-    assert front.client._clocks._clocks.keys() == {A}, "what is gone is forgotten"
+    assert front.client.membership._clocks._clocks.keys() == {A}, "what is gone is forgotten"
 
 
 async def test_on_one_machine_times_stay_as_the_engine_says_them(tmp_path: Path) -> None:

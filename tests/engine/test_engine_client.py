@@ -26,7 +26,7 @@ from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.messages import Adopted, AnyNotice, Moved, Verdict
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, Introduction
-from llumnix.engine.vllm.front_end import client as client_module
+from llumnix.engine.vllm.front_end import membership as membership_module
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.given_up import GivenUp, end_request
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
@@ -92,7 +92,7 @@ class FrontEnd:
         """As when it answers the first call, with the number and the count of its report of that moment. Its engine
         draws in a way that cannot be followed."""
         hello = Introduction(ready=b"", snapshot=snapshot(instance, seq, seen), seeds_lost="nobody knows its draws")
-        self.client._admit(self.client.members.known[instance], hello)
+        self.client.membership.admit(self.client.members.known[instance], hello)
 
     @property
     def waiting(self) -> dict[InstanceId, int]:
@@ -214,7 +214,7 @@ async def test_end_of_a_drained_instance_overtakes_its_last_words(front: FrontEn
 
 
 async def test_end_of_a_drained_instance_without_a_last_word(front: FrontEnd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_LAST_WORD_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(membership_module, "_LAST_WORD_TIMEOUT_S", 0.0)
     await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
     await front.hear(A, token(1))
     front.lose(A, expected=True)

@@ -133,12 +133,12 @@ class Cluster:
 
     async def join(self, front: Whole, name: str) -> Member:
         info = InstanceInfo(
-            id=InstanceId(name), index=len(front._members.by_id), slot=0, pid=1, node="", control="", data=""
+            id=InstanceId(name), index=len(front.members.by_id), slot=0, pid=1, node="", control="", data=""
         )
         snapshot = InstanceSnapshot(id=info.id, at=1, seq=1, total_blocks=9, free_blocks=9)
-        member = front._members.call(Report(info=info, snapshot=snapshot))
+        member = front.members.call(Report(info=info, snapshot=snapshot))
         await front.bring(member)
-        front._members.admit(member)
+        front.members.admit(member)
         return member
 
     async def with_instances(self, *names: str) -> Cluster:

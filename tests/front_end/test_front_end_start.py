@@ -30,7 +30,8 @@ async def test_what_comes_while_it_waits_for_its_first_instance_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: asyncio.Queue[Report] = asyncio.Queue()
-    client = SimpleNamespace(members=Members(), whole=SimpleNamespace(), on_report=heard.put_nowait, doorkeeper=None)
+    parts = {"members": Members(), "membership": SimpleNamespace(), "whole": SimpleNamespace()}
+    client = SimpleNamespace(**parts, on_report=heard.put_nowait, doorkeeper=None)
 
     def llm(*_: Any) -> SimpleNamespace:
         return SimpleNamespace(engine_core=client, grow=None, abort_here=None, shutdown=lambda: None)

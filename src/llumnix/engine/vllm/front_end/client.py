@@ -1,7 +1,7 @@
 """vLLM's engine client over many engines that come and go.
 
 A subclass of `AsyncMPClient` (vllm/v1/engine/core_client.py), so vLLM's `AsyncLLM` and its whole server run on top
-unchanged. It knows sockets and engines (members.py); who owns a stream, and its replay, is in streams.py.
+unchanged. It talks to engines; who these are is in membership.py, who owns a stream, and its replay, in streams.py.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from http import HTTPStatus
-from time import monotonic
 from typing import Any
 
-import msgspec
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
+from vllm.v1.engine.core_client import AsyncMPClient
 
 from llumnix.control.front_end_events import GiveUp
-from llumnix.control.hearing import Hearing
 from llumnix.control.replay import FrontEndBegin
+from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
-from llumnix.engine.vllm.between import FURTHER_CHUNK, Introduction
-from llumnix.engine.vllm.front_end.calls_of_all import CallsOfAll
+from llumnix.engine.vllm.between import FURTHER_CHUNK
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.clocks import Clocks
 from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
-from llumnix.engine.vllm.front_end.members import GONE, Member, Members, first_answer, unless_gone
+from llumnix.engine.vllm.front_end.members import GONE, Member, Members, of_the_living, unless_gone
+from llumnix.engine.vllm.front_end.membership import Membership
 from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Streams
 from llumnix.engine.vllm.front_end.ways import Observer, Ways
@@ -40,11 +38,8 @@ from llumnix.wire.curve import Doorkeeper
 from llumnix.wire.news import InstanceGone, Report
 from llumnix.wire.outbox import Mail
 
-_LAST_WORD_TIMEOUT_S = 2.0
-"""How long the stream of an instance that ended as it was asked to is read for its last word. A killed one has none."""
 
-
-class LlumnixClient(CallsOfAll):
+class LlumnixClient(AsyncMPClient):
     """All methods run on the front end's event loop."""
 
     def __init__(
@@ -55,8 +50,6 @@ class LlumnixClient(CallsOfAll):
         set_up_sockets(self, vllm_config, spec)
         self.spec = spec
         self.members = Members()
-        self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
-        self._clocks = Clocks(one_machine=spec.cluster.launcher == "local")
         self._tasks = LoudTasks()
         ways = Ways(
             send=self._send_soon,
@@ -70,8 +63,6 @@ class LlumnixClient(CallsOfAll):
         begin = FrontEndBegin(policy=spec.policy, index=spec.index)
         self.machine = begin.make(recorder(f"front-end-{spec.index}-{os.getpid()}", begin))
         self.streams = Streams(self.members, self.machine, ways, observer, spec.cluster.kept_media_mb << 20)
-        self.on_more_slots: Callable[[int], None] = lambda slots: None
-        """Told when there are more slots than ever before."""
         self.on_given_up: Callable[[GivenUp], Awaitable[None]]
         """Ends the request for vLLM's front end; to be set by that."""
         self.traced: Callable[[EngineCoreRequest], AbstractContextManager[object]] = nullcontext
@@ -80,80 +71,19 @@ class LlumnixClient(CallsOfAll):
         """Whether vLLM waits for its outputs. Of n > 1 sequences it sends the rest when all were aborted meanwhile."""
         file, spawn = StateFile(spec.book.run_dir), self._tasks.spawn
         self.whole = Whole(file, self.members, self._tell_state, spawn, self.streams.equipped)
+        clocks = Clocks(one_machine=spec.cluster.launcher == "local")
+        self.membership = Membership(self, self.streams, self.whole, ways, clocks)
 
-    # -- membership
+    # -- instances
 
     def on_report(self, report: Report) -> None:
-        """A load report; the first one of an instance starts the acquaintance."""
-        instance = report.info.id
-        member = self.members.known.get(instance)
-        if member is not None:
-            self._clocks.heard(instance, report.snapshot.at, monotonic())
-            member.hear(report.snapshot)
-            if instance in self.members.by_id:
-                self.streams.reported(report.snapshot)
-        elif self.members.is_unknown(instance):
-            member = self.members.call(report)
-            self._clocks.heard(instance, report.snapshot.at, monotonic())
-            self._make_room_for(report.info.slot)
-            self._introduce(report.info.index, instance)
-            self._tasks.spawn(self._court(member))
-
-    def _introduce(self, index: int, instance: InstanceId) -> None:
-        for outputs in self._hearing.introduced(index, instance):
-            self._clocks.put_events_right(instance, outputs)
-            self._emit(self.streams.sort_out(instance, outputs))
-
-    async def _court(self, member: Member) -> None:
-        """Calls the instance on vLLM's sockets until it answers: only then does it take requests."""
-        try:
-            called = partial(self._call_known, "llumnix_hello", engine=member.identity)
-            hello = msgspec.msgpack.decode(await first_answer(called, member.gone), type=Introduction)
-            self._apply_ready_response(hello.ready)
-            await self.whole.bring(member)
-        except ConnectionError:
-            return
-        if not member.gone.is_set():
-            self._admit(member, hello)
-
-    def _make_room_for(self, slot: int) -> None:
-        """vLLM's metrics need a place for whoever is heard."""
-        if slot >= len(self.engine_ranks_managed):
-            self.engine_ranks_managed = list(range(slot + 1))
-            self.on_more_slots(slot + 1)
-
-    def _admit(self, member: Member, hello: Introduction) -> None:
-        self.members.admit(member)
-        self.streams.seeds_lost = hello.seeds_lost
-        self.core_engines.append(member.identity)
-        self.core_engine = self.core_engines[0]
-        self.streams.reported(hello.snapshot)  # the first one: what it counts, an earlier front end sent
-        self.streams.reported(member.snapshot)
+        self.membership.reported(report)
 
     def on_gone(self, gone: InstanceGone) -> None:
-        """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
-        word, which may still have to be read."""
-        instance = gone.instance
-        self._kv_event_sources.pop(gone.index, None)
-        self._introduce(gone.index, instance)
-        member = self.members.remove(instance)
-        if member is not None:
-            self.core_engines.remove(member.identity)
-            if self.core_engines:
-                self.core_engine = self.core_engines[0]
-        self.streams.closed(instance)
-        if self._hearing.ended(instance, gone.expected):
-            self._bury(instance)
-        else:
-            asyncio.get_running_loop().call_later(_LAST_WORD_TIMEOUT_S, self._bury, instance)
+        self.membership.ended(gone)
 
     def _last_word(self, instance: InstanceId) -> None:
-        if self._hearing.last_word(instance):
-            self._bury(instance)
-
-    def _bury(self, instance: InstanceId) -> None:
-        self.streams.departed(instance, complete=self._hearing.gone(instance))
-        self._clocks.forget(instance)
+        self.membership.last_word(instance)
 
     @property
     def queued_requests(self) -> int:
@@ -200,13 +130,7 @@ class LlumnixClient(CallsOfAll):
     @staticmethod
     async def process_engine_outputs(self: LlumnixClient, outputs: EngineCoreOutputs) -> None:  # noqa: PLW0211
         """Called by AsyncMPClient's socket task for every message of an engine, once per engine step."""
-        instance = self._hearing.says(outputs.engine_index, outputs.outputs)
-        member = None if instance is None else self.members.known.get(instance)
-        if member is None:
-            outputs.scheduler_stats = None
-        outputs.engine_index = 0 if member is None else member.info.slot
-        if instance is not None:
-            self._clocks.put_right(instance, outputs, monotonic())
+        instance = self.membership.says(outputs)
         outputs.outputs = self.streams.sort_out(instance, outputs.outputs) if instance else []
 
     def _emit(self, outputs: list[EngineCoreOutput]) -> None:
@@ -248,6 +172,74 @@ class LlumnixClient(CallsOfAll):
         await self._call_utility_async("llumnix_resume", resume, engine=member.identity)
 
     async def _tell_state(self, member: Member, state: bytes) -> bytes:
-        call = self._call_known("llumnix_follow", state, engine=member.identity)
+        call = super()._call_utility_async("llumnix_follow", state, engine=member.identity)  # who may be no member yet
         answer: bytes = await unless_gone(call, member.gone)
         return answer
+
+    # -- what is asked of engines beside requests: of one, or of all that there are
+
+    async def _call_utility_async(self, method: str, *args: Any, engine: bytes) -> Any:
+        """As vLLM's, but a call to an instance that dies meanwhile raises ConnectionError instead of hanging."""
+        member = self.members.by_identity.get(engine)
+        if member is None:
+            raise ConnectionError(GONE)
+        return await unless_gone(super()._call_utility_async(method, *args, engine=engine), member.gone)
+
+    async def call_utility_async(self, method: str, *args: Any) -> Any:
+        """Engine-wide calls (reset_prefix_cache, add_lora, sleep…) go to all; the first answer is returned."""
+        return (await self.call_utility_all_async(method, *args))[0]
+
+    async def call_utility_all_async(self, method: str, *args: Any) -> list[Any]:
+        """What those answer that live to do so."""
+        calls = [self._call_utility_async(method, *args, engine=engine) for engine in self.core_engines]
+        return of_the_living(await asyncio.gather(*calls, return_exceptions=True))
+
+    # -- the state of the server as a whole
+
+    async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
+        await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
+
+    # Since 0.33, where vLLM refuses new requests meanwhile; here they wait.
+    pause_generation_async = pause_scheduler_async
+
+    async def resume_scheduler_async(self) -> None:
+        await self.whole.do(Op("resume_scheduler"))
+
+    async def is_scheduler_paused_async(self) -> bool:
+        return self.whole.file.read().paused
+
+    async def sleep_async(self, level: int = 1, mode: Any = "abort") -> None:
+        await self.whole.do(Op("sleep", (level, mode)))
+
+    async def wake_up_async(self, tags: list[str] | None = None) -> bool:
+        answers = await self.whole.do(Op("wake_up", (tags,)))
+        return all(answers) if answers else not self.whole.file.read().asleep
+
+    async def is_sleeping_async(self) -> bool:
+        return self.whole.file.read().asleep
+
+    async def release_kv_cache_memory_async(self) -> None:
+        await self.whole.do(Op("release_kv_cache_memory"))
+
+    async def profile_async(self, is_start: bool = True, *how: Any) -> None:
+        await self.whole.do(Op("profile", (is_start, *how)))
+
+    async def reset_prefix_cache_async(self, *how: Any) -> bool:
+        return all(await self.whole.do(Op("reset_prefix_cache", how)))
+
+    async def reset_mm_cache_async(self) -> None:
+        await self.whole.do(Op("reset_mm_cache"))
+
+    async def reset_encoder_cache_async(self) -> None:
+        await self.whole.do(Op("reset_encoder_cache"))
+
+    async def collective_rpc_async(self, *call: Any) -> list[Any]:
+        """Of the workers of all instances that there are."""
+        return [answer for answers in await self.call_utility_all_async("collective_rpc", *call) for answer in answers]
+
+    async def compute_weight_checksums_async(self) -> list[dict[str, str]]:
+        """All instances have the same weights, so one of them speaks for all. Raises RuntimeError if they have not."""
+        sums, *others = await self.call_utility_all_async("compute_weight_checksums")
+        if any(other != sums for other in others):
+            raise RuntimeError(f"The instances have different weights: {[sums, *others]}")
+        return list(sums)

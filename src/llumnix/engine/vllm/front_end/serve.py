@@ -74,7 +74,7 @@ async def serve_front_end(
     board = Switchboard(spec, mailbox, llm.engine_core, log)
     log.recorder = make_recorder(spec, llm.engine_core.members, board.strangers, args, config)
     connect_parts(board, llm)
-    llm.engine_core.on_more_slots = llm.grow
+    llm.engine_core.membership.on_more_slots = llm.grow
     mailbox.start()
     try:
         await llm.engine_core.members.joined.wait()

@@ -41,7 +41,7 @@ class Whole:
         """`call`: `llumnix_follow` of an instance; raises ConnectionError when that is gone. `equipped` is told which
         adapters an instance lacks."""
         self.file = file
-        self._members = members
+        self.members = members
         self._call = call
         self._spawn = spawn
         self._equipped = equipped
@@ -83,7 +83,7 @@ class Whole:
             before = self.file.read()
             state = after(before, op)
             write(state)
-            pushes = [asyncio.ensure_future(self._push(member, state)) for member in self._members.by_id.values()]
+            pushes = [asyncio.ensure_future(self._push(member, state)) for member in self.members.by_id.values()]
             told = asyncio.ensure_future(self.tell_others())
             await asyncio.wait((told,))
         # Not within the lock: to wait until all requests have ended may take as long as it likes.
@@ -106,13 +106,13 @@ class Whole:
         state = self.file.read()
         for follower in self.followers:
             follower(state)
-        for member in self._members.by_id.values():
+        for member in self.members.by_id.values():
             self._spawn(self._push_again(member, state))
         await asyncio.sleep(0)  # by then it is on the way to them
 
     async def commit(self, state: ServerState) -> None:
         """The state was written, with the lock held: everybody is told, and the instances known here are there."""
-        pushes = [self._push_again(member, state) for member in self._members.by_id.values()]
+        pushes = [self._push_again(member, state) for member in self.members.by_id.values()]
         await asyncio.gather(self.tell_others(), *pushes)
 
     async def _correct(self, state: ServerState, better: Callable[[ServerState], ServerState]) -> None:
