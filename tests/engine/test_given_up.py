@@ -154,6 +154,22 @@ async def test_whose_client_has_just_gone_is_told_nobody(whole_llm: HalfLLM, fro
     assert await lives(whole_llm, front)
 
 
+async def test_chunk_of_a_session_of_whose_end_vllm_is_still_to_hear_begins_no_other_stream(
+    whole_llm: HalfLLM, front: FrontEnd
+) -> None:
+    client = Client(whole_llm, "session")
+    await turns()
+    await front.hear(A, unreadable("r"))
+    sent: list[Any] = []
+    front.client._send_to = lambda *letter: sent.append(letter)  # type: ignore[method-assign, assignment]
+    assert whole_llm.output_processor.has_request("r")
+    await front.client.add_request_async(engine_request("r", resumable=True))
+    assert (front.client.streams.sessions, sent) == ({}, [])
+    with pytest.raises(GivenUp):
+        await asyncio.wait_for(client.task, 10)
+    assert front.client._given_up == set()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT])
 async def test_end_that_no_client_could_be_told_of_is_an_error(

@@ -67,6 +67,8 @@ class LlumnixClient(AsyncMPClient):
         """Ends the request for vLLM's front end; to be set by that."""
         self.traced: Callable[[EngineCoreRequest], AbstractContextManager[object]] = nullcontext
         """Around what takes a new request to an instance (`Tracing.asked`)."""
+        self._given_up: set[str] = set()
+        """Requests of which vLLM is still to hear that they are given up: it may send further chunks of them."""
         self.is_wanted: Callable[[str], bool] = lambda request_id: True
         """Whether vLLM waits for its outputs. Of n > 1 sequences it sends the rest when all were aborted meanwhile."""
         file, spawn = StateFile(spec.book.run_dir), self._tasks.spawn
@@ -121,7 +123,8 @@ class LlumnixClient(AsyncMPClient):
 
     def _is_over(self, request: EngineCoreRequest) -> bool:
         """Before it was sent. What is to be aborted at once, to tell a connector, vLLM does not wait for either."""
-        return not request.abort_immediately and not self.is_wanted(request.request_id)
+        name = request.request_id
+        return not request.abort_immediately and (name in self._given_up or not self.is_wanted(name))
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -139,6 +142,7 @@ class LlumnixClient(AsyncMPClient):
 
     def _give_up(self, end: GivenUp) -> None:
         """Behind the message of an engine that is being sorted out."""
+        self._given_up.add(end.request_id)
         asyncio.get_running_loop().call_soon(self.outputs_queue.put_nowait, end)
 
     async def get_output_async(self) -> EngineCoreOutputs:
@@ -146,7 +150,10 @@ class LlumnixClient(AsyncMPClient):
             try:
                 return await super().get_output_async()
             except GivenUp as end:
-                await self.on_given_up(end)
+                try:
+                    await self.on_given_up(end)
+                finally:
+                    self._given_up.discard(end.request_id)
 
     # -- talking to engines
 
