@@ -19,7 +19,7 @@ from test_engine_client import llm as llm
 from vllm.engine.protocol import StreamingInput
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_error_handler
 from vllm.pooling_params import PoolingParams
@@ -221,9 +221,12 @@ async def test_stream_of_messages_ends_with_an_error_that_says_why() -> None:
     assert json.loads(end.split("data: ")[1])["error"]["message"] == "The request was given up: i0 was lost."
 
 
-async def test_stream_of_a_response_ends_with_an_error_that_says_why() -> None:
+@pytest.fixture
+def responses() -> Any:
+    """As far as it answers; whatever it asks for is given up."""
     responses: Any = OpenAIServingResponses.__new__(OpenAIServingResponses)
-    responses.use_harmony = False
+    responses.use_harmony, responses.event_store = False, {}
+    responses.response_store, responses.response_store_lock = {}, asyncio.Lock()
     tell_errors(SimpleNamespace(openai_serving_responses=responses))
 
     async def given_up(*_: Any) -> AsyncIterator[Any]:
@@ -231,14 +234,65 @@ async def test_stream_of_a_response_ends_with_an_error_that_says_why() -> None:
         yield
 
     responses._process_simple_streaming_events = given_up
-    asked = ResponsesRequest.model_validate({"input": "hello", "model": "m"})
-    events = responses.responses_stream_generator(asked, SamplingParams(max_tokens=1), *[None] * 2, "m", None, None)
+    return responses
+
+
+ASKED = (SamplingParams(max_tokens=1), None, SimpleNamespace(num_generated_tokens=0), "m", None, None, 1)
+ERROR_EVENT = {
+    "type": "error",
+    "sequence_number": 2,
+    "code": "500",
+    "message": "The request was given up: i0 was lost.",
+    "param": None,
+}
+
+
+def asked(responses: Any, **fields: Any) -> ResponsesRequest:
+    """What is done in the background is kept for later."""
+    request = ResponsesRequest.model_validate({"input": "hello", "model": "m", **fields})
+    if request.background:
+        queued: dict[str, Any] = {"model_name": "m", "created_time": 1, "output": [], "status": "queued"}
+        kept = ResponsesResponse.from_request(request, ASKED[0], **queued)
+        responses.response_store[request.request_id] = kept
+    return request
+
+
+async def test_stream_of_a_response_ends_with_an_error_that_says_why(responses: Any) -> None:
+    events = responses.responses_stream_generator(asked(responses), *ASKED)
     *before, end = [json.loads(event.model_dump_json()) async for event in events]
     assert [event["type"] for event in before] == ["response.created", "response.in_progress"]
-    assert end == {
-        "type": "error",
-        "sequence_number": 2,
-        "code": "500",
-        "message": "The request was given up: i0 was lost.",
-        "param": None,
-    }
+    assert end == ERROR_EVENT
+    assert responses.response_store == {}
+
+
+async def test_who_reads_a_response_from_the_background_reads_the_error_and_no_further(responses: Any) -> None:
+    request = asked(responses, background=True, stream=True)
+    await responses._run_background_request_stream(request, *ASKED)
+    async with asyncio.timeout(10):
+        events = await responses.retrieve_responses(request.request_id, None, stream=True)
+        *_, end = [json.loads(event.model_dump_json()) async for event in events]
+    assert end == ERROR_EVENT
+    assert (await kept(responses, request))["status"] == "failed"
+
+
+async def test_response_in_the_background_that_is_given_up_has_failed_and_says_why(responses: Any) -> None:
+    request = asked(responses, background=True)
+    ends = responses._process_simple_streaming_events()
+    await responses._run_background_request(request, ASKED[0], ends, *ASKED[2:])
+    said = await kept(responses, request)
+    assert said["status"] == "failed"
+    assert said["error"] == {"code": "server_error", "message": "The request was given up: i0 was lost."}
+
+
+async def test_response_that_was_cancelled_stays_so(responses: Any) -> None:
+    request = asked(responses, background=True, stream=True)
+    responses.response_store[request.request_id].status = "cancelled"
+    await responses._run_background_request_stream(request, *ASKED)
+    assert (await kept(responses, request))["status"] == "cancelled"
+
+
+async def kept(responses: Any, request: ResponsesRequest) -> dict[str, Any]:
+    """As `GET /v1/responses/ID` shows it."""
+    response = await responses.retrieve_responses(request.request_id, None, stream=False)
+    shown: dict[str, Any] = response.model_dump()
+    return shown

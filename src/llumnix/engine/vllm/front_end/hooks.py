@@ -101,6 +101,16 @@ FRONT_END_HOOKS = (
         "wrapped: errors",
     ),
     Hook(
+        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses.responses_background_stream_generator",
+        "",
+        "wrapped: errors",
+    ),
+    Hook(
+        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses._run_background_request",
+        "",
+        "wrapped: errors",
+    ),
+    Hook(
         "vllm.entrypoints.generate.base.serving:GenerateBaseServing._convert_generation_error_to_streaming_response",
         "self e",
         "replaced for responses: their errors",
