@@ -284,6 +284,17 @@ async def test_response_in_the_background_that_is_given_up_has_failed_and_says_w
     assert said["error"] == {"code": "server_error", "message": "The request was given up: i0 was lost."}
 
 
+async def test_response_in_the_background_that_no_instance_can_take_has_failed(responses: Any, front: FrontEnd) -> None:
+    async def nobody_there(*_: Any) -> AsyncIterator[Any]:
+        await front.client.add_request_async(engine_request("r", data_parallel_rank=1))
+        yield
+
+    request = asked(responses, background=True)
+    await responses._run_background_request(request, ASKED[0], nobody_there(), *ASKED[2:])
+    said = await kept(responses, request)
+    assert (said["status"], said["error"]["message"]) == ("failed", "No instance can take the request now.")
+
+
 async def test_response_that_was_cancelled_stays_so(responses: Any) -> None:
     request = asked(responses, background=True, stream=True)
     responses.response_store[request.request_id].status = "cancelled"

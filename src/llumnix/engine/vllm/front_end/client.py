@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.engine.core_client import AsyncMPClient
 
@@ -24,7 +24,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import FURTHER_CHUNK
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.clocks import Clocks
-from llumnix.engine.vllm.front_end.given_up import GivenUp
+from llumnix.engine.vllm.front_end.given_up import GivenUp, ToldError
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import GONE, Member, Members, of_the_living, unless_gone
 from llumnix.engine.vllm.front_end.membership import Membership
@@ -112,7 +112,7 @@ class LlumnixClient(AsyncMPClient):
             return
         answer = self.streams.open(request)
         if isinstance(answer, GiveUp):
-            raise GracefulHTTPError(answer.why, HTTPStatus.SERVICE_UNAVAILABLE)
+            raise ToldError(answer.why, HTTPStatus.SERVICE_UNAVAILABLE)
         try:
             sent = self._send_to(answer.instance, EngineCoreRequestType.ADD, request)
         except BaseException:
