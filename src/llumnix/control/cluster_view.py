@@ -8,7 +8,7 @@ from llumnix.control.drain import Drain
 from llumnix.control.gone import GoneIds
 from llumnix.control.moves import MovesInFlight
 from llumnix.control.scheduler_events import DemandHeld
-from llumnix.policy.snapshot import STANDING_S, ClusterSnapshot, InstanceSnapshot
+from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
 HELD_FOR_S = 5.0
@@ -19,14 +19,12 @@ NEWCOMER_S = 10.0
 
 
 class Known:
-    """One instance: when it was last heard of, and what it said (None: nothing yet)."""
+    """One instance: when it was last heard of, and what it said (None: nothing yet), heartbeats counted."""
 
-    __slots__ = ("drain", "given", "heard_s", "new_until_s", "snapshot", "standing_s", "unread")
+    __slots__ = ("drain", "given", "heard_s", "new_until_s", "snapshot")
 
     def __init__(self, heard_s: float) -> None:
         self.heard_s = heard_s
-        self.unread = 0
-        self.standing_s = 0.0
         self.new_until_s = heard_s + NEWCOMER_S
         self.snapshot: InstanceSnapshot | None = None
         self.drain: Drain | None = None
@@ -80,8 +78,9 @@ class ClusterView:
         known = self.hear(at, report.id)
         if known is None:
             return None
-        known.unread, known.standing_s = report.unread, report.standing_s
         if known.snapshot is not None and report.seq <= known.snapshot.seq:
+            if report.seq == known.snapshot.seq:  # a heartbeat
+                known.snapshot = report
             self.ignore("report older than the known one")
             return None
         known.snapshot, known.given = report, 0
@@ -136,9 +135,7 @@ class ClusterView:
         self._held[word.front_end] = word
 
     def _as_ordered(self, known: Known, snapshot: InstanceSnapshot) -> InstanceSnapshot:
-        """The report with what was heard since, and what was ordered: a drain, and moves."""
-        if (known.standing_s >= STANDING_S) != snapshot.stands_still:  # heartbeats say it
-            snapshot = replace(snapshot, standing_s=known.standing_s)
+        """The report with what was ordered since: a drain, and moves."""
         drains = known.drain is not None and snapshot.state is InstanceState.RUNNING
         incoming = max(snapshot.incoming, self._moves.incoming(snapshot.id))
         outgoing = max(snapshot.outgoing, self._moves.outgoing(snapshot.id))
@@ -160,9 +157,9 @@ def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) 
     if silent_s > timeout_s:
         return f"no heartbeat for {silent_s:.3g} s (limit {timeout_s:g} s)"
     load = known.snapshot
-    if load is None or known.standing_s <= step_timeout_s or not (load.running or load.waiting or known.unread):
+    if load is None or load.standing_s <= step_timeout_s or not (load.running or load.waiting or load.unread):
         return ""  # one without work whose heartbeats are late is no engine that hangs
-    work = f"{load.running} running, {load.waiting} waiting, {known.unread} unread"
+    work = f"{load.running} running, {load.waiting} waiting, {load.unread} unread"
     return (
-        f"it lives, but its engine did nothing for {known.standing_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"
+        f"it lives, but its engine did nothing for {load.standing_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"
     )

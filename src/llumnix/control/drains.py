@@ -21,7 +21,7 @@ from llumnix.control.scheduler_events import (
 )
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.draining import DrainTerms, Placement, place_drained, place_where_cached
-from llumnix.policy.snapshot import STANDING_S, InstanceSnapshot
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, InstanceState, by_number
 
@@ -105,8 +105,9 @@ class Drains:
         known.drain.counts(at, others_serve)
         commands = self._remember(known.drain.orders(at, known.snapshot, in_flight, others_serve))
         may_move = self._moves_requests and not known.drain.past_deadline(at) and not known.drain.withdrawn
-        answers = known.standing_s < STANDING_S and instance not in self._back_off.empty_handed(at)
-        if known.snapshot is None or not may_move or not answers:
+        if known.snapshot is None or known.snapshot.stands_still or not may_move:
+            return commands
+        if instance in self._back_off.empty_handed(at):
             return commands
         return [*commands, *self._move_out(at, known, in_flight)]
 
