@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ from llumnix.appending import append_whole
 from llumnix.background import BackgroundWriter
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
-from llumnix.journal.journal import Journal
+from llumnix.journal.journal import Journal, by_time
 from llumnix.json_lines import decode_lines, read_lines
 
 STDOUT = "-"
@@ -92,5 +91,4 @@ def read_log(path: Path) -> list[JournalEntry]:
     for file in files:
         for entry in decode_lines(read_lines(file, what), decoder, file, what):
             journals.setdefault(entry.by, []).append(entry)
-    # Each in the order in which it was written, also where its clock was set back.
-    return list(heapq.merge(*journals.values(), key=lambda entry: (entry.at_s, entry.by)))
+    return by_time(journals.values())

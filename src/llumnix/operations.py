@@ -124,7 +124,8 @@ def scale(client: AdminClient, count: int, say: Print, wait_s: float | None) -> 
         say(f"{count} {serve}" + (f" ({', '.join(coming)})" if coming else ""))
     if wait_s is not None:
         now = _wait(lambda: _all_running(client, set(), count), f"Fewer than {count} instances run", wait_s, began_s)
-        _say_who_runs([each for each in now if each not in {row.id for row in running}], say)
+        before = {row.id for row in running}
+        _say_who_runs([each for each in now if each not in before], say)
 
 
 def _say_who_runs(new: list[InstanceId], say: Print) -> None:

@@ -225,7 +225,7 @@ async def test_logs_on_a_node_are_kept_small(tmp_path: Path, monkeypatch: pytest
         return SimpleNamespace(channel=ours, send=lambda _: None, end=ours.close), asked
 
     monkeypatch.setattr(ray_room, "node_name", lambda: "there")
-    monkeypatch.setattr(ray_room, "_HOUSEKEEPING_INTERVAL_S", 0.01)
+    monkeypatch.setattr(ray_room, "HOUSEKEEPING_INTERVAL_S", 0.01)
     monkeypatch.setattr(NodeRoom, "_start", start)
     room = NodeRoom()
     await room.open(encode(prepared(tmp_path)), {}, "i0")

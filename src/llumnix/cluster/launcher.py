@@ -26,7 +26,7 @@ from llumnix.cluster.console import Voice
 from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import HealthWatch, address_of
-from llumnix.cluster.logs import LogFolder
+from llumnix.cluster.logs import HOUSEKEEPING_INTERVAL_S, LogFolder
 from llumnix.cluster.nursery_messages import (
     Cleared,
     Exited,
@@ -57,7 +57,6 @@ from llumnix.wire.news import Report
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_launcher import LAUNCHER_MAIL, FrontEndLives, SchedulerLives, ToLauncher
 
-_HOUSEKEEPING_INTERVAL_S = 30.0
 _NURSERIES = {"local": ("llumnix.cluster.nursery", 0.0), "ray": ("llumnix.cluster.ray.launch", 10.0)}
 """What starts the instances, and how many seconds it gets to leave nothing on other machines."""
 
@@ -132,7 +131,7 @@ class Launcher:
 
     def _loop(self) -> Finish:
         loading_deadline_s = time.monotonic() + self._arguments.cluster.start_timeout_s
-        housekeeping_s = time.monotonic() + _HOUSEKEEPING_INTERVAL_S
+        housekeeping_s = time.monotonic() + HOUSEKEEPING_INTERVAL_S
         while self._finish is None:
             due_s = [housekeeping_s]
             if self._manager.next_beat_s is not None:
@@ -145,7 +144,7 @@ class Launcher:
             now = time.monotonic()
             self._manager.beat(now)
             if now >= housekeeping_s:
-                housekeeping_s = now + _HOUSEKEEPING_INTERVAL_S
+                housekeeping_s = now + HOUSEKEEPING_INTERVAL_S
                 self._keep_house()
             if self._loaded:
                 self._tell_supervisor(supervision.TimePassed())

@@ -21,6 +21,9 @@ from llumnix.config import ClusterConfig
 from llumnix.errors import UsageError
 from llumnix.home import expanded
 
+HOUSEKEEPING_INTERVAL_S = 30.0
+"""So often whoever writes logs calls `keep_small`."""
+
 _LARGEST = 64 * 1024 * 1024  # bytes of one file; one older file of that size is kept beside it
 _TAIL = 16 * 1024  # bytes read to find the last words
 _KEPT = 100  # instances that ended whose logs stay; one that never starts is tried some 3,000 times a day

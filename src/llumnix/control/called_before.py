@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from llumnix.control.held_requests import HeldRequests, QueueName
 from llumnix.control.tenant_account import TenantAccount
@@ -26,9 +27,8 @@ def tokens_called_before(
         theirs = classes[other.cls]
         if theirs.priority > priority:
             continue
-        account, tokens, is_own = accounts[other.tenant], held.tokens_of(other), other == queue
-        if account.terms.concurrent is not None and not is_own:
-            tokens = held.tokens_of(other, account.places)
+        account, is_own = accounts[other.tenant], other == queue
+        tokens = held.tokens_of(other, inf if is_own else account.places)
         if theirs.priority < priority:
             higher += tokens
         elif tokens:

@@ -160,6 +160,4 @@ def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) 
     if load is None or load.standing_s <= step_timeout_s or not (load.running or load.waiting or load.unread):
         return ""  # one without work whose heartbeats are late is no engine that hangs
     work = f"{load.running} running, {load.waiting} waiting, {load.unread} unread"
-    return (
-        f"it lives, but its engine did nothing for {load.standing_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"
-    )
+    return f"it lives, but its engine did nothing for {load.standing_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"

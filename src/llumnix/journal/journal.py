@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import msgspec
@@ -132,11 +132,15 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """Entries in between that are not kept any more."""
 
 
+def by_time(journals: Iterable[Iterable[JournalEntry]]) -> list[JournalEntry]:
+    """Each journal in its own order, also where its clock was set back: a place is behind all before it."""
+    return list(heapq.merge(*journals, key=lambda entry: (entry.at_s, entry.by)))
+
+
 def read_together(places: dict[str, int] | None, parts: Sequence[JournalPart], limit: int) -> Reading:
     """Of what each journal answered to the same reader, the first `limit` entries, or for one who has no places the
     last. The place in a journal that did not answer stays."""
-    # Each journal in its order, also where its clock was set back: a place is behind all before it.
-    entries = list(heapq.merge(*(part.entries for part in parts), key=lambda entry: (entry.at_s, entry.by)))
+    entries = by_time(part.entries for part in parts)
     shown = entries[:limit] if places is not None else entries[-limit:]
     reached = (places or {}) | {part.by: part.next for part in parts}
     if places is not None:

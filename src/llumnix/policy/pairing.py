@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from enum import StrEnum
+from itertools import islice
 
 import msgspec
 from msgspec.structs import replace
@@ -173,16 +174,21 @@ def _first_good_pair(
         rejected.append(Rejection(giver.id, None, Why.NOTHING_TO_GIVE))
     elif not targets:
         rejected.append(Rejection(giver.id, None, _why_no_target(giver, free)))
-    elif not (able := [target for target in targets if any(_may_go(load, giver, target[1]) for load in loads)]):
+    elif not (able := _first_able(giver, targets, loads)):
         rejected.append(Rejection(giver.id, targets[0][1].id, Why.FOR_TOKENS))
     else:
-        for target in able[:TRIES_PER_SOURCE]:
+        for target in able:
             verdict = _judge(source, target, loads, terms)
             if isinstance(verdict, Pair):
                 targets.remove(target)
                 return verdict
             rejected.append(verdict)
     return None
+
+
+def _first_able(giver: InstanceSnapshot, targets: list[Ranked], loads: tuple[Load, ...]) -> list[Ranked]:
+    able = (target for target in targets if any(_may_go(load, giver, target[1]) for load in loads))
+    return list(islice(able, TRIES_PER_SOURCE))
 
 
 def _may_go(load: Load, giver: InstanceSnapshot, taker: InstanceSnapshot) -> bool:

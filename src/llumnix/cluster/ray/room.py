@@ -16,7 +16,7 @@ import msgspec
 import ray
 
 from llumnix.cluster.children import NurseryProcess
-from llumnix.cluster.logs import LogFolder
+from llumnix.cluster.logs import HOUSEKEEPING_INTERVAL_S, LogFolder
 from llumnix.cluster.nursery_messages import (
     Exited,
     Failed,
@@ -31,7 +31,6 @@ from llumnix.cluster.run_dir import private_run_dir
 
 _LOOPBACK = "127.0.0.1"
 _NURSERY_ENDS_S = 4.0  # in which it ends what its instance left running
-_HOUSEKEEPING_INTERVAL_S = 30.0
 
 
 class NodeRoom:
@@ -82,7 +81,7 @@ class NodeRoom:
 
     async def _keep_house(self, instance: str) -> None:
         while True:
-            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL_S)
             await asyncio.to_thread(self._logs.keep_small, (instance, self._nursery_log))
 
     def _start(self, asked: LoadEngine, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, LoadEngine]:

@@ -66,10 +66,14 @@ def chunks_of(
     with more of its prompt to come; nor in chunks of 0 tokens."""
     if not chunk_tokens or not names_beginning(request):
         return ()
+    return chunk_ids(token_ids or request.prompt_token_ids or (), chunk_tokens, salt_of_request(request), known)
+
+
+def salt_of_request(request: EngineCoreRequest) -> int:
+    """What tells its prompt from another one of the same tokens."""
     lora = request.lora_request
     words = ("", "") if lora is None else (lora.lora_name, lora.lora_path)
-    salt = salt_of(*words, request.cache_salt or "")
-    return chunk_ids(token_ids or request.prompt_token_ids or (), chunk_tokens, salt, known)
+    return salt_of(*words, request.cache_salt or "")
 
 
 def names_beginning(request: EngineCoreRequest) -> bool:

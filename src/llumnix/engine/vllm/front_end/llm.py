@@ -31,6 +31,7 @@ from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.given_up import end_request
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
+from llumnix.engine.vllm.front_end.members import no_instance
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
@@ -117,7 +118,7 @@ class LlumnixLLM(AsyncLLM):
         if self._closing:
             raise GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)
         if not self.engine_core.members.running():
-            raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+            raise no_instance()
         limit = self._spec.cluster.max_queued_requests
         if limit and self.engine_core.queued_requests + n > limit:
             raise GracefulHTTPError(

@@ -147,6 +147,10 @@ async def unless_gone(call: Coroutine[Any, Any, Any], gone: asyncio.Event) -> An
         answer.cancel()
 
 
+def no_instance() -> GracefulHTTPError:
+    return GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 def of_the_living(answers: list[Any]) -> list[Any]:
     """Without those of instances that are gone. Raises what any other call failed with, and a 503 if none is left."""
     for answer in answers:
@@ -154,5 +158,5 @@ def of_the_living(answers: list[Any]) -> list[Any]:
             raise answer
     lived = [answer for answer in answers if not isinstance(answer, BaseException)]
     if not lived:
-        raise GracefulHTTPError("No instance is running.", HTTPStatus.SERVICE_UNAVAILABLE)
+        raise no_instance()
     return lived

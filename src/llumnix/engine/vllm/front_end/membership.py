@@ -49,14 +49,15 @@ class Membership:
         """A load report; the first one of an instance starts the acquaintance."""
         instance = report.info.id
         member = self._members.known.get(instance)
+        if member is None and not self._members.is_unknown(instance):
+            return
+        self._clocks.heard(instance, report.snapshot.at, monotonic())
         if member is not None:
-            self._clocks.heard(instance, report.snapshot.at, monotonic())
             member.hear(report.snapshot)
             if instance in self._members.by_id:
                 self._streams.reported(report.snapshot)
-        elif self._members.is_unknown(instance):
+        else:
             member = self._members.call(report)
-            self._clocks.heard(instance, report.snapshot.at, monotonic())
             self._make_room_for(report.info.slot)
             self._introduce(report.info.index, instance)
             self._ways.spawn(self._court(member))

@@ -17,12 +17,11 @@ import vllm
 
 import llumnix
 from llumnix.engine.port import FrontEndSpec
-from llumnix.engine.vllm.between import names_beginning, reads_cache
+from llumnix.engine.vllm.between import names_beginning, reads_cache, salt_of_request
 from llumnix.engine.vllm.front_end.members import Members, Strangers
 from llumnix.engine.vllm.front_end.recorded_rows import request_row, step_row, stranger_row
 from llumnix.engine.vllm.front_end.run_in_force import RunFile, RunInForce
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.policy.prefix import salt_of
 from llumnix.policy.snapshot import StepCost
 from llumnix.record.form import FALLBACK_UNIT_TOKENS, About, Limits, RecordedMove
 from llumnix.record.runs import make_room
@@ -159,12 +158,10 @@ class Recorder:
         if self._writer is None:
             return
         request = session.request
-        lora = request.lora_request
         has_name = session.keeps_media and names_beginning(request) and reads_cache(request)
-        words = ("", "") if lora is None else (lora.lora_name, lora.lora_path)
-        salt = salt_of(*words, request.cache_salt or "")
         tokens = (request.prompt_token_ids or ()) if has_name else ()
-        self._writer.put(EndedRow(request_row(session, self._run_s(session.story.arrived_s)), tokens, salt))
+        row = request_row(session, self._run_s(session.story.arrived_s))
+        self._writer.put(EndedRow(row, tokens, salt_of_request(request)))
 
     def tried(self, session: Session, move: MigrationRecord) -> None:
         if self._writer is None:
