@@ -24,16 +24,18 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 
 import msgspec
-from _routers import parties
+from _routers import kept, parties
 from _routers.faults import FAULTS, Fault
 from _routers.loads import LOADS, make
-from _routers.outcome import Run, Targets, compared, figures_of, print_table
+from _routers.outcome import Run, Setting, Targets, compared, figures_of, print_table
 from _routers.parties import Party
+from frame.arguments import count, positive
 from frame.models import add_pace_flags, paced_engine_flags
 from frame.verdict import conclude
 from frame.vitals import cpu_s
@@ -50,14 +52,12 @@ LIMIT_S = 240.0
 
 def main() -> int:
     arguments = _parse()
-    done: list[Run] = []
-    if arguments.records is not None and arguments.records.exists():
-        done = msgspec.json.decode(arguments.records.read_bytes(), type=list[Run])
-    _measure(arguments, done)
+    _measure(arguments, arguments.done)
+    alike = [run for run in arguments.done if run.setting == arguments.setting]
     figures = []
     for name in arguments.loads:
         title = name if arguments.fault is None else f"{name}, {arguments.fault}"
-        runs = [run for run in done if (run.load, run.fault, run.tries) == (name, arguments.fault, arguments.tries)]
+        runs = [run for run in alike if run.load == name]
         print_table(title, runs)
         figures += compared(title, LOADS[name], runs, arguments.fault)
     return conclude(*figures)
@@ -68,17 +68,33 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--parties", nargs="+", default=list(USUAL), help=f"Or all: {', '.join(parties.names())}.")
     parser.add_argument("--loads", nargs="+", default=["near, bursts", "beyond, bursts"], help=f"Or all: {list(LOADS)}")
     parser.add_argument("--fault", choices=FAULTS, help="Befalls one engine when a third of the requests was sent.")
-    parser.add_argument("--engines", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tries", type=int, default=1, help="So often a client asks at most. Default: once.")
-    parser.add_argument("--ttft-target-s", type=float, default=2.0, help="For goodput. Default: 2.")
-    parser.add_argument("--tpot-target-ms", type=float, default=60.0, help="For goodput. Default: 60.")
+    parser.add_argument("--engines", type=count, default=4)
+    parser.add_argument("--requests", type=count, default=150)
+    parser.add_argument("--seeds", type=count, default=3)
+    parser.add_argument("--tries", type=count, default=1, help="So often a client asks at most. Default: once.")
+    parser.add_argument("--ttft-target-s", type=positive, default=2.0, help="For goodput. Default: 2.")
+    parser.add_argument("--tpot-target-ms", type=positive, default=60.0, help="For goodput. Default: 60.")
     add_pace_flags(parser)
-    parser.add_argument("--records", type=Path, help="What was measured: added to, and what is there is not repeated.")
+    parser.add_argument(
+        "--records", type=Path, help="What was measured: added to, and what is there of the same sizes is not repeated."
+    )
     arguments = parser.parse_args()
     arguments.parties = _known(parser, arguments.parties, parties.names())
     arguments.loads = _known(parser, arguments.loads, list(LOADS))
+    if not arguments.step_ms:
+        parser.error(f"--step-ms {arguments.step_ms} is not above 0: the rates of loads are for engines of some pace")
+    if arguments.requests == 1:
+        parser.error("--requests 1 is too few: goodput is per second between the first and the last")
+    arguments.done = _kept(parser, arguments.records)
+    arguments.setting = Setting(
+        fault=arguments.fault,
+        tries=arguments.tries,
+        engines=arguments.engines,
+        requests=arguments.requests,
+        step_ms=arguments.step_ms,
+        token_ms=arguments.token_ms,
+        targets=Targets(arguments.ttft_target_s, arguments.tpot_target_ms / 1e3),
+    )
     return arguments
 
 
@@ -91,35 +107,44 @@ def _known(parser: argparse.ArgumentParser, asked: Sequence[str], known: Sequenc
     return list(asked)
 
 
+def _kept(parser: argparse.ArgumentParser, path: Path | None) -> list[Run]:
+    """None if there is no such file yet."""
+    if path is not None and not path.parent.is_dir():
+        parser.error(f"--records: there is no folder {path.parent}")
+    try:
+        return kept.read(path) if path is not None and path.exists() else []
+    except (OSError, ValueError) as error:
+        parser.error(f"--records: {error}")
+
+
+def _missing(arguments: argparse.Namespace) -> set[tuple[str, int, str]]:
+    """Loads, seeds and parties."""
+    had = {(run.load, run.seed, run.party) for run in arguments.done if run.setting == arguments.setting}
+    return set(product(arguments.loads, range(1, arguments.seeds + 1), arguments.parties)) - had
+
+
 def _measure(arguments: argparse.Namespace, done: list[Run]) -> None:
     """Whatever is missing."""
-    targets = Targets(arguments.ttft_target_s, arguments.tpot_target_ms / 1e3)
-    had = {(run.load, run.fault, run.tries, run.seed, run.party) for run in done}
-    missing = [
-        (name, seed)
-        for seed in range(1, arguments.seeds + 1)
-        for name in arguments.loads
-        if any((name, arguments.fault, arguments.tries, seed, party) not in had for party in arguments.parties)
-    ]
+    missing = _missing(arguments)
     if not missing:
         return
     pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
     with pace as engine_flags, ExitStack() as stack:
         flags = [*engine_flags, "--max-num-seqs", "64", "--max-num-batched-tokens", "512"]
         classes = Path(stack.enter_context(TemporaryDirectory())) / "classes.json"
-        classes.write_bytes(_one_class(targets))
+        classes.write_bytes(_one_class(arguments.setting.targets))
         everybody = parties.of(arguments.parties, flags, arguments.engines, classes, stack)
-        for name, seed in missing:
+        for seed, name in product(range(1, arguments.seeds + 1), arguments.loads):
             for party in _turned(everybody, seed):
-                if (name, arguments.fault, arguments.tries, seed, party.name) in had:
+                if (name, seed, party.name) not in missing:
                     continue
                 sizes = (arguments.engines, arguments.requests, seed)
                 workload = make(LOADS[name], *sizes, contents=len(done), step_ms=arguments.step_ms)
-                figures = _run(party, workload, arguments, targets)
-                done.append(Run(name, arguments.fault, seed, party.name, figures, arguments.tries))
+                figures = _run(party, workload, arguments)
+                done.append(Run(name, seed, party.name, figures, arguments.setting))
                 print(f"{name}, seed {seed}, {party.name}: {_short(figures)}", flush=True)
                 if arguments.records is not None:
-                    arguments.records.write_bytes(msgspec.json.encode(done))
+                    kept.write(arguments.records, done)
 
 
 def _one_class(targets: Targets) -> bytes:
@@ -134,12 +159,13 @@ def _turned(everybody: Sequence[Party], seed: int) -> list[Party]:
     return [*everybody[first:], *everybody[:first]]
 
 
-def _run(party: Party, workload: Workload, arguments: argparse.Namespace, targets: Targets) -> dict[str, float]:
+def _run(party: Party, workload: Workload, arguments: argparse.Namespace) -> dict[str, float]:
     with party.serving() as url:
         before_s, preempted = cpu_s(party.processes()), party.preemptions()
         result = asyncio.run(_load(party, url, workload, arguments.fault, arguments.tries))
         used_s = cpu_s(party.processes()) - before_s
         preemptions = max(0, party.preemptions() - preempted)
+    targets = arguments.setting.targets
     return figures_of(result.records.requests, targets, max(0.0, used_s), preemptions, result.asked_again)
 
 

@@ -20,16 +20,6 @@ from llumnix.report.records import RequestRecord
 SMALL = 1e-9
 
 
-class Run(msgspec.Struct, frozen=True):
-    load: str
-    fault: str | None
-    seed: int
-    party: str
-    figures: dict[str, float]
-    tries: int = 1
-    """So often a request was asked at most."""
-
-
 class Targets(msgspec.Struct, frozen=True):
     ttft_s: float
     tpot_s: float
@@ -37,6 +27,28 @@ class Targets(msgspec.Struct, frozen=True):
     def met_by(self, record: RequestRecord) -> bool:
         in_time = record.ttft_s is not None and record.ttft_s <= self.ttft_s
         return in_time and not record.error and (record.tpot_s is None or record.tpot_s <= self.tpot_s)
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """Only runs that have it in common are compared."""
+
+    fault: Fault | None
+    tries: int
+    """So often a request is asked at most."""
+    engines: int
+    requests: int
+    step_ms: float
+    token_ms: float
+    targets: Targets
+
+
+class Run(msgspec.Struct, frozen=True):
+    load: str
+    seed: int
+    party: str
+    figures: dict[str, float]
+    setting: Setting | None
+    """None: kept before runs said theirs."""
 
 
 _TIMES: dict[str, Callable[[RequestRecord], float | None]] = {

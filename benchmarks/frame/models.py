@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+from frame.arguments import count, not_negative, whole
 from llumnix import tiny_model
 
 _BENCHMARKS = Path(__file__).parents[1]
@@ -40,16 +41,16 @@ def empty_compile_cache() -> Iterator[None]:
 
 def add_pace_flags(parser: argparse.ArgumentParser) -> None:
     """For what `paced_engine_flags` is to be told."""
-    parser.add_argument("--step-ms", type=float, default=20.0, help="Of a step without tokens. Default: 20.")
-    parser.add_argument("--token-ms", type=float, default=0.2, help="More for each token. Default: 0.2.")
+    parser.add_argument("--step-ms", type=not_negative, default=20.0, help="Of a step without tokens. Default: 20.")
+    parser.add_argument("--token-ms", type=not_negative, default=0.2, help="More for each token. Default: 0.2.")
 
 
 def rounds_of_paced_load(doc: str, workload: str) -> argparse.Namespace:
     """What a script was told that runs a workload against paced servers, round after round."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=2, help="Each with a seed of its own. Default: 2.")
+    parser.add_argument("--rounds", type=count, default=2, help="Each with a seed of its own. Default: 2.")
     parser.add_argument("--workload", default=workload, help=f"Default: {workload}")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=whole, default=1)
     add_pace_flags(parser)
     return parser.parse_args()
 

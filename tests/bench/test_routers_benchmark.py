@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
-from _routers import parties, tools
+import routers
+from _routers import kept, parties, tools
 from _routers.faults import Fault
 from _routers.loads import LOADS, make
-from _routers.outcome import Run, Targets, compared, figures_of
+from _routers.outcome import Run, Setting, Targets, compared, figures_of
 from frame.verdict import ROOT, at_most
 
 from llumnix.report.records import RequestRecord
 
 TARGETS = Targets(ttft_s=1.0, tpot_s=0.05)
+SETTING = Setting(None, tries=1, engines=4, requests=150, step_ms=20.0, token_ms=0.2, targets=TARGETS)
 
 
 def record(number: int, **fields: object) -> RequestRecord:
@@ -49,7 +55,7 @@ def test_who_had_to_ask_again_failed_and_its_times_count() -> None:
 def test_where_an_engine_goes_away_nobody_may_fail_and_pauses_have_a_goal(fault: Fault) -> None:
     usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
     runs = [
-        Run("near, bursts", fault, 1, name, usual | {"failed": failed})
+        Run("near, bursts", 1, name, usual | {"failed": failed}, SETTING)
         for name, failed in (("a", 3), (parties.OURS, 1))
     ]
     told = {figure.name: figure for figure in compared("near", LOADS["near, bursts"], runs, fault)}
@@ -79,7 +85,7 @@ def test_each_figure_is_compared_with_whoever_is_best_in_it() -> None:
     }
     usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
     runs = [
-        Run("near, bursts", None, seed, name, usual | {key: value * seed for key, value in mine.items()})
+        Run("near, bursts", seed, name, usual | {key: value * seed for key, value in mine.items()}, SETTING)
         for name, mine in values.items()
         for seed in (1, 2)
     ]
@@ -94,7 +100,7 @@ def test_each_figure_is_compared_with_whoever_is_best_in_it() -> None:
 def test_what_is_refused_by_classes_has_goals_of_its_own_and_is_nobodys_rival() -> None:
     usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
     goodputs = {parties.OURS: 1.0, parties.WITH_CLASSES: 6.0, "a": 2.0}
-    runs = [Run("twice, bursts", None, 1, name, usual | {"goodput": value}) for name, value in goodputs.items()]
+    runs = [Run("twice, bursts", 1, name, usual | {"goodput": value}, SETTING) for name, value in goodputs.items()]
     told = {figure.name: figure for figure in compared("twice", LOADS["twice, bursts"], runs)}
     plain, with_classes = (told[f"twice: goodput, {name} / a"] for name in (parties.OURS, parties.WITH_CLASSES))
     assert plain.measured == pytest.approx(0.5)
@@ -122,3 +128,72 @@ def test_routers_are_pinned() -> None:
     pinned = dict(re.findall(r"^(\S+)==(\S+)$", tools.LOCK.read_text(), re.MULTILINE))
     assert set(tools.COMMANDS) <= set(pinned)
     assert all(ROOT in (tools.HOME / name).parents for name in tools.COMMANDS)
+
+
+def run_of(setting: Setting | None, **figures: float) -> Run:
+    usual = figures_of([record(0), record(1)], TARGETS, cpu_s=1.0, preemptions=0)
+    return Run("near, bursts", 1, parties.OURS, usual | figures, setting)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
+    monkeypatch.setattr("sys.argv", ["routers.py", *words])
+    return routers._parse()
+
+
+def test_kept_runs_come_back_and_so_do_those_in_which_everything_failed(tmp_path: Path) -> None:
+    runs = [run_of(SETTING), run_of(msgspec.structs.replace(SETTING, fault="kill"), **{"TTFT P99": math.inf})]
+    kept.write(tmp_path / "runs.json", runs)
+    assert kept.read(tmp_path / "runs.json") == runs
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"fault": "kill"}, {"tries": 3}, {"engines": 8}, {"requests": 300}, {"step_ms": 60.0}, {"token_ms": 0.6}),
+        {"targets": Targets(ttft_s=1.0, tpot_s=0.06)},
+    ],
+)
+def test_what_was_measured_of_other_sizes_is_measured_anew(
+    other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--loads", "near, bursts", "--parties", parties.OURS, "--seeds", "1", "--records", str(tmp_path / "runs"))
+    setting = told(monkeypatch, *words).setting
+    kept.write(tmp_path / "runs", [run_of(msgspec.structs.replace(setting, **other))])
+    assert routers._missing(told(monkeypatch, *words)) == {("near, bursts", 1, parties.OURS)}
+    kept.write(tmp_path / "runs", [run_of(setting)])
+    assert not routers._missing(told(monkeypatch, *words))
+
+
+def test_a_file_from_before_runs_said_their_sizes_is_read_and_nothing_of_it_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: dict[str, Any] = {
+        "load": "near, bursts",
+        "fault": None,
+        "seed": 1,
+        "party": parties.OURS,
+        "figures": {},
+        "tries": 1,
+    }
+    (tmp_path / "runs").write_bytes(msgspec.json.encode([before]))
+    arguments = told(monkeypatch, "--records", str(tmp_path / "runs"))
+    assert [run.setting for run in arguments.done] == [None]
+    assert ("near, bursts", 1, parties.OURS) in routers._missing(arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("--seeds", "0"), ("--engines", "0"), ("--requests", "1"), ("--tries", "x"), ("--ttft-target-s", "nan")),
+        *(("--step-ms", "0.0"), ("--token-ms", "-1"), ("--loads", "none"), ("--parties", "nobody"), ("--fault", "x")),
+        *(("--records", "/no/such/runs"), ("--records", __file__)),
+    ],
+)
+def test_what_nobody_can_be_asked_is_refused_before_a_server_starts(
+    words: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        told(monkeypatch, *words)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert words[0] in said or words[1] in said
