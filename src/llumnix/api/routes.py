@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Parameter:
     default: bool | int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     method: str
     path: str
@@ -32,10 +32,11 @@ class Route:
     """What it is for, as the index says it."""
     answer: Any
     """A struct of bodies.py; None: the OpenAPI document."""
+    _: KW_ONLY
     status: int = 200
     body: Any = None
     parameters: tuple[Parameter, ...] = ()
-    refusals: dict[int, str]
+    refusals: dict[int, str] = field(default_factory=dict)
     """Beside `ALWAYS`: HTTP status, and when."""
     streams: bool = False
     """Whether it goes on answering, with server-sent events that have an `answer` each."""
@@ -63,28 +64,15 @@ _INSTANCE = {
 }
 
 ROUTES = (
-    Route(method="GET", path="", text="which routes there are", answer=bodies.IndexAnswer, refusals={}, guarded=False),
+    Route("GET", "", "which routes there are", bodies.IndexAnswer, guarded=False),
+    Route("GET", "/alive", "200 while a front end can answer", bodies.AliveAnswer, guarded=False),
+    Route("GET", "/instances", "every instance with its load", bodies.InstancesAnswer),
     Route(
-        method="GET",
-        path="/alive",
-        text="200 while a front end can answer",
-        answer=bodies.AliveAnswer,
-        refusals={},
-        guarded=False,
-    ),
-    Route(
-        method="GET",
-        path="/instances",
-        text="every instance with its load",
-        answer=bodies.InstancesAnswer,
-        refusals={},
-    ),
-    Route(
-        method="POST",
-        path="/instances",
-        text="starts more",
+        "POST",
+        "/instances",
+        "starts more",
+        bodies.StartedAnswer,
         body=bodies.StartBody,
-        answer=bodies.StartedAnswer,
         status=202,
         refusals={
             400: _BODY,
@@ -95,9 +83,10 @@ ROUTES = (
         },
     ),
     Route(
-        method="POST",
-        path="/instances/{id}/drain",
-        text="empties one, then stops it",
+        "POST",
+        "/instances/{id}/drain",
+        "empties one, then stops it",
+        bodies.StateAnswer,
         parameters=(
             Parameter("keep", bool, "Leave it running, empty, until it is undrained.", False),
             Parameter("force", bool, "Also if no other instance takes requests.", False),
@@ -105,54 +94,44 @@ ROUTES = (
                 "timeout_s", float, "Seconds after which what is left is replayed elsewhere (`--drain-timeout-s`)."
             ),
         ),
-        answer=bodies.StateAnswer,
         status=202,
         refusals={400: _PARAMETER, **_INSTANCE, **_SILENT},
     ),
     Route(
-        method="POST",
-        path="/instances/{id}/undrain",
-        text="lets it take requests again",
-        answer=bodies.StateAnswer,
+        "POST",
+        "/instances/{id}/undrain",
+        "lets it take requests again",
+        bodies.StateAnswer,
         status=202,
         refusals={**_INSTANCE, **_SILENT},
     ),
     Route(
-        method="POST",
-        path="/instances/{id}/role",
-        text="prefers it for prompts, tokens, or both",
+        "POST",
+        "/instances/{id}/role",
+        "prefers it for prompts, tokens, or both",
+        bodies.RoleAnswer,
         body=bodies.RoleBody,
-        answer=bodies.RoleAnswer,
         refusals={400: _BODY, **_INSTANCE, 413: _LARGE, **_SILENT},
     ),
+    Route("GET", "/requests", "every request, and where it is", bodies.RequestsAnswer),
     Route(
-        method="GET",
-        path="/requests",
-        text="every request, and where it is",
-        answer=bodies.RequestsAnswer,
-        refusals={},
+        "GET", "/requests/{id}", "one of them", bodies.RequestsAnswer, refusals={404: "No such request runs or waits."}
     ),
     Route(
-        method="GET",
-        path="/requests/{id}",
-        text="one of them",
-        answer=bodies.RequestsAnswer,
-        refusals={404: "No such request runs or waits."},
-    ),
-    Route(
-        method="GET",
-        path="/requests/{id}/story",
-        text="what happened to one of them, or to one that has ended, and where its time went",
-        answer=bodies.StoryAnswer,
+        "GET",
+        "/requests/{id}/story",
+        "what happened to one of them, or to one that has ended, and where its time went",
+        bodies.StoryAnswer,
         refusals={
             400: "What is given is the beginning of several ids; six letters of one, or more, are enough.",
             404: "No such request runs, waits, or is among the last that ended.",
         },
     ),
     Route(
-        method="GET",
-        path="/journal",
-        text="what happened, and why",
+        "GET",
+        "/journal",
+        "what happened, and why",
+        bodies.JournalAnswer,
         parameters=(
             Parameter(
                 "after",
@@ -163,30 +142,23 @@ ROUTES = (
             Parameter("kind", str, "Only of these kinds: `moved,stayed`."),
             Parameter("instance", str, "Only about this instance, also as the target of a move."),
         ),
-        answer=bodies.JournalAnswer,
         refusals={400: _PARAMETER, 404: "There is no such instance, and nothing is known of one."},
     ),
+    Route("GET", "/why-not", "why nothing moves, and why no instance is started", bodies.WhyNotAnswer),
     Route(
-        method="GET",
-        path="/why-not",
-        text="why nothing moves, and why no instance is started",
-        answer=bodies.WhyNotAnswer,
-        refusals={},
-    ),
-    Route(
-        method="GET",
-        path="/migrations",
-        text="the last moves, with their reasons",
+        "GET",
+        "/migrations",
+        "the last moves, with their reasons",
+        bodies.MigrationsAnswer,
         parameters=(Parameter("limit", int, "At most so many, from 1 to 1,000,000.", 100),),
-        answer=bodies.MigrationsAnswer,
         refusals={400: _PARAMETER},
     ),
     Route(
-        method="POST",
-        path="/migrations",
-        text="moves a request",
+        "POST",
+        "/migrations",
+        "moves a request",
+        bodies.MovedAnswer,
         body=bodies.MigrateBody,
-        answer=bodies.MovedAnswer,
         refusals={
             400: _BODY,
             404: "No such request runs or waits, or there is no such instance.",
@@ -196,43 +168,40 @@ ROUTES = (
         },
     ),
     Route(
-        method="GET",
-        path="/classes",
-        text="what becomes of the requests of each class and tenant",
-        answer=bodies.ClassesAnswer,
+        "GET",
+        "/classes",
+        "what becomes of the requests of each class and tenant",
+        bodies.ClassesAnswer,
         refusals={404: _NO_CLASSES},
     ),
     Route(
-        method="POST",
-        path="/classes/reload",
-        text="has the file of `--classes` read again",
-        answer=bodies.ReloadedAnswer,
-        refusals={
-            400: "The file is not as it must be; all stays as it was.",
-            404: _NO_CLASSES,
-        },
+        "POST",
+        "/classes/reload",
+        "has the file of `--classes` read again",
+        bodies.ReloadedAnswer,
+        refusals={400: "The file is not as it must be; all stays as it was.", 404: _NO_CLASSES},
     ),
     Route(
-        method="POST",
-        path="/record",
-        text="begins to record a run, or ends that",
+        "POST",
+        "/record",
+        "begins to record a run, or ends that",
+        bodies.RecordAnswer,
         body=bodies.RecordBody,
-        answer=bodies.RecordAnswer,
         refusals={400: _BODY, 404: _NO_RECORD, 413: _LARGE},
     ),
     Route(
-        method="GET",
-        path="/whatif",
-        text="how far it is, or what would have been otherwise",
-        answer=what_if.WhatIfAnswer,
+        "GET",
+        "/whatif",
+        "how far it is, or what would have been otherwise",
+        what_if.WhatIfAnswer,
         refusals={404: _NO_RECORD},
     ),
     Route(
-        method="POST",
-        path="/whatif",
-        text="has what was recorded so far simulated, as it was and otherwise",
+        "POST",
+        "/whatif",
+        "has what was recorded so far simulated, as it was and otherwise",
+        what_if.WhatIfAnswer,
         body=what_if.WhatIfBody,
-        answer=what_if.WhatIfAnswer,
         status=202,
         refusals={
             400: "The body is not as it must be, or an alternative makes no sense.",
@@ -243,40 +212,40 @@ ROUTES = (
         },
     ),
     Route(
-        method="DELETE",
-        path="/whatif",
-        text="cancels the one under way, if there is one",
-        answer=what_if.WhatIfAnswer,
+        "DELETE",
+        "/whatif",
+        "cancels the one under way, if there is one",
+        what_if.WhatIfAnswer,
         refusals={404: _NO_RECORD},
     ),
-    Route(method="GET", path="/drains", text="how drains go and went", answer=bodies.DrainsAnswer, refusals=_SILENT),
-    Route(method="GET", path="/scaling", text="size of the cluster", answer=bodies.ScalingRow, refusals=_SILENT),
+    Route("GET", "/drains", "how drains go and went", bodies.DrainsAnswer, refusals=_SILENT),
+    Route("GET", "/scaling", "size of the cluster", bodies.ScalingRow, refusals=_SILENT),
     Route(
-        method="GET",
-        path="/watch",
-        text="the cluster, and what changes of it, twice a second",
-        answer=frames.ClusterFrame,
+        "GET",
+        "/watch",
+        "the cluster, and what changes of it, twice a second",
+        frames.ClusterFrame,
         streams=True,
         of_page=True,
         refusals={503: _VIEWERS},
     ),
     Route(
-        method="GET",
-        path="/watch/requests",
-        text="the longest requests, and what changes of them, once a second",
-        answer=frames.RequestsFrame,
+        "GET",
+        "/watch/requests",
+        "the longest requests, and what changes of them, once a second",
+        frames.RequestsFrame,
         streams=True,
         of_page=True,
         refusals={503: _VIEWERS},
     ),
     Route(
-        method="GET",
-        path="/history",
-        text="the last hour of the cluster, or of an instance",
+        "GET",
+        "/history",
+        "the last hour of the cluster, or of an instance",
+        frames.HistoryAnswer,
         parameters=(Parameter("instance", str, "Whose (default: of all together)."),),
-        answer=frames.HistoryAnswer,
         of_page=True,
         refusals={400: _PARAMETER, 404: "There is no such instance that takes requests."},
     ),
-    Route(method="GET", path="/openapi.json", text="these routes, for programs", answer=None, refusals={}),
+    Route("GET", "/openapi.json", "these routes, for programs", None),
 )

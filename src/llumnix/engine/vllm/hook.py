@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llumnix.vllm_words import SUPPORTED
 
@@ -35,3 +35,8 @@ class Hook:
 
     def concerns(self, release: VllmRelease) -> bool:
         return self.since <= release and (self.until is None or release < self.until)
+
+
+def of(owner: str, *hooks: Hook) -> tuple[Hook, ...]:
+    """Hooks of one module (`module:`) or class (`module:Name.`), told by their own names."""
+    return tuple(replace(hook, where=owner + hook.where) for hook in hooks)

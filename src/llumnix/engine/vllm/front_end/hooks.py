@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llumnix.engine.vllm.hook import Hook, VllmRelease
+from llumnix.engine.vllm.hook import Hook, VllmRelease, of
 
 FRONT_END_HOOKS = (
     Hook("vllm.v1.engine.core_client:EngineCoreClient.make_async_mp_client", "", "replaced while AsyncLLM is made"),
@@ -12,113 +12,76 @@ FRONT_END_HOOKS = (
         "vllm_config",
         "processed images, kept by front ends alone",
     ),
-    Hook("vllm.v1.engine.core_client:AsyncMPClient.add_request_async", "self request", "overridden: dispatch"),
-    Hook("vllm.v1.engine.core_client:AsyncMPClient.abort_requests_async", "self request_ids", "overridden: owner"),
-    Hook("vllm.v1.engine.core_client:AsyncMPClient._send_input", "self request_type request engine", "sending"),
-    Hook(
-        "vllm.v1.engine.core_client:AsyncMPClient._call_utility_async",
-        "self method",
-        "calls to one engine",
-        ("args", "engine"),
+    *of(
+        "vllm.v1.engine.core_client:AsyncMPClient.",
+        Hook("add_request_async", "self request", "overridden: dispatch"),
+        Hook("abort_requests_async", "self request_ids", "overridden: owner"),
+        Hook("_send_input", "self request_type request engine", "sending"),
+        Hook("_call_utility_async", "self method", "calls to one engine", ("args", "engine")),
+        Hook("call_utility_async", "self method", "overridden: all engines"),
+        Hook("pause_generation_async", "self mode clear_cache", "overridden: state of the server", since=(0, 33)),
+        Hook("get_output_async", "self", "overridden: given up"),
     ),
     Hook(
         "vllm.v1.engine.core_client:_process_utility_output",
         "output utility_results",
         "answers to the calls of an earlier front end (client_setup.py)",
     ),
-    Hook("vllm.v1.engine.core_client:AsyncMPClient.call_utility_async", "self method", "overridden: all engines"),
-    Hook(
-        "vllm.v1.engine.core_client:AsyncMPClient.pause_generation_async",
-        "self mode clear_cache",
-        "overridden: state of the server",
-        since=(0, 33),
-    ),
     Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
-    Hook(
-        "vllm.v1.engine.async_llm:AsyncLLM._add_request",
-        "self request prompt parent_req index queue",
-        "overridden: forgets what cannot be sent",
+    *of(
+        "vllm.v1.engine.async_llm:AsyncLLM.",
+        Hook("_add_request", "self request prompt parent_req index queue", "overridden: forgets what cannot be sent"),
+        Hook("check_admission", "self n request_id", "overridden: 503"),
+        Hook("check_health", "self", "overridden: 503"),
+        Hook("abort", "self request_id internal", "overridden: at all front ends"),
+        Hook("collective_rpc", "self method timeout args kwargs", "overridden: weights stay"),
+        Hook("scale_elastic_ep", "self new_data_parallel_size drain_timeout", "overridden: refused"),
     ),
-    Hook("vllm.v1.engine.output_processor:OutputProcessor.has_request", "self request_id", "what vLLM waits for"),
-    Hook(
-        "vllm.v1.engine.output_processor:OutputProcessor.abort_requests",
-        "self request_ids internal",
-        "requests that are given up (given_up.py)",
+    *of(
+        "vllm.v1.engine.output_processor:OutputProcessor.",
+        Hook("has_request", "self request_id", "what vLLM waits for"),
+        Hook("abort_requests", "self request_ids internal", "requests that are given up (given_up.py)"),
+        Hook(
+            "do_tracing",
+            "self engine_core_output req_state iteration_stats",
+            "a span below the one that the request's headers name (tracing.py)",
+        ),
     ),
-    Hook("vllm.v1.engine.output_processor:RequestOutputCollector.put", "self output", "their error"),
-    Hook("vllm.v1.engine.output_processor:RequestOutputCollector.close", "self", "their input"),
-    Hook("vllm.v1.engine.core_client:AsyncMPClient.get_output_async", "self", "overridden: given up"),
+    *of(
+        "vllm.v1.engine.output_processor:RequestOutputCollector.",
+        Hook("put", "self output", "their error"),
+        Hook("close", "self", "their input"),
+    ),
     Hook(
         "vllm.v1.engine.admission_control:SharedAdmissionStats.__init__",
         "self client_addresses client_count client_index",
         "unfinished requests of all front ends",
     ),
-    Hook("vllm.v1.engine.async_llm:AsyncLLM.check_admission", "self n request_id", "overridden: 503"),
-    Hook("vllm.v1.engine.async_llm:AsyncLLM.check_health", "self", "overridden: 503"),
-    Hook("vllm.v1.engine.async_llm:AsyncLLM.abort", "self request_id internal", "overridden: at all front ends"),
-    Hook(
-        "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc",
-        "self method timeout args kwargs",
-        "overridden: weights stay",
-    ),
-    Hook(
-        "vllm.v1.engine.async_llm:AsyncLLM.scale_elastic_ep",
-        "self new_data_parallel_size drain_timeout",
-        "overridden: refused",
-    ),
-    Hook(
-        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.load_lora_adapter",
-        "self request base_model_name",
-        "wrapped: adapters of all front ends (adapters.py)",
-    ),
-    Hook(
-        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.unload_lora_adapter",
-        "self request",
-        "wrapped: adapters of all front ends",
-    ),
-    Hook(
-        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.resolve_lora",
-        "self lora_name",
-        "wrapped: adapters of all front ends",
+    *of(
+        "vllm.entrypoints.openai.models.serving:OpenAIServingModels.",
+        Hook("load_lora_adapter", "self request base_model_name", "wrapped: adapters of all front ends (adapters.py)"),
+        Hook("unload_lora_adapter", "self request", "wrapped: adapters of all front ends"),
+        Hook("resolve_lora", "self lora_name", "wrapped: adapters of all front ends"),
     ),
     Hook(
         "vllm.v1.request:Request.take_events", "self", "when an engine took a request up, in its outputs (telling.py)"
     ),
     Hook("vllm.v1.serial_utils:MsgpackEncoder.encode", "self obj", "requests on their way"),
-    Hook(
-        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._get_priority",
-        "request raw_request",
-        "wrapped: service_tier",
+    *of(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing.",
+        Hook("_get_priority", "request raw_request", "wrapped: service_tier"),
+        Hook("_convert_generation_error_to_streaming_response", "self e", "replaced for responses: their errors"),
     ),
     Hook(
         "vllm.entrypoints.anthropic.serving:AnthropicServingMessages.message_stream_converter",
         "self generator",
         "wrapped: errors (stream_errors.py)",
     ),
-    Hook(
-        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses.responses_stream_generator",
-        "",
-        "wrapped: errors",
-    ),
-    Hook(
-        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses.responses_background_stream_generator",
-        "",
-        "wrapped: errors",
-    ),
-    Hook(
-        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses._run_background_request",
-        "",
-        "wrapped: errors",
-    ),
-    Hook(
-        "vllm.entrypoints.generate.base.serving:GenerateBaseServing._convert_generation_error_to_streaming_response",
-        "self e",
-        "replaced for responses: their errors",
-    ),
-    Hook(
-        "vllm.v1.engine.output_processor:OutputProcessor.do_tracing",
-        "self engine_core_output req_state iteration_stats",
-        "a span below the one that the request's headers name (tracing.py)",
+    *of(
+        "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses.",
+        Hook("responses_stream_generator", "", "wrapped: errors"),
+        Hook("responses_background_stream_generator", "", "wrapped: errors"),
+        Hook("_run_background_request", "", "wrapped: errors"),
     ),
     Hook("vllm.v1.metrics.prometheus:get_prometheus_registry", "", "metrics: ours are shown beside vLLM's"),
     Hook("vllm.entrypoints.launchers.app:build_app", "args supported_tasks model_config", "the server"),
@@ -127,27 +90,23 @@ FRONT_END_HOOKS = (
         "engine_client state args supported_tasks",
         "the server",
     ),
-    Hook("vllm.entrypoints.launchers.launcher:serve_http", "app sock enable_ssl_refresh", "the server", until=(0, 32)),
-    Hook(
-        "vllm.entrypoints.launchers.launcher:serve_http",
-        "app sock enable_ssl_refresh peer_loads",
-        "the server",
-        since=(0, 32),
+    *of(
+        "vllm.entrypoints.launchers.launcher:",
+        Hook("serve_http", "app sock enable_ssl_refresh", "the server", until=(0, 32)),
+        Hook("serve_http", "app sock enable_ssl_refresh peer_loads", "the server", since=(0, 32)),
+        Hook("setup_server", "args reuse_port", "the port"),
     ),
-    Hook("vllm.entrypoints.launchers.launcher:setup_server", "args reuse_port", "the port"),
-    Hook("vllm.entrypoints.launchers.cli_args:make_arg_parser", "parser", "flags", until=(0, 33)),
-    Hook("vllm.entrypoints.launchers.cli_args:validate_parsed_serve_args", "args", "flags", until=(0, 33)),
-    Hook("vllm.entrypoints.common.cli_args:make_arg_parser", "parser", "flags", since=(0, 33)),
-    Hook("vllm.entrypoints.common.cli_args:validate_parsed_serve_args", "args", "flags", since=(0, 33)),
-    Hook(
-        "vllm.entrypoints.launchers.cli_args:propagate_flash_late_interaction",
-        "args engine_args",
-        "flags",
-        since=(0, 32),
-        until=(0, 33),
+    *of(
+        "vllm.entrypoints.launchers.cli_args:",
+        Hook("make_arg_parser", "parser", "flags", until=(0, 33)),
+        Hook("validate_parsed_serve_args", "args", "flags", until=(0, 33)),
+        Hook("propagate_flash_late_interaction", "args engine_args", "flags", since=(0, 32), until=(0, 33)),
     ),
-    Hook(
-        "vllm.entrypoints.common.cli_args:propagate_flash_late_interaction", "args engine_args", "flags", since=(0, 33)
+    *of(
+        "vllm.entrypoints.common.cli_args:",
+        Hook("make_arg_parser", "parser", "flags", since=(0, 33)),
+        Hook("validate_parsed_serve_args", "args", "flags", since=(0, 33)),
+        Hook("propagate_flash_late_interaction", "args engine_args", "flags", since=(0, 33)),
     ),
 )
 
