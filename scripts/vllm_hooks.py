@@ -23,6 +23,7 @@ compared with the vLLM that is installed at every start; another version fails w
 |---|---|---|
 | `EngineCoreClient.make_async_mp_client` | while `AsyncLLM.__init__` runs | `AsyncLLM` calls this static factory itself and cannot be given a client |
 | `processor_cache_from_config` of `vllm.renderers.base` | while `AsyncLLM.__init__` runs | vLLM's choice counts on one engine having the processed images that the front end has; ours are many (`processor_only_cache_from_config` is for that) |
+| `StatLoggerManager` of `vllm.v1.engine.async_llm` | while `AsyncLLM.__init__` runs | vLLM's metrics have a series for each engine that is there at the start; here instances are known late, and become more (`slot_metrics.py`) |
 | `_get_priority` of the serving objects | on the objects of our app, not on the class | `service_tier` of a request becomes its priority; there is no hook for it |
 | `message_stream_converter` of `AnthropicServingMessages`, `responses_stream_generator`, `responses_background_stream_generator`, `_run_background_request` and `_convert_generation_error_to_streaming_response` of `OpenAIServingResponses` | on the objects of our app, not on the classes | errors of generations end these streams with what vLLM says of an unreadable event, or with nothing, and a response in the background never (`stream_errors.py`) |
 | `load_lora_adapter`, `unload_lora_adapter`, `resolve_lora` of `OpenAIServingModels` | on the object of our app, not on the class | adapters are those of the whole server (`engine/vllm/front_end/adapters.py`) |

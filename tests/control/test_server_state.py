@@ -65,6 +65,29 @@ def test_activity(ops: tuple[Op, ...], activity: tuple[Op, ...], paused: bool, a
     assert state.op == (ops[-1] if ops else None)
 
 
+DEEP = Op("sleep", (2, "wait"))
+
+
+@pytest.mark.parametrize(
+    ("ops", "level"),
+    [
+        ((), None),
+        ((PAUSE,), None),
+        ((NAP,), 0),
+        ((RELEASE,), 0),
+        ((SLEEP,), 1),
+        ((SLEEP, NAP), 1),
+        ((SLEEP, WAKE_WEIGHTS), 1),
+        ((SLEEP, WAKE), None),
+        ((DEEP,), 2),
+        ((DEEP, PAUSE), 1),
+        ((DEEP, WAKE), None),
+    ],
+)
+def test_how_deep_it_sleeps(ops: tuple[Op, ...], level: int | None) -> None:
+    assert state_after(*ops).sleep_level == level
+
+
 def test_deeper_sleep_is_not_what_later_ones_do_as_nobody_will_tell_them_to_load_their_weights_again() -> None:
     assert state_after(Op("sleep", (2, "abort"))).activity == (Op("sleep", (1, "abort")),)
 

@@ -69,3 +69,18 @@ async def test_call_that_was_given_up_is_forgotten() -> None:
     calls[1].cancel()
     await asyncio.sleep(0)
     assert not calls
+
+
+async def test_weights_are_the_same_whatever_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM puts the rank in front, which is the slot where instances publish events of their caches."""
+    answers = [[{"dp0:pp0:a": "1"}, {"dp0:pp1:b": "2"}], [{"dp3:pp0:a": "1"}, {"dp3:pp1:b": "2"}]]
+    client = LlumnixClient.__new__(LlumnixClient)
+
+    async def asked(_method: str) -> list[list[dict[str, str]]]:
+        return answers
+
+    monkeypatch.setattr(client, "call_utility_all_async", asked)
+    assert await client.compute_weight_checksums_async() == answers[0]
+    answers[1][1]["dp3:pp1:b"] = "3"
+    with pytest.raises(RuntimeError, match="different weights"):
+        await client.compute_weight_checksums_async()

@@ -21,6 +21,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+from vllm.v1.metrics.stats import SchedulerStats
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.messages import Adopted, AnyNotice, Moved, Verdict
@@ -79,9 +80,10 @@ class FrontEnd:
         self.client.shutdown()
         context.destroy(linger=0)
 
-    def hear_report(self, instance: InstanceId, seq: int = 1, seen: int = 0) -> None:
+    def hear_report(self, instance: InstanceId, seq: int = 1, seen: int = 0, slot: int | None = None) -> None:
         index = INDEX[instance]
-        info = InstanceInfo(id=instance, index=index, slot=index, pid=1, node="", control=f"box-{instance}", data="")
+        slot, box = index if slot is None else slot, f"box-{instance}"
+        info = InstanceInfo(id=instance, index=index, slot=slot, pid=1, node="", control=box, data="")
         counted = msgspec.structs.replace(snapshot(instance, seq, seen), at=self.clock_of(instance))
         self.client.on_report(Report(info=info, snapshot=counted))
 
@@ -218,7 +220,7 @@ async def test_end_of_a_drained_instance_without_a_last_word(front: FrontEnd, mo
     await front.client.add_request_async(engine_request("r", sampling_params=SEEDED))
     await front.hear(A, token(1))
     front.lose(A, expected=True)
-    _, end = [await front.client.outputs_queue.get() for _ in range(2)]
+    _, _, end = [await front.client.outputs_queue.get() for _ in range(3)]  # after vLLM's gauges of it
     assert isinstance(end, GivenUp)
     assert front.errors[0].startswith("i0 was lost")
 
@@ -228,6 +230,26 @@ async def test_lost_instance_is_not_heard_any_more(front: FrontEnd) -> None:
     front.lose(A)
     await front.hear(A, token(1))
     assert front.tokens == []
+
+
+async def test_instance_that_was_lost_counts_no_requests_for_vllm(front: FrontEnd) -> None:
+    """Else vLLM's gauges told for ever what it said last."""
+    front.client._kv_event_sources = {INDEX[A]: "its events", INDEX[B]: "others"}  # type: ignore[dict-item]
+    front.lose(A)
+    told = front.client.outputs_queue.get_nowait()
+    assert (told.engine_index, told.scheduler_stats, told.outputs) == (INDEX[A], SchedulerStats(), [])  # type: ignore[union-attr]
+    assert list(front.client.get_kv_event_sources()) == [INDEX[B]]
+    front.lose(A)
+    assert front.client.outputs_queue.empty(), "once"
+
+
+async def test_end_of_an_instance_says_nothing_of_its_successor(front: FrontEnd) -> None:
+    """Which was heard before the end was, and has the slot now."""
+    front.hear_report(B, slot=INDEX[A])
+    front.client._kv_event_sources = {INDEX[A]: "of the successor"}  # type: ignore[dict-item]
+    front.lose(A)
+    assert front.client.outputs_queue.empty()
+    assert list(front.client.get_kv_event_sources()) == [INDEX[A]]
 
 
 async def test_chunk_for_an_instance_that_is_just_gone_ends_with_the_session_and_not_before(front: FrontEnd) -> None:

@@ -56,6 +56,14 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     def asleep(self) -> bool:
         return self.paused or any(_gives_memory(op) for op in self.activity)
 
+    @property
+    def sleep_level(self) -> int | None:
+        """How deep it sleeps: 0 if its weights stay, 1 if they are kept aside, 2 if they are lost (which only the
+        change itself tells). None: it is awake, though it may be paused."""
+        slept = [op.args[0] for op in (*self.activity, self.op) if op is not None and op.name == "sleep"]
+        gave = [0 for op in self.activity if _gives_memory(op)]
+        return max((*slept, *gave), default=None)
+
 
 def _pauses(op: Op) -> bool:
     return op.name in ("pause_scheduler", "sleep")

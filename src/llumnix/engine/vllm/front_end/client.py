@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
@@ -86,6 +87,15 @@ class LlumnixClient(AsyncMPClient):
 
     def _last_word(self, instance: InstanceId) -> None:
         self.membership.last_word(instance)
+
+    def _apply_ready_response(self, payload: bytes) -> None:
+        """vLLM adds up the blocks of its engines. These come and go: it is told those of the first one, of which it
+        keeps what else it knows of caches."""
+        cache = self.vllm_config.cache_config
+        first = cache.num_gpu_blocks
+        super()._apply_ready_response(payload)
+        if first is not None:
+            cache.num_gpu_blocks = first
 
     @property
     def queued_requests(self) -> int:
@@ -246,7 +256,12 @@ class LlumnixClient(AsyncMPClient):
 
     async def compute_weight_checksums_async(self) -> list[dict[str, str]]:
         """All instances have the same weights, so one of them speaks for all. Raises RuntimeError if they have not."""
-        sums, *others = await self.call_utility_all_async("compute_weight_checksums")
+        sums, *others = map(_of_any_rank, await self.call_utility_all_async("compute_weight_checksums"))
         if any(other != sums for other in others):
             raise RuntimeError(f"The instances have different weights: {[sums, *others]}")
-        return list(sums)
+        return sums
+
+
+def _of_any_rank(workers: list[dict[str, str]]) -> list[dict[str, str]]:
+    """vLLM puts the rank before the name of each weight (`dp3:pp0:…`): that is the slot where it is set (apart.py)."""
+    return [{re.sub(r"^dp\d+:", "dp0:", name): digest for name, digest in sums.items()} for sums in workers]

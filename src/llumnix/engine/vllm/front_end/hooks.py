@@ -27,7 +27,17 @@ FRONT_END_HOOKS = (
         "output utility_results",
         "answers to the calls of an earlier front end (client_setup.py)",
     ),
-    Hook("vllm.v1.engine.core_client:MPClient._apply_ready_response", "self payload", "first contact"),
+    Hook(
+        "vllm.v1.engine.core_client:MPClient._apply_ready_response",
+        "self payload",
+        "first contact; overridden: caches are not added up",
+    ),
+    Hook("vllm.v1.engine.async_llm:StatLoggerManager", "", "replaced while AsyncLLM is made: slot_metrics.py"),
+    *of(
+        "vllm.v1.metrics.loggers:StatLoggerManager.",
+        Hook("record_sleep_state", "self sleep level", "overridden: it stays"),
+        Hook("log_engine_initialized", "self", "overridden: when an instance has joined"),
+    ),
     *of(
         "vllm.v1.engine.async_llm:AsyncLLM.",
         Hook("_add_request", "self request prompt parent_req index queue", "overridden: forgets what cannot be sent"),

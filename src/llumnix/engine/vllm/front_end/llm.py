@@ -17,13 +17,12 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.multimodal.cache.factories import processor_only_cache_from_config
 from vllm.renderers import base as renderers
 from vllm.utils.async_utils import cancel_task_threadsafe
-from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine import EngineCoreRequest, async_llm
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.metrics.loggers import StatLoggerManager
 
 from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
@@ -32,6 +31,7 @@ from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.given_up import end_request
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import no_instance
+from llumnix.engine.vllm.front_end.slot_metrics import SlotMetrics
 from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
@@ -54,6 +54,7 @@ class LlumnixLLM(AsyncLLM):
     """To be made on the running event loop. It can be used once `engine_core.members.joined` is set."""
 
     engine_core: LlumnixClient
+    logger_manager: SlotMetrics | None
     _tracing: Tracing | None = None
     """Of its requests, where somebody wants that."""
 
@@ -69,7 +70,6 @@ class LlumnixLLM(AsyncLLM):
         """`args`: flags of `vllm serve`. `admitted`: vLLM's counters of unfinished requests, shared by all front ends
         (`SharedAdmissionStats`); None if there is one."""
         self._spec = spec
-        self._args = args
         self._closing = False
         self._tasks = LoudTasks()
         self.abort_elsewhere: Callable[[tuple[str, ...]], Awaitable[Any]] = _nowhere
@@ -174,6 +174,9 @@ class LlumnixLLM(AsyncLLM):
         if self.profiler is not None and profiled != self._profile_session_active:
             self._tasks.spawn(asyncio.to_thread(self.profiler.start if profiled else self.profiler.stop))
         self._profile_session_active = profiled
+        if self.logger_manager is not None:
+            level = state.sleep_level
+            self.logger_manager.record_sleep_state(level is not None, level or 0)
         if state.op is not None and state.op.name in _CLEAR_PROCESSED_MEDIA:
             self._tasks.spawn(self.renderer.clear_mm_cache_async())
 
@@ -225,10 +228,16 @@ class LlumnixLLM(AsyncLLM):
 
     # -- metrics
 
+    def tell_of_instances(self) -> None:
+        """The first one has joined."""
+        if self.logger_manager is not None:
+            self.logger_manager.log_engine_initialized()
+
     def grow(self, slots: int) -> None:
         """More instances than there were places for."""
         self._count_places(slots)
-        self._make_metrics_anew(slots)
+        if self.logger_manager is not None:
+            self.logger_manager.grow(slots)
 
     def _count_places(self, slots: int) -> None:
         """For the check of `X-data-parallel-rank` alone.
@@ -240,23 +249,6 @@ class LlumnixLLM(AsyncLLM):
         config.parallel_config = copy(config.parallel_config)
         config.parallel_config.data_parallel_size = slots
         self.input_processor.vllm_config = config
-
-    def _make_metrics_anew(self, slots: int) -> None:
-        """As vLLM's own elastic scaling does, as its metrics have labels for so many instances.
-
-        vLLM's counters start again from zero, as after a restart, which Prometheus knows how to read.
-        """
-        if self.logger_manager is None:
-            return
-        self.logger_manager = StatLoggerManager(
-            vllm_config=self.vllm_config,
-            engine_idxs=list(range(slots)),
-            enable_default_loggers=True,
-            aggregate_engine_logging=self._args.aggregate_engine_logging,
-            client_count=self._spec.book.front_ends,
-        )
-        if hasattr(self, "_logger_ref"):  # set when the output handler started
-            self._logger_ref[0] = self.logger_manager
 
 
 def _client(
@@ -270,12 +262,13 @@ def _client(
 
 @contextmanager
 def _made_with(make_client: Callable[..., LlumnixClient]) -> Iterator[None]:
-    """`AsyncLLM.__init__` calls these factories and has no other way to be given a client, and a cache of processed
-    images that does not count on one engine having the same images in its own. They are replaced while the constructor
-    runs, and nowhere else."""
+    """`AsyncLLM.__init__` calls these factories and has no other way to be given a client, a cache of processed images
+    that does not count on one engine having the same images in its own, and metrics of engines that come. They are
+    replaced while the constructor runs, and nowhere else."""
     with (
         mock.patch.object(EngineCoreClient, "make_async_mp_client", staticmethod(make_client)),
         mock.patch.object(renderers, "processor_cache_from_config", processor_only_cache_from_config),
+        mock.patch.object(async_llm, "StatLoggerManager", SlotMetrics),
     ):
         yield
 

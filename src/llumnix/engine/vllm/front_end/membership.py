@@ -13,6 +13,7 @@ from time import monotonic
 import msgspec
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.metrics.stats import SchedulerStats
 
 from llumnix.control.hearing import Hearing
 from llumnix.engine.vllm.between import Introduction
@@ -115,18 +116,27 @@ class Membership:
         """It takes no more requests, and what it owned goes on elsewhere: at once if it was lost, else after its last
         word, which may still have to be read."""
         instance = gone.instance
-        self._client._kv_event_sources.pop(gone.index, None)
         self._introduce(gone.index, instance)
+        known = self._members.known.get(instance)
         member = self._members.remove(instance)
         if member is not None:
             self._client.core_engines.remove(member.identity)
             if self._client.core_engines:
                 self._client.core_engine = self._client.core_engines[0]
+        if known is not None:
+            self._vacate(known.info.slot)
         self._streams.closed(instance)
         if self._hearing.ended(instance, gone.expected):
             self._bury(instance)
         else:
             asyncio.get_running_loop().call_later(_LAST_WORD_TIMEOUT_S, self._bury, instance)
+
+    def _vacate(self, slot: int) -> None:
+        """What vLLM knows by the slot of an instance that ended, unless a successor has that by now."""
+        if all(member.info.slot != slot for member in self._members.known.values()):
+            self._client._kv_event_sources.pop(slot, None)
+            nothing = EngineCoreOutputs(engine_index=slot, scheduler_stats=SchedulerStats())
+            self._client.outputs_queue.put_nowait(nothing)
 
     def last_word(self, instance: InstanceId) -> None:
         """Its stream is over."""

@@ -78,6 +78,7 @@ async def serve_front_end(
     mailbox.start()
     try:
         await llm.engine_core.members.joined.wait()
+        llm.tell_of_instances()
         await llm.forget_dummies()
         page = make_page(board, args, llm.model_config, lambda: llm.is_closing)
         peer_loads = None if connections is None else (connections, spec.index)

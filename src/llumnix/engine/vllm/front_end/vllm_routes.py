@@ -68,7 +68,7 @@ ROUTES: dict[str, tuple[Reach, str]] = {
     "/inference/v1/generate": (Reach.EACH, ""),
     "/invocations": (Reach.EACH, "its sessions (`SAGEMAKER_ENABLE_STATEFUL_SESSIONS`) are kept by one front end"),
     "/is_scaling_elastic_ep": (Reach.EACH, "never"),
-    "/kv_event_sources": (Reach.EACH, "all front ends know the same instances"),
+    "/kv_event_sources": (Reach.EACH, "by slot, as in events and `X-data-parallel-rank`; all front ends know the same"),
     "/openapi.json": (Reach.EACH, ""),
     "/ping": (Reach.EACH, "as `/health`"),
     "/pooling": (Reach.EACH, ""),

@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from time import monotonic
@@ -250,12 +251,10 @@ class LlumnixEngineCore(EngineCoreProc):
     # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
 
     def llumnix_hello(self) -> bytes:
-        """First contact: proves both sockets. The answer is a `Introduction`."""
-        introduction = Introduction(
-            ready=msgspec.msgpack.encode(self._make_ready_response()),
-            snapshot=self.office.reports.make().snapshot,
-            seeds_lost=self._seeds_lost,
-        )
+        """First contact: proves both sockets. The answer is a `Introduction`; its rank is the one in its KV events."""
+        ready = msgspec.msgpack.encode(replace(self._make_ready_response(), data_parallel_rank=self._spec.slot))
+        snapshot = self.office.reports.make().snapshot
+        introduction = Introduction(ready=ready, snapshot=snapshot, seeds_lost=self._seeds_lost)
         return msgspec.msgpack.encode(introduction)
 
     def llumnix_follow(self, state: bytes) -> bytes | Future[bytes]:
