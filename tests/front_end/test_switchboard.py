@@ -18,6 +18,7 @@ from request_rows import row
 from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import AskWhereCached
 from llumnix.engine.vllm.front_end import stream_log
+from llumnix.engine.vllm.front_end.questions import Questions
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.journal.journal import ALL_ENTRIES, Journal
 from llumnix.journal.stories import Stories
@@ -92,6 +93,23 @@ async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tm
     async with asyncio.timeout(10):
         answer = await asked
     assert (answer.status, answer.why) == (409, "it has ended")
+
+
+async def test_front_end_that_answers_and_then_dies_does_not_end_the_question_to_others() -> None:
+    posted: dict[str, int] = {}
+    questions = Questions(lambda address, mail: posted.update({address: mail.query}))  # type: ignore[union-attr]
+    ask = questions.ask(["f1", "f2"], lambda number: ListClasses(query=number, reply_to="f0"), timeout_s=60.0)
+    asked = asyncio.create_task(ask)
+    await asyncio.sleep(0)
+    first, second = (ClassesListed(query=posted[name], rows=()) for name in ("f1", "f2"))
+    questions.answered(first)
+    questions.answers_no_more("f1")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    questions.answered(second)
+    async with asyncio.timeout(10):
+        assert await asked == [first, second]
+    assert questions._open == {}
 
 
 async def test_it_says_where_prompts_of_an_instance_that_drains_are_cached(board: Switchboard, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -284,3 +285,6 @@ def test_metrics_are_of_the_instances_that_there_are(all_of_it: Everywhere) -> N
             return {line.split('instance_id="')[1].split('"')[0] for line in lines}
 
         wait_for(lambda: all(found == live for found in all_of_it.on_all(labels)), f"{name} of {live} alone")
+    lines = all_of_it.clients[HERE].get("/metrics").text.splitlines()
+    caches = {line for line in lines if line.startswith("vllm:cache_config_info{")}
+    assert {re.search(r'num_gpu_blocks="(\w+)"', line)[1].isdecimal() for line in caches} == {True}  # type: ignore[index]

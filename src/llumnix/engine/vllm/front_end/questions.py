@@ -5,22 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import AnswerToFrontEnd, Migrations
 
 
-@dataclass(slots=True)
-class _Question:
-    """One that is being asked."""
-
-    asked: frozenset[str]
-    """The mailboxes that are to answer."""
-    inbox: asyncio.Queue[Any | None] = field(default_factory=asyncio.Queue)
-    """None: one of those that are asked will not answer any more."""
+class _Asked(NamedTuple):
+    address: str
+    inbox: asyncio.Queue[tuple[int, Any | None]]
+    """Of the whole question: answers by their numbers; None instead of one: it will not come (any more)."""
 
 
 class Questions:
@@ -29,38 +24,39 @@ class Questions:
     def __init__(self, post: Callable[[str, Mail], None]) -> None:
         self._post = post
         self._numbers = numbers()
-        self._open: dict[int, _Question] = {}
+        self._open: dict[int, _Asked] = {}
 
     async def ask(self, addresses: Iterable[str], make: Callable[[int], Mail], timeout_s: float) -> list[Any]:
-        """The answers of these mailboxes to what `make` makes of the question's number."""
-        asked = list(addresses)
-        query = next(self._numbers)
-        question = self._open[query] = _Question(frozenset(asked))
+        """The answers of these mailboxes to what `make` makes of a number, which each gets one of."""
+        inbox: asyncio.Queue[tuple[int, Any | None]] = asyncio.Queue()
+        asked = {next(self._numbers): _Asked(address, inbox) for address in addresses}
+        self._open |= asked
         answers: list[Any] = []
-        left = len(asked)
+        left = set(asked)
         try:
-            message = make(query)
-            for address in asked:
-                self._post(address, message)
+            for number, (address, _) in asked.items():
+                self._post(address, make(number))
             async with asyncio.timeout(timeout_s):
                 while left:
-                    answer = await question.inbox.get()
-                    left -= not (isinstance(answer, Migrations) and answer.more)
+                    number, answer = await inbox.get()
+                    if not (isinstance(answer, Migrations) and answer.more):
+                        left.discard(number)
                     if answer is not None:
                         answers.append(answer)
         except TimeoutError:
             pass
         finally:
-            del self._open[query]
+            for number in asked:
+                del self._open[number]
         return answers
 
     def answered(self, answer: AnswerToFrontEnd) -> None:
-        question = self._open.get(answer.query)
-        if question is not None:  # else it came too late
-            question.inbox.put_nowait(answer)
+        asked = self._open.get(answer.query)
+        if asked is not None:  # else it came too late
+            asked.inbox.put_nowait((answer.query, answer))
 
     def answers_no_more(self, address: str) -> None:
         """The process that had this mailbox died."""
-        for question in self._open.values():
-            if address in question.asked:
-                question.inbox.put_nowait(None)
+        for number, asked in self._open.items():
+            if asked.address == address:
+                asked.inbox.put_nowait((number, None))
