@@ -30,7 +30,7 @@ from llumnix.engine.vllm.between import LAST_WORD, NOTICE, Introduction
 from llumnix.engine.vllm.front_end import membership as membership_module
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.given_up import GivenUp, end_request
-from llumnix.engine.vllm.front_end.llm import LlumnixLLM
+from llumnix.engine.vllm.front_end.llm import LONGEST_ID, LlumnixLLM
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -320,9 +320,9 @@ def llm(front: FrontEnd) -> LlumnixLLM:
     return llm
 
 
-async def add(llm: LlumnixLLM, **fields: Any) -> None:
-    request = engine_request("r", external_req_id="r", **fields)
-    await llm._add_request(request, "hello", None, 0, RequestOutputCollector(RequestOutputKind.DELTA, "r"))
+async def add(llm: LlumnixLLM, name: str = "r", **fields: Any) -> None:
+    request = engine_request(name, external_req_id=name, **fields)
+    await llm._add_request(request, "hello", None, 0, RequestOutputCollector(RequestOutputKind.DELTA, name))
 
 
 @pytest.mark.parametrize("fields", [{"data_parallel_rank": 1}, *UNSENDABLE], ids=["nobody there", "number", "text"])
@@ -339,6 +339,19 @@ def test_request_that_is_refused_at_the_door_is_noted_once(llm: LlumnixLLM, fron
         llm.check_admission(1, "cmpl-9-0")
     (entry,) = front.stories.journal.newest(9).entries
     assert (entry.kind, entry.request, entry.why) == ("refused", "cmpl-9", "The server is shutting down.")
+
+
+async def test_id_that_would_fill_the_memory_is_refused_and_remembered_nowhere(
+    llm: LlumnixLLM, front: FrontEnd
+) -> None:
+    await add(llm, "r" * LONGEST_ID)
+    with pytest.raises(VLLMValidationError, match="at most 1024 characters, not 1025"):
+        await add(llm, "r" * LONGEST_ID + "r")
+    llm._closing = True
+    with pytest.raises(VLLMValidationError):
+        llm.check_admission(1, "cmpl-" + "9" * LONGEST_ID)
+    assert {len(entry.request or "") for entry in front.stories.journal.newest(9).entries} == {LONGEST_ID}
+    assert llm.get_num_unfinished_requests() == 1
 
 
 async def test_accepted_request_is_waited_for_at_the_end(llm: LlumnixLLM) -> None:

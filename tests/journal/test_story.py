@@ -301,6 +301,17 @@ def test_the_oldest_stories_go_when_there_are_too_many(monkeypatch: pytest.Monke
     assert stories.tell("r29", 30.0).stories
 
 
+def test_long_ids_count_as_what_is_kept_under_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ENDED_BYTES", 100_000)
+    stories = Stories(Journal("f0"))
+    for number in range(300):
+        over(stories, f"{number:01000}", 0)
+    assert 50 < stories.tell(f"{299:01000}", 12.0).kept < 100
+    for number in range(1000):
+        over(stories, f"r{number}", 0)
+    assert stories.tell("r999", 12.0).kept > 100, "their place is free again"
+
+
 def test_a_story_that_ended_is_small() -> None:
     """With five candidates and a move: at most 1 KiB."""
     stories = Stories(Journal("f0"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
+from sys import getsizeof
 
 import msgspec
 
@@ -21,7 +22,7 @@ ENDED_KEPT = 20_000
 """Ended sequences whose stories are kept, the latest."""
 
 ENDED_BYTES = 20 << 20
-"""Of all of these."""
+"""Of all of these, with the ids of their requests, which clients may choose."""
 
 SEQUENCES_KEPT = 64
 """Of one id, the latest."""
@@ -73,6 +74,8 @@ class Stories:
         del self._live[story.sequence]
         _ENCODER.encode_into(_without_names(story), self._buffer)
         kept = bytes(self._buffer)  # what `encode` returns has room for more
+        if story.request not in self._ended:
+            self._bytes += getsizeof(story.request)
         theirs = self._ended[story.request] = (*self._ended.pop(story.request, ()), kept)
         self._sequences += 1
         self._bytes += len(kept)
@@ -107,6 +110,7 @@ class Stories:
             self._forgotten[request] = self._forgotten.get(request, 0) + 1
         else:
             del self._ended[request]
+            self._bytes -= getsizeof(request)
             self._forgotten.pop(request, None)
 
     def _told(self, request: str, kept: bytes) -> RequestStory:

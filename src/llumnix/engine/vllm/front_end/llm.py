@@ -13,7 +13,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.multimodal.cache.factories import processor_only_cache_from_config
 from vllm.renderers import base as renderers
 from vllm.utils.async_utils import cancel_task_threadsafe
@@ -37,6 +37,9 @@ from llumnix.wire.outbox import Mail
 
 if TYPE_CHECKING:
     from llumnix.engine.vllm.front_end.tracing import Tracing
+
+LONGEST_ID = 1024
+"""Characters of a request's id, with what vLLM puts around the one that a client chose."""
 
 _DRAIN_POLL_S = 0.05
 _CHANGE_WEIGHTS = frozenset(
@@ -106,7 +109,10 @@ class LlumnixLLM(AsyncLLM):
         observer.stories.listener = self._tracing.ended
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """Raises an error that becomes a 503: no instance runs, or too many requests wait already."""
+        """Raises an error that becomes a 503: no instance runs, or too many requests wait already; or a 400: its id,
+        which is remembered in many places when the request is long over, is too long."""
+        if request_id is not None and len(request_id) > LONGEST_ID:
+            raise VLLMValidationError(f"A request's id has at most {LONGEST_ID} characters, not {len(request_id)}.")
         try:
             self._check_admission(n, request_id)
         except GracefulHTTPError as refusal:
