@@ -189,6 +189,24 @@ def test_routers_weigh_a_long_match_against_load_each_in_its_way(policy: str, ch
     assert decide(d, asked(2100, (1, 2, 3, 4))).chosen == chosen
 
 
+def test_dynamos_rule_counts_what_is_to_be_computed_as_memory_too() -> None:
+    """As if held already, from when it is sent there: 700 blocks that wait outweigh 1,000 that are held."""
+    waiting = report("waiting", free_blocks=10_000, waiting=1, queued_blocks=700, prefill_tokens=16 * 700)
+    held = report("held")
+    assert decide(dispatcher(waiting, held, policy="dynamo-kv"), asked(1600)).chosen == "held"
+    d = dispatcher(report("a"), report("b"), policy="dynamo-kv")
+    first = decide(d, asked(1600, name="first"))
+    second = decide(d, asked(1600, name="second"))
+    assert [one.number for one in second.candidates] == [first.candidates[0].number, first.candidates[0].number + 200]
+
+
+def test_dynamos_rule_takes_a_cached_beginning_for_one_that_somebody_holds_there() -> None:
+    holder, idle = report("holder", free_blocks=9850), report("idle", free_blocks=10_000)
+    d = dispatcher(holder, idle, holds={"holder": (1, 2, 3)}, policy="dynamo-kv")
+    reason = decide(d, asked(3000, (1, 2, 3)))
+    assert [(one.instance, one.number) for one in reason.candidates] == [("holder", 2 * 93.75 + 150), ("idle", 375.0)]
+
+
 def test_cache_aware_rule_forgets_prefixes_when_loads_are_uneven_or_the_match_is_short() -> None:
     def chosen(running: int, chunks: tuple[int, ...]) -> str:
         d = dispatcher(report("held", running=running), report("idle"), holds={"held": (1,)}, policy="cache-aware")

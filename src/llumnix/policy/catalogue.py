@@ -96,7 +96,7 @@ POLICIES: dict[str, Policy] = {
         priorities=False,
     ),
     "dynamo-kv": Policy(
-        help="NVIDIA Dynamo's: fewest blocks to compute and held, less those cached; no migration",
+        help="NVIDIA Dynamo's: fewest blocks to compute and of all that was sent there; no migration",
         dispatch=DYNAMO_KV,
         priorities=False,
     ),
@@ -107,7 +107,7 @@ POLICIES: dict[str, Policy] = {
     ),
     "lmetric": Policy(help="tokens to compute times requests; no migration", dispatch=LMETRIC, priorities=False),
     "cache-aware": Policy(
-        help="SGLang's: longest prefix match, else fewest requests; no migration",
+        help="SGLang's: longest prefix match, else fewest requests (there: smallest cache); no migration",
         dispatch=CACHE_AWARE,
         priorities=False,
     ),

@@ -1,10 +1,11 @@
 """Dispatch rules of routers that people put before engines, to compare with: as their documents and sources describe
 them, with our reports and our index of prefixes instead of their own. None of them moves requests.
 
-    dynamo-kv      NVIDIA Dynamo's KV router: blocks to compute (those that wait there, too) and blocks held, added
+    dynamo-kv      NVIDIA Dynamo's KV router: blocks to compute and blocks of all that was sent there, added
     llm-d-prefix   llm-d's scorers with their weights: 3 prefix, 2 queue, 2 memory
     lmetric        LMetric (arXiv 2603.15202): tokens to compute times requests
-    cache-aware    SGLang's and vLLM's routers: the longest match if it is long, else the fewest requests
+    cache-aware    SGLang's and vLLM's routers: the longest match if it is long, else the fewest requests (theirs take
+                   the smallest cache then, and the fewest requests only where loads are uneven: this one is better)
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ def _to_compute(request: DispatchRequest, candidate: Candidate) -> int:
 
 
 def _as_dynamo(request: DispatchRequest, candidates: Sequence[Candidate]) -> list[Judgement]:
-    costs = [
-        _to_compute(request, each) / each.instance.block_tokens + held_blocks(each.instance) for each in candidates
-    ]
+    """Its router counts the blocks of a request from when it sends it there, those that requests share once. We know of
+    those that are held, and that what is to be computed will be: a cached beginning counts as held by somebody."""
+    costs = []
+    for each in candidates:
+        to_compute = _to_compute(request, each) / each.instance.block_tokens
+        costs.append(to_compute + (held_blocks(each.instance) + to_compute))
     return [Judgement(cost, cost) for cost in costs]
 
 
