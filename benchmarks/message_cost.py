@@ -2,7 +2,7 @@
 
 The numbers behind figure 16 (`src/llumnix/paper/stall.py`): a centralised scheduler hears from every instance in
 every iteration, which of its requests made a token, does its bookkeeping, and answers with the next batch. It is one
-Python process on ZeroMQ and msgspec, as our own processes are; a report of ours is timed beside it.
+Python process on ZeroMQ and msgspec, as our own processes are. What a report of ours costs: `report_cost.py`.
 
     python benchmarks/message_cost.py
 """
@@ -17,9 +17,6 @@ import msgspec
 import numpy as np
 import zmq
 from frame.verdict import Figure, conclude
-
-from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.types import InstanceId
 
 ROUNDS = 3000
 
@@ -72,17 +69,6 @@ def centralised_s(batch: int) -> float:
     return spent / ROUNDS
 
 
-def report_s() -> float:
-    """CPU time of an instance for one load report, made and encoded."""
-    encoder = msgspec.msgpack.Encoder()
-    start = time.thread_time()
-    for number in range(20_000):
-        encoder.encode(
-            InstanceSnapshot(id=InstanceId("i1"), at=1.0, seq=number, total_blocks=792, free_blocks=100, running=9)
-        )
-    return (time.thread_time() - start) / 20_000
-
-
 def main() -> int:
     batches = (1, 4, 8, 16, 32, 64)
     costs = [min(centralised_s(batch) for _ in range(3)) for batch in batches]
@@ -92,7 +78,6 @@ def main() -> int:
     return conclude(
         Figure("per iteration of an instance", base * 1e6, unit="us"),
         Figure("and per request in it", slope * 1e6, unit="us"),
-        Figure("a load report of ours", report_s() * 1e6, unit="us"),
     )
 
 

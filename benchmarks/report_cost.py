@@ -4,7 +4,8 @@
 
 vLLM's scheduler, with ours around it, holds a full batch and a queue; no model runs. Every figure is the median of
 several repetitions on one core. A report is due every 20 ms under load, an order ten times a second at most; the list
-of all requests is made a few rows at a time, so its whole cost is no pause.
+of all requests is made a few rows at a time, so its whole cost is no pause. What a report costs by the size of a small
+batch, encoded as it is sent, is what figure 16 takes (`src/llumnix/paper/stall.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
+from frame.arguments import count
 from frame.verdict import Figure, at_most, conclude
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -38,6 +42,7 @@ BLOCKS = 40_000
 REPETITIONS = 50
 GOAL_QUEUED = 10_000
 GOAL_MS = 0.2
+SMALL_BATCHES = (1, 4, 8, 16, 32, 64)
 
 
 def make_scheduler(running: int) -> LlumnixScheduler:
@@ -98,6 +103,17 @@ def median_ms(work: Callable[[], object]) -> float:
     return 1e3 * statistics.median(times)
 
 
+def least_cpu_us(work: Callable[[], object]) -> float:
+    """As `message_cost.py` measures: of a few rounds, the mean of the best."""
+    rounds = []
+    for _ in range(3):
+        began = time.thread_time()
+        for _ in range(3000):
+            work()
+        rounds.append((time.thread_time() - began) / 3000)
+    return 1e6 * min(rounds)
+
+
 def fixed() -> Any:
     ended = ("migrations_in", "migrations_out", "ended", "preemptions_avoided", "recompute_tokens_saved")
     counts = ("incoming", "outgoing", *ended)
@@ -105,9 +121,28 @@ def fixed() -> Any:
     return told | {"pinned": False, "dispatches_seen": (0,)} | dict.fromkeys(counts, 0)
 
 
+def small_batches() -> list[Figure]:
+    """CPU time of a report that is made and encoded: what it is in any case, and more for each request that runs."""
+    scheduler, encoder = make_scheduler(SMALL_BATCHES[-1]), msgspec.msgpack.Encoder()
+    costs_us: list[float] = []
+    for batch in SMALL_BATCHES:
+        for number in range(len(scheduler.requests), batch):
+            add(scheduler, number)
+        for _ in range(20):
+            step(scheduler)
+        assert len(scheduler.running) == batch
+        costs_us.append(least_cpu_us(lambda: encoder.encode(instance_snapshot(scheduler, fixed(), 16))))
+        print(f"batch of {batch:3}: {costs_us[-1]:6.1f} us")
+    slope, base = np.polyfit(SMALL_BATCHES, costs_us, 1)
+    return [
+        Figure("report, made and encoded, in any case", base, unit="us"),
+        Figure("and for each request that runs", slope, unit="us"),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--running", type=int, default=256, help="requests in the batch (default 256)")
+    parser.add_argument("--running", type=count, default=256, help="requests in the batch (default 256)")
     running = parser.parse_args().running
     scheduler = make_scheduler(running)
     queued, figures = 0, []
@@ -127,7 +162,7 @@ def main() -> int:
             Figure(f"order, {wanted:,} queued", order_ms, unit="ms"),
             Figure(f"all rows, {wanted:,} queued", rows_ms, unit="ms"),
         ]
-    return conclude(*figures)
+    return conclude(*figures, *small_batches())
 
 
 if __name__ == "__main__":

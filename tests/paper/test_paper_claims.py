@@ -99,6 +99,35 @@ def test_a_central_scheduler_stalls_more_the_more_it_has_to_do(profile: Profile)
     assert central_stall_s(profile, 800.0, 512, 64) > stalls[0], "as many requests each, more instances"
 
 
-def test_reports_stall_less_than_a_central_scheduler(profile: Profile) -> None:
-    _, step_s = batch_size(profile, 400.0, 64, 64, 0.0)
-    assert report_stall_s(step_s, 0.02) < central_stall_s(profile, 400.0, 64, 64)
+def test_a_report_costs_what_it_has_to_tell_and_steps_share_it(profile: Profile) -> None:
+    size, step_s = batch_size(profile, 400.0, 64, 64, 0.0)
+    assert report_stall_s(size, step_s, step_s) > report_stall_s(1, step_s, step_s)
+    assert report_stall_s(size, step_s, 4 * step_s) == pytest.approx(report_stall_s(size, step_s, step_s) / 4)
+
+
+def test_costs_of_different_work_stand_beside_each_other_and_are_not_divided() -> None:
+    points = [
+        Point(figure=16, trace="64 instances", metric="Scheduling Stall", policy=policy, x=x, y=y_ms)
+        for policy, x, y_ms in [("Centralized", 1, 0.004), ("Centralized", 2, 0.008), (LLUMNIX, 1, 0.02)]
+    ]
+    (claim,) = claims(16, points, [])
+    assert claim.what == "stall per decode step (centralised: 4.0 to 8.0 µs)"
+    assert claim.ours == "20.0 to 20.0 µs"
+
+
+def test_traces_of_which_no_points_are_published_are_in_rows_of_their_own() -> None:
+    paper = published_points(11)
+    ours = [*paper, *(msgspec.structs.replace(point, trace="M-M", y=9 * point.y) for point in paper)]
+    for claim in claims(11, ours, paper):
+        assert (claim.paper == claim.same_policy) != claim.what.startswith("M-M, S-L, L-S"), claim
+
+
+def test_where_both_are_alike_neither_is_better() -> None:
+    alike, better = (msgspec.structs.replace(POINT, x=x, y=2.0) for x in (1.0, 2.0))
+    theirs = [msgspec.structs.replace(point, policy=INFAAS, y=y) for point, y in ((alike, 2.0), (better, 3.0))]
+    found = ratio([alike, better, *theirs], "M", INFAAS, LLUMNIX, ["T"])
+    assert found is not None
+    assert found.improved == 0.5
+
+
+POINT = Point(figure=11, trace="T", metric="M", policy=LLUMNIX, x=1.0, y=1.0)

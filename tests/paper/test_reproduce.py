@@ -79,12 +79,20 @@ def test_a_reproduction_that_was_killed_goes_on_where_it_was(tmp_path: Path, mon
     assert len(results) == len(few)
 
 
-def test_earlier_runs_are_drawn_without_running_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_earlier_runs_are_drawn_without_running_anything_and_missing_ones_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     made, drawn = tmp_path / "made", tmp_path / "drawn"
     assert main(["reproduce", "10", "--trace", "7B", "--out", str(made), "--jobs", "1"]) == 0
     monkeypatch.setattr(cli, "run_all", None)
     assert main(["reproduce", "10", "--trace", "7B", "--records", str(made), "--out", str(drawn)]) == 0
     assert (made / "figure10.csv").read_text() == (drawn / "figure10.csv").read_text()
+    assert "runs" not in capsys.readouterr().err
+    all_runs = FIGURES[10](0)
+    assert main(["reproduce", "10", "--records", str(made), "--out", str(drawn)]) == 0
+    missing = sum(run.trace != "7B" for run in all_runs)
+    assert 0 < missing < len(all_runs)
+    assert f"Of {len(all_runs)} runs, {missing} are not in {made}" in capsys.readouterr().err
     assert main(["reproduce", "10", "--records", str(tmp_path / "none"), "--out", str(drawn)]) == 2
 
 

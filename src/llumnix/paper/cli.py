@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def _results(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Measure
         results = {key: measures for key, measures in found.items() if measures is not None}
         if not results:
             raise UsageError(f"{args.records} has no runs of this figure with these parameters.")
+        if len(results) < len(runs):
+            missing = len(runs) - len(results)
+            print(f"Of {len(runs)} runs, {missing} are not in {args.records}: drawn without them.", file=sys.stderr)
         return results
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:

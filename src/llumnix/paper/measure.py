@@ -160,8 +160,8 @@ def _fragmentation(run: Run) -> Measures:
 def _stall(run: Run) -> Measures:
     profile, tokens = load_profile("a10-llama-7b"), run.options["tokens"]
     if run.policy == LLUMNIX:
-        _, step_s = batch_size(profile, run.x, run.instances, tokens, 0.0)
-        stall_s = report_stall_s(step_s, ClusterConfig().report_interval_s)
+        size, step_s = batch_size(profile, run.x, run.instances, tokens, 0.0)
+        stall_s = report_stall_s(size, step_s, ClusterConfig().report_interval_s)
     else:
         stall_s = central_stall_s(profile, run.x, run.instances, tokens)
     return [(run.trace, "Scheduling Stall", run.x, stall_s * 1e3)]

@@ -27,8 +27,8 @@ class Ratio:
 
     @property
     def improved(self) -> float:
-        """Share of points at which the base is no better."""
-        return sum(value >= 1 for value in self.values) / len(self.values)
+        """Share of points at which the base is worse."""
+        return sum(value > 1 for value in self.values) / len(self.values)
 
 
 def ratio(points: Sequence[Point], metric: str, base: str, better: str, traces: Iterable[str]) -> Ratio | None:

@@ -2,7 +2,9 @@
 
 A centralised scheduler must hear from an instance, decide, and answer before the next step of that instance can
 begin, and serves all instances from one queue. Ours runs beside the steps: an instance only makes a load report
-now and then. Both costs are measured (`benchmarks/message_cost.py`), not guessed; the queueing is simulated.
+now and then. Both costs are measured (`benchmarks/message_cost.py`, `benchmarks/report_cost.py`), not guessed; the
+queueing is simulated. They are not of the same work: a report is made of what is read from the engine, which the
+instances of a centralised scheduler would do as well, and which is not in its cost.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ import random
 from llumnix.sim.kernel import Kernel
 from llumnix.sim.profiles.cost_model import Profile
 
-CENTRAL_BASE_S = 6.1e-6
+CENTRAL_BASE_S = 3.5e-6
 """CPU time of the centralised scheduler per iteration of one instance: message in, message out; measured."""
 
-CENTRAL_REQUEST_S = 0.28e-6
+CENTRAL_REQUEST_S = 0.19e-6
 """Besides, per request of that instance's batch; measured."""
 
-REPORT_S = 1.1e-6
-"""CPU time of an instance to make and encode a load report; measured."""
+REPORT_BASE_S = 14.2e-6
+"""CPU time of an instance to make and encode a load report of an empty batch; measured."""
+
+REPORT_REQUEST_S = 1.5e-6
+"""Besides, per request of its batch; measured."""
 
 STEPS = 100
 """Decode steps of every instance that are simulated."""
@@ -76,6 +81,7 @@ def central_stall_s(profile: Profile, rate: float, instances: int, tokens: int) 
     return stall_s
 
 
-def report_stall_s(step_s: float, report_interval_s: float) -> float:
-    """Mean stall of a step by load reports, if making them held up the step (live they hide behind it)."""
-    return REPORT_S * min(1.0, step_s / report_interval_s)
+def report_stall_s(size: int, step_s: float, report_interval_s: float) -> float:
+    """Mean stall of a step of a batch of that size by load reports, if making them held up the step (live they hide
+    behind it)."""
+    return (REPORT_BASE_S + REPORT_REQUEST_S * size) * min(1.0, step_s / report_interval_s)
