@@ -178,7 +178,7 @@ async def test_older_runs_make_room_for_a_new_one_of_the_size_that_it_may_get(
     first, second = (recorder(Desk(tmp_path, index)) for index in (0, 1))
     for each in (first, second):
         each.begin()
-        await asyncio.gather(*each._beside)
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
         each.close()
     assert asked == [(tmp_path / "runs", (4096 - 512) << 20, first.folder)], "by one front end for all"
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome, StayCause
 from llumnix.engine.vllm.front_end.client import LlumnixClient
-from llumnix.engine.vllm.front_end.members import Member
+from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
+from llumnix.engine.vllm.front_end.members import unless_gone
 from llumnix.engine.vllm.front_end.numbers import numbers
 from llumnix.engine.vllm.front_end.stream_log import StreamLog, record_of
 from llumnix.report.records import MigrationRecord
@@ -48,12 +49,10 @@ class ByHand:
         self._numbers = numbers()
         self._orders: dict[MoveId, asyncio.Future[MoveOutcome]] = {}
         """Their answers."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = LoudTasks()
 
     def start(self, order: MigrateByHand) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(order))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._answer(order))
 
     def move_answered(self, answer: MoveAnswer) -> None:
         answered = self._orders.get(answer.outcome.order.move_id)
@@ -101,25 +100,16 @@ class ByHand:
         try:
             with self._log.next_move(session.engine_id) as recorded:
                 self._post(source.info.control, MoveOut(order=move, target=target.info, reply_to=self._address))
-                outcome = await _outcome_or_loss(answered, source)
-                if outcome is None and source.gone.is_set():
-                    return _Said(409, why=f"{source.info.id} was lost meanwhile")
-                if outcome is None:
-                    return _Said(504, why=f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s")
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    outcome: MoveOutcome = await unless_gone(answered, source.gone)
                 if outcome.why_not is not None:
                     return _Said(409, why=outcome.why_not, refused=outcome.stayed is StayCause.REFUSED)
                 await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
                 # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
                 return _Said(200, recorded.result() if recorded.done() else record_of(session, outcome))
+        except ConnectionError:
+            return _Said(409, why=f"{source.info.id} was lost meanwhile")
+        except TimeoutError:
+            return _Said(504, why=f"no answer from {source.info.id} within {_ANSWER_TIMEOUT_S:g} s")
         finally:
             del self._orders[move_id]
-
-
-async def _outcome_or_loss(answered: asyncio.Future[MoveOutcome], source: Member) -> MoveOutcome | None:
-    """None when the source was lost, or did not answer in time."""
-    gone = asyncio.ensure_future(source.gone.wait())
-    try:
-        await asyncio.wait((answered, gone), timeout=_ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-    return answered.result() if answered.done() else None

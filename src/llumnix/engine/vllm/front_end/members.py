@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import monotonic
@@ -133,7 +133,7 @@ async def first_answer(call: Callable[[], Coroutine[Any, Any, Any]], gone: async
             unanswered.cancel()
 
 
-async def unless_gone(call: Coroutine[Any, Any, Any], gone: asyncio.Event) -> Any:
+async def unless_gone(call: Awaitable[Any], gone: asyncio.Event) -> Any:
     """The answer to a call. Raises ConnectionError when its instance goes before it answers."""
     answer = asyncio.ensure_future(call)
     loss = asyncio.ensure_future(gone.wait())

@@ -8,6 +8,7 @@ from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.orders import MoveCause, MoveOutcome
 
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_WHY_REPLAYED = {False: "lost", True: "asked_for"}
 _LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
@@ -56,7 +57,7 @@ class Metrics:
         self._refused = self._malformed = 0
 
     def replay(self, replay: ReplayAt) -> None:
-        self.replays.labels("asked_for" if replay.asked_for else "lost").inc()
+        self.replays.labels(_WHY_REPLAYED[replay.asked_for]).inc()
 
     def migration(self, outcome: MoveOutcome, downtime_s: float | None) -> None:
         self.migrations.labels(
@@ -80,6 +81,6 @@ def _replays(registry: CollectorRegistry) -> Counter:
         ["cause"],
         registry=registry,
     )
-    for cause in ("lost", "asked_for"):
+    for cause in _WHY_REPLAYED.values():
         counter.labels(cause)
     return counter

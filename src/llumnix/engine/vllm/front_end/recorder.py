@@ -18,6 +18,7 @@ import vllm
 import llumnix
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import names_beginning, reads_cache, salt_of_request
+from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import Members, Strangers
 from llumnix.engine.vllm.front_end.recorded_rows import request_row, step_row, stranger_row
 from llumnix.engine.vllm.front_end.run_in_force import RunFile, RunInForce
@@ -79,7 +80,7 @@ class Recorder:
         self._in_force = RunInForce()
         self._costs: dict[InstanceId, StepCost] = {}
         self._there: set[InstanceId] = set()
-        self._beside: set[asyncio.Task[None]] = set()
+        self._beside = LoudTasks()
 
     @property
     def folder(self) -> Path:
@@ -126,9 +127,7 @@ class Recorder:
                 self._in_thread(make_room, folder.parent, others_bytes, folder)
 
     def _in_thread(self, work: Callable[..., None], *of: object) -> None:
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(work, *of))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        self._beside.spawn(asyncio.to_thread(work, *of))
 
     def _write_to(self, run: RunInForce) -> RunWriter:
         cluster, book = self._spec.cluster, self._spec.book

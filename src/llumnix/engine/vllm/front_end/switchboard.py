@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any, Literal, assert_never
 
@@ -14,6 +14,7 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.by_hand import ByHand
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_ids import is_text
+from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import Strangers
 from llumnix.engine.vllm.front_end.questions import Questions
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
@@ -66,7 +67,7 @@ class Switchboard:
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._questions = Questions(mailbox.post)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = LoudTasks()
         self.parts: dict[str, Callable[[tuple[str, ...]], Awaitable[int]]] = {}
         """What this front end does of `DoYourPart`; to be set before the mailbox is started."""
         self.load: Callable[[], int] = lambda: 0
@@ -188,11 +189,6 @@ class Switchboard:
         count = await self.parts[message.part](message.request_ids)
         self.post(message.reply_to, PartDone(query=message.query, count=count))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _tell_migrations(self, asked: ListMigrations) -> None:
         """In parts: a long list must not keep the streams of clients waiting."""
         records = self.log.moves.newest(asked.limit)
@@ -267,7 +263,7 @@ class Switchboard:
             case MigrateByHand():
                 self._by_hand.start(message)
             case ListMigrations():
-                self._spawn(self._tell_migrations(message))
+                self._tasks.spawn(self._tell_migrations(message))
             case ReadJournal():
                 part = self.log.stories.journal.read(message.places, message.limit, message.wanted)
                 self.post(message.reply_to, JournalRead(query=message.query, part=part))
@@ -277,6 +273,6 @@ class Switchboard:
             case ListClasses():
                 self.post(message.reply_to, ClassesListed(query=message.query, rows=self.class_rows()))
             case DoYourPart():
-                self._spawn(self._do_my_part(message))
+                self._tasks.spawn(self._do_my_part(message))
             case _:
                 assert_never(message)

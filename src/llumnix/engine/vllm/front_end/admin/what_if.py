@@ -26,6 +26,7 @@ from fastapi.responses import Response
 from llumnix.api.what_if import BEGUN, MOST_ALTERNATIVES, WhatIfAnswer, WhatIfRun
 from llumnix.engine.vllm.front_end.admin.answers import Bad, Guard, answer, body_of, shown
 from llumnix.engine.vllm.front_end.client_ids import is_text
+from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
 from llumnix.linux import describe_exit
 from llumnix.whole_file import write_whole
@@ -73,7 +74,7 @@ class WhatIfRuns:
 
     def __init__(self, board: Switchboard) -> None:
         self._board = board
-        self._owners: set[asyncio.Task[None]] = set()
+        self._owners = LoudTasks()
 
     def now(self) -> WhatIfAnswer:
         lock, file = self._places()
@@ -100,11 +101,8 @@ class WhatIfRuns:
             held.write(str(process.pid))
             held.flush()
             until_started.pop_all()
-        loop = asyncio.get_running_loop()
-        said: asyncio.Future[str] = loop.create_future()
-        owner = loop.create_task(_attend(process, held, file, said))
-        self._owners.add(owner)
-        owner.add_done_callback(self._owners.discard)
+        said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._owners.spawn(_attend(process, held, file, said))
         if (first := await said) == BEGUN:
             return self.now()
         if first:
