@@ -10,9 +10,11 @@ pytest.importorskip("vllm")
 
 from vllm.config import CacheConfig, ModelConfig
 from vllm.config.lora import LoRAConfig
+from vllm.platforms.interface import UnspecifiedPlatform
 
 from llumnix import tiny_model
-from llumnix.engine.vllm.boot import _first_sentence
+from llumnix.engine.vllm.boot import _first_sentence, prepare
+from llumnix.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,10 @@ def test_names_what_is_wrong(objects: Callable[[], object], words: str) -> None:
     said = _first_sentence(caught.value)
     assert said.startswith(words)
     assert said.endswith(".")
+
+
+def test_build_for_gpus_where_there_is_none_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the machine of front ends whose instances are elsewhere, too."""
+    monkeypatch.setattr("vllm.platforms._current_platform", UnspecifiedPlatform())
+    with pytest.raises(UsageError, match="finds none on this machine"):
+        prepare([], str(tiny_model.ensure()))

@@ -198,6 +198,13 @@ def _require_vllm() -> None:
         raise UsageError(
             f"vLLM cannot be imported ({error}): run `make env` for CPUs, or {ADVICE} for GPUs."
         ) from error
+    from vllm.platforms import current_platform
+
+    if not current_platform.device_type:
+        raise UsageError(
+            "vLLM's build for GPUs finds none on this machine: `llumnix doctor` says what is missing. It must see one "
+            "also where instances run on other machines, but needs none of its own there."
+        )
     from llumnix.engine.vllm.hooks import problems
 
     if found := problems():
