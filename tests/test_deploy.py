@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from llumnix.api.routes import PREFIX, ROUTES
+from llumnix.cluster import children, launcher, supervisor
 from llumnix.flags import ServeArguments, parse_serve
 from monitoring_tools import RULES
 
@@ -47,7 +48,10 @@ def patched(document: dict[str, Any], operations: list[dict[str, Any]]) -> None:
         for step in way:
             place = place[int(step)] if isinstance(place, list) else place[step]
         assert (last in place) == (operation["op"] == "replace"), f"{operation['op']} {operation['path']}"
-        place[last] = operation["value"]
+        if last == "-":
+            place.append(operation["value"])
+        else:
+            place[last] = operation["value"]
 
 
 def rendered(overlay: str) -> list[dict[str, Any]]:
@@ -113,6 +117,13 @@ def served(overlay: str) -> ServeArguments:
     return understood(f"llumnix serve {shlex.join(words)}")
 
 
+def ends_in_s(arguments: ServeArguments) -> float:
+    """From SIGTERM, at worst: front ends are killed, then instances; then what started them, and what is left."""
+    requests_s = arguments.cluster.shutdown_timeout_s + supervisor._FRONT_END_GRACE_S
+    _, nursery_s = launcher._NURSERIES[arguments.cluster.launcher]
+    return requests_s + supervisor._STOP_TIMEOUT_S + nursery_s + children.REST_S
+
+
 def test_image_serves_with_flags_that_exist() -> None:
     (command,) = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert yaml.safe_load(command)[0] == "serve"
@@ -133,7 +144,8 @@ def test_compose_serves_on_the_ray_cluster_that_it_starts() -> None:
     assert "--port=6379" in head["command"][0]
     assert "--address=head:6379" in node["entrypoint"]
     assert all(port.startswith("127.0.0.1:") for port in head["ports"]), "nothing is open to the world by itself"
-    assert int(head["stop_grace_period"].rstrip("s")) > arguments.cluster.shutdown_timeout_s
+    assert int(head["stop_grace_period"].rstrip("s")) > ends_in_s(arguments)
+    assert all(service["image"] == "llumnix:cpu" for service in (head, node)), "each would count all GPUs as its own"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -152,9 +164,8 @@ def test_kubernetes_serves_on_the_ray_cluster_beside_it(overlay: str) -> None:
 def test_pod_of_the_server_ends_after_its_requests(overlay: str) -> None:
     """What its grace must hold: until nobody sends it new connections, its requests, and the end of its processes."""
     pod, container = kubernetes(overlay, "Deployment")["spec"]["template"]["spec"], server_container(overlay)
-    drained_s = served(overlay).cluster.shutdown_timeout_s
     _, waits_s = container["lifecycle"]["preStop"]["exec"]["command"]
-    assert pod["terminationGracePeriodSeconds"] >= float(waits_s) + drained_s + 10
+    assert pod["terminationGracePeriodSeconds"] > float(waits_s) + ends_in_s(served(overlay))
     assert "exec llumnix serve" in container["args"][0], "else the shell gets SIGTERM, and nobody else"
 
 
@@ -166,8 +177,9 @@ def test_probes_ask_what_they_are_for(overlay: str) -> None:
     alive = paths["liveness"].removeprefix(PREFIX)
     (route,) = [route for route in ROUTES if route.path == alive]
     assert not route.guarded, "a kubelet calls by the pod's address, and has no key"
-    startup = container["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600, "as long as an instance may take to start"
+    startup, limit_s = container["startupProbe"], served(overlay).cluster.start_timeout_s
+    patience_s = startup["periodSeconds"] * startup["failureThreshold"]
+    assert patience_s >= 3600 > 2 * limit_s, "to load the engine, to wait for room, and to start an instance"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -210,10 +222,38 @@ def test_service_and_budget_find_their_pods(overlay: str) -> None:
     assert kubernetes(overlay, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == of_kuberay
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_budget_lets_one_engine_go_at_a_time(overlay: str) -> None:
+    """A RayCluster has no scale subresource: of its pods Kubernetes counts `minAvailable` alone, and
+    that only as a number. With anything else it evicts none of them."""
+    replicas = kubernetes(overlay, "RayCluster")["spec"]["workerGroupSpecs"][0]["replicas"]
+    for document in rendered(overlay):
+        if document["kind"] == "PodDisruptionBudget":
+            assert "maxUnavailable" not in document["spec"]
+            assert document["spec"]["minAvailable"] == replicas - 1
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_server_has_memory_for_what_it_keeps_of_images(overlay: str) -> None:
+    limit = server_container(overlay)["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Gi")) * 1024 >= served(overlay).cluster.kept_media_mb + 2048
+
+
 def test_gpu_engines_have_one_each_and_may_run_where_gpus_are() -> None:
     (engine,) = ray_pods("gpu")[1]["spec"]["containers"]
     assert engine["resources"]["limits"]["nvidia.com/gpu"] == engine["resources"]["requests"]["nvidia.com/gpu"] == 1
     assert ray_pods("gpu")[1]["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_gpu_server_sees_the_gpus_of_an_engines_node_and_takes_none() -> None:
+    """vLLM's build for GPUs makes no configuration where NVML shows none."""
+    spec, container = kubernetes("gpu", "Deployment")["spec"]["template"]["spec"], server_container("gpu")
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"} in container["env"]
+    assert spec["runtimeClassName"] == "nvidia"
+    assert spec["tolerations"] == ray_pods("gpu")[1]["spec"]["tolerations"]
+    (beside,) = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert beside["labelSelector"] == kubernetes("gpu", "PodDisruptionBudget")["spec"]["selector"]
+    assert not any("gpu" in name for amounts in container["resources"].values() for name in amounts)
 
 
 def test_operator_gets_the_same_alerts_and_the_board_and_asks_the_service() -> None:
@@ -268,9 +308,16 @@ def test_kustomize_makes_the_same_of_it(overlay: str) -> None:
 def test_unit_serves_and_waits_for_the_end() -> None:
     service = unit()["Service"]
     arguments = understood(service["ExecStart"])
-    assert int(service["TimeoutStopSec"]) > arguments.cluster.shutdown_timeout_s
+    assert int(service["TimeoutStopSec"]) > ends_in_s(arguments)
     assert service["RestartPreventExitStatus"] == "2"
     assert (service["Type"], service["NotifyAccess"]) == ("notify", "main"), "children are not told where it listens"
+
+
+def test_unit_hides_no_gpu_and_keeps_temporary_files_where_programs_may_be_run() -> None:
+    service = unit()["Service"]
+    assert not {"ProtectClock", "PrivateDevices", "DevicePolicy", "DeviceAllow"} & set(service)
+    assert service["PrivateTmp"] == "yes"
+    assert "TMPDIR" not in service["Environment"], "what is compiled there is loaded, and /run may be noexec"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

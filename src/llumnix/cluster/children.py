@@ -27,6 +27,9 @@ from llumnix.cluster.logs import open_log
 from llumnix.cluster.nursery_messages import FromNursery, ToNursery, channel, receive_from_nursery, send
 from llumnix.cluster.scheduler_process import SchedulerSpec
 
+REST_S = 5.0
+"""In which whatever still runs below the launcher at the end is gone, once it was killed."""
+
 
 class NurseryProcess:
     def __init__(
@@ -146,9 +149,9 @@ def reap_orphans(known: set[int]) -> None:
         os.waitpid(ended.si_pid, 0)
 
 
-def end_all_descendants(timeout_s: float) -> None:
-    """Kills whatever still runs below this process and waits until the kernel is done with it."""
-    deadline_s = time.monotonic() + timeout_s
+def end_all_descendants() -> None:
+    """Kills whatever still runs below this process and waits until the kernel is done with it, at most `REST_S`."""
+    deadline_s = time.monotonic() + REST_S
     while time.monotonic() < deadline_s:
         children = psutil.Process().children(recursive=True)
         if not children:

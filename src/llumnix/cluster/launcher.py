@@ -294,5 +294,5 @@ class Launcher:
         self._nursery.end()
         if self._scheduler is not None:
             self._scheduler.end()
-        end_all_descendants(timeout_s=5.0)
+        end_all_descendants()
         self._mailbox.close()
