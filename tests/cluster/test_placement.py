@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llumnix.cluster.ray.placement import Node, choose_node, why_impossible
+from llumnix.cluster.ray.placement import Node, choose_node, why_impossible, why_waiting
 
 NEEDS = {"CPU": 1.0, "GPU": 2.0}
 
@@ -45,6 +45,13 @@ def test_impossible_says_what_is_needed_and_what_there_is() -> None:
     assert why_impossible([node("a", gpus=1), node("b", gpus=0, cpus=64)], NEEDS) == (
         "No node of the Ray cluster can hold an instance, which needs 1 CPU and 2 GPU: the largest has 8 CPU and 1 GPU."
     )
+
+
+def test_whoever_waits_says_whether_for_another_to_end_or_for_a_node() -> None:
+    wanted = "it needs 1 CPU and 2 GPU, and no node"
+    assert why_waiting([node("full", free_gpus=0)], NEEDS) == f"{wanted} has that free"
+    assert why_waiting([node("a", gpus=0)], NEEDS) == f"{wanted} is that large: the largest has 8 CPU and 0 GPU"
+    assert why_waiting([], NEEDS) == f"{wanted} is that large: there is none"
 
 
 def test_cluster_without_nodes() -> None:

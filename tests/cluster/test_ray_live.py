@@ -208,13 +208,18 @@ def _is_empty(folder: Path) -> bool:
     return not list(folder.glob("llumnix-*"))
 
 
-def test_instance_for_which_no_node_is_large_enough(nodes: Nodes, serve: Callable[..., Serve]) -> None:
-    server = serve("--ray-address", nodes.address, "--instance-cpus", "64")
-    assert server.end() == 2
-    assert server.lines[-1].startswith(
-        "llumnix: No node of the Ray cluster can hold an instance, which needs 64 CPU: the largest has 2 CPU."
-    )
+def test_server_that_is_there_before_a_node_is_large_enough_waits_for_one(
+    nodes: Nodes, serve: Callable[..., Serve]
+) -> None:
+    server = serve("--ray-address", nodes.address, "--instances", "1", "--instance-cpus", "64")
+    server.wait_for_line("i0 waits for room: it needs 64 CPU, and no node is that large: the largest has 2 CPU")
+    nodes.ask("add large 64")
+    server.wait_until_serving()
+    assert wait_for_instances(server, 1) == {"i0": "large"}
+    server.process.terminate()
+    assert server.end() == 0
     assert nodes.ask("groups") == "0"
+    nodes.ask("kill large")
 
 
 def test_first_instances_that_fail_end_it_with_their_reason(nodes: Nodes, serve: Callable[..., Serve]) -> None:

@@ -74,7 +74,10 @@ def main(arguments: list[str]) -> int:
 
 
 def connect(cluster: ClusterConfig, needs: Resources, stack: contextlib.ExitStack) -> None:
-    """To the Ray cluster, or to one made on the spot, until `stack` ends. Raises UsageError when that cannot work."""
+    """To the Ray cluster, or to one made on the spot, until `stack` ends. Raises UsageError when that cannot work.
+
+    Nodes of a cluster may come after us: an instance that none can hold waits for one.
+    """
     address = cluster.ray_address
     options: dict[str, Any] = {} if address else _on_the_spot(cluster.instances, needs, stack)
     stack.callback(ray.shutdown)
@@ -85,7 +88,7 @@ def connect(cluster: ClusterConfig, needs: Resources, stack: contextlib.ExitStac
     except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"The Ray cluster at {address} cannot be used" if address else "No Ray cluster can be made here"
         raise UsageError(f"{where}: {_first_line(error.__cause__ or error)}") from error
-    why = why_impossible(nodes_with({}), needs)
+    why = None if address else why_impossible(nodes_with({}), needs)
     if why is not None:
         raise UsageError(why)
 

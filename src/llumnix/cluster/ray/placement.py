@@ -37,11 +37,23 @@ def why_impossible(nodes: Sequence[Node], needs: Resources) -> str | None:
     """A sentence if no node could hold an instance even if it were empty; None if one could."""
     if any(fits(needs, node.total) for node in nodes):
         return None
+    needed = _in_words(needs, sorted(needs))
+    return f"No node of the Ray cluster can hold an instance, which needs {needed}: {_largest(nodes, needs)}."
+
+
+def why_waiting(nodes: Sequence[Node], needs: Resources) -> str:
+    """Why an instance has no place yet, in half a sentence: another must end, or a larger node come."""
+    lacking = "has that free"
+    if why_impossible(nodes, needs) is not None:
+        lacking = f"is that large: {_largest(nodes, needs)}"
+    return f"it needs {_in_words(needs, sorted(needs))}, and no node {lacking}"
+
+
+def _largest(nodes: Sequence[Node], needs: Resources) -> str:
     names = sorted(needs)
     largest = max(nodes, key=lambda node: ([node.total.get(name, 0.0) for name in names[::-1]], node.id), default=None)
-    has = "there is none" if largest is None else f"the largest has {in_words(largest.total, names)}"
-    return f"No node of the Ray cluster can hold an instance, which needs {in_words(needs, names)}: {has}."
+    return "there is none" if largest is None else f"the largest has {_in_words(largest.total, names)}"
 
 
-def in_words(resources: Resources, names: Sequence[str]) -> str:
+def _in_words(resources: Resources, names: Sequence[str]) -> str:
     return " and ".join(f"{resources.get(name, 0.0):g} {name}" for name in names)

@@ -35,7 +35,7 @@ from llumnix.cluster.nursery_messages import (
     decode_news,
     encode,
 )
-from llumnix.cluster.ray.placement import Node, choose_node, in_words
+from llumnix.cluster.ray.placement import Node, choose_node, why_waiting
 from llumnix.cluster.ray.room import NodeRoom
 
 _PATIENCE_S = 3.0  # in which a node that has room gives it; after that we look whether we wait for one
@@ -166,10 +166,8 @@ class Tenant:
         opened = asyncio.ensure_future(self._room.open.remote(encode(self._prepare), abroad, self._fork.id))
         opened_in_time, _ = await asyncio.wait({opened}, timeout=_PATIENCE_S)
         if not opened_in_time and await ask_head(_node_of, group) is None:
-            names = sorted(self._needs)
-            self._tell(
-                Waiting(child=self._fork.id, why=f"it needs {in_words(self._needs, names)}, and no node has that free")
-            )
+            nodes = await ask_head(nodes_with, self._neighbours.nodes())
+            self._tell(Waiting(child=self._fork.id, why=why_waiting(nodes, self._needs)))
             await opened
             self._tell(HasRoom(child=self._fork.id))
         self._node = await opened
