@@ -14,10 +14,11 @@ import pytest
 pytest.importorskip("vllm")
 
 from admin_board import Board, app_of, ask
+from fastapi import FastAPI
 from request_rows import row
 
 from llumnix.config import ClusterConfig
-from llumnix.engine.vllm.front_end.serve import admin_app
+from llumnix.engine.vllm.front_end.serve import add_our_routes, admin_app
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
 
@@ -202,6 +203,17 @@ async def test_whether_it_is_alive_is_told_to_everybody_also_when_no_instance_se
     board.client.members.by_id.clear()
     answer = await ask(board, "GET", "/alive", keys=["open-sesame"], headers={"Host": "10.0.3.7:8000"})
     assert (answer.status_code, answer.json()) == (200, {"alive": True})
+
+
+async def test_whether_it_is_alive_is_told_on_the_port_of_clients_also_where_the_admin_routes_have_their_own() -> None:
+    """A kubelet asks there, and would end a server that does not answer again and again."""
+    board = Board()
+    board.spec.admin_socket = object()
+    app = FastAPI()
+    add_our_routes(app, argparse.Namespace(), board, None)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://10.0.3.7:8000") as client:
+        answers = [await client.get(f"{PREFIX}/{route}") for route in ("alive", "instances")]
+    assert [answer.status_code for answer in answers] == [200, 404]
 
 
 @pytest.mark.parametrize(

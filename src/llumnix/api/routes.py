@@ -65,7 +65,7 @@ _INSTANCE = {
 
 ROUTES = (
     Route("GET", "", "which routes there are", bodies.IndexAnswer, guarded=False),
-    Route("GET", "/alive", "200 while a front end can answer", bodies.AliveAnswer, guarded=False),
+    Route("GET", "/alive", "200 while a front end can answer; on every port", bodies.AliveAnswer, guarded=False),
     Route("GET", "/instances", "every instance with its load", bodies.InstancesAnswer),
     Route(
         "POST",

@@ -162,10 +162,7 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     if unknown := undecided(app.routes):
         log.warning("routes that nobody has looked at for servers of several processes: %s", ", ".join(unknown))
     add_routes_of_all(app, board, llm)
-    has_admin = board.spec.admin_socket is None
-    if has_admin:
-        admin.add_routes(app, board, args, page)
-    index.add_routes(app, openai=True, admin=has_admin, page=has_admin and page is not None)
+    add_our_routes(app, args, board, page)
     whole = llm.engine_core.whole
     if whole.file.read().adapters is not None:  # those that it was started with may not be what there is now
         args = argparse.Namespace(**{**vars(args), "lora_modules": None})
@@ -179,6 +176,16 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
         # vLLM's app has its middleware together already (`sagemaker_standards_bootstrap`), and takes no more.
         app.middleware_stack = Door(app.middleware_stack or app.build_middleware_stack(), lambda: desk.tenant_header)
     return app
+
+
+def add_our_routes(app: FastAPI, args: argparse.Namespace, board: Switchboard, page: Page | None) -> None:
+    """Beside vLLM's."""
+    has_admin = board.spec.admin_socket is None
+    if has_admin:
+        admin.add_routes(app, board, args, page)
+    else:
+        admin.add_liveness(app)
+    index.add_routes(app, openai=True, admin=has_admin, page=has_admin and page is not None)
 
 
 async def _serve_admin(args: argparse.Namespace, board: Switchboard, page: Page | None, sock: socket.socket) -> None:

@@ -54,6 +54,7 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page:
     """`page`: None without one."""
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
     guard = Guard(keys, known_hosts(args, board))
+    add_liveness(app)
     router = APIRouter(prefix=PREFIX)
     _add_past(router, guard, board)
     _add_looking(router, guard, board)
@@ -66,6 +67,11 @@ def add_routes(app: FastAPI, board: Switchboard, args: argparse.Namespace, page:
     app.include_router(router)
 
 
+def add_liveness(app: FastAPI) -> None:
+    """The one that every port has: whoever asks whether a server lives asks where it serves."""
+    app.add_api_route(f"{PREFIX}/alive", _alive, include_in_schema=False)
+
+
 def known_hosts(args: argparse.Namespace, board: Switchboard) -> KnownHosts:
     by_unix_socket = args.uds and board.spec.admin_socket is None
     return KnownHosts.of(
@@ -74,10 +80,6 @@ def known_hosts(args: argparse.Namespace, board: Switchboard) -> KnownHosts:
 
 
 def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
-    @router.get("/alive", include_in_schema=False)  # as the index: for everybody, by whatever name
-    async def alive() -> Response:
-        return answer(bodies.AliveAnswer())
-
     @router.get("/instances")
     async def instances(request: Request) -> Response:
         return await guard.answer(request, lambda: _instances(board))
@@ -178,6 +180,11 @@ def _add_switches(router: APIRouter, guard: Guard, board: Switchboard) -> None:
             return await recording.record(board, (await body_of(request, {"on": bool}))["on"])
 
         return await guard.answer(request, act)
+
+
+async def _alive() -> Response:
+    """As the index: for everybody, by whatever name."""
+    return answer(bodies.AliveAnswer())
 
 
 async def _openapi() -> Response:
