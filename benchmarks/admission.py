@@ -31,6 +31,8 @@ from unittest import mock
 
 import msgspec
 import numpy as np
+from frame.arguments import at_least_one, positive
+from frame.parts import refuse_repeats
 from frame.verdict import Figure, at_least, at_most, conclude
 from policy_comparison import workload
 
@@ -54,6 +56,7 @@ TTFT_S, TPOT_S = 1.0, 0.1
 LOADS = (0.7, 1.0, 1.3, 2.0)
 INSTANCES = 8
 PROFILE = load_profile("a100-llama-7b")
+TRACE = "azure-conv"
 SHORT_OF_MEMORY_RATE = 8.0
 """Requests per second."""
 SPARED = 15
@@ -103,7 +106,7 @@ def classes_of(count: int, **promises: float) -> Classes:
 
 def requests_at(rate: float, seed: int, count: int, weights: Sequence[float]) -> list[SimRequest]:
     """Of as many tenants as there are weights, which say how often each asks."""
-    made = sim_requests(workload("azure-conv", rate, seed, count))
+    made = sim_requests(workload(TRACE, rate, seed, count))
     rng = random.Random(seed)
     for request in made:
         request.tenant = f"t{rng.choices(range(len(weights)), weights)[0]}"
@@ -222,10 +225,11 @@ def measure(load: float, capacity: float, seed: int, count: int, point: Point) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--capacity", type=float, default=30.0, help="Requests per second. Default: 30.")
-    parser.add_argument("--requests", type=int, default=3000, help="Of each run. Default: 3000.")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--capacity", type=positive, default=30.0, help="Requests per second. Default: 30.")
+    parser.add_argument("--requests", type=at_least_one, default=3000, help="Of each run. Default: 3000.")
+    parser.add_argument("--seeds", type=at_least_one, default=3)
     values = parser.parse_args()
+    refuse_repeats(parser, [TRACE], values.requests, values.seeds)
     points = {load: Point() for load in LOADS}
     print(f"{'load':>6}{'offered/s':>11}{'good/s, all let in':>20}{'with classes':>14}{'declined':>10}{'wrongly':>9}")
     for load, point in points.items():

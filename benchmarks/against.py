@@ -28,6 +28,7 @@ from unittest import mock
 
 import overhead
 from drain import Drained, drain_under_load, long_request, serving
+from frame.arguments import at_least_one
 from frame.models import paced_engine_flags, tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server, vllm_server
 from frame.stream import open_session, served_model
@@ -191,9 +192,9 @@ def _both(checkouts: dict[str, Path], stack: ExitStack, engine: list[str], *flag
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("path", type=Path, help="the other checkout")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=192, help="of each load on a server (192)")
-    parser.add_argument("--streams", type=int, default=30, help="on the instance that is drained (30)")
+    parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--requests", type=at_least_one, default=192, help="of each load on a server (192)")
+    parser.add_argument("--streams", type=at_least_one, default=30, help="on the instance that is drained (30)")
     parser.add_argument("--only", default="overhead,downtime,workers,drain", help="those to make, with commas between")
     arguments = parser.parse_args()
     if not (arguments.path / "src" / "llumnix").is_dir():

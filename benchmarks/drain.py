@@ -27,6 +27,7 @@ import aiohttp
 import numpy as np
 from _mixed_drain import NAMES, drain, drain_kinds
 from frame.admin import Admin
+from frame.arguments import at_least_one, positive, whole
 from frame.models import tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server
 from frame.stream import Streaming, all_go_on, open_session
@@ -78,11 +79,11 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--streams", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--streams", type=at_least_one, default=50)
+    parser.add_argument("--seed", type=whole, default=1)
     parser.add_argument("--family", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument(
-        "--longest-wait-s", type=float, default=240.0, help="Limit of the drain without migration; 0: leave it out."
+        "--longest-wait-s", type=positive, default=240.0, help="Limit of the drain without migration; 0: leave it out."
     )
     return parser.parse_args()
 

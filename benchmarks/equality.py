@@ -28,6 +28,7 @@ from pathlib import Path
 
 from families.equality import Verdict, judge
 from families.table import FAMILIES
+from frame.arguments import at_least_one, whole
 from frame.checked import USUAL_FLAGS, Server
 from frame.equality import Row, compare
 from frame.stream import open_session
@@ -56,11 +57,11 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--concurrency", type=int, default=10, help="Streams at once. Default: 10.")
-    parser.add_argument("--most-tokens", type=int, help="Of a stream. Default: 200 to 380, as it comes.")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--instances", type=int, default=2)
+    parser.add_argument("--requests", type=at_least_one, default=200)
+    parser.add_argument("--concurrency", type=at_least_one, default=10, help="Streams at once. Default: 10.")
+    parser.add_argument("--most-tokens", type=at_least_one, help="Of a stream. Default: 200 to 380, as it comes.")
+    parser.add_argument("--seed", type=whole, default=1)
+    parser.add_argument("--instances", type=at_least_one, default=2)
     parser.add_argument("--url", help="A server that runs; it must not move requests by itself.")
     parser.add_argument("--family", nargs="+", metavar="NAME", choices=[*FAMILIES, "all"], help=", ".join(FAMILIES))
     return parser.parse_args()

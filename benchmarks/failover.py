@@ -27,6 +27,7 @@ import aiohttp
 import numpy as np
 import psutil
 from frame.admin import Admin
+from frame.arguments import at_least_one, positive
 from frame.models import tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server
 from frame.stream import Output, Streaming, exactly, open_session
@@ -139,11 +140,13 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=4, help="Of either part. Default: 4.")
-    parser.add_argument("--streams", type=int, default=2, help="Streams per instance when it is killed. Default: 2.")
-    parser.add_argument("--prompt-tokens", type=int, default=1500)
-    parser.add_argument("--rate", type=float, default=6.0, help="Requests/s beside the dying scheduler. Default: 6.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="Before and during, each round. Default: 10.")
+    parser.add_argument("--rounds", type=at_least_one, default=4, help="Of either part. Default: 4.")
+    parser.add_argument(
+        "--streams", type=at_least_one, default=2, help="Streams per instance when it is killed. Default: 2."
+    )
+    parser.add_argument("--prompt-tokens", type=at_least_one, default=1500)
+    parser.add_argument("--rate", type=positive, default=6.0, help="Requests/s beside the dying scheduler. Default: 6.")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="Before and during, each round. Default: 10.")
     return parser.parse_args()
 
 

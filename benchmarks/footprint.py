@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
+from frame.arguments import at_least_one
 from frame.models import add_compile_flag, empty_compile_cache, tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server, wait_for_instances
 from frame.verdict import at_most, conclude, median
@@ -70,8 +71,8 @@ def measure(engine: Sequence[str], further: int) -> Footprint:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time to start and memory, per instance.")
-    parser.add_argument("--further", type=int, default=3, help="instances added to the first (3)")
-    parser.add_argument("--runs", type=int, default=3, help="servers started, one after the other (3)")
+    parser.add_argument("--further", type=at_least_one, default=3, help="instances added to the first (3)")
+    parser.add_argument("--runs", type=at_least_one, default=3, help="servers started, one after the other (3)")
     add_compile_flag(parser)
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)

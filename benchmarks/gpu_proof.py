@@ -37,6 +37,7 @@ from unittest import mock
 
 import aiohttp
 from families.equality import leaves
+from frame.arguments import at_least_one, positive
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_most, conclude
 from proof import exact, speed, told
@@ -154,8 +155,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", choices=MODELS, default="llama-7b", help="The size to take. Default: llama-7b.")
     parser.add_argument("--parts", default=",".join(PARTS), help="Some of them.")
-    parser.add_argument("--requests", type=int, help="Of the part equality. Default: 64; 8 on a CPU.")
-    parser.add_argument("--limit-s", type=float, default=360.0, help="Of all. Default: 360.")
+    parser.add_argument("--requests", type=at_least_one, help="Of the part equality. Default: 64; 8 on a CPU.")
+    parser.add_argument("--limit-s", type=positive, default=360.0, help="Of all. Default: 360.")
     parser.add_argument(
         "--out", type=Path, required=True, help="Folder for gpu_proof.json, gpu_proof.png, the profile."
     )

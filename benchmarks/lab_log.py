@@ -11,13 +11,14 @@ import sys
 from itertools import groupby
 
 import msgspec
+from frame.arguments import at_least_one
 from frame.verdict import RESULTS, Figure, Run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("words", nargs="?", default="", help="Only runs whose command has these in it.")
-    parser.add_argument("--last", type=int, default=1, help="So many runs, the last ones. Default: 1.")
+    parser.add_argument("--last", type=at_least_one, default=1, help="So many runs, the last ones. Default: 1.")
     arguments = parser.parse_args()
     lines = RESULTS.read_bytes().splitlines() if RESULTS.exists() else []
     runs = [run for line in lines if arguments.words in (run := msgspec.json.decode(line, type=Run)).command]

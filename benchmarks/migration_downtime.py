@@ -39,6 +39,7 @@ import aiohttp
 from _downtime_figures import MOST_STEPS, Figures, check_copied, draw, judged, print_table, write_csv
 from families.table import FAMILIES, family_engine_flags
 from frame.admin import Admin
+from frame.arguments import at_least_one, not_negative, whole, whole_numbers
 from frame.models import paced, tiny_engine_flags
 from frame.server import llumnix_server
 from frame.stream import COMPLETIONS, Output, Streaming, exactly, open_session, served_model, stream
@@ -242,24 +243,20 @@ async def measure_beside(client: Client, length: int, mine: Figures, moves: int)
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Downtime of live migration, blocking copy and recompute by length.")
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens, with commas between")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all lengths are gone through (3)")
-    parser.add_argument("--moves", type=int, default=6, help="moves of each stream (6)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--lengths", type=whole_numbers, default=",".join(map(str, LENGTHS)), help="tokens, with commas between"
+    )
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="times that all lengths are gone through (3)")
+    parser.add_argument("--moves", type=at_least_one, default=6, help="moves of each stream (6)")
+    parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument("--out", type=Path, help="folder for figure10_live.png and figure10_live.csv")
     parser.add_argument("--family", choices=FAMILIES, help="instead of the tiny model, one of families/table.py")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
-    parser.add_argument(
-        "--step-ms",
-        type=float,
-        default=0.0,
-        help="each step lasts that long, as on a device of its own (0: as it comes)",
-    )
+    parser.add_argument("--step-ms", type=not_negative, default=0.0, help="each step lasts that long (0: as it comes)")
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.model and options.step_ms:
         parser.error("--step-ms is for the tiny model and for --family")
-    options.lengths = [int(word) for word in options.lengths.split(",")]
     return options
 
 

@@ -26,6 +26,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 
 import aiohttp
+from frame.arguments import at_least_one, positive
 from frame.models import tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server, vllm_server
 from frame.stream import COMPLETIONS, Output, exactly, open_session, served_model, stream
@@ -223,13 +224,13 @@ def judged(ours: Figures, theirs: Figures) -> tuple[Figure, ...]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Throughput and TTFT beside vLLM's data-parallel server.")
-    parser.add_argument("--instances", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="loads of each kind on each server (5)")
-    parser.add_argument("--requests", type=int, default=192, help="of each load (192)")
-    parser.add_argument("--concurrency", type=int, default=32, help="streams at a time, closed loop (32)")
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--share", type=float, default=0.4, help="open loop: of vLLM's throughput (0.4)")
+    parser.add_argument("--instances", type=at_least_one, default=2)
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="loads of each kind on each server (5)")
+    parser.add_argument("--requests", type=at_least_one, default=192, help="of each load (192)")
+    parser.add_argument("--concurrency", type=at_least_one, default=32, help="streams at a time, closed loop (32)")
+    parser.add_argument("--prompt-tokens", type=at_least_one, default=64)
+    parser.add_argument("--output-tokens", type=at_least_one, default=64)
+    parser.add_argument("--share", type=positive, default=0.4, help="open loop: of vLLM's throughput (0.4)")
     parser.add_argument("--default", action="store_true", help="measure vLLM as it comes, too")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument("engine_flags", nargs="*", help=argparse.SUPPRESS)

@@ -27,6 +27,7 @@ from unittest.mock import patch
 import psutil
 from _viewers import CLUSTER, REQUESTS, viewers, watch
 from _watched_streams import p99_ms, pairs, ratio_of_all
+from frame.arguments import at_least_one, not_negative, positive, whole
 from frame.browser import CHROMIUM, chromium
 from frame.models import paced_engine_flags
 from frame.page_server import STEP_S, PageServer, page_server
@@ -165,12 +166,14 @@ def first_paint(times: int) -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the turns of parts 1 and 2 (default: 10)")
-    parser.add_argument("--turns", type=int, default=5, help="with and without viewers, and paints (default: 5)")
-    parser.add_argument("--pairs", type=int, default=40, help="of the third part, 9 s each (default: 40)")
-    parser.add_argument("--viewers", type=int, default=VIEWERS, help="of the third part; 0: what chance does")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="of the turns of parts 1 and 2 (default: 10)")
     parser.add_argument(
-        "--step-ms", type=float, default=0.0, help="of its engines, which then wait (default: as it is)"
+        "--turns", type=at_least_one, default=5, help="with and without viewers, and paints (default: 5)"
+    )
+    parser.add_argument("--pairs", type=at_least_one, default=40, help="of the third part, 9 s each (default: 40)")
+    parser.add_argument("--viewers", type=whole, default=VIEWERS, help="of the third part; 0: what chance does")
+    parser.add_argument(
+        "--step-ms", type=not_negative, default=0.0, help="of its engines, which then wait (default: as it is)"
     )
     parser.add_argument("--only", choices=PARTS, help="One part.")
     values = parser.parse_args()

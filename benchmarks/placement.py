@@ -30,8 +30,10 @@ from multiprocessing import get_context
 from statistics import geometric_mean
 
 from _placement.judged import Table, judge_plain, judge_prefixed
-from _placement.loads import BLOCKS, CAPACITY, LOADS, PLAIN, rate_at
+from _placement.loads import BLOCKS, CAPACITY, LOADS, MOONCAKE, PLAIN, rate_at
 from _placement.runs import ARE_BLIND, BEFORE, ORACLE, OURS, ROUND_ROBIN, ROUTERS, Result, Run, measure
+from frame.arguments import at_least_one, whole
+from frame.parts import refuse_repeats
 from frame.verdict import Figure, conclude
 
 MOST_GROWTH = 1.5
@@ -77,14 +79,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--traces", nargs="+", default=[*BLOCKS, *PLAIN], choices=[*BLOCKS, *PLAIN])
     parser.add_argument("--routers", nargs="*", default=ROUTERS, choices=ROUTERS, help="Whose rules run, too.")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=1500, help="Of a run with prefixes; others have twice as many.")
-    parser.add_argument("--warm-up", type=int, default=1000, help="Requests before those that are counted.")
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument(
+        "--requests", type=at_least_one, default=1500, help="Of a run with prefixes; others have twice as many."
+    )
+    parser.add_argument("--warm-up", type=whole, default=1000, help="Requests before those that are counted.")
     parser.add_argument("--find-capacity", action="store_true", help="Of the best blind rule, and nothing else.")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=at_least_one, default=1)
     arguments = parser.parse_args()
     prefixed = [trace for trace in arguments.traces if trace in BLOCKS]
     plain = [trace for trace in arguments.traces if trace in PLAIN]
+    if "mooncake" in prefixed:
+        refuse_repeats(parser, [MOONCAKE], arguments.warm_up + arguments.requests, arguments.seeds)
+    refuse_repeats(parser, plain, 2 * arguments.requests, arguments.seeds)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
 
         def measured(runs: list[Run]) -> list[Result]:

@@ -20,21 +20,23 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from frame.arguments import at_least_one, file_in_a_folder
+from frame.parts import is_recorded, part_of, refuse_repeats
 from frame.verdict import Figure, conclude
 
 from llumnix.config import PolicyConfig
 from llumnix.paper.measure import latencies
 from llumnix.paper.runs import interval
+from llumnix.policy.catalogue import POLICIES
 from llumnix.sim.driver import sim_requests, simulate
 from llumnix.sim.profiles.file import load_profile
 from llumnix.sim.setup import RunSetup
-from llumnix.workload.workload import Workload, WorkloadRequest, load_workload
+from llumnix.workload.workload import Workload, load_workload
 
 OURS = "llumnix"
 PAPER = "llumnix-paper"
@@ -62,6 +64,8 @@ class Run(msgspec.Struct, frozen=True):
     rate: float
     seed: int
     policy: str
+    requests: int = 0
+    """0: kept before runs said it."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -72,26 +76,16 @@ class Result(msgspec.Struct, frozen=True):
     moves: int
 
 
-@cache
-def _trace_rows(name: str) -> tuple[WorkloadRequest, ...]:
-    return load_workload(f"{name}?total=12000").requests
-
-
 def workload(trace: str, rate: float, seed: int, requests: int) -> Workload:
-    """Generated anew for each seed; of a recorded trace, the `seed`-th part in its own time, squeezed to the rate."""
-    if not trace.startswith("azure"):
-        return load_workload(f"{trace}?rate={rate:g}&seed={seed}&requests={requests}")
-    rows = _trace_rows(trace)
-    size = min(requests, len(rows) // 3)
-    part = rows[seed % 3 * size :][:size]
-    factor = (size - 1) / rate / (part[-1].arrival_s - part[0].arrival_s)
-    moved = (msgspec.structs.replace(r, arrival_s=round((r.arrival_s - part[0].arrival_s) * factor, 9)) for r in part)
-    return Workload(name=f"{trace} part {seed % 3}", requests=tuple(moved))
+    """Generated anew for each seed; of a recorded trace, its `seed`-th part. Raises ValueError if it has none."""
+    if is_recorded(trace):
+        return Workload(name=f"{trace} part {seed}", requests=part_of(trace, seed, requests, rate))
+    return load_workload(f"{trace}?rate={rate:g}&seed={seed}&requests={requests}")
 
 
-def measure(run: Run, requests: int) -> Result:
+def measure(run: Run) -> Result:
     profile = load_profile("a10-llama-7b")
-    load = sim_requests(workload(run.trace, run.rate, run.seed, requests))
+    load = sim_requests(workload(run.trace, run.rate, run.seed, run.requests))
     way_s = (profile.host.request_ms + profile.host.message_ms) / 1e3
     alone_s = [way_s + profile.prefill.step_ms(request.prompt_tokens) / 1e3 for request in load]
     simulate(load, RunSetup(instances=16, profile=profile, policy=PolicyConfig(policy=run.policy)))
@@ -119,14 +113,14 @@ class Table:
     """Results by point, policy and seed."""
 
     def __init__(self, results: Sequence[Result]) -> None:
-        self._by_run = {result.run: result for result in results}
+        self._by_run = {(r.run.trace, r.run.rate, r.run.seed, r.run.policy): r for r in results}
         present = {(r.run.trace, r.run.rate) for r in results}
         self.points = [(trace, rate) for trace, rates in RATES.items() for rate in rates if (trace, rate) in present]
         self.policies = list(dict.fromkeys(r.run.policy for r in results))
         self.seeds = sorted({r.run.seed for r in results})
 
     def results(self, point: tuple[str, float], policy: str) -> dict[int, Result]:
-        runs = {seed: self._by_run.get(Run(*point, seed, policy)) for seed in self.seeds}
+        runs = {seed: self._by_run.get((*point, seed, policy)) for seed in self.seeds}
         return {seed: result for seed, result in runs.items() if result is not None}
 
     def ratios(self, points: Sequence[tuple[str, float]], other: str, metric: str) -> list[float]:
@@ -183,33 +177,51 @@ class Table:
                 print(f"  {name:18}" + "".join(f"{text:>20}" for text in texts))
 
 
-def main() -> int:
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare policies in the simulator.")
     parser.add_argument("--traces", nargs="+", default=list(RATES), choices=list(RATES))
-    parser.add_argument("--policies", nargs="+", default=[OURS, PAPER, *STILL[:3]])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--records", type=Path, help="results: written after each run, and read if they are there")
-    args = parser.parse_args()
-    done: list[Result] = []
-    if args.records is not None and args.records.exists():
-        done = msgspec.json.decode(args.records.read_bytes(), type=list[Result])
-    known = {result.run for result in done}
-    runs = [
-        Run(trace, RATES[trace][near], seed, policy)
+    parser.add_argument("--policies", nargs="+", default=[OURS, PAPER, *STILL[:3]], choices=list(POLICIES))
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument("--requests", type=at_least_one, default=10_000)
+    parser.add_argument("--jobs", type=at_least_one, default=1)
+    parser.add_argument(
+        "--records", type=file_in_a_folder, help="results: written after each run, and read if they are there"
+    )
+    arguments = parser.parse_args()
+    if OURS not in arguments.policies:
+        parser.error(f"--policies must have {OURS}, which the others are compared with")
+    refuse_repeats(parser, arguments.traces, arguments.requests, arguments.seeds)
+    arguments.done = _kept(parser, arguments.records)
+    return arguments
+
+
+def _kept(parser: argparse.ArgumentParser, path: Path | None) -> list[Result]:
+    """None if there is no such file yet."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Result]) if path is not None and path.exists() else []
+    except (OSError, msgspec.MsgspecError) as error:
+        parser.error(f"--records: {path} is no file of results: {error}")
+
+
+def _runs(arguments: argparse.Namespace) -> list[Run]:
+    return [
+        Run(trace, RATES[trace][near], seed, policy, arguments.requests)
         for near in (1, 0)
-        for seed in range(args.seeds)
-        for trace in args.traces
-        for policy in args.policies
+        for seed in range(arguments.seeds)
+        for trace in arguments.traces
+        for policy in arguments.policies
     ]
-    missing = [run for run in runs if run not in known]
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for result in pool.map(measure, missing, [args.requests] * len(missing)):
-            done.append(result)
-            if args.records is not None:
-                args.records.write_bytes(msgspec.json.encode(done))
-    by_run = {result.run: result for result in done}
+
+
+def main() -> int:
+    arguments = _parse()
+    runs, by_run = _runs(arguments), {result.run: result for result in arguments.done}
+    missing = [run for run in runs if run not in by_run]
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        for result in pool.map(measure, missing):
+            by_run[result.run] = result
+            if arguments.records is not None:
+                arguments.records.write_bytes(msgspec.json.encode(list(by_run.values())))
     table = Table([by_run[run] for run in runs])
     table.print()
     return conclude(*table.figures())

@@ -17,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from frame.arguments import numbers, whole
 from frame.models import add_pace_flags, paced_engine_flags
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_most, conclude
@@ -42,7 +43,7 @@ GOALS = {"TTFT P50": 0.1, "TPOT P50": 0.1, "TTFT P99": 0.25, "TPOT P99": 0.25, "
 
 def main() -> int:
     arguments = _parse()
-    rates = [float(word) for word in arguments.rates.split(",")]
+    rates: tuple[float, ...] = arguments.rates
     flags = (
         "--no-enable-prefix-caching",
         *("--max-num-seqs", str(SEQUENCES), "--max-num-batched-tokens", str(BATCHED_TOKENS)),
@@ -73,9 +74,11 @@ def _figure(title: str, row: Comparison) -> Figure:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rates", default="2,3,4", help="Requests/s, with commas between. Default: 2,3,4.")
+    parser.add_argument(
+        "--rates", type=numbers, default="2,3,4", help="Requests/s, with commas between. Default: 2,3,4."
+    )
     parser.add_argument("--workload", default=WORKLOAD, help=f"With {{rate}} and {{seed}}. Default: {WORKLOAD}")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=whole, default=1)
     add_pace_flags(parser)
     parser.add_argument("--again", action="store_true", help="Each load twice: how much do two live runs differ?")
     parser.add_argument("--out", type=Path, required=True, help="Folder for profile, records and predictions.")

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from frame.arguments import count
+from frame.arguments import at_least_one
 from frame.verdict import Figure, at_most, conclude
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -142,7 +142,7 @@ def small_batches() -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--running", type=count, default=256, help="requests in the batch (default 256)")
+    parser.add_argument("--running", type=at_least_one, default=256, help="requests in the batch (default 256)")
     running = parser.parse_args().running
     scheduler = make_scheduler(running)
     queued, figures = 0, []

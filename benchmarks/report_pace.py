@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import msgspec
+from frame.arguments import at_least_one
 from frame.verdict import Figure, at_most, conclude
 
 from llumnix.config import ClusterConfig
@@ -109,12 +110,14 @@ def tell(results: Sequence[Result], instances: int) -> tuple[float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--instances", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--instances", type=at_least_one, nargs="+", default=[16, 64])
     parser.add_argument("--traces", nargs="+", choices=RATES, default=["S-S", "M-M", "L-S", "ShareGPT"])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=400, help="Per instance; at most 100,000 in all. Default: 400.")
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument(
+        "--requests", type=at_least_one, default=400, help="Per instance; at most 100,000 in all. Default: 400."
+    )
     parser.add_argument("--quiet", action="store_true", help="As in a small cluster.")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=at_least_one, default=1)
     args = parser.parse_args()
     figures = []
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:

@@ -26,6 +26,8 @@ from multiprocessing import get_context
 
 import msgspec
 from _placement.loads import grouped_queries
+from frame.arguments import at_least_one, positive, whole
+from frame.parts import refuse_repeats
 from frame.verdict import Figure, at_least, conclude
 from policy_comparison import workload
 
@@ -122,8 +124,12 @@ def requests_of(load: str, rate: float, seed: int, measured_s: float) -> Workloa
     return Workload(name="shift", requests=tuple(rows))
 
 
+def requests_at(rate: float, measured_s: float) -> int:
+    return int(rate * (WARM_UP_S + measured_s))
+
+
 def steady(load: str, rate: float, seed: int, measured_s: float) -> Workload:
-    requests = int(rate * (WARM_UP_S + measured_s))
+    requests = requests_at(rate, measured_s)
     if load == LONG_PROMPTS:
         return load_workload(f"poisson:rate={rate:g},prompt=exp2000,output=exp26,requests={requests}", seed=seed)
     return workload(load, rate, seed, requests)
@@ -182,24 +188,46 @@ def verdict(cell: Cell, found: dict[str, float]) -> list[Figure]:
     return figures
 
 
-def main() -> int:
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cells", nargs="+", type=int, default=range(len(CELLS)), help="By number, from 0.")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--measured-s", type=float, default=60.0, help="Of virtual time, after the warm-up.")
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        type=whole,
+        choices=range(len(CELLS)),
+        default=range(len(CELLS)),
+        help="By number, from 0.",
+    )
+    parser.add_argument("--seeds", type=at_least_one, default=2)
+    parser.add_argument("--measured-s", type=positive, default=60.0, help="Of virtual time, after the warm-up.")
     parser.add_argument("--all", action="store_true", help="Every split, and mixed instances with smaller steps.")
     parser.add_argument("--systems", nargs="+", help="Only these, adaptive among them: adaptive '4P soft'.")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=at_least_one, default=1)
     arguments = parser.parse_args()
-    cells = [CELLS[number] for number in arguments.cells]
-    tasks = [
+    arguments.cells = [CELLS[number] for number in arguments.cells]
+    arguments.tasks = [
         task
-        for cell in cells
+        for cell in arguments.cells
         for task in tasks_of(cell, arguments.seeds, arguments.measured_s, not arguments.all)
-        if not arguments.systems or task.system in arguments.systems
     ]
+    if arguments.systems:
+        known = dict.fromkeys(task.system for task in arguments.tasks)
+        if unknown := [system for system in arguments.systems if system not in known]:
+            parser.error(f"--systems: {unknown[0]!r} is none of {', '.join(known)}")
+        if ADAPTIVE not in arguments.systems:
+            parser.error(f"--systems must have {ADAPTIVE}, which the others are compared with")
+        arguments.tasks = [task for task in arguments.tasks if task.system in arguments.systems]
+    for cell in arguments.cells:
+        loads = [name for name, _ in SHIFT] if cell.load == "shift" else [cell.load]
+        refuse_repeats(parser, loads, requests_at(cell.highest, arguments.measured_s), arguments.seeds)
+    return arguments
+
+
+def main() -> int:
+    arguments = _parse()
+    cells: list[Cell] = arguments.cells
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        results: Sequence[tuple[Task, float]] = list(pool.map(goodput, tasks))
+        results: Sequence[tuple[Task, float]] = list(pool.map(goodput, arguments.tasks))
     figures = [
         figure
         for cell in cells

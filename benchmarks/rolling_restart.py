@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import numpy as np
+from frame.arguments import at_least_one, positive
 from frame.models import add_compile_flag, empty_compile_cache, tiny_engine_flags
 from frame.server import llumnix_server, running
 from frame.stream import COMPLETIONS, Output, exactly, open_session, stream
@@ -83,10 +84,10 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--instances", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
+    parser.add_argument("--instances", type=at_least_one, default=3)
+    parser.add_argument("--clients", type=at_least_one, default=12, help="Streams at any time. Default: 12.")
     parser.add_argument(
-        "--quiet-s", type=float, default=15.0, help="Seconds without a restart, before it. Default: 15."
+        "--quiet-s", type=positive, default=15.0, help="Seconds without a restart, before it. Default: 15."
     )
     add_compile_flag(parser)
     return parser.parse_args()

@@ -35,7 +35,7 @@ from _routers.faults import FAULTS, Fault
 from _routers.loads import LOADS, make
 from _routers.outcome import Run, Setting, Targets, compared, figures_of, print_table
 from _routers.parties import Party
-from frame.arguments import count, positive
+from frame.arguments import at_least_one, file_in_a_folder, positive
 from frame.models import add_pace_flags, paced_engine_flags
 from frame.verdict import conclude
 from frame.vitals import cpu_s
@@ -68,15 +68,17 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--parties", nargs="+", default=list(USUAL), help=f"Or all: {', '.join(parties.names())}.")
     parser.add_argument("--loads", nargs="+", default=["near, bursts", "beyond, bursts"], help=f"Or all: {list(LOADS)}")
     parser.add_argument("--fault", choices=FAULTS, help="Befalls one engine when a third of the requests was sent.")
-    parser.add_argument("--engines", type=count, default=4)
-    parser.add_argument("--requests", type=count, default=150)
-    parser.add_argument("--seeds", type=count, default=3)
-    parser.add_argument("--tries", type=count, default=1, help="So often a client asks at most. Default: once.")
+    parser.add_argument("--engines", type=at_least_one, default=4)
+    parser.add_argument("--requests", type=at_least_one, default=150)
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument("--tries", type=at_least_one, default=1, help="So often a client asks at most. Default: once.")
     parser.add_argument("--ttft-target-s", type=positive, default=2.0, help="For goodput. Default: 2.")
     parser.add_argument("--tpot-target-ms", type=positive, default=60.0, help="For goodput. Default: 60.")
     add_pace_flags(parser)
     parser.add_argument(
-        "--records", type=Path, help="What was measured: added to, and what is there of the same sizes is not repeated."
+        "--records",
+        type=file_in_a_folder,
+        help="What was measured: added to, and what is there of the same sizes is not repeated.",
     )
     arguments = parser.parse_args()
     arguments.parties = _known(parser, arguments.parties, parties.names())
@@ -109,8 +111,6 @@ def _known(parser: argparse.ArgumentParser, asked: Sequence[str], known: Sequenc
 
 def _kept(parser: argparse.ArgumentParser, path: Path | None) -> list[Run]:
     """None if there is no such file yet."""
-    if path is not None and not path.parent.is_dir():
-        parser.error(f"--records: there is no folder {path.parent}")
     try:
         return kept.read(path) if path is not None and path.exists() else []
     except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ import numpy as np
 import uvicorn
 import uvloop
 from fastapi import FastAPI, Request, Response
+from frame.arguments import at_least_one
 from frame.server import free_port
 from frame.verdict import Figure, at_most, conclude, median
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -121,8 +122,8 @@ async def measure(rounds: int, scrapes: int) -> dict[str, list[Window]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    parser.add_argument("--scrapes", type=int, default=20, metavar="N", help="in each window (default: 20)")
+    parser.add_argument("--rounds", type=at_least_one, default=5, metavar="N")
+    parser.add_argument("--scrapes", type=at_least_one, default=20, metavar="N", help="in each window (default: 20)")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     config = EngineArgs(model=str(tiny_model.ensure()), enforce_eager=True, max_model_len=2048).create_engine_config()

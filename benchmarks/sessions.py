@@ -27,6 +27,7 @@ from itertools import pairwise
 import aiohttp
 import numpy as np
 from frame.admin import Admin
+from frame.arguments import at_least_one
 from frame.models import paced_engine_flags
 from frame.server import ServerProcess, llumnix_server, vllm_server
 from frame.stream import COMPLETIONS, Output, open_session, stream
@@ -138,7 +139,7 @@ async def handovers(url: str) -> list[Figure]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="Of sessions. Default: 3.")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="Of sessions. Default: 3.")
     values = parser.parse_args()
     with paced_engine_flags(STEP_MS, TOKEN_MS, max_model_len=2048, kv_mib=96) as engine:
         engine = [*engine, "--max-num-seqs", "64", "--max-num-batched-tokens", "512", "--enable-prompt-tokens-details"]

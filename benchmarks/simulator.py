@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from frame.arguments import at_least_one
 from frame.verdict import ROOT, Figure, Goal, at_least, conclude
 
 from llumnix.config import PolicyConfig
@@ -105,7 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Time the simulator.")
     parser.add_argument("--large", action="store_true", help="also 1,000 instances and 100,000 requests")
     parser.add_argument("--against", type=Path, metavar="PATH", help="another checkout, side by side with this one")
-    parser.add_argument("--rounds", type=int, default=15, help="of --against")
+    parser.add_argument("--rounds", type=at_least_one, default=15, help="of --against")
     args = parser.parse_args()
     if args.against:
         return conclude(*against(args.against.resolve(), args.rounds))

@@ -39,6 +39,7 @@ from _traffic import Piece, Soak, Tally
 from _vitals import Vitals
 from families.table import FAMILIES, engine_environment, engine_flags
 from frame.admin import Admin
+from frame.arguments import at_least_one, not_negative, positive, whole
 from frame.checked import Server
 from frame.equality import undisturbed, with_stop
 from frame.kinds import KINDS, Kind, make
@@ -122,15 +123,17 @@ def _conclude(soak: Soak, told: Told, all_of_it_s: float) -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0, help="Of traffic with faults. Default: 30.")
-    parser.add_argument("--warm-minutes", type=float, help="Memory counts after these. Default: a fifth of --minutes.")
-    parser.add_argument("--seed", type=int, default=1, help="Of traffic and faults. Default: 1.")
+    parser.add_argument("--minutes", type=positive, default=30.0, help="Of traffic with faults. Default: 30.")
+    parser.add_argument(
+        "--warm-minutes", type=not_negative, help="Memory counts after these. Default: a fifth of --minutes."
+    )
+    parser.add_argument("--seed", type=whole, default=1, help="Of traffic and faults. Default: 1.")
     families = [name for name, family in FAMILIES.items() if not family.alone]
     parser.add_argument("--family", choices=families, metavar="NAME", help=f"One of {', '.join(families)}.")
-    parser.add_argument("--instances", type=int, default=3, help="Default: 3.")
-    parser.add_argument("--front-ends", type=int, default=2, help="Default: 2.")
-    parser.add_argument("--clients", type=int, default=12, help="Streams at any time. Default: 12.")
-    parser.add_argument("--variants", type=int, default=2, help="Different requests of each kind. Default: 2.")
+    parser.add_argument("--instances", type=at_least_one, default=3, help="Default: 3.")
+    parser.add_argument("--front-ends", type=at_least_one, default=2, help="Default: 2.")
+    parser.add_argument("--clients", type=at_least_one, default=12, help="Streams at any time. Default: 12.")
+    parser.add_argument("--variants", type=at_least_one, default=2, help="Different requests of each kind. Default: 2.")
     parser.add_argument("--logs", type=Path, default=Path("out/soak"), help="For what went wrong. Default: out/soak.")
     arguments = parser.parse_args()
     if arguments.warm_minutes is None:

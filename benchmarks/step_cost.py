@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import aiohttp
 from frame.admin import Admin
+from frame.arguments import whole
 from frame.models import paced_engine_flags, tiny_engine_flags
 from frame.server import llumnix_server
 from frame.stream import COMPLETIONS, Output, exactly, open_session, stream
@@ -37,7 +38,7 @@ GOAL_PERCENT = 15
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--paced", action="store_true", help="A model whose steps take 20 ms and 0.2 ms a token.")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=whole, default=1)
     arguments = parser.parse_args()
     flags = ("--no-enable-prefix-caching", "--max-num-batched-tokens", "512", "--max-num-seqs", "32")
     if arguments.paced:

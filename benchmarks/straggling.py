@@ -21,6 +21,8 @@ from multiprocessing import get_context
 
 import msgspec
 import numpy as np
+from frame.arguments import at_least_one, positive
+from frame.parts import refuse_repeats
 from frame.verdict import Figure, at_most, conclude
 from policy_comparison import workload
 
@@ -127,10 +129,12 @@ def _print(title: str, runs: Sequence[Run], results: dict[Run, Result]) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--times", type=float, nargs="+", default=[2.0, 3.0], help="How slow one engine becomes.")
-    parser.add_argument("--gains", type=float, nargs="+", default=[1.5], help="Values of --pace-gain.")
-    parser.add_argument("--seeds", type=int, default=3)
-    return parser.parse_args()
+    parser.add_argument("--times", type=positive, nargs="+", default=[2.0, 3.0], help="How slow one engine becomes.")
+    parser.add_argument("--gains", type=positive, nargs="+", default=[1.5], help="Values of --pace-gain.")
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    arguments = parser.parse_args()
+    refuse_repeats(parser, dict((*BELOW, *NEAR)), REQUESTS, arguments.seeds)
+    return arguments
 
 
 if __name__ == "__main__":

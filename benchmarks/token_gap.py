@@ -16,6 +16,7 @@ import statistics
 import sys
 from contextlib import ExitStack
 
+from frame.arguments import at_least_one
 from frame.models import paced_engine_flags
 from frame.server import ServerProcess, llumnix_server, vllm_server
 from frame.stream import COMPLETIONS, exactly, open_session, served_model, stream
@@ -41,7 +42,7 @@ async def mean_gap_s(server: ServerProcess) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=at_least_one, default=6)
     parser.add_argument("--also", help="Flags of one more server.")
     values = parser.parse_args()
     own = {OURS: (), EACH_STEP: ("--quiet-report-interval-s", "0")}

@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 
 import msgspec
+from frame.arguments import at_least_one, positive
 from frame.models import add_pace_flags, paced_engine_flags
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_least, conclude
@@ -84,7 +85,8 @@ class Compared:
 def main() -> int:
     arguments = _parse()
     with ExitStack() as stack:
-        folder = arguments.records or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="whatif-")))
+        records = arguments.records or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="whatif-")))
+        folder = records / _load(arguments)
         pairs = list(islice(_pairs(), arguments.pairs))
         pace = paced_engine_flags(arguments.step_ms, arguments.token_ms, max_model_len=2048, kv_mib=KV_MIB)
         with pace as engine_flags:
@@ -103,10 +105,12 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=6, help="The first so many; six of each seed. Default: 6.")
-    parser.add_argument("--rate", type=float, default=3.5, help="Requests/s. Default: 3.5.")
-    parser.add_argument("--requests", type=int, default=520, help="Of a run; below 500 no P99. Default: 520.")
-    parser.add_argument("--repeats", type=int, default=8, help="Simulations of each. Default: 8.")
+    parser.add_argument(
+        "--pairs", type=at_least_one, default=6, help="The first so many; six of each seed. Default: 6."
+    )
+    parser.add_argument("--rate", type=positive, default=3.5, help="Requests/s. Default: 3.5.")
+    parser.add_argument("--requests", type=at_least_one, default=520, help="Of a run; below 500 no P99. Default: 520.")
+    parser.add_argument("--repeats", type=at_least_one, default=8, help="Simulations of each. Default: 8.")
     parser.add_argument("--records", type=Path, help="Folder of what was recorded: what is there is not run again.")
     add_pace_flags(parser)
     return parser.parse_args()
@@ -119,6 +123,12 @@ def _pairs() -> Iterator[Pair]:
             yield Pair(seed, USUAL, other)
             yield Pair(seed, other, USUAL)
         seed += 1
+
+
+def _load(arguments: argparse.Namespace) -> str:
+    """Name of a folder: what was recorded of another load, or of another pace, is not taken for this one's."""
+    pace = f"{arguments.step_ms:g}ms+{arguments.token_ms:g}ms"
+    return f"{arguments.rate:g}per-s-of-{arguments.requests}-at-{pace}"
 
 
 def _run_folder(folder: Path, setting: Setting, seed: int) -> Path:

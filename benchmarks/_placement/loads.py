@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-import msgspec
+from frame.parts import part_of
 
 from llumnix.sim.driver import sim_requests
 from llumnix.sim.engine.request import SimRequest
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import load_profile
-from llumnix.workload.workload import Workload, load_workload
+from llumnix.workload.workload import Workload
 
+MOONCAKE = "mooncake-conv"
 UNIT_TOKENS = 512
 CUSTOMERS, SHARED_UNITS, OWN_TOKENS = 150, 11, 1500
 INSTANCES = 8
@@ -56,11 +57,7 @@ def prefixed(trace: str, rate: float, seed: int, requests: int) -> list[SimReque
 
 def conversations(rate: float, seed: int, requests: int) -> list[SimRequest]:
     """The `seed`-th part of Mooncake's trace, in its own time, squeezed to the rate."""
-    rows = load_workload("mooncake-conv?total=120000").requests
-    part = rows[seed * requests : (seed + 1) * requests]
-    factor = (len(part) - 1) / rate / (part[-1].arrival_s - part[0].arrival_s)
-    moved = (msgspec.structs.replace(r, arrival_s=round((r.arrival_s - part[0].arrival_s) * factor, 9)) for r in part)
-    return sim_requests(Workload(name="mooncake", requests=tuple(moved)), UNIT_TOKENS)
+    return sim_requests(Workload(name="mooncake", requests=part_of(MOONCAKE, seed, requests, rate)), UNIT_TOKENS)
 
 
 def contexts(rate: float, seed: int, requests: int) -> list[SimRequest]:

@@ -1,13 +1,13 @@
-"""Numbers that a benchmark is told, for argparse: what it cannot work with is refused before anything starts."""
+"""What a benchmark is told, for argparse: what it cannot work with is refused before anything starts."""
 
 from __future__ import annotations
 
 import argparse
 from math import isfinite
+from pathlib import Path
 
 
-def count(text: str) -> int:
-    """At least one."""
+def at_least_one(text: str) -> int:
     return _whole(text, least=1)
 
 
@@ -31,6 +31,24 @@ def not_negative(text: str) -> float:
     if number < 0 or not isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
     return number
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """One at least, with commas between, all above 0."""
+    return tuple(map(positive, text.split(",")))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The same of whole numbers."""
+    return tuple(map(at_least_one, text.split(",")))
+
+
+def file_in_a_folder(text: str) -> Path:
+    """Which may be there or not, but its folder is: what was measured for hours is written there."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that is there")
+    return path
 
 
 def _whole(text: str, least: int) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-from frame.arguments import count, not_negative, whole
+from frame.arguments import at_least_one, not_negative, whole
 from llumnix import tiny_model
 
 _BENCHMARKS = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def add_pace_flags(parser: argparse.ArgumentParser) -> None:
 def rounds_of_paced_load(doc: str, workload: str) -> argparse.Namespace:
     """What a script was told that runs a workload against paced servers, round after round."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
-    parser.add_argument("--rounds", type=count, default=2, help="Each with a seed of its own. Default: 2.")
+    parser.add_argument("--rounds", type=at_least_one, default=2, help="Each with a seed of its own. Default: 2.")
     parser.add_argument("--workload", default=workload, help=f"Default: {workload}")
     parser.add_argument("--seed", type=whole, default=1)
     add_pace_flags(parser)
