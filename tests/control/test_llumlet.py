@@ -60,9 +60,10 @@ def order(name: str | None = None, count: int = 1, target: str = "c") -> MoveOrd
     )
 
 
-def cannot(order: MoveOrder, why: str) -> do.AnswerMove:
-    stayed = StayCause.NOT_STARTED
-    return do.AnswerMove(MoveOutcome(order=order, source="b", request=order.request, why_not=why, stayed=stayed))
+def cannot(order: MoveOrder, why: str, not_started: int | None = None) -> do.AnswerMove:
+    stayed, request = StayCause.NOT_STARTED, order.request
+    outcome = MoveOutcome(order=order, source="b", request=request, not_started=not_started, why_not=why, stayed=stayed)
+    return do.AnswerMove(outcome)
 
 
 def prepare(name: str = "r", epoch: int = 5, sender: str = "a", at: float = 0.0) -> ev.Received:
@@ -104,15 +105,24 @@ def test_room_is_asked_for_by_its_length_and_the_target_adds_its_state() -> None
     assert commands[1].message.blocks == 4
 
 
-def test_several_are_picked_and_the_rest_is_answered() -> None:
-    commands = llumlet().handle(move(request("one"), request("two"), count=3))
-    assert kinds(commands) == ["WatchProgress", "Prepare", "WatchProgress", "Prepare", "AnswerMove"]
-    assert commands[-2] == cannot(order(count=3), commands[-2].outcome.why_not)
+@pytest.mark.parametrize(
+    ("others", "wanted", "why"),
+    [
+        ([], 3, "only 1 of 3: no other requests"),
+        ([request("pinned", movable=False), request("large", 100)], 2, "only 1 of 2: 1 pinned, 1 do not fit"),
+        ([request("two"), request("three")], 3, "only 2 of 3: 2 migrations out now"),
+    ],
+)
+def test_several_are_picked_and_what_is_missing_is_answered(others: list, wanted: int, why: str) -> None:
+    commands = llumlet().handle(move(request("one"), *others, count=wanted))
+    picked = kinds(commands).count("Prepare")
+    assert kinds(commands) == ["WatchProgress", "Prepare"] * picked + ["AnswerMove"]
+    assert commands[-2] == cannot(order(count=wanted), why, wanted - picked)
 
 
 def test_nothing_to_give() -> None:
-    (answer,) = llumlet().handle(move(request("pinned", movable=False)))
-    assert answer == cannot(order(), "nothing to give: 1 pinned")
+    (answer,) = llumlet().handle(move(request("pinned", movable=False), count=2))
+    assert answer == cannot(order(count=2), "nothing to give: 1 pinned", 2)
 
 
 def test_request_on_the_move_is_not_picked_again() -> None:

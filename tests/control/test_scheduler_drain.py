@@ -7,12 +7,15 @@ from test_scheduler import Body, kinds, moves
 
 from llumnix.config import ClusterConfig, MigrationConfig
 from llumnix.control.drain import DrainLimits, drain_limits
+from llumnix.control.orders import MoveOrder, MoveOutcome
 from llumnix.control.scheduler_events import (
     DrainFinished,
     DrainOutcome,
     InstanceStarted,
+    MigrationEnded,
     MoveRequest,
     RequestsReplayed,
+    SchedulerCommand,
     SetDraining,
     StopInstance,
 )
@@ -161,6 +164,47 @@ def test_drain_pauses_when_nothing_can_move() -> None:
     b.end("a", "c", ok=False, request=None, why="nothing to give: 10 pinned")
     assert b.end("a", "b", ok=False, request=None, why="nothing to give: 10 pinned") == []
     b.wait(0.9)
+    assert moves(b.wait(1.0)) != []
+
+
+def ordered(b: Body) -> MoveOrder:
+    """The first order of a drain: two are to go to `b`."""
+    (order, _) = (one.order for one in b.drain("a") if isinstance(one, MoveRequest))
+    assert (order.target, order.wanted.count) == ("b", 2)
+    return order
+
+
+def started_fewer(b: Body, order: MoveOrder, not_started: int | None) -> list[SchedulerCommand]:
+    """The source says that it gave fewer than that order wants."""
+    fewer = MoveOutcome(order=order, source=A, request=None, not_started=not_started, why_not="1 do not fit")
+    return b.tell(MigrationEnded(at=b.at, outcome=fewer))
+
+
+def test_those_that_a_source_did_start_stay_in_flight_and_the_drain_goes_on() -> None:
+    b = body()
+    more = started_fewer(b, ordered(b), 1)
+    assert [(source, count) for source, _, count in moves(more)] == [("a", 1)]
+    assert b.scheduler.moves.outgoing(A) == 4
+    b.end("a", "b")
+    assert b.scheduler.ignored == {}
+
+
+def test_those_that_a_source_did_start_may_take_all_that_was_promised_to_them() -> None:
+    b = body()
+    order = ordered(b)
+    b.report("c", free_blocks=0, running=5)
+    b.report("b", free_blocks=50, running=5)
+    promised = b.scheduler.moves.promised_blocks(order.target, 0)
+    assert started_fewer(b, order, 1) == []
+    assert b.scheduler.moves.promised_blocks(order.target, 0) == promised
+
+
+@pytest.mark.parametrize("not_started", [2, None])
+def test_order_of_which_nothing_was_started_ends_and_the_drain_pauses(not_started: int | None) -> None:
+    """An older instance does not say how many."""
+    b = body()
+    assert started_fewer(b, ordered(b), not_started) == []
+    assert b.scheduler.moves.outgoing(A) == 2
     assert moves(b.wait(1.0)) != []
 
 

@@ -100,11 +100,10 @@ def test_victims_when(
 
 def test_choice_says_why_others_stay() -> None:
     choice = choose_victims(CHEAPEST, [PINNED, MOVING, JUST_MOVED, HIGH_ONE, LONG], query(room_blocks=4))
-    assert str(choice) == (
-        "nothing to give: 1 pinned, 1 already moving, 1 moved a moment ago, 1 of high priority, 1 do not fit"
-    )
-    assert str(choose_victims(CHEAPEST, [], query())) == "nothing to give: no requests"
-    assert str(choose_victims(CHEAPEST, [SHORT, PINNED], query())) == "cheapest to move: short (passed over: 1 pinned)"
+    passed = "1 pinned, 1 already moving, 1 moved a moment ago, 1 of high priority, 1 do not fit"
+    assert choice.why_no_more == passed
+    assert choose_victims(CHEAPEST, [], query()).why_no_more == "no requests"
+    assert choose_victims(CHEAPEST, [SHORT], query()).why_no_more == "no other requests"
 
 
 def test_instance_for_prompts_gives_all_that_run_whoever_decodes_first() -> None:

@@ -138,7 +138,7 @@ class SchedulerProcess:
                 why = outcome.why_not or order.reason
                 log.info(
                     "%s: %s %s from %s to %s: %s",
-                    *(order.move_id, outcome.request, what, outcome.source, order.target, why),
+                    *(order.move_id, outcome.who, what, outcome.source, order.target, why),
                 )
                 self._handle(control.MigrationEnded(at=at, outcome=outcome))
             case InstanceStarting():

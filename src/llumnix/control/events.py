@@ -26,7 +26,7 @@ class MoveOrdered(_Event, frozen=True, tag=True):
     of now.
 
     Exactly one `AnswerMove` follows for the one named or for each that is picked, and if fewer than were wanted were
-    picked one more with request None: nothing (more) to give.
+    picked one more with request None, for all those that are missing.
     """
 
     order: MoveOrder

@@ -210,7 +210,7 @@ class Llumlet:
         free = {each.id: each for each in move.candidates if self.is_settled(each.id)}
         count = min(order.wanted.count, self.config.max_outgoing - self.outgoing)
         if count <= 0:
-            return [self._cannot(order, f"{self.outgoing} migrations out already")]
+            return [self._cannot(order, f"{self.outgoing} migrations out already", order.wanted.count)]
         query = VictimQuery(
             at=move.at,
             cooldown_s=self.cooldown_s,
@@ -219,13 +219,22 @@ class Llumlet:
         )
         choice = self._choose_victims(free.values(), query)
         commands = [command for victim in choice.victims for command in self._start(move.at, order, free[victim])]
-        if len(choice.victims) < order.wanted.count:
-            commands.append(self._cannot(order, str(choice)))
+        started, asked = len(choice.victims), order.wanted.count
+        if started < asked:
+            why = f"{self.outgoing} migrations out now" if started == count else choice.why_no_more
+            why = f"only {started} of {asked}: {why}" if started else f"nothing to give: {why}"
+            commands.append(self._cannot(order, why, asked - started))
         return commands
 
-    def _cannot(self, order: MoveOrder, why: str) -> AnswerMove:
-        stayed = StayCause.NOT_STARTED
-        outcome = MoveOutcome(order=order, source=self.instance, request=order.request, why_not=why, stayed=stayed)
+    def _cannot(self, order: MoveOrder, why: str, missing: int | None = None) -> AnswerMove:
+        outcome = MoveOutcome(
+            order=order,
+            source=self.instance,
+            request=order.request,
+            not_started=missing,
+            why_not=why,
+            stayed=StayCause.NOT_STARTED,
+        )
         return AnswerMove(outcome)
 
     def _why_not(self, order: MoveOrder, snapshot: RequestSnapshot | None) -> str:

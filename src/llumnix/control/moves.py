@@ -91,26 +91,28 @@ class MovesInFlight:
         order = MoveOrder(move_id=move_id, target=target, cause=cause, reason=reason, wanted=wanted, request=named)
         return MoveRequest(source=source, order=order)
 
-    def end(self, ends: Ends, whole: bool = False) -> bool:
-        """One move of the pair, or all of them, ended; False if none was asked for (any more)."""
+    def end(self, ends: Ends, count: int | None = 1, *, with_promise: bool = True) -> bool:
+        """So many moves of the pair, or all of them, ended; False if none was asked for (any more). Not
+        `with_promise`: the others may take as much of the room as all together."""
         asked = self._asked.get(ends)
         if asked is None:
             return False
-        ended = asked.count if whole else 1
-        self._change(ends, -ended, -(asked.promised_blocks * ended // asked.count))
+        ended = asked.count if count is None else min(count, asked.count)
+        share = asked.promised_blocks * ended // asked.count if with_promise or ended == asked.count else 0
+        self._change(ends, -ended, -share)
         return True
 
     def expire(self, at: float) -> list[Ends]:
         """Those that were not answered in time; they count as ended."""
         late = [ends for ends, asked in self._asked.items() if asked.deadline_s <= at]
         for ends in late:
-            self.end(ends, whole=True)
+            self.end(ends, count=None)
         return late
 
     def forget(self, instance: InstanceId) -> None:
         """The instance is gone, and with it every move from and to it."""
         for ends in [ends for ends in self._asked if instance in ends]:
-            self.end(ends, whole=True)
+            self.end(ends, count=None)
 
     def _change(self, ends: Ends, by: int, promised_blocks: int) -> None:
         asked = self._asked[ends]

@@ -90,7 +90,9 @@ class MoveOutcome(msgspec.Struct, frozen=True, kw_only=True):
     order: MoveOrder
     source: InstanceId
     request: RequestId | None
-    """None: the source had nothing (more) to give, which ends the order."""
+    """None: the source had not as many to give as were wanted."""
+    not_started: int | None = None
+    """So many it had not, if `request` is None; None: none of those that have not ended yet."""
     why_not: str | None = None
     """Why it did not move; None: it did."""
     stayed: StayCause | None = None
@@ -100,6 +102,16 @@ class MoveOutcome(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ok(self) -> bool:
         return self.why_not is None
+
+    @property
+    def some_started(self) -> bool:
+        """The source gave fewer than were wanted, but gave."""
+        return self.not_started is not None and self.not_started < self.order.wanted.count
+
+    @property
+    def who(self) -> str:
+        """In a sentence that says what became of it."""
+        return self.request or ("the rest" if self.some_started else "what was wanted")
 
     @property
     def came_late(self) -> bool:

@@ -155,8 +155,9 @@ class GlobalScheduler:
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[SchedulerCommand]:
         outcome = event.outcome
-        source, target, nothing_left = outcome.source, outcome.order.target, outcome.request is None
-        if not self.moves.end((source, target), whole=nothing_left):
+        source, target = outcome.source, outcome.order.target
+        ended = 1 if outcome.request is not None else outcome.not_started
+        if not self.moves.end((source, target), ended, with_promise=not outcome.some_started):
             self._view.ignore("answer to a move that is not in flight")
             return []
         known = self._view.get(source)
@@ -164,8 +165,8 @@ class GlobalScheduler:
             known.given += 1
         if outcome.ok:
             self._back_off.succeeded(source, target)
-        elif not outcome.came_late:
-            self._back_off.refused(event.at, source, None if nothing_left else target)
+        elif not outcome.came_late and not outcome.some_started:
+            self._back_off.refused(event.at, source, None if outcome.request is None else target)
         return self.drains.go_on(event.at, source)
 
     def _on_wish(self, event: DrainRequested | DrainWithdrawn | RoleWanted) -> list[SchedulerCommand]:

@@ -43,8 +43,7 @@ class InstanceLost(_Event, frozen=True, kw_only=True, tag=True):
 
 
 class MigrationEnded(_Event, frozen=True, kw_only=True, tag=True):
-    """The source's answer to one of the moves that it was asked for. If it had nothing (more) to give, that ends all
-    that is still asked of the pair."""
+    """The source's answer to one of the moves that it was asked for, or to all for which it has no request to give."""
 
     outcome: MoveOutcome
 

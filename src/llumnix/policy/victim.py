@@ -60,18 +60,17 @@ class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VictimChoice(msgspec.Struct, frozen=True):
-    """The requests to move, in order; `str(choice)` says why these, or why none."""
+    """The requests to move, in order."""
 
-    rule: str
     victims: tuple[RequestId, ...]
     passed_over: tuple[tuple[str, int], ...]
     """(why, how many), in the order in which the reasons were met."""
 
-    def __str__(self) -> str:
+    @property
+    def why_no_more(self) -> str:
+        """Why these, or none, are all."""
         passed = ", ".join(f"{count} {why}" for why, count in self.passed_over)
-        if self.victims:
-            return f"{self.rule}: {', '.join(self.victims)}" + (f" (passed over: {passed})" if passed else "")
-        return f"nothing to give: {passed or 'no requests'}"
+        return passed or f"no {'other ' if self.victims else ''}requests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
             continue
         room -= request.needed_blocks
         victims.append(request.id)
-    return VictimChoice("draining" if query.draining else rule.name, tuple(victims), tuple(passed.items()))
+    return VictimChoice(tuple(victims), tuple(passed.items()))
 
 
 def _order(rule: VictimRule, query: VictimQuery) -> Callable[[RequestSnapshot], tuple[float, ...]]:
