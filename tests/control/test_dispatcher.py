@@ -185,8 +185,10 @@ def test_replay_avoids_the_instance_that_failed() -> None:
 
 
 def test_request_goes_only_where_it_could_ever_run() -> None:
-    d = dispatcher(report("small", total_blocks=10, free_blocks=10, watermark_blocks=1), report("big", running=30))
-    assert placed(d, 1, tokens=145) == ["big"]
+    d = dispatcher(report("small", total_blocks=10, free_blocks=10), report("big", running=30))
+    assert placed(d, 1, tokens=161) == ["big"]
+    alone = report("small", total_blocks=10, free_blocks=10, watermark_blocks=1)
+    assert placed(dispatcher(alone), 1, tokens=160) == ["small"], "the watermark is for those that begin beside others"
     assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=161) == ["none"]
     assert placed(dispatcher(report("small", total_blocks=10, free_blocks=10)), 1, tokens=160) == ["small"]
 

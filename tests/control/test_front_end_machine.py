@@ -195,6 +195,16 @@ def test_lost_stream_is_parked_until_an_instance_comes() -> None:
     assert (replay.request, replay.new_id, replay.delivered_tokens, replay.why) == (R, R1, 1, "a was lost")
 
 
+def test_lost_stream_that_no_instance_has_memory_for_is_given_up() -> None:
+    """It would wait for ever: those that are there are all of a size."""
+    front = Driver(A)
+    front.report(B, total_blocks=1, watermark_blocks=1)
+    front.arrive()
+    front.speak()
+    why = "a was lost; no instance has memory for its 17 tokens so far"
+    assert front.tell(Departed, A) == [GiveUp(R, why)]
+
+
 def test_client_that_leaves_while_its_request_waits_is_forgotten() -> None:
     front = Driver(A)
     front.arrive()

@@ -96,7 +96,7 @@ class Dispatcher:
             return
         entry.reported = snapshot
         (self._for_tokens.add if snapshot.role is Role.DECODE else self._for_tokens.discard)(snapshot.id)
-        entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks - snapshot.watermark_blocks, snapshot)
+        entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks, snapshot)  # no watermark if alone
         if self._looks_at_prefixes:
             self.prefix_chunk_tokens = snapshot.prefix_chunk_tokens
         if snapshot.step_cost is not None:
@@ -199,6 +199,10 @@ class Dispatcher:
     def takes_requests(self, other_than: InstanceId) -> bool:
         """Whether another instance takes new requests."""
         return any(key[2] != other_than for key in self._orders[0])
+
+    def is_too_long(self, tokens: int) -> bool:
+        """There are instances, and a prompt of so many tokens could begin on none, were it empty."""
+        return bool(self._entries) and all(tokens > entry.most_tokens for entry in self._entries.values())
 
     def is_removed(self, instance: InstanceId) -> bool:
         return instance in self._removed
