@@ -253,13 +253,13 @@ class LateDevice:
 
 
 class LateExecutor(Executor):
-    """As much of an executor as vLLM's engine core asks of it. What the worker is asked goes to `worker`."""
+    """As much of an executor as vLLM's engine core asks of it. What workers are asked goes to `workers`."""
 
     layout = "full"
     device_class: type[LateDevice] = LateDevice
 
     def _init_executor(self) -> None:
-        self.worker: Any = None
+        self.workers: list[Any] = []
         self.device = self.device_class([], zeroes=False)
 
     def get_kv_cache_specs(self) -> list[dict[str, KVCacheSpec]]:
@@ -302,7 +302,7 @@ class LateExecutor(Executor):
     def collective_rpc(
         self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, non_block: bool = False, **_: Any
     ) -> Any:
-        answers = [getattr(self.worker, method)(*args)] if self.worker is not None else [None]
+        answers = [getattr(worker, method)(*args) for worker in self.workers] or [None]
         if not non_block:
             return answers
         told: Future[list[Any]] = Future()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, patch
 
-import torch
+import msgspec
 import vllm.v1.engine.core as vllm_core
 from late_device import BLOCK_TOKENS, BLOCKS, DRAFTS, MAX_TOKENS, SPECS, LateDevice, LateExecutor
 from late_drafts import DraftingDevice
+from late_wires import LateWorker, Wires
 from vllm import envs
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -31,16 +30,13 @@ from llumnix.engine.vllm.instance.core import LlumnixEngineCore
 from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.instance.ledger import Ledger
 from llumnix.engine.vllm.instance.office import CONTROL, Office
-from llumnix.engine.vllm.instance.worker import WorkerExtension
 from llumnix.engine.vllm.instance.workers import Workers
-from llumnix.transport.port import BlockIds, PullResult
 from llumnix.types import InstanceId
 from llumnix.wire.addresses import AddressBook, FrontAddresses
-from llumnix.wire.base import Frame, InstanceInfo
+from llumnix.wire.base import InstanceInfo
 from llumnix.wire.outbox import Mail
 
 FRONT_END = "front end"
-Posted = tuple[str, Mail]
 
 
 @cache
@@ -66,102 +62,6 @@ def late_config(layout: str, drafts: bool) -> VllmConfig:
     config.scheduler_config.async_scheduling = True
     config.scheduler_config.scheduler_cls = "llumnix.engine.vllm.instance.scheduler.LlumnixAsyncScheduler"
     return config
-
-
-@dataclass(slots=True, eq=False)
-class LatePull:
-    """Copies block by block, whenever it is told to."""
-
-    source: LateDevice
-    target: LateDevice
-    left: list[tuple[int, int]]
-    on_done: Callable[[PullResult], None]
-    cancelled: bool = False
-    copied: int = 0
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def copy(self, blocks: int) -> None:
-        """Ends with the last one."""
-        while blocks and self.left and not self.cancelled:
-            theirs, ours = self.left.pop(0)
-            self.target.kv[ours] = self.source.kv[theirs]
-            self.copied += 1
-            blocks -= 1
-
-    @property
-    def over(self) -> bool:
-        return self.cancelled or not self.left
-
-    def end(self) -> None:
-        ok = not self.cancelled
-        self.on_done(PullResult(ok=ok, reason="" if ok else "it was cancelled", bytes_read=self.copied))
-
-
-@dataclass(slots=True)
-class Wires:
-    """What lies between the engines: it moves when the test says so."""
-
-    devices: dict[str, LateDevice] = field(default_factory=dict)
-    letters: list[Posted] = field(default_factory=list)
-    pulls: list[LatePull] = field(default_factory=list)
-    forgotten: list[tuple[str, str]] = field(default_factory=list)
-    """By whom, and whose transport."""
-    now_s: float = 1000.0
-
-    def post(self, address: str, message: Mail) -> None:
-        self.letters.append((address, message))
-
-    def post_soon(self, addresses: Sequence[str], message: Mail) -> None:
-        for address in addresses:
-            self.post(address, message)
-
-    def ship(self, address: str, message: Mail, freight: Sequence[Frame]) -> None:
-        raise AssertionError("requests of late engines are made of tokens")
-
-    def forget(self, address: str) -> None:
-        pass
-
-
-class LateTransport:
-    def __init__(self, name: str, wires: Wires) -> None:
-        self._name, self._wires = name, wires
-
-    def pull(
-        self, source: str, source_blocks: BlockIds, target_blocks: BlockIds, timeout_s: float, **told: Any
-    ) -> LatePull:
-        pairs = [(int(theirs), int(ours)) for theirs, ours in zip(source_blocks, target_blocks, strict=True)]
-        devices = self._wires.devices
-        pull = LatePull(devices[source], devices[self._name], pairs, told["on_done"])
-        self._wires.pulls.append(pull)
-        return pull
-
-    def forget(self, source: str) -> None:
-        self._wires.forgotten.append((self._name, source))
-
-
-class LateWorker(WorkerExtension):
-    def __init__(self, name: str, wires: Wires) -> None:
-        self.model_runner = SimpleNamespace()
-        self._device = wires.devices[name]
-        self.device = torch.device("cpu")
-        self.rank = 0
-        self._llumnix_transport = LateTransport(name, wires)  # type: ignore[assignment]
-        self._llumnix_outbox = wires  # type: ignore[assignment]
-        self._llumnix_control = name
-        self._llumnix_pulls = {}
-        self._llumnix_lock = Lock()
-
-    # what vLLM asks at the end of a pause
-
-    def llumnix_wait_for_device(self) -> None:
-        if isinstance(self._device, DraftingDevice):
-            self._device.draft()
-
-    def synchronize_device(self) -> None: ...
-    def reset_mm_cache(self) -> None: ...
-    def reset_encoder_cache(self) -> None: ...
 
 
 def _spec(name: str, index: int) -> InstanceSpec:
@@ -195,18 +95,18 @@ class LateCore(LlumnixEngineCore):
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
             EngineCore.__init__(self, config, executor, log_stats=False)
         envs.disable_envs_cache()  # it would keep the variable for whoever comes after us in this process
-        self.workers = Workers(self.model_executor, 1, self._on_worker_failure)
         self.input_queue = queue.Queue()
         self.output_queue = queue.Queue()
         self.shutdown_state = EngineShutdownState.RUNNING
         self.engines_running = False
-        self._info = InstanceInfo(
-            id=InstanceId(name), index=index, slot=index, pid=0, node="here", control=name, data=f'["{name}"]'
-        )
 
-    def begin(self, wires: Wires) -> None:
-        """As if it had just started: nothing of an earlier test is left."""
-        old = self.scheduler
+    def begin(self, wires: Wires, ranks: int = 1) -> None:
+        """As if it had just started, with so many workers: nothing of an earlier test is left."""
+        old, spec = self.scheduler, self._spec
+        name, index = spec.id, spec.index
+        data = msgspec.json.encode([name] * ranks).decode()
+        self._info = InstanceInfo(id=name, index=index, slot=index, pid=0, node="here", control=name, data=data)
+        self.workers = Workers(self.model_executor, ranks, self._on_worker_failure)
         config = self.vllm_config
         with patch.dict("os.environ", VLLM_USE_V2_MODEL_RUNNER="1"), set_current_vllm_config(config):
             self.scheduler = type(old)(
@@ -217,13 +117,13 @@ class LateCore(LlumnixEngineCore):
                 hash_block_size=old.block_size,
                 log_stats=False,
             )
-        name = self._info.id
         assert self.batch_queue is not None
         self.batch_queue.clear()
         self._ledger = Ledger(1)
         executor: Any = self.model_executor
         wires.devices[name] = self.device = executor.new_device(old.kv_cache_config)
-        executor.device, executor.worker = self.device, LateWorker(name, wires)
+        executor.device = self.device
+        executor.workers = [LateWorker(name, wires, rank, ranks) for rank in range(ranks)]
         self.alarm: float | None = None
         self._idle_state_callbacks = []
         mailbox: Any = wires
@@ -290,7 +190,7 @@ class LateCore(LlumnixEngineCore):
             "pins": scheduler.tables.pinned,
             "slots kept": scheduler.slots_kept,
             "requests": len(scheduler.requests),
-            "pulls": len(self.model_executor.worker._llumnix_pulls),
+            "pulls": sum(len(each._llumnix_pulls) for each in self.model_executor.workers),
         }
         return ", ".join(f"{count} {what}" for what, count in found.items() if count)
 

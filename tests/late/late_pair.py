@@ -12,7 +12,8 @@ from functools import cache
 
 import msgspec
 from late_device import BLOCKS, chain, token_after
-from late_engine import FRONT_END, LateCore, Wires
+from late_engine import FRONT_END, LateCore
+from late_wires import Wires
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.metrics.stats import PrefillStats
@@ -26,7 +27,7 @@ from llumnix.engine.vllm.between import NOTICE, RequestCodec, Resume
 from llumnix.engine.vllm.instance.office import CONTROL, Tick
 from llumnix.policy.victim import Wanted
 from llumnix.types import InstanceId, RequestId, Role
-from llumnix.wire.to_instance import MoveOut
+from llumnix.wire.to_instance import MoveOut, PullEnded
 from llumnix.wire.to_scheduler import MoveAnswer
 
 NAMES = ("i0", "i1")
@@ -62,11 +63,12 @@ def next_token(tokens: list[int], cells: list[int] | None = None) -> int:
 class LatePair:
     ONWARD = Wanted(to_decode=True)
 
-    def __init__(self, layout: str = "full", drafts: bool = False) -> None:
+    def __init__(self, layout: str = "full", drafts: bool = False, ranks: int = 1) -> None:
+        """`ranks`: workers of each engine."""
         self.wires = Wires()
         self.cores = _cores(layout, drafts)
         for core in self.cores:
-            core.begin(self.wires)
+            core.begin(self.wires, ranks)
         self._by_name = dict(zip(NAMES, self.cores, strict=True))
         self._ownership = own.Ownership()
         self._unread: dict[str, deque[EngineCoreOutput]] = {name: deque() for name in NAMES}
@@ -80,7 +82,18 @@ class LatePair:
 
     @property
     def wrong(self) -> list[str]:
-        return self.wrong_tokens + self.wrong_prompts + [fault for core in self.cores for fault in core.device.wrong]
+        read_wrong = [fault for core in self.cores for fault in core.device.wrong]
+        return self.wrong_tokens + self.wrong_prompts + read_wrong + self._given_back_early()
+
+    def _given_back_early(self) -> list[str]:
+        """Blocks that are free for others while a byte may still land in them."""
+        pools = {id(core.device): core.scheduler.kv_cache_manager.block_pool for core in self.cores}
+        return [
+            f"block {ours} is free, and bytes are on their way there"
+            for pull in self.wires.pulls + self.wires.late
+            for _, ours in pull.left
+            if not pools[id(pull.target)].blocks[ours].ref_cnt
+        ]
 
     @property
     def leftovers(self) -> list[str]:
@@ -179,6 +192,21 @@ class LatePair:
         if pull.over:
             self.wires.pulls.remove(pull)
             pull.end()
+            if pull.quarantined:
+                self.wires.late.append(pull)
+
+    def hinder(self, number: int, *, breaks: bool, late: bool) -> None:
+        """A pull: its connection `breaks`, and should it be given up, bytes may come `late`."""
+        if self.wires.pulls:
+            pull = self.wires.pulls[number % len(self.wires.pulls)]
+            pull.late = late
+            pull.why = pull.why or ("its connection broke" if breaks else "")
+
+    def late_bytes_land(self, number: int = 0) -> None:
+        """Of a pull that was given up. A worker's letters come in order: that of its end is there before."""
+        ends = any(isinstance(letter, PullEnded) for _, letter in self.wires.letters)
+        if self.wires.late and not ends:
+            self.wires.late.pop(number % len(self.wires.late)).let_go()
 
     def fly(self) -> None:
         """All that is on its way arrives, before any engine makes a step."""
@@ -229,12 +257,15 @@ class LatePair:
         raise AssertionError(f"no end: {sorted(self.sessions)}, {self.wires.letters}")
 
     def turn(self) -> bool:
-        """One of everything; False when nothing is left to happen but time."""
+        """One of everything, late bytes last of all; False when nothing is left to happen but time."""
         happens = bool(self.wires.letters or self.wires.pulls or any(self._unread.values()))
         happens |= any(core.busy for core in self.cores)
         self.copy(1)
         self.turn_but_for_pulls()
-        return happens
+        if happens or not self.wires.late:
+            return happens
+        self.late_bytes_land()
+        return True
 
     def turn_but_for_pulls(self) -> None:
         self.deliver()

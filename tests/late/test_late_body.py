@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from late_device import BLOCKS, chain, token_after
-from late_engine import LateCore, Wires
+from late_engine import LateCore
+from late_wires import Wires
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 

@@ -31,10 +31,11 @@ USUAL = ("full", "windows")
 class AnyOrder(RuleBasedStateMachine):
     layout = "full"
     drafts = False
+    ranks = 1
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = LatePair(self.layout, self.drafts)
+        self.pair = LatePair(self.layout, self.drafts, self.ranks)
         for at in (0, 1):
             self.pair.cores[at].scheduler.obey(PolicyConfig())
         self.all: list[Session] = []
@@ -101,6 +102,21 @@ class AnyOrder(RuleBasedStateMachine):
         self.pair.deliver(number, in_step)
         self.pair.copy(blocks, number)
 
+    @rule(source=ENDS, number=SOME, blocks=st.integers(0, 3), breaks=st.booleans(), late=st.booleans())
+    def move_until_blocks_come(self, source: int, number: int, blocks: int, breaks: bool, late: bool) -> None:
+        """And if they do, something may come between."""
+        self.move(source, number, flies=False)
+        for _ in range(12):
+            if not self.pair.wires.pulls:
+                self.pair.turn_but_for_pulls()
+        self.pair.copy(blocks, number)
+        self.pair.hinder(number, breaks=breaks, late=late)
+        self.pair.copy(0, number)
+
+    @rule(number=SOME)
+    def late_bytes_land(self, number: int) -> None:
+        self.pair.late_bytes_land(number)
+
     @rule(count=st.integers(1, 8))
     def read(self, count: int) -> None:
         for _ in range(count):
@@ -154,6 +170,11 @@ def test_any_order(layout: str, examples: int) -> None:
 @pytest.mark.parametrize(("layout", "examples"), [("full", 200), ("states of drafts", 60)])
 def test_any_order_of_requests_with_drafts(layout: str, examples: int) -> None:
     run(type("AnyOrder", (AnyOrder,), {"layout": layout, "drafts": True}), examples)
+
+
+@pytest.mark.parametrize("layout", USUAL)
+def test_any_order_where_each_of_two_workers_has_its_share_of_every_block(layout: str) -> None:
+    run(type("AnyOrder", (AnyOrder,), {"layout": layout, "ranks": 2}), examples=100)
 
 
 @pytest.mark.nightly
