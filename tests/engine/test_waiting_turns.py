@@ -77,6 +77,29 @@ def test_one_that_came_with_its_kv_begins_at_once_where_there_is_no_room_to_grow
     assert engine.scheduler.kv_cache_manager.watermark_blocks == 0, "as it was before the step"
 
 
+def test_watermark_is_for_those_that_are_let_in_and_stops_none_that_have_been(engine: SmallEngine) -> None:
+    """Four of twelve blocks are taken; five and a spare one are asked for, which leaves two."""
+    engine.scheduler.obey(PolicyConfig())
+    manager = engine.scheduler.kv_cache_manager
+    manager.watermark_blocks = 2
+    engine.add("runs", 0, prompt_tokens=4 * BLOCK_TOKENS - 4)
+    engine.step()
+    moved = engine.make("moved", 0, prompt_tokens=5 * BLOCK_TOKENS - 4)
+    moved.append_output_token_ids([7])
+    assert engine.scheduler.reserve(moved, blocks=6) is None, "it would not leave the watermark"
+    assert engine.scheduler.reserve(moved, blocks=5) == 0
+    assert engine.free_blocks == 2
+    assert engine.scheduler.grow(moved, 7 * BLOCK_TOKENS), "it has grown on its way, as one does that runs"
+    for _ in range(6):
+        engine.step()
+    assert engine.free_blocks == 0
+    engine.add("waits", 0, prompt_tokens=4)
+    engine.scheduler.adopt(moved, computed_tokens=5 * BLOCK_TOKENS - 4)
+    engine.step()
+    assert engine.running == ["moved", "runs"]
+    assert manager.watermark_blocks == 2, "as it was before the step"
+
+
 def test_one_that_needs_all_starts_when_nobody_runs(engine: SmallEngine) -> None:
     engine.scheduler.obey(PolicyConfig())
     engine.add("large", 0, prompt_tokens=(BLOCKS - 1) * BLOCK_TOKENS - 1, output_tokens=1)

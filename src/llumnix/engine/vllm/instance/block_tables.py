@@ -9,6 +9,7 @@ from vllm.utils.math_utils import cdiv
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.kv_cache_interface import is_full_attention_spec
+from vllm.v1.request import Request
 
 from llumnix.engine.vllm.instance.state_blocks import StateBlocks, is_state
 from llumnix.engine.vllm.instance.unconfirmed import Unconfirmed
@@ -106,6 +107,14 @@ class BlockTables:
     def unpin(self, held: list[KVCacheBlock]) -> None:
         self._manager.block_pool.free_blocks(reversed(held))
         self.pinned -= len(held)
+
+    def extend(self, request: Request, tokens: int, *, watermark: bool) -> bool:
+        """Gives it blocks for so many tokens, to be written from outside; False when there is no room. `watermark`:
+        vLLM's stays free, as where one is let in beside others."""
+        limit = min(tokens, self._manager.max_model_len)
+        blocks = self._manager.allocate_slots(request, limit, delay_cache_blocks=True, has_scheduled_reqs=watermark)
+        self.keep_from_zeroing(request.request_id)
+        return blocks is not None
 
     def may_share(self, hits: KVCacheBlocks, tokens: int) -> bool:
         """Whether a request that arrives can do with these blocks of others for its first tokens.

@@ -158,22 +158,18 @@ class MigrationSupport(_Base):
             )
             if adopted is None:
                 return None
-        if not self._extend(request, max(blocks * self.block_tokens, cached_tokens) + self.spare_tokens):
+        tokens = max(blocks * self.block_tokens, cached_tokens) + self.spare_tokens
+        if not self.tables.extend(request, tokens, watermark=True):
             manager.free(request)
             return None
         self.tables.states.keep_newest(request.request_id)
         return cached_tokens
 
     def grow(self, request: Request, tokens: int) -> bool:
-        """Extends the reservation to `tokens` tokens; False when there is no room (nothing changed)."""
-        grown = self._extend(request, tokens)
+        """Extends the reservation to `tokens` tokens; False when there is no room (nothing changed). It was let in when
+        it was reserved, and grows as those that run."""
+        grown = self.tables.extend(request, tokens, watermark=False)
         self.tables.states.keep_first(request.request_id)
-        return grown
-
-    def _extend(self, request: Request, tokens: int) -> bool:
-        limit = min(tokens, self.max_model_len)
-        grown = self.kv_cache_manager.allocate_slots(request, limit, delay_cache_blocks=True) is not None
-        self.tables.keep_from_zeroing(request.request_id)
         return grown
 
     def release_reservation(self, request: Request) -> None:

@@ -49,16 +49,17 @@ class StepLimits:
     @contextmanager
     def in_force(self, slots_kept: int, waiting: CountedQueue, spared: Callable[[Request], int]) -> Iterator[None]:
         """While `Scheduler.schedule` runs. Nobody from the queue gets the last `slots_kept` places, nor, beside others,
-        the blocks that are `spared` beside it, beyond vLLM's own watermark. Relies on `max_num_active_reqs` and, in
-        `KVCacheManager.allocate_slots`, `watermark_blocks` being read once per request of the queue, after it was
-        looked at; those that hold blocks while they wait come before that."""
+        the blocks that are `spared` beside it, beyond vLLM's own watermark. Those that hold blocks while they wait come
+        before that, and need leave nothing free: what has arrived would stand still. Relies on `max_num_active_reqs`
+        and, in `KVCacheManager.allocate_slots`, `watermark_blocks` being read once per request of the queue, after it
+        was looked at."""
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         active, watermark = scheduler.max_num_active_reqs, manager.watermark_blocks
 
         def spare(first: Request) -> None:
             manager.watermark_blocks = watermark + spared(first)
 
-        scheduler.max_num_active_reqs = active - slots_kept
+        scheduler.max_num_active_reqs, manager.watermark_blocks = active - slots_kept, 0
         waiting.on_look = spare
         try:
             with self._prompts_held_back() if self._leaves_tokens() else nullcontext():
