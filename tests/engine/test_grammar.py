@@ -106,7 +106,7 @@ def install(made: Request, output: list[int], reasoning_ended: bool | None) -> N
     key = RequestId("r"), 1
     incoming._reservations[key] = Reservation(made, False, Origin(InstanceId("i0"), (), 5.0))
     fixed: dict[str, Any] = {
-        "computed_tokens": 3, "preemptions": 0, "preempted_s": None, "cached_tokens": 0,
+        "computed_tokens": 3, "preemptions": 0, "preempted_s": None, "robbed_s": None, "cached_tokens": 0,
         "migrations": 1, "sampler_state": None
     }  # fmt: skip
     incoming.install(key, Hand(output_token_ids=output, reasoning_ended=reasoning_ended, **fixed), 0.0)

@@ -9,6 +9,8 @@ pytest.importorskip("vllm")
 from late_device import BLOCK_TOKENS, SPECS, WINDOW
 from late_pair import LatePair, Session, next_token
 
+from llumnix.engine.vllm.instance.state import passport_of
+
 
 @pytest.fixture(params=list(SPECS))
 def pair(request: pytest.FixtureRequest) -> LatePair:
@@ -180,4 +182,23 @@ def test_prompt_of_one_that_was_preempted_before_its_first_token_and_moves_is_to
     assert pair.moved == 1
     assert comes.prefill is not None
     assert (comes.prefill.num_prompt_tokens, comes.prefill.num_cached_tokens) == (len(prefix) + 40, len(prefix))
+    assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+@pytest.mark.parametrize("pair", ["full"], indirect=True)
+def test_one_whose_instance_died_waits_since_then_wherever_it_goes(pair: LatePair) -> None:
+    session = pair.ask(0, list(range(20)), 30)
+    run_until_decoding(pair, 0, session)
+    for _ in range(2):
+        pair.read(0)
+    pair.drive_out(session)
+    waits = pair.cores[1].scheduler.requests[session.engine_id]
+    since_s = passport_of(waits).robbed_s
+    assert since_s is not None
+    assert waits.num_output_tokens > 0
+    pair.move(1, session.engine_id)
+    pair.fly()
+    assert passport_of(pair.cores[0].scheduler.requests[session.engine_id]).robbed_s == since_s
+    pair.settle()
+    assert (pair.moved, len(session.tokens)) == (1, 30)
     assert (pair.wrong, pair.leftovers) == ([], [])

@@ -142,7 +142,8 @@ class IncomingRequests:
         if not scheduler.use_v2_model_runner:  # which needs nothing: a request stands still while its worker is told
             self._introduce(request, hand)
         passport = passport_of(request)
-        passport.migrations, passport.moved_s, passport.preempted_s = hand.migrations, now_s, hand.preempted_s
+        passport.migrations, passport.moved_s = hand.migrations, now_s
+        passport.preempted_s, passport.robbed_s = hand.preempted_s, hand.robbed_s
         if not request.num_output_tokens:
             self._tell_prefill(request, hand.cached_tokens)
         scheduler.adopt(request, hand.computed_tokens)

@@ -36,7 +36,7 @@ class Passport:
     preempted_tokens: int = 0
     """That it had made then, or when it came here to wait."""
     robbed_s: float | None = None
-    """When it came here from an instance that died, by the same clock; None: it did not."""
+    """When it began to wait after its instance had died, by the same clock; None: it did not."""
     headed_s: float | None = None
     """Since when it is the first of the queue here, as far as a look found it there, by the clock of the reports."""
     began_s: float = 0.0
@@ -106,6 +106,7 @@ class Hand(msgspec.Struct, frozen=True, kw_only=True):
     computed_tokens: int
     preemptions: int
     preempted_s: float | None
+    robbed_s: float | None
     cached_tokens: int
     """Of its prompt, when its computation first began; counts until it has made a token."""
     migrations: int
@@ -121,15 +122,16 @@ def identity_of(request: Request, codec: RequestCodec) -> tuple[bytes, list[Fram
 
 
 def hand_of(request: Request, sampler_state: bytes | None) -> bytes:
-    structured = request.structured_output_request
+    structured, passport = request.structured_output_request, passport_of(request)
     return msgspec.msgpack.encode(
         Hand(
             output_token_ids=list(request.output_token_ids),
             computed_tokens=request.num_computed_tokens,
             preemptions=request.num_preemptions,
-            preempted_s=passport_of(request).preempted_s,
+            preempted_s=passport.preempted_s,
+            robbed_s=passport.robbed_s,
             cached_tokens=0 if request.prefill_stats is None else request.prefill_stats.num_cached_tokens,
-            migrations=passport_of(request).migrations + 1,
+            migrations=passport.migrations + 1,
             reasoning_ended=None if structured is None else structured.reasoning_ended,
             sampler_state=sampler_state,
         )
