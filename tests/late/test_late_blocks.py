@@ -202,3 +202,15 @@ def test_one_whose_instance_died_waits_since_then_wherever_it_goes(pair: LatePai
     pair.settle()
     assert (pair.moved, len(session.tokens)) == (1, 30)
     assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+@pytest.mark.parametrize("pair", ["full"], indirect=True)
+@pytest.mark.parametrize(("max_tokens", "moves"), [(20, True), (21, False)])
+def test_none_moves_to_where_the_window_would_cut_it_short(pair: LatePair, max_tokens: int, moves: bool) -> None:
+    pair.cores[1].scheduler.max_model_len = 40
+    session = pair.ask(0, list(range(20)), max_tokens)
+    run_until_decoding(pair, 0, session)
+    pair.move(0, session.engine_id)
+    pair.settle()
+    assert (pair.moved, len(session.tokens)) == (moves, max_tokens)
+    assert (pair.wrong, pair.leftovers) == ([], [])

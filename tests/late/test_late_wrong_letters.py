@@ -72,7 +72,7 @@ def test_description_of_a_request_that_cannot_be_read(pair: LatePair) -> None:
 def test_request_that_cannot_be_made(pair: LatePair) -> None:
     sessions = two_that_decode(pair)
     pair.move(0, sessions[0].engine_id)
-    nonsense = Identity(request=NONSENSE, output_token_ids=[])
+    nonsense = Identity(request=NONSENSE, output_token_ids=[], longest_tokens=0)
     alter(pair, fly_until(pair, Prepare), payload=msgspec.msgpack.encode(nonsense))
     nothing_moved(pair, *sessions)
 

@@ -77,7 +77,9 @@ class Letters:
         scheduler = self._engine.scheduler
         match message:
             case Prepare():
-                payload, freight = identity_of(scheduler.requests[message.request], self._codec)
+                payload, freight = identity_of(
+                    scheduler.requests[message.request], self._codec, scheduler.max_model_len
+                )
                 return msgspec.structs.replace(message, payload=payload), freight
             case Copy():
                 return msgspec.structs.replace(message, block_ids=self._block_ids(message)), []

@@ -165,10 +165,14 @@ class Office:
         def made(request: Request | str) -> None:
             self.to_main(PreparedPeer(peer, request))
 
+        window = self._core.scheduler.max_model_len
         try:
             identity = decode_identity(payload)
         except ValueError as error:
             made(f"what describes it cannot be read: {error}")
+            return
+        if identity.longest_tokens > window:  # it would end early, as if it had been asked for no more
+            made(f"it may come to {identity.longest_tokens} tokens, more than the window here ({window})")
         else:
             self._peer_maker.start((identity.request, *freight), identity.output_token_ids, made)
 

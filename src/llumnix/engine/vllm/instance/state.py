@@ -96,6 +96,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """First frame of the EngineCoreRequest, in vLLM's encoding. Its large tensors (pixels, prompts given as embeddings)
     come beside the letter, as its freight."""
     output_token_ids: list[int]
+    longest_tokens: int
+    """That it may come to where it runs. Windows differ where vLLM makes them as long as memory allows."""
 
 
 class Hand(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,10 +116,14 @@ class Hand(msgspec.Struct, frozen=True, kw_only=True):
     sampler_state: bytes | None
 
 
-def identity_of(request: Request, codec: RequestCodec) -> tuple[bytes, list[Frame]]:
-    """Payload and freight of its `Prepare`."""
+def identity_of(request: Request, codec: RequestCodec, window_tokens: int) -> tuple[bytes, list[Frame]]:
+    """Payload and freight of its `Prepare`. `window_tokens`: of the engine that it runs at."""
     head, *tensors = codec.encode(passport_of(request).original)
-    identity = Identity(request=bytes(head), output_token_ids=list(request.output_token_ids))
+    identity = Identity(
+        request=bytes(head),
+        output_token_ids=list(request.output_token_ids),
+        longest_tokens=min(window_tokens, request.num_prompt_tokens + request.max_tokens),
+    )
     return msgspec.msgpack.encode(identity), tensors
 
 
