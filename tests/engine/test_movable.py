@@ -178,6 +178,15 @@ def _request(**fields: Any) -> Request:
     return Request("r", [1, 2, 3], SamplingParams(max_tokens=4), None, **fields)
 
 
+def _for_a_connector() -> Request:
+    """That its engine does not have."""
+    asked = {"kv_transfer_params": {}, "ec_transfer_params": {"a": 1}}
+    request = Request("r", [1, 2, 3], SamplingParams(max_tokens=4, extra_args=asked), None)
+    assert request.kv_transfer_params is not None
+    assert request.ec_transfer_params is not None
+    return request
+
+
 def _with_prompt_logprobs(tokens: int) -> Request:
     request = Request("r", [1, 2, 3], SamplingParams(max_tokens=4, prompt_logprobs=1), None)
     if tokens:
@@ -190,6 +199,7 @@ def _with_prompt_logprobs(tokens: int) -> Request:
     [
         (_request(), ""),
         (_request(mm_features=[PICTURE]), ""),
+        (_for_a_connector(), ""),
         (Request("r", None, SamplingParams(max_tokens=4), None, prompt_embeds=torch.zeros(3, 4)), ""),
         (Request("r", [1], None, PoolingParams()), "pooling request"),
         (_request(resumable=True), "streaming input session"),

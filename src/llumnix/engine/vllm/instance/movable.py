@@ -102,6 +102,4 @@ def why_request_pinned(request: Request, drafts: bool) -> str:
         return "prompt logprobs are being collected"
     if drafts and sampling.seed is not None and sampling.temperature > 0:
         return "what its seed draws depends on its drafts, which stay behind"
-    if request.kv_transfer_params is not None or request.ec_transfer_params is not None:
-        return "a connector moves its cache"
     return ""
