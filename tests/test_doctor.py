@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import socket
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from llumnix import doctor
 from llumnix.cli import main
+from llumnix.cluster import environment, preflight
 from llumnix.doctor import Finding, Mark
 from llumnix.engine.gpus import Gpu, GpuMachine
+from llumnix.errors import UsageError
+from llumnix.flags import parse_serve
 
 
 def found(what: str, findings: list[Finding]) -> Finding:
@@ -39,13 +44,28 @@ def gpu(free_gib: int = 79, for_many: bool = True) -> Gpu:
     return Gpu("NVIDIA H100", "GPU-0", 80 << 30, free_gib << 30, for_many)
 
 
+def machine(gpus: int) -> GpuMachine:
+    return GpuMachine("580.65", (13, 0), (gpu(),) * gpus)
+
+
+def have_torch(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
+    monkeypatch.setattr(doctor, "_is_installed", lambda _: version is not None)
+
+    def found(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+
+
 @pytest.mark.parametrize(
     ("there", "instances", "marks", "words"),
     [
         (None, 1, [Mark.BAD], "--gpus all"),
         (GpuMachine("580.65", (13, 0), (gpu(),)), 1, [Mark.GOOD, Mark.GOOD], ""),
         (GpuMachine("550.54", (12, 4), (gpu(),)), 1, [Mark.BAD, Mark.GOOD], "update the driver"),
-        (GpuMachine("580.65", (13, 0), (gpu(),)), 2, [Mark.GOOD, Mark.NOTE, Mark.GOOD], "--instances-per-gpu"),
+        (GpuMachine("580.65", (13, 0), (gpu(),)), 2, [Mark.GOOD, Mark.BAD, Mark.GOOD], "--instances-per-gpu"),
         (GpuMachine("580.65", (13, 0), ()), 2, [Mark.GOOD, Mark.BAD], "0 GPUs"),
         (GpuMachine("580.65", (13, 0), (gpu(free_gib=40),)), 1, [Mark.GOOD, Mark.NOTE], "Others use it"),
         (GpuMachine("580.65", (13, 0), (gpu(for_many=False),)), 1, [Mark.GOOD, Mark.NOTE], "for one process"),
@@ -54,14 +74,58 @@ def gpu(free_gib: int = 79, for_many: bool = True) -> Gpu:
 def test_what_a_machine_with_gpus_lacks(
     monkeypatch: pytest.MonkeyPatch, there: GpuMachine | None, instances: int, marks: list[Mark], words: str
 ) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cu130")
+    have_torch(monkeypatch, "2.13.0+cu130")
     findings = doctor._gpus(there, instances, {})
     assert [finding.mark for finding in findings] == marks
     assert words in "\n".join(map(str, findings))
 
 
+def test_driver_is_looked_at_also_before_torch_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    have_torch(monkeypatch, None)
+    findings = doctor._gpus(GpuMachine("580.65", (13, 0), (gpu(),)), 1, {})
+    assert [finding.mark for finding in findings] == [Mark.GOOD, Mark.GOOD]
+
+
+@pytest.mark.parametrize("machine", [machine(gpus) for gpus in range(4)], ids=lambda there: f"{len(there.gpus)} GPUs")
+@pytest.mark.parametrize("instances", [1, 2, 3])
+def test_too_few_gpus_are_bad_where_serve_refuses_them(
+    monkeypatch: pytest.MonkeyPatch, machine: GpuMachine, instances: int
+) -> None:
+    for module in (preflight, environment):
+        monkeypatch.setattr(module, "runs_on_cpu", lambda: False)
+    have_torch(monkeypatch, "2.13.0+cu130")
+    is_bad = any(finding.mark is Mark.BAD for finding in doctor._gpus(machine, instances, {}))
+    try:
+        preflight.check_gpus(parse_serve(["--instances", str(instances)]), machine, {})
+    except UsageError:
+        assert is_bad
+    else:
+        assert not is_bad
+
+
+@pytest.mark.parametrize(
+    ("compiler", "headers", "mark", "words"),
+    [
+        (True, True, Mark.GOOD, "a C compiler, and"),
+        (False, True, Mark.BAD, "install gcc"),
+        (True, False, Mark.BAD, "install python3-dev"),
+    ],
+)
+def test_what_kernels_are_compiled_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: bool, headers: bool, mark: Mark, words: str
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/cc" if compiler else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    if headers:
+        (tmp_path / "Python.h").touch()
+    finding = doctor._compiler()
+    assert finding.mark is mark
+    assert words in str(finding)
+
+
 def test_devices_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cu130")
+    have_torch(monkeypatch, "2.13.0+cu130")
     findings = doctor._gpus(GpuMachine("580.65", (13, 0), (gpu(),)), 1, {"CUDA_VISIBLE_DEVICES": "3"})
     assert findings[-1].mark is Mark.BAD
 

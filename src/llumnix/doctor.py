@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -123,15 +124,13 @@ def _gpus(there: gpus.GpuMachine | None, instances: int, environment: Mapping[st
         return [*findings, Finding(Mark.BAD, "GPUs", str(error))]
     if devices < instances:
         advice = f"llumnix serve --instances {max(1, devices)}, or --instances-per-gpu to have several share one."
-        findings.append(
-            Finding(Mark.NOTE if devices else Mark.BAD, f"{devices} GPUs for {instances} instances", advice)
-        )
+        findings.append(Finding(Mark.BAD, f"{devices} GPUs for {instances} instances", advice))
     return findings + [_gpu(index, gpu) for index, gpu in enumerate(there.gpus)]
 
 
 def _driver(there: gpus.GpuMachine) -> Finding:
     what = f"driver {there.driver}, for CUDA up to {there.cuda[0]}.{there.cuda[1]}"
-    version = importlib.metadata.version("torch")
+    version = importlib.metadata.version("torch") if _is_installed("torch") else ""
     built = re.search(r"\+cu(\d+)\d$", version)
     if built is not None and int(built[1]) > there.cuda[0]:
         advice = f"PyTorch {version} needs a driver for CUDA {built[1]}: update the driver."
@@ -150,9 +149,12 @@ def _gpu(index: int, gpu: gpus.Gpu) -> Finding:
 
 
 def _compiler() -> Finding:
-    if shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC"):
-        return Finding(Mark.GOOD, "a C compiler")
-    return Finding(Mark.BAD, "no C compiler", "Triton, which vLLM's kernels come from, needs one: install gcc.")
+    needs = "Triton, which vLLM's kernels come from, needs"
+    if not (shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC")):
+        return Finding(Mark.BAD, "no C compiler", f"{needs} one: install gcc.")
+    if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists():  # where Triton looks
+        return Finding(Mark.BAD, "no headers of Python", f"{needs} Python.h: install python3-dev, of this version.")
+    return Finding(Mark.GOOD, "a C compiler, and Python's headers")
 
 
 def _what_vllm_needs() -> Finding:
