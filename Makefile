@@ -2,7 +2,7 @@
 #
 #   make serve ARGS="--instances 4 --port 9000"
 #   make env TORCH_INDEX=https://…            another source of PyTorch's CPU build
-#   make env PYTHON=python3.12                another Python
+#   make env PYTHON=python3.12                another Python; the environment keeps it from then on
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -3,7 +3,8 @@
 With a version of vLLM that has a lock file of its own (`make_env.py 0.31`) it makes `build/versions/0.31` instead.
 
 The environment is finished only when its stamp says which lock files it was made from: one that is half made, broken
-or of older locks is completed in place, or made again if its Python does not run.
+or of older locks is completed in place, or made again if its Python does not run. It keeps the version of Python that
+it was made with until another one is named (`make env PYTHON=python3.12`): then it is made again, too.
 
 Exit code 2 and one sentence when it cannot be made.
 """
@@ -38,6 +39,7 @@ _IS_COMPLETE = (
     "import importlib.util as u, sys; "
     "sys.exit(not all(map(u.find_spec, ['torch', 'vllm', 'ray', 'llumnix', 'pytest'])))"
 )
+_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 _WORKS = "import torch, vllm, pytest, llumnix.cli"
 
 
@@ -81,11 +83,25 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     for path in (*LOCKS, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
-    return f"{digest.hexdigest()} {sys.version_info.major}.{sys.version_info.minor}\n"
+    return f"{digest.hexdigest()} {version_wanted()}\n"
+
+
+def version_wanted() -> str:
+    """Of the environment's Python. make hands on as a variable what it was told, and not its own default."""
+    callers = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return callers if os.environ.get("PYTHON") else version_there() or callers
+
+
+def version_there() -> str:
+    """Empty if the environment's Python does not run."""
+    try:
+        return subprocess.run([str(PYTHON), "-c", _VERSION], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def make(torch: str) -> None:
-    if not runs("import pip"):
+    if not runs("import pip") or version_there() != version_wanted():
         say(f"making {VENV.relative_to(ROOT)}")
         command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
         run(command, "a virtual environment cannot be made (on Debian and Ubuntu: apt install python3-venv)")
