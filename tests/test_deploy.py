@@ -137,6 +137,8 @@ def test_image_is_built_from_files_that_exist(lock: str) -> None:
 
 def test_compose_serves_on_the_ray_cluster_that_it_starts() -> None:
     (compose,) = documents(DEPLOY / "compose.yaml")
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert [name for name in re.findall(r"\$\{(\w+):\?", text) if f"#   export {name}=" not in text] == []
     head, node = compose["services"]["head"], compose["services"]["node"]
     arguments = understood(head["command"][0])
     assert (arguments.cluster.launcher, arguments.cluster.ray_address) == ("ray", "auto")
