@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from llumnix.control.front_end_events import ReplayAt
 from llumnix.control.orders import MoveCause, StayCause
 from llumnix.control.scaling import ScalingMode
+from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.exposition import exposition
 from llumnix.engine.vllm.front_end.gauges import InstanceSeen, ServerSeen
 from llumnix.engine.vllm.front_end.metrics import Metrics
+from llumnix.journal.journal import Journal
 from llumnix.policy.dispatch import DispatchReason, Judged
 from llumnix.policy.snapshot import InstanceSnapshot, StepCost
-from llumnix.types import InstanceId, InstanceState, RequestId
+from llumnix.types import InstanceId, InstanceState, RequestId, Role
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.to_front_end import ScalingStatus
 from move_outcomes import outcome
@@ -84,6 +87,40 @@ def test_they_are_of_those_who_are_there() -> None:
     assert lines(second, "llumnix_freeness") == []
     assert lines(second, "llumnix_running") == ['llumnix_running{instance_id="i1"} 3.0']
     assert len(lines(second, "llumnix_dispatches_total")) == 1
+
+
+VALUES = {
+    "llumnix_freeness": 60 / 3,
+    "llumnix_free_blocks": 60,
+    "llumnix_total_blocks": 100,
+    "llumnix_waiting": 0,
+    "llumnix_running": 3,
+    "llumnix_token_seconds": 2.5 * (0.020 + 3 * 0.0002),
+    "llumnix_slowdown": 2.5,
+    "llumnix_report_age_seconds": 0.25,
+    "llumnix_preemptions_total": 4,
+    "llumnix_preemptions_avoided_total": 5,
+    "llumnix_recompute_tokens_saved_total": 600,
+    "llumnix_dispatches_total": 3 + 4,
+    "llumnix_engine_info": 1,
+    "llumnix_role": 1,
+}
+"""Of an instance, by name."""
+
+
+def test_each_has_its_value() -> None:
+    told = {"preemptions": 4, "preemptions_avoided": 5, "recompute_tokens_saved": 600, "slowdown": 2.5}
+    server = ServerSeen(instances=(seen("i0", slot=2, role=Role.DECODE, **told),))
+    families = text_string_to_metric_families(exposition(server).decode())
+    samples = [sample for family in families for sample in family.samples if "instance_id" in sample.labels]
+    assert {sample.name: sample.value for sample in samples} == pytest.approx(VALUES)
+    assert [sample.labels["role"] for sample in samples if sample.name == "llumnix_role"] == ["decode"]
+
+
+def test_who_waits_is_counted_and_what_no_step_tells_is_not_there() -> None:
+    server = ServerSeen(instances=(seen("i0", waiting=2, step_cost=None),))
+    assert lines(server, "llumnix_waiting") == ['llumnix_waiting{instance_id="i0"} 2.0']
+    assert lines(server, "llumnix_token_seconds") == []
 
 
 @pytest.mark.usefixtures("_metrics")
@@ -156,6 +193,15 @@ def test_replays_are_counted_by_whether_an_instance_was_lost_from_zero_on(own: O
     for asked_for in (True, True, False):
         metrics.replay(ReplayAt(RequestId("r"), RequestId("r~1"), InstanceId("i0"), 3, "why", reason, asked_for))
     assert counts() == [1, 2]
+
+
+def test_request_that_cannot_go_on_is_counted(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, registry = own
+    monkeypatch.setattr(stream_log, "Metrics", lambda: metrics)
+    log = stream_log.StreamLog(Journal("f0"))
+    for _ in range(2):
+        log.failed(SimpleNamespace(), "its instance was lost")  # type: ignore[arg-type]
+    assert registry.get_sample_value("llumnix_given_up_requests_total") == 2
 
 
 def test_strangers_are_counted_once_each(own: Own) -> None:
