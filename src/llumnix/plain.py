@@ -14,3 +14,8 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def plain_lines(text: str) -> str:
+    """As `plain`, of a text whose lines are its own."""
+    return "\n".join(map(plain, text.split("\n")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import logging
 import mmap
 import os
 import signal
@@ -36,6 +37,8 @@ from llumnix.wire.news import InstanceGone, Report
 from llumnix.wire.to_front_end import FRONT_END_MAIL, ToFrontEnd
 from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
 from llumnix.wire.to_launcher import FrontEndLives
+
+log = logging.getLogger("llumnix.fake")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def listen(setup: Setup) -> socket.socket:
 
 
 def run_instance(setup: Setup, spec: InstanceSpec) -> None:
+    log.info("%s begins", spec.id)
     if setup.fail_start or spec.index < setup.fail_first:
         raise ValueError("no room for the KV cache")
     Path(tempfile.gettempdir(), "rendezvous").touch()  # as engines do, and never remove

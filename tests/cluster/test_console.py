@@ -37,6 +37,13 @@ def test_lines_come_in_order_and_warnings_beside_them() -> None:
     assert said.stderr == "llumnix: the last\n"
 
 
+def test_last_words_of_a_process_are_words_alone() -> None:
+    """They may be of a client; the greeting has lines of its own."""
+    program = SPEAKS.replace('"the last"', r'"i0 ended: no \x1b[2Kroom\nfor it"')
+    said = subprocess.run([sys.executable, "-c", program, "0"], check=True, capture_output=True, text=True, timeout=30)
+    assert said.stderr == "llumnix: i0 ended: no \\x1b[2Kroom\nfor it\n"
+
+
 def test_console_that_is_gone_ends_nobody() -> None:
     reader, writer = os.pipe()
     os.close(reader)

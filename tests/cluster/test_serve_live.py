@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -258,7 +259,9 @@ def test_taken_port_ends_with_exit_code_2(serve: Callable[..., Serve]) -> None:
 def test_logs_stay_where_they_were_asked_for(serve: Callable[..., Serve], tmp_path: Path) -> None:
     server = serve("--instances", "1", "--fail-start", "--log-dir", str(tmp_path / "logs"))
     assert server.end() == 2
-    assert "ValueError: no room" in (tmp_path / "logs" / "i0.log").read_text()
+    first, *_, last = (tmp_path / "logs" / "i0.log").read_text().splitlines()
+    assert re.fullmatch(r"\(i0 pid=\d+\) INFO \S+ \S+ \[fake_boot\.py:\d+\] i0 begins", first), first
+    assert last.startswith("ValueError: no room")
 
 
 def test_console_on_a_full_disk_ends_nothing(serve: Callable[..., Serve]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+import logging
 import socket
 import ssl
 import stat
@@ -214,3 +215,14 @@ async def test_admin_port_refuses_in_the_shape_of_the_main_one_and_says_when_to_
         assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
         assert (wrong.status_code, wrong.json()["error"]["message"]) == (405, "Method Not Allowed.")
         assert (silent.status_code, silent.headers["retry-after"]) == (503, "1")
+
+
+async def test_admin_port_leaves_to_the_main_one_how_this_process_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With lines of JSON, uvicorn's were text, or nowhere, once it had set them up for itself."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "propagate", True)
+    async with admin_port(ssl_keyfile=None, ssl_certfile=None, **ADMIN_TLS) as port, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{port}/llumnix/v1/requests")).status_code == 401
+        assert [(logger.propagate, logger.handlers) for logger in loggers] == [(True, [])] * 3

@@ -9,6 +9,7 @@ import time
 from llumnix.background import BackgroundWriter
 from llumnix.cluster.json_logs import json_line
 from llumnix.cluster.service_manager import ServiceManager
+from llumnix.plain import plain_lines
 
 _MOST_WAITING = 1000  # lines; what comes while so many wait is not shown
 
@@ -27,7 +28,7 @@ class Voice:
             level = "WARNING" if warning else "INFO"
             line = json_line(time.time(), level, text, process="launcher", name="llumnix")
         else:
-            line = f"llumnix: {text}" if warning else text
+            line = plain_lines(f"llumnix: {text}" if warning else text)
         self._console.put((2 if warning else 1, line))
         self._manager.status(text)
 

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, assert_never, cast
 import msgspec
 
 from llumnix import linux
-from llumnix.cluster import forking, json_logs, logs, run_dir
+from llumnix.cluster import forking, json_logs, logs, run_dir, text_logs
 from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
     Cleared,
@@ -89,15 +89,15 @@ class Nursery:
             json_logs.begin_with_vllm("nursery", os.environ)
         self._engine = cast("Boot", importlib.import_module(prepare.engine))
         self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
+        text_logs.begin_beside_engine()
         self._socket: socket.socket | None = None
         self._admin_socket: socket.socket | None = None
         if not prepare.alone:
             self._socket = self._engine.listen(self._setup)
             self._admin_socket = listen_for_admin(self._setup.host, prepare.cluster.admin_port)
         forking.settle_memory()
-        example = (
-            None if self._setup.example is None else Example(path=self._setup.example[0], body=self._setup.example[1])
-        )
+        given = self._setup.example
+        example = None if given is None else Example(path=given[0], body=given[1])
         send(channel, Ready(host=self._setup.host, port=self._bound_port(), example=example))
 
     def _bound_port(self) -> int:

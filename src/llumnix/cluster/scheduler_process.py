@@ -17,7 +17,7 @@ from typing import assert_never
 import msgspec
 
 from llumnix import linux
-from llumnix.cluster import json_logs
+from llumnix.cluster import json_logs, text_logs
 from llumnix.cluster.scaling_status import scaling_status
 from llumnix.cluster.wishes import HeardOf, Wishes
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
@@ -281,10 +281,8 @@ def main(arguments: list[str]) -> int:
     """`python -m llumnix.cluster.scheduler_process PARENT`, with a `SchedulerSpec` on stdin."""
     linux.die_with_parent(int(arguments[0]))
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=SchedulerSpec)
-    if spec.cluster.log_format == "json":
-        json_logs.begin("scheduler")
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs = json_logs if spec.cluster.log_format == "json" else text_logs
+    logs.begin("scheduler")
     process = SchedulerProcess(spec)
     signal.signal(signal.SIGTERM, lambda _signal, _frame: process.stop())
     process.run()

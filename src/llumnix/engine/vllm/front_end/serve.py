@@ -194,7 +194,8 @@ async def _serve_admin(args: argparse.Namespace, board: Switchboard, page: Page 
     from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
     options = _connection_options(args)
-    config = uvicorn.Config(admin_app(args, board, page), log_level=args.uvicorn_log_level, access_log=False, **options)
+    # How uvicorn logs in this process is the other server's: it was not to be set up twice.
+    config = uvicorn.Config(admin_app(args, board, page), log_level=args.uvicorn_log_level, log_config=None, **options)
     config.load()
     refresher = None
     if args.enable_ssl_refresh and config.ssl is not None:
