@@ -343,6 +343,24 @@ def test_nobody_is_driven_out_without_a_place_to_go(other: InstanceState | None)
     assert front.machine.stream(R) is not None
 
 
+def test_who_needs_an_adapter_is_not_driven_out_where_no_other_instance_has_it() -> None:
+    front = Driver(A, B)
+    front.tell(Equipped, B, (SOUTH.id,))
+    front.arrive(adapter=SOUTH)
+    assert front.tell(DriveOut, A, "it drains") == [DroveOut(A, 0)]
+    front.tell(Equipped, B, ())
+    front.report(A, state=InstanceState.DRAINING)
+    assert only(ReplayAt, front.tell(DriveOut, A, "it drains")).instance == B
+
+
+def test_who_has_grown_longer_than_the_others_have_memory_for_is_not_driven_out() -> None:
+    front = Driver(A)
+    front.report(B, total_blocks=2, free_blocks=2)
+    front.arrive(only_on=(A,))
+    front.speak(tokens=17)
+    assert front.tell(DriveOut, A, "it drains") == [DroveOut(A, 0)]
+
+
 def test_what_runs_nowhere_is_over_however_late_it_is_heard_of() -> None:
     front = Driver(A, B)
     front.arrive()

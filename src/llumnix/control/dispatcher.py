@@ -196,9 +196,9 @@ class Dispatcher:
         """Instances that take requests."""
         return len(self._orders[0])
 
-    def takes_requests(self, other_than: InstanceId) -> bool:
-        """Whether another instance takes new requests."""
-        return any(key[2] != other_than for key in self._orders[0])
+    def has_place(self, tokens: int, avoid: frozenset[InstanceId]) -> bool:
+        """Whether any that takes requests, outside `avoid`, is large enough for a prompt of so many tokens."""
+        return any(tokens <= self._entries[key[2]].most_tokens and key[2] not in avoid for key in self._orders[0])
 
     def is_too_long(self, tokens: int) -> bool:
         """There are instances, and a prompt of so many tokens could begin on none, were it empty."""

@@ -200,8 +200,10 @@ class FrontEndMachine:
         return [self._placing.begin_anew(order) if isinstance(order, Replay) else order for order in orders]
 
     def _drive_out(self, event: DriveOut) -> list[FrontEndCommand]:
-        there: list[Stream] = []
-        if self._placing.dispatcher.takes_requests(other_than=event.instance):
-            there = [stream for stream in self.concerned(event) if not why_not_replayable(stream)]
-        orders = [order for stream in there for order in self._ownership.driven_out(stream.request, event.why)]
-        return [*self._obey(orders), DroveOut(event.instance, len(there))]
+        leave = [
+            stream
+            for stream in self.concerned(event)
+            if not why_not_replayable(stream) and self._placing.has_another_place(stream)
+        ]
+        orders = [order for stream in leave for order in self._ownership.driven_out(stream.request, event.why)]
+        return [*self._obey(orders), DroveOut(event.instance, len(leave))]

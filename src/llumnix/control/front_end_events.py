@@ -151,7 +151,7 @@ class Doubted(_FrontEndEvent, frozen=True, tag=True):
 
 class DriveOut(_FrontEndEvent, frozen=True, tag=True):
     """What is on this draining instance is to begin anew elsewhere; what cannot be continued exactly stays, and
-    everything if there is no other place. Answer: what that takes, then one `DroveOut`."""
+    what no other instance could take. Answer: what that takes, then one `DroveOut`."""
 
     instance: InstanceId
     why: str

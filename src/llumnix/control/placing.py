@@ -112,6 +112,13 @@ class Placing:
         able.sort(key=lambda each: -each.cached_tokens)
         return able
 
+    def has_another_place(self, stream: Stream) -> bool:
+        """Whether it could begin anew now on another instance than its owner."""
+        if stream.asked is None:
+            return False
+        tokens = stream.asked.prompt_tokens + stream.delivered_tokens
+        return self.dispatcher.has_place(tokens, self._without_adapter(stream.asked) | {stream.owner})
+
     def unsent(self, request: RequestId) -> None:
         """It was sent just now, and did not get out."""
         self.dispatcher.forget(request, self._ownership.never_sent(request).owner)
