@@ -155,8 +155,15 @@ def test_new_instance_gets_several_from_a_queue_at_once() -> None:
 def test_after_a_while_it_is_new_no_more() -> None:
     comfortable = {"free_blocks": 180, "running": 20, "smallest_running_blocks": 30}
     b = body(serving=2)
+    pass_time(b, 6, a=comfortable)
     pass_time(b, 11, a=comfortable, new={})
     assert moves(pass_time(b, 5, a=comfortable, new={})) == []
+
+
+def test_restarted_scheduler_takes_none_that_it_finds_for_new() -> None:
+    comfortable = {"free_blocks": 180, "running": 20, "smallest_running_blocks": 30}
+    b = body(serving=2)
+    assert moves(pass_time(b, 2, a=comfortable) + pass_time(b, 12, a=comfortable, b={})) == []
 
 
 @pytest.mark.parametrize("mode", [ScalingMode.OFF, ScalingMode.ADVISE])

@@ -11,7 +11,7 @@ from llumnix.config import ScalingConfig
 from llumnix.errors import UsageError
 from llumnix.policy.autoscaling import HeldDemand, ScaleIn, ScaleOut, ScalingState, Stay, cluster_freeness, scale
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
-from llumnix.types import InstanceId, InstanceState
+from llumnix.types import InstanceId, InstanceState, Role
 
 CONFIG = ScalingConfig(
     scale_out_freeness=10.0, scale_in_freeness=60.0, scale_window_s=5.0, min_instances=1, max_instances=8
@@ -182,6 +182,27 @@ def test_a_draining_instance_is_no_capacity_and_does_not_leave_twice() -> None:
     leaving = load("b", 950, 0, state=InstanceState.DRAINING)
     decision, _ = scale(cluster(load("a", 900, 2), leaving), 0, LONG_HIGH, CONFIG)
     assert isinstance(decision, Stay)
+
+
+@pytest.mark.parametrize(
+    ("roles", "leaver"),
+    [
+        ("prefill mixed", None),
+        ("decode mixed", None),
+        ("prefill decode", None),
+        ("prefill decode mixed", "i2"),
+        ("prefill mixed mixed", "i1"),
+        ("prefill prefill mixed", "i0"),
+        ("mixed mixed", "i0"),
+        ("prefill prefill", "i0"),
+    ],
+)
+def test_somebody_for_prompts_and_somebody_for_tokens_stays(roles: str, leaver: str | None) -> None:
+    there = [load(f"i{number}", 1000, 0, role=Role(role)) for number, role in enumerate(roles.split())]
+    decision, _ = scale(cluster(*there), 0, LONG_HIGH, CONFIG)
+    assert (decision.instance if isinstance(decision, ScaleIn) else None) == leaver
+    if leaver is None:
+        assert "is the last for what it is for" in decision.reason
 
 
 def test_nobody_leaves_if_the_others_could_not_carry_the_load() -> None:

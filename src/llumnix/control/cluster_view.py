@@ -17,15 +17,18 @@ HELD_FOR_S = 5.0
 NEWCOMER_S = 10.0
 """An instance counts as new for this long: requests are moved to it more eagerly and several at once."""
 
+FIRST_WORDS_S = 5.0
+"""Whoever is heard of so soon after the first of all may have been there before this scheduler, and is not new."""
+
 
 class Known:
     """One instance: when it was last heard of, and what it said (None: nothing yet), heartbeats counted."""
 
     __slots__ = ("drain", "given", "heard_s", "new_until_s", "snapshot")
 
-    def __init__(self, heard_s: float) -> None:
+    def __init__(self, heard_s: float, new_until_s: float) -> None:
         self.heard_s = heard_s
-        self.new_until_s = heard_s + NEWCOMER_S
+        self.new_until_s = new_until_s
         self.snapshot: InstanceSnapshot | None = None
         self.drain: Drain | None = None
         self.given = 0
@@ -46,6 +49,7 @@ class ClusterView:
         self._known: dict[InstanceId, Known] = {}
         self._held: dict[int, DemandHeld] = {}
         """By front end."""
+        self._first_word_s: float | None = None
         self._lost = GoneIds()
 
     def __len__(self) -> int:
@@ -69,7 +73,10 @@ class ClusterView:
             if instance in self._lost:
                 self.ignore("word of a lost instance")
                 return None
-            known = self._known[instance] = Known(at)
+            if self._first_word_s is None:
+                self._first_word_s = at
+            is_new = at > self._first_word_s + FIRST_WORDS_S
+            known = self._known[instance] = Known(at, at + NEWCOMER_S if is_new else at)
         known.heard_s = at
         return known
 

@@ -185,9 +185,9 @@ def _scale_in(
     """The one that is cheapest to empty, unless the others could not carry its load; never the last one for prompts, or
     for tokens."""
     roles = Counter(one.role for one in serving)
-    spare = [one for one in serving if one.role is Role.MIXED or roles[one.role] > 1]
+    spare = [one for one in serving if _can_be_spared(one.role, roles)]
     if not spare:
-        return Stay(f"freeness {freeness:.4g}, but each instance is the last with its role")
+        return Stay(f"freeness {freeness:.4g}, but each instance is the last for what it is for")
     leaver = min(spare, key=_cost_to_empty)
     without = cluster_freeness(serving, -1, held)
     if without < config.scale_out_freeness:
@@ -195,6 +195,14 @@ def _scale_in(
     high = f"freeness {freeness:.4g} above {config.scale_in_freeness:g} for {config.scale_window_s:g} s"
     cheapest = f"{leaver.id} is cheapest to empty: {leaver.running} running, {held_blocks(leaver)} blocks to copy"
     return ScaleIn(leaver.id, f"{high}; {without:.4g} with one instance less; {cheapest}")
+
+
+def _can_be_spared(role: Role, roles: Counter[Role]) -> bool:
+    """Without one of this role there is still one for prompts, and one for tokens."""
+    if role is not Role.MIXED:
+        return roles[role] > 1
+    others = set((roles - Counter([role])).keys())
+    return others not in ({Role.PREFILL}, {Role.DECODE})
 
 
 def _cost_to_empty(instance: InstanceSnapshot) -> tuple[int, int, int, InstanceId]:
