@@ -275,6 +275,18 @@ def test_instance_for_prompts_is_free_and_no_target() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("policy", "freeness"), [("llumnix", "94 of i0"), ("llumnix-paper", "91 of i0"), ("llumnix-base", "91 of i0")]
+)
+def test_the_freeness_that_is_said_is_the_one_that_the_policy_goes_by(policy: str, freeness: str) -> None:
+    """In the paper's experiments the whole queue is charged."""
+    queue = replace(TIGHT, free_blocks=97, running=0, high_running=0, waiting=2, queued_blocks=6, head_of_line_blocks=3)
+    cluster = ClusterSnapshot(at=0.0, instances=(queue, replace(queue, id=I1)))
+    config = PolicyConfig(policy=policy)
+    assert f"the lowest freeness, {freeness}, is not below" in why_nothing_moves(cluster, config, [])
+    assert f"freeness {freeness.split()[0]} is not below" in why_instance_keeps_all(queue, config, [])
+
+
 def test_without_a_scheduler_nothing_moves() -> None:
     why = why_nothing_moves(cluster(GIVES, ROOMY), PolicyConfig(), [], scheduler_answers=False)
     assert why == "the scheduler, which says who gives requests to whom, does not answer"

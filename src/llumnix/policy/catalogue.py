@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llumnix.config import PolicyConfig
@@ -12,8 +13,10 @@ from llumnix.policy.dispatch import PAPER_FREENESS, DispatchRule
 from llumnix.policy.pairing import PairingRule, PairingTerms
 from llumnix.policy.pairing_paper import pair_by_rank
 from llumnix.policy.routers import CACHE_AWARE, DYNAMO_KV, LLM_D_PREFIX, LMETRIC
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.soonest import SOONEST
 from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimRule
+from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,8 @@ class Policy:
     dispatch: DispatchRule
     pairing: PairingRule | None = None
     """None: the policy never moves a request, not even off a draining instance, which empties by itself."""
+    freeness: Callable[[InstanceSnapshot, int | None], float] = migration_freeness
+    """What pairing goes by, with the target load of an instance with high-priority requests."""
     victim: VictimRule = CHEAPEST
     relief: bool = False
     """An instance that is about to run out of blocks gives a request away at once (`policy/relief.py`)."""
@@ -74,12 +79,14 @@ POLICIES: dict[str, Policy] = {
         help="Llumnix as in the paper's experiments",
         dispatch=PAPER_FREENESS,
         pairing=pair_by_rank,
+        freeness=paper_migration_freeness,
         victim=LAST_COME,
     ),
     "llumnix-base": Policy(
         help="llumnix-paper without priorities",
         dispatch=PAPER_FREENESS,
         pairing=pair_by_rank,
+        freeness=paper_migration_freeness,
         victim=LAST_COME_OF_ALL,
         priorities=False,
     ),

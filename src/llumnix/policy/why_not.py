@@ -15,7 +15,6 @@ from llumnix.policy.catalogue import find_policy
 from llumnix.policy.pairing import Rejection
 from llumnix.policy.roles import leaver_of, takes_prompts, why_no_home
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
-from llumnix.policy.virtual_usage import migration_freeness
 from llumnix.types import InstanceId, InstanceState, RequestState, Role
 
 _MOST_NAMED = 4
@@ -97,7 +96,7 @@ def why_nothing_moves(
     pairing = policy.pairing(cluster, terms)
     givers = dict.fromkeys([*(pair.source for pair in pairing.pairs), *(no.source for no in pairing.rejected)])
     if not givers:
-        least, lowest = min((migration_freeness(each, terms.priority_target_tokens), each.id) for each in serving)
+        least, lowest = min((policy.freeness(each, terms.priority_target_tokens), each.id) for each in serving)
         limit = f"{terms.migrate_out_freeness:.4g} (--migrate-out-freeness)"
         return f"no instance gives requests away: the lowest freeness, {least:.4g} of {lowest}, is not below {limit}"
     if why := _turned_down(list(givers), rejected):
@@ -165,7 +164,7 @@ def _gives_nothing(
     # Whoever is to give, for whatever reason, is turned down where there is nobody else.
     if policy.pairing(ClusterSnapshot(at=0.0, instances=(instance,)), terms).rejected:
         return ""
-    freeness = migration_freeness(instance, terms.priority_target_tokens)
+    freeness = policy.freeness(instance, terms.priority_target_tokens)
     limit = f"{terms.migrate_out_freeness:.4g} (--migrate-out-freeness)"
     return f"{instance.id} gives nothing away: its freeness {freeness:.4g} is not below {limit}"
 
