@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 
-from llumnix.cluster.environment import child_environment, engine_flags, workers_per_instance
+from llumnix.cluster.environment import child_environment, engine_flags, node_environment, workers_per_instance
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, flag_value, parse_serve
 from llumnix.vllm_words import VllmFlag, vllm_flags
@@ -179,3 +180,14 @@ def test_processes_on_cpus_have_one_thread_to_compute_with_unless_the_user_says_
     made = child_environment(parse_serve([]), {"OMP_NUM_THREADS": "4"})
     assert made["NUMBA_NUM_THREADS"] == "1"
     assert made["OMP_NUM_THREADS"] == "4"
+
+
+def test_what_asks_for_no_key_listens_on_loopback_here_and_on_other_machines() -> None:
+    here, there = child_environment(parse_serve([]), {}), node_environment({}, {"VLLM_LOGGING_LEVEL": "DEBUG"})
+    for made in (here, there):
+        listens = psutil.net_if_addrs()[made["GLOO_SOCKET_IFNAME"]]
+        assert "127.0.0.1" in [each.address for each in listens]
+        assert made["NCCL_SOCKET_IFNAME"] == f"={made['GLOO_SOCKET_IFNAME']}"
+    own = {"GLOO_SOCKET_IFNAME": "eth7"}
+    assert child_environment(parse_serve([]), own)["GLOO_SOCKET_IFNAME"] == "eth7"
+    assert node_environment(own, {})["GLOO_SOCKET_IFNAME"] == "eth7"

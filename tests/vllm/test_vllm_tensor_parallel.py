@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 from pathlib import Path
@@ -27,6 +28,17 @@ async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> No
     assert [problem for row in rows for problem in row.problems] == []
     assert sum(row.differing_tokens for row in rows) == 0
     assert_moved(rows)
+
+
+def test_nothing_of_an_instance_listens_where_another_machine_could_reach_it(server: Server) -> None:
+    for row in server.instances():
+        instance = psutil.Process(row["pid"])
+        sockets = [
+            each for one in (instance, *instance.children(recursive=True)) for each in one.net_connections("tcp")
+        ]
+        heard = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+        assert heard
+        assert all(ipaddress.ip_address(address).is_loopback for address in heard), heard
 
 
 @pytest.mark.nightly

@@ -10,6 +10,9 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
+import psutil
+
+from llumnix.cluster.ports import LOOPBACK
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
@@ -53,7 +56,7 @@ def runs_on_cpu() -> bool:
 
 def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of the nursery and so of all its children; what the user set stays."""
-    defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"} | _on_loopback()
     with contextlib.suppress(FileNotFoundError):  # there is none that can be written to
         # Else compiled code would be in the temporary folder of an instance, which goes with it.
         defaults["TORCHINDUCTOR_CACHE_DIR"] = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
@@ -66,6 +69,15 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
     if arguments.model is None and all_is_here(arguments):
         defaults["HF_HUB_OFFLINE"] = "1"
     return defaults | dict(inherited)
+
+
+def _on_loopback() -> dict[str, str]:
+    """Has PyTorch and NCCL listen on loopback alone. What they open, for one worker too, asks nobody for a key, and is
+    else where the machine's own name leads, often an address that others reach. No instance spans machines."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == LOOPBACK for each in addresses):
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}  # `=`: that one, not what begins so
+    return {}
 
 
 def all_is_here(arguments: ServeArguments) -> bool:
@@ -142,6 +154,11 @@ def environment_abroad(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if (name in of_vllm or name.startswith(_ABROAD)) and name not in _AT_HOME and not stays_here(name)
     }
+
+
+def node_environment(inherited: Mapping[str, str], sent: Mapping[str, str]) -> dict[str, str]:
+    """On another machine: what its nursery and so its instance get, of what is set there and what was sent."""
+    return _on_loopback() | dict(inherited) | dict(sent)
 
 
 def workers_per_instance(arguments: ServeArguments) -> int:

@@ -9,7 +9,7 @@ import socket
 from llumnix.errors import UsageError
 
 _FAR_AWAY = "198.51.100.1"  # nobody's (RFC 5737): only the route to it is asked for, nothing is sent
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 
 
 def reserve_ports(host: str, count: int) -> list[socket.socket]:
@@ -35,13 +35,13 @@ def reserve_ports(host: str, count: int) -> list[socket.socket]:
 def own_address(ray_address: str) -> str:
     """Where the machines of the Ray cluster reach this one: its own address on the way to Ray's head."""
     if not ray_address:
-        return _LOOPBACK  # a cluster made on the spot is this machine alone
+        return LOOPBACK  # a cluster made on the spot is this machine alone
     host, _ = split_address(ray_address)
     for towards in (host, _FAR_AWAY):
         mine = _route(towards)
         if mine is not None and not ipaddress.ip_address(mine).is_loopback:
             return mine
-    return _LOOPBACK
+    return LOOPBACK
 
 
 def numeric(host: str) -> str:

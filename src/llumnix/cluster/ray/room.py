@@ -16,6 +16,7 @@ import msgspec
 import ray
 
 from llumnix.cluster.children import NurseryProcess
+from llumnix.cluster.environment import node_environment
 from llumnix.cluster.logs import HOUSEKEEPING_INTERVAL_S, LogFolder
 from llumnix.cluster.nursery_messages import (
     Exited,
@@ -27,9 +28,9 @@ from llumnix.cluster.nursery_messages import (
     decode_order,
     encode,
 )
+from llumnix.cluster.ports import LOOPBACK
 from llumnix.cluster.run_dir import private_run_dir
 
-_LOOPBACK = "127.0.0.1"
 _NURSERY_ENDS_S = 4.0  # in which it ends what its instance left running
 
 
@@ -49,7 +50,7 @@ class NodeRoom:
         asked = decode_order(prepare)
         assert isinstance(asked, LoadEngine)
         node = node_name()
-        self._nursery, here = self._start(asked, node, dict(os.environ) | environment)
+        self._nursery, here = self._start(asked, node, node_environment(os.environ, environment))
         asyncio.get_running_loop().add_reader(self._nursery.channel, self._hear)
         self._nursery.send(here)
         self._housekeeping = asyncio.create_task(self._keep_house(instance))
@@ -86,7 +87,7 @@ class NodeRoom:
 
     def _start(self, asked: LoadEngine, node: str, environment: dict[str, str]) -> tuple[NurseryProcess, LoadEngine]:
         run_dir = self._stack.enter_context(private_run_dir())
-        host = _LOOPBACK if asked.book.host == _LOOPBACK else ray.util.get_node_ip_address()
+        host = LOOPBACK if asked.book.host == LOOPBACK else ray.util.get_node_ip_address()
         self._logs = LogFolder(asked.cluster, run_dir, alone=False)
         model = asked.model
         if asked.tiny_model:
