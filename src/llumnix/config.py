@@ -159,7 +159,9 @@ class ClusterConfig:
         None, "CPUs that Ray sets aside for an instance (default: one for each of its workers)."
     )
     cluster_address: str = knob(
-        "", "With Ray, address of this machine that the others reach it at (default: the one on the way to the head)."
+        "",
+        "With Ray, address of this machine that the others reach it at (default: the one on the way to the head, or to "
+        "anywhere if the head is here).",
     )
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
     quiet_report_interval_s: float = knob(

@@ -35,3 +35,8 @@ class ServerRefused(LlumnixError):
 
 class ServerSilent(ServerRefused):
     """Nobody answers at the server's address, or its scheduler does not: so it is while one of them is restarted."""
+
+
+def in_a_clause(error: OSError) -> str:
+    """What the system refused, within a sentence: `no such file or directory`."""
+    return (error.strerror or str(error)).lower()

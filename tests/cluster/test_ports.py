@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import zmq
 
-from llumnix.cluster.ports import numeric, own_address, reserve_ports, split_address
+from llumnix import hosts
+from llumnix.cluster import ports
+from llumnix.cluster.ports import numeric, own_address, reserve_ports
 from llumnix.errors import UsageError
 
 
@@ -48,16 +53,75 @@ def test_name_of_a_machine_becomes_its_number() -> None:
         numeric("no.such.name.invalid")
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_what_can_be_no_name_of_a_host_is_told(host: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--cluster-address {host} is not known: no name of a host is like that\.$"):
+        numeric(host)
+
+
 @pytest.mark.parametrize(
-    ("address", "parts"),
-    [("10.0.0.1:6379", ("10.0.0.1", 6379)), ("[fd00::1]:6379", ("fd00::1", 6379)), ("auto", ("auto", 0))],
+    ("address", "parts"), [("10.0.0.1:6379", ("10.0.0.1", 6379)), ("[fd00::1]:6379", ("fd00::1", 6379))]
 )
 def test_address_of_the_head_is_taken_apart(address: str, parts: tuple[str, int]) -> None:
-    assert split_address(address) == parts
+    assert hosts.split(address) == parts
+    assert f"{hosts.bracketed(parts[0])}:{parts[1]}" == address
+
+
+@pytest.mark.parametrize("address", ["auto", ":6379", "head:", "head:x", "head:65536", f"head:{'9' * 30}"])
+def test_what_names_no_host_and_port_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        hosts.split(address)
 
 
 def test_cluster_made_on_the_spot_needs_no_network() -> None:
     assert own_address("") == "127.0.0.1"
+
+
+class Routes:
+    """A machine that has ways to some hosts: they are known by the address that it has on them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ways: dict[str, str]) -> None:
+        addresses = {"lo": ["127.0.0.1", "::1"], "eth0": ["192.168.5.2", "fe80::1%eth0"]}
+        self.addresses = addresses
+        monkeypatch.setattr(ports, "_own_ends_of", lambda host: [ways[host]] if host in ways else [])
+        monkeypatch.setattr(psutil, "net_if_addrs", self._interfaces)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def _interfaces(self) -> dict[str, list[SimpleNamespace]]:
+        families = {True: socket.AF_INET6, False: socket.AF_INET}
+        return {
+            name: [SimpleNamespace(address=each, family=families[":" in each]) for each in addresses]
+            for name, addresses in self.addresses.items()
+        }
+
+
+def test_without_a_default_route_auto_takes_the_way_to_the_head_that_ray_has_joined(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Routes(monkeypatch, {"192.168.5.1": "192.168.5.2", "head": "192.168.5.3"})
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("192.168.5.1:6379\n")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert own_address("auto") == "192.168.5.2"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # which Ray prefers
+    assert own_address("auto") == "192.168.5.3"
+
+
+@pytest.mark.parametrize("ray_address", ["auto", "127.0.0.1:6379", "nobody:6379"])
+def test_an_address_that_no_route_tells_is_asked_for_rather_than_guessed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ray_address: str
+) -> None:
+    machine = Routes(monkeypatch, {"127.0.0.1": "127.0.0.1"})
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(UsageError, match="name it with --cluster-address"):
+        own_address(ray_address)
+    machine.addresses["eth0"].remove("192.168.5.2")
+    assert own_address(ray_address) == "127.0.0.1"  # there is nobody else
+
+
+def test_a_head_on_this_machine_has_the_way_to_anywhere_of_either_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    Routes(monkeypatch, {"127.0.0.1": "127.0.0.1", "2001:db8::1": "fd00::2"})
+    assert own_address("127.0.0.1:6379") == "fd00::2"
 
 
 def test_own_address_is_one_that_can_be_listened_on() -> None:

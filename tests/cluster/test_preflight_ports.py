@@ -26,5 +26,11 @@ def test_port_that_is_taken_is_told_with_its_own_flag(line: str, flag: str) -> N
             check_port(parse_serve(line.format(port).split()))
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "no.such.host.invalid", "192.0.2.77"])
+def test_host_that_is_none_of_ours_is_told_in_one_sentence(host: str) -> None:
+    with pytest.raises(UsageError, match=rf"^Nobody can listen on --host {host} here: [^.]+\.$"):
+        check_port(parse_serve(["--host", host]))
+
+
 def test_free_ports_are_no_reason() -> None:
     check_port(parse_serve(["--port", "0", "--admin-port", "0"]))

@@ -54,9 +54,15 @@ def test_missing_ray_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None
         preflight.check_ray("")
 
 
-def test_word_that_is_no_address() -> None:
-    with pytest.raises(UsageError, match=r"must be HOST:PORT or auto, not head\."):
-        preflight.check_ray("head")
+@pytest.mark.parametrize("address", ["head", "head:65536", f"head:{'9' * 30}"])
+def test_word_that_is_no_address(address: str) -> None:
+    with pytest.raises(UsageError, match=rf"must be HOST:PORT or auto, not {address}\."):
+        preflight.check_ray(address)
+
+
+def test_head_that_can_be_no_name_of_a_host() -> None:
+    with pytest.raises(UsageError, match=r"at a\.\.b:6379 cannot be reached: no name of a host is like that\.$"):
+        preflight.check_ray("a..b:6379")
 
 
 def test_port_where_nobody_listens() -> None:

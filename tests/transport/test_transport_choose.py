@@ -66,6 +66,7 @@ def test_an_address_reads_as_it_was_written(ways: Any) -> None:
     "text",
     [
         *("", "x", "@host", "id@", "id@h,", "id@h,unix", "id@h,unix:", "id@h,:x", "id@h,tcp:host", "id@h,tcp:h:p"),
+        *("id@h,tcp:h:65536", "id@h,tcp::5"),
         *("id@h,nixl:host", "id@h,nixl:h:p", "id@h@", "id@@GPU-1", "id@h@GPU-1@GPU-2"),
     ],
 )

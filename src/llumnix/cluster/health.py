@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llumnix.cluster.nursery_messages import Ready
 from llumnix.flags import ServeArguments, has_flag
+from llumnix.hosts import bracketed
 
 _INTERVAL_S = 0.1
 _TIMEOUT_S = 5.0
@@ -32,8 +33,7 @@ class ServerAddress:
         """The URL that works on this machine."""
         if self.unix_socket is not None:
             return f"unix:{self.unix_socket}"
-        host = self._reachable_host
-        return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{bracketed(self._reachable_host)}:{self.port}"
 
     @property
     def _reachable_host(self) -> str:

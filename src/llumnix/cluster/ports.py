@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
+import os
 import socket
+from collections.abc import Iterator
+from pathlib import Path
 
-from llumnix.errors import UsageError
+import psutil
 
-_FAR_AWAY = "198.51.100.1"  # nobody's (RFC 5737): only the route to it is asked for, nothing is sent
+from llumnix import hosts
+from llumnix.errors import UsageError, in_a_clause
+from llumnix.hosts import why_unusable
+
 LOOPBACK = "127.0.0.1"
+
+# Nobody's (RFC 5737, RFC 3849): only the routes to them are asked for, nothing is sent.
+_FAR_AWAY = ("198.51.100.1", "2001:db8::1")
 
 
 def reserve_ports(host: str, count: int) -> list[socket.socket]:
@@ -21,59 +29,87 @@ def reserve_ports(host: str, count: int) -> list[socket.socket]:
     held: list[socket.socket] = []
     try:
         for _ in range(count):
-            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            sock = socket.socket(hosts.family(host), socket.SOCK_STREAM)
             held.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, 0))
     except OSError as error:
         for sock in held:
             sock.close()
-        raise UsageError(f"{host} is not an address of this machine: {error.strerror or error}.") from error
+        raise UsageError(f"{host} is not an address of this machine: {in_a_clause(error)}.") from error
     return held
 
 
 def own_address(ray_address: str) -> str:
-    """Where the machines of the Ray cluster reach this one: its own address on the way to Ray's head."""
+    """Where the machines of the Ray cluster reach this one: its own address on the way to Ray's head, or if that is on
+    this machine, on the way to anywhere. Raises UsageError when there is no such way, but other machines."""
     if not ray_address:
         return LOOPBACK  # a cluster made on the spot is this machine alone
-    host, _ = split_address(ray_address)
-    for towards in (host, _FAR_AWAY):
-        mine = _route(towards)
-        if mine is not None and not ipaddress.ip_address(mine).is_loopback:
-            return mine
-    return LOOPBACK
+    for towards in (_head(ray_address), *_FAR_AWAY):
+        for mine in _own_ends_of(towards):
+            if not ipaddress.ip_address(mine).is_loopback:
+                return mine
+    if not _has_network():
+        return LOOPBACK
+    raise UsageError(
+        "Nothing says at which of its addresses the Ray cluster's other machines reach this one: name it with "
+        f"--cluster-address ({LOOPBACK} if there are none)."
+    )
+
+
+def _head(ray_address: str) -> str:
+    """Host of Ray's head; with `auto` that of the cluster that Ray last joined here, as Ray itself has it. Empty if
+    nothing tells."""
+    if ray_address == "auto":
+        ray_address = os.environ.get("RAY_ADDRESS") or "auto"
+    if ray_address == "auto":
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        try:
+            ray_address = Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        except (OSError, UnicodeError):
+            return ""
+    try:
+        return hosts.split(ray_address)[0]
+    except ValueError:
+        return ""
 
 
 def numeric(host: str) -> str:
     """The number of a name, for ZeroMQ binds to no name. Raises UsageError when nobody knows the name."""
     try:
         found: str = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[assignment]
-    except OSError as error:
-        raise UsageError(f"--cluster-address {host} is not known: {error.strerror or error}.") from error
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--cluster-address {host} is not known: {why_unusable(error)}.") from error
     return found
 
 
-def split_address(ray_address: str) -> tuple[str, int]:
-    """Host and port; port 0 if the address names none (`auto`)."""
-    host, _, port = ray_address.rpartition(":")
-    return (host.strip("[]"), int(port)) if host and port.isdecimal() else (ray_address, 0)
+def _own_ends_of(host: str) -> Iterator[str]:
+    """This machine's addresses on the ways to a host, by any of its numbers."""
+    try:
+        found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM) if host else []
+    except (OSError, UnicodeError):
+        return
+    for family, kind, _, _, where in found:
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.connect(where)
+                yield probe.getsockname()[0]
+        except OSError:  # no way there
+            continue
 
 
-def _route(host: str) -> str | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))
-        address: str = probe.getsockname()[0]
-        return address
-    return None
+def _has_network() -> bool:
+    """Whether this machine has an address that is not its own alone."""
+    addresses = [each for interface in psutil.net_if_addrs().values() for each in interface]
+    numbers = [each.address.partition("%")[0] for each in addresses if each.family in (socket.AF_INET, socket.AF_INET6)]
+    return any(not (number.is_loopback or number.is_link_local) for number in map(ipaddress.ip_address, numbers))
 
 
 def listen_for_admin(host: str, port: int) -> socket.socket | None:
     """None for port 0: the admin routes have none of their own. Raises UsageError."""
     if port == 0:
         return None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=hosts.family(host))
     except OSError as error:
-        raise UsageError(f"The admin port {port} cannot be opened: {error.strerror}.") from error
+        raise UsageError(f"The admin port {port} cannot be opened: {in_a_clause(error)}.") from error

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import psutil
 
-from llumnix import vllm_words
+from llumnix import hosts, vllm_words
 from llumnix.api.routes import PREFIX
 from llumnix.cluster.environment import gpus_hold, runs_on_cpu, workers_per_instance
-from llumnix.cluster.ports import split_address
 from llumnix.config import NIXL_VERSION
 from llumnix.decision_log import STDOUT
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 from llumnix.home import expanded
+from llumnix.hosts import why_unusable
 from llumnix.recording import RECORD
 
 DEFAULT_PORT = 8000
@@ -140,15 +140,16 @@ def check_ray(address: str) -> None:
     """Ray itself would try for a minute what a connection shows at once."""
     if importlib.util.find_spec("ray") is None:
         raise UsageError("Ray is not installed: pip install 'ray>=2.60', or leave out --launcher ray.")
-    host, port = split_address(address)
-    if port == 0:
-        if address not in ("", "auto"):
-            raise UsageError(f"--ray-address must be HOST:PORT or auto, not {address}.")
+    if address in ("", "auto"):
         return
     try:
-        socket.create_connection((host, port), timeout=_RAY_ANSWERS_S).close()
-    except OSError as error:
-        reason = "it does not answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        head = hosts.split(address)
+    except ValueError as error:
+        raise UsageError(f"--ray-address must be HOST:PORT or auto, not {address}.") from error
+    try:
+        socket.create_connection(head, timeout=_RAY_ANSWERS_S).close()
+    except (OSError, UnicodeError) as error:
+        reason = "it does not answer" if isinstance(error, TimeoutError) else why_unusable(error)
         raise UsageError(f"The Ray cluster at {address} cannot be reached: {reason}.") from error
 
 
@@ -158,9 +159,10 @@ def check_port(arguments: ServeArguments) -> None:
     numbers = {"--admin-port": arguments.cluster.admin_port}
     if not has_flag(arguments.engine_flags, "--uds"):
         numbers["--port"] = port_number(arguments.engine_flag("--port") or str(DEFAULT_PORT))
+    if (reason := why_taken(host, 0)) is not None:
+        raise UsageError(f"Nobody can listen on --host {host} here: {reason}.")
     for flag, number in numbers.items():
-        reason = why_taken(host, number)
-        if reason is not None:
+        if (reason := why_taken(host, number)) is not None:
             raise UsageError(f"Port {number} on {host} cannot be opened: {reason}; choose another with {flag}.")
 
 
@@ -173,13 +175,12 @@ def port_number(text: str) -> int:
 
 def why_taken(host: str, port: int) -> str | None:
     """Why nobody can listen there; None if somebody can. Port 0 is always free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with socket.socket(hosts.family(host), socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
+    except (OSError, UnicodeError) as error:
+        return why_unusable(error)
     return None
 
 

@@ -17,6 +17,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from llumnix import hosts
 from llumnix.transport.port import TransportError
 
 PREFERENCE = ("cuda", "nixl", "unix", "tcp")
@@ -38,8 +39,7 @@ class Way(msgspec.Struct, frozen=True):
 
     @property
     def host_and_port(self) -> tuple[str, int]:
-        host, _, port = self.where.rpartition(":")
-        return host.strip("[]"), int(port)
+        return hosts.split(self.where)
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,14 +67,19 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         pairs = [way.partition(":") for way in ways]
         complete = all(scheme and where for scheme, _, where in pairs)
         parsed = tuple(Way(scheme, where) for scheme, _, where in pairs)
-        reached = all(
-            way.where.rpartition(":")[2].isdecimal() or (way.on_one_host and way.scheme != "tcp")
-            for way in parsed
-            if way.scheme in PREFERENCE
-        )
+        reached = all(_leads_somewhere(way) for way in parsed if way.scheme in PREFERENCE)
         if not (incarnation and host and all(gpu) and len(gpu) <= 1 and complete and reached):
             raise TransportError(f"{text[:200]!r} is not the address of a transport")
         return cls(incarnation=incarnation, host=host, ways=parsed, gpu=gpu[0] if gpu else "")
+
+
+def _leads_somewhere(way: Way) -> bool:
+    if way.on_one_host and way.scheme != "tcp":
+        return True
+    try:
+        return bool(way.host_and_port)
+    except ValueError:
+        return False
 
 
 class Choice(msgspec.Struct, frozen=True):

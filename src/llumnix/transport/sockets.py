@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llumnix.hosts import bracketed
 from llumnix.transport.choose import Address, Way
 from llumnix.transport.fetching import SocketPull
 from llumnix.transport.pieces import block_ids
@@ -157,5 +158,4 @@ def _listen_tcp(host: str, port: int, advertised: str | None) -> tuple[socket.so
     except OSError as error:
         raise TransportError(f"cannot listen on {host} port {port}: {error.strerror}") from error
     shown = advertised or host
-    bracketed = f"[{shown}]" if ":" in shown else shown
-    return listener, Way("tcp", f"{bracketed}:{listener.getsockname()[1]}")
+    return listener, Way("tcp", f"{bracketed(shown)}:{listener.getsockname()[1]}")

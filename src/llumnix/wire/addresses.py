@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from llumnix.hosts import bracketed
 from llumnix.types import InstanceId
 from llumnix.wire.curve import CurveKeys
 
@@ -88,7 +89,7 @@ def between_machines(run_dir: Path, host: str, ports: Sequence[int], keys: Curve
 
 
 def tcp(host: str, port: int | str) -> str:
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    return f"tcp://{bracketed(host)}:{port}"
 
 
 def _ipc(run_dir: Path | str, name: str) -> str:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
+from llumnix.hosts import bracketed
+
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")
 _ANY = "*"
 
@@ -50,7 +52,7 @@ class KnownHosts:
     @property
     def allowed_pages(self) -> str:
         """A regular expression of the Origins whose pages may call; empty if there are none."""
-        names = "|".join(re.escape(f"[{name}]" if ":" in name else name) for name in sorted(self.allowed))
+        names = "|".join(re.escape(bracketed(name)) for name in sorted(self.allowed))
         return f"https?://({names})\\.?(:[0-9]+)?" if names else ""
 
     def why_foreign(self, hosts: Sequence[str], origins: Sequence[str], sites: Sequence[str]) -> str:
