@@ -45,6 +45,7 @@ log = logging.getLogger("llumnix.fake")
 class Setup:
     host: str
     port: int
+    uds: str | None
     fail_start: bool
     fail_first: int
     slow_until: Path | None
@@ -62,6 +63,7 @@ def prepare(argv: list[str], model: str) -> Setup:
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--uds")
     parser.add_argument("--fail-start", action="store_true")
     parser.add_argument("--fail-first", type=int, default=0)
     parser.add_argument("--slow-until", type=Path)
@@ -71,6 +73,11 @@ def prepare(argv: list[str], model: str) -> Setup:
 
 
 def listen(setup: Setup) -> socket.socket:
+    if setup.uds is not None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(setup.uds)
+        sock.listen()
+        return sock
     try:
         return socket.create_server((setup.host, setup.port))
     except OSError as error:

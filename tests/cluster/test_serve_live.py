@@ -40,6 +40,16 @@ def test_starts_says_so_and_leaves_nothing_on_sigterm(serve: Callable[..., Serve
     assert_nothing_is_left(server, children)
 
 
+def test_the_unix_socket_of_a_server_goes_with_it(serve: Callable[..., Serve], tmp_path: Path) -> None:
+    path = tmp_path / "llm.sock"
+    server = serve("--instances", "1", "--uds", str(path))
+    server.wait_for_line("^serving")
+    assert path.is_socket()
+    server.process.terminate()
+    assert server.end() == 0
+    assert not path.exists()
+
+
 def test_killed_instance_is_replaced_under_a_new_id(serve: Callable[..., Serve]) -> None:
     server = serve("--instances", "2")
     server.wait_until_serving()

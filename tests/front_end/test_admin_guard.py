@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from request_rows import row
 
 from llumnix.config import ClusterConfig
+from llumnix.engine.vllm.front_end.admin.routes import add_routes
 from llumnix.engine.vllm.front_end.serve import add_our_routes, admin_app
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId
@@ -214,6 +215,18 @@ async def test_whether_it_is_alive_is_told_on_the_port_of_clients_also_where_the
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://10.0.3.7:8000") as client:
         answers = [await client.get(f"{PREFIX}/{route}") for route in ("alive", "instances")]
     assert [answer.status_code for answer in answers] == [200, 404]
+
+
+async def test_a_name_that_a_proxy_before_a_unix_socket_passes_on_is_known_only_when_it_is_allowed() -> None:
+    board = Board()
+    board.spec.cluster = ClusterConfig(admin_allowed_hosts="llm.example")
+    app = FastAPI()
+    add_routes(app, board, argparse.Namespace(api_key=None, host=None, uds="/run/llm.sock"), None)  # type: ignore[arg-type]
+    statuses = {}
+    for host in ("localhost", "llm.example", "evil.example"):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{host}") as client:
+            statuses[host] = (await client.get(f"{PREFIX}/requests")).status_code
+    assert statuses == {"localhost": 200, "llm.example": 200, "evil.example": 403}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import os
 import socket
 import ssl
 import stat
@@ -88,6 +89,16 @@ def test_unix_socket_of_a_killed_server_is_replaced_and_one_in_use_is_not(tmp_pa
     with pytest.raises(UsageError):
         boot.listen(setup(uds=path))
     assert Path(path).read_text() == "precious"
+
+
+@pytest.mark.usefixtures("binds")
+def test_unix_sockets_of_others_may_be_named_as_they_like(tmp_path: Path) -> None:
+    path = str(tmp_path / "two words.sock")
+    with socket.socket(socket.AF_UNIX) as strange:
+        strange.bind(os.fsencode(tmp_path) + b"/\xff\x85")
+        with boot.listen(setup(uds=path)), pytest.raises(UsageError):
+            boot.listen(setup(uds=path))
+        boot.listen(setup(uds=path)).close()
 
 
 def free_port() -> int:

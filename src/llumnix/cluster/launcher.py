@@ -20,7 +20,7 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from llumnix import linux
-from llumnix.cluster import supervision
+from llumnix.cluster import socket_file, supervision
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import Voice
 from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
@@ -98,7 +98,7 @@ class Launcher:
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._mailbox = Mailbox(self._book.launcher, LAUNCHER_MAIL, self._on_message, self._book.keys)
         self._scheduler: SchedulerChild | None = None
-        self._health: HealthWatch | None = None
+        self._before_the_end = ExitStack()
         self._loaded = False
         self._finish: Finish | None = None
 
@@ -229,8 +229,10 @@ class Launcher:
             self._manager.ready()
             self._post(supervision.FrontEndServes(sentence))
 
-        self._health = HealthWatch(address, serves)
-        self._health.start()
+        health = HealthWatch(address, serves)
+        health.start()
+        self._before_the_end.callback(socket_file.remover(address.unix_socket))
+        self._before_the_end.callback(health.stop)
         self._tell_supervisor(supervision.TimePassed())
 
     # what is done
@@ -289,8 +291,7 @@ class Launcher:
 
     def _clean_up(self) -> None:
         """Nothing of ours runs or listens after this, however it came to it."""
-        if self._health is not None:
-            self._health.stop()
+        self._before_the_end.close()
         self._nursery.end()
         if self._scheduler is not None:
             self._scheduler.end()

@@ -137,7 +137,8 @@ def _remove_if_left_behind(path: str) -> None:
             return
     except FileNotFoundError:
         return
-    bound = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
+    sockets = os.fsdecode(Path("/proc/net/unix").read_bytes()).split("\n")  # of all processes, and any bytes
+    bound = {columns[7] for columns in (line.split(maxsplit=7) for line in sockets) if len(columns) == 8}
     if bound & {path, os.path.abspath(path)}:
         return  # by a server that may not listen yet
     with socket.socket(socket.AF_UNIX) as probe:

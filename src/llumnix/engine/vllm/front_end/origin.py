@@ -39,14 +39,14 @@ class KnownHosts:
     any_name: bool = False
 
     @classmethod
-    def of(cls, listening_on: str | None, allowed: Iterable[str]) -> KnownHosts:
-        """`listening_on`: an address or a name, None for a unix socket, which no browser opens."""
+    def of(cls, listening_on: str, allowed: Iterable[str]) -> KnownHosts:
+        """`listening_on`: an address or a name; of a unix socket, which no browser opens but a proxy may, loopback."""
         names = {name.strip().lower() for name in allowed} - {""}
         return cls(
-            own=frozenset({socket.gethostname().lower(), (listening_on or "").lower()} - set(_EVERY_ADDRESS)),
+            own=frozenset({socket.gethostname().lower(), listening_on.lower()} - set(_EVERY_ADDRESS)),
             allowed=frozenset(names - {_ANY}),
             any_number=listening_on in _EVERY_ADDRESS,
-            any_name=_ANY in names or listening_on is None,
+            any_name=_ANY in names,
         )
 
     @property

@@ -73,10 +73,7 @@ def add_liveness(app: FastAPI) -> None:
 
 
 def known_hosts(args: argparse.Namespace, board: Switchboard) -> KnownHosts:
-    by_unix_socket = args.uds and board.spec.admin_socket is None
-    return KnownHosts.of(
-        None if by_unix_socket else listening_host(args), board.spec.cluster.admin_allowed_hosts.split(",")
-    )
+    return KnownHosts.of(listening_host(args), board.spec.cluster.admin_allowed_hosts.split(","))
 
 
 def _add_looking(router: APIRouter, guard: Guard, board: Switchboard) -> None:
