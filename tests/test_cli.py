@@ -78,6 +78,16 @@ def test_a_path_that_is_empty_is_not_the_current_folder(
     assert "it is empty, and no path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "name"), PATHS)
+def test_a_path_may_begin_with_a_home(command: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell knows it in `--flag=~/x`."""
+    monkeypatch.setenv("HOME", "/somebody")
+    actions = {(action.option_strings or [action.dest])[0]: action for action in COMMANDS[command].parser()._actions}
+    read = actions[name].type
+    assert callable(read)
+    assert read("~/x") == Path("/somebody/x")
+
+
 def test_commands_that_write_files_are_among_those_with_paths() -> None:
     assert {"bench", "simulate", "reproduce", "profile", "record", "whatif", "explain"} <= {name for name, _ in PATHS}
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from math import inf, nan
+from pathlib import Path
 from typing import get_type_hints
 
 import msgspec
@@ -218,6 +220,34 @@ def test_every_knob_has_a_flag(config: type) -> None:
     ours = vocabulary(serve_parser(), DEFAULT_ENGINE).ours
     for field in (each for each in dataclasses.fields(config) if each.metadata):
         assert "--" + field.name.replace("_", "-") in ours
+
+
+PATHS = [each.name for each in dataclasses.fields(ClusterConfig) if each.metadata["path"]]
+
+
+def test_every_knob_that_is_a_file_or_a_folder_is_known_as_a_path() -> None:
+    configs = (ClusterConfig, PolicyConfig, MigrationConfig, ScalingConfig, RolesConfig)
+    knobs = [each for config in configs for each in dataclasses.fields(config) if each.metadata]
+    told = [each.name for each in knobs if re.search(r"^(.* )?(file|folder) (for|with)", each.metadata["help"].lower())]
+    assert told == PATHS == ["classes", "decision_log", "record", "log_dir"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_may_begin_with_a_home_on_the_command_line_and_in_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").write_text("classes: {a: {}}\nothers: {classes: [a]}")
+    (tmp_path / "flags.yaml").write_text(f"{name}: ~/x")
+    for words in ([f"--{name.replace('_', '-')}=~/x"], ["--config=~/flags.yaml"]):
+        assert getattr(parse_serve(words).cluster, name) == str(tmp_path / "x")
+    assert getattr(parse_serve([f"--{name}="]).cluster, name) == ""
+
+
+def test_model_may_be_in_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somebody")
+    assert parse_serve(["--model=~/model"]).model == "/somebody/model"
+    assert parse_serve(["org/~model"]).model == "org/~model"
 
 
 def test_limits_of_scaling_count_when_it_only_advises() -> None:

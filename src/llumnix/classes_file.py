@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llumnix.command_line import closest
 from llumnix.errors import UsageError
-from llumnix.home import expanded
 from llumnix.policy.classes import DEFAULT_HOLD_S, Classes, ServiceClass, TenantTerms
 from llumnix.types import HIGH, NORMAL
 
@@ -37,7 +37,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 def read_classes(path: str) -> Classes:
     """Raises UsageError, one sentence with the line."""
     try:
-        text = expanded(path).read_text()
+        text = Path(path).read_text()
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise UsageError(

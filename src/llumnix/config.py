@@ -159,9 +159,7 @@ class ClusterConfig:
         None, "CPUs that Ray sets aside for an instance (default: one for each of its workers)."
     )
     cluster_address: str = knob(
-        "",
-        "With Ray, address of this machine that the others reach it at (default: the one on the way to the head, or to "
-        "anywhere if the head is here).",
+        "", "With Ray, address of this machine that the others reach it at (default: the one on the way to the head)."
     )
     report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
     quiet_report_interval_s: float = knob(
@@ -193,8 +191,8 @@ class ClusterConfig:
     max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
     classes: str = knob(
         "",
-        "YAML or JSON file with classes of requests and the tenants that send them: targets, shares and limits "
-        "(docs/use/classes.md).",
+        "YAML or JSON file with classes of requests and who sends them: targets, limits (docs/use/classes.md).",
+        path=True,
     )
     kept_media_mb: int = knob(
         4096,
@@ -212,11 +210,13 @@ class ClusterConfig:
         "",
         "File for all that happens to requests and instances, and why: a line of JSON each, of each process in a file "
         "of its own, FILE.f0, FILE.s, ... (-: to their logs).",
+        path=True,
     )
     record: str = knob(
         "",
         "Folder for recorded runs: lengths, times and moves of all requests, without their contents, for `llumnix "
         "whatif` and the like (docs/use/recording.md).",
+        path=True,
     )
     record_mb: int = knob(512, "MB of one recorded run; then its oldest hours make room for new ones.")
     record_keep_mb: int = knob(4096, "MB of all recorded runs in that folder; then the oldest make room for a new one.")
@@ -225,7 +225,7 @@ class ClusterConfig:
         "The live page at /llumnix/: on, view (it offers nothing to do) or off.",
         values=("on", "view", "off"),
     )
-    log_dir: str = knob("", "Folder for the log files of all processes (default: a private one that goes at the end).")
+    log_dir: str = knob("", "Folder for the logs of all processes (default: one that goes at the end).", path=True)
     verbose: bool = knob(False, "Show the log of every process on the console instead of writing files.")
     log_format: str = knob(
         "text", "Logs and console as text for people, or as json: an object a line.", values=("text", "json")

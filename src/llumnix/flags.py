@@ -13,6 +13,7 @@ from llumnix.command_line import Vocabulary, closest, refuse_wrong_values
 from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.config_file import tell_apart_with_file
 from llumnix.errors import UsageError
+from llumnix.path_flag import path_text
 from llumnix.policy.catalogue import POLICIES, Policy, find_policy
 from llumnix.policy.classes import Classes
 
@@ -61,7 +62,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
             default = "on" if field.default else "off"
         else:
             values = POLICIES if field.name == "policy" else field.metadata["values"]
-            options |= {"type": kind, "metavar": f"{{{','.join(values)}}}" if values else _METAVARS[kind]}
+            read = path_text if field.metadata["path"] else kind
+            options |= {"type": read, "metavar": f"{{{','.join(values)}}}" if values else _METAVARS[kind]}
             default = "" if field.default is None else str(field.default)
         text = field.metadata["help"] + (f" Default: {default}." if default else "")
         names = ("--" + field.name.replace("_", "-"), *field.metadata["also"])
@@ -71,13 +73,11 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
 def build(config: type[Config], values: argparse.Namespace) -> Config:
     """The dataclass from parsed flags. Raises UsageError when they contradict each other."""
     types = get_type_hints(config)
-    fields = dataclasses.fields(config)  # type: ignore[arg-type]
-    return config(**{field.name: _value(field.name, types[field.name], values) for field in fields})
-
-
-def _value(name: str, kind: Any, values: argparse.Namespace) -> Any:
-    nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-    return build(kind, values) if nested else getattr(values, name)
+    found: dict[str, Any] = {}
+    for name in [field.name for field in dataclasses.fields(config)]:  # type: ignore[arg-type]
+        nested = dataclasses.is_dataclass(types[name])
+        found[name] = build(types[name], values) if nested else getattr(values, name)
+    return config(**found)
 
 
 _METAVARS = {bool: "", int: "N", float: "X", str: "TEXT"}
@@ -155,7 +155,7 @@ def parse_serve(arguments: Sequence[str]) -> ServeArguments:
             f"--max-instances ({scaling.max_instances})."
         )
     return ServeArguments(
-        model=model,
+        model=None if model is None else path_text(model),
         engine_flags=tuple(engine_flags),
         front_ends=values.front_ends,
         policy=policy_config,

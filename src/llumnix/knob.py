@@ -12,10 +12,12 @@ _LARGEST = 1e9
 and timers have an end."""
 
 
-def knob(default: Any, help: str, values: tuple[str, ...] = (), also: tuple[str, ...] = ()) -> Any:
+def knob(
+    default: Any, help: str, values: tuple[str, ...] = (), also: tuple[str, ...] = (), *, path: bool = False
+) -> Any:
     """A field with its one-sentence description (used for flags and the reference), the values that it may have, where
-    they are few words, and other spellings of its flag."""
-    return field(default=default, metadata={"help": help, "values": values, "also": also})
+    they are few words, other spellings of its flag, and whether it names a file or a folder."""
+    return field(default=default, metadata={"help": help, "values": values, "also": also, "path": path})
 
 
 def refuse_beyond_measure(config: Any) -> None:

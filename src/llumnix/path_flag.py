@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from llumnix.home import expanded
+
 
 def a_path(text: str) -> Path:
     """For a flag or an argument that names a file or a folder. A variable that is not set names none, and would else
     be the current folder, whose files would be written over."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty, and no path")
-    return Path(text)
+    return expanded(text)
+
+
+def path_text(text: str) -> str:
+    """For a flag whose path is kept as text, and that is as good as not given if it is empty. No shell knows `~` in
+    `--flag=~/file`, nor in a file of flags."""
+    return str(expanded(text)) if text.startswith("~") else text

@@ -24,6 +24,7 @@ import msgspec
 
 from llumnix.control.replay import AnyEntry, Begin, Differs, replay_recording
 from llumnix.errors import UsageError
+from llumnix.home import expanded
 from llumnix.json_lines import decode_lines, read_lines
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def recorder(name: str, begin: Begin) -> RecordStep | None:
     folder = os.environ.get(RECORD)
     if not folder:
         return None
-    path = Path(folder) / f"{name}.jsonl"
+    path = expanded(folder) / f"{name}.jsonl"
     encoder = msgspec.json.Encoder()
     entry: Callable[..., Any] = begin.entry
     goes_on = True

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from llumnix.cluster.logs import LogFolder
-from llumnix.cluster.preflight import check, check_model, check_root_path
-from llumnix.config import ClusterConfig
+from llumnix.cluster.preflight import check, check_model, check_record, check_root_path
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
 from llumnix.tiny_model import cache_dir
@@ -28,11 +24,13 @@ def test_root_path_of_a_proxy_is_taken(root: str) -> None:
 NOBODYS = "~nobody.has.this.name/x"
 
 
-def test_home_of_nobody_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_of_nobody_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", NOBODYS)
     for read in (
         lambda: check_model(NOBODYS),
-        lambda: LogFolder(ClusterConfig(log_dir=NOBODYS), tmp_path),
+        lambda: check_record("--record", NOBODYS),
+        lambda: parse_serve(["--log-dir", NOBODYS]),
+        lambda: parse_serve([NOBODYS]),
         lambda: parse_serve(["--config", NOBODYS]),
         lambda: parse_serve(["--classes", NOBODYS]),
         cache_dir,

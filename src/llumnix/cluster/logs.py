@@ -19,7 +19,6 @@ from pathlib import Path
 from llumnix.cluster.json_logs import words_of
 from llumnix.config import ClusterConfig
 from llumnix.errors import UsageError
-from llumnix.home import expanded
 
 HOUSEKEEPING_INTERVAL_S = 30.0
 """So often whoever writes logs calls `keep_small`."""
@@ -83,7 +82,7 @@ class LogFolder:
 
 
 def _made(cluster: ClusterConfig, run_dir: Path) -> Path:
-    folder = expanded(cluster.log_dir) if cluster.log_dir else run_dir / "logs"
+    folder = Path(cluster.log_dir) if cluster.log_dir else run_dir / "logs"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -98,7 +98,8 @@ def check_record(name: str, folder: str) -> None:
     """The processes make it, and what is in it, later. `name`: of what asks for it."""
     if not folder:
         return
-    there = next(each for each in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.exists(each))
+    whole = expanded(folder).absolute()
+    there = next(each for each in (whole, *whole.parents) if os.path.exists(each))
     if not _may_write_to(there):
         raise UsageError(f"{name} {folder} cannot be written: {there} is no folder that we may write to.")
 

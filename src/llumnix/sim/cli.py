@@ -18,7 +18,7 @@ from llumnix.decision_log import written_at_once
 from llumnix.errors import UsageError
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
 from llumnix.journal.entries import JournalEntry
-from llumnix.path_flag import a_path
+from llumnix.path_flag import a_path, path_text
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.classes import Classes
 from llumnix.report.pictures import require_matplotlib
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="requests per second, instead of the workload's own")
     parser.add_argument("--requests", type=int, help="how many requests, instead of the workload's own")
     parser.add_argument("--seed", type=int, help="seed of all random numbers, instead of the workload's own")
-    parser.add_argument("--classes", metavar="FILE", help="classes and tenants, as for `llumnix serve`")
+    parser.add_argument("--classes", type=path_text, metavar="FILE", help="classes and tenants, as for `llumnix serve`")
     parser.add_argument(
         "--fault",
         action="append",

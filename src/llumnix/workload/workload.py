@@ -40,6 +40,7 @@ import msgspec
 import numpy as np
 
 from llumnix.errors import UsageError
+from llumnix.home import expanded
 from llumnix.types import HIGH, NORMAL
 from llumnix.workload.arrivals import PROCESSES
 from llumnix.workload.lengths import parse_lengths
@@ -209,7 +210,7 @@ def _trace(name: str) -> Trace:
         with resources.as_file(resources.files(__package__) / "data" / TRACES[name]) as path:
             return load_trace(path)
     if {".csv", ".jsonl"} & set(Path(name).suffixes) and "\0" not in name:
-        return load_trace(Path(name))
+        return load_trace(expanded(name))
     known = ", ".join((*PROCESSES, *PAPER_TRACES, *TRACES))
     raise UsageError(f"{name or 'An empty text'} is not a workload: use one of {known}, or a .csv or .jsonl file.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llumnix.errors import UsageError
+from llumnix.home import expanded
 from llumnix.sim.profiles.cost_model import (
     DecodeProfile,
     HostProfile,
@@ -43,7 +44,7 @@ def load_profile(name: str) -> Profile:
         text = (resources.files("llumnix.sim.profiles") / f"{name}.toml").read_text()
     else:
         try:
-            text = Path(name).read_text()
+            text = expanded(name).read_text()
         except UnicodeDecodeError:
             raise UsageError(f"Profile {name} is not a text file.") from None
         except OSError:
