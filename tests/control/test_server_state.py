@@ -80,12 +80,16 @@ DEEP = Op("sleep", (2, "wait"))
         ((SLEEP, WAKE_WEIGHTS), 1),
         ((SLEEP, WAKE), None),
         ((DEEP,), 2),
-        ((DEEP, PAUSE), 1),
+        ((DEEP, PAUSE), 2),
+        ((DEEP, WAKE_WEIGHTS, Op("reset_mm_cache")), 2),
         ((DEEP, WAKE), None),
     ],
 )
 def test_how_deep_it_sleeps(ops: tuple[Op, ...], level: int | None) -> None:
-    assert state_after(*ops).sleep_level == level
+    state = state_after(*ops)
+    assert state.sleep_level == level
+    assert undone(after(state, WAKE), state).sleep_level == level
+    assert awake(state).sleep_level is None
 
 
 def test_deeper_sleep_is_not_what_later_ones_do_as_nobody_will_tell_them_to_load_their_weights_again() -> None:

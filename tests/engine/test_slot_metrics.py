@@ -20,7 +20,7 @@ from vllm.v1.engine import EngineCoreReadyResponse
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from llumnix import tiny_model
-from llumnix.control.server_state import Op, ServerState
+from llumnix.control.server_state import Op, ServerState, after
 from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
@@ -134,21 +134,23 @@ def test_events_of_a_cache_are_told_by_the_slot_that_they_carry(config: Any) -> 
     assert list(client.get_kv_event_sources()) == [1]
 
 
-def awake() -> list[float | None]:
-    labels = [each for each in samples("vllm:engine_sleep_state") if each["sleep_state"] == "awake"]
+def told(state: str) -> list[float | None]:
+    labels = [each for each in samples("vllm:engine_sleep_state") if each["sleep_state"] == state]
     return [REGISTRY.get_sample_value("vllm:engine_sleep_state", each) for each in labels]
 
 
 def test_sleeping_server_is_told_asleep_when_instances_become_more(metrics: SlotMetrics) -> None:
-    assert awake() == [1, 1]
+    assert told("awake") == [1, 1]
     metrics.record_sleep_state(1, 1)
     metrics.grow(3)
-    assert awake() == [0, 0, 0]
+    assert told("awake") == [0, 0, 0]
 
 
-def test_front_end_that_starts_while_the_server_sleeps_says_so(metrics: SlotMetrics) -> None:
+@pytest.mark.parametrize(("level", "what"), [(1, "weights_offloaded"), (2, "discard_all")])
+def test_front_end_that_starts_while_the_server_sleeps_says_so(metrics: SlotMetrics, level: int, what: str) -> None:
     llm: Any = SimpleNamespace(logger_manager=metrics, profiler=None, _profile_session_active=False)
-    LlumnixLLM.follow(llm, ServerState(version=3, activity=(Op("sleep", (1, "abort")),)))
-    assert awake() == [0, 0]
-    LlumnixLLM.follow(llm, ServerState(version=4))
-    assert awake() == [1, 1]
+    asleep = after(after(ServerState(), Op("sleep", (level, "abort"))), Op("reset_encoder_cache"))
+    LlumnixLLM.follow(llm, asleep)
+    assert (told("awake"), told(what)) == ([0, 0], [1, 1])
+    LlumnixLLM.follow(llm, after(asleep, Op("wake_up", (None,))))
+    assert (told("awake"), told(what)) == ([1, 1], [0, 0])

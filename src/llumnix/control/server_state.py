@@ -39,6 +39,9 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     """What made this version: every instance that had the one before does it once."""
     activity: tuple[Op, ...] = ()
     """What brings an instance that has just started to where the others are; empty while the server serves."""
+    sleep_level: int | None = None
+    """How deep it sleeps: 0 if its weights stay, 1 if they are kept aside, 2 if they are lost. None: it is awake, even
+    if it is paused."""
     profile: Op | None = None
     """How profiling was started, while it lasts."""
     adapters: tuple[Adapter, ...] | None = None
@@ -56,14 +59,6 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     def asleep(self) -> bool:
         return self.paused or any(_gives_memory(op) for op in self.activity)
 
-    @property
-    def sleep_level(self) -> int | None:
-        """How deep it sleeps: 0 if its weights stay, 1 if they are kept aside, 2 if they are lost (which only the
-        change itself tells). None: it is awake, though it may be paused."""
-        slept = [op.args[0] for op in (*self.activity, self.op) if op is not None and op.name == "sleep"]
-        gave = [0 for op in self.activity if _gives_memory(op)]
-        return max((*slept, *gave), default=None)
-
 
 def _pauses(op: Op) -> bool:
     return op.name in ("pause_scheduler", "sleep")
@@ -78,7 +73,15 @@ def after(state: ServerState, op: Op) -> ServerState:
     profile = state.profile
     if op.name == "profile":
         profile = op if op.args[0] else None
-    return _next(state, op=op, activity=_activity_after(state.activity, op), profile=profile)
+    activity = _activity_after(state.activity, op)
+    level = _level_after(state.sleep_level, op, activity)
+    return _next(state, op=op, activity=activity, sleep_level=level, profile=profile)
+
+
+def _level_after(level: int | None, op: Op, activity: tuple[Op, ...]) -> int | None:
+    if not any(each.name == "sleep" or _gives_memory(each) for each in activity):
+        return None
+    return max(level or 0, op.args[0] if op.name == "sleep" else 0)
 
 
 def _activity_after(activity: tuple[Op, ...], op: Op) -> tuple[Op, ...]:
@@ -107,12 +110,13 @@ def _activity_after(activity: tuple[Op, ...], op: Op) -> tuple[Op, ...]:
 
 def awake(state: ServerState) -> ServerState:
     """All of its memory is there again: found out by those that were woken up part by part."""
-    return _next(state, op=None, activity=())
+    return _next(state, op=None, activity=(), sleep_level=None)
 
 
 def undone(state: ServerState, before: ServerState) -> ServerState:
     """The last change failed somewhere: back to what was `before`, as the next version."""
-    return _next(state, op=None, activity=before.activity, profile=before.profile)
+    activity, level = before.activity, before.sleep_level
+    return _next(state, op=None, activity=activity, sleep_level=level, profile=before.profile)
 
 
 def with_adapters(state: ServerState, adapters: tuple[Adapter, ...]) -> ServerState:
