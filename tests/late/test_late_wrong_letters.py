@@ -150,7 +150,7 @@ def test_answer_to_what_was_not_said_is_ignored_and_the_move_goes_on(
 
 def test_letter_to_an_engine_that_has_just_aborted_all_of_its_requests(pair: LatePair) -> None:
     """As one does that is told to end, before it takes up what it was sent."""
-    moves, _ = two_that_decode(pair)
+    moves, stays = two_that_decode(pair)
     pair.move(0, moves.engine_id)
     fly_until(pair, Prepared)
     core = pair.cores[0]
@@ -159,6 +159,10 @@ def test_letter_to_an_engine_that_has_just_aborted_all_of_its_requests(pair: Lat
     while pair.wires.letters or pair.wires.pulls:
         pair.deliver()
         pair.copy(BLOCKS)
+    pair.leave(moves)
+    pair.settle()
+    assert (pair.moved, len(stays.tokens)) == (0, 30)
+    assert (pair.wrong, pair.leftovers) == ([], [])
 
 
 def test_request_comes_back_before_the_workers_have_forgotten_it(pair: LatePair) -> None:

@@ -30,11 +30,21 @@ async def outputs(session: aiohttp.ClientSession, prompts: list[list[int]]) -> l
     return [tokens for tokens, _ in made]
 
 
-async def swap_roles(admin: Admin, instances: list[str]) -> None:
-    for roles in cycle(((Role.DECODE, Role.PREFILL), (Role.PREFILL, Role.DECODE))):
-        await asyncio.sleep(0.3)
-        for instance, role in zip(instances, roles, strict=True):
-            assert await admin.give_role(instance, role) == 200
+async def outputs_while_roles_change(
+    session: aiohttp.ClientSession, prompts: list[list[int]], instances: list[str]
+) -> tuple[list[list[int]], int]:
+    """And how often they have changed meanwhile."""
+    changes, admin = 0, Admin(session)
+    async with asyncio.TaskGroup() as group:
+        made = group.create_task(outputs(session, prompts))
+        for roles in cycle(((Role.DECODE, Role.PREFILL), (Role.PREFILL, Role.DECODE))):
+            await asyncio.sleep(0.3)
+            if made.done():
+                break
+            for instance, role in zip(instances, roles, strict=True):
+                assert await admin.give_role(instance, role) == 200
+            changes += 1
+    return made.result(), changes
 
 
 async def test_tokens_are_made_elsewhere_and_are_the_same_whoever_has_which_role(server: Server) -> None:
@@ -48,10 +58,9 @@ async def test_tokens_are_made_elsewhere_and_are_the_same_whoever_has_which_role
         moves = [each for each in await admin.moves(1000) if each.outcome == MOVED and each.source == first.id]
         assert len(moves) >= REQUESTS // 8  # not all: memory there is short, and some end first
         assert all(each.reason.startswith("tokens are made ") for each in moves)
-        swapping = asyncio.create_task(swap_roles(admin, [first.id, second.id]))
-        while_they_change = await outputs(session, prompts)
-        swapping.cancel()
+        while_they_change, changes = await outputs_while_roles_change(session, prompts, [first.id, second.id])
         assert while_they_change == with_roles
+        assert changes >= 2
         for each in (first, second):
             assert await admin.give_role(each.id, Role.MIXED) == 200
         assert await outputs(session, prompts) == with_roles
