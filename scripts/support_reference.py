@@ -84,6 +84,10 @@ QUEUED: Proofs = (
     "test_vllm_queues.py::test_queued_request_moves_without_kv_and_runs_at_once",
     "test_vllm_queues.py::test_queued_and_preempted_requests_move_and_say_the_same",
 )
+THINKING: Proofs = (
+    "test_thinking_budget.py::test_budget_is_kept_wherever_its_request_goes",
+    "test_thinking_budget.py::test_end_of_several_tokens_is_begun_anew_on_cpus",
+)
 PROCESSOR: Proofs = ("test_vllm_windows.py::test_logits_processor_sees_the_whole_output_of_one_that_moved",)
 PROCESSOR_AGAIN: Proofs = (
     "test_vllm_windows.py::test_logits_processor_sees_the_whole_output_of_one_whose_instance_died",
@@ -152,6 +156,7 @@ _SEEDED = "yes, same tokens ([but for these](failures.md#streams-that-cannot-go-
 _ADAPTERS = "if the target has the adapter ([adapters are loaded on all instances](serving.md#lora-adapters))"
 _PREFILL = "its blocks are copied meanwhile, it moves when the first token is out"
 _CUSTOM = "yes; one that keeps more than it can tell from the tokens begins anew"
+_BUDGET = "yes; on CPUs, one that moves within an end of several tokens begins it anew, as one that vLLM preempts there"
 _QUEUED_TOO = "yes, queued and running"
 _KEPT = "yes, up to [`--kept-media-mb`](failures.md#streams-that-cannot-go-on-exactly)"
 _STRUCTURED = "structured output (regex, JSON schema, grammar, choice)"
@@ -163,6 +168,7 @@ REQUESTS = (
     Asked("penalties, `logit_bias`, `min_tokens`, stop strings", "yes", EQUAL, "yes", KILLED),
     Asked("logprobs", "yes", EQUAL, "yes", KILLED),
     Asked("prompt logprobs", "once the first token is out", (*PINNED, *PROMPT_LOGPROBS), "yes", EXACT),
+    Asked("a thinking budget (`thinking_token_budget`)", _BUDGET, THINKING, "the same", THINKING),
     Asked(_STRUCTURED, "yes", (*EQUAL, *REASONED), "yes", (*KILLED, *REASONED)),
     Asked("`n > 1`, several prompts", "yes, each sequence by itself", EQUAL, "yes", KILLED),
     Asked("LoRA", _ADAPTERS, ADAPTED, "yes, on an instance that has it", ADAPTED_AGAIN),
