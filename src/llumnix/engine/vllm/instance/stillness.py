@@ -26,11 +26,6 @@ class Stillness:
         """Nothing is reserved for requests from elsewhere, copied by others, or being handed over."""
         return not (self._incoming or self._scheduler.tables.pinned or self._scheduler.lent)
 
-    @property
-    def holds(self) -> bool:
-        """No move may begin."""
-        return bool(self._waiting)
-
     def when_still(self, do: Callable[[], Any]) -> Any:
         """What `do` returns, if that can be now, else a Future of it."""
         if self.now:
