@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm.v1.sample.thinking_budget_state")
 
 import torch
 from vllm.sampling_params import SamplingParams
