@@ -34,6 +34,12 @@ def test_range_of_instances_is_an_alternative_each() -> None:
     assert made[3].policy.migrate_out_freeness == 5.0
 
 
+def test_too_many_are_refused_before_any_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llumnix.whatif.alternatives._alternative", lambda *_: pytest.fail("one was made"))
+    with pytest.raises(UsageError, match=r"^32768 alternatives are too many: at most 64 at a time\.$"):
+        tried(*["instances=1..4096"] * 8)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +34,21 @@ def as_it_was(about: About, instances: int) -> Alternative:
     return Alternative(name="as it was", instances=instances, policy=about.policy, migration=about.migration)
 
 
-def alternatives(texts: Sequence[str], was: Alternative) -> list[Alternative]:
-    """Raises UsageError for a text that makes no sense."""
-    made = [_alternative(each, was) for text in texts for each in _each_of(text)]
-    if len(made) > _MOST_ALTERNATIVES:
-        raise UsageError(f"{len(made)} alternatives are too many: at most {_MOST_ALTERNATIVES}.")
-    return made
+def alternatives(texts: Sequence[str], was: Alternative, most: int = _MOST_ALTERNATIVES) -> list[Alternative]:
+    """Raises UsageError for a text that makes no sense, and for too many before it makes any."""
+    asked = [_asked(text) for text in texts]
+    count = sum(1 if numbers is None else len(numbers) for _, numbers in asked)
+    if count > most:
+        raise UsageError(f"{count} alternatives are too many: at most {most} at a time.")
+    return [_alternative(each, was) for said, numbers in asked for each in _each_of(said, numbers)]
 
 
-def _each_of(text: str) -> Iterator[dict[str, str]]:
-    """Knobs and values; for a range, of each number in it."""
+def _each_of(said: dict[str, str], numbers: range | None) -> list[dict[str, str]]:
+    return [said] if numbers is None else [said | {"instances": str(number)} for number in numbers]
+
+
+def _asked(text: str) -> tuple[dict[str, str], range | None]:
+    """Knobs and values, and the numbers of instances of a range."""
     said: dict[str, str] = {}
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
@@ -52,12 +57,11 @@ def _each_of(text: str) -> Iterator[dict[str, str]]:
         said[name] = value
     first, dots, last = said.get("instances", "").partition("..")
     if not dots:
-        yield said
-        return
+        return said, None
     low, high = _count(text, first), _count(text, last)
     if low > high:
         raise UsageError(f"--try {text}: {first} is more than {last}.")
-    yield from (said | {"instances": str(number)} for number in range(low, high + 1))
+    return said, range(low, high + 1)
 
 
 def _alternative(said: Mapping[str, str], was: Alternative) -> Alternative:

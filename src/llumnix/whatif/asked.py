@@ -78,10 +78,7 @@ def _carry_out(args: argparse.Namespace, report: _Report) -> int:
 
 def _settings(args: argparse.Namespace) -> int:
     """How many there are, as it was included. Nothing large is read for that."""
-    others = alternatives(args.tries, as_it_was(read_about(args.folder), 1))
-    if len(others) > MOST_ALTERNATIVES:
-        raise UsageError(f"{len(others)} alternatives are too many: at most {MOST_ALTERNATIVES} at a time.")
-    return 1 + len(others)
+    return 1 + len(alternatives(args.tries, as_it_was(read_about(args.folder), 1), MOST_ALTERNATIVES))
 
 
 def _arguments(run: WhatIfRun) -> argparse.Namespace:
