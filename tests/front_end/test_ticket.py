@@ -87,6 +87,11 @@ async def test_ticket_says_what_the_headers_say(headers: dict[str, str], tenant_
     assert seen[1].tier == "flex"
 
 
+def test_of_two_keys_the_one_counts_that_vllm_checks() -> None:
+    headers = [(b"Authorization", b"Bearer mine"), (b"authorization", b"Bearer another's")]
+    assert Ticket(headers, "").caller.key == "mine"
+
+
 async def test_answer_goes_out_as_it_is_with_what_is_left_of_the_limits() -> None:
     async def app(ticket: Ticket, send: AsgiSend) -> None:
         await start(send)

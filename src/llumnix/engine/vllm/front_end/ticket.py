@@ -29,7 +29,9 @@ class Ticket:
     """One HTTP request: what it says, and what became of it."""
 
     def __init__(self, headers: list[Header], tenant_header: str) -> None:
-        said = {name.lower(): value.decode("latin-1") for name, value in headers}
+        said: dict[bytes, str] = {}
+        for name, value in headers:
+            said.setdefault(name.lower(), value.decode("latin-1"))  # of several the first: vLLM checks that key
         authorization = said.get(b"authorization", "")
         is_key = authorization[: len(_BEARER)].lower() == _BEARER
         self._key = authorization[len(_BEARER) :] if is_key else ""
