@@ -37,6 +37,10 @@ def an_id(text: str) -> str:
     """For a flag or an argument that names a request or an instance; a variable that is not set names none."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty, and no id")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("it is not UTF-8, and no id") from error
     return text
 
 

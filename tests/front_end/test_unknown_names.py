@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -75,6 +76,15 @@ def test_empty_name_is_none(capsys: pytest.CaptureFixture[str], command: str, ac
     """As of a variable that is not set, in a script."""
     assert main([*line(command, action, "", "there"), "--url", "http://127.0.0.1:1"]) == 2
     assert "it is empty, and no id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "action"), NAMING, ids=[f"{command}-{action.dest}" for command, action in NAMING])
+def test_name_that_is_no_text_is_none(
+    capsys: pytest.CaptureFixture[str], command: str, action: argparse.Action
+) -> None:
+    """Nothing can send it, and nobody can have been given it."""
+    assert main([*line(command, action, os.fsdecode(b"\xff"), "there"), "--url", "http://127.0.0.1:1"]) == 2
+    assert "it is not UTF-8, and no id" in capsys.readouterr().err
 
 
 def fields_of(route: Route) -> list[str]:
