@@ -27,6 +27,7 @@ def test_all_processes_of_a_server_are_read_together_by_time(tmp_path: Path) -> 
     for _, close in journals:
         close()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["log.f0", "log.s"]
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}  # ids of clients are in it
     assert sorted(entry.request or "" for entry in read_log(path)) == [f"r{number}" for number in range(6)]
     times = [entry.at_s for entry in read_log(path)]
     assert times == sorted(times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -12,11 +13,16 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def append_whole(path: Path, content: bytes) -> int:
+def private(path: str, flags: int) -> int:
+    """The `opener` of a file that no other user may read."""
+    return os.open(path, flags, 0o600)
+
+
+def append_whole(path: Path, content: bytes, opener: Callable[[str, int], int] | None = None) -> int:
     """Returns how large the file is then. Raises OSError if it cannot be written, and leaves it as large as it was."""
     size = size_of(path)
     try:
-        with path.open("ab") as file:
+        with open(path, "ab", opener=opener) as file:
             file.write(content)
     except OSError:
         with contextlib.suppress(OSError):

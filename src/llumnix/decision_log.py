@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from llumnix.appending import append_whole
+from llumnix.appending import append_whole, private
 from llumnix.background import BackgroundWriter
 from llumnix.errors import UsageError
 from llumnix.journal.entries import JournalEntry
@@ -61,7 +61,7 @@ class DecisionLog:
             sys.stdout.buffer.write(lines)
             sys.stdout.flush()
             return
-        if append_whole(self._path, lines) > _LARGEST:
+        if append_whole(self._path, lines, private) > _LARGEST:
             os.replace(self._path, f"{self._path}.1")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from llumnix.appending import private
 from llumnix.control.replay import AnyEntry, Begin, Differs, replay_recording
 from llumnix.errors import UsageError
 from llumnix.home import expanded
@@ -51,7 +52,7 @@ def recorder(name: str, begin: Begin) -> RecordStep | None:
     def write(line: bytes, mode: str) -> None:
         nonlocal goes_on
         try:
-            with path.open(mode) as file:
+            with open(path, mode, opener=private) as file:
                 file.write(line + b"\n")
         except OSError as error:
             goes_on = False

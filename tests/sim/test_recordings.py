@@ -58,6 +58,7 @@ def test_full_disk_ends_a_recording_and_nothing_else(tmp_path: Path, caplog: pyt
     assert len(told) == len(set(told)), "once of each"
     for path in tmp_path.iterdir():
         assert differences(path) == [], path.name
+        assert path.stat().st_mode & 0o777 == 0o600, "ids of clients are in it"
 
 
 def test_folder_that_cannot_be_made_ends_a_recording_and_nothing_else(
