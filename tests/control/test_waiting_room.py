@@ -129,7 +129,49 @@ def test_who_waits_too_long_for_his_own_others_is_told_that_it_is_his_limit() ->
     answer = people.room.call(1.0, people)
     assert answer is not None
     assert answer.declined.status == 429  # type: ignore[union-attr]
-    assert "may have 1 requests at once" in answer.declined.why  # type: ignore[union-attr]
+    assert answer.declined.why == "It waited for 0.5 s: its tenant may have 1 request at once."  # type: ignore[union-attr]
+
+
+LARGE, MANY = 1234567.0, "1234567 tokens a minute (308642 at each front end)"
+
+
+@pytest.mark.parametrize(
+    ("limits", "asks", "why"),
+    [
+        (
+            {"concurrent": 8},
+            [100] * 3,
+            "It waited for 600 s: its tenant may have 8 requests at once (2 at each front end).",
+        ),
+        ({}, [100] * 3, "It waited for 600 s, and no instance could begin it in time."),
+        (
+            {"tokens_per_minute": LARGE},
+            [300_000, 100_000],
+            f"The tenant t may have {MANY}; 8385 of them are left, 100256 needed.",
+        ),
+        (
+            {"tokens_per_minute": LARGE},
+            [2_000_000],
+            f"The tenant t may have {MANY}, and this request needs 2000256.",
+        ),
+        (
+            {"requests_per_minute": LARGE * 8, "tokens_per_minute": 0.0},
+            [2],
+            "The tenant t may have 0 tokens a minute (0 at each front end), and this request needs 258.",
+        ),
+    ],
+)
+def test_what_a_client_is_told_are_whole_limits_and_numbers_without_exponents(
+    limits: dict[str, float], asks: list[int], why: str
+) -> None:
+    patient = ServiceClass(name="slow", max_hold_s=600.0)
+    people = People(classes_of(tenant("t", "slow", **limits), classes=(patient,)).shared_by(4))  # type: ignore[arg-type]
+    declined = [people.ask(f"r{n}", cls="slow", prompt=prompt, output=256) for n, prompt in enumerate(asks)]
+    people.calls(free=2 if limits else 0)
+    people.now_s = 600.0
+    late = people.room.call(600.0, people)
+    told = [*declined, None if late is None else late.declined]  # type: ignore[union-attr]
+    assert [one.why for one in told if one is not None] == [why]
 
 
 def test_client_that_goes_while_it_waits_leaves_nothing() -> None:

@@ -63,12 +63,20 @@ def test_who_is_unknown_or_names_what_is_not_his_is_told_so(
     assert (answer.status, answer.why, answer.retry_after_s) == (status, why, None)
 
 
+def test_an_api_key_may_be_of_any_signs() -> None:
+    """A header's bytes are read one by one."""
+    key = "schlüssel"
+    owner = terms("t", "flex", key=key)
+    found = Classes(classes={"flex": FLEX}, tenants={"t": owner}).seat(Caller(key=key.encode().decode("latin-1")))
+    assert found == Seat(owner, FLEX)
+
+
 def test_front_ends_share_the_limits_and_nothing_else() -> None:
     tenant = terms("t", "flex", requests_per_minute=90.0, tokens_per_minute=0.0, concurrent=4)
     shared = Classes(classes={"flex": FLEX}, tenants={"t": tenant}, others=OTHERS).shared_by(3)
     part = shared.tenants["t"]
     assert (part.requests_per_minute, part.tokens_per_minute) == (90.0, 0.0)
-    assert (part.parts, part.concurrent) == (3, 2)
+    assert (part.parts, part.concurrent, part.concurrent_here) == (3, 4, 2)
     assert shared.others is not None
     assert (shared.others.name, shared.others.parts) == (OTHERS.name, 3)
     assert shared.classes == {"flex": FLEX}

@@ -8,6 +8,7 @@ from llumnix.control.drain import Drain
 from llumnix.control.gone import GoneIds
 from llumnix.control.moves import MovesInFlight
 from llumnix.control.scheduler_events import DemandHeld
+from llumnix.policy.figures import figures
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState
 
@@ -162,9 +163,10 @@ class ClusterView:
 def _why_lost(at: float, known: Known, timeout_s: float, step_timeout_s: float) -> str:
     silent_s = at - known.heard_s
     if silent_s > timeout_s:
-        return f"no heartbeat for {silent_s:.3g} s (limit {timeout_s:g} s)"
+        return f"no heartbeat for {figures(silent_s, 3)} s (limit {timeout_s:g} s)"
     load = known.snapshot
     if load is None or load.standing_s <= step_timeout_s or not (load.running or load.waiting or load.unread):
         return ""  # one without work whose heartbeats are late is no engine that hangs
     work = f"{load.running} running, {load.waiting} waiting, {load.unread} unread"
-    return f"it lives, but its engine did nothing for {load.standing_s:.3g} s, with {work} (limit {step_timeout_s:g} s)"
+    stood = f"its engine did nothing for {figures(load.standing_s, 3)} s"
+    return f"it lives, but {stood}, with {work} (limit {step_timeout_s:g} s)"

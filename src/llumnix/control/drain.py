@@ -25,6 +25,7 @@ from llumnix.control.scheduler_events import (
     SetDraining,
     StopInstance,
 )
+from llumnix.policy.figures import figures
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, InstanceState, RequestId
 
@@ -237,15 +238,18 @@ class Drain:
     def _drive_out(self, at: float, left: int) -> list[SchedulerCommand]:
         if at >= self._cut_off_s and not self.order.keep:
             self._outcome, self._empty_since_s, self._finished_s = DrainOutcome.CUT_OFF, at, at
-            reason = f"drained for {at - self.order.at:.3g} s: {left} requests can be neither moved nor replayed"
+            reason = f"drained for {self._lasted(at)}: {left} requests can be neither moved nor replayed"
             report = self.report(at)
             stop = StopInstance(instance=self.order.instance, reason=reason, kill=True)
             return [DrainFinished(report=report, reason=reason), stop]
         if self._replay_ordered_s is not None and at < self._replay_ordered_s + REPLAY_AGAIN_S:
             return []
         self._replay_ordered_s = at
-        reason = f"{self.order.instance} drains for {at - self.order.at:.3g} s, {left} left"
+        reason = f"{self.order.instance} drains for {self._lasted(at)}, {left} left"
         return [ReplayRest(instance=self.order.instance, reason=reason)]
+
+    def _lasted(self, at: float) -> str:
+        return f"{figures(at - self.order.at, 3)} s"
 
     def _order_to_end(self, at: float) -> list[SchedulerCommand]:
         again = self._ordered_s is not None and at >= self._ordered_s + self._repeat_s

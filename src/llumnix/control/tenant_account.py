@@ -8,6 +8,7 @@ import msgspec
 
 from llumnix.control.token_bucket import TokenBucket
 from llumnix.policy.classes import Declined, TenantTerms
+from llumnix.policy.figures import figures
 
 FIRST_GUESS_TOKENS = 256.0
 """Output of a tenant's first request, as far as anybody knows."""
@@ -39,6 +40,7 @@ class TenantAccount:
     def change(self, terms: TenantTerms, at_s: float) -> None:
         """Other limits from now on; what was used stays used."""
         self.terms = terms
+        self._concurrent = terms.concurrent_here
         limits = {"requests": terms.requests_per_minute, "tokens": terms.tokens_per_minute}
         self._limits = {what: limit for what, limit in limits.items() if limit is not None}
         before = self._buckets
@@ -50,12 +52,18 @@ class TenantAccount:
     @property
     def places(self) -> float:
         """Requests that may begin beside those that run."""
-        return inf if self.terms.concurrent is None else max(0, self.terms.concurrent - self.running)
+        return inf if self._concurrent is None else max(0, self._concurrent - self.running)
 
     @property
     def may_run(self) -> bool:
-        limit = self.terms.concurrent  # not by `places`: asked of every queue with each call
+        limit = self._concurrent  # not by `places`: asked of every queue with each call
         return limit is None or self.running < limit
+
+    @property
+    def most_at_once(self) -> str:
+        """In a sentence that says why one could not begin."""
+        at_once = f"{self.terms.concurrent} request{'' if self.terms.concurrent == 1 else 's'} at once"
+        return f"{at_once}{_here(self._concurrent, self.terms.parts)}"
 
     def expected_output(self, most_tokens: int) -> float:
         return min(self._mean_output, most_tokens)
@@ -113,13 +121,18 @@ class TenantAccount:
         return bucket.wait_s(min(amount, bucket.capacity), at_s)
 
     def _declined(self, what: str, amount: float, wait_s: float, at_s: float) -> Declined:
-        bucket, parts = self._buckets[what], self.terms.parts
-        here = f" ({self._limits[what] / parts:g} at each front end)" if parts > 1 else ""
-        limit = f"The tenant {self.terms.name} may have {self._limits[what]:g} {what} a minute{here}"
+        bucket = self._buckets[what]
+        here = _here(figures(self._limits[what] / self.terms.parts, 6), self.terms.parts)
+        limit = f"The tenant {self.terms.name} may have {figures(self._limits[what])} {what} a minute{here}"
         if wait_s == inf:
-            return Declined(429, "rate_limit_exceeded", f"{limit}, and this request needs {amount:g}.")
+            return Declined(429, "rate_limit_exceeded", f"{limit}, and this request needs {amount:.0f}.")
         left = floor(max(0.0, bucket.level(at_s)))
         return Declined(429, "rate_limit_exceeded", f"{limit}; {left} of them are left, {amount:.0f} needed.", wait_s)
+
+
+def _here(part: object, parts: int) -> str:
+    """So much of a limit is that of one front end."""
+    return f" ({part} at each front end)" if parts > 1 else ""
 
 
 def _bucket(what: str, per_minute: float, at_s: float) -> TokenBucket:

@@ -26,6 +26,7 @@ from llumnix.control.openings import Opening, Openings
 from llumnix.control.queue_turns import QueueTurns
 from llumnix.control.tenant_account import Allowance, TenantAccount
 from llumnix.policy.classes import Classes, Declined, ServiceClass
+from llumnix.policy.figures import figures
 from llumnix.types import InstanceId, RequestId
 
 OUTPUT_WEIGHT = 2.0
@@ -229,7 +230,7 @@ class WaitingRoom:
         foreseen_s = openings.look(held.asked, ahead).first_token_s
         if foreseen_s is None or foreseen_s <= limit_s:
             return None
-        why = f"Its first token would take {foreseen_s:.1f} s, and the class {queue.cls} waits {limit_s:g} s."
+        why = f"Its first token would take {foreseen_s:.1f} s, and the class {queue.cls} waits {figures(limit_s)} s."
         return Declined(503, "overloaded", why, _retry_s(foreseen_s - limit_s))
 
     def _part(self, queue: QueueName) -> float:
@@ -278,10 +279,10 @@ class WaitingRoom:
 
     def _declined_late(self, tenant: str, waited_s: float) -> Declined:
         account, retry_s = self._accounts[tenant], _retry_s(len(self._held) * self._call_gap_s)
+        waited = f"It waited for {figures(waited_s, 2)} s"
         if account.may_run:
-            why = f"It waited for {waited_s:.2g} s, and no instance could begin it in time."
-            return Declined(503, "overloaded", why, retry_s)
-        why = f"It waited for {waited_s:.2g} s: its tenant may have {account.terms.concurrent} requests at once."
+            return Declined(503, "overloaded", f"{waited}, and no instance could begin it in time.", retry_s)
+        why = f"{waited}: its tenant may have {account.most_at_once}."
         return Declined(429, "rate_limit_exceeded", why, retry_s)
 
     def _send(self, at_s: float, queue: QueueName, held: HeldRequest) -> None:

@@ -63,13 +63,19 @@ class TenantTerms(msgspec.Struct, frozen=True, kw_only=True):
     concurrent: int | None = None
     """Requests that run at once; more of them wait."""
     parts: int = 1
-    """Front ends by which the limits per minute are divided."""
+    """Front ends by which the limits are divided."""
+
+    @property
+    def concurrent_here(self) -> int | None:
+        """At each front end."""
+        return None if self.concurrent is None else ceil(self.concurrent / self.parts)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """What a request says of itself; an empty string is nothing said."""
 
     key: str = ""
+    """Each sign one byte of it."""
     """API key, as it was sent."""
     tenant: str = ""
     """Value of the header that names the tenant, where one does."""
@@ -135,7 +141,7 @@ class Classes(msgspec.Struct, frozen=True, kw_only=True):
             found = self.tenants.get(caller.tenant)
             said = f"tenant {caller.tenant[:100]!r}" if caller.tenant else f"request without {self.tenant_header}"
         else:
-            digest = hashlib.sha256(caller.key.encode()).hexdigest()
+            digest = hashlib.sha256(caller.key.encode("latin-1")).hexdigest()
             found = next((one for one in self.tenants.values() if one.key_sha256 == digest), None)
             said = "API key" if caller.key else "request without an API key"
         if found is None and self.others is None:
@@ -144,5 +150,4 @@ class Classes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _part(tenant: TenantTerms, front_ends: int) -> TenantTerms:
-    concurrent = None if tenant.concurrent is None else ceil(tenant.concurrent / front_ends)
-    return replace(tenant, parts=front_ends, concurrent=concurrent)
+    return replace(tenant, parts=front_ends)

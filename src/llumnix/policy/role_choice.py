@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec.structs import replace
 
+from llumnix.policy.figures import figures
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.step_cost import PLANNED
 from llumnix.policy.virtual_usage import held_blocks
@@ -147,9 +148,10 @@ def _half_way(serving: list[InstanceSnapshot], now: Outlook, best: Outlook, targ
     other = Role.DECODE if for_prompts else Role.MIXED
     wanted = {name: Role.PREFILL if its else other for name, its in is_for_prompts.items()}
     changes = {each.id: wanted[each.id] for each in serving if wanted[each.id] is not each.role}
+    firsts = [figures(each.first_token_s, 2) for each in (now, best)]
+    tokens = [figures(each.token_s * 1e3, 3) for each in (now, best)]
     reason = (
-        f"{count} {what} for prompts, {best.for_prompts} are wanted: first token {now.first_token_s:.2g} → "
-        f"{best.first_token_s:.2g} s (target {targets.ttft_s:g}), tokens {now.token_s * 1e3:.3g} → "
-        f"{best.token_s * 1e3:.3g} ms (target {targets.tpot_s * 1e3:g})"
+        f"{count} {what} for prompts, {best.for_prompts} are wanted: first token {' → '.join(firsts)} s "
+        f"(target {targets.ttft_s:g}), tokens {' → '.join(tokens)} ms (target {targets.tpot_s * 1e3:g})"
     )
     return RoleChoice(changes, reason)
