@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from llumnix.control.role_keeper import DWELL_S, LOOK_S, DemandWatch, RoleKeeper
@@ -88,6 +89,19 @@ def test_next_change_waits_for_what_came_of_the_last() -> None:
     times = sorted({at for at, _ in told("adaptive", 3 * DWELL_S + 3 * LOOK_S)})
     assert all(later - sooner >= DWELL_S - 1e-6 for sooner, later in pairwise(times))
     assert len(times) >= 2
+
+
+def test_advice_is_given_again_when_it_was_not_needed_in_between() -> None:
+    keeper = RoleKeeper(RolesConfig(roles="advise", ttft_target_ms=1000, tpot_target_ms=30))
+    advice, seconds, at, quiet_s = [], 0.0, 0.0, 60.0
+    while at < 180.0:
+        busy = not 30.0 <= at < 30.0 + quiet_s
+        seconds += LOOK_S if busy else 0.0
+        told = keeper.look(msgspec.structs.replace(crowd(seconds), at=at))
+        advice += [at for _ in told]
+        at += LOOK_S
+    first, again = advice
+    assert first < 30.0 < 30.0 + quiet_s < again
 
 
 def test_advice_is_given_once() -> None:

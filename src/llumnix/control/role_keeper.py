@@ -74,6 +74,7 @@ class RoleKeeper:
             return []
         choice = choose_roles(cluster, demand, self._targets)
         if choice is None:
+            self._advised = ""
             return []
         self._changed_s = cluster.at
         if self._carries_out:
