@@ -37,7 +37,7 @@ def test_status_is_a_table(
     assert out[1].split()[:7] == ["i0", "running", "17", "2", "1", "60/100", "20.0"]
     assert out[1].split()[7] == "roomy"
     assert out[2].split()[:7] == ["i1", "starting", "–", "0", "0", "–", "–"]
-    assert out[3] == "freeness: free blocks per request, over < 0 ≤ tight < 3 ≤ roomy; in, out: moves"
+    assert out[3] == "freeness: free blocks per request, over < 0 ≤ tight < 3 < roomy; in, out: moves"
     assert out[4] == "scheduler: running (pid 5)"
 
 

@@ -180,9 +180,9 @@ def _below(status: InstancesAnswer) -> Iterable[Text]:
     limits, scheduler = status.freeness_limits, status.scheduler
     if limits is not None:
         give, take = f"{limits.give:g}", f"{limits.take:g}"
-        between = "" if give == take else f" ≤ steady < {take}"
+        between = "" if give == take else f" ≤ steady ≤ {take}"
         yield Text(
-            f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} ≤ roomy; in, out: moves",
+            f"freeness: free blocks per request, over < 0 ≤ tight < {give}{between} < roomy; in, out: moves",
             style="dim",
         )
     if scheduler is not None:

@@ -317,6 +317,12 @@ def test_engine_that_stood_still_before_this_front_end_began_is_the_last_choice_
     assert placed(d, 1) == ["b"]
 
 
+def test_report_that_comes_late_does_not_say_whether_an_engine_stands_still() -> None:
+    d = dispatcher(report("a", 2, running=1), report("b", 2, running=40, free_blocks=400))
+    d.on_report(beat(report("a", 1, running=1), STANDING_S))
+    assert placed(d, 1) == ["a"]
+
+
 def test_where_all_engines_stand_still_the_freest_is_taken() -> None:
     both = [report("a", running=1), report("b", running=1, free_blocks=900)]
     d = dispatcher(*(beat(one, 5.0) for one in both))

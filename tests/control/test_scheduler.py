@@ -330,6 +330,7 @@ class Beats:
 def test_instance_that_beats_but_does_nothing_about_its_work_is_declared_lost() -> None:
     beats = Beats(20.0, running=3, waiting=1)
     assert beats.go_on(20, progress=False) == []
+    assert beats.body.scheduler.ignored == {}, "a heartbeat is no report that comes late"
     (command,) = beats.go_on(2, progress=False)
     why = "it lives, but its engine did nothing for 21 s, with 3 running, 1 waiting, 0 unread (limit 20 s)"
     assert command == DeclareLost(instance=InstanceId("a"), why=why)

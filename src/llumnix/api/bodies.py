@@ -85,7 +85,7 @@ class FreenessLimits(msgspec.Struct, frozen=True, kw_only=True):
     give: float
     """An instance with less gives requests away."""
     take: float
-    """An instance with as much takes them."""
+    """An instance with more takes them."""
 
 
 class ScalingRow(ScalingStatus, frozen=True, kw_only=True):

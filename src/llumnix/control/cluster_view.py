@@ -89,7 +89,8 @@ class ClusterView:
         if known.snapshot is not None and report.seq <= known.snapshot.seq:
             if report.seq == known.snapshot.seq:  # a heartbeat
                 known.snapshot = report
-            self.ignore("report older than the known one")
+            else:
+                self.ignore("report older than the known one")
             return None
         known.snapshot, known.given = report, 0
         return known

@@ -85,6 +85,8 @@ class Dispatcher:
         entry = self._entries.get(snapshot.id)
         if entry is None and snapshot.id in self._removed:
             return
+        if entry is not None and snapshot.seq < entry.reported.seq:
+            return
         counted = self._counted(snapshot)
         if snapshot.stands_still != (snapshot.id in self._standing):
             self._standing ^= {snapshot.id}
@@ -92,7 +94,7 @@ class Dispatcher:
             # What an earlier front end of this index sent before is not ours to wait for. So the first report must be
             # one that was made when all of that was counted, and none of ours.
             entry = self._entries[snapshot.id] = KnownInstance(snapshot, counted)
-        elif snapshot.seq <= entry.reported.seq:
+        elif snapshot.seq == entry.reported.seq:
             return
         entry.reported = snapshot
         (self._for_tokens.add if snapshot.role is Role.DECODE else self._for_tokens.discard)(snapshot.id)

@@ -1,8 +1,8 @@
 """One word for how full an instance is, for people who read the number of its freeness beside it.
 
 idle      it has no request
-roomy     freeness is at least the limit from which it takes requests from others
-steady    between the two limits, where they differ: it neither gives nor takes
+roomy     freeness is above the limit beyond which it takes requests from others
+steady    between the two limits, or just there: it neither gives nor takes
 tight     below the limit under which it gives requests away: a few blocks of tokens for each
 over      below zero: its requests need more memory, or places in the batch, than there are, and some wait
 leaving   it drains, and then stops
@@ -28,4 +28,4 @@ def load_word(instance: InstanceSnapshot, terms: PairingTerms) -> str:
         return "over"
     if freeness < terms.migrate_out_freeness:
         return "tight"
-    return "roomy" if freeness >= terms.migrate_in_freeness else "steady"
+    return "roomy" if freeness > terms.migrate_in_freeness else "steady"
