@@ -12,6 +12,7 @@ from llumnix.control.front_end_events import (
     Abort,
     Aborted,
     Arrived,
+    AskPrefixes,
     Broken,
     Closed,
     Deliver,
@@ -430,6 +431,18 @@ def test_counts_come_with_the_events_that_depend_on_them() -> None:
     again.arrive()
     again.machine.counted({R: 7, RequestId("unknown"): 1})
     assert only(ReplayAt, again.tell(Departed, A)).delivered_tokens == 7
+
+
+def test_instance_that_is_new_to_a_front_end_is_asked_once_what_it_has_cached() -> None:
+    """It may have served others for long, and says nothing while it is idle."""
+    front = Driver()
+    assert front.report(A) == [], "it does not tell of prefixes"
+    assert [front.report(B, prefix_chunk_tokens=500) for _ in range(2)] == [[AskPrefixes(B)], []]
+    front.tell(Departed, B)
+    assert front.report(B, prefix_chunk_tokens=500) == []
+    blind = FrontEndMachine(PolicyConfig(prefix=False))
+    tells = InstanceSnapshot(id=C, seq=1, at=0.0, total_blocks=9, free_blocks=9, prefix_chunk_tokens=500)
+    assert blind.handle(Reported(0.0, tells)) == []
 
 
 def test_request_had_best_move_where_most_of_its_prompt_is_cached_and_there_is_room_for_it() -> None:

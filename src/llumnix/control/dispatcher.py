@@ -79,15 +79,16 @@ class Dispatcher:
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
         self._for_tokens: set[InstanceId] = set()
 
-    def on_report(self, snapshot: InstanceSnapshot) -> None:
+    def on_report(self, snapshot: InstanceSnapshot) -> bool:
         """Takes a newer report and closes the ledger's entries that it counts. Reports that are older than the known
-        one, or of a removed instance, change nothing; heartbeats only tell whether its engine stands still."""
+        one, or of a removed instance, change nothing; heartbeats only tell whether its engine stands still.
+        True: it is new here, and is to be asked for its prefixes, as it may have had some for long."""
         entry = self._entries.get(snapshot.id)
         if entry is None and snapshot.id in self._removed:
-            return
+            return False
         if entry is not None and snapshot.seq < entry.reported.seq:
-            return
-        counted = self._counted(snapshot)
+            return False
+        is_new, counted = entry is None, self._counted(snapshot)
         if snapshot.stands_still != (snapshot.id in self._standing):
             self._standing ^= {snapshot.id}
         if entry is None:
@@ -95,7 +96,7 @@ class Dispatcher:
             # one that was made when all of that was counted, and none of ours.
             entry = self._entries[snapshot.id] = KnownInstance(snapshot, counted)
         elif snapshot.seq == entry.reported.seq:
-            return
+            return False
         entry.reported = snapshot
         (self._for_tokens.add if snapshot.role is Role.DECODE else self._for_tokens.discard)(snapshot.id)
         entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks, snapshot)  # no watermark if alone
@@ -107,6 +108,7 @@ class Dispatcher:
         while len(entry.under_way) > under_way:
             self._close(entry, entry.under_way[0])
         self._refresh(entry)
+        return is_new and self.prefix_chunk_tokens > 0
 
     def on_removed(self, instance: InstanceId) -> None:
         """The instance is gone for good. Its requests are the caller's to place anew."""

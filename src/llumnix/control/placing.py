@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from llumnix.config import PolicyConfig
 from llumnix.control.dispatcher import NONE_AVOIDED, Dispatch, Dispatcher
-from llumnix.control.front_end_events import Arrived, FrontEndCommand, GiveUp, Park, ReplayAt, SendTo
+from llumnix.control.front_end_events import Arrived, AskPrefixes, FrontEndCommand, GiveUp, Park, ReplayAt, SendTo
 from llumnix.control.messages import NOBODY
 from llumnix.control.onward import Onward
 from llumnix.control.ownership import Ownership, Replay
@@ -58,9 +58,11 @@ class Placing:
     # instances
 
     def reported(self, snapshot: InstanceSnapshot) -> list[FrontEndCommand]:
-        self.dispatcher.on_report(snapshot)
+        commands: list[FrontEndCommand] = []
+        if self.dispatcher.on_report(snapshot):
+            commands.append(AskPrefixes(snapshot.id))
         self.onward.reported(snapshot)
-        return self._place_waiting() if self._waiting else []
+        return commands + self._place_waiting() if self._waiting else commands
 
     def equipped(self, instance: InstanceId, lacks: tuple[int, ...]) -> list[FrontEndCommand]:
         if self.dispatcher.is_removed(instance):
