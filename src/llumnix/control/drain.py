@@ -16,10 +16,10 @@ import msgspec
 
 from llumnix.config import ClusterConfig, MigrationConfig
 from llumnix.control.scheduler_events import (
-    ASKED_FOR,
     DrainFinished,
     DrainOutcome,
     DrainReport,
+    DrainRequested,
     ReplayRest,
     SchedulerCommand,
     SetDraining,
@@ -58,21 +58,10 @@ def drain_limits(cluster: ClusterConfig, migration: MigrationConfig) -> DrainLim
     )
 
 
-class DrainOrder(msgspec.Struct, frozen=True, kw_only=True):
-    at: float
-    instance: InstanceId
-    keep: bool
-    why: str = ASKED_FOR
-    timeout_s: float | None = None
-    """None: as `DrainLimits` says."""
-    firm: bool = False
-    """There is no way back: its process was asked to end, or its node goes."""
-
-
 class Drain:
     """From the order to empty it until the instance is gone."""
 
-    def __init__(self, order: DrainOrder, limits: DrainLimits) -> None:
+    def __init__(self, order: DrainRequested, limits: DrainLimits) -> None:
         self.order = order
         self._grace_s = limits.grace_s
         self._set_deadline(order.at, limits.timeout_s if order.timeout_s is None else order.timeout_s)
@@ -219,8 +208,12 @@ class Drain:
             seconds=until_s - self.order.at,
         )
 
+    def _is_due(self, at: float) -> bool:
+        """An order was not given yet, or has shown no effect for too long."""
+        return self._ordered_s is None or at >= self._ordered_s + self._repeat_s
+
     def _order_to_drain(self, at: float, snapshot: InstanceSnapshot | None) -> list[SchedulerCommand]:
-        if self._ordered_s is not None and at < self._ordered_s + self._repeat_s:
+        if not self._is_due(at):
             return []
         self._ordered_s = at
         then = "stays, empty" if self.order.keep else "stops when empty"
@@ -229,7 +222,7 @@ class Drain:
         return [SetDraining(instance=self.order.instance, keep=self.order.keep, reason=reason)]
 
     def _order_back(self, at: float) -> list[SchedulerCommand]:
-        if self._ordered_s is not None and at < self._ordered_s + self._repeat_s:
+        if not self._is_due(at):
             return []
         self._ordered_s = at
         reason = "it takes requests again"
@@ -252,8 +245,7 @@ class Drain:
         return f"{figures(at - self.order.at, 3)} s"
 
     def _order_to_end(self, at: float) -> list[SchedulerCommand]:
-        again = self._ordered_s is not None and at >= self._ordered_s + self._repeat_s
-        if self._finished_s is not None and (self.order.keep or not again):
+        if self._finished_s is not None and (self.order.keep or not self._is_due(at)):
             return []
         first_time = self._finished_s is None
         if first_time:

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.cluster_view import ClusterView, Known
-from llumnix.control.drain import Drain, DrainLimits, DrainOrder
+from llumnix.control.drain import Drain, DrainLimits
 from llumnix.control.freest import Freest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveCause
@@ -15,6 +15,7 @@ from llumnix.control.scheduler_events import (
     CachedElsewhere,
     DrainFinished,
     DrainReport,
+    DrainRequested,
     MoveRequest,
     RequestsReplayed,
     SchedulerCommand,
@@ -57,7 +58,7 @@ class Drains:
         self._asks_where_cached = self._moves_requests and policy.looks_at_prefixes(config)
         self._ended: dict[InstanceId, DrainReport] = {}
 
-    def begin(self, order: DrainOrder) -> list[SchedulerCommand]:
+    def begin(self, order: DrainRequested) -> list[SchedulerCommand]:
         """Empties the instance. One that drains already goes on; a new deadline counts."""
         known = self._view[order.instance]
         drain = known.drain

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.control.at_once import AtOnce
 from llumnix.control.cluster_view import ClusterView
-from llumnix.control.drain import DrainLimits, DrainOrder
+from llumnix.control.drain import DrainLimits
 from llumnix.control.drains import Drains
 from llumnix.control.fleet import FleetView
 from llumnix.control.freest import Freest
@@ -150,7 +150,7 @@ class GlobalScheduler:
                 return []
             # Its process was asked to end, or it was the will of a scheduler before us.
             firm = report.asked_to_end
-            return self.drains.begin(DrainOrder(at=event.at, instance=report.id, keep=report.drain_keep, firm=firm))
+            return self.drains.begin(DrainRequested(at=event.at, instance=report.id, keep=report.drain_keep, firm=firm))
         return self._at_once.reported(event.at, report)
 
     def _on_migration_ended(self, event: MigrationEnded) -> list[SchedulerCommand]:
@@ -175,16 +175,7 @@ class GlobalScheduler:
             return []
         match event:
             case DrainRequested():
-                return self.drains.begin(
-                    DrainOrder(
-                        at=event.at,
-                        instance=event.instance,
-                        keep=event.keep,
-                        why=event.why,
-                        timeout_s=event.timeout_s,
-                        firm=event.firm,
-                    )
-                )
+                return self.drains.begin(event)
             case DrainWithdrawn():
                 return self.drains.withdraw(event.at, event.instance)
             case RoleWanted():
@@ -252,8 +243,8 @@ class GlobalScheduler:
         if step.carried_out and step.start:
             commands.append(self._start(at, step.start, f"auto-scaling: {step.reason}"))
         elif step.carried_out and step.drain is not None:
-            order = DrainOrder(at=at, instance=step.drain, keep=False, why=f"by auto-scaling: {step.reason}")
-            commands += self.drains.begin(order)
+            why = f"by auto-scaling: {step.reason}"
+            commands += self.drains.begin(DrainRequested(at=at, instance=step.drain, why=why))
         return commands
 
     def _pair(self, at: float) -> list[SchedulerCommand]:

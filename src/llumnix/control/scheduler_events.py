@@ -57,7 +57,7 @@ class DrainRequested(_Event, frozen=True, kw_only=True, tag=True):
     """After this long what is left is replayed elsewhere; None: as the scheduler was made."""
     why: str = ASKED_FOR
     firm: bool = False
-    """There is no way back: its node goes."""
+    """There is no way back: its process was asked to end, or its node goes."""
 
 
 class DrainWithdrawn(_Event, frozen=True, kw_only=True, tag=True):
