@@ -10,11 +10,17 @@ from llumnix.types import Role
 
 
 class WantedRoles:
+    """Adaptive ones are the scheduler's to say, and change with what is asked: none is kept for who has gone."""
+
     def __init__(self, config: RolesConfig) -> None:
+        self._adaptive = config.roles == "adaptive"
         self._wanted = {Role.PREFILL: config.prefill_instances, Role.DECODE: config.decode_instances}
 
     def of_another(self, present: Iterable[Role]) -> Role:
-        """Of an instance that starts beside those with these roles: the first one that too few have, else mixed."""
+        """Of an instance that starts beside those with these roles: the first one that too few have, else mixed. With
+        adaptive roles that of those that are not for prompts."""
+        if self._adaptive:
+            return Role.DECODE if Role.PREFILL in present else Role.MIXED
         if not any(self._wanted.values()):
             return Role.MIXED
         have = Counter(present)

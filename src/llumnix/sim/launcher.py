@@ -98,21 +98,22 @@ class SimLauncher:
     def kill(self, name: InstanceId) -> None:
         """It is gone at once, and another one takes its place."""
         if name in self._instances:
+            role = self._roles[name]
             self._remove(name, "lost")
             if self._setup.restart_instances:
-                self._start_later()
+                self._start_later(role)
                 self._tell_fleet()
 
     # ------------------------------------------------------------------ lives
 
-    def _start_later(self) -> None:
-        self._kernel.after(self._world.profile.host.start_up_s, self._start_instance, self._new_life())
+    def _start_later(self, role: Role | None = None) -> None:
+        self._kernel.after(self._world.profile.host.start_up_s, self._start_instance, self._new_life(role))
 
-    def _new_life(self) -> InstanceLife:
-        """An instance is ordered, and paid for from now on."""
+    def _new_life(self, role: Role | None = None) -> InstanceLife:
+        """An instance is ordered, and paid for from now on. Without a role it gets one that is missing."""
         name = instance_name(len(self.lives))
         life = self.lives[name] = InstanceLife(name, self._kernel.now)
-        self._roles[name] = self._wanted_roles.of_another(self._roles.values())
+        self._roles[name] = role or self._wanted_roles.of_another(self._roles.values())
         self._count()
         return life
 
