@@ -165,7 +165,7 @@ def test_what_a_client_is_told_are_whole_limits_and_numbers_without_exponents(
     limits: dict[str, float], asks: list[int], why: str
 ) -> None:
     patient = ServiceClass(name="slow", max_hold_s=600.0)
-    people = People(classes_of(tenant("t", "slow", **limits), classes=(patient,)).shared_by(4))  # type: ignore[arg-type]
+    people = People(classes_of(tenant("t", "slow", **limits), classes=(patient,)).shared_by(4))
     declined = [people.ask(f"r{n}", cls="slow", prompt=prompt, output=256) for n, prompt in enumerate(asks)]
     people.calls(free=2 if limits else 0)
     people.now_s = 600.0
