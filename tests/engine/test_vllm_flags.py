@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 pytest.importorskip("vllm")
 
 from llumnix.cluster.environment import engine_flags
+from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
 from llumnix.vllm_words import VERSION, flag_rows, installed_version, refused_variable, variable_rows
 
@@ -92,6 +94,28 @@ def test_the_queue_is_ordered_as_the_user_says(monkeypatch: pytest.MonkeyPatch) 
         assert boot.prepare(list(flags), model).config.scheduler_config.policy == policy
 
 
+def test_documents_are_compared_with_a_query_that_another_instance_has_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM by itself leaves the query in the engine that has encoded it, and that engine ends when it is elsewhere."""
+    from vllm.entrypoints.pooling import factories
+    from vllm.entrypoints.pooling.pooling.serving import ServingPooling
+    from vllm.entrypoints.pooling.scoring.serving import ServingScores
+
+    from llumnix import tiny_model
+    from llumnix.engine.vllm import boot
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    model = str(tiny_model.ensure())
+    args = boot.prepare(list(engine_flags(parse_serve([model, "--enforce-eager", "--dtype=float32"]))), model).args
+    monkeypatch.setattr(ServingPooling, "__init__", lambda *_, **__: None)
+    monkeypatch.setattr(ServingScores, "init_io_processor", lambda *_, **__: None)
+    by_token = MagicMock(get_pooling_task=lambda _: "token_embed", architecture="")
+    state = SimpleNamespace(openai_serving_models=MagicMock())
+    factories.init_pooling_state(MagicMock(model_config=by_token), state, args, None, ("token_embed",))
+    assert state.serving_scores.io_processor_name == "late-interaction"
+    with pytest.raises(UsageError, match=r"^--enable-flash-late-interaction is not for Llumnix"):
+        parse_serve([model, "--enable-flash-late-interaction"])
+
+
 def test_help_of_vllms_flags_tells_what_is_made_of_them() -> None:
     from llumnix.engine.vllm.front_end.vllm_help import vllm_help
 
@@ -100,10 +124,7 @@ def test_help_of_vllms_flags_tells_what_is_made_of_them() -> None:
 
 
 def test_a_model_that_vllm_schedules_in_a_way_of_its_own_is_refused() -> None:
-    from types import SimpleNamespace
-
     from llumnix.engine.vllm import boot
-    from llumnix.errors import UsageError
 
     config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=False, scheduler_cls="a.Diffuser"))
     with pytest.raises(UsageError, match=r"cannot serve this model: vLLM schedules it with a\.Diffuser\."):
@@ -112,7 +133,6 @@ def test_a_model_that_vllm_schedules_in_a_way_of_its_own_is_refused() -> None:
 
 def test_unknown_parser_is_told_in_one_sentence() -> None:
     from llumnix.engine.vllm.boot import check_parser
-    from llumnix.errors import UsageError
 
     check_parser("--reasoning-parser", "", ["b"])
     check_parser("--reasoning-parser", "b", ["b"])

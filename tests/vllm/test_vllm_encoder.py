@@ -31,6 +31,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It compares token by token, for which vLLM by itself keeps the query in the engine that has encoded it."""
+    model = tiny_encoder.make(tmp_path_factory.mktemp("scorer"))
+    flags = ("--enforce-eager", "--gpu-memory-utilization", "0.1", "--max-model-len", "256")
+    by_token = ("--pooler-config", '{"task": "token_embed"}')
+    with own_server(tmp_path_factory.mktemp("scores"), str(model), *flags, *by_token) as running:
+        yield running
+
+
 def ask(server: Server, words: int) -> httpx.Response:
     return server.post("/v1/embeddings", json={"input": " ".join(WORDS[:words])})
 
@@ -84,3 +94,16 @@ def test_killed_instance_costs_no_answer(server: Server) -> None:
         assert {answer.result().status_code for answer in answers} == {httpx.codes.OK}
     wait_for(lambda: len(server.instances()) == 2, "another in its place", 60.0)
     embedding(ask(server, 3))
+
+
+def test_documents_are_compared_with_a_query_whichever_instance_has_which(scorer: Server) -> None:
+    documents = [" ".join(WORDS[first : first + 5]) for first in range(12)]
+    asked = {"query": "c d e", "documents": documents}
+    before = {row["id"] for row in scorer.instances()}
+    answers = [scorer.post("/rerank", json=asked) for _ in range(8)]
+    assert {answer.status_code for answer in answers} == {httpx.codes.OK}, answers[0].text
+    first, *others = [answer.json()["results"] for answer in answers]
+    assert len(first) == len(documents)
+    for other in others:
+        assert [row["relevance_score"] for row in other] == pytest.approx([row["relevance_score"] for row in first])
+    assert {row["id"] for row in scorer.instances()} == before

@@ -62,18 +62,18 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
-    from llumnix.engine.vllm.versions import command_line, propagate
+    from llumnix.engine.vllm.versions import command_line
 
     parser = command_line().make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
     parser.error = _refuse
     args = parser.parse_args([model, *argv])
     args.model = args.model_tag
+    args.enable_flash_late_interaction = False  # documents find their query on the engine that has encoded it alone
     try:
         configure_logging_from_args(args)
         command_line().validate_parsed_serve_args(args)
         _import_plugins(args)
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        propagate(args, engine_args)
         engine_args.worker_extension_cls = "llumnix.engine.vllm.instance.worker.WorkerExtension"
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, TypeError, OSError, RuntimeError) as error:

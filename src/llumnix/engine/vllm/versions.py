@@ -25,12 +25,6 @@ def command_line() -> Any:
     return importlib.import_module(f"vllm.entrypoints.{folder}.cli_args")
 
 
-def propagate(args: Any, engine_args: Any) -> None:
-    """Flags that belong to both sides of the engine, from one to the other. 0.31 has none."""
-    if RELEASE >= (0, 32):
-        command_line().propagate_flash_late_interaction(args, engine_args)
-
-
 def accepted_in_turn(peer_loads: tuple[Any, int] | None) -> dict[str, Any]:
     """Arguments of `serve_http`: how many connections each front end has, so that the least loaded one takes the next.
     In 0.31 whoever is first takes it."""

@@ -11,9 +11,6 @@ vLLM 0.32 names the sequences of one HTTP request after it:
   (speech_to_text/base/serving.py)
 * sequence `k` of n > 1 `<k>_<id>` (v1/engine/parallel_sampling.py)
 * beam `i` in a step `<id>-<random>-beam-<i>`, `<id>` as above (generate/beam_search/online.py)
-
-Late-interaction scores go by `late-interaction-<random>-query-<i>` and `…-doc-<i>` (pooling/scoring/serving.py): there
-is nothing in these of the id that the client was given.
 """
 
 from __future__ import annotations

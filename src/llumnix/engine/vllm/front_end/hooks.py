@@ -110,13 +110,11 @@ FRONT_END_HOOKS = (
         "vllm.entrypoints.launchers.cli_args:",
         Hook("make_arg_parser", "parser", "flags", until=(0, 33)),
         Hook("validate_parsed_serve_args", "args", "flags", until=(0, 33)),
-        Hook("propagate_flash_late_interaction", "args engine_args", "flags", since=(0, 32), until=(0, 33)),
     ),
     *of(
         "vllm.entrypoints.common.cli_args:",
         Hook("make_arg_parser", "parser", "flags", since=(0, 33)),
         Hook("validate_parsed_serve_args", "args", "flags", since=(0, 33)),
-        Hook("propagate_flash_late_interaction", "args engine_args", "flags", since=(0, 33)),
     ),
 )
 
