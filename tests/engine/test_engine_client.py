@@ -359,6 +359,19 @@ async def test_accepted_request_is_waited_for_at_the_end(llm: LlumnixLLM) -> Non
     assert llm.get_num_unfinished_requests() == 1
 
 
+async def test_abort_of_nobody_is_told_to_no_other_front_end(llm: LlumnixLLM) -> None:
+    """There it would mean all."""
+    told: list[tuple[str, ...]] = []
+
+    async def elsewhere(request_ids: tuple[str, ...]) -> None:
+        told.append(request_ids)
+
+    llm.abort_elsewhere = elsewhere
+    for request_ids in ([], ["cmpl-1"]):
+        await llm.abort(request_ids)
+    assert told == [("cmpl-1",)]
+
+
 def test_place_that_a_client_may_name_is_one_that_there_is(llm: LlumnixLLM) -> None:
     """vLLM itself answers 400 for all others."""
     llm.input_processor, llm.logger_manager = SimpleNamespace(), None  # type: ignore[assignment]

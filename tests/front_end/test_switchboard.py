@@ -275,5 +275,6 @@ async def test_id_that_no_request_can_have_is_told_to_nobody(board: Switchboard,
     mailbox.start()
     board.spec.book.all_front_ends = (board.address, mailbox.address)  # type: ignore[misc]
     assert await board.all_others("abort", ["cmpl-\ud800", "cmpl-1"], timeout_s=10.0) == 1
+    assert await board.all_others("abort", ["cmpl-\ud800"], timeout_s=10.0) == 0, "to the other it would mean all"
     mailbox.close()
     assert asked == [("cmpl-1",)]

@@ -195,7 +195,7 @@ class LlumnixLLM(AsyncLLM):
         """By the id that a client knows, wherever the request came in."""
         request_ids = (request_id,) if isinstance(request_id, str) else tuple(request_id)
         await super().abort(request_ids, internal)
-        if not internal:
+        if request_ids and not internal:  # elsewhere none would mean all
             await self.abort_elsewhere(request_ids)
 
     async def abort_here(self, request_ids: tuple[str, ...]) -> int:

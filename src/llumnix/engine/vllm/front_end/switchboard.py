@@ -140,7 +140,10 @@ class Switchboard:
     async def all_others(self, part: str, request_ids: Iterable[str] = (), timeout_s: float = 3.0) -> int:
         """Has every other front end do its part of something; the sum of what they counted. One that is late does it
         later, one that is being restarted begins with it."""
-        ids = tuple(filter(is_text, request_ids))  # no request has another one
+        given = tuple(request_ids)
+        ids = tuple(filter(is_text, given))  # no request has another one
+        if given and not ids:
+            return 0  # not none, which may mean all
         answers = await self._questions.ask(
             self._others,
             lambda query: DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
