@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 pytest.importorskip("vllm")
 
+from vllm.entrypoints.launchers import app
+from vllm.entrypoints.launchers.api_server import app_state
 from vllm.entrypoints.openai.models.protocol import BaseModelPath, LoRAModulePath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.lora.request import LoRARequest
 
+from llumnix.engine.vllm.front_end import serve
 from llumnix.engine.vllm.front_end.adapters import share_adapters
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.state_file import StateFile
@@ -37,6 +43,11 @@ class Engines:
         return True
 
 
+def client_of(engines: Engines, **more: Any) -> SimpleNamespace:
+    model = SimpleNamespace(model="tiny")
+    return SimpleNamespace(add_lora=engines.add_lora, model_config=model, renderer=None, input_processor=None, **more)
+
+
 class FrontEnds:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,12 +56,7 @@ class FrontEnds:
 
     async def start(self, *static: str) -> OpenAIServingModels:
         """One more, with these adapters on its command line."""
-        client = SimpleNamespace(
-            add_lora=self.engines.add_lora,
-            model_config=SimpleNamespace(model="tiny"),
-            renderer=None,
-            input_processor=None,
-        )
+        client = client_of(self.engines)
         modules = [LoRAModulePath(name=name, path=f"/{name}") for name in static]
         serving = OpenAIServingModels(client, [BaseModelPath("tiny", "/tiny")], lora_modules=modules)  # type: ignore[arg-type]
         whole = Whole(StateFile(str(self.folder)), Members(), None, None, None)  # type: ignore[arg-type]
@@ -139,6 +145,34 @@ async def test_those_of_the_command_line_count_once_and_a_restarted_front_end_le
     await restarted.load_lora_adapter(load("beta"))
     for name in ("alpha", "beta"):
         assert fronts.weights(name) == {f"/{name}"}
+
+
+async def test_restarted_front_end_loads_no_adapter_of_the_command_line_again(
+    fronts: FrontEnds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their ids would be counted from 1, and may be other ones' by now."""
+    await fronts.start("north", "south")
+    whole = fronts.all[0][1]
+    modules = [LoRAModulePath(name="audio", path="/audio")]  # of --default-mm-loras: in no flag that could be left out
+
+    async def init_app_state(llm: Any, state: Any, *_: Any) -> None:
+        state.openai_serving_models = OpenAIServingModels(llm, [BaseModelPath("tiny", "/tiny")], lora_modules=modules)
+        await state.openai_serving_models.init_static_loras()
+
+    async def tasks() -> tuple[str, ...]:
+        return ("generate",)
+
+    monkeypatch.setattr(app_state, "init_app_state", init_app_state)
+    monkeypatch.setattr(app, "build_app", lambda *_: FastAPI())
+    llm = client_of(
+        fronts.engines, engine_core=SimpleNamespace(whole=whole), get_supported_tasks=tasks, follow=lambda _: None
+    )
+    board = SimpleNamespace(spec=SimpleNamespace(admin_socket=socket.socket()), client=None)
+    fronts.engines.loaded.clear()  # as of an instance that starts at the same time
+    made = await serve._make_app(argparse.Namespace(), llm, board, None)  # type: ignore[arg-type]
+    board.spec.admin_socket.close()
+    assert fronts.engines.loaded == {}
+    assert set(made.state.openai_serving_models.lora_requests) == {"north", "south"}
 
 
 class Finder:

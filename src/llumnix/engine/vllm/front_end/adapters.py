@@ -5,8 +5,11 @@ vLLM keeps them in each server process (`OpenAIServingModels`), and counts their
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -25,6 +28,21 @@ class _Originals:
     load: Any
     unload: Any
     resolve: Any
+
+
+@contextmanager
+def static_adapters_loaded_once(whole: Whole) -> Iterator[None]:
+    """Around vLLM's `init_app_state`, which loads the adapters of the command line, `--default-mm-loras` among them,
+    under ids from 1 on. Once the server has told its adapters, these ids may be other ones'."""
+    if whole.file.read().adapters is None:
+        yield
+        return
+    with mock.patch.object(OpenAIServingModels, "init_static_loras", _load_nothing):
+        yield
+
+
+async def _load_nothing(_serving: OpenAIServingModels) -> None:
+    """The server's own adapters follow (`share_adapters`)."""
 
 
 async def share_adapters(serving: OpenAIServingModels, whole: Whole) -> None:

@@ -69,6 +69,7 @@ FRONT_END_HOOKS = (
     ),
     *of(
         "vllm.entrypoints.openai.models.serving:OpenAIServingModels.",
+        Hook("init_static_loras", "self", "left out by a front end that starts later: adapters of all front ends"),
         Hook("load_lora_adapter", "self request base_model_name", "wrapped: adapters of all front ends (adapters.py)"),
         Hook("unload_lora_adapter", "self request", "wrapped: adapters of all front ends"),
         Hook("resolve_lora", "self lora_name", "wrapped: adapters of all front ends"),

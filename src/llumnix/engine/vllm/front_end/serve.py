@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from llumnix.decision_log import begin_journal
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end import index
-from llumnix.engine.vllm.front_end.adapters import share_adapters
+from llumnix.engine.vllm.front_end.adapters import share_adapters, static_adapters_loaded_once
 from llumnix.engine.vllm.front_end.admin import routes as admin
 from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
@@ -164,9 +164,8 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     add_routes_of_all(app, board, llm)
     add_our_routes(app, args, board, page)
     whole = llm.engine_core.whole
-    if whole.file.read().adapters is not None:  # those that it was started with may not be what there is now
-        args = argparse.Namespace(**{**vars(args), "lora_modules": None})
-    await init_app_state(llm, app.state, args, tasks)
+    with static_adapters_loaded_once(whole):
+        await init_app_state(llm, app.state, args, tasks)
     await share_adapters(app.state.openai_serving_models, whole)
     llm.follow(whole.file.read())
     honour_service_tier(app.state)
