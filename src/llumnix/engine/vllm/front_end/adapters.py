@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from unittest import mock
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.lora.request import LoRARequest
 from vllm.utils.counter import AtomicCounter
 
@@ -84,10 +85,18 @@ class SharedAdapters:
         """An adapter that a request names and that nobody has loaded: vLLM's plugins may find it."""
         if (known := self._serving.lora_requests.get(lora_name)) is not None:
             return known
-        if not self._serving.lora_resolvers:  # every misspelt model comes by here: it must cost nobody else anything
-            unknown: LoRARequest | ErrorResponse = await self._own.resolve(lora_name)
-            return unknown
+        if not await self._is_found(lora_name):  # a misspelt model: it must cost nobody else anything
+            missing = f"LoRA adapter {lora_name} does not exist"
+            return ErrorResponse(error=ErrorInfo(message=missing, type="NotFoundError", code=HTTPStatus.NOT_FOUND))
         return await self._whole.to_the_end(self._resolve(lora_name))
+
+    async def _is_found(self, lora_name: str) -> bool:
+        """May take long: plugins ask the network. They keep what they have found."""
+        base_model_name = self._serving.model_config.model
+        for resolver in self._serving.lora_resolvers:
+            if await resolver.resolve_lora(base_model_name, lora_name) is not None:
+                return True
+        return False
 
     async def _load(self, request: Any, base_model_name: str | None) -> ErrorResponse | str:
         async with self._whole.file.changing() as write:
