@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,11 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from llumnix.engine.vllm.apart import set_apart
+from vllm.config import LoadConfig, ParallelConfig
+from vllm.model_executor.model_loader.weight_cache.ipc_loader import IpcModelLoader
+from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
+
+from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_cached_weights
 
 
 def config(**given: Any) -> Any:
@@ -48,6 +53,32 @@ def test_what_opens_ports_counts_by_the_slot_and_uses_the_devices_that_are_visib
 
 def test_compiled_code_is_shared_where_nothing_else_counts_by_the_slot() -> None:
     assert instance(config(), "i7", 3).parallel_config.data_parallel_index == 0
+
+
+def test_weights_that_another_process_keeps_are_looked_for_where_it_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the instance's own temporary folder."""
+    kept = get_socket_dir()
+    loads = [LoadConfig(load_format="ipc_cache") for _ in range(2)]
+    loads.append(LoadConfig(load_format="ipc_cache", model_loader_extra_config={"socket_dir": "/mine"}))
+    loads.append(LoadConfig(load_format="ipc_cache", model_loader_extra_config={"socket_path": "/mine/socket"}))
+    for load in loads[1:]:
+        draft = SimpleNamespace(draft_load_config=loads[0])
+        share_cached_weights(config(load_config=load, speculative_config=draft))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loaders = [IpcModelLoader(load) for load in loads]
+    assert [loader.socket_dir for loader in loaders] == [kept, kept, "/mine", None]
+    assert loaders[3].socket_path == "/mine/socket"
+
+
+def test_front_ends_share_what_they_may_take_of_a_gpu_and_no_instance_loses_cores_by_it() -> None:
+    counted = {}
+    for device in ("cuda", "cpu"):
+        of_device = config(device_config=SimpleNamespace(device_type=device), parallel_config=ParallelConfig())
+        count_front_ends(of_device, 4)
+        counted[device] = of_device.parallel_config._api_process_count
+    assert counted == {"cuda": 4, "cpu": 1}
 
 
 def test_folders_have_the_instances_name() -> None:

@@ -14,11 +14,13 @@ import stat
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from llumnix import tiny_model
 from llumnix.cluster.preflight import why_taken
 from llumnix.errors import UsageError
 
@@ -144,6 +146,19 @@ async def test_port_on_which_a_server_before_has_left_connections_is_listened_on
 class AnyFlags(argparse.Namespace):
     def __getattr__(self, _name: str) -> None:
         return None
+
+
+def test_front_ends_that_do_not_serve_yet_keep_no_connection_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has more connections than another leaves a new one to that, for 5 ms."""
+    monkeypatch.setattr(os, "environ", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    monkeypatch.setattr("vllm.envs.enable_envs_cache", lambda: None)
+    monkeypatch.setattr("uvloop.run", lambda served: served.close())
+    prepared = boot.prepare(["--enforce-eager", "--dtype=float32"], str(tiny_model.ensure()))
+    prepared.connections[0], prepared.connections[1] = 2, 5
+    book = SimpleNamespace(front_ends=3)
+    boot.run_front_end(prepared, SimpleNamespace(index=0, book=book), None)  # type: ignore[arg-type]
+    serves = launcher.NoSignalServer(None, (prepared.connections[:3], 1))  # type: ignore[arg-type]
+    assert serves._least_loaded(), "the first has died and starts again, the third starts"
 
 
 @pytest.mark.usefixtures("binds")

@@ -14,6 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
+
 from llumnix.engine.port import InstanceSpec
 
 _PORTS_EACH = 32  # more than an engine looks for
@@ -32,6 +34,21 @@ def set_apart(config: Any, spec: InstanceSpec) -> None:
     _own_folders(config, spec.id)
     if first := os.environ.get("VLLM_PORT", ""):
         os.environ["VLLM_PORT"] = _own_ports(first, spec.slot)
+
+
+def share_cached_weights(config: Any) -> None:
+    """Called before any instance is forked. With `--load-format ipc_cache` vLLM looks for what keeps the weights below
+    its temporary folder, and each instance has one of its own."""
+    for load in (config.load_config, getattr(config.speculative_config, "draft_load_config", None)):
+        if load is not None and load.load_format == "ipc_cache" and "socket_path" not in load.model_loader_extra_config:
+            load.model_loader_extra_config = {"socket_dir": get_socket_dir(), **load.model_loader_extra_config}
+
+
+def count_front_ends(config: Any, front_ends: int) -> None:
+    """vLLM shares out among them what they may take of a GPU for images and videos, and leaves it free. On CPUs it
+    reads the same number as one of engines, and gives each fewer cores."""
+    if config.device_config.device_type == "cuda":
+        config.parallel_config._api_process_count = front_ends
 
 
 def _own_folders(config: Any, instance: str) -> None:

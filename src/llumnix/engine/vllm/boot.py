@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import mmap
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ from llumnix.config import MOST_FRONT_ENDS
 from llumnix.engine import gpus
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.engine.vllm.front_end.origin import listening_host
+from llumnix.engine.vllm.shared_numbers import NOT_ACCEPTING, shared_numbers
 from llumnix.engine.vllm.whole_prompts import make_room
 from llumnix.errors import UsageError
 from llumnix.vllm_words import ADVICE
@@ -32,7 +32,8 @@ class VllmSetup:
     config: Any
     """The VllmConfig that every instance and front end inherits by fork."""
     connections: memoryview
-    """Open connections per front end, in memory that forks share: vLLM's server lets the least loaded one accept."""
+    """Open connections per front end, in memory that forks share: vLLM's server lets the least loaded one accept.
+    `NOT_ACCEPTING` of one that does not serve."""
     admitted: memoryview
     """Unfinished requests per front end, likewise, in the slots that vLLM's `SharedAdmissionStats` has: what
     `--max-num-queued-reqs` counts."""
@@ -62,6 +63,7 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
+    from llumnix.engine.vllm.apart import share_cached_weights
     from llumnix.engine.vllm.versions import command_line
 
     parser = command_line().make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
@@ -79,14 +81,11 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise UsageError(_first_sentence(error)) from error
     _adjust(config, args)
+    share_cached_weights(config)
     make_room(config, args.max_num_scheduled_tokens)
     _import_ahead(config)
     admitted = SharedAdmissionStats.num_counters(MOST_FRONT_ENDS)
-    return VllmSetup(args, config, _shared_numbers(MOST_FRONT_ENDS), _shared_numbers(admitted))
-
-
-def _shared_numbers(count: int) -> memoryview:
-    return memoryview(mmap.mmap(-1, 8 * count)).cast("q")
+    return VllmSetup(args, config, shared_numbers(MOST_FRONT_ENDS, NOT_ACCEPTING), shared_numbers(admitted))
 
 
 def _import_plugins(args: Any) -> None:
@@ -155,9 +154,10 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
     """Blocks until SIGTERM, or until the engine fails (the exception ends the process)."""
     import torch
 
-    from llumnix.engine.vllm.apart import set_apart
+    from llumnix.engine.vllm.apart import count_front_ends, set_apart
     from llumnix.engine.vllm.instance.serve import serve_instance
 
+    count_front_ends(setup.config, spec.book.front_ends)
     set_apart(setup.config, spec)
     _give_devices(setup.config, spec)
     multimodal = setup.config.model_config.multimodal_config
@@ -179,13 +179,15 @@ def run_front_end(setup: VllmSetup, spec: FrontEndSpec, sock: socket.socket) -> 
     from vllm.envs import enable_envs_cache
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
+    from llumnix.engine.vllm.apart import count_front_ends
     from llumnix.engine.vllm.front_end.room import is_scarce
     from llumnix.engine.vllm.front_end.serve import serve_front_end
 
+    count_front_ends(setup.config, spec.book.front_ends)
     enable_envs_cache()  # vLLM's statistics ask for environment variables per request and step
     count = spec.book.front_ends
     # What a front end that died here before has left.
-    setup.connections[spec.index] = 0
+    setup.connections[spec.index] = NOT_ACCEPTING
     setup.admitted[spec.index * SharedAdmissionStats.COUNTERS_PER_SLOT] = 0
     connections = setup.connections[:count] if count > 1 or is_scarce() else None
     admitted = setup.admitted if count > 1 else None
