@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import socket
 import sysconfig
@@ -131,8 +132,16 @@ def test_devices_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fewer_cores_than_instances(build: str) -> None:
-    finding = doctor._cores(100_000)
+    finding = doctor._cores(None, 100_000, {})
     assert finding.mark is (Mark.NOTE if build == "cpu" else Mark.GOOD)
+
+
+def test_more_cores_than_instances_and_each_would_compute_on_one(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(9))
+    told = doctor._cores("some/model", 2, {})
+    assert ("OMP_NUM_THREADS=4 " in str(told)) == (build == "cpu")
+    silent = [doctor._cores(None, 2, {}), doctor._cores("m", 2, {"OMP_NUM_THREADS": "1"}), doctor._cores("m", 9, {})]
+    assert {finding.mark for finding in silent} == {Mark.GOOD}
 
 
 def test_more_instances_than_there_is_memory_for(build: str) -> None:

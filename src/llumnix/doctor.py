@@ -74,7 +74,7 @@ def examine(model: str | None, instances: int, port: int) -> list[Finding]:
         _vllm,
         _torch,
         _ray,
-        lambda: _cores(instances),
+        lambda: _cores(model, instances, os.environ),
         lambda: _sessions(_AUTOGROUP),
         lambda: _memory(model, instances),
         _shared_memory,
@@ -193,10 +193,14 @@ def _ray() -> Finding:
     return Finding(Mark.GOOD, f"Ray {importlib.metadata.version('ray')}")
 
 
-def _cores(instances: int) -> Finding:
+def _cores(model: str | None, instances: int, environment: Mapping[str, str]) -> Finding:
     cores = len(os.sched_getaffinity(0))
     if runs_on_cpu() and cores < instances:
         return Finding(Mark.NOTE, f"{cores} cores for {instances} instances", "They will take turns; try fewer.")
+    share = cores // instances
+    if runs_on_cpu() and model is not None and share > 1 and "OMP_NUM_THREADS" not in environment:
+        what = f"{cores} cores, and each instance computes on one"
+        return Finding(Mark.NOTE, what, f"OMP_NUM_THREADS={share} has it compute on {share}.")
     return Finding(Mark.GOOD, f"{cores} cores")
 
 
