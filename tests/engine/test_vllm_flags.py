@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from starlette.datastructures import State
+
 from llumnix.cluster.environment import engine_flags
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
@@ -109,7 +111,7 @@ def test_documents_are_compared_with_a_query_that_another_instance_has_encoded(m
     monkeypatch.setattr(ServingPooling, "__init__", lambda *_, **__: None)
     monkeypatch.setattr(ServingScores, "init_io_processor", lambda *_, **__: None)
     by_token = MagicMock(get_pooling_task=lambda _: "token_embed", architecture="")
-    state = SimpleNamespace(openai_serving_models=MagicMock())
+    state = State({"openai_serving_models": MagicMock()})
     factories.init_pooling_state(MagicMock(model_config=by_token), state, args, None, ("token_embed",))
     assert state.serving_scores.io_processor_name == "late-interaction"
     with pytest.raises(UsageError, match=r"^--enable-flash-late-interaction is not for Llumnix"):
