@@ -153,7 +153,10 @@ NO_CACHE: Proofs = (
 )
 
 _SEEDED = "yes, same tokens ([but for these](failures.md#streams-that-cannot-go-on-exactly))"
-_ADAPTERS = "if the target has the adapter ([adapters are loaded on all instances](serving.md#lora-adapters))"
+_ADAPTERS = (
+    "if the target has the adapter ([adapters are loaded on all instances](serving.md#lora-adapters)), and one of its"
+    " `--max-loras` places for it"
+)
 _PREFILL = "its blocks are copied meanwhile, it moves when the first token is out"
 _CUSTOM = "yes; one that keeps more than it can tell from the tokens begins anew"
 _BUDGET = "yes; on CPUs, one that moves within an end of several tokens begins it anew, as one that vLLM preempts there"

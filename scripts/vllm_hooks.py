@@ -49,7 +49,7 @@ which one it has:
 | a request that comes | is looked up in `model_runner.requests`, where `llumnix_install` puts it | comes whole with the step that takes it up (`NewRequestData.prefill_token_ids`): `add_requests` makes its slot, block table, counts of penalties, adapter and last token from that, so nothing is installed |
 | what it draws with | its random generator, which moves with it | noise made of seed, position and token: nothing moves; a request without a seed gets another one |
 | a request that leaves | `finished_req_ids` of the next step | the same, and its slot is free before that step's arrivals get theirs; ids that the runner does not know are passed over |
-| one that is lent and comes back | sat out some steps: its row is made again from `requests` | sat out some steps: its slot was kept, and its place in the batch with it (`slots_kept`) |
+| one that is lent and comes back | sat out some steps: its row is made again from `requests` | sat out some steps: its slot was kept, and its place in the batch with it (`kept_places.py`) |
 
 In the interpreter a step is over when it returns. On a GPU it is not, and what the adapter takes for granted there is, as read
 in vLLM 0.32:

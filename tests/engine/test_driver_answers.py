@@ -37,7 +37,6 @@ class Scheduler:
 
     block_tokens = 16
     num_spec_tokens = 0
-    slots_kept = 0
     tables = SimpleNamespace(state_blocks=0, pin=lambda *_: [], unpin=lambda _: None)
     counts = SimpleNamespace(to_hold=lambda tokens: -(-tokens // 16))
     steps = StepsInFlight()

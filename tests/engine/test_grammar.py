@@ -98,7 +98,6 @@ def install(made: Request, output: list[int], reasoning_ended: bool | None) -> N
         log_stats=False,
         grow=lambda *_: True,
         adopt=lambda *_: None,
-        slots_for_arrivals=0,
         spare_tokens=16,
         use_v2_model_runner=True,
     )

@@ -31,6 +31,7 @@ class StandIn:
         self.block_size = 16
         self.num_spec_tokens = self.num_lookahead_tokens = self.num_prefill_lookahead = 0
         self.use_v2_model_runner = False
+        self.lora_config = None
         self.kv_cache_manager = SimpleNamespace(
             coordinator=SimpleNamespace(single_type_managers=(), cache_blocks=None),
             block_pool=SimpleNamespace(num_gpu_blocks=1),
@@ -74,38 +75,38 @@ def batch() -> Batch:
 def test_nobody_takes_the_place_of_a_lent_request(batch: Batch) -> None:
     lent = batch.running[1]
     batch.lend(lent)
-    assert (batch.admits, batch.has_slot()) == (0, False)
+    assert (batch.admits, batch.places.has_slot()) == (0, False)
     batch.take_back(lent)
     assert len(batch.running) == 3
-    assert batch.slots_kept == 0
+    assert len(batch.places) == 0
 
 
 def test_place_is_free_once_the_request_has_gone(batch: Batch) -> None:
     lent = batch.running[1]
     batch.lend(lent)
     batch._free_request(lent)
-    assert (batch.admits, batch.has_slot()) == (1, True)
+    assert (batch.admits, batch.places.has_slot()) == (1, True)
 
 
 def test_places_of_arrivals_and_lent_requests_add_up(batch: Batch) -> None:
     batch.running.pop()
-    batch.slots_for_arrivals = 1
-    assert (batch.admits, batch.has_slot()) == (0, False)
+    batch.places.arriving["arrives"] = waiting("arrives")
+    assert (batch.admits, batch.places.has_slot()) == (0, False)
     batch.lend(batch.running[0])
-    assert (batch.admits, batch.slots_kept) == (0, 2)
+    assert (batch.admits, len(batch.places)) == (0, 2)
     assert batch.max_num_active_reqs == 3, "the limit is vLLM's own again after the step"
 
 
 def test_arrived_request_has_its_place_before_it_runs(batch: Batch) -> None:
     """Else a second one would be let in, and stand still once its copy has ended."""
     batch.running.pop()
-    assert batch.has_slot()
+    assert batch.places.has_slot()
     batch.kv_holding_waiting.add_request(waiting("arrived"))
-    assert not batch.has_slot()
+    assert not batch.places.has_slot()
 
 
 def test_request_that_waits_without_kv_has_no_place_yet(batch: Batch) -> None:
     """Arrivals go before it."""
     batch.running.pop()
     batch.waiting.add_request(waiting("queued"))
-    assert batch.has_slot()
+    assert batch.places.has_slot()

@@ -113,11 +113,12 @@ def test_slot_kept_for_an_arrival_is_taken_once(engine: SmallEngine) -> None:
     for name in ("a", "b"):
         engine.add(name, 0, 4)
     engine.step()
-    engine.scheduler.slots_for_arrivals = 3
+    arriving = [engine.make(f"arrives {n}", 0, 4) for n in range(6)]
+    engine.scheduler.places.arriving |= {each.request_id: each for each in arriving[:3]}
     told = report(engine, incoming=3)
     assert (told.running, told.incoming) == (2, 3)
     assert room_blocks(told) > 0, "three of eight slots are free"
-    engine.scheduler.slots_for_arrivals = 6
+    engine.scheduler.places.arriving |= {each.request_id: each for each in arriving}
     assert room_blocks(report(engine, incoming=6)) == 0
 
 

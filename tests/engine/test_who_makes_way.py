@@ -113,7 +113,7 @@ def test_place_that_vllm_keeps_from_all_is_no_place(engine: SmallEngine) -> None
     engine.scheduler.max_num_active_reqs = 1
     engine.add("runs", 0, prompt_tokens=4)
     engine.step()
-    assert not engine.scheduler.has_slot()
+    assert not engine.scheduler.places.has_slot()
 
 
 def test_room_to_grow_is_left_by_those_behind_an_important_one(engine: SmallEngine) -> None:

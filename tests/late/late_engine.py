@@ -188,7 +188,7 @@ class LateCore(LlumnixEngineCore):
         found = {
             "blocks taken": BLOCKS - 1 - free,
             "pins": scheduler.tables.pinned,
-            "slots kept": scheduler.slots_kept,
+            "slots kept": len(scheduler.places),
             "requests": len(scheduler.requests),
             "pulls": sum(len(each._llumnix_pulls) for each in self.model_executor.workers),
         }

@@ -139,7 +139,7 @@ def test_one_whose_move_fails_goes_on_where_it_is(pair: LatePair) -> None:
     session = pair.ask(0, PROMPT, LENGTH)
     steps_until(pair, 0, session, 3)
     pair.move(0, session.engine_id)
-    while not pair.cores[0].scheduler.lent:
+    while not pair.cores[0].scheduler.places.lent:
         pair.fly()
         pair.step(0)
     while not pair.wires.pulls:

@@ -47,7 +47,7 @@ def test_blocks_where_late_bytes_may_land_are_nobodys_until_they_have(breaks: bo
         pair.pass_time(60.0)
     pair.copy(0)
     letters_arrive(pair)
-    assert not pair.cores[1].scheduler.slots_kept
+    assert not pair.cores[1].scheduler.places
     assert free_blocks(pair) < BLOCKS - 1
     pair.late_bytes_land()
     letters_arrive(pair)
@@ -65,7 +65,7 @@ def test_where_one_of_two_workers_fails_the_other_ends_before_the_blocks_are_giv
     letters_arrive(pair)
     pair.late_bytes_land()
     letters_arrive(pair)
-    assert pair.cores[1].scheduler.slots_kept, "the move has not failed before"
+    assert pair.cores[1].scheduler.places, "the move has not failed before"
     pair.copy(BLOCKS)
     letters_arrive(pair)
     stays_where_it_is(pair, session)

@@ -64,7 +64,7 @@ def test_last_step_is_one_without_drafts_and_its_token_goes_out(pair: LatePair) 
     session = begin(pair)
     until_it_is_to_leave(pair, session)
     core = pair.cores[0]
-    while core.scheduler.lent == 0:
+    while not core.scheduler.places.lent:
         pair.step(0)
     assert [(part.count, part.drafts) for part in core.device.launched[-1].parts] == [(1, 0)]
     assert all_is_well(pair, session)
@@ -161,7 +161,7 @@ def test_who_is_put_back_into_the_batch_does_not_stand_behind_a_prompt_either() 
     pair.ask(0, list(range(30, 86)), 4)
     pair.step(0)
     scheduler.running.remove(request)
-    scheduler._lent.add(request.request_id)
+    scheduler.places.lent[request.request_id] = request
     scheduler.take_back(request)
     assert scheduler.running[0] is request
     pair.settle()

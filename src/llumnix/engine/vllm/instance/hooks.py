@@ -99,6 +99,11 @@ INSTANCE_HOOKS = (
         Hook("_free_request", "self request delay_free_blocks", "overridden: ends are told"),
         Hook("finish_requests", "self request_ids finished_status", "release"),
         Hook("_holds_kv_blocks", "request", "which queue to go back to"),
+        Hook(
+            "_handle_blocked_waiting_request",
+            "self request",
+            "overridden: asked of each request that a step may begin with; kept places of adapters",
+        ),
         Hook("_is_blocked_waiting_status", "status", "which queue to go back to"),
         Hook("_inflight_prefill_reserved_blocks", "self", "room for reservations"),
         Hook("add_request", "self request", "overridden: prefixes that come"),

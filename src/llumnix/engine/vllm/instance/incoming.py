@@ -57,7 +57,8 @@ class IncomingRequests:
         )
 
     def reserve(self, key: Key, request: Request, blocks: int, origin: Origin) -> int:
-        """Reserves blocks and a batch slot; returns how many blocks are cached here. Raises Refusal."""
+        """Reserves blocks, and its places in the batch and in a step; returns how many blocks are cached here. Raises
+        Refusal."""
         scheduler = self._scheduler
         if self.closed:
             raise Refusal(self.closed)
@@ -78,14 +79,16 @@ class IncomingRequests:
             raise Refusal(f"{tokens} tokens are more than the window here ({scheduler.max_model_len})")
         skip_blocks = 0
         if blocks:
-            if not scheduler.has_slot():
+            if not scheduler.places.has_slot():
                 raise Refusal(f"all {scheduler.max_num_active_reqs} batch slots are taken")
+            if not scheduler.places.has_adapter_place(request):
+                raise Refusal("other adapters have all places that a step has for them")
             cached_tokens = scheduler.reserve(request, blocks)
             if cached_tokens is None:
                 free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
                 raise Refusal(f"no room: {blocks} blocks and a spare one are needed, {free} are free")
             skip_blocks = cached_tokens // scheduler.block_tokens
-            scheduler.slots_for_arrivals += 1
+            scheduler.places.arriving[key[0]] = request
         reservation = Reservation(request, keeps_slot=blocks > 0, origin=origin, here_blocks=skip_blocks)
         self._reservations[key] = reservation
         announce(request, scheduler, self._workers)
@@ -189,7 +192,7 @@ class IncomingRequests:
     def _give_slot_back(self, reservation: Reservation) -> None:
         if reservation.keeps_slot:
             reservation.keeps_slot = False
-            self._scheduler.slots_for_arrivals -= 1
+            del self._scheduler.places.arriving[reservation.request.request_id]
 
     def _follow(self, request: Request, hand: Hand) -> None:
         """To where the source has come since it sent `Prepare`. The grammar was compiled, and has walked so far, before

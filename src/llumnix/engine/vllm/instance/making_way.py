@@ -16,7 +16,8 @@ from llumnix.control.changes_of_turn import ChangesOfTurn, Runner, may_pass
 from llumnix.engine.vllm.instance.block_counts import BlockCounts
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.growth import growth_blocks
-from llumnix.engine.vllm.instance.needs import blocks_to_start, has_adapter_slot
+from llumnix.engine.vllm.instance.kept_places import KeptPlaces
+from llumnix.engine.vllm.instance.needs import blocks_to_start
 from llumnix.engine.vllm.instance.state import makes_tokens, passport_of
 from llumnix.engine.vllm.instance.turn_queue import TurnQueue
 from llumnix.policy.displacing import Occupant, displaced
@@ -38,13 +39,15 @@ class WhoMakesWay:
         waiting: CountedQueue,
         turns: TurnQueue,
         counts: BlockCounts,
+        places: KeptPlaces,
         cost: Callable[[], StepCost | None],
     ) -> None:
-        """`waiting` and `counts` are the scheduler's. `cost`: of its steps, once that is known."""
+        """`waiting`, `counts` and `places` are the scheduler's. `cost`: of its steps, once that is known."""
         self._scheduler = scheduler
         self._waiting = waiting
         self._turns = turns
         self._counts = counts
+        self._places = places
         self._cost = cost
         self._changes = ChangesOfTurn()
 
@@ -129,7 +132,7 @@ class WhoMakesWay:
         scheduler = self._scheduler
         stale = request.num_stale_output_tokens > 0 and not request.drop_stale_output
         blocked = stale or scheduler._is_blocked_waiting_status(request.status)
-        return blocked or not has_adapter_slot(scheduler, request)
+        return blocked or not self._places.has_adapter_place(request)
 
     def _missing_blocks(self, request: Request, has_slot: bool) -> int:
         """That a request from the queue lacks to start in the next step, in which those that run come first; at least

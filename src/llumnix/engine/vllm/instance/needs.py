@@ -26,12 +26,3 @@ def blocks_to_start(scheduler: Scheduler, request: Request) -> int:
         apply_admission_cap=True,
         prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
     )
-
-
-def has_adapter_slot(scheduler: Scheduler, request: Request) -> bool:
-    """Its adapter is in use, or one more can be: vLLM passes over a request that would be one too many in a step."""
-    config, asked = scheduler.lora_config, request.lora_request
-    if config is None or asked is None:
-        return True
-    in_use = {each.lora_request.lora_int_id for each in scheduler.running if each.lora_request is not None}
-    return asked.lora_int_id in in_use or len(in_use) < config.max_loras

@@ -23,6 +23,7 @@ from llumnix.config import PolicyConfig
 from llumnix.engine.vllm.instance.block_counts import BlockCounts
 from llumnix.engine.vllm.instance.block_tables import BlockTables
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.kept_places import KeptPlaces
 from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import WhoMakesWay
 from llumnix.engine.vllm.instance.prefixes import Prefixes
@@ -57,9 +58,7 @@ class MigrationSupport(_Base):
         self.counts = BlockCounts(self.kv_cache_manager, self.block_tokens, self.tables.state_blocks)
         self.turns = TurnQueue(self.counts.to_start, self.kv_cache_manager.block_pool.num_gpu_blocks)
         self.waiting = CountedQueue(in_turn(self.waiting, self.turns), self.counts.to_start, expected_hit_tokens)
-        self.slots_for_arrivals = 0
-        """Batch slots kept free for requests that are on their way in."""
-        self._lent: set[str] = set()  # taken out of the batch, and may come back into it
+        self.places = KeptPlaces(self)
         self.makes_way = False  # running requests of normal priority do, for one of high priority that waits
         self.steps = StepsInFlight(self.num_lookahead_tokens > 0, max(0, self.num_prefill_lookahead - 1))
         # V2's workers have the drafts themselves, and use none where none is asked for; V1's want as many from each.
@@ -67,7 +66,7 @@ class MigrationSupport(_Base):
         self.last_steps = LastSteps(self.tables.states.for_drafts > 0, no_drafts, self._take_out)
         self.watch = StepWatch()
         self.limits = StepLimits(self, lambda: self.watch.cost)
-        self.way = WhoMakesWay(self, self.waiting, self.turns, self.counts, lambda: self.watch.cost)
+        self.way = WhoMakesWay(self, self.waiting, self.turns, self.counts, self.places, lambda: self.watch.cost)
         self.prefixes: Prefixes | None = None
         """If the front ends want to know what the prefix cache holds."""
         self.spare_tokens = max(self.block_tokens, 1 + self.num_spec_tokens + self.num_lookahead_tokens)
@@ -95,7 +94,7 @@ class MigrationSupport(_Base):
         return request.status != RequestStatus.RUNNING
 
     def is_lent(self, request: Request) -> bool:
-        return request.request_id in self._lent
+        return request.request_id in self.places.lent
 
     def lend(self, request: Request) -> None:
         """Takes the request out of the batch, maybe after a last step, or out of the queue; it keeps its blocks and
@@ -107,7 +106,7 @@ class MigrationSupport(_Base):
     def _take_out(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
-            self._lent.add(request.request_id)
+            self.places.lent[request.request_id] = request
         else:
             self.waiting.remove_requests([request])
             self.kv_holding_waiting.remove_requests([request])
@@ -117,7 +116,7 @@ class MigrationSupport(_Base):
         """Puts a lent request back where it was: into the batch, or to the front of the queue."""
         if self.last_steps.forget(request.request_id):
             return
-        self._lent.discard(request.request_id)
+        self.places.lent.pop(request.request_id, None)
         if request.status == RequestStatus.RUNNING:
             self.running.insert(0, request)  # behind a prompt that takes whole steps it would stand still
             return
@@ -125,11 +124,6 @@ class MigrationSupport(_Base):
             self.deferred_waiting.add(request)
         queue = self.kv_holding_waiting if self._holds_kv_blocks(request) else self.waiting
         queue.prepend_request(request)
-
-    @property
-    def lent(self) -> int:
-        """Requests that keep their place in the batch, and their blocks, while they are handed over."""
-        return len(self._lent)
 
     # -- at the target
 
@@ -175,18 +169,6 @@ class MigrationSupport(_Base):
     def release_reservation(self, request: Request) -> None:
         self.kv_cache_manager.free(request)
 
-    @property
-    def slots_kept(self) -> int:
-        """Batch slots that nobody from the queue may have: for requests that arrive, and for lent ones, which come
-        back when their move fails."""
-        return self.slots_for_arrivals + len(self._lent)
-
-    def has_slot(self) -> bool:
-        """Whether one more request could run here right after it arrives."""
-        # Those that wait with their KV, just adopted ones above all, go before all others.
-        taken = len(self.running) + len(self.kv_holding_waiting) + self.slots_kept
-        return taken < self.max_num_active_reqs
-
     def adopt(self, request: Request, computed_tokens: int) -> None:
         """Makes an arrived request run in the next step (or, with no KV, wait at the front of the queue). Blocks that a
         sliding window has passed, and which were not copied, are given back first; others share the rest later."""
@@ -221,9 +203,10 @@ class MigrationSupport(_Base):
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         if self.waiting:
-            self.way.before_step(self.makes_way, self.has_slot())
+            self.way.before_step(self.makes_way, self.places.has_slot())
         self.last_steps.begin()
-        with self.limits.in_force(self.slots_kept, self.waiting, self.way.sparing()):
+        self.places.step_begins()
+        with self.limits.in_force(len(self.places), self.waiting, self.way.sparing()):
             output = super().schedule(throttle_prefills)
         if output.total_num_scheduled_tokens:
             self.steps.begins()
@@ -238,6 +221,9 @@ class MigrationSupport(_Base):
         self.steps.still_use(blocks_beside(output))
         self.last_steps.over(output.num_scheduled_tokens)
         return output
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        return super()._handle_blocked_waiting_request(request) and self.places.lets_in(request)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         if scheduler_output.total_num_scheduled_tokens:
@@ -256,7 +242,7 @@ class MigrationSupport(_Base):
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         transfer_params = super()._free_request(request, delay_free_blocks)
-        self._lent.discard(request.request_id)
+        self.places.lent.pop(request.request_id, None)
         if self.prefixes is not None:
             self.prefixes.ended(request)
         self.last_steps.forget(request.request_id)

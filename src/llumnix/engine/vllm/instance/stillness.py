@@ -24,7 +24,7 @@ class Stillness:
     @property
     def now(self) -> bool:
         """Nothing is reserved for requests from elsewhere, copied by others, or being handed over."""
-        return not (self._incoming or self._scheduler.tables.pinned or self._scheduler.lent)
+        return not (self._incoming or self._scheduler.tables.pinned or self._scheduler.places.lent)
 
     def when_still(self, do: Callable[[], Any]) -> Any:
         """What `do` returns, if that can be now, else a Future of it."""
