@@ -124,3 +124,17 @@ def test_stream_that_arrives_finds_the_place_that_its_adapter_was_promised(one_p
         target.reserve("another", SOUTH)
     engine.step()
     assert engine.running == ["arrives"]
+
+
+def test_one_that_leaves_again_before_its_first_step_keeps_its_place(one_place: SmallEngine) -> None:
+    engine, scheduler = one_place, one_place.scheduler
+    arrives = Target(engine).reserve("arrives", NORTH)
+    scheduler.places.arriving.clear()
+    scheduler.adopt(arrives, computed_tokens=8)
+    scheduler.lend(arrives)
+    add(engine, "queued", SOUTH)
+    engine.step()
+    assert (engine.running, scheduler.is_lent(arrives)) == ([], True)
+    scheduler.take_back(arrives)
+    engine.step()
+    assert (engine.running, scheduler.is_lent(arrives)) == (["arrives"], False)

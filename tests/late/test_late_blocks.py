@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 pytest.importorskip("vllm")
@@ -65,6 +67,35 @@ def test_moved_stream_is_right(pair: LatePair) -> None:
     assert len(session.tokens) == 30
     assert pair.wrong == []
     assert pair.leftovers == []
+
+
+def test_stream_that_has_come_and_not_run_yet_goes_on_to_the_next(pair: LatePair) -> None:
+    """It has its KV, and is copied like one that runs: nobody waits for what will not come."""
+    session = pair.ask(0, list(range(20)), 30)
+    run_until_decoding(pair, 0, session)
+    pair.move(0, session.engine_id)
+    there = pair.cores[1].scheduler
+    rest_at_target(pair, until=lambda: pair.moved == 1 and session.engine_id not in there.tables.unconfirmed)
+    assert [each.request_id for each in there.kv_holding_waiting] == [session.engine_id]
+    pair.move(1, session.engine_id)
+    rest_at_target(pair, until=lambda: pair.moved == 2)
+    assert session.engine_id in pair.cores[0].scheduler.requests
+    pair.settle()
+    assert len(session.tokens) == 30
+    assert (pair.wrong, pair.leftovers) == ([], [])
+
+
+def rest_at_target(pair: LatePair, until: Callable[[], bool]) -> None:
+    """All goes on but i1's steps."""
+    for _ in range(100):
+        if until():
+            return
+        pair.deliver()
+        pair.copy(1)
+        pair.read(0)
+        pair.read(1)
+        pair.step(0)
+    raise AssertionError("that does not happen")
 
 
 @pytest.mark.parametrize("tokens", range(20, 20 + BLOCK_TOKENS))

@@ -91,7 +91,11 @@ class MigrationSupport(_Base):
         return cdiv(tokens, self.block_tokens)
 
     def is_queued(self, request: Request) -> bool:
-        return request.status != RequestStatus.RUNNING
+        """It waits, and not only for its next step, as one does that has come with its KV."""
+        return request.status != RequestStatus.RUNNING and not self._awaits_step(request)
+
+    def _awaits_step(self, request: Request) -> bool:
+        return self._holds_kv_blocks(request) and not self._is_blocked_waiting_status(request.status)
 
     def is_lent(self, request: Request) -> bool:
         return request.request_id in self.places.lent
@@ -104,9 +108,10 @@ class MigrationSupport(_Base):
             self._take_out(request)
 
     def _take_out(self, request: Request) -> None:
+        if not self.is_queued(request):
+            self.places.lent[request.request_id] = request
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
-            self.places.lent[request.request_id] = request
         else:
             self.waiting.remove_requests([request])
             self.kv_holding_waiting.remove_requests([request])
@@ -266,7 +271,7 @@ class MigrationSupport(_Base):
 
     def _begin_arrived(self) -> None:
         """Those that came with their KV and wait for their first step here are preempted with those that run."""
-        arrived = [each for each in self.kv_holding_waiting if not self._is_blocked_waiting_status(each.status)]
+        arrived = [each for each in self.kv_holding_waiting if self._awaits_step(each)]
         self.kv_holding_waiting.remove_requests(arrived)
         for request in arrived:
             request.status = RequestStatus.RUNNING
