@@ -190,7 +190,7 @@ def test_walks_reach_what_they_are_meant_to_reach() -> None:
         "preempted",
         "the target was lost",
         "the target did not confirm, and the front end let it stay",
-        "no answer in time while preparing",
+        "the target did not say in time whether it has room",
         "refused: no room",
         "refused: draining",
     }

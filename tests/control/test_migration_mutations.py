@@ -15,9 +15,10 @@ from llumnix.control.front_end_events import Deliver
 from llumnix.control.llumlet import Llumlet
 from llumnix.control.messages import Adopted, Cancel, Committed
 from llumnix.control.migration import SOURCE, TARGET
-from llumnix.control.migration_source import MigrationSource, SourceState
+from llumnix.control.migration_source import MigrationSource
 from llumnix.control.migration_target import MigrationTarget, TargetState
 from llumnix.control.ownership import Order, Ownership
+from llumnix.control.source_state import SourceState
 from llumnix.control.stream import Stream
 from llumnix.control.transitions import Edge
 

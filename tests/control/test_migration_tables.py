@@ -16,9 +16,10 @@ from llumnix.control import commands as do
 from llumnix.control import events as ev
 from llumnix.control import messages as say
 from llumnix.control.migration import SOURCE, TARGET
-from llumnix.control.migration_source import MigrationSource, SourceState
+from llumnix.control.migration_source import MigrationSource
 from llumnix.control.migration_target import MigrationTarget, TargetState
-from llumnix.control.orders import MoveCause, MoveFigures, MoveOrder, MoveOutcome
+from llumnix.control.orders import MoveCause, MoveFigures, MoveOrder, MoveOutcome, StayCause
+from llumnix.control.source_state import SourceState
 from llumnix.control.transitions import Expired, Machine, Table, follow
 from llumnix.errors import IllegalEvent
 
@@ -67,6 +68,8 @@ class Situation:
     event: object
     state: SourceState | TargetState
     commands: list[str]
+    queued: bool = False
+    """No room was asked for."""
 
 
 S, T = SourceState, TargetState
@@ -85,6 +88,14 @@ OF_SOURCE = [
     Situation("target has room before the prefill has begun", PREPARING, PREPARED, S.WAITING, []),
     Situation("target has room and little is settled", [progress(2)], PREPARED, S.DETACHING, DETACH),
     Situation("steps go on while the target is asked", PREPARING, progress(3), S.PREPARING, []),
+    Situation(
+        "prompt begins while the target is asked to queue it",
+        [progress(1, decoding=False)],
+        PREPARED,
+        S.STAYED,
+        ["Unwatch", "Send Cancel", *STAYS],
+        queued=True,
+    ),
     Situation("target has no room", PREPARING, REFUSED, S.STAYED, ["Unwatch", *STAYS]),
     Situation(
         "preempted while the target is asked", PREPARING, PREEMPTED, S.STAYED, ["Unwatch", "Send Cancel", *STAYS]
@@ -239,9 +250,9 @@ OF_TARGET = [
 ORDER = MoveOrder(move_id="m1", target="b", cause=MoveCause.BALANCE, reason="balance")
 
 
-def a_source() -> MigrationSource:
-    source = MigrationSource(me="a", order=ORDER, request="r", epoch=5, config=CONFIG, queued=False)
-    source.start(0.0, blocks=10)
+def a_source(*, queued: bool = False) -> MigrationSource:
+    source = MigrationSource(me="a", order=ORDER, request="r", epoch=5, config=CONFIG, queued=queued)
+    source.start(0.0, blocks=0 if queued else 10)
     return source
 
 
@@ -272,7 +283,7 @@ def named(situation: Situation) -> str:
 
 @pytest.mark.parametrize("situation", OF_SOURCE, ids=named)
 def test_source(situation: Situation) -> None:
-    source = a_source()
+    source = a_source(queued=situation.queued)
     commands = drive(SOURCE, source, situation)
     assert (source.state, [shape(each) for each in commands]) == (situation.state, situation.commands)
 
@@ -286,13 +297,13 @@ def test_target(situation: Situation) -> None:
 
 @pytest.mark.parametrize(
     ("table", "new", "situations"),
-    [(SOURCE, a_source, OF_SOURCE), (TARGET, a_target, OF_TARGET)],
+    [(SOURCE, lambda one: a_source(queued=one.queued), OF_SOURCE), (TARGET, lambda _: a_target(), OF_TARGET)],
     ids=["source", "target"],
 )
-def test_every_edge_has_a_situation(table: Table, new: Callable[[], Any], situations: list[Situation]) -> None:
+def test_every_edge_has_a_situation(table: Table, new: Callable[[Situation], Any], situations: list[Situation]) -> None:
     seen = set()
     for situation in situations:
-        machine = new()
+        machine = new(situation)
         for event in situation.past:
             follow(table, machine, 1.0, event)
         seen.add((machine.state, type(situation.event), situation.state))
@@ -456,11 +467,18 @@ def test_state_is_read_although_all_blocks_are_there_already() -> None:
 
 
 def test_queued_request_moves_without_blocks() -> None:
-    source = a_source()
-    source.queued = True
+    source = a_source(queued=True)
     assert follow(SOURCE, source, 1.0, PREPARED) == [do.Unwatch("r"), do.Detach("r")]
     commit = say.Commit(**FROM_SOURCE, stage=1, first_block=0, blocks=0)
     assert follow(SOURCE, source, 1.0, ev.Detached(1.0, "r", 0, 0)) == [do.Send("b", commit)]
+
+
+def test_queued_request_that_begins_while_the_target_is_asked_stays() -> None:
+    """The target keeps no room for what it holds by now. That says nothing of the two instances."""
+    source = a_source(queued=True)
+    follow(SOURCE, source, 1.0, progress(8))
+    answer = follow(SOURCE, source, 1.0, PREPARED)[-1]
+    assert (answer.outcome.stayed, answer.outcome.came_late) == (StayCause.BEGAN, True)
 
 
 def test_bytes_of_a_commit_without_blocks_are_not_those_of_the_stage_before() -> None:
@@ -470,6 +488,22 @@ def test_bytes_of_a_commit_without_blocks_are_not_those_of_the_stage_before() ->
     notify, send = follow(TARGET, target, 1.0, INSTALLED)
     assert send.message.bytes_read == 0
     assert notify == do.Notify("r", say.Adopted(**FROM_TARGET, source="a", output_tokens=9))
+
+
+@pytest.mark.parametrize(
+    ("past", "why"),
+    [
+        (PREPARING, "the target did not say in time whether it has room"),
+        (COPYING, "its blocks were not copied in time"),
+        (WAITING, "too little of its prompt was computed in time"),
+        (DETACHING, "the steps that it was in did not end in time"),
+    ],
+)
+def test_what_took_too_long_is_said(past: list[object], why: str) -> None:
+    source = a_source()
+    for event in [*past, Expired()]:
+        commands = follow(SOURCE, source, 1.0, event)
+    assert commands[-1].outcome.why_not == why
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ from llumnix.control.events import (
 )
 from llumnix.control.messages import Cancel, Commit, Committed, Copied, Copy, Prepare, Prepared, Refused, Verdict
 from llumnix.control.migration_source import MigrationSource as Source
-from llumnix.control.migration_source import SourceState as S
 from llumnix.control.migration_target import MigrationTarget as Target
 from llumnix.control.migration_target import TargetState as T
+from llumnix.control.source_state import SourceState as S
 from llumnix.control.transitions import Edge, Expired, Table, late, no_matter
 
 _IN_THE_BATCH: dict[type, Edge[S]] = {
@@ -49,7 +49,7 @@ _IN_THE_BATCH: dict[type, Edge[S]] = {
 SOURCE: Table[S] = {
     S.PREPARING: {
         **_IN_THE_BATCH,
-        Prepared: Edge(Source.prepared, S.COPYING, S.WAITING, S.DETACHING),
+        Prepared: Edge(Source.prepared, S.COPYING, S.WAITING, S.DETACHING, S.STAYED),
         Progress: Edge(Source.progressed, S.PREPARING),
     },
     S.COPYING: {

@@ -3,8 +3,6 @@ then it leaves the batch, and the rest of its blocks and its state follow (see c
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 
 from llumnix.config import MigrationConfig
@@ -38,29 +36,10 @@ from llumnix.control.messages import (
     Verdict,
 )
 from llumnix.control.orders import MoveFigures, MoveOrder, MoveOutcome, StayCause
+from llumnix.control.source_state import TOOK_TOO_LONG, SourceState
 from llumnix.control.transitions import Expired, late
 from llumnix.errors import IllegalEvent
 from llumnix.types import Epoch, InstanceId, RequestId
-
-
-class SourceState(StrEnum):
-    PREPARING = "preparing"
-    """The target was asked for room."""
-    COPYING = "copying"
-    """Stage `stage` is out; its blocks are pinned."""
-    WAITING = "waiting"
-    """Prefill goes on, and too little is settled to be worth a stage."""
-    DETACHING = "detaching"
-    """Leaving the batch; steps in flight finish."""
-    COMMITTING = "committing"
-    """In no batch; the target was told to take it."""
-    DOUBT = "doubt"
-    """The target did not answer the commit; the front end was asked."""
-    MOVED = "moved"
-    """The target has it."""
-    STAYED = "stayed"
-    """It was not moved: it goes on here, or has ended."""
-
 
 _OVER = (SourceState.MOVED, SourceState.STAYED)
 _OUT_OF_BATCH = (SourceState.DETACHING, SourceState.COMMITTING, SourceState.DOUBT)
@@ -76,6 +55,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     config: MigrationConfig
     queued: bool
     """It holds no blocks: there is nothing to copy."""
+    asked_blocks: int = 0
+    """For so many the target keeps room."""
 
     state: SourceState = SourceState.PREPARING
     deadline_s: float | None = None
@@ -110,6 +91,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def start(self, at: float, blocks: int) -> list[AnyCommand]:
         """Asks the target for room for `blocks` blocks."""
+        self.asked_blocks = blocks
         self.deadline_s = at + self.config.prepare_timeout_s
         to_decode = self.order.wanted.to_decode
         prepare = Prepare(request=self.request, epoch=self.epoch, sender=self.me, blocks=blocks, to_decode=to_decode)
@@ -127,6 +109,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
 
     def prepared(self, at: float, message: Prepared) -> list[AnyCommand]:
         self.there_blocks = self.skipped_blocks = message.skip_blocks
+        if not self.queued and not self.asked_blocks:
+            return self._stay(at, StayCause.BEGAN, "it has begun here meanwhile", cancel=True)
         return self._go_on(at)
 
     def progressed(self, at: float, event: Progress) -> list[AnyCommand]:
@@ -243,7 +227,7 @@ class MigrationSource(msgspec.Struct, kw_only=True):
         return self._stay(at, StayCause.TARGET_LOST, "the target was lost")
 
     def expired(self, at: float, event: Expired) -> list[AnyCommand]:
-        return self._stay(at, StayCause.TIMEOUT, f"no answer in time while {self.state}", cancel=True)
+        return self._stay(at, StayCause.TIMEOUT, TOOK_TOO_LONG[self.state], cancel=True)
 
     def _stay(self, at: float, stayed: StayCause, why: str, *, cancel: bool = False) -> list[AnyCommand]:
         undo = self._undo(why, cancel=cancel)

@@ -20,6 +20,7 @@ const CAUSES = {
 const STAYED_BY = {
   not_started: "nothing to give",
   refused: "refused by the target",
+  began: "began there meanwhile",
   preempted: "preempted meanwhile",
   target_lost: "the target was lost",
   timeout: "took too long",
