@@ -155,7 +155,7 @@ def main() -> int:
             step(scheduler)
         assert (len(scheduler.running), len(scheduler.waiting)) == (running, wanted)
         report_ms = median_ms(lambda: instance_snapshot(scheduler, fixed(), 16))
-        order_ms = median_ms(lambda: request_snapshots(scheduler, False, exact=False))
+        order_ms = median_ms(lambda: request_snapshots(scheduler, "", exact=False))
         rows_ms = median_ms(lambda: list(request_rows(scheduler, "")))
         figures += [
             Figure(f"report, {wanted:,} queued", report_ms, at_most(GOAL_MS), "ms"),

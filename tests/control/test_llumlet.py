@@ -44,7 +44,6 @@ def request(name: str, blocks: int = 4, **facts: Any) -> RequestSnapshot:
         "held_blocks": blocks,
         "needed_blocks": blocks,
         "length_blocks": blocks,
-        "movable": True,
     }
     return RequestSnapshot(id=name, **{**known, **facts})
 
@@ -109,7 +108,11 @@ def test_room_is_asked_for_by_its_length_and_the_target_adds_its_state() -> None
     ("others", "wanted", "why"),
     [
         ([], 3, "only 1 of 3: no other requests"),
-        ([request("pinned", movable=False), request("large", 100)], 2, "only 1 of 2: 1 pinned, 1 do not fit"),
+        (
+            [request("pinned", why_pinned="pooling request"), request("large", 100)],
+            2,
+            "only 1 of 2: 1 pinned, 1 do not fit",
+        ),
         ([request("two"), request("three")], 3, "only 2 of 3: 2 migrations out now"),
     ],
 )
@@ -121,7 +124,7 @@ def test_several_are_picked_and_what_is_missing_is_answered(others: list, wanted
 
 
 def test_nothing_to_give() -> None:
-    (answer,) = llumlet().handle(move(request("pinned", movable=False), count=2))
+    (answer,) = llumlet().handle(move(request("pinned", why_pinned="pooling request"), count=2))
     assert answer == cannot(order(count=2), "nothing to give: 1 pinned", 2)
 
 
@@ -140,7 +143,7 @@ def test_queued_request_asks_for_no_blocks() -> None:
     ("asked", "why"),
     [
         (move(name="r"), "no such request here"),
-        (move(request("r", movable=False), name="r"), "it is pinned to its instance"),
+        (move(request("r", why_pinned="pooling request"), name="r"), "it is pinned to its instance: pooling request"),
         (
             move(request("r", state=RequestState.MIGRATING), name="r"),
             "it is on the move already, or its last move is not confirmed yet",

@@ -135,7 +135,6 @@ def candidate(number: int) -> RequestSnapshot:
         held_blocks=4,
         needed_blocks=4,
         length_blocks=4,
-        movable=True,
     )
 
 

@@ -87,7 +87,6 @@ class Sequence:
             held_blocks=len(self.blocks),
             needed_blocks=self.needed_blocks,
             length_blocks=self.needed_blocks,
-            movable=True,
         )
 
 

@@ -202,9 +202,9 @@ def test_choice_of_a_victim_is_shown_the_batch_and_the_front_of_the_queue() -> N
         for number in range(10 * QUEUE_SHOWN):
             engine.add(f"r{number}", 0, 2 * BLOCK_TOKENS)
         engine.step()
-        shown: Any = [request.id for request in request_snapshots(engine.scheduler, False)]
+        shown: Any = [request.id for request in request_snapshots(engine.scheduler, "")]
         assert shown == [f"r{number}" for number in range(len(engine.running) + QUEUE_SHOWN)]
-        named = request_snapshots(engine.scheduler, False, RequestId("r600"))
+        named = request_snapshots(engine.scheduler, "", RequestId("r600"))
         assert [request.id for request in named] == ["r600"], "whoever is named is shown, wherever it stands"
     finally:
         engine.close()

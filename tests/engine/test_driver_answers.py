@@ -28,6 +28,7 @@ from llumnix.types import InstanceId, RequestId
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_instance import MoveOut, Peer
+from llumnix.wire.to_scheduler import MoveAnswer
 
 I0, I1 = (InstanceInfo(id=InstanceId(f"i{n}"), index=n, slot=n, pid=n, node="", control="", data="") for n in (0, 1))
 
@@ -37,6 +38,7 @@ class Scheduler:
 
     block_tokens = 16
     num_spec_tokens = 0
+    max_model_len = 2048
     tables = SimpleNamespace(state_blocks=0, pin=lambda *_: [], unpin=lambda _: None)
     counts = SimpleNamespace(to_hold=lambda tokens: -(-tokens // 16))
     steps = StepsInFlight()
@@ -90,6 +92,15 @@ class Source:
             book=None,  # type: ignore[arg-type]
         )
 
+    def asked_for(self, request: str) -> str | None:
+        """Why it is not moved."""
+        order = MoveOrder(
+            move_id=MoveId("m"), target=I1.id, cause=MoveCause.BY_HAND, reason="", request=RequestId(request)
+        )
+        self.driver.move_out(MoveOut(order=order, target=I1, reply_to="a front end"))
+        (answer,) = (each for each in self._sent if isinstance(each, MoveAnswer))
+        return answer.outcome.why_not
+
     def move_out(self, number: int) -> None:
         wanted = Wanted(room_blocks=100)
         order = MoveOrder(move_id=MoveId(str(number)), target=I1.id, cause=MoveCause.BALANCE, reason="", wanted=wanted)
@@ -115,6 +126,12 @@ def test_one_that_everybody_refuses_lets_the_others_go_first() -> None:
         source.at = number * 0.1
         source.move_out(number)
     assert source.asked == [f"r{n}" for n in range(5)], "each once within its cooldown"
+
+
+def test_reason_why_nothing_leaves_an_instance_just_now_is_told() -> None:
+    source = Source()
+    source.driver.incoming.closed = "the caches here are about to be reset"
+    assert source.asked_for("r0") == "it is pinned to its instance: the caches here are about to be reset"
 
 
 def test_driver_holds_what_is_under_way_and_its_last_orders() -> None:

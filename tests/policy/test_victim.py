@@ -22,7 +22,6 @@ def request(id: str, **facts: object) -> RequestSnapshot:
         "held_blocks": 0 if waiting else blocks,
         "needed_blocks": blocks,
         "length_blocks": blocks,
-        "movable": True,
     }
     return RequestSnapshot(**{**usual, **facts})  # type: ignore[arg-type]
 
@@ -43,7 +42,7 @@ HIGH_QUEUED = request(
     "high-queued", blocks=9, arrival_s=9.0, priority=HIGH, state=RequestState.WAITING, output_tokens=0
 )
 PREFILLING = request("prefilling", blocks=2, arrival_s=8.0, output_tokens=0)
-PINNED = request("pinned", blocks=1, arrival_s=9.0, movable=False)
+PINNED = request("pinned", blocks=1, arrival_s=9.0, why_pinned="pooling request")
 MOVING = request("moving", blocks=1, arrival_s=9.0, state=RequestState.MIGRATING)
 JUST_MOVED = request("just-moved", blocks=1, arrival_s=9.0, moved_s=9.5)
 ALL = [LONG, SHORT, QUEUED, QUEUED_LATER, HIGH_ONE, PREFILLING, PINNED, MOVING, JUST_MOVED]

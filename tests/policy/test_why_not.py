@@ -29,9 +29,8 @@ REQUEST = RequestSnapshot(
     held_blocks=7,
     needed_blocks=7,
     length_blocks=7,
-    movable=True,
 )
-SETTLED = Settled(request=REQUEST, why_pinned="", moved_ago_s=None, instance=TIGHT)
+SETTLED = Settled(request=REQUEST, moved_ago_s=None, instance=TIGHT)
 NO_ROOM = Rejection(I0, I1, Why.NO_ROOM, 4, 3)
 
 
@@ -44,7 +43,7 @@ def instance(**facts: Any) -> Settled:
 
 
 IN_ORDER: list[tuple[Settled, dict[str, Any], str]] = [
-    (replace(SETTLED, why_pinned="it streams its input"), {}, "it cannot move: it streams its input"),
+    (request(why_pinned="it streams its input"), {}, "it cannot move: it streams its input"),
     (request(state=RequestState.MIGRATING), {}, "it is moving just now"),
     (SETTLED, {"policy": "round-robin"}, "nothing moves by itself with --policy round-robin"),
     (
@@ -104,14 +103,14 @@ def test_the_first_that_is_true_counts() -> None:
     """Each of these with all that is true of those behind it."""
     everything = replace(
         SETTLED,
-        why_pinned="it streams its input",
         moved_ago_s=0.1,
-        request=replace(REQUEST, state=RequestState.MIGRATING, priority=HIGH),
+        request=replace(REQUEST, why_pinned="it streams its input", state=RequestState.MIGRATING, priority=HIGH),
         instance=replace(TIGHT, state=InstanceState.DRAINING),
     )
     config = PolicyConfig(migration=False)
     said = []
-    for fact in ({}, {"why_pinned": ""}, {"request": request(priority=HIGH).request}, {"instance": TIGHT}):
+    moving, still = (request(priority=HIGH, state=state) for state in (RequestState.MIGRATING, RequestState.RUNNING))
+    for fact in ({}, {"request": moving.request}, {"request": still.request}, {"instance": TIGHT}):
         everything = replace(everything, **fact)
         said.append(why_not_moved(everything, config, [NO_ROOM]).split()[1])
     assert said == ["cannot", "is", "drains:", "moves"]

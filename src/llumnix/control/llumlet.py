@@ -245,8 +245,8 @@ class Llumlet:
             return "it is there already"
         if not self.is_settled(snapshot.id) or snapshot.state is RequestState.MIGRATING:
             return "it is on the move already, or its last move is not confirmed yet"
-        if not snapshot.movable:
-            return "it is pinned to its instance"
+        if snapshot.why_pinned:
+            return f"it is pinned to its instance: {snapshot.why_pinned}"
         if self.outgoing >= self.config.max_outgoing:
             return f"{self.outgoing} migrations out already"
         return ""

@@ -33,7 +33,8 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks, of all kinds, that it needs where it goes: for its whole sequence so far, and its state."""
     length_blocks: int
     """Its sequence so far in blocks of tokens, as a move counts them."""
-    movable: bool
+    why_pinned: str = ""
+    """Why it cannot move (now); empty if it can."""
     preemptions: int = 0
     remaining_tokens: int | None = None
     """It makes at most so many more tokens; None: not known."""

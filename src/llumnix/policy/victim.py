@@ -135,7 +135,7 @@ def why_not_to_decode(request: RequestSnapshot) -> str | None:
 
 
 def _cannot_move(request: RequestSnapshot) -> str | None:
-    if not request.movable:
+    if request.why_pinned:
         return "pinned"
     return "already moving" if request.state is RequestState.MIGRATING else None
 

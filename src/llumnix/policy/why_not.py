@@ -25,8 +25,6 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """A request, and what is known of where it is."""
 
     request: RequestSnapshot
-    why_pinned: str
-    """Empty: it could move."""
     moved_ago_s: float | None
     """Since it, or an attempt to move it, last came to an end; None: it never was to move."""
     instance: InstanceSnapshot
@@ -40,8 +38,8 @@ def why_not_moved(
     """The first rule that keeps it where it is. `rejected`: of the last round of pairing."""
     request, instance = settled.request, settled.instance
     policy = find_policy(config.policy)
-    if settled.why_pinned:
-        return f"it cannot move: {settled.why_pinned}"
+    if request.why_pinned:
+        return f"it cannot move: {request.why_pinned}"
     if request.state is RequestState.MIGRATING:
         return "it is moving just now"
     if _makes_its_tokens_elsewhere(instance) and request.state is RequestState.RUNNING:

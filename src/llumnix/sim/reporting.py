@@ -129,7 +129,7 @@ class Reporter:
     def _roles(self) -> _Roles:
         account, to_decode, blocks = self._account, 0, 0
         if account.role is Role.PREFILL:
-            running = [each for each in candidates(account, self._engine, tells_rest=True) if each.movable]
+            running = [each for each in candidates(account, self._engine, tells_rest=True) if not each.why_pinned]
             leaving = [each for each in running if why_not_to_decode(each) is None]
             to_decode, blocks = len(leaving), sum(each.needed_blocks for each in leaving)
         return _Roles(
@@ -279,7 +279,7 @@ def describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, 
         held_blocks=engine.held_blocks(request),
         needed_blocks=engine.blocks_of(tokens),
         length_blocks=engine.blocks_of(tokens) - engine.state_blocks,
-        movable=llumlet is None or llumlet.is_settled(RequestId(request.id)),
+        why_pinned="" if llumlet is None or llumlet.is_settled(RequestId(request.id)) else "its last move is not over",
         preemptions=request.preemptions,
         remaining_tokens=request.prompt_tokens + request.output_tokens - tokens if tells_rest else None,
         moved_s=request.moved_s,

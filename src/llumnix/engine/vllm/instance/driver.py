@@ -153,13 +153,12 @@ class LlumletDriver:
         return [
             each
             for each in self._candidates(exact=False)
-            if each.movable and self._loop.llumlet.is_settled(each.id) and why_not_to_decode(each) is None
+            if not each.why_pinned and self._loop.llumlet.is_settled(each.id) and why_not_to_decode(each) is None
         ]
 
     def _candidates(self, only: RequestId | None = None, *, exact: bool) -> tuple[RequestSnapshot, ...]:
         """See `request_snapshots`; none is movable while nothing leaves this engine."""
-        stay = bool(self.engine_pins or self.incoming.closed)
-        return request_snapshots(self._scheduler, stay, only, exact=exact)
+        return request_snapshots(self._scheduler, self.engine_pins or self.incoming.closed, only, exact=exact)
 
     def tell_ends(self) -> None:
         """Before anything else is told: no letter is to speak of a request that is gone."""

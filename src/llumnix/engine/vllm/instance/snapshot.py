@@ -138,7 +138,7 @@ def _why_pinned(scheduler: MigrationSupport, request: Request) -> str:
 
 
 def request_snapshots(
-    scheduler: MigrationSupport, engine_pins: bool, only: RequestId | None = None, *, exact: bool = True
+    scheduler: MigrationSupport, engine_pins: str, only: RequestId | None = None, *, exact: bool = True
 ) -> tuple[RequestSnapshot, ...]:
     """Those that could be asked to leave: the running ones, then the front of the queue; or only that one. Not `exact`
     spares the look at every block for who shares it, where nobody asks for `held_blocks`."""
@@ -153,7 +153,7 @@ def request_snapshots(
             held_blocks=_held_blocks(scheduler, request, exact),
             needed_blocks=_needed_blocks(scheduler, request),
             length_blocks=scheduler.blocks_for(request.num_tokens),
-            movable=not engine_pins and not _why_pinned(scheduler, request),
+            why_pinned=engine_pins or _why_pinned(scheduler, request),
             preemptions=request.num_preemptions,
             remaining_tokens=remaining_tokens(request),
             moved_s=passport_of(request).moved_s,
