@@ -30,9 +30,9 @@ def _cores() -> tuple[LateCore, LateCore]:
 
 class LateEnd:
     def __init__(self, core: LateCore, wires: Wires, prompts: dict[RequestId, list[int]]) -> None:
+        core.begin(wires)
         self.id = InstanceId(core._info.id)
         self.core = core
-        core.begin(wires)
         self.commander = Commander()
         core.office.driver._loop.llumlet = self.commander  # type: ignore[assignment]
         self.words: list[tuple[RequestId, list[int]] | AnyNotice] = []
