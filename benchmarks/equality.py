@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -113,7 +112,6 @@ def _print(rows: list[Row]) -> None:
 
 
 def _families(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
     names = list(FAMILIES) if "all" in arguments.family else arguments.family
     verdicts = []
     for name in names:

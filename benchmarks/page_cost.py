@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ from _viewers import CLUSTER, REQUESTS, viewers, watch
 from _watched_streams import p99_ms, pairs, ratio_of_all
 from frame.arguments import at_least_one, not_negative, positive, whole
 from frame.browser import CHROMIUM, chromium
+from frame.child import child
 from frame.models import paced_engine_flags
 from frame.page_server import STEP_S, PageServer, page_server
 from frame.pretend import PretendCluster
@@ -71,13 +71,8 @@ async def shares(url: str, process: psutil.Process, seconds: float, turns: int) 
 
 
 def front_end(seconds: float, turns: int) -> list[Figure]:
-    ours, theirs = multiprocessing.Pipe()
-    child = multiprocessing.get_context("spawn").Process(target=pretend, args=(theirs,))
-    child.start()
-    url = ours.recv()
-    costs, rate = asyncio.run(shares(url, psutil.Process(child.pid), seconds, turns))
-    ours.send("enough")
-    child.join()
+    with child(pretend) as (url, _, process):
+        costs, rate = asyncio.run(shares(url, psutil.Process(process.pid), seconds, turns))
     return [
         median(f"{VIEWERS} viewers of {INSTANCES} instances: a core's share", costs, at_most(GOAL_CORE), "%"),
         Figure("told to each viewer", rate, None, "kB/s"),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import resource
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from frame.child import child
 from frame.verdict import Figure, conclude
 
 from llumnix.transport.memory import MemoryPool
@@ -105,15 +105,8 @@ def decode_steps(seconds: float) -> list[float]:
 
 @contextmanager
 def source(way: str, shape: tuple[int, int], folder: str) -> Iterator[tuple[str, Connection]]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, way, shape, folder))
-    process.start()
-    try:
-        yield ours.recv(), ours
-    finally:
-        ours.send(None)
-        process.join()
+    with child(serve, way, shape, folder) as (address, pipe, _):
+        yield address, pipe
 
 
 def pull_once(target: SocketTransport, address: str, sources: np.ndarray, targets: np.ndarray) -> float:

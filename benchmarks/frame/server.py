@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ class ServerProcess:
         """From the start of the process until `GET /health` said 200."""
         words = [*command, "--port", str(self.port), *flags]
         self.words = " ".join(words)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
         with console.open("wb") as output:
             self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))
 
@@ -160,7 +163,6 @@ def _running(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerPro
 @contextmanager
 def started(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerProcess]:
     """A server of this command, not yet ready; ended at the end."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
     with tempfile.TemporaryDirectory(prefix="server-") as folder:
         words = [*command, "--host", "127.0.0.1"]
         server = ServerProcess(words, flags, Path(folder) / "console.txt", _like_ours() | os.environ)
