@@ -23,6 +23,9 @@ class OpenAIServer:
     """What it says and what it heard."""
 
     step_s: float = 0.001
+    others: int = 12
+    others_came: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when so many requests were heard."""
     faults: dict[str, str] = field(default_factory=dict)
     """Kind of failure by the end of the X-Request-Id."""
     faulty_tries: int = 1_000_000
@@ -78,6 +81,8 @@ class OpenAIServer:
         sent_id = headers["x-request-id"]
         name = sent_id.rpartition("-")[2]
         self.tries[name] = self.tries.get(name, 0) + 1
+        if len(self.tries) >= self.others:
+            self.others_came.set()
         fault = self.faults.get(name, "") if self.tries[name] <= self.faulty_tries else ""
         self.bodies[name] = body
         if fault in ("refuse", "misunderstand"):
@@ -93,6 +98,8 @@ class OpenAIServer:
             total -= 1
         while sent < total:
             await asyncio.sleep(0.4 if fault == "pause" and sent == 2 else self.step_s)
+            if fault == "wait for others":
+                await self.others_came.wait()
             count = min(self.tokens_per_chunk, total - sent)
             sent += count
             if sent > 2 and fault in (

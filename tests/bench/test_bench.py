@@ -20,6 +20,7 @@ from rich.console import Console
 
 from llumnix.bench.cli import add_arguments, run
 from llumnix.bench.client import BenchConfig, BenchResult, bench
+from llumnix.bench.completion import _refusal
 from llumnix.bench.server import clock_ahead_s
 from llumnix.errors import LlumnixError, ServerRefused, UsageError
 from llumnix.report.records import RequestRecord, read_records
@@ -55,12 +56,14 @@ async def test_times_are_those_of_the_stream() -> None:
     async with serving(OpenAIServer(step_s=0.05, faults={"r000001": "pause"})) as server:
         result = await go(server, "uniform:rate=5,prompt=4,output=6,requests=2")
     even, paused = result.records.requests
-    assert even.ttft_s == pytest.approx(0.05, abs=0.04)
-    assert even.tpot_s == pytest.approx(0.05, rel=0.5)
-    assert even.latency_s == pytest.approx(0.30, rel=0.5)
-    assert paused.largest_gap_s == pytest.approx(0.4, abs=0.15)
+    assert even.ttft_s is not None
+    assert even.tpot_s is not None
+    assert even.latency_s is not None
     assert paused.largest_gap_s is not None
-    assert paused.largest_gap_s >= 0.4
+    assert even.ttft_s >= 0.05
+    assert even.latency_s >= 0.30
+    assert 0.02 < even.tpot_s <= (even.latency_s - even.ttft_s) / 5 + 1e-9
+    assert paused.largest_gap_s > 0.3, "it slept for 0.4 s before the third token"
 
 
 async def test_chunks_of_several_tokens_are_counted_exactly() -> None:
@@ -129,6 +132,11 @@ async def test_who_was_told_when_to_come_back_comes_then(server: OpenAIServer) -
     assert told.ttft_s < 0.5
 
 
+@pytest.mark.parametrize(("said", "obeyed_s"), [("60", 60.0), ("61", None), ("0", None), ("nan", None), ("soon", None)])
+def test_no_client_comes_back_hours_later(said: str, obeyed_s: float | None) -> None:
+    assert _refusal(429, {"Retry-After": said}, "").again_s == obeyed_s
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "asked"),
     [("refuse", "HTTP 503", 2), ("misunderstand", "HTTP 400", 1), ("one token less", "wrong number of tokens", 1)],
@@ -136,20 +144,16 @@ async def test_who_was_told_when_to_come_back_comes_then(server: OpenAIServer) -
 async def test_only_what_may_pass_is_asked_again_and_so_often_only(
     server: OpenAIServer, fault: str, error: str, asked: int
 ) -> None:
-    server.faults, server.retry_after = {"r000003": fault}, "0"
+    server.faults, server.retry_after = {"r000003": fault}, "0.01"
     result = await go(server, tries=2)
     assert (row(result, "r000003").error, server.tries["r000003"]) == (error, asked)
 
 
 async def test_one_slow_answer_delays_no_arrival(server: OpenAIServer) -> None:
-    server.faults = {"r000000": "hang"}
-    started = time.monotonic()
-    result = await go(server, timeout_s=1.0)
-    assert time.monotonic() - started < 5
-    assert row(result, "r000011").error == ""
-    late_s = result.facts["client_late_s"]
-    assert isinstance(late_s, float)
-    assert late_s < 0.5
+    """The first one ends when the last one has come."""
+    server.faults = {"r000000": "wait for others"}
+    result = await go(server, timeout_s=20.0)
+    assert {r.error for r in result.records.requests} == {""}
 
 
 async def test_burst_goes_out_at_once() -> None:
@@ -257,6 +261,33 @@ async def test_api_key_goes_with_every_request(server: OpenAIServer) -> None:
     assert {h.get("authorization") for h in server.headers} == {"Bearer secret"}
 
 
+async def test_classes_and_tenants_of_the_workload_are_told_to_the_server(server: OpenAIServer) -> None:
+    await go(server, f"{WORKLOAD},tenants=alice*3+bob/batch", tenant_header="X-Tenant")
+    told = {(h.get("x-tenant"), h.get("x-llumnix-class")) for h in server.headers if "x-request-id" in h}
+    assert told == {("alice", None), ("bob", "batch")}
+
+
+async def test_who_does_not_say_by_which_header_tenants_go_is_told_that_none_is_said(
+    server: OpenAIServer,
+) -> None:
+    out = io.StringIO()
+    workload = load_workload(f"{WORKLOAD},tenants=alice+bob/batch")
+    await bench(workload, BenchConfig(url=server.url), Console(file=out, width=200))
+    assert "--tenant-header" in out.getvalue()
+    assert {h.get("x-llumnix-class") for h in server.headers if "x-request-id" in h} == {None, "batch"}
+
+
+@pytest.mark.parametrize("names", [{"tenant": "a\r\nX-Other: b"}, {"cls": "é"}])
+async def test_what_no_header_can_say_is_refused_before_the_first_request(
+    server: OpenAIServer, tmp_path: Path, names: dict[str, str]
+) -> None:
+    row = WorkloadRequest("r", 0.0, 3, 2, **names)  # type: ignore[arg-type]
+    (tmp_path / "odd.jsonl").write_bytes(msgspec.json.encode(row) + b"\n")
+    with pytest.raises(UsageError, match="no tenant or class that a header can name"):
+        await go(server, str(tmp_path / "odd.jsonl"), tenant_header="X-Tenant")
+    assert server.tries == {}
+
+
 async def test_ids_of_a_trace_may_be_anything(server: OpenAIServer, tmp_path: Path) -> None:
     names = ("a\r\nx: y", "é ü", "same", "n" * 100_000)
     lines = [msgspec.json.encode(WorkloadRequest(name, 0.0, 3, 2)) + b"\n" for name in names]
@@ -306,13 +337,19 @@ async def test_too_long_requests_are_warned_of(server: OpenAIServer) -> None:
 
 
 async def test_ctrl_c_ends_the_run_with_what_there_is(server: OpenAIServer) -> None:
-    server.faults = {f"r{i:06d}": "hang" for i in range(1, 50)}
-    asyncio.get_running_loop().call_later(0.5, os.kill, os.getpid(), signal.SIGINT)
+    server.faults, server.others = {f"r{i:06d}": "hang" for i in range(1, 50)}, 5
+
+    async def press_ctrl_c() -> None:
+        await server.others_came.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressed = asyncio.create_task(press_ctrl_c())
     result = await go(server, "uniform:rate=10,prompt=4,output=4,requests=1000")
+    await pressed
     assert result.interrupted
     assert result.records.requests[0].error == ""
     assert {r.error for r in result.records.requests[1:]} == {"interrupted"}
-    assert len(result.records.requests) < 20
+    assert len(result.records.requests) < 50
 
 
 # The command
@@ -387,6 +424,7 @@ def test_failed_requests_are_told_and_fail_the_command(tmp_path: Path, capsys: p
         (["--timeout-s", "-1"], "--timeout-s must be above 0"),
         (["--tries", "0"], "--tries must be at least 1"),
         (["--vocab", "0"], "--vocab must be at least 1"),
+        (["--tenant-header", "X Tenant"], "--tenant-header X Tenant is no name of a header"),
         (["--workload", "nonsense"], "nonsense is not a workload"),
         (["--out", "/proc/none"], "Cannot write to --out"),
     ],

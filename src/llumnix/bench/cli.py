@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vocab", type=int, default=256, help="prompts are made of token ids below this (256)")
     parser.add_argument("--text", action="store_true", help="prompts as text, a character for each of these ids")
+    parser.add_argument("--tenant-header", default="", help="header that tells the tenant of a request, if it has one")
     parser.add_argument("--no-figures", action="store_true", help="write no pictures")
 
 
@@ -91,4 +92,5 @@ def _config(args: argparse.Namespace) -> BenchConfig:
         tries=args.tries,
         vocab=args.vocab,
         text=args.text,
+        tenant_header=args.tenant_header,
     )

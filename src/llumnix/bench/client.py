@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import ssl
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from llumnix.remote import server_url
 from llumnix.report.records import MOVED, MigrationRecord, Records, RequestRecord
 from llumnix.report.summary import Fact
 from llumnix.workload.workload import Workload
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class BenchConfig:
     """Prompts are made of token ids below this."""
     text: bool = False
     """Prompts are sent as text, a character for each token id."""
+    tenant_header: str = ""
+    """The header that names a request's tenant, as the server's `--classes` have it; empty: none does."""
 
     def __post_init__(self) -> None:
         server_url(self.url)
@@ -50,6 +55,8 @@ class BenchConfig:
             raise UsageError(f"--tries must be at least 1, not {self.tries}.")
         if self.vocab < 1:
             raise UsageError(f"--vocab must be at least 1, not {self.vocab}.")
+        if self.tenant_header and not _HEADER.fullmatch(self.tenant_header):
+            raise UsageError(f"--tenant-header {self.tenant_header} is no name of a header.")
 
     @property
     def base_url(self) -> str:
@@ -74,8 +81,10 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
     """Runs `workload` against the server of `config`. Progress and warnings go to `console`.
 
     Failed requests are rows with an error, never an exception; Ctrl-C ends the run early with what there is.
-    Raises ServerRefused if no server answers, UsageError if it does not serve the model.
+    Raises ServerRefused if no server answers, UsageError if it does not serve the model, or if the workload names
+    tenants or classes that are nothing for a header.
     """
+    _check_names(workload, config, console)
     headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
     _allow_many_connections(len(workload.requests))
     # uvicorn closes idle connections after 5 s: one that is given up earlier is never closed under a request.
@@ -85,7 +94,8 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         server = Server(session, config.base_url, headers)
         model, longest = await server.model(config.model)
         _warn_of_long_requests(workload, longest, console)
-        target = Target(config.base_url, model, Prompts(workload.seed, config.vocab), headers, text=config.text)
+        prompts = Prompts(workload.seed, config.vocab)
+        target = Target(config.base_url, model, prompts, headers, config.text, config.tenant_header)
         run = OpenLoopRun(
             workload,
             session,
@@ -127,6 +137,16 @@ def _with_moves(
         for row in rows
         for way in [ways.get(row.id, [])]
     ]
+
+
+def _check_names(workload: Workload, config: BenchConfig, console: Console) -> None:
+    """Of tenants and classes, which go into headers."""
+    tenants = {request.tenant for request in workload.requests} - {""}
+    if tenants and not config.tenant_header:
+        console.print("[yellow]The workload names tenants, and --tenant-header does not: the server is not told.[/]")
+    for name in {request.cls for request in workload.requests} | (tenants if config.tenant_header else set()):
+        if not (name.isascii() and name.isprintable()):
+            raise UsageError(f"{name[:100]!r} of the workload is no tenant or class that a header can name.")
 
 
 def _warn_of_long_requests(workload: Workload, longest: int | None, console: Console) -> None:

@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from llumnix.policy.classes import CLASS_HEADER
 from llumnix.stream_lines import LineSplitter
 from llumnix.types import NORMAL
 from llumnix.workload.workload import WorkloadRequest
@@ -27,6 +28,9 @@ from llumnix.workload.workload import WorkloadRequest
 MAX_DETAIL_CHARS = 300
 _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
 """Refusals that OpenAI's own client asks again after, besides all from 500 on."""
+
+MOST_OBEYED_S = 60.0
+"""OpenAI's own client comes back by its own measure if the server says more, or 0."""
 
 _CHARACTERS = string.ascii_letters + string.digits
 
@@ -53,7 +57,8 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class BadAnswer(Exception):
     """The server answered, but not with a whole completion; `str(error)` is the kind of failure.
 
-    `detail` is what the server said, of the first so many characters; `again_s`, when to come back, if it said so;
+    `detail` is what the server said, of the first so many characters; `again_s`, after how long to come back, if it
+    said so and a client obeys that;
     `lasting`: asking again would bring the same.
     """
 
@@ -164,6 +169,8 @@ class Target:
     headers: dict[str, str] = field(default_factory=dict)
     text: bool = False
     """Prompts as text: not every server takes token ids."""
+    tenant_header: str = ""
+    """That names a request's tenant; empty: the key does, and the workload's tenants are not told."""
 
     def body(self, request: WorkloadRequest, index: int) -> bytes:
         """The JSON of a request: greedy, exactly `output_tokens` long, streamed."""
@@ -182,16 +189,24 @@ class Target:
             fields["priority"] = request.priority
         return msgspec.json.encode(fields)
 
+    def headers_of(self, request: WorkloadRequest) -> dict[str, str]:
+        """Whose it is and which class it asks for, where the workload says so."""
+        named = {CLASS_HEADER: request.cls} if request.cls else {}
+        if self.tenant_header and request.tenant:
+            named[self.tenant_header] = request.tenant
+        return self.headers | named
 
-async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, id: str, times: TokenTimes) -> None:
-    """Sends one completion under the request id `id` and notes in `times` when its tokens come.
+
+async def complete(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: bytes, times: TokenTimes
+) -> None:
+    """Sends one completion and notes in `times` when its tokens come.
 
     Returns when the stream has ended well. Raises BadAnswer, aiohttp.ClientError or OSError otherwise; `times` has
     then what came until the failure.
     """
-    headers = target.headers | {"Content-Type": "application/json", "X-Request-Id": id}
     clock = asyncio.get_running_loop().time
-    async with session.post(f"{target.url}/v1/completions", data=body, headers=headers) as response:
+    async with session.post(f"{url}/v1/completions", data=body, headers=headers) as response:
         if response.status != 200:
             raise _refusal(response.status, response.headers, await response.text(errors="replace"))
         splitter = LineSplitter()
@@ -213,4 +228,4 @@ def _refusal(status: int, headers: Mapping[str, str], said: str) -> BadAnswer:
         again_s = float(headers.get("Retry-After", ""))
     except ValueError:  # none, or a date
         again_s = math.inf
-    return BadAnswer(f"HTTP {status}", said, again_s=again_s if 0 <= again_s < math.inf else None, lasting=lasting)
+    return BadAnswer(f"HTTP {status}", said, again_s=again_s if 0 < again_s <= MOST_OBEYED_S else None, lasting=lasting)

@@ -127,9 +127,10 @@ class OpenLoopRun:
     ) -> BadAnswer | None:
         # Not the request's own id: a trace may have anything there, and this goes into a header.
         again = f"{number}-" if number > 1 else ""
+        named = {"X-Request-Id": f"{self._prefix}-{again}{request_id(index)}", "Content-Type": "application/json"}
         times.server_id = ""
         try:
-            await complete(self._session, self._target, body, f"{self._prefix}-{again}{request_id(index)}", times)
+            await complete(self._session, self._target.url, self._target.headers_of(request) | named, body, times)
         except BadAnswer as bad:
             return bad
         except TimeoutError:  # of the connection: that of the request cancels

@@ -13,6 +13,9 @@ from msgspec.structs import replace
 
 from llumnix.types import NORMAL, Priority
 
+CLASS_HEADER = "X-Llumnix-Class"
+"""By which a request names another class of its tenant than the first."""
+
 DEFAULT_HOLD_S = 60.0
 """A request of a class without a target waits for its turn so long at most."""
 

@@ -15,9 +15,7 @@ from typing import Any
 
 from llumnix.control.tenant_account import Allowance
 from llumnix.engine.vllm.front_end.retry_after import AsgiMessage, AsgiSend, Receive
-from llumnix.policy.classes import Caller, Declined
-
-CLASS_HEADER = "X-Llumnix-Class"
+from llumnix.policy.classes import CLASS_HEADER, Caller, Declined
 
 _BEARER = "bearer "
 _OF_THE_BODY = (b"content-type", b"content-length")
