@@ -200,15 +200,16 @@ def gap_across(output: Output, at_s: float) -> float:
 
 
 async def _offer(clients: Clients, arguments: argparse.Namespace) -> list[float]:
-    """Poisson arrivals of short requests; the times to their first tokens."""
-    rng = random.Random(7)
-    streams: list[Streaming] = []
-    ends_s = time.monotonic() + arguments.seconds
-    while time.monotonic() < ends_s:
-        await asyncio.sleep(rng.expovariate(arguments.rate))
-        streams.append(clients.start(rng.randint(20, 300), rng.randint(20, 60)))
+    """Poisson arrivals of short requests; the times to their first tokens, from when each was due."""
+    rng, clock = random.Random(7), asyncio.get_running_loop().time
+    streams: list[tuple[float, Streaming]] = []
+    due_s = clock()
+    ends_s = due_s + arguments.seconds
+    while (due_s := due_s + rng.expovariate(arguments.rate)) < ends_s:
+        await asyncio.sleep(due_s - clock())
+        streams.append((due_s, clients.start(rng.randint(20, 300), rng.randint(20, 60))))
     await clients.all_ended()
-    return [stream.output.ttft_s for stream in streams if stream.output.times_s]
+    return [stream.output.times_s[0] - due_s for due_s, stream in streams if stream.output.times_s]
 
 
 async def _keep_killing(server: ServerProcess, results: Results) -> None:

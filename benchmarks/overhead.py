@@ -103,6 +103,7 @@ async def closed_loop(side: Side, bodies: list[bytes], at_once: int) -> tuple[li
 
 
 async def open_loop(side: Side, bodies: list[bytes], arrivals_s: list[float]) -> list[Output]:
+    """What came, as if each had been sent when it was due: a client that is late makes nobody look better."""
     clock = asyncio.get_running_loop().time
     start_s = clock()
     tasks = []
@@ -110,7 +111,10 @@ async def open_loop(side: Side, bodies: list[bytes], arrivals_s: list[float]) ->
         for body, arrival_s in zip(bodies, arrivals_s, strict=True):
             await asyncio.sleep(start_s + arrival_s - clock())
             tasks.append(group.create_task(side.complete(body)))
-    return [task.result() for task in tasks]
+    outputs = [task.result() for task in tasks]
+    for output, arrival_s in zip(outputs, arrivals_s, strict=True):
+        output.sent_s = start_s + arrival_s
+    return outputs
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:

@@ -65,7 +65,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     run: dict[str, Fact]
     duration_s: float
-    """First arrival to last end."""
+    """First arrival to the end of the last that finished; of what failed nobody noted an end."""
     requests: RequestSummary
     by_priority: dict[str, RequestSummary]
     """`high` and `normal`, where both exist."""
