@@ -69,7 +69,10 @@ WAY_PINNED: Proofs = ("test_movable.py::test_ways_to_run_that_are_not_safe_pin_t
 CACHE_PINNED: Proofs = ("test_movable.py::test_caches_that_cannot_be_copied_pin_their_engine",)
 FIFTY: Proofs = ("test_vllm_loss.py::test_killed_instance_under_fifty_streams",)
 UNSEEDED: Proofs = ("test_vllm_clients.py::test_sampled_answer_without_a_seed_moves",)
-PROMPT_LOGPROBS: Proofs = ("test_vllm_clients.py::test_logprobs_of_the_prompt_are_the_same_of_one_that_moves",)
+PROMPT_LOGPROBS: Proofs = (
+    "test_vllm_clients.py::test_logprobs_of_the_prompt_are_the_same_of_one_that_moves",
+    "test_vllm_queues.py::test_queued_request_that_asks_about_its_prompt_moves_and_is_told_the_same",
+)
 REASONED: Proofs = ("test_vllm_reasoning.py::test_moves_and_dies_after_its_reasoning_has_ended",)
 ADAPTED: Proofs = (
     "test_vllm_lora.py::test_request_with_an_adapter_moves",
@@ -170,7 +173,7 @@ REQUESTS = (
     Asked("sampled with a seed", "yes, same tokens", EQUAL, _SEEDED, (*KILLED, *SEEDED_LOST)),
     Asked("penalties, `logit_bias`, `min_tokens`, stop strings", "yes", EQUAL, "yes", KILLED),
     Asked("logprobs", "yes", EQUAL, "yes", KILLED),
-    Asked("prompt logprobs", "once the first token is out", (*PINNED, *PROMPT_LOGPROBS), "yes", EXACT),
+    Asked("prompt logprobs", "yes", PROMPT_LOGPROBS, "yes", EXACT),
     Asked("a thinking budget (`thinking_token_budget`)", _BUDGET, THINKING, "the same", THINKING),
     Asked(_STRUCTURED, "yes", (*EQUAL, *REASONED), "yes", (*KILLED, *REASONED)),
     Asked("`n > 1`, several prompts", "yes, each sequence by itself", EQUAL, "yes", KILLED),

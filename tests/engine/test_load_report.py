@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("vllm")
 
 from small_engine import BLOCK_TOKENS, FULL, SmallEngine
-from vllm.sampling_params import SamplingParams
 from vllm.v1.kv_cache_interface import SlidingWindowSpec
 
 from llumnix.config import PolicyConfig
@@ -101,9 +100,8 @@ def test_shortest_running_one_is_one_that_may_move(engine: SmallEngine) -> None:
     engine.add("high", -1, BLOCK_TOKENS - 2)
     engine.add("pinned", 0, BLOCK_TOKENS - 2)
     engine.add("normal", 0, 4 * BLOCK_TOKENS - 2)
-    engine.scheduler.requests["pinned"].sampling_params = SamplingParams(prompt_logprobs=1)
     engine.step()
-    engine.scheduler.requests["pinned"]._output_token_ids.clear()
+    engine.scheduler.requests["pinned"].resumable = True
     assert report(engine).smallest_running_blocks == 4
     assert report(engine, pinned=True).smallest_running_blocks == 0
 

@@ -187,13 +187,6 @@ def _for_a_connector() -> Request:
     return request
 
 
-def _with_prompt_logprobs(tokens: int) -> Request:
-    request = Request("r", [1, 2, 3], SamplingParams(max_tokens=4, prompt_logprobs=1), None)
-    if tokens:
-        request.append_output_token_ids([7] * tokens)
-    return request
-
-
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
@@ -203,8 +196,7 @@ def _with_prompt_logprobs(tokens: int) -> Request:
         (Request("r", None, SamplingParams(max_tokens=4), None, prompt_embeds=torch.zeros(3, 4)), ""),
         (Request("r", [1], None, PoolingParams()), "pooling request"),
         (_request(resumable=True), "streaming input session"),
-        (_with_prompt_logprobs(0), "prompt logprobs are being collected"),
-        (_with_prompt_logprobs(1), ""),
+        (Request("r", [1, 2, 3], SamplingParams(max_tokens=4, prompt_logprobs=1), None), ""),
     ],
 )
 def test_requests_that_cannot_move_say_why(request_: Request, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -11,7 +12,7 @@ from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import compare
 from frame.kinds import prompt
-from frame.stream import COMPLETIONS, Streaming, open_session, stream
+from frame.stream import COMPLETIONS, Streaming, id_of, open_session, stream
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -56,6 +57,30 @@ async def test_queued_request_moves_without_kv_and_runs_at_once(server: Server) 
             await each
         still = await stream(session, COMPLETIONS, body(9))
     assert moved.sequences[0].tokens == still.sequences[0].tokens
+
+
+async def test_queued_request_that_asks_about_its_prompt_moves_and_is_told_the_same(server: Server) -> None:
+    """vLLM tells what it asks for with a whole answer alone."""
+    asks = body(9) | {"model": "tiny", "prompt_logprobs": 1, "return_token_ids": True}
+
+    async def told(name: str, **where: str) -> Any:
+        async with session.post(COMPLETIONS, json=asks, headers={"X-Request-Id": name} | where) as answer:
+            (choice,) = (await answer.json())["choices"]
+            return choice["prompt_logprobs"], choice["token_ids"]
+
+    async with open_session(server.url) as session:
+        admin = Admin(session)
+        full = [await _running(session, f"before-{n}", 0, body(n, max_tokens=700)) for n in range(3)]
+        asking = asyncio.create_task(told("asks", **{"X-data-parallel-rank": "0"}))
+        await admin.until_state(id_of(COMPLETIONS, "asks"), "waiting")
+        status, answer = await admin.migrate(id_of(COMPLETIONS, "asks"), "i1")
+        assert (status, answer.get("bytes")) == (200, 0)
+        moved = await asking
+        assert not full[0].task.done(), "it waited for its turn at the source"
+        for each in full:
+            await each
+        assert moved[0]
+        assert moved == await told("still")
 
 
 async def test_queued_request_that_moved_can_be_moved_again(server: Server) -> None:

@@ -98,8 +98,6 @@ def why_request_pinned(request: Request, drafts: bool) -> str:
     if request.resumable:
         return "streaming input session"
     sampling: Any = request.sampling_params
-    if sampling.prompt_logprobs is not None and request.num_output_tokens == 0:
-        return "prompt logprobs are being collected"
     if drafts and sampling.seed is not None and sampling.temperature > 0:
         return "what its seed draws depends on its drafts, which stay behind"
     return ""
