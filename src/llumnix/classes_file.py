@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from llumnix.command_line import closest
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, in_a_clause
 from llumnix.policy.classes import DEFAULT_HOLD_S, Classes, ServiceClass, TenantTerms
 from llumnix.types import HIGH, NORMAL
 
@@ -40,9 +40,7 @@ def read_classes(path: str) -> Classes:
         text = Path(path).read_text()
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        raise UsageError(
-            f"The classes file {path} cannot be read: {(error.strerror or str(error)).lower()}."
-        ) from error
+        raise UsageError(f"The classes file {path} cannot be read: {in_a_clause(error)}.") from error
     except yaml.MarkedYAMLError as error:
         line = 1 if error.problem_mark is None else error.problem_mark.line + 1
         raise UsageError(f"{path}:{line}: the file is not YAML: {error.problem}.") from error

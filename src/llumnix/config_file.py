@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llumnix.command_line import Vocabulary, Words, tell_apart
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, in_a_clause
 from llumnix.home import expanded
 
 _FLAG = "--config"
@@ -97,7 +97,7 @@ def _load(path: str) -> Any:
     try:
         return yaml.safe_load(expanded(path).read_text())
     except OSError as error:
-        raise UsageError(f"The config file {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+        raise UsageError(f"The config file {path} cannot be read: {in_a_clause(error)}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a 13th month
         gist = " ".join(str(error).split())
         raise UsageError(f"The config file {path} is not YAML: {gist}.") from error

@@ -13,7 +13,7 @@ import msgspec
 
 from llumnix.appending import append_whole, private
 from llumnix.background import BackgroundWriter
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import Journal, by_time
 from llumnix.json_lines import decode_lines, read_lines
@@ -69,15 +69,12 @@ class DecisionLog:
 def written_at_once(path: Path) -> Iterator[Callable[[JournalEntry], None]]:
     """What writes the decision log of a simulated run. Raises UsageError if it cannot be written."""
     encoder = msgspec.json.Encoder()
-    try:
-        with path.open("wb") as file:
+    with refused_as(f"Cannot write the decision log {path}"), path.open("wb") as file:
 
-            def write(entry: JournalEntry) -> None:
-                file.write(encoder.encode(entry) + b"\n")
+        def write(entry: JournalEntry) -> None:
+            file.write(encoder.encode(entry) + b"\n")
 
-            yield write
-    except OSError as error:
-        raise UsageError(f"Cannot write the decision log {path}: {error.strerror}.") from error
+        yield write
 
 
 def read_log(path: Path) -> list[JournalEntry]:

@@ -12,6 +12,9 @@ A peer that is late is not an error: its message is counted and ignored. A peer 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LlumnixError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -40,3 +43,12 @@ class ServerSilent(ServerRefused):
 def in_a_clause(error: OSError) -> str:
     """What the system refused, within a sentence: `no such file or directory`."""
     return (error.strerror or str(error)).lower()
+
+
+@contextmanager
+def refused_as(what: str) -> Iterator[None]:
+    """Raises UsageError for what the system refuses meanwhile: `what`, which begins a sentence, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{what}: {error.strerror or error}.") from error

@@ -8,17 +8,15 @@ from typing import TypeVar
 
 import msgspec
 
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 
 Entry = TypeVar("Entry")
 
 
 def read_lines(path: Path, what: str) -> list[bytes]:
     """What a killed process did not write to its end is no line. Raises UsageError: `what` cannot be read."""
-    try:
+    with refused_as(f"Cannot read the {what} {path}"):
         return path.read_bytes().rpartition(b"\n")[0].splitlines()
-    except OSError as error:
-        raise UsageError(f"Cannot read the {what} {path}: {error.strerror}.") from None
 
 
 def decode_lines(

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.home import expanded
 
 _CHAT_TEMPLATE = (
@@ -54,13 +54,11 @@ def ensure(cache: Path | None = None) -> Path:
     target = (cache or cache_dir()) / f"tiny-{_recipe_hash()}"
     if os.path.isdir(target):
         return target
-    try:
+    with refused_as(f"The tiny model cannot be written to {target.parent}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(target.parent) as lock:
             if not target.is_dir():  # else somebody made it while we waited
                 _make(target, lock)
-    except OSError as error:
-        raise UsageError(f"The tiny model cannot be written to {target.parent}: {error.strerror}.") from error
     return target
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llumnix.bench.client import BenchConfig, bench
-from llumnix.errors import UsageError
+from llumnix.errors import refused_as
 from llumnix.path_flag import a_path
 from llumnix.plain import plain
 from llumnix.remote import add_server_flags, check_key
@@ -54,10 +54,8 @@ def run(args: argparse.Namespace) -> int:
     check_key(args.api_key)
     config = _config(args)
     workload = load_workload(args.workload, rate=args.rate, requests=args.requests, seed=args.seed)
-    try:
+    with refused_as(f"Cannot write to --out {args.out}"):
         args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
     console = Console(stderr=True)
     if workload.left_out:
         console.print(workload.left_out, markup=False, highlight=False, soft_wrap=True)

@@ -106,7 +106,15 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         )
         await run.go(server, console)
         migrations = await server.migrations(run.start_unix_s)
-    facts: dict[str, Fact] = {
+    records = Records(_with_moves(run.rows, run.server_ids, migrations), migrations or [], run.instances)
+    details = {kind: said for kind, said in run.details.items() if said}
+    return BenchResult(
+        records, _facts(workload, config, model, run), details, run.interrupted, frozenset(run.asked_again)
+    )
+
+
+def _facts(workload: Workload, config: BenchConfig, model: str, run: OpenLoopRun) -> dict[str, Fact]:
+    return {
         "url": config.base_url,
         "model": model,
         "workload": workload.name,
@@ -117,9 +125,6 @@ async def bench(workload: Workload, config: BenchConfig, console: Console) -> Be
         "client_cores": round(run.cpu_s / run.wall_s, 3),
         "client_late_s": round(run.late_s, 6),
     }
-    records = Records(_with_moves(run.rows, run.server_ids, migrations), migrations or [], run.instances)
-    details = {kind: said for kind, said in run.details.items() if said}
-    return BenchResult(records, facts, details, run.interrupted, frozenset(run.asked_again))
 
 
 def _with_moves(

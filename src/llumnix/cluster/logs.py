@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llumnix.cluster.json_logs import words_of
 from llumnix.config import ClusterConfig
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, in_a_clause
 
 HOUSEKEEPING_INTERVAL_S = 30.0
 """So often whoever writes logs calls `keep_small`."""
@@ -86,7 +86,7 @@ def _made(cluster: ClusterConfig, run_dir: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"The folder for logs {folder} cannot be made: {_why(error)}.") from error
+        raise UsageError(f"The folder for logs {folder} cannot be made: {in_a_clause(error)}.") from error
     return folder.absolute()
 
 
@@ -96,7 +96,7 @@ def _take(folder: Path) -> None:
         os.close(_open(log_file(folder, "nursery")))
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UsageError(f"--log-dir {folder} cannot be written: {_why(error)} ({error.filename}).") from error
+        raise UsageError(f"--log-dir {folder} cannot be written: {in_a_clause(error)} ({error.filename}).") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -105,10 +105,6 @@ def _take(folder: Path) -> None:
         ) from error
     except OSError:  # a file system that knows no locks
         os.close(lock)
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _open(path: Path) -> int:

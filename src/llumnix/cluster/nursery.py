@@ -47,7 +47,7 @@ from llumnix.cluster.nursery_messages import (
 )
 from llumnix.cluster.ports import listen_for_admin
 from llumnix.engine.port import Boot, FrontEndSpec, InstanceSpec
-from llumnix.errors import LlumnixError
+from llumnix.errors import LlumnixError, in_a_clause
 
 _END_S = 3.0  # in which all descendants are gone once they were killed
 _END_PAUSE_S = 0.01
@@ -217,7 +217,7 @@ class Nursery:
         try:
             pid = os.fork()
         except OSError as error:  # too many processes, or too little memory: no reason for the others to end
-            self._tell(Exited(child=child, how=f"it cannot be forked: {(error.strerror or str(error)).lower()}"))
+            self._tell(Exited(child=child, how=f"it cannot be forked: {in_a_clause(error)}"))
             return
         if pid == 0:
             self._become_child(child, parent, run)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from llumnix.engine.shared_memory import remove_shared_memory
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, in_a_clause
 
 _PREFIX = "llumnix-"
 _LOCK = "lock"
@@ -41,8 +41,7 @@ def private_run_dir(longest_base: int = _LONGEST_BASE) -> Iterator[Path]:
         young = _keep_young(path)
         janitor = _hire_janitor(path)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise UsageError(f"No folder for sockets can be made in {base}: {why}.") from error
+        raise UsageError(f"No folder for sockets can be made in {base}: {in_a_clause(error)}.") from error
     try:
         yield path
     finally:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.paper.claims import claims, write_claims
 from llumnix.paper.experiments import FIGURES, Run
 from llumnix.paper.measure import Measures
@@ -51,10 +51,8 @@ def run(args: argparse.Namespace) -> int:
         runs = _only(runs, args.trace)
         wanted = {"Normal", "High Priority"} if figure == 13 else {one.trace for one in runs}
         paper = [point for point in paper if point.trace in wanted]
-    try:
+    with refused_as(f"Cannot write to --out {args.out}"):
         args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
     results = _results(runs, args)
     write_reproduction(figure, points_of(runs, results), paper, args.out)
     return 0

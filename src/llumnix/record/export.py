@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.record.form import RecordedRequest
 from llumnix.record.read import RecordedRun
 from llumnix.workload.trace_forms import MOONCAKE_BLOCK_TOKENS
@@ -24,10 +24,8 @@ def export(run: RecordedRun, form: str, path: Path) -> int:
     requests = [request for request in run.requests if request.output_tokens]
     if not requests:
         raise UsageError(f"No request in {run.folder} made a token.")
-    try:
+    with refused_as(f"Cannot write {path}"):
         FORMS[form](run, requests, path)
-    except OSError as error:
-        raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
     return len(requests)
 
 

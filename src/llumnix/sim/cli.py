@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from llumnix.classes_file import OTHERS, read_classes
 from llumnix.config import MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.decision_log import written_at_once
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
 from llumnix.journal.entries import JournalEntry
 from llumnix.path_flag import a_path, path_text
@@ -96,10 +96,8 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is None:
         workload = _cut_a_few(workload, setup)
     measured = read_records(args.compare) if args.compare is not None else None
-    try:
+    with refused_as(f"Cannot write to --out {args.out}"):
         args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write to --out {args.out}: {error.strerror}.") from error
     with contextlib.nullcontext() if args.decision_log is None else written_at_once(args.decision_log) as listener:
         outcome = _simulate(workload, setup, listener)
     records = outcome.records()

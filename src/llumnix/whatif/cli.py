@@ -6,12 +6,11 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.path_flag import a_path
 from llumnix.record.read import RecordedRun, read_run
 from llumnix.sim.profiles.cost_model import Profile
@@ -64,22 +63,14 @@ def run(args: argparse.Namespace) -> int:
     """Carries out `llumnix whatif`. Returns 0, or 3 if nothing that was simulated is credible. Raises UsageError for
     bad input."""
     if args.out is not None:
-        with _writing(args.out):
+        with refused_as(f"Cannot write to --out {args.out}"):
             args.out.mkdir(parents=True, exist_ok=True)
     found = what_if(args, _progress)
     if args.out is not None:
-        with _writing(args.out):
+        with refused_as(f"Cannot write to --out {args.out}"):
             write_what_if(args.out, found)
     print_what_if(found, Console())
     return NOTHING_CREDIBLE if all(each.grade == NOT for each in found.known) else 0
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"Cannot write to --out {out}: {error.strerror}.") from error
 
 
 def what_if(args: argparse.Namespace, told: Counting) -> WhatIf:

@@ -17,7 +17,7 @@ from rich.console import Console
 from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
 from llumnix.client import reading_environment, unreachable
-from llumnix.errors import UsageError
+from llumnix.errors import UsageError, refused_as
 from llumnix.path_flag import a_path
 from llumnix.record.read import read_run
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
@@ -156,10 +156,8 @@ def _check_out(out: Path) -> None:
 
 
 def _write(profile: Profile, out: Path) -> None:
-    try:
+    with refused_as(f"Cannot write {out}"):
         write_profile(profile, out)
-    except OSError as error:
-        raise UsageError(f"Cannot write {out}: {error.strerror}.") from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:
