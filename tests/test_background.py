@@ -24,6 +24,6 @@ def test_closing_waits_once_for_a_disk_that_hangs() -> None:
     assert writes.wait(10.0)
     writer.put(2)
     began_s = monotonic()
-    writer.close(1.0)
-    assert 1.0 <= monotonic() - began_s < 1.9
+    writer.close(5.0)
+    assert 5.0 <= monotonic() - began_s < 9.5
     hangs.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from frame.server import WAIT_S, wait_for
 from ray.exceptions import ActorDiedError
 
 from llumnix.cluster.nursery_messages import (
@@ -39,15 +40,8 @@ from llumnix.wire.addresses import on_one_machine
 
 pytestmark = pytest.mark.io
 
-SLOW_S = 0.3
-
 
 def silent(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("Failed to connect to GCS")
-
-
-def slow(*_: Any, **__: Any) -> Any:
-    time.sleep(SLOW_S)
     raise RuntimeError("Failed to connect to GCS")
 
 
@@ -131,15 +125,17 @@ async def test_instance_that_ends_while_the_head_is_gone_ends_with_its_reason(ra
 
 
 async def test_end_of_an_instance_stops_no_other_while_the_head_thinks(ray: Ray, tmp_path: Path) -> None:
-    ray.head_is_gone(slow)
-    longest_s, last_s = 0.0, time.monotonic()
-    end = asyncio.create_task(end_of(tmp_path))
-    while not end.done():
-        await asyncio.sleep(0.01)
-        now = time.monotonic()
-        longest_s, last_s = max(longest_s, now - last_s), now
-    assert "actor died" in (await end).lower()
-    assert longest_s < SLOW_S / 2
+    """All tenants share the thread of one event loop, and none waits for the head there."""
+    waiting: list[threading.Thread] = []
+
+    def thinks(*arguments: Any, **more: Any) -> Any:
+        waiting.append(threading.current_thread())
+        return silent(*arguments, **more)
+
+    ray.head_is_gone(thinks)
+    assert "actor died" in (await end_of(tmp_path)).lower()
+    assert waiting
+    assert threading.current_thread() not in waiting
 
 
 async def test_end_of_an_instance_is_told_before_its_room_is_given_back(
@@ -166,14 +162,17 @@ async def test_no_room_while_the_head_is_gone_is_told(
 async def test_room_that_comes_too_late_is_given_back(
     ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given_up = threading.Event()
+
     def late(*_: Any, **__: Any) -> str:
-        time.sleep(SLOW_S)
+        assert given_up.wait(WAIT_S)
         return "late group"
 
     monkeypatch.setattr(ray_tenant, "placement_group", late)
-    monkeypatch.setattr(ray_tenant, "_HEAD_S", SLOW_S / 3)
+    monkeypatch.setattr(ray_tenant, "_HEAD_S", 0.5)
     assert "Ray gave it no room" in await end_of(tmp_path)
-    await asyncio.sleep(SLOW_S)
+    given_up.set()
+    await asyncio.to_thread(wait_for, lambda: ray.removed, "the room given back")
     assert ray.removed == ["late group"]
 
 

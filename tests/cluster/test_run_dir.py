@@ -7,10 +7,10 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from frame.server import wait_for
 
 from llumnix.cluster.environment import child_environment
 from llumnix.cluster.run_dir import _base, private_run_dir
@@ -166,8 +166,6 @@ def test_nothing_is_left_of_an_owner_that_is_killed(tmp_path: Path) -> None:
         path = Path(owner.stdout.readline().strip())
         assert path.exists()
         owner.kill()
-    deadline_s = time.monotonic() + 5
-    while path.exists() and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+    wait_for(lambda: not path.exists(), "the end of its folder")
     assert list(tmp_path.iterdir()) == []
     assert not mine.exists()

@@ -65,7 +65,7 @@ Message = TypeVar("Message", bound=Mail)
 class World:
     """Everybody but the scheduler."""
 
-    def __init__(self, run_dir: Path, scaling: str = "off") -> None:
+    def __init__(self, run_dir: Path, scaling: str = "off", instance_timeout_s: float = 5.0) -> None:
         self.recordings = run_dir / "recordings"
         self.decisions = run_dir / "decisions"
         self.book = on_one_machine(run_dir)
@@ -78,7 +78,7 @@ class World:
             migration=MigrationConfig(),
             cluster=ClusterConfig(
                 heartbeat_interval_s=0.1,
-                instance_timeout_s=0.5,
+                instance_timeout_s=instance_timeout_s,
                 scaling=scaling,
                 drain_timeout_s=0.2,
                 shutdown_timeout_s=0.5,
@@ -138,8 +138,8 @@ class World:
 
 @pytest.fixture
 def world(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[World]:
-    """`indirect` parameter: the mode of auto-scaling. Whatever happened, it comes out the same when it is replayed."""
-    world = World(tmp_path_factory.mktemp("w"), getattr(request, "param", "off"))
+    """`indirect` parameter: what is not as usual. Whatever happened, it comes out the same when it is replayed."""
+    world = World(tmp_path_factory.mktemp("w"), **getattr(request, "param", {}))
     yield world
     world.close()
     (recording,) = world.recordings.iterdir()
@@ -166,6 +166,7 @@ def test_loaded_instance_is_told_to_give_to_the_free_one(world: World) -> None:
     assert order.order.reason
 
 
+@pytest.mark.parametrize("world", [{"instance_timeout_s": 0.5}], indirect=True)
 def test_silent_instance_is_fenced_and_killed(world: World) -> None:
     world.report(I1)
     lost = world.wait_for(world.launcher[1], DeclareLost, lambda: world.report(I0))
@@ -175,6 +176,7 @@ def test_silent_instance_is_fenced_and_killed(world: World) -> None:
     assert (gone.instance, gone.expected) == ("i1", False)
 
 
+@pytest.mark.parametrize("world", [{"instance_timeout_s": 0.5}], indirect=True)
 def test_instance_that_was_never_heard_of_is_missed_too(world: World) -> None:
     world.tell(InstanceServing(instance=I1))
     assert world.wait_for(world.launcher[1], DeclareLost, nothing).instance == "i1"
@@ -245,7 +247,7 @@ def test_request_whose_prompt_is_cached_elsewhere_is_told_to_go_there(world: Wor
     assert "r" in {named().order.request, named().order.request}, "others may have had their turn before"
 
 
-@pytest.mark.parametrize("world", ["on"], indirect=True)
+@pytest.mark.parametrize("world", [{"scaling": "on"}], indirect=True)
 def test_auto_scaling_starts_one_when_all_are_full(world: World) -> None:
     def full() -> None:
         world.report(I0, free_blocks=5, running=20, smallest_running_blocks=4)
@@ -264,7 +266,7 @@ def test_auto_scaling_starts_one_when_all_are_full(world: World) -> None:
     assert (status.last.start, status.last.carried_out) == (2, True)
 
 
-@pytest.mark.parametrize("world", ["on"], indirect=True)
+@pytest.mark.parametrize("world", [{"scaling": "on"}], indirect=True)
 def test_auto_scaling_drains_one_when_all_are_idle(world: World) -> None:
     def idle() -> None:
         world.report(I0, free_blocks=90, running=1)
@@ -276,7 +278,7 @@ def test_auto_scaling_drains_one_when_all_are_idle(world: World) -> None:
     assert "drain by auto-scaling: freeness" in order.reason
 
 
-@pytest.mark.parametrize("world", ["advise"], indirect=True)
+@pytest.mark.parametrize("world", [{"scaling": "advise"}], indirect=True)
 def test_advice_is_told_to_the_front_ends_and_not_carried_out(world: World) -> None:
     def full() -> None:
         world.report(I0, free_blocks=5, running=20, smallest_running_blocks=4)

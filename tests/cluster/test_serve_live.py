@@ -125,7 +125,7 @@ def test_killed_scheduler_and_front_end_come_back(serve: Callable[..., Serve]) -
 
 
 def test_silent_instance_is_declared_lost_killed_and_replaced(serve: Callable[..., Serve]) -> None:
-    server = serve("--instances", "2", "--heartbeat-interval-s", "0.1", "--instance-timeout-s", "1")
+    server = serve("--instances", "2", "--heartbeat-interval-s", "0.1", "--instance-timeout-s", "3")
     server.wait_until_serving()
     wait_for(lambda: len(server.instances()) == 2, "two instances")
     os.kill(server.instances()["i1"], signal.SIGSTOP)

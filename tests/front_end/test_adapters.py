@@ -200,7 +200,7 @@ async def test_model_that_nobody_knows_changes_nothing_for_anybody(fronts: Front
     assert isinstance(await one.resolve_lora("gpt-5"), ErrorResponse)
     for finders in [], [Finder()]:
         one.lora_resolvers = finders  # type: ignore[assignment]
-        async with whole.file.changing(), asyncio.timeout(5):
+        async with whole.file.changing(), asyncio.timeout(10):
             assert isinstance(await one.resolve_lora("none"), ErrorResponse), "nobody's change is waited for"
     assert whole.file.read().version == version
 
@@ -208,7 +208,7 @@ async def test_model_that_nobody_knows_changes_nothing_for_anybody(fronts: Front
 async def test_front_end_that_is_restarted_waits_for_nobodys_change(fronts: FrontEnds) -> None:
     """Loading an adapter on an instance that hangs takes until that is given up."""
     await fronts.start("north")
-    async with fronts.all[0][1].file.changing(), asyncio.timeout(1):
+    async with fronts.all[0][1].file.changing(), asyncio.timeout(10):
         restarted = await fronts.start()
     assert set(restarted.lora_requests) == {"north"}
 

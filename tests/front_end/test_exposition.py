@@ -13,6 +13,8 @@ pytest.importorskip("vllm")
 
 import sys
 
+from frame.server import wait_for
+
 from llumnix.engine.vllm.front_end import exposition as module
 from llumnix.engine.vllm.front_end.exposition import MetricsText
 from llumnix.engine.vllm.front_end.gauges import ServerSeen
@@ -24,11 +26,14 @@ class Writer:
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
         self.turns_s: list[float] = []
+        self.may_end = threading.Event()
+        self.may_end.set()
 
     def __call__(self, seen: ServerSeen) -> bytes:
         self.threads.append(threading.current_thread())
         self.turns_s.append(sys.getswitchinterval())
         time.sleep(0.05)
+        assert self.may_end.wait(60.0)
         return b"text %d" % len(self.threads)
 
 
@@ -53,12 +58,11 @@ async def test_a_little_later_there_is_another(writer: Writer, monkeypatch: pyte
 
 async def test_event_loop_goes_on_while_it_is_written(writer: Writer) -> None:
     usual_s = sys.getswitchinterval()
+    writer.may_end.clear()
     reading = asyncio.create_task(MetricsText(ServerSeen).answer(""))
-    turns = 0
-    while not reading.done():
-        await asyncio.sleep(0.001)
-        turns += 1
-    assert turns > 5
+    await asyncio.to_thread(wait_for, lambda: writer.threads, "its beginning")
+    writer.may_end.set()
+    await reading
     assert writer.threads != [threading.main_thread()]
     assert writer.turns_s[0] < usual_s == sys.getswitchinterval()
 

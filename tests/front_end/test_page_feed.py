@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
-from itertools import pairwise
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -99,17 +99,22 @@ async def test_frames_are_written_once_for_all(watched: Watched, monkeypatch: py
     assert looks.count <= 4
 
 
-async def test_two_viewers_are_told_one_after_the_other() -> None:
+async def test_two_viewers_are_told_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop that tells them has tokens to send, too."""
-    interval_s = 0.32
-    feed = Feed(Looks(), interval_s, lambda: False)
+    pauses_s: set[float] = set()
+
+    async def pause(seconds: float) -> None:
+        pauses_s.add(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(feeds, "asyncio", SimpleNamespace(sleep=pause, Event=asyncio.Event))
+    between_pictures_s, apart_s = 1.0, feeds.APART
+    feed = Feed(Looks(), between_pictures_s, lambda: False)
     running = asyncio.create_task(feed.run())
-    told_at: list[float] = []
 
     async def watch(frames: AsyncIterator[bytes]) -> None:
         await anext(frames)
         await anext(frames)
-        told_at.append(asyncio.get_running_loop().time())
 
     with ExitStack() as viewers:
         watching = []
@@ -119,7 +124,7 @@ async def test_two_viewers_are_told_one_after_the_other() -> None:
             await asyncio.sleep(0)
         await asyncio.gather(*watching)
     running.cancel()
-    assert min(late - soon for soon, late in pairwise(told_at)) > 0.002
+    assert pauses_s == {apart_s, 2 * apart_s, 3 * apart_s, between_pictures_s}
 
 
 async def test_nobody_looks_while_nobody_watches(watched: Watched) -> None:

@@ -101,11 +101,12 @@ def test_viewers_that_come_and_go_at_once_leave_nothing(server: PageServer) -> N
 def test_server_ends_at_once_although_somebody_watches() -> None:
     with page_server(PretendCluster(3)) as server, watching(server) as told, watching(server) as unread:
         next(told), next(unread)
+        server.server.config.timeout_graceful_shutdown = 60
         began = time.monotonic()
         server.server.should_exit = True
         assert all(not frame["whole"] for frame in told), "it ends as it should, with nothing cut"
         wait_for(lambda: not server.server.server_state.connections, "all connections closed")
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 30.0
 
 
 async def test_viewer_that_reads_nothing_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

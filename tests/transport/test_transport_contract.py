@@ -26,7 +26,7 @@ from llumnix.transport.connection import PROTOCOL, Connection, Hello, Proof, Wel
 from llumnix.transport.port import PullInFlight, TransportError
 from llumnix.transport.serving import ServerLimits
 
-SOON_S = 1.0
+SOON_S = 5.0
 
 
 def assert_copied(source: End, target: End, before: list[np.ndarray], source_blocks: Any, target_blocks: Any) -> None:

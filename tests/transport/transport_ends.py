@@ -19,7 +19,7 @@ from llumnix.transport.staging import StagedPool
 SECRET = b"a secret of enough bytes"
 BLOCKS = 64
 CHUNK_SHAPES = ((4, 32), (2, 512), (4, 96))
-PLENTY_S = 10.0
+PLENTY_S = 60.0
 
 
 def no_release() -> None:

@@ -65,7 +65,7 @@ def test_no_panel_is_empty_and_labels_stay_what_they_were(server: Server, tmp_pa
             return not empty
 
         try:
-            wait_for(all_drawn, "something to draw", timeout_s=8.0)
+            wait_for(all_drawn, "something to draw", timeout_s=30.0)
         except AssertionError as error:
             raise AssertionError(f"panels with nothing to draw: {sorted(empty)}") from error
         labels = httpx.get(f"{url}/labels").json()["data"]

@@ -20,14 +20,15 @@ INSTANCES = 2
 FLAGS = ("--no-migration", "--drain-timeout-s", "20")
 
 STREAMS = 12
+TOKENS = 400
 
 Act = Callable[[str], Awaitable[None]]
 
 
-def body(seed: int) -> dict[str, Any]:
+def body(seed: int, max_tokens: int) -> dict[str, Any]:
     """Every other one is drawn, with its seed."""
     text = prompt(random.Random(seed), 40)
-    return {"prompt": text, "max_tokens": 400, "temperature": seed % 2, "seed": seed, "ignore_eos": True}
+    return {"prompt": text, "max_tokens": max_tokens, "temperature": seed % 2, "seed": seed, "ignore_eos": True}
 
 
 def ids(server: Server) -> list[str]:
@@ -54,10 +55,11 @@ async def ended_report(server: Server, instance: str) -> dict[str, Any]:
     return await asyncio.to_thread(report_of, server, instance)
 
 
-async def streams_while(server: Server, name: str, act: Act) -> list[Output]:
-    """Streams on the first instance, which is acted upon when all of them speak; then the same undisturbed."""
+async def streams_while(server: Server, name: str, act: Act, max_tokens: int = TOKENS) -> list[Output]:
+    """Streams on the first instance, which is acted upon when all of them speak; then the same undisturbed. Those of
+    more tokens than the others are left when they have said as many: they are there while it is acted."""
     first = server.instances()[0]
-    bodies = [body(n) for n in range(STREAMS)]
+    bodies = [body(n, max_tokens) for n in range(STREAMS)]
     async with open_session(server.url) as session:
         places = {row["instance"] for row in server.requests()}
         assert not places
@@ -65,14 +67,21 @@ async def streams_while(server: Server, name: str, act: Act) -> list[Output]:
         for stream in streams:
             await stream.reaches(5)
         await act(first["id"])
-        outputs = [await stream for stream in streams]
-        undisturbed = [
-            await stream for stream in [Streaming(session, each, name=f"{name}-u{n}") for n, each in enumerate(bodies)]
-        ]
+        outputs = [await said(stream, max_tokens) for stream in streams]
+        again = [Streaming(session, body(n, TOKENS), name=f"{name}-u{n}") for n in range(STREAMS)]
+        undisturbed = [await stream for stream in again]
     assert [output.error for output in outputs] == [""] * len(bodies)
-    assert [o.sequences[0].tokens for o in outputs] == [o.sequences[0].tokens for o in undisturbed]
+    assert [o.sequences[0].tokens[:TOKENS] for o in outputs] == [o.sequences[0].tokens for o in undisturbed]
     await asyncio.to_thread(server.wait_until_quiet)
     return outputs
+
+
+async def said(stream: Streaming, max_tokens: int) -> Output:
+    if max_tokens > TOKENS:
+        await stream.reaches(TOKENS)
+        await stream.cancel()
+        return stream.output
+    return await stream
 
 
 async def test_drain_moves_what_runs_there_and_reports(server: Server) -> None:
@@ -142,7 +151,7 @@ async def test_kept_instance_comes_back_and_takes_requests(server: Server) -> No
         assert answer.status_code == 200, answer.text
         moved_back.append(answer.json()["target"])
 
-    await streams_while(server, "returned", drain_and_come_back)
+    await streams_while(server, "returned", drain_and_come_back, max_tokens=1000)
     assert moved_back == [server.instances()[0]["id"]]
 
 

@@ -53,7 +53,7 @@ def assert_told(server: Server, output: Output, moves: int) -> None:
     assert [kinds[kind] for kind in ("dispatch", "first_token", "moved", "ended")] == [1, 1, moves, 1]
     assert story.spent.total_s == pytest.approx(story.latency_s)
     felt_s = output.times_s[-1] - output.sent_s
-    assert felt_s - 1.0 < story.latency_s < felt_s + 0.005, "its client waits longer: for HTTP, and its own turn"
+    assert felt_s - 10.0 < story.latency_s < felt_s + 0.005, "its client waits longer: for HTTP, and its own turn"
     first = next(entry.what for entry in story.entries if isinstance(entry.what, FirstTokenNoted))
     assert 0 < first.prefill_s < first.ttft_s < output.ttft_s + 0.005
     assert story.spent.moving_s == 0 or moves > 0, "nothing, too, where a move took no longer than a step"
