@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,8 +22,9 @@ from frame.server import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
-CONNECTIONS = 6  # some at either front end: each takes the next one that has fewer
+CONNECTIONS = 6  # some at either front end
 HERE, THERE = 0, 1
+"""Connections to one front end and to the other."""
 
 
 class Everywhere:
@@ -35,10 +37,34 @@ class Everywhere:
         self.connect()
 
     def connect(self) -> None:
+        """Anew, until both front ends have some."""
+        wait_for(self._reaches_both, "connections to both front ends")
+
+    def _reaches_both(self) -> bool:
         self.close()
-        self.clients = [httpx.Client(base_url=self.server.url, timeout=60.0) for _ in range(CONNECTIONS)]
-        for client in self.clients:
-            assert client.get("/health").status_code == 200
+        lasting = httpx.Limits(keepalive_expiry=None)
+        self.clients = [
+            httpx.Client(base_url=self.server.url, timeout=60.0, limits=lasting) for _ in range(CONNECTIONS)
+        ]
+        served_by = [self._front_end(client) for client in self.clients]
+        others = [number for number, name in enumerate(served_by) if name != served_by[HERE]]
+        if None in served_by or not others:
+            return False
+        there = others[0]
+        self.clients[THERE], self.clients[there] = self.clients[there], self.clients[THERE]
+        return True
+
+    def _front_end(self, client: httpx.Client) -> str | None:
+        """The one that has this client's connection, where it stays."""
+        answer = client.get("/health")
+        assert answer.status_code == 200
+        ends = (self.server.port, answer.extensions["network_stream"].get_extra_info("client_addr")[1])
+        for name in ("front-0", "front-1"):
+            with contextlib.suppress(AssertionError, psutil.Error):  # it starts
+                for each in self.server.descendant(name).net_connections("tcp"):
+                    if each.raddr and (each.laddr.port, each.raddr.port) == ends:
+                        return name
+        return None
 
     def close(self) -> None:
         for client in self.clients:
@@ -88,14 +114,21 @@ def all_of_it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everywhere]:
         folder,
         *("--no-migration", "--api-server-count", "2", "--enable-lora", "--max-lora-rank", str(RANK)),
         *("--max-loras", "2", "--max-cpu-loras", "8", "--lora-modules", f"north={make_adapter(folder / 'north', 1)}"),
-        *("--enable-server-load-tracking", "--profiler-config", profile),
-        environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"},
+        *("--enable-server-load-tracking", "--enable-prompt-tokens-details", "--profiler-config", profile),
+        environment={
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # a connection stays where it is
+        },
     )
-    made = Everywhere(server, folder)
-    yield made
-    made.close()
-    server.wait_until_quiet()
-    server.stop()
+    try:
+        made = Everywhere(server, folder)
+        yield made
+        made.close()
+        server.wait_until_quiet()
+        server.stop()
+    finally:
+        server.kill()
 
 
 def test_adapters_are_known_and_right_at_all_front_ends_and_on_all_instances(all_of_it: Everywhere) -> None:
@@ -147,7 +180,6 @@ def test_restarted_front_end_knows_what_the_others_know(all_of_it: Everywhere) -
     old = all_of_it.server.descendant("front-0").pid
     os.kill(old, signal.SIGKILL)
     wait_for(lambda: _other_pid(all_of_it.server, old), "another front end")
-    time.sleep(1.0)
     all_of_it.connect()
     assert all_of_it.told("/is_paused", "is_paused") == {True}
     assert all_of_it.post(THERE, "/resume").status_code == 200
@@ -200,15 +232,32 @@ def test_what_cannot_be_done_leaves_all_as_it_was(all_of_it: Everywhere) -> None
     assert len(set(all_of_it.on_all(lambda client: text(say(client))))) == 1
 
 
-@pytest.mark.parametrize("path", ["/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache"])
-def test_caches_are_reset_on_all_instances(all_of_it: Everywhere, path: str) -> None:
-    for slot in range(len(all_of_it.server.instances())):
-        text(say(all_of_it.clients[THERE], "tiny", slot, tokens=80))
-    all_of_it.server.wait_until_quiet()
+@pytest.mark.parametrize("path", ["/reset_mm_cache", "/reset_encoder_cache"])
+def test_caches_of_media_are_reset_from_any_front_end(all_of_it: Everywhere, path: str) -> None:
     for number in (HERE, THERE):
-        answer = all_of_it.post(number, path)
-        assert answer.status_code == 200
-        assert not answer.content or answer.json() == {"success": True}
+        assert all_of_it.post(number, path).status_code == 200
+
+
+@pytest.mark.parametrize("number", [HERE, THERE])
+def test_prefix_caches_are_reset_on_all_instances(all_of_it: Everywhere, number: int) -> None:
+    slots = range(len(all_of_it.server.instances()))
+    for slot in slots:
+        cached_tokens(all_of_it.clients[THERE], slot)
+        assert cached_tokens(all_of_it.clients[THERE], slot) > 0
+    all_of_it.server.wait_until_quiet()
+    answer = all_of_it.post(number, "/reset_prefix_cache")
+    assert answer.status_code == 200
+    assert not answer.content or answer.json() == {"success": True}
+    assert [cached_tokens(all_of_it.clients[THERE], slot) for slot in slots] == [0] * len(slots)
+
+
+def cached_tokens(client: httpx.Client, slot: int) -> int:
+    """Of a prompt of many blocks, on the instance at this slot."""
+    body = {"model": "tiny", "prompt": [7] * 600, "max_tokens": 4, "temperature": 0}
+    answer = client.post("/v1/completions", json=body, headers={"X-data-parallel-rank": str(slot)})
+    assert answer.status_code == 200, answer.text
+    details: dict[str, int] = answer.json()["usage"].get("prompt_tokens_details") or {}
+    return details.get("cached_tokens") or 0
 
 
 def test_all_requests_are_counted_and_all_are_aborted(all_of_it: Everywhere) -> None:

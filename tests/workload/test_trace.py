@@ -151,10 +151,12 @@ def test_broken_row_is_refused_with_file_and_line(tmp_path: Path, name: str, tex
 def test_compressed_files_that_were_damaged_are_refused(tmp_path: Path, compressed: bytes) -> None:
     path = tmp_path / ("trace.csv.gz" if compressed.startswith(b"\x1f\x8b") else "trace.csv.xz")
     for place in range(len(compressed)):
-        for broken in (compressed[:place], compressed[:place] + b"\xff" + compressed[place + 1 :]):
-            path.write_bytes(broken)
-            with contextlib.suppress(UsageError):
-                load_trace(path)
+        path.write_bytes(compressed[:place])
+        with pytest.raises(UsageError):
+            load_trace(path)
+        path.write_bytes(compressed[:place] + b"\xff" + compressed[place + 1 :])
+        with contextlib.suppress(UsageError):  # in the header, say the time, it does no harm
+            load_trace(path)
 
 
 def test_missing_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
