@@ -6,9 +6,10 @@ Tests that start processes say so themselves (`live`, `vllm`); the ring of all o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 # An example may wait for its turn on a core. Where a change is judged, all changes are tried with the same ones.
 settings.register_profile("shared machine", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("shared machine")
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+_MAY_BE_MISSING = ("nixl-cu13 is not installed", "there is no chromium here")
+"""Why a test may be skipped where a change is judged."""
 
 _RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
 _RING_OF_FOLDER = {
@@ -37,6 +43,16 @@ _RING_OF_FOLDER = {
 }
 
 
+def pytest_configure() -> None:
+    """`timeout` ends a run as Ctrl-C does: what it has started and made is tidied up, and what it found is told."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # `timeout` tells twice, and the second time would end the tidying
+    raise KeyboardInterrupt
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Spares the pure ring the import of the engine, which takes longer than its tests."""
     only_pure = config.getoption("markexpr") == "pure"
@@ -52,6 +68,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _ring(item) is None:
             item.add_marker(_RING_OF_FOLDER.get(item.path.parent.name, "pure"))
     items.sort(key=lambda item: _RINGS.index(_ring(item) or ""))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _as_judged((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _as_judged((yield))
+
+
+def _as_judged(report: Report) -> Report:
+    """Where a change is judged, what was not tried is no success, but for what may be missing."""
+    if "CI" in os.environ and report.skipped and not hasattr(report, "wasxfail"):
+        why = str(report.longrepr)
+        if not any(words in why for words in _MAY_BE_MISSING):
+            report.outcome, report.longrepr = "failed", f"not tried: {why}"
+    return report
 
 
 def _ring(item: pytest.Item) -> str | None:

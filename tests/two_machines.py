@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from linked_namespace import LinkedNamespace
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -29,7 +31,7 @@ class TwoMachines:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.other = LinkedNamespace()
-        self._ray_dir = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Ray's sockets are below it
+        self._ray_dir = ray_folder()
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.address = f"{self.other.ours}:{free_port(self.other.ours)}"
         try:
@@ -66,15 +68,22 @@ class TwoMachines:
         command += ["--object-store-memory=100000000", "--disable-usage-stats"]
         log = self.folder / f"ray-{name}-{len(self._nodes)}.log"
         with log.open("wb") as output:
-            node = subprocess.Popen(
-                [*prefix, *command, *flags], env=environment, stdout=output, stderr=output, process_group=0
-            )
+            node = subprocess.Popen([*prefix, *command, *flags], env=environment, stdout=output, stderr=output)
         self._nodes.append(node)
         deadline_s = time.monotonic() + _START_S
         while _STARTED not in log.read_text():
             assert node.poll() is None, f"no Ray node: {log.read_text()}"
             assert time.monotonic() < deadline_s, f"no Ray node yet: {log.read_text()}"
             time.sleep(0.05)
+
+
+def ray_folder() -> str:
+    """A new one, with a short path: Ray's sockets are below it. What runs left that were killed goes first."""
+    for left in Path("/tmp").glob("ray-*-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
 
 
 def end_session(leader: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,7 +18,7 @@ import pytest
 from frame.server import WAIT_S, wait_for
 from served import Serve, is_alive
 
-from two_machines import TOKEN
+from two_machines import TOKEN, ray_folder
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 
@@ -31,7 +30,7 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ray_dir = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+        self._ray_dir = ray_folder()
         environment = (
             os.environ
             | TOKEN
