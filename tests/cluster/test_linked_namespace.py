@@ -61,17 +61,17 @@ def test_what_a_killed_run_left_is_removed(killed_run: LinkedNamespace) -> None:
 def test_runs_that_begin_at_the_same_moment_have_links_of_their_own() -> None:
     """Each begins while the process that it is named after lives."""
     owners = [subprocess.Popen(["sleep", "60"]) for _ in range(4)]
-    with ThreadPoolExecutor(len(owners)) as pool:
-        made = list(pool.map(LinkedNamespace, [owner.pid for owner in owners]))
     try:
+        with ThreadPoolExecutor(len(owners)) as pool:
+            made = list(pool.map(LinkedNamespace, [owner.pid for owner in owners]))
         assert len({each.ours for each in made}) == len(owners)
         for each in made:
             assert_reached(each)
     finally:
-        for each, owner in zip(made, owners, strict=True):
-            each.close()
+        for owner in owners:
             owner.kill()
             owner.wait()
+        linked_namespace.remove_leftovers()  # theirs, however many were made
 
 
 def test_process_that_ends_before_it_is_ended_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def short_base(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     base = tmp_path_factory.mktemp("r")
     monkeypatch.setattr("llumnix.cluster.run_dir._base", lambda longest: base)
     return base
+
+
+@pytest.fixture
+def mine() -> Iterator[Path]:
+    """A file of shared memory."""
+    path = Path("/dev/shm") / f"llumnix-test-{os.getpid()}"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
 
 
 def test_is_private_and_goes_at_the_end(short_base: Path) -> None:
@@ -91,11 +101,9 @@ def test_folder_that_others_may_write_to_is_left_alone(short_base: Path) -> None
     assert left.exists()
 
 
-def test_note_names_files_of_the_shared_memory_and_no_others(short_base: Path, tmp_path: Path) -> None:
+def test_note_names_files_of_the_shared_memory_and_no_others(short_base: Path, tmp_path: Path, mine: Path) -> None:
     precious = tmp_path / "precious"
     precious.touch()
-    mine = Path("/dev/shm") / f"llumnix-test-{os.getpid()}"
-    mine.touch()
     left = short_base / "llumnix-left"
     left.mkdir(mode=0o700)
     (left / "lock").touch()
@@ -147,10 +155,8 @@ def test_full_tmp_is_no_matter_where_there_is_a_folder_for_sockets(monkeypatch: 
 
 
 @pytest.mark.live
-def test_nothing_is_left_of_an_owner_that_is_killed(tmp_path: Path) -> None:
+def test_nothing_is_left_of_an_owner_that_is_killed(tmp_path: Path, mine: Path) -> None:
     """Not even until the next start."""
-    mine = Path("/dev/shm") / f"llumnix-test-{os.getpid()}"
-    mine.touch()
     code = f"""if True:
         import time
         from llumnix.cluster.run_dir import private_run_dir
@@ -163,9 +169,11 @@ def test_nothing_is_left_of_an_owner_that_is_killed(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) as owner:
         assert owner.stdout is not None
-        path = Path(owner.stdout.readline().strip())
-        assert path.exists()
-        owner.kill()
+        try:
+            path = Path(owner.stdout.readline().strip())
+            assert path.exists()
+        finally:
+            owner.kill()
     wait_for(lambda: not path.exists(), "the end of its folder")
     assert list(tmp_path.iterdir()) == []
     assert not mine.exists()

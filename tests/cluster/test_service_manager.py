@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -69,8 +70,9 @@ def test_it_is_not_told_that_the_launcher_lives_unless_it_asked(listener: Listen
 
 
 def test_it_may_listen_in_the_abstract_namespace() -> None:
-    listener = Listener("\0llumnix-test-notify")
-    ServiceManager({"NOTIFY_SOCKET": "@llumnix-test-notify"}).ready()
+    name = f"llumnix-test-notify-{os.getpid()}"
+    listener = Listener(f"\0{name}")
+    ServiceManager({"NOTIFY_SOCKET": f"@{name}"}).ready()
     assert listener.heard() == ["READY=1"]
     listener.close()
 

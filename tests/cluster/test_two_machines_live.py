@@ -54,7 +54,10 @@ def server(machines: TwoMachines, tmp_path_factory: pytest.TempPathFactory) -> I
         yield server
     finally:
         server.process.terminate()
-        assert server.end() == 0
+        try:
+            assert server.end() == 0
+        finally:
+            server.kill()
         assert [path.name for path in server.folder.iterdir()] == ["model"]
 
 

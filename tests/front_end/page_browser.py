@@ -35,9 +35,11 @@ def opened(browser: Browser, url: str, *, complaints: bool = False, **how: Any) 
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(url)
-    yield page
-    context.close()
+    try:
+        page.goto(url)
+        yield page
+    finally:
+        context.close()
     host = re.match(r"http://[^/]+/", url)
     assert host is not None
     assert [each for each in asked if not each.startswith(host[0])] == []

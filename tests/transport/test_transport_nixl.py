@@ -244,12 +244,12 @@ def source(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
         def kill() -> None:
             process.kill()
-            process.join()
+            process.join(PLENTY_S)
 
         yield ours.recv(), kill
     finally:
         process.kill()
-        process.join()
+        process.join(PLENTY_S)
 
 
 @needs_nixl

@@ -19,17 +19,26 @@ def garage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Garage]:
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest, garage: Garage) -> Iterator[Server]:
-    """At the module's end no request may be left, all blocks must be free, and no process may have complained."""
+    """At the module's end no request may be left, all blocks must be free, and no process may have complained. If that
+    is not so, or a test failed, the next module gets another one."""
     failed_before = request.session.testsfailed
     running = garage.server(Wish.of(request.module))
     seen = len(running.trouble())
     yield running
-    if request.session.testsfailed > failed_before:
-        print(running.logs())
-    running.wait_until_quiet()
-    expected = getattr(request.module, "EXPECTED_TROUBLE", ())
-    unexpected = [line for line in running.trouble()[seen:] if not any(words in line for words in expected)]
-    assert not unexpected, "\n".join(unexpected)
+    is_sound = request.session.testsfailed == failed_before
+    try:
+        if not is_sound:
+            print(running.logs())
+        running.wait_until_quiet()
+        expected = getattr(request.module, "EXPECTED_TROUBLE", ())
+        unexpected = [line for line in running.trouble()[seen:] if not any(words in line for words in expected)]
+        assert not unexpected, "\n".join(unexpected)
+    except BaseException:
+        is_sound = False
+        raise
+    finally:
+        if not is_sound:
+            garage.drop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

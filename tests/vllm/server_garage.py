@@ -17,10 +17,13 @@ def own_server(folder: Path, *flags: str, **options: Any) -> Iterator[Server]:
     """For a module that must make something before it knows its flags. In the end no request may be left, and no
     process may have complained."""
     running = Server(folder, *flags, **options)
-    yield running
-    running.wait_until_quiet()
-    running.stop()
-    assert running.trouble() == []
+    try:
+        yield running
+        running.wait_until_quiet()
+        running.stop()
+        assert running.trouble() == []
+    finally:
+        running.kill()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,12 @@ class Garage:
             )
             self._wish = wish
         return self._running
+
+    def drop(self) -> None:
+        """Who knows what state it is in: nobody else may have it."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.kill()
 
     def close(self) -> None:
         """Nothing may be left of it."""

@@ -39,8 +39,8 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
-EVENTS = free_ports(4)
-ENGINE_PORTS = free_ports(96)
+EVENTS = free_ports(100)
+ENGINE_PORTS = EVENTS + 4
 _folder = tempfile.TemporaryDirectory(prefix="apart-")  # goes when this process ends
 FOLDER = Path(_folder.name)
 FILE = FOLDER / "flags.yaml"

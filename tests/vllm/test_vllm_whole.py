@@ -22,7 +22,7 @@ from frame.server import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
-CONNECTIONS = 6  # some at either front end
+CONNECTIONS = 6  # some at either front end: each takes the next one that has fewer
 HERE, THERE = 0, 1
 """Connections to one front end and to the other."""
 
