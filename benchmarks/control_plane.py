@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 import zmq
 from _counting_instances import Request, Spec
-from frame.arguments import at_least_one, positive
+from frame.arguments import at_least_one, not_negative, positive
 from frame.verdict import Figure, Goal, at_most, conclude
 from frame.vitals import cpu_s
 from rich.console import Console
@@ -160,7 +160,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--instances", type=at_least_one, default=64)
     parser.add_argument("--rate", type=positive, default=500.0, help="Requests per second. Default: 500.")
     parser.add_argument("--seconds", type=positive, default=30.0, help="Measured, of each size. Default: 30.")
-    parser.add_argument("--warm-s", type=positive, default=6.0, help="Before that. Default: 6.")
+    parser.add_argument("--warm-s", type=not_negative, default=6.0, help="Before that. Default: 6.")
     return parser.parse_args()
 
 

@@ -27,7 +27,7 @@ import aiohttp
 import numpy as np
 from _mixed_drain import NAMES, drain, drain_kinds
 from frame.admin import Admin
-from frame.arguments import at_least_one, positive, whole
+from frame.arguments import at_least_one, not_negative, whole
 from frame.models import tiny_engine_flags
 from frame.server import ServerProcess, llumnix_server
 from frame.stream import Streaming, all_go_on, open_session
@@ -83,7 +83,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=whole, default=1)
     parser.add_argument("--family", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument(
-        "--longest-wait-s", type=positive, default=240.0, help="Limit of the drain without migration; 0: leave it out."
+        "--longest-wait-s",
+        type=not_negative,
+        default=240.0,
+        help="Limit of the drain without migration; 0: leave it out.",
     )
     return parser.parse_args()
 

@@ -127,10 +127,17 @@ def _print(title: str, runs: Sequence[Run], results: dict[Run, Result]) -> None:
         print(f"  {load:32}" + "".join(f"{ratios[name]:14.3f}" for name in NAMES) + f"{moves:8.1f}", flush=True)
 
 
+def _gain(text: str) -> float:
+    number = positive(text)
+    if number < 1.1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1.1, the least --pace-gain")
+    return number
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--times", type=positive, nargs="+", default=[2.0, 3.0], help="How slow one engine becomes.")
-    parser.add_argument("--gains", type=positive, nargs="+", default=[1.5], help="Values of --pace-gain.")
+    parser.add_argument("--gains", type=_gain, nargs="+", default=[1.5], help="Values of --pace-gain.")
     parser.add_argument("--seeds", type=at_least_one, default=3)
     arguments = parser.parse_args()
     refuse_repeats(parser, dict((*BELOW, *NEAR)), REQUESTS, arguments.seeds)

@@ -47,9 +47,9 @@ def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 whoever calls this may have any Python
         fail(f"Python 3.11 or newer is needed, not {sys.version.split()[0]}: say make PYTHON=/path/to/python3.11.")
     torch = check_locks()
-    wanted = fingerprint()
     lock = os.open(ROOT / "requirements", os.O_RDONLY)  # two makes at once take turns
     fcntl.flock(lock, fcntl.LOCK_EX)
+    wanted = fingerprint()
     if STAMP.exists() and STAMP.read_text() == wanted and runs(_IS_COMPLETE):
         return
     STAMP.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Makes `.venv/prometheus`: Debian's `prometheus` and `promtool`, unpacked, for the tests of alerts and of the board.
 
 Nothing is installed in the system and no service starts. Where there is no apt-get, or it finds no package, one line
-says so, and those tests are skipped unless `promtool` is on the path.
+says so, and those tests are skipped unless both are on the path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TIMEOUT_S = 120
 
 
 def main() -> None:
-    if (TOOLS / "promtool").exists() or shutil.which("promtool"):
+    if (TOOLS / "promtool").exists() or all(map(shutil.which, ("prometheus", "promtool"))):
         return
     why_not = _make()
     if why_not:

@@ -14,13 +14,15 @@ from two_machines import ray_folder
 pytestmark = pytest.mark.live
 
 ENDED = """
-import os, pathlib, signal, time
+import os, pathlib, signal, sys, time
 import pytest
+from frame.server import ServerProcess
 
 @pytest.fixture
 def file():
     path = pathlib.Path("left")
     path.touch()
+    ServerProcess([sys.executable, "-c", "pass"], [], pathlib.Path("console"), os.environ).process.wait()
     yield
     os.kill(os.getpid(), signal.SIGTERM)
     path.unlink()
@@ -34,7 +36,8 @@ def test_one_that_is_ended(file):
 def run(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider"]
-    path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    tests = Path(__file__).parent
+    path = f"{tests}:{tests.parent / 'benchmarks'}:{os.environ.get('PYTHONPATH', '')}"
     return subprocess.run(
         command,
         cwd=folder,

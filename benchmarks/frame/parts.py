@@ -40,6 +40,8 @@ def part_of(trace: str, seed: int, requests: int, rate: float) -> tuple[Workload
 def refuse_repeats(parser: argparse.ArgumentParser, traces: Iterable[str], requests: int, seeds: int) -> None:
     """Says that it is too many seeds if one of these traces, where it is recorded, has fewer parts."""
     for trace in filter(is_recorded, traces):
+        if requests < 2:
+            parser.error(f"{trace}: one request has no rate")
         parts = len(_rows(trace)) // _size(trace, requests)
         if seeds > parts:
             parser.error(f"--seeds {seeds}: {trace} has {parts} parts of {_size(trace, requests)} requests")

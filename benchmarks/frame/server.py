@@ -62,7 +62,8 @@ class ServerProcess:
         """From the start of the process until `GET /health` said 200."""
         words = [*command, "--port", str(self.port), *flags]
         self.words = " ".join(words)
-        if threading.current_thread() is threading.main_thread():
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server goes with its benchmark
         with console.open("wb") as output:
             self.process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=dict(environment))

@@ -196,14 +196,23 @@ def test_lost_stream_is_parked_until_an_instance_comes() -> None:
     assert (replay.request, replay.new_id, replay.delivered_tokens, replay.why) == (R, R1, 1, "a was lost")
 
 
-def test_lost_stream_that_no_instance_has_memory_for_is_given_up() -> None:
-    """It would wait for ever: those that are there are all of a size."""
+def test_lost_stream_that_no_instance_ever_had_memory_for_is_given_up() -> None:
+    """It would wait for ever."""
+    front = Driver(A)
+    front.arrive()
+    front.speak(tokens=100 * 16)
+    why = "a was lost; no instance ever had memory for its 1616 tokens so far"
+    assert front.tell(Departed, A) == [GiveUp(R, why)]
+
+
+def test_lost_stream_that_is_too_long_for_all_but_the_one_it_was_on_waits_for_its_successor() -> None:
     front = Driver(A)
     front.report(B, total_blocks=1, watermark_blocks=1)
     front.arrive()
     front.speak()
-    why = "a was lost; no instance has memory for its 17 tokens so far"
-    assert front.tell(Departed, A) == [GiveUp(R, why)]
+    assert front.tell(Departed, A) == [Park(R, "a was lost")]
+    assert front.report(B, total_blocks=1, watermark_blocks=1) == []
+    assert isinstance(only(ReplayAt, front.report(C)), ReplayAt)
 
 
 def test_client_that_leaves_while_its_request_waits_is_forgotten() -> None:

@@ -54,7 +54,7 @@ from llumnix.wire.to_scheduler import (
     UndrainInstance,
 )
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("llumnix.cluster.scheduler_process")  # as a process of its own this module is __main__
 
 _ALIVE_INTERVAL_S = 0.5
 

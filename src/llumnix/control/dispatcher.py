@@ -78,6 +78,7 @@ class Dispatcher:
         """For normal requests and, once one came, for high ones if the policy tells them apart."""
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
         self._for_tokens: set[InstanceId] = set()
+        self._longest_tokens = 0
 
     def on_report(self, snapshot: InstanceSnapshot) -> bool:
         """Takes a newer report and closes the ledger's entries that it counts. Reports that are older than the known
@@ -100,6 +101,7 @@ class Dispatcher:
         entry.reported = snapshot
         (self._for_tokens.add if snapshot.role is Role.DECODE else self._for_tokens.discard)(snapshot.id)
         entry.most_tokens = longest_prompt_tokens(snapshot.total_blocks, snapshot)  # no watermark if alone
+        self._longest_tokens = max(self._longest_tokens, entry.most_tokens)
         if self._looks_at_prefixes:
             self.prefix_chunk_tokens = snapshot.prefix_chunk_tokens
         if snapshot.step_cost is not None:
@@ -205,8 +207,8 @@ class Dispatcher:
         return any(tokens <= self._entries[key[2]].most_tokens and key[2] not in avoid for key in self._orders[0])
 
     def is_too_long(self, tokens: int) -> bool:
-        """There are instances, and a prompt of so many tokens could begin on none, were it empty."""
-        return bool(self._entries) and all(tokens > entry.most_tokens for entry in self._entries.values())
+        """A prompt of so many tokens could begin on no instance that there ever was, were it empty."""
+        return tokens > self._longest_tokens > 0
 
     def is_removed(self, instance: InstanceId) -> bool:
         return instance in self._removed

@@ -140,7 +140,7 @@ class Placing:
             if (adapter := self._adapter_of_nobody(asked)) is not None:
                 return GiveUp(old.request, f"{lost.why}; no instance can load its adapter {adapter!r}")
             if self.dispatcher.is_too_long(tokens):
-                return GiveUp(old.request, f"{lost.why}; no instance has memory for its {tokens} tokens so far")
+                return GiveUp(old.request, f"{lost.why}; no instance ever had memory for its {tokens} tokens so far")
             return self._park(lost)
         if never_sent:
             return self._send(asked, decision)

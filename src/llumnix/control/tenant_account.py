@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import floor, inf
+from math import ceil, floor, inf
 
 import msgspec
 
@@ -125,9 +125,9 @@ class TenantAccount:
         here = _here(figures(self._limits[what] / self.terms.parts, 6), self.terms.parts)
         limit = f"The tenant {self.terms.name} may have {figures(self._limits[what])} {what} a minute{here}"
         if wait_s == inf:
-            return Declined(429, "rate_limit_exceeded", f"{limit}, and this request needs {amount:.0f}.")
+            return Declined(429, "rate_limit_exceeded", f"{limit}, and this request needs {ceil(amount)}.")
         left = floor(max(0.0, bucket.level(at_s)))
-        return Declined(429, "rate_limit_exceeded", f"{limit}; {left} of them are left, {amount:.0f} needed.", wait_s)
+        return Declined(429, "rate_limit_exceeded", f"{limit}; {left} of them are left, {ceil(amount)} needed.", wait_s)
 
 
 def _here(part: object, parts: int) -> str:

@@ -78,8 +78,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """What a request says of itself; an empty string is nothing said."""
 
     key: str = ""
-    """Each sign one byte of it."""
-    """API key, as it was sent."""
+    """API key, as it was sent: each sign is one byte of it."""
     tenant: str = ""
     """Value of the header that names the tenant, where one does."""
     cls: str = ""

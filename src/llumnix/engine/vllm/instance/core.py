@@ -253,7 +253,7 @@ class LlumnixEngineCore(EngineCoreProc):
     def llumnix_hello(self) -> bytes:
         """First contact: proves both sockets. The answer is a `Introduction`; its rank is the one in its KV events."""
         ready = msgspec.msgpack.encode(replace(self._make_ready_response(), data_parallel_rank=self._spec.slot))
-        snapshot = self.office.reports.make().snapshot
+        snapshot = self.office.reports.introduce()
         introduction = Introduction(ready=ready, snapshot=snapshot, seeds_lost=self._seeds_lost)
         return msgspec.msgpack.encode(introduction)
 

@@ -14,6 +14,7 @@ from llumnix.engine.port import InstanceSpec
 from llumnix.engine.vllm.instance.driver import LlumletDriver
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.snapshot import Fixed, instance_snapshot
+from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceState, Role
 from llumnix.wire.mailbox import Mailbox
 from llumnix.wire.news import Report
@@ -105,6 +106,11 @@ class Reports:
             self._sent_s = now
             self._tell_prefixes()
             self._mailbox.post_soon(self._audience, self._last)
+
+    def introduce(self) -> InstanceSnapshot:
+        """To a front end that comes. Heartbeats repeat it from now on: they are read as of the last report alone."""
+        self._last = self.make()
+        return self._last.snapshot
 
     def _tell_prefixes(self) -> None:
         """Before the report: what that counts as arrived, this knows of."""
