@@ -495,8 +495,8 @@ def test_bytes_of_a_commit_without_blocks_are_not_those_of_the_stage_before() ->
     [
         (PREPARING, "the target did not say in time whether it has room"),
         (COPYING, "its blocks were not copied in time"),
-        (WAITING, "too little of its prompt was computed in time"),
-        (DETACHING, "the steps that it was in did not end in time"),
+        (WAITING, "too little of it was settled in time"),
+        (DETACHING, "it could not leave its batch in time"),
     ],
 )
 def test_what_took_too_long_is_said(past: list[object], why: str) -> None:

@@ -118,6 +118,14 @@ def test_an_instance_more_leaves_every_metric_where_it_was(metrics: SlotMetrics,
     assert {"vllm:num_requests_running", "vllm:cache_config_info", "plugin_steps"} <= third
     assert [type(logger) for logger in metrics.stat_loggers].count(Plugin) == 1, "and no logger that nobody wanted"
     assert len(metrics.stat_loggers) == 2
+
+
+def test_an_instance_more_may_be_heard_of_before_the_first_has_joined(metrics: SlotMetrics, config: Any) -> None:
+    """As at a front end that starts again when there are many."""
+    join(client_of(config), ready(blocks=100))
+    metrics.grow(3)
+    metrics.log_engine_initialized()
+    assert len(samples("vllm:cache_config_info")) == 3
     metrics.grow(4)
     assert names() == before
 

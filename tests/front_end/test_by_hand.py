@@ -100,6 +100,17 @@ async def test_request_goes_to_the_best_that_does_not_refuse_it(monkeypatch: pyt
     assert (answer.status, answer.record.target) == (200, C)
 
 
+async def test_queued_request_whose_turn_comes_meanwhile_is_asked_for_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hand = Hand(monkeypatch, B, C)
+    await hand.order(None)
+    first = await hand.answer("it has begun here meanwhile", StayCause.BEGAN)
+    again = await hand.answer()
+    assert (first.order.target, again.order.target) == (B, B)
+    assert (await hand.token(again)).status == 200
+
+
 async def test_request_that_cannot_move_is_not_tried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     hand = Hand(monkeypatch, B, C)
     await hand.order(None)

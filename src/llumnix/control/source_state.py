@@ -27,7 +27,7 @@ class SourceState(StrEnum):
 TOOK_TOO_LONG = {
     SourceState.PREPARING: "the target did not say in time whether it has room",
     SourceState.COPYING: "its blocks were not copied in time",
-    SourceState.WAITING: "too little of its prompt was computed in time",
-    SourceState.DETACHING: "the steps that it was in did not end in time",
+    SourceState.WAITING: "too little of it was settled in time",
+    SourceState.DETACHING: "it could not leave its batch in time",
 }
 """What has not happened in time; once the target was told to take it, the front end is asked instead."""

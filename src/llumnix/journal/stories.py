@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
-from sys import getsizeof
 
 import msgspec
 
@@ -75,7 +74,7 @@ class Stories:
         _ENCODER.encode_into(_without_names(story), self._buffer)
         kept = bytes(self._buffer)  # what `encode` returns has room for more
         if story.request not in self._ended:
-            self._bytes += getsizeof(story.request)
+            self._bytes += _length(story.request)
         theirs = self._ended[story.request] = (*self._ended.pop(story.request, ()), kept)
         self._sequences += 1
         self._bytes += len(kept)
@@ -110,7 +109,7 @@ class Stories:
             self._forgotten[request] = self._forgotten.get(request, 0) + 1
         else:
             del self._ended[request]
-            self._bytes -= getsizeof(request)
+            self._bytes -= _length(request)
             self._forgotten.pop(request, None)
 
     def _told(self, request: str, kept: bytes) -> RequestStory:
@@ -182,3 +181,8 @@ def _without_names(story: Story) -> _Ended:
         end.output_tokens,
         msgspec.structs.astuple(end.spent),
     )
+
+
+def _length(request: str) -> int:
+    """In bytes, about: what Python itself says of a text grows once that has been encoded."""
+    return len(request.encode("utf-8", "surrogatepass"))

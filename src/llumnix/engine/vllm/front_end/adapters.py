@@ -5,12 +5,14 @@ vLLM keeps them in each server process (`OpenAIServingModels`), and counts their
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from unittest import mock
+from weakref import WeakValueDictionary
 
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
@@ -66,6 +68,8 @@ class SharedAdapters:
         self._serving = serving
         self._whole = whole
         self._own = _Originals(serving.load_lora_adapter, serving.unload_lora_adapter, serving.resolve_lora)
+        self._asked_for: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By name, while somebody asks."""
         serving.load_lora_adapter = self.load  # type: ignore[method-assign]
         serving.unload_lora_adapter = self.unload  # type: ignore[method-assign]
         serving.resolve_lora = self.resolve  # type: ignore[method-assign]
@@ -83,12 +87,13 @@ class SharedAdapters:
 
     async def resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
         """An adapter that a request names and that nobody has loaded: vLLM's plugins may find it."""
-        if (known := self._serving.lora_requests.get(lora_name)) is not None:
-            return known
-        if not await self._is_found(lora_name):  # a misspelt model: it must cost nobody else anything
-            missing = f"LoRA adapter {lora_name} does not exist"
-            return ErrorResponse(error=ErrorInfo(message=missing, type="NotFoundError", code=HTTPStatus.NOT_FOUND))
-        return await self._whole.to_the_end(self._resolve(lora_name))
+        async with self._asked_for.setdefault(lora_name, asyncio.Lock()):  # as vLLM has it: one at a time of a name
+            if (known := self._serving.lora_requests.get(lora_name)) is not None:
+                return known
+            if not await self._is_found(lora_name):  # a misspelt model: it must cost nobody else anything
+                missing = f"LoRA adapter {lora_name} does not exist"
+                return ErrorResponse(error=ErrorInfo(message=missing, type="NotFoundError", code=HTTPStatus.NOT_FOUND))
+            return await self._whole.to_the_end(self._resolve(lora_name))
 
     async def _is_found(self, lora_name: str) -> bool:
         """May take long: plugins ask the network. They keep what they have found."""

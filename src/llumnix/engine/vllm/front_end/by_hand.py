@@ -36,6 +36,8 @@ class _Said(NamedTuple):
     why: str = ""
     refused: bool = False
     """By the target: another one may not."""
+    began: bool = False
+    """Its turn came while the target was asked, for no room. Now it runs, and room is asked for."""
 
 
 class ByHand:
@@ -72,6 +74,8 @@ class ByHand:
         said = _Said(409, why="no other instance can take it")
         for target in named or self._client.machine.best_places(order.request, MOST_TRIED):
             said = await self._move(order.request, target)
+            if said.began:
+                said = await self._move(order.request, target)
             if not said.refused:
                 break
         return said
@@ -103,7 +107,8 @@ class ByHand:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     outcome: MoveOutcome = await unless_gone(answered, source.gone)
                 if outcome.why_not is not None:
-                    return _Said(409, why=outcome.why_not, refused=outcome.stayed is StayCause.REFUSED)
+                    refused, began = (outcome.stayed is cause for cause in (StayCause.REFUSED, StayCause.BEGAN))
+                    return _Said(409, why=outcome.why_not, refused=refused, began=began)
                 await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
                 # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
                 return _Said(200, recorded.result() if recorded.done() else record_of(session, outcome))

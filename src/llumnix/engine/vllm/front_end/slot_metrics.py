@@ -23,6 +23,7 @@ class SlotMetrics(StatLoggerManager):
     def _make(self, given: dict[str, Any]) -> None:
         """vLLM takes whatever is called `vllm:` out of the registry first: what is not made here comes back."""
         before = _registered()
+        self._has_told_of_caches = False
         super().__init__(**given)
         self._made = _registered() - before
         for lost in before - _registered():
@@ -31,7 +32,7 @@ class SlotMetrics(StatLoggerManager):
     def grow(self, slots: int) -> None:
         """To so many instances.
 
-        vLLM's counters start again from zero, as after a restart, which Prometheus knows how to read.
+        With one front end vLLM's counters start again from zero, as after a restart, which Prometheus can read.
         """
         for collector in self._made & _registered():
             REGISTRY.unregister(collector)
@@ -45,8 +46,9 @@ class SlotMetrics(StatLoggerManager):
 
     def log_engine_initialized(self) -> None:
         """What the metrics tell of an engine's cache: nothing as long as none is known."""
-        if self._given["vllm_config"].cache_config.num_gpu_blocks is None:
+        if self._has_told_of_caches or self._given["vllm_config"].cache_config.num_gpu_blocks is None:
             return
+        self._has_told_of_caches = True
         before = _registered()
         super().log_engine_initialized()
         self._made |= _registered() - before

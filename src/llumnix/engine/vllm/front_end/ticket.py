@@ -29,7 +29,8 @@ class Ticket:
     def __init__(self, headers: list[Header], tenant_header: str) -> None:
         said: dict[bytes, str] = {}
         for name, value in headers:
-            said.setdefault(name.lower(), value.decode("latin-1"))  # of several the first: vLLM checks that key
+            if name.lower() != b"authorization" or name.lower() not in said:  # of several keys vLLM checks the first
+                said[name.lower()] = value.decode("latin-1")
         authorization = said.get(b"authorization", "")
         is_key = authorization[: len(_BEARER)].lower() == _BEARER
         self._key = authorization[len(_BEARER) :] if is_key else ""

@@ -56,7 +56,7 @@ class KeptPlaces:
         return _adapters_of(self._scheduler.running)
 
     def _kept_for(self) -> set[int]:
-        """Those of requests, too, that have arrived and not run yet."""
+        """Those of requests, too, that wait with their KV: for their first step here, or for their next chunk's."""
         if self._scheduler.lora_config is None:
             return set()
         blocked = self._scheduler._is_blocked_waiting_status
