@@ -44,7 +44,7 @@ def run(program: str) -> list[str]:
 def test_scheduler_tells_what_it_does_and_what_others_complain_of() -> None:
     ours, theirs = run(
         "import logging, runpy; from llumnix.cluster import text_logs; text_logs.begin('scheduler');"
-        "runpy.run_module('llumnix.cluster.scheduler_process', 'as a process')['log'].info('ours');"
+        "runpy.run_module('llumnix.cluster.scheduler_process', run_name='as a process')['log'].info('ours');"
         "logging.getLogger('asyncio').info('too much');"
         "logging.getLogger('asyncio').warning('theirs')"
     )

@@ -77,13 +77,11 @@ class Dispatcher:
         self._orders: list[list[RankKey]] = [[]]
         """For normal requests and, once one came, for high ones if the policy tells them apart."""
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
-        self._for_tokens: set[InstanceId] = set()
-        self._longest_tokens = 0
+        self._for_tokens, self._longest_tokens = set[InstanceId](), 0
 
     def on_report(self, snapshot: InstanceSnapshot) -> bool:
-        """Takes a newer report and closes the ledger's entries that it counts. Reports that are older than the known
-        one, or of a removed instance, change nothing; heartbeats only tell whether its engine stands still.
-        True: it is new here, and is to be asked for its prefixes, as it may have had some for long."""
+        """Takes a newer report and closes the ledger's entries that it counts. Older ones, and those of a removed
+        instance, change nothing; heartbeats tell whether its engine stands still. True: new here, with prefixes."""
         entry = self._entries.get(snapshot.id)
         if entry is None and snapshot.id in self._removed:
             return False
