@@ -99,7 +99,7 @@ def _letters(request: Request, **ways: Any) -> Letters:
     names = ("structured_output", "workers", "post", "post_soon", "ship", "forget", "put_output", "wake_at", "clock")
     engine: Any = dict.fromkeys((*names, "has_adapter", "book")) | {"pins": ""}
     del engine["book"]
-    scheduler: Any = SimpleNamespace(requests={request.request_id: request})
+    scheduler: Any = SimpleNamespace(requests={request.request_id: request}, max_model_len=64)
     i0, i1 = (
         InstanceInfo(id=InstanceId(name), index=n, slot=n, pid=1, node="", control=name, data="")
         for n, name in enumerate(("i0", "i1"))
