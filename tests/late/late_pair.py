@@ -339,3 +339,14 @@ class LatePair:
         )
         core.llumnix_resume(msgspec.msgpack.encode(resume))
         core.read_mail()
+
+
+def being_read(pair: LatePair) -> Session:
+    """Blocks of a request are on their way from i0 to i1, to each worker there."""
+    session = pair.ask(0, list(range(20)), 30)
+    while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
+        pair.step(0)
+    pair.move(0, session.engine_id)
+    while not pair.wires.pulls:
+        pair.turn_but_for_pulls()
+    return session

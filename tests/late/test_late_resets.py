@@ -12,23 +12,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from late_pair import LatePair, Session
+from late_pair import LatePair, Session, being_read
 
 
 @pytest.fixture(params=["full", "windows", "snapshots"])
 def pair(request: pytest.FixtureRequest) -> LatePair:
     return LatePair(request.param)
-
-
-def under_way(pair: LatePair) -> Session:
-    """A request is being copied from i0 to i1."""
-    session = pair.ask(0, list(range(20)), 30)
-    while pair.cores[0].scheduler.requests[session.engine_id].num_output_tokens < 2:
-        pair.step(0)
-    pair.move(0, session.engine_id)
-    while not pair.wires.pulls:
-        pair.turn_but_for_pulls()
-    return session
 
 
 def all_is_well(pair: LatePair, session: Session) -> None:
@@ -39,7 +28,7 @@ def all_is_well(pair: LatePair, session: Session) -> None:
 
 @pytest.mark.parametrize("at", [0, 1], ids=["source", "target"])
 def test_reset_waits_for_the_move_and_is_whole(pair: LatePair, at: int) -> None:
-    session = under_way(pair)
+    session = being_read(pair)
     core = pair.cores[at]
     answer = core.reset_prefix_cache(reset_running_requests=True)
     assert isinstance(answer, Future)
@@ -50,7 +39,7 @@ def test_reset_waits_for_the_move_and_is_whole(pair: LatePair, at: int) -> None:
 
 
 def test_nothing_begins_to_move_while_a_reset_waits(pair: LatePair) -> None:
-    session = under_way(pair)
+    session = being_read(pair)
     other = pair.ask(1, list(range(40, 45)), 12)
     third = pair.ask(0, list(range(70, 75)), 12)
     pair.cores[1].reset_prefix_cache(reset_running_requests=True)
@@ -64,7 +53,7 @@ def test_nothing_begins_to_move_while_a_reset_waits(pair: LatePair) -> None:
 
 
 def test_request_that_has_just_come_is_reset_before_its_first_step(pair: LatePair) -> None:
-    session = under_way(pair)
+    session = being_read(pair)
     core = pair.cores[1]
     while session.engine_id not in core.scheduler.requests:
         pair.deliver()
@@ -110,14 +99,14 @@ def counted(into: list[int], owner: Any, method: str, counts: Callable[[Any], bo
 
 
 def test_reset_of_what_is_free_alone_waits_for_nobody(pair: LatePair) -> None:
-    session = under_way(pair)
+    session = being_read(pair)
     assert pair.cores[1].reset_prefix_cache() is False
     all_is_well(pair, session)
 
 
 @pytest.mark.parametrize("mode", ["abort", "keep"])
 def test_pause_is_complete_once_nothing_is_on_the_move(pair: LatePair, mode: str) -> None:
-    session = under_way(pair)
+    session = being_read(pair)
     core = pair.cores[1]
     answer = core.pause_scheduler(mode)  # type: ignore[arg-type]
     assert isinstance(answer, Future)

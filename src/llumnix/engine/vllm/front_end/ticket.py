@@ -28,9 +28,10 @@ class Ticket:
 
     def __init__(self, headers: list[Header], tenant_header: str) -> None:
         said: dict[bytes, str] = {}
-        for name, value in headers:
-            if name.lower() != b"authorization" or name.lower() not in said:  # of several keys vLLM checks the first
-                said[name.lower()] = value.decode("latin-1")
+        for given, value in headers:
+            name = given.lower()
+            if name != b"authorization" or name not in said:  # of several keys vLLM checks the first
+                said[name] = value.decode("latin-1")
         authorization = said.get(b"authorization", "")
         is_key = authorization[: len(_BEARER)].lower() == _BEARER
         self._key = authorization[len(_BEARER) :] if is_key else ""

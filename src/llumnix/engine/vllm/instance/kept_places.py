@@ -9,6 +9,8 @@ from itertools import chain
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from llumnix.engine.vllm.instance.needs import wait_for_a_step
+
 
 class KeptPlaces:
     """Of one scheduler. Called on the engine's main thread only."""
@@ -59,9 +61,7 @@ class KeptPlaces:
         """Those of requests, too, that wait with their KV: for their first step here, or for their next chunk's."""
         if self._scheduler.lora_config is None:
             return set()
-        blocked = self._scheduler._is_blocked_waiting_status
-        arrived = (each for each in self._scheduler.kv_holding_waiting if not blocked(each.status))
-        return _adapters_of(chain(self.arriving.values(), self.lent.values(), arrived))
+        return _adapters_of(chain(self.arriving.values(), self.lent.values(), wait_for_a_step(self._scheduler)))
 
     def _fits(self, request: Request, adapters: set[int]) -> bool:
         config, asked = self._scheduler.lora_config, request.lora_request

@@ -1,4 +1,4 @@
-"""What a request of the queue needs to start, as vLLM itself asks it."""
+"""What requests of the queue need to start, as vLLM itself asks it."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def blocks_to_start(scheduler: Scheduler, request: Request) -> int:
         apply_admission_cap=True,
         prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
     )
+
+
+def wait_for_a_step(scheduler: Scheduler) -> list[Request]:
+    """Those that wait with their KV, and for nothing but a step: they have come with it, or have a further chunk."""
+    return [each for each in scheduler.kv_holding_waiting if not scheduler._is_blocked_waiting_status(each.status)]

@@ -26,6 +26,7 @@ from llumnix.engine.vllm.instance.counted_queue import CountedQueue
 from llumnix.engine.vllm.instance.kept_places import KeptPlaces
 from llumnix.engine.vllm.instance.last_steps import LastSteps
 from llumnix.engine.vllm.instance.making_way import WhoMakesWay
+from llumnix.engine.vllm.instance.needs import wait_for_a_step
 from llumnix.engine.vllm.instance.prefixes import Prefixes
 from llumnix.engine.vllm.instance.state import arrivals_first, expected_hit_tokens, waits_again, waits_on
 from llumnix.engine.vllm.instance.step_limits import StepLimits
@@ -271,7 +272,7 @@ class MigrationSupport(_Base):
 
     def _begin_arrived(self) -> None:
         """Those that came with their KV and wait for their first step here are preempted with those that run."""
-        arrived = [each for each in self.kv_holding_waiting if self._awaits_step(each)]
+        arrived = wait_for_a_step(self)
         self.kv_holding_waiting.remove_requests(arrived)
         for request in arrived:
             request.status = RequestStatus.RUNNING

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 
 from llumnix.control.step_fit import StepLoad
 from llumnix.engine.vllm.instance.counted_queue import CountedQueue
+from llumnix.engine.vllm.instance.needs import wait_for_a_step
 from llumnix.engine.vllm.instance.step_watch import load_ahead
 from llumnix.policy.snapshot import StepCost
 from llumnix.policy.step_cost import prompt_tokens
@@ -78,8 +79,7 @@ class StepLimits:
         """For a target, or those that just came with their KV: a prompt in the batch would take them all."""
         if self.target_s > 0 or not self._cuts:
             return self.target_s > 0
-        blocked = self._scheduler._is_blocked_waiting_status
-        return any(not blocked(each.status) for each in self._scheduler.kv_holding_waiting)
+        return bool(wait_for_a_step(self._scheduler))
 
     @contextmanager
     def _prompts_held_back(self) -> Iterator[None]:
