@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from frame.server import free_port
 
 from linked_namespace import LinkedNamespace
 
@@ -94,10 +94,3 @@ def end_session(leader: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         leader.kill()
         leader.wait()
-
-
-def free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

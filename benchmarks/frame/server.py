@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,17 +27,26 @@ STOP_TIMEOUT_S = 60.0
 WAIT_S = 60.0
 """On a machine that is busy with other things; usually it is a fraction of a second."""
 
+PORTS = 20_000, 32_000
+"""Above those that Ray deals out to its workers, below those of Linux's usual `ip_local_port_range`."""
+
+TRIED_PORTS = 100
+
 _POLL_S = 0.02
 _LAST_LINES = 30
 
 Result = TypeVar("Result")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str = "127.0.0.1") -> int:
+    """One that nobody listens on, and none of those that the system deals out by itself: until the server listens, a
+    connection of somebody else would get such a one. Raises AssertionError where nearly all are taken."""
+    for port in random.sample(range(*PORTS), TRIED_PORTS):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return port
+    raise AssertionError(f"{TRIED_PORTS} ports were tried, and all are taken")
 
 
 def wait_for(condition: Callable[[], Result | None], what: str, timeout_s: float = WAIT_S) -> Result:
