@@ -2,8 +2,8 @@
 
 Instances that share the cores slow each other down: moving a request to an idle one makes the others slower, which it
 does not where every instance has its own device. Here a model is computed for real, and then it waits until
-`paced_step_ms + paced_token_ms * tokens` (config.json) have passed; as many times that, as long as there is a file
-`slow-PID` beside that one, as it says: a device that has become slower.
+`paced_step_ms + paced_token_ms * tokens` (config.json) have passed; twice that, as long as there is a file `slow-PID`
+beside that one: a device that has become slower.
 
 A vLLM plugin (entry points beside this file), found through PYTHONPATH; see `frame.models`.
 """
@@ -13,15 +13,6 @@ from __future__ import annotations
 import os
 import time
 from typing import Any
-
-
-def _slowness(word: str) -> float:
-    """What a file says; 1 where there is none, or nothing in it yet."""
-    try:
-        with open(word) as file:
-            return float(file.read() or 1)
-    except FileNotFoundError:
-        return 1
 
 
 def register() -> None:
@@ -37,7 +28,8 @@ def register() -> None:
         began, config = time.monotonic(), self.model_config.hf_config
         result = forward(self, input_ids, positions, *args, **kwargs)
         pace_ms = config.paced_step_ms + config.paced_token_ms * positions.shape[-1]
-        pace_ms *= _slowness(f"{self.model_config.model}/slow-{os.getpid()}")
+        if os.path.exists(f"{self.model_config.model}/slow-{os.getpid()}"):
+            pace_ms *= 2
         time.sleep(max(0.0, began + 1e-3 * pace_ms - time.monotonic()))
         return result
 

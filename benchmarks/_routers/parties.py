@@ -262,7 +262,7 @@ def _pulse(pid: int) -> None:
 def _weaken(flags: Sequence[str], pid: int, over: Event) -> None:
     """Until then its steps take twice as long (`_paced/`). `flags`: its own, the model first. Blocks meanwhile."""
     word = Path(flags[0]) / f"slow-{pid}"
-    word.write_text("2")
+    word.touch()
     over.wait()
     word.unlink()
 
