@@ -36,7 +36,7 @@ _TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|Asserti
 
 
 class Server(ServerProcess):
-    """Made ready by the constructor. `folder` gets the console's output and all logs."""
+    """Made ready by the constructor, unless somebody `waits` later. `folder` gets the console's output and all logs."""
 
     def __init__(
         self,
@@ -46,8 +46,10 @@ class Server(ServerProcess):
         environment: Mapping[str, str] | None = None,
         api_key: str | None = None,
         recorded: bool = True,
+        waits: bool = True,
     ) -> None:
         self.folder = folder
+        self._instances = instances
         self._temporary, self._recordings = folder / "tmp", folder / "recordings"
         self._temporary.mkdir()
         self._recordings.mkdir()
@@ -58,18 +60,20 @@ class Server(ServerProcess):
         super().__init__(command, [*flags, *more], folder / "console.txt", {**os.environ, **own, **(environment or {})})
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=self.url, timeout=60.0, headers=headers)
+        if waits:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Raises AssertionError if it is not in time; then nothing of it is left."""
         try:
-            self._wait_until_ready(instances)
+            self.wait_until_healthy(START_TIMEOUT_S)
+            wait_for(lambda: "serving" in self.console(), "the word that it serves", START_TIMEOUT_S)
+            # An instance is ready a moment before the front end takes it in.
+            wait_for(lambda: len(self.instances()) >= self._instances, "all instances", START_TIMEOUT_S)
         except BaseException:
             self.kill()
             print(self.logs())
             raise
-
-    def _wait_until_ready(self, instances: int) -> None:
-        self.wait_until_healthy(START_TIMEOUT_S)
-        wait_for(lambda: "serving" in self.console(), "the word that it serves", START_TIMEOUT_S)
-        # An instance is ready a moment before the front end takes it in.
-        wait_for(lambda: len(self.instances()) >= instances, "all instances", START_TIMEOUT_S)
 
     # -- talk
 

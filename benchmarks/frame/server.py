@@ -33,6 +33,7 @@ PORTS = 20_000, 32_000
 TRIED_PORTS = 100
 
 _POLL_S = 0.02
+_START_POLL_S = 0.1  # a start takes seconds, in which it needs the cores
 _LAST_LINES = 30
 
 Result = TypeVar("Result")
@@ -49,12 +50,14 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise AssertionError(f"{TRIED_PORTS} ports were tried, and all are taken")
 
 
-def wait_for(condition: Callable[[], Result | None], what: str, timeout_s: float = WAIT_S) -> Result:
+def wait_for(
+    condition: Callable[[], Result | None], what: str, timeout_s: float = WAIT_S, poll_s: float = _POLL_S
+) -> Result:
     """The first true value of `condition`. Raises AssertionError after the deadline."""
     deadline_s = time.monotonic() + timeout_s
     while not (result := condition()):
         assert time.monotonic() < deadline_s, f"waited {timeout_s:g} s in vain for: {what}"
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     return result
 
 
@@ -84,10 +87,11 @@ class ServerProcess:
         def healthy() -> bool:
             assert self.process.poll() is None, f"the server ended: {self.last_lines()}"
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/health", timeout=5).status_code == httpx.codes.OK
+                return client.get("/health").status_code == httpx.codes.OK
             return False
 
-        wait_for(healthy, "a server that is ready", timeout_s)
+        with httpx.Client(base_url=self.url, timeout=5) as client:
+            wait_for(healthy, "a server that is ready", timeout_s, _START_POLL_S)
         self.ready_s = time.monotonic() - self._began_s
 
     def console(self) -> str:

@@ -1,9 +1,12 @@
-"""Servers for the modules: one at a time, and the next module keeps it if it asks for the same one."""
+"""Servers for the modules: one at a time, and the next module keeps it if it asks for the same one. If it asks for
+another, that one starts while this one's tests run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from frame.checked import Server
@@ -23,6 +26,8 @@ def server(request: pytest.FixtureRequest, garage: Garage) -> Iterator[Server]:
     is not so, or a test failed, the next module gets another one."""
     failed_before = request.session.testsfailed
     running = garage.server(Wish.of(request.module))
+    if (following := _next_wish(request.session.items, request.module)) is not None:
+        garage.begin(following)
     seen = len(running.trouble())
     yield running
     is_sound = request.session.testsfailed == failed_before
@@ -50,7 +55,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         places.setdefault(wanted, len(places))
         if isinstance(wanted, Wish):
             item.add_marker(pytest.mark.vllm)
-    items[:] = [item for item in items if item not in here] + sorted(here, key=lambda item: places[_wanted(item)])
+
+    def turn(item: pytest.Item) -> tuple[bool, int]:
+        wanted = _wanted(item)
+        return isinstance(wanted, Path), places[wanted]
+
+    items[:] = [item for item in items if item not in here] + sorted(here, key=turn)
+
+
+def _next_wish(items: list[pytest.Item], module: Any) -> Wish | None:
+    """What comes directly after all that want the server of this module."""
+    wanted = Wish.of(module)
+    following = dropwhile(lambda item: getattr(item, "module", None) is not module, items)
+    other = next((each for item in following if (each := _wanted(item)) != wanted), None)
+    return other if isinstance(other, Wish) else None
 
 
 def _wanted(item: pytest.Item) -> Wish | Path:

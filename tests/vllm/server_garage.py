@@ -1,4 +1,4 @@
-"""The one server of real engines that runs at a time, kept from module to module as long as they ask for the same."""
+"""The one server of real engines that is in use, kept from module to module as long as they ask for the same."""
 
 from __future__ import annotations
 
@@ -47,25 +47,32 @@ class Wish:
 
 
 class Garage:
-    """Holds the one server that runs."""
+    """Holds the one server that runs, and the next one, which starts meanwhile: of a start, most is the import of the
+    engine, which keeps one core busy."""
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory
         self._running: Server | None = None
         self._wish: Wish | None = None
+        self._next: tuple[Wish, Server] | None = None
 
     def server(self, wish: Wish) -> Server:
+        """One that is ready."""
         if self._running is None or wish != self._wish:
-            self.close()
-            self._running = Server(
-                self._factory.mktemp("server"),
-                *wish.flags,
-                instances=wish.instances,
-                environment=dict(wish.environment),
-                api_key=wish.api_key,
-            )
-            self._wish = wish
+            self._stop()
+            self.begin(wish)
+            assert self._next is not None
+            (self._wish, begun), self._next = self._next, None
+            begun.wait_until_ready()
+            self._running = begun
         return self._running
+
+    def begin(self, wish: Wish) -> None:
+        """Has it start; nobody waits for it yet. One that was begun for another wish is ended."""
+        if self._next is not None and self._next[0] != wish:
+            self._end_next()
+        if self._next is None:
+            self._next = wish, self._started(wish)
 
     def drop(self) -> None:
         """Who knows what state it is in: nobody else may have it."""
@@ -75,6 +82,25 @@ class Garage:
 
     def close(self) -> None:
         """Nothing may be left of it."""
+        self._end_next()
+        self._stop()
+
+    def _stop(self) -> None:
         running, self._running = self._running, None
         if running is not None:
             running.stop()
+
+    def _end_next(self) -> None:
+        begun, self._next = self._next, None
+        if begun is not None:
+            begun[1].kill()
+
+    def _started(self, wish: Wish) -> Server:
+        return Server(
+            self._factory.mktemp("server"),
+            *wish.flags,
+            instances=wish.instances,
+            environment=dict(wish.environment),
+            api_key=wish.api_key,
+            waits=False,
+        )

@@ -11,11 +11,23 @@ from server_garage import Garage, Wish, own_server
 
 
 class StandIn:
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.killed = False
+    def __init__(self, *flags: Any, waits: bool = True, **_: Any) -> None:
+        self.flags = flags[1:]
+        self.ready = waits
+        self.killed = self.stopped = False
+
+    def wait_until_ready(self) -> None:
+        self.ready = True
 
     def kill(self) -> None:
         self.killed = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def a_wish(*flags: str) -> Wish:
+    return Wish(flags=flags, instances=2, environment=(), api_key=None)
 
 
 def was_killed(server: Any) -> bool:
@@ -40,9 +52,33 @@ def test_own_server_of_a_module_that_fails_is_ended(tmp_path: Path) -> None:
 
 
 def test_server_that_is_dropped_is_ended_and_nobody_else_gets_it(tmp_path_factory: pytest.TempPathFactory) -> None:
-    garage, wish = Garage(tmp_path_factory), Wish(flags=(), instances=2, environment=(), api_key=None)
+    garage, wish = Garage(tmp_path_factory), a_wish()
     first = garage.server(wish)
     assert garage.server(wish) is first
     garage.drop()
     assert was_killed(first)
     assert garage.server(wish) is not first
+
+
+def test_next_server_starts_while_the_one_before_it_is_in_use(tmp_path_factory: pytest.TempPathFactory) -> None:
+    garage = Garage(tmp_path_factory)
+    first: Any = garage.server(a_wish("first"))
+    garage.begin(a_wish("second"))
+    assert garage.server(a_wish("first")) is first
+    second: Any = garage.server(a_wish("second"))
+    assert (second.flags, second.ready) == (("second",), True)
+    assert (first.stopped, was_killed(first), second.stopped) == (True, False, False)
+
+
+def test_server_that_starts_ahead_and_is_not_wanted_is_ended(tmp_path_factory: pytest.TempPathFactory) -> None:
+    garage = Garage(tmp_path_factory)
+    garage.server(a_wish("first"))
+    garage.begin(a_wish("second"))
+    begun: Any = garage._next
+    third: Any = garage.server(a_wish("third"))
+    assert was_killed(begun[1])
+    assert third.flags == ("third",)
+    garage.begin(a_wish("fourth"))
+    begun = garage._next
+    garage.close()
+    assert (was_killed(begun[1]), third.stopped) == (True, True)

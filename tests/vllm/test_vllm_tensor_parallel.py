@@ -20,6 +20,8 @@ FLAGS = (
     *("--no-migration", "--tensor-parallel-size", "2", "--max-model-len", "2048"),
     *("--distributed-executor-backend", "mp"),
 )
+ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}
+"""What vLLM compiles for several workers in spite of --enforce-eager would take half of the start."""
 
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:
