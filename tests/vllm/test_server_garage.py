@@ -62,12 +62,12 @@ def test_server_that_is_dropped_is_ended_and_nobody_else_gets_it(tmp_path_factor
 
 def test_next_server_starts_while_the_one_before_it_is_in_use(tmp_path_factory: pytest.TempPathFactory) -> None:
     garage = Garage(tmp_path_factory)
-    first: Any = garage.server(a_wish("first"))
+    first = garage.server(a_wish("first"))
     garage.begin(a_wish("second"))
     assert garage.server(a_wish("first")) is first
-    second: Any = garage.server(a_wish("second"))
-    assert (second.flags, second.ready) == (("second",), True)
-    assert (first.stopped, was_killed(first), second.stopped) == (True, False, False)
+    served: list[Any] = [first, garage.server(a_wish("second"))]
+    assert (served[1].flags, served[1].ready) == (("second",), True)
+    assert [(each.stopped, each.killed) for each in served] == [(True, False), (False, False)]
 
 
 def test_server_that_starts_ahead_and_is_not_wanted_is_ended(tmp_path_factory: pytest.TempPathFactory) -> None:
