@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,9 @@ from vllm.config import LoadConfig, ParallelConfig
 from vllm.model_executor.model_loader.weight_cache.ipc_loader import IpcModelLoader
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
 
-from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_cached_weights
+from llumnix.cluster.forking import keep_temporary_files_in
+from llumnix.cluster.run_dir import remove
+from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_cached_weights, share_compiled_headers
 
 
 def config(**given: Any) -> Any:
@@ -101,3 +105,30 @@ def test_each_looks_for_free_ports_from_its_own_start(
     import os
 
     assert os.environ["VLLM_PORT"] == own
+
+
+HEADERS = "import torch._inductor.codecache as code; print(code._HEADER_DIR)"
+
+
+def test_workers_of_an_instance_find_the_headers_that_those_of_another_have_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "torchinductor_0"
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared))
+    keep_temporary_files_in(tmp_path / "i0.tmp")
+    share_compiled_headers()
+    worker = subprocess.run([sys.executable, "-c", HEADERS], capture_output=True, text=True, check=True, timeout=100)
+    assert Path(worker.stdout.strip()).parent.resolve() == shared
+    remove(tmp_path / "i0.tmp")
+    assert shared.is_dir(), "which stays when the instance ends"
+
+
+def test_headers_are_kept_with_the_instance_where_nothing_else_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    share_compiled_headers()
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
 
 from llumnix.engine.port import InstanceSpec
@@ -42,6 +43,16 @@ def share_cached_weights(config: Any) -> None:
     for load in (config.load_config, getattr(config.speculative_config, "draft_load_config", None)):
         if load is not None and load.load_format == "ipc_cache" and "socket_path" not in load.model_loader_extra_config:
             load.model_loader_extra_config = {"socket_dir": get_socket_dir(), **load.model_loader_extra_config}
+
+
+def share_compiled_headers() -> None:
+    """Wherever `TORCHINDUCTOR_CACHE_DIR` is, PyTorch keeps the headers that it compiles for its kernels below the
+    temporary folder (torch/_inductor/codecache.py, `_HEADER_DIR`). Workers of their own would do so in that of their
+    instance, which goes with it, and each start would compile them again for seconds: there is a link to that place."""
+    shared = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if shared is not None:
+        os.makedirs(shared, exist_ok=True)
+        os.symlink(os.path.abspath(shared), default_cache_dir())
 
 
 def count_front_ends(config: Any, front_ends: int) -> None:

@@ -154,11 +154,12 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
     """Blocks until SIGTERM, or until the engine fails (the exception ends the process)."""
     import torch
 
-    from llumnix.engine.vllm.apart import count_front_ends, set_apart
+    from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_compiled_headers
     from llumnix.engine.vllm.instance.serve import serve_instance
 
     count_front_ends(setup.config, spec.book.front_ends)
     set_apart(setup.config, spec)
+    share_compiled_headers()
     _give_devices(setup.config, spec)
     multimodal = setup.config.model_config.multimodal_config
     if multimodal is not None:

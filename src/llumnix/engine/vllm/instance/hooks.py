@@ -245,5 +245,10 @@ INSTANCE_HOOKS = (
         "header hashable_cmd_line",
         "replaced while a compiled model is loaded: its kernels need no header",
     ),
+    Hook(
+        "torch._inductor.runtime.cache_dir_utils:default_cache_dir",
+        "",
+        "a link: workers find the headers again that those of another instance have compiled",
+    ),
     Hook("vllm.compilation.caching:aot_compile_hash_factors", "vllm_config", "wrapped: and are this processor's"),
 )
