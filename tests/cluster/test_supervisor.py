@@ -317,7 +317,7 @@ def test_instance_that_ignores_the_request_to_stop_is_killed() -> None:
     server.serve()
     server.handle(StopInstance(instance=InstanceId("i0"), reason="it is empty"), 5.0)
     assert server.handle(TimePassed(), 14.9) == []
-    assert server.handle(TimePassed(), 15.0) == [Signal("i0", kill=True)]
+    assert only(Signal, server.handle(TimePassed(), 15.0)) == [Signal("i0", kill=True)]
 
 
 def test_fenced_instance_is_killed_and_replaced() -> None:
@@ -468,8 +468,8 @@ def test_front_end_that_hangs_before_it_ever_said_that_it_lives_is_killed_and_re
     server.handle(TimePassed())
     assert server.handle(TimePassed(), 59.0) == []
     server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 59.5)
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 59.9)
     server.handle(FrontEndLives(front_end=1, pid=server.pids["front-1"]), 61.0)
-    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 80.0)
     for at in (90.0, 110.0):
         server.handle(SchedulerLives(), at)
     assert only(Signal, server.handle(TimePassed(), 119.4)) == []
@@ -863,6 +863,86 @@ def test_front_end_is_replaced_at_once_whatever_the_dead_one_left() -> None:
         ForkFrontEnd(index=0)
     ]
     assert server.handle(Cleared(child="front-0"), 6.0) == []
+
+
+# one that SIGKILL does not end
+
+
+def stuck(server: Server, at: float = 5.0) -> list[SupervisorCommand]:
+    """`i0` is killed then, and the kernel does not let it end."""
+    commands = server.handle(DeclareLost(instance=InstanceId("i0"), why="no heartbeat"), at)
+    assert only(ForkInstance, commands) == []
+    assert server.next_wake_s == at + 10.0
+    return commands + server.handle(TimePassed(), at + 10.0)
+
+
+def test_instance_that_is_killed_does_not_count_as_serving_though_it_has_not_ended_yet() -> None:
+    server = Server(instances=2)
+    server.serve()
+    commands = server.handle(DeclareLost(instance=InstanceId("i0"), why="no heartbeat"), 5.0)
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == Fleet(serving=1, starting=1)
+    commands = server.handle(StopInstance(instance=InstanceId("i1"), reason="drained", kill=True), 5.0)
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == Fleet(serving=0, starting=1)
+
+
+def test_instance_that_sigkill_does_not_end_is_told_of_as_gone_and_another_takes_its_place() -> None:
+    server = Server(instances=2)
+    server.serve()
+    commands = stuck(server)
+    (gone,) = told(InstanceGone, commands)
+    assert (gone.instance, gone.expected) == ("i0", False)
+    sentence = f"no heartbeat; process {server.pids['i0']} was killed and does not end, and may hold its memory"
+    assert gone.why == sentence
+    assert [said.text for said in only(Say, commands)][-1] == f"i0 died: {sentence}; another takes its place"
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i2"), index=2, slot=0)]
+    assert server.supervisor.instances == ("i2", "i1")
+    assert server.handle(InstanceServes(InstanceId("i0"), "ipc://i0"), 16.0) == [], "whatever it says"
+    assert server.exit("i0", at=30.0) == [Say("i0 ended at last: it broke")]
+
+
+def test_place_of_an_instance_that_sigkill_does_not_end_is_used_on_other_gpus_if_there_are_any() -> None:
+    server = Server(instances=2, most=3)
+    server.serve()
+    commands = stuck(server)
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i2"), index=2, slot=2)]
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == Fleet(serving=1, starting=1, room=0)
+    assert told(FleetChanged, server.exit("i0", at=900.0), Audience.SCHEDULER)[-1].fleet.room == 1
+
+
+def test_place_of_an_instance_that_sigkill_does_not_end_waits_for_its_gpus_where_there_are_no_others() -> None:
+    server = Server(instances=2, front_ends=0, most=2)
+    server.serve()
+    commands = stuck(server)
+    assert only(ForkInstance, commands) == []
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == Fleet(serving=1, starting=0, failing=1, room=0)
+    assert server.next_wake_s is None, "nobody waits for it again and again"
+    server.running.remove("i0")
+    left = server.handle(Exited(child="i0", how="killed by SIGKILL", remains=True), 900.0)
+    assert only(ForkInstance, left) == [], "its workers hold them still"
+    assert only(ForkInstance, server.handle(Cleared(child="i0"), 901.0)) == [
+        ForkInstance(id=InstanceId("i2"), index=2, slot=0)
+    ]
+
+
+def test_another_instance_is_not_started_on_gpus_of_a_stopped_one_that_sigkill_does_not_end() -> None:
+    server = Server(instances=2, most=3)
+    server.serve()
+    server.handle(StopInstance(instance=InstanceId("i0"), reason="drained", kill=True), 5.0)
+    server.handle(TimePassed(), 15.0)
+    commands = server.handle(StartInstances(count=1, reason="more", order=1), 16.0)
+    assert only(ForkInstance, commands) == [ForkInstance(id=InstanceId("i2"), index=2, slot=2)]
+    fleet = Fleet(serving=1, starting=1, last_order=1, room=0)
+    assert told(FleetChanged, commands, Audience.SCHEDULER)[-1].fleet == fleet, "it has its GPU still"
+
+
+def test_server_that_ends_does_not_wait_for_an_instance_that_sigkill_does_not_end() -> None:
+    server = Server(instances=2)
+    server.serve()
+    server.handle(DeclareLost(instance=InstanceId("i0"), why="no heartbeat"), 5.0)
+    server.handle(Terminate(), 6.0)
+    server.exit("front-0", at=7.0)
+    assert server.next_wake_s == 17.0
+    assert only(Finish, server.handle(TimePassed(), 17.0)) == [Finish(0, "")]
 
 
 # news that overtake each other, and machines that go before anything runs there

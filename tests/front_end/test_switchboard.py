@@ -244,12 +244,13 @@ async def test_answer_to_the_front_end_that_died_here_is_not_taken_for_ours(boar
     assert (await asked).status == 504
 
 
-async def test_instance_that_fell_silent_is_listed_once(board: Switchboard) -> None:
+async def test_instance_that_fell_silent_is_listed_once_with_what_was_told_of_it_last(board: Switchboard) -> None:
     """The scheduler and the launcher both tell of it."""
     board.client.on_gone = lambda gone: None  # type: ignore[method-assign]
-    for instance in ("i1", "i1", "i2"):
-        board._take(InstanceGone(instance=InstanceId(instance), index=1, why="silent", expected=False))
-    assert [message.instance for message, _ in board.strangers.gone] == ["i1", "i2"]
+    for instance, why in (("i1", "silent"), ("i2", "silent"), ("i1", "silent, and does not end")):
+        board._take(InstanceGone(instance=InstanceId(instance), index=1, why=why, expected=False))
+    told = [(message.instance, message.why) for message, _ in board.strangers.gone]
+    assert told == [("i1", "silent, and does not end"), ("i2", "silent")]
 
 
 async def test_way_to_an_instance_that_is_gone_is_closed(board: Switchboard, tmp_path: Path) -> None:

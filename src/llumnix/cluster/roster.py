@@ -70,6 +70,8 @@ class Process:
     kill_at_s: float | None = None
     end: str = ""
     """Why it is being ended; empty while it is meant to live."""
+    killed_s: float | None = None
+    """When SIGKILL was sent to it."""
 
 
 @dataclass(slots=True)
@@ -154,6 +156,8 @@ class Roster:
         self._most = most
         self._wanted_roles = WantedRoles(roles or RolesConfig())
         self.slots: dict[int, Place[Instance]] = {}
+        self._stuck: dict[str, int] = {}
+        """Killed instances that the kernel does not let end, and which slots they had."""
         self.add_slots(instances, extra=False)
         self.front_end_places: dict[int, Place[FrontEndProcess]] = {index: Place() for index in range(front_ends)}
         self.littered: dict[int, str] = {}
@@ -183,7 +187,7 @@ class Roster:
         return {
             n: slot
             for n, slot in sorted(self.slots.items())
-            if slot.process is None and n not in self.littered and self._gpu(n) not in starting
+            if slot.process is None and n not in self.littered.keys() | self._held and self._gpu(n) not in starting
         }
 
     def one_for_each_gpu(self, slots: Sequence[int]) -> list[int]:
@@ -202,16 +206,21 @@ class Roster:
         """The instances, counted. One that waits for its turn or for the end of a pause is starting, too; one that has
         failed more than once, or for which there is no room, may never start."""
         serving = starting = failing = 0
-        for place in self.slots.values():
-            if place.process is not None and not place.process.starting:
+        for number, place in self.slots.items():
+            process = place.process
+            if process is not None and not process.starting and process.killed_s is None:
                 serving += 1
-            elif place.process is not None and place.process.end and not place.process.replace:
+            elif process is not None and process.end and not process.replace:
                 continue
-            elif place.attempts.failures >= _FAILING or (place.process is not None and place.process.waits_for_room):
+            elif (
+                place.attempts.failures >= _FAILING
+                or number in self._held
+                or (process is not None and process.waits_for_room)
+            ):
                 failing += 1
             else:
                 starting += 1
-        room = None if self._most is None else max(0, self._most - len(self.slots))
+        room = None if self._most is None else max(0, self._most - len(self.slots.keys() | self._held))
         return Fleet(
             serving=serving, starting=starting, failing=failing, last_order=last_order, room=room, ending=ending
         )
@@ -229,6 +238,26 @@ class Roster:
         place.process = None
         del self._by_name[process.name]
 
+    def strand(self, instance: Instance) -> None:
+        """It was killed and does not end: where GPUs are counted it keeps its own, and whoever was to take its place
+        has another's, if there are any, else waits for them."""
+        self._stuck[instance.name] = instance.slot
+        free = set(range(self._most or 0)) - self.slots.keys() - self._held
+        if free and instance.slot in self.slots:
+            self.slots[min(free)] = self.slots.pop(instance.slot)
+
+    def ends_at_last(self, name: str, remains: bool) -> bool:
+        """Whether it was stuck. If it `remains` in part, its slot is free once it is `cleared`."""
+        slot = self._stuck.pop(name, None)
+        if slot is not None and remains and self._most is not None:
+            self.littered[slot] = name
+        return slot is not None
+
+    @property
+    def _held(self) -> set[int]:
+        """Slots whose GPUs are those of stuck ones. On CPUs there is nothing to wait for, and Ray counts itself."""
+        return set() if self._most is None else set(self._stuck.values())
+
     def cleared(self, name: str) -> None:
         """Nothing is left of the process that ended under this name."""
         self.littered = {slot: child for slot, child in self.littered.items() if child != name}
@@ -241,7 +270,9 @@ class Roster:
                 role = self.slots[instead_of.slot].role
             else:
                 role = self._wanted_roles.of_another(place.role for place in self.slots.values())
-            self.slots[min(set(range(len(self.slots) + 1)) - self.slots.keys())] = Place(extra=extra, role=role)
+            taken = self.slots.keys() | self._held
+            number = min(set(range(len(taken) + 1)) - taken)
+            self.slots[number] = Place(extra=extra, role=role)
 
     def give_role(self, instance: Instance, role: Role) -> None:
         """It has this role from now on, and so has whoever takes its place."""

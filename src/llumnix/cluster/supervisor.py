@@ -7,7 +7,8 @@ rule below is a test that takes no time.
 Rules: an instance that dies is replaced under a new id, at once the first time and with growing pauses when it
 keeps dying; if nothing ever served and every first instance failed, nothing will ever work, and the server ends. One
 that was asked for later and does not start is given up after a few attempts. One whose machine is being taken away is
-drained while another one starts for it. One that drains to go away stays away, however it ends. Whoever starts for
+drained while another one starts for it. One that drains to go away stays away, however it ends. One that SIGKILL does
+not end is as good as dead, but it keeps its GPUs. Whoever starts for
 another one has its role. The scheduler is told of every change in the number of instances.
 """
 
@@ -55,6 +56,7 @@ from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
 from llumnix.wire.to_scheduler import DrainInstance, FleetChanged, InstanceServing
 
 _STOP_TIMEOUT_S = 10.0  # between SIGTERM and SIGKILL for a process that has nothing left to finish
+_KILL_TIMEOUT_S = 10.0  # after SIGKILL; whatever is left then only the kernel keeps, in a driver
 _REPLAY_S = 5.0  # of the time that a leaving machine has left: for what did not move in the rest of it
 _SILENT_S = 30.0  # after that, at the earliest, something hangs; where cores are short a start may take some seconds
 _FRONT_END_GRACE_S = 5.0  # beyond the time that running requests get
@@ -122,6 +124,7 @@ class Supervisor:
         times = [process.kill_at_s for process in roster.processes] + [self._end_at_s]
         if not self._stopping:
             times += [watch.due_s for watch in self._watches]
+            times += [i.killed_s + _KILL_TIMEOUT_S for i in roster.instances if i.killed_s is not None]
             places = list(roster.front_end_places.values())
             times += [place.attempts.not_before_s for place in places if place.process is None]
             if roster.starting < self._parallel_starts:
@@ -159,7 +162,7 @@ class Supervisor:
             case SetRole():
                 return self._on_role_given(event)
             case DeclareLost():
-                return self._kill(event.instance, event.why, replace=True)
+                return self._kill(event.instance, event.why, at, replace=True)
             case Terminate():
                 return self._on_terminate(at)
             case NurseryEnded():
@@ -328,7 +331,7 @@ class Supervisor:
         if not instance.goes:
             self._roster.add_slots(1, extra=self._roster.slots[instance.slot].extra, instead_of=instance)
         if instance.starting:  # that says nothing of whether it would start
-            instance.end, instance.replace = event.why, False
+            instance.end, instance.replace, instance.killed_s = event.why, False, at
             return [said, Signal(instance.id, kill=True)]
         timeout_s = self._config.drain_timeout_s
         if event.left_s is not None:
@@ -345,7 +348,7 @@ class Supervisor:
 
     def _on_stop_requested(self, event: StopInstance, at: float) -> list[SupervisorCommand]:
         if event.kill:
-            return self._kill(event.instance, event.reason, replace=False)
+            return self._kill(event.instance, event.reason, at, replace=False)
         instance = self._roster.instance(event.instance)
         if instance is None or instance.end:
             return []
@@ -353,11 +356,11 @@ class Supervisor:
         instance.kill_at_s = at + _STOP_TIMEOUT_S
         return [Signal(instance.id)]
 
-    def _kill(self, name: InstanceId, why: str, *, replace: bool) -> list[SupervisorCommand]:
+    def _kill(self, name: InstanceId, why: str, at: float, *, replace: bool) -> list[SupervisorCommand]:
         instance = self._roster.instance(name)
         if instance is None or instance.end:
             return []
-        instance.end, instance.replace = why, replace
+        instance.end, instance.replace, instance.killed_s = why, replace, at
         return [Say(f"{instance.id} is killed: {why}", warning=True), Signal(instance.id, kill=True)]
 
     def _on_exited(self, event: Exited, at: float) -> list[SupervisorCommand]:
@@ -368,7 +371,8 @@ class Supervisor:
             case FrontEndProcess() as front_end:
                 commands = self._on_front_end_exited(front_end, event, at)
             case None:
-                pass
+                if self._roster.ends_at_last(event.child, event.remains):
+                    commands = [Say(f"{event.child} ended at last: {event.how}")]
             case unknown:
                 assert_never(unknown)
         return commands + (self._proceed_with_stopping(at) if self._stopping else [])
@@ -511,10 +515,10 @@ class Supervisor:
             return self._finish(0, "")
         commands: list[SupervisorCommand] = []
         if not self._stopping:
-            commands += self._end_what_hangs(at)
+            commands += self._end_what_hangs(at) + self._give_up_what_does_not_end(at)
         for process in self._roster.processes:
             if process.kill_at_s is not None and process.kill_at_s <= at:
-                process.kill_at_s = None
+                process.kill_at_s, process.killed_s = None, at
                 process.end = process.end or f"it did not start within {self._config.start_timeout_s:g} s"
                 commands.append(Signal(process.name, kill=True))
         return commands
@@ -528,4 +532,15 @@ class Supervisor:
             if front_end.watch.finds_it_hanging(at):
                 front_end.end = f"it hung for {front_end.watch.patience_s:g} s"
                 commands.append(Signal(front_end.name, kill=True))
+        return commands
+
+    def _give_up_what_does_not_end(self, at: float) -> list[SupervisorCommand]:
+        commands: list[SupervisorCommand] = []
+        for instance in self._roster.instances:
+            if instance.killed_s is None or instance.killed_s + _KILL_TIMEOUT_S > at or self._finished:
+                continue
+            pid = f"process {instance.pid}" if instance.pid is not None else "its process"
+            instance.end = f"{instance.end}; {pid} was killed and does not end, and may hold its memory"
+            commands += self._on_instance_exited(instance, Exited(child=instance.name, how=instance.end), at)
+            self._roster.strand(instance)
         return commands

@@ -58,6 +58,15 @@ class Strangers:
     starting: dict[InstanceId, InstanceStarting] = field(default_factory=dict)
     gone: deque[tuple[InstanceGone, InstanceState]] = field(default_factory=lambda: deque(maxlen=_GONE_REMEMBERED))
 
+    def ended(self, message: InstanceGone, state: InstanceState) -> None:
+        """The scheduler and the launcher both tell of one that fell silent, and the launcher how that went on."""
+        for place, (known, as_known) in enumerate(self.gone):
+            if known.instance == message.instance:
+                if as_known is state:
+                    self.gone[place] = (message, state)
+                return
+        self.gone.append((message, state))
+
 
 class Members:
     """An instance passes through: unknown, called (`call`), member (`admit`), gone for good (`remove`).

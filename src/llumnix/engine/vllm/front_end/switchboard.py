@@ -244,9 +244,7 @@ class Switchboard:
             case InstanceGone():
                 self.strangers.starting.pop(message.instance, None)
                 state = InstanceState.STOPPED if message.expected else InstanceState.LOST
-                if all(known.instance != message.instance for known, _ in self.strangers.gone):
-                    # The scheduler and the launcher both tell of one that fell silent.
-                    self.strangers.gone.append((message, state))
+                self.strangers.ended(message, state)
                 known = self.client.members.known.get(message.instance)
                 self.client.on_gone(message)
                 if known is not None:
