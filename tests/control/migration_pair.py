@@ -81,6 +81,7 @@ class Instance:
         self.alarm: float | None = None
         self.alive = True
         self.next_fails = False
+        self.has_no_adapter_place = False
         self.answers: list[do.AnswerMove] = []
         self.moves_asked = 0
         self.loop = LlumletLoop(self.llumlet, self)
@@ -164,7 +165,7 @@ class Instance:
         blocks = None if command.request in self.engine.sequences else self.engine.allocate(command.blocks)
         if blocks is None or self._fails():
             self.engine.let_go(blocks or [])
-            return ev.ReserveFailed(at, *key, "no room")
+            return ev.ReserveFailed(at, *key, "no room", self.has_no_adapter_place)
         skip = min(spec.cached_blocks, command.blocks)
         for index, block in enumerate(blocks[:skip]):
             self.engine.contents[block] = (spec.id, index, 2)

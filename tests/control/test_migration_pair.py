@@ -11,7 +11,7 @@ from migration_pair import Client, World
 
 from llumnix.control.events import Detached
 from llumnix.control.messages import Cancel, Commit, Committed, Copied, Doubt, Message, Prepared, Refused, Verdict
-from llumnix.control.orders import MoveOutcome
+from llumnix.control.orders import MoveOutcome, StayCause
 
 
 def run(world: World, until: Callable[[], bool] = lambda: False, losing: tuple[type[Message], ...] = ()) -> None:
@@ -231,6 +231,16 @@ def test_target_has_no_room() -> None:
     run(world)
     world.check_rest()
     assert answer(world).why_not == "refused: no room"
+
+
+def test_target_says_that_it_lacks_but_a_place_for_the_adapter() -> None:
+    world = World(2)
+    client = decoding(world)
+    world.instances["b"].next_fails = world.instances["b"].has_no_adapter_place = True
+    world.move("a", "b", client.request)
+    run(world)
+    world.check_rest()
+    assert answer(world).stayed is StayCause.NO_ADAPTER
 
 
 def test_cancel_and_refusal_are_lost() -> None:

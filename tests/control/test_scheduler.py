@@ -12,7 +12,7 @@ from llumnix.control.at_once import TARGETS_TRIED
 from llumnix.control.drain import DrainLimits
 from llumnix.control.gone import REMEMBERED
 from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
-from llumnix.control.orders import MoveCause, MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, StayCause
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler
 from llumnix.control.scheduler_events import (
@@ -255,9 +255,34 @@ def test_source_with_nothing_to_give_is_left_alone_with_all_targets() -> None:
     assert moves(b.wait(0.125)) == [("a", "b", 1)]
 
 
+def test_target_without_a_place_for_an_adapter_is_still_asked_to_take_requests_that_have_none() -> None:
+    b = body(pairing_interval_s=0.125)
+    b.wait(0.125)
+    b.tell(MigrationEnded(at=b.at, outcome=outcome("a", "b", why_not="no place", stayed=StayCause.NO_ADAPTER)))
+    (order,) = [one.order for one in b.wait(0.125) if isinstance(one, MoveRequest)]
+    assert order.wanted.without_adapter
+    b.tell(MigrationEnded(at=b.at, outcome=outcome("a", "b", wanted=order.wanted)))
+    b.wait(FIRST_BACK_OFF_S - 0.25)
+    b.end("a", "b")
+    (order,) = [one.order for one in b.wait(0.125) if isinstance(one, MoveRequest)]
+    assert not order.wanted.without_adapter
+
+
+def test_source_that_has_requests_with_adapters_only_goes_on_giving_to_others() -> None:
+    b = body(pairing_interval_s=0.125)
+    b.report("c", **FREE | {"free_blocks": 800})
+    b.wait(0.125)
+    b.tell(MigrationEnded(at=b.at, outcome=outcome("a", "b", why_not="no place", stayed=StayCause.NO_ADAPTER)))
+    (order,) = [one.order for one in b.wait(0.125) if isinstance(one, MoveRequest)]
+    nothing = outcome("a", "b", None, "nothing to give", StayCause.NOT_STARTED, order.wanted)
+    b.tell(MigrationEnded(at=b.at, outcome=nothing))
+    (order,) = [one.order for one in b.wait(0.125) if isinstance(one, MoveRequest)]
+    assert (order.target, order.wanted.without_adapter) == ("c", False)
+
+
 def test_old_refusals_are_forgotten() -> None:
     b = body(migration=False)
-    b.scheduler._back_off.refused(b.at, InstanceId("a"), InstanceId("b"))
+    b.scheduler._back_off.refused(b.at, outcome("a", "b", why_not="refused"))
     b.wait(FIRST_BACK_OFF_S + LONGEST_BACK_OFF_S + 1.0)
     assert len(b.scheduler._back_off) == 0
 

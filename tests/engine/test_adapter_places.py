@@ -14,7 +14,7 @@ from vllm.config import LoRAConfig
 from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request
 
-from llumnix.engine.vllm.instance.early_pulls import Origin, Refusal
+from llumnix.engine.vllm.instance.early_pulls import NoAdapter, Origin
 from llumnix.engine.vllm.instance.incoming import IncomingRequests
 from llumnix.types import InstanceId, RequestId
 
@@ -101,7 +101,7 @@ def test_stream_is_not_taken_where_its_adapter_has_no_place(one_place: SmallEngi
     target = Target(one_place)
     add(one_place, "runs", NORTH)
     one_place.step()
-    with pytest.raises(Refusal, match="other adapters have all places that a step has for them"):
+    with pytest.raises(NoAdapter, match="other adapters have all places that a step has for them"):
         target.reserve("arrives", SOUTH)
     assert not one_place.scheduler.places
     target.reserve("same", NORTH)
@@ -113,14 +113,14 @@ def test_stream_that_arrives_finds_the_place_that_its_adapter_was_promised(one_p
     engine, scheduler = one_place, one_place.scheduler
     target = Target(engine)
     arrives = target.reserve("arrives", NORTH)
-    with pytest.raises(Refusal, match="other adapters"):
+    with pytest.raises(NoAdapter, match="other adapters"):
         target.reserve("another", SOUTH)
     add(engine, "queued", SOUTH)
     engine.step()
     assert engine.running == []
     scheduler.places.arriving.clear()
     scheduler.adopt(arrives, computed_tokens=8)
-    with pytest.raises(Refusal, match="other adapters"):
+    with pytest.raises(NoAdapter, match="other adapters"):
         target.reserve("another", SOUTH)
     engine.step()
     assert engine.running == ["arrives"]

@@ -41,6 +41,7 @@ HIGH_ONE = request("high", blocks=1, arrival_s=9.0, priority=HIGH)
 HIGH_QUEUED = request(
     "high-queued", blocks=9, arrival_s=9.0, priority=HIGH, state=RequestState.WAITING, output_tokens=0
 )
+WITH_ADAPTER = request("with-adapter", blocks=4, arrival_s=1.0, has_adapter=True)
 PREFILLING = request("prefilling", blocks=2, arrival_s=8.0, output_tokens=0)
 PINNED = request("pinned", blocks=1, arrival_s=9.0, why_pinned="pooling request")
 MOVING = request("moving", blocks=1, arrival_s=9.0, state=RequestState.MIGRATING)
@@ -55,6 +56,9 @@ ALL = [LONG, SHORT, QUEUED, QUEUED_LATER, HIGH_ONE, PREFILLING, PINNED, MOVING, 
         ("ours: the first of the queue", CHEAPEST, [QUEUED_LATER, QUEUED], query(), ["queued"]),
         ("ours: the next of the queue if one is too long", CHEAPEST, ALL, query(room_blocks=9), ["queued-later"]),
         ("ours: the shortest running one", CHEAPEST, [LONG, SHORT], query(), ["short"]),
+        ("an adapter has a place", CHEAPEST, [WITH_ADAPTER, SHORT], query(), ["with-adapter"]),
+        ("it has none there", CHEAPEST, [WITH_ADAPTER, SHORT], query(without_adapter=True), ["short"]),
+        ("nor when all are to leave", CHEAPEST, [WITH_ADAPTER], query(without_adapter=True, draining=True), []),
         ("ours: a high one keeps its headroom", CHEAPEST, [HIGH_ONE], query(), []),
         ("ours: a high one in the queue may go", CHEAPEST, [HIGH_QUEUED, SHORT], query(), ["high-queued"]),
         ("paper: a high one stays while nobody waits", LAST_COME, [HIGH_ONE], query(), []),

@@ -120,6 +120,8 @@ class ReserveFailed(_Event, frozen=True, tag=True):
     request: RequestId
     epoch: Epoch
     reason: str
+    for_adapter: bool = False
+    """Only for the sake of its LoRA adapter."""
 
 
 class Pulled(_Event, frozen=True, tag=True):

@@ -88,6 +88,8 @@ class Refused(Message, frozen=True, kw_only=True, tag=True):
     """The target cannot or will not take it (any phase). Cheap, and not an error."""
 
     reason: str
+    for_adapter: bool = False
+    """Only for the sake of its LoRA adapter."""
 
 
 # source or target -> front end, front end -> both

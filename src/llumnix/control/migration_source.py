@@ -218,7 +218,8 @@ class MigrationSource(msgspec.Struct, kw_only=True):
     # every way to stay
 
     def refused(self, at: float, message: Refused) -> list[AnyCommand]:
-        return self._stay(at, StayCause.REFUSED, f"refused: {message.reason}")
+        stayed = StayCause.NO_ADAPTER if message.for_adapter else StayCause.REFUSED
+        return self._stay(at, stayed, f"refused: {message.reason}")
 
     def preempted(self, at: float, event: Preempted) -> list[AnyCommand]:
         return self._stay(at, StayCause.PREEMPTED, "preempted", cancel=True)

@@ -207,7 +207,13 @@ class MigrationTarget(msgspec.Struct, kw_only=True):
 
     def no_room(self, at: float, event: ReserveFailed) -> list[AnyCommand]:
         self._end(TargetState.DROPPED)
-        refused = Refused(request=self.request, epoch=self.epoch, sender=self.me, reason=event.reason)
+        refused = Refused(
+            request=self.request,
+            epoch=self.epoch,
+            sender=self.me,
+            reason=event.reason,
+            for_adapter=event.for_adapter,
+        )
         return [Send(self.source, refused)]
 
     def failed(self, at: float, event: PullFailed | InstallFailed) -> list[AnyCommand]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from llumnix.control.orders import MoveCause, MoveId, MoveOrder
+from llumnix.control.orders import MoveCause, MoveId, MoveOrder, MoveOutcome, StayCause
 from llumnix.control.scheduler_events import MoveRequest
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.policy.victim import Wanted
@@ -131,6 +131,10 @@ class MovesInFlight:
                 del sums[instance]
 
 
+_Refused = tuple[InstanceId, InstanceId | None, bool]
+"""Source, target, and whether only a request with an adapter was."""
+
+
 class _Refusals(msgspec.Struct):
     count: int
     until_s: float
@@ -151,33 +155,51 @@ class _BackingOff:
 
 class BackOff:
     """Who was refused lately, and until when not to ask again: each refusal in a row doubles the wait. `target`
-    None stands for a source that had nothing to give to anybody."""
+    None stands for a source that had nothing to give to anybody. A pair of which the target had no place for an
+    adapter is asked again, for requests without one."""
 
     def __init__(self) -> None:
-        self._refusals: dict[tuple[InstanceId, InstanceId | None], _Refusals] = {}
+        self._refusals: dict[_Refused, _Refusals] = {}
 
     def __len__(self) -> int:
         return len(self._refusals)
 
-    def refused(self, at: float, source: InstanceId, target: InstanceId | None) -> None:
-        refusals = self._refusals.setdefault((source, target), _Refusals(0, 0.0))
+    def refused(self, at: float, outcome: MoveOutcome) -> None:
+        """The order ended without a move."""
+        source, target, wanted = outcome.source, outcome.order.target, outcome.order.wanted
+        if outcome.stayed is StayCause.NO_ADAPTER:
+            self._hold(at, (source, target, True))
+        elif outcome.request is None and not wanted.without_adapter:
+            self._hold(at, (source, None, False))
+        else:
+            self._hold(at, (source, target, False))
+
+    def unanswered(self, at: float, ends: Ends) -> None:
+        self._hold(at, (*ends, False))
+
+    def _hold(self, at: float, what: _Refused) -> None:
+        refusals = self._refusals.setdefault(what, _Refusals(0, 0.0))
         wait_s = min(LONGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** min(refusals.count, 16))
         refusals.count += 1
         refusals.until_s = at + wait_s
 
     def succeeded(self, source: InstanceId, target: InstanceId) -> None:
-        self._refusals.pop((source, target), None)
-        self._refusals.pop((source, None), None)
+        self._refusals.pop((source, target, False), None)
+        self._refusals.pop((source, None, False), None)
+
+    def narrowed(self, at: float, ends: Ends, wanted: Wanted) -> Wanted:
+        """What the pair may be asked for now."""
+        return replace(wanted, without_adapter=True) if self._holds((*ends, True), at) else wanted
 
     def pairs(self, at: float) -> Container[Ends]:
         """Those that are not to be asked now. Valid until the next event."""
-        return _BackingOff(self._holds, at)
+        return _BackingOff(lambda ends, at: self._holds((*ends, False), at), at)
 
     def empty_handed(self, at: float) -> Container[InstanceId]:
         """Sources that had nothing to give a moment ago. Valid until the next event."""
-        return _BackingOff(lambda source, at: self._holds((source, None), at), at)
+        return _BackingOff(lambda source, at: self._holds((source, None, False), at), at)
 
-    def _holds(self, key: tuple[InstanceId, InstanceId | None], at: float) -> bool:
+    def _holds(self, key: _Refused, at: float) -> bool:
         known = self._refusals.get(key)
         return known is not None and at < known.until_s
 

@@ -43,6 +43,8 @@ class StayCause(StrEnum):
     """The source had nothing (more) to give, or what was named cannot move."""
     REFUSED = "refused"
     """By the target: no room, too many at once, it drains, or reading failed."""
+    NO_ADAPTER = "no_adapter"
+    """By the target, which lacks its LoRA adapter, or has no place for it just now: others may go there."""
     BEGAN = "began"
     """It waited, and no room was asked for; now it runs, and would need some."""
     PREEMPTED = "preempted"
@@ -119,5 +121,5 @@ class MoveOutcome(msgspec.Struct, frozen=True, kw_only=True):
     def came_late(self) -> bool:
         """Nothing was to be moved any more, or not the one that was named: that says nothing of the two instances."""
         named = self.order.request is not None and self.stayed is StayCause.NOT_STARTED
-        began = self.stayed is StayCause.BEGAN
-        return named or began or (self.request is None and self.order.wanted.to_decode)
+        began, wanted = self.stayed is StayCause.BEGAN, self.order.wanted
+        return named or began or (self.request is None and wanted.to_decode and not wanted.without_adapter)

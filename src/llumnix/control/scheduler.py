@@ -166,7 +166,7 @@ class GlobalScheduler:
         if outcome.ok:
             self._back_off.succeeded(source, target)
         elif not outcome.came_late and not outcome.some_started:
-            self._back_off.refused(event.at, source, None if outcome.request is None else target)
+            self._back_off.refused(event.at, outcome)
         return self.drains.go_on(event.at, source)
 
     def _on_wish(self, event: DrainRequested | DrainWithdrawn | RoleWanted) -> list[SchedulerCommand]:
@@ -211,7 +211,7 @@ class GlobalScheduler:
         late_s, self._wake_at_s = at - self._wake_at_s, None
         commands = self._declare_lost(at, late_s)
         for ends in self.moves.expire(at):
-            self._back_off.refused(at, *ends)
+            self._back_off.unanswered(at, ends)
         self._back_off.expire(at)
         self.fleet.expire(at)
         commands += self._scale(at)
@@ -280,7 +280,9 @@ class GlobalScheduler:
         wanted = pair.wanted
         if newcomer and not wanted.at_least_blocks:
             wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
-        return self.moves.request(at, (pair.source, pair.target), wanted, _cause_of(pair), str(pair))
+        ends = (pair.source, pair.target)
+        wanted = self._back_off.narrowed(at, ends, wanted)
+        return self.moves.request(at, ends, wanted, _cause_of(pair), str(pair))
 
 
 def _cause_of(pair: Pair) -> MoveCause:

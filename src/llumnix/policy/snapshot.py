@@ -40,6 +40,8 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """It makes at most so many more tokens; None: not known."""
     moved_s: float | None = None
     """When it last arrived here by migration (or an attempt to move it failed): for the cooldown."""
+    has_adapter: bool = False
+    """A LoRA adapter, for which a target may lack a place."""
 
 
 class StepCost(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -48,6 +48,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Running requests of an instance for prompts, which make their tokens elsewhere (`policy/roles.py`)."""
     by_pace: bool = False
     """Running requests of an instance where tokens come slowly (`policy/straggling.py`)."""
+    without_adapter: bool = False
+    """Only one without a LoRA adapter: the target had no place for one a moment ago."""
 
 
 class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +100,7 @@ def choose_victims(rule: VictimRule, requests: Iterable[RequestSnapshot], query:
     may_move: list[tuple[tuple[float, ...], RequestId, RequestSnapshot]] = []
     order = _order(rule, query)
     for request in requests:
-        why = _cannot_move(request) or _stays(request, query, keeps)
+        why = _cannot_move(request, query.wanted) or _stays(request, query, keeps)
         if why is None:
             may_move.append((order(request), request.id, request))
         else:
@@ -134,10 +136,12 @@ def why_not_to_decode(request: RequestSnapshot) -> str | None:
     return "end with the next token" if request.remaining_tokens is not None and request.remaining_tokens <= 1 else None
 
 
-def _cannot_move(request: RequestSnapshot) -> str | None:
+def _cannot_move(request: RequestSnapshot, wanted: Wanted) -> str | None:
     if request.why_pinned:
         return "pinned"
-    return "already moving" if request.state is RequestState.MIGRATING else None
+    if request.state is RequestState.MIGRATING:
+        return "already moving"
+    return "have an adapter" if wanted.without_adapter and request.has_adapter else None
 
 
 def _stays(request: RequestSnapshot, query: VictimQuery, keeps: Callable[[RequestSnapshot], str | None]) -> str | None:

@@ -107,8 +107,8 @@ class ByHand:
                 async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                     outcome: MoveOutcome = await unless_gone(answered, source.gone)
                 if outcome.why_not is not None:
-                    refused, began = (outcome.stayed is cause for cause in (StayCause.REFUSED, StayCause.BEGAN))
-                    return _Said(409, why=outcome.why_not, refused=refused, began=began)
+                    refused = outcome.stayed in (StayCause.REFUSED, StayCause.NO_ADAPTER)
+                    return _Said(409, why=outcome.why_not, refused=refused, began=outcome.stayed is StayCause.BEGAN)
                 await asyncio.wait((recorded,), timeout=_FIRST_TOKEN_TIMEOUT_S)
                 # If the stream made no token since (it waits in the target's queue), all but the downtime is known.
                 return _Said(200, recorded.result() if recorded.done() else record_of(session, outcome))

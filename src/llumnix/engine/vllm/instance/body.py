@@ -15,7 +15,7 @@ from llumnix.control import commands, events
 from llumnix.control.homes import FOR_PROMPTS
 from llumnix.control.messages import Commit
 from llumnix.control.orders import MoveId
-from llumnix.engine.vllm.instance.early_pulls import Origin, Refusal
+from llumnix.engine.vllm.instance.early_pulls import NoAdapter, Origin, Refusal
 from llumnix.engine.vllm.instance.engine_access import EngineAccess
 from llumnix.engine.vllm.instance.growth import growth_blocks
 from llumnix.engine.vllm.instance.incoming import IncomingRequests
@@ -154,7 +154,7 @@ class VllmBody:
             origin = self._origin(command.message.sender)
             skip_blocks = self.incoming.reserve(key, prepared, command.blocks, origin)
         except Refusal as refusal:
-            return events.ReserveFailed(now, *key, str(refusal))
+            return events.ReserveFailed(now, *key, str(refusal), isinstance(refusal, NoAdapter))
         return events.Reserved(now, *key, skip_blocks)
 
     def _origin(self, instance: InstanceId) -> Origin:

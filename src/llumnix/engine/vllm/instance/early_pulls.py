@@ -29,6 +29,10 @@ class Refusal(Exception):
     """The target cannot take the request; the text says why. Cheap, and not an error."""
 
 
+class NoAdapter(Refusal):
+    """For the sake of its LoRA adapter: one without could be taken."""
+
+
 class Origin(NamedTuple):
     """Where a request comes from."""
 

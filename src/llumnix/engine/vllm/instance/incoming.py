@@ -11,7 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from llumnix.control.messages import Commit, Copy
 from llumnix.engine.vllm.instance.arriving_blocks import ArrivingBlocks, Reservation
-from llumnix.engine.vllm.instance.early_pulls import EarlyPulls, Key, Origin, Refusal
+from llumnix.engine.vllm.instance.early_pulls import EarlyPulls, Key, NoAdapter, Origin, Refusal
 from llumnix.engine.vllm.instance.grammar import follow
 from llumnix.engine.vllm.instance.making import GRAMMAR_REFUSED
 from llumnix.engine.vllm.instance.media import announce, retract
@@ -73,7 +73,7 @@ class IncomingRequests:
             raise Refusal("a copy of the request is still here")
         lora = request.lora_request
         if lora is not None and not self._has_adapter(lora.lora_int_id):
-            raise Refusal(f"the adapter {lora.lora_name!r} is not loaded here")
+            raise NoAdapter(f"the adapter {lora.lora_name!r} is not loaded here")
         tokens = max(request.num_tokens, (blocks - 1) * scheduler.block_tokens + 1)
         if tokens > scheduler.max_model_len:
             raise Refusal(f"{tokens} tokens are more than the window here ({scheduler.max_model_len})")
@@ -82,7 +82,7 @@ class IncomingRequests:
             if not scheduler.places.has_slot():
                 raise Refusal(f"all {scheduler.max_num_active_reqs} batch slots are taken")
             if not scheduler.places.has_adapter_place(request):
-                raise Refusal("other adapters have all places that a step has for them")
+                raise NoAdapter("other adapters have all places that a step has for them")
             cached_tokens = scheduler.reserve(request, blocks)
             if cached_tokens is None:
                 free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()

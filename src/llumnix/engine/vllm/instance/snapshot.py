@@ -157,6 +157,7 @@ def request_snapshots(
             preemptions=request.num_preemptions,
             remaining_tokens=remaining_tokens(request),
             moved_s=passport_of(request).moved_s,
+            has_adapter=request.lora_request is not None,
         )
         for request in (_candidates(scheduler) if only is None else _the_one(scheduler, only))
     )

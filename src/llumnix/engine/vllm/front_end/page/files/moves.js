@@ -20,6 +20,7 @@ const CAUSES = {
 const STAYED_BY = {
   not_started: "nothing to give",
   refused: "refused by the target",
+  no_adapter: "no place there for its adapter",
   began: "began there meanwhile",
   preempted: "preempted meanwhile",
   target_lost: "the target was lost",
