@@ -16,6 +16,7 @@ from vllm.v1.request import Request
 
 from llumnix.engine.vllm.instance.early_pulls import NoAdapter, Origin
 from llumnix.engine.vllm.instance.incoming import IncomingRequests
+from llumnix.engine.vllm.instance.snapshot import request_snapshots
 from llumnix.types import InstanceId, RequestId
 
 NORTH, SOUTH, EAST = (LoRARequest(name, number, "/none") for number, name in enumerate(("north", "south", "east"), 1))
@@ -78,6 +79,13 @@ def test_places_that_nobody_is_kept_are_given_once(engine: SmallEngine) -> None:
     engine.scheduler.take_back(leaves)
     engine.step()
     assert engine.running == ["leaves", "first", "third"]
+
+
+def test_choice_of_a_victim_is_shown_who_has_an_adapter(engine: SmallEngine) -> None:
+    add(engine, "with", NORTH)
+    add(engine, "without", None)
+    shown = request_snapshots(engine.scheduler, "")
+    assert [(each.id, each.has_adapter) for each in shown] == [("with", True), ("without", False)]
 
 
 class Target:

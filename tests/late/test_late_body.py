@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from unittest import mock
 
 import msgspec
 import pytest
@@ -17,10 +18,12 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from body_contract import BodyContract, Commander
+from llumnix.control.events import ReserveFailed
 from llumnix.control.messages import AnyNotice
 from llumnix.engine.vllm.between import NOTICE
+from llumnix.engine.vllm.instance.early_pulls import NoAdapter, Refusal
 from llumnix.engine.vllm.instance.office import CONTROL, Tick
-from llumnix.types import InstanceId, RequestId
+from llumnix.types import Epoch, InstanceId, RequestId
 
 
 @cache
@@ -167,3 +170,18 @@ def test_transports_of_workers_forget_a_peer_that_is_gone() -> None:
     pair.lose_source()
     pair.lose_source()
     assert pair._wires.forgotten == [(pair.target.id, pair.source.id)]
+
+
+@pytest.mark.parametrize(("refusal", "for_adapter"), [(NoAdapter("no place"), True), (Refusal("no room"), False)])
+def test_target_says_whether_but_the_adapter_is_in_the_way(
+    refusal: Refusal, for_adapter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = LateBodies()
+    pair.target.core.office.driver._body.letters.met(pair.source.core._info)
+    body = pair.target.core.office.driver._body
+    monkeypatch.setattr(body.incoming, "reserve", mock.Mock(side_effect=refusal))
+    body._prepared[RequestId("r"), Epoch(1)] = mock.Mock()
+    message = mock.Mock(sender=pair.source.id, to_decode=False)
+    failed = body.reserve(mock.Mock(request=RequestId("r"), epoch=Epoch(1), blocks=1, message=message))
+    assert isinstance(failed, ReserveFailed)
+    assert (failed.reason, failed.for_adapter) == (str(refusal), for_adapter)
