@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import get_args
 
@@ -25,8 +27,10 @@ MODES = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ENABL
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    """With every route that a flag, a mode or a kind of model brings."""
+def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[FastAPI]:
+    """With every route that a flag, a mode or a kind of model brings. What vLLM imports for SageMaker's has the root
+    logger tell errors alone, and other tests look for warnings."""
+    told = logging.getLogger().level
     for mode in MODES:
         monkeypatch.setenv(mode, "1")
     tasks = tuple(task for kind in get_args(SupportedTask) for task in (get_args(kind) or (kind,)))
@@ -38,7 +42,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
         get_pooling_task=lambda tasks: "embed",
     )
     built: FastAPI = build_app(args, tasks, model)  # type: ignore[arg-type]
-    return built
+    yield built
+    logging.getLogger().setLevel(told)
 
 
 def test_every_route_is_decided_and_no_other_is(app: FastAPI) -> None:
