@@ -205,6 +205,38 @@ def test_somebody_for_prompts_and_somebody_for_tokens_stays(roles: str, leaver: 
         assert "is the last for what it is for" in decision.reason
 
 
+PROMPTS = [load(f"p{number}", 1000, 0, role=Role.PREFILL) for number in range(3)]
+
+
+def tokens(*free: int, running: int = 3) -> list[InstanceSnapshot]:
+    return [load(f"t{number}", blocks, running, role=Role.DECODE) for number, blocks in enumerate(free)]
+
+
+def test_free_memory_where_only_prompts_are_computed_is_of_no_use_to_tokens() -> None:
+    full = tokens(50, 50, running=20)
+    assert cluster_freeness([*PROMPTS, *full]) == cluster_freeness(full) == 2.5
+    decision, _ = scale(cluster(*PROMPTS, *full), 0, LONG_LOW, CONFIG)
+    assert isinstance(decision, ScaleOut)
+    assert decision.count == 1, "which has memory for tokens"
+
+
+def test_what_the_queue_of_an_instance_for_prompts_lacks_is_lacking() -> None:
+    queue = load("p", 100, 0, role=Role.PREFILL, waiting=2, queued_blocks=300)
+    assert cluster_freeness([queue, *tokens(400, running=2)]) == (400 - 200) / 4
+
+
+def test_instance_for_prompts_that_leaves_takes_no_memory_for_tokens_along() -> None:
+    decision, _ = scale(cluster(*PROMPTS[:2], *tokens(400)), 0, LONG_HIGH, CONFIG)
+    assert isinstance(decision, ScaleIn)
+    assert decision.instance == "p0"
+
+
+def test_instance_for_tokens_does_not_leave_for_the_memory_of_those_for_prompts() -> None:
+    decision, _ = scale(cluster(PROMPTS[0], *tokens(400, 400)), 0, LONG_HIGH, CONFIG)
+    assert isinstance(decision, Stay)
+    assert "with one instance less" in decision.reason
+
+
 def test_nobody_leaves_if_the_others_could_not_carry_the_load() -> None:
     config = ScalingConfig(scale_out_freeness=50.0, scale_in_freeness=60.0, scale_window_s=5.0, max_instances=8)
     decision, state = scale(cluster(load("a", 620, 10), load("b", 620, 10)), 0, LONG_HIGH, config)

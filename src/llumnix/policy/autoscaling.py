@@ -2,7 +2,8 @@
 
 The measure is the freeness of the cluster as if it were one instance: what is left in all of them, per request of all
 batches. A mean of the instances' own numbers would let one idle instance outweigh ten full ones. Freeness is that of
-dispatch, without priorities: the whole queue is charged, and headroom is no reason to buy more.
+dispatch, without priorities: the whole queue is charged, and headroom is no reason to buy more. What is free where
+only prompts are computed is of no use to tokens, and counts for nothing; what a queue lacks there is lacking.
 
 Instances that are starting count as empty ones; those that drain, or fail to start again and again, are no capacity,
 but hold a place. State goes in and comes out, time is in the snapshot.
@@ -133,12 +134,16 @@ def cluster_freeness(serving: list[InstanceSnapshot], empty_ones: int = 0, held:
 
 def _freeness_by_size(serving: list[InstanceSnapshot], held: HeldDemand) -> Callable[[int], float]:
     """`cluster_freeness` as a function of the empty ones."""
-    left = sum(_usable_blocks(one) for one in serving)
+    for_prompts = [one for one in serving if one.role is Role.PREFILL]
+    for_tokens = [one for one in serving if one.role is not Role.PREFILL]
+    if not for_tokens:  # then they make their tokens, too
+        for_prompts, for_tokens = [], for_prompts
+    left = sum(_usable_blocks(one) for one in for_tokens) + sum(min(_usable_blocks(one), 0) for one in for_prompts)
     if held.requests:
         mean_prompt_tokens = -(-held.tokens // held.requests)
         left -= held.requests * queued_demand_blocks(mean_prompt_tokens, serving[0])
     batch = max(1, sum(one.running + one.waiting for one in serving) + held.requests)
-    capacity = _mean_capacity_blocks(serving)
+    capacity = _mean_capacity_blocks(for_tokens)
     return lambda empty_ones: (left + empty_ones * capacity) / batch
 
 
@@ -189,7 +194,7 @@ def _scale_in(
     if not spare:
         return Stay(f"freeness {freeness:.4g}, but each instance is the last for what it is for")
     leaver = min(spare, key=_cost_to_empty)
-    without = cluster_freeness(serving, -1, held)
+    without = cluster_freeness(serving, 0 if leaver.role is Role.PREFILL else -1, held)
     if without < config.scale_out_freeness:
         return Stay(f"freeness {freeness:.4g}, but {without:.4g} with one instance less")
     high = f"freeness {freeness:.4g} above {config.scale_in_freeness:g} for {config.scale_window_s:g} s"
