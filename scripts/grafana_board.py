@@ -187,12 +187,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             {"{{cause}}": rate("llumnix_replays_total", "cause")},
         ),
         Panel(
-            "Strangers",
-            "Connections without our keys, and messages that are none of ours.",
+            "Strangers, and what was dropped",
+            "Connections without our keys, messages that are none of ours or reach nobody, and late outputs.",
             "ops",
             {
                 "refused": rate("llumnix_refused_connections_total"),
                 "malformed": rate("llumnix_malformed_messages_total"),
+                "unsent": rate("llumnix_unsent_messages_total"),
+                "late outputs": rate("llumnix_late_outputs_total"),
             },
         ),
         Panel(

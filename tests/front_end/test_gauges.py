@@ -204,12 +204,12 @@ def test_request_that_cannot_go_on_is_counted(own: Own, monkeypatch: pytest.Monk
     assert registry.get_sample_value("llumnix_given_up_requests_total") == 2
 
 
-def test_strangers_are_counted_once_each(own: Own) -> None:
+def test_strangers_and_what_came_late_or_could_not_be_sent_are_counted_once_each(own: Own) -> None:
     metrics, registry = own
-    for refused, malformed in ((0, 0), (2, 0), (2, 1), (5, 1)):
-        metrics.strangers(refused, malformed)
-    assert registry.get_sample_value("llumnix_refused_connections_total") == 5
-    assert registry.get_sample_value("llumnix_malformed_messages_total") == 1
+    for refused, malformed, unsent, late in ((0, 0, 0, 0), (2, 0, 0, 7), (2, 1, 3, 7), (5, 1, 3, 9)):
+        metrics.stand_at(refused=refused, malformed=malformed, unsent=unsent, late_outputs=late)
+    names = ("refused_connections", "malformed_messages", "unsent_messages", "late_outputs")
+    assert [registry.get_sample_value(f"llumnix_{name}_total") for name in names] == [5, 1, 3, 9]
 
 
 def test_each_is_explained_with_its_labels_and_nothing_else_is(own: Own) -> None:

@@ -15,7 +15,10 @@ pytest.importorskip("vllm")
 
 from request_rows import row
 
+from llumnix.config import PolicyConfig
 from llumnix.control.class_counts import ClassRow
+from llumnix.control.front_end import FrontEndMachine
+from llumnix.control.front_end_events import Outputs
 from llumnix.control.scheduler_events import AskWhereCached
 from llumnix.engine.vllm.front_end import stream_log
 from llumnix.engine.vllm.front_end.questions import Questions
@@ -279,3 +282,13 @@ async def test_id_that_no_request_can_have_is_told_to_nobody(board: Switchboard,
     assert await board.all_others("abort", ["cmpl-\ud800"], timeout_s=10.0) == 0, "to the other it would mean all"
     mailbox.close()
     assert asked == [("cmpl-1",)]
+
+
+async def test_what_could_not_be_sent_or_came_too_late_is_told_to_who_counts(board: Switchboard) -> None:
+    assert board.unsent == 0
+    board.post("nowhere", ListRequests(reply_to=board.address, query=1))
+    assert board.unsent == 1
+    board.client.machine = FrontEndMachine(PolicyConfig())
+    assert board.late_outputs == 0
+    board.client.machine.handle(Outputs(0.0, InstanceId("i0"), RequestId("over"), 2, ("a", "b")))
+    assert board.late_outputs == 2

@@ -54,7 +54,17 @@ class Metrics:
             "Control messages that a front end could not read or that were not for it.",
             registry=registry,
         )
-        self._refused = self._malformed = 0
+        self.unsent = Counter(
+            "llumnix_unsent_messages",
+            "Control messages of a front end that were dropped, as whom they were for reads none or cannot be reached.",
+            registry=registry,
+        )
+        self.late_outputs = Counter(
+            "llumnix_late_outputs",
+            "Outputs of instances that were not to send them any more: their request is over, or goes on elsewhere.",
+            registry=registry,
+        )
+        self._stood: dict[Counter, int] = {}
 
     def replay(self, replay: ReplayAt) -> None:
         self.replays.labels(_WHY_REPLAYED[replay.asked_for]).inc()
@@ -67,11 +77,17 @@ class Metrics:
         if downtime_s is not None:
             self.downtime.observe(downtime_s)
 
-    def strangers(self, refused: int, malformed: int) -> None:
-        """Both as they stand now, since this front end began."""
-        self.refused.inc(refused - self._refused)
-        self.malformed.inc(malformed - self._malformed)
-        self._refused, self._malformed = refused, malformed
+    def stand_at(self, *, refused: int, malformed: int, unsent: int, late_outputs: int) -> None:
+        """All as they stand now, since this front end began."""
+        now = {
+            self.refused: refused,
+            self.malformed: malformed,
+            self.unsent: unsent,
+            self.late_outputs: late_outputs,
+        }
+        for counter, count in now.items():
+            counter.inc(count - self._stood.get(counter, 0))
+        self._stood = now
 
 
 def _replays(registry: CollectorRegistry) -> Counter:

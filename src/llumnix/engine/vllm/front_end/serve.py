@@ -268,4 +268,9 @@ async def _watch(board: Switchboard) -> None:
         due_s = monotonic() + _LAG_INTERVAL_S
         await asyncio.sleep(_LAG_INTERVAL_S)
         board.log.metrics.loop_lag.observe(max(0.0, monotonic() - due_s))
-        board.log.metrics.strangers(board.refused, board.malformed)
+        board.log.metrics.stand_at(
+            refused=board.refused,
+            malformed=board.malformed,
+            unsent=board.unsent,
+            late_outputs=board.late_outputs,
+        )

@@ -90,6 +90,16 @@ class Switchboard:
         return self._mailbox.malformed
 
     @property
+    def unsent(self) -> int:
+        """Messages to processes that read none any more, or have no address."""
+        return self._mailbox.outbox.dropped
+
+    @property
+    def late_outputs(self) -> int:
+        """Of instances that were not to send them any more."""
+        return self.client.machine.dropped
+
+    @property
     def address(self) -> str:
         return self._mailbox.address
 
