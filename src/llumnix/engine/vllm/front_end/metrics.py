@@ -10,6 +10,25 @@ from llumnix.control.orders import MoveCause, MoveOutcome
 _DOWNTIME_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _WHY_REPLAYED = {False: "lost", True: "asked_for"}
 _LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_AS_THEY_STAND = {
+    "refused": (
+        "llumnix_refused_connections",
+        "Attempts to connect from elsewhere without the keys of this server.",
+    ),
+    "malformed": (
+        "llumnix_malformed_messages",
+        "Control messages that a front end could not read or that were not for it.",
+    ),
+    "unsent": (
+        "llumnix_unsent_messages",
+        "Control messages of a front end that were dropped, as whom they were for reads none or cannot be reached.",
+    ),
+    "late_outputs": (
+        "llumnix_late_outputs",
+        "Outputs of instances that were not to send them any more: their request is over, or goes on elsewhere.",
+    ),
+}
+"""Name and meaning of what is counted elsewhere and asked for now and then."""
 
 
 class Metrics:
@@ -44,27 +63,8 @@ class Metrics:
             buckets=_LAG_BUCKETS_S,
             registry=registry,
         )
-        self.refused = Counter(
-            "llumnix_refused_connections",
-            "Attempts to connect from elsewhere without the keys of this server.",
-            registry=registry,
-        )
-        self.malformed = Counter(
-            "llumnix_malformed_messages",
-            "Control messages that a front end could not read or that were not for it.",
-            registry=registry,
-        )
-        self.unsent = Counter(
-            "llumnix_unsent_messages",
-            "Control messages of a front end that were dropped, as whom they were for reads none or cannot be reached.",
-            registry=registry,
-        )
-        self.late_outputs = Counter(
-            "llumnix_late_outputs",
-            "Outputs of instances that were not to send them any more: their request is over, or goes on elsewhere.",
-            registry=registry,
-        )
-        self._stood: dict[Counter, int] = {}
+        self._stand = {what: Counter(name, told, registry=registry) for what, (name, told) in _AS_THEY_STAND.items()}
+        self._stood = dict.fromkeys(self._stand, 0)
 
     def replay(self, replay: ReplayAt) -> None:
         self.replays.labels(_WHY_REPLAYED[replay.asked_for]).inc()
@@ -79,14 +79,9 @@ class Metrics:
 
     def stand_at(self, *, refused: int, malformed: int, unsent: int, late_outputs: int) -> None:
         """All as they stand now, since this front end began."""
-        now = {
-            self.refused: refused,
-            self.malformed: malformed,
-            self.unsent: unsent,
-            self.late_outputs: late_outputs,
-        }
-        for counter, count in now.items():
-            counter.inc(count - self._stood.get(counter, 0))
+        now = {"refused": refused, "malformed": malformed, "unsent": unsent, "late_outputs": late_outputs}
+        for what, count in now.items():
+            self._stand[what].inc(count - self._stood[what])
         self._stood = now
 
 
