@@ -27,7 +27,7 @@ serve: env      ## serve a tiny model, or what ARGS says
 	@$(BIN)/llumnix serve $(ARGS)
 
 test: env triton prometheus ## all tests of every day: some 25 minutes on 2 cores; pytest's own words in ARGS
-	@timeout -k 60 1740 $(BIN)/python -m pytest $(ARGS)
+	@timeout -k 60 1800 $(BIN)/python -m pytest $(ARGS)
 
 test-versions: env  ## the other versions of vLLM, each in build/versions/: some 10 minutes each (VERSIONS="0.31 0.33")
 	@$(BIN)/python scripts/try_versions.py $(VERSIONS)

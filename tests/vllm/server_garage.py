@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,11 @@ def own_server(folder: Path, *flags: str, **options: Any) -> Iterator[Server]:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a module wants of its server: its constants `FLAGS`, `INSTANCES`, `ENVIRONMENT`, `API_KEY`."""
+    """What a module wants of its server: its constants `FLAGS` (or a function, `flags`), `INSTANCES`, `ENVIRONMENT`,
+    `API_KEY`."""
 
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] | Callable[[], tuple[str, ...]]
+    """Or what gives them once the server is to start: a model may have to be made first."""
     instances: int
     environment: tuple[tuple[str, str], ...]
     api_key: str | None
@@ -39,7 +41,7 @@ class Wish:
     def of(cls, module: Any) -> Wish:
         environment = getattr(module, "ENVIRONMENT", {})
         return cls(
-            flags=getattr(module, "FLAGS", USUAL_FLAGS),
+            flags=getattr(module, "flags", None) or getattr(module, "FLAGS", USUAL_FLAGS),
             instances=getattr(module, "INSTANCES", 2),
             environment=tuple(sorted(environment.items())),
             api_key=getattr(module, "API_KEY", None),
@@ -98,7 +100,7 @@ class Garage:
     def _started(self, wish: Wish) -> Server:
         return Server(
             self._factory.mktemp("server"),
-            *wish.flags,
+            *(wish.flags() if callable(wish.flags) else wish.flags),
             instances=wish.instances,
             environment=dict(wish.environment),
             api_key=wish.api_key,

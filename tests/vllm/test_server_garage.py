@@ -82,3 +82,19 @@ def test_server_that_starts_ahead_and_is_not_wanted_is_ended(tmp_path_factory: p
     begun = garage._next
     garage.close()
     assert (was_killed(begun[1]), third.stopped) == (True, True)
+
+
+def test_flags_that_need_a_model_are_asked_for_when_the_server_is_to_start(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    asked: list[str] = []
+
+    def flags() -> tuple[str, ...]:
+        asked.append("model")
+        return ("made",)
+
+    garage, wish = Garage(tmp_path_factory), Wish(flags=flags, instances=2, environment=(), api_key=None)
+    assert asked == []
+    garage.begin(wish)
+    served: Any = garage.server(wish)
+    assert (served.flags, asked) == (("made",), ["model"])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 
 import pytest
 from frame.checked import Server
 from frame.equality import Plan, compare, moving
 from frame.kinds import make
 from frame.stream import open_session
-from server_garage import own_server
 
 from llumnix import tiny_model
 
@@ -22,13 +20,11 @@ MOVES_AFTER_62_TOKENS = 16
 """A seed of `Plan`."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def FLAGS() -> tuple[str, ...]:
     drafter = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": 3}
     window = ("--max-model-len", "4096")  # a token takes twice the KV
-    flags = ("--no-migration", "--max-num-batched-tokens", "512", "--speculative-config", json.dumps(drafter))
-    with own_server(tmp_path_factory.mktemp("server"), *flags, *window) as running:
-        yield running
+    usual = ("--no-migration", "--max-num-batched-tokens", "512", "--speculative-config", json.dumps(drafter))
+    return *usual, *window
 
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:

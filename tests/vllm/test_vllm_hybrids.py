@@ -3,22 +3,17 @@ one says the same whatever is computed beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from families.table import engine_flags
 from frame.checked import USUAL_FLAGS, Server
 from frame.equality import assert_moved, compare
 from frame.stream import open_session
-from server_garage import own_server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with own_server(tmp_path_factory.mktemp("hybrid"), *engine_flags("granite4"), *USUAL_FLAGS) as running:
-        yield running
+def FLAGS() -> tuple[str, ...]:
+    return *engine_flags("granite4"), *USUAL_FLAGS
 
 
 async def test_moved_streams_say_what_undisturbed_ones_say(server: Server) -> None:

@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -26,12 +25,12 @@ from frame.equality import assert_moved, compare
 from frame.kinds import Kind, make
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, Streaming, open_session, stream
-from server_garage import own_server
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.vllm]
 
 ROOM = 4  # requests that an instance runs at once
-FLAGS = ("--no-migration", "--max-num-batched-tokens", "512", "--enable-prompt-embeds", "--max-num-seqs", str(ROOM))
+ENVIRONMENT = engine_environment("qwen2-vl")
+MORE = ("--no-migration", "--max-num-batched-tokens", "512", "--enable-prompt-embeds", "--max-num-seqs", str(ROOM))
 EMBEDDINGS = """
 import base64, io, torch
 saved = io.BytesIO()
@@ -40,11 +39,8 @@ print(base64.b64encode(saved.getvalue()).decode())
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    flags, environment = engine_flags("qwen2-vl"), engine_environment("qwen2-vl")
-    with own_server(tmp_path_factory.mktemp("server"), *flags, *FLAGS, environment=environment) as running:
-        yield running
+def FLAGS() -> tuple[str, ...]:
+    return *engine_flags("qwen2-vl"), *MORE
 
 
 @cache
