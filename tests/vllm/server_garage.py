@@ -41,7 +41,7 @@ class Wish:
     def of(cls, module: Any) -> Wish:
         environment = getattr(module, "ENVIRONMENT", {})
         return cls(
-            flags=getattr(module, "flags", None) or getattr(module, "FLAGS", USUAL_FLAGS),
+            flags=getattr(module, "flags", getattr(module, "FLAGS", USUAL_FLAGS)),
             instances=getattr(module, "INSTANCES", 2),
             environment=tuple(sorted(environment.items())),
             api_key=getattr(module, "API_KEY", None),
