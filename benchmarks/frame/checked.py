@@ -36,7 +36,7 @@ _TROUBLE = re.compile(r"Traceback \(most recent call last\)|IllegalEvent|Asserti
 
 
 class Server(ServerProcess):
-    """Made ready by the constructor, unless somebody `waits` later. `folder` gets the console's output and all logs."""
+    """Made ready by the constructor, if it `waits` for that. `folder` gets the console's output and all logs."""
 
     def __init__(
         self,

@@ -317,7 +317,10 @@ def test_instance_that_ignores_the_request_to_stop_is_killed() -> None:
     server.serve()
     server.handle(StopInstance(instance=InstanceId("i0"), reason="it is empty"), 5.0)
     assert server.handle(TimePassed(), 14.9) == []
-    assert only(Signal, server.handle(TimePassed(), 15.0)) == [Signal("i0", kill=True)]
+    assert server.handle(TimePassed(), 15.0) == [
+        Signal("i0", kill=True),
+        Announce(FleetChanged(fleet=Fleet(serving=1, starting=0)), Audience.SCHEDULER),
+    ]
 
 
 def test_fenced_instance_is_killed_and_replaced() -> None:

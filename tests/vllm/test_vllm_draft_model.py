@@ -20,7 +20,7 @@ MOVES_AFTER_62_TOKENS = 16
 """A seed of `Plan`."""
 
 
-def FLAGS() -> tuple[str, ...]:
+def flags() -> tuple[str, ...]:
     drafter = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": 3}
     window = ("--max-model-len", "4096")  # a token takes twice the KV
     usual = ("--no-migration", "--max-num-batched-tokens", "512", "--speculative-config", json.dumps(drafter))

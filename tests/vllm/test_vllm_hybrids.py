@@ -12,7 +12,7 @@ from frame.stream import open_session
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
 
 
-def FLAGS() -> tuple[str, ...]:
+def flags() -> tuple[str, ...]:
     return *engine_flags("granite4"), *USUAL_FLAGS
 
 

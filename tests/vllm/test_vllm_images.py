@@ -39,7 +39,7 @@ print(base64.b64encode(saved.getvalue()).decode())
 """
 
 
-def FLAGS() -> tuple[str, ...]:
+def flags() -> tuple[str, ...]:
     return *engine_flags("qwen2-vl"), *MORE
 
 

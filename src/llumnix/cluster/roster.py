@@ -184,10 +184,11 @@ class Roster:
         starting = {
             self._gpu(n) for n, slot in self.slots.items() if slot.process is not None and slot.process.starting
         }
+        not_free = self.littered.keys() | self._held
         return {
             n: slot
             for n, slot in sorted(self.slots.items())
-            if slot.process is None and n not in self.littered.keys() | self._held and self._gpu(n) not in starting
+            if slot.process is None and n not in not_free and self._gpu(n) not in starting
         }
 
     def one_for_each_gpu(self, slots: Sequence[int]) -> list[int]:
@@ -206,6 +207,7 @@ class Roster:
         """The instances, counted. One that waits for its turn or for the end of a pause is starting, too; one that has
         failed more than once, or for which there is no room, may never start."""
         serving = starting = failing = 0
+        held = self._held
         for number, place in self.slots.items():
             process = place.process
             if process is not None and not process.starting and process.killed_s is None:
@@ -214,13 +216,13 @@ class Roster:
                 continue
             elif (
                 place.attempts.failures >= _FAILING
-                or number in self._held
+                or number in held
                 or (process is not None and process.waits_for_room)
             ):
                 failing += 1
             else:
                 starting += 1
-        room = None if self._most is None else max(0, self._most - len(self.slots.keys() | self._held))
+        room = None if self._most is None else max(0, self._most - len(self.slots.keys() | held))
         return Fleet(
             serving=serving, starting=starting, failing=failing, last_order=last_order, room=room, ending=ending
         )

@@ -11,14 +11,13 @@ from msgspec.structs import replace
 from llumnix.config import PolicyConfig
 from llumnix.control.cluster_view import ClusterView
 from llumnix.control.freest import Freest
-from llumnix.control.moves import BackOff, Ends, MovesInFlight
+from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveCause
-from llumnix.control.scheduler_events import MoveRequest, SchedulerCommand
+from llumnix.control.scheduler_events import SchedulerCommand
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.relief import find_relief
 from llumnix.policy.roles import HomeTerms, find_homes
 from llumnix.policy.snapshot import InstanceSnapshot
-from llumnix.policy.victim import Wanted
 
 TARGETS_TRIED = 32
 """Instances, freest first, that are looked at for one that takes a request at once: bounds what a report costs."""
@@ -67,7 +66,7 @@ class AtOnce:
         if pair is None:
             return []
         reason = f"{giver.short_blocks} blocks short within {self._relief_steps} steps; {pair}"
-        return [self._order(at, (giver.id, pair.target), pair.wanted, MoveCause.RELIEF, reason)]
+        return [self._moves.request(at, (giver.id, pair.target), pair.wanted, MoveCause.RELIEF, reason)]
 
     def _send_on(self, at: float, giver: InstanceSnapshot) -> list[SchedulerCommand]:
         terms = HomeTerms(
@@ -76,9 +75,6 @@ class AtOnce:
             backing_off=self._back_off.pairs(at),
         )
         return [
-            self._order(at, (giver.id, home.target), home.wanted, MoveCause.DECODE, str(home))
+            self._moves.request(at, (giver.id, home.target), home.wanted, MoveCause.DECODE, str(home))
             for home in find_homes(giver, self._freest.first(TARGETS_TRIED), terms)
         ]
-
-    def _order(self, at: float, ends: Ends, wanted: Wanted, cause: MoveCause, reason: str) -> MoveRequest:
-        return self._moves.request(at, ends, self._back_off.narrowed(at, ends, wanted), cause, reason)

@@ -173,7 +173,6 @@ class Drains:
     def _order(self, at: float, source: InstanceId, why: str, place: Placement) -> MoveRequest:
         ends = (source, place.target)
         wanted = Wanted(count=place.count, room_blocks=place.promised_blocks)
-        wanted = self._back_off.narrowed(at, ends, wanted)
         return self._moves.request(at, ends, wanted, MoveCause.DRAIN, why, place.request)
 
     def _remember(self, commands: list[SchedulerCommand]) -> list[SchedulerCommand]:

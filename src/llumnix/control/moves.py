@@ -37,10 +37,11 @@ class _Asked(msgspec.Struct):
 
 class MovesInFlight:
     """Moves asked for and not answered, per pair of instances. `name`: the ids of orders that are made here begin with
-    it."""
+    it. `back_off`: what these go by."""
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str = "", back_off: BackOff | None = None) -> None:
         self._name = name
+        self._back_off = back_off
         self._orders = 0
         self._asked: dict[Ends, _Asked] = {}
         self._outgoing: dict[InstanceId, int] = {}
@@ -82,8 +83,11 @@ class MovesInFlight:
         reason: str,
         named: RequestId | None = None,
     ) -> MoveRequest:
-        """The order to move some that the source picks, or the one that is named, remembered."""
+        """The order to move some that the source picks, of what the pair may be asked for now, or the one that is
+        named, remembered."""
         source, target = ends
+        if self._back_off is not None:
+            wanted = self._back_off.narrowed(at, ends, wanted)
         promised_blocks = wanted.room_blocks or 0 if cause in _PROMISE else 0
         self.remember(ends, wanted.count, at + MOVE_DEADLINE_S, promised_blocks)
         self._orders += 1

@@ -79,7 +79,7 @@ class GlobalScheduler:
         self._wake_at_s: float | None = None
         self.autoscaler = autoscaler
         self.fleet = FleetView()
-        self.moves = MovesInFlight(name)
+        self.moves = MovesInFlight(name, self._back_off)
         self.ignored: dict[str, int] = {}
         """Events that came too late to matter, by kind."""
         self._view = ClusterView(self.moves, self.ignored)
@@ -280,9 +280,7 @@ class GlobalScheduler:
         wanted = pair.wanted
         if newcomer and not wanted.at_least_blocks:
             wanted = replace(wanted, count=max(1, min(queued, NEWCOMER_MOVES)))
-        ends = (pair.source, pair.target)
-        wanted = self._back_off.narrowed(at, ends, wanted)
-        return self.moves.request(at, ends, wanted, _cause_of(pair), str(pair))
+        return self.moves.request(at, (pair.source, pair.target), wanted, _cause_of(pair), str(pair))
 
 
 def _cause_of(pair: Pair) -> MoveCause:
