@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 from frame.checked import Server
 from frame.kinds import prompt
+from frame.server import wait_for
 from frame.stream import COMPLETIONS, open_session, stream
 
 pytestmark = pytest.mark.timeout(240)
@@ -32,9 +34,20 @@ async def test_load_on_one_side_is_balanced_and_listed_with_its_reason(server: S
         outputs = await asyncio.gather(*work)
         calm = await asyncio.gather(*(stream(session, COMPLETIONS, body) for body in bodies[:6]))
     assert all(output.complete and output.tokens == 500 for output in outputs)
-    moved = [row for row in server.migrations() if row["outcome"] == "moved"]
+    server.wait_until_quiet()
+
+    def all_moves_told() -> bool:
+        """Those of streams that had ended before the old owner's word of them came, too."""
+        return server.counted("llumnix_migrations_total", outcome="moved") == len(moved_rows(server))
+
+    wait_for(all_moves_told, "as many moves that are counted as there are rows")
+    moved = moved_rows(server)
     assert moved, "an imbalanced load led to no move"
     assert {(row["source"], row["target"]) for row in moved} >= {("i0", "i1")}
     assert all(row["reason"] and row["cause"] != "by_hand" for row in moved), moved
     assert [o.sequences[0].tokens for o in outputs[:6]] == [o.sequences[0].tokens for o in calm]
     assert server.counted("llumnix_migrations_total", outcome="moved") == len(moved)
+
+
+def moved_rows(server: Server) -> list[dict[str, Any]]:
+    return [row for row in server.migrations() if row["outcome"] == "moved"]

@@ -20,9 +20,10 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
+from llumnix.wire.bell import Bell
+
 log = logging.getLogger(__name__)
 
-_POLL_MS = 200
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # RFC 27: where libzmq asks whether a peer may come in
 _ZAP_DOMAIN = b"llumnix"  # not empty: nobody comes in where nobody can be asked
 _IDLE_S = 30
@@ -82,7 +83,8 @@ class Doorkeeper:
         self._questions.bind(_ZAP_ENDPOINT)
         self._events: dict[zmq.Socket[bytes], str] = {}
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = False
+        self._bell = Bell(context)
         self._thread = threading.Thread(target=self._watch, name="doorkeeper", daemon=True)
         self._thread.start()
 
@@ -95,25 +97,30 @@ class Doorkeeper:
         events.connect(endpoint)
         with self._lock:
             self._events[events] = where
+            self._bell.ring()
 
     def close(self) -> None:
         """To be called after the guarded sockets are closed, before their context ends."""
-        self._closing.set()
+        self._closing = True
+        self._bell.ring()
         self._thread.join()
+        self._bell.close()
         self._questions.close(linger=0)
         for events in self._events:
             events.close(linger=0)
 
     def _watch(self) -> None:
-        while not self._closing.is_set():
+        while not self._closing:
             with self._lock:
                 watched = dict(self._events)
             poller = zmq.Poller()
-            for socket in (self._questions, *watched):
+            for socket in (self._questions, self._bell.heard, *watched):
                 poller.register(socket, zmq.POLLIN)
-            for socket, _ in poller.poll(_POLL_MS):
+            for socket, _ in poller.poll():
                 if socket is self._questions:
                     self._answer(self._questions.recv_multipart())
+                elif socket is self._bell.heard:
+                    self._bell.hush()
                 else:
                     self._note(watched[socket], recv_monitor_message(socket))
 

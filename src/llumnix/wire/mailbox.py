@@ -11,12 +11,11 @@ import msgspec
 import zmq
 
 from llumnix.wire.base import Frame, Kind, decode
+from llumnix.wire.bell import Bell
 from llumnix.wire.curve import CurveKeys, Doorkeeper, bound_address
 from llumnix.wire.outbox import Outbox, allow_ipv6
 
 log = logging.getLogger(__name__)
-
-_POLL_MS = 200
 
 
 class Mailbox(Generic[Kind]):
@@ -60,7 +59,7 @@ class Mailbox(Generic[Kind]):
         self.address = bound_address(self._inbox)
         if self._doorkeeper is not None:
             self._doorkeeper.watch(self._inbox)
-        self._closing = False
+        self._end = Bell(self._context)
         self._thread = threading.Thread(target=self._receive, name=f"mailbox {self.address}", daemon=True)
 
     @property
@@ -77,19 +76,21 @@ class Mailbox(Generic[Kind]):
 
     def close(self) -> None:
         """Stops receiving; what was posted has half a second to leave."""
-        self._closing = True
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+        if self._thread.is_alive():
+            self._end.ring()
             self._thread.join(timeout=5)
         self.outbox.close()
+        self._end.close()
         self._inbox.close(linger=0)
         if self._doorkeeper is not None:
             self._doorkeeper.close()
         self._context.term()
 
     def _receive(self) -> None:
-        while not self._closing:
-            if not self._inbox.poll(_POLL_MS):
-                continue
+        poller = zmq.Poller()
+        for socket in (self._inbox, self._end.heard):
+            poller.register(socket, zmq.POLLIN)
+        while all(socket is not self._end.heard for socket, _ in poller.poll()):
             frame = self._inbox.recv()
             freight = self._inbox.recv_multipart(copy=False) if self._inbox.get(zmq.RCVMORE) else ()
             try:
