@@ -31,8 +31,8 @@ class Wish:
     """What a module wants of its server: its constants `FLAGS` (or a function, `flags`), `INSTANCES`, `ENVIRONMENT`,
     `API_KEY`."""
 
-    flags: tuple[str, ...] | Callable[[], tuple[str, ...]]
-    """Or what gives them once the server is to start: a model may have to be made first."""
+    flags: tuple[str, ...] | Callable[[Path], tuple[str, ...]]
+    """Or what gives them once the server, which has this folder, is to start: something may have to be made first."""
     instances: int
     environment: tuple[tuple[str, str], ...]
     api_key: str | None
@@ -98,9 +98,10 @@ class Garage:
             begun[1].kill()
 
     def _started(self, wish: Wish) -> Server:
+        folder = self._factory.mktemp("server")
         return Server(
-            self._factory.mktemp("server"),
-            *(wish.flags() if callable(wish.flags) else wish.flags),
+            folder,
+            *(wish.flags(folder) if callable(wish.flags) else wish.flags),
             instances=wish.instances,
             environment=dict(wish.environment),
             api_key=wish.api_key,

@@ -12,7 +12,8 @@ from server_garage import Garage, Wish, own_server
 
 class StandIn:
     def __init__(self, *flags: Any, waits: bool = True, **_: Any) -> None:
-        self.flags = flags[1:]
+        self.folder, *more = flags
+        self.flags = tuple(more)
         self.ready = waits
         self.killed = self.stopped = False
 
@@ -87,14 +88,14 @@ def test_server_that_starts_ahead_and_is_not_wanted_is_ended(tmp_path_factory: p
 def test_flags_that_need_a_model_are_asked_for_when_the_server_is_to_start(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    asked: list[str] = []
+    asked: list[Path] = []
 
-    def flags() -> tuple[str, ...]:
-        asked.append("model")
-        return ("made",)
+    def flags(folder: Path) -> tuple[str, ...]:
+        asked.append(folder)
+        return (f"made in {folder}",)
 
     garage, wish = Garage(tmp_path_factory), Wish(flags=flags, instances=2, environment=(), api_key=None)
     assert asked == []
     garage.begin(wish)
     served: Any = garage.server(wish)
-    assert (served.flags, asked) == (("made",), ["model"])
+    assert (served.flags, asked) == ((f"made in {asked[0]}",), [served.folder])

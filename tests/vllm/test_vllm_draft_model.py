@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from frame.checked import Server
@@ -20,7 +21,7 @@ MOVES_AFTER_62_TOKENS = 16
 """A seed of `Plan`."""
 
 
-def flags() -> tuple[str, ...]:
+def flags(folder: Path) -> tuple[str, ...]:
     drafter = {"method": "draft_model", "model": str(tiny_model.ensure()), "num_speculative_tokens": 3}
     window = ("--max-model-len", "4096")  # a token takes twice the KV
     usual = ("--no-migration", "--max-num-batched-tokens", "512", "--speculative-config", json.dumps(drafter))

@@ -3,6 +3,8 @@ one says the same whatever is computed beside it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from families.table import engine_flags
 from frame.checked import USUAL_FLAGS, Server
@@ -12,7 +14,7 @@ from frame.stream import open_session
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
 
 
-def flags() -> tuple[str, ...]:
+def flags(folder: Path) -> tuple[str, ...]:
     return *engine_flags("granite4"), *USUAL_FLAGS
 
 

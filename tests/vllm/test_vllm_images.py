@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ print(base64.b64encode(saved.getvalue()).decode())
 """
 
 
-def flags() -> tuple[str, ...]:
+def flags(folder: Path) -> tuple[str, ...]:
     return *engine_flags("qwen2-vl"), *MORE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,16 @@ from frame.kinds import Kind, prompt
 from frame.lora import RANK, make_adapter
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, open_session
-from server_garage import own_server
 
 pytestmark = pytest.mark.timeout(240)
 
+ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("lora")
-    flags = ("--no-migration", "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2")
+
+def flags(folder: Path) -> tuple[str, ...]:
     adapter = make_adapter(folder / "north", seed=1)
-    with own_server(
-        folder, *flags, "--lora-modules", f"north={adapter}", environment={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    ) as running:
-        yield running
+    usual = ("--no-migration", "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2")
+    return *usual, "--lora-modules", f"north={adapter}"
 
 
 def kind(seed: int, model: str) -> Kind:

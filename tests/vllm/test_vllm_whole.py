@@ -27,6 +27,22 @@ HERE, THERE = 0, 1
 """Connections to one front end and to the other."""
 
 
+ENVIRONMENT = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # a connection stays where it is
+}
+
+
+def flags(folder: Path) -> tuple[str, ...]:
+    profile = f'{{"profiler": "torch", "torch_profiler_dir": "{folder}/profile"}}'
+    return (
+        *("--no-migration", "--api-server-count", "2", "--enable-lora", "--max-lora-rank", str(RANK)),
+        *("--max-loras", "2", "--max-cpu-loras", "8", "--lora-modules", f"north={make_adapter(folder / 'north', 1)}"),
+        *("--enable-server-load-tracking", "--enable-prompt-tokens-details", "--profiler-config", profile),
+    )
+
+
 class Everywhere:
     """The server, by connections to both of its front ends."""
 
@@ -107,28 +123,10 @@ def text(response: httpx.Response) -> str:
 
 
 @pytest.fixture(scope="module")
-def all_of_it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everywhere]:
-    folder = tmp_path_factory.mktemp("whole")
-    profile = f'{{"profiler": "torch", "torch_profiler_dir": "{folder}/profile"}}'
-    server = Server(
-        folder,
-        *("--no-migration", "--api-server-count", "2", "--enable-lora", "--max-lora-rank", str(RANK)),
-        *("--max-loras", "2", "--max-cpu-loras", "8", "--lora-modules", f"north={make_adapter(folder / 'north', 1)}"),
-        *("--enable-server-load-tracking", "--enable-prompt-tokens-details", "--profiler-config", profile),
-        environment={
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # a connection stays where it is
-        },
-    )
-    try:
-        made = Everywhere(server, folder)
-        yield made
-        made.close()
-        server.wait_until_quiet()
-        server.stop()
-    finally:
-        server.kill()
+def all_of_it(server: Server) -> Iterator[Everywhere]:
+    made = Everywhere(server, server.folder)
+    yield made
+    made.close()
 
 
 def test_adapters_are_known_and_right_at_all_front_ends_and_on_all_instances(all_of_it: Everywhere) -> None:
