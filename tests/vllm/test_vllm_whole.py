@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",  # a connection stays where it is
 }
+EXPECTED_TROUBLE = ("Traceback (most recent call last)",)
+"""vLLM tells so of each order that fails, and some are to."""
 
 
 def flags(folder: Path) -> tuple[str, ...]:
