@@ -41,6 +41,6 @@ def test_thread_that_waits_at_nothing_else_hears_each_ring(bell: Bell) -> None:
 
 def test_ring_that_nobody_waits_for_yet_is_heard_by_who_comes(bell: Bell) -> None:
     bell.ring()
-    assert bell.heard.poll(WAIT_S * 1e3)
+    assert bell.heard.poll(round(WAIT_S * 1e3))
     bell.hush()
     assert not bell.heard.poll(0)
