@@ -118,5 +118,43 @@ def test_vllm_s_level_is_taken_as_vllm_takes_it(level: str, said: list[str]) -> 
     assert [json.loads(line)["message"] for line in run.stderr.splitlines()] == said
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--log-level", "DEBUG"),
+        ("--log-level=DEBUG", "--logging-config.log_level", "ERROR"),
+        ("--logging-config.log_level=DEBUG",),
+        ("--logging-config", '{"log_level": "DEBUG"}'),
+    ],
+)
+def test_level_by_a_flag_of_vllm_s_goes_before_that_of_the_environment(flags: tuple[str, ...]) -> None:
+    """A configuration in a file, as JSON's is to vLLM, it asks no flag. Workers that it spawns have the same."""
+    program = (
+        "import json, logging.config, os, subprocess, sys; from llumnix.cluster import json_logs;"
+        f"json_logs.begin_with_vllm('nursery', os.environ, {flags!r});"
+        "set_up = 'import json, logging.config, os;"
+        'logging.config.dictConfig(json.load(open(os.environ["VLLM_LOGGING_CONFIG_PATH"])));'
+        'logging.getLogger("vllm.engine").debug("0")\'; exec(set_up); subprocess.run([sys.executable, \'-c\', set_up])'
+    )
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert [json.loads(line)["message"] for line in run.stderr.splitlines()] == ["0", "0"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--logging-config", "{"), ("--logging-config", "[]"), ("--logging-config",)])
+def test_no_flag_for_a_level_or_one_that_vllm_will_refuse(flags: tuple[str, ...]) -> None:
+    environment: dict[str, str] = {}
+    json_logs.begin_with_vllm(multiprocessing.current_process().name, environment, flags)
+    assert environment == {"VLLM_LOGGING_CONFIG_PATH": str(CONFIG)}
+
+
+def test_stream_that_vllm_is_told_to_write_to_is_taken() -> None:
+    program = "import logging; from llumnix.cluster import json_logs; json_logs.begin('s'); logging.warning('x')"
+    environment = os.environ | {"VLLM_LOGGING_STREAM": "ext://sys.stdout"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(run.stdout)["message"] == "x"
+    assert run.stderr == ""
+
+
 def test_file_that_vllm_reads_is_there() -> None:
     assert json.loads(CONFIG.read_text())["version"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 from llumnix.cluster.logs import last_words
-from llumnix.cluster.text_logs import PlainLines
+from llumnix.text_logs import PlainLines
 
 LINE = r"\(%s pid=\d+\) %s \d\d-\d\d \d\d:\d\d:\d\d \[\S+:\d+\] %s"
 """As vLLM's."""
@@ -43,7 +44,7 @@ def run(program: str) -> list[str]:
 
 def test_scheduler_tells_what_it_does_and_what_others_complain_of() -> None:
     ours, theirs = run(
-        "import logging, runpy; from llumnix.cluster import text_logs; text_logs.begin('scheduler');"
+        "import logging, runpy; from llumnix import text_logs; text_logs.begin('scheduler');"
         "runpy.run_module('llumnix.cluster.scheduler_process', run_name='as a process')['log'].info('ours');"
         "logging.getLogger('asyncio').info('too much');"
         "logging.getLogger('asyncio').warning('theirs')"
@@ -54,7 +55,7 @@ def test_scheduler_tells_what_it_does_and_what_others_complain_of() -> None:
 
 def test_beside_an_engine_that_sets_up_its_own_logs_ours_are_told_once() -> None:
     program = (
-        "import logging, multiprocessing; from llumnix.cluster import text_logs; {theirs}"
+        "import logging, multiprocessing; from llumnix import text_logs; {theirs}"
         "text_logs.begin_beside_engine(); text_logs.begin_beside_engine();"
         "multiprocessing.current_process().name = 'i0';"
         "logging.getLogger('llumnix.x').info('ours'); logging.getLogger('llumnix.x').warning('louder')"
@@ -63,3 +64,33 @@ def test_beside_an_engine_that_sets_up_its_own_logs_ours_are_told_once() -> None
     assert re.fullmatch(LINE % ("i0", "INFO", "ours"), info)
     assert re.fullmatch(LINE % ("i0", "WARNING", "louder"), warning)
     assert run(program.format(theirs="logging.basicConfig(format='mine %(message)s');")) == ["mine louder"]
+
+
+WORKER = """
+import json, logging, logging.config, multiprocessing, os
+from llumnix import text_logs
+from llumnix.cluster.json_logs import CONFIG
+
+def worker(as_json):
+    if as_json:  # as vLLM does before it makes a worker
+        logging.config.dictConfig(json.loads(CONFIG.read_text()))
+    text_logs.begin_in_worker()
+    logging.getLogger("llumnix.x").info("ours")
+
+if __name__ == "__main__":
+    multiprocessing.current_process().name = "i3"
+    for as_json in (False, True):
+        one = multiprocessing.get_context("spawn").Process(target=worker, args=(as_json,), name="VllmWorker-1")
+        one.start()
+        one.join()
+"""
+
+
+def test_worker_that_the_engine_spawns_says_of_which_instance_it_is(tmp_path: Path) -> None:
+    """By vLLM's name for it all instances would have the same workers; and what is ours was bare text, or not told."""
+    program = tmp_path / "program.py"
+    program.write_text(WORKER)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    text, as_json = done.stderr.splitlines()
+    assert re.fullmatch(LINE % ("i3-worker-1", "INFO", "ours"), text)
+    assert json.loads(as_json)["process"] == "i3-worker-1"

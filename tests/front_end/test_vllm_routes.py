@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import get_args
 
@@ -17,6 +15,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.tasks import SupportedTask
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from llumnix.engine.vllm.front_end.others_logs import warnings_still_told
 from llumnix.engine.vllm.front_end.vllm_routes import ROUTES, paths, undecided
 
 FLAGS = (
@@ -27,10 +26,8 @@ MODES = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ENABL
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[FastAPI]:
-    """With every route that a flag, a mode or a kind of model brings. What vLLM imports for SageMaker's has the root
-    logger tell errors alone, and other tests look for warnings."""
-    told = logging.getLogger().level
+def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """With every route that a flag, a mode or a kind of model brings."""
     for mode in MODES:
         monkeypatch.setenv(mode, "1")
     tasks = tuple(task for kind in get_args(SupportedTask) for task in (get_args(kind) or (kind,)))
@@ -41,9 +38,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[FastAPI]:
         architecture="JinaForRanking",
         get_pooling_task=lambda tasks: "embed",
     )
-    built: FastAPI = build_app(args, tasks, model)  # type: ignore[arg-type]
-    yield built
-    logging.getLogger().setLevel(told)
+    with warnings_still_told():
+        built: FastAPI = build_app(args, tasks, model)  # type: ignore[arg-type]
+    return built
 
 
 def test_every_route_is_decided_and_no_other_is(app: FastAPI) -> None:

@@ -6,20 +6,41 @@ What is printed past `logging`, such as the last words of a process that dies, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.config
 import multiprocessing
 import os
-from collections.abc import MutableMapping
+import sys
+from collections.abc import MutableMapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
+
+from llumnix.flags import flag_value
 
 CONFIG = Path(__file__).with_suffix(".json")
 """In the form of `logging.config.dictConfig`."""
 
-VLLM_LEVEL = (os.environ.get("VLLM_LOGGING_LEVEL") or "INFO").upper()
-"""Read by `CONFIG`; in capitals, as vLLM takes it."""
+_LEVEL, _LEVEL_BY_FLAG = "VLLM_LOGGING_LEVEL", "LLUMNIX_VLLM_LOGGING_LEVEL"
+
+
+class OfVllm:
+    """What `CONFIG` takes from vLLM's flags and variables, in each process when it sets up its logs."""
+
+    @property
+    def level(self) -> str:
+        """In capitals, as vLLM takes it. Its flag goes first."""
+        return (os.environ.get(_LEVEL_BY_FLAG) or os.environ.get(_LEVEL) or "INFO").upper()
+
+    @property
+    def stream(self) -> TextIO:
+        """Other than vLLM's, ours is stderr unless the user says otherwise."""
+        return sys.stdout if os.environ.get("VLLM_LOGGING_STREAM") == "ext://sys.stdout" else sys.stderr
+
+
+VLLM = OfVllm()
 
 
 class JsonLines(logging.Formatter):
@@ -57,10 +78,22 @@ def begin(process: str) -> None:
     logging.config.dictConfig(json.loads(CONFIG.read_text()))
 
 
-def begin_with_vllm(process: str, environment: MutableMapping[str, str]) -> None:
-    """Before vLLM is imported. A configuration of the user's own stays."""
+def begin_with_vllm(process: str, environment: MutableMapping[str, str], engine_flags: Sequence[str] = ()) -> None:
+    """Before vLLM is imported. A configuration of the user's own stays; of ours, which vLLM takes for one, vLLM asks no
+    flag."""
     multiprocessing.current_process().name = process
     environment.setdefault("VLLM_LOGGING_CONFIG_PATH", str(CONFIG))
+    if level := _level_by_flag(engine_flags):
+        environment[_LEVEL_BY_FLAG] = level  # not vLLM's: it is more than a level there
+
+
+def _level_by_flag(engine_flags: Sequence[str]) -> str:
+    """As vLLM reads it (`configure_logging_from_args`); empty if none names one, or none that vLLM could read."""
+    if level := flag_value(engine_flags, "--log-level") or flag_value(engine_flags, "--logging-config.log-level"):
+        return level
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(flag_value(engine_flags, "--logging-config") or "{}").get("log_level", ""))
+    return ""
 
 
 def words_of(line: str) -> str:

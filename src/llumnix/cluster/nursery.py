@@ -23,8 +23,8 @@ from typing import Any, NoReturn, assert_never, cast
 
 import msgspec
 
-from llumnix import linux
-from llumnix.cluster import forking, json_logs, logs, run_dir, text_logs
+from llumnix import linux, text_logs
+from llumnix.cluster import forking, json_logs, logs, run_dir
 from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
     Cleared,
@@ -86,7 +86,7 @@ class Nursery:
             # Read by prometheus_client when it is imported: several processes then count into one set of files.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._book.run_dir
         if prepare.cluster.log_format == "json":
-            json_logs.begin_with_vllm("nursery", os.environ)
+            json_logs.begin_with_vllm("nursery", os.environ, prepare.engine_flags)
         self._engine = cast("Boot", importlib.import_module(prepare.engine))
         self._setup: Any = self._engine.prepare(list(prepare.engine_flags), prepare.model)
         text_logs.begin_beside_engine()

@@ -16,8 +16,8 @@ from typing import assert_never
 
 import msgspec
 
-from llumnix import linux
-from llumnix.cluster import json_logs, text_logs
+from llumnix import linux, text_logs
+from llumnix.cluster import json_logs
 from llumnix.cluster.scaling_status import scaling_status
 from llumnix.cluster.wishes import HeardOf, Wishes
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig

@@ -25,6 +25,7 @@ from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.desk import Desk
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
+from llumnix.engine.vllm.front_end.others_logs import leave_out_of_access_log, warnings_still_told
 from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.recorder import make_recorder
@@ -129,6 +130,7 @@ async def _serve_http(
     from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
+    leave_out_of_access_log(args.disable_access_log_for_endpoints)
     logging: dict[str, Any] = {}
     if (log_config := get_uvicorn_log_config(args)) is not None:
         logging["log_config"] = log_config
@@ -157,7 +159,8 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     from vllm.entrypoints.launchers.app import build_app
 
     tasks = await llm.get_supported_tasks()
-    app = build_app(args, tasks, llm.model_config)
+    with warnings_still_told():
+        app = build_app(args, tasks, llm.model_config)
     app.title = "Llumnix"
     if unknown := undecided(app.routes):
         log.warning("routes that nobody has looked at for servers of several processes: %s", ", ".join(unknown))

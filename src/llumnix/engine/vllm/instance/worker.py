@@ -17,7 +17,7 @@ from typing import Any, assert_never
 
 import torch
 
-from llumnix import linux
+from llumnix import linux, text_logs
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
 from llumnix.engine.vllm.instance.seeds import generator_after, why_seeds_are_lost
@@ -31,10 +31,11 @@ from llumnix.wire.outbox import Outbox
 from llumnix.wire.to_instance import BlocksReleased, PullEnded
 from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, ForgetPeer, PullBlocks, ToWorker
 
-# Both here: vLLM imports this module in each process of a worker before it makes the worker, the model and its groups.
+# All here: vLLM imports this module in each process of a worker before it makes the worker, the model and its groups.
 load_compiled_models()
 if multiprocessing.parent_process() is not None:  # vLLM has it notice by itself, once it is ready, if it does not hang
     linux.die_with_parent(os.getppid())
+    text_logs.begin_in_worker()
 
 
 class WorkerExtension:

@@ -48,6 +48,15 @@ def begin_beside_engine() -> None:
         _OURS.setLevel(logging.INFO)
 
 
+def begin_in_worker() -> None:
+    """In a process that the engine has made for one of its workers, once what it logs is set up there: `i0-worker-1`,
+    where vLLM's name for it is the same in all instances."""
+    instance, worker = multiprocessing.parent_process(), multiprocessing.current_process()
+    assert instance is not None, "no worker of an engine"
+    worker.name = f"{instance.name}-{worker.name.removeprefix('Vllm').lower()}"
+    begin_beside_engine()
+
+
 def _take(logger: logging.Logger) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainLines())
