@@ -670,3 +670,31 @@ def test_flag_that_counts_only_with_another_one(
     assert main(words) == 2
     assert sentence in capsys.readouterr().err
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "by"),
+    [
+        ("http://127.0.0.1:8000", None),
+        ("https://127.1.2.3", None),
+        ("http://localhost:8000/behind", None),
+        ("http://[::1]:8000", None),
+        ("http://server.example", "proxy.example"),
+        ("https://10.0.0.1", "proxy.example"),
+    ],
+)
+def test_server_of_this_machine_is_asked_past_the_proxy(monkeypatch: pytest.MonkeyPatch, url: str, by: str) -> None:
+    """To which its own loopback is another one."""
+    monkeypatch.setattr(os, "environ", dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://proxy.example:3128"))
+    asked: list[str | None] = []
+
+    def way(*, proxy: httpx.Proxy | None = None, **_: Any) -> httpx.MockTransport:
+        def answer(_request: httpx.Request) -> httpx.Response:
+            asked.append(None if proxy is None else proxy.url.host)
+            return httpx.Response(200, json=status_answer())
+
+        return httpx.MockTransport(answer)
+
+    monkeypatch.setattr("httpx._client.HTTPTransport", way)
+    assert main(["status", "--url", url]) == 0
+    assert asked == [by]

@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -17,6 +18,7 @@ from llumnix.api.routes import PREFIX
 from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, ServerSilent, UsageError
+from llumnix.hosts import bracketed
 from llumnix.remote import WANTS_KEY, check_key, in_a_sentence, no_answer, server_url
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
@@ -44,7 +46,8 @@ class AdminClient:
         check_key(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         with reading_environment():
-            self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s)
+            mounts = past_proxies(self._url)
+            self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s, mounts=mounts)
 
     def close(self) -> None:
         self._http.close()
@@ -162,6 +165,17 @@ def reading_environment() -> Iterator[None]:
         names = _OF_CERTIFICATES if isinstance(error, OSError) else _OF_PROXIES
         found = " or ".join(name for name in os.environ if name.upper() in names) or "The environment"
         raise UsageError(f"{found} names what cannot be used: {in_a_sentence(error)}.") from error
+
+
+def past_proxies(url: str) -> dict[str, None]:
+    """`mounts` of a client of httpx: a server of this machine is asked without the proxy that leads out of it, and
+    whose own loopback is another."""
+    host = urlsplit(url).hostname or ""
+    try:
+        here = ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    return {f"all://{bracketed(host)}": None} if here else {}
 
 
 def unreachable(url: str, error: httpx.HTTPError) -> ServerRefused:

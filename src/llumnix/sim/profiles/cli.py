@@ -16,7 +16,7 @@ from rich.console import Console
 
 from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
-from llumnix.client import reading_environment, unreachable
+from llumnix.client import past_proxies, reading_environment, unreachable
 from llumnix.errors import UsageError, refused_as
 from llumnix.path_flag import a_path
 from llumnix.record.read import read_run
@@ -185,7 +185,8 @@ async def ask_server(url: str, api_key: str | None) -> Told:
     """From the list of instances; blocks are those of the first that has some."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     with reading_environment():
-        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10)
+        mounts = past_proxies(url)
+        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10, mounts=mounts)
     try:
         async with client:
             answer = (await client.get(f"{PREFIX}/instances")).raise_for_status()

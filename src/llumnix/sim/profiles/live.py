@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llumnix.client import reading_environment, unreachable
+from llumnix.client import past_proxies, reading_environment, unreachable
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY
 from llumnix.sim.profiles.cost_model import (
@@ -87,7 +87,8 @@ async def measure_server(
     as it should, UsageError if it wants a key."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     with reading_environment():
-        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s)
+        mounts = past_proxies(url)
+        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s, mounts=mounts)
     async with client:
         try:
             model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
