@@ -119,6 +119,11 @@ def test_values_of_every_kind(file: Path) -> None:
     )
 
 
+def test_adapter_may_be_written_out(file: Path) -> None:
+    arguments = parse(file, "lora-modules:\n- {name: sql, path: /loras/sql}\n- chat=/loras/chat\n", "m")
+    assert arguments.engine_flags == ("--lora-modules", '{"name": "sql", "path": "/loras/sql"}', "chat=/loras/chat")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -1,8 +1,8 @@
 """`--config FILE.yaml`: flags of ours and of vLLM's in a file, which those of the command line overrule.
 
 Read here rather than by vLLM, so that a flag means the same wherever it stands. Told apart by itself: a flag at the
-file's end takes nothing off the command line. The rules are vLLM's: a list is
-several values (or JSON, where the flag takes one), a mapping JSON, `true` a flag without a value, `false` its `--no-`
+file's end takes nothing off the command line. The rules are vLLM's: a list is several values (or JSON, where the flag
+takes one), a mapping JSON (in a list, too, which vLLM cannot read), `true` a flag without a value, `false` its `--no-`
 form where it has one. A list for a flag of ours is its values with commas between.
 """
 
@@ -74,14 +74,16 @@ def _words_for(flag: str, value: Any, known: Vocabulary) -> list[str]:
         negative = f"--no-{flag[2:]}"
         return [flag] if value else [negative] if negative in known.names else []
     if isinstance(value, list) and flag in known.theirs and known.theirs[flag].takes == "many":
-        return [flag, *map(str, value)] if value else []
+        return [flag, *(_word(flag, item) for item in value)] if value else []
     if isinstance(value, list) and flag in known.ours:
         return [f"{flag}={','.join(map(str, value))}"]
     if isinstance(value, list) and flag == _REPEATED:
         return [f"{flag}={item}" for item in value]
-    if isinstance(value, dict | list):
-        return [f"{flag}={_as_json(flag, value)}"]
-    return [f"{flag}={value}"]
+    return [f"{flag}={_word(flag, value)}"]
+
+
+def _word(flag: str, value: Any) -> str:
+    return _as_json(flag, value) if isinstance(value, dict | list) else str(value)
 
 
 def _as_json(flag: str, value: Any) -> str:

@@ -12,7 +12,7 @@ import zmq
 
 from llumnix import hosts
 from llumnix.cluster import ports
-from llumnix.cluster.ports import numeric, own_address, reserve_ports
+from llumnix.cluster.ports import listen_for_admin, numeric, own_address, reserve_ports
 from llumnix.errors import UsageError
 
 
@@ -128,3 +128,26 @@ def test_own_address_is_one_that_can_be_listened_on() -> None:
     for ray_address in ("auto", "127.0.0.1:6379", "10.255.0.1:6379"):
         (held,) = reserve_ports(own_address(ray_address), 1)
         held.close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_admin_port_on_every_address_is_there_for_both_families_as_the_other_port_is() -> None:
+    with socket.socket(socket.AF_INET6) as other:
+        usual = other.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    (held,) = reserve_ports("127.0.0.1", 1)
+    port = held.getsockname()[1]
+    held.close()
+    sock = listen_for_admin("::", port)
+    assert sock is not None
+    with sock:
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == usual
+        if not usual:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+def test_admin_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"^The admin port {port} cannot be opened: address already in use\.$"):
+            listen_for_admin("127.0.0.1", port)
+    assert listen_for_admin("127.0.0.1", 0) is None

@@ -106,10 +106,16 @@ def _has_network() -> bool:
 
 
 def listen_for_admin(host: str, port: int) -> socket.socket | None:
-    """None for port 0: the admin routes have none of their own. Raises UsageError."""
+    """None for port 0: the admin routes have none of their own. On `::`, as the HTTP port, it is there for IPv4, too,
+    if that is how the system has it. Raises UsageError."""
     if port == 0:
         return None
+    sock = socket.socket(hosts.family(host), socket.SOCK_STREAM)
     try:
-        return socket.create_server((host, port), family=hosts.family(host))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen()
+        return sock
     except OSError as error:
+        sock.close()
         raise UsageError(f"The admin port {port} cannot be opened: {in_a_clause(error)}.") from error
