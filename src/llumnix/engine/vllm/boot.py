@@ -181,12 +181,15 @@ def run_front_end(setup: VllmSetup, spec: FrontEndSpec, sock: socket.socket) -> 
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
     from llumnix.engine.vllm.apart import count_front_ends
+    from llumnix.engine.vllm.front_end.counts_on_disk import count_into_files_with_room
     from llumnix.engine.vllm.front_end.room import is_scarce
     from llumnix.engine.vllm.front_end.serve import serve_front_end
 
     count_front_ends(setup.config, spec.book.front_ends)
     enable_envs_cache()  # vLLM's statistics ask for environment variables per request and step
     count = spec.book.front_ends
+    if count > 1:
+        count_into_files_with_room()
     # What a front end that died here before has left.
     setup.connections[spec.index] = NOT_ACCEPTING
     setup.admitted[spec.index * SharedAdmissionStats.COUNTERS_PER_SLOT] = 0
