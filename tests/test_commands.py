@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
 import pty
+import socketserver
 import sys
 import termios
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -698,3 +702,29 @@ def test_server_of_this_machine_is_asked_past_the_proxy(monkeypatch: pytest.Monk
     monkeypatch.setattr("httpx._client.HTTPTransport", way)
     assert main(["status", "--url", url]) == 0
     assert asked == [by]
+
+
+@pytest.mark.io
+def test_server_on_a_unix_socket_is_asked_by_its_path(tmp_path: Path, capsys: Captured) -> None:
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = json.dumps(status_answer(instance_row("i0"))).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    path = tmp_path / "llm.sock"
+    with socketserver.UnixStreamServer(str(path), Answers) as server:
+        threading.Thread(target=server.handle_request).start()
+        assert main(["status", "--json", "--url", f"unix:{path}"]) == 0
+    assert json.loads(capsys.readouterr().out)["instances"][0]["id"] == "i0"
+
+
+@pytest.mark.parametrize("words", [["status", "--url", "unix:"], ["profile", "--url", "unix:/s", "--out", "o"]])
+def test_unix_socket_that_cannot_be_asked_is_bad_use(words: list[str], capsys: Captured) -> None:
+    assert main(words) == 2
+    assert "unix:" in capsys.readouterr().err

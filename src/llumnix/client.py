@@ -19,7 +19,7 @@ from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, ServerSilent, UsageError
 from llumnix.hosts import bracketed
-from llumnix.remote import WANTS_KEY, check_key, in_a_sentence, no_answer, server_url
+from llumnix.remote import WANTS_KEY, check_key, in_a_sentence, no_answer, server_url, unix_socket
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
 
@@ -42,12 +42,15 @@ class AdminClient:
     scheduler does not answer, else ServerRefused."""
 
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = ASK_TIMEOUT_S) -> None:
-        self._url = server_url(url)
+        path = unix_socket(url)
+        self._url = url if path else server_url(url)
         check_key(api_key)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         with reading_environment():
-            mounts = past_proxies(self._url)
-            self._http = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s, mounts=mounts)
+            way: dict[str, Any] = {"base_url": self._url, "mounts": past_proxies(self._url)}
+            if path:
+                way = {"base_url": "http://localhost", "transport": httpx.HTTPTransport(uds=path)}
+            self._http = httpx.Client(headers=headers, timeout=timeout_s, **way)
 
     def close(self) -> None:
         self._http.close()

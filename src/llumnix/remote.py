@@ -21,6 +21,8 @@ _NO_TLS = (
 )
 """What OpenSSL says of a server that answers with something else."""
 
+_UNIX = "unix:"
+
 WANTS_KEY = "The server wants its API key; give it with --api-key or in LLUMNIX_API_KEY."
 
 
@@ -42,6 +44,11 @@ def an_id(text: str) -> str:
     except UnicodeEncodeError as error:
         raise argparse.ArgumentTypeError("it is not UTF-8, and no id") from error
     return text
+
+
+def unix_socket(url: str) -> str:
+    """The path in `unix:PATH`; empty for another address."""
+    return url.removeprefix(_UNIX) if url.startswith(_UNIX) else ""
 
 
 def server_url(url: str) -> str:

@@ -62,6 +62,7 @@ def test_certificates_sockets_and_admin_ports() -> None:
     assert "curl -k https://127.0.0.1:8000/v1" in lines("m --ssl-certfile c --ssl-keyfile k")[1]
     assert "curl --unix-socket /s http://localhost/v1" in lines("m --uds /s --admin-port 9001")[1]
     assert "LLUMNIX_URL=http://127.0.0.1:9001," in lines("m --uds /s --admin-port 9001")[-1]
+    assert lines("m --uds /s")[-1].startswith("  next     export LLUMNIX_URL=unix:/s, then llumnix status, ")
 
 
 def test_live_page_is_named_where_a_browser_finds_it() -> None:

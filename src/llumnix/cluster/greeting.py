@@ -62,11 +62,11 @@ def _rules(arguments: ServeArguments) -> str:
 
 
 def _next(arguments: ServeArguments, address: ServerAddress, locked: bool) -> str:
-    port = arguments.cluster.admin_port or address.port
-    url = str(ServerAddress(address.host, port, address.tls))
-    hidden = arguments.cluster.page == "off" or (address.unix_socket is not None and not arguments.cluster.admin_port)
+    port = arguments.cluster.admin_port
+    url = str(ServerAddress(address.host, port, address.tls) if port else address)
+    hidden = arguments.cluster.page == "off" or (address.unix_socket is not None and not port)
     page = "" if hidden else f"{url}/llumnix/ in a browser; "
     commands = "llumnix status, llumnix requests, llumnix drain i0 (llumnix --help)"
-    needed = [f"LLUMNIX_URL={url}"] if url != DEFAULT_URL else []
+    needed = [f"LLUMNIX_URL={shlex.quote(url)}"] if url != DEFAULT_URL else []
     needed += [f"{_KEY}=…"] if locked else []
     return page + (f"export {' '.join(needed)}, then {commands}" if needed else commands)
