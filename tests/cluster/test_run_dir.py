@@ -154,6 +154,16 @@ def test_full_tmp_is_no_matter_where_there_is_a_folder_for_sockets(monkeypatch: 
     assert "TORCHINDUCTOR_CACHE_DIR" not in child_environment(parse_serve([]), {})
 
 
+def test_root_keeps_out_of_a_folder_that_goes_when_another_user_logs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    assert _base(200) == tmp_path
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    assert _base(200) == Path("/var/tmp")
+
+
 @pytest.mark.live
 def test_nothing_is_left_of_an_owner_that_is_killed(tmp_path: Path, mine: Path) -> None:
     """Not even until the next start."""

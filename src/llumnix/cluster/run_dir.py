@@ -58,10 +58,23 @@ def remove(folder: Path) -> None:
 
 
 def _base(longest: int) -> Path:
-    for candidate in (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp", "/var/tmp"):
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _is_somebody_elses(runtime):
+        runtime = None
+    for candidate in (runtime, os.environ.get("TMPDIR"), "/tmp", "/var/tmp"):
         if candidate and len(candidate.encode()) <= longest and os.access(candidate, os.W_OK | os.X_OK):
             return Path(candidate)
     raise UsageError("No folder for sockets can be written to; set TMPDIR to one with a short path.")
+
+
+def _is_somebody_elses(folder: str) -> bool:
+    """After `su` the variable names the folder of who said it: root may write there, and all of it goes when that user
+    logs out."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return False
+    return found.st_uid != os.getuid() and not found.st_mode & stat.S_ISVTX
 
 
 def _create_locked(base: Path) -> tuple[Path, int]:
