@@ -8,6 +8,7 @@ from llumnix.config import PolicyConfig
 from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits
 from llumnix.control.freest import Freest
+from llumnix.control.latest import Latest
 from llumnix.control.moves import BackOff, MovesInFlight
 from llumnix.control.orders import MoveCause
 from llumnix.control.scheduler_events import (
@@ -56,7 +57,7 @@ class Drains:
         policy = find_policy(config.policy)
         self._moves_requests = policy.pairing is not None
         self._asks_where_cached = self._moves_requests and policy.looks_at_prefixes(config)
-        self._ended: dict[InstanceId, DrainReport] = {}
+        self._ended: Latest[InstanceId, DrainReport] = Latest(REMEMBERED_DRAINS)
 
     def begin(self, order: DrainRequested) -> list[SchedulerCommand]:
         """Empties the instance. One that drains already goes on; a new deadline counts."""
@@ -180,6 +181,4 @@ class Drains:
             if isinstance(command, DrainFinished):
                 self._ended.pop(command.report.instance, None)
                 self._ended[command.report.instance] = command.report
-                if len(self._ended) > REMEMBERED_DRAINS:
-                    del self._ended[next(iter(self._ended))]
         return commands

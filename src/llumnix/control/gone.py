@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llumnix.control.latest import Latest
 from llumnix.types import InstanceId
 
 REMEMBERED = 4096
@@ -12,12 +13,10 @@ class GoneIds:
     """A set that forgets its oldest member when it is full."""
 
     def __init__(self) -> None:
-        self._ids: dict[InstanceId, None] = {}
+        self._ids: Latest[InstanceId, None] = Latest(REMEMBERED)
 
     def add(self, instance: InstanceId) -> None:
         self._ids[instance] = None
-        if len(self._ids) > REMEMBERED:
-            del self._ids[next(iter(self._ids))]
 
     def __contains__(self, instance: InstanceId) -> bool:
         return instance in self._ids

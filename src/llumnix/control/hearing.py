@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from llumnix.control.gone import REMEMBERED
+from llumnix.control.latest import Latest
 from llumnix.types import InstanceId
 
 MOST_EARLY_WORDS = 4096
@@ -28,7 +29,7 @@ class Hearing(Generic[Word]):
         self._known: dict[int, InstanceId] = {}
         self._indexes: dict[InstanceId, int] = {}
         self._early: dict[int, list[Word]] = {}
-        self._gone: dict[int, InstanceId] = {}  # the latest ones: nobody hears of older ones any more
+        self._gone: Latest[int, InstanceId] = Latest(REMEMBERED)  # nobody hears of older ones any more
         self._ended: set[InstanceId] = set()  # its end is known, its last word not heard
         self._done: set[InstanceId] = set()  # its last word is heard
 
@@ -64,8 +65,6 @@ class Hearing(Generic[Word]):
         index = self._indexes.pop(instance, None)
         if index is not None:
             self._gone[index] = instance
-            if len(self._gone) > REMEMBERED:
-                del self._gone[next(iter(self._gone))]
             del self._known[index]
         self._ended.discard(instance)
         complete = instance in self._done

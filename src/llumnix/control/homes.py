@@ -7,6 +7,7 @@ nothing that could be handed over, and is free to go where it starts sooner.
 from __future__ import annotations
 
 from llumnix.control.events import MoveOrdered
+from llumnix.control.latest import Latest
 from llumnix.control.orders import MoveOrder
 from llumnix.policy.snapshot import RequestSnapshot
 from llumnix.policy.victim import why_not_to_decode
@@ -21,7 +22,7 @@ REMEMBERED = 4096
 
 class Homes:
     def __init__(self) -> None:
-        self._orders: dict[RequestId, MoveOrder] = {}
+        self._orders: Latest[RequestId, MoveOrder] = Latest(REMEMBERED)
 
     def __contains__(self, request: object) -> bool:
         return request in self._orders
@@ -30,8 +31,6 @@ class Homes:
         """Of a request that is on its way here, or has just come; returns its name."""
         assert order.request is not None
         self._orders[order.request] = order
-        if len(self._orders) > REMEMBERED:
-            del self._orders[next(iter(self._orders))]
         return order.request
 
     def begins(self, at: float, request: RequestSnapshot, role: Role) -> MoveOrdered | None:
@@ -48,4 +47,5 @@ class Homes:
 
     def lost(self, instance: InstanceId) -> None:
         """Nobody can go there any more."""
-        self._orders = {name: order for name, order in self._orders.items() if order.target != instance}
+        for request in [name for name, order in self._orders.items() if order.target == instance]:
+            del self._orders[request]

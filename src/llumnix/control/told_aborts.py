@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llumnix.control.front_end_events import Abort
+from llumnix.control.latest import Latest
 from llumnix.types import InstanceId, RequestId
 
 ABORTS_REMEMBERED = 4096
@@ -13,13 +14,11 @@ OUTPUTS_PER_ABORT = 16
 
 class ToldAborts:
     def __init__(self) -> None:
-        self._outputs: dict[tuple[InstanceId, RequestId], int] = {}
+        self._outputs: Latest[tuple[InstanceId, RequestId], int] = Latest(ABORTS_REMEMBERED)
         """That came since."""
 
     def tell(self, instance: InstanceId, request: RequestId) -> Abort:
         self._outputs[instance, request] = 0
-        if len(self._outputs) > ABORTS_REMEMBERED:
-            del self._outputs[next(iter(self._outputs))]
         return Abort(instance, request)
 
     def goes_on(self, instance: InstanceId, request: RequestId) -> Abort | None:

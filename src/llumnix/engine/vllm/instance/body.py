@@ -13,6 +13,7 @@ from vllm.v1.request import Request
 from llumnix.config import MigrationConfig
 from llumnix.control import commands, events
 from llumnix.control.homes import FOR_PROMPTS
+from llumnix.control.latest import Latest
 from llumnix.control.messages import Commit
 from llumnix.control.orders import MoveId
 from llumnix.engine.vllm.instance.early_pulls import NoAdapter, Origin, Refusal
@@ -30,7 +31,7 @@ from llumnix.wire.to_instance import MoveOut
 from llumnix.wire.to_scheduler import MoveAnswer
 from llumnix.wire.to_worker import ForgetPeer
 
-_MAX_ORDERS_REMEMBERED = 1024
+_ORDERS_REMEMBERED = 1024
 
 
 class VllmBody:
@@ -52,7 +53,7 @@ class VllmBody:
         self._config = config
         self._relief_steps = relief_steps
         self._prepared: dict[tuple[RequestId, Epoch], Request | str] = {}
-        self._asked_by: dict[MoveId, str] = {}
+        self._asked_by: Latest[MoveId, str] = Latest(_ORDERS_REMEMBERED)
         """Who gave an order: where its answer goes."""
 
     # -- from the driver
@@ -61,8 +62,6 @@ class VllmBody:
         """Who gave it is remembered, for the answer."""
         self.letters.met(order.target)
         self._asked_by[order.order.move_id] = order.reply_to
-        if len(self._asked_by) > _MAX_ORDERS_REMEMBERED:
-            del self._asked_by[next(iter(self._asked_by))]
 
     def expect(self, attempt: tuple[RequestId, Epoch], prepared: Request | str) -> None:
         """What a `Prepare` describes, or why it cannot be made here: a `Reserve` may follow."""
