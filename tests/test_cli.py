@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llumnix.cli import COMMANDS, main
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 
 
 @pytest.fixture

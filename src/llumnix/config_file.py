@@ -14,7 +14,7 @@ from typing import Any
 
 from llumnix.command_line import Vocabulary, Words, tell_apart
 from llumnix.errors import UsageError, in_a_clause
-from llumnix.home import expanded
+from llumnix.paths import expanded
 
 _FLAG = "--config"
 _REPEATED = "--middleware"

@@ -18,7 +18,7 @@ from llumnix.journal.entries import JournalEntry
 from llumnix.journal.journal import EntryFilter
 from llumnix.journal.story import stories_in
 from llumnix.journal.words import sentence, story_lines
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 from llumnix.plain import say
 from llumnix.remote import an_id
 from llumnix.types import InstanceId, by_number

@@ -13,7 +13,7 @@ from llumnix.command_line import Vocabulary, closest, refuse_wrong_values
 from llumnix.config import MOST_FRONT_ENDS, ClusterConfig, MigrationConfig, PolicyConfig, ScalingConfig
 from llumnix.config_file import tell_apart_with_file
 from llumnix.errors import UsageError
-from llumnix.path_flag import path_text
+from llumnix.paths import path_text
 from llumnix.policy.catalogue import POLICIES, Policy, find_policy
 from llumnix.policy.classes import Classes
 

@@ -25,8 +25,8 @@ import msgspec
 from llumnix.appending import private
 from llumnix.control.replay import AnyEntry, Begin, Differs, replay_recording
 from llumnix.errors import UsageError
-from llumnix.home import expanded
 from llumnix.json_lines import decode_lines, read_lines
+from llumnix.paths import expanded
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llumnix.errors import UsageError, refused_as
-from llumnix.home import expanded
+from llumnix.paths import expanded
 
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

@@ -96,7 +96,7 @@ def test_earlier_runs_are_drawn_without_running_anything_and_missing_ones_counte
     assert main(["reproduce", "10", "--records", str(tmp_path / "none"), "--out", str(drawn)]) == 2
 
 
-TELLS_ONLY = {"appending", "errors", "home", "journal", "json_lines", "paper/points", "recording"}
+TELLS_ONLY = {"appending", "errors", "journal", "json_lines", "paper/points", "paths", "recording"}
 """What a run loads that decides no result: how it is told, or why it is refused."""
 
 

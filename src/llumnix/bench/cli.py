@@ -10,7 +10,7 @@ from rich.text import Text
 
 from llumnix.bench.client import BenchConfig, bench
 from llumnix.errors import refused_as
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 from llumnix.plain import plain
 from llumnix.remote import add_server_flags, check_key
 from llumnix.report.pictures import HOW_TO_GET_IT, can_draw

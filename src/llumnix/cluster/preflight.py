@@ -23,8 +23,8 @@ from llumnix.decision_log import STDOUT
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
-from llumnix.home import expanded
 from llumnix.hosts import why_unusable
+from llumnix.paths import expanded
 from llumnix.recording import RECORD
 
 DEFAULT_PORT = 8000

@@ -18,7 +18,7 @@ from llumnix.paper.experiments import FIGURES, Run
 from llumnix.paper.measure import Measures
 from llumnix.paper.points import Point, published_points, write_points
 from llumnix.paper.runs import find_result, points_of, run_all
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 from llumnix.report.pictures import require_matplotlib
 
 NOTES = """Maxima are over points, as the paper states them; geometric means are over all points. `–`: the points \

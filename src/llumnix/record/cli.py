@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llumnix.errors import UsageError
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 from llumnix.record.export import FORMS, export
 from llumnix.record.read import read_run
 

@@ -18,7 +18,7 @@ from llumnix.decision_log import written_at_once
 from llumnix.errors import UsageError, refused_as
 from llumnix.flags import add_flags, build, refuse_what_does_nothing
 from llumnix.journal.entries import JournalEntry
-from llumnix.path_flag import a_path, path_text
+from llumnix.paths import a_path, path_text
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.classes import Classes
 from llumnix.report.pictures import require_matplotlib

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from llumnix.errors import UsageError, refused_as
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 from llumnix.record.read import RecordedRun, read_run
 from llumnix.sim.profiles.cost_model import Profile
 from llumnix.sim.profiles.file import load_profile, profile_names

@@ -40,7 +40,7 @@ import msgspec
 import numpy as np
 
 from llumnix.errors import UsageError
-from llumnix.home import expanded
+from llumnix.paths import expanded
 from llumnix.types import HIGH, NORMAL
 from llumnix.workload.arrivals import PROCESSES
 from llumnix.workload.lengths import parse_lengths

@@ -18,7 +18,7 @@ from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
 from llumnix.client import past_proxies, reading_environment, unreachable
 from llumnix.errors import UsageError, refused_as
-from llumnix.path_flag import a_path
+from llumnix.paths import a_path
 from llumnix.record.read import read_run
 from llumnix.remote import WANTS_KEY, add_server_flags, check_key, server_url
 from llumnix.sim.profiles.cost_model import Profile

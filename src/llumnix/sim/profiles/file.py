@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llumnix.errors import UsageError
-from llumnix.home import expanded
+from llumnix.paths import expanded
 from llumnix.sim.profiles.cost_model import (
     DecodeProfile,
     HostProfile,
