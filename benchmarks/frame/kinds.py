@@ -64,6 +64,12 @@ def prompt(rng: random.Random, words: int) -> str:
     return f"{rng.randrange(10**6)} " + " ".join(rng.choices(_WORDS, k=words))
 
 
+def greedy(seed: int, max_tokens: int, words: int = 40) -> dict[str, Any]:
+    """Body of a completion that makes just so many tokens, the same ones each time."""
+    text = prompt(random.Random(seed), words)
+    return {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+
+
 def _length(rng: random.Random) -> int:
     return rng.randint(200, 380)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 import pytest
 from frame.admin import Admin
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import Streaming, open_session
 
@@ -27,16 +25,11 @@ REQUESTS_URL = "/llumnix/v1/requests"
 MIGRATIONS_URL = "/llumnix/v1/migrations"
 
 
-def greedy(seed: int, max_tokens: int) -> dict[str, Any]:
-    rng = random.Random(seed)
-    return {"prompt": prompt(rng, 30), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-
-
 @asynccontextmanager
 async def running(server: Server, name: str) -> AsyncIterator[tuple[Streaming, Admin]]:
     """A stream for as long as the block lasts; its client leaves then."""
     async with open_session(server.url, API_KEY) as session:
-        stream = Streaming(session, greedy(1, 6000) | {"cache_salt": name}, name=name)
+        stream = Streaming(session, greedy(1, 6000, words=30) | {"cache_salt": name}, name=name)
         await stream.reaches(5)
         yield stream, Admin(session)
         stream.task.cancel()

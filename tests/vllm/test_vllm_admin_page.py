@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 
 import httpx
 import pytest
 from frame.admin import Admin
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import Streaming, open_session
 
@@ -25,7 +24,6 @@ async def test_whoever_watches_sees_a_request_run_and_move(server: Server) -> No
     if len(server.instances("running")) < 2:  # tests before this one took instances away
         assert server.post("/llumnix/v1/instances", json={"count": 1}).status_code == 202
     await asyncio.to_thread(wait_for, lambda: len(server.instances("running")) >= 2, "two instances")
-    body = {"prompt": prompt(random.Random(1), 30), "max_tokens": 6000, "temperature": 0, "ignore_eos": True}
     headers = {"Authorization": f"Bearer {API_KEY}"}
     async with (
         open_session(server.url, API_KEY) as session,
@@ -35,7 +33,7 @@ async def test_whoever_watches_sees_a_request_run_and_move(server: Server) -> No
         frames = (json.loads(line.removeprefix("data: ")) async for line in watched.aiter_lines() if line)
         first = await anext(frames)
         assert (first["whole"], first["server"]["migration"], first["scheduler"]["state"]) == (True, False, "running")
-        stream = Streaming(session, body, name="watched")
+        stream = Streaming(session, greedy(1, 6000, words=30), name="watched")
         await stream.reaches(5)
         admin = Admin(session)
         source = await admin.where(stream.id)

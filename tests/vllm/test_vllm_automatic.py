@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Any
 
 import pytest
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, open_session, stream
 
@@ -22,10 +21,7 @@ FLAGS = (
 
 async def test_load_on_one_side_is_balanced_and_listed_with_its_reason(server: Server) -> None:
     """Everything is sent to one instance, against the dispatcher's will."""
-    bodies = [
-        {"prompt": prompt(random.Random(n), 60), "max_tokens": 500, "temperature": 0, "ignore_eos": True}
-        for n in range(14)
-    ]
+    bodies = [greedy(n, 500, words=60) for n in range(14)]
     async with open_session(server.url) as session:
         work = [
             asyncio.create_task(stream(session, COMPLETIONS, body, name=f"pushed-{n}", engine=0))

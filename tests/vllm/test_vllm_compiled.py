@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from frame.admin import Admin
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, Streaming, open_session, stream
 
@@ -20,8 +19,7 @@ READY_WITHIN_S = 5.0
 
 
 def body(seed: int, max_tokens: int) -> dict[str, Any]:
-    text = prompt(random.Random(seed), 40)
-    return {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    return greedy(seed, max_tokens) | {"logprobs": 1}
 
 
 async def test_further_instance_is_ready_at_once_and_says_the_same(tmp_path: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import Output, Streaming, open_session
 
@@ -27,8 +26,7 @@ Act = Callable[[str], Awaitable[None]]
 
 def body(seed: int, max_tokens: int) -> dict[str, Any]:
     """Every other one is drawn, with its seed."""
-    text = prompt(random.Random(seed), 40)
-    return {"prompt": text, "max_tokens": max_tokens, "temperature": seed % 2, "seed": seed, "ignore_eos": True}
+    return greedy(seed, max_tokens) | {"temperature": seed % 2, "seed": seed}
 
 
 def ids(server: Server) -> list[str]:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from frame.admin import Admin
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import WAIT_S, wait_for
 from frame.stream import COMPLETIONS, Output, Streaming, open_session
 
@@ -32,11 +32,6 @@ ENVIRONMENT = {"LLUMNIX_FAULT": "hang"}
 
 PHASES_MS = 120
 """A move of a short request takes less; orders are spread over so long before an end dies."""
-
-
-def greedy(seed: int, max_tokens: int) -> dict[str, Any]:
-    text = prompt(random.Random(seed), 40)
-    return {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
 
 
 def start(session: aiohttp.ClientSession, bodies: list[dict[str, Any]], name: str) -> list[Streaming]:

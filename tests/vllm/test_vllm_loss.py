@@ -12,7 +12,7 @@ import pytest
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import with_stop
-from frame.kinds import KINDS, WITH_STOP, Kind, make, prompt
+from frame.kinds import KINDS, WITH_STOP, Kind, greedy, make
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, Output, Streaming, open_session
 
@@ -26,14 +26,12 @@ SEEDED = [] if OLD else [name for name in KINDS if "seeded" in name]
 FLAGS = ("--instance-timeout-s", "3")
 
 
-def greedy(seed: int, max_tokens: int = 160) -> Kind:
-    text = prompt(random.Random(seed), 40)
-    body = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-    return Kind("greedy", COMPLETIONS, body)
+def plain(seed: int, max_tokens: int = 160) -> Kind:
+    return Kind("greedy", COMPLETIONS, greedy(seed, max_tokens))
 
 
 def seeded(seed: int) -> Kind:
-    return Kind("seeded", COMPLETIONS, greedy(seed, 1200).body | {"temperature": 1.0, "seed": seed})
+    return Kind("seeded", COMPLETIONS, greedy(seed, 1200) | {"temperature": 1.0, "seed": seed})
 
 
 def running_ids(server: Server) -> set[str]:
@@ -63,7 +61,7 @@ def tokens_of(outputs: list[Output]) -> list[list[int]]:
 
 async def test_killed_instance_under_fifty_streams(server: Server) -> None:
     """All complete, greedy ones equal; the dead one is replaced under a new id."""
-    bodies = [greedy(number) for number in range(50)]
+    bodies = [plain(number) for number in range(50)]
     before = running_ids(server)
     async with open_session(server.url) as session:
         crowd = Crowd(session, bodies, "killed")
@@ -137,8 +135,8 @@ def _said(output: Output) -> dict[int, tuple[list[int], str | None, object]]:
 async def test_answer_that_is_not_streamed_is_whole_too(server: Server) -> None:
     """Logprobs of the prompt, which are computed anew, and draws without a seed, of two sequences."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
-    prompted = greedy(300, 1000).body | {"prompt_logprobs": 1}
-    drawn = greedy(301, 1000).body | {"temperature": 1.0, "n": 2}
+    prompted = greedy(300, 1000) | {"prompt_logprobs": 1}
+    drawn = greedy(301, 1000) | {"temperature": 1.0, "n": 2}
     async with open_session(server.url) as session:
 
         async def answer(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,7 +164,7 @@ def _speaking(server: Server, count: int) -> list[dict[str, Any]]:
 
 async def test_stopped_instance_is_given_up_and_does_no_harm_when_it_wakes(server: Server) -> None:
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
-    bodies = [greedy(100 + number) for number in range(12)]
+    bodies = [plain(100 + number) for number in range(12)]
     async with open_session(server.url) as session:
         crowd = Crowd(session, bodies, "stopped")
         await crowd.speaks()
@@ -185,7 +183,7 @@ async def test_stopped_instance_is_given_up_and_does_no_harm_when_it_wakes(serve
 async def test_source_dies_while_requests_move_away_from_it(server: Server) -> None:
     """And the target of others dies with it: every stream goes on somewhere."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
-    bodies = [greedy(200 + number, 300) for number in range(10)]
+    bodies = [plain(200 + number, 300) for number in range(10)]
     async with open_session(server.url) as session:
         admin = Admin(session)
         crowd = Crowd(session, bodies, "torn")
@@ -212,14 +210,14 @@ async def test_source_dies_while_requests_move_away_from_it(server: Server) -> N
 async def test_without_any_instance_health_is_503_and_requests_wait_for_the_next(server: Server) -> None:
     """Streams in the middle outlive even that: they go on when the replacement is there."""
     wait_for(lambda: len(running_ids(server)) == 3, "three instances")
-    bodies = [greedy(300 + number) for number in range(6)]
+    bodies = [plain(300 + number) for number in range(6)]
     async with open_session(server.url) as session:
         crowd = Crowd(session, bodies, "alone")
         await crowd.speaks()
         for instance in sorted(running_ids(server)):
             server.signal_instance(instance, signal.SIGKILL)
         wait_for(lambda: server.get("/health").status_code == 503, "an unhealthy server")
-        refused = server.post(COMPLETIONS, json={"model": "tiny", **greedy(1).body})
+        refused = server.post(COMPLETIONS, json={"model": "tiny", **greedy(1, 160)})
         wait_for(lambda: server.get("/health").status_code == 200, "a healthy server")
         outputs = await crowd.done()
         undisturbed = await Crowd(session, bodies, "together").done()

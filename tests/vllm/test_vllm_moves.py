@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Iterable
-from typing import Any
 
 import aiohttp
 import pytest
 from frame.admin import Admin
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.stream import COMPLETIONS, Output, Streaming, id_of, open_session, stream, streaming
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def greedy(seed: int, max_tokens: int = 200) -> dict[str, Any]:
-    rng = random.Random(seed)
-    return {"prompt": prompt(rng, 40), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
 
 
 async def test_crossing_moves_both_ways_at_once(server: Server) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import signal
 import time
@@ -11,7 +10,7 @@ import time
 import httpx
 import pytest
 from frame.checked import USUAL_FLAGS, Server
-from frame.kinds import make
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import Streaming, open_session, stream
 
@@ -19,10 +18,6 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.nightly]
 
 INSTANCES = 1
 FLAGS = (*USUAL_FLAGS, "--api-server-count", "1")
-
-
-def greedy(number: int, tokens: int) -> dict[str, object]:
-    return make("greedy", random.Random(number)).body | {"max_tokens": tokens}
 
 
 async def test_streams_move_to_an_instance_that_the_front_end_has_not_heard_of(server: Server) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import Any
 
 import aiohttp
@@ -11,7 +10,7 @@ import pytest
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import compare
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.stream import COMPLETIONS, Streaming, id_of, open_session, stream
 
 pytestmark = pytest.mark.timeout(240)
@@ -25,12 +24,7 @@ KINDS = ("greedy", "seeded top_p", "penalties seeded", "regex seeded", "n = 2 se
 
 
 def body(seed: int, words: int = 20, max_tokens: int = 250) -> dict[str, Any]:
-    return {
-        "prompt": prompt(random.Random(seed), words),
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-    }
+    return greedy(seed, max_tokens, words)
 
 
 async def test_queued_and_preempted_requests_move_and_say_the_same(server: Server) -> None:

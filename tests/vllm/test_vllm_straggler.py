@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from frame.checked import Server
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.models import paced_engine_flags
 from frame.stream import COMPLETIONS, Streaming, open_session, stream
 from server_garage import own_server
@@ -25,9 +24,9 @@ TOKENS = 300
 ROUNDS = 20
 
 
-def greedy(seed: int, max_tokens: int) -> dict[str, Any]:
-    text = prompt(random.Random(seed), 40 + seed)
-    return {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+def body(seed: int, max_tokens: int) -> dict[str, Any]:
+    """Each of another length."""
+    return greedy(seed, max_tokens, words=40 + seed)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def server(model: list[str], tmp_path: Path) -> Iterator[Server]:
 async def all_know_what_their_steps_cost(session: aiohttp.ClientSession, server: Server) -> None:
     """As soon as no engine counts as slow: on a busy machine one does at first, and only steps tell otherwise."""
     for _ in range(ROUNDS):
-        await asyncio.gather(*(stream(session, COMPLETIONS, greedy(n, 60), engine=n % 2) for n in range(16)))
+        await asyncio.gather(*(stream(session, COMPLETIONS, body(n, 60), engine=n % 2) for n in range(16)))
         if all(row["step_cost"] is not None and row["slowdown"] == 1 for row in server.instances()):
             return
     raise AssertionError(f"after {ROUNDS} rounds: {server.instances()}")
@@ -54,11 +53,9 @@ async def all_know_what_their_steps_cost(session: aiohttp.ClientSession, server:
 async def test_streams_leave_an_engine_that_has_become_slow(server: Server, model: list[str]) -> None:
     async with open_session(server.url) as session:
         await all_know_what_their_steps_cost(session, server)
-        still = await asyncio.gather(
-            *(stream(session, COMPLETIONS, greedy(100 + n, TOKENS), engine=n) for n in range(2))
-        )
+        still = await asyncio.gather(*(stream(session, COMPLETIONS, body(100 + n, TOKENS), engine=n) for n in range(2)))
         assert [row["reason"] for row in server.migrations()] == []
-        streams = [Streaming(session, greedy(100 + n, TOKENS), name=f"slow-{n}", engine=0) for n in range(2)]
+        streams = [Streaming(session, body(100 + n, TOKENS), name=f"slow-{n}", engine=0) for n in range(2)]
         await asyncio.gather(*(each.reaches(50) for each in streams))
         slow = Path(model[0]) / f"slow-{server.instance('i0')['pid']}"
         slow.touch()

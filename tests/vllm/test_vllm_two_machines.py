@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from frame.admin import Admin
 from frame.checked import USUAL_FLAGS, Server
 from frame.equality import assert_moved, compare
-from frame.kinds import prompt
+from frame.kinds import greedy
 from frame.server import wait_for
 from frame.stream import Streaming, open_session
 
@@ -19,6 +18,7 @@ from two_machines import TOKEN, TwoMachines
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 STREAMS = 8
+BODIES = [greedy(number, 400, words=200) for number in range(STREAMS)]
 
 
 def ray(machines: TwoMachines) -> tuple[str, ...]:
@@ -33,21 +33,16 @@ def server(machines: TwoMachines, tmp_path_factory: pytest.TempPathFactory) -> I
     server.stop()
 
 
-def greedy(seed: int) -> dict[str, object]:
-    text = prompt(random.Random(seed), 200)
-    return {"prompt": text, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
-
-
 async def test_requests_move_between_machines_and_outlive_one(server: Server, machines: TwoMachines) -> None:
     """The same tokens as undisturbed, in spite of moves both ways and of the loss of a whole machine."""
     by_node = {row["node"]: row for row in server.instances()}
     assert sorted(by_node) == ["here", "there"]
     instances = {row["id"] for row in by_node.values()}
     async with open_session(server.url) as session:
-        calm = [Streaming(session, greedy(number), name=f"calm-{number}") for number in range(STREAMS)]
+        calm = [Streaming(session, body, name=f"calm-{number}") for number, body in enumerate(BODIES)]
         undisturbed = [(await each).sequences[0].tokens for each in calm]
         admin = Admin(session)
-        streams = [Streaming(session, greedy(number), name=f"moved-{number}") for number in range(STREAMS)]
+        streams = [Streaming(session, body, name=f"moved-{number}") for number, body in enumerate(BODIES)]
         for each in streams:
             await each.reaches(20)
         moves = []

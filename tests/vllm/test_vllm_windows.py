@@ -8,14 +8,13 @@ import os
 import random
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import quiet_processor
 from frame.admin import Admin
 from frame.checked import Server
 from frame.equality import Plan, assert_moved, compare, moving, undisturbed
-from frame.kinds import Kind, prompt
+from frame.kinds import Kind, greedy
 from frame.server import wait_for
 from frame.stream import COMPLETIONS, Streaming, open_session
 
@@ -38,7 +37,7 @@ async def test_streams_move_that_have_left_their_window(server: Server) -> None:
     assert_moved(rows)
 
 
-BODY: dict[str, Any] = {"prompt": prompt(random.Random(6), 30), "max_tokens": 300, "temperature": 0, "ignore_eos": True}
+BODY = greedy(6, 300, words=30)
 LOUD = Kind("loud", COMPLETIONS, BODY)
 QUIET = Kind("quiet", COMPLETIONS, BODY | {"vllm_xargs": {"quiet": 1}})
 
