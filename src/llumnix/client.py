@@ -78,7 +78,7 @@ class AdminClient:
         """What happened to a request, also one that has ended."""
         return self._ask("GET", f"/requests/{_part(request)}/story", bodies.StoryAnswer)
 
-    def journal(self, limit: int, kinds: Sequence[str] = (), instance: str | None = None) -> bodies.JournalAnswer:
+    def journal(self, limit: int, kinds: Sequence[str], instance: str | None = None) -> bodies.JournalAnswer:
         """What happened last."""
         params = {"limit": str(limit)}
         params |= {"kind": ",".join(kinds)} if kinds else {}

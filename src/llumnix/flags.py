@@ -93,9 +93,9 @@ class ServeArguments:
     policy: PolicyConfig
     migration: MigrationConfig
     cluster: ClusterConfig
-    scaling: ScalingConfig = dataclasses.field(default_factory=ScalingConfig)
-    classes: Classes | None = None
-    engine: str = DEFAULT_ENGINE
+    scaling: ScalingConfig
+    classes: Classes | None
+    engine: str
 
     def engine_flag(self, *names: str) -> str | None:
         """Value of a flag of vLLM's, which may be spelled in any of these ways; the last one counts."""

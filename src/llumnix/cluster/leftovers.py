@@ -9,7 +9,7 @@ environment may be, and nothing of it is of use to anybody. Pure: pids and times
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM
 
 GRACE_S = 1.0
@@ -21,9 +21,9 @@ DEADLINE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    signals: tuple[tuple[int, int], ...] = ()
+    signals: tuple[tuple[int, int], ...]
     """Process and signal."""
-    cleared: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cleared: dict[str, tuple[int, ...]]
     """Ended children whose places are free, and what is left of them all the same: it has had its time."""
 
 

@@ -93,7 +93,7 @@ class Ready(_Message, frozen=True, kw_only=True, tag=True):
     host: str
     port: int
     """The one that is bound, also where any was asked for."""
-    example: Example | None = None
+    example: Example | None
 
 
 class Failed(_Message, frozen=True, kw_only=True, tag=True):

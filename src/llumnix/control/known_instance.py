@@ -23,7 +23,7 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
     tokens: int
     """To be computed before it has its first token."""
     high: bool
-    chunks: tuple[ChunkId, ...] = ()
+    chunks: tuple[ChunkId, ...]
     """Of its prompt, which the instance will have computed."""
 
 

@@ -254,7 +254,7 @@ class GlobalScheduler:
         self.last_round = self._policy.pairing(self.snapshot(at), self._terms_at(at, newcomers))
         return [self._ask_pair(at, pair, pair.target in newcomers) for pair in self.last_round.pairs]
 
-    def _terms_at(self, at: float, newcomers: frozenset[InstanceId] = frozenset()) -> PairingTerms:
+    def _terms_at(self, at: float, newcomers: frozenset[InstanceId]) -> PairingTerms:
         """New instances are to be used at once: whoever is below the freeness that calls for them gives to them, though
         that would be no reason to move anything otherwise."""
         terms = replace(self._terms, backing_off=self._back_off.pairs(at), empty_handed=self._back_off.empty_handed(at))

@@ -136,7 +136,7 @@ def _next(state: ServerState, **changes: Any) -> ServerState:
 class Applied(msgspec.Struct, frozen=True):
     """An instance's answer to a `ServerState`."""
 
-    result: Any = None
+    result: Any
     """Of the version's `op`."""
-    lacks: tuple[int, ...] = ()
+    lacks: tuple[int, ...]
     """Adapters that could not be loaded there."""

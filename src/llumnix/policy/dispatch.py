@@ -50,7 +50,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """With what was sent there since its report as waiting."""
     has_room: bool
     """The request can start there at once, as far as memory goes. True where the rule does not ask."""
-    cached_tokens: int = 0
+    cached_tokens: int
     """Of its prompt, that the instance has or will have computed when it comes to this request."""
 
 

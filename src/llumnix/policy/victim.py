@@ -57,8 +57,8 @@ class VictimQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     at: float
     cooldown_s: float
-    wanted: Wanted = Wanted()
-    draining: bool = False
+    wanted: Wanted
+    draining: bool
 
 
 class VictimChoice(msgspec.Struct, frozen=True):

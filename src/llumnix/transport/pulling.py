@@ -38,7 +38,7 @@ MAX_IDLE = 32
 class Puller:
     """Pulls into `pool`. At most `max_pulls` at once; one more fails at once, and its caller can repeat it."""
 
-    def __init__(self, pool: Pool, secret: bytes, host: str, max_pulls: int, readers: Sequence[Reader] = ()) -> None:
+    def __init__(self, pool: Pool, secret: bytes, host: str, max_pulls: int, readers: Sequence[Reader]) -> None:
         """`readers` of the pool's memory, the best first: they are tried before a socket is."""
         self._pool = pool
         self._readers = Readers(pool, host, readers, self._fetch_by, self._fetch_all)

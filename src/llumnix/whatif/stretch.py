@@ -27,7 +27,7 @@ class Stretch:
     """That arrived in it and made a token, by arrival. They are named by that: clients may give an id twice."""
     silent: int
     """That made none: they failed, or their clients left before."""
-    left_out: int = 0
+    left_out: int
     """That were before these, on the same instances."""
 
     @property

@@ -42,7 +42,7 @@ class EngineModel:
     """A local scheduler, its queue, batch and blocks, on a kernel. All methods act at `kernel.now`."""
 
     def __init__(self, kernel: Kernel, profile: Profile, scheduler: Scheduler, listener: Listener,
-                 unit_tokens: int = 0) -> None:  # fmt: skip
+                 unit_tokens: int) -> None:  # fmt: skip
         """`unit_tokens`: size of the prefix cache's units; 0 for no prefix cache."""
         self.kernel = kernel
         self.profile = profile

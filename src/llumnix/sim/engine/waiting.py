@@ -23,7 +23,7 @@ class WaitingQueue:
         "preempted", "requests", "tokens",
     )  # fmt: skip
 
-    def __init__(self, block_tokens: int, state_blocks: int = 0, total_blocks: int = 0) -> None:
+    def __init__(self, block_tokens: int, state_blocks: int, total_blocks: int) -> None:
         """`total_blocks`: of the instance, where those that need little of them go first; 0: the first to come does."""
         self.requests: list[SimRequest] = []
         self.blocks = 0

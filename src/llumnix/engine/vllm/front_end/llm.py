@@ -68,7 +68,7 @@ class LlumnixLLM(AsyncLLM):
         post: Callable[[str, Mail], None],
         observer: Observer,
         args: argparse.Namespace,
-        admitted: memoryview | None = None,
+        admitted: memoryview | None,
     ) -> None:
         """`args`: flags of `vllm serve`. `admitted`: vLLM's counters of unfinished requests, shared by all front ends
         (`SharedAdmissionStats`); None if there is one."""
