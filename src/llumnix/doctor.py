@@ -161,7 +161,7 @@ def _what_vllm_needs() -> Finding:
     """Of packages. Most are for some models alone; vLLM looks for FlashInfer's sampler on every recent GPU."""
     if not _is_installed("vllm"):
         return Finding(Mark.NOTE, "vLLM does not say what packages it needs")
-    missing = [name for name in _required("vllm") if not _is_installed(name)]
+    missing = [name for name in _required_by_vllm() if not _is_installed(name)]
     if not missing:
         return Finding(Mark.GOOD, "all packages that vLLM names")
     shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
@@ -171,11 +171,11 @@ def _what_vllm_needs() -> Finding:
     return Finding(Mark.NOTE, f"packages of vLLM's are missing: {shown}", advice)
 
 
-def _required(package: str) -> list[str]:
+def _required_by_vllm() -> list[str]:
     """Names of the distributions that it names for this machine, without extras."""
     from packaging.requirements import Requirement  # vLLM itself needs it
 
-    wanted = [Requirement(line) for line in importlib.metadata.requires(package) or []]
+    wanted = [Requirement(line) for line in importlib.metadata.requires("vllm") or []]
     return sorted({one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})})
 
 

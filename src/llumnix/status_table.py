@@ -26,8 +26,8 @@ _LEFT = (
 )
 
 
-def print_status(status: InstancesAnswer, console: Console | None = None) -> None:
-    _print(status_table(status), console)
+def print_status(status: InstancesAnswer) -> None:
+    _print(status_table(status), console_here())
 
 
 def watch_status(ask: Callable[[], InstancesAnswer], interval_s: float, console: Console | None = None) -> None:
@@ -49,9 +49,9 @@ def watch_status(ask: Callable[[], InstancesAnswer], interval_s: float, console:
         return
 
 
-def print_requests(rows: list[ClientRequest], console: Console | None = None) -> None:
+def print_requests(rows: list[ClientRequest]) -> None:
     rows = sorted(rows, key=lambda row: (by_number(row.instance), row.id))
-    _print_rows(requests_table(rows), "no request runs or waits", console)
+    _print_rows(requests_table(rows), "no request runs or waits")
 
 
 def requests_table(rows: list[ClientRequest]) -> Table:
@@ -63,9 +63,9 @@ def requests_table(rows: list[ClientRequest]) -> Table:
     return table
 
 
-def print_moves(rows: list[MigrationRecord], console: Console | None = None) -> None:
+def print_moves(rows: list[MigrationRecord]) -> None:
     """Oldest first, as in a log: the newest stands above the prompt."""
-    _print_rows(moves_table(rows[::-1]), "nothing has moved yet", console)
+    _print_rows(moves_table(rows[::-1]), "nothing has moved yet")
 
 
 def moves_table(rows: list[MigrationRecord]) -> Table:
@@ -85,8 +85,8 @@ def moves_table(rows: list[MigrationRecord]) -> Table:
     return table
 
 
-def print_classes(rows: Sequence[ClassRow], console: Console | None = None) -> None:
-    _print_rows(classes_table(rows), "no request has come yet", console)
+def print_classes(rows: Sequence[ClassRow]) -> None:
+    _print_rows(classes_table(rows), "no request has come yet")
 
 
 def classes_table(rows: Sequence[ClassRow]) -> Table:
@@ -110,12 +110,12 @@ def refusals(by_status: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} × {status}" for status, count in sorted(by_status.items())) or "–"
 
 
-def _print_rows(table: Table, nothing: str, console: Console | None) -> None:
-    _print(table if table.row_count else Text(nothing), console)
+def _print_rows(table: Table, nothing: str) -> None:
+    _print(table if table.row_count else Text(nothing), console_here())
 
 
-def _print(shown: Group | Table | Text, console: Console | None) -> None:
-    (console or console_here()).print(shown, soft_wrap=True)
+def _print(shown: Group | Table | Text, console: Console) -> None:
+    console.print(shown, soft_wrap=True)
 
 
 def console_here() -> Console:

@@ -127,13 +127,11 @@ def _is_ours(path: Path) -> bool:
     return private and found.st_uid == os.getuid() and (path / _LOCK).exists()
 
 
-def _remove_if_unused(path: Path) -> bool:
+def _remove_if_unused(path: Path) -> None:
     lock = _lock(path)
-    if lock is None:
-        return False
-    remove(path)
-    os.close(lock)
-    return True
+    if lock is not None:
+        remove(path)
+        os.close(lock)
 
 
 def _hire_janitor(path: Path) -> IO[bytes]:

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from llumnix.paper.points import INFAAS, Point, curve
 
+LEVELS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
@@ -54,14 +56,14 @@ def mean_reduction(
     return (sum(shares) / len(shares), len(shares)) if shares else None
 
 
-def equal_latency_saving(points: Sequence[Point], better: str, base: str = INFAAS, levels: int = 64) -> float | None:
-    """Share of the base's instances that the better policy saves at equal P99 prefill latency.
+def equal_latency_saving(points: Sequence[Point], better: str) -> float | None:
+    """Share of INFaaS++'s instances that the better policy saves at equal P99 prefill latency.
 
     Both curves (instances against the logarithm of the latency) are taken as straight between their points;
-    the mean is over `levels` latencies, evenly spaced on that scale, that both reach. None if they reach none.
+    the mean is over `LEVELS` latencies, evenly spaced on that scale, that both reach. None if they reach none.
     """
     lines = []
-    for policy in (base, better):
+    for policy in (INFAAS, better):
         chosen = [p for p in points if p.policy == policy and p.metric == "Prefill P99"]
         lines.append(_frontier([(math.log(point.y), point.x) for point in chosen]))
     if min(map(len, lines)) < 2:
@@ -71,8 +73,8 @@ def equal_latency_saving(points: Sequence[Point], better: str, base: str = INFAA
     if low >= high:
         return None
     shares = []
-    for level in range(levels):
-        at = low + (high - low) * level / (levels - 1)
+    for level in range(LEVELS):
+        at = low + (high - low) * level / (LEVELS - 1)
         costs = [_interpolate(line, at) for line in lines]
         shares.append(1 - costs[1] / costs[0])
     return sum(shares) / len(shares)

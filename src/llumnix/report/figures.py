@@ -66,10 +66,10 @@ def draw_latency(records: Records) -> Figure:
     ]
     for axes, (title, read) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         axes.set_title(title)
-        for index, (name, color, rows) in enumerate(classes):
+        for name, color, rows in classes:
             values = np.sort([value for row in rows if (value := read(row)) is not None])
             if len(values):
-                _distribution(axes, values, name if len(classes) > 1 else "", color, index)
+                _distribution(axes, values, name if len(classes) > 1 else "", color)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: duration(x)))
@@ -78,7 +78,7 @@ def draw_latency(records: Records) -> Figure:
     return figure
 
 
-def _distribution(axes: Axes, values: NDArray[np.float64], name: str, color: str, index: int) -> None:
+def _distribution(axes: Axes, values: NDArray[np.float64], name: str, color: str) -> None:
     p50, p99 = np.percentile(values, [50, 99])
     share = np.arange(1, len(values) + 1) / len(values)
     axes.step(values, share, where="post", color=color, lw=1.6)

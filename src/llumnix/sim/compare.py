@@ -74,13 +74,13 @@ def _cells(row: Comparison) -> tuple[str, str, str, str]:
     return row.name, number(row.measured), number(row.predicted), error
 
 
-def print_comparison(rows: list[Comparison], console: Console | None = None) -> None:
+def print_comparison(rows: list[Comparison]) -> None:
     table = Table(title="predicted beside measured", title_justify="left")
     for column in ("", "measured", "predicted", "error"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         table.add_row(*_cells(row))
-    (console or Console()).print(table)
+    Console().print(table)
 
 
 def write_comparison(path: Path, rows: list[Comparison]) -> None:

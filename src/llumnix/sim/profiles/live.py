@@ -48,6 +48,11 @@ Numbers: TypeAlias = NDArray[np.float64]
 SETTLE_TOKENS = 4
 """First tokens of a stream that are not timed: the batch is still filling."""
 
+_TOKEN_IDS = 256
+"""Prompts are made of ids below this."""
+
+_TIMEOUT_S = 120.0
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillSample:
@@ -75,9 +80,6 @@ class Plan:
     repeats: int = 3
     instances: int = 1
     """Each gets all that is sent, at once."""
-    vocab: int = 256
-    """Prompts are made of token ids below this."""
-    timeout_s: float = 120.0
 
 
 async def measure_server(
@@ -88,7 +90,7 @@ async def measure_server(
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     with reading_environment():
         mounts = past_proxies(url)
-        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=plan.timeout_s, mounts=mounts)
+        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=_TIMEOUT_S, mounts=mounts)
     async with client:
         try:
             model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
@@ -117,7 +119,7 @@ class _Measuring:
     async def stream(self, prompt_tokens: int, output_tokens: int, instance: int = 0) -> list[float]:
         """When the request was sent, and when each token came. Prompts differ, so no prefix cache helps."""
         headers = {"X-data-parallel-rank": str(instance)} if self._plan.instances > 1 else {}
-        prompt = [self._random.randrange(3, self._plan.vocab) for _ in range(prompt_tokens)]
+        prompt = [self._random.randrange(3, _TOKEN_IDS) for _ in range(prompt_tokens)]
         body = {
             "model": self._model,
             "prompt": prompt,

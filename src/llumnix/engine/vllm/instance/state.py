@@ -45,10 +45,8 @@ class Passport:
     """Step of this engine after which all that it shares with others from the prefix cache is written."""
 
 
-def stamp(request: Request, original: EngineCoreRequest) -> Passport:
-    passport = Passport(original)
-    setattr(request, _PASSPORT, passport)
-    return passport
+def stamp(request: Request, original: EngineCoreRequest) -> None:
+    setattr(request, _PASSPORT, Passport(original))
 
 
 def passport_of(request: Request) -> Passport:
