@@ -31,10 +31,10 @@ class PolicyConfig:
     policy: str = knob("llumnix", "Scheduling policy: how requests are placed, and whether they are moved.")
     migration: bool = knob(True, "Move running requests between instances when that helps.")
     migrate_out_freeness: float | None = knob(
-        None, "An instance whose freeness is below this gives requests away (default: as the policy says, llumnix 3)."
+        None, "An instance whose freeness is below this gives requests away (default: 3)."
     )
     migrate_in_freeness: float | None = knob(
-        None, "An instance whose freeness is above this takes requests (default: as the policy says, llumnix 3)."
+        None, "An instance whose freeness is above this takes requests (default: 3, or --migrate-out-freeness if more)."
     )
     pairing_interval_s: float = knob(0.1, "Seconds between two pairing rounds.")
     request_cooldown_s: float = knob(1.0, "Seconds a request stays after a move before it may move again.")

@@ -18,6 +18,9 @@ from llumnix.policy.soonest import SOONEST
 from llumnix.policy.victim import CHEAPEST, LAST_COME, LAST_COME_OF_ALL, VictimRule
 from llumnix.policy.virtual_usage import migration_freeness, paper_migration_freeness
 
+MIGRATE_FREENESS = 3.0
+"""Below it an instance gives requests away, above it one takes some, where nothing else is configured."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -40,8 +43,6 @@ class Policy:
     """Who needs little of an instance's memory waits there for less long (`policy/waiting_order.py`)."""
     priorities: bool = True
     """High-priority requests get headroom; otherwise they are requests like any other."""
-    migrate_out_freeness: float = 3.0
-    migrate_in_freeness: float = 3.0
 
     def priority_target_tokens(self, config: PolicyConfig) -> int | None:
         """The target load of an instance with high-priority requests; None if there is no such thing."""
@@ -52,12 +53,11 @@ class Policy:
         return config.prefix and self.dispatch.judge is not None
 
     def pairing_terms(self, config: PolicyConfig) -> PairingTerms:
-        """The thresholds in force: what is configured, else the policy's own. The one for taking is never below
-        the one for giving."""
-        out_freeness = _first(config.migrate_out_freeness, self.migrate_out_freeness)
+        """The thresholds in force. The one for taking is never below the one for giving."""
+        out_freeness = _first(config.migrate_out_freeness, MIGRATE_FREENESS)
         return PairingTerms(
             migrate_out_freeness=out_freeness,
-            migrate_in_freeness=max(out_freeness, _first(config.migrate_in_freeness, self.migrate_in_freeness)),
+            migrate_in_freeness=max(out_freeness, _first(config.migrate_in_freeness, MIGRATE_FREENESS)),
             max_migrations=config.max_migrations_per_instance,
             priority_target_tokens=self.priority_target_tokens(config),
             pace_gain=config.pace_gain if self.pace else 0.0,
