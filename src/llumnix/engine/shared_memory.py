@@ -1,7 +1,8 @@
 """Shared memory of instances with several workers: a file below /dev/shm outlives processes that are killed.
 
-Each worker notes in the instance's temporary folder what it has mapped; whoever removes that folder removes this, too.
-What was there before the instance was is another's: weights that a user keeps in memory, say.
+Each worker notes in the instance's temporary folder what it has mapped, and while they start somebody does it for all of
+them; whoever removes that folder removes this, too. What was there before the instance was is another's: weights that a
+user keeps in memory, say.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import stat
 import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from llumnix import linux
 
 _SHARED = Path("/dev/shm")
+_LOOK_S = 0.05
+_REST = 9.0
+"""A watcher rests for so many times as long as it looked: there may be thousands of processes."""
 _NOTE = "shared-memory."
 _OF_OTHERS = "shared-memory-of-others"
 _ANY = "surrogateescape"
@@ -30,14 +42,60 @@ def note_what_others_share(folder: Path) -> None:
 
 def note_shared_memory() -> None:
     """Of this process, as it is now. Nothing where nobody knows what was there before."""
+    _note([os.getpid()])
+
+
+@contextlib.contextmanager
+def noted_meanwhile() -> Iterator[None]:
+    """What this process and those below it share, while the workers of an instance start: who is killed then, which may
+    be all of them, can note nothing. So a process of its own looks again and again. To be called before there are
+    threads."""
+    instance = os.getpid()
+    watcher = os.fork()
+    if watcher == 0:
+        _watch(instance)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(watcher, signal.SIGKILL)
+            os.waitpid(watcher, 0)
+        with contextlib.suppress(OSError):  # a full disk
+            _note(_family(instance))
+
+
+def _watch(instance: int) -> NoReturn:
+    try:
+        linux.die_with_parent(instance)
+        while True:
+            began_s = time.monotonic()
+            with contextlib.suppress(OSError):
+                _note(_family(instance))
+            time.sleep(max(_LOOK_S, _REST * (time.monotonic() - began_s)))
+    finally:
+        os._exit(0)
+
+
+def _family(instance: int) -> list[int]:
+    return [instance, *(child.pid for child in psutil.Process(instance).children(recursive=True))]
+
+
+def _note(pids: Iterable[int]) -> None:
     folder = Path(tempfile.gettempdir())
     others = folder / _OF_OTHERS
     if not others.exists():
         return
-    mapped = set(_MAPPED.findall(Path("/proc/self/maps").read_text(errors=_ANY)))
-    names = sorted(mapped - set(others.read_text(errors=_ANY).splitlines()))
+    mapped = {name for pid in pids for name in _mapped_by(pid)}
+    names = "\n".join(sorted(mapped - set(others.read_text(errors=_ANY).splitlines())))
     if names:
-        (folder / f"{_NOTE}{os.getpid()}").write_text("\n".join(names), errors=_ANY)
+        (folder / f"{_NOTE}{os.getpid()}").write_text(names, errors=_ANY)
+
+
+def _mapped_by(pid: int) -> list[str]:
+    try:
+        return _MAPPED.findall(Path(f"/proc/{pid}/maps").read_text(errors=_ANY))
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is another user's
+        return []
 
 
 def remove_shared_memory(folder: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.engine import EngineCoreRequestType
@@ -13,6 +15,7 @@ from vllm.v1.engine.utils import SignalCallback
 
 from llumnix import linux
 from llumnix.engine.port import END_NOW, InstanceSpec
+from llumnix.engine.shared_memory import noted_meanwhile
 from llumnix.engine.vllm.instance.core import LlumnixEngineCore
 
 FAULT = "LLUMNIX_FAULT"
@@ -31,7 +34,14 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
     signal.signal(signal.SIGTERM, _exit_now)
     signal.signal(END_NOW, _exit_now)
     threading.excepthook = linux.die_with_the_thread
-    core = LlumnixEngineCore(spec, vllm_config, log_stats=log_stats)
+    with contextlib.ExitStack() as starting:
+        if vllm_config.parallel_config.distributed_executor_backend == "mp":
+            starting.enter_context(noted_meanwhile())
+        core = LlumnixEngineCore(spec, vllm_config, log_stats=log_stats)
+        _serve(core, starting.close)
+
+
+def _serve(core: LlumnixEngineCore, on_ready: Callable[[], None]) -> None:
     # A signal handler must not touch the queue, whose lock the main thread may hold: vLLM's callback thread does.
     wake = SignalCallback(lambda: core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None)))
     drain = SignalCallback(core.ask_to_drain)
@@ -46,6 +56,7 @@ def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> 
 
     try:
         core.open_for_business(os.getpid())
+        on_ready()
         core.inject_fault(os.environ.get(FAULT, ""))
         signal.signal(END_NOW, stop)
         signal.signal(signal.SIGTERM, asked_to_end)
