@@ -49,12 +49,18 @@ def begin_beside_engine() -> None:
 
 
 def begin_in_worker() -> None:
-    """In a process that the engine has made for one of its workers, once what it logs is set up there: `i0-worker-1`,
-    where vLLM's name for it is the same in all instances."""
-    instance, worker = multiprocessing.parent_process(), multiprocessing.current_process()
-    assert instance is not None, "no worker of an engine"
-    worker.name = f"{instance.name}-{worker.name.removeprefix('Vllm').lower()}"
+    """In a process that the engine has made for one of its workers, once what it logs is set up there."""
+    worker = multiprocessing.current_process()
+    worker.name = with_instance(worker.name)
     begin_beside_engine()
+
+
+def with_instance(process: str) -> str:
+    """The name of this process: `i0-worker-1` for what vLLM calls `VllmWorker-1` in every instance."""
+    instance = multiprocessing.parent_process()
+    if instance is None or process.startswith(f"{instance.name}-"):
+        return process
+    return f"{instance.name}-{process.removeprefix('Vllm').lower()}"
 
 
 def _take(logger: logging.Logger) -> None:

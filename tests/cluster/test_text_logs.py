@@ -74,6 +74,7 @@ from llumnix.cluster.json_logs import CONFIG
 def worker(as_json):
     if as_json:  # as vLLM does before it makes a worker
         logging.config.dictConfig(json.loads(CONFIG.read_text()))
+        logging.getLogger("vllm.x").info("theirs")
     text_logs.begin_in_worker()
     logging.getLogger("llumnix.x").info("ours")
 
@@ -91,6 +92,7 @@ def test_worker_that_the_engine_spawns_says_of_which_instance_it_is(tmp_path: Pa
     program = tmp_path / "program.py"
     program.write_text(WORKER)
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
-    text, as_json = done.stderr.splitlines()
+    text, *as_json = done.stderr.splitlines()
     assert re.fullmatch(LINE % ("i3-worker-1", "INFO", "ours"), text)
-    assert json.loads(as_json)["process"] == "i3-worker-1"
+    assert [json.loads(line)["message"] for line in as_json] == ["theirs", "ours"]
+    assert {json.loads(line)["process"] for line in as_json} == {"i3-worker-1"}

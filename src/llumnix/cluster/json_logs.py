@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from llumnix.flags import flag_value
+from llumnix.text_logs import with_instance
 
 CONFIG = Path(__file__).with_suffix(".json")
 """In the form of `logging.config.dictConfig`."""
@@ -50,7 +51,7 @@ class JsonLines(logging.Formatter):
             record.created,
             record.levelname,
             record.getMessage(),
-            process=record.processName,
+            process=with_instance(record.processName or ""),
             name=record.name,
             error=error,
         )

@@ -1,8 +1,8 @@
 """Shared memory of instances with several workers: a file below /dev/shm outlives processes that are killed.
 
-Each worker notes in the instance's temporary folder what it has mapped, and while they start somebody does it for all of
-them; whoever removes that folder removes this, too. What was there before the instance was is another's: weights that a
-user keeps in memory, say.
+Each worker notes in the instance's temporary folder what it has mapped, and while they start somebody does it for all
+of them; whoever removes that folder removes this, too. What was there before the instance was is another's: weights
+that a user keeps in memory, say.
 """
 
 from __future__ import annotations
