@@ -206,7 +206,7 @@ class PretendCluster:
         for _ in range(count):
             name = self._next_id()
             self._serves_at[name] = self.steps + STARTS_IN
-            self.starting[name] = InstanceStarting(instance=name, index=int(name[1:]), pid=9, node="node-a")
+            self.starting[name] = InstanceStarting(instance=name, pid=9, node="node-a")
 
     def _next_id(self) -> InstanceId:
         self._numbers += 1

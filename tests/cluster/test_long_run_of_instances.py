@@ -106,7 +106,7 @@ def test_scheduler_process_holds_who_is_there_although_last_words_come_late(
     reporter = Reporter(process)
     for number in range(gone.REMEMBERED + 100):
         name, leaver = InstanceId(f"i{number}"), InstanceId(f"i{number - ALIVE}")
-        starting = InstanceStarting(instance=name, index=number, pid=1, node="")
+        starting = InstanceStarting(instance=name, pid=1, node="")
         process._on_message(starting)
         for each in range(max(0, number - ALIVE), number + 1):
             reporter.report(each)
@@ -115,7 +115,7 @@ def test_scheduler_process_holds_who_is_there_although_last_words_come_late(
         process._on_message(InstanceGone(instance=leaver, index=0, why="it ended", expected=True))
         reporter.report(max(0, number - ALIVE))
         process._on_message(DrainInstance(instance=leaver))
-        process._on_message(InstanceStarting(instance=leaver, index=0, pid=1, node=""))
+        process._on_message(InstanceStarting(instance=leaver, pid=1, node=""))
     mailbox: Mailbox = process._mailbox  # type: ignore[assignment]
     assert larger_than(FEW, BOUNDS, process) == {}
     assert len(mailbox.ways) <= FEW

@@ -318,7 +318,7 @@ def test_instances_are_told_how_many_they_are_once_that_is_not_what_was_configur
 
 
 def test_drain_of_an_instance_that_is_not_there_is_refused_with_the_reason(world: World) -> None:
-    world.tell(InstanceStarting(instance=I1, index=1, pid=1, node="here"))
+    world.tell(InstanceStarting(instance=I1, pid=1, node="here"))
     for instance, why in ((I0, "there is no instance i0"), (I1, "i1 is still starting")):
         world.tell(DrainInstance(instance=instance, keep=False, query=8, reply_to=world.book.front_end(0)))
         answer = world.wait_for(world.front_end[1], Answer, nothing)

@@ -39,7 +39,6 @@ def request(name: str, blocks: int = 4, **facts: Any) -> RequestSnapshot:
         "state": RequestState.RUNNING,
         "priority": NORMAL,
         "arrival_s": 0.0,
-        "prompt_tokens": 60,
         "output_tokens": 3,
         "held_blocks": blocks,
         "needed_blocks": blocks,

@@ -130,7 +130,6 @@ def candidate(number: int) -> RequestSnapshot:
         state=RequestState.RUNNING,
         priority=NORMAL,
         arrival_s=0.0,
-        prompt_tokens=60,
         output_tokens=3,
         held_blocks=4,
         needed_blocks=4,

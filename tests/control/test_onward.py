@@ -202,7 +202,7 @@ ORDER = MoveOrder(
 
 
 def running(**facts: Any) -> RequestSnapshot:
-    usual: dict[str, Any] = {"priority": NORMAL, "arrival_s": 0.0, "prompt_tokens": 60, "output_tokens": 0}
+    usual: dict[str, Any] = {"priority": NORMAL, "arrival_s": 0.0, "output_tokens": 0}
     usual |= {"id": R, "state": RequestState.RUNNING, "held_blocks": 4, "needed_blocks": 4, "length_blocks": 4}
     return RequestSnapshot(**{**usual, **facts})
 

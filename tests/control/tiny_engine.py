@@ -82,7 +82,6 @@ class Sequence:
             state=states.get(self.state, RequestState.MIGRATING),
             priority=NORMAL,
             arrival_s=0.0,
-            prompt_tokens=self.spec.prompt_tokens,
             output_tokens=self.output_tokens,
             held_blocks=len(self.blocks),
             needed_blocks=self.needed_blocks,

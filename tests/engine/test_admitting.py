@@ -43,7 +43,6 @@ async def client(tmp_path: Path) -> AsyncIterator[AdmittingClient]:
     before = set(REGISTRY._collector_to_names)
     spec = FrontEndSpec(
         index=0,
-        node="here",
         book=on_one_machine(tmp_path),
         policy=PolicyConfig(),
         migration=MigrationConfig(),

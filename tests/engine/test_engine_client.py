@@ -56,7 +56,6 @@ class FrontEnd:
         self.errors: list[str] = []
         spec = FrontEndSpec(
             index=0,
-            node="here",
             book=on_one_machine(folder),
             policy=PolicyConfig(),
             migration=MigrationConfig(),

@@ -125,7 +125,7 @@ def board(tmp_path: Path) -> Board:
         load = InstanceSnapshot(id=name, at=1.0, seq=1, total_blocks=100, free_blocks=60, running=2)
         board.client.members.by_id[name] = Member(info, load)
     del board.client.members.by_id["i2"]
-    board.strangers.starting["i8"] = news.InstanceStarting(instance=InstanceId("i8"), index=8, pid=8, node="here")
+    board.strangers.starting["i8"] = news.InstanceStarting(instance=InstanceId("i8"), pid=8, node="here")
     board.rows = [(I0, row("r0", "cmpl-1-0"))]
     board.class_rows = [ClassRow(cls="quick", tenant="free", held=1, ttft_met=2, refused={"503": 3})]
     moved = MigrationRecord(

@@ -355,9 +355,7 @@ async def test_addresses_that_people_try_first_list_what_this_port_serves(openai
 async def test_instances_are_listed_as_people_count(board: Board) -> None:
     board.client.members.by_id = board.client.members.courted = {}
     names = ("i10", "i2", "i1")
-    board.strangers.starting = {
-        name: InstanceStarting(instance=InstanceId(name), index=0, pid=1, node="here") for name in names
-    }
+    board.strangers.starting = {name: InstanceStarting(instance=InstanceId(name), pid=1, node="here") for name in names}
     rows = (await ask(board, "GET", "/instances")).json()["instances"]
     assert [row["id"] for row in rows] == ["i1", "i2", "i10", "i9"], "and last those that are gone"
 

@@ -40,7 +40,7 @@ async def test_what_comes_while_it_waits_for_its_first_instance_is_heard(
     monkeypatch.setattr(stream_log, "Metrics", SimpleNamespace)  # the real ones are of a process, not of a test
     book = on_one_machine(tmp_path)
     knobs = {"policy": PolicyConfig(), "migration": MigrationConfig(), "cluster": ClusterConfig()}
-    spec = FrontEndSpec(index=0, node="here", book=book, **knobs)  # type: ignore[arg-type]
+    spec = FrontEndSpec(index=0, book=book, **knobs)  # type: ignore[arg-type]
     sock = socket.create_server(("127.0.0.1", 0))
     serving = asyncio.create_task(serve.serve_front_end(argparse.Namespace(), None, spec, sock, None, None))
     await asyncio.sleep(0)

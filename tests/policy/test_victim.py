@@ -17,7 +17,6 @@ def request(id: str, **facts: object) -> RequestSnapshot:
         "state": RequestState.RUNNING,
         "priority": NORMAL,
         "arrival_s": 1.0,
-        "prompt_tokens": 100,
         "output_tokens": 5,
         "held_blocks": 0 if waiting else blocks,
         "needed_blocks": blocks,

@@ -24,7 +24,6 @@ REQUEST = RequestSnapshot(
     state=RequestState.RUNNING,
     priority=NORMAL,
     arrival_s=0.0,
-    prompt_tokens=100,
     output_tokens=10,
     held_blocks=7,
     needed_blocks=7,

@@ -271,7 +271,6 @@ class Nursery:
         common = self._common
         spec = FrontEndSpec(
             index=index,
-            node=common.node,
             book=self._book,
             policy=common.policy,
             migration=common.migration,

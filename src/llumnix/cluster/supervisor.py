@@ -250,7 +250,7 @@ class Supervisor:
 
     def _introduce(self, instance: Instance) -> SupervisorCommand:
         assert instance.pid is not None
-        starting = InstanceStarting(instance=instance.id, index=instance.index, pid=instance.pid, node=instance.node)
+        starting = InstanceStarting(instance=instance.id, pid=instance.pid, node=instance.node)
         return Announce(starting, Audience.DECIDING)
 
     def _introduce_the_starting(self) -> list[SupervisorCommand]:

@@ -71,7 +71,6 @@ class FrontEndSpec:
     """
 
     index: int
-    node: str
     book: AddressBook
     policy: PolicyConfig
     migration: MigrationConfig

@@ -25,7 +25,6 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     state: RequestState
     priority: Priority
     arrival_s: float
-    prompt_tokens: int
     output_tokens: int
     held_blocks: float
     """Blocks charged to it: a block shared by n requests counts 1/n for each."""
@@ -35,7 +34,6 @@ class RequestSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Its sequence so far in blocks of tokens, as a move counts them."""
     why_pinned: str = ""
     """Why it cannot move (now); empty if it can."""
-    preemptions: int = 0
     remaining_tokens: int | None = None
     """It makes at most so many more tokens; None: not known."""
     moved_s: float | None = None

@@ -152,8 +152,6 @@ class _Run:
         outcome.events = self.kernel.executed
         outcome.lives = list(self._launcher.lives.values())
         outcome.drains = self._scheduler.drain_reports()
-        outcome.bytes_copied = self._network.bytes_copied
-        outcome.copy_s = self._network.copy_s
         return outcome
 
     @property

@@ -36,8 +36,6 @@ class Network:
     def __init__(self, kernel: Kernel, profile: Profile) -> None:
         self.slowness = 1.0
         """How many times longer everything takes now (a fault)."""
-        self.bytes_copied = 0
-        self.copy_s = 0.0
         self._kernel = kernel
         self._profile = profile
         self._copies: dict[int, _Copy] = {}
@@ -62,8 +60,6 @@ class Network:
         for end in (source, target):
             end.copies += 1
             end.engine.steps.set_slowdown(self._profile.migration.slowdown)
-        self.bytes_copied += blocks * self._profile.memory.block_bytes
-        self.copy_s += duration
 
     def lose(self, instance: InstanceId) -> None:
         """An end is gone: its copies break off."""

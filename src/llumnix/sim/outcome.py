@@ -36,9 +36,6 @@ class Outcome:
     end_s: float = 0.0
     events: int = 0
     """Events that the kernel ran: the measure of the work that was done."""
-    bytes_copied: int = 0
-    copy_s: float = 0.0
-    """Sum of the durations of all copies."""
 
     @property
     def mean_instances(self) -> float:

@@ -21,7 +21,6 @@ class InstanceStarting(Wire, frozen=True, kw_only=True, tag=True):
     """The launcher started a process; its first report follows when it can serve."""
 
     instance: InstanceId
-    index: int
     pid: int
     node: str
 

@@ -94,7 +94,6 @@ def _settled(
             state=RequestState(row.state),
             priority=Priority(row.priority),
             arrival_s=told.arrived_at_s,
-            prompt_tokens=row.prompt_tokens,
             output_tokens=row.output_tokens,
             held_blocks=0,
             needed_blocks=queued_demand_blocks(tokens, instance),
