@@ -178,6 +178,15 @@ def test_the_hub_is_left_alone_only_where_everything_is_ours(words: str, offline
     assert ("HF_HUB_OFFLINE" in child_environment(parse_serve(words.split()), {})) == offline
 
 
+@pytest.mark.parametrize(("words", "offline"), [([], True), (["--root-path", "/api"], False)])
+def test_page_of_all_routes_needs_no_internet_but_below_a_path_where_it_would_not_find_its_parts(
+    words: list[str], offline: bool
+) -> None:
+    """vLLM's offline page asks for `/static` and `/openapi.json`, whatever path a proxy puts before them."""
+    assert ("--enable-offline-docs" in engine_flags(parse_serve(["m", *words]))) is offline
+    assert "--enable-offline-docs" in engine_flags(parse_serve(["m", *words, "--enable-offline-docs"]))
+
+
 def test_processes_on_cpus_have_one_thread_to_compute_with_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

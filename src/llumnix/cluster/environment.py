@@ -98,7 +98,7 @@ def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
     if arguments.engine == DEFAULT_ENGINE:
         # Lets priorities count in the queue, and in it who needs little start first (policy/waiting_order.py).
         defaults["--scheduling-policy"] = "priority"
-        if not has_flag(given, "--disable-fastapi-docs"):
+        if not has_flag(given, "--disable-fastapi-docs", "--root-path"):  # below which it does not find its parts
             defaults["--enable-offline-docs"] = None  # the page at /docs needs nothing from the internet
         sharing = arguments.cluster.instances_per_gpu
         if sharing > 1 and not has_flag(given, "--kv-cache-memory-bytes"):
