@@ -140,11 +140,14 @@ class Server(ServerProcess):
 
     def trouble(self) -> list[str]:
         """Lines of the logs that no healthy server writes."""
+        return [line for line in self._lines() if _TROUBLE.search(line)]
+
+    def _lines(self) -> list[str]:
+        """Of all logs."""
         return [
             f"{path.name}: {line}"
             for path in self._log_files()
             for line in path.read_text(errors="replace").splitlines()
-            if _TROUBLE.search(line)
         ]
 
     def _log_files(self) -> list[Path]:
@@ -180,6 +183,7 @@ class Server(ServerProcess):
         left = [path.name for path in self._temporary.iterdir() if not path.name.startswith(_CACHES)]
         assert not left, f"left in the temporary folder: {left}"
         assert not (files := [path for path in shared if path.exists()]), f"shared memory that is left: {files}"
+        assert not (late := [each for each in self._lines() if "running after grace period" in each]), late
         recordings = sorted(self._recordings.iterdir())
         assert any(path.name.startswith("scheduler") for path in recordings) == self._recorded
         for path in recordings:

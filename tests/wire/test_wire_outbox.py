@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 
 import pytest
 
@@ -52,6 +52,19 @@ def test_what_was_posted_soon_leaves_before_the_outbox_closes(tmp_path: Path) ->
     outbox.post_soon((address,), FrontEndLost(front_end=1))
     outbox.close()
     assert received.get(timeout=WAIT_S) == FrontEndLost(front_end=1)
+    mailbox.close()
+
+
+def test_outbox_that_closes_when_nobody_reads_any_more_waits_for_no_late_reader(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/late"
+    outbox = Outbox()
+    outbox.post(address, FrontEndLost(front_end=1))
+    closing = threading.Thread(target=outbox.close, args=(True,))
+    closing.start()
+    mailbox, received = receiver(address)
+    closing.join(WAIT_S)
+    with pytest.raises(Empty):
+        received.get(timeout=0.3)
     mailbox.close()
 
 

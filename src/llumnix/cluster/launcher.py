@@ -296,4 +296,4 @@ class Launcher:
         if self._scheduler is not None:
             self._scheduler.end()
         end_all_descendants()
-        self._mailbox.close()
+        self._mailbox.close(nobody_reads=True)

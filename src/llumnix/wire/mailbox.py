@@ -74,12 +74,12 @@ class Mailbox(Generic[Kind]):
         """Closes the way to a peer that is gone."""
         self.outbox.forget(address)
 
-    def close(self) -> None:
-        """Stops receiving; what was posted has half a second to leave."""
+    def close(self, nobody_reads: bool = False) -> None:
+        """Stops receiving; what was posted has half a second to leave, unless `nobody_reads` it any more."""
         if self._thread.is_alive():
             self._end.ring()
             self._thread.join(timeout=5)
-        self.outbox.close()
+        self.outbox.close(nobody_reads)
         self._end.close()
         self._inbox.close(linger=0)
         if self._doorkeeper is not None:

@@ -139,8 +139,8 @@ class Outbox:
                 if socket is not None:
                     socket.close(linger=0)
 
-    def close(self) -> None:
-        """What was posted has half a second to leave."""
+    def close(self, nobody_reads: bool = False) -> None:
+        """What was posted has half a second to leave, unless `nobody_reads` it any more."""
         if self._clerk is not None:
             self._letters.put(None)
             self._clerk.join(timeout=_LINGER_MS / 1e3)
@@ -150,7 +150,7 @@ class Outbox:
             self._closed = True
             for sockets in (self._sockets, self._docks):
                 for socket in sockets.values():
-                    socket.close()
+                    socket.close(0 if nobody_reads else _LINGER_MS)
                 sockets.clear()
         self._context.term()
 

@@ -17,6 +17,7 @@ from llumnix import linux
 from llumnix.engine.port import END_NOW, InstanceSpec
 from llumnix.engine.shared_memory import noted_meanwhile
 from llumnix.engine.vllm.instance.core import LlumnixEngineCore
+from llumnix.engine.vllm.instance.ending import end_without_collecting
 
 FAULT = "LLUMNIX_FAULT"
 """For tests only, an environment variable. `zero-arrivals`: KV that a migration copied is overwritten with zeros, so
@@ -67,6 +68,7 @@ def _serve(core: LlumnixEngineCore, on_ready: Callable[[], None]) -> None:
         threading.excepthook = threading.__excepthook__
         wake.stop()
         drain.stop()
+        end_without_collecting()
         core.close()
 
 

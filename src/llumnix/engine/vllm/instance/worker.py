@@ -20,6 +20,7 @@ import torch
 from llumnix import linux, text_logs
 from llumnix.engine.shared_memory import note_shared_memory
 from llumnix.engine.vllm.compiled_models import load_compiled_models
+from llumnix.engine.vllm.instance.ending import end_without_collecting
 from llumnix.engine.vllm.instance.seeds import generator_after, why_seeds_are_lost
 from llumnix.engine.vllm.versions import draw_apart
 from llumnix.transport.port import PullResult, Transport
@@ -235,6 +236,7 @@ class WorkerExtension:
             view[torch.tensor(blocks, device=view.device)] = 0
 
     def llumnix_close(self) -> None:
+        end_without_collecting()
         if self._llumnix_mailbox is not None:
             self._llumnix_mailbox.close()
         if self._llumnix_transport is not None:
