@@ -24,8 +24,8 @@ from llumnix import linux
 
 _SHARED = Path("/dev/shm")
 _LOOK_S = 0.05
-_REST = 9.0
-"""A watcher rests for so many times as long as it looked: there may be thousands of processes."""
+_REST = 4.0
+"""A watcher rests for so many times as long as it looked, which with thousands of processes takes a while."""
 _NOTE = "shared-memory."
 _OF_OTHERS = "shared-memory-of-others"
 _ANY = "surrogateescape"
@@ -36,13 +36,12 @@ _MAPPED = re.compile(r"/dev/shm/([^/\s]+)$", re.MULTILINE)  # a file that is del
 
 def note_what_others_share(folder: Path) -> None:
     """Before an instance whose temporary folder this is shares anything."""
-    names = os.listdir(_SHARED) if _SHARED.is_dir() else []
-    (folder / _OF_OTHERS).write_text("\n".join(names), errors=_ANY)
+    (folder / _OF_OTHERS).write_text("\n".join(_all_names()), errors=_ANY)
 
 
 def note_shared_memory() -> None:
     """Of this process, as it is now. Nothing where nobody knows what was there before."""
-    _note([os.getpid()])
+    _note(_mapped_by([os.getpid()]))
 
 
 @contextlib.contextmanager
@@ -61,16 +60,20 @@ def noted_meanwhile() -> Iterator[None]:
             os.kill(watcher, signal.SIGKILL)
             os.waitpid(watcher, 0)
         with contextlib.suppress(OSError):  # a full disk
-            _note(_family(instance))
+            _note(_mapped_by(_family(instance)))
 
 
 def _watch(instance: int) -> NoReturn:
     try:
         linux.die_with_parent(instance)
+        found: set[str] = set()
         while True:
             began_s = time.monotonic()
             with contextlib.suppress(OSError):
-                _note(_family(instance))
+                if not found.issuperset(_all_names()):
+                    known = found | _mapped_by(_family(instance)) | (_of_others() or set())
+                    _note(known)
+                    found = known
             time.sleep(max(_LOOK_S, _REST * (time.monotonic() - began_s)))
     finally:
         os._exit(0)
@@ -80,22 +83,31 @@ def _family(instance: int) -> list[int]:
     return [instance, *(child.pid for child in psutil.Process(instance).children(recursive=True))]
 
 
-def _note(pids: Iterable[int]) -> None:
-    folder = Path(tempfile.gettempdir())
-    others = folder / _OF_OTHERS
-    if not others.exists():
-        return
-    mapped = {name for pid in pids for name in _mapped_by(pid)}
-    names = "\n".join(sorted(mapped - set(others.read_text(errors=_ANY).splitlines())))
-    if names:
-        (folder / f"{_NOTE}{os.getpid()}").write_text(names, errors=_ANY)
+def _note(mapped: set[str]) -> None:
+    others = _of_others()
+    if others is not None and mapped - others:
+        names = "\n".join(sorted(mapped - others))
+        (Path(tempfile.gettempdir()) / f"{_NOTE}{os.getpid()}").write_text(names, errors=_ANY)
 
 
-def _mapped_by(pid: int) -> list[str]:
+def _mapped_by(pids: Iterable[int]) -> set[str]:
+    names: set[str] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            names.update(_MAPPED.findall(Path(f"/proc/{pid}/maps").read_text(errors=_ANY)))
+    return names
+
+
+def _of_others() -> set[str] | None:
+    """None: nobody knows what was there before."""
     try:
-        return _MAPPED.findall(Path(f"/proc/{pid}/maps").read_text(errors=_ANY))
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is another user's
-        return []
+        return set((Path(tempfile.gettempdir()) / _OF_OTHERS).read_text(errors=_ANY).splitlines())
+    except FileNotFoundError:
+        return None
+
+
+def _all_names() -> list[str]:
+    return os.listdir(_SHARED) if _SHARED.is_dir() else []
 
 
 def remove_shared_memory(folder: Path) -> None:
