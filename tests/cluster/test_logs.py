@@ -26,10 +26,22 @@ PREFIXED = """\
 (EngineCore pid=12) ERROR 11-23 04:00:00 [core.py:9] vllm.errors.EngineDeadError: gone
 """
 
+GROUP = """\
+  + Exception Group Traceback (most recent call last):
+  |   File "serve.py", line 1, in _serve_all
+  | ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "serve.py", line 2, in _serve_http
+    | FileNotFoundError: [Errno 2] No such file or directory: 'cert.pem'
+    +------------------------------------
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (GROUP, "FileNotFoundError: [Errno 2] No such file or directory: 'cert.pem'"),
         (TRACEBACK, "ValueError: no room"),
         (PREFIXED, "vllm.errors.EngineDeadError: gone"),
         ("first\nlast\n\n", "last"),

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from llumnix.cluster.preflight import check, check_decision_log, check_files, check_model, check_record, needed_bytes
+from llumnix.cluster.preflight import (
+    check,
+    check_certificates,
+    check_decision_log,
+    check_files,
+    check_model,
+    check_record,
+    needed_bytes,
+)
 from llumnix.decision_log import read_log
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
@@ -94,3 +102,19 @@ def test_what_is_in_a_folder_that_may_not_be_entered_is_told_in_a_sentence(
 
 def test_model_in_a_folder_that_may_not_be_entered_needs_no_memory_that_is_known(closed: Path) -> None:
     assert needed_bytes(1, str(closed / "inner")) == needed_bytes(1, None)
+
+
+@pytest.mark.parametrize("lacking", ["--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs"])
+def test_certificate_that_cannot_be_read_is_told_before_anything_starts(tmp_path: Path, lacking: str) -> None:
+    files = {flag: tmp_path / f"{flag}.pem" for flag in ("--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs")}
+    for file in files.values():
+        file.touch()
+    arguments = parse_serve([f"{flag}={file}" for flag, file in files.items()])
+    check_certificates(arguments)
+    files[lacking].unlink()
+    with pytest.raises(UsageError, match=rf"^{lacking} {files[lacking]} is no file that we may read\.$"):
+        check_certificates(arguments)
+    files[lacking].mkdir()
+    with pytest.raises(UsageError, match="is no file that we may read"):
+        check_certificates(arguments)
+    check_certificates(parse_serve(["--ssl-ca-certs", "/nowhere"]))

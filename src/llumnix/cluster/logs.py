@@ -29,6 +29,7 @@ _KEPT = 100  # instances that ended whose logs stay; one that never starts is tr
 
 _INSTANCE = re.compile(r"i\d+")
 _PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\S+ \S+ \[[^\]]*\]\s*)?")
+_FRAME = re.compile(r"^ *(\| ?|\+(-\+)?-{4,}( [\d.]+ -{4,})?$)")  # which Python draws around a group of exceptions
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Mismatch|IllegalEvent)\b(: .*)?$")
 
 
@@ -138,7 +139,8 @@ def last_words(path: Path) -> str:
             text = file.read(_TAIL).decode(errors="replace")
     except OSError:
         return ""
-    lines = [line for raw in text.splitlines() if (line := _PREFIX.sub("", words_of(raw)).strip())]
+    said = [_FRAME.sub("", _PREFIX.sub("", words_of(raw))).strip() for raw in text.splitlines()]
+    lines = [line for line in said if line]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
     return (exceptions or lines or [""])[-1].rstrip(".")
 

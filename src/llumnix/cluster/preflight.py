@@ -38,6 +38,7 @@ _KEPT_BY_ONE = {
     "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "sessions",
 }
 _FILES, _FILES_PER_INSTANCE = 100, 4
+_CERTIFICATES = ("--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs")
 _CONFIG_FILES = ("config.json", "params.json")
 
 
@@ -51,6 +52,7 @@ def check(arguments: ServeArguments) -> int | None:
             raise UsageError(why)
         check_ways(arguments.migration.ways)
         check_sharing(arguments)
+        check_certificates(arguments)
         if arguments.cluster.launcher == "local":
             check_memory(arguments)
             fit = check_gpus(arguments, gpus.installed(), os.environ)
@@ -152,6 +154,16 @@ def check_ray(address: str) -> None:
     except (OSError, UnicodeError) as error:
         reason = "it does not answer" if isinstance(error, TimeoutError) else why_unusable(error)
         raise UsageError(f"The Ray cluster at {address} cannot be reached: {reason}.") from error
+
+
+def check_certificates(arguments: ServeArguments) -> None:
+    """Front ends read them, when instances are there; without one of the first two none is read."""
+    files = {flag: path for flag in _CERTIFICATES if (path := arguments.engine_flag(flag))}
+    if not files.keys() & set(_CERTIFICATES[:2]):
+        return
+    for flag, path in files.items():
+        if os.path.isdir(path) or not os.access(path, os.R_OK):
+            raise UsageError(f"{flag} {path} is no file that we may read.")
 
 
 def check_port(arguments: ServeArguments) -> None:
