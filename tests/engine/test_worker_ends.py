@@ -1,4 +1,4 @@
-"""A worker in a process of its own ends with its instance, however early that is."""
+"""A worker in a process of its own: how it begins, and that it ends with its instance, however early that is."""
 
 from __future__ import annotations
 
@@ -37,3 +37,23 @@ def test_a_worker_that_is_not_ready_yet_ends_with_an_instance_that_is_killed() -
         if worker.is_running():
             worker.kill()
         instance.stdout.close()
+
+
+BEGINNING = """
+import gc, multiprocessing, os
+
+def worker():
+    from llumnix.cluster import forking
+    forking.collect_later()  # as `llumnix.cluster.nursery` does, which a worker that is spawned imports first
+    import llumnix.engine.vllm.instance.worker
+    print(gc.isenabled(), flush=True)
+
+process = multiprocessing.get_context("fork").Process(target=worker)
+process.start()
+process.join()
+"""
+
+
+def test_a_worker_that_has_imported_the_engine_collects_again() -> None:
+    said = subprocess.run([sys.executable, "-c", BEGINNING], capture_output=True, text=True, check=True, timeout=100)
+    assert said.stdout == "True\n"

@@ -21,10 +21,17 @@ def children() -> set[int]:
     return {child.pid for child in psutil.Process().children()}
 
 
+def collect_later() -> None:
+    """Until `settle_memory`: an engine's import makes a million objects, nearly all to stay, and looking through them
+    again and again is a fifth of its time."""
+    gc.disable()
+
+
 def settle_memory() -> None:
     """Moves all objects so far out of the collector's sight: a collection in a child would touch, and so copy, them."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def warn_about_threads() -> None:
@@ -53,6 +60,13 @@ def name_process(child: str) -> None:
     except ImportError:
         return
     setproctitle.setproctitle(f"llumnix {child}")
+
+
+def flush() -> None:
+    """What was printed so far, unless the disk is full."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def note(text: str) -> None:

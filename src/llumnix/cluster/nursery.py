@@ -245,9 +245,7 @@ class Nursery:
         except BaseException:  # noqa: BLE001 outermost: the launcher reads the reason in the log
             traceback.print_exc()
         finally:
-            with contextlib.suppress(OSError):  # a full disk must not bring the child to where the nursery goes on
-                sys.stdout.flush()
-                sys.stderr.flush()
+            forking.flush()  # a full disk must not bring the child to where the nursery goes on
             os._exit(code)  # exit handlers that were registered before the fork are the nursery's
 
     def _run_instance(self, fork: ForkInstance) -> None:
@@ -291,9 +289,9 @@ def _do_nothing(_signal: int, _frame: object) -> None:
     pass
 
 
+if __name__ in ("__main__", "__mp_main__"):  # the latter in workers that instances spawn, which import the engine, too
+    forking.collect_later()
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    forking.flush()
     os._exit(code)  # nobody waits for the engine's modules to be taken down

@@ -9,6 +9,7 @@ of its own has a mailbox, too, so that pulls do not wait for the steps that its 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -34,8 +35,9 @@ from llumnix.wire.to_worker import WORKER_MAIL, CancelPulls, ForgetPeer, PullBlo
 
 # All here: vLLM imports this module in each process of a worker before it makes the worker, the model and its groups.
 load_compiled_models()
-if multiprocessing.parent_process() is not None:  # vLLM has it notice by itself, once it is ready, if it does not hang
-    linux.die_with_parent(os.getppid())
+if multiprocessing.parent_process() is not None:
+    gc.enable()  # it was off until all is imported (nursery.py)
+    linux.die_with_parent(os.getppid())  # vLLM has it notice by itself, once it is ready, if it does not hang
     text_logs.begin_in_worker()
 
 
