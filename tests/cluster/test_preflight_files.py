@@ -118,3 +118,8 @@ def test_certificate_that_cannot_be_read_is_told_before_anything_starts(tmp_path
     with pytest.raises(UsageError, match="is no file that we may read"):
         check_certificates(arguments)
     check_certificates(parse_serve(["--ssl-ca-certs", "/nowhere"]))
+
+
+def test_key_without_a_certificate_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--ssl-keyfile is the key of a certificate, which --ssl-certfile names"):
+        check_certificates(parse_serve(["--ssl-keyfile", str(tmp_path / "key.pem")]))

@@ -161,6 +161,8 @@ def check_certificates(arguments: ServeArguments) -> None:
     files = {flag: path for flag in _CERTIFICATES if (path := arguments.engine_flag(flag))}
     if not files.keys() & set(_CERTIFICATES[:2]):
         return
+    if _CERTIFICATES[0] not in files:
+        raise UsageError("--ssl-keyfile is the key of a certificate, which --ssl-certfile names.")
     for flag, path in files.items():
         if os.path.isdir(path) or not os.access(path, os.R_OK):
             raise UsageError(f"{flag} {path} is no file that we may read.")
