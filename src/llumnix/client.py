@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -18,7 +17,7 @@ from llumnix.api.routes import PREFIX
 from llumnix.control.class_counts import ClassRow
 from llumnix.control.scheduler_events import DrainReport
 from llumnix.errors import ServerRefused, ServerSilent, UsageError
-from llumnix.hosts import bracketed
+from llumnix.hosts import bracketed, is_loopback
 from llumnix.remote import WANTS_KEY, check_key, in_a_sentence, no_answer, server_url, unix_socket
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, Role
@@ -174,11 +173,15 @@ def past_proxies(url: str) -> dict[str, None]:
     """`mounts` of a client of httpx: a server of this machine is asked without the proxy that leads out of it, and
     whose own loopback is another."""
     host = urlsplit(url).hostname or ""
-    try:
-        here = ip_address(host).is_loopback
-    except ValueError:
-        here = host == "localhost"
-    return {f"all://{bracketed(host)}": None} if here else {}
+    return {f"all://{bracketed(host)}": None} if is_loopback(host) else {}
+
+
+def concurrent_client(url: str, api_key: str | None, timeout: float | httpx.Timeout) -> httpx.AsyncClient:
+    """For many requests at a time to the server at `url`. Raises UsageError."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    with reading_environment():
+        mounts = past_proxies(url)
+        return httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=mounts)
 
 
 def unreachable(url: str, error: httpx.HTTPError) -> ServerRefused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from llumnix.errors import in_a_clause
@@ -15,6 +16,15 @@ def family(host: str) -> socket.AddressFamily:
 def bracketed(host: str) -> str:
     """As it stands before a port, and in a URL."""
     return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: whether it resolves is for the connection to find out
+        return False
 
 
 def split(address: str) -> tuple[str, int]:

@@ -12,7 +12,6 @@ See docs/understand/adr/0002-transport.md for the measurements.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection
 
 import msgspec
@@ -115,15 +114,6 @@ def _obstacle(way: Way, same_host: bool, able: Collection[str]) -> str | None:
         return None
     if way.on_one_host:
         return "the source is on another host"
-    if _is_loopback(way.host_and_port[0]):
+    if hosts.is_loopback(way.host_and_port[0]):
         return "the source listens on its loopback only, and is on another host"
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whether it resolves is for the connection to find out
-        return False

@@ -150,7 +150,7 @@ class Outbox:
             self._closed = True
             for sockets in (self._sockets, self._docks):
                 for socket in sockets.values():
-                    socket.close(0 if nobody_reads else _LINGER_MS)
+                    socket.close(linger=0 if nobody_reads else None)
                 sockets.clear()
         self._context.term()
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from llumnix.api.bodies import InstancesAnswer
 from llumnix.api.routes import PREFIX
-from llumnix.client import past_proxies, reading_environment, unreachable
+from llumnix.client import concurrent_client, unreachable
 from llumnix.errors import UsageError, refused_as
 from llumnix.paths import a_path
 from llumnix.record.read import read_run
@@ -183,12 +183,8 @@ class Told:
 
 async def ask_server(url: str, api_key: str | None) -> Told:
     """From the list of instances; blocks are those of the first that has some."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    with reading_environment():
-        mounts = past_proxies(url)
-        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=10, mounts=mounts)
     try:
-        async with client:
+        async with concurrent_client(url, api_key, 10) as client:
             answer = (await client.get(f"{PREFIX}/instances")).raise_for_status()
         status = msgspec.json.decode(answer.content, type=InstancesAnswer)
         rows = [row for row in status.instances if row.total_blocks and row.block_tokens]

@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llumnix.client import past_proxies, reading_environment, unreachable
+from llumnix.client import concurrent_client, unreachable
 from llumnix.errors import ServerRefused, UsageError
 from llumnix.remote import WANTS_KEY
 from llumnix.sim.profiles.cost_model import (
@@ -87,11 +87,7 @@ async def measure_server(
 ) -> tuple[list[PrefillSample], list[DecodeSample]]:
     """Runs the experiments one after the other on an otherwise idle server. Raises ServerRefused if it does not answer
     as it should, UsageError if it wants a key."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    with reading_environment():
-        mounts = past_proxies(url)
-        client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=_TIMEOUT_S, mounts=mounts)
-    async with client:
+    async with concurrent_client(url, api_key, _TIMEOUT_S) as client:
         try:
             model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
             measuring = _Measuring(client, model, plan)
