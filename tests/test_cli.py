@@ -102,7 +102,7 @@ def test_commands_that_write_files_are_among_those_with_paths() -> None:
         (["serve", "--max-modl-len", "4"], "There is no flag --max-modl-len; did you mean --max-model-len?"),
         (["status", "--ulr", "x"], "There is no flag --ulr; did you mean --url?"),
         (["bench", "--worklod=x"], "There is no flag --worklod; did you mean --workload?"),
-        (["doctor", "--xyzzy"], "There is no flag --xyzzy; `llumnix doctor --help` lists them."),
+        (["doctor", "--xyzzy"], "There is no flag --xyzzy; `llumnix serve --help=all` lists them."),
         (["serve", "--headless"], "--headless is not for Llumnix: "),
         (["serve", "--instances", "0"], "--instances must be between 1 and 4096, not 0."),
         (["serve", "--instances", "4096"], "instances need at least"),
@@ -111,7 +111,7 @@ def test_commands_that_write_files_are_among_those_with_paths() -> None:
         (["migrate"], "The following arguments are required: REQUEST (see llumnix migrate --help)."),
         (["restart"], "Say `llumnix restart --rolling`"),
         (["status", "--url", "nowhere"], "it must begin with http:// or https:// and name a host."),
-        (["doctor", "--instances", "0"], "--instances must be at least 1, not 0."),
+        (["doctor", "--instances", "0"], "--instances must be between 1 and 4096, not 0."),
     ],
 )
 def test_bad_use_is_one_sentence_and_exit_code_2(

@@ -4,12 +4,24 @@
 #   deploy/gpu/pack.sh kit.tar                 # torch is there: sources and two small wheels, for gpu_kv.py
 #   deploy/gpu/pack.sh kit.tar --serve         # nothing is there: vLLM and all that it needs, some 6 GB
 #
-# PYTHON_VERSION (3.12) is the one of that machine. There: tar xf kit.tar && ./kit/deploy/gpu/prove.sh
+# PYTHON_VERSION (3.12) is the one of that machine. With --serve there must be one here, too (python3.12, or PYTHON): what
+# a package needs depends on it. There: tar xf kit.tar && ./kit/deploy/gpu/prove.sh
 set -euo pipefail
 
 usage() { echo "usage: deploy/gpu/pack.sh FILE.tar [--serve]" >&2; exit 2; }
-[ $# -ge 1 ] && [ "${1#-}" = "$1" ] || usage
+[ $# -ge 1 ] && [ $# -le 2 ] && [ "${1#-}" = "$1" ] || usage
 case "${2:-}" in "") serve= ;; --serve) serve=1 ;; *) usage ;; esac
+
+version=${PYTHON_VERSION:-3.12}
+python=${PYTHON:-python3}
+if [ -n "$serve" ]; then
+    python=${PYTHON:-python$version}
+    is=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null) || is=none
+    [ "$is" = "$version" ] || {
+        echo "There is no Python $version here ($python is $is): name one as PYTHON, or say PYTHON_VERSION." >&2
+        exit 2
+    }
+fi
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 kit=$(mktemp -d)
@@ -18,13 +30,17 @@ mkdir -p "$kit/kit/wheels"
 git -C "$root" archive HEAD | tar -x -C "$kit/kit"
 
 version_of() { sed -n "s/^$1==//p" "$root/requirements/cpu.lock"; }
+# All that a machine with glibc 2.28 or newer takes: pip takes the wheels of those that it is told and of no older ones.
+platforms=()
+for glibc in $(seq 28 -1 5); do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
+for old in 2014 2010 1; do platforms+=(--platform "manylinux${old}_x86_64"); done
 fetch() {
-    "${PIP:-pip}" download --quiet --dest "$kit/kit/wheels" --only-binary :all: --python-version "${PYTHON_VERSION:-3.12}" \
-        --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 "$@"
+    ${PIP:-$python -m pip} download --quiet --dest "$kit/kit/wheels" --only-binary :all: --python-version "$version" \
+        "${platforms[@]}" "$@"
 }
 if [ -n "$serve" ]; then
     # What it runs on, draws figures with and is built by: an installation without an index builds it there.
-    needed=$(python3 - "$root/pyproject.toml" << 'EOF'
+    needed=$("$python" - "$root/pyproject.toml" << 'EOF'
 import sys, tomllib
 said = tomllib.load(open(sys.argv[1], "rb"))
 project = said["project"]

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.." || exit 2
 out=${1:-out/gpu}
 python=${PYTHON:-python3}
 limit_s=${LIMIT_S:-900}
-mkdir -p "$out" || exit 2
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 failed=0
 
 part() { # NAME LIMIT_S COMMAND...: what it prints is kept, too
@@ -37,7 +37,7 @@ if ! has msgspec zmq && compgen -G "wheels/*.whl" > /dev/null; then
         echo "wheels/ is not for this Python: pack it by PYTHON_VERSION=$version deploy/gpu/pack.sh, or name another as PYTHON"
         exit 2
     }
-    export PYTHONPATH=$PYTHONPATH:$PWD/$out/packages
+    export PYTHONPATH=$PYTHONPATH:$out/packages
 fi
 has torch msgspec zmq || { echo "torch, msgspec or pyzmq is missing: pip install '.[gpu]', or see deploy/gpu/README.md"; exit 2; }
 
@@ -56,7 +56,7 @@ proof() { # NAME LIMIT_S FLAGS...
     part "$name" "$((most_s + 60))" "$python" benchmarks/gpu_proof.py --limit-s "$most_s" --out "$out/$name" "$@"
 }
 part smi 20 nvidia-smi
-[ -z "$serves" ] || part doctor 60 "$python" -m llumnix doctor --instances 1
+[ -z "$serves" ] || part doctor 60 "$python" -m llumnix doctor --instances 2 --instances-per-gpu 2 --port 0
 part quick 90 "$python" benchmarks/gpu_kv.py --quick --out "$out/quick"
 [ -z "$serves" ] || proof proof 360
 part gpu_kv 240 "$python" benchmarks/gpu_kv.py --out "$out"

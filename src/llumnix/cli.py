@@ -108,6 +108,22 @@ def _serve(words: list[str]) -> int:
     return launcher.serve(arguments, arguments.model or str(tiny_model.ensure()), most)
 
 
+def _doctor_parser() -> argparse.ArgumentParser:
+    """For who asks for help: it understands what `serve` does."""
+    made = _parser("doctor", "Checks whether this machine can serve so, and says what to do if it cannot.")
+    made.usage = "llumnix doctor [MODEL] [any flag of `llumnix serve`]"
+    return made
+
+
+def _doctor(words: list[str]) -> int:
+    from llumnix import doctor
+    from llumnix.flags import parse_serve
+
+    if {"-h", "--help"} & {*words}:
+        _doctor_parser().parse_args(["--help"])  # exits
+    return doctor.run(parse_serve(words))
+
+
 def _in_module(name: str, sentence: str, module: str) -> Command:
     """A command whose module has `add_arguments(parser)` and `run(values) -> int`."""
 
@@ -163,7 +179,7 @@ COMMANDS: dict[str, Command] = {
     "record": _in_module("record", "Export what `serve --record` wrote down.", "llumnix.record.cli"),
     "whatif": _in_module("whatif", "Predict how a recorded run would have gone otherwise.", "llumnix.whatif.cli"),
     **{name: _ask_server(name, asking) for name, asking in SERVER_COMMANDS.items()},
-    "doctor": _in_module("doctor", "Check this machine, and say what to do.", "llumnix.doctor"),
+    "doctor": Command("Check this machine for what serve is to be told, and say what to do.", _doctor_parser, _doctor),
     "completion": _in_module("completion", "Print what completes command lines in a shell.", "llumnix.shell"),
     "man": _in_module("man", "Print the manual page.", "llumnix.manual"),
 }

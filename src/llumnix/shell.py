@@ -56,6 +56,8 @@ def candidates(line: Sequence[str]) -> list[str]:
     from llumnix.cli import COMMANDS
 
     *before, current = line or [""]
+    if before[:1] == ["doctor"]:  # which takes the same words
+        before[0] = "serve"
     flag, equals, value = current.partition("=")
     if equals:  # as if it were two words
         before, current = [*before, flag], value

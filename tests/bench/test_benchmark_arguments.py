@@ -17,13 +17,7 @@ from frame.verdict import ROOT
 
 import whatif
 
-STANDS_ALONE = "gpu_kv.py"
-"""It is copied to machines that have torch and nothing else."""
-
-
-@pytest.mark.parametrize(
-    "script", [path for path in (ROOT / "benchmarks").rglob("*.py") if path.name != STANDS_ALONE], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("script", (ROOT / "benchmarks").rglob("*.py"), ids=lambda p: p.stem)
 def test_no_benchmark_takes_just_any_number(script: Path) -> None:
     """`int` and `float` take −1, and `nan`."""
     taken = [

@@ -65,7 +65,8 @@ def test_two_instances_where_there_is_one_gpu_are_told_what_to_do(cuda_build: No
         ("--instances 1 --tensor-parallel-size 4", 2, "An instance needs 4 GPUs, one for each worker"),
         ("--instances 2 --scaling on --max-instances 8", 4, "use --max-instances 4"),
         ("--instances 2 --scaling advise --max-instances 8", 4, ""),
-        ("--instances-per-gpu 2 --gpu-memory-utilization 0.9", 2, "say at most 0.5"),
+        ("--instances-per-gpu 2 --gpu-memory-utilization 0.9", 2, "say 0.45, or leave it out"),
+        ("--instances-per-gpu 2 --gpu-memory-utilization 0.5", 2, "say 0.45, or leave it out"),
         ("--instances-per-gpu 2 --gpu-memory-utilization 0.4", 2, ""),
         ("--instances-per-gpu 2 --launcher ray --tensor-parallel-size 2", 2, "Ray gives out parts of one GPU only"),
     ],
@@ -101,6 +102,10 @@ def test_what_was_looked_at_once_is_handed_on_to_the_launcher(cuda_build: None) 
 def test_gpu_that_is_for_one_process_is_not_shared(cuda_build: None) -> None:
     assert "nvidia-smi --compute-mode=DEFAULT" in why_refused("--instances-per-gpu 2", machine(1, for_many=False))
     assert why_refused("--instances 1", machine(1, for_many=False)) == ""
+    shared, alone = machine(2).gpus
+    two = GpuMachine("580.65", (13, 0), (shared, replace(alone, for_many=False)))
+    assert "nvidia-smi --compute-mode=DEFAULT" in why_refused("--instances-per-gpu 2", two)
+    assert why_refused("--instances-per-gpu 2", two, CUDA_VISIBLE_DEVICES="0") == "", "the other one is not used"
 
 
 def test_sharing_and_mapping_are_nothing_for_a_cpu() -> None:
@@ -238,7 +243,7 @@ def test_memory_is_divided_unless_the_user_does(cuda_build: None) -> None:
     assert share("--instances-per-gpu 2") == "0.450"
     assert share("--instances-per-gpu 3") == "0.300"
     assert share("--instances-per-gpu 2 --gpu-memory-utilization 0.4") == "0.4"
-    assert share("--instances-per-gpu 2 --kv-cache-memory-bytes 8G") is None
+    assert share("--instances-per-gpu 2 --kv-cache-memory-bytes 8G") == "0.450", "else the second wants 92 % to be free"
     assert share("") is None
 
 

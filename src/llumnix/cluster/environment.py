@@ -7,11 +7,13 @@ import importlib.metadata
 import os
 import secrets
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 
 import psutil
 
+from llumnix.cluster import flashinfer
 from llumnix.cluster.ports import LOOPBACK
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
@@ -33,7 +35,7 @@ _MAY_BE_ON_THE_HUB = (
     *("--model-loader-extra-config", "--enable-lora", "--chat-template", "--io-processor-plugin"),
 )
 
-_SHARED_GPU_MEMORY = 0.9
+SHARED_GPU_MEMORY = 0.9
 """Of a GPU, what all instances on it take together. vLLM takes 0.92; each has a CUDA context of its own besides."""
 
 _TINY_FLAGS = {
@@ -68,7 +70,21 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each worker wants a NUMA node of its own
     if arguments.model is None and all_is_here(arguments):
         defaults["HF_HUB_OFFLINE"] = "1"
-    return defaults | dict(inherited)
+    return _drawing(_with_programs(defaults | dict(inherited)))
+
+
+def _with_programs(environment: dict[str, str]) -> dict[str, str]:
+    """Those that packages bring (ninja, which vLLM's call by its name) are found also where nobody has activated the
+    environment that they are in; last."""
+    own, path = sysconfig.get_path("scripts"), environment.get("PATH", os.defpath)
+    return environment if own in path.split(os.pathsep) else environment | {"PATH": f"{path}{os.pathsep}{own}"}
+
+
+def _drawing(environment: dict[str, str]) -> dict[str, str]:
+    """By vLLM's own kernels where FlashInfer's cannot be had, unless the user says otherwise."""
+    if runs_on_cpu() or flashinfer.why_not(environment) is None:
+        return environment
+    return {flashinfer.SAMPLER: "0"} | environment
 
 
 def _on_loopback() -> dict[str, str]:
@@ -101,8 +117,8 @@ def engine_flags(arguments: ServeArguments) -> tuple[str, ...]:
         if not has_flag(given, "--disable-fastapi-docs", "--root-path"):  # below which it does not find its parts
             defaults["--enable-offline-docs"] = None  # the page at /docs needs nothing from the internet
         sharing = arguments.cluster.instances_per_gpu
-        if sharing > 1 and not has_flag(given, "--kv-cache-memory-bytes"):
-            defaults["--gpu-memory-utilization"] = f"{_SHARED_GPU_MEMORY / sharing:.3f}"
+        if sharing > 1:  # vLLM wants so much to be free, also where --kv-cache-memory-bytes says what it takes
+            defaults["--gpu-memory-utilization"] = f"{SHARED_GPU_MEMORY / sharing:.3f}"
     if arguments.model is None:
         defaults |= _TINY_FLAGS
     words: list[str] = []
@@ -158,7 +174,7 @@ def environment_abroad(environment: Mapping[str, str]) -> dict[str, str]:
 
 def node_environment(inherited: Mapping[str, str], sent: Mapping[str, str]) -> dict[str, str]:
     """On another machine: what its nursery and so its instance get, of what is set there and what was sent."""
-    return _on_loopback() | dict(inherited) | dict(sent)
+    return _drawing(_with_programs(_on_loopback() | dict(inherited) | dict(sent)))
 
 
 def workers_per_instance(arguments: ServeArguments) -> int:

@@ -17,7 +17,7 @@ import psutil
 
 from llumnix import hosts, vllm_words
 from llumnix.api.routes import PREFIX
-from llumnix.cluster.environment import gpus_hold, runs_on_cpu, workers_per_instance
+from llumnix.cluster.environment import SHARED_GPU_MEMORY, gpus_hold, runs_on_cpu, workers_per_instance
 from llumnix.config import NIXL_VERSION
 from llumnix.decision_log import STDOUT
 from llumnix.engine import gpus
@@ -222,10 +222,10 @@ def check_sharing(arguments: ServeArguments) -> None:
             f"Ray gives out parts of one GPU only, and an instance has {workers} workers: no --instances-per-gpu then."
         )
     share = arguments.engine_flag("--gpu-memory-utilization")
-    if share is not None and _number(share) * sharing > 1:
+    if share is not None and _number(share) * sharing >= 1:  # each takes a bit more than that
         raise UsageError(
             f"--gpu-memory-utilization is of one instance, and {sharing} on a GPU with {share} each do not fit: "
-            f"say at most {1 / sharing:.2g}, or leave it out."
+            f"say {SHARED_GPU_MEMORY / sharing:.2g}, or leave it out."
         )
 
 
@@ -252,7 +252,7 @@ def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environ
     if most > fit:
         flag = "--max-instances" if scales and arguments.scaling.max_instances > fit else "--instances"
         raise UsageError(_too_few_gpus(flag, most, fit, workers, len(devices)))
-    if cluster.instances_per_gpu > 1 and not all(gpu.for_many for gpu in there.gpus):
+    if cluster.instances_per_gpu > 1 and not all(gpu.for_many for _, gpu in gpus.meant(devices, there)):
         raise UsageError(
             "Instances cannot share a GPU that is for one process only: nvidia-smi --compute-mode=DEFAULT."
         )

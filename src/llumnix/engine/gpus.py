@@ -125,6 +125,11 @@ def visible(environment: Mapping[str, str], there: GpuMachine | None) -> list[st
     return devices
 
 
+def meant(devices: Sequence[str], there: GpuMachine) -> list[tuple[int, Gpu]]:
+    """Those of `visible` that are whole GPUs, with their numbers."""
+    return [(index, gpu) for index, gpu in enumerate(there.gpus) if {str(index), gpu.uuid} & {*devices}]
+
+
 def _device(name: str, there: GpuMachine | None) -> str:
     """As it is told to CUDA: a number, the whole UUID of a GPU where it is known, or that of a part of one."""
     if name.isascii() and name.isdecimal():
@@ -135,10 +140,10 @@ def _device(name: str, there: GpuMachine | None) -> str:
         raise UsageError(f"{_ODD.get(name, f'names {name}')}, which is neither a number nor the UUID of a GPU")
     if there is None or not name.startswith("GPU-"):
         return name
-    meant = [gpu.uuid for gpu in there.gpus if gpu.uuid.startswith(name)]
-    if len(meant) != 1:
-        raise UsageError(f"names {name}, and the UUIDs of {len(meant) or 'no'} GPUs here begin so")
-    return meant[0]
+    named = [gpu.uuid for gpu in there.gpus if gpu.uuid.startswith(name)]
+    if len(named) != 1:
+        raise UsageError(f"names {name}, and the UUIDs of {len(named) or 'no'} GPUs here begin so")
+    return named[0]
 
 
 def _check_together(devices: Sequence[str]) -> None:
