@@ -127,7 +127,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--parts", default=",".join(PARTS), help="Some of them, in this order.")
-    parser.add_argument("--heads", type=at_least_one, default=32, help="KV heads: 8 as models with grouped queries have them.")
+    parser.add_argument(
+        "--heads", type=at_least_one, default=32, help="KV heads: 8 as models with grouped queries have them."
+    )
     parser.add_argument("--layers", type=at_least_one, default=32)
     parser.add_argument("--blocks", type=at_least_one, default=1600, help="Of each cache; 12.5 GiB of LLaMA-7B.")
     parser.add_argument("--quick", action="store_true", help="Small caches and few runs, as on a CPU.")

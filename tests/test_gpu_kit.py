@@ -17,7 +17,7 @@ PACK = ROOT / "deploy" / "gpu" / "pack.sh"
 PIP = """#!/bin/sh
 echo "$@" >> "$(dirname "$0")/asked"
 while [ "$1" != --dest ]; do shift; done
-touch "$2/one.whl"
+touch "$2/${WHEEL:-one.whl}"
 """
 
 
@@ -103,6 +103,20 @@ def test_what_serving_takes_is_packed_by_the_python_that_it_is_for(pip: Path, tm
     assert packed.returncode == 2
     assert f"There is no Python 3.99 here ({sys.executable} is {HERE})" in packed.stderr
     assert not (tmp_path / "asked").exists()
+
+
+def test_pytorch_for_cpus_is_no_kit_for_a_gpu(pip: Path, tmp_path: Path) -> None:
+    """pip prefers it wherever it is told of an index that has it."""
+    packed = run(
+        *(PACK, tmp_path / "kit.tar", "--serve"),
+        PIP=str(pip),
+        PYTHON=sys.executable,
+        PYTHON_VERSION=HERE,
+        WHEEL="torch-2.13.0+cpu-cp311.whl",
+    )
+    assert packed.returncode == 1
+    assert "That is PyTorch for CPUs" in packed.stderr
+    assert not (tmp_path / "kit.tar").exists()
 
 
 @pytest.mark.parametrize("words", [(), ("--serve",), ("kit.tar", "--sreve"), ("kit.tar", "--serve", "more")])

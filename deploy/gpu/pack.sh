@@ -30,9 +30,9 @@ mkdir -p "$kit/kit/wheels"
 git -C "$root" archive HEAD | tar -x -C "$kit/kit"
 
 version_of() { sed -n "s/^$1==//p" "$root/requirements/cpu.lock"; }
-# All that a machine with glibc 2.28 or newer takes: pip takes the wheels of those that it is told and of no older ones.
+# All that a machine with glibc 2.31 takes: pip takes wheels for what it is told, and none for what is older.
 platforms=()
-for glibc in $(seq 28 -1 5); do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
+for glibc in $(seq 31 -1 5); do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done
 for old in 2014 2010 1; do platforms+=(--platform "manylinux${old}_x86_64"); done
 fetch() {
     ${PIP:-$python -m pip} download --quiet --dest "$kit/kit/wheels" --only-binary :all: --python-version "$version" \
@@ -49,6 +49,10 @@ EOF
     )
     mapfile -t needed <<< "$needed"
     fetch "vllm==0.32.*" "${needed[@]}"
+    ! compgen -G "$kit/kit/wheels/torch-*cpu*" || {
+        echo "That is PyTorch for CPUs: pip's configuration names a source of it (pip config list)." >&2
+        exit 1
+    }
 else
     fetch --no-deps "msgspec==$(version_of msgspec)" "pyzmq==$(version_of pyzmq)"
 fi

@@ -17,7 +17,8 @@ from frame.verdict import ROOT
 
 import whatif
 
-@pytest.mark.parametrize("script", (ROOT / "benchmarks").rglob("*.py"), ids=lambda p: p.stem)
+
+@pytest.mark.parametrize("script", [*(ROOT / "benchmarks").rglob("*.py")], ids=lambda p: p.stem)
 def test_no_benchmark_takes_just_any_number(script: Path) -> None:
     """`int` and `float` take −1, and `nan`."""
     taken = [
