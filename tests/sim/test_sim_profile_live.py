@@ -128,6 +128,19 @@ async def test_a_server_is_measured_by_its_streams(instances: int) -> None:
     assert all(one.step_ms >= 4.5 for one in decode)
 
 
+async def test_one_instance_of_several_gets_all_of_each_batch(tmp_path: Path) -> None:
+    row = {"id": "i0", "state": "running", "total_blocks": 64, "block_tokens": 32}
+    fake = FakeServer(models=json.dumps({"data": [{"id": "tiny"}], "instances": [row, row | {"id": "i1"}]}))
+    server = await asyncio.start_server(fake.answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    plan = ("--prompts", "8,16", "--batches", "1,2", "--contexts", "8", "--output-tokens", "12", "--repeats", "1")
+    async with server:
+        words = ["profile", "--url", url, "--out", str(tmp_path / "p.toml"), *plan, "--instances", "1"]
+        assert await asyncio.to_thread(main, words) == 0
+        await fake.all_closed()
+    assert fake.places == {"0": 6}
+
+
 OK = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
 
 

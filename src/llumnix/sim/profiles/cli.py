@@ -106,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         blocks = told.total_blocks if blocks is None else blocks
         block_tokens = told.block_tokens if block_tokens is None else block_tokens
         state_blocks = told.state_blocks if args.state_blocks is None else state_blocks
-        plan = replace(plan, instances=told.instances if args.instances is None else args.instances)
+        measured = told.instances if args.instances is None else args.instances
+        plan = replace(plan, instances=measured, of=told.instances)
     unseen = Unseen(
         total_blocks=blocks,
         block_tokens=block_tokens,

@@ -10,7 +10,8 @@ Three experiments, all over `/v1/completions` with streamed token ids as prompts
 comes from the caller.
 
 Where a server has several instances all of them are measured at once, each with the same load: what they share (the
-memory of a machine, the front end) is then as busy as in use. A request names its instance by `X-data-parallel-rank`.
+memory of a machine, the front end) is then as busy as in use. A request names its instance by `X-data-parallel-rank`,
+also where only some are measured: else the others would get their part of each batch.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class Plan:
     repeats: int = 3
     instances: int = 1
     """Each gets all that is sent, at once."""
+    of: int = 1
+    """So many the server has, as far as is known. Of several, the first ones are measured, and the others rest."""
 
 
 async def measure_server(
@@ -114,7 +117,8 @@ class _Measuring:
 
     async def stream(self, prompt_tokens: int, output_tokens: int, instance: int = 0) -> list[float]:
         """When the request was sent, and when each token came. Prompts differ, so no prefix cache helps."""
-        headers = {"X-data-parallel-rank": str(instance)} if self._plan.instances > 1 else {}
+        several = max(self._plan.instances, self._plan.of) > 1
+        headers = {"X-data-parallel-rank": str(instance)} if several else {}
         prompt = [self._random.randrange(3, _TOKEN_IDS) for _ in range(prompt_tokens)]
         body = {
             "model": self._model,
