@@ -89,6 +89,12 @@ class ModelSize:
     def block_tokens(self) -> int:
         return 16 if self.on_gpu else 32
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Flags for the server, and for `llumnix profile`, which cannot see them: what vLLM takes for a device depends
+        on the device, on an H200 so many tokens a step."""
+        return "--max-num-seqs", "64", "--max-num-batched-tokens", "8192" if self.on_gpu else "2048"
+
     @contextmanager
     def engine_flags(self) -> Iterator[list[str]]:
         """Flags of `vllm serve`, model first, for two instances: on one GPU, or on this CPU."""
@@ -99,7 +105,7 @@ class ModelSize:
                 here = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20)]
             yield [
                 *(folder, "--served-model-name", "tiny", "--load-format", "seeded"),
-                *("--block-size", str(self.block_tokens), "--max-model-len", str(MODEL_LEN), "--max-num-seqs", "64"),
+                *("--block-size", str(self.block_tokens), "--max-model-len", str(MODEL_LEN), *self.limits),
                 *here,
             ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from pathlib import Path
 
 from frame.stream import open_session, served_model
 from frame.verdict import Figure, at_least
@@ -45,15 +46,7 @@ async def blocking(site: Site) -> list[Figure]:
 async def profile(site: Site) -> list[Figure]:
     """`llumnix profile`, as one would run it for one instance, with the bandwidth that moves showed."""
     path = site.out / f"{_device(site)}-{site.size.name}.toml"
-    speeds = [speed for mine in site.by_length.values() for speed in mine.gb_per_s]
-    bandwidth = ("--gigabytes-per-s", f"{max(speeds):.3f}") if speeds else ()
-    command = [
-        *(sys.executable, "-m", "llumnix", "profile", "--url", site.url, "--out", str(path)),
-        *("--prompts", site.amount.prompts, "--batches", site.amount.batches, "--contexts", site.amount.contexts),
-        *("--block-bytes", str(site.size.token_bytes * site.size.block_tokens), "--max-num-seqs", "64", *bandwidth),
-        *("--instances", "1"),  # of those that share this device: as one that has it alone
-    ]
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(*profile_command(site, path), stderr=asyncio.subprocess.PIPE)
     try:
         _, said = await process.communicate()
     finally:
@@ -68,6 +61,17 @@ async def profile(site: Site) -> list[Figure]:
         Figure("profile: blocks of an instance", made.memory.total_blocks, at_least(1)),
         Figure("profile: a step of one sequence", made.decode.batch_ms[0], unit="ms"),
         Figure("profile: 1,000 tokens of a prompt", made.prefill.step_ms(1000), unit="ms"),
+    ]
+
+
+def profile_command(site: Site, out: Path) -> list[str]:
+    speeds = [speed for mine in site.by_length.values() for speed in mine.gb_per_s]
+    bandwidth = ("--gigabytes-per-s", f"{max(speeds):.3f}") if speeds else ()
+    return [
+        *(sys.executable, "-m", "llumnix", "profile", "--url", site.url, "--out", str(out)),
+        *("--prompts", site.amount.prompts, "--batches", site.amount.batches, "--contexts", site.amount.contexts),
+        *("--block-bytes", str(site.size.token_bytes * site.size.block_tokens), *site.size.limits, *bandwidth),
+        *("--instances", "1"),  # of those that share this device: as one that has it alone
     ]
 
 

@@ -15,6 +15,7 @@ from frame.verdict import Figure
 from proof import told
 from proof.site import ON_CPU, ON_GPU, Site
 from proof.sizes import MODELS, ModelSize
+from proof.speed import profile_command
 
 
 def site(out: Path, *, on_gpu: bool = False) -> Site:
@@ -49,6 +50,15 @@ def test_tokenizer_has_as_many_words_as_the_model(name: str, tmp_path: Path) -> 
     size._write(tmp_path)
     words = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
     assert sorted(words.values()) == list(range(size.config["vocab_size"]))
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_profile_says_of_the_server_what_it_was_started_with(on_gpu: bool, tmp_path: Path) -> None:
+    here = site(tmp_path, on_gpu=on_gpu)
+    with here.size.engine_flags() as served:
+        told = profile_command(here, tmp_path / "profile.toml")
+    for flag in ("--max-num-seqs", "--max-num-batched-tokens"):
+        assert served[served.index(flag) + 1] == told[told.index(flag) + 1]
 
 
 def test_what_moves_cost_is_told_beside_the_paper_with_goals_on_a_gpu_alone(
