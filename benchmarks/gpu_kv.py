@@ -19,7 +19,7 @@ Parts, each alone with `--parts`:
     hazards    what goes wrong without a fence between a pull and a step in flight, and that the fence mends it
     death      the source is killed while it is read
 
-Ends with 1 if a block was wrong, a hazard was not as expected, or a part failed.
+Ends with 1 if a block was wrong, a hazard was not as expected, nobody can tell which GPU it is, or a part failed.
 """
 
 from __future__ import annotations

@@ -37,4 +37,6 @@ def problems(rows: Sequence[Row]) -> list[str]:
             found.append("the device's context did not survive its peer")
         if row.get("memory_is_free") is False:
             found.append("the memory of a dead peer was not free")
+    if any(row.get("gpu_is_told") is False for row in rows):
+        found.append("which GPU this is cannot be told, so instances move blocks through the host by default")
     return found

@@ -66,3 +66,5 @@ def test_what_must_not_be_is_a_problem() -> None:
     assert len(problems([late | {"spoilt_blocks": 1, "fence": True, "must_be_spoilt": False}])) == 1
     dead = {"part": "death", "context_lives": False, "memory_is_free": False}
     assert len(problems([dead, {"part": "x", "error": "it broke"}])) == 3
+    assert problems([{"part": "ipc", "wrong_blocks": 0, "gpu_is_told": True}]) == []
+    assert len(problems([{"part": "ipc", "gpu_is_told": told} for told in (True, False)])) == 1
