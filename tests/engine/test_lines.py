@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zmq
@@ -14,7 +17,7 @@ pytest.importorskip("vllm")
 from frame.server import wait_for
 
 from llumnix.engine.vllm import curve_sockets
-from llumnix.engine.vllm.curve_sockets import Lines, require_curve
+from llumnix.engine.vllm.curve_sockets import Lines, guard_engine_sockets, require_curve
 from llumnix.wire.curve import CurveKeys, bound_address
 
 GRACE_S = 0.3
@@ -33,7 +36,6 @@ class FrontEnd:
         self._writer = self._context.socket(zmq.PUSH)
         self._writer.connect(bound_address(self._reader))
         self.lines.watch(self._context, self._writer, 3)
-        self.lines.start()
         self._writer.send(b"token")
         assert self._reader.poll(5000)
 
@@ -108,6 +110,14 @@ def test_death_of_another_front_end_excuses_nothing(front_end: FrontEnd) -> None
     front_end.breaks()
     front_end.comes_back()
     assert front_end.broken.get(timeout=10) == 3
+
+
+def test_engine_without_sockets_yet_may_fork_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curve_sockets.core, "make_zmq_socket", None)  # put back afterwards
+    book: Any = SimpleNamespace(fronts=())
+    before = set(threading.enumerate())
+    guard_engine_sockets(book, CurveKeys.make())
+    assert set(threading.enumerate()) == before
 
 
 def test_socket_without_keys_is_not_taken_for_a_guarded_one() -> None:

@@ -46,18 +46,20 @@ class Lines:
         self._back_s: dict[int, float] = {}
         self._excused_s: dict[int, float] = {}
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def watch(self, context: Any, socket: Any, front_end: int) -> None:
-        """From now on until the end of `context`, in which `socket` is."""
+        """From now on until the end of `context`, in which `socket` is. Nobody looks before there is one to watch: an
+        engine's workers are made before its sockets, on GPUs by a fork, and who has threads must not fork."""
         endpoint = f"inproc://line-{id(socket)}"
         socket.monitor(endpoint, zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         events = context.socket(zmq.PAIR)
         events.connect(endpoint)
         with self._lock:
             self._events[events] = front_end
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="lines", daemon=True).start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
+                self._thread.start()
 
     def excuse(self, front_end: int) -> None:
         """This front end died: that its connections break is no loss, for nobody reads them."""
@@ -112,7 +114,6 @@ def guard_engine_sockets(book: AddressBook, keys: CurveKeys) -> Lines:
         return socket
 
     engine.make_zmq_socket = make_guarded_socket
-    lines.start()
     return lines
 
 
