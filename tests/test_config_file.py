@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from llumnix.cluster.environment import child_environment, engine_flags, node_environment, workers_per_instance
+from llumnix.engine.port import ONE_THREAD_TO_FORK
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments, flag_value, parse_serve
 from llumnix.vllm_words import VllmFlag, vllm_flags
@@ -194,6 +195,15 @@ def test_processes_on_cpus_have_one_thread_to_compute_with_unless_the_user_says_
     made = child_environment(parse_serve([]), {"OMP_NUM_THREADS": "4"})
     assert made["NUMBA_NUM_THREADS"] == "1"
     assert made["OMP_NUM_THREADS"] == "4"
+
+
+def test_parent_of_engines_on_gpus_has_no_pool_of_threads_when_it_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llumnix.cluster.environment.runs_on_cpu", lambda: False)
+    made = child_environment(parse_serve([]), {})
+    assert (made["OPENBLAS_NUM_THREADS"], made["OMP_NUM_THREADS"], made[ONE_THREAD_TO_FORK]) == ("1", "1", "1")
+    wished = child_environment(parse_serve([]), {"OMP_NUM_THREADS": "4"})
+    assert wished["OMP_NUM_THREADS"] == "4"
+    assert ONE_THREAD_TO_FORK not in wished
 
 
 def test_what_asks_for_no_key_listens_on_loopback_here_and_on_other_machines() -> None:

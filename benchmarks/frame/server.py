@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 from llumnix.client import AdminClient
+from llumnix.cluster.environment import runs_on_cpu
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
@@ -196,12 +197,9 @@ def ready(server: ServerProcess) -> None:
 
 
 def _like_ours() -> dict[str, str]:
-    """What `llumnix serve` sets for its own processes on CPUs, so that both run under the same conditions."""
-    return {
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
+    """What `llumnix serve` sets for its own processes, so that both run under the same conditions."""
+    ours = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if runs_on_cpu():
+        ours |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+        ours |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return ours

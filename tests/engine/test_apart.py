@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,18 @@ pytest.importorskip("vllm")
 from vllm.config import LoadConfig, ParallelConfig
 from vllm.model_executor.model_loader.weight_cache.ipc_loader import IpcModelLoader
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
+from vllm.utils import torch_utils
 
 from llumnix.cluster.forking import keep_temporary_files_in
 from llumnix.cluster.run_dir import remove
-from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_cached_weights, share_compiled_headers
+from llumnix.engine.port import ONE_THREAD_TO_FORK
+from llumnix.engine.vllm.apart import (
+    count_front_ends,
+    set_apart,
+    share_cached_weights,
+    share_compiled_headers,
+    share_cores,
+)
 
 
 def config(**given: Any) -> Any:
@@ -132,3 +141,38 @@ def test_headers_are_kept_with_the_instance_where_nothing_else_can_be_written_to
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     share_compiled_headers()
     assert list(tmp_path.iterdir()) == []
+
+
+FORKED = """
+import os, signal, torch
+torch.randn(1000, 1000).exp().sum()  # enough for all threads that there are
+if (child := os.fork()) == 0:
+    signal.alarm(20)
+    torch.set_num_threads(2)
+    torch.randn(1000, 1000).exp().sum()
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_who_is_forked_may_have_threads_where_its_parent_has_none_beside_itself() -> None:
+    """With two the parent would have used a pool, of which the child has no thread: it would wait for ever."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    assert subprocess.run([sys.executable, "-c", FORKED], env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(2, 4), (16, 1)])
+def test_cores_are_shared_out_while_weights_are_loaded(
+    processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", made.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    share_cores(processes)
+    assert (made, os.environ["OMP_NUM_THREADS"]) == ([], "7"), "a user's wish"
+    monkeypatch.setenv(torch_utils.OMP_NUM_THREADS_SET_BY_VLLM, "0")  # put back afterwards
+    monkeypatch.setenv(ONE_THREAD_TO_FORK, "1")
+    share_cores(processes)
+    assert (made, os.environ["OMP_NUM_THREADS"]) == ([threads], str(threads))
+    assert os.environ[torch_utils.OMP_NUM_THREADS_SET_BY_VLLM] == "1", "it counts no longer than that"

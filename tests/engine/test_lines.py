@@ -113,7 +113,7 @@ def test_death_of_another_front_end_excuses_nothing(front_end: FrontEnd) -> None
 
 
 def test_engine_without_sockets_yet_may_fork_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curve_sockets.core, "make_zmq_socket", None)  # put back afterwards
+    monkeypatch.setattr("vllm.v1.engine.core.make_zmq_socket", None)  # put back afterwards
     book: Any = SimpleNamespace(fronts=())
     before = set(threading.enumerate())
     guard_engine_sockets(book, CurveKeys.make())

@@ -17,6 +17,7 @@ from llumnix.cluster import flashinfer
 from llumnix.cluster.ports import LOOPBACK
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
+from llumnix.engine.port import ONE_THREAD_TO_FORK
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 from llumnix.vllm_words import stays_here, variable_rows
 
@@ -68,6 +69,8 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
             defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker inside the engine's process
         else:
             defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else each worker wants a NUMA node of its own
+    else:
+        defaults |= _one_thread_until_forked(inherited)
     if arguments.model is None and all_is_here(arguments):
         defaults["HF_HUB_OFFLINE"] = "1"
     return _drawing(_with_programs(defaults | dict(inherited)))
@@ -85,6 +88,13 @@ def _drawing(environment: dict[str, str]) -> dict[str, str]:
     if runs_on_cpu() or flashinfer.why_not(environment) is None:
         return environment
     return {flashinfer.SAMPLER: "0"} | environment
+
+
+def _one_thread_until_forked(inherited: Mapping[str, str]) -> dict[str, str]:
+    """On GPUs, for the process that forks the engines: a pool of threads that was used before hangs in who is forked.
+    NumPy's is made where it is imported; PyTorch's is the engines', which share the cores out (`apart.share_cores`)."""
+    of_pytorch = {} if "OMP_NUM_THREADS" in inherited else {"OMP_NUM_THREADS": "1", ONE_THREAD_TO_FORK: "1"}
+    return {"OPENBLAS_NUM_THREADS": "1"} | of_pytorch
 
 
 def _on_loopback() -> dict[str, str]:

@@ -20,6 +20,9 @@ from llumnix.wire.addresses import AddressBook
 END_NOW = signal.SIGINT
 """The launcher's word to an instance that is empty, or whose front ends are gone."""
 
+ONE_THREAD_TO_FORK = "LLUMNIX_ONE_THREAD_TO_FORK"
+"""An environment variable: 1 where `OMP_NUM_THREADS=1` is nobody's wish, but what the process needs that forks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSpec:

@@ -14,13 +14,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
 
-from llumnix.engine.port import InstanceSpec
+from llumnix.engine.port import ONE_THREAD_TO_FORK, InstanceSpec
 
 _PORTS_EACH = 32  # more than an engine looks for
 _LAST_PORT = 65535
+
+_FOR_LOADING = "VLLM_OMP_NUM_THREADS_SET_BY_VLLM"
 
 
 def set_apart(config: Any, spec: InstanceSpec) -> None:
@@ -53,6 +56,17 @@ def share_compiled_headers() -> None:
     if shared is not None:
         os.makedirs(shared, exist_ok=True)
         os.symlink(os.path.abspath(shared), default_cache_dir())
+
+
+def share_cores(processes: int) -> None:
+    """While weights are loaded, among so many that do so, unless a user has said how many threads there are. vLLM does
+    it where it makes the engines' processes itself (`_configure_uniproc_startup_threads` in vllm/v1/engine/utils.py);
+    the mark has its workers go on with one thread afterwards (`set_torch_threads_for_runtime`)."""
+    if os.environ.pop(ONE_THREAD_TO_FORK, None) is None:
+        return
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    os.environ["OMP_NUM_THREADS"], os.environ[_FOR_LOADING] = str(threads), "1"
+    torch.set_num_threads(threads)
 
 
 def count_front_ends(config: Any, front_ends: int) -> None:

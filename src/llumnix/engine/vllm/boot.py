@@ -154,7 +154,7 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
     """Blocks until SIGTERM, or until the engine fails (the exception ends the process)."""
     import torch
 
-    from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_compiled_headers
+    from llumnix.engine.vllm.apart import count_front_ends, set_apart, share_compiled_headers, share_cores
     from llumnix.engine.vllm.instance.serve import serve_instance
 
     count_front_ends(setup.config, spec.book.front_ends)
@@ -166,6 +166,8 @@ def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:
         multimodal.mm_processor_cache_gb = 0  # what front ends send is whole (front_end/llm.py)
     if setup.config.device_config.device_type == "cpu":
         torch.set_num_threads(threads_of(os.environ.get("OMP_NUM_THREADS", "")))
+    else:
+        share_cores(spec.cluster.instances * setup.config.parallel_config.world_size)
     serve_instance(setup.config, spec, log_stats=not setup.args.disable_log_stats)
 
 
