@@ -92,6 +92,15 @@ class Attempts(msgspec.Struct, kw_only=True):
         """Those that run here already do not count."""
         return sum(target.state is not TargetState.ADOPTED for target in self.targets.values())
 
+    @property
+    def outgoing(self) -> int:
+        return len(self.sources)
+
+    def is_settled(self, request: RequestId) -> bool:
+        """False while it is on its way in or out, or came so recently that the front end has not confirmed it: it can
+        not be moved then."""
+        return request not in self.sources and request not in self.targets
+
     def validate(self) -> None:
         """Raises AssertionError, in words, if what is known contradicts itself."""
         both = self.sources.keys() & self.targets.keys()

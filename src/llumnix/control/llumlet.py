@@ -1,23 +1,22 @@
 """The llumlet: Llumnix's part inside an instance (paper section 4.1), as a machine without I/O.
 
 Routes what happens to the migrations that it concerns (control/migration.py), by request and epoch, so that what
-belongs to an attempt that is over changes nothing; starts new ones; refuses what it cannot take.
+belongs to an attempt that is over changes nothing; has new ones started (giving_away.py); refuses what it cannot take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import assert_never
 
-import msgspec
-
 from llumnix.config import MigrationConfig
-from llumnix.control import events
 from llumnix.control.attempts import Attempts, Ended
-from llumnix.control.commands import AnswerMove, AnyCommand, Send, WakeAt
+from llumnix.control.commands import AnyCommand, Send, WakeAt
 from llumnix.control.events import (
+    Accepting,
     AnyEvent,
     Detached,
+    Draining,
     Gone,
     Installed,
     InstallFailed,
@@ -32,6 +31,7 @@ from llumnix.control.events import (
     ReserveFailed,
     TimerFired,
 )
+from llumnix.control.giving_away import ChooseVictims, GivingAway
 from llumnix.control.messages import (
     AnyMessage,
     Cancel,
@@ -45,17 +45,11 @@ from llumnix.control.messages import (
     Refused,
     Verdict,
 )
-from llumnix.control.migration_source import MigrationSource
 from llumnix.control.migration_target import MigrationTarget, TargetState
-from llumnix.control.orders import MoveOrder, MoveOutcome, StayCause
 from llumnix.control.transcript import Transcript, request_of
 from llumnix.control.transitions import Expired
 from llumnix.errors import IllegalEvent, IllegalMessage
-from llumnix.policy.snapshot import RequestSnapshot
-from llumnix.policy.victim import VictimChoice, VictimQuery
-from llumnix.types import Epoch, InstanceId, RequestId, RequestState
-
-ChooseVictims = Callable[[Iterable[RequestSnapshot], VictimQuery], VictimChoice]
+from llumnix.types import InstanceId, RequestId
 
 
 class Llumlet:
@@ -80,14 +74,13 @@ class Llumlet:
         self.transcript = Transcript()
         self.record: Callable[[AnyEvent, list[AnyCommand]], None] | None = None
         """Told what the transcript is told."""
-        self._choose_victims = choose_victims
-        self.cooldown_s = cooldown_s
+        self._giving = GivingAway(instance, config, self.attempts, choose_victims, cooldown_s)
         self._validate = validate
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         """Raises IllegalEvent, with the transcript of the request, if the driver broke its contract, and IllegalMessage
         if whoever sent a message did; nothing changed."""
-        if isinstance(event, Gone | Progress | Preempted) and self.is_settled(event.request):
+        if isinstance(event, Gone | Progress | Preempted) and self.attempts.is_settled(event.request):
             return []  # of the many requests that never move; not worth a line in the transcript
         try:
             commands = self._route(event)
@@ -111,7 +104,7 @@ class Llumlet:
 
     @property
     def outgoing(self) -> int:
-        return len(self.attempts.sources)
+        return self.attempts.outgoing
 
     @property
     def late(self) -> int:
@@ -119,9 +112,7 @@ class Llumlet:
         return self.attempts.late + sum(machine.late for machine in self.attempts.machines)
 
     def is_settled(self, request: RequestId) -> bool:
-        """False while it is on its way in or out, or came so recently that the front end has not confirmed it: it can
-        not be moved then."""
-        return request not in self.attempts.sources and request not in self.attempts.targets
+        return self.attempts.is_settled(request)
 
     # routing
 
@@ -133,16 +124,16 @@ class Llumlet:
                 commands = self._received(event.at, event.message)
                 self.attempts.epoch = max(self.attempts.epoch, event.message.epoch)
                 return commands
-            case events.Draining():
+            case Draining():
                 self.attempts.draining = True
                 return []
-            case events.Accepting():
+            case Accepting():
                 self.attempts.draining = False
                 return []
             case TimerFired():
                 return self._timer_fired(event.at)
             case MoveOrdered():
-                return self._move_out(event)
+                return self._giving.obey(event)
             case PeerLost():
                 return self._peer_lost(event)
             case Reserved() | ReserveFailed() | Pulled() | PullFailed() | Installed() | InstallFailed():
@@ -196,75 +187,6 @@ class Llumlet:
             return []
         self.attempts.wake_at_s = deadline
         return [WakeAt(deadline)]
-
-    # giving away
-
-    def _move_out(self, move: MoveOrdered) -> list[AnyCommand]:
-        order = move.order
-        if order.request is not None:
-            snapshot = next((each for each in move.candidates if each.id == order.request), None)
-            why = self._why_not(order, snapshot)
-            if snapshot is None or why:
-                return [self._cannot(order, why)]
-            return self._start(move.at, order, snapshot)
-        free = {each.id: each for each in move.candidates if self.is_settled(each.id)}
-        count = min(order.wanted.count, self.config.max_outgoing - self.outgoing)
-        if count <= 0:
-            return [self._cannot(order, f"{self.outgoing} migrations out already", order.wanted.count)]
-        query = VictimQuery(
-            at=move.at,
-            cooldown_s=self.cooldown_s,
-            wanted=msgspec.structs.replace(order.wanted, count=count),
-            draining=self.attempts.draining,
-        )
-        choice = self._choose_victims(free.values(), query)
-        commands = [command for victim in choice.victims for command in self._start(move.at, order, free[victim])]
-        started, asked = len(choice.victims), order.wanted.count
-        if started < asked:
-            why = f"{self.outgoing} migrations out now" if started == count else choice.why_no_more
-            why = f"only {started} of {asked}: {why}" if started else f"nothing to give: {why}"
-            commands.append(self._cannot(order, why, asked - started))
-        return commands
-
-    def _cannot(self, order: MoveOrder, why: str, missing: int | None = None) -> AnswerMove:
-        outcome = MoveOutcome(
-            order=order,
-            source=self.instance,
-            request=order.request,
-            not_started=missing,
-            why_not=why,
-            stayed=StayCause.NOT_STARTED,
-        )
-        return AnswerMove(outcome)
-
-    def _why_not(self, order: MoveOrder, snapshot: RequestSnapshot | None) -> str:
-        """Why the request that was named cannot be moved there; empty if it can."""
-        if snapshot is None:
-            return "no such request here"
-        if order.target == self.instance:
-            return "it is there already"
-        if not self.is_settled(snapshot.id) or snapshot.state is RequestState.MIGRATING:
-            return "it is on the move already, or its last move is not confirmed yet"
-        if snapshot.why_pinned:
-            return f"it is pinned to its instance: {snapshot.why_pinned}"
-        if self.outgoing >= self.config.max_outgoing:
-            return f"{self.outgoing} migrations out already"
-        return ""
-
-    def _start(self, at: float, order: MoveOrder, snapshot: RequestSnapshot) -> list[AnyCommand]:
-        self.attempts.epoch = Epoch(self.attempts.epoch + 1)
-        queued = snapshot.state is RequestState.WAITING
-        source = MigrationSource(
-            me=self.instance,
-            order=order,
-            request=snapshot.id,
-            epoch=self.attempts.epoch,
-            config=self.config,
-            queued=queued,
-            at_first_token=order.wanted.to_decode and not snapshot.output_tokens,
-        )
-        self.attempts.sources[snapshot.id] = source
-        return source.start(at, 0 if queued else snapshot.length_blocks)
 
     # messages
 
@@ -340,12 +262,12 @@ class Llumlet:
         return undo + target.start(at, message)
 
     def _why_not_take(self, message: Prepare) -> str:
-        if not self.is_settled(message.request):
+        if not self.attempts.is_settled(message.request):
             return "an older copy of it is still here"
         if self.attempts.draining:
             return "draining"
-        if self.incoming >= self.config.max_incoming:
-            return f"{self.incoming} migrations in already"
+        if self.attempts.incoming >= self.config.max_incoming:
+            return f"{self.attempts.incoming} migrations in already"
         return ""
 
     def _refuse(self, at: float, message: Prepare | Copy | Commit, why: str) -> list[AnyCommand]:
