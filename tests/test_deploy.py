@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llumnix.api.routes import PREFIX, ROUTES
-from llumnix.cluster import children, launcher, supervisor
+from llumnix.cluster import children, launcher, processes, supervisor
 from llumnix.flags import ServeArguments, parse_serve
 from monitoring_tools import RULES
 
@@ -121,7 +121,7 @@ def ends_in_s(arguments: ServeArguments) -> float:
     """From SIGTERM, at worst: front ends are killed, then instances; then what started them, and what is left."""
     requests_s = arguments.cluster.shutdown_timeout_s + supervisor._FRONT_END_GRACE_S
     _, nursery_s = launcher._NURSERIES[arguments.cluster.launcher]
-    return requests_s + supervisor._STOP_TIMEOUT_S + nursery_s + children.REST_S
+    return requests_s + processes.STOP_TIMEOUT_S + nursery_s + children.REST_S
 
 
 def test_image_serves_with_flags_that_exist() -> None:

@@ -89,7 +89,7 @@ class Server:
     @property
     def next_wake_s(self) -> float | None:
         """Apart from the next look at whether the scheduler hangs."""
-        self.supervisor._scheduler_watch.due_s = None
+        self.supervisor._scheduler._watch.due_s = None
         return self.supervisor.next_wake_s
 
     def _fork(self, child: str, at: float) -> list[SupervisorCommand]:
