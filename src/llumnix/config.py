@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llumnix.errors import UsageError
-from llumnix.knob import knob, refuse_beyond_measure
+from llumnix.knob import check_knobs, knob
 from llumnix.roles_config import RolesConfig
 
 LARGEST_START = 64
@@ -37,12 +37,15 @@ class PolicyConfig:
         None, "An instance whose freeness is above this takes requests (default: 3, or --migrate-out-freeness if more)."
     )
     pairing_interval_s: float = knob(0.1, "Seconds between two pairing rounds.")
-    request_cooldown_s: float = knob(1.0, "Seconds a request stays after a move before it may move again.")
-    max_migrations_per_instance: int = knob(1, "Migrations in flight per instance and direction that pairing starts.")
+    request_cooldown_s: float = knob(1.0, "Seconds a request stays after a move before it may move again.", ">= 0")
+    max_migrations_per_instance: int = knob(
+        1, "Migrations in flight per instance and direction that pairing starts.", ">= 1"
+    )
     relief_steps: int = knob(
         16,
         "An instance whose batch would run out of blocks within this many steps has a request moved away at once, "
         "before one is preempted (0: off).",
+        ">= 0",
     )
     pace_gain: float = knob(1.5, "Running requests move to where tokens come so many times faster (0: they stay).")
     displace: bool = knob(
@@ -55,14 +58,17 @@ class PolicyConfig:
         0,
         "Tokens by which the beginnings of prompts are told apart, in whole blocks (0: 512, and 4 blocks where prompts "
         "cannot be long).",
+        ">= 0",
     )
     priority_target_tokens: int = knob(
-        1600, "With a high-priority request present, an instance counts as if it had room for only this many tokens."
+        1600,
+        "With a high-priority request present, an instance counts as if it had room for only this many tokens.",
+        ">= 0",
     )
     roles: RolesConfig = field(default_factory=RolesConfig)
 
     def __post_init__(self) -> None:
-        refuse_beyond_measure(self)
+        check_knobs(self)
         if self.migrate_in_freeness is not None and self.migrate_out_freeness is not None:
             _require(
                 self.migrate_in_freeness >= self.migrate_out_freeness,
@@ -70,10 +76,7 @@ class PolicyConfig:
                 f"--migrate-out-freeness ({self.migrate_out_freeness:g}), or requests would bounce.",
             )
         _require(self.pairing_interval_s >= 0.001, "--pairing-interval-s must be at least 0.001: one round costs ms.")
-        _require(self.max_migrations_per_instance >= 1, "--max-migrations-per-instance must be at least 1.")
         _require(self.pace_gain == 0 or self.pace_gain >= 1.1, "--pace-gain must be 0 or at least 1.1.")
-        for name in ("request_cooldown_s", "relief_steps", "prefix_chunk_tokens", "priority_target_tokens"):
-            _require(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative.")
 
 
 WAYS = ("same-gpu", "cuda", "nixl", "host")
@@ -86,13 +89,15 @@ NIXL_VERSION = "1.5.1"
 class MigrationConfig:
     """Live migration (paper section 4.2): when copying ends and how long anybody waits."""
 
-    max_stages: int = knob(8, "Copy rounds before the hand-over is forced.")
-    last_stage_max_blocks: int = knob(2, "Hand over when at most this many settled blocks are left to copy.")
-    prepare_timeout_s: float = knob(5.0, "Seconds the target has to answer a request for room.")
-    stage_timeout_s: float = knob(30.0, "Seconds one copy round may take.")
-    detach_timeout_s: float = knob(10.0, "Seconds the source's engine has to take a request out of its batch.")
-    commit_timeout_s: float = knob(2.0, "Seconds the target has to confirm a hand-over; then the front end decides.")
-    verdict_timeout_s: float = knob(1.0, "Seconds between two questions to the front end who owns a request.")
+    max_stages: int = knob(8, "Copy rounds before the hand-over is forced.", ">= 1")
+    last_stage_max_blocks: int = knob(2, "Hand over when at most this many settled blocks are left to copy.", ">= 0")
+    prepare_timeout_s: float = knob(5.0, "Seconds the target has to answer a request for room.", "> 0")
+    stage_timeout_s: float = knob(30.0, "Seconds one copy round may take.", "> 0")
+    detach_timeout_s: float = knob(10.0, "Seconds the source's engine has to take a request out of its batch.", "> 0")
+    commit_timeout_s: float = knob(
+        2.0, "Seconds the target has to confirm a hand-over; then the front end decides.", "> 0"
+    )
+    verdict_timeout_s: float = knob(1.0, "Seconds between two questions to the front end who owns a request.", "> 0")
     last_blocks_grace_s: float = knob(
         0.005, "Seconds a target holds its next step for the last blocks of a request that is just arriving."
     )
@@ -115,11 +120,7 @@ class MigrationConfig:
         return [word.strip() for word in self.transports.split(",") if word.strip()]
 
     def __post_init__(self) -> None:
-        refuse_beyond_measure(self)
-        _require(self.max_stages >= 1, "--max-stages must be at least 1.")
-        _require(self.last_stage_max_blocks >= 0, "--last-stage-max-blocks must not be negative.")
-        for name in ("prepare", "stage", "detach", "commit", "verdict"):
-            _require(getattr(self, f"{name}_timeout_s") > 0, f"--{name}-timeout-s must be above 0.")
+        check_knobs(self)
         _require(0 <= self.last_blocks_grace_s <= 1, "--last-blocks-grace-s must be between 0 and 1.")
         unknown = set(self._words) - set(WAYS)
         _require(not unknown, f"--transports knows {', '.join(WAYS)}, not {', '.join(sorted(unknown))}.")
@@ -140,7 +141,9 @@ class ClusterConfig:
 
     instances: int = knob(2, "Engine instances to start.")
     instances_per_gpu: int = knob(
-        1, "Instances that share a GPU (or as many GPUs as one of them needs), each with its part of the memory."
+        1,
+        "Instances that share a GPU (or as many GPUs as one of them needs), each with its part of the memory.",
+        ">= 1",
     )
     launcher: str = knob(
         "local",
@@ -156,29 +159,36 @@ class ClusterConfig:
         values=("spread", "pack"),
     )
     instance_cpus: float | None = knob(
-        None, "CPUs that Ray sets aside for an instance (default: one for each of its workers)."
+        None, "CPUs that Ray sets aside for an instance (default: one for each of its workers).", "> 0"
     )
     cluster_address: str = knob(
         "", "With Ray, address of this machine that the others reach it at (default: the one on the way to the head)."
     )
-    report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.")
+    report_interval_s: float = knob(0.02, "At most one load report per instance in this many seconds.", "> 0")
     quiet_report_interval_s: float = knob(
-        0.1, "So often a load report says that nothing has changed but the lengths of requests (0: after each step)."
+        0.1,
+        "So often a load report says that nothing has changed but the lengths of requests (0: after each step).",
+        ">= 0",
     )
     max_reports_per_s: float = knob(
         5000.0,
         "Load reports per second that the scheduler, or a front end, hears of all instances together: where there are "
         "many, each reports less often (urgent ones come at once).",
+        ">= 1",
     )
-    heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance, where there are few.")
-    instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.")
+    heartbeat_interval_s: float = knob(0.2, "Seconds between heartbeats of an instance, where there are few.", "> 0")
+    instance_timeout_s: float = knob(10.0, "Seconds without a heartbeat after which an instance counts as lost.", "> 0")
     step_timeout_s: float = knob(
         120.0,
         "Seconds that a step or a call of an engine may take while it has work; after that it counts as hung.",
+        "> 0",
     )
-    start_timeout_s: float = knob(600.0, "Seconds an instance may take to start.")
+    start_timeout_s: float = knob(600.0, "Seconds an instance may take to start.", "> 0")
     shutdown_timeout_s: float = knob(
-        30.0, "Seconds that running requests get to finish after SIGTERM.", also=("--shutdown-timeout",)
+        30.0,
+        "Seconds that running requests get to finish after SIGTERM.",
+        ">= 0",
+        also=("--shutdown-timeout",),
     )
     scaling: str = knob(
         "off",
@@ -186,9 +196,9 @@ class ClusterConfig:
         values=("off", "advise", "on"),
     )
     drain_timeout_s: float = knob(
-        30.0, "Seconds after which the requests that are left on a draining instance are replayed elsewhere."
+        30.0, "Seconds after which the requests that are left on a draining instance are replayed elsewhere.", ">= 0"
     )
-    max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).")
+    max_queued_requests: int = knob(0, "Above this many queued requests new ones get 503 (0: no limit).", ">= 0")
     classes: str = knob(
         "",
         "YAML or JSON file with classes of requests and who sends them: targets, limits (docs/use/classes.md).",
@@ -198,6 +208,7 @@ class ClusterConfig:
         4096,
         "MB of processed images and the like that a front end keeps of running streams, so that these go on when their "
         "instance dies (those that do not fit end with an error then).",
+        ">= 0",
     )
     restart_instances: bool = knob(True, "Start a new instance in place of one that died.")
     admin_port: int = knob(0, "Port of the admin routes, if not the one of the others (0: the same).")
@@ -218,7 +229,7 @@ class ClusterConfig:
         "whatif` and the like (docs/use/recording.md).",
         path=True,
     )
-    record_mb: int = knob(512, "MB of one recorded run; then its oldest hours make room for new ones.")
+    record_mb: int = knob(512, "MB of one recorded run; then its oldest hours make room for new ones.", ">= 1")
     record_keep_mb: int = knob(4096, "MB of all recorded runs in that folder; then the oldest make room for a new one.")
     page: str = knob(
         "on",
@@ -234,39 +245,20 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.instances <= 4096, f"--instances must be between 1 and 4096, not {self.instances}.")
         _require(0 <= self.admin_port < 65536, f"--admin-port must be below 65536, not {self.admin_port}.")
-        refuse_beyond_measure(self)
-        _require(self.instances_per_gpu >= 1, "--instances-per-gpu must be at least 1.")
-        self._check_launcher()
-        _require(self.max_reports_per_s >= 1, "--max-reports-per-s must be at least 1.")
-        _require(self.quiet_report_interval_s >= 0, "--quiet-report-interval-s must not be negative.")
-        for name in ("report_interval", "heartbeat_interval", "instance_timeout", "step_timeout", "start_timeout"):
-            _require(getattr(self, f"{name}_s") > 0, f"--{name.replace('_', '-')}-s must be above 0.")
+        check_knobs(self)
         for name in ("instance_timeout", "step_timeout"):
             _require(
                 getattr(self, f"{name}_s") > 2 * self.heartbeat_interval_s,
                 f"--{name.replace('_', '-')}-s must be more than twice --heartbeat-interval-s, "
                 "or a single late heartbeat kills.",
             )
-        _require(self.scaling in ("off", "advise", "on"), f"--scaling must be off, advise or on, not {self.scaling}.")
-        _require(self.page in ("on", "view", "off"), f"--page must be on, view or off, not {self.page}.")
-        _require(self.drain_timeout_s >= 0, "--drain-timeout-s must not be negative.")
-        _require(self.shutdown_timeout_s >= 0, "--shutdown-timeout-s must not be negative.")
-        _require(self.max_queued_requests >= 0, "--max-queued-requests must not be negative.")
-        _require(self.record_mb >= 1, "--record-mb must be at least 1.")
         _require(
             self.record_keep_mb >= self.record_mb,
             f"--record-keep-mb {self.record_keep_mb} has no room for a run of --record-mb {self.record_mb}.",
         )
-        _require(self.kept_media_mb >= 0, "--kept-media-mb must not be negative.")
         _require(
             not (self.verbose and self.log_dir), "--verbose has every process write to the console, --log-dir to files."
         )
-        _require(self.log_format in ("text", "json"), f"--log-format must be text or json, not {self.log_format}.")
-
-    def _check_launcher(self) -> None:
-        _require(self.launcher in ("local", "ray"), f"--launcher must be local or ray, not {self.launcher}.")
-        _require(self.placement in ("spread", "pack"), f"--placement must be spread or pack, not {self.placement}.")
-        _require(self.instance_cpus is None or self.instance_cpus > 0, "--instance-cpus must be above 0.")
         _require(
             not self.ray_address.startswith("ray://"),
             "--ray-address must be HOST:PORT of the head, not ray://: serve on a machine of the cluster.",
@@ -279,21 +271,19 @@ class ScalingConfig:
 
     scale_out_freeness: float = knob(10.0, "Start instances when the cluster's freeness stays below this.")
     scale_in_freeness: float = knob(60.0, "Drain an instance when the cluster's freeness stays above this.")
-    scale_window_s: float = knob(10.0, "Seconds that the freeness must stay there.")
+    scale_window_s: float = knob(10.0, "Seconds that the freeness must stay there.", ">= 0")
     min_instances: int = knob(1, "Never fewer instances than this.")
     max_instances: int = knob(1, "Never more instances than this.")
 
     def __post_init__(self) -> None:
-        refuse_beyond_measure(self)
-        if not self.scale_in_freeness > self.scale_out_freeness:
-            raise UsageError(
-                f"--scale-in-freeness ({self.scale_in_freeness:g}) must be above "
-                f"--scale-out-freeness ({self.scale_out_freeness:g}), or instances would come and go."
-            )
-        if not self.scale_window_s >= 0:
-            raise UsageError("--scale-window-s must not be negative.")
-        if not 1 <= self.min_instances <= self.max_instances:
-            raise UsageError(
-                f"--min-instances ({self.min_instances}) must be at least 1 and not above "
-                f"--max-instances ({self.max_instances})."
-            )
+        check_knobs(self)
+        _require(
+            self.scale_in_freeness > self.scale_out_freeness,
+            f"--scale-in-freeness ({self.scale_in_freeness:g}) must be above "
+            f"--scale-out-freeness ({self.scale_out_freeness:g}), or instances would come and go.",
+        )
+        _require(
+            1 <= self.min_instances <= self.max_instances,
+            f"--min-instances ({self.min_instances}) must be at least 1 and not above "
+            f"--max-instances ({self.max_instances}).",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llumnix.errors import UsageError
-from llumnix.knob import knob, refuse_beyond_measure
+from llumnix.knob import check_knobs, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +16,9 @@ class RolesConfig:
         0.0,
         "Milliseconds between two tokens of a request: an instance where requests decode computes at most as many "
         "tokens of prompts per step as leave it in time (0: no target).",
+        ">= 0",
     )
-
-    ttft_target_ms: float = knob(0.0, "Milliseconds until a first token, for --roles adaptive or advise.")
+    ttft_target_ms: float = knob(0.0, "Milliseconds until a first token, for --roles adaptive or advise.", ">= 0")
     roles: str = knob(
         "static",
         "Who decides which instances are for prompts: static (the two flags below), adaptive (the scheduler, by what "
@@ -35,12 +35,7 @@ class RolesConfig:
     )
 
     def __post_init__(self) -> None:
-        refuse_beyond_measure(self)
-        for name, target_ms in (("tpot", self.tpot_target_ms), ("ttft", self.ttft_target_ms)):
-            if target_ms < 0:
-                raise UsageError(f"--{name}-target-ms must not be negative.")
-        if self.roles not in ("static", "adaptive", "advise"):
-            raise UsageError(f"--roles must be static, adaptive or advise, not {self.roles}.")
+        check_knobs(self)
         if self.roles == "static" and self.ttft_target_ms:
             raise UsageError("--ttft-target-ms is for --roles adaptive or advise.")
         if self.roles != "static" and not (self.ttft_target_ms and self.tpot_target_ms):
@@ -49,7 +44,6 @@ class RolesConfig:
             raise UsageError(
                 "--prefill-instances is for --roles static or advise: adaptive ones are the scheduler's to say."
             )
-
         if self.prefill_instances < 0 or self.decode_instances < 0:
             raise UsageError("--prefill-instances and --decode-instances must not be negative.")
         if self.decode_instances and not self.prefill_instances:
