@@ -142,7 +142,7 @@ def _in_module(name: str, sentence: str, module: str) -> Command:
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    from llumnix.flags import Parser
+    from llumnix.config_flags import Parser
 
     return Parser(prog=f"llumnix {name}", description=description.strip().partition("\n\n")[0])
 

@@ -111,7 +111,7 @@ def _ids(metavar: str, before: Sequence[str]) -> Iterable[str]:
     import httpx
 
     from llumnix.client import AdminClient
-    from llumnix.flags import Parser
+    from llumnix.config_flags import Parser
     from llumnix.remote import add_server_flags
 
     asking = Parser()

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from llumnix.classes_file import OTHERS, read_classes
 from llumnix.config import MigrationConfig, PolicyConfig, ScalingConfig
+from llumnix.config_flags import add_flags, build
 from llumnix.decision_log import written_at_once
 from llumnix.errors import UsageError, refused_as
-from llumnix.flags import add_flags, build, refuse_what_does_nothing
+from llumnix.flags import refuse_what_does_nothing
 from llumnix.journal.entries import JournalEntry
 from llumnix.paths import a_path, path_text
 from llumnix.policy.catalogue import find_policy

@@ -10,8 +10,9 @@ from typing import Any
 
 from llumnix.command_line import closest
 from llumnix.config import MigrationConfig, PolicyConfig
+from llumnix.config_flags import Parser, add_flags, build
 from llumnix.errors import UsageError
-from llumnix.flags import Parser, add_flags, build, refuse_what_does_nothing
+from llumnix.flags import refuse_what_does_nothing
 from llumnix.policy.catalogue import find_policy
 from llumnix.record.form import About
 from llumnix.sim.cli import MOST_INSTANCES
