@@ -96,12 +96,11 @@ class Board:
         self.targets.append(target)
         return self.answers[row.request]
 
-    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | JournalRead | None:
-        message = make(1)
-        if isinstance(message, ReadJournal):
-            part = self.stories.journal.read(message.places, message.limit, message.wanted)
+    async def ask_one(self, address: str, question: Any, timeout_s: float) -> Answer | JournalRead | None:
+        if isinstance(question, ReadJournal):
+            part = self.stories.journal.read(question.places, question.limit, question.wanted)
             return JournalRead(query=1, part=part)
-        self.asked.append(message)
+        self.asked.append(msgspec.structs.replace(question, query=1, reply_to=self.address))
         return self.scheduler_answer
 
 

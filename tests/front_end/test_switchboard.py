@@ -100,9 +100,8 @@ async def test_death_of_another_front_end_does_not_matter(board: Switchboard, tm
 
 async def test_front_end_that_answers_and_then_dies_does_not_end_the_question_to_others() -> None:
     posted: dict[str, int] = {}
-    questions = Questions(lambda address, mail: posted.update({address: mail.query}))  # type: ignore[union-attr]
-    ask = questions.ask(["f1", "f2"], lambda number: ListClasses(query=number, reply_to="f0"), timeout_s=60.0)
-    asked = asyncio.create_task(ask)
+    questions = Questions(lambda address, mail: posted.update({address: mail.query}), "f0")  # type: ignore[union-attr]
+    asked = asyncio.create_task(questions.ask(["f1", "f2"], ListClasses(), timeout_s=60.0))
     await asyncio.sleep(0)
     first, second = (ClassesListed(query=posted[name], rows=()) for name in ("f1", "f2"))
     questions.answered(first)

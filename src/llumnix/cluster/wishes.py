@@ -17,7 +17,15 @@ from llumnix.types import InstanceId
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.outbox import Mail
 from llumnix.wire.to_front_end import Answer, DrainReports
-from llumnix.wire.to_scheduler import AddInstances, DrainInstance, GiveRole, ListDrains, UndrainInstance, Wish
+from llumnix.wire.to_scheduler import (
+    AddInstances,
+    DrainInstance,
+    GiveRole,
+    ListDrains,
+    OperatorOrder,
+    UndrainInstance,
+    Wish,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +64,7 @@ class Wishes:
     def take(self, message: Wish, at: float) -> None:
         """An order that got no answer in time, while no scheduler lived or this one stood still, is forgotten: who gave
         it was told that it failed, and may have given it again."""
-        if not isinstance(message, ListDrains) and message.until_s is not None and message.until_s <= at:
+        if isinstance(message, OperatorOrder) and message.until_s is not None and message.until_s <= at:
             log.warning("not carried out, since it came too late: %s", message)
             return
         match message:

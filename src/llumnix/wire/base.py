@@ -25,6 +25,15 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Base of all wire messages."""
 
 
+class Question(Wire, frozen=True, kw_only=True, tag=True):
+    """Base of what is to be answered. Whoever sends one says how (`Questions`)."""
+
+    query: int = 0
+    """The answer repeats it."""
+    reply_to: str = ""
+    """The mailbox that waits for the answer; empty: none does."""
+
+
 class InstanceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach an instance. `index` is its identity on vLLM's sockets, used again after 65,536 others."""
 

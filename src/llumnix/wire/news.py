@@ -7,7 +7,7 @@ from math import inf
 from llumnix.journal.journal import EntryFilter
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId
-from llumnix.wire.base import InstanceInfo, Wire
+from llumnix.wire.base import InstanceInfo, Question, Wire
 
 
 class Report(Wire, frozen=True, kw_only=True, tag=True):
@@ -35,11 +35,9 @@ class InstanceGone(Wire, frozen=True, kw_only=True, tag=True):
     """True after a drain or a stop; False if it died or stalled."""
 
 
-class ReadJournal(Wire, frozen=True, kw_only=True, tag=True):
+class ReadJournal(Question, frozen=True, kw_only=True, tag=True):
     """From a front end to whoever keeps a journal; answered with a `JournalRead`."""
 
-    query: int
-    reply_to: str
     places: dict[str, int] | None
     """Of the reader, by journal; None: it has none, and wants what happened last."""
     limit: int

@@ -13,7 +13,7 @@ from llumnix.journal.journal import JournalPart
 from llumnix.journal.stories import RequestStories
 from llumnix.report.records import MigrationRecord
 from llumnix.types import InstanceId, RequestId
-from llumnix.wire.base import Wire
+from llumnix.wire.base import Question, Wire
 from llumnix.wire.news import FrontEndLost, InstanceGone, InstanceStarting, ReadJournal, Report
 from llumnix.wire.to_scheduler import MoveAnswer
 
@@ -94,12 +94,10 @@ class Answer(Wire, frozen=True, kw_only=True, tag=True):
     why: str = ""
 
 
-class ListMigrations(Wire, frozen=True, kw_only=True, tag=True):
+class ListMigrations(Question, frozen=True, kw_only=True, tag=True):
     """Front end to front end: each keeps the records of its own streams."""
 
-    query: int
     limit: int
-    reply_to: str
 
 
 class Migrations(Wire, frozen=True, kw_only=True, tag=True):
@@ -116,13 +114,11 @@ class JournalRead(Wire, frozen=True, kw_only=True, tag=True):
     part: JournalPart
 
 
-class TellStory(Wire, frozen=True, kw_only=True, tag=True):
+class TellStory(Question, frozen=True, kw_only=True, tag=True):
     """Front end to front end: each knows the requests that it streams, and streamed. Answered with a `StoryTold`."""
 
-    query: int
     request: str
     """As its client was given it."""
-    reply_to: str
 
 
 class StoryTold(Wire, frozen=True, kw_only=True, tag=True):
@@ -130,11 +126,8 @@ class StoryTold(Wire, frozen=True, kw_only=True, tag=True):
     told: RequestStories
 
 
-class ListClasses(Wire, frozen=True, kw_only=True, tag=True):
+class ListClasses(Question, frozen=True, kw_only=True, tag=True):
     """Front end to front end: each admits its own requests. Answered with a `ClassesListed`."""
-
-    query: int
-    reply_to: str
 
 
 class ClassesListed(Wire, frozen=True, kw_only=True, tag=True):
@@ -142,14 +135,12 @@ class ClassesListed(Wire, frozen=True, kw_only=True, tag=True):
     rows: tuple[ClassRow, ...]
 
 
-class DoYourPart(Wire, frozen=True, kw_only=True, tag=True):
+class DoYourPart(Question, frozen=True, kw_only=True, tag=True):
     """Front end to front end, of something that concerns all of them. Answered with a `PartDone`."""
 
-    query: int
     part: str
     """`follow`: read the state of the server anew; `abort`: these requests, or all; `load`: tell it; `classes`:
     their file was read again."""
-    reply_to: str
     request_ids: tuple[str, ...] = ()
     """As clients know them."""
 
@@ -160,14 +151,12 @@ class PartDone(Wire, frozen=True, kw_only=True, tag=True):
     """Requests that were aborted, or that are served."""
 
 
-class MigrateByHand(Wire, frozen=True, kw_only=True, tag=True):
+class MigrateByHand(Question, frozen=True, kw_only=True, tag=True):
     """Front end to the front end that owns the stream: move this engine request."""
 
-    query: int
     request: RequestId
     target: InstanceId | None
     """None: wherever it had best go."""
-    reply_to: str
 
 
 class MigrateAnswer(Wire, frozen=True, kw_only=True, tag=True):

@@ -8,7 +8,7 @@ from llumnix.control.messages import AnyMessage, Verdict
 from llumnix.control.orders import MoveOrder
 from llumnix.control.scheduler_events import SetDraining, SetRole
 from llumnix.types import RequestId
-from llumnix.wire.base import InstanceInfo, Wire
+from llumnix.wire.base import InstanceInfo, Question, Wire
 from llumnix.wire.news import FrontEndLost, InstanceGone
 
 
@@ -39,9 +39,7 @@ class TellPrefixes(Wire, frozen=True, kw_only=True, tag=True):
     """A front end has missed something of the prefixes that the instance holds, or is new. Answered to all of them."""
 
 
-class ListRequests(Wire, frozen=True, kw_only=True, tag=True):
-    query: int
-    reply_to: str
+class ListRequests(Question, frozen=True, kw_only=True, tag=True):
     like: str = ""
     """Only those whose client's id has this in it."""
 

@@ -8,7 +8,7 @@ from llumnix.control.fleet import Fleet
 from llumnix.control.orders import MoveOutcome
 from llumnix.control.scheduler_events import ASKED_FOR
 from llumnix.types import InstanceId, RequestId, Role
-from llumnix.wire.base import Wire
+from llumnix.wire.base import Question, Wire
 from llumnix.wire.news import InstanceGone, InstanceStarting, ReadJournal, Report
 
 
@@ -55,14 +55,20 @@ class FoundCached(Wire, frozen=True, kw_only=True, tag=True):
     """So many there are, who were all asked."""
 
 
-class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
+class Timed(Question, frozen=True, kw_only=True, tag=True):
+    """Base of what is not to be carried out once nobody waits for the answer."""
+
+    until_s: float | None = None
+    """An instant on the monotonic clock of the machine, that of the launcher, front ends and scheduler. After it nobody
+    waits for an answer any more, and who asked was told so: it is not to be carried out. None: it holds whenever it
+    comes."""
+
+
+class DrainInstance(Timed, frozen=True, kw_only=True, tag=True):
     """Empty the instance by migration, then stop it (unless `keep`)."""
 
     instance: InstanceId
     keep: bool = False
-    query: int = 0
-    reply_to: str = ""
-    """Empty: nobody waits for an answer."""
     timeout_s: float | None = None
     """After this long what is left is replayed elsewhere; None: as configured."""
     why: str = ASKED_FOR
@@ -70,50 +76,34 @@ class DrainInstance(Wire, frozen=True, kw_only=True, tag=True):
     """There is no way back: its node goes."""
     spare_last: bool = False
     """Refuse if no other instance takes requests."""
-    until_s: float | None = None
-    """As `Wish` says."""
 
 
-class UndrainInstance(Wire, frozen=True, kw_only=True, tag=True):
+class UndrainInstance(Timed, frozen=True, kw_only=True, tag=True):
     """Let a draining or drained instance take requests again."""
 
     instance: InstanceId
-    query: int
-    reply_to: str
-    until_s: float | None = None
 
 
-class GiveRole(Wire, frozen=True, kw_only=True, tag=True):
+class GiveRole(Timed, frozen=True, kw_only=True, tag=True):
     """Have the instance preferred for this from now on."""
 
     instance: InstanceId
     role: Role
-    query: int
-    reply_to: str
-    until_s: float | None = None
 
 
-class AddInstances(Wire, frozen=True, kw_only=True, tag=True):
+class AddInstances(Timed, frozen=True, kw_only=True, tag=True):
     """Start `count` more, with the role of the one that they replace, if any."""
 
     count: int
     replaces: InstanceId | None = None
-    query: int
-    reply_to: str
-    until_s: float | None = None
 
 
-class ListDrains(Wire, frozen=True, kw_only=True, tag=True):
+class ListDrains(Question, frozen=True, kw_only=True, tag=True):
     """Answered with `DrainReports`."""
-
-    query: int
-    reply_to: str
 
 
 OperatorOrder = DrainInstance | UndrainInstance | GiveRole | AddInstances
-"""What operators tell the scheduler, by way of a front end, and the launcher for them. After `until_s` (instant on the
-monotonic clock of the machine, that of the launcher, front ends and scheduler) nobody waits for an answer any more, and
-who asked was told so: it is not to be carried out. None: it holds whenever it comes."""
+"""What operators tell the scheduler, by way of a front end, and the launcher for them."""
 
 Wish = OperatorOrder | ListDrains
 

@@ -7,9 +7,25 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from llumnix.engine.vllm.front_end.numbers import numbers
+from llumnix.wire.news import ReadJournal
 from llumnix.wire.outbox import Mail
-from llumnix.wire.to_front_end import AnswerToFrontEnd, Migrations
+from llumnix.wire.to_front_end import (
+    AnswerToFrontEnd,
+    DoYourPart,
+    ListClasses,
+    ListMigrations,
+    MigrateByHand,
+    Migrations,
+    TellStory,
+)
+from llumnix.wire.to_instance import ListRequests
+from llumnix.wire.to_scheduler import Wish
+
+AnyQuestion = ListRequests | ListMigrations | ListClasses | TellStory | ReadJournal | DoYourPart | MigrateByHand | Wish
+"""Without the number and the address, which are given to each that is sent."""
 
 
 class _Asked(NamedTuple):
@@ -21,13 +37,15 @@ class _Asked(NamedTuple):
 class Questions:
     """All methods run on the front end's event loop."""
 
-    def __init__(self, post: Callable[[str, Mail], None]) -> None:
+    def __init__(self, post: Callable[[str, Mail], None], address: str) -> None:
+        """`address`: of the mailbox that hears the answers, and has them `answered`."""
         self._post = post
+        self._address = address
         self._numbers = numbers()
         self._open: dict[int, _Asked] = {}
 
-    async def ask(self, addresses: Iterable[str], make: Callable[[int], Mail], timeout_s: float) -> list[Any]:
-        """The answers of these mailboxes to what `make` makes of a number, which each gets one of."""
+    async def ask(self, addresses: Iterable[str], question: AnyQuestion, timeout_s: float) -> list[Any]:
+        """The answers of these mailboxes."""
         inbox: asyncio.Queue[tuple[int, Any | None]] = asyncio.Queue()
         asked = {next(self._numbers): _Asked(address, inbox) for address in addresses}
         self._open |= asked
@@ -35,7 +53,7 @@ class Questions:
         left = set(asked)
         try:
             for number, (address, _) in asked.items():
-                self._post(address, make(number))
+                self._post(address, replace(question, query=number, reply_to=self._address))
             async with asyncio.timeout(timeout_s):
                 while left:
                     number, answer = await inbox.get()

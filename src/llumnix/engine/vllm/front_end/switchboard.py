@@ -16,7 +16,7 @@ from llumnix.engine.vllm.front_end.client import LlumnixClient
 from llumnix.engine.vllm.front_end.client_ids import is_text
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import Strangers
-from llumnix.engine.vllm.front_end.questions import Questions
+from llumnix.engine.vllm.front_end.questions import AnyQuestion, Questions
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.journal.journal import ALL_ENTRIES, EntryFilter, Reading, read_together
 from llumnix.journal.stories import RequestStories, told_together
@@ -66,7 +66,7 @@ class Switchboard:
         self.scaling: ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
-        self._questions = Questions(mailbox.post)
+        self._questions = Questions(mailbox.post, mailbox.address)
         self._tasks = LoudTasks()
         self.parts: dict[str, Callable[[tuple[str, ...]], Awaitable[int]]] = {}
         """What this front end does of `DoYourPart`; to be set before the mailbox is started."""
@@ -116,20 +116,16 @@ class Switchboard:
 
     # -- questions
 
-    async def ask_one(self, address: str, make: Callable[[int], Mail], timeout_s: float) -> Any | None:
+    async def ask_one(self, address: str, question: AnyQuestion, timeout_s: float) -> Any | None:
         """The answer of one mailbox, or None when none came in time or its owner, a front end, died."""
-        answers = await self._questions.ask([address], make, timeout_s)
+        answers = await self._questions.ask([address], question, timeout_s)
         return answers[0] if answers else None
 
     async def list_requests(self, like: str = "", timeout_s: float = 2.0) -> list[tuple[InstanceId, RequestRow]]:
         """Every request of every instance; `like`: whose client's id has this in it. If both sides of a hand-over tell
         of it, the source's row is dropped."""
-        members = self.client.members.known.values()
-        answers = await self._questions.ask(
-            [member.info.control for member in members],
-            lambda query: ListRequests(query=query, reply_to=self.address, like=like),
-            timeout_s,
-        )
+        addresses = [member.info.control for member in self.client.members.known.values()]
+        answers = await self._questions.ask(addresses, ListRequests(like=like), timeout_s)
         found: dict[str, tuple[InstanceId, RequestRow]] = {}
         for answer in sorted(answers, key=lambda answer: by_number(answer.instance)):
             for row in answer.rows:
@@ -140,9 +136,7 @@ class Switchboard:
 
     async def list_migrations(self, limit: int, timeout_s: float = 2.0) -> list[MigrationRecord]:
         """Of all front ends, newest first."""
-        answers = await self._questions.ask(
-            self._others, lambda query: ListMigrations(query=query, limit=limit, reply_to=self.address), timeout_s
-        )
+        answers = await self._questions.ask(self._others, ListMigrations(limit=limit), timeout_s)
         records = [*self.log.moves.newest(limit), *(record for answer in answers for record in answer.records)]
         records.sort(key=lambda record: record.at_s, reverse=True)
         return records[:limit]
@@ -154,20 +148,13 @@ class Switchboard:
         ids = tuple(filter(is_text, given))  # no request has another one
         if given and not ids:
             return 0  # not none, which may mean all
-        answers = await self._questions.ask(
-            self._others,
-            lambda query: DoYourPart(query=query, part=part, reply_to=self.address, request_ids=ids),
-            timeout_s,
-        )
+        answers = await self._questions.ask(self._others, DoYourPart(part=part, request_ids=ids), timeout_s)
         return sum(answer.count for answer in answers)
 
     async def migrate(self, row: RequestRow, target: InstanceId | None, timeout_s: float) -> MigrateAnswer:
         """Moves one sequence, by way of the front end that owns its stream, which chooses where to if nobody did."""
-        answer = await self.ask_one(
-            self.spec.book.front_end(row.front_end),
-            lambda query: MigrateByHand(query=query, request=row.request, target=target, reply_to=self.address),
-            timeout_s,
-        )
+        owner, order = self.spec.book.front_end(row.front_end), MigrateByHand(request=row.request, target=target)
+        answer = await self.ask_one(owner, order, timeout_s)
         why = f"the front end that streams it died, or did not answer within {timeout_s:g} s"
         return answer or MigrateAnswer(query=0, status=504, why=why)
 
@@ -175,27 +162,21 @@ class Switchboard:
         self, places: dict[str, int] | None, limit: int, wanted: EntryFilter = ALL_ENTRIES, timeout_s: float = 2.0
     ) -> Reading:
         """Of all front ends and of the scheduler; see `Journal.read`."""
-        answers = await self._questions.ask(
-            [*self._others, self.spec.book.scheduler],
-            lambda query: ReadJournal(query=query, reply_to=self.address, places=places, limit=limit, wanted=wanted),
-            timeout_s,
-        )
+        asked = [*self._others, self.spec.book.scheduler]
+        question = ReadJournal(places=places, limit=limit, wanted=wanted)
+        answers = await self._questions.ask(asked, question, timeout_s)
         parts = [self.log.stories.journal.read(places, limit, wanted), *(answer.part for answer in answers)]
         return read_together(places, parts, limit)
 
     async def tell_story(self, request: str, timeout_s: float = 2.0) -> RequestStories:
         """Of all sequences of the request, as its client knows it."""
-        answers = await self._questions.ask(
-            self._others, lambda query: TellStory(query=query, request=request, reply_to=self.address), timeout_s
-        )
+        answers = await self._questions.ask(self._others, TellStory(request=request), timeout_s)
         mine = self.log.stories.tell(request, monotonic())
         return told_together([mine, *(answer.told for answer in answers)])
 
     async def list_classes(self, timeout_s: float = 2.0) -> list[ClassRow]:
         """Of all front ends together."""
-        answers = await self._questions.ask(
-            self._others, lambda query: ListClasses(query=query, reply_to=self.address), timeout_s
-        )
+        answers = await self._questions.ask(self._others, ListClasses(), timeout_s)
         return add_up([self.class_rows(), *(answer.rows for answer in answers)])
 
     async def _do_my_part(self, message: DoYourPart) -> None:

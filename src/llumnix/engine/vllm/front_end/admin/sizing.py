@@ -28,7 +28,7 @@ async def start(board: Switchboard, count: Any, replaces: str | None) -> Respons
         raise Bad(400, f"One instance replaces another, not {count}.")
     if old is not None and old not in board.client.members.by_id:
         raise unknown_or_gone(board, old)
-    await _order(board, AddInstances(count=count, replaces=old, query=0, reply_to=board.address))
+    await _order(board, AddInstances(count=count, replaces=old))
     return answer(bodies.StartedAnswer(starting=count), 202)
 
 
@@ -39,8 +39,6 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
     order = DrainInstance(
         instance=instance,
         keep=keep,
-        query=0,
-        reply_to=board.address,
         timeout_s=None if timeout is None else _seconds("timeout_s", timeout),
         spare_last=not force,
     )
@@ -51,7 +49,7 @@ async def drain(board: Switchboard, instance: InstanceId, params: Mapping[str, s
 async def undrain(board: Switchboard, instance: InstanceId) -> Response:
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
-    await _order(board, UndrainInstance(instance=instance, query=0, reply_to=board.address))
+    await _order(board, UndrainInstance(instance=instance))
     return answer(bodies.StateAnswer(id=instance, state=InstanceState.RUNNING), 202)
 
 
@@ -60,17 +58,13 @@ async def role(board: Switchboard, instance: InstanceId, word: str) -> Response:
         raise Bad(400, f"role must be {', '.join(Role)}, not {shown(word)}.")
     if instance not in board.client.members.by_id:
         raise unknown_or_gone(board, instance)
-    await _order(board, GiveRole(instance=instance, role=Role(word), query=0, reply_to=board.address))
+    await _order(board, GiveRole(instance=instance, role=Role(word)))
     return answer(bodies.RoleAnswer(id=instance, role=Role(word)))
 
 
 async def drains(board: Switchboard) -> Response:
     """Drains under way, and reports of those that ended."""
-    said = await board.ask_one(
-        board.spec.book.scheduler,
-        lambda query: ListDrains(query=query, reply_to=board.address),
-        _SCHEDULER_TIMEOUT_S,
-    )
+    said = await board.ask_one(board.spec.book.scheduler, ListDrains(), _SCHEDULER_TIMEOUT_S)
     if said is None:
         raise _scheduler_silent()
     return answer(bodies.DrainsAnswer(drains=list(said.reports)))
@@ -130,12 +124,8 @@ def _seconds(name: str, text: str) -> float:
 
 async def _order(board: Switchboard, order: OperatorOrder) -> None:
     """Raises Bad if it is refused. What got no answer is not carried out later, by a scheduler that was restarted."""
-    until_s = time.monotonic() + _SCHEDULER_TIMEOUT_S
-
-    def make(query: int) -> OperatorOrder:
-        return msgspec.structs.replace(order, query=query, until_s=until_s)
-
-    said = await board.ask_one(board.spec.book.scheduler, make, _SCHEDULER_TIMEOUT_S)
+    timed = msgspec.structs.replace(order, until_s=time.monotonic() + _SCHEDULER_TIMEOUT_S)
+    said = await board.ask_one(board.spec.book.scheduler, timed, _SCHEDULER_TIMEOUT_S)
     if said is None:
         raise _scheduler_silent()
     if not said.ok:

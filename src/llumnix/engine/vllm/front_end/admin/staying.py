@@ -72,12 +72,8 @@ async def of_requests(
 
 async def _turned_down(board: Switchboard) -> list[Rejection]:
     """By the last round of pairing: the scheduler notes it when it changes, and nobody else does."""
-    wanted = EntryFilter(kinds=(kind_of(RoundNoted),))
-    said = await board.ask_one(
-        board.spec.book.scheduler,
-        lambda query: ReadJournal(query=query, reply_to=board.address, places=None, limit=1, wanted=wanted),
-        _SCHEDULER_TIMEOUT_S,
-    )
+    question = ReadJournal(places=None, limit=1, wanted=EntryFilter(kinds=(kind_of(RoundNoted),)))
+    said = await board.ask_one(board.spec.book.scheduler, question, _SCHEDULER_TIMEOUT_S)
     entries = () if said is None else said.part.entries
     return [no for entry in entries if isinstance(entry.what, RoundNoted) for no in entry.what.rejected]
 
