@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llumnix import gpu_findings
-from llumnix.cluster import environment, flashinfer, preflight
+from llumnix.cluster import devices, environment, flashinfer
 from llumnix.engine.gpus import Gpu, GpuMachine
 from llumnix.errors import UsageError
 from llumnix.findings import Finding, Mark
@@ -32,7 +32,7 @@ def machine(gpus: int) -> GpuMachine:
 @pytest.fixture
 def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of PyTorch for CUDA 13, and of vLLM."""
-    for module in (preflight, environment):
+    for module in (devices, environment):
         monkeypatch.setattr(module, "runs_on_cpu", lambda: False)
     monkeypatch.setattr(gpu_findings, "_cuda_of_torch", lambda: 13)
 
@@ -129,7 +129,7 @@ def test_cuda_that_torch_is_built_for_is_known_where_its_version_does_not_say(
 def test_too_few_gpus_are_bad_where_serve_refuses_them(machine: GpuMachine, flags: str) -> None:
     is_bad = any(finding.mark is Mark.BAD for finding in gpus_found(machine, flags))
     try:
-        preflight.check_gpus(parse_serve(flags.split()), machine, {})
+        devices.check_gpus(parse_serve(flags.split()), machine, {})
     except UsageError:
         assert is_bad
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from llumnix.cluster import preflight
+from llumnix.cluster.devices import needed_bytes
 from llumnix.cluster.environment import runs_on_cpu
 from llumnix.errors import UsageError
 from llumnix.findings import GIB, Finding, Mark
@@ -121,7 +122,7 @@ def _sessions(autogroup: Path) -> Finding:
 def _memory(model: str | None, instances: int) -> Finding:
     available = psutil.virtual_memory().available
     what = f"{available / GIB:.1f} GiB of memory free"
-    needed = preflight.needed_bytes(instances, model)
+    needed = needed_bytes(instances, model)
     if runs_on_cpu() and needed > available:
         return Finding(Mark.BAD, what, f"{instances} instances need at least {needed / GIB:.1f} GiB; use fewer.")
     return Finding(Mark.GOOD, what)

@@ -11,7 +11,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from llumnix.cluster import flashinfer, preflight
+from llumnix.cluster import flashinfer
+from llumnix.cluster.devices import check_gpus, check_sharing
 from llumnix.cluster.environment import child_environment, engine_flags, workers_per_instance
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
@@ -36,8 +37,8 @@ def _gpus(there: gpus.GpuMachine | None, arguments: ServeArguments, environment:
         return [Finding(Mark.BAD, "no driver for a GPU answers", advice)]
     findings = [_driver(there, _cuda_of_torch())]
     try:
-        preflight.check_sharing(arguments)
-        preflight.check_gpus(arguments, there, environment)
+        check_sharing(arguments)
+        check_gpus(arguments, there, environment)
         devices = gpus.visible(environment, there) or []
     except UsageError as error:
         return [*findings, Finding(Mark.BAD, "GPUs", str(error))]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from c_stand_ins import built
-from llumnix.cluster import environment, preflight
+from llumnix.cluster import devices, environment
 from llumnix.cluster.environment import engine_flags, gpus_hold, instance_needs, parallel_starts
 from llumnix.config import ClusterConfig
 from llumnix.engine import gpus
@@ -31,15 +31,15 @@ def machine(count: int, for_many: bool = True) -> GpuMachine:
 
 @pytest.fixture
 def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(devices, "runs_on_cpu", lambda: False)
     monkeypatch.setattr(environment, "runs_on_cpu", lambda: False)
 
 
 def why_refused(words: str, there: GpuMachine | None, **variables: str) -> str:
     arguments = parse_serve(words.split())
     try:
-        preflight.check_sharing(arguments)
-        preflight.check_gpus(arguments, there, variables)
+        devices.check_sharing(arguments)
+        devices.check_gpus(arguments, there, variables)
     except UsageError as error:
         return str(error)
     return ""
@@ -95,8 +95,8 @@ def test_how_many_instances_the_gpus_hold(cuda_build: None, words: str, most: in
 
 
 def test_what_was_looked_at_once_is_handed_on_to_the_launcher(cuda_build: None) -> None:
-    assert preflight.check_gpus(parse_serve(["--instances-per-gpu", "2"]), machine(4), {}) == 8
-    assert preflight.check_gpus(parse_serve(["--launcher", "ray"]), machine(4), {}) is None
+    assert devices.check_gpus(parse_serve(["--instances-per-gpu", "2"]), machine(4), {}) == 8
+    assert devices.check_gpus(parse_serve(["--launcher", "ray"]), machine(4), {}) is None
 
 
 def test_gpu_that_is_for_one_process_is_not_shared(cuda_build: None) -> None:
@@ -111,13 +111,13 @@ def test_gpu_that_is_for_one_process_is_not_shared(cuda_build: None) -> None:
 def test_sharing_and_mapping_are_nothing_for_a_cpu() -> None:
     assert why_refused("--instances-per-gpu 2", None).startswith("--instances-per-gpu is for GPUs")
     with pytest.raises(UsageError, match="--transports cuda is for GPUs"):
-        preflight.check_ways(["cuda"])
+        devices.check_ways(["cuda"])
 
 
 def test_nixl_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install nixl-cu13==1\.5\.1, or leave it out of --transports"):
-        preflight.check_ways(parse_serve(["--transports", "nixl"]).migration.ways)
+        devices.check_ways(parse_serve(["--transports", "nixl"]).migration.ways)
 
 
 def test_transport_that_nobody_knows() -> None:
@@ -170,7 +170,7 @@ def test_transports_that_contradict_each_other(words: str, sentence: str) -> Non
 
 
 def test_what_nobody_named_is_nothing_to_refuse_on_a_cpu() -> None:
-    preflight.check_ways(parse_serve([]).migration.ways)
+    devices.check_ways(parse_serve([]).migration.ways)
 
 
 def test_without_a_driver_that_answers_vllm_says_what_is_wrong(cuda_build: None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llumnix.cluster.devices import needed_bytes
 from llumnix.cluster.preflight import (
     check,
     check_certificates,
@@ -17,7 +18,6 @@ from llumnix.cluster.preflight import (
     check_files,
     check_model,
     check_record,
-    needed_bytes,
 )
 from llumnix.decision_log import read_log
 from llumnix.errors import UsageError
