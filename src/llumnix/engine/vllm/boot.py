@@ -7,15 +7,14 @@ import contextlib
 import os
 import re
 import socket
-import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from llumnix.config import MOST_FRONT_ENDS
 from llumnix.engine import gpus
 from llumnix.engine.port import FrontEndSpec, InstanceSpec
 from llumnix.engine.vllm.front_end.origin import listening_host
+from llumnix.engine.vllm.http_socket import bind
 from llumnix.engine.vllm.shared_numbers import NOT_ACCEPTING, shared_numbers
 from llumnix.engine.vllm.whole_prompts import make_room
 from llumnix.errors import UsageError
@@ -110,44 +109,8 @@ def check_parser(flag: str, name: str | None, known: list[str]) -> None:
 
 
 def listen(setup: VllmSetup) -> socket.socket:
-    """Binds the HTTP socket, as vLLM does; it starts to listen when a front end serves. Raises UsageError.
-
-    Until then SO_REUSEADDR is off: with it, Linux has others bind the port, too, and gives it to who listens first.
-    Binding needs it, and so does listening (`serve_front_end`), where a server before this one has left connections.
-    """
-    from vllm.entrypoints.launchers.launcher import setup_server
-
-    if setup.args.uds:
-        _remove_if_left_behind(setup.args.uds)
-    try:
-        _, sock = setup_server(setup.args, reuse_port=False)
-    except OSError as error:
-        what = f"The socket {setup.args.uds}" if setup.args.uds else f"Port {setup.port} on {setup.host}"
-        raise UsageError(f"{what} cannot be used: {error.strerror or error}.") from error
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    return sock
-
-
-def _remove_if_left_behind(path: str) -> None:
-    """What a killed server has left: nobody can bind the name again, or reach anybody by it."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    sockets = os.fsdecode(Path("/proc/net/unix").read_bytes()).split("\n")  # of all processes, and any bytes
-    bound = {columns[7] for columns in (line.split(maxsplit=7) for line in sockets) if len(columns) == 8}
-    if bound & {path, os.path.abspath(path)}:
-        return  # by a server that may not listen yet
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            pass  # binding says what is wrong
+    """The HTTP socket. Raises UsageError."""
+    return bind(setup.args, setup.host)
 
 
 def run_instance(setup: VllmSetup, spec: InstanceSpec) -> None:

@@ -135,7 +135,7 @@ async def _serve_http(
     if (log_config := get_uvicorn_log_config(args)) is not None:
         logging["log_config"] = log_config
     if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # boot.listen says why not before
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # http_socket.py says why not before
     shutdown = await serve_http(
         app,
         sock=sock,
