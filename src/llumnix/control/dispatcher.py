@@ -5,13 +5,11 @@ the report does not count yet are charged as if they waited there, and a burst i
 instance that looked freest a moment ago. Requests of one front end reach an instance in the order in which they were
 sent, so one number per front end in the report (`dispatches_seen`) says exactly which are counted.
 
-Instances are kept sorted by the rank that the policy gives them. A report or a dispatch moves one entry (O(log n)
-comparisons), a decision reads the first few.
+Instances are kept sorted by rank (ranks.py), so that a decision reads the first few only.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Container, Iterator
 from heapq import nsmallest
 
@@ -20,9 +18,10 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.gone import GoneIds
-from llumnix.control.known_instance import KnownInstance, RankKey, Sent
+from llumnix.control.known_instance import KnownInstance, Sent
 from llumnix.control.prefix_index import PrefixIndex
 from llumnix.control.prefix_table import PrefixNews
+from llumnix.control.ranks import Ranks
 from llumnix.control.weighed import first_with_room, weighed
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.demand import longest_prompt_tokens, queued_demand_blocks
@@ -38,12 +37,9 @@ from llumnix.policy.priority import headroom_blocks
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, StepCost
 from llumnix.policy.straggling import stragglers
 from llumnix.policy.virtual_usage import room_blocks
-from llumnix.types import InstanceId, InstanceState, RequestId, Role, is_high
+from llumnix.types import InstanceId, RequestId, Role, is_high
 
 NONE_AVOIDED: frozenset[InstanceId] = frozenset()
-
-_RUNNING = InstanceState.RUNNING
-"""By itself: reading a member of an enum costs a call on Python 3.11."""
 
 
 class Dispatch(msgspec.Struct, frozen=True, gc=False):
@@ -60,10 +56,10 @@ class Dispatcher:
     def __init__(self, config: PolicyConfig, front_end: int = 0) -> None:
         policy = find_policy(config.policy)
         self._wanted = policy.dispatch
-        self._rule = policy.dispatch.fallback or policy.dispatch
         self._step_cost: StepCost | None = None
         """The latest that was heard: an instance that has not measured its own yet is taken to be like that one."""
         self._target_tokens = policy.priority_target_tokens(config)
+        self._ranks = Ranks(policy.dispatch.fallback or policy.dispatch, self._target_tokens)
         self._pace_gain = config.pace_gain if policy.pace else 0.0
         self._front_end = front_end
         self._entries: dict[InstanceId, KnownInstance] = {}
@@ -74,8 +70,6 @@ class Dispatcher:
         self._looks_at_prefixes = policy.looks_at_prefixes(config)
         self.prefix_chunk_tokens = 0
         """As the instances tell of their prefixes; 0 if they do not, or nobody asks."""
-        self._orders: list[list[RankKey]] = [[]]
-        """For normal requests and, once one came, for high ones if the policy tells them apart."""
         self._standing: frozenset[InstanceId] = NONE_AVOIDED
         self._for_tokens, self._longest_tokens = set[InstanceId](), 0
 
@@ -118,7 +112,7 @@ class Dispatcher:
         self._for_tokens.discard(instance)
         self._prefixes.remove(instance)
         if entry is not None:
-            self._place(entry, [None, None])
+            self._ranks.remove(entry)
 
     def on_prefixes(self, instance: InstanceId, news: PrefixNews) -> bool:
         """False: it is to be asked for everything, since something of its news was lost."""
@@ -136,16 +130,16 @@ class Dispatcher:
     def weigh(self, request: DispatchRequest, avoid: frozenset[InstanceId]) -> DispatchReason | None:
         """What would be chosen, and why; nothing is booked. None: no instance could ever have it."""
         high = is_high(request.priority)
-        if self._standing and self._rule.standing_last:
+        if self._standing and self._ranks.rule.standing_last:
             reason = self._choose(request, high, avoid | self._standing)
             if reason is not None:
                 return reason
         return self._choose(request, high, avoid)
 
     def _choose(self, request: DispatchRequest, high: bool, avoid: frozenset[InstanceId]) -> DispatchReason | None:
-        by_rank = self._by_priority and high
-        rule = (self._rule.fallback or self._rule) if by_rank else self._rule
-        order = self._order_for_high() if by_rank else self._orders[0]
+        by_rank, rule = self._by_priority and high, self._ranks.rule
+        rule = (rule.fallback or rule) if by_rank else rule
+        order = self._ranks.high(self._entries.values()) if by_rank else self._ranks.normal
         judge = None if by_rank else rule.judge
         holders = self._prefixes.depths(request.chunks) if judge is not None and request.chunks else {}
         keys, candidates = weighed(order, self._entries, request, avoid, holders, rule)
@@ -188,7 +182,7 @@ class Dispatcher:
     def by_rank(self) -> Iterator[InstanceSnapshot]:
         """Those that take requests and do not stand still, the first for a normal one first, with what is on its way
         there."""
-        return (self._entries[key[2]].view for key in self._orders[0] if key[2] not in self._standing)
+        return (self._entries[key[2]].view for key in self._ranks.normal if key[2] not in self._standing)
 
     def for_tokens(self, most: int) -> list[InstanceSnapshot]:
         """The first by rank of those that take requests, are for tokens and do not stand still."""
@@ -198,11 +192,11 @@ class Dispatcher:
     @property
     def serving(self) -> int:
         """Instances that take requests."""
-        return len(self._orders[0])
+        return len(self._ranks.normal)
 
     def has_place(self, tokens: int, avoid: frozenset[InstanceId]) -> bool:
         """Whether any that takes requests, outside `avoid`, is large enough for a prompt of so many tokens."""
-        return any(tokens <= self._entries[key[2]].most_tokens and key[2] not in avoid for key in self._orders[0])
+        return any(tokens <= self._entries[key[2]].most_tokens and key[2] not in avoid for key in self._ranks.normal)
 
     def is_too_long(self, tokens: int) -> bool:
         """A prompt of so many tokens could begin on no instance that there ever was, were it empty."""
@@ -240,8 +234,8 @@ class Dispatcher:
 
     def _hear_of(self, step_cost: StepCost) -> None:
         is_first, self._step_cost = self._step_cost is None, step_cost
-        if is_first and self._rule is not self._wanted:
-            self._rule = self._wanted
+        if is_first and self._ranks.rule is not self._wanted:
+            self._ranks.rule = self._wanted
             for entry in self._entries.values():
                 self._refresh(entry)
 
@@ -259,41 +253,14 @@ class Dispatcher:
         self._prefixes.counted(entry.reported.id, sent.chunks)
 
     def _refresh(self, entry: KnownInstance) -> None:
-        """Recomputes the view and the ranks of one instance after its report or its ledger changed."""
+        """Recomputes the view and the rank of one instance after its report or its ledger changed."""
         view = entry.with_ledger()
         if view.step_cost is None and self._step_cost is not None:
             view = replace(view, step_cost=self._step_cost)
         entry.view = view
         room = room_blocks(view) - headroom_blocks(view, self._target_tokens)
         entry.room_tokens = longest_prompt_tokens(room, view)
-        if view.state is not _RUNNING:
-            self._place(entry, [None, None])
-        else:
-            for_high = self._key(entry, high=True) if len(self._orders) > 1 else None
-            self._place(entry, [self._key(entry, high=False), for_high])
-
-    def _key(self, entry: KnownInstance, high: bool) -> RankKey:
-        """By its view, for a request of this class."""
-        return *self._rule.rank(entry.view, high, entry.last_turn, self._target_tokens), entry.view.id
-
-    def _order_for_high(self) -> list[RankKey]:
-        """Kept from the first high request on: until then a report or a dispatch ranks its instance once, not twice."""
-        if len(self._orders) == 1:
-            self._orders.append([])
-            for entry in self._entries.values():
-                if entry.keys[0] is not None:
-                    self._place(entry, [entry.keys[0], self._key(entry, high=True)])
-        return self._orders[1]
-
-    def _place(self, entry: KnownInstance, keys: list[RankKey | None]) -> None:
-        for order, old, new in zip(self._orders, entry.keys, keys, strict=False):
-            if old == new:
-                continue
-            if old is not None:
-                del order[bisect_left(order, old)]
-            if new is not None:
-                insort(order, new)
-        entry.keys = keys
+        self._ranks.place(entry)
 
 
 def _shown(one: Candidate, judged: Judgement) -> Judged:
