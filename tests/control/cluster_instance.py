@@ -152,7 +152,7 @@ class ClusterInstance(Instance):
         running = [each for each in sequences if each.state in ("running", "detaching")]
         waiting = [each for each in sequences if each.state == "waiting"]
         free = self.engine.free_blocks
-        settled = [each for each in running if self.llumlet.is_settled(each.spec.id)]
+        settled = [each for each in running if not self.llumlet.is_moving(each.spec.id)]
         leaving = settled if self.role is Role.PREFILL else []
         growth = sum(-(-(each.tokens + RELIEF_STEPS) // BLOCK_TOKENS) - len(each.blocks) for each in running)
         return InstanceSnapshot(

@@ -195,7 +195,7 @@ def test_adopted_request_does_not_count_as_incoming() -> None:
     taker = llumlet()
     adopt(taker)
     assert taker.incoming == 0
-    assert not taker.is_settled("r")
+    assert taker.is_moving("r")
 
 
 def test_refusal_is_a_promise() -> None:
@@ -224,7 +224,7 @@ def test_commit_that_comes_again_long_after_the_adoption() -> None:
     taker = llumlet()
     adopt(taker)
     taker.handle(ev.Received(0.0, say.Verdict(**header(5, say.FRONT_END), owner="b")))
-    assert taker.is_settled("r")
+    assert not taker.is_moving("r")
     assert taker.handle(ev.Received(0.0, commit())) == []
     assert taker.handle(prepare()) == []
     assert taker.late == 2

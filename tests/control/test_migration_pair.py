@@ -55,11 +55,11 @@ def test_request_moves_there_and_back_and_there() -> None:
     client = decoding(world, max_tokens=60)
     for source, target in (("a", "b"), ("b", "a"), ("a", "b")):
         world.move(source, target, client.request)
-        settled = world.instances[target].llumlet.is_settled
+        moving = world.instances[target].llumlet.is_moving
         run(
             world,
-            lambda target=target, settled=settled: (  # type: ignore[misc]
-                client.request in world.instances[target].engine.sequences and settled(client.request)
+            lambda target=target, moving=moving: (  # type: ignore[misc]
+                client.request in world.instances[target].engine.sequences and not moving(client.request)
             ),
         )
     run(world)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from llumnix.config import PolicyConfig
 from llumnix.policy.pairing import Rejection, Why
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot, StepCost
-from llumnix.policy.why_not import Settled, why_instance_keeps_all, why_not_moved, why_nothing_moves
+from llumnix.policy.why_not import Whereabouts, why_instance_keeps_all, why_not_moved, why_nothing_moves
 from llumnix.types import HIGH, NORMAL, InstanceId, InstanceState, RequestId, RequestState, Role
 
 I0, I1 = InstanceId("i0"), InstanceId("i1")
@@ -29,50 +29,50 @@ REQUEST = RequestSnapshot(
     needed_blocks=7,
     length_blocks=7,
 )
-SETTLED = Settled(request=REQUEST, moved_ago_s=None, instance=TIGHT)
+THERE = Whereabouts(request=REQUEST, moved_ago_s=None, instance=TIGHT)
 NO_ROOM = Rejection(I0, I1, Why.NO_ROOM, 4, 3)
 
 
-def request(**facts: Any) -> Settled:
-    return replace(SETTLED, request=replace(REQUEST, **facts))
+def request(**facts: Any) -> Whereabouts:
+    return replace(THERE, request=replace(REQUEST, **facts))
 
 
-def instance(**facts: Any) -> Settled:
-    return replace(SETTLED, instance=replace(TIGHT, high_running=0, **facts))
+def instance(**facts: Any) -> Whereabouts:
+    return replace(THERE, instance=replace(TIGHT, high_running=0, **facts))
 
 
-IN_ORDER: list[tuple[Settled, dict[str, Any], str]] = [
+IN_ORDER: list[tuple[Whereabouts, dict[str, Any], str]] = [
     (request(why_pinned="it streams its input"), {}, "it cannot move: it streams its input"),
     (request(state=RequestState.MIGRATING), {}, "it is moving just now"),
-    (SETTLED, {"policy": "round-robin"}, "nothing moves by itself with --policy round-robin"),
+    (THERE, {"policy": "round-robin"}, "nothing moves by itself with --policy round-robin"),
     (
         instance(state=InstanceState.DRAINING),
         {},
         "i0 drains: what it has moves as soon as there is room for it, or ends before",
     ),
-    (SETTLED, {"migration": False}, "nothing moves by itself: --no-migration"),
+    (THERE, {"migration": False}, "nothing moves by itself: --no-migration"),
     (
         instance(free_blocks=90),
         {},
         "i0 gives nothing away: its freeness 9 is not below 3 (--migrate-out-freeness)",
     ),
     (
-        replace(SETTLED, moved_ago_s=0.4),
+        replace(THERE, moved_ago_s=0.4),
         {},
         "it was to move 0.4 s ago, and is left alone for 1 s (--request-cooldown-s)",
     ),
     (request(priority=HIGH), {}, "i0 gives requests away, but none that is of high priority"),
     (
-        SETTLED,
+        THERE,
         {},
         f"i0 would give a request away, and in the last round could not: {NO_ROOM}",
     ),
 ]
 
 
-@pytest.mark.parametrize(("settled", "knobs", "why"), IN_ORDER, ids=lambda part: part if isinstance(part, str) else "")
-def test_the_rule_that_keeps_it(settled: Settled, knobs: dict[str, Any], why: str) -> None:
-    assert why_not_moved(settled, PolicyConfig(**knobs), [Rejection(I1, None, Why.NO_TARGET), NO_ROOM]) == why
+@pytest.mark.parametrize(("there", "knobs", "why"), IN_ORDER, ids=lambda part: part if isinstance(part, str) else "")
+def test_the_rule_that_keeps_it(there: Whereabouts, knobs: dict[str, Any], why: str) -> None:
+    assert why_not_moved(there, PolicyConfig(**knobs), [Rejection(I1, None, Why.NO_TARGET), NO_ROOM]) == why
 
 
 def test_one_that_is_free_but_slow_gives_away_too() -> None:
@@ -84,12 +84,12 @@ def test_one_that_is_free_but_slow_gives_away_too() -> None:
 
 
 def test_a_scheduler_that_is_silent_moves_nothing() -> None:
-    why = why_not_moved(SETTLED, PolicyConfig(), [], scheduler_answers=False)
+    why = why_not_moved(THERE, PolicyConfig(), [], scheduler_answers=False)
     assert why == "the scheduler, which says who gives requests to whom, does not answer"
 
 
 def test_another_one_goes_first() -> None:
-    why = why_not_moved(replace(SETTLED, moved_ago_s=1.1), PolicyConfig(), [Rejection(I1, None, Why.NO_TARGET)])
+    why = why_not_moved(replace(THERE, moved_ago_s=1.1), PolicyConfig(), [Rejection(I1, None, Why.NO_TARGET)])
     assert why == "i0 gives requests away; another one goes first, by the rule 'cheapest to move'"
 
 
@@ -101,7 +101,7 @@ def test_by_the_papers_rule_a_request_that_decodes_nothing_yet_stays() -> None:
 def test_the_first_that_is_true_counts() -> None:
     """Each of these with all that is true of those behind it."""
     everything = replace(
-        SETTLED,
+        THERE,
         moved_ago_s=0.1,
         request=replace(REQUEST, why_pinned="it streams its input", state=RequestState.MIGRATING, priority=HIGH),
         instance=replace(TIGHT, state=InstanceState.DRAINING),
@@ -204,7 +204,7 @@ def test_one_that_makes_room_for_the_first_of_its_queue_gives_requests_away() ->
     assert why_instance_keeps_all(LACKS_ROOM, PolicyConfig(), []) == "i0 gives requests away"
     turned_down = f"i0 would give a request away, and in the last round could not: {NO_PIECE}"
     assert why_instance_keeps_all(LACKS_ROOM, PolicyConfig(), [NO_PIECE]) == turned_down
-    assert why_not_moved(replace(SETTLED, instance=LACKS_ROOM), PolicyConfig(), [NO_PIECE]) == turned_down
+    assert why_not_moved(replace(THERE, instance=LACKS_ROOM), PolicyConfig(), [NO_PIECE]) == turned_down
     small = replace(GIVES, id=I1, free_blocks=13, running=4)
     assert why_nothing_moves(cluster(LACKS_ROOM, small), PolicyConfig(), []) == turned_down
     keeps = "i0 gives nothing away: its freeness 3.636 is not below 3 (--migrate-out-freeness)"
@@ -242,9 +242,9 @@ def test_who_runs_on_an_instance_for_prompts_leaves_it_or_is_taken_by_nobody(
     others: tuple[InstanceSnapshot, ...], why: str
 ) -> None:
     known = (FOR_PROMPTS, *others)
-    settled = replace(SETTLED, instance=FOR_PROMPTS, cluster=known, request=replace(REQUEST, needed_blocks=8))
+    there = replace(THERE, instance=FOR_PROMPTS, cluster=known, request=replace(REQUEST, needed_blocks=8))
     sentence = f"i0 is for prompts{why}"
-    assert why_not_moved(settled, PolicyConfig(), []) == sentence
+    assert why_not_moved(there, PolicyConfig(), []) == sentence
     spared = "; none that makes tokens moves to it, for it is for prompts"
     assert why_instance_keeps_all(FOR_PROMPTS, PolicyConfig(), [], cluster=known) == sentence + spared
     if sum(each.state is InstanceState.RUNNING for each in known) > 1:
@@ -252,9 +252,9 @@ def test_who_runs_on_an_instance_for_prompts_leaves_it_or_is_taken_by_nobody(
 
 
 def test_who_waits_on_an_instance_for_prompts_moves_like_any_other() -> None:
-    settled = replace(request(state=RequestState.WAITING), instance=FOR_PROMPTS, cluster=(FOR_PROMPTS, FOR_TOKENS))
-    assert why_not_moved(settled, PolicyConfig(), []).startswith("i0 gives nothing away: its freeness 9")
-    running = replace(settled, request=REQUEST)
+    there = replace(request(state=RequestState.WAITING), instance=FOR_PROMPTS, cluster=(FOR_PROMPTS, FOR_TOKENS))
+    assert why_not_moved(there, PolicyConfig(), []).startswith("i0 gives nothing away: its freeness 9")
+    running = replace(there, request=REQUEST)
     assert why_not_moved(running, PolicyConfig(migration=False), []) == "nothing moves by itself: --no-migration"
 
 

@@ -51,7 +51,7 @@ class Watcher:
     def on_finished(self, request: SimRequest) -> None:
         self.finished.append(request)
 
-    def on_settled(self, request: SimRequest) -> None:
+    def on_watched(self, request: SimRequest) -> None:
         self.settled.append((request.id, request.state))
 
 

@@ -96,10 +96,10 @@ class Attempts(msgspec.Struct, kw_only=True):
     def outgoing(self) -> int:
         return len(self.sources)
 
-    def is_settled(self, request: RequestId) -> bool:
-        """False while it is on its way in or out, or came so recently that the front end has not confirmed it: it can
-        not be moved then."""
-        return request not in self.sources and request not in self.targets
+    def is_moving(self, request: RequestId) -> bool:
+        """It is on its way in or out, or came so recently that the front end has not confirmed it: it can not be moved
+        then."""
+        return request in self.sources or request in self.targets
 
     def validate(self) -> None:
         """Raises AssertionError, in words, if what is known contradicts itself."""

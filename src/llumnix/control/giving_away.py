@@ -53,7 +53,7 @@ class GivingAway:
         count = min(asked, self._config.max_outgoing - out)
         if count <= 0:
             return [self._cannot(order, f"{out} migrations out already", asked)]
-        free = {each.id: each for each in move.candidates if self._attempts.is_settled(each.id)}
+        free = {each.id: each for each in move.candidates if not self._attempts.is_moving(each.id)}
         query = VictimQuery(
             at=move.at,
             cooldown_s=self._cooldown_s,
@@ -86,7 +86,7 @@ class GivingAway:
             return "no such request here"
         if order.target == self._instance:
             return "it is there already"
-        if not self._attempts.is_settled(snapshot.id) or snapshot.state is RequestState.MIGRATING:
+        if self._attempts.is_moving(snapshot.id) or snapshot.state is RequestState.MIGRATING:
             return "it is on the move already, or its last move is not confirmed yet"
         if snapshot.why_pinned:
             return f"it is pinned to its instance: {snapshot.why_pinned}"

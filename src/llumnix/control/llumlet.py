@@ -80,7 +80,7 @@ class Llumlet:
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         """Raises IllegalEvent, with the transcript of the request, if the driver broke its contract, and IllegalMessage
         if whoever sent a message did; nothing changed."""
-        if isinstance(event, Gone | Progress | Preempted) and self.attempts.is_settled(event.request):
+        if isinstance(event, Gone | Progress | Preempted) and not self.attempts.is_moving(event.request):
             return []  # of the many requests that never move; not worth a line in the transcript
         try:
             commands = self._route(event)
@@ -111,8 +111,8 @@ class Llumlet:
         """Messages so far that came twice, too late, or for an attempt that is over."""
         return self.attempts.late + sum(machine.late for machine in self.attempts.machines)
 
-    def is_settled(self, request: RequestId) -> bool:
-        return self.attempts.is_settled(request)
+    def is_moving(self, request: RequestId) -> bool:
+        return self.attempts.is_moving(request)
 
     # routing
 
@@ -262,7 +262,7 @@ class Llumlet:
         return undo + target.start(at, message)
 
     def _why_not_take(self, message: Prepare) -> str:
-        if not self.attempts.is_settled(message.request):
+        if self.attempts.is_moving(message.request):
             return "an older copy of it is still here"
         if self.attempts.draining:
             return "draining"

@@ -21,7 +21,7 @@ _MOST_NAMED = 4
 """Pairs that a sentence names."""
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class Whereabouts(msgspec.Struct, frozen=True, kw_only=True):
     """A request, and what is known of where it is."""
 
     request: RequestSnapshot
@@ -33,10 +33,10 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def why_not_moved(
-    settled: Settled, config: PolicyConfig, rejected: Sequence[Rejection], scheduler_answers: bool = True
+    there: Whereabouts, config: PolicyConfig, rejected: Sequence[Rejection], scheduler_answers: bool = True
 ) -> str:
     """The first rule that keeps it where it is. `rejected`: of the last round of pairing."""
-    request, instance = settled.request, settled.instance
+    request, instance = there.request, there.instance
     policy = find_policy(config.policy)
     if request.why_pinned:
         return f"it cannot move: {request.why_pinned}"
@@ -44,12 +44,12 @@ def why_not_moved(
         return "it is moving just now"
     if _makes_its_tokens_elsewhere(instance) and request.state is RequestState.RUNNING:
         no_rule = _no_rule(config, scheduler_answers)
-        return no_rule or _why_no_home(instance, request.needed_blocks, settled.cluster)
+        return no_rule or _why_no_home(instance, request.needed_blocks, there.cluster)
     if why := _gives_nothing(instance, config, scheduler_answers, rejected):
         return why
-    if settled.moved_ago_s is not None and settled.moved_ago_s < config.request_cooldown_s:
+    if there.moved_ago_s is not None and there.moved_ago_s < config.request_cooldown_s:
         least = f"{config.request_cooldown_s:g} s (--request-cooldown-s)"
-        return f"it was to move {settled.moved_ago_s:.2g} s ago, and is left alone for {least}"
+        return f"it was to move {there.moved_ago_s:.2g} s ago, and is left alone for {least}"
     if not _gives_by_pace(instance, rejected) and (
         kept := policy.victim.keeps_now(queued=instance.waiting > 0)(request)
     ):

@@ -51,7 +51,7 @@ class SimBody:
 
     # ------------------------------------------------------------------ from the instance
 
-    def settled(self, request: SimRequest) -> None:
+    def on_watched(self, request: SimRequest) -> None:
         """A watched one changed between computing, decoding and waiting."""
         name = RequestId(request.id)
         if request.state is WAITING:

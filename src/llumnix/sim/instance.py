@@ -179,10 +179,10 @@ class SimInstance:
             self.hear(told.Gone(self._kernel.now, RequestId(request.id), "finished"))
         self._world.finished(request)
 
-    def on_settled(self, request: SimRequest) -> None:
+    def on_watched(self, request: SimRequest) -> None:
         name = RequestId(request.id)
         if request.state is not PREFILLING:
-            self.body.settled(request)
+            self.body.on_watched(request)
         elif name in self.homes:
             self.engine.watched.discard(name)
             here = describe(request, self.account.llumlet, self.engine, tells_rest=True)

@@ -268,9 +268,9 @@ def candidates(account: Account, engine: EngineModel, tells_rest: bool) -> tuple
 
 def describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, tells_rest: bool) -> RequestSnapshot:
     """As `candidates`, one that is here."""
-    tokens = engine.tokens_of(request)
+    name, tokens = RequestId(request.id), engine.tokens_of(request)
     return RequestSnapshot(
-        id=RequestId(request.id),
+        id=name,
         state=RequestState.WAITING if request.state is WAITING else RequestState.RUNNING,
         priority=Priority(request.priority),
         arrival_s=request.arrival_s,
@@ -278,7 +278,7 @@ def describe(request: SimRequest, llumlet: Llumlet | None, engine: EngineModel, 
         held_blocks=engine.held_blocks(request),
         needed_blocks=engine.blocks_of(tokens),
         length_blocks=engine.blocks_of(tokens) - engine.state_blocks,
-        why_pinned="" if llumlet is None or llumlet.is_settled(RequestId(request.id)) else "its last move is not over",
+        why_pinned="its last move is not over" if llumlet is not None and llumlet.is_moving(name) else "",
         remaining_tokens=request.prompt_tokens + request.output_tokens - tokens if tells_rest else None,
         moved_s=request.moved_s,
     )

@@ -242,7 +242,7 @@ class EngineModel:
 
     def _tell(self, request: SimRequest) -> None:
         if request.id in self.watched:
-            self._listener.on_settled(request)
+            self._listener.on_watched(request)
 
     def _taken_in_flight(self) -> int:
         return self.batch.blocks_for(self.steps_started()) if self._flight.steps else 0

@@ -18,5 +18,5 @@ class Listener(Protocol):
 
     def on_finished(self, request: SimRequest) -> None: ...
 
-    def on_settled(self, request: SimRequest) -> None:
+    def on_watched(self, request: SimRequest) -> None:
         """A request that somebody watches (`EngineModel.watched`) changed between computing, decoding, waiting."""

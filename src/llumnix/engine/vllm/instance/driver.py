@@ -86,7 +86,7 @@ class LlumletDriver:
 
     def verdict(self, verdict: Verdict) -> None:
         self._received(verdict)
-        if self._loop.llumlet.is_settled(verdict.request):
+        if not self._loop.llumlet.is_moving(verdict.request):
             self.incoming.confirmed(verdict.request)
 
     def _received(self, message: AnyMessage) -> None:
@@ -153,7 +153,7 @@ class LlumletDriver:
         return [
             each
             for each in self._candidates(exact=False)
-            if not each.why_pinned and self._loop.llumlet.is_settled(each.id) and why_not_to_decode(each) is None
+            if not (each.why_pinned or self._loop.llumlet.is_moving(each.id) or why_not_to_decode(each))
         ]
 
     def _candidates(self, only: RequestId | None = None, *, exact: bool) -> tuple[RequestSnapshot, ...]:

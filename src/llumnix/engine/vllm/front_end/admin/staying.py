@@ -21,7 +21,7 @@ from llumnix.journal.story import RequestStory
 from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.pairing import Rejection
 from llumnix.policy.snapshot import ClusterSnapshot, InstanceSnapshot, RequestSnapshot
-from llumnix.policy.why_not import Settled, why_instance_keeps_all, why_not_moved, why_nothing_moves
+from llumnix.policy.why_not import Whereabouts, why_instance_keeps_all, why_not_moved, why_nothing_moves
 from llumnix.types import InstanceId, Priority, RequestState, by_number
 from llumnix.wire.news import ReadJournal
 from llumnix.wire.to_front_end import RequestRow
@@ -65,8 +65,8 @@ async def of_requests(
     for instance, row in rows:
         member, told = board.client.members.known.get(instance), live[first_id(row.request)]
         if member is not None:
-            settled = _settled(row, told, member.snapshot, serving)
-            stays[told.sequence] = why_not_moved(settled, board.spec.policy, rejected, answers)
+            there = _whereabouts(row, told, member.snapshot, serving)
+            stays[told.sequence] = why_not_moved(there, board.spec.policy, rejected, answers)
     return stays
 
 
@@ -78,13 +78,13 @@ async def _turned_down(board: Switchboard) -> list[Rejection]:
     return [no for entry in entries if isinstance(entry.what, RoundNoted) for no in entry.what.rejected]
 
 
-def _settled(
+def _whereabouts(
     row: RequestRow, told: RequestStory, instance: InstanceSnapshot, serving: tuple[InstanceSnapshot, ...]
-) -> Settled:
+) -> Whereabouts:
     tokens = row.prompt_tokens + row.output_tokens
     moved_at_s = [entry.at_s for entry in told.entries if isinstance(entry.what, MoveNoted | StayNoted)]
     now_s = told.arrived_at_s + told.latency_s
-    return Settled(
+    return Whereabouts(
         request=RequestSnapshot(
             id=row.request,
             state=RequestState(row.state),
