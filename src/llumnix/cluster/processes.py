@@ -47,7 +47,8 @@ class Watch:
         self.due_s = at + self.patience_s
 
     def finds_it_hanging(self, at: float) -> bool:
-        """True once. Whoever looks long after the time stood still himself, and so may everybody have."""
+        """True once. Who looks at it long after it was due has stood still himself (a suspended machine), and so may
+        everybody have: then it gets as much time again."""
         if self.due_s is None or at < self.due_s:
             return False
         late = at >= self.due_s + _LATE_S

@@ -246,8 +246,8 @@ class Supervisor:
         return commands + self._proceed_with_stopping(at)
 
     def _start_last(self, at: float) -> list[SupervisorCommand]:
-        """The one whose turn is next, without a pause, for there is no later any more: at most its place has first to
-        be cleared."""
+        """Starts the instance whose turn is next without waiting for the end of its pause: there is no later. If its
+        place is not free yet, this is called again when that is cleared."""
         self._last_start_lacks_a_place = False
         if self._roster.starting or not self._streams_may_be_parked:
             return []

@@ -75,7 +75,8 @@ class Dispatcher:
 
     def on_report(self, snapshot: InstanceSnapshot) -> bool:
         """Takes a newer report and closes the ledger's entries that it counts. Older ones, and those of a removed
-        instance, change nothing; heartbeats tell whether its engine stands still. True: new here, with prefixes."""
+        instance, change nothing; of one that is repeated (a heartbeat) only whether its engine stands still is read.
+        True: the instance is new here, and is to be asked which prefixes it holds."""
         entry = self._entries.get(snapshot.id)
         if entry is None and snapshot.id in self._removed:
             return False

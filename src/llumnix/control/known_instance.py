@@ -28,8 +28,6 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
 
 
 class KnownInstance:
-    """`dispatched`: requests of this front end that its report counts already."""
-
     __slots__ = (
         "dispatched",
         "keys",
@@ -45,6 +43,7 @@ class KnownInstance:
     )
 
     def __init__(self, reported: InstanceSnapshot, dispatched: int) -> None:
+        """`dispatched`: requests of this front end that the report counts already."""
         self.reported = reported
         self.view = reported
         """`reported` with the dispatches under way counted as waiting."""

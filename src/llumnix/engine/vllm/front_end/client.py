@@ -89,8 +89,8 @@ class LlumnixClient(AsyncMPClient):
         self.membership.last_word(instance)
 
     def _apply_ready_response(self, payload: bytes) -> None:
-        """vLLM adds up the blocks of its engines. These come and go: it is told those of the first one, of which it
-        keeps what else it knows of caches."""
+        """vLLM adds up the blocks of all engines that answer; all else about their caches it has from the first. Ours
+        come and go, so the number of blocks stays the first one's, too."""
         cache = self.vllm_config.cache_config
         first = cache.num_gpu_blocks
         super()._apply_ready_response(payload)

@@ -162,8 +162,8 @@ class LlumnixLLM(AsyncLLM):
     async def _add_request(
         self, request: EngineCoreRequest, prompt: Any, parent_req: Any, index: int, queue: RequestOutputCollector
     ) -> None:
-        """As vLLM's, which knows a request from before it is sent, and for ever when it cannot be (of n > 1 sequences,
-        which do not come by here, it forgets all)."""
+        """As vLLM's, which takes note of a request before it is sent, and never forgets it if it cannot be. (Sequences
+        of n > 1 do not come by here; of those vLLM forgets all.)"""
         known = self.output_processor.has_request(request.request_id)
         try:
             await super()._add_request(request, prompt, parent_req, index, queue)
@@ -187,7 +187,8 @@ class LlumnixLLM(AsyncLLM):
             self._tasks.spawn(self.renderer.clear_mm_cache_async())
 
     async def forget_dummies(self) -> None:
-        """What vLLM's server has of `reset_mm_cache` when it starts; the state of the server stays as it is."""
+        """Drops what the renderer's warm-up has left in its cache of processed images. vLLM's server calls
+        `reset_mm_cache` for that, which here would concern the whole server."""
         self.renderer._join_mm_warmup()
         await self.renderer.clear_mm_cache_async()
 
@@ -268,9 +269,9 @@ def _client(
 
 @contextmanager
 def _made_with(make_client: Callable[..., LlumnixClient]) -> Iterator[None]:
-    """`AsyncLLM.__init__` calls these factories and has no other way to be given a client, a cache of processed images
-    that does not count on one engine having the same images in its own, and metrics of engines that come. They are
-    replaced while the constructor runs, and nowhere else."""
+    """`AsyncLLM.__init__` calls these factories and cannot be given what they make in another way: an engine client, a
+    cache of processed images (vLLM's believes that its one engine has what was sent there before), and metrics of
+    engines that come and go. They are replaced while the constructor runs, and nowhere else."""
     with (
         mock.patch.object(EngineCoreClient, "make_async_mp_client", staticmethod(make_client)),
         mock.patch.object(renderers, "processor_cache_from_config", processor_only_cache_from_config),

@@ -42,7 +42,8 @@ class Streams:
         self.sessions: dict[str, Session] = {}
         """By engine id; those that wait for an instance, too."""
         self.seeds_lost = ""
-        """Why a stream with a seed cannot go on exactly when its instance dies, by word of the latest that came."""
+        """Why a stream with a seed cannot go on exactly when its instance dies, by word of the instance that joined
+        last; empty if it can."""
         self.on_end: OnEnd = lambda session: None
         self._members = members
         self._machine = machine

@@ -80,7 +80,7 @@ class Switchboard:
 
     @property
     def refused(self) -> int:
-        """Strangers that tried to connect, here or to vLLM's sockets; always 0 on one machine."""
+        """Connections of others than the server's own processes, here or to vLLM's sockets; always 0 on one machine."""
         doorkeeper = self.client.doorkeeper
         return self._mailbox.refused + (0 if doorkeeper is None else doorkeeper.refused)
 

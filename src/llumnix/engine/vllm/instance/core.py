@@ -186,14 +186,20 @@ class LlumnixEngineCore(EngineCoreProc):
         office.reports.begins()
         if request_type == CONTROL:
             office.take(request)
+        elif request_type == EngineCoreRequestType.ADD:
+            self._add(*request)
         else:
-            if request_type == EngineCoreRequestType.ADD:
-                self._count(*request)
-            if request_type == EngineCoreRequestType.ADD and not self._follower.can_serve(request[0].lora_request):
-                self._send_error_outputs_to_client([request[0].request_id], request[0].client_index)
-            else:
-                super()._handle_client_request(request_type, request)
+            super()._handle_client_request(request_type, request)
         office.after_message()
+
+    def _add(self, request: Request, wave: int) -> None:
+        """Unless it lacks its adapter here. Counted it is anyway, for the front end's ledger."""
+        if wave != FURTHER_CHUNK:
+            self._ledger.added[request.client_index] += 1
+        if self._follower.can_serve(request.lora_request):
+            super()._handle_client_request(EngineCoreRequestType.ADD, (request, wave))
+        else:
+            self._send_error_outputs_to_client([request.request_id], request.client_index)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> Any:
         """As vLLM's, which fails where blocks stay taken when nothing runs. Here those of requests on the move do: then
@@ -242,11 +248,6 @@ class LlumnixEngineCore(EngineCoreProc):
             self._mark((request.client_index,), THROWN_AWAY, [request.request_id])
         self.office.after_step()
         return executed
-
-    def _count(self, request: Request, wave: int) -> None:
-        """For the front end's ledger."""
-        if wave != FURTHER_CHUNK:
-            self._ledger.added[request.client_index] += 1
 
     # -- utilities that a front end calls (`AsyncMPClient._call_utility_async`)
 

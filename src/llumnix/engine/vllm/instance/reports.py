@@ -108,7 +108,8 @@ class Reports:
             self._mailbox.post_soon(self._audience, self._last)
 
     def introduce(self) -> InstanceSnapshot:
-        """To a front end that comes. Heartbeats repeat it from now on: they are read as of the last report alone."""
+        """A report for a front end that is new. Heartbeats repeat this one from now on: one that repeated an older
+        report would not be read there."""
         self._last = self.make()
         return self._last.snapshot
 
