@@ -25,8 +25,8 @@ from vllm.lora.request import LoRARequest
 from llumnix.engine.vllm.front_end import serve
 from llumnix.engine.vllm.front_end.adapters import share_adapters
 from llumnix.engine.vllm.front_end.members import Members
+from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.front_end.state_file import StateFile
-from llumnix.engine.vllm.front_end.whole import Whole
 
 
 class Engines:
@@ -52,24 +52,24 @@ class FrontEnds:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.engines = Engines()
-        self.all: list[tuple[OpenAIServingModels, Whole]] = []
+        self.all: list[tuple[OpenAIServingModels, SharedState]] = []
 
     async def start(self, *static: str) -> OpenAIServingModels:
         """One more, with these adapters on its command line."""
         client = client_of(self.engines)
         modules = [LoRAModulePath(name=name, path=f"/{name}") for name in static]
         serving = OpenAIServingModels(client, [BaseModelPath("tiny", "/tiny")], lora_modules=modules)  # type: ignore[arg-type]
-        whole = Whole(StateFile(str(self.folder)), Members(), None, None, None)  # type: ignore[arg-type]
+        shared_state = SharedState(StateFile(str(self.folder)), Members(), None, None, None)  # type: ignore[arg-type]
         await serving.init_static_loras()  # type: ignore[no-untyped-call]
-        self.all.append((serving, whole))
-        whole.tell_others = lambda: self._tell(whole)
-        await share_adapters(serving, whole)
+        self.all.append((serving, shared_state))
+        shared_state.tell_others = lambda: self._tell(shared_state)
+        await share_adapters(serving, shared_state)
         return serving
 
-    async def _tell(self, teller: Whole) -> None:
-        for _, whole in self.all:
-            if whole is not teller:
-                await whole.follow()
+    async def _tell(self, teller: SharedState) -> None:
+        for _, shared_state in self.all:
+            if shared_state is not teller:
+                await shared_state.follow()
 
     def weights(self, name: str) -> set[str | None]:
         """What all front ends would have a request for the adapter computed with."""
@@ -152,7 +152,7 @@ async def test_restarted_front_end_loads_no_adapter_of_the_command_line_again(
 ) -> None:
     """Their ids would be counted from 1, and may be other ones' by now."""
     await fronts.start("north", "south")
-    whole = fronts.all[0][1]
+    shared_state = fronts.all[0][1]
     modules = [LoRAModulePath(name="audio", path="/audio")]  # of --default-mm-loras: in no flag that could be left out
 
     async def init_app_state(llm: Any, state: Any, *_: Any) -> None:
@@ -165,7 +165,10 @@ async def test_restarted_front_end_loads_no_adapter_of_the_command_line_again(
     monkeypatch.setattr(app_state, "init_app_state", init_app_state)
     monkeypatch.setattr(app, "build_app", lambda *_: FastAPI())
     llm = client_of(
-        fronts.engines, engine_core=SimpleNamespace(whole=whole), get_supported_tasks=tasks, follow=lambda _: None
+        fronts.engines,
+        engine_core=SimpleNamespace(shared_state=shared_state),
+        get_supported_tasks=tasks,
+        follow=lambda _: None,
     )
     board = SimpleNamespace(spec=SimpleNamespace(admin_socket=socket.socket()), client=None)
     fronts.engines.loaded.clear()  # as of an instance that starts at the same time
@@ -195,14 +198,14 @@ async def test_adapters_that_a_plugin_finds_are_shared_as_well(fronts: FrontEnds
 async def test_model_that_nobody_knows_changes_nothing_for_anybody(fronts: FrontEnds) -> None:
     """Or instances that start would have to be brought to a new version for ever."""
     one = await fronts.start()
-    whole = fronts.all[0][1]
-    version = whole.file.read().version
+    shared_state = fronts.all[0][1]
+    version = shared_state.file.read().version
     assert isinstance(await one.resolve_lora("gpt-5"), ErrorResponse)
     for finders in [], [Finder()]:
         one.lora_resolvers = finders  # type: ignore[assignment]
-        async with whole.file.changing(), asyncio.timeout(10):
+        async with shared_state.file.changing(), asyncio.timeout(10):
             assert isinstance(await one.resolve_lora("none"), ErrorResponse), "nobody's change is waited for"
-    assert whole.file.read().version == version
+    assert shared_state.file.read().version == version
 
 
 async def test_front_end_that_is_restarted_waits_for_nobodys_change(fronts: FrontEnds) -> None:
@@ -217,16 +220,16 @@ async def test_adapter_whose_client_goes_away_meanwhile_is_known_to_all_or_nobod
     one = await fronts.start()
     await fronts.start()
     one.lora_resolvers = [Finder()]  # type: ignore[list-item]
-    (_, whole), tell, telling = fronts.all[0], fronts.all[0][1].tell_others, asyncio.Event()
+    (_, shared_state), tell, telling = fronts.all[0], fronts.all[0][1].tell_others, asyncio.Event()
 
     async def slowly() -> None:
         telling.set()
         await asyncio.sleep(0.05)
         await tell()
 
-    whole.tell_others = slowly
+    shared_state.tell_others = slowly
     asked = asyncio.create_task(one.resolve_lora("alpha"))
     await telling.wait()
     asked.cancel()
-    await asyncio.gather(*whole._changes)
+    await asyncio.gather(*shared_state._changes)
     assert fronts.weights("alpha") == {"/found/alpha"}

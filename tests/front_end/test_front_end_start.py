@@ -30,7 +30,7 @@ async def test_what_comes_while_it_waits_for_its_first_instance_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: asyncio.Queue[Report] = asyncio.Queue()
-    parts = {"members": Members(), "membership": SimpleNamespace(), "whole": SimpleNamespace()}
+    parts = {"members": Members(), "membership": SimpleNamespace(), "shared_state": SimpleNamespace()}
     client = SimpleNamespace(**parts, on_report=heard.put_nowait, doorkeeper=None)
 
     def llm(*_: Any) -> SimpleNamespace:

@@ -20,7 +20,7 @@ from vllm.lora.request import LoRARequest
 from vllm.utils.counter import AtomicCounter
 
 from llumnix.control.server_state import Adapter, ServerState, with_adapter_id_taken, with_adapters
-from llumnix.engine.vllm.front_end.whole import Whole
+from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.lora import adapter_of, request_for
 
 
@@ -34,10 +34,10 @@ class _Originals:
 
 
 @contextmanager
-def static_adapters_loaded_once(whole: Whole) -> Iterator[None]:
+def static_adapters_loaded_once(shared_state: SharedState) -> Iterator[None]:
     """Around vLLM's `init_app_state`, which loads the adapters of the command line, `--default-mm-loras` among them,
     under ids from 1 on. Once the server has told its adapters, these ids may be other ones'."""
-    if whole.file.read().adapters is None:
+    if shared_state.file.read().adapters is None:
         yield
         return
     with mock.patch.object(OpenAIServingModels, "init_static_loras", _load_nothing):
@@ -48,25 +48,25 @@ async def _load_nothing(_serving: OpenAIServingModels) -> None:
     """The server's own adapters follow (`share_adapters`)."""
 
 
-async def share_adapters(serving: OpenAIServingModels, whole: Whole) -> None:
+async def share_adapters(serving: OpenAIServingModels, shared_state: SharedState) -> None:
     """From here on the adapters of this front end are those of the server. Those that it was started with count if it
     is the first one that tells."""
-    shared = SharedAdapters(serving, whole)
-    if whole.file.read().adapters is None:  # else nobody's change, which may take long, has to be waited for
-        async with whole.file.changing() as write:
-            state = whole.file.read()
+    shared = SharedAdapters(serving, shared_state)
+    if shared_state.file.read().adapters is None:  # else nobody's change, which may take long, has to be waited for
+        async with shared_state.file.changing() as write:
+            state = shared_state.file.read()
             if state.adapters is None:
                 state = with_adapters(state, tuple(adapter_of(lora, 0) for lora in serving.lora_requests.values()))
                 write(state)
-                await whole.commit(state)
-    whole.followers.append(shared.follow)
-    shared.follow(whole.file.read())
+                await shared_state.commit(state)
+    shared_state.followers.append(shared.follow)
+    shared.follow(shared_state.file.read())
 
 
 class SharedAdapters:
-    def __init__(self, serving: OpenAIServingModels, whole: Whole) -> None:
+    def __init__(self, serving: OpenAIServingModels, shared_state: SharedState) -> None:
         self._serving = serving
-        self._whole = whole
+        self._shared_state = shared_state
         self._own = _Originals(serving.load_lora_adapter, serving.unload_lora_adapter, serving.resolve_lora)
         self._asked_for: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By name, while somebody asks."""
@@ -80,10 +80,10 @@ class SharedAdapters:
         self._serving.lora_requests.update({adapter.name: request_for(adapter) for adapter in state.adapters or ()})
 
     async def load(self, request: Any, base_model_name: str | None = None) -> ErrorResponse | str:
-        return await self._whole.to_the_end(self._load(request, base_model_name))
+        return await self._shared_state.to_the_end(self._load(request, base_model_name))
 
     async def unload(self, request: Any) -> ErrorResponse | str:
-        return await self._whole.to_the_end(self._unload(request))
+        return await self._shared_state.to_the_end(self._unload(request))
 
     async def resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
         """An adapter that a request names and that nobody has loaded: vLLM's plugins may find it."""
@@ -93,7 +93,7 @@ class SharedAdapters:
             if not await self._is_found(lora_name):  # a misspelt model: it must cost nobody else anything
                 missing = f"LoRA adapter {lora_name} does not exist"
                 return ErrorResponse(error=ErrorInfo(message=missing, type="NotFoundError", code=HTTPStatus.NOT_FOUND))
-            return await self._whole.to_the_end(self._resolve(lora_name))
+            return await self._shared_state.to_the_end(self._resolve(lora_name))
 
     async def _is_found(self, lora_name: str) -> bool:
         """May take long: plugins ask the network. They keep what they have found."""
@@ -104,7 +104,7 @@ class SharedAdapters:
         return False
 
     async def _load(self, request: Any, base_model_name: str | None) -> ErrorResponse | str:
-        async with self._whole.file.changing() as write:
+        async with self._shared_state.file.changing() as write:
             state = self._begin(write)
             before = _named(state, request.lora_name)
             answer: ErrorResponse | str = await self._own.load(request, base_model_name)
@@ -119,7 +119,7 @@ class SharedAdapters:
             return answer
 
     async def _unload(self, request: Any) -> ErrorResponse | str:
-        async with self._whole.file.changing() as write:
+        async with self._shared_state.file.changing() as write:
             state = self._begin(write)
             answer: ErrorResponse | str = await self._own.unload(request)
             if isinstance(answer, str):
@@ -127,7 +127,7 @@ class SharedAdapters:
             return answer
 
     async def _resolve(self, lora_name: str) -> LoRARequest | ErrorResponse:
-        async with self._whole.file.changing() as write:
+        async with self._shared_state.file.changing() as write:
             state = self._begin(write)
             answer: LoRARequest | ErrorResponse = await self._own.resolve(lora_name)
             if isinstance(answer, LoRARequest) and _named(state, lora_name) is None:
@@ -136,7 +136,7 @@ class SharedAdapters:
 
     def _begin(self, write: Any) -> ServerState:
         """This front end is up to date, and the id that vLLM would take next is nobody else's, whatever happens now."""
-        state = self._whole.file.read()
+        state = self._shared_state.file.read()
         self.follow(state)
         self._serving.lora_id_counter = AtomicCounter(state.last_adapter_id)
         state = with_adapter_id_taken(state, state.last_adapter_id + 1)
@@ -146,7 +146,7 @@ class SharedAdapters:
     async def _commit(self, write: Any, state: ServerState) -> None:
         write(state)
         self.follow(state)
-        await self._whole.commit(state)
+        await self._shared_state.commit(state)
 
 
 def _named(state: ServerState, name: str) -> Adapter | None:

@@ -29,10 +29,10 @@ from llumnix.engine.vllm.front_end.given_up import GivenUp, ToldError
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import GONE, Member, Members, of_the_living, unless_gone
 from llumnix.engine.vllm.front_end.membership import Membership
+from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Streams
 from llumnix.engine.vllm.front_end.ways import Observer, Ways
-from llumnix.engine.vllm.front_end.whole import Whole
 from llumnix.recording import recorder
 from llumnix.types import InstanceId
 from llumnix.wire.curve import Doorkeeper
@@ -73,9 +73,9 @@ class LlumnixClient(AsyncMPClient):
         self.is_wanted: Callable[[str], bool] = lambda request_id: True
         """Whether vLLM waits for its outputs. Of n > 1 sequences it sends the rest when all were aborted meanwhile."""
         file, spawn = StateFile(spec.book.run_dir), self._tasks.spawn
-        self.whole = Whole(file, self.members, self._tell_state, spawn, self.streams.equipped)
+        self.shared_state = SharedState(file, self.members, self._tell_state, spawn, self.streams.equipped)
         clocks = Clocks(one_machine=spec.cluster.launcher == "local")
-        self.membership = Membership(self, self.streams, self.whole, ways, clocks)
+        self.membership = Membership(self, self.streams, self.shared_state, ways, clocks)
 
     # -- instances
 
@@ -214,41 +214,41 @@ class LlumnixClient(AsyncMPClient):
     # -- the state of the server as a whole
 
     async def pause_scheduler_async(self, mode: Any = "abort", clear_cache: bool = True) -> None:
-        await self.whole.do(Op("pause_scheduler", (mode, clear_cache)))
+        await self.shared_state.do(Op("pause_scheduler", (mode, clear_cache)))
 
     # Since 0.33, where vLLM refuses new requests meanwhile; here they wait.
     pause_generation_async = pause_scheduler_async
 
     async def resume_scheduler_async(self) -> None:
-        await self.whole.do(Op("resume_scheduler"))
+        await self.shared_state.do(Op("resume_scheduler"))
 
     async def is_scheduler_paused_async(self) -> bool:
-        return self.whole.file.read().paused
+        return self.shared_state.file.read().paused
 
     async def sleep_async(self, level: int = 1, mode: Any = "abort") -> None:
-        await self.whole.do(Op("sleep", (level, mode)))
+        await self.shared_state.do(Op("sleep", (level, mode)))
 
     async def wake_up_async(self, tags: list[str] | None = None) -> bool:
-        answers = await self.whole.do(Op("wake_up", (tags,)))
-        return all(answers) if answers else not self.whole.file.read().asleep
+        answers = await self.shared_state.do(Op("wake_up", (tags,)))
+        return all(answers) if answers else not self.shared_state.file.read().asleep
 
     async def is_sleeping_async(self) -> bool:
-        return self.whole.file.read().asleep
+        return self.shared_state.file.read().asleep
 
     async def release_kv_cache_memory_async(self) -> None:
-        await self.whole.do(Op("release_kv_cache_memory"))
+        await self.shared_state.do(Op("release_kv_cache_memory"))
 
     async def profile_async(self, is_start: bool = True, *how: Any) -> None:
-        await self.whole.do(Op("profile", (is_start, *how)))
+        await self.shared_state.do(Op("profile", (is_start, *how)))
 
     async def reset_prefix_cache_async(self, *how: Any) -> bool:
-        return all(await self.whole.do(Op("reset_prefix_cache", how)))
+        return all(await self.shared_state.do(Op("reset_prefix_cache", how)))
 
     async def reset_mm_cache_async(self) -> None:
-        await self.whole.do(Op("reset_mm_cache"))
+        await self.shared_state.do(Op("reset_mm_cache"))
 
     async def reset_encoder_cache_async(self) -> None:
-        await self.whole.do(Op("reset_encoder_cache"))
+        await self.shared_state.do(Op("reset_encoder_cache"))
 
     async def collective_rpc_async(self, *call: Any) -> list[Any]:
         """Of the workers of all instances that there are."""

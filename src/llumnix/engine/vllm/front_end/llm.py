@@ -94,7 +94,7 @@ class LlumnixLLM(AsyncLLM):
         self._count_places(spec.cluster.instances)
         self._profile_session_guard_enabled = True  # vLLM's is off where front ends know nothing of each other
         self._profile_session_active = False  # 0.31 has neither
-        self.engine_core.whole.followers.append(self.follow)
+        self.engine_core.shared_state.followers.append(self.follow)
 
     def _accompany_requests(self, observer: Observer) -> None:
         """On their way through the client, who knows nothing of vLLM's part of them."""

@@ -19,9 +19,9 @@ from llumnix.control.hearing import Hearing
 from llumnix.engine.vllm.between import Introduction
 from llumnix.engine.vllm.front_end.clocks import Clocks
 from llumnix.engine.vllm.front_end.members import Member, first_answer
+from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.front_end.streams import Streams
 from llumnix.engine.vllm.front_end.ways import Ways
-from llumnix.engine.vllm.front_end.whole import Whole
 from llumnix.types import InstanceId
 from llumnix.wire.news import InstanceGone, Report
 
@@ -30,16 +30,18 @@ _LAST_WORD_TIMEOUT_S = 2.0
 
 
 class Membership:
-    """Keeps `Whole.members`, vLLM's own list of engines, and what the streams know of instances. All methods run on the
-    front end's event loop."""
+    """Keeps the members (`shared_state.members`), vLLM's own list of engines, and what the streams know of instances.
+    All methods run on the front end's event loop."""
 
-    def __init__(self, client: AsyncMPClient, streams: Streams, whole: Whole, ways: Ways, clocks: Clocks) -> None:
+    def __init__(
+        self, client: AsyncMPClient, streams: Streams, shared_state: SharedState, ways: Ways, clocks: Clocks
+    ) -> None:
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
         self._client = client
-        self._members = whole.members
+        self._members = shared_state.members
         self._streams = streams
-        self._whole = whole
+        self._shared_state = shared_state
         self._ways = ways
         self._clocks = clocks
         self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
@@ -81,7 +83,7 @@ class Membership:
             called = partial(call, self._client, "llumnix_hello", engine=member.identity)
             hello = msgspec.msgpack.decode(await first_answer(called, member.gone), type=Introduction)
             self._client._apply_ready_response(hello.ready)
-            await self._whole.bring(member)
+            await self._shared_state.bring(member)
         except ConnectionError:
             return
         if not member.gone.is_set():

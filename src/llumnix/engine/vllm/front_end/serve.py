@@ -166,11 +166,11 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
         log.warning("routes that nobody has looked at for servers of several processes: %s", ", ".join(unknown))
     add_routes_of_all(app, board, llm)
     add_our_routes(app, args, board, page)
-    whole = llm.engine_core.whole
-    with static_adapters_loaded_once(whole):
+    shared_state = llm.engine_core.shared_state
+    with static_adapters_loaded_once(shared_state):
         await init_app_state(llm, app.state, args, tasks)
-    await share_adapters(app.state.openai_serving_models, whole)
-    llm.follow(whole.file.read())
+    await share_adapters(app.state.openai_serving_models, shared_state)
+    llm.follow(shared_state.file.read())
     honour_service_tier(app.state)
     tell_errors(app.state)
     if isinstance(board.client, AdmittingClient):

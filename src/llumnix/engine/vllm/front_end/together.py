@@ -18,10 +18,10 @@ from llumnix.engine.vllm.front_end.switchboard import Switchboard
 
 def connect_parts(board: Switchboard, llm: LlumnixLLM) -> None:
     """What this front end does when another one asks, and the other way round. Before it hears anybody."""
-    whole = llm.engine_core.whole
+    shared_state = llm.engine_core.shared_state
 
     async def follow(_request_ids: tuple[str, ...]) -> int:
-        await whole.follow()
+        await shared_state.follow()
         return 0
 
     async def load(_request_ids: tuple[str, ...]) -> int:
@@ -40,7 +40,7 @@ def connect_parts(board: Switchboard, llm: LlumnixLLM) -> None:
     if isinstance(llm.engine_core, AdmittingClient):
         board.class_rows = llm.engine_core.desk.rows
     board.parts = {"follow": follow, "abort": llm.abort_here, "load": load, "classes": classes, "record": record}
-    whole.tell_others = lambda: board.all_others("follow")
+    shared_state.tell_others = lambda: board.all_others("follow")
     llm.abort_elsewhere = lambda request_ids: board.all_others("abort", request_ids)
 
 

@@ -27,7 +27,7 @@ _AGAIN_S = 5.0
 """Between two attempts to bring an instance to the state, or to load an adapter there."""
 
 
-class Whole:
+class SharedState:
     """All methods run on the front end's event loop."""
 
     def __init__(

@@ -18,10 +18,10 @@ pytest.importorskip("vllm")
 import msgspec
 
 from llumnix.control.server_state import Adapter, Op, ServerState, after, with_adapter_id_taken, with_adapters
-from llumnix.engine.vllm.front_end import whole as module
+from llumnix.engine.vllm.front_end import shared_state as module
 from llumnix.engine.vllm.front_end.members import Member, Members
+from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.front_end.state_file import StateFile
-from llumnix.engine.vllm.front_end.whole import Whole
 from llumnix.engine.vllm.instance.following import Follower
 from llumnix.engine.vllm.lora import request_for
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -97,7 +97,9 @@ class Cluster:
         """As front ends are told."""
         self.lines: dict[tuple[int, InstanceId], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.fronts = [
-            Whole(StateFile(str(folder)), Members(), partial(self._call, number), self._spawn, self.lacks.__setitem__)
+            SharedState(
+                StateFile(str(folder)), Members(), partial(self._call, number), self._spawn, self.lacks.__setitem__
+            )
             for number in range(front_ends)
         ]
         for front in self.fronts:
@@ -113,7 +115,7 @@ class Cluster:
         if self.rng is not None:
             await asyncio.sleep(self.rng.random() * 0.002)
 
-    async def _tell(self, others: list[Whole]) -> None:
+    async def _tell(self, others: list[SharedState]) -> None:
         for other in others:
             await self._pause()
             await other.follow()
@@ -131,7 +133,7 @@ class Cluster:
         core.follower = Follower(core)
         return core
 
-    async def join(self, front: Whole, name: str) -> Member:
+    async def join(self, front: SharedState, name: str) -> Member:
         info = InstanceInfo(
             id=InstanceId(name), index=len(front.members.by_id), slot=0, pid=1, node="", control="", data=""
         )
@@ -386,7 +388,7 @@ async def test_whatever_happens_at_once_all_end_where_the_file_says(tmp_path: Pa
     rng = random.Random(seed)
     cluster = await Cluster(tmp_path, front_ends=3, rng=rng).with_instances("i0", "i1")
 
-    async def changes(front: Whole) -> None:
+    async def changes(front: SharedState) -> None:
         for _ in range(8):
             await front.do(rng.choice([PAUSE, RESUME, Op("sleep", (1, "abort")), Op("wake_up", (None,))]))
             await asyncio.sleep(rng.random() * 0.005)
