@@ -25,11 +25,11 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 
 from llumnix.config import ClusterConfig, MigrationConfig, PolicyConfig
 from llumnix.control.front_end import FrontEndMachine
+from llumnix.engine.vllm.front_end.client_access import ClientAccess
 from llumnix.engine.vllm.front_end.members import Members, Strangers
 from llumnix.engine.vllm.front_end.recorder import Recorder
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.streams import Streams
-from llumnix.engine.vllm.front_end.ways import Ways
 from llumnix.journal.journal import Journal
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.record.form import About, Limits
@@ -52,7 +52,7 @@ class Bench:
     def __init__(self, log: StreamLog, folder: Path | None) -> None:
         self.members = Members()
         self._prompt = list(range(PROMPT_TOKENS))
-        ways = Ways(
+        access = ClientAccess(
             send=_never,
             resume=_never,
             post=_never,
@@ -63,7 +63,7 @@ class Bench:
         )
         log.recorder = None if folder is None else self._recorder(folder)
         self._recorded = log.recorder
-        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, log, 0)
+        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), access, log, 0)
         load = InstanceSnapshot(id=I0, at=0.0, seq=1, total_blocks=10**6, free_blocks=10**6)
         info = InstanceInfo(id=I0, index=0, slot=0, pid=1, node="", control="", data="")
         self.members.admit(self.members.call(Report(info=info, snapshot=load)))

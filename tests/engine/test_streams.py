@@ -22,12 +22,12 @@ from llumnix.control.front_end import FrontEndMachine
 from llumnix.control.front_end_events import ReplayAt, SendTo
 from llumnix.control.messages import Adopted, Moved, Stayed
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY, Resume
+from llumnix.engine.vllm.front_end.client_access import ClientAccess
 from llumnix.engine.vllm.front_end.given_up import GivenUp
 from llumnix.engine.vllm.front_end.members import Members, first_answer, unless_gone
 from llumnix.engine.vllm.front_end.resuming import ENGINE_ENDS
 from llumnix.engine.vllm.front_end.session import Session
 from llumnix.engine.vllm.front_end.streams import Streams
-from llumnix.engine.vllm.front_end.ways import Ways
 from llumnix.journal.journal import Journal
 from llumnix.journal.stories import Stories
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -56,7 +56,7 @@ class FrontEnd:
         self.last_words: list[InstanceId] = []
         self.replays: list[ReplayAt] = []
         self.stories = Stories(Journal("f0"))
-        ways = Ways(
+        access = ClientAccess(
             send=lambda *letter: self.sent.append(letter),
             resume=self._resume,
             give_up=self.given_up.append,
@@ -65,7 +65,7 @@ class FrontEnd:
             spawn=_run,
             last_word=self.last_words.append,
         )
-        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), ways, self, MOST_MEDIA_BYTES)
+        self.streams = Streams(self.members, FrontEndMachine(PolicyConfig()), access, self, MOST_MEDIA_BYTES)
         for instance in instances:
             self.join(instance)
 

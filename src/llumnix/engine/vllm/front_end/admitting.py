@@ -12,10 +12,10 @@ from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.class_metrics import ClassMetrics
 from llumnix.engine.vllm.front_end.classes_in_force import ClassesInForce
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.client_access import Observer
 from llumnix.engine.vllm.front_end.client_ids import BEAM
 from llumnix.engine.vllm.front_end.desk import Desk, Unserved
 from llumnix.engine.vllm.front_end.session import client_id_of
-from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.policy.classes import Classes
 from llumnix.types import RequestId
 from llumnix.wire.news import Report

@@ -23,6 +23,7 @@ from llumnix.control.replay import FrontEndBegin
 from llumnix.control.server_state import Op
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.between import FURTHER_CHUNK
+from llumnix.engine.vllm.front_end.client_access import ClientAccess, Observer
 from llumnix.engine.vllm.front_end.client_setup import set_up_sockets
 from llumnix.engine.vllm.front_end.clocks import Clocks
 from llumnix.engine.vllm.front_end.given_up import GivenUp, ToldError
@@ -32,7 +33,6 @@ from llumnix.engine.vllm.front_end.membership import Membership
 from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.front_end.state_file import StateFile
 from llumnix.engine.vllm.front_end.streams import Streams
-from llumnix.engine.vllm.front_end.ways import Observer, Ways
 from llumnix.recording import recorder
 from llumnix.types import InstanceId
 from llumnix.wire.curve import Doorkeeper
@@ -52,7 +52,7 @@ class LlumnixClient(AsyncMPClient):
         self.spec = spec
         self.members = Members()
         self._tasks = LoudTasks()
-        ways = Ways(
+        access = ClientAccess(
             send=self._send_soon,
             give_up=self._give_up,
             resume=self._resume,
@@ -63,7 +63,7 @@ class LlumnixClient(AsyncMPClient):
         )
         begin = FrontEndBegin(policy=spec.policy, index=spec.index)
         self.machine = begin.make(recorder(f"front-end-{spec.index}-{os.getpid()}", begin))
-        self.streams = Streams(self.members, self.machine, ways, observer, spec.cluster.kept_media_mb << 20)
+        self.streams = Streams(self.members, self.machine, access, observer, spec.cluster.kept_media_mb << 20)
         self.on_given_up: Callable[[GivenUp], Awaitable[None]]
         """Ends the request for vLLM's front end; to be set by that."""
         self.traced: Callable[[EngineCoreRequest], AbstractContextManager[object]] = nullcontext
@@ -75,7 +75,7 @@ class LlumnixClient(AsyncMPClient):
         file, spawn = StateFile(spec.book.run_dir), self._tasks.spawn
         self.shared_state = SharedState(file, self.members, self._tell_state, spawn, self.streams.equipped)
         clocks = Clocks(one_machine=spec.cluster.launcher == "local")
-        self.membership = Membership(self, self.streams, self.shared_state, ways, clocks)
+        self.membership = Membership(self, self.streams, self.shared_state, access, clocks)
 
     # -- instances
 

@@ -28,11 +28,11 @@ from llumnix.control.server_state import ServerState
 from llumnix.engine.port import FrontEndSpec
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.client import LlumnixClient
+from llumnix.engine.vllm.front_end.client_access import Observer
 from llumnix.engine.vllm.front_end.given_up import end_request
 from llumnix.engine.vllm.front_end.loud_tasks import LoudTasks
 from llumnix.engine.vllm.front_end.members import no_instance
 from llumnix.engine.vllm.front_end.slot_metrics import SlotMetrics
-from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.wire.outbox import Mail
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from llumnix.control.hearing import Hearing
 from llumnix.engine.vllm.between import Introduction
+from llumnix.engine.vllm.front_end.client_access import ClientAccess
 from llumnix.engine.vllm.front_end.clocks import Clocks
 from llumnix.engine.vllm.front_end.members import Member, first_answer
 from llumnix.engine.vllm.front_end.shared_state import SharedState
 from llumnix.engine.vllm.front_end.streams import Streams
-from llumnix.engine.vllm.front_end.ways import Ways
 from llumnix.types import InstanceId
 from llumnix.wire.news import InstanceGone, Report
 
@@ -34,7 +34,7 @@ class Membership:
     All methods run on the front end's event loop."""
 
     def __init__(
-        self, client: AsyncMPClient, streams: Streams, shared_state: SharedState, ways: Ways, clocks: Clocks
+        self, client: AsyncMPClient, streams: Streams, shared_state: SharedState, access: ClientAccess, clocks: Clocks
     ) -> None:
         self.on_more_slots: Callable[[int], None] = lambda slots: None
         """Told when there are more slots than ever before."""
@@ -42,7 +42,7 @@ class Membership:
         self._members = shared_state.members
         self._streams = streams
         self._shared_state = shared_state
-        self._ways = ways
+        self._access = access
         self._clocks = clocks
         self._hearing: Hearing[list[EngineCoreOutput]] = Hearing()
 
@@ -63,7 +63,7 @@ class Membership:
             member = self._members.call(report)
             self._make_room_for(report.info.slot)
             self._introduce(report.info.index, instance)
-            self._ways.spawn(self._court(member))
+            self._access.spawn(self._court(member))
 
     def _make_room_for(self, slot: int) -> None:
         """vLLM's metrics need a place for whoever is heard."""
@@ -74,7 +74,7 @@ class Membership:
     def _introduce(self, index: int, instance: InstanceId) -> None:
         for outputs in self._hearing.introduced(index, instance):
             self._clocks.put_events_right(instance, outputs)
-            self._ways.emit(self._streams.sort_out(instance, outputs))
+            self._access.emit(self._streams.sort_out(instance, outputs))
 
     async def _court(self, member: Member) -> None:
         """Calls the instance on vLLM's sockets until it answers: only then does it take requests."""

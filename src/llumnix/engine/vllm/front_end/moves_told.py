@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from llumnix.control.messages import AnyNotice, Moved, Stayed
+from llumnix.engine.vllm.front_end.client_access import Observer
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.engine.vllm.front_end.ways import Observer
 from llumnix.types import InstanceId
 
 MOST_ENDED = 1024

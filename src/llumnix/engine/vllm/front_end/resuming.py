@@ -10,8 +10,8 @@ from vllm.v1.engine import EngineCoreRequest
 
 from llumnix.control import front_end_events as fe
 from llumnix.engine.vllm.between import RequestCodec
+from llumnix.engine.vllm.front_end.client_access import ClientAccess
 from llumnix.engine.vllm.front_end.session import Session
-from llumnix.engine.vllm.front_end.ways import Ways
 from llumnix.types import InstanceId, RequestId
 
 ENGINE_ENDS = "Server shutting down"
@@ -19,16 +19,16 @@ ENGINE_ENDS = "Server shutting down"
 
 
 class Resuming:
-    def __init__(self, ways: Ways, tell: Callable[[fe.FrontEndEvent], None]) -> None:
+    def __init__(self, access: ClientAccess, tell: Callable[[fe.FrontEndEvent], None]) -> None:
         """`tell`: the front end's mind, of engines that did not take one up."""
-        self._ways = ways
+        self._access = access
         self._tell = tell
         self._codec = RequestCodec()
 
     async def resume(self, session: Session, renamed: EngineCoreRequest, instance: InstanceId) -> None:
         request = RequestId(renamed.request_id)
         try:
-            await self._ways.resume(instance, msgspec.msgpack.encode(session.as_resume(renamed, self._codec)))
+            await self._access.resume(instance, msgspec.msgpack.encode(session.as_resume(renamed, self._codec)))
         except ConnectionError:
             return  # that one died, too: `departed` replays the stream once more
         except Exception as error:  # noqa: BLE001 vLLM turns whatever the engine raised into a bare Exception

@@ -18,13 +18,13 @@ from llumnix.control.kept_media import KeptMedia
 from llumnix.control.messages import Adopted, AnyNotice, Doubt
 from llumnix.control.prefix_table import PrefixNews
 from llumnix.engine.vllm.between import LAST_WORD, NOTICE, THROWN_AWAY, TURNED_AWAY
+from llumnix.engine.vllm.front_end.client_access import ClientAccess, Observer, OnEnd
 from llumnix.engine.vllm.front_end.given_up import GivenUp, why_given_up
 from llumnix.engine.vllm.front_end.members import Members
 from llumnix.engine.vllm.front_end.moves_told import MovesTold
 from llumnix.engine.vllm.front_end.resuming import Resuming
 from llumnix.engine.vllm.front_end.session import Session, arrival, client_id_of, media_bytes, why_not_exact
 from llumnix.engine.vllm.front_end.telling import begin_story, mail_of, refuse, tell_onward, tell_output
-from llumnix.engine.vllm.front_end.ways import Observer, OnEnd, Ways
 from llumnix.policy.snapshot import InstanceSnapshot
 from llumnix.types import InstanceId, RequestId
 
@@ -37,7 +37,12 @@ class Streams:
     """All methods run on the front end's event loop."""
 
     def __init__(
-        self, members: Members, machine: FrontEndMachine, ways: Ways, observer: Observer, most_media_bytes: int
+        self,
+        members: Members,
+        machine: FrontEndMachine,
+        access: ClientAccess,
+        observer: Observer,
+        most_media_bytes: int,
     ) -> None:
         self.sessions: dict[str, Session] = {}
         """By engine id; those that wait for an instance, too."""
@@ -47,13 +52,13 @@ class Streams:
         self.on_end: OnEnd = lambda session: None
         self._members = members
         self._machine = machine
-        self._ways = ways
+        self._access = access
         self._observer = observer
         self._stories = observer.stories
         self._moves = MovesTold(observer)
         self._kept = KeptMedia(most_media_bytes)
         self._engine_ids: dict[str, str] = {}  # vLLM's request id -> engine id, only where they differ
-        self._resuming = Resuming(ways, self._tell)
+        self._resuming = Resuming(access, self._tell)
 
     # -- requests
 
@@ -78,7 +83,7 @@ class Streams:
             story.dispatched(arrived.at_s, answer.reason)
             kept = self._kept.keep(name, media_bytes(request))
             self.sessions[name] = Session(request, name, stream, story, keeps_media=kept)
-            tell_onward(answer, self._members, self._ways.post)
+            tell_onward(answer, self._members, self._access.post)
         else:
             self.refused(client_id_of(request), answer.why)
         return answer
@@ -181,7 +186,7 @@ class Streams:
                 session.thrown_away += 1
             return []
         if LAST_WORD in params:
-            self._ways.last_word(instance)
+            self._access.last_word(instance)
             return []
         if TURNED_AWAY in params:
             return self._obey(self._machine.handle(fe.TurnedAway(now, instance, request)))
@@ -236,13 +241,13 @@ class Streams:
         be continued exactly, and everything if there is no place for it, stays and goes on."""
         *commands, answer = self._machine.handle(fe.DriveOut(monotonic(), instance, why))
         assert isinstance(answer, fe.DroveOut)
-        self._ways.emit(self._obey(commands))
+        self._access.emit(self._obey(commands))
         return answer.count
 
     # -- what the machine wants
 
     def _tell(self, event: fe.FrontEndEvent) -> None:
-        self._ways.emit(self._obey(self._machine.handle(event)))
+        self._access.emit(self._obey(self._machine.handle(event)))
 
     def _obey(self, commands: list[fe.FrontEndCommand]) -> list[EngineCoreOutput]:
         """Carries commands out; returns the outputs that go to the client now."""
@@ -255,9 +260,9 @@ class Streams:
                 case fe.TellVerdict() | fe.AskPrefixes():
                     member = self._members.known.get(command.to)
                     if member is not None:  # else it is asked for again, or nobody is there to ask
-                        self._ways.post(member.info.control, mail_of(command))
+                        self._access.post(member.info.control, mail_of(command))
                 case fe.Abort():
-                    self._ways.send(command.to, EngineCoreRequestType.ABORT, [command.request])
+                    self._access.send(command.to, EngineCoreRequestType.ABORT, [command.request])
                 case fe.ReplayAt():
                     self._replay(command)
                 case fe.GiveUp():
@@ -284,12 +289,12 @@ class Streams:
         self._observer.replayed(command)
         session.story.replayed(monotonic(), command.reason, command.why, command.delivered_tokens, session.last_token_s)
         if session.tokens:
-            self._ways.spawn(self._resuming.resume(session, renamed, command.instance))
+            self._access.spawn(self._resuming.resume(session, renamed, command.instance))
         else:
-            self._ways.send(command.instance, EngineCoreRequestType.ADD, renamed)
+            self._access.send(command.instance, EngineCoreRequestType.ADD, renamed)
 
     def _give_up(self, session: Session, why: str) -> None:
         log.error("request %s ends: %s", session.client_id, why)
         self._forget(session, "error", why)
         self._observer.failed(session, why)
-        self._ways.give_up(GivenUp(session.id, why))
+        self._access.give_up(GivenUp(session.id, why))

@@ -41,7 +41,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ways:
+class ClientAccess:
     """What the streams use of the engine client that they live in."""
 
     send: Callable[[InstanceId, EngineCoreRequestType, Any], None]
