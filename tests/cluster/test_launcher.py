@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llumnix.cluster import nursery_messages, supervision
+from llumnix.cluster.awake import AwakeClock
 from llumnix.cluster.launcher import Launcher
 from llumnix.control.scheduler_events import StartInstances
 from llumnix.flags import parse_serve
@@ -18,7 +19,7 @@ from llumnix.types import InstanceId, InstanceState
 from llumnix.wire.addresses import on_one_machine
 from llumnix.wire.base import InstanceInfo
 from llumnix.wire.news import Report
-from llumnix.wire.to_launcher import SchedulerLives
+from llumnix.wire.to_launcher import FrontEndLives, SchedulerLives
 
 pytestmark = pytest.mark.io
 
@@ -93,6 +94,30 @@ def test_launcher_hears_whether_an_instance_is_to_go(
     assert launcher._events.get_nowait() == supervision.InstanceServes(
         name, "ipc://i0", goes, state is InstanceState.DRAINING
     )
+    launcher._mailbox.close()
+
+
+@pytest.mark.parametrize("frozen_s", [31.0, 45.0, 150.0])
+def test_who_stood_still_together_with_the_launcher_is_not_late(tmp_path: Path, frozen_s: float) -> None:
+    launcher: Any = Launcher(parse_serve(["--verbose", "--instances", "1"]), "", on_one_machine(tmp_path))
+    sent: list[Any] = []
+    now = [100.0]
+    launcher._clock = AwakeClock(lambda: now[0])
+    launcher._nursery = SimpleNamespace(send=sent.append)
+    launcher._spawn_scheduler = lambda: None
+    launcher._scheduler = SimpleNamespace(stop=sent.append)
+    launcher._tell_supervisor(supervision.TimePassed())
+    launcher._tell_supervisor(nursery_messages.Forked(child="front-0", pid=7))
+    launcher._tell_supervisor(FrontEndLives(front_end=0, pid=7))
+    launcher._tell_supervisor(SchedulerLives())
+    sent.clear()
+    now[0] += frozen_s
+    launcher._tell_supervisor(supervision.TimePassed())
+    assert sent == []
+    for _ in range(29):
+        now[0] += 1.0
+        launcher._tell_supervisor(supervision.TimePassed())
+    assert sent == [True], "the scheduler, for which a wait without end is not due to a freeze, and nobody else"
     launcher._mailbox.close()
 
 

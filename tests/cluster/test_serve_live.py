@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,27 @@ def test_scheduler_and_front_end_that_hang_are_replaced(serve: Callable[..., Ser
     wait_for(lambda: int(server.get("/pid").text) != front_end.pid, "an answer of another front end")
     server.process.terminate()
     assert server.end() == 0
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seconds", [32.0, 45.0])
+def test_server_that_was_frozen_as_a_whole_goes_on_as_it_was(serve: Callable[..., Serve], seconds: float) -> None:
+    """As by a container that is paused. Everybody has been silent for longer than each alone may be."""
+    server = serve("--instances", "2", "--api-server-count", "2", "--step-timeout-s", "1")
+    server.wait_until_serving()
+    wait_for(lambda: len(server.instances()) == 2, "two instances")
+    everybody = [psutil.Process(server.process.pid), *server.descendants()]
+    for process in everybody:
+        process.suspend()
+    time.sleep(seconds)
+    for process in everybody:
+        process.resume()
+    time.sleep(12.0)  # longer than any of them may be silent from now on, but the scheduler and front ends
+    assert {process.pid for process in everybody} >= {process.pid for process in server.descendants()}
+    assert all(map(is_alive, everybody))
+    assert len(server.instances()) == 2
+    assert not [line for line in server.lines if "killed" in line or "died" in line]
 
 
 def test_killed_scheduler_and_front_end_come_back(serve: Callable[..., Serve]) -> None:

@@ -15,6 +15,7 @@ from llumnix.control.scheduler_events import (
     MigrationEnded,
     MoveRequest,
     RequestsReplayed,
+    RoundDue,
     SchedulerCommand,
     SetDraining,
     StopInstance,
@@ -318,6 +319,24 @@ def test_what_can_neither_move_nor_be_replayed_is_cut_off_in_the_end() -> None:
     assert b.wait(20.0) == []
     assert b.lose("a") == []
     assert [(report.outcome, report.left) for report in b.scheduler.drains.reports(b.at)] == [(DrainOutcome.CUT_OFF, 2)]
+
+
+@pytest.mark.parametrize("others", ["bc", ""])
+def test_time_in_which_everybody_was_frozen_is_none_of_a_drain(others: str) -> None:
+    b = Body(limits=DrainLimits(timeout_s=2.0, grace_s=3.0), timeout_s=10.0)
+    for name in others:
+        b.report(name, free_blocks=900, running=5)
+    b.report("a", running=2, free_blocks=960)
+    b.drain("a")
+    b.report("a", **LEAVING, running=2, free_blocks=960)
+    b.wait(0.5)
+    assert b.wake_at is not None
+    b.at = b.wake_at + 150.0
+    b.wake_at = None
+    assert not {"ReplayRest", "StopInstance", "DeclareLost"} & {*kinds(b.tell(RoundDue(at=b.at)))}
+    b.report("b", free_blocks=900, running=5)
+    assert "StopInstance" not in kinds(b.wait(2.5))
+    assert "StopInstance" in kinds(b.wait(4.0))
 
 
 def test_kept_instance_is_never_cut_off() -> None:

@@ -74,6 +74,13 @@ class Instance:
         self.reports.beat()
         return self.heard[-1].snapshot
 
+    def beat_until(self, now: float) -> InstanceSnapshot:
+        """Each second."""
+        while self.now < now:
+            self.now += 1.0
+            self.reports.beat()
+        return self.heard[-1].snapshot
+
 
 @pytest.fixture
 def instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Instance:
@@ -83,12 +90,20 @@ def instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Instance:
 def test_heartbeat_repeats_the_last_report_and_says_for_how_long_nothing_was_done(instance: Instance) -> None:
     instance.reports.after_step()
     seq = instance.beat().seq
-    instance.now = 103.0
-    beat = instance.beat()
+    beat = instance.beat_until(103.0)
     assert (beat.seq, beat.standing_s) == (seq, 3.0), "it sits in a step"
     instance.reports.made_progress()
     instance.now = 104.0
     assert instance.beat().standing_s == 1.0
+
+
+def test_engine_that_was_frozen_in_a_step_with_all_of_its_process_has_not_hung(instance: Instance) -> None:
+    """Else it is killed before the step can end."""
+    instance.reports.after_step()
+    assert instance.beat_until(103.0).standing_s == 3.0
+    instance.now = 253.0
+    assert instance.beat().standing_s == 0.0
+    assert instance.beat_until(263.0).standing_s == 10.0, "and now it does"
 
 
 def test_engine_that_rests_has_nothing_to_get_done(instance: Instance) -> None:
@@ -101,8 +116,8 @@ def test_engine_that_sleeps_although_something_waits_for_it_hangs(instance: Inst
     instance.reports.before_sleep()
     instance.now = 110.0
     instance.beat()
-    instance.now, instance.unread = 500.0, 2
-    beat = instance.beat()
+    instance.unread = 2
+    beat = instance.beat_until(500.0)
     assert (beat.standing_s, beat.unread) == (390.0, 2)
 
 
@@ -157,8 +172,7 @@ def test_engine_that_hangs_with_what_woke_it_in_its_hand_is_not_at_rest(instance
     instance.now = 110.0
     instance.beat()
     instance.reports.begins()
-    instance.now = 500.0
-    beat = instance.beat()
+    beat = instance.beat_until(500.0)
     assert (beat.standing_s, beat.unread) == (390.0, 1)
     instance.reports.made_progress()
     instance.now = 501.0

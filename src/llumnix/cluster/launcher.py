@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from llumnix import linux
 from llumnix.cluster import socket_file, supervision
+from llumnix.cluster.awake import LOOK_S, AwakeClock
 from llumnix.cluster.children import NurseryProcess, SchedulerChild, end_all_descendants, reap_orphans
 from llumnix.cluster.console import Voice
 from llumnix.cluster.environment import child_environment, parallel_starts, ray_environment
@@ -80,6 +81,7 @@ class Launcher:
     def __init__(self, arguments: ServeArguments, model: str, book: AddressBook, most: int | None = None) -> None:
         self._arguments = arguments
         self._model = model
+        self._clock = AwakeClock()  # nobody is late who stood still together with us
         self._manager = ServiceManager(os.environ)
         self._voice = Voice(arguments.cluster.log_format, self._manager)
         self._environment = child_environment(arguments, os.environ)
@@ -130,18 +132,14 @@ class Launcher:
     # what happens
 
     def _loop(self) -> Finish:
-        loading_deadline_s = time.monotonic() + self._arguments.cluster.start_timeout_s
-        housekeeping_s = time.monotonic() + HOUSEKEEPING_INTERVAL_S
+        now = self._clock.now()
+        loading_deadline_s = now + self._arguments.cluster.start_timeout_s
+        housekeeping_s = now + HOUSEKEEPING_INTERVAL_S
         while self._finish is None:
-            due_s = [housekeeping_s]
-            if self._manager.next_beat_s is not None:
-                due_s.append(self._manager.next_beat_s)
-            if not self._loaded:
-                due_s.append(loading_deadline_s)
-            elif self._supervisor.next_wake_s is not None:
-                due_s.append(self._supervisor.next_wake_s)
-            self._wait_until(min(due_s))
-            now = time.monotonic()
+            due_s = self._supervisor.next_wake_s if self._loaded else loading_deadline_s
+            all_due_s = (now + LOOK_S, due_s, self._manager.next_beat_s)
+            self._wait_until(min(each for each in all_due_s if each is not None))
+            now = self._clock.now()
             self._manager.beat(now)
             if now >= housekeeping_s:
                 housekeeping_s = now + HOUSEKEEPING_INTERVAL_S
@@ -161,7 +159,7 @@ class Launcher:
         if self._scheduler is not None:
             poll.register(self._scheduler.exit_descriptor, select.POLLIN)
         # Rounded up: a wait that ends a fraction of a millisecond early would spin.
-        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, due_s - time.monotonic()) * 1000 + 1)}
+        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, due_s - self._clock.now()) * 1000 + 1)}
         if self._wakeup in ready:
             os.eventfd_read(self._wakeup)
             self._take_events()
@@ -238,7 +236,7 @@ class Launcher:
     # what is done
 
     def _tell_supervisor(self, event: supervision.SupervisorEvent) -> None:
-        for command in self._supervisor.handle(event, time.monotonic()):
+        for command in self._supervisor.handle(event, self._clock.now()):
             self._carry_out(command)
 
     def _carry_out(self, command: supervision.SupervisorCommand) -> None:

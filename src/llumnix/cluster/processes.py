@@ -15,7 +15,6 @@ SILENT_S = 30.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _HEALTHY_S = 60.0  # who lived this long is forgiven its earlier failures
-_LATE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -47,13 +46,11 @@ class Watch:
         self.due_s = at + self.patience_s
 
     def finds_it_hanging(self, at: float) -> bool:
-        """True once. Who looks at it long after it was due has stood still himself (a suspended machine), and so may
-        everybody have: then it gets as much time again."""
+        """True once."""
         if self.due_s is None or at < self.due_s:
             return False
-        late = at >= self.due_s + _LATE_S
-        self.due_s = at + self.patience_s if late else None
-        return not late
+        self.due_s = None
+        return True
 
 
 @dataclass(slots=True)

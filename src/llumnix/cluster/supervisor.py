@@ -2,7 +2,7 @@
 
 `handle(event, at)` returns commands; the launcher (launcher.py) carries them out and calls `handle` again with
 what happened. `next_wake_s` says when to send a `TimePassed` if nothing else happens. No I/O and no clock, so every
-rule is a test that takes no time.
+rule is a test that takes no time; it is told seconds in which the launcher ran (awake.py).
 
 Here is who hears of what, and how the server ends. What becomes of instances, front ends and the scheduler while it
 lives is in instance_keeper.py, front_end_keeper.py and scheduler_keeper.py.

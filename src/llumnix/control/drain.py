@@ -103,10 +103,17 @@ class Drain:
         """Its time does not, as long as nobody else could take what it has; a deadline that was asked for stands, but
         for the grace that is left to what can neither move nor be replayed."""
         if self._alone_since_s is not None:
-            alone_s = at - self._alone_since_s
-            self._cut_off_s += alone_s
-            self._deadline_s += 0.0 if self._is_given else alone_s
+            self._prolong(at - self._alone_since_s)
         self._alone_since_s = None if others_serve else at
+
+    def stood_still(self, seconds: float) -> None:
+        """Nobody moved anything for so long, and that was no fault of its own."""
+        if self._alone_since_s is None:  # else it does not count anyhow
+            self._prolong(seconds)
+
+    def _prolong(self, seconds: float) -> None:
+        self._cut_off_s += seconds
+        self._deadline_s += 0.0 if self._is_given else seconds
 
     def past_deadline(self, at: float) -> bool:
         """From here on nothing is moved any more."""

@@ -113,6 +113,12 @@ class Drains:
             return commands
         return [*commands, *self._move_out(at, known, in_flight)]
 
+    def stood_still(self, seconds: float) -> None:
+        """We did, and perhaps everybody: in that time nothing could be moved."""
+        for instance in self._view.ids:
+            if (drain := self._view[instance].drain) is not None:
+                drain.stood_still(seconds)
+
     def replayed(self, event: RequestsReplayed) -> None:
         known = self._view.get(event.instance)
         if known is None or known.drain is None:

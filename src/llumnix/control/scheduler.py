@@ -224,9 +224,10 @@ class GlobalScheduler:
 
     def _declare_lost(self, at: float, late_s: float) -> list[SchedulerCommand]:
         """Whoever was silent, or got nothing done, for too long. After a pause of our own (a stopped process, a long
-        swap) nobody is: their reports wait in our queue behind the timer."""
+        swap) nobody is: their reports wait in our queue behind the timer, or they stood still with us."""
         if late_s > self._instance_timeout_s / 2:
             self._view.excuse_silence(at)
+            self.drains.stood_still(late_s)
         commands: list[SchedulerCommand] = []
         for instance, why in self._view.lost(at, self._instance_timeout_s, self._step_timeout_s).items():
             commands += self._forget(at, instance)

@@ -21,6 +21,8 @@ from llumnix.wire.news import Report
 from llumnix.wire.to_front_end import PrefixesChanged
 from llumnix.wire.to_instance import ToInstance
 
+_STOOD_STILL_S = 2.0  # a heartbeat that is so late was not held up: this whole process was stopped, or frozen
+
 
 class Reports:
     """Called on the engine's main thread, except `beat` and `is_outdated`."""
@@ -49,7 +51,7 @@ class Reports:
         self._unread = unread
         self._rests = False
         self._in_hand = 0
-        self._progress_s = monotonic()
+        self._progress_s = self._beat_s = monotonic()
         self._audience = (spec.book.scheduler, *spec.book.all_front_ends)
         self._number = 0
         self._look_s = self._sent_s = self._told_launcher_s = 0.0
@@ -158,10 +160,12 @@ class Reports:
     def beat(self) -> None:
         """On the heart's thread: to those who have not just heard a report. The launcher
         needs no load, only to know when an instance serves and whether it is to go. Who sleeps although something waits
-        for it does not rest, but hangs."""
+        for it does not rest, but hangs; its time to do something begins when this process runs again."""
         now = monotonic()
         unread = self._unread() + self._in_hand
-        if self._rests and not unread:
+        stood_still = now >= self._beat_s + self.heartbeat_s + _STOOD_STILL_S
+        self._beat_s = now
+        if stood_still or (self._rests and not unread):
             self._progress_s = now
         audience: list[str] = []
         if now >= self._told_launcher_s + TOLD_LAUNCHER_S:
