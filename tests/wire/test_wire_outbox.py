@@ -68,6 +68,25 @@ def test_outbox_that_closes_when_nobody_reads_any_more_waits_for_no_late_reader(
     mailbox.close()
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+def test_whoever_has_ended_is_not_waited_for_and_who_is_still_there_is(tmp_path: Path, was_there: bool) -> None:
+    gone, there = f"ipc://{tmp_path}/gone", f"ipc://{tmp_path}/there"
+    outbox = Outbox()
+    if was_there:
+        mailbox, _ = receiver(gone)
+        outbox.post(gone, FrontEndLost(front_end=1))
+        mailbox.close()
+    mailbox, received = receiver(there)
+    for number in range(100):
+        for address in (gone, there):
+            outbox.post(address, FrontEndLost(front_end=number))
+    began = time.monotonic()
+    outbox.close()
+    assert time.monotonic() < began + 0.4
+    assert [received.get(timeout=WAIT_S) for _ in range(100)][-1] == FrontEndLost(front_end=99)
+    mailbox.close()
+
+
 def test_close_ends_the_thread_and_posting_afterwards_is_no_error(tmp_path: Path) -> None:
     outbox = Outbox()
     outbox.post_soon((f"ipc://{tmp_path}/nobody",), FrontEndLost(front_end=1))

@@ -75,7 +75,7 @@ class Mailbox(Generic[Kind]):
         self.outbox.forget(address)
 
     def close(self, nobody_reads: bool = False) -> None:
-        """Stops receiving; what was posted has half a second to leave, unless `nobody_reads` it any more."""
+        """Stops receiving; then as `Outbox.close`."""
         if self._thread.is_alive():
             self._end.ring()
             self._thread.join(timeout=5)

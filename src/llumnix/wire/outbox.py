@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from queue import SimpleQueue
+from socket import AF_UNIX
+from socket import socket as unix_socket
 
 import zmq
 
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 _MAX_UNREAD = 10_000  # messages kept for a peer that does not read
 _MAX_UNREAD_FREIGHT = 64
 _LINGER_MS = 500
+_IPC = "ipc://"
 _MAX_SOCKETS = 16_384  # ZeroMQ's own limit of 1,023 would be one of instances
 
 
@@ -140,7 +143,7 @@ class Outbox:
                     socket.close(linger=0)
 
     def close(self, nobody_reads: bool = False) -> None:
-        """What was posted has half a second to leave, unless `nobody_reads` it any more."""
+        """What was posted has half a second to leave, unless `nobody_reads` it any more, or its reader has ended."""
         if self._clerk is not None:
             self._letters.put(None)
             self._clerk.join(timeout=_LINGER_MS / 1e3)
@@ -149,10 +152,25 @@ class Outbox:
                 return
             self._closed = True
             for sockets in (self._sockets, self._docks):
-                for socket in sockets.values():
-                    socket.close(linger=0 if nobody_reads else None)
+                for address, socket in sockets.items():
+                    socket.close(linger=0 if nobody_reads or has_ended(address) else None)
                 sockets.clear()
         self._context.term()
+
+
+def has_ended(address: str) -> bool:
+    """Whether certainly nobody reads there: of sockets that are files of this machine one can know."""
+    if not address.startswith(_IPC):
+        return False
+    with unix_socket(AF_UNIX) as probe:
+        probe.setblocking(False)  # who has no time to answer has not ended
+        try:
+            probe.connect(address.removeprefix(_IPC))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def allow_ipv6(socket: zmq.Socket[bytes], address: str) -> None:
