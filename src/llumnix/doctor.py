@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 
 from llumnix.cluster import preflight
-from llumnix.cluster.devices import needed_bytes
+from llumnix.cluster.devices import SHARED_MEMORY, WORKERS_SHARE_BYTES, needed_bytes
 from llumnix.cluster.environment import runs_on_cpu
+from llumnix.cluster.preflight_paths import check_model
 from llumnix.errors import UsageError
 from llumnix.findings import GIB, Finding, Mark
 from llumnix.flags import ServeArguments
 from llumnix.gpu_findings import examine_gpus
 from llumnix.vllm_words import ADVICE, NEVER_RUN, SUPPORTED_WORDS, installed_version
 
-_SHARED_MEMORY = Path("/dev/shm")
 _AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
@@ -129,10 +129,10 @@ def _memory(model: str | None, instances: int) -> Finding:
 
 
 def _shared_memory() -> Finding:
-    if not os.access(_SHARED_MEMORY, os.W_OK):
+    if not os.access(SHARED_MEMORY, os.W_OK):
         return Finding(Mark.BAD, "/dev/shm cannot be written", "Mount a tmpfs there (Docker: --shm-size=1g).")
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    if free < GIB // 4:
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < WORKERS_SHARE_BYTES:
         advice = "Engines with several workers need more (Docker: --shm-size=1g)."
         return Finding(Mark.NOTE, f"only {free / GIB:.2f} GiB free in /dev/shm", advice)
     return Finding(Mark.GOOD, f"{free / GIB:.1f} GiB free in /dev/shm")
@@ -150,7 +150,7 @@ def _model(model: str | None) -> Finding:
     if model is None:
         return Finding(Mark.GOOD, "model: the tiny one, made on the spot")
     try:
-        preflight.check_model(model)
+        check_model(model)
     except UsageError as error:
         return Finding(Mark.BAD, f"model {model}", str(error))
     if not os.path.exists(model):

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llumnix.cluster.devices import needed_bytes
-from llumnix.cluster.preflight import (
-    check,
-    check_certificates,
-    check_decision_log,
-    check_files,
-    check_model,
-    check_record,
-)
+from llumnix.cluster.devices import check_shared_memory, needed_bytes
+from llumnix.cluster.preflight import check, check_files
+from llumnix.cluster.preflight_paths import check_decision_log, check_model, check_record
 from llumnix.decision_log import read_log
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
@@ -40,6 +36,30 @@ def test_open_files_for_so_many_instances(
         return
     with pytest.raises(UsageError, match="1024 instances need 4196 open files in a process, but the system allows"):
         check_files(arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "free_mib", "fits"),
+    [
+        ("--tensor-parallel-size 2", 64, False),
+        ("--tensor-parallel-size 2", 1024, True),
+        ("--pipeline-parallel-size 2", 64, False),
+        ("", 64, True),
+    ],
+)
+def test_shared_memory_of_several_workers(
+    monkeypatch: pytest.MonkeyPatch, flags: str, free_mib: int, fits: bool
+) -> None:
+    """Docker's 64 MiB are too little for them."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free_mib << 20))
+    arguments = parse_serve(flags.split())
+    if fits:
+        check_shared_memory(arguments)
+        return
+    with pytest.raises(
+        UsageError, match=r"need 240 MiB of /dev/shm, where only 64 MiB are free: .*--shm-size=1g or --ipc"
+    ):
+        check_shared_memory(arguments)
 
 
 @pytest.mark.parametrize(
@@ -102,24 +122,3 @@ def test_what_is_in_a_folder_that_may_not_be_entered_is_told_in_a_sentence(
 
 def test_model_in_a_folder_that_may_not_be_entered_needs_no_memory_that_is_known(closed: Path) -> None:
     assert needed_bytes(1, str(closed / "inner")) == needed_bytes(1, None)
-
-
-@pytest.mark.parametrize("lacking", ["--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs"])
-def test_certificate_that_cannot_be_read_is_told_before_anything_starts(tmp_path: Path, lacking: str) -> None:
-    files = {flag: tmp_path / f"{flag}.pem" for flag in ("--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs")}
-    for file in files.values():
-        file.touch()
-    arguments = parse_serve([f"{flag}={file}" for flag, file in files.items()])
-    check_certificates(arguments)
-    files[lacking].unlink()
-    with pytest.raises(UsageError, match=rf"^{lacking} {files[lacking]} is no file that we may read\.$"):
-        check_certificates(arguments)
-    files[lacking].mkdir()
-    with pytest.raises(UsageError, match="is no file that we may read"):
-        check_certificates(arguments)
-    check_certificates(parse_serve(["--ssl-ca-certs", "/nowhere"]))
-
-
-def test_key_without_a_certificate_is_told_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--ssl-keyfile is the key of a certificate, which --ssl-certfile names"):
-        check_certificates(parse_serve(["--ssl-keyfile", str(tmp_path / "key.pem")]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llumnix.cluster.preflight import check, check_model, check_record, check_root_path
+from llumnix.cluster.preflight import check, check_root_path
+from llumnix.cluster.preflight_paths import check_model, check_record
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
 from llumnix.tiny_model import cache_dir

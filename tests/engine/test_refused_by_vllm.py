@@ -37,6 +37,11 @@ def test_names_what_is_wrong(objects: Callable[[], object], words: str) -> None:
     assert said.endswith(".")
 
 
+def test_chat_template_that_nobody_has_is_told() -> None:
+    with pytest.raises(UsageError, match=r"^The supplied chat template string \(none\.jinja\) .* Tried: [^(]*\.$"):
+        prepare(["--chat-template", "none.jinja"], str(tiny_model.ensure()))
+
+
 def test_build_for_gpus_where_there_is_none_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the machine of front ends whose instances are elsewhere, too."""
     monkeypatch.setattr("vllm.platforms._current_platform", UnspecifiedPlatform())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 vllm = pytest.importorskip("vllm")
 
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue  # noqa: E402
+
+from llumnix.cluster.devices import WORKERS_SHARE_BYTES  # noqa: E402
 from llumnix.engine.vllm import hooks  # noqa: E402
 from llumnix.engine.vllm.front_end.hooks import client_fields  # noqa: E402
 from llumnix.engine.vllm.hook import OLDEST, Hook, release_of  # noqa: E402
@@ -19,6 +23,11 @@ from llumnix.vllm_words import SUPPORTED, installed_version, supports  # noqa: E
 
 def test_installed_vllm_fits() -> None:
     assert problems() == []
+
+
+def test_queue_of_a_worker_needs_the_shared_memory_that_is_looked_for_before_anything_starts() -> None:
+    queue = inspect.signature(MessageQueue).parameters
+    assert queue["max_chunk_bytes"].default * queue["max_chunks"].default == WORKERS_SHARE_BYTES
 
 
 def test_every_hook_says_what_it_is_for() -> None:

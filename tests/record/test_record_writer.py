@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from full_disk import full_beyond
-from llumnix.cluster.preflight import check_record
+from llumnix.cluster.preflight_paths import check_record
 from llumnix.control.orders import StayCause
 from llumnix.errors import UsageError
 from llumnix.record import writer as module

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import ServeArguments
 
-_GIB = 1024**3
+SHARED_MEMORY = Path("/dev/shm")
+WORKERS_SHARE_BYTES = 10 * (24 << 20)
+"""What vLLM wants to be free for the queue of a worker's answers, the largest that it makes (`MessageQueue`,
+vllm/distributed/device_communicators/shm_broadcast.py). It takes as much as is written."""
+
+_MIB, _GIB = 1024**2, 1024**3
 _PARENT_BYTES = _GIB  # vLLM's code and the front end, once
 _INSTANCE_BYTES = 200 * 1024**2  # private memory of an instance with the smallest model
 
@@ -105,6 +111,19 @@ def check_memory(arguments: ServeArguments) -> None:
         raise UsageError(
             f"{instances} instances need at least {needed / _GIB:.1f} GiB of memory, "
             f"but only {available / _GIB:.1f} GiB is free; use fewer --instances."
+        )
+
+
+def check_shared_memory(arguments: ServeArguments) -> None:
+    """vLLM refuses the same when the model's code is imported, and instances are started in vain."""
+    if workers_per_instance(arguments) == 1 or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < WORKERS_SHARE_BYTES:
+        raise UsageError(
+            f"The workers of an instance need {WORKERS_SHARE_BYTES / _MIB:.0f} MiB of {SHARED_MEMORY}, where only "
+            f"{free / _MIB:.0f} MiB are free: give it more (Docker: --shm-size=1g or --ipc=host; Kubernetes: an "
+            "emptyDir in memory, mounted there)."
         )
 
 

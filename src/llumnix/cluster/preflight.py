@@ -1,7 +1,7 @@
 """Checks before anything is started: what would fail later anyway is said now, in a sentence.
 
-Only cheap and certain objections; vLLM's own checks of its flags follow in the nursery. Paths are looked for with
-`os.path`: in a folder that may not be entered nothing is there for us, where `Path.exists` would raise.
+Only cheap and certain objections; vLLM's own checks of its flags follow in the nursery. What paths lead to is looked at
+in preflight_paths.py.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import os
 import resource
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 from llumnix import hosts, vllm_words
 from llumnix.api.routes import PREFIX
 from llumnix.cluster import devices
-from llumnix.decision_log import STDOUT
+from llumnix.cluster.preflight_paths import (
+    LOG_CONFIG,
+    check_decision_log,
+    check_engine_paths,
+    check_model,
+    check_record,
+)
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.flags import DEFAULT_ENGINE, ServeArguments, has_flag
 from llumnix.hosts import why_unusable
-from llumnix.paths import expanded
 from llumnix.recording import RECORD
 
 DEFAULT_PORT = 8000
@@ -32,8 +36,6 @@ _KEPT_BY_ONE = {
     "SAGEMAKER_ENABLE_STATEFUL_SESSIONS": "sessions",
 }
 _FILES, _FILES_PER_INSTANCE = 100, 4
-_CERTIFICATES = ("--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certs")
-_CONFIG_FILES = ("config.json", "params.json")
 
 
 def check(arguments: ServeArguments) -> int | None:
@@ -46,9 +48,10 @@ def check(arguments: ServeArguments) -> int | None:
             raise UsageError(why)
         devices.check_ways(arguments.migration.ways)
         devices.check_sharing(arguments)
-        check_certificates(arguments)
+        check_engine_paths(arguments, os.environ.get(LOG_CONFIG, ""))
         if arguments.cluster.launcher == "local":
             devices.check_memory(arguments)
+            devices.check_shared_memory(arguments)
             fit = devices.check_gpus(arguments, gpus.installed(), os.environ)
     if arguments.model is not None:
         check_model(arguments.model)
@@ -83,27 +86,6 @@ def check_files(arguments: ServeArguments) -> None:
         )
 
 
-def check_decision_log(path: str) -> None:
-    """Each process writes its own, later; what keeps one from it keeps all."""
-    folder = Path(path).parent
-    if path not in ("", STDOUT) and not _may_write_to(folder):
-        raise UsageError(f"--decision-log {path} cannot be written: {folder} is no folder that we may write to.")
-
-
-def check_record(name: str, folder: str) -> None:
-    """The processes make it, and what is in it, later. `name`: of what asks for it."""
-    if not folder:
-        return
-    whole = expanded(folder).absolute()
-    there = next(each for each in (whole, *whole.parents) if os.path.exists(each))
-    if not _may_write_to(there):
-        raise UsageError(f"{name} {folder} cannot be written: {there} is no folder that we may write to.")
-
-
-def _may_write_to(folder: Path) -> bool:
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
-
-
 def check_vllm() -> None:
     version = vllm_words.installed_version()
     if version is None:
@@ -114,16 +96,6 @@ def check_vllm() -> None:
         raise UsageError(
             f"vLLM {version} is installed, but {vllm_words.SUPPORTED_WORDS} is needed: {vllm_words.ADVICE}."
         )
-
-
-def check_model(model: str) -> None:
-    """A name like `org/name` may be on the model hub; a path must be there."""
-    path = expanded(model)
-    if os.path.isdir(path):
-        if not any(os.path.exists(path / name) for name in _CONFIG_FILES):
-            raise UsageError(f"{model} is not a model: it has no config.json.")
-    elif not os.path.exists(path) and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
-        raise UsageError(f"There is no model at {model}.")
 
 
 def check_root_path(root: str) -> None:
@@ -148,18 +120,6 @@ def check_ray(address: str) -> None:
     except (OSError, UnicodeError) as error:
         reason = "it does not answer" if isinstance(error, TimeoutError) else why_unusable(error)
         raise UsageError(f"The Ray cluster at {address} cannot be reached: {reason}.") from error
-
-
-def check_certificates(arguments: ServeArguments) -> None:
-    """Front ends read them, when instances are there; without one of the first two none is read."""
-    files = {flag: path for flag in _CERTIFICATES if (path := arguments.engine_flag(flag))}
-    if not files.keys() & set(_CERTIFICATES[:2]):
-        return
-    if _CERTIFICATES[0] not in files:
-        raise UsageError("--ssl-keyfile is the key of a certificate, which --ssl-certfile names.")
-    for flag, path in files.items():
-        if os.path.isdir(path) or not os.access(path, os.R_OK):
-            raise UsageError(f"{flag} {path} is no file that we may read.")
 
 
 def check_port(arguments: ServeArguments) -> None:

@@ -21,6 +21,7 @@ from llumnix.errors import UsageError
 from llumnix.vllm_words import ADVICE
 
 _FRAME = re.compile(r"\d+ validation errors? for|For further information")  # of what pydantic says
+_PARAMETER = re.compile(r" \(parameter=[^)]*\)$")  # of what vLLM says of a value
 _SHORTEST_SENTENCE = 40  # characters; a full stop before that is likelier one of an abbreviation
 
 
@@ -57,6 +58,7 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     """Raises UsageError with one sentence when vLLM is missing or does not like its flags or the model."""
     _require_vllm()
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.exceptions import VLLMValidationError
     from vllm.logger import configure_logging_from_args
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -77,7 +79,7 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
         engine_args = AsyncEngineArgs.from_cli_args(args)
         engine_args.worker_extension_cls = "llumnix.engine.vllm.instance.worker.WorkerExtension"
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, VLLMValidationError) as error:
         raise UsageError(_first_sentence(error)) from error
     _adjust(config, args)
     share_cached_weights(config)
@@ -189,7 +191,8 @@ def _refuse(message: str) -> NoReturn:
 
 def _first_sentence(error: Exception) -> str:
     """The gist of what vLLM (often through pydantic) has to say, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = _PARAMETER.sub("", str(error))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if not _FRAME.match(line)] or [type(error).__name__]
     named = len(telling) > 1 and len(telling[0].split()) == 1  # pydantic: the field, then what is wrong with it
     text = telling[named].removeprefix("Value error, ").split(" [type=")[0]
