@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+
+import pytest
 
 from llumnix.cluster.greeting import greeting
 from llumnix.cluster.health import ServerAddress
 from llumnix.flags import parse_serve
 
 EXAMPLE = ("/v1/completions", {"prompt": "Hello", "max_tokens": 16})
+
+
+@pytest.fixture(autouse=True)
+def limit(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of open files."""
+    most = [65536]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most[0], most[0]))
+    return most
 
 
 def lines(
@@ -51,6 +62,13 @@ def test_another_address_and_a_key_are_said_before_the_commands_that_need_them()
         "LLUMNIX_API_KEY=…, then llumnix status"
     )
     assert "k" not in " ".join(said).split()
+
+
+def test_few_open_files_are_told(limit: list[int]) -> None:
+    limit[0] = 512
+    assert lines("m")[3] == "  limit    512 open files in a process (ulimit -Hn): fewer requests than that at a time"
+    limit[0] = resource.RLIM_INFINITY
+    assert len(lines("m")) == 5
 
 
 def test_a_key_from_the_environment_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from llumnix.flags import ServeArguments, has_flag
 from llumnix.remote import DEFAULT_URL
 
 _KEY = "LLUMNIX_API_KEY"
+_MANY_FILES = 4096
 
 
 def greeting(
@@ -21,7 +23,7 @@ def greeting(
     example: tuple[str, Mapping[str, object]] | None,
     environment: Mapping[str, str],
 ) -> str:
-    """Five lines at most. `example`: a route and the body of a request to it, but for the model's name."""
+    """Six lines at most. `example`: a route and the body of a request to it, but for the model's name."""
     name = model_name(arguments)
     locked = has_flag(arguments.engine_flags, "--api-key") or bool(environment.get("VLLM_API_KEY"))
     lines = [f"serving {name} at {address}"]
@@ -29,6 +31,9 @@ def greeting(
         path, body = example
         lines.append("  try      " + _curl(address, path, {"model": name, **body}, locked))
     lines.append("  rules    " + _rules(arguments))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < _MANY_FILES and files != resource.RLIM_INFINITY:
+        lines.append(f"  limit    {files} open files in a process (ulimit -Hn): fewer requests than that at a time")
     if log_dir is not None:
         kept = "" if arguments.cluster.log_dir else " (gone at the end; --log-dir DIR keeps them)"
         lines.append(f"  logs     {log_dir}{kept}")

@@ -56,6 +56,7 @@ _END_PAUSE_S = 0.01
 def main(arguments: list[str]) -> int:
     """`python -m llumnix.cluster.nursery DESCRIPTOR PARENT`: started by the launcher only."""
     linux.die_with_parent(int(arguments[1]))
+    linux.allow_many_files()  # on a node of Ray's nobody has
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # threads of a Ray actor, which may be our parent, block most
     channel = socket.socket(fileno=int(arguments[0]))
     first = receive_from_launcher(channel)

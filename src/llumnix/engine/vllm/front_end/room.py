@@ -9,11 +9,11 @@ from typing import Any
 
 from llumnix.engine.vllm.front_end.retry_after import AsgiMessage, AsgiSend, Receive
 
-_KEPT_FREE = 96
+KEPT_FREE = 96
 """Descriptors for what is not a request: instances that join, connections that are about to be refused, files."""
 
-
-_PLENTY = 4096  # twice what the system holds ready for us to accept
+PLENTY = 4096
+"""Twice what the system holds ready for us to accept."""
 
 _CONNECTIONS = ("http", "websocket")
 _ALWAYS = ("/health", "/metrics", "/llumnix")
@@ -47,12 +47,12 @@ class Room:
 def room_for_connections() -> int:
     """How many more descriptors this process may open, less a reserve; at least 1."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, soft - len(os.listdir("/proc/self/fd")) - _KEPT_FREE)
+    return max(1, soft - len(os.listdir("/proc/self/fd")) - KEPT_FREE)
 
 
 def is_scarce() -> bool:
     """Whether connections should be taken in one by one, so that those that are refused are gone before others come."""
-    return room_for_connections() < _PLENTY
+    return room_for_connections() < PLENTY
 
 
 async def _refuse(send: AsgiSend, most: int) -> None:

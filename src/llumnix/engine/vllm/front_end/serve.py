@@ -30,6 +30,7 @@ from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.recorder import make_recorder
 from llumnix.engine.vllm.front_end.retry_after import RetryAfter
+from llumnix.engine.vllm.front_end.silent_connections import HttpConnection
 from llumnix.engine.vllm.front_end.stream_errors import tell_errors
 from llumnix.engine.vllm.front_end.stream_log import StreamLog
 from llumnix.engine.vllm.front_end.switchboard import Switchboard
@@ -230,6 +231,7 @@ def _connection_options(args: argparse.Namespace) -> dict[str, Any]:
     import vllm.envs as envs
 
     return {
+        "http": HttpConnection,
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         "timeout_graceful_shutdown": _LAST_BYTES_S,
         "ssl_keyfile": args.ssl_keyfile,
