@@ -188,13 +188,15 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             "Strangers, and what was dropped",
-            "Connections without our keys, messages that are none of ours or reach nobody, and late outputs.",
+            "Connections without our keys, messages that are none of ours or reach nobody, and what came too late.",
             "ops",
             {
                 "refused": rate("llumnix_refused_connections_total"),
                 "malformed": rate("llumnix_malformed_messages_total"),
                 "unsent": rate("llumnix_unsent_messages_total"),
                 "late outputs": rate("llumnix_late_outputs_total"),
+                "late to instances": rate("llumnix_late_messages_total"),
+                "late to the scheduler": rate("llumnix_scheduler_late_messages_total"),
             },
         ),
         Panel(

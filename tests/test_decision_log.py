@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from full_disk import full_beyond
 from llumnix import decision_log
-from llumnix.cluster.preflight import check_decision_log
+from llumnix.cluster.preflight_paths import check_decision_log
 from llumnix.decision_log import DecisionLog, begin_journal, read_log, written_at_once
 from llumnix.errors import UsageError
 from llumnix.journal.entries import ParkingNoted
@@ -65,7 +66,9 @@ def test_what_was_noted_after_a_clock_was_set_back_is_read_after_what_was_before
     assert [entry.request for entry in read_log(tmp_path / "log")] == ["first", "second", "third"]
 
 
-def test_whoever_notes_does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_whoever_notes_does_not_wait_for_the_disk_and_the_log_tells_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     held = threading.Event()
     monkeypatch.setattr(decision_log, "_MOST_WAITING", 10)
     monkeypatch.setattr(DecisionLog, "_append", lambda self, entries: held.wait(10))
@@ -73,16 +76,17 @@ def test_whoever_notes_does_not_wait_for_the_disk(monkeypatch: pytest.MonkeyPatc
     journal = Journal("f0", listener=log.write)
     for number in range(100):
         journal.note(float(number), ParkingNoted())
-    assert 80 <= log.dropped <= 90
     held.set()
     log.close()
+    (said,) = caplog.messages
+    assert re.fullmatch(r"decision log: (8[0-9]|90) entries were not written; the disk is full, or too slow .*", said)
 
 
-def test_a_full_disk_costs_entries_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_costs_entries_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = DecisionLog(tmp_path / "gone" / "log")
     log.write(Journal("f0").note(1.0, ParkingNoted()))
     log.close()
-    assert log.dropped == 1
+    assert caplog.messages == ["decision log: 1 entries were not written; the disk is full, or too slow for them"]
 
 
 def test_a_disk_that_was_full_for_a_while_leaves_no_half_entry(tmp_path: Path) -> None:

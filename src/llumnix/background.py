@@ -17,10 +17,12 @@ Item = TypeVar("Item")
 
 class BackgroundWriter(Generic[Item]):
     """Has `write` called in its thread with what came since, in order. A slow disk keeps nobody waiting: what does not
-    fit into the queue, and what `write` cannot write, is dropped and counted; unless the disk is why, the log tells."""
+    fit into the queue, and what `write` cannot write, is dropped and counted, and the log tells how much so far: once,
+    and again when it is more than twice as much."""
 
     def __init__(self, name: str, write: Callable[[list[Item]], None], most_waiting: int) -> None:
         self.dropped = 0
+        self._told = 0
         self._name = name
         self._write = write
         self._waiting: queue.Queue[Item | None] = queue.Queue(most_waiting)
@@ -56,3 +58,9 @@ class BackgroundWriter(Generic[Item]):
             except Exception:  # outermost: one that cannot be written must not cost all that come later
                 self.dropped += len(items)
                 log.exception("%s: %d of its entries cannot be written", self._name, len(items))
+            self._tell_of_loss()
+
+    def _tell_of_loss(self) -> None:
+        if (dropped := self.dropped) > 2 * self._told:
+            self._told = dropped
+            log.warning("%s: %d entries were not written; the disk is full, or too slow for them", self._name, dropped)

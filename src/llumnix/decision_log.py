@@ -50,11 +50,6 @@ class DecisionLog:
         self.write = self._writer.put
         self.close = self._writer.close
 
-    @property
-    def dropped(self) -> int:
-        """Entries that came faster than they could be written, or when the disk was full."""
-        return self._writer.dropped
-
     def _append(self, entries: list[JournalEntry]) -> None:
         lines = b"".join(self._encoder.encode(entry) + b"\n" for entry in entries)
         if self._path is None:

@@ -155,6 +155,13 @@ def test_front_ends_and_the_launcher_hear_that_it_lives(world: World) -> None:
     world.wait_for(world.launcher[1], SchedulerLives, nothing)
 
 
+def test_front_ends_hear_how_much_came_too_late(world: World) -> None:
+    world.tell(ReplayedElsewhere(instance=I0, count=1))
+    while not (alive := world.wait_for(world.front_end[1], SchedulerAlive, nothing)).late_messages:
+        pass
+    assert alive.late_messages == 1
+
+
 def test_loaded_instance_is_told_to_give_to_the_free_one(world: World) -> None:
     def load() -> None:
         world.report(I0, free_blocks=5, running=20, smallest_running_blocks=2, preempted=1)

@@ -28,7 +28,7 @@ from llumnix.wire.base import encode
 def report(engine: SmallEngine, **said: Any) -> InstanceSnapshot:
     usual: dict[str, Any] = {"id": InstanceId("i0"), "at": 0.0, "seq": 1, "state": InstanceState.RUNNING}
     ended = ("migrations_in", "migrations_out", "ended", "preemptions_avoided", "recompute_tokens_saved")
-    counts = ("incoming", "outgoing", *ended)
+    counts = ("incoming", "outgoing", "late_messages", *ended)
     flags = ("drain_keep", "asked_to_end", "pinned")
     usual |= dict.fromkeys(counts, 0) | dict.fromkeys(flags, False) | {"dispatches_seen": (0,)}
     return instance_snapshot(engine.scheduler, usual | said, 16)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ class Board:
 
     address = "inproc://board"
     scheduler_pid = 1
+    scheduler_late_messages = 0
     scheduler_state = "running"
     scaling: ScalingStatus | None = None
 

@@ -101,6 +101,7 @@ VALUES = {
     "llumnix_preemptions_total": 4,
     "llumnix_preemptions_avoided_total": 5,
     "llumnix_recompute_tokens_saved_total": 600,
+    "llumnix_late_messages_total": 7,
     "llumnix_dispatches_total": 3 + 4,
     "llumnix_engine_info": 1,
     "llumnix_role": 1,
@@ -109,12 +110,18 @@ VALUES = {
 
 
 def test_each_has_its_value() -> None:
-    told = {"preemptions": 4, "preemptions_avoided": 5, "recompute_tokens_saved": 600, "slowdown": 2.5}
+    counts = {"preemptions": 4, "preemptions_avoided": 5, "recompute_tokens_saved": 600, "late_messages": 7}
+    told = {**counts, "slowdown": 2.5}
     server = ServerSeen(instances=(seen("i0", slot=2, role=Role.DECODE, **told),))
     families = text_string_to_metric_families(exposition(server).decode())
     samples = [sample for family in families for sample in family.samples if "instance_id" in sample.labels]
     assert {sample.name: sample.value for sample in samples} == pytest.approx(VALUES)
     assert [sample.labels["role"] for sample in samples if sample.name == "llumnix_role"] == ["decode"]
+
+
+def test_what_came_too_late_for_the_scheduler_is_counted() -> None:
+    server = ServerSeen(scheduler_late_messages=3)
+    assert lines(server, "llumnix_scheduler_late_messages_total") == ["llumnix_scheduler_late_messages_total 3.0"]
 
 
 def test_who_waits_is_counted_and_what_no_step_tells_is_not_there() -> None:
@@ -136,7 +143,8 @@ def test_a_thousand_replacements_leave_no_more_lines_than_one() -> None:
 def test_what_grows_is_a_counter_and_nothing_has_a_label_of_prometheus_itself() -> None:
     server = ServerSeen(instances=(seen("i0", slot=2),), scaling=SCALING)
     families = {each.name: each for each in text_string_to_metric_families(exposition(server).decode())}
-    for grows in ("preemptions", "preemptions_avoided", "recompute_tokens_saved", "dispatches", "instance_seconds"):
+    of_instances = ("preemptions", "preemptions_avoided", "recompute_tokens_saved", "dispatches", "late_messages")
+    for grows in (*of_instances, "instance_seconds", "scheduler_late_messages"):
         assert families[f"llumnix_{grows}"].type == "counter"
     assert families["llumnix_scaling_decisions"].type == "counter"
     for family in families.values():

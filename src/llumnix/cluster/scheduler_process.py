@@ -259,7 +259,9 @@ class SchedulerProcess:
         self._mailbox.post(self._book.launcher, SchedulerLives())
         self._tell_front_ends(
             SchedulerAlive(
-                pid=os.getpid(), scaling=scaling_status(self._scheduler, self._autoscaler, at, self._began_s)
+                pid=os.getpid(),
+                scaling=scaling_status(self._scheduler, self._autoscaler, at, self._began_s),
+                late_messages=sum(self._scheduler.ignored.values()),
             )
         )
 

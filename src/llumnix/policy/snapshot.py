@@ -136,6 +136,8 @@ class InstanceSnapshot(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Requests that left in time, so that none had to be preempted."""
     recompute_tokens_saved: int = 0
     """Tokens of those: what would have been computed twice."""
+    late_messages: int = 0
+    """About migrations, that came twice, too late, or for an attempt that was over; they change nothing."""
     smallest_running_blocks: int = 0
     """Blocks of the shortest running request of normal priority that can move; 0 if there is none."""
     pinned: bool = False

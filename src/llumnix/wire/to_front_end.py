@@ -46,6 +46,8 @@ class SchedulerAlive(Wire, frozen=True, kw_only=True, tag=True):
 
     pid: int
     scaling: ScalingStatus | None = None
+    late_messages: int = 0
+    """To it, since it began."""
 
 
 class PrefixesChanged(Wire, frozen=True, kw_only=True, tag=True):

@@ -51,6 +51,7 @@ class ServerSeen:
     """By number."""
     starting: int = 0
     scheduler_up: bool = True
+    scheduler_late_messages: int = 0
     scaling: ScalingStatus | None = None
     """As the scheduler told last; None: it never did."""
 
@@ -65,6 +66,7 @@ def seen_by(board: Switchboard) -> ServerSeen:
         ),
         starting=len(board.strangers.starting.keys() | members.courted.keys()),
         scheduler_up=board.scheduler_state == "running",
+        scheduler_late_messages=board.scheduler_late_messages,
         scaling=board.scaling,
     )
 
@@ -102,6 +104,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[InstanceSnapshot], float]]] = {
         "Tokens of those requests, which would have been computed twice.",
         lambda load: load.recompute_tokens_saved,
     ),
+    "llumnix_late_messages": (
+        "Messages about migrations that came twice, too late, or for an attempt that was over; they change nothing.",
+        lambda load: load.late_messages,
+    ),
     "llumnix_dispatches": ("Requests sent to an instance.", lambda load: sum(load.dispatches_seen)),
 }
 
@@ -117,6 +123,11 @@ class ServerMetrics(Collector):
         yield from self._of_instances()
         yield GaugeMetricFamily(
             "llumnix_scheduler_up", "Whether the scheduler was heard a moment ago.", value=self._seen.scheduler_up
+        )
+        yield CounterMetricFamily(
+            "llumnix_scheduler_late_messages",
+            "Messages to the scheduler about what was over, or gone, by then; they change nothing.",
+            value=self._seen.scheduler_late_messages,
         )
         yield self._by_state()
         if self._seen.scaling is not None:

@@ -63,6 +63,7 @@ class Switchboard:
         self.log = log
         self.strangers = Strangers()
         self.scheduler_pid: int | None = None
+        self.scheduler_late_messages = 0
         self.scaling: ScalingStatus | None = None
         self._scheduler_seen_s = 0.0
         self._loop = asyncio.get_running_loop()
@@ -208,6 +209,7 @@ class Switchboard:
                 self.client.streams.doubted(message)
             case SchedulerAlive():
                 self.scheduler_pid, self.scaling = message.pid, message.scaling
+                self.scheduler_late_messages = message.late_messages
                 self._scheduler_seen_s = monotonic()
             case MoveAnswer():
                 self._by_hand.move_answered(message)

@@ -146,6 +146,7 @@ class LlumletDriver:
             "ended": self.ended,
             "preemptions_avoided": body.preemptions_avoided,
             "recompute_tokens_saved": body.recompute_tokens_saved,
+            "late_messages": llumlet.late,
         }
 
     def to_decode(self) -> list[RequestSnapshot]:

@@ -41,6 +41,7 @@ class Fixed(TypedDict):
     ended: int
     preemptions_avoided: int
     recompute_tokens_saved: int
+    late_messages: int
 
 
 def instance_snapshot(scheduler: MigrationSupport, fixed: Fixed, relief_steps: int) -> InstanceSnapshot:
