@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from frame.arguments import at_least_one
+from frame.arguments import at_least_one, folder
 from gpu.cache import Shape
 from gpu.disturbance import slowdown
 from gpu.ends import Setting, Target
@@ -55,6 +55,8 @@ PARTS: dict[str, Callable[[Target, int], Iterator[Row]]] = {
     "hazards": hazards,
     "death": death,
 }
+LEAST_BLOCKS = 64
+"""With fewer, parts have nothing to move."""
 PART_S = 60
 """A part that takes longer is broken off; what it yielded so far counts."""
 TINY = Shape(layers=4, heads=4, head_size=32)
@@ -133,12 +135,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=at_least_one, default=32)
     parser.add_argument("--blocks", type=at_least_one, default=1600, help="Of each cache; 12.5 GiB of LLaMA-7B.")
     parser.add_argument("--quick", action="store_true", help="Small caches and few runs, as on a CPU.")
-    parser.add_argument("--out", type=Path, help="Folder for gpu_kv.json.")
+    parser.add_argument("--out", type=folder, help="Folder for gpu_kv.json.")
     values = parser.parse_args()
     values.parts = values.parts.split(",")
     unknown = set(values.parts) - PARTS.keys()
     if unknown:
         parser.error(f"there is no part {sorted(unknown)[0]}; there are {', '.join(PARTS)}")
+    if values.blocks < LEAST_BLOCKS:
+        parser.error(f"--blocks must be at least {LEAST_BLOCKS}")
     if values.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; --device cpu tries the same code")
     values.quick = values.quick or values.device == "cpu"

@@ -31,13 +31,12 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import aiohttp
 from families.equality import leaves
-from frame.arguments import at_least_one, positive
+from frame.arguments import at_least_one, folder, positive
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_most, conclude
 from proof import exact, speed, told
@@ -158,7 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=at_least_one, help="Of the part equality. Default: 64; 8 on a CPU.")
     parser.add_argument("--limit-s", type=positive, default=360.0, help="Of all. Default: 360.")
     parser.add_argument(
-        "--out", type=Path, required=True, help="Folder for gpu_proof.json, gpu_proof.png, the profile."
+        "--out", type=folder, required=True, help="Folder for gpu_proof.json, gpu_proof.png, the profile."
     )
     parser.add_argument("engine_flags", nargs="*", help="Behind --: more for `llumnix serve`.")
     values = parser.parse_args()

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from frame.arguments import at_least_one
+from frame.arguments import at_least_one, folder
 from frame.server import llumnix_server
 
 from llumnix.cli import main as llumnix
@@ -26,7 +26,7 @@ THRESHOLDS = ["--migrate-out-freeness", "5", "--migrate-in-freeness", "10"]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/hello"), help="folder of the records and pictures")
+    parser.add_argument("--out", type=folder, default=Path("out/hello"), help="folder of the records and pictures")
     parser.add_argument("--workload", default=WORKLOAD, help=f"workload of llumnix bench (default: {WORKLOAD})")
     parser.add_argument("--instances", type=at_least_one, default=2, help="engine instances (default: 2)")
     values = parser.parse_args()

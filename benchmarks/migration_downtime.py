@@ -32,14 +32,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 from _downtime_figures import MOST_STEPS, Figures, check_copied, draw, judged, print_table, write_csv
 from families.table import FAMILIES, family_engine_flags
 from frame.admin import Admin
-from frame.arguments import at_least_one, not_negative, whole, whole_numbers
+from frame.arguments import at_least_one, folder, not_negative, whole, whole_numbers
 from frame.models import paced, tiny_engine_flags
 from frame.server import llumnix_server
 from frame.stream import COMPLETIONS, Output, Streaming, exactly, open_session, served_model, stream
@@ -249,7 +248,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=at_least_one, default=3, help="times that all lengths are gone through (3)")
     parser.add_argument("--moves", type=at_least_one, default=6, help="moves of each stream (6)")
     parser.add_argument("--seed", type=whole, default=0)
-    parser.add_argument("--out", type=Path, help="folder for figure10_live.png and figure10_live.csv")
+    parser.add_argument("--out", type=folder, help="folder for figure10_live.png and figure10_live.csv")
     parser.add_argument("--family", choices=FAMILIES, help="instead of the tiny model, one of families/table.py")
     parser.add_argument("--model", help="instead of the tiny model; flags for vLLM follow behind --")
     parser.add_argument("--step-ms", type=not_negative, default=0.0, help="each step lasts that long (0: as it comes)")

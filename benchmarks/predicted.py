@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from frame.arguments import numbers, whole
+from frame.arguments import folder, numbers, whole
 from frame.models import add_pace_flags, paced_engine_flags
 from frame.server import llumnix_server
 from frame.verdict import Figure, at_most, conclude
@@ -81,7 +81,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=whole, default=1)
     add_pace_flags(parser)
     parser.add_argument("--again", action="store_true", help="Each load twice: how much do two live runs differ?")
-    parser.add_argument("--out", type=Path, required=True, help="Folder for profile, records and predictions.")
+    parser.add_argument("--out", type=folder, required=True, help="Folder for profile, records and predictions.")
     return parser.parse_args()
 
 

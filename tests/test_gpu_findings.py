@@ -50,7 +50,7 @@ def gpus_found(there: GpuMachine | None, words: str = "", **variables: str) -> l
         (GpuMachine("550.54", (12, 4), (gpu(),)), "--instances 1", [Mark.BAD, Mark.GOOD], "for CUDA 13: update"),
         (GpuMachine("580.65", (13, 0), (gpu(),)), "--instances 2", [Mark.GOOD, Mark.BAD], "--instances-per-gpu 2"),
         (GpuMachine("580.65", (13, 0), (gpu(),)), "--instances-per-gpu 2", [Mark.GOOD, Mark.GOOD], ""),
-        (GpuMachine("580.65", (13, 0), ()), "", [Mark.GOOD, Mark.BAD], "0 are visible"),
+        (GpuMachine("580.65", (13, 0), ()), "", [Mark.GOOD, Mark.BAD], "needs a GPU, and none is visible"),
         (GpuMachine("580.65", (13, 0), (gpu(free_gib=40),)), "--instances 1", [Mark.GOOD, Mark.BAD], "wants 92%"),
         (
             GpuMachine("580.65", (13, 0), (gpu(free_gib=40),)),

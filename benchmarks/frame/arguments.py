@@ -51,6 +51,16 @@ def file_in_a_folder(text: str) -> Path:
     return path
 
 
+def folder(text: str) -> Path:
+    """It is made if it is not there."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} can be no folder: {error.strerror}") from error
+    return path
+
+
 def _whole(text: str, least: int) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")

@@ -11,7 +11,16 @@ from pathlib import Path
 import msgspec
 import policy_comparison
 import pytest
-from frame.arguments import at_least_one, file_in_a_folder, not_negative, numbers, positive, whole, whole_numbers
+from frame.arguments import (
+    at_least_one,
+    file_in_a_folder,
+    folder,
+    not_negative,
+    numbers,
+    positive,
+    whole,
+    whole_numbers,
+)
 from frame.parts import part_of
 from frame.verdict import ROOT
 
@@ -40,6 +49,7 @@ def test_no_benchmark_takes_just_any_number(script: Path) -> None:
         (not_negative, {"0": 0.0, "2": 2.0}, ("-1", "nan", "inf", "x", "")),
         (numbers, {"2,3.5": (2.0, 3.5)}, ("", "2,", "x", "2,0")),
         (whole_numbers, {"64,128": (64, 128)}, ("", "64,x", "64,0")),
+        (folder, {str(ROOT): ROOT}, (__file__, f"{__file__}/in")),
         (file_in_a_folder, {__file__: Path(__file__)}, ("/no/such/folder/file", str(Path(__file__).parent))),
     ],
 )
@@ -69,6 +79,9 @@ def test_numbers_are_what_their_types_say(
         ("placement", "--traces azure-code --seeds 4", "azure-code has 3 parts"),
         ("predicted", "--rates x --out here", "argument --rates"),
         ("migration_downtime", "--lengths 64,x", "argument --lengths"),
+        ("gpu_kv", "--device cpu --blocks 63", "--blocks must be at least 64"),
+        ("gpu_kv", f"--device cpu --out {__file__}", "can be no folder"),
+        ("gpu_proof", f"--device cpu --out {__file__}", "can be no folder"),
     ],
 )
 def test_what_it_would_end_with_after_hours_is_said_at_once(

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -19,9 +20,11 @@ from vllm.model_executor.model_loader.weight_cache.ipc_loader import IpcModelLoa
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
 from vllm.utils import torch_utils
 
+from llumnix import tiny_model
 from llumnix.cluster.forking import keep_temporary_files_in
 from llumnix.cluster.run_dir import remove
 from llumnix.engine.port import ONE_THREAD_TO_FORK
+from llumnix.engine.vllm import boot
 from llumnix.engine.vllm.apart import (
     count_front_ends,
     set_apart,
@@ -29,6 +32,7 @@ from llumnix.engine.vllm.apart import (
     share_compiled_headers,
     share_cores,
 )
+from llumnix.errors import UsageError
 
 
 def config(**given: Any) -> Any:
@@ -176,3 +180,10 @@ def test_cores_are_shared_out_while_weights_are_loaded(
     share_cores(processes)
     assert (made, os.environ["OMP_NUM_THREADS"]) == ([threads], str(threads))
     assert os.environ[torch_utils.OMP_NUM_THREADS_SET_BY_VLLM] == "1", "it counts no longer than that"
+
+
+def test_instances_are_not_forked_from_a_process_that_uses_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would end with CUDA's words on that, and start again."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(UsageError, match="such as a plugin, uses CUDA at once"):
+        boot.prepare(["--enforce-eager", "--dtype=float32"], str(tiny_model.ensure()))

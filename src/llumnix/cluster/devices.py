@@ -90,9 +90,10 @@ def check_gpus(arguments: ServeArguments, there: gpus.GpuMachine | None, environ
 
 
 def _too_few_gpus(flag: str, instances: int, fit: int, workers: int, devices: int) -> str:
-    are = "1 is visible" if devices == 1 else f"{devices} are visible"
+    are = {0: "none is visible", 1: "1 is visible"}.get(devices, f"{devices} are visible")
     if devices < workers:
-        return f"An instance needs {workers} GPUs, one for each worker, and {are}."
+        needs = "a GPU" if workers == 1 else f"{workers} GPUs, one for each worker"
+        return f"An instance needs {needs}, and {are}."
     share = -(-instances // (devices // workers))
     each = "one each" if workers == 1 else f"{workers} each"
     return (

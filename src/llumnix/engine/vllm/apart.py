@@ -19,6 +19,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
 
 from llumnix.engine.port import ONE_THREAD_TO_FORK, InstanceSpec
+from llumnix.errors import UsageError
 
 _PORTS_EACH = 32  # more than an engine looks for
 _LAST_PORT = 65535
@@ -38,6 +39,15 @@ def set_apart(config: Any, spec: InstanceSpec) -> None:
     _own_folders(config, spec.id)
     if first := os.environ.get("VLLM_PORT", ""):
         os.environ["VLLM_PORT"] = _own_ports(first, spec.slot)
+
+
+def refuse_to_fork_cuda() -> None:
+    """Called before any instance is forked. Raises UsageError where none could use a GPU."""
+    if torch.cuda.is_initialized():
+        raise UsageError(
+            "Something that vLLM loads, such as a plugin, uses CUDA at once; instances are forked from the process "
+            "that loads it, and could not use a GPU any more."
+        )
 
 
 def share_cached_weights(config: Any) -> None:

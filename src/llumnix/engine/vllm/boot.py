@@ -64,7 +64,7 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.admission_control import SharedAdmissionStats
 
-    from llumnix.engine.vllm.apart import share_cached_weights
+    from llumnix.engine.vllm.apart import refuse_to_fork_cuda, share_cached_weights
     from llumnix.engine.vllm.versions import command_line
 
     parser = command_line().make_arg_parser(FlexibleArgumentParser(prog="llumnix serve", add_help=False))
@@ -85,6 +85,7 @@ def prepare(argv: list[str], model: str) -> VllmSetup:
     share_cached_weights(config)
     make_room(config, args.max_num_scheduled_tokens)
     _import_ahead(config)
+    refuse_to_fork_cuda()
     admitted = SharedAdmissionStats.num_counters(MOST_FRONT_ENDS)
     return VllmSetup(args, config, shared_numbers(MOST_FRONT_ENDS, NOT_ACCEPTING), shared_numbers(admitted))
 
