@@ -144,6 +144,16 @@ def test_instances_that_share_a_gpu_start_one_after_the_other() -> None:
     assert only(ForkInstance, server.handle(InstanceServes(InstanceId("i3"), "ipc://i3"), 3.0)) == []
 
 
+def test_nobody_starts_on_a_gpu_while_workers_of_a_dead_instance_give_its_memory_back() -> None:
+    server = Server(instances=2, instances_per_gpu=2)
+    server.serve()
+    server.handle(InstanceServes(InstanceId("i1"), "ipc://i1"), 2.0)
+    left = server.handle(Exited(child="i1", how="killed by SIGKILL", remains=True), 100.0)
+    both = server.exit("i0", 100.1)
+    assert only(ForkInstance, left + both) == []
+    assert len(only(ForkInstance, server.handle(Cleared(child="i1"), 100.2))) == 1
+
+
 def test_further_reports_of_an_instance_say_nothing() -> None:
     server = Server()
     server.serve()

@@ -56,15 +56,15 @@ class Roster:
     @property
     def usable_slots(self) -> dict[int, Place[Instance]]:
         """Those in which an instance could start, if its turn has come. Of several that share a GPU one starts at a
-        time: an engine measures what is free while it starts."""
-        starting = {
-            self._gpu(n) for n, slot in self.slots.items() if slot.process is not None and slot.process.starting
-        }
-        not_free = self.littered.keys() | self._held
+        time, and none while something of a dead one holds memory there: an engine measures what is free while it
+        starts, and vLLM's gives up if that becomes more."""
+        busy = {self._gpu(n) for n, slot in self.slots.items() if slot.process is not None and slot.process.starting}
+        busy.update(map(self._gpu, self.littered))
+        held = self._held
         return {
             n: slot
             for n, slot in sorted(self.slots.items())
-            if slot.process is None and n not in not_free and self._gpu(n) not in starting
+            if slot.process is None and n not in held and self._gpu(n) not in busy
         }
 
     def one_for_each_gpu(self, slots: Sequence[int]) -> list[int]:
