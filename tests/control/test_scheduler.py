@@ -9,9 +9,10 @@ from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
 from llumnix.control.at_once import TARGETS_TRIED
+from llumnix.control.back_off import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S
 from llumnix.control.drain import DrainLimits
 from llumnix.control.gone import REMEMBERED
-from llumnix.control.moves import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, MOVE_DEADLINE_S
+from llumnix.control.moves import MOVE_DEADLINE_S
 from llumnix.control.orders import MoveCause, MoveId, MoveOrder, StayCause
 from llumnix.control.scaling import Autoscaler
 from llumnix.control.scheduler import GlobalScheduler

@@ -9,9 +9,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
+from llumnix.control.back_off import BackOff
 from llumnix.control.cluster_view import ClusterView
 from llumnix.control.freest import Freest
-from llumnix.control.moves import BackOff, MovesInFlight
+from llumnix.control.moves import MovesInFlight
 from llumnix.control.orders import MoveCause
 from llumnix.control.scheduler_events import SchedulerCommand
 from llumnix.policy.catalogue import find_policy

@@ -99,9 +99,9 @@ class Drain:
         self._is_given = True
         self._set_deadline(at, timeout_s)
 
-    def counts(self, at: float, others_serve: bool) -> None:
-        """Its time does not, as long as nobody else could take what it has; a deadline that was asked for stands, but
-        for the grace that is left to what can neither move nor be replayed."""
+    def time_passes(self, at: float, others_serve: bool) -> None:
+        """Not as long as nobody else could take what it has: then deadlines are put off by as much. One that somebody
+        asked for stands, and only the grace for what can neither move nor be replayed is put off."""
         if self._alone_since_s is not None:
             self._prolong(at - self._alone_since_s)
         self._alone_since_s = None if others_serve else at

@@ -5,11 +5,12 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from llumnix.config import PolicyConfig
+from llumnix.control.back_off import BackOff
 from llumnix.control.cluster_view import ClusterView, Known
 from llumnix.control.drain import Drain, DrainLimits
 from llumnix.control.freest import Freest
 from llumnix.control.latest import Latest
-from llumnix.control.moves import BackOff, MovesInFlight
+from llumnix.control.moves import MovesInFlight
 from llumnix.control.orders import MoveCause
 from llumnix.control.scheduler_events import (
     AskWhereCached,
@@ -104,7 +105,7 @@ class Drains:
             return self._end_withdrawn(at, known)
         in_flight = self._moves.outgoing(instance)
         others_serve = self._view.others_serve(instance)
-        known.drain.counts(at, others_serve)
+        known.drain.time_passes(at, others_serve)
         commands = self._remember(known.drain.orders(at, known.snapshot, in_flight, others_serve))
         may_move = self._moves_requests and not known.drain.past_deadline(at) and not known.drain.withdrawn
         if known.snapshot is None or known.snapshot.stands_still or not may_move:

@@ -24,8 +24,8 @@ from llumnix.control.front_end_events import (
     TurnedAway,
     Unsent,
 )
-from llumnix.control.moves import MOVE_DEADLINE_S, Ends, MovesInFlight
-from llumnix.control.orders import MoveCause, MoveId, MoveOrder
+from llumnix.control.moves import MOVE_DEADLINE_S, MovesInFlight
+from llumnix.control.orders import Ends, MoveCause, MoveId, MoveOrder
 from llumnix.policy.catalogue import find_policy
 from llumnix.policy.demand import queued_demand_blocks
 from llumnix.policy.roles import HomeTerms, find_homes

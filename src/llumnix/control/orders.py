@@ -18,6 +18,9 @@ MoveId = NewType("MoveId", str)
 """Names one order, wherever it is seen: in the scheduler's log and recording, in the llumlet's transcript, in the
 notice to the front end, and in the record. Unique in a server: it begins with who gave the order."""
 
+Ends = tuple[InstanceId, InstanceId]
+"""Source and target of moves."""
+
 
 class MoveCause(StrEnum):
     """Which rule gave an order. `MoveOrder.reason` is the sentence with its numbers; this is to be counted."""

@@ -16,12 +16,13 @@ from msgspec.structs import replace
 
 from llumnix.config import ClusterConfig, PolicyConfig
 from llumnix.control.at_once import AtOnce
+from llumnix.control.back_off import BackOff
 from llumnix.control.cluster_view import ClusterView
 from llumnix.control.drain import DrainLimits
 from llumnix.control.drains import Drains
 from llumnix.control.fleet import FleetView
 from llumnix.control.freest import Freest
-from llumnix.control.moves import BackOff, MovesInFlight
+from llumnix.control.moves import MovesInFlight
 from llumnix.control.orders import MoveCause
 from llumnix.control.role_keeper import RoleKeeper
 from llumnix.control.scaling import Autoscaler, ScalingMode
