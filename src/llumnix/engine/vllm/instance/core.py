@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import signal
-import time
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -50,14 +48,6 @@ from llumnix.wire.news import FrontEndLost
 from llumnix.wire.to_instance import INSTANCE_MAIL, ToInstance
 
 log = logging.getLogger(__name__)
-
-HANG = signal.SIGUSR2
-"""With the fault `hang`, at this signal the main thread stands still for ever, while all others go on."""
-
-
-def _hang(*_: object) -> None:
-    while True:
-        time.sleep(3600)
 
 
 class LlumnixEngineCore(EngineCoreProc):
@@ -130,14 +120,6 @@ class LlumnixEngineCore(EngineCoreProc):
     def ask_to_drain(self) -> None:
         """From a thread, once it is open: it takes no more requests and says so, and the scheduler empties it."""
         self.office.to_main(AskedToEnd())
-
-    def inject_fault(self, fault: str) -> None:
-        """Lets something fail on purpose; an empty string is no fault. Raises ValueError for an unknown one."""
-        if fault not in ("", "zero-arrivals", "hang"):
-            raise ValueError(f"unknown fault {fault!r}")
-        self.office.driver.incoming.zero_arrivals = fault == "zero-arrivals"
-        if fault == "hang":
-            signal.signal(HANG, _hang)
 
     def close(self) -> None:
         if self._office is not None:

@@ -18,11 +18,7 @@ from llumnix.engine.port import END_NOW, InstanceSpec
 from llumnix.engine.shared_memory import noted_meanwhile
 from llumnix.engine.vllm.instance.core import LlumnixEngineCore
 from llumnix.engine.vllm.instance.ending import end_without_collecting
-
-FAULT = "LLUMNIX_FAULT"
-"""For tests only, an environment variable. `zero-arrivals`: KV that a migration copied is overwritten with zeros, so
-that streams that move must go wrong; without it, a test of their equality proves nothing. `hang`: the engine's main
-thread hangs at SIGUSR2 (core.HANG)."""
+from llumnix.engine.vllm.instance.faults import inject_fault
 
 
 def serve_instance(vllm_config: Any, spec: InstanceSpec, *, log_stats: bool) -> None:
@@ -58,7 +54,7 @@ def _serve(core: LlumnixEngineCore, on_ready: Callable[[], None]) -> None:
     try:
         core.open_for_business(os.getpid())
         on_ready()
-        core.inject_fault(os.environ.get(FAULT, ""))
+        inject_fault(core.office.driver.incoming)
         signal.signal(END_NOW, stop)
         signal.signal(signal.SIGTERM, asked_to_end)
         core.run_busy_loop()
