@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TORCH_INDEX
 
-.PHONY: help env triton prometheus serve test test-versions nightly check hello soak clean
+.PHONY: help env triton nixl prometheus serve test test-versions nightly check hello soak clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -20,13 +20,16 @@ env:            ## the environment .venv, made or repaired
 triton: env     ## what runs kernels of GPUs in tests, in a folder of its own: 290 MB to load
 	@$(PYTHON) requirements/make_triton.py
 
+nixl: env       ## what moves blocks by NIXL in tests, in a folder of its own: 59 MB to load
+	@$(PYTHON) requirements/make_nixl.py || echo "no NIXL for its tests, which are skipped"
+
 prometheus: env ## what tries alerts and the Grafana board in tests, in a folder of its own: 19 MB to load
 	@$(PYTHON) requirements/make_prometheus.py
 
 serve: env      ## serve a tiny model, or what ARGS says
 	@$(BIN)/llumnix serve $(ARGS)
 
-test: env triton prometheus ## all tests of every day: some 25 minutes on 2 cores; pytest's own words in ARGS
+test: env triton nixl prometheus ## all tests of every day: some 25 minutes on 2 cores; pytest's own words in ARGS
 	@timeout -k 60 1800 $(BIN)/python -m pytest $(ARGS)
 
 test-versions: env  ## the other versions of vLLM, each in build/versions/: some 10 minutes each (VERSIONS="0.31 0.33")

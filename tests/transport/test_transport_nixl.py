@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import sys
@@ -25,7 +24,9 @@ from llumnix.transport.port import PullResult, TransportError
 from llumnix.transport.sockets import SocketOptions, SocketTransport
 
 BLOCKS, WORDS, LAYERS = 16, 512, 3
-needs_nixl = pytest.mark.skipif(importlib.util.find_spec("nixl_cu13") is None, reason="nixl-cu13 is not installed")
+LIBRARY = Path(sys.prefix, "nixl")
+"""Where `make nixl` puts it."""
+needs_nixl = pytest.mark.skipif(not (LIBRARY / "made-from").exists(), reason="there is no NIXL (make nixl)")
 
 
 def memory(fill: int) -> list[torch.Tensor]:
@@ -252,7 +253,14 @@ def source(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
         process.join(PLENTY_S)
 
 
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, and in processes that this one starts."""
+    monkeypatch.syspath_prepend(str(LIBRARY))
+
+
 @needs_nixl
+@pytest.mark.usefixtures("library")
 def test_library_reads_another_process_and_outlives_it(tmp_path: Path) -> None:
     (here, reader), theirs = end(tmp_path, 0), memory(100_000)
     order = np.random.default_rng(0)
@@ -273,6 +281,7 @@ def test_library_reads_another_process_and_outlives_it(tmp_path: Path) -> None:
 
 
 @needs_nixl
+@pytest.mark.usefixtures("library")
 def test_library_forgets_one_peer_after_the_other_and_survives_the_death_of_each_while_it_is_read(
     tmp_path: Path,
 ) -> None:
