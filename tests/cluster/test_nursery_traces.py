@@ -9,15 +9,13 @@ import pytest
 
 from llumnix.cluster.nursery import Nursery
 from llumnix.cluster.nursery_messages import Exited, ForkFrontEnd, channel, receive_from_nursery
-from llumnix.wire.addresses import on_one_machine
+from llumnix.cluster.traces import remove_gauges
 
 
 def test_gauges_of_a_dead_front_end_are_not_added_to_those_of_the_living(tmp_path: Path) -> None:
-    nursery = Nursery.__new__(Nursery)
-    nursery._book = on_one_machine(tmp_path, 2)
     for name in ("gauge_livesum_7.db", "gauge_livesum_77.db", "counter_7.db", "gauge_mostrecent_7.db"):
         (tmp_path / name).touch()
-    nursery._remove_gauges(7)
+    remove_gauges(str(tmp_path), 7)
     assert {path.name for path in tmp_path.iterdir()} == {
         "gauge_livesum_77.db",
         "counter_7.db",

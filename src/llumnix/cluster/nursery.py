@@ -24,7 +24,7 @@ from typing import Any, NoReturn, assert_never, cast
 import msgspec
 
 from llumnix import linux, text_logs
-from llumnix.cluster import forking, json_logs, logs, run_dir
+from llumnix.cluster import forking, json_logs, logs
 from llumnix.cluster.leftovers import Leftovers
 from llumnix.cluster.nursery_messages import (
     Cleared,
@@ -41,11 +41,11 @@ from llumnix.cluster.nursery_messages import (
     StopListening,
     ToNursery,
     front_end_name,
-    is_front_end,
     receive_from_launcher,
     send,
 )
 from llumnix.cluster.ports import listen_for_admin
+from llumnix.cluster.traces import remove_gauges, remove_traces, temporary_folder
 from llumnix.engine.port import Boot, FrontEndSpec, InstanceSpec
 from llumnix.errors import LlumnixError, in_a_clause
 
@@ -156,10 +156,10 @@ class Nursery:
         now = time.monotonic()
         steps = self._leftovers.look([child for child, _, _ in ended], self._orphans(), now)
         for child, pid, status in ended:
-            self._remove_gauges(pid)
+            remove_gauges(self._book.run_dir, pid)
             remains = child not in steps.cleared
             if not remains:
-                self._remove_traces(child)
+                remove_traces(self._book.run_dir, child)
             self._tell(Exited(child=child, how=linux.describe_exit(status), remains=remains))
         for pid, number in steps.signals:
             forking.note(f"{signal.Signals(number).name} to process {pid}, which a child that ended left running")
@@ -167,7 +167,7 @@ class Nursery:
                 os.kill(pid, number)
         for child, stuck in steps.cleared.items():
             if child not in {name for name, _, _ in ended}:
-                self._remove_traces(child)
+                remove_traces(self._book.run_dir, child)
                 self._tell(Cleared(child=child, stuck=stuck))
 
     def _reap(self) -> list[tuple[str, int, int]]:
@@ -195,20 +195,6 @@ class Nursery:
     def _tell(self, news: FromNursery) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the launcher is gone: seen when it is read
             send(self._channel, news)
-
-    def _temporary(self, child: str) -> Path:
-        return Path(self._book.run_dir) / f"{child}.tmp"
-
-    def _remove_traces(self, child: str) -> None:
-        """What a killed child could not remove itself; front ends keep their names, and so their sockets."""
-        run_dir.remove(self._temporary(child))
-        if not is_front_end(child):
-            (Path(self._book.run_dir) / child).unlink(missing_ok=True)
-
-    def _remove_gauges(self, pid: int) -> None:
-        """prometheus_client adds up those of living processes by their files."""
-        for gauge in Path(self._book.run_dir).glob(f"gauge_live*_{pid}.db"):
-            gauge.unlink(missing_ok=True)
 
     # children
 
@@ -251,7 +237,7 @@ class Nursery:
 
     def _run_instance(self, fork: ForkInstance) -> None:
         self._close_sockets()
-        forking.keep_temporary_files_in(self._temporary(fork.id))
+        forking.keep_temporary_files_in(temporary_folder(self._book.run_dir, fork.id))
         common = self._common
         spec = InstanceSpec(
             **msgspec.structs.asdict(fork),
