@@ -39,7 +39,7 @@ from llumnix.engine.vllm.instance.prefixes import prefixes_of
 from llumnix.engine.vllm.instance.scheduler import MigrationSupport
 from llumnix.engine.vllm.instance.state import stamp
 from llumnix.engine.vllm.instance.step_watch import StepWatch
-from llumnix.engine.vllm.instance.warm_up import warm_up_request
+from llumnix.engine.vllm.instance.warm_up import warm_up_requests
 from llumnix.engine.vllm.instance.workers import Workers
 from llumnix.policy.catalogue import find_policy
 from llumnix.wire.base import Frame, InstanceInfo
@@ -271,12 +271,13 @@ class LlumnixEngineCore(EngineCoreProc):
         self.input_queue.put_nowait((EngineCoreRequestType.EXECUTOR_FAILED, b""))
 
     def _warm_up(self) -> None:
-        """One short request, start to end: the first step of an engine is slow (lazy kernels, allocations)."""
+        """Short requests, start to end: the first step of an engine is slow (lazy kernels, allocations)."""
         if self.vllm_config.model_config.runner_type != "generate":
             return
-        request, wave = self.preprocess_add_request(warm_up_request())
-        self.add_request(request, wave)
-        while self.scheduler.has_requests() or self.batch_queue:
-            self.step_fn()
+        for one in warm_up_requests():
+            request, wave = self.preprocess_add_request(one)
+            self.add_request(request, wave)
+            while self.scheduler.has_requests() or self.batch_queue:
+                self.step_fn()
         self.scheduler.ended.clear()
         self.scheduler.watch = StepWatch()  # nor do later ones cost what the first did
