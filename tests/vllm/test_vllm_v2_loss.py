@@ -42,8 +42,8 @@ async def test_streams_go_on_whose_instance_is_drained_or_killed(server: Server,
         torn = streams("torn", place=0)
         for each in torn:
             await each.reaches(10)
-        owner = await Admin(session).where(torn[0].id)
-        assert owner is not None
+        owners = [await Admin(session).where(stream.id) for stream in torn]
+        owner = next(owner for owner in owners if owner is not None)  # whoever began first may be through by now
         server.signal_instance(owner, number)
         outputs = [await each for each in torn]
         still = [await each for each in streams("still", place=1)]
