@@ -6,16 +6,23 @@ import asyncio
 import gzip
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("vllm")
 
 import sys
 
+from fastapi import FastAPI
 from frame.server import wait_for
+from prometheus_client import CollectorRegistry
+from vllm.entrypoints.serve.instrumentator import metrics as vllms
 
 from llumnix.engine.vllm.front_end import exposition as module
+from llumnix.engine.vllm.front_end import together
 from llumnix.engine.vllm.front_end.exposition import MetricsText
 from llumnix.engine.vllm.front_end.gauges import ServerSeen
 
@@ -98,3 +105,22 @@ async def test_whoever_takes_gzip_gets_it(writer: Writer, encodings: str, zipped
     )
     body = bytes(answer.body)
     assert (gzip.decompress(body) if zipped else body) == b"text 1"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
+async def test_wherever_vllm_tells_its_metrics_those_of_the_server_are_told(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    """vLLM's own text is of one front end, and made on its event loop."""
+    monkeypatch.setattr(vllms, "get_prometheus_registry", CollectorRegistry)
+    monkeypatch.setattr(together, "seen_by", lambda board: ServerSeen())
+    app, nobody = FastAPI(), SimpleNamespace()
+    vllms.attach_router(app)
+    together.add_routes_of_all(app, nobody, nobody)  # type: ignore[arg-type]
+    transport: Any = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, module.CONTENT_TYPE_LATEST)
+    assert answer.headers["content-encoding"] == "gzip"
+    assert len(writer.threads) == 1

@@ -44,8 +44,9 @@ class Server:
         return sent
 
 
+@pytest.mark.parametrize("probe", ["/health", "/ping"])
 async def test_one_too_many_gets_a_sentence_and_the_next_one_after_an_end_is_served(
-    monkeypatch: pytest.MonkeyPatch,
+    probe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server(2, monkeypatch)
     running = [asyncio.create_task(server.ask()) for _ in range(2)]
@@ -54,7 +55,7 @@ async def test_one_too_many_gets_a_sentence_and_the_next_one_after_an_end_is_ser
     assert start["status"] == 503
     assert (b"connection", b"close") in start["headers"]
     assert json.loads(body["body"])["error"]["message"].startswith("This front end may have no more than 2 requests")
-    asked = asyncio.create_task(server.ask("/health"))
+    asked = asyncio.create_task(server.ask(probe))
     await asyncio.sleep(0)
     assert not asked.done(), "not refused"
     server.let_go()

@@ -1,4 +1,4 @@
-"""A real client: the `openai` package, as a user would use it, while the requests move."""
+"""Real clients: the packages `openai` and `anthropic`, as users would use them, while the requests move."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 from frame.admin import Admin
@@ -187,3 +188,45 @@ async def test_id_of_a_response_is_one_that_can_be_moved(server: Server) -> None
                 break
     assert events[0].type == "response.created"
     assert events[0].response.id in moved
+
+
+async def test_anthropics_client_gets_the_same_of_a_message_that_moves(server: Server) -> None:
+    async with anthropic.AsyncAnthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+        fixed: dict[str, Any] = {"model": "tiny", "messages": ASK, "max_tokens": 300, "extra_body": {"temperature": 0}}
+        whole = await client.messages.create(**fixed)
+        async with everything_moves(server) as moved, client.messages.stream(**fixed) as stream:
+            said = "".join([text async for text in stream.text_stream])
+            streamed = await stream.get_final_message()
+        counted = await client.messages.count_tokens(model="tiny", messages=ASK)
+        with pytest.raises(anthropic.NotFoundError):
+            await client.messages.create(**fixed | {"model": "huge"})
+    assert [said] == [block.text for block in whole.content if block.type == "text"]
+    assert (streamed.stop_reason, streamed.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+    assert counted.input_tokens == whole.usage.input_tokens
+    assert moved
+
+
+async def test_clients_that_leave_in_whatever_way_leave_nothing_of_what_moves(server: Server) -> None:
+    """They close their stream, cancel their task, or lose patience, each with its own timing."""
+    endless: dict[str, Any] = {"model": "tiny", "prompt": "On", "max_tokens": 6000, "extra_body": {"ignore_eos": True}}
+
+    async def closes(client: openai.AsyncOpenAI, number: int) -> None:
+        stream = await client.completions.create(**endless, stream=True, n=2, temperature=1)
+        for _ in range(3 * number + 1):
+            await stream.__anext__()
+        await stream.close()
+
+    async def cancels(client: openai.AsyncOpenAI, number: int) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2 * number + 0.1):
+                await client.responses.create(model="tiny", input="On", extra_body={"ignore_eos": True})
+
+    async def loses_patience(client: openai.AsyncOpenAI, number: int) -> None:
+        with pytest.raises(openai.APITimeoutError):
+            await client.with_options(timeout=0.2 * number + 0.1, max_retries=1).completions.create(**endless)
+
+    async with client_of(server) as client, everything_moves(server) as moved:
+        leaving = (leaves(client, number) for leaves in (closes, cancels, loses_patience) for number in range(5))
+        await asyncio.gather(*leaving)
+        await asyncio.to_thread(server.wait_until_quiet)
+    assert moved

@@ -18,6 +18,8 @@ from typing import NamedTuple
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 from prometheus_client.registry import CollectorRegistry
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from llumnix.engine.vllm.front_end.gauges import ServerMetrics, ServerSeen
@@ -56,6 +58,11 @@ class MetricsText:
         self._look = look
         self._one_at_a_time = asyncio.Lock()
         self._written, self._stale_at_s = _Written(b"", b""), 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application, whatever the method is, as vLLM's."""
+        answer = await self.answer(Headers(scope=scope).get("accept-encoding", ""))
+        await answer(scope, receive, send)
 
     async def answer(self, encodings: str) -> Response:
         """`encodings`: the header Accept-Encoding of who asks. Prometheus wants gzip."""

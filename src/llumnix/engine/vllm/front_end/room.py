@@ -16,7 +16,7 @@ PLENTY = 4096
 """Twice what the system holds ready for us to accept."""
 
 _CONNECTIONS = ("http", "websocket")
-_ALWAYS = ("/health", "/metrics", "/llumnix")
+_ALWAYS = ("/health", "/ping", "/metrics", "/llumnix")
 """Are answered also then: quickly done, and needed most when it is full."""
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
+from starlette.routing import Mount
 from vllm import envs
 
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
@@ -56,18 +58,20 @@ def add_routes_of_all(app: FastAPI, board: Switchboard, llm: LlumnixLLM) -> None
         count = await llm.abort_here(request_ids) + await board.all_others("abort", request_ids)
         return JSONResponse({"status": "aborted", "aborted": len(request_ids) or count})
 
-    text = MetricsText(lambda: seen_by(board))
-
-    async def metrics(request: Request) -> Response:
-        return await text.answer(request.headers.get("accept-encoding", ""))
-
     before = len(app.router.routes)
     app.add_api_route("/load", server_load, methods=["GET"])
-    app.add_api_route("/metrics", metrics, methods=["GET"])
+    app.router.routes.append(_metrics(MetricsText(lambda: seen_by(board))))
     if envs.VLLM_SERVER_DEV_MODE:
         app.add_api_route("/abort_requests", abort_requests, methods=["POST"])
     routes = app.router.routes
     routes[:] = routes[before:] + routes[:before]
+
+
+def _metrics(text: MetricsText) -> Mount:
+    """At all addresses where vLLM has its own, `/metrics/` among them, and for HEAD, too."""
+    everywhere = Mount("/metrics", text)
+    everywhere.path_regex = re.compile("^/metrics(?P<path>.*)$")
+    return everywhere
 
 
 def _named_requests(body: bytes) -> tuple[str, ...]:
