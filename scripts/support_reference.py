@@ -32,6 +32,23 @@ The CPU build is what the tests run on, with its V1 model runner and with V2, th
 With V2, moves of states that follow drafts are shown on a simulated device alone: at a step with fewer tokens than were
 accepted before, the CPU build's own kernel (`causal_conv1d_update_cpu`) ends the engine.
 What has been run where: [GPUs](gpus.md#what-was-run-where).
+
+## Which clients were tried
+
+What they get is what a plain `vllm serve` of the same model gives them, but for what these pages say:
+
+* openai 3.54, in the tests, too: chat, completions and responses with all their parameters, and wrong ones; 200 streams
+  at once; clients that close, cancel or lose patience;
+* anthropic 2.12, in the tests, too: messages whole and streamed, tools, counts of tokens;
+* litellm 1.108, langchain-openai 1.7, instructor 1.17, llama-index (openai-like 0.8): chats, tools, structured outputs;
+* bytes on a socket: HTTP/1.0, pipelining, chunks, `Expect`, headers that are too large, ends in the middle;
+* nginx 1.22 in front, with its defaults and with connections that are kept.
+
+Tried with ours alone: litellm's proxy, lm-eval 0.4.13 (`local-completions`), `vllm bench serve`, and HAProxy 2.6 in
+front, with checks of `/health` and `/ping`. In all of this but the bytes, requests moved and instances were killed.
+
+nginx hands streams on in large pieces unless it is told `proxy_buffering off`. HAProxy does not always tell a server
+that a client has left who waits for a whole answer: that is computed to its end, or until `timeout server`.
 """
 
 Proofs = tuple[str, ...]

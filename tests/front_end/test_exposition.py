@@ -18,7 +18,7 @@ import sys
 
 from fastapi import FastAPI
 from frame.server import wait_for
-from prometheus_client import CollectorRegistry
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from vllm.entrypoints.serve.instrumentator import metrics as vllms
 
 from llumnix.engine.vllm.front_end import exposition as module
@@ -121,6 +121,6 @@ async def test_wherever_vllm_tells_its_metrics_those_of_the_server_are_told(
     transport: Any = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         answer = await client.request(method, path)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, module.CONTENT_TYPE_LATEST)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, CONTENT_TYPE_LATEST)
     assert answer.headers["content-encoding"] == "gzip"
     assert len(writer.threads) == 1
