@@ -45,7 +45,8 @@ What they get is what a plain `vllm serve` of the same model gives them, but for
 * nginx 1.22 in front, with its defaults and with connections that are kept.
 
 Tried with ours alone: litellm's proxy, lm-eval 0.4.13 (`local-completions`), `vllm bench serve`, and HAProxy 2.6 in
-front, with checks of `/health` and `/ping`. In all of this but the bytes, requests moved and instances were killed.
+front, with checks of `/health` and `/ping`. In all of this but the bytes, instances were
+killed, and what ran for long enough moved.
 
 nginx hands streams on in large pieces unless it is told `proxy_buffering off`. HAProxy does not always tell a server
 that a client has left who waits for a whole answer: that is computed to its end, or until `timeout server`.

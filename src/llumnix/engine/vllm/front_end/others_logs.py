@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vllm.exceptions import GracefulHTTPError
 from vllm.logging_utils import UvicornAccessLogFilter
 
 
@@ -26,3 +27,13 @@ def leave_out_of_access_log(paths: str | None) -> None:
     `--log-format json` is."""
     if left_out := [path.strip() for path in (paths or "").split(",") if path.strip()]:
         logging.getLogger("uvicorn.access").addFilter(UvicornAccessLogFilter(left_out))
+
+
+def keep_quiet_about_refusals() -> None:
+    """What is answered with a status of its own, such as 503 while no instance runs, `/v1/messages` takes for a failure
+    of the server, and logs with thirty lines of traceback each time. vLLM's other routes do not."""
+    logging.getLogger("vllm.entrypoints.anthropic.api_router").addFilter(_is_no_refusal)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], GracefulHTTPError)

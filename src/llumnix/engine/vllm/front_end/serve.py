@@ -25,7 +25,11 @@ from llumnix.engine.vllm.front_end.admin.answers import refuse_in_our_shape
 from llumnix.engine.vllm.front_end.admitting import AdmittingClient
 from llumnix.engine.vllm.front_end.desk import Desk
 from llumnix.engine.vllm.front_end.llm import LlumnixLLM
-from llumnix.engine.vllm.front_end.others_logs import leave_out_of_access_log, warnings_still_told
+from llumnix.engine.vllm.front_end.others_logs import (
+    keep_quiet_about_refusals,
+    leave_out_of_access_log,
+    warnings_still_told,
+)
 from llumnix.engine.vllm.front_end.page.page import Page, make_page
 from llumnix.engine.vllm.front_end.priority import honour_service_tier
 from llumnix.engine.vllm.front_end.recorder import make_recorder
@@ -174,6 +178,7 @@ async def _make_app(args: argparse.Namespace, llm: LlumnixLLM, board: Switchboar
     llm.follow(shared_state.file.read())
     honour_service_tier(app.state)
     tell_errors(app.state)
+    keep_quiet_about_refusals()
     if isinstance(board.client, AdmittingClient):
         desk = board.client.desk
         # vLLM's app has its middleware together already (`sagemaker_standards_bootstrap`), and takes no more.
