@@ -75,6 +75,10 @@ class Site:
     async def serve(self) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await receive()
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.accept"})
+                await receive()
+                return
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
@@ -107,6 +111,21 @@ async def test_connection_on_which_no_request_comes_is_closed(site: Site, said: 
     writer.write(said)
     async with asyncio.timeout(WAIT_S):
         assert await reader.read() == b""
+    writer.close()
+
+
+async def test_websocket_may_rest_and_is_none_of_them(site: Site) -> None:
+    reader, writer = await site.connect()
+    upgrade = (
+        "GET / HTTP/1.1\r\nhost: here\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    )
+    writer.write(f"{upgrade}sec-websocket-key: {'A' * 22}==\r\n\r\n".encode())
+    async with asyncio.timeout(WAIT_S):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+    assert HttpConnection.silent is not None
+    assert HttpConnection.silent._since_s == {}
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(1), 0.6)
     writer.close()
 
 
