@@ -41,5 +41,5 @@ def test_what_is_lost_is_told_once_and_again_when_it_is_more_than_twice_as_much(
             sleep(0.001)
         writer.put(number)
     writer.close()
-    told = [message for message in caplog.messages if "entries were not written" in message]
-    assert [int(message.split()[1]) for message in told] == [1, 3, 7]
+    told = [message for message in caplog.messages if "not written so far" in message]
+    assert [int(message.split()[8]) for message in told] == [1, 3, 7]

@@ -63,4 +63,6 @@ class BackgroundWriter(Generic[Item]):
     def _tell_of_loss(self) -> None:
         if (dropped := self.dropped) > 2 * self._told:
             self._told = dropped
-            log.warning("%s: %d entries were not written; the disk is full, or too slow for them", self._name, dropped)
+            log.warning(
+                "%s: entries that were not written so far: %d (the disk is full, or too slow)", self._name, dropped
+            )
