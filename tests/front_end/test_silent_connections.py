@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -72,7 +77,7 @@ class Site:
     def __init__(self) -> None:
         self.port = 0
 
-    async def serve(self) -> None:
+    async def serve(self, keep_alive_s: int = 60) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await receive()
             if scope["type"] == "websocket":
@@ -84,7 +89,10 @@ class Site:
 
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
-        config = uvicorn.Config(app, http=HttpConnection, lifespan="off", log_config=None, timeout_keep_alive=60)
+        print(self.port, flush=True)
+        config = uvicorn.Config(
+            app, http=HttpConnection, lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s
+        )
         self.server = uvicorn.Server(config)
         await self.server._serve([sock])
 
@@ -114,6 +122,27 @@ async def test_connection_on_which_no_request_comes_is_closed(site: Site, said: 
     writer.close()
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_what_was_sent_while_the_server_was_frozen_is_answered(asked_before: bool) -> None:
+    """On uvloop, as front ends are: a process that goes on finds its deadlines before it finds what came."""
+    request = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
+    with subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE) as server, ExitStack() as stack:
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        client = socket.create_connection(("127.0.0.1", int(server.stdout.readline())))
+        stack.enter_context(client).settimeout(WAIT_S)
+        if asked_before:
+            client.sendall(request)
+            assert client.recv(4096).startswith(b"HTTP/1.1 204")
+        time.sleep(0.2)
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        client.sendall(request)
+        time.sleep(1.5)
+        server.send_signal(signal.SIGCONT)
+        assert client.recv(4096).startswith(b"HTTP/1.1 204")
+
+
 async def test_websocket_may_rest_and_is_none_of_them(site: Site) -> None:
     reader, writer = await site.connect()
     upgrade = (
@@ -141,3 +170,10 @@ async def test_connection_that_has_asked_once_may_rest(site: Site) -> None:
     async with asyncio.timeout(WAIT_S):
         while HttpConnection.silent._since_s:  # noqa: ASYNC110 nothing else tells
             await asyncio.sleep(0.01)
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    silent_connections.FIRST_REQUEST_S = 1.0
+    uvloop.run(Site().serve(keep_alive_s=1))

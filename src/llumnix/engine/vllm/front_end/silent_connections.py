@@ -20,6 +20,7 @@ FIRST_REQUEST_S = 60.0
 
 _PATIENCE_S = 1.0  # where descriptors are short: who has just come may be about to ask
 _LAST_FREE = 16  # those that no connection gets
+_READ_S = 0.1  # in which what was sent before a deadline is read, where this process stood still beyond it
 
 _Base: Any = AutoHTTPProtocol
 
@@ -95,6 +96,14 @@ class HttpConnection(_Base):  # type: ignore[misc]
         if HttpConnection.silent is not None:
             HttpConnection.silent.went(self)
 
-    def _close_if_silent(self) -> None:
-        if not self.has_asked:
+    def _close_if_silent(self, in_the_end: bool = False) -> None:
+        if self.has_asked:
+            return
+        if in_the_end:
             self.transport.close()
+        else:
+            self._timer = self.loop.call_later(_READ_S, self._close_if_silent, True)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Between two requests. uvicorn takes the timer away when something comes."""
+        self.timeout_keep_alive_task = self.loop.call_later(_READ_S, super().timeout_keep_alive_handler)
