@@ -136,6 +136,11 @@ def test_adapter_of_which_there_is_nothing_is_told(words: str) -> None:
     check_engine_paths(parse_serve(["--lora-modules", "a=org/name", "--response-role", "./nowhere=x"]), "")
 
 
+def test_model_in_the_store_of_a_cloud_is_left_to_vllm() -> None:
+    check_model("s3://bucket/some/model")
+    check_engine_paths(parse_serve(["--tokenizer=gs://bucket/some/model"]), "")
+
+
 @pytest.mark.parametrize("situation", ["a pipe", "missing", "a folder"])
 def test_model_that_is_none_is_told(tmp_path: Path, situation: str) -> None:
     path = there(tmp_path, situation)

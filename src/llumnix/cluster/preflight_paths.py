@@ -125,7 +125,9 @@ def _values(words: Sequence[str], flag: str) -> Iterator[str]:
 
 
 def is_a_path(text: str) -> bool:
-    """A name like `org/name` may be on the model hub; this cannot."""
+    """A name like `org/name` may be on the model hub, and vLLM reads `s3://…` and the like; this can be neither."""
+    if "://" in text:
+        return False
     return text.startswith(("/", ".", "~")) or text.count("/") > 1
 
 
