@@ -37,8 +37,8 @@ What has been run where: [GPUs](gpus.md#what-was-run-where).
 
 What they get is what a plain `vllm serve` of the same model gives them, but for what these pages say:
 
-* openai 3.54, in the tests, too: chat, completions and responses with all their parameters, and wrong ones; 200 streams
-  at once; clients that close, cancel or lose patience;
+* openai 3.54, in the tests, too: chat, completions, responses and embeddings with all their parameters, and wrong ones;
+  200 streams at once; clients that close, cancel or lose patience;
 * anthropic 2.12, in the tests, too: messages whole and streamed, tools, counts of tokens;
 * litellm 1.108, langchain-openai 1.7, instructor 1.17, llama-index (openai-like 0.8): chats, tools, structured outputs;
 * bytes on a socket: HTTP/1.0, pipelining, chunks, `Expect`, headers that are too large, ends in the middle;
