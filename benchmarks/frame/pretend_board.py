@@ -92,8 +92,7 @@ class PretendBoard:
                     return MigrateAnswer(query=1, status=200, record=record)
         return MigrateAnswer(query=1, status=404, why="the request has ended")
 
-    async def ask_one(self, address: str, make: Any, timeout_s: float) -> Answer | DrainReports | JournalRead | None:
-        order = make(1)
+    async def ask_one(self, address: str, order: Any, timeout_s: float) -> Answer | DrainReports | JournalRead | None:
         if isinstance(order, ReadJournal):
             part = self._cluster.stories.journal.read(order.places, order.limit, order.wanted)
             return JournalRead(query=1, part=part)
