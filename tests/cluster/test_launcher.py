@@ -12,6 +12,7 @@ import pytest
 from llumnix.cluster import nursery_messages, supervision
 from llumnix.cluster.awake import AwakeClock
 from llumnix.cluster.launcher import Launcher
+from llumnix.cluster.service_manager import ServiceManager
 from llumnix.control.scheduler_events import StartInstances
 from llumnix.flags import parse_serve
 from llumnix.policy.snapshot import InstanceSnapshot
@@ -118,6 +119,28 @@ def test_who_stood_still_together_with_the_launcher_is_not_late(tmp_path: Path, 
         now[0] += 1.0
         launcher._tell_supervisor(supervision.TimePassed())
     assert sent == [True], "the scheduler, for which a wait without end is not due to a freeze, and nobody else"
+    launcher._mailbox.close()
+
+
+def test_service_manager_hears_at_once_of_a_launcher_that_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its patience, of 30 s, ends by its own clock, which went on."""
+    launcher: Any = Launcher(parse_serve(["--verbose"]), "", on_one_machine(tmp_path))
+    passes_s, now, told = [1.0, 20.0], [100.0], []
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "monotonic", lambda: now[0])
+        launcher._clock = AwakeClock(lambda: now[0])
+        launcher._manager = ServiceManager({"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "30000000"})
+        launcher._manager._tell = lambda _: told.append(now[0])
+
+        def wait(_due_s: float) -> None:
+            now[0] += passes_s.pop(0)
+            launcher._finish = None if passes_s else supervision.Finish(0, "")
+
+        launcher._wait_until = wait
+        launcher._loop()
+    assert told == [101.0, 121.0]
     launcher._mailbox.close()
 
 

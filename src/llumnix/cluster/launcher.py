@@ -137,10 +137,10 @@ class Launcher:
         housekeeping_s = now + HOUSEKEEPING_INTERVAL_S
         while self._finish is None:
             due_s = self._supervisor.next_wake_s if self._loaded else loading_deadline_s
-            all_due_s = (now + LOOK_S, due_s, self._manager.next_beat_s)
+            all_due_s = (now + LOOK_S, now + self._manager.rest_s, due_s)
             self._wait_until(min(each for each in all_due_s if each is not None))
             now = self._clock.now()
-            self._manager.beat(now)
+            self._manager.beat(time.monotonic())
             if now >= housekeeping_s:
                 housekeeping_s = now + HOUSEKEEPING_INTERVAL_S
                 self._keep_house()

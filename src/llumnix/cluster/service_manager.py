@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import time
 from collections.abc import MutableMapping
@@ -19,7 +20,13 @@ class ServiceManager:
         environment.pop("WATCHDOG_PID", None)
         self._interval_s = int(patience_us) / 2e6 if address and patience_us.isdecimal() else None
         self.next_beat_s = None if self._interval_s is None else time.monotonic()
-        """When it wants to hear again that this process lives; None: it does not."""
+        """When it wants to hear again that this process lives; None: it does not. By its own clock, `time.monotonic`,
+        which goes on while this process stands still."""
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds until then."""
+        return math.inf if self.next_beat_s is None else self.next_beat_s - time.monotonic()
 
     def ready(self) -> None:
         self._tell("READY=1")
