@@ -65,6 +65,12 @@ def gpus_found(there: GpuMachine | None, words: str = "", **variables: str) -> l
             "wants 80%",
         ),
         (
+            GpuMachine("580.65", (13, 0), (gpu(free_gib=60),)),
+            "--instances 2 --instances-per-gpu 2 --gpu-memory-utilization 0.6 --kv-cache-memory-bytes 8G",
+            [Mark.GOOD, Mark.GOOD],
+            "60 of 80 GiB free",
+        ),
+        (
             GpuMachine("580.65", (13, 0), (gpu(for_many=False),)),
             "--instances 1",
             [Mark.GOOD, Mark.NOTE],

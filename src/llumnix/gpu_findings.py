@@ -17,7 +17,7 @@ from llumnix.cluster.environment import child_environment, engine_flags, workers
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
 from llumnix.findings import GIB, Finding, Mark
-from llumnix.flags import ServeArguments, flag_value
+from llumnix.flags import ServeArguments, flag_value, has_flag
 
 _MOSTLY_FREE = 0.92
 """What vLLM takes of a GPU unless it is told."""
@@ -55,8 +55,9 @@ def _gpus(there: gpus.GpuMachine | None, arguments: ServeArguments, environment:
 def _wanted_share(arguments: ServeArguments) -> float:
     """Of a GPU's memory, what must be free when the first instance starts on it, as far as flags say."""
     each = flag_value(engine_flags(arguments), "--gpu-memory-utilization")
+    said = has_flag(arguments.engine_flags, "--kv-cache-memory-bytes")  # what the others take is less than their share
     try:
-        return _MOSTLY_FREE if each is None else float(each) * arguments.cluster.instances_per_gpu
+        return _MOSTLY_FREE if each is None else float(each) * (1 if said else arguments.cluster.instances_per_gpu)
     except ValueError:  # vLLM says so
         return 0.0
 

@@ -68,6 +68,7 @@ def test_two_instances_where_there_is_one_gpu_are_told_what_to_do(cuda_build: No
         ("--instances-per-gpu 2 --gpu-memory-utilization 0.9", 2, "say 0.45, or leave it out"),
         ("--instances-per-gpu 2 --gpu-memory-utilization 0.5", 2, "say 0.45, or leave it out"),
         ("--instances-per-gpu 2 --gpu-memory-utilization 0.4", 2, ""),
+        ("--instances-per-gpu 2 --gpu-memory-utilization 0.5 --kv-cache-memory-bytes 8G", 2, ""),
         ("--instances-per-gpu 2 --launcher ray --tensor-parallel-size 2", 2, "Ray gives out parts of one GPU only"),
     ],
 )  # fmt: skip

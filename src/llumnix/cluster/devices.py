@@ -17,7 +17,7 @@ from llumnix.cluster.environment import SHARED_GPU_MEMORY, gpus_hold, runs_on_cp
 from llumnix.config import NIXL_VERSION
 from llumnix.engine import gpus
 from llumnix.errors import UsageError
-from llumnix.flags import ServeArguments
+from llumnix.flags import ServeArguments, has_flag
 
 SHARED_MEMORY = Path("/dev/shm")
 WORKERS_SHARE_BYTES = 10 * (24 << 20)
@@ -52,6 +52,8 @@ def check_sharing(arguments: ServeArguments) -> None:
             f"Ray gives out parts of one GPU only, and an instance has {workers} workers: no --instances-per-gpu then."
         )
     share = arguments.engine_flag("--gpu-memory-utilization")
+    if has_flag(arguments.engine_flags, "--kv-cache-memory-bytes"):
+        return  # each takes so much, and its share has to be free, but is not taken
     if share is not None and _number(share) * sharing >= 1:  # each takes a bit more than that
         raise UsageError(
             f"--gpu-memory-utilization is of one instance, and {sharing} on a GPU with {share} each do not fit: "
