@@ -136,6 +136,16 @@ def test_adapter_of_which_there_is_nothing_is_told(words: str) -> None:
     check_engine_paths(parse_serve(["--lora-modules", "a=org/name", "--response-role", "./nowhere=x"]), "")
 
 
+@pytest.mark.parametrize("words", ["a=~/adapter", '{"name":"a","path":"~/adapter"}'])
+def test_adapter_at_home_is_found_as_vllm_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = parse_serve(["--enable-lora", "--lora-modules", words])
+    with pytest.raises(UsageError, match=f"^--lora-modules: there is nothing at {tmp_path}/adapter"):
+        check_engine_paths(arguments, "")
+    (tmp_path / "adapter").mkdir()
+    check_engine_paths(arguments, "")
+
+
 def test_model_in_the_store_of_a_cloud_is_left_to_vllm() -> None:
     check_model("s3://bucket/some/model")
     check_engine_paths(parse_serve(["--tokenizer=gs://bucket/some/model"]), "")

@@ -91,7 +91,7 @@ def _check_log_config(flag: str, path: str) -> None:
 
 def _check_what_may_be_on_the_hub(arguments: ServeArguments) -> None:
     named = [(flag, arguments.engine_flag(flag) or "") for flag in _LOCAL_OR_ON_THE_HUB]
-    named += [("--lora-modules", path) for path in _adapters(arguments)]
+    named += [("--lora-modules", os.path.expanduser(path)) for path in _adapters(arguments)]  # as vLLM reads these
     for flag, path in named:
         if is_a_path(path) and not os.path.exists(path):
             raise UsageError(f"{flag}: there is nothing at {path}.")
