@@ -43,11 +43,8 @@ def knob(
 def check_knobs(config: Any) -> None:
     """Raises UsageError if a field of `config` is not what its knob says, or a number that is as good as infinite."""
     for each in fields(config):
-        flag, value, values = (
-            f"--{each.name.replace('_', '-')}",
-            getattr(config, each.name),
-            each.metadata.get("values"),
-        )
+        flag, value = f"--{each.name.replace('_', '-')}", getattr(config, each.name)
+        values = each.metadata.get("values")
         if values and value not in values:
             raise UsageError(f"{flag} must be {', '.join(values[:-1])} or {values[-1]}, not {value}.")
         if isinstance(value, int | float):
