@@ -154,13 +154,24 @@ def test_what_kernels_are_compiled_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: bool, headers: bool, mark: Mark, words: str
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/cc" if compiler else None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if compiler and name == "gcc" else None)
     monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
     if headers:
         (tmp_path / "Python.h").touch()
     finding = gpu_findings._compiler()
     assert finding.mark is mark
     assert words in str(finding)
+
+
+@pytest.mark.parametrize(("program", "mark"), [("clang", Mark.GOOD), ("cc", Mark.BAD)])
+def test_compiler_that_triton_does_not_look_for_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, mark: Mark
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{program}" if name == program else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda *_: str(tmp_path))
+    (tmp_path / "Python.h").touch()
+    assert gpu_findings._compiler().mark is mark
 
 
 @pytest.mark.parametrize(

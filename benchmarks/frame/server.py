@@ -21,7 +21,7 @@ import httpx
 import psutil
 
 from llumnix.client import AdminClient
-from llumnix.cluster.environment import runs_on_cpu
+from llumnix.cluster.environment import runs_on_cpu, with_kernels
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
@@ -181,7 +181,7 @@ def started(command: Sequence[str], flags: Sequence[str]) -> Iterator[ServerProc
     """A server of this command, not yet ready; ended at the end."""
     with tempfile.TemporaryDirectory(prefix="server-") as folder:
         words = [*command, "--host", "127.0.0.1"]
-        server = ServerProcess(words, flags, Path(folder) / "console.txt", _like_ours() | os.environ)
+        server = ServerProcess(words, flags, Path(folder) / "console.txt", _like_ours())
         try:
             yield server
         finally:
@@ -197,9 +197,10 @@ def ready(server: ServerProcess) -> None:
 
 
 def _like_ours() -> dict[str, str]:
-    """What `llumnix serve` sets for its own processes, so that both run under the same conditions."""
+    """The environment, with what `llumnix serve` sets for its own processes, so that both run under the same
+    conditions."""
     ours = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if runs_on_cpu():
         ours |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
         ours |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return ours
+    return with_kernels(ours | os.environ)

@@ -95,7 +95,7 @@ def _gpu(index: int, gpu: gpus.Gpu, share: float) -> Finding:
 
 def _compiler() -> Finding:
     needs = "Triton, which vLLM's kernels come from, needs"
-    if not (shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC")):
+    if not (shutil.which("gcc") or shutil.which("clang") or os.environ.get("CC")):  # as Triton looks
         return Finding(Mark.BAD, "no C compiler", f"{needs} one: install gcc.")
     if not Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists():  # where Triton looks
         return Finding(Mark.BAD, "no headers of Python", f"{needs} Python.h: install python3-dev, of this version.")

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from frame import server as servers
 from frame.child import child
 from frame.verdict import ROOT
+
+from llumnix.cluster import environment, flashinfer
+from llumnix.flags import parse_serve
 
 SLEEPS = "import time; time.sleep(600)"
 BENCHMARK = f"""
@@ -61,3 +65,13 @@ def test_a_process_says_that_it_is_ready_and_is_told_when_it_is_enough() -> None
 def test_a_process_that_ends_at_its_start_is_not_waited_for() -> None:
     with pytest.raises(SystemExit, match="ended at its start, with 3"), child(ends):
         pass
+
+
+def test_servers_that_are_compared_draw_tokens_by_the_same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where FlashInfer's cannot be had, vLLM alone would end with the first request that needs them."""
+    for module in (servers, environment):
+        monkeypatch.setattr(module, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(flashinfer, "why_not", lambda _: "FlashInfer is not installed")
+    monkeypatch.delenv(flashinfer.SAMPLER, raising=False)
+    ours = environment.child_environment(parse_serve([]), os.environ)
+    assert servers._like_ours()[flashinfer.SAMPLER] == ours[flashinfer.SAMPLER] == "0"

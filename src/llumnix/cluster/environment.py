@@ -73,7 +73,12 @@ def child_environment(arguments: ServeArguments, inherited: Mapping[str, str]) -
         defaults |= _one_thread_until_forked(inherited)
     if arguments.model is None and all_is_here(arguments):
         defaults["HF_HUB_OFFLINE"] = "1"
-    return _drawing(_with_programs(defaults | dict(inherited)))
+    return with_kernels(defaults | dict(inherited))
+
+
+def with_kernels(environment: dict[str, str]) -> dict[str, str]:
+    """So that engines find what compiles kernels, and draw by those that can be had."""
+    return _drawing(_with_programs(environment))
 
 
 def _with_programs(environment: dict[str, str]) -> dict[str, str]:
@@ -184,7 +189,7 @@ def environment_abroad(environment: Mapping[str, str]) -> dict[str, str]:
 
 def node_environment(inherited: Mapping[str, str], sent: Mapping[str, str]) -> dict[str, str]:
     """On another machine: what its nursery and so its instance get, of what is set there and what was sent."""
-    return _drawing(_with_programs(_on_loopback() | dict(inherited) | dict(sent)))
+    return with_kernels(_on_loopback() | dict(inherited) | dict(sent))
 
 
 def workers_per_instance(arguments: ServeArguments) -> int:
