@@ -165,13 +165,15 @@ def test_who_is_forked_may_have_threads_where_its_parent_has_none_beside_itself(
     assert subprocess.run([sys.executable, "-c", FORKED], env=environment, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("processes", "threads"), [(2, 4), (16, 1)])
+@pytest.mark.parametrize(("processes", "quota", "threads"), [(2, None, 4), (16, None, 1), (2, 4.0, 2)])
 def test_cores_are_shared_out_while_weights_are_loaded(
-    processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    processes: int, quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No more of them than a container may use."""
     made: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", made.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(torch_utils, "_cgroup_cpu_limit", lambda: quota)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     share_cores(processes)
     assert (made, os.environ["OMP_NUM_THREADS"]) == ([], "7"), "a user's wish"

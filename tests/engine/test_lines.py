@@ -117,7 +117,7 @@ def test_engine_without_sockets_yet_may_fork_its_workers(monkeypatch: pytest.Mon
     book: Any = SimpleNamespace(fronts=())
     before = set(threading.enumerate())
     guard_engine_sockets(book, CurveKeys.make())
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_socket_without_keys_is_not_taken_for_a_guarded_one() -> None:

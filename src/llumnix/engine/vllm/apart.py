@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm.model_executor.model_loader.weight_cache.protocol import get_socket_dir
+from vllm.utils.torch_utils import OMP_NUM_THREADS_SET_BY_VLLM, startup_omp_num_threads
 
 from llumnix.engine.port import ONE_THREAD_TO_FORK, InstanceSpec
 from llumnix.errors import UsageError
 
 _PORTS_EACH = 32  # more than an engine looks for
 _LAST_PORT = 65535
-
-_FOR_LOADING = "VLLM_OMP_NUM_THREADS_SET_BY_VLLM"
 
 
 def set_apart(config: Any, spec: InstanceSpec) -> None:
@@ -74,8 +73,8 @@ def share_cores(processes: int) -> None:
     the mark has its workers go on with one thread afterwards (`set_torch_threads_for_runtime`)."""
     if os.environ.pop(ONE_THREAD_TO_FORK, None) is None:
         return
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    os.environ["OMP_NUM_THREADS"], os.environ[_FOR_LOADING] = str(threads), "1"
+    threads = startup_omp_num_threads(processes)
+    os.environ["OMP_NUM_THREADS"], os.environ[OMP_NUM_THREADS_SET_BY_VLLM] = str(threads), "1"
     torch.set_num_threads(threads)
 
 

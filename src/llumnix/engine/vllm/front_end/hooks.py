@@ -89,6 +89,11 @@ FRONT_END_HOOKS = (
         "wrapped: errors (stream_errors.py)",
     ),
     *of(
+        "vllm.entrypoints.anthropic.api_router:",
+        Hook("create_messages", "", "what the logger of this module tells of refusals (others_logs.py)"),
+        Hook("count_tokens", "", "what the logger of this module tells of refusals"),
+    ),
+    *of(
         "vllm.entrypoints.openai.responses.serving:OpenAIServingResponses.",
         Hook("responses_stream_generator", "", "wrapped: errors"),
         Hook("responses_background_stream_generator", "", "wrapped: errors"),

@@ -2,6 +2,7 @@
 take the descriptors that others need.
 
 uvicorn counts its patience from the end of an answer only, and no limit of its own sees a connection without a request.
+With TLS nobody tells us of a connection before its handshake: those are closed by the event loop, after 60 s.
 """
 
 from __future__ import annotations

@@ -112,6 +112,8 @@ INSTANCE_HOOKS = (
         "vllm.utils.torch_utils:",
         Hook("set_random_seed", "seed", "each instance draws by itself", until=(0, 32)),
         Hook("set_random_seed", "seed data_parallel_index", "each instance draws by itself", since=(0, 32)),
+        Hook("startup_omp_num_threads", "num_local_procs", "cores of each instance while weights are loaded"),
+        Hook("set_torch_threads_for_runtime", "", "takes them back, where OMP_NUM_THREADS is nobody's wish"),
     ),
     *of(
         "vllm.v1.core.sched.request_queue:RequestQueue.",
