@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llumnix.cli import main
+from odd_paths import odd_path
 
 pytestmark = pytest.mark.io
 
@@ -50,19 +51,7 @@ def refused(words: str, path: Path, out: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("what", READ)
 def test_what_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, there: str) -> None:
     words, name = READ[what]
-    path = tmp_path / name
-    match there:
-        case "a folder":
-            path.mkdir()
-        case "empty":
-            path.touch()
-        case "binary":
-            path.write_bytes(bytes(range(256)))
-        case "not UTF-8":
-            path.write_bytes("größe: 1\n".encode("latin-1"))
-        case "below a file":
-            path.touch()
-            path = path / name
+    path = odd_path(tmp_path / name, there)
     assert str(path) in refused(words, path, tmp_path / "out", capsys)
 
 

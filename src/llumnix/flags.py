@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from llumnix import vllm_words
 from llumnix.command_line import Vocabulary, refuse_wrong_values
@@ -225,6 +225,19 @@ def flag_value(flags: Sequence[str], *names: str) -> str | None:
         elif position + 1 < len(flags):
             found = flags[position + 1]
     return found
+
+
+def flag_values(flags: Sequence[str], flag: str) -> Iterator[str]:
+    """All of a flag that takes several, as command_line.py puts them."""
+    follows = False
+    for word in flags:
+        name, _, value = word.partition("=")
+        if word.startswith("--"):
+            follows = _canonical(name) == flag
+            if follows and value:
+                yield value
+        elif follows:
+            yield word
 
 
 def has_flag(flags: Sequence[str], *names: str) -> bool:

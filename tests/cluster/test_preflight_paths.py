@@ -13,6 +13,7 @@ from llumnix.cluster.preflight_paths import LOG_CONFIG, check_certificates, chec
 from llumnix.errors import UsageError
 from llumnix.flags import parse_serve
 from llumnix.vllm_words import vllm_flags
+from odd_paths import odd_path
 
 pytestmark = pytest.mark.io
 
@@ -39,22 +40,7 @@ def test_every_flag_whose_name_speaks_of_a_path_is_looked_at_or_left_to_vllm_for
 
 
 def there(folder: Path, situation: str) -> Path:
-    path = folder / "named.py"
-    match situation:
-        case "a folder":
-            path.mkdir()
-        case "a pipe":
-            os.mkfifo(path)
-        case "binary":
-            path.write_bytes(bytes(range(256)))
-        case "not UTF-8":
-            path.write_bytes("größe".encode("latin-1"))
-        case "below a file":
-            path.touch()
-            return path / "named.py"
-        case "too long":
-            return folder / f"{'x' * 300}.py"
-    return path
+    return odd_path(folder / "named.py", situation)
 
 
 EVERY_FILE = {

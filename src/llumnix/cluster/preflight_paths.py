@@ -11,12 +11,12 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from llumnix.decision_log import STDOUT
 from llumnix.errors import UsageError, in_a_clause
-from llumnix.flags import ServeArguments
+from llumnix.flags import ServeArguments, flag_values
 from llumnix.paths import expanded
 
 LOG_CONFIG = "VLLM_LOGGING_CONFIG_PATH"
@@ -99,7 +99,7 @@ def _check_what_may_be_on_the_hub(arguments: ServeArguments) -> None:
 
 def _adapters(arguments: ServeArguments) -> Iterator[str]:
     """`NAME=PATH`, or JSON; vLLM says what is wrong with other words."""
-    for word in _values(arguments.engine_flags, "--lora-modules"):
+    for word in flag_values(arguments.engine_flags, "--lora-modules"):
         if not word.startswith("{"):
             yield word.partition("=")[2]
             continue
@@ -109,19 +109,6 @@ def _adapters(arguments: ServeArguments) -> Iterator[str]:
             continue
         if isinstance(said, dict) and isinstance(path := said.get("path"), str):
             yield path
-
-
-def _values(words: Sequence[str], flag: str) -> Iterator[str]:
-    """All of a flag that takes several, as command_line.py puts them."""
-    follows = False
-    for word in words:
-        name, _, value = word.partition("=")
-        if word.startswith("--"):
-            follows = name == flag
-            if follows and value:
-                yield value
-        elif follows:
-            yield word
 
 
 def is_a_path(text: str) -> bool:
